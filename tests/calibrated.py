@@ -1,4 +1,4 @@
-"""One calibration for all processes of a test run: what these tests compare are bytes, not speeds."""
+"""One calibration for all processes of a test run: these tests compare bytes, not speeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
 
 
 def measured(folders: pytest.TempPathFactory) -> Path:
-    """The file, measured by whichever of pytest's own processes comes first; copy it into a process's data folder."""
+    """The calibration file, which pytest's first process measures. Copy it into a process's data folder."""
     folder = folders.getbasetemp()
     path = (folder.parent if folder.name.startswith("popen-") else folder) / "calibration.json"
     with path.with_suffix(".lock").open("w") as lock:
@@ -35,6 +35,6 @@ def measured(folders: pytest.TempPathFactory) -> Path:
 
 
 def row_ms(path: Path) -> float:
-    """Milliseconds of a row in a forward of the embedded model on this machine, by the file."""
-    (found,) = msgspec.json.decode(path.read_bytes()).values()
-    return found["row_ms"]
+    """The file's milliseconds per row in a forward of the embedded model on this machine."""
+    (calibration,) = msgspec.json.decode(path.read_bytes()).values()
+    return calibration["row_ms"]

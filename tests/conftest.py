@@ -1,4 +1,4 @@
-"""What every test shares: skips that fail in CI, a watch on the event loop, a free port. Knows no part of the house."""
+"""Shared by every test: skips that fail in CI, a check for blocking calls, a free port. Knows no part of Darkroom."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn
 
 
 def _fail_if_skipped(report: Any) -> None:
-    """In CI nothing may be left out: a skip becomes a failure that says what was missing."""
+    """In CI no test may be skipped: a skip becomes a failure that names what is missing."""
     if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome = "failed"
@@ -40,7 +40,7 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
 
 @pytest.fixture(scope="session")
 def needs() -> Callable[..., str]:
-    """`needs("chromium", "chromium-browser")`: the path of the first program that is here, or a skip that names it."""
+    """`needs("chromium", "chromium-browser")`: the path of the first installed program; skips the test without one."""
 
     def find(*programs: str) -> str:
         for program in programs:
@@ -53,12 +53,12 @@ def needs() -> Callable[..., str]:
 
 @pytest.fixture(autouse=True)
 def event_loop_stays_free(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
-    """A blocking call that our code makes on a running event loop fails the test (`@pytest.mark.may_block` lets it)."""
+    """A blocking call of our code on a running event loop fails the test (`@pytest.mark.may_block` allows it)."""
     if "asyncio" not in request.keywords or "may_block" in request.keywords:
         yield None
         return
     with blockbuster_ctx(["bot", "engine"]) as watch:
-        for function in watch.functions.values():  # on the event loop of the store's own thread, where nobody waits
+        for function in watch.functions.values():  # on the event loop of the store's own thread: nothing else waits
             function.can_block_in("bot/store/upgrading.py", {"upgrade", "age"})
             function.can_block_in("bot/store/dialling.py", {"dial"})
         yield watch

@@ -1,12 +1,12 @@
-"""How well `/describe` does on pictures whose words are known, with the embedded model and the engine in this process.
+"""Measures `/describe` on pictures with a known prompt, with the embedded model and the engine in this process.
 
-    PYTHONPATH=. .venv/bin/python tests/described.py                    # drawn by the model itself
+    PYTHONPATH=. .venv/bin/python tests/described.py                    # pictures of the model itself
     PYTHONPATH=. .venv/bin/python tests/described.py --artwork CACHE    # real drawings: Twemoji, fetched into CACHE
     PYTHONPATH=. .venv/bin/python tests/described.py FILE …             # any picture
 
-Each prompt below is drawn once (30 steps of DPM++ 2M, enlarged as every finished picture is); of the artwork the same
-subjects are taken, on the same backgrounds. Printed: the prompts that were found, and how often the first of them names
-the subject, and the background, that are known.
+It samples each prompt below once (30 steps of DPM++ 2M, upscaled like every finished picture). The artwork has the same
+subjects on the same backgrounds. It prints the suggested prompts, and how often the first names the known subject and
+the known background.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from engine.families.family import Family
 from engine.job import DescribeRequest
 
 ROWS = 16
-# (subject, background, and what else is asked for)
+# (subject, background, form of the prompt)
 PROMPTS = (
     ("fox", "white", "{}, white background"), ("owl", "blue", "{}, blue background"), ("apple", "white", "red {}"),
     ("octopus", "white", "{}, white background"), ("guitar", "yellow", "{}, yellow background"),
@@ -45,8 +45,8 @@ PROMPTS = (
 )  # fmt: skip
 
 
-def drawn(family: Any, prompt: str, seed: int) -> Image.Image:
-    """One finished picture."""
+def sample_picture(family: Any, prompt: str, seed: int) -> Image.Image:
+    """Samples one finished picture."""
     from engine.sampling import develop, drawing_of, initial
 
     plan = family.plan("dpmpp_2m", 30, 0.0, family.size, family.size)
@@ -55,30 +55,30 @@ def drawn(family: Any, prompt: str, seed: int) -> Image.Image:
     return family.finish(develop(family, plan, [drawing])[0])
 
 
-def png(picture: Image.Image) -> bytes:
+def to_png(picture: Image.Image) -> bytes:
     out = BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
 
 
-async def asked(family: Family, request: DescribeRequest) -> Sequence[Sequence[float]]:
-    """What a worker would answer."""
+async def answer_request(family: Family, request: DescribeRequest) -> Sequence[Sequence[float]]:
+    """Answers a request as a worker does."""
     draws = describing.draws(family, whole(request.picture, family), request.first, request.draws)
-    found: list[float] = []
+    all_errors: list[float] = []
     for chunk in describing.chunks(len(request.texts), request.draws, ROWS):
-        found += describing.errors(family, request.texts, draws, chunk, ROWS, "float32")
-    return [found[at : at + request.draws] for at in range(0, len(found), request.draws)]
+        all_errors += describing.errors(family, request.texts, draws, chunk, ROWS, "float32")
+    return [all_errors[at : at + request.draws] for at in range(0, len(all_errors), request.draws)]
 
 
-def described(family: Family, picture: Image.Image) -> tuple[int, tuple[Worded, ...]]:
-    """How many texts were tried, and the prompts that were found."""
-    search = Search(partial(asked, family), SHIPPED, square(png(picture), family.size))
+def suggest_prompts(family: Family, picture: Image.Image) -> tuple[int, tuple[Worded, ...]]:
+    """Returns how many texts were tried, and the suggested prompts."""
+    search = Search(partial(answer_request, family), SHIPPED, square(to_png(picture), family.size))
     return asyncio.run(search.found(LEARNED))
 
 
 @dataclass(frozen=True)
 class Known:
-    """A picture, what it is called, and what its first prompt should name; empty: nobody knows."""
+    """A picture, its title, and what its first suggestion should name (empty: unknown)."""
 
     called: str
     subject: str
@@ -86,15 +86,15 @@ class Known:
     picture: Image.Image
 
 
-def own(family: Any) -> Iterator[Known]:
-    """Drawn by the model."""
+def sample_all(family: Any) -> Iterator[Known]:
+    """Pictures of the model itself."""
     for number, (subject, background, form) in enumerate(PROMPTS):
         prompt = form.format(subject)
-        yield Known(prompt, subject, background, drawn(family, prompt, 7 + number))
+        yield Known(prompt, subject, background, sample_picture(family, prompt, 7 + number))
 
 
-def artwork(cache: Path) -> Iterator[Known]:
-    """Drawn by people: one style, which the model has seen least of."""
+def load_artwork(cache: Path) -> Iterator[Known]:
+    """Drawings by people, in the style that is rarest in the model's training data."""
     from engine.training.pictures.artwork import SETS, load
 
     names = {subject: background for subject, background, _ in PROMPTS}
@@ -106,34 +106,38 @@ def artwork(cache: Path) -> Iterator[Known]:
             )
 
 
-def files(paths: Sequence[str]) -> Iterator[Known]:
+def load_files(paths: Sequence[str]) -> Iterator[Known]:
     for path in paths:
         yield Known(Path(path).name, "", "", Image.open(path))
 
 
-def right(known: Known, prompt: str) -> tuple[bool, bool]:
-    """Whether a prompt names the subject, and the background; none named means white."""
-    named = prompt.replace(",", "").split()
-    behind = f"{known.background} background" in prompt or (known.background == "white" and "background" not in named)
-    return known.subject in named, behind
+def matches(known: Known, prompt: str) -> tuple[bool, bool]:
+    """Whether a prompt names the subject, and the background. A prompt without one means white."""
+    words = prompt.replace(",", "").split()
+    background_matches = f"{known.background} background" in prompt or (
+        known.background == "white" and "background" not in words
+    )
+    return known.subject in words, background_matches
 
 
-def main(words: Sequence[str]) -> None:
+def main(args: Sequence[str]) -> None:
     from engine.config import upscaler
     from engine.families.embedded import load_embedded
     from engine.super_resolver import SuperResolver
 
     family = load_embedded(resolver=SuperResolver.find(upscaler(), torch.device("cpu")))
-    pictures = artwork(Path(words[1])) if words[:1] == ["--artwork"] else files(words) if words else own(family)
-    found: list[tuple[bool, bool]] = []
+    pictures = (
+        load_artwork(Path(args[1])) if args[:1] == ["--artwork"] else load_files(args) if args else sample_all(family)
+    )
+    hits: list[tuple[bool, bool]] = []
     for known in pictures:
-        began = time.monotonic()
-        tried, best = described(family, known.picture.convert("RGB"))
-        found.append(right(known, best[0].prompt) if best else (False, False))
-        said = "; ".join(f"{one.prompt} ({one.gain:.0%})" for one in best) or "nothing"
-        print(f"{known.called}  →  {said}   [{tried} texts, {time.monotonic() - began:.0f} s]", flush=True)
-    subjects, backgrounds = (sum(each) for each in zip(*found, strict=True))
-    print(f"named first: the subject of {subjects}, the background of {backgrounds}, of {len(found)}")
+        started = time.monotonic()
+        tried, best = suggest_prompts(family, known.picture.convert("RGB"))
+        hits.append(matches(known, best[0].prompt) if best else (False, False))
+        summary = "; ".join(f"{one.prompt} ({one.gain:.0%})" for one in best) or "nothing"
+        print(f"{known.called}  →  {summary}   [{tried} texts, {time.monotonic() - started:.0f} s]", flush=True)
+    subjects, backgrounds = (sum(each) for each in zip(*hits, strict=True))
+    print(f"named first: the subject of {subjects}, the background of {backgrounds}, of {len(hits)}")
 
 
 if __name__ == "__main__":

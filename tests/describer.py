@@ -1,5 +1,5 @@
-"""A worker's half of `/describe` without torch: it knows what fits the picture, and errs the less the more of that a
-text says, and the more for each word besides.
+"""A worker's half of `/describe` without torch. It knows the fitting texts: each one in a prompt lowers the error, and
+each other word raises it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from engine.job import DescribeReply, DescribeRequest
 
 
 class Describer:
-    """Callable as `serve_describe` wants it; `fits` are texts that a good one holds, `asked` the requests so far."""
+    """A callable for `serve_describe`. `fits`: the texts of a good prompt; `asked`: the requests so far."""
 
     def __init__(self, *fits: str) -> None:
         self.fits, self.asked = fits, list[DescribeRequest]()
@@ -25,5 +25,5 @@ class Describer:
 
     def _error(self, text: str) -> float:
         known = " ".join(self.fits).split()
-        besides = [word for word in text.replace(",", "").split() if word not in known]
-        return 1.0 - 0.2 * sum(one in text for one in self.fits) + 0.01 * len(besides)
+        other_words = [word for word in text.replace(",", "").split() if word not in known]
+        return 1.0 - 0.2 * sum(one in text for one in self.fits) + 0.01 * len(other_words)

@@ -1,4 +1,4 @@
-"""Jobs as they are after their pictures came, made straight in the store: for tests of what becomes of them later."""
+"""Creates jobs with stored pictures directly in the store, for tests of their later life."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def asked(store: Store, one: Draft) -> str:
 
 
 async def finished(store: Store, pictures: Pictures, one: Draft, *texts: str) -> str:
-    """A job that ended a second after it was asked for, with these pictures; 2 of its 4 s were spent."""
+    """A job that finished a second after its request, with these pictures, and used 2 of its 4 s."""
     job = await asked(store, one)
     for image, text in enumerate(texts or (job,)):
         sha = await pictures.put(content(text))
@@ -47,5 +47,5 @@ async def finished(store: Store, pictures: Pictures, one: Draft, *texts: str) ->
 
 
 def files(folder: Path) -> set[str]:
-    """The contents that lie in a picture store, by what they were made of."""
+    """The texts of all files in a picture store."""
     return {path.read_bytes().decode().rstrip(".") for path in folder.rglob("*") if path.is_file()}

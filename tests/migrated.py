@@ -1,4 +1,4 @@
-"""An empty database with all of today's tables, as bytes: for tests that open one many times."""
+"""An empty database with all current tables, as bytes, for tests that open one many times."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bot.store import Store
 
 @functools.cache
 def migrated() -> bytes:
-    """Made once: hypothesis opens many."""
+    """The bytes of an empty migrated database. Created once, because hypothesis opens many."""
 
-    async def make(file: Path) -> None:
+    async def create_database(file: Path) -> None:
         await (await Store.open(f"sqlite:///{file}")).close()
 
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(make(Path(folder) / "d.sqlite"))
+        asyncio.run(create_database(Path(folder) / "d.sqlite"))
         return (Path(folder) / "d.sqlite").read_bytes()

@@ -1,7 +1,7 @@
-"""A worker without torch: speaks the true wire contract, paints plain pictures, and stands still where a test says so.
+"""A worker without torch: speaks the real wire contract, paints plain pictures, and pauses where a test says so.
 
-Knows the bus and the contract; knows nothing of the bot. `solid` tells image and step by colour, `disc` looks like a
-picture that develops.
+Knows the bus and the contract, not the bot. `solid` encodes image and step in the colour; `disc` looks like a picture
+that emerges from noise.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def warm(steps: int = STEPS) -> Warm:
 
 
 def solid(recipe: Recipe, image: int, step: int, form: Form) -> bytes:
-    """One colour: the image is told by the red channel, the step by the green one; a final bears its seed there."""
+    """One colour: red encodes the image, green the step, or in a finished picture the seed."""
     shown = recipe.seed % 20 if form == "PNG" else step
     size = (64, 64) if form == "WEBP" else (recipe.width, recipe.height)
     out = io.BytesIO()
@@ -73,30 +73,30 @@ def disc(recipe: Recipe, image: int, step: int, form: Form) -> bytes:
 
 
 class Painter:
-    """Pulls, claims, paints step by step, hands in. `speed` is seconds a step; a prompt with "impossible" fails."""
+    """Pulls, claims, paints step by step, delivers. `speed`: seconds a step. A prompt with "impossible" fails."""
 
     def __init__(
         self, bus: Bus, name: str = "painter", *, steps: int = STEPS, paint: Paint = solid, speed: float = 0.01
     ) -> None:
         self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, warm(steps)
-        self.going = asyncio.Event()  # cleared: every job stands still where it is
+        self.going = asyncio.Event()  # cleared: every job pauses at its step
         self.going.set()
-        self.stand_at: int | None = None  # the step at which all jobs stand until `going` is set again
+        self.stand_at: int | None = None  # the step at which all jobs pause until `going` is set again
         self.here = asyncio.Event()
         self.here.set()
-        self.loading: tuple[float, ...] = ()  # how far its model is, said before each job; at 0 it stands there
-        self.models: tuple[Warm, ...] = ()  # what it says that it has, where that is more than its one model
+        self.loading: tuple[float, ...] = ()  # model loading progress before each job; `stand_at` 0 pauses there
+        self.models: tuple[Warm, ...] = ()  # the models that it announces, if not its one model
         self.done: list[str] = []
         self._over = False
-        self.checks = False  # it has a picture check
+        self.checks = False  # whether it has a picture check
         self.enlarge_ms = 0.0  # of its super-resolver
-        self.keeps = 1  # every so many rungs of its ladders have latents
-        self.early: dict[int, Verdict] = {}  # image → what the check says of its previews, from 40 % of the steps on
-        self.verdicts: dict[int, Verdict] = {}  # image → the same of the finished picture; of the others: it passed
+        self.keeps = 1  # every so many keyframes of a ladder have latents
+        self.early: dict[int, Verdict] = {}  # image → the check's verdict on previews, from 40 % of the steps on
+        self.verdicts: dict[int, Verdict] = {}  # image → its verdict on the finished picture; the default is "passed"
         self._wanted: set[str] = set()
         self._cancelled: set[str] = set()
         self._paused: set[str] = set()
-        self.steers: list[Steer] = []  # what was said of any job
+        self.steers: list[Steer] = []  # all received control messages
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -112,7 +112,7 @@ class Painter:
                 self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
 
     async def leave(self) -> None:
-        """Nobody counts on this worker until it comes back, and it pulls nothing."""
+        """Leaves the pool and pulls nothing until `come_back`."""
         self.here.clear()
         await self.bus.stop_pulling()
         await self.bus.depart(self.name)
@@ -130,7 +130,7 @@ class Painter:
             self._cancelled.add(job)
 
     def go_on(self) -> None:
-        """Ends every pause, as a worker does by itself after a while."""
+        """Ends every pause, as a real worker does after a while."""
         self._paused.clear()
 
     async def _listen_steers(self) -> None:
@@ -153,8 +153,8 @@ class Painter:
             free=32, build="test", checks=self.checks, enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
 
-    def _verdict(self, job: Job, said: dict[int, Verdict], image: int) -> Verdict:
-        return said.get(image, "passed") if job.check and self.checks else "unchecked"
+    def _verdict(self, job: Job, verdicts: dict[int, Verdict], image: int) -> Verdict:
+        return verdicts.get(image, "passed") if job.check and self.checks else "unchecked"
 
     async def _work(self, delivered: Delivered[Job]) -> None:
         job = delivered.value
@@ -193,9 +193,9 @@ class Painter:
             if self.stand_at == step:
                 self.going.clear()
             await asyncio.sleep(self.speed)
-            while self._stands(job.id):
+            while self._is_paused(job.id):
                 await asyncio.sleep(0.02)
-                if job.id in self._wanted and shown < step - 1:  # asked for while it stands
+                if job.id in self._wanted and shown < step - 1:  # requested during the pause
                     await self._frames(job, recipe, claim, shown := step - 1)
             if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
                 await self._tell(Cancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
@@ -208,15 +208,15 @@ class Painter:
                 await self._frames(job, recipe, claim, shown := step)
         await self._finish(job, recipe, claim)
 
-    def _stands(self, job: str) -> bool:
-        standing = not self.going.is_set() or job in self._paused
-        return standing and not self._over and job not in self._cancelled
+    def _is_paused(self, job: str) -> bool:
+        stopped = not self.going.is_set() or job in self._paused
+        return stopped and not self._over and job not in self._cancelled
 
     async def _finish(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for image in range(recipe.count):
             payload = self.paint(recipe, image, recipe.steps, "PNG")
-            with Image.open(io.BytesIO(payload)) as made:
-                size = made.size
+            with Image.open(io.BytesIO(payload)) as picture:
+                size = picture.size
             await self._hand_in(job, claim, image, payload, size)
             await self._hand_in(job, claim, image, self._ladder(job.id, recipe, image), size, "ladder")
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0))
@@ -276,7 +276,7 @@ class Painter:
 
 
 async def stop(task: asyncio.Task[None]) -> None:
-    """Ends a task for good; what it died of before is raised."""
+    """Cancels a task for good. Raises the error that ended it earlier, if any."""
     while not task.done():  # before Python 3.12 `asyncio.wait_for`, as in nats-py, may swallow a cancellation
         task.cancel()
         await asyncio.wait([task], timeout=1)

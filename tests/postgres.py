@@ -1,7 +1,7 @@
-"""A real PostgreSQL for tests: a cluster in a folder of its own, a database for each test, and what kills it.
+"""A real PostgreSQL for tests: a cluster in its own folder, a database for each test, and ways to kill it.
 
-It refuses to run as root, so there it runs as somebody who may do nothing. Nothing is synced to the disk: no test cuts
-the power.
+PostgreSQL refuses to run as root, so root runs it as an unprivileged user. It does not sync to disk: no test cuts the
+power.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bot.store import Store
 from bot.store.tables import metadata
 
 ROLE, PASSWORD = "darkroom", "hunter2"
-NOBODY = ("postgres", "nobody")  # whom it may run as
+UNPRIVILEGED_USERS = ("postgres", "nobody")  # users that may run the server
 SETTINGS = {
     "fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB", "max_connections": "60",
     "listen_addresses": "127.0.0.1", "autovacuum_naptime": "1s",
@@ -43,7 +43,7 @@ def programs() -> Path | None:
 
 
 class Server:
-    """A cluster that listens on a socket in its folder, where anybody is let in, and on a port with a password."""
+    """A cluster that listens on a socket in its folder without a password, and on a port with a password."""
 
     def __init__(self, bin_: Path, folder: Path) -> None:
         self._bin, self._folder, self._data = bin_, folder, folder / "data"
@@ -54,7 +54,7 @@ class Server:
             self.port = int(probe.getsockname()[1])
 
     def make(self) -> None:
-        """Sorts as people do, not by code points, as many a real one."""
+        """Creates the cluster. Its collation sorts like people, not by code points, as on many real servers."""
         user = self._user()
         if user is not None:
             os.chown(self._folder, user.pw_uid, user.pw_gid)
@@ -62,15 +62,15 @@ class Server:
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
         locale = ("--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US")
-        doors = ("-U", ROLE, "--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={secret}")
-        command = ["initdb", "-D", str(self._data), "--no-sync", *locale, *doors]
-        subprocess.run(self._as_nobody(command), check=True, capture_output=True, cwd=self._folder)
+        access = ("-U", ROLE, "--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={secret}")
+        command = ["initdb", "-D", str(self._data), "--no-sync", *locale, *access]
+        subprocess.run(self._as_unprivileged(command), check=True, capture_output=True, cwd=self._folder)
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the server and waits until it answers."""
         settings = SETTINGS | {"unix_socket_directories": str(self._folder), "port": str(self.port)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        command = self._as_nobody(["postgres", "-D", str(self._data), *options])
+        command = self._as_unprivileged(["postgres", "-D", str(self._data), *options])
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)
         self.await_answer()
@@ -87,14 +87,14 @@ class Server:
                 return
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """At once, but in order: whoever is connected is told. SIGQUIT: as in a crash."""
+        """SIGINT stops at once but in order: the server notifies its clients. SIGQUIT stops like a crash."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(PATIENCE_SECONDS)
             self._process = None
 
     def crash(self) -> None:
-        """One session's process is killed, and with it every session: the server recovers by itself."""
+        """Kills one session's process, which ends every session. The server recovers by itself."""
         for child in self.sessions()[:1]:
             child.kill()
 
@@ -110,28 +110,28 @@ class Server:
         return f"postgresql://{ROLE}@/{database}?host={self._folder}&port={self.port}"
 
     def sql(self, statement: str, database: str = "postgres") -> list[asyncpg.Record]:
-        """From a thread without an event loop."""
+        """Runs a statement. Call it from a thread without an event loop."""
 
-        async def asked() -> list[asyncpg.Record]:
+        async def fetch() -> list[asyncpg.Record]:
             connection = await asyncpg.connect(self.url(database))
             try:
                 return await connection.fetch(statement)
             finally:
                 await connection.close()
 
-        return asyncio.run(asked())
+        return asyncio.run(fetch())
 
     def migrate(self) -> None:
-        """The database that the others are copies of."""
+        """Creates the database that the others copy."""
 
-        async def migrated() -> None:
+        async def create_tables() -> None:
             await (await Store.open(self.url("migrated"))).close()
 
         self.sql("CREATE DATABASE migrated")
-        asyncio.run(migrated())
+        asyncio.run(create_tables())
 
     def emptied(self) -> str:
-        """The database that tests share, one after the other, with all of today's tables and no row in them."""
+        """The database that tests share one after another, with all current tables and no rows."""
         if not self._shared:
             self._shared = self.database()
         else:
@@ -140,12 +140,12 @@ class Server:
         return self._shared
 
     def database(self, template: str = "migrated") -> str:
-        """The name of a new database with all of today's tables, or of `template0` with none."""
+        """Creates a database with all current tables, or from `template0` with none; returns its name."""
         name = f"d{next(self._names)}"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
-    def _as_nobody(self, command: list[str]) -> list[str]:
+    def _as_unprivileged(self, command: list[str]) -> list[str]:
         program = [str(self._bin / command[0]), *command[1:]]
         user = self._user()
         if user is None:
@@ -154,16 +154,16 @@ class Server:
 
     @staticmethod
     def _user() -> pwd.struct_passwd | None:
-        """Whom root becomes; None for who is not root."""
+        """The user that root switches to; None without root."""
         if os.getuid() != 0:
             return None
         known = {user.pw_name: user for user in pwd.getpwall()}
-        return next(known[name] for name in NOBODY if name in known)
+        return next(known[name] for name in UNPRIVILEGED_USERS if name in known)
 
 
 @contextmanager
 def serving(bin_: Path) -> Iterator[Server]:
-    """A server with the migrated database; its folder has a short path, for the socket's sake."""
+    """A server with the migrated database. Its folder has a short path, because the socket needs one."""
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     server = Server(bin_, folder)
     try:

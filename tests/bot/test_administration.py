@@ -1,4 +1,4 @@
-"""Administration over a real store: who may set what, every change on record, taking back, and the kill switch."""
+"""Administration over a real store: permissions, the log of changes, undo and the kill switch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.job import Concept, Recipe
 NOW = 1_800_000_000.0
 ANN = Member("discord:1", "Ann", "g", admin=True)
 OWNER = Member("discord:2", "Olga", "g", admin=True, owner=True)
-HOUSE = Member("discord:3", "Hera", "g", house=True)
+OPERATOR = Member("discord:3", "Hera", "g", house=True)
 MOD = Member("discord:4", "Mo", "g", moderator=True)
 BOB = Member("discord:5", "Bob", "g", roles=("9",), channel="7")
 
@@ -40,12 +40,12 @@ def draft(member: Member) -> Draft:
     )  # fmt: skip
 
 
-async def no_jobs(_job: str) -> str:
-    raise AssertionError("nothing is to be cancelled")
+async def refuse_to_cancel(_job: str) -> str:
+    raise AssertionError("this test has no jobs to cancel")
 
 
 def administration(store: Store) -> Administration:
-    return Administration(store, no_jobs, limits=Limits(), clock=lambda: NOW)
+    return Administration(store, refuse_to_cancel, limits=Limits(), clock=lambda: NOW)
 
 
 async def refusal(awaited) -> Refused:
@@ -55,12 +55,12 @@ async def refusal(awaited) -> Refused:
 
 
 @pytest.mark.asyncio
-async def test_a_rule_is_set_explained_changed_and_taken_away(store):
+async def test_a_rule_is_set_explained_and_unset(store):
     desk = administration(store)
     first = await desk.set(ANN, "guild", "", "cost_day", "30 min")
     assert (first.what, first.actor, first.actor_name, first.at) == ("set", "discord:1", "Ann", NOW)
     await desk.set(ANN, "role", "9", "cost_day", "1 h")
-    await desk.budget(HOUSE, "g", cost_day="2 h")
+    await desk.budget(OPERATOR, "g", cost_day="2 h")
     (found,) = await desk.explain("g", BOB, "cost day", {"9": "@artists"})
     assert (found.setting, found.value, found.used) == ("cost_day", "1 h", "0 s of 1 h")
     assert found.sentence == (
@@ -85,7 +85,7 @@ async def test_every_setting_is_explained(store):
 
 
 @pytest.mark.asyncio
-async def test_of_limits_that_hold_together_the_one_with_least_left_is_explained(store):
+async def test_of_several_limits_in_force_the_one_with_the_least_left_is_explained(store):
     desk = administration(store)
     await desk.set(ANN, "channel", "7", "together_cost_day", "1 h")
     await desk.set(ANN, "guild", "", "together_cost_day", "2 h")
@@ -98,7 +98,7 @@ async def test_of_limits_that_hold_together_the_one_with_least_left_is_explained
         "also in force is channel 7's 1 h."
     )
     await desk.set(ANN, "guild", "", "cost_day", "3 h")
-    await desk.set(replace(HOUSE, guild=EVERYWHERE), "house", "", "cost_day", "2 h")
+    await desk.set(replace(OPERATOR, guild=EVERYWHERE), "house", "", "cost_day", "2 h")
     (found,) = await desk.explain("g", replace(BOB, id="discord:0"), "cost_day")
     assert (found.value, found.used) == ("2 h", "59 min 55 s of 2 h")
     assert found.sentence == (
@@ -108,8 +108,8 @@ async def test_of_limits_that_hold_together_the_one_with_least_left_is_explained
 
 
 @pytest.mark.asyncio
-async def test_a_ceiling_for_a_user_stands_in_place_of_the_general_one_where_it_is_explained_too(store):
-    desk, everywhere = administration(store), replace(HOUSE, guild=EVERYWHERE)
+async def test_the_explanation_names_a_members_own_ceiling_instead_of_the_general_one(store):
+    desk, everywhere = administration(store), replace(OPERATOR, guild=EVERYWHERE)
     await desk.set(everywhere, "house", "", "cost_day", "30 s")
     await desk.set(everywhere, "user", "discord:5", "cost_day", "2 min")
     await desk.set(ANN, "guild", "", "cost_day", "1 min")
@@ -120,7 +120,7 @@ async def test_a_ceiling_for_a_user_stands_in_place_of_the_general_one_where_it_
 
 
 @pytest.mark.asyncio
-async def test_lists_that_add_up_are_explained_so(store):
+async def test_lists_that_add_up_are_explained_as_a_sum(store):
     desk, bob = administration(store), replace(BOB, roles=("1", "2"))
     await desk.set(ANN, "role", "1", "samplers", "ddpm")
     await desk.set(ANN, "role", "2", "samplers", "euler")
@@ -128,7 +128,7 @@ async def test_lists_that_add_up_are_explained_so(store):
     await desk.set(ANN, "guild", "", "words", "a1")
     (alone,) = await desk.explain("g", bob, "words")
     assert alone.sentence == "words is a1: the server's rule decides."
-    await desk.budget(HOUSE, "g", words="b1")
+    await desk.budget(OPERATOR, "g", words="b1")
     samplers, words = [(await desk.explain("g", bob, name))[0] for name in ("samplers", "words")]
     assert samplers.sentence == (
         "samplers is ddpm, euler: the rules for role 1 and role 2 add up, over the server's ddim."
@@ -137,7 +137,7 @@ async def test_lists_that_add_up_are_explained_so(store):
 
 
 @pytest.mark.asyncio
-async def test_who_may_write(store):
+async def test_nobody_writes_settings_above_their_role(store):
     desk = administration(store)
     for member in (BOB, MOD):
         for awaited in (
@@ -172,7 +172,7 @@ async def test_a_wrong_value_writes_nothing(store):
 
 
 @pytest.mark.asyncio
-async def test_undo_takes_back_the_newest_and_then_the_one_before(store):
+async def test_undo_reverts_the_newest_change_and_then_the_one_before(store):
     desk = administration(store)
     await desk.set(ANN, "guild", "", "running", "1")
     await desk.preset(ANN, "large server")
@@ -184,11 +184,11 @@ async def test_undo_takes_back_the_newest_and_then_the_one_before(store):
     assert "There is nothing to undo." in (await refusal(desk.undo(ANN))).sentence
     assert "Change 2 is undone already, by change 3." in (await refusal(desk.undo(ANN, 2))).sentence
     await desk.undo(ANN, 3)  # an undo can be undone, by its number
-    assert len(await desk.rules("g")) == 9, "the preset found running as it wants it"
+    assert len(await desk.rules("g")) == 9, "the preset found running at its own value already"
 
 
 @pytest.mark.asyncio
-async def test_what_was_set_again_since_is_not_undone(store):
+async def test_a_change_is_not_undone_after_its_setting_changed_again(store):
     desk = administration(store)
     await desk.set(ANN, "guild", "", "running", "1")
     await desk.set(ANN, "guild", "", "running", "2")
@@ -200,16 +200,16 @@ async def test_what_was_set_again_since_is_not_undone(store):
 
 
 @pytest.mark.asyncio
-async def test_to_undo_takes_what_it_took_to_do(store):
+async def test_undo_needs_the_permission_of_the_change(store):
     desk = administration(store)
     await desk.set(ANN, "guild", "", "running", "1")
-    budget = await desk.budget(HOUSE, "g", running="5", cost_day="1h")
+    budget = await desk.budget(OPERATOR, "g", running="5", cost_day="1h")
     await desk.close(OWNER, "holidays")
     assert (await refusal(desk.undo(ANN, budget.number))).status == 403
     assert (await refusal(desk.undo(ANN, budget.number + 1))).status == 403
-    assert (await desk.undo(ANN)).undoes == 1, "of what an admin may undo, the newest"
+    assert (await desk.undo(ANN)).undoes == 1, "the newest change that an admin may undo"
     await desk.undo(OWNER)
-    await desk.undo(HOUSE, budget.number)
+    await desk.undo(OPERATOR, budget.number)
     assert await desk.rules("g") == []
 
 
@@ -217,7 +217,7 @@ async def test_to_undo_takes_what_it_took_to_do(store):
 async def test_an_import_is_one_change_and_all_or_nothing(store):
     desk = administration(store)
     await desk.set(ANN, "user", "discord:5", "blocked", "on")
-    await desk.budget(HOUSE, "g", cost_day="1 h")
+    await desk.budget(OPERATOR, "g", cost_day="1 h")
     await desk.close(OWNER, "tea")
     text = await desk.export("g")
     assert "tea" not in text
@@ -232,28 +232,28 @@ async def test_an_import_is_one_change_and_all_or_nothing(store):
 
 
 @pytest.mark.asyncio
-async def test_whoever_runs_the_bot_sets_ceilings_and_what_holds_everywhere(store):
-    desk, everywhere = administration(store), replace(HOUSE, guild=EVERYWHERE)
+async def test_the_operator_sets_ceilings_and_rules_for_all_servers(store):
+    desk, everywhere = administration(store), replace(OPERATOR, guild=EVERYWHERE)
     await desk.set(everywhere, "house", "", "cost_day", "10 min")
     await desk.set(everywhere, "user", "discord:5", "blocked", "on")
     await desk.set(ANN, "guild", "", "cost_day", "5 h")
     terms = await desk.terms(BOB)
     assert (terms.cost_day, terms.blocked) == (600, True)
     assert (await refusal(desk.set(everywhere, "guild", "", "running", "1"))).status == 422
-    assert (await refusal(desk.budget(HOUSE, "g", cost_day=None))).sentence == "All of that is set already."
-    await desk.budget(HOUSE, "g", together_cost_day="1 h")
-    await desk.budget(HOUSE, "g", together_cost_day=None, running="1")
+    assert (await refusal(desk.budget(OPERATOR, "g", cost_day=None))).sentence == "All of that is set already."
+    await desk.budget(OPERATOR, "g", together_cost_day="1 h")
+    await desk.budget(OPERATOR, "g", together_cost_day=None, running="1")
     assert [rule.setting for rule in await desk.rules("g") if rule.scope == "house"] == ["running"]
 
 
 @pytest.mark.asyncio
-async def test_ids_are_taken_as_people_write_them(store):
+async def test_ids_are_accepted_as_members_write_them(store):
     desk, ann = administration(store), replace(ANN, guild="discord:1")
-    asked: list[tuple[Scope, str, str]] = [
+    subjects: list[tuple[Scope, str, str]] = [
         ("user", "789", "running"), ("user", "<@!789>", "queued"), ("user", "discord:789", "steps"),
         ("role", "<@&5>", "running"), ("channel", " <#6> ", "running"),
     ]  # fmt: skip
-    for scope, typed, name in asked:
+    for scope, typed, name in subjects:
         await desk.set(ann, scope, typed, name, "7")
     found = {(rule.scope, rule.subject) for rule in await desk.rules("discord:1")}
     assert found == {("user", "discord:789"), ("role", "5"), ("channel", "6")}
@@ -264,22 +264,22 @@ async def test_ids_are_taken_as_people_write_them(store):
 
 
 @pytest.mark.asyncio
-async def test_closing_and_opening(store):
+async def test_a_server_closes_with_a_reason_and_opens_again(store):
     desk = administration(store)
     assert (await refusal(desk.open(OWNER))).sentence == "It is open already."
     assert await desk.close(OWNER, "too much\nnoise") == 0
     assert (await desk.terms(BOB)).closed == "too much noise (closed by Olga)"
     await desk.open(OWNER)
     assert (await desk.terms(BOB)).closed == ""
-    await desk.close(HOUSE, "abuse")
+    await desk.close(OPERATOR, "abuse")
     assert "only they can open it" in (await refusal(desk.open(OWNER))).sentence
-    await desk.open(HOUSE)
-    await desk.close(replace(HOUSE, guild=EVERYWHERE), "moving")
+    await desk.open(OPERATOR)
+    await desk.close(replace(OPERATOR, guild=EVERYWHERE), "moving")
     assert (await desk.terms(replace(BOB, guild="any"))).closed == "moving (closed by Hera)"
 
 
 @pytest.mark.asyncio
-async def test_an_interrupted_closing_is_closed_and_goes_on_the_second_time(store):
+async def test_an_interrupted_close_takes_effect_and_a_second_one_finishes_it(store):
     lamps = [draft(replace(BOB, id=f"discord:{n}")) for n in range(3)]
     await store.admit(lamps, None, lambda drafts, _ledger: drafts, NOW)
     broken = True
@@ -301,7 +301,7 @@ async def test_an_interrupted_closing_is_closed_and_goes_on_the_second_time(stor
 
 
 @pytest.mark.asyncio
-async def test_commands_that_make_no_job_ask_too(store):
+async def test_rules_also_hold_for_commands_that_make_no_job(store):
     desk = administration(store)
     await desk.set(ANN, "guild", "", "commands", "imagine, queue")
     await desk.set(ANN, "user", "discord:6", "blocked", "on")
@@ -316,7 +316,7 @@ async def test_commands_that_make_no_job_ask_too(store):
 
 
 @pytest.mark.asyncio
-async def test_old_changes_are_forgotten_and_those_of_others_are_not(store):
+async def test_only_old_changes_of_the_same_server_are_deleted(store):
     desk = administration(store)
     other = await desk.set(replace(ANN, guild="h"), "guild", "", "running", "5")
     for n in range(KEPT_CHANGES + 3):
@@ -326,7 +326,7 @@ async def test_old_changes_are_forgotten_and_those_of_others_are_not(store):
 
 
 @pytest.mark.asyncio
-async def test_admins_at_once_lose_nothing(store):
+async def test_concurrent_changes_by_admins_are_all_kept(store):
     desk = administration(store)
     await asyncio.gather(*(desk.set(ANN, "user", f"discord:{n}", "running", "2") for n in range(40)))
     assert len(await desk.rules("g")) == 40
@@ -334,7 +334,7 @@ async def test_admins_at_once_lose_nothing(store):
 
 
 @pytest.mark.asyncio
-async def test_the_kill_switch_cancels_what_is_open_gives_back_and_admits_no_more(workplace, until, here):
+async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more(workplace, until, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
@@ -346,7 +346,7 @@ async def test_the_kill_switch_cancels_what_is_open_gives_back_and_admits_no_mor
     (elsewhere,) = await studio.imagine("a lamp", replace(BOB, guild="h"), here)
 
     async def all_run() -> bool:
-        """Whoever is cancelled between the hand-over and the first step is charged nothing: so none is there."""
+        """A job cancelled between dispatch and first step is charged nothing: wait until none is there."""
         found = await house.store.ask(reads.some, jobs)
         return all(found[job].state == "running" for job in jobs[:-1]) and found[jobs[-1]].state == "queued"
 
@@ -358,11 +358,11 @@ async def test_the_kill_switch_cancels_what_is_open_gives_back_and_admits_no_mor
         "This server is closed for new pictures: enough (closed by Olga). It waits for the server's owner to open it."
     )
 
-    async def over() -> bool:
+    async def all_cancelled() -> bool:
         found = await house.store.ask(reads.some, jobs)
         return all(record.state == "cancelled" for record in found.values())
 
-    await until(over)
+    await until(all_cancelled)
     found = await house.store.ask(reads.some, jobs)
     assert [found[job].charged for job in jobs] == [found[job].cost / 4 for job in jobs[:-1]] + [0.0]
     assert (await house.store.record(elsewhere.job)).state in ("queued", "sent", "running")
@@ -375,11 +375,11 @@ TEXTS = {"running": ("1", "2", "3"), "cost_day": ("10", "20", "unlimited"), "res
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(sorted(TEXTS)), st.integers(0, 2), st.booleans()), max_size=12))
-def test_undoing_everything_in_turn_leads_back_to_nothing(plan: list[tuple[str, int, bool]]) -> None:
+def test_undoing_every_change_in_turn_leaves_no_rules(plan: list[tuple[str, int, bool]]) -> None:
     async def run(folder: str) -> None:
         store = await Store.open(f"sqlite:///{Path(folder) / 'one.sqlite'}")
         desk = administration(store)
-        seen: list[tuple[Change, list]] = []
+        history: list[tuple[Change, list]] = []
         for name, choice, roles in plan:
             before = await desk.rules("g")
             try:
@@ -392,8 +392,8 @@ def test_undoing_everything_in_turn_leads_back_to_nothing(plan: list[tuple[str, 
                 )
             except Refused:
                 continue
-            seen.append((change, before))
-        for change, before in reversed(seen):
+            history.append((change, before))
+        for change, before in reversed(history):
             assert (await desk.undo(ANN)).undoes == change.number
             assert await desk.rules("g") == before
         assert await desk.rules("g") == []

@@ -1,4 +1,4 @@
-"""Admission over an open house: what each rule refuses, in which words, and what a job that is taken carries."""
+"""Admission through the whole app: what each rule refuses, in which words, and what an admitted job carries."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
 
 
 @pytest.fixture(autouse=True)
-def guided_all_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prices here, 33 s for a grid of four, are of a model that is guided in every step."""
+def guidance_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The costs here, 33 s for a grid of four, are those of a model with guidance in every step."""
     plain = msgspec.structs.replace(models.SHIPPED, guidance_start=0.0, guidance_stop=1.0)
     monkeypatch.setattr(models, "SHIPPED", plain)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Rules of a server and its ceilings; prompts that are taken; and one that is refused with a sentence."""
+    """A server's rules and ceilings; prompts that are admitted; and one that is refused with a sentence."""
 
     rules: Sequence[tuple[Scope, str, str, str]]
-    said: str
-    ask: str = "a lamp"
-    taken: Sequence[str] = ()
+    sentence: str
+    prompt: str = "a lamp"
+    admitted: Sequence[str] = ()
     ceilings: dict[str, str] = field(default_factory=dict)
     status: int = 403
 
@@ -56,7 +56,7 @@ CASES = {
         [("role", "8", "count", "2")],
         "This asks for 4 pictures, and at most 2 are allowed here: add --count 2. This server's admins set that for a "
         "role of yours.",
-        taken=["a lamp --count 2"], status=422,
+        admitted=["a lamp --count 2"], status=422,
     ),
     "count of a walk": Case(
         [("guild", "", "count", "3")],
@@ -75,7 +75,7 @@ CASES = {
     ),
     "samplers": Case(
         [("guild", "", "samplers", "ddim, euler")],
-        f"The sampler ddpm is not allowed here; allowed: ddim, euler. {EVERYBODY}", taken=["a lamp --sampler euler"],
+        f"The sampler ddpm is not allowed here; allowed: ddim, euler. {EVERYBODY}", admitted=["a lamp --sampler euler"],
     ),
     "commands": Case(
         [("channel", "7", "commands", "vary, queue")],
@@ -101,12 +101,12 @@ CASES = {
         [("guild", "", "queued", "1"), ("role", "9", "running", "1")],
         f"Your queue is full: at most 1 of yours runs at once and 1 more wait; you have 0 running and 2 waiting. "
         f"A place frees when a worker comes. {EVERYBODY}",
-        taken=["a lamp", "a lamp"], status=429,
+        admitted=["a lamp", "a lamp"], status=429,
     ),
     "together_queued": Case(
         [("guild", "", "together_queued", "2")],
         f"This server's queue is full: 2 of 2 waiting jobs are taken. A place frees when a worker comes. {EVERYBODY}",
-        taken=["a lamp", "a lamp"], status=429,
+        admitted=["a lamp", "a lamp"], status=429,
     ),
     "channel's queue": Case(
         [("channel", "7", "together_queued", "3"), ("guild", "", "together_queued", "9")],
@@ -118,25 +118,25 @@ CASES = {
         [("role", "9", "cost_day", "50")],
         "Your day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s of "
         f"device time. Enough frees in about 1 d. This server's admins set that for a role of yours. {HINT}",
-        taken=["a lamp"], status=429,
+        admitted=["a lamp"], status=429,
     ),
     "cost_month": Case(
         [("guild", "", "cost_month", "60"), ("guild", "", "speeds", "fast")],
         "Your month's limit is reached: 33 s of 1 min device time used in the last 30 days, and this needs 33 s of "
         f"device time. Enough frees in about 30 d. {EVERYBODY}",
-        taken=["a lamp"], status=429,
+        admitted=["a lamp"], status=429,
     ),
     "too large": Case(
         [("guild", "", "cost_day", "10")],
         "Too large: this needs 33 s of device time, and your limit is 10 s in 24 hours. Fewer --steps cost less. "
         f"{EVERYBODY} {HINT}",
-        taken=["a lamp --steps 100"], status=429,
+        admitted=["a lamp --steps 100"], status=429,
     ),
     "a budget": Case(
         [("guild", "", "together_cost_day", "1 h")],
         "This server's day's limit is reached: 33 s of 40 s device time used in the last 24 hours, and this needs 33 s "
         f"of device time. Enough frees in about 1 d. This bot's operator set that for this server. {HINT}",
-        taken=["a lamp"], ceilings={"together_cost_day": "40"}, status=429,
+        admitted=["a lamp"], ceilings={"together_cost_day": "40"}, status=429,
     ),
 }  # fmt: skip
 
@@ -148,7 +148,7 @@ async def refusal(awaited) -> Refused:
 
 
 @pytest.mark.asyncio
-async def test_every_refusal_names_limit_use_when_it_frees_and_who_set_it(workplace):
+async def test_every_refusal_names_the_limit_its_use_when_it_frees_and_who_set_it(workplace):
     house = await workplace.house()
     desk, studio = house.desk.administration, house.studio
     for name, case in CASES.items():
@@ -157,17 +157,17 @@ async def test_every_refusal_names_limit_use_when_it_frees_and_who_set_it(workpl
         if case.ceilings:
             await desk.budget(HERA, name, **case.ceilings)
         asker = replace(BOB, guild=name, id="discord:5")
-        for text in case.taken:
+        for text in case.admitted:
             await studio.imagine(text, asker, HERE)
-        refused = await refusal(studio.imagine(case.ask, asker, HERE))
-        assert (name, refused.sentence) == (name, case.said)
+        refused = await refusal(studio.imagine(case.prompt, asker, HERE))
+        assert (name, refused.sentence) == (name, case.sentence)
         assert (name, refused.status) == (name, case.status)
         for view in await studio.queue(name):
             await studio.cancel(view.id, asker)
 
 
 @pytest.mark.asyncio
-async def test_a_promise_of_when_it_frees_is_kept(workplace):
+async def test_a_refused_job_is_admitted_at_the_time_that_the_refusal_names(workplace):
     moment = 1_800_000_000.0
     house = await workplace.house(clock=lambda: moment)
     desk, studio = house.desk.administration, house.studio
@@ -185,27 +185,27 @@ async def test_a_promise_of_when_it_frees_is_kept(workplace):
 
 
 @pytest.mark.asyncio
-async def test_what_whoever_runs_the_bot_closes_or_blocks_is_said_as_such(workplace):
+async def test_a_refusal_says_that_the_operator_closed_or_blocked(workplace):
     house = await workplace.house()
     desk, everywhere = house.desk.administration, replace(HERA, guild=EVERYWHERE)
 
-    async def said() -> str:
+    async def sentence() -> str:
         return (await refusal(house.studio.imagine("a lamp", BOB, HERE))).sentence
 
     await desk.set(everywhere, "user", BOB.id, "blocked", "on")
-    assert await said() == "This bot's operator has blocked you: nothing can be made until they take that back."
+    assert await sentence() == "This bot's operator has blocked you: nothing can be made until they take that back."
     await desk.close(HERA, "abuse")
-    assert await said() == (
+    assert await sentence() == (
         "This server is closed for new pictures: abuse (closed by Hera). It waits for this bot's operator to open it."
     )
     await desk.close(everywhere, "moving")
-    assert await said() == (
+    assert await sentence() == (
         "This bot is closed for new pictures: moving (closed by Hera). It waits for this bot's operator to open it."
     )
 
 
 @pytest.mark.asyncio
-async def test_of_several_limits_the_one_is_told_that_holds_longest(workplace):
+async def test_of_several_limits_the_refusal_names_the_one_that_holds_longest(workplace):
     house = await workplace.house()
     desk = house.desk.administration
     for setting, text in (("cost_day", "40"), ("cost_month", "50"), ("queued", "0"), ("running", "1")):
@@ -217,7 +217,7 @@ async def test_of_several_limits_the_one_is_told_that_holds_longest(workplace):
 
 
 @pytest.mark.asyncio
-async def test_the_default_and_ceilings_everywhere_count_in_all_servers(workplace):
+async def test_defaults_and_global_ceilings_count_over_all_servers(workplace):
     house = await workplace.house()
     desk, studio = house.desk.administration, house.studio
     await desk.budget(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day="80")
@@ -236,7 +236,7 @@ async def test_the_default_and_ceilings_everywhere_count_in_all_servers(workplac
 
 
 @pytest.mark.asyncio
-async def test_relaxed_jobs_cost_nothing_of_a_limit_and_weigh_a_quarter(workplace):
+async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(workplace):
     house = await workplace.house()
     desk, studio = house.desk.administration, house.studio
     await desk.set(OLGA, "guild", "", "cost_day", "40")
@@ -249,8 +249,8 @@ async def test_relaxed_jobs_cost_nothing_of_a_limit_and_weigh_a_quarter(workplac
         record = await house.store.record(ticket.job)
         assert (record.tier, record.weight, record.charged) == ("relaxed", 0.25, 0.0)
         assert record.job().share.weight == 0.25
-    asked = "SELECT path, weight FROM accounts WHERE path LIKE 'default/%'"
-    rows = await house.store.ask(lambda connection: connection.exec_driver_sql(asked).all())
+    query = "SELECT path, weight FROM accounts WHERE path LIKE 'default/%'"
+    rows = await house.store.ask(lambda connection: connection.exec_driver_sql(query).all())
     assert {path: weight for path, weight in rows if path.count("/") == 1} == {
         "default/standard": 1.0,
         "default/relaxed": 0.25,
@@ -259,7 +259,9 @@ async def test_relaxed_jobs_cost_nothing_of_a_limit_and_weigh_a_quarter(workplac
     assert (line.share, round(line.used)) == ("33 s of 40 s", 32)
     assert line.frees is not None
     await desk.set(OLGA, "guild", "", "speeds", "fast")
-    assert "day's limit" in (await refusal(studio.imagine("a lamp", BOB, HERE))).sentence, "a preference gives way"
+    assert "day's limit" in (await refusal(studio.imagine("a lamp", BOB, HERE))).sentence, (
+        "a rule overrides a preference"
+    )
     await desk.set(OLGA, "guild", "", "speeds", "relaxed")
     await house.desk.preferences.prefer(BOB.id, "speed", "fast")
     (three,) = await studio.imagine("a lamp", BOB, HERE)
@@ -268,23 +270,23 @@ async def test_relaxed_jobs_cost_nothing_of_a_limit_and_weigh_a_quarter(workplac
 
 
 @pytest.mark.asyncio
-async def test_who_sees_results(workplace):
+async def test_rules_and_preferences_decide_who_sees_results(workplace):
     house = await workplace.house()
     desk, studio = house.desk.administration, house.studio
 
-    async def private(text: str = "a lamp") -> bool:
+    async def is_private(text: str = "a lamp") -> bool:
         (ticket,) = await studio.imagine(text, BOB, HERE)
         return (await house.store.record(ticket.job)).private
 
-    assert not await private()
+    assert not await is_private()
     await house.desk.preferences.prefer(BOB.id, "results", "private")
-    assert await private()
+    assert await is_private()
     await desk.set(OLGA, "guild", "", "results", "public")
-    assert (await refusal(private())).sentence == (
+    assert (await refusal(is_private())).sentence == (
         f"Results are public here, and you prefer private ones. To take part: /public. {EVERYBODY}"
     )
     await house.desk.preferences.prefer(BOB.id, "results", "public")
-    assert not await private()
+    assert not await is_private()
     await desk.set(OLGA, "channel", "7", "results", "private")
     (ticket,) = await studio.imagine("a lamp", BOB, HERE)
     assert (await house.store.record(ticket.job)).private
@@ -294,7 +296,7 @@ async def test_who_sees_results(workplace):
 
 
 @pytest.mark.asyncio
-async def test_a_pressed_button_asks_the_rules_too(workplace, until):
+async def test_rules_also_hold_for_buttons(workplace, until):
     house = await workplace.house()
     await workplace.worker()
     desk, studio = house.desk.administration, house.studio
@@ -311,7 +313,7 @@ async def test_a_pressed_button_asks_the_rules_too(workplace, until):
 
 
 @pytest.mark.asyncio
-async def test_the_same_request_again_is_answered_though_the_rules_have_changed(workplace):
+async def test_a_repeated_request_is_answered_although_the_rules_changed(workplace):
     house = await workplace.house()
     (one,) = await house.studio.imagine("a lamp", BOB, HERE, key="k")
     await house.desk.administration.close(OLGA, "tea")
@@ -320,7 +322,7 @@ async def test_the_same_request_again_is_answered_though_the_rules_have_changed(
 
 
 @pytest.mark.asyncio
-async def test_of_many_at_once_no_more_are_taken_than_the_server_allows(workplace):
+async def test_concurrent_requests_do_not_exceed_the_servers_queue_limit(workplace):
     house = await workplace.house()
     await house.desk.administration.set(OLGA, "guild", "", "together_queued", "5")
 
@@ -338,7 +340,7 @@ async def test_of_many_at_once_no_more_are_taken_than_the_server_allows(workplac
 
 
 @pytest.mark.asyncio
-async def test_how_many_run_at_once_is_the_members_own(workplace, until):
+async def test_each_members_own_rules_limit_their_running_jobs(workplace, until):
     house = await workplace.house()
     apprentice, _ = await workplace.worker(rows=1000)
     apprentice.go.clear()
@@ -361,7 +363,7 @@ async def test_how_many_run_at_once_is_the_members_own(workplace, until):
 
 
 @pytest.mark.asyncio
-async def test_how_many_of_all_members_run_at_once(workplace, until):
+async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(workplace, until):
     house = await workplace.house()
     apprentice, _ = await workplace.worker(rows=1000)
     apprentice.go.clear()
@@ -393,24 +395,24 @@ async def test_how_many_of_all_members_run_at_once(workplace, until):
     await desk.unset(OLGA, "channel", "8", "together_running")
     apprentice.go.set()
 
-    async def done() -> bool:
+    async def all_finished() -> bool:
         return all(view.state == "finished" for view in await house.studio.recent("g"))
 
-    await until(done, 30)
+    await until(all_finished, 30)
 
 
 @pytest.mark.asyncio
-async def test_what_waits_on_a_closed_server_is_not_begun(workplace, until):
+async def test_waiting_jobs_of_a_closed_server_do_not_start(workplace, until):
     house = await workplace.house()
     (ticket,) = await house.studio.imagine("a lamp", BOB, HERE)
     (free,) = await house.studio.imagine("a lamp", replace(BOB, guild="other"), HERE)
 
-    async def away(_job: str) -> str:
+    async def fail_to_cancel(_job: str) -> str:
         raise ConnectionError
 
-    stuck = Administration(house.store, away, limits=Limits())
+    administration = Administration(house.store, fail_to_cancel, limits=Limits())
     with pytest.raises(ConnectionError):
-        await stuck.close(OLGA, "tea")
+        await administration.close(OLGA, "tea")
     apprentice, _ = await workplace.worker()
     await until(lambda: free.job in apprentice.begun)
     await house.dispatcher.round()
@@ -420,7 +422,7 @@ async def test_what_waits_on_a_closed_server_is_not_begun(workplace, until):
 
 
 @pytest.mark.asyncio
-async def test_what_runs_in_one_server_takes_no_waiting_places_in_another(workplace):
+async def test_running_jobs_in_one_server_use_no_queue_places_in_another(workplace):
     house = await workplace.house()
     desk, elsewhere = house.desk.administration, replace(BOB, guild="h")
     await desk.set(OLGA, "guild", "", "running", "3")
@@ -437,10 +439,10 @@ async def test_what_runs_in_one_server_takes_no_waiting_places_in_another(workpl
 
 
 @pytest.mark.asyncio
-async def test_preferences_that_are_set_at_once_are_all_kept(store):
-    kept = Preferences(store)
-    await asyncio.gather(kept.prefer("ann", "speed", "relaxed"), kept.prefer("ann", "remix", "on"),
-                         kept.prefer("ann", "suffix", "white"))  # fmt: skip
-    found = await kept.of("ann")
+async def test_concurrent_preferences_are_all_kept(store):
+    preferences = Preferences(store)
+    await asyncio.gather(preferences.prefer("ann", "speed", "relaxed"), preferences.prefer("ann", "remix", "on"),
+                         preferences.prefer("ann", "suffix", "white"))  # fmt: skip
+    found = await preferences.of("ann")
     assert (found.speed, found.remix, found.suffix) == ("relaxed", True, "white")
-    assert (await kept.prefer("ann", "suffix", "")).suffix == ""
+    assert (await preferences.prefer("ann", "suffix", "")).suffix == ""

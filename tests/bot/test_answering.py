@@ -1,4 +1,4 @@
-"""What the doctor says of the database: which it is, whether it answers, and nothing of its password."""
+"""The doctor's line about the database: which it is, whether it answers, and never its password."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from bot.config import load
 from postgres import PASSWORD, Server
 
 
-def test_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_missing_sqlite_file_is_fine_and_is_not_created(tmp_path: Path) -> None:
     found = database(load(data=tmp_path))
     assert (found.ok, found.says) == (True, f"SQLite, {tmp_path}/darkroom.sqlite is made at the first start")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is(fresh: Callable[..., str], tmp_path: Path) -> None:
+def test_a_sqlite_file_is_named_with_its_version_and_a_broken_one_is_reported(
+    fresh: Callable[..., str], tmp_path: Path
+) -> None:
     url = fresh("sqlite")
     found = database(load(data=tmp_path, database_url=url))
     assert found.ok
@@ -30,11 +32,13 @@ def test_a_file_that_is(fresh: Callable[..., str], tmp_path: Path) -> None:
     assert "DATABASE_URL" in found.mend
 
 
-def test_a_server(postgres: Server, fresh: Callable[..., str], tmp_path: Path) -> None:
+def test_a_postgresql_server_is_named_and_its_password_is_never_shown(
+    postgres: Server, fresh: Callable[..., str], tmp_path: Path
+) -> None:
     found = database(load(data=tmp_path, database_url=fresh("postgres", bare=True)))
     assert found.says.startswith("PostgreSQL ")
     assert "its tables are made at the first start" in found.says
-    assert (found.ok, "fsync" in found.mend) == (False, True), "the server of the tests does not wait for the disk"
+    assert (found.ok, "fsync" in found.mend) == (False, True), "the test server runs without fsync"
     for url in (f"postgresql://darkroom:{PASSWORD}@127.0.0.1:1/x", postgres.url("none", port=True)):
         found = database(load(data=tmp_path, database_url=url))
         assert not found.ok
@@ -42,7 +46,7 @@ def test_a_server(postgres: Server, fresh: Callable[..., str], tmp_path: Path) -
         assert PASSWORD not in str(found)
 
 
-def test_tables_of_a_later_version(fresh: Callable[..., str], tmp_path: Path) -> None:
+def test_tables_of_a_later_version_are_reported(fresh: Callable[..., str], tmp_path: Path) -> None:
     url = fresh("sqlite")
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")

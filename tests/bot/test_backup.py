@@ -1,4 +1,4 @@
-"""A backup is only worth what comes out of it: each is made beside a house at work, and restored elsewhere."""
+"""Backups are made beside a running bot and restored elsewhere: only a restore proves a backup."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from unittest.mock import Mock
 import pytest
 
 from bot.chat.post.mail import bucket, lives
-from bot.cli import backup as making
-from bot.cli import restore as taking
+from bot.cli import backup as backup_cli
+from bot.cli import restore as restore_cli
 from bot.cli.archive import Manifest, Packer
 from bot.config import load
 from bot.house import open_house
@@ -46,11 +46,11 @@ def darkroom(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "bot", *map(str, arguments)]
 
 
-def posted(url: str, prompt: str) -> str:
-    """A job's id, once it was accepted."""
+def submit_job(url: str, prompt: str) -> str:
+    """The id of the accepted job."""
     body = json.dumps({"prompt": prompt}).encode()
-    asked = urllib.request.Request(f"{url}/api/jobs", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    request = urllib.request.Request(f"{url}/api/jobs", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)["jobs"][0]["id"]
 
 
@@ -65,8 +65,8 @@ async def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 @asynccontextmanager
-async def at_work(folder: Path) -> AsyncIterator[tuple[Broker, Painter]]:
-    """A broker of its own and a worker on it."""
+async def broker_with_worker(folder: Path) -> AsyncIterator[tuple[Broker, Painter]]:
+    """A broker and a worker on it."""
     async with Broker(folder) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
@@ -81,64 +81,66 @@ async def at_work(folder: Path) -> AsyncIterator[tuple[Broker, Painter]]:
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("files are compared")
-async def test_what_was_accepted_before_the_backup_ends_once_in_the_restored_house(tmp_path: Path) -> None:
+async def test_jobs_accepted_before_the_backup_end_once_in_the_restored_app(tmp_path: Path) -> None:
     data, new, file = tmp_path / "data", tmp_path / "new", tmp_path / "night.tar"
-    async with at_work(tmp_path / "nats") as (broker, painter):
+    async with broker_with_worker(tmp_path / "nats") as (broker, painter):
         environment = os.environ | {"DARKROOM_NATS_TOKEN": broker.token}
         started = darkroom("bot", "--nats", broker.url, "--data", data, "--port", "0")
         bot = await asyncio.create_subprocess_exec(*started, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         try:
             url = await until(lambda: json.loads((data / "running.json").read_text())["url"])
             await until(lambda: json.load(urllib.request.urlopen(f"{url}/healthz"))["workers"])
-            done = [await asyncio.to_thread(posted, url, f"apple {n} --count 2") for n in range(2)]
-            await until(lambda: len(painter.done) == len(done))
+            finished_jobs = [await asyncio.to_thread(submit_job, url, f"apple {n} --count 2") for n in range(2)]
+            await until(lambda: len(painter.done) == len(finished_jobs))
             painter.stand_at = 3
-            opened = [await asyncio.to_thread(posted, url, f"pear {n} --count 1") for n in range(5)]
+            open_jobs = [await asyncio.to_thread(submit_job, url, f"pear {n} --count 1") for n in range(5)]
             await until(lambda: not painter.going.is_set())
-            making_it = await asyncio.create_subprocess_exec(*darkroom("backup", file, "--data", data), cwd=ROOT)
-            later = [await asyncio.to_thread(posted, url, f"plum {n} --count 1") for n in range(3)]
-            assert await making_it.wait() == 0
+            backup_process = await asyncio.create_subprocess_exec(*darkroom("backup", file, "--data", data), cwd=ROOT)
+            later_jobs = [await asyncio.to_thread(submit_job, url, f"plum {n} --count 1") for n in range(3)]
+            assert await backup_process.wait() == 0
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(bot.pid, signal.SIGKILL)
             await bot.wait()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no draft is left"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no temporary file is left"
     with pytest.raises(Refused, match="is not empty"):
-        await asyncio.to_thread(taking.restore, file, data)
-    await asyncio.to_thread(taking.restore, file, new)
-    await _goes_on(tmp_path, data, new, done, opened, later)
+        await asyncio.to_thread(restore_cli.restore, file, data)
+    await asyncio.to_thread(restore_cli.restore, file, new)
+    await _check_restored_app(tmp_path, data, new, finished_jobs, open_jobs, later_jobs)
 
 
-async def _goes_on(tmp_path: Path, data: Path, new: Path, done: list[str], opened: list[str], later: list[str]) -> None:
-    async with at_work(tmp_path / "new-nats") as (broker, _):
+async def _check_restored_app(
+    tmp_path: Path, data: Path, new: Path, finished_jobs: list[str], open_jobs: list[str], later_jobs: list[str]
+) -> None:
+    async with broker_with_worker(tmp_path / "new-nats") as (broker, _):
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
         async with open_house(load(data=new), bus) as house:
 
             async def ended() -> bool:
-                found = await house.store.ask(reads.some, [*done, *opened])
-                assert set(found) == {*done, *opened}, "all that was accepted before is here"
+                found = await house.store.ask(reads.some, [*finished_jobs, *open_jobs])
+                assert set(found) == {*finished_jobs, *open_jobs}, "every job accepted before is here"
                 return all(over(record.state) for record in found.values())
 
             await until(ended)
-            known = list(await house.store.ask(reads.some, [*done, *opened, *later]))
+            known = list(await house.store.ask(reads.some, [*finished_jobs, *open_jobs, *later_jobs]))
             history = await house.store.ask(reads.history, known)
             ends = [entry.job for entry in history if entry.target == "finished"]
-            assert {*done, *opened} <= set(ends)
+            assert {*finished_jobs, *open_jobs} <= set(ends)
             assert len(ends) == len(set(ends))
             before = Pictures(data / "pictures")
-            kept = await house.store.ask(reads.stored, done)
-            assert len(kept) == len(done) * 4, "two pictures each, and how each came to be"
-            for one in kept:
+            pictures = await house.store.ask(reads.stored, finished_jobs)
+            assert len(pictures) == len(finished_jobs) * 4, "two pictures each, and a ladder for each"
+            for one in pictures:
                 assert await house.pictures.get(one.sha256) == await before.get(one.sha256)
         await bus.close()
 
 
-# A small house's backup, and what can be wrong with one
+# A small backup, and what can be wrong with one
 
 
-async def _small(data: Path) -> list[str]:
+async def _make_small_store(data: Path) -> list[str]:
     data.mkdir()
     store, pictures = await Store.open(load(data=data).database), Pictures(data / "pictures")
     jobs = [await finished(store, pictures, draft(at=1.0 + n), f"own {n}", "shared") for n in range(3)]
@@ -147,18 +149,20 @@ async def _small(data: Path) -> list[str]:
 
 
 @pytest.fixture
-def made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def backup_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A backup of three jobs with four pictures."""
-    asyncio.run(_small(tmp_path / "data"))
+    asyncio.run(_make_small_store(tmp_path / "data"))
     (tmp_path / "data" / "web.key").write_bytes(b"k" * 32)
-    making.backup(tmp_path / "small.tar", data=tmp_path / "data")
+    backup_cli.backup(tmp_path / "small.tar", data=tmp_path / "data")
     assert "the database and 4 pictures and films." in capsys.readouterr().out
     return tmp_path / "small.tar"
 
 
-def test_there_and_back(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backup_restores_database_and_pictures_but_no_keys(
+    backup_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     new = tmp_path / "deep" / "new"
-    taking.restore(made, new)
+    restore_cli.restore(backup_file, new)
     assert "The database and 4 pictures and films" in capsys.readouterr().out
 
     def pictures(data: Path) -> dict[str, bytes]:
@@ -166,32 +170,32 @@ def test_there_and_back(made: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
     assert pictures(new) == pictures(tmp_path / "data")
     assert copying.contents(new / "darkroom.sqlite") == copying.contents(tmp_path / "data" / "darkroom.sqlite")
-    assert not (new / "web.key").exists(), "keys are not in it"
+    assert not (new / "web.key").exists(), "a backup has no keys"
     assert new.stat().st_mode & 0o777 == 0o700
     (tmp_path / "empty").mkdir()
-    taking.restore(made, tmp_path / "empty")
+    restore_cli.restore(backup_file, tmp_path / "empty")
     with pytest.raises(Refused, match="is not empty"):
-        taking.restore(made, tmp_path / "empty")
+        restore_cli.restore(backup_file, tmp_path / "empty")
     with pytest.raises(Refused, match="is there already"):
-        making.backup(made, data=tmp_path / "data")
+        backup_cli.backup(backup_file, data=tmp_path / "data")
     with pytest.raises(Refused, match="There is no store in"):
-        making.backup(tmp_path / "b.tar", data=tmp_path / "nowhere")
+        backup_cli.backup(tmp_path / "b.tar", data=tmp_path / "nowhere")
 
 
 WHERE = {"guild": "1", "channel": "2", "token": "aW50ZXJhY3Rpb246c2VjcmV0", "token_until": "9e12", "message": "3"}
 GONE = "Z29uZSBhbmQgZGVsZXRlZA"
 
 
-async def _in_discord(data: Path) -> list[str]:
-    """Two jobs whose answers have a token; a third one's place was deleted, and lies in the file all the same."""
+async def _make_discord_jobs(data: Path) -> list[str]:
+    """Two jobs whose answers have a token. The deleted destination of a third still lies in the file."""
     data.mkdir()
     store = await Store.open(load(data=data).database)
     where = [WHERE, WHERE, {**WHERE, "token": GONE}]
     jobs = [await asked(store, draft(at=1.0 + n, place=Place("discord", one))) for n, one in enumerate(where)]
     await store.close()
-    with contextlib.closing(sqlite3.connect(data / "darkroom.sqlite")) as opened, opened:
-        opened.execute("PRAGMA secure_delete=OFF")  # as SQLite is, where a distribution has not built it otherwise
-        opened.execute("DELETE FROM places WHERE job = ?", jobs[2:])
+    with contextlib.closing(sqlite3.connect(data / "darkroom.sqlite")) as connection, connection:
+        connection.execute("PRAGMA secure_delete=OFF")  # SQLite's default, which some distributions change
+        connection.execute("DELETE FROM places WHERE job = ?", jobs[2:])
     return jobs[:2]
 
 
@@ -202,51 +206,51 @@ async def _places(data: Path, jobs: list[str]) -> list[Place | None]:
     return found
 
 
-def test_the_tokens_of_answers_stay_behind_and_their_channels_do_not(tmp_path: Path) -> None:
-    jobs = asyncio.run(_in_discord(tmp_path / "data"))
+def test_a_backup_keeps_channels_but_not_interaction_tokens(tmp_path: Path) -> None:
+    jobs = asyncio.run(_make_discord_jobs(tmp_path / "data"))
     known = {GONE.encode(), WHERE["token"].encode()}
     before = (tmp_path / "data" / "darkroom.sqlite").read_bytes()
     assert all(token in before for token in known)
-    making.backup(tmp_path / "b.tar", data=tmp_path / "data")
-    made = (tmp_path / "b.tar").read_bytes()
-    assert not [token for token in known if token in made]
-    taking.restore(tmp_path / "b.tar", tmp_path / "new")
+    backup_cli.backup(tmp_path / "b.tar", data=tmp_path / "data")
+    archive = (tmp_path / "b.tar").read_bytes()
+    assert not [token for token in known if token in archive]
+    restore_cli.restore(tmp_path / "b.tar", tmp_path / "new")
     for place in asyncio.run(_places(tmp_path / "new", jobs)):
         assert place is not None
-        assert place == Place("discord", {name: said for name, said in WHERE.items() if name != "token"})
+        assert place == Place("discord", {name: value for name, value in WHERE.items() if name != "token"})
         assert not lives(place.where, 0.0)
         assert bucket(place.where, 0.0) == "channel:2"
-    assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Place("discord", WHERE), "the running bot's stay"
+    assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Place("discord", WHERE), "the running bot keeps its own"
 
 
-def test_what_is_missing_is_said_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backup_and_restore_both_name_missing_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
-    asyncio.run(_small(data))
+    asyncio.run(_make_small_store(data))
     lost = next(path for path in sorted((data / "pictures").rglob("*")) if path.is_file())
     lost.unlink()
-    making.backup(tmp_path / "b.tar", data=data)
+    backup_cli.backup(tmp_path / "b.tar", data=data)
     assert "1 of them was deleted meanwhile" in capsys.readouterr().out
-    taking.restore(tmp_path / "b.tar", tmp_path / "new")
+    restore_cli.restore(tmp_path / "b.tar", tmp_path / "new")
     assert f"1 picture that it names is not in the backup: {lost.name[:12]}…" in capsys.readouterr().out
 
 
-def test_pictures_alone_beside_a_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pictures_only_backup_goes_with_a_database_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
-    asyncio.run(_small(data))
-    making.backup(tmp_path / "p.tar", pictures_only=True, data=data)
-    taking.restore(tmp_path / "p.tar", tmp_path / "new")
+    asyncio.run(_make_small_store(data))
+    backup_cli.backup(tmp_path / "p.tar", pictures_only=True, data=data)
+    restore_cli.restore(tmp_path / "p.tar", tmp_path / "new")
     assert "4 pictures and films; put the dump of their database back" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["pictures"]
     assert copying.file_of("postgresql+psycopg://localhost/darkroom") is None
-    assert "pg_dump" in making.DUMPED
+    assert "pg_dump" in backup_cli.DUMPED
 
 
-def content(made: Path) -> dict[str, bytes]:
-    with tarfile.open(made) as tar:
+def entries_of(file: Path) -> dict[str, bytes]:
+    with tarfile.open(file) as tar:
         return {entry.name: tar.extractfile(entry).read() for entry in tar}  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def packed(file: Path, parts: dict[str, bytes], **odd: tarfile.TarInfo) -> Path:
+def write_tar(file: Path, parts: dict[str, bytes], **odd: tarfile.TarInfo) -> Path:
     with tarfile.open(file, "w") as tar:
         for name, body in parts.items():
             entry = odd.get(name) or tarfile.TarInfo(name)
@@ -255,25 +259,25 @@ def packed(file: Path, parts: dict[str, bytes], **odd: tarfile.TarInfo) -> Path:
     return file
 
 
-def refused(file: Path, tmp_path: Path, match: str) -> None:
-    """In one sentence, and nothing is left of the attempt; nor of one from outside the folder."""
+def assert_restore_fails(file: Path, tmp_path: Path, match: str) -> None:
+    """The restore fails with one sentence and leaves no file, inside the folder or outside."""
     before = set(tmp_path.rglob("*"))
     with pytest.raises(Refused, match=match):
-        taking.restore(file, tmp_path / "new")
+        restore_cli.restore(file, tmp_path / "new")
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_nothing_leads_out_of_the_folder(made: Path, tmp_path: Path) -> None:
-    parts = content(made)
+def test_no_entry_is_written_outside_the_folder(backup_file: Path, tmp_path: Path) -> None:
+    parts = entries_of(backup_file)
     for name in ("../evil", "/tmp/evil", "pictures/../../evil", "pictures/sha256/x", "web.key", f"pictures/{'A' * 64}"):
-        refused(packed(tmp_path / "bad.tar", parts | {name: b"x"}), tmp_path, "has no place in one")
+        assert_restore_fails(write_tar(tmp_path / "bad.tar", parts | {name: b"x"}), tmp_path, "has no place in one")
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
         odd = tarfile.TarInfo(f"pictures/{'a' * 64}")
         odd.type, odd.linkname = kind, "/etc/passwd"
         with tarfile.open(tmp_path / "bad.tar", "w") as tar:
             tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
             tar.addfile(odd)
-        refused(tmp_path / "bad.tar", tmp_path, "has no place in one")
+        assert_restore_fails(tmp_path / "bad.tar", tmp_path, "has no place in one")
 
 
 def _entry(name: str, parts: dict[str, bytes]) -> tarfile.TarInfo:
@@ -282,32 +286,32 @@ def _entry(name: str, parts: dict[str, bytes]) -> tarfile.TarInfo:
     return entry
 
 
-def test_what_is_not_what_it_says_is_refused(made: Path, tmp_path: Path) -> None:
-    parts, bad = content(made), tmp_path / "bad.tar"
+def test_a_damaged_or_mislabelled_backup_is_refused(backup_file: Path, tmp_path: Path) -> None:
+    parts, bad = entries_of(backup_file), tmp_path / "bad.tar"
     picture = next(name for name in parts if name.startswith("pictures/"))
-    refused(packed(bad, parts | {picture: b"other"}), tmp_path, "is not what its name says")
+    assert_restore_fails(write_tar(bad, parts | {picture: b"other"}), tmp_path, "is not what its name says")
     database = bytearray(parts["darkroom.sqlite"])
     database[5000] ^= 1
-    refused(packed(bad, parts | {"darkroom.sqlite": bytes(database)}), tmp_path, "the file is damaged")
+    assert_restore_fails(write_tar(bad, parts | {"darkroom.sqlite": bytes(database)}), tmp_path, "the file is damaged")
     first = {"manifest.json": parts["manifest.json"]}
-    refused(packed(bad, first), tmp_path, "ends before its database")
-    refused(packed(bad, {picture: parts[picture]}), tmp_path, "does not begin with a manifest")
+    assert_restore_fails(write_tar(bad, first), tmp_path, "ends before its database")
+    assert_restore_fails(write_tar(bad, {picture: parts[picture]}), tmp_path, "does not begin with a manifest")
     for manifest in (b"{", b"[]", b'{"made": 1}'):
-        refused(packed(bad, {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
+        assert_restore_fails(write_tar(bad, {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
     later = json.loads(first["manifest.json"]) | {"format": 9}
-    refused(packed(bad, {"manifest.json": json.dumps(later).encode()}), tmp_path, "of a later version")
+    assert_restore_fails(write_tar(bad, {"manifest.json": json.dumps(later).encode()}), tmp_path, "of a later version")
     with tarfile.open(bad, "w") as tar:
         for _ in range(2):
             tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
-    refused(bad, tmp_path, "twice")
-    for size in (0, 700, 5000, made.stat().st_size // 2):
-        bad.write_bytes(made.read_bytes()[:size])
-        refused(bad, tmp_path, "cannot be read|is damaged|is not what its name says|is no backup")
+    assert_restore_fails(bad, tmp_path, "twice")
+    for size in (0, 700, 5000, backup_file.stat().st_size // 2):
+        bad.write_bytes(backup_file.read_bytes()[:size])
+        assert_restore_fails(bad, tmp_path, "cannot be read|is damaged|is not what its name says|is no backup")
     bad.write_bytes(os.urandom(4096))
-    refused(bad, tmp_path, "cannot be read")
+    assert_restore_fails(bad, tmp_path, "cannot be read")
     with tarfile.open(bad, "w:gz") as tar:
         tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
-    refused(bad, tmp_path, "cannot be read")
+    assert_restore_fails(bad, tmp_path, "cannot be read")
 
 
 MANIFESTS = {
@@ -327,8 +331,10 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
-def test_a_manifest_of_any_kind_ends_in_a_sentence(tmp_path: Path, manifest: bytes) -> None:
-    refused(packed(tmp_path / "bad.tar", {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
+def test_any_bad_manifest_is_refused_with_a_sentence(tmp_path: Path, manifest: bytes) -> None:
+    assert_restore_fails(
+        write_tar(tmp_path / "bad.tar", {"manifest.json": manifest}), tmp_path, "its manifest cannot be read"
+    )
 
 
 SHA = f"pictures/{'a' * 64}"
@@ -350,17 +356,17 @@ HEADERS: dict[str, tuple[str, dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize(("name", "headers", "match"), HEADERS.values(), ids=HEADERS)
-def test_a_header_of_any_kind_ends_in_a_sentence(
-    made: Path, tmp_path: Path, name: str, headers: dict[str, str], match: str
+def test_any_bad_header_is_refused_with_a_sentence(
+    backup_file: Path, tmp_path: Path, name: str, headers: dict[str, str], match: str
 ) -> None:
-    parts, entry = content(made), tarfile.TarInfo(name)
+    parts, entry = entries_of(backup_file), tarfile.TarInfo(name)
     entry.pax_headers = headers
     parts.pop("darkroom.sqlite")
-    refused(packed(tmp_path / "bad.tar", parts | {name: b"abc"}, **{name: entry}), tmp_path, match)
+    assert_restore_fails(write_tar(tmp_path / "bad.tar", parts | {name: b"abc"}, **{name: entry}), tmp_path, match)
 
 
 def block(kind: bytes, size: bytes) -> bytes:
-    """A tar header with a size of one's own (POSIX.1-1988, ustar; base-256 as GNU has it)."""
+    """A tar header with any size (POSIX.1-1988, ustar; base-256 is GNU's)."""
     entry = tarfile.TarInfo("x")
     entry.type = kind
     raw = bytearray(entry.tobuf(tarfile.USTAR_FORMAT))
@@ -381,13 +387,19 @@ BLOCKS = {
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
-def test_a_block_of_any_kind_ends_in_a_sentence(made: Path, tmp_path: Path, blocks: bytes, first: bool) -> None:
-    manifest = packed(tmp_path / "bad.tar", {"manifest.json": content(made)["manifest.json"]}).read_bytes()[:1024]
+def test_any_bad_block_is_refused_with_a_sentence(
+    backup_file: Path, tmp_path: Path, blocks: bytes, first: bool
+) -> None:
+    manifest = write_tar(
+        tmp_path / "bad.tar", {"manifest.json": entries_of(backup_file)["manifest.json"]}
+    ).read_bytes()[:1024]
     (tmp_path / "bad.tar").write_bytes((b"" if first else manifest) + blocks + bytes(1024))
-    refused(tmp_path / "bad.tar", tmp_path, "cannot be read|has no place in one|does not begin with a manifest")
+    assert_restore_fails(
+        tmp_path / "bad.tar", tmp_path, "cannot be read|has no place in one|does not begin with a manifest"
+    )
 
 
-OTHERS = {
+OTHER_DATABASES = {
     "later version": "UPDATE alembic_version SET version_num='9999'",
     "no database": "DROP TABLE pictures",
     "does not say of which version": "DELETE FROM alembic_version",
@@ -395,35 +407,37 @@ OTHERS = {
 }
 
 
-def test_another_database_is_refused(made: Path, tmp_path: Path) -> None:
-    for name, change in OTHERS.items():
+def test_a_database_of_another_kind_or_version_is_refused(backup_file: Path, tmp_path: Path) -> None:
+    for name, change in OTHER_DATABASES.items():
         file, bad = tmp_path / "other.sqlite", tmp_path / "bad.tar"
-        file.write_bytes(content(made)["darkroom.sqlite"])
-        subprocess.run([sys.executable, "-c", CHANGE, file, change], check=True)
+        file.write_bytes(entries_of(backup_file)["darkroom.sqlite"])
+        subprocess.run([sys.executable, "-c", CHANGE_SCRIPT, file, change], check=True)
         with bad.open("wb") as out:
             packer = Packer(out)
             packer.manifest(Manifest(1.0, hashlib.sha256(file.read_bytes()).hexdigest(), 0))
             packer.database(file)
             packer.close()
-        refused(bad, tmp_path, name)
+        assert_restore_fails(bad, tmp_path, name)
 
 
-CHANGE = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit(); c.close()"
+CHANGE_SCRIPT = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit(); c.close()"
 
 
-def test_a_full_disk_leaves_no_half_backup(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+def test_a_full_disk_leaves_no_partial_backup(
+    backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Packer, "picture", full)
+    monkeypatch.setattr(Packer, "picture", raise_disk_full)
     with pytest.raises(Refused, match="cannot be written: no space left on device"):
-        making.backup(tmp_path / "b.tar", data=tmp_path / "data")
+        backup_cli.backup(tmp_path / "b.tar", data=tmp_path / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
     shutil.rmtree(tmp_path / "data")
 
 
-def test_a_backup_blames_its_file_for_nothing_else(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failing_backup_names_the_part_that_failed(
+    backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     data, file = tmp_path / "data", tmp_path / "b.tar"
 
@@ -431,7 +445,7 @@ def test_a_backup_blames_its_file_for_nothing_else(
         with monkeypatch.context() as patched:
             patched.setattr(where, name, Mock(side_effect=error))
             with pytest.raises(Refused) as caught:
-                making.backup(file, pictures_only=alone, data=data)
+                backup_cli.backup(file, pictures_only=alone, data=data)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
         return caught.value.sentence
 
@@ -444,8 +458,8 @@ def test_a_backup_blames_its_file_for_nothing_else(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_backup_goes_over_no_file_that_came_meanwhile(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+def test_a_backup_overwrites_no_file_that_appeared_meanwhile(
+    backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:  # fmt: skip
     file, real = tmp_path / "b.tar", Packer.close
     if not links:  # as on a USB stick
@@ -458,9 +472,9 @@ def test_a_backup_goes_over_no_file_that_came_meanwhile(
     with monkeypatch.context() as patched:
         patched.setattr(Packer, "close", slow)
         with pytest.raises(Refused, match="is there already"):
-            making.backup(file, data=tmp_path / "data")
+            backup_cli.backup(file, data=tmp_path / "data")
     assert file.read_text() == "another's"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "data", "small.tar"]
-    making.backup(tmp_path / "c.tar", data=tmp_path / "data")
-    assert content(tmp_path / "c.tar").keys() == content(made).keys()
+    backup_cli.backup(tmp_path / "c.tar", data=tmp_path / "data")
+    assert entries_of(tmp_path / "c.tar").keys() == entries_of(backup_file).keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "c.tar", "data", "small.tar"]

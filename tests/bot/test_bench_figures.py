@@ -1,4 +1,4 @@
-"""The pure parts of `darkroom bench queue` and `scale`: percentiles, growth, fairness, rows, pass or miss."""
+"""The pure parts of `darkroom bench queue` and `scale`: percentiles, growth, fairness, rows and goals."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TIMES = st.lists(st.floats(0, 1e6), min_size=1)
 
 
 @given(TIMES, st.floats(0, 1))
-def test_a_percentile_is_one_of_the_values_and_as_many_lie_below(values: list[float], share: float) -> None:
+def test_a_percentile_is_a_value_with_its_share_of_values_below(values: list[float], share: float) -> None:
     found = at(values, share)
     assert found in values
     assert sum(value <= found for value in values) >= share * len(values)
     assert sum(value < found for value in values) <= share * len(values)
 
 
-def test_percentiles_of_little() -> None:
+def test_percentiles_of_few_values() -> None:
     assert [at([3.0, 1.0, 2.0], share) for share in (0, 0.5, 0.99, 1)] == [1, 2, 3, 3]
     assert at(range(1, 101), 0.99) == 99
     assert math.isnan(at([], 0.5))
@@ -39,7 +39,7 @@ def test_growth_finds_the_exponent(exponent: float, factor: float) -> None:
 
 
 @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50))
-def test_jains_index_lies_between_one_for_all_and_one_for_one(shares: list[float]) -> None:
+def test_jains_index_is_one_for_equal_shares_and_least_for_a_single_user(shares: list[float]) -> None:
     assert 1 / len(shares) - 1e-9 <= jain(shares) <= 1 + 1e-9
     assert jain([shares[0]] * 10) == pytest.approx(1)
     assert jain([shares[0], *[0.0] * 9]) == pytest.approx(0.1)
@@ -51,13 +51,13 @@ def test_a_pace_does_not_count_a_batch_twice() -> None:
     assert pace([1.0]) == 0
 
 
-def test_shares_of_the_next_picks() -> None:
+def test_the_spread_of_the_next_picks_is_the_most_minus_the_fewest() -> None:
     assert shared_out(["a", "b", "a", "b", "c"], 3) == 1
     assert shared_out(["a", "a", "a"], 2) == 3
     assert shared_out([], 2) == 0
 
 
-def test_a_row_has_the_goal_of_its_name_and_passes_by_it() -> None:
+def test_a_row_passes_by_the_goal_of_its_name() -> None:
     name = "enqueue → first step, idle, p99"
     rows = [row(name, "SQLite", figure, samples=2, of=2) for figure in (50.0, 50.1, None, math.nan)]
     assert [each.passed for each in rows] == [True, False, False, False]
@@ -72,7 +72,7 @@ def test_a_row_has_the_goal_of_its_name_and_passes_by_it() -> None:
     }  # fmt: skip
 
 
-def test_every_name_has_its_goal_and_what_is_missing_never_passes() -> None:
+def test_every_name_has_a_goal_and_missing_rows_never_pass() -> None:
     named = (*latency.NAMES, *delivery.NAMES, *picking.NAMES, *fairness.NAMES, *handing.NAMES)
     named += admitting.NAMES
     assert set(named) == set(GOALS)
@@ -81,7 +81,7 @@ def test_every_name_has_its_goal_and_what_is_missing_never_passes() -> None:
     assert all(each.plain()["note"] and each.figure is None for each in rows)
 
 
-def test_a_hand_over_is_judged_by_the_worst_that_was_seen() -> None:
+def test_a_handover_is_judged_by_its_worst_time() -> None:
     kills = [handing.Moved(waited, 0.5) for waited in (9.0, 10.0, 12.5)]
     stops = [handing.Moved(waited, 0.1) for waited in (0.2, 0.3, 0.4, 0.5, 1.2)]
     rows = {each.name: each for each in handing.told("SQLite", kills, stops, (3, 5))}
@@ -92,33 +92,33 @@ def test_a_hand_over_is_judged_by_the_worst_that_was_seen() -> None:
     assert rows[f"{handing.REPEATED} (SQLite)"].passed
 
 
-def test_the_efficiency_is_of_one_worker_alone() -> None:
+def test_efficiency_compares_with_one_worker() -> None:
     found = scale.efficiency({1: (0.5, 9), 8: (3.8, 9)}, 8)
     assert (found.figure, found.goal, found.passed) == (pytest.approx(0.95), "≥ 0.9", True)
     assert not scale.efficiency({1: (0.5, 9), 8: (3.0, 9)}, 8).passed
     assert scale.efficiency({1: (0.5, 9), 2: (0.6, 9)}, 2).goal is None
 
 
-def test_nothing_passes_over_nothing() -> None:
-    unseen = delivery.told("SQLite", [], [[], []], 35)
-    unmoved = handing.told("SQLite", [], [], (3, 5))
-    idle = scale.efficiency({1: (0.0, 0), 8: (0.0, 0)}, 8)
-    for each in (*unseen, *unmoved, idle):
+def test_no_row_passes_without_a_measurement() -> None:
+    without_frames = delivery.told("SQLite", [], [[], []], 35)
+    without_moves = handing.told("SQLite", [], [], (3, 5))
+    without_workers = scale.efficiency({1: (0.0, 0), 8: (0.0, 0)}, 8)
+    for each in (*without_frames, *without_moves, without_workers):
         assert (each.figure, each.passed) == (None, False)
         assert each.remark.startswith("nothing was measured: 0 of ")
 
 
-def test_what_only_some_frames_or_rounds_showed_is_a_miss() -> None:
-    seen = delivery.told("SQLite", [1.0] * 35, [[1.0] * 34, *[[1.0] * 35] * 99], 35)
-    assert [each.passed for each in seen] == [True, False, False]
-    assert "only 3,499 of 3,500 were measured" in seen[-1].remark
+def test_a_row_with_too_few_samples_does_not_pass() -> None:
+    rows = delivery.told("SQLite", [1.0] * 35, [[1.0] * 34, *[[1.0] * 35] * 99], 35)
+    assert [each.passed for each in rows] == [True, False, False]
+    assert "only 3,499 of 3,500 were measured" in rows[-1].remark
     assert not any(each.passed for each in handing.told("SQLite", [handing.Moved(1.0, 0.1)], [], (3, 5)))
 
 
-def test_a_viewer_reads_stamps_out_of_pieces_of_a_stream() -> None:
+def test_a_viewer_reads_stamps_from_chunks_of_a_stream() -> None:
     picture = stamped(jpeg(2_000))
-    said = {"id": "X", "frames": {"1": base64.b64encode(picture).decode()}}
-    stream = b"event: room\r\ndata: {}\r\n\r\nevent: frame\r\ndata: " + json.dumps(said).encode() + b"\r\n\r\n: ping"
+    event = {"id": "X", "frames": {"1": base64.b64encode(picture).decode()}}
+    stream = b"event: room\r\ndata: {}\r\n\r\nevent: frame\r\ndata: " + json.dumps(event).encode() + b"\r\n\r\n: ping"
     viewer, now = Viewer(), stamp_of(picture) + 0.012
     for start in range(0, len(stream), 1000):
         viewer.take(stream[start : start + 1000], now)

@@ -1,4 +1,4 @@
-"""`darkroom bench queue` and `scale`, each once and short: real houses, brokers and simulated workers."""
+"""Short runs of `darkroom bench queue` and `scale` with real apps, brokers and simulated workers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from urllib.parse import unquote
 import pytest
 
 from bot.bench import admitting, cluster, delivery, fairness, figures, handing, latency, picking, queue, scale
-from bot.bench.cluster import cluster as private
+from bot.bench.cluster import cluster as private_postgresql
 from bot.bench.premises import cpu_seconds
 
 pytestmark = pytest.mark.may_block("it opens folders and starts processes, as a command does")
 
 
-def silent(sentence: str) -> None:
-    """Nobody reads it."""
+def discard(sentence: str) -> None:
+    """Ignores the sentence."""
 
 
 @pytest.mark.asyncio
-async def test_the_queue_is_measured_in_a_house_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "QUICK", 2)
     monkeypatch.setattr(picking, "QUICK", (100, 1_000))
     monkeypatch.setattr(picking, "FEW", 10)
     monkeypatch.setattr(figures, "GOALS", {**figures.GOALS, picking.P50.format(100, 10): (None, "ms")})
-    rows = await queue.measure(["SQLite"], ["latency", "picking"], quick=True, say=silent)
+    rows = await queue.measure(["SQLite"], ["latency", "picking"], quick=True, say=discard)
     assert [each.name.rpartition(" (")[2] for each in rows] == ["SQLite)"] * len(rows)
     assert all(each.figure is not None for each in rows)
     exponents = [each for each in rows if each.name.startswith(picking.EXPONENT)]  # below 0 where nothing grows
@@ -38,25 +38,25 @@ async def test_the_queue_is_measured_in_a_house_of_its_own(monkeypatch: pytest.M
 @pytest.mark.asyncio
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", ["delivery", "admitting", "fairness", "handing"])
-async def test_every_part_measures_all_that_it_set_out_to(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "PAGES", 5)
     monkeypatch.setattr(delivery, "QUICK", 12)
     monkeypatch.setattr(admitting, "QUICK", 0.5)
     monkeypatch.setattr(admitting, "USERS", 10)
     for name, value in (("LONG", fairness.SHORT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 2.0)):
         monkeypatch.setattr(fairness, name, value)
-    rows = await queue.measure(["SQLite"], [part], quick=True, say=silent)
+    rows = await queue.measure(["SQLite"], [part], quick=True, say=discard)
     assert rows
     assert [each.name for each in rows if each.figure is None or each.samples < each.of] == []
 
 
 @pytest.mark.asyncio
-async def test_one_and_two_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_scale_bench_measures_one_and_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "WORKERS", (1, 2))
     monkeypatch.setattr(scale, "ROW_MS", 10.0)
     monkeypatch.setattr(scale, "QUICK", 4.0)
     monkeypatch.setattr(scale, "WARMING", 0.2)
-    rows = await scale.measure(quick=True, say=silent)
+    rows = await scale.measure(quick=True, say=discard)
     names = ["jobs a second, 1 worker", "jobs a second, 2 workers", "efficiency of 2 workers"]
     assert [each.name for each in rows] == names
     assert all("the broker" in each.note for each in rows[:2])
@@ -74,8 +74,8 @@ def test_without_postgresql_its_rows_do_not_pass(
 
 
 @pytest.mark.asyncio
-async def test_a_private_postgresql_comes_and_goes() -> None:
-    async with private() as url:
+async def test_a_private_postgresql_starts_and_removes_its_folder() -> None:
+    async with private_postgresql() as url:
         folder = Path(unquote(url.partition("host=")[2].partition("&")[0]))
         reader, writer = await asyncio.open_unix_connection(str(folder / f".s.PGSQL.{cluster.PORT}"))
         writer.close()
@@ -83,5 +83,5 @@ async def test_a_private_postgresql_comes_and_goes() -> None:
     assert not folder.exists()
 
 
-def test_who_had_the_processor() -> None:
+def test_cpu_seconds_skips_a_process_without_an_id() -> None:
     assert set(cpu_seconds({"me": os.getpid(), "nobody": None})) == {"me"}

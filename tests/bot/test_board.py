@@ -1,4 +1,4 @@
-"""The board's sum of what is left is kept, not counted anew: whatever happens, it is what a count would give."""
+"""Active jobs: the running sum of the remaining cost always equals a fresh count."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_frame(job: str, step: int) -> Frame:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_left_is_what_a_count_would_give(seed: int) -> None:
+def test_the_remaining_cost_equals_a_fresh_count(seed: int) -> None:
     chance, board = random.Random(seed), Board()
     for _ in range(300):
         job, step = chance.choice(JOBS), chance.randrange(21)
@@ -46,8 +46,8 @@ def test_what_is_left_is_what_a_count_would_give(seed: int) -> None:
             case _:
                 board.drop(job)
         for pool in ("default", "large", "nobody's"):
-            counted = sum(run.cost_left for run in board.runs.values() if run.record.pool == pool)
-            assert board.cost_left(pool) == pytest.approx(counted, abs=1e-9)
+            expected = sum(run.cost_left for run in board.runs.values() if run.record.pool == pool)
+            assert board.cost_left(pool) == pytest.approx(expected, abs=1e-9)
     for job in JOBS:
         board.drop(job)
     assert board.cost_left("default") == 0.0
@@ -57,25 +57,25 @@ def a_loading(job: str, epoch: int, model: str = "embedded") -> Loading:
     return Loading(job=job, epoch=epoch, model=model, done=0.5)
 
 
-def test_a_model_on_its_way_is_a_sign_of_life_unless_it_is_anothers_or_too_late() -> None:
+def test_model_loading_counts_as_a_heartbeat_unless_it_is_foreign_or_late() -> None:
     board = Board()
     board.put(a_record(JOBS[0], "default", 1.0), 1.0)
-    others = a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 2**62), a_loading(JOBS[0], 1, "large")
-    for bad in others:
+    foreign = a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 2**62), a_loading(JOBS[0], 1, "large")
+    for bad in foreign:
         assert board.loading(bad, 2.0) is None
     run = board.runs[JOBS[0]]
     assert run.beat == 1.0
     assert board.loading(a_loading(JOBS[0], 1), 2.0) is run
     assert run.beat == 2.0
     assert board.frame(a_frame(JOBS[0], 1), 3.0) is run
-    assert board.loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview of it was there already"
+    assert board.loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview came before"
     board.put(a_record(JOBS[0], "default", 1.0), 5.0)
     assert board.loading(a_loading(JOBS[0], 1), 6.0) is None
     board.put(replace(a_record(JOBS[0], "default", 1.0), epoch=2), 7.0)
-    assert board.loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker fetches it"
+    assert board.loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker loads it"
 
 
-def test_a_frame_of_another_epoch_than_the_claims_changes_nothing() -> None:
+def test_a_frame_of_another_epoch_changes_nothing() -> None:
     board = Board()
     run = board.put(a_record(JOBS[0], "p", 8.0, step=3), 1.0)
     for epoch in (0, 2, 2**62):
@@ -83,35 +83,35 @@ def test_a_frame_of_another_epoch_than_the_claims_changes_nothing() -> None:
     assert (run.epoch, run.step, run.beat, board.cost_left("p")) == (1, 3, 1.0, 8.0 * 17 / 20)
 
 
-def test_before_anybody_said_that_it_began_a_frame_is_shown_and_counts_as_no_step() -> None:
+def test_a_frame_before_the_start_report_is_shown_but_counts_no_step() -> None:
     board = Board()
-    waiting = _sent(a_record(JOBS[0], "p", 8.0))
+    waiting = _as_sent(a_record(JOBS[0], "p", 8.0))
     run = board.put(waiting, 1.0)
-    assert board.frame(a_frame(JOBS[0], 20), 2.0) is None, "of the claim before"
+    assert board.frame(a_frame(JOBS[0], 20), 2.0) is None, "it is of the earlier claim"
     assert board.frame(replace_frame(a_frame(JOBS[0], 20), epoch=2**62), 2.0) is run
     assert (run.step, board.cost_left("p")) == (0, 8.0)
     began = board.put(replace(waiting, state="running", epoch=7), 3.0)
-    assert board.loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview was there already"
+    assert board.loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview came before"
     assert board.frame(replace_frame(a_frame(JOBS[0], 5), epoch=7), 4.0) is began
     assert began.step == 5
 
 
-def _sent(record: Record) -> Record:
+def _as_sent(record: Record) -> Record:
     return replace(record, state="sent")
 
 
-def test_rows_of_what_is_paused_are_spare_where_its_workers_say_so_too() -> None:
+def test_rows_of_paused_jobs_are_spare_if_their_workers_agree() -> None:
     board, first, second, third = Board(), *JOBS[:3]
     for job in (first, second):
         board.put(a_record(job, "p", 1.0), 0.0)
-    assert board.spare("p", 16, 8, 1.0) == 0, "nobody paused anything: the workers are behind"
+    assert board.spare("p", 16, 8, 1.0) == 0, "no job is paused: the workers only lag behind"
     board.paused[first] = 1.0
-    assert board.spare("p", 16, 0, 2.0) == 0, "it goes on, or somebody has its rows"
+    assert board.spare("p", 16, 0, 2.0) == 0, "it continues, or another job has its rows"
     assert board.spare("p", 16, 8, 2.0) == 8
-    assert board.spare("p", 16, 16, 2.0) == 8, "not more than is paused"
+    assert board.spare("p", 16, 16, 2.0) == 8, "no more rows than the paused jobs have"
     assert board.spare("q", 16, 8, 2.0) == 0
-    board.put(_sent(a_record(third, "p", 1.0)), 0.0)
-    assert board.spare("p", 16, 8, 2.0) == 8, "its rows are for the third, which is counted as taken"
+    board.put(_as_sent(a_record(third, "p", 1.0)), 0.0)
+    assert board.spare("p", 16, 8, 2.0) == 8, "the third job counts as using its rows"
     assert board.spare("p", 16, 8, 1.0 + PAUSED) == 0
     board.frame(a_frame(first, 5), 3.0)
-    assert first not in board.paused, "it goes on"
+    assert first not in board.paused, "it continues"

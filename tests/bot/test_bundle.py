@@ -1,4 +1,4 @@
-"""What is stored together: the head of a job's line, in order, of one epoch, and no more than there is room for."""
+"""Reports stored together: the first ones of a job, in order, of one epoch and within a size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 KINDS = ("picture", "picture", "picture", "ladder", "finished", "failed", "started")
 
 
-def report(kind, epoch, image, size, good):
+def make_report(kind, epoch, image, size, good):
     values = {
         "started": lambda: Started(job=JOB, epoch=epoch, worker="hand"),
         "failed": lambda: Failed(job=JOB, epoch=epoch, reason="no", blame="model"),
@@ -29,33 +29,33 @@ def report(kind, epoch, image, size, good):
 
 
 REPORTS = st.builds(
-    report, st.sampled_from(KINDS), st.integers(1, 2), st.integers(0, 3), st.integers(1, 60),
+    make_report, st.sampled_from(KINDS), st.integers(1, 2), st.integers(0, 3), st.integers(1, 60),
     st.sampled_from((True, True, True, False)),
 )  # fmt: skip
 
 
 @given(st.lists(REPORTS, min_size=1, max_size=12))
-def test_a_bundle_is_the_longest_head_of_the_line_that_may_be_stored_together(waiting):
-    taken = bundle(waiting, is_good, 100)
-    assert taken
-    assert taken == waiting[: len(taken)]
-    if len(taken) > 1:
-        assert all(may_join(taken[:count], taken[count]) for count in range(1, len(taken)))
-    if len(taken) < len(waiting) and starts(waiting[0]):
-        assert not may_join(taken, waiting[len(taken)])
+def test_a_bundle_is_the_longest_prefix_that_may_be_stored_together(waiting):
+    prefix = bundle(waiting, is_good, 100)
+    assert prefix
+    assert prefix == waiting[: len(prefix)]
+    if len(prefix) > 1:
+        assert all(can_join(prefix[:count], prefix[count]) for count in range(1, len(prefix)))
+    if len(prefix) < len(waiting) and is_good_picture(waiting[0]):
+        assert not can_join(prefix, waiting[len(prefix)])
 
 
 def is_good(one: Any) -> bool:
     return one.good
 
 
-def starts(one):
+def is_good_picture(one):
     return one.good and isinstance(one.value, Picture)
 
 
-def may_join(before, one):
+def can_join(before, one):
     pictures = [each.value for each in before]
-    if not one.good or one.value.epoch != pictures[0].epoch or not all(map(starts, before)):
+    if not one.good or one.value.epoch != pictures[0].epoch or not all(map(is_good_picture, before)):
         return False
     if isinstance(one.value, Finished):
         return True

@@ -1,4 +1,4 @@
-"""Settings: defaults, the environment, one line for what is wrong, and no secret in it."""
+"""Settings: defaults, the environment, and one-line errors without secrets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bot.refused import Refused
 
 
 @pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for field in Settings.model_fields.values():
         monkeypatch.delenv(str(field.validation_alias), raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
 
 
-def test_defaults_need_nothing(tmp_path):
+def test_defaults_need_no_environment(tmp_path):
     settings = load()
     assert settings.data == tmp_path / ".local/share/darkroom"
     assert settings.database == f"sqlite:///{settings.data}/darkroom.sqlite"
@@ -29,7 +29,7 @@ def test_defaults_need_nothing(tmp_path):
     assert settings.limits == Limits()
 
 
-def test_the_environment_is_read_and_the_command_line_wins(monkeypatch, tmp_path):
+def test_the_command_line_overrides_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("DARKROOM_DATA", str(tmp_path / "a"))
     monkeypatch.setenv("DARKROOM_PORT", "8000")
     monkeypatch.setenv("ALLOWED_HOSTS", "one.example, two.example,")
@@ -60,7 +60,7 @@ def test_the_data_folder_follows_xdg(monkeypatch, tmp_path):
         ("DARKROOM_COST_DAY", "nan"),
     ],
 )
-def test_a_bad_value_is_one_line_that_names_it_and_shows_no_secret(monkeypatch, name, value):
+def test_a_bad_value_gives_one_line_that_names_it_and_shows_no_secret(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(Refused) as caught:
         load()
@@ -70,12 +70,12 @@ def test_a_bad_value_is_one_line_that_names_it_and_shows_no_secret(monkeypatch, 
     assert caught.value.__cause__ is None
 
 
-def test_a_bad_value_of_the_command_line_is_named_too():
+def test_a_bad_value_on_the_command_line_is_named_too():
     with pytest.raises(Refused, match=r"^DARKROOM_PORT is not valid: "):
         load(port=-1)
 
 
-def test_settings_are_frozen_and_keep_their_secrets(monkeypatch):
+def test_settings_are_frozen_and_hide_secrets_in_their_repr(monkeypatch):
     monkeypatch.setenv("DISCORD_TOKEN", "hunter2")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///x?password=hunter2")
     settings = load()

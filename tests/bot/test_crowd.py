@@ -1,4 +1,4 @@
-"""A place in a queue that was not laid out: as if users were served in turn, which the fair order of equals does."""
+"""The estimated place in the queue: as if members were served in turn, which is the fair order of equals."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ users = st.lists(st.integers(1, 30), max_size=20)
 
 
 @given(users, st.integers(0, 29))
-def test_everybody_has_their_turns_before_it(counts: list[int], turn: int) -> None:
+def test_every_member_gets_their_turns_before_the_job(counts: list[int], turn: int) -> None:
     mine = turn + 1
     jobs, work = Crowd([*((count, 2.0) for count in counts), (mine, 2.0)]).before(turn)
     assert jobs == sum(min(count, mine) for count in counts) + turn
     assert work == 2.0 * (jobs + 1)
 
 
-def test_costs_are_those_of_each_user_and_nobody_is_no_crowd() -> None:
+def test_each_members_own_cost_counts_and_an_empty_crowd_costs_nothing() -> None:
     assert Crowd([(3, 1.0), (1, 10.0)]).before(1) == (2, 12.0)
     assert Crowd().before(5) == (0, 0.0)

@@ -1,4 +1,4 @@
-"""Words for a picture: the search through them, what is said of it, and who may ask how often."""
+"""Image-to-prompt: the search through the word list, the answer, and who may ask how often."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def rule(setting: str, value: Any) -> Rule:
     return Rule("guild", "", setting, value, guild="discord:9")
 
 
-def test_every_word_is_one_that_the_embedded_model_has_learned() -> None:
+def test_the_embedded_model_knows_every_word_of_its_list() -> None:
     words = json.loads((Path(__file__).parents[2] / "engine/weights/words.json").read_text())["words"]
     assert set(LEARNED.subjects) <= set(words)
     for each in (LEARNED, GENERAL):
@@ -74,14 +74,14 @@ def test_every_word_is_one_that_the_embedded_model_has_learned() -> None:
     assert vocabulary(changed(SHIPPED, size=512, tokens=75)) is GENERAL
 
 
-def test_what_is_said_besides_stands_around_the_subject_or_alone() -> None:
-    said = ["{}, blue background", "red {}"]
-    assert filled("fox", said) == "red fox, blue background"
-    assert filled("", said[:1]) == "blue background"
+def test_extra_words_surround_the_subject_or_stand_alone() -> None:
+    extras = ["{}, blue background", "red {}"]
+    assert filled("fox", extras) == "red fox, blue background"
+    assert filled("", extras[:1]) == "blue background"
     assert filled("fox", []) == "fox"
 
 
-def test_errors_count_as_shares_of_the_error_without_words() -> None:
+def test_errors_are_relative_to_the_error_of_an_empty_prompt() -> None:
     tally = Tally()
     tally.add([NOTHING, "fox", "cat"], 0, [[1.0, 10.0], [0.5, 5.0], [0.9, 11.0]])
     assert tally.gain("fox", range(2)) == pytest.approx(0.5)
@@ -102,7 +102,7 @@ def test_errors_count_as_shares_of_the_error_without_words() -> None:
         (("teddy bear",), "teddy bear"),
     ],
 )
-async def test_the_words_are_found_from_coarse_to_fine(fits: tuple[str, ...], found: str) -> None:
+async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...], found: str) -> None:
     describer = Describer(*fits)
     tried, best = await Search(describer.errors, SHIPPED, png(64, 64)).found(LEARNED)
     assert best[0].prompt == found
@@ -115,19 +115,19 @@ async def test_the_words_are_found_from_coarse_to_fine(fits: tuple[str, ...], fo
 
 
 @pytest.mark.asyncio
-async def test_where_no_words_help_none_are_said() -> None:
+async def test_no_words_are_suggested_if_none_help() -> None:
     _, best = await Search(Describer().errors, SHIPPED, png(64, 64)).found(LEARNED)
     assert best == ()
-    said = Described("embedded", 341, best).sentence
-    assert said.startswith("Under none of the 341 words that were tried does embedded predict")
-    assert said.endswith("it does not see as a person does.")
+    sentence = Described("embedded", 341, best).sentence
+    assert sentence.startswith("Under none of the 341 words that were tried does embedded predict")
+    assert sentence.endswith("it does not see as a person does.")
     assert Described("embedded", 341, (Worded("fox", 0.5),)).sentence.startswith(
         "These are the words, out of 341 that were tried, under which embedded predicts this picture's noise best."
     )
 
 
 @pytest.mark.asyncio
-async def test_a_picture_is_sent_small_and_square_and_an_answer_names_the_model(intake: Intake) -> None:
+async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model(intake: Intake) -> None:
     describer = Describer("fox")
     found = await describing(describer.errors, intake).describe(png(300, 200), ANN)
     assert (found.model, found.words[0].prompt) == ("embedded", "fox")
@@ -137,7 +137,7 @@ async def test_a_picture_is_sent_small_and_square_and_an_answer_names_the_model(
 
 
 @pytest.mark.asyncio
-async def test_one_of_a_member_at_a_time_and_a_short_line(intake: Intake) -> None:
+async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(intake: Intake) -> None:
     go, waiting = asyncio.Event(), Describer("fox")
 
     async def ask(request: DescribeRequest) -> Any:
@@ -170,7 +170,7 @@ async def test_one_of_a_member_at_a_time_and_a_short_line(intake: Intake) -> Non
         ((Rule("user", "discord:1", "blocked", True, guild="discord:9"),), "You are blocked"),
     ],
 )
-async def test_the_rules_of_the_house_hold(rules: tuple[Rule, ...], reason: str, intake: Intake) -> None:
+async def test_rules_hold_for_image_to_prompt(rules: tuple[Rule, ...], reason: str, intake: Intake) -> None:
     describer = Describer("fox")
     with pytest.raises(Refused, match=reason):
         await describing(describer.errors, intake, rules=rules).describe(png(), ANN)
@@ -178,7 +178,7 @@ async def test_the_rules_of_the_house_hold(rules: tuple[Rule, ...], reason: str,
 
 
 @pytest.mark.asyncio
-async def test_what_cannot_be_done_is_said_in_a_sentence(intake: Intake) -> None:
+async def test_every_failure_is_a_sentence(intake: Intake) -> None:
     async def nobody(request: DescribeRequest) -> Any:
         raise NobodyAnswers("No worker that is online has embedded in memory: draw something with it first.")
 

@@ -23,11 +23,11 @@ from engine.job import Failed, Started
 BOB = Member("local:bob", "Bob", "local")
 
 
-async def ask(house, member, here, times=1, text="a lamp --count 4"):
+async def submit_jobs(house, member, here, times=1, text="a lamp --count 4"):
     return [(await house.studio.imagine(text, member, here))[0].job for _ in range(times)]
 
 
-def states(house, jobs):
+def read_states(house, jobs):
     async def read():
         found = await house.store.ask(reads.some, jobs)
         return [found[job].state for job in jobs]
@@ -35,59 +35,59 @@ def states(house, jobs):
     return read()
 
 
-def all_in(house, jobs, *wanted):
+def all_have_state(house, jobs, *allowed):
     async def check():
-        return all(state in wanted for state in await states(house, jobs))
+        return all(state in allowed for state in await read_states(house, jobs))
 
     return check
 
 
-async def ready(house, until):
+async def wait_for_worker(house, until):
     await until(lambda: house.studio.workers())
 
 
 @pytest.mark.parametrize(("rows", "beyond"), [(1, 12), (8, 96), (16, 96), (32, 96), (96, 96), (320, 320)])
-def test_the_fewer_rows_a_pool_has_the_further_newcomers_may_go_beyond_them(rows, beyond):
+def test_pools_with_fewer_rows_are_overbooked_more(rows, beyond):
     assert rows * overbook(rows) == beyond
 
 
 @pytest.mark.asyncio
-async def test_no_more_than_the_workers_rows_are_sent_and_a_newcomer_gets_in(workplace, until, ann, here):
+async def test_dispatch_stays_within_the_workers_rows_and_lets_a_newcomer_in(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker(rows=16)
     apprentice.go.clear()
-    await ready(house, until)
-    mine = await ask(house, ann, here, 4)
+    await wait_for_worker(house, until)
+    mine = await submit_jobs(house, ann, here, 4)
     await until(lambda: len(apprentice.begun) == 2)
-    (other,) = await ask(house, BOB, here)
+    (other,) = await submit_jobs(house, BOB, here)
     await until(lambda: other in apprentice.begun)
-    assert await states(house, mine) == ["running", "running", "queued", "queued"]
+    assert await read_states(house, mine) == ["running", "running", "queued", "queued"]
     queue = await house.studio.queue("local")
     assert [view.id for view in queue] == [mine[0], mine[1], other, mine[2], mine[3]]
     assert [view.ahead for view in queue] == [None, None, None, 0, 1]
     assert queue[-1].why == "1 ahead of it."
     assert queue[-1].eta > queue[-2].eta > 0
     apprentice.go.set()
-    await until(all_in(house, [*mine, other], "finished"))
+    await until(all_have_state(house, [*mine, other], "finished"))
 
 
 @pytest.mark.asyncio
-async def test_no_more_of_a_members_jobs_run_than_the_limit_says(workplace, until, ann, here):
+async def test_a_members_running_jobs_stay_within_their_limit(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker(rows=1000)
     apprentice.go.clear()
-    await ready(house, until)
-    mine = await ask(house, ann, here, 5)
+    await wait_for_worker(house, until)
+    mine = await submit_jobs(house, ann, here, 5)
     await until(lambda: len(apprentice.begun) == 3)
     await house.dispatcher.round()
-    assert await states(house, mine) == ["running"] * 3 + ["queued"] * 2
+    assert await read_states(house, mine) == ["running"] * 3 + ["queued"] * 2
     assert (await house.studio.view(mine[3])).why.startswith("3 of this member's run already")
     apprentice.go.set()
-    await until(all_in(house, mine, "finished"))
+    await until(all_have_state(house, mine, "finished"))
 
 
 @pytest.mark.asyncio
-async def test_without_a_worker_it_waits_and_says_so(workplace, until, ann, here):
+async def test_without_a_worker_a_job_waits_and_says_so(workplace, until, ann, here):
     house = await workplace.house()
     (ticket,) = await house.studio.imagine("a lamp", ann, here)
     assert (ticket.worker, ticket.eta) == (False, None)
@@ -96,18 +96,18 @@ async def test_without_a_worker_it_waits_and_says_so(workplace, until, ann, here
     view = await house.studio.view(ticket.job)
     assert (view.state, view.worker, view.why) == ("queued", False, "No worker is online for embedded.")
     await workplace.worker()
-    await until(all_in(house, [ticket.job], "finished"))
+    await until(all_have_state(house, [ticket.job], "finished"))
 
 
 @pytest.mark.asyncio
-async def test_a_job_spoilt_under_our_hands_fails_and_those_behind_it_run(workplace, until, ann, here):
+async def test_a_job_with_a_corrupt_row_fails_and_the_jobs_behind_it_run(workplace, until, ann, here):
     house = await workplace.house()
-    spoilt, fine = await ask(house, ann, here, 2)
+    spoilt, fine = await submit_jobs(house, ann, here, 2)
     spoil = text("UPDATE jobs SET task = x'00' WHERE id = :id")
     await house.store.write(lambda connection: connection.execute(spoil, {"id": spoilt}) and None)
     async with house.feed.subscribe(spoilt) as moments:
         await workplace.worker()
-        await until(all_in(house, [fine], "finished"))
+        await until(all_have_state(house, [fine], "finished"))
         async with asyncio.timeout(10):
             while not isinstance(moment := await anext(moments), Settled):
                 continue
@@ -115,93 +115,93 @@ async def test_a_job_spoilt_under_our_hands_fails_and_those_behind_it_run(workpl
 
 
 @pytest.mark.asyncio
-async def test_places_in_the_queue_are_told(workplace, until, ann, here):
+async def test_places_in_the_queue_are_published(workplace, until, ann, here):
     house = await workplace.house()
     async with house.feed.subscribe() as moments:
-        first, second = await ask(house, ann, here, 2)
+        first, second = await submit_jobs(house, ann, here, 2)
         async with asyncio.timeout(10):
-            told = {}
-            while told.keys() != {first, second}:
+            places = {}
+            while places.keys() != {first, second}:
                 moment = await anext(moments)
                 assert isinstance(moment, Queued)
-                told[moment.job] = moment
-    assert [told[first].place, told[second].place] == [0, 1]
-    assert told[first].eta is None
+                places[moment.job] = moment
+    assert [places[first].place, places[second].place] == [0, 1]
+    assert places[first].eta is None
 
 
-async def _running(workplace, until, ann, here):
-    """A house, its worker, which stands still in the middle of a job, and that job."""
+async def _start_running_job(workplace, until, ann, here):
+    """An app, its worker, which stops halfway through a job, and that job."""
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "running"))
+    await wait_for_worker(house, until)
+    (job,) = await submit_jobs(house, ann, here)
+    await until(all_have_state(house, [job], "running"))
     return house, apprentice, job
 
 
-async def _sent_but_not_begun(workplace, until, ann, here):
-    """A job that was sent to a worker which only says that it is there; the house has closed since."""
+async def _send_jobs_to_idle_worker(workplace, until, ann, here):
+    """Two jobs that were sent to a worker which only announces itself; the app has closed since."""
     async with workplace.visit() as house:
         bus = await workplace.bus()
         apprentice = await workplace.hand("idle")
         await apprentice.announce()
-        await ready(house, until)
-        jobs = await ask(house, ann, here, 2)
-        await until(all_in(house, jobs, "sent"))
+        await wait_for_worker(house, until)
+        jobs = await submit_jobs(house, ann, here, 2)
+        await until(all_have_state(house, jobs, "sent"))
     return bus, jobs
 
 
 @pytest.mark.asyncio
-async def test_what_the_broker_lost_is_published_again_at_the_start(workplace, until, ann, here):
-    bus, jobs = await _sent_but_not_begun(workplace, until, ann, here)
+async def test_messages_that_the_broker_lost_are_published_again_at_the_start(workplace, until, ann, here):
+    bus, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
     await bus.js.purge_stream(subjects.WORK)
     apprentice, _ = await workplace.worker("second")
     house = await workplace.house()
-    await until(all_in(house, jobs, "finished"))
+    await until(all_have_state(house, jobs, "finished"))
     assert sorted(apprentice.begun) == sorted(jobs)
 
 
 @pytest.mark.asyncio
-async def test_what_the_broker_has_is_not_doubled_at_the_start(workplace, until, ann, here):
-    bus, jobs = await _sent_but_not_begun(workplace, until, ann, here)
+async def test_messages_that_the_broker_has_are_not_duplicated_at_the_start(workplace, until, ann, here):
+    bus, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
     house = await workplace.house()
     await house.dispatcher.republish()
     assert (await bus.js.stream_info(subjects.WORK)).state.messages == 2
-    assert await states(house, jobs) == ["sent", "sent"]
+    assert await read_states(house, jobs) == ["sent", "sent"]
 
 
 @pytest.mark.asyncio
-async def test_a_broker_that_lost_its_store_gets_everything_again(workplace, until, ann, here):
+async def test_a_broker_that_lost_its_store_gets_every_message_again(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker(rows=16)
     apprentice.go.clear()
-    await ready(house, until)
-    jobs = await ask(house, ann, here, 3)
+    await wait_for_worker(house, until)
+    jobs = await submit_jobs(house, ann, here, 3)
     await until(lambda: len(apprentice.begun) == 2)
-    apprentice.full = True  # else it might take once more what begins again, and stand still with it
+    apprentice.full = True  # else it might claim a restarted job again and stop halfway
     broker = workplace.broker
     os.kill(broker.pid, signal.SIGKILL)
     (broker.folder / "store").rename(broker.folder / "lost")
     await until(lambda: broker.restarts == 1)
     await workplace.worker("fresh")
-    await until(all_in(house, jobs[:2], "finished"), 20)
+    await until(all_have_state(house, jobs[:2], "finished"), 20)
     apprentice.go.set()
-    await until(all_in(house, jobs, "finished"), 20)
+    await until(all_have_state(house, jobs, "finished"), 20)
 
 
 @pytest.mark.asyncio
-async def test_a_job_whose_worker_died_goes_on_elsewhere_and_ends_once(workplace, until, ann, here):
+async def test_a_job_of_a_dead_worker_continues_elsewhere_and_ends_once(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, task = await workplace.worker("first")
     apprentice.go.clear()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "running"))
+    await wait_for_worker(house, until)
+    (job,) = await submit_jobs(house, ann, here)
+    await until(all_have_state(house, [job], "running"))
     first = await house.store.record(job)
     await apprentice.vanish(task)
     await workplace.worker("second")
-    await until(all_in(house, [job], "finished"))
+    await until(all_have_state(house, [job], "finished"))
     record = await house.store.record(job)
     assert record.worker == "second"
     assert record.epoch > first.epoch
@@ -210,44 +210,44 @@ async def test_a_job_whose_worker_died_goes_on_elsewhere_and_ends_once(workplace
 
 
 @pytest.mark.asyncio
-async def test_a_job_that_nobody_holds_any_more_is_queued_again(workplace, until, ann, here):
+async def test_a_job_without_a_claim_is_queued_again(workplace, until, ann, here):
     house = await workplace.house()
     apprentice = await workplace.hand("liar")
     await apprentice.announce()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "sent"))
+    await wait_for_worker(house, until)
+    (job,) = await submit_jobs(house, ann, here)
+    await until(all_have_state(house, [job], "sent"))
     delivered = await apprentice.bus.pull(["default"], timeout=2)
     await delivered.ack()
     await apprentice.say(Started(job=job, epoch=5, worker="liar"))
-    await until(all_in(house, [job], "running"))
+    await until(all_have_state(house, [job], "running"))
     await workplace.worker("honest")
-    await until(all_in(house, [job], "finished"), 20)
+    await until(all_have_state(house, [job], "finished"), 20)
     record = await house.store.record(job)
     assert (record.attempt, record.worker) == (2, "honest")
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_always_gives_up_is_tried_three_times_and_costs_nothing(workplace, until, ann, here):
+async def test_a_job_that_always_fails_at_its_worker_gets_three_attempts_and_costs_nothing(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.way = lambda job, epoch: Failed(
         job=job.id, epoch=epoch, reason="The device is gone.", blame="worker", retry=True
     )
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "failed"))
+    await wait_for_worker(house, until)
+    (job,) = await submit_jobs(house, ann, here)
+    await until(all_have_state(house, [job], "failed"))
     record = await house.store.record(job)
     assert (record.reason, record.blame, record.charged) == ("The device is gone.", "worker", 0.0)
     assert apprentice.begun == [job] * 3
 
 
 @pytest.mark.asyncio
-async def test_what_waited_too_long_fails_and_costs_nothing(workplace, until, ann, here):
+async def test_a_job_that_waits_too_long_fails_and_costs_nothing(workplace, until, ann, here):
     workplace.settings = load(data=workplace.settings.data, max_age=60)
     now = [1_000_000.0]
     house = await workplace.house(clock=lambda: now[0])
-    (job,) = await ask(house, ann, here)
+    (job,) = await submit_jobs(house, ann, here)
     now[0] += 59
     await house.patrol.round()
     assert (await house.studio.view(job)).state == "queued"
@@ -259,8 +259,8 @@ async def test_what_waited_too_long_fails_and_costs_nothing(workplace, until, an
 
 
 @pytest.mark.asyncio
-async def test_what_ran_and_was_not_done_in_time_did_not_wait(workplace, until, ann, here):
-    house, _, job = await _running(workplace, until, ann, here)
+async def test_a_running_job_past_its_deadline_fails_with_a_reason_of_its_own(workplace, until, ann, here):
+    house, _, job = await _start_running_job(workplace, until, ann, here)
     house.patrol._clock = lambda: time.time() + workplace.settings.max_age + 1
     await house.patrol.round()
     view = await house.studio.view(job)
@@ -268,13 +268,13 @@ async def test_what_ran_and_was_not_done_in_time_did_not_wait(workplace, until, 
 
 
 @pytest.mark.asyncio
-async def test_what_waited_while_its_model_changed_is_made_with_the_weights_of_now(workplace, until, ann, here):
+async def test_a_waiting_job_is_sent_with_the_current_weights_of_its_model(workplace, until, ann, here):
     house = await workplace.house()
     apprentice = await workplace.hand("hand")
     apprentice.rows = 0
     await apprentice.announce()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
+    await wait_for_worker(house, until)
+    (job,) = await submit_jobs(house, ann, here)
     assert (await house.studio.view(job)).recipe.revision == "1"
     apprentice.revision, apprentice.rows = "2", 32
     again = await apprentice.handed()
@@ -282,53 +282,53 @@ async def test_what_waited_while_its_model_changed_is_made_with_the_weights_of_n
 
 
 @pytest.mark.asyncio
-async def test_cancelling_in_every_state(workplace, until, ann, here):
+async def test_a_job_can_be_cancelled_in_every_state(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker(rows=8)
     apprentice.go.clear()
-    await ready(house, until)
-    runs, waits = await ask(house, ann, here, 2)
-    await until(all_in(house, [runs], "running"))
-    assert "nothing was charged" in await house.studio.cancel(waits, ann)
-    assert await states(house, [waits]) == ["cancelled"]
-    assert (await house.studio.cancel(runs, ann)).startswith("Cancelling")
-    await until(all_in(house, [runs], "cancelled"))
-    assert await house.studio.cancel(runs, ann) == "Cancelled."
-    record = await house.store.record(runs)
+    await wait_for_worker(house, until)
+    running, waiting = await submit_jobs(house, ann, here, 2)
+    await until(all_have_state(house, [running], "running"))
+    assert "nothing was charged" in await house.studio.cancel(waiting, ann)
+    assert await read_states(house, [waiting]) == ["cancelled"]
+    assert (await house.studio.cancel(running, ann)).startswith("Cancelling")
+    await until(all_have_state(house, [running], "cancelled"))
+    assert await house.studio.cancel(running, ann) == "Cancelled."
+    record = await house.store.record(running)
     assert record.charged == pytest.approx(record.cost / 4)
     assert not house.board.runs
 
 
 @pytest.mark.asyncio
-async def test_cancelling_without_a_worker_is_done_at_once(workplace, until, ann, here):
-    _, jobs = await _sent_but_not_begun(workplace, until, ann, here)
+async def test_a_job_without_a_worker_is_cancelled_at_once(workplace, until, ann, here):
+    _, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
     await asyncio.sleep(1.2)  # the worker's presence lapses
     house = await workplace.house()
     assert "no worker" in await house.studio.cancel(jobs[0], ann)
-    assert await states(house, jobs[:1]) == ["cancelled"]
+    assert await read_states(house, jobs[:1]) == ["cancelled"]
     assert (await house.store.record(jobs[0])).charged == 0.0
 
 
 @pytest.mark.asyncio
-async def test_while_reports_wait_nobody_is_taken_for_lost(workplace, until, ann, here):
-    house, apprentice, job = await _running(workplace, until, ann, here)
+async def test_no_worker_counts_as_lost_while_its_reports_wait(workplace, until, ann, here):
+    house, apprentice, job = await _start_running_job(workplace, until, ann, here)
     run, now = house.board.runs[job], time.time()
     assert await house.bus.revoke(job, run.record.epoch)
     house.patrol._orphaned[job] = now - 60.0
     house.board.behind = now + 60.0
     await house.patrol._look(run)
-    assert (await house.store.record(job)).attempt == 1, "its worker may be done, and we have not heard it yet"
+    assert (await house.store.record(job)).attempt == 1, "its worker may be done, and its report may still wait"
     house.patrol._orphaned[job] = now - 60.0
     house.board.behind = now - 1.0
     await house.patrol._look(run)
     assert (await house.store.record(job)).attempt == 2
     apprentice.go.set()
-    await until(all_in(house, [job], "finished"))
+    await until(all_have_state(house, [job], "finished"))
 
 
 @pytest.mark.asyncio
-async def test_a_requeue_that_is_noticed_late_takes_nothing_from_the_next_worker(workplace, until, ann, here):
-    house, _, job = await _running(workplace, until, ann, here)
+async def test_a_late_requeue_takes_no_claim_from_the_next_worker(workplace, until, ann, here):
+    house, _, job = await _start_running_job(workplace, until, ann, here)
     record = await house.store.record(job)
     line = Entry(job, time.time(), "running", "queued", record.attempt, 0, operating.AGAIN)
     for epoch in (0, record.epoch - 1):
@@ -339,32 +339,32 @@ async def test_a_requeue_that_is_noticed_late_takes_nothing_from_the_next_worker
 
 
 @pytest.mark.asyncio
-async def test_streams_that_could_not_be_made_at_the_reconnection_are_made_later(workplace, until, ann, here):
+async def test_streams_that_could_not_be_created_at_reconnection_are_created_later(workplace, until, ann, here):
     house = await workplace.house()
     await workplace.worker()
-    await ready(house, until)
+    await wait_for_worker(house, until)
     for stream in (subjects.RESULTS, subjects.WORK):
         await house.bus.js.delete_stream(stream)
     await house.dispatcher.lost()
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "finished"))
+    (job,) = await submit_jobs(house, ann, here)
+    await until(all_have_state(house, [job], "finished"))
 
 
 @pytest.mark.asyncio
-async def test_a_cancel_that_no_worker_answers_is_settled_by_the_patrol(workplace, until, ann, here):
+async def test_the_patrol_ends_a_cancelled_job_that_no_worker_answers(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, task = await workplace.worker()
     apprentice.go.clear()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "running"))
+    await wait_for_worker(house, until)
+    (job,) = await submit_jobs(house, ann, here)
+    await until(all_have_state(house, [job], "running"))
     await apprentice.vanish(task)
     assert (await house.studio.cancel(job, ann)).startswith("Cancelling")
-    await until(all_in(house, [job], "cancelled"))
+    await until(all_have_state(house, [job], "cancelled"))
 
 
 @pytest.mark.asyncio
-async def test_what_was_done_while_the_bot_was_away_is_not_sent_again(workplace, until, ann, here):
+async def test_a_job_that_finished_while_the_bot_was_away_is_not_sent_again(workplace, until, ann, here):
     hand = await workplace.hand("hand")
     async with workplace.visit() as house:
         await hand.announce()
@@ -379,6 +379,6 @@ async def test_what_was_done_while_the_bot_was_away_is_not_sent_again(workplace,
     await delivered.ack()
     before = (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq
     house = await workplace.house()
-    await until(all_in(house, [ticket.job], "finished"))
+    await until(all_have_state(house, [ticket.job], "finished"))
     await house.dispatcher.round()
     assert (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq == before

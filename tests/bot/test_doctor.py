@@ -1,4 +1,4 @@
-"""The doctor: each line true, each fault with its mend, and nothing that raises."""
+"""The doctor: every line is true, every fault has a remedy, and nothing raises."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bot.cli.running import Running, announce
 from bot.config import Settings, load
 
 
-def _settings(tmp_path: Path, **given: object) -> Settings:
-    return load(data=tmp_path, **given)
+def _settings(tmp_path: Path, **changes: object) -> Settings:
+    return load(data=tmp_path, **changes)
 
 
 @asynccontextmanager
-async def _api(status: int) -> AsyncIterator[str]:
-    """A loopback server with Discord's one address that the doctor asks."""
+async def _discord_api(status: int) -> AsyncIterator[str]:
+    """A local server with the one Discord endpoint that the doctor calls."""
 
     async def me(request: web.Request) -> web.Response:
         valid = request.headers["Authorization"] == "Bot good"
@@ -41,32 +41,32 @@ async def _api(status: int) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def _asked(tmp_path: Path, token: str, status: int = 200) -> Finding:
-    async with _api(status) as api:
+async def _check_token(tmp_path: Path, token: str, status: int = 200) -> Finding:
+    async with _discord_api(status) as api:
         return await asyncio.to_thread(discord, _settings(tmp_path, discord_token=token, discord_api=api))
 
 
 @pytest.mark.asyncio
-async def test_a_valid_token_says_whose_it_is(tmp_path: Path) -> None:
-    found = await _asked(tmp_path, "good")
+async def test_a_valid_token_is_reported_with_its_bot(tmp_path: Path) -> None:
+    found = await _check_token(tmp_path, "good")
     assert (found.ok, found.says, found.mend) == (True, "the token is valid: darkroom", "")
 
 
 @pytest.mark.asyncio
-async def test_a_wrong_token_says_where_to_get_one(tmp_path: Path) -> None:
-    found = await _asked(tmp_path, "bad-secret")
+async def test_a_wrong_token_is_reported_with_where_to_get_a_new_one(tmp_path: Path) -> None:
+    found = await _check_token(tmp_path, "bad-secret")
     assert not found.ok
     assert "Reset Token" in found.mend
     assert "bad-secret" not in str(found)
 
 
 @pytest.mark.asyncio
-async def test_discord_in_trouble_is_not_the_tokens_fault(tmp_path: Path) -> None:
-    found = await _asked(tmp_path, "good", status=503)
+async def test_a_discord_outage_does_not_blame_the_token(tmp_path: Path) -> None:
+    found = await _check_token(tmp_path, "good", status=503)
     assert (found.ok, found.says) == (False, "Discord answered 503")
 
 
-def test_discord_out_of_reach(tmp_path: Path, free_port: int) -> None:
+def test_an_unreachable_discord_leaves_the_token_unchecked(tmp_path: Path, free_port: int) -> None:
     api = f"http://127.0.0.1:{free_port}/api"
     found = discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
     assert not found.ok
@@ -81,7 +81,7 @@ def test_no_token_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "DISCORD_TOKEN" in found.mend
 
 
-def test_ports(tmp_path: Path, free_port: int) -> None:
+def test_a_port_in_use_is_reported(tmp_path: Path, free_port: int) -> None:
     settings = _settings(tmp_path, port=free_port)
     assert port(settings) == Finding("port", True, f"127.0.0.1:{free_port} is free")
     with socket.create_server(("127.0.0.1", free_port)):
@@ -90,12 +90,12 @@ def test_ports(tmp_path: Path, free_port: int) -> None:
         assert "--port" in found.mend
 
 
-def test_a_stale_announcement_is_not_believed(tmp_path: Path, free_port: int) -> None:
+def test_a_stale_announcement_is_ignored(tmp_path: Path, free_port: int) -> None:
     announce(tmp_path, Running(f"http://127.0.0.1:{free_port}", 1))
     assert port(_settings(tmp_path, port=free_port)).says == f"127.0.0.1:{free_port} is free"
 
 
-def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_or_unusable_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk(tmp_path / "not" / "yet" / "there").ok or "GiB" in disk(tmp_path).says
     monkeypatch.setattr(doctor, "NEEDED_BYTES", 1)
     assert disk(tmp_path).ok
@@ -107,7 +107,7 @@ def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not disk(tmp_path / "file").ok
 
 
-def test_brokers(tmp_path: Path, free_port: int) -> None:
+def test_an_unreachable_broker_is_reported(tmp_path: Path, free_port: int) -> None:
     assert broker(_settings(tmp_path, nats="")).ok
     url = f"nats://127.0.0.1:{free_port}"
     found = broker(_settings(tmp_path, nats=url))
@@ -117,7 +117,7 @@ def test_brokers(tmp_path: Path, free_port: int) -> None:
         assert broker(_settings(tmp_path, nats=url)).ok
 
 
-def test_a_line_is_a_line_and_its_mend(tmp_path: Path) -> None:
+def test_a_finding_prints_its_line_and_its_remedy(tmp_path: Path) -> None:
     assert python().ok
     assert str(Finding("port", False, "taken", "Use another.")) == (
         "BAD port      taken\n              → Use another."

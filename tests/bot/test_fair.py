@@ -1,4 +1,4 @@
-"""The fair order: shares by weight, no starvation, floods only behind themselves."""
+"""The fair order: shares by weight, no starvation, and a flood that delays only its own member."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def jobs(account: str, costs: list[float]) -> list[Waiting]:
     return [Waiting(f"{account}#{number:05}", account, cost) for number, cost in enumerate(costs)]
 
 
-def test_paths_are_unambiguous_whatever_the_names_hold():
-    made = paths("default", Share(tier="a/b", guild="", user="ü/%2F"))
-    assert len(made) == 4
-    assert ancestry(made[-1]) == made
-    assert user(made[-1]) == "ü/%2F"
-    assert parent(made[0]) == ""
-    assert made != paths("default", Share(tier="a", guild="b", user="ü/%2F"))
+def test_paths_are_unambiguous_for_any_names():
+    path_list = paths("default", Share(tier="a/b", guild="", user="ü/%2F"))
+    assert len(path_list) == 4
+    assert ancestry(path_list[-1]) == path_list
+    assert user(path_list[-1]) == "ü/%2F"
+    assert parent(path_list[0]) == ""
+    assert path_list != paths("default", Share(tier="a", guild="b", user="ü/%2F"))
 
 
-def test_a_flood_queues_behind_itself_and_newcomers_pass_it():
+def test_newcomers_pass_the_flood_of_one_member():
     accounts = tree("p/t/g/flood", "p/t/g/b", "p/t/g/c", virtual={"p/t/g/flood": 80.0, "p/t/g/b": 80, "p/t/g/c": 80})
     waiting = jobs("p/t/g/flood", [1.0] * 80) + jobs("p/t/g/b", [1.0] * 5) + jobs("p/t/g/c", [4.0] * 5)
     first = list(itertools.islice(order(accounts, waiting), 15))
@@ -40,7 +40,7 @@ def test_a_flood_queues_behind_itself_and_newcomers_pass_it():
     assert sum("/c#" in job for job in first) >= 2
 
 
-def test_a_guild_of_ten_gets_one_guilds_share():
+def test_a_guild_of_ten_members_gets_the_share_of_one_guild():
     many = [f"p/t/big/u{number}" for number in range(10)]
     accounts = tree(*many, "p/t/small/u")
     waiting = [one for path in many for one in jobs(path, [1.0] * 10)] + jobs("p/t/small/u", [1.0] * 30)
@@ -48,14 +48,14 @@ def test_a_guild_of_ten_gets_one_guilds_share():
     assert sum("/small/" in job for job in first) == 20
 
 
-def test_weights_divide_the_time():
+def test_weights_decide_the_shares():
     accounts = tree("p/gold/g/a", "p/plain/g/b", weights={"p/gold": 3.0})
     waiting = jobs("p/gold/g/a", [2.0] * 60) + jobs("p/plain/g/b", [2.0] * 60)
     first = list(itertools.islice(order(accounts, waiting), 40))
     assert sum("/gold/" in job for job in first) == 30
 
 
-def test_idling_saves_nothing_up():
+def test_an_idle_account_saves_up_no_share():
     assert entry(3.0, 50.0) == 50.0
     assert entry(60.0, 50.0) == 60.0
     assert charge(10.0, 6.0, 3.0) == 12.0
@@ -66,27 +66,27 @@ costs = st.floats(0.1, 50)
 
 
 @given(st.lists(st.tuples(users, costs), min_size=1, max_size=80))
-def test_everyone_is_served_once_and_a_user_in_order_of_arrival(asked):
-    waiting = [Waiting(f"{number:05}", account, cost) for number, (account, cost) in enumerate(asked)]
-    served = list(order(tree(*{account for account, _ in asked}), waiting))
+def test_each_job_is_served_once_and_each_members_jobs_in_order_of_arrival(requests):
+    waiting = [Waiting(f"{number:05}", account, cost) for number, (account, cost) in enumerate(requests)]
+    served = list(order(tree(*{account for account, _ in requests}), waiting))
     assert sorted(served) == [one.job for one in waiting]
-    for account in {account for account, _ in asked}:
+    for account in {account for account, _ in requests}:
         mine = [one.job for one in waiting if one.account == account]
         assert [job for job in served if job in mine] == mine
 
 
 @given(st.lists(st.tuples(users, costs), min_size=2, max_size=80), st.floats(0.5, 4))
-def test_no_sibling_runs_ahead_by_more_than_one_job_each(asked, weight):
+def test_no_sibling_gets_ahead_by_more_than_one_job_each(requests, weight):
     """SFQ's bound (Goyal et al. 1996, theorem 1): while two wait, their normalised service differs by l/w + l'/w'."""
     weights = {"p/s": weight}
-    waiting = [Waiting(f"{number:05}", account, cost) for number, (account, cost) in enumerate(asked)]
+    waiting = [Waiting(f"{number:05}", account, cost) for number, (account, cost) in enumerate(requests)]
     cost = {one.job: one.cost for one in waiting}
     tier = {one.job: one.account.split("/")[1] for one in waiting}
-    left = {name: sum(one == name for one in tier.values()) for name in "st"}
-    had = {"s": 0.0, "t": 0.0}
-    for job in order(tree(*{account for account, _ in asked}, weights=weights), waiting):
-        if not all(left.values()):
+    remaining = {name: sum(one == name for one in tier.values()) for name in "st"}
+    service = {"s": 0.0, "t": 0.0}
+    for job in order(tree(*{account for account, _ in requests}, weights=weights), waiting):
+        if not all(remaining.values()):
             break
-        had[tier[job]] += cost[job] / (weight if tier[job] == "s" else 1.0)
-        left[tier[job]] -= 1
-        assert abs(had["s"] - had["t"]) <= 50 / weight + 50 + 1e-6
+        service[tier[job]] += cost[job] / (weight if tier[job] == "s" else 1.0)
+        remaining[tier[job]] -= 1
+        assert abs(service["s"] - service["t"]) <= 50 / weight + 50 + 1e-6

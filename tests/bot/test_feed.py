@@ -1,4 +1,4 @@
-"""The feed: newest only, ends first, nobody waits for a slow reader."""
+"""The feed: readers get the newest events, ends first, and a slow reader delays nobody."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def frame(job: str, step: int, *images: int) -> Developing:
     return Developing(job, step, 100, 1.0, {image: b"%d@%d" % (image, step) for image in images})
 
 
-def test_frames_merge_by_image_and_never_go_back():
+def test_frames_merge_by_image_and_never_go_back_a_step():
     merged = merge(frame("a", 20, 0), frame("a", 10, 1))
     assert merged == Developing("a", 20, 100, 1.0, {0: b"0@20", 1: b"1@10"})
     assert merge(frame("a", 20, 0), Settled("a", "finished", "")) == Settled("a", "finished", "")
@@ -21,7 +21,7 @@ def test_frames_merge_by_image_and_never_go_back():
 
 
 @pytest.mark.asyncio
-async def test_a_slow_reader_gets_the_newest_and_ends_come_first():
+async def test_a_slow_reader_gets_ends_first_and_then_the_newest_events():
     feed = Feed()
     async with feed.subscribe() as moments:
         for step in range(50):
@@ -30,8 +30,8 @@ async def test_a_slow_reader_gets_the_newest_and_ends_come_first():
         feed.publish(Queued("b", 3, 7.0))
         feed.publish(frame("c", 1, 0))
         feed.publish(Settled("c", "failed", "why"))
-        seen = [await anext(moments) for _ in range(3)]
-    assert seen == [
+        events = [await anext(moments) for _ in range(3)]
+    assert events == [
         Settled("c", "failed", "why"),
         Developing("a", 49, 100, 1.0, {0: b"0@48", 1: b"1@49"}),
         Queued("b", 3, 7.0),
@@ -39,22 +39,22 @@ async def test_a_slow_reader_gets_the_newest_and_ends_come_first():
 
 
 @pytest.mark.asyncio
-async def test_a_frame_does_not_wait_behind_a_thousand_places_nor_a_place_for_ever_behind_frames():
+async def test_frames_and_queue_places_do_not_starve_each_other():
     feed = Feed()
     async with feed.subscribe() as moments:
         for number in range(1000):
             feed.publish(Queued(f"waits {number}", number, None))
         feed.publish(frame("runs", 1, 0))
         assert await anext(moments) == frame("runs", 1, 0)
-        read = []
+        events = []
         for step in range(2, 40):
             feed.publish(frame("runs", step, 0))
-            read.append(await anext(moments))
-        assert 2 <= sum(isinstance(one, Queued) for one in read) <= 8
+            events.append(await anext(moments))
+        assert 2 <= sum(isinstance(one, Queued) for one in events) <= 8
 
 
 @pytest.mark.asyncio
-async def test_what_changes_between_waiting_and_running_is_told_once_as_it_is_now():
+async def test_a_job_that_waited_and_runs_gives_one_event_with_its_newest_state():
     feed = Feed()
     async with feed.subscribe() as moments:
         feed.publish(Queued("a", 0, None))
@@ -70,7 +70,7 @@ async def test_what_changes_between_waiting_and_running_is_told_once_as_it_is_no
 
 
 @pytest.mark.asyncio
-async def test_a_model_on_its_way_stands_between_place_and_pictures_and_before_no_frame_of_another():
+async def test_model_loading_ranks_between_queue_places_and_frames():
     feed = Feed()
     async with feed.subscribe() as moments:
         feed.publish(Queued("a", 0, None))
@@ -79,7 +79,7 @@ async def test_a_model_on_its_way_stands_between_place_and_pictures_and_before_n
         feed.publish(frame("b", 1, 0))
         assert [await anext(moments) for _ in range(2)] == [frame("b", 1, 0), Readying("a", "large", 0.49)]
         feed.publish(Readying("a", "large", 1.0))
-        feed.publish(Developing("a", 0, 100, 9.0))  # that it began comes by another way, and late
+        feed.publish(Developing("a", 0, 100, 9.0))  # the start report takes another way and comes late
         async with feed.subscribe("a") as later:
             assert await anext(later) == Readying("a", "large", 1.0)
         feed.publish(frame("a", 1, 0))
@@ -92,17 +92,17 @@ async def test_a_model_on_its_way_stands_between_place_and_pictures_and_before_n
 
 
 @pytest.mark.asyncio
-async def test_a_moment_is_offered_to_those_alone_who_asked_for_its_job(monkeypatch):
-    feed, offered = Feed(), []
-    monkeypatch.setattr(Subscription, "offer", lambda one, moment: offered.append((one.job, moment.job)))
+async def test_an_event_reaches_only_subscribers_of_its_job(monkeypatch):
+    feed, offers = Feed(), []
+    monkeypatch.setattr(Subscription, "offer", lambda one, moment: offers.append((one.job, moment.job)))
     for job in [*(f"other {number}" for number in range(100)), "a", None]:
         feed.subscribe(job)
     feed.publish(Queued("a", 0, None))
-    assert sorted(offered, key=str) == [("a", "a"), (None, "a")]
+    assert sorted(offers, key=str) == [("a", "a"), (None, "a")]
 
 
 @pytest.mark.asyncio
-async def test_a_newcomer_starts_with_the_newest_of_what_is_not_over():
+async def test_a_new_subscriber_starts_with_the_newest_event_of_each_open_job():
     feed = Feed()
     feed.publish(frame("a", 5, 0))
     feed.publish(frame("b", 6, 0))
@@ -115,7 +115,7 @@ async def test_a_newcomer_starts_with_the_newest_of_what_is_not_over():
 
 
 @pytest.mark.asyncio
-async def test_who_watches_is_known_for_as_long_as_he_does():
+async def test_the_feed_knows_its_subscribers_while_they_watch():
     feed = Feed()
     assert not feed.heard
     async with feed.subscribe("a"):
@@ -130,7 +130,7 @@ async def test_who_watches_is_known_for_as_long_as_he_does():
 
 
 @pytest.mark.asyncio
-async def test_a_reader_that_waits_is_woken_and_the_iteration_ends_with_the_feed():
+async def test_a_waiting_reader_wakes_and_its_iteration_ends_with_the_feed():
     feed = Feed()
     moments = feed.subscribe()
     reading = asyncio.create_task(anext(moments))
@@ -143,7 +143,7 @@ async def test_a_reader_that_waits_is_woken_and_the_iteration_ends_with_the_feed
 
 
 @pytest.mark.asyncio
-async def test_what_comes_after_the_end_of_a_job_is_dropped():
+async def test_events_after_the_end_of_a_job_are_dropped():
     feed = Feed()
     async with feed.subscribe() as moments:
         feed.publish(Settled("a", "finished", ""))

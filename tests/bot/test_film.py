@@ -1,4 +1,4 @@
-"""Films: every rung in order, the last one held, within a limit; and ladders that are not what the contract says."""
+"""Films: every keyframe in order, a longer last frame, a size limit, and ladders that break the contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bot.images import film as developing
+from bot.images import film as film_module
 from bot.images.film import film, rung, steps
 from bot.images.grid import GAP
 from bot.images.pixels import Unreadable, saved
@@ -27,7 +27,7 @@ def thumbnail(grey: int, size: tuple[int, int] = (64, 64)) -> bytes:
     return out.getvalue()
 
 
-def busy(seed: int) -> bytes:
+def noisy_thumbnail(seed: int) -> bytes:
     """A thumbnail that does not compress."""
     out = io.BytesIO()
     state, values = seed + 1, bytearray()
@@ -61,14 +61,14 @@ def grey(picture: Image.Image, at: tuple[int, int]) -> int:
     return int(value[0])
 
 
-def test_a_film_shows_every_rung_and_holds_the_last() -> None:
-    shown = frames(film([ladder()]))
-    assert [round(grey(one, (128, 128)) / 20) for one, _ in shown] == [0, 1, 2, 3, 4, 5]
-    assert [duration for _, duration in shown] == [FRAME_MS] * 5 + [HOLD_MS]
-    assert shown[0][0].size == (256, 256)
+def test_a_film_shows_every_keyframe_and_pauses_on_the_last() -> None:
+    pairs = frames(film([ladder()]))
+    assert [round(grey(one, (128, 128)) / 20) for one, _ in pairs] == [0, 1, 2, 3, 4, 5]
+    assert [duration for _, duration in pairs] == [FRAME_MS] * 5 + [HOLD_MS]
+    assert pairs[0][0].size == (256, 256)
 
 
-def test_images_stand_by_their_number_whatever_the_order() -> None:
+def test_images_are_placed_by_number_whatever_their_order() -> None:
     ladders = [ladder(2, first=100), ladder(0), ladder(1, first=50)]
     last = frames(film(ladders))[-1][0]
     assert last.size == (512 + GAP, 512 + GAP)
@@ -78,7 +78,7 @@ def test_images_stand_by_their_number_whatever_the_order() -> None:
     assert film(ladders) == film(ladders[::-1])
 
 
-def test_a_shorter_ladder_waits_at_its_end() -> None:
+def test_a_shorter_ladder_repeats_its_last_keyframe() -> None:
     ladders = [ladder(0, 6), ladder(1, 3, first=100)]
     last = frames(film(ladders))[-1][0]
     assert (grey(last, (100, 100)), grey(last, (400, 100))) == (pytest.approx(100, abs=4), pytest.approx(140, abs=4))
@@ -86,28 +86,28 @@ def test_a_shorter_ladder_waits_at_its_end() -> None:
 
 
 @pytest.mark.parametrize("side", [256, 512])
-def test_the_finished_pictures_are_the_frame_that_is_held(side: int) -> None:
-    """A small model's are drawn larger than its rungs: enlarged rungs would be a blur where the sharp ones stand."""
+def test_the_last_frame_shows_the_finished_pictures(side: int) -> None:
+    """A small model's pictures are larger than its keyframes: enlarged keyframes would look blurred there."""
     chart = np.zeros((side, side, 3), dtype=np.uint8)
     chart[:, side // 2 :] = 255
     finals = [saved(Image.fromarray(chart), "PNG")] * 2
-    shown = frames(film([ladder(0), ladder(1)], finals=finals))
-    assert [round(grey(one, (128, 128)) / 20) for one, _ in shown[:-1]] == [0, 1, 2, 3, 4]
-    assert len({one.size for one, _ in shown}) == 1
-    held = shown[-1][0]
-    assert (grey(held, (120, 128)), grey(held, (136, 128))) == (pytest.approx(0, abs=9), pytest.approx(255, abs=9))
+    pairs = frames(film([ladder(0), ladder(1)], finals=finals))
+    assert [round(grey(one, (128, 128)) / 20) for one, _ in pairs[:-1]] == [0, 1, 2, 3, 4]
+    assert len({one.size for one, _ in pairs}) == 1
+    last = pairs[-1][0]
+    assert (grey(last, (120, 128)), grey(last, (136, 128))) == (pytest.approx(0, abs=9), pytest.approx(255, abs=9))
     with pytest.raises(Unreadable):
         film([ladder()], finals=[b"no picture"])
 
 
-def test_large_finished_pictures_are_made_small_before_the_next_is_opened() -> None:
+def test_each_large_finished_picture_is_reduced_before_the_next_is_opened() -> None:
     large = saved(Image.new("RGB", (2048, 1024)), "PNG")
-    assert developing._final(large).size == (developing.MAX_FINAL, developing.MAX_FINAL // 2)
-    shown = frames(film([ladder(0), ladder(1)], finals=[large, large]))
-    assert len({one.size for one, _ in shown}) == 1
+    assert film_module._final(large).size == (film_module.MAX_FINAL, film_module.MAX_FINAL // 2)
+    pairs = frames(film([ladder(0), ladder(1)], finals=[large, large]))
+    assert len({one.size for one, _ in pairs}) == 1
 
 
-def test_a_single_rung_is_a_still_grid() -> None:
+def test_a_single_keyframe_is_a_still_grid() -> None:
     ladders = [ladder(0), ladder(1, first=100)]
     ((still, _),) = frames(rung(ladders, 2))
     assert still.size == (512 + GAP, 256)
@@ -117,8 +117,10 @@ def test_a_single_rung_is_a_still_grid() -> None:
             rung(ladders, outside)
 
 
-def test_a_film_keeps_to_its_limit() -> None:
-    ladders = [ladder(image, pictures=[busy(image * 10 + place) for place in range(5)]) for image in range(4)]
+def test_a_film_stays_within_its_size_limit() -> None:
+    ladders = [
+        ladder(image, pictures=[noisy_thumbnail(image * 10 + place) for place in range(5)]) for image in range(4)
+    ]
     whole = film(ladders)
     small = film(ladders, limit=len(whole) // 4)
     assert len(small) <= len(whole) // 4
@@ -129,17 +131,17 @@ def test_a_film_keeps_to_its_limit() -> None:
 
 
 def test_thumbnails_of_any_sizes_make_frames_of_one_bounded_size() -> None:
-    """They come from workers: a large one among small ones is no reason to fail, nor for a film of gigabytes."""
+    """They come from workers: a large one among small ones neither fails nor makes a film of gigabytes."""
     sizes = [(64, 64), (1024, 1024), (8, 640), (512, 256)]
     odd = ladder(pictures=[thumbnail(40, size) for size in sizes])
-    shown = frames(film([odd, odd, odd]))
-    assert {one.size for one, _ in shown} == {frames(film([odd, odd, odd]))[0][0].size}
-    assert max(shown[0][0].size) <= MAX_SIDE
+    pairs = frames(film([odd, odd, odd]))
+    assert {one.size for one, _ in pairs} == {frames(film([odd, odd, odd]))[0][0].size}
+    assert max(pairs[0][0].size) <= MAX_SIDE
     huge = ladder(pictures=[thumbnail(40 + place, (1000, 1000)) for place in range(3)])
     assert frames(film([huge] * 4))[0][0].size == (MAX_SIDE, MAX_SIDE)
 
 
-def test_what_is_no_ladder_is_refused() -> None:
+def test_an_invalid_ladder_is_refused() -> None:
     oversized = ladder(pictures=[thumbnail(9, (1100, 1000))])
     for wrong in (b"", b"\x00nonsense", ladder(count=6)[:-9], ladder(pictures=[b"no picture"]), oversized):
         with pytest.raises(Unreadable):

@@ -1,4 +1,4 @@
-"""The way into noise: what equation 4 says of every frame, the ends of the film, and its way back by a ladder."""
+"""The noising film: equation 4 holds for every frame; its first and last frame; its way back along a ladder."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def ladder(count: int = 5) -> bytes:
 
 
 def frames(payload: bytes) -> tuple[list[Image.Image], list[int]]:
-    found, seen = [], []
+    found, durations = [], []
     with Image.open(io.BytesIO(payload)) as film:
         for place in range(getattr(film, "n_frames", 1)):
             film.seek(place)
             film.load()
             found.append(film.convert("RGB"))
-            seen.append(int(film.info["duration"]))
-    return found, seen
+            durations.append(int(film.info["duration"]))
+    return found, durations
 
 
 def array(one: Image.Image) -> np.ndarray:
@@ -72,15 +72,15 @@ def test_the_first_frame_is_the_picture_and_the_last_is_unit_noise() -> None:
     assert reel.draw(FRAMES - 1, reel.size).tobytes() == shown(noise).tobytes()
     assert abs(noise.mean()) < 4 / math.sqrt(n)
     assert noise.var() == pytest.approx(1.0, abs=4 * math.sqrt(2 / n))
-    for within in (1.0, 2.0, 3.0):  # as much of it lies within so many deviations as of a normal distribution
-        expected = math.erf(within / math.sqrt(2))
-        assert (np.abs(noise) < within).mean() == pytest.approx(
+    for deviations in (1.0, 2.0, 3.0):  # the same share lies within as in a normal distribution
+        expected = math.erf(deviations / math.sqrt(2))
+        assert (np.abs(noise) < deviations).mean() == pytest.approx(
             expected, abs=4 * math.sqrt(expected * (1 - expected) / n)
         )
     for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[..., 0], noise[..., 1])):
-        assert abs((a * b).mean()) < 4 / math.sqrt(a.size), "neighbours and colours know nothing of each other"
+        assert abs((a * b).mean()) < 4 / math.sqrt(a.size), "neighbours and colours are uncorrelated"
     clear = array(opened(picture())) / 127.5 - 1
-    assert abs((noise * clear).mean()) < 4 / math.sqrt(n), "nothing of the picture is left"
+    assert abs((noise * clear).mean()) < 4 / math.sqrt(n), "the noise is uncorrelated with the picture"
 
 
 @settings(deadline=None, max_examples=20)
@@ -94,7 +94,7 @@ def test_every_frame_has_the_mean_and_the_variance_of_equation_4(level: float, s
     assert rest.var() == pytest.approx(variance, abs=6 * variance * math.sqrt(2 / n) + 1e-6)
 
 
-def test_the_noise_is_the_seeds_and_the_same_for_all_frames() -> None:
+def test_the_seed_decides_the_noise_of_all_frames() -> None:
     pixels = np.asarray(opened(picture((64, 64))))
     half, none = noised(pixels, 5, 0.5), noised(pixels, 5, 0.0)
     clear = pixels / 127.5 - 1.0
@@ -103,12 +103,12 @@ def test_the_noise_is_the_seeds_and_the_same_for_all_frames() -> None:
     assert seed_of(picture()) == seed_of(picture()) != seed_of(picture((64, 64)))
 
 
-def test_the_cosine_schedule_is_the_one_of_diffusers() -> None:
+def test_the_cosine_schedule_matches_diffusers() -> None:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    theirs = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
-    ours = [cosine((step + 1) / 1000) for step in range(1000)]
-    assert np.allclose(theirs[:-1], ours[:-1], atol=1e-5)  # theirs stops short of the last, where nothing would be left
+    reference = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
+    own = [cosine((step + 1) / 1000) for step in range(1000)]
+    assert np.allclose(reference[:-1], own[:-1], atol=1e-5)  # diffusers clips the last step, which leaves no signal
     assert (cosine(0.0), cosine(1.0)) == (1.0, 0.0)
 
 
@@ -120,21 +120,21 @@ def test_a_models_own_schedule_decides_how_noisy_each_frame_is() -> None:
     pixels = np.asarray(opened(picture()))
     assert reel.draw(0, reel.size).tobytes() == opened(picture()).tobytes()
     for place in (1, 5, 10):
-        wanted = shown(noised(pixels, 3, alphas[round(999 * place / 10)]))
-        assert reel.draw(place, reel.size).tobytes() == wanted.tobytes()
+        expected = shown(noised(pixels, 3, alphas[round(999 * place / 10)]))
+        assert reel.draw(place, reel.size).tobytes() == expected.tobytes()
     sudden = dissolving(picture(), 3, frames=3, alphas=[0.0])
     assert sudden.draw(1, (64, 64)).tobytes() == sudden.draw(2, (64, 64)).tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dissolving_picture_is_a_film_of_every_kind(kind: Kind) -> None:
-    made = dissolve(picture((96, 64)), 7, frames=6, kind=kind)
-    assert made == dissolve(picture((96, 64)), 7, frames=6, kind=kind)
-    assert made != dissolve(picture((96, 64)), 8, frames=6, kind=kind)
+def test_a_noising_film_is_made_in_every_format(kind: Kind) -> None:
+    film = dissolve(picture((96, 64)), 7, frames=6, kind=kind)
+    assert film == dissolve(picture((96, 64)), 7, frames=6, kind=kind)
+    assert film != dissolve(picture((96, 64)), 8, frames=6, kind=kind)
     if kind == "mp4":
         return
-    found, seen = frames(made)
-    assert seen == [FRAME_MS + TURN_MS, *[FRAME_MS] * 4, HOLD_MS]
+    found, durations = frames(film)
+    assert durations == [FRAME_MS + TURN_MS, *[FRAME_MS] * 4, HOLD_MS]
     assert {one.size for one in found} == {(384, 256)}
     first = array(dissolving(picture((96, 64)), 7).draw(0, (384, 256)))
     assert np.abs(array(found[0]) - first).mean() < 4
@@ -143,34 +143,34 @@ def test_a_dissolving_picture_is_a_film_of_every_kind(kind: Kind) -> None:
     assert spread[-1] > 30
 
 
-def test_noise_made_smaller_is_noise_of_that_size() -> None:
-    """It would be grey if the frame were made smaller with the noise in it."""
+def test_a_smaller_film_draws_its_noise_at_its_own_size() -> None:
+    """Scaling a noisy frame down would average its noise to grey."""
     whole = dissolve(picture(), 7, frames=8)
     small = dissolve(picture(), 7, frames=8, limit=len(whole) // 10)
-    found, seen = frames(small)
+    found, durations = frames(small)
     assert len(small) <= len(whole) // 10
     assert found[0].width < 256
-    assert seen[-1] == HOLD_MS
+    assert durations[-1] == HOLD_MS
     assert array(found[-1].convert("L")).std() > 30
 
 
-def test_there_and_back_ends_where_it_began() -> None:
-    made = there_and_back(picture(), ladder(), 7, frames=8)
-    found, seen = frames(made)
+def test_a_there_and_back_film_ends_with_its_first_picture() -> None:
+    film = there_and_back(picture(), ladder(), 7, frames=8)
+    found, durations = frames(film)
     assert len(found) == 8 + 5
-    assert seen == [FRAME_MS + TURN_MS, *[FRAME_MS] * 6, FRAME_MS + TURN_MS, *[FRAME_MS] * 4, HOLD_MS]
+    assert durations == [FRAME_MS + TURN_MS, *[FRAME_MS] * 6, FRAME_MS + TURN_MS, *[FRAME_MS] * 4, HOLD_MS]
     assert np.abs(array(found[0]) - array(found[-1])).mean() < 3
     assert np.corrcoef(array(found[0]).ravel(), array(found[7]).ravel())[0, 1] < 0.05
     assert [round((array(one).mean() - 10) / 40) for one in found[8:12]] == [0, 1, 2, 3]
-    tight = there_and_back(picture(), ladder(), 7, frames=8, limit=len(made) // 3)
-    assert len(tight) <= len(made) // 3
+    tight = there_and_back(picture(), ladder(), 7, frames=8, limit=len(film) // 3)
+    assert len(tight) <= len(film) // 3
     again, times = frames(tight)
     assert times[0] >= FRAME_MS + TURN_MS
     assert times[-1] == HOLD_MS
     assert np.corrcoef(array(again[0]).ravel(), array(again[-1]).ravel())[0, 1] > 0.9
 
 
-def test_sizes_are_bounded_and_what_is_no_picture_is_refused() -> None:
+def test_sizes_are_bounded_and_invalid_input_is_refused() -> None:
     assert dissolving(picture((2000, 1000)), 1).size == (MAX_SIDE, MAX_SIDE // 2)
     assert max(dissolving(picture((3000, 4)), 1).size) == MAX_SIDE
     with pytest.raises(Unreadable):

@@ -1,4 +1,4 @@
-"""Films as files: read back, every kind shows the frames it was given, for as long as was said, within its limit."""
+"""Film files: read back, every format shows its frames for their durations, within its size limit."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from bot.refused import Refused
 PICTURES: tuple[Kind, ...] = ("webp", "avif", "gif")
 
 
-def read(payload: bytes, kind: Kind) -> tuple[list[Image.Image], list[int]]:
-    """Frames and their milliseconds, by Pillow or, of an MP4, by FFmpeg with equal frames as one."""
+def read_film(payload: bytes, kind: Kind) -> tuple[list[Image.Image], list[int]]:
+    """Frames and their milliseconds, by Pillow; for an MP4 by FFmpeg, which counts equal frames as one."""
     if kind == "mp4":
         return _video(payload)
-    frames, seen = [], []
+    frames, times = [], []
     with Image.open(io.BytesIO(payload)) as opened:
         assert opened.format == kind.upper()
         for place in range(getattr(opened, "n_frames", 1)):
             opened.seek(place)
             opened.load()
             frames.append(opened.convert("RGB"))
-            seen.append(int(opened.info.get("duration", 0)))
-    return frames, seen
+            times.append(int(opened.info.get("duration", 0)))
+    return frames, times
 
 
 def _video(payload: bytes) -> tuple[list[Image.Image], list[int]]:
     frames: list[Image.Image] = []
-    seen: list[int] = []
+    times: list[int] = []
     with av.open(io.BytesIO(payload), "r") as container:
         (stream,) = container.streams.video
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         for frame in container.decode(stream):
-            shown = frame.to_image()
-            if frames and np.abs(np.asarray(shown, int) - np.asarray(frames[-1], int)).mean() < 2:
-                seen[-1] += FRAME_MS
+            picture = frame.to_image()
+            if frames and np.abs(np.asarray(picture, int) - np.asarray(frames[-1], int)).mean() < 2:
+                times[-1] += FRAME_MS
             else:
-                frames.append(shown)
-                seen.append(FRAME_MS)
-    return frames, seen
+                frames.append(picture)
+                times.append(FRAME_MS)
+    return frames, times
 
 
 def grey(size: tuple[int, int], value: int) -> Image.Image:
@@ -61,8 +61,8 @@ def a_reel(count: int = 8, size: tuple[int, int] = (64, 48), **more: object) -> 
     return Reel(count, size, lambda place, at: grey(at, (20 + 25 * place) % 256), **more)  # type: ignore[arg-type]
 
 
-def busy(count: int = 12, size: tuple[int, int] = (128, 128)) -> Reel:
-    """Every frame other noise: what compresses worst."""
+def noisy_reel(count: int = 12, size: tuple[int, int] = (128, 128)) -> Reel:
+    """Every frame is different noise, which compresses worst."""
 
     def draw(place: int, at: tuple[int, int]) -> Image.Image:
         grains = np.random.default_rng(place).integers(0, 256, (at[1], at[0], 3), dtype=np.uint8)
@@ -76,50 +76,50 @@ def level(picture: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_shows_each_frame_for_its_time_and_holds_the_last(kind: Kind) -> None:
-    frames, seen = read(fitted(a_reel(), kind), kind)
+def test_every_format_shows_each_frame_for_its_duration_and_pauses_on_the_last(kind: Kind) -> None:
+    frames, times = read_film(fitted(a_reel(), kind), kind)
     assert [round((level(one) - 20) / 25) for one in frames] == list(range(8))
-    held = round(HOLD_MS / FRAME_MS) * FRAME_MS if kind == "mp4" else HOLD_MS
-    assert seen == [FRAME_MS] * 7 + [held]
+    pause = round(HOLD_MS / FRAME_MS) * FRAME_MS if kind == "mp4" else HOLD_MS
+    assert times == [FRAME_MS] * 7 + [pause]
     assert {one.size for one in frames} == {(64, 48)}
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_a_film_begins_anew_at_its_end(kind: Kind) -> None:
-    made = fitted(a_reel(), kind)
+def test_a_film_loops(kind: Kind) -> None:
+    film = fitted(a_reel(), kind)
     if kind == "avif":  # ISO/IEC 23008-12 has no loop but the edit list: flag 1 repeats it (ISO/IEC 14496-12, 8.6.6)
-        at = made.index(b"elst")
-        assert made[at + 5 : at + 8] == b"\0\0\1"
+        at = film.index(b"elst")
+        assert film[at + 5 : at + 8] == b"\0\0\1"
         return
-    with Image.open(io.BytesIO(made)) as opened:
+    with Image.open(io.BytesIO(film)) as opened:
         assert opened.info["loop"] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_frames_are_the_same_bytes_at_any_time(kind: Kind) -> None:
-    """AVIF and MP4 have room for the second they were made in."""
-    first = fitted(busy(5), kind)
+def test_the_same_frames_give_the_same_bytes_at_any_time(kind: Kind) -> None:
+    """AVIF and MP4 have a field for their time of creation."""
+    first = fitted(noisy_reel(5), kind)
     time.sleep(1.1)
-    assert fitted(busy(5), kind) == first
+    assert fitted(noisy_reel(5), kind) == first
 
 
 def test_a_video_begins_with_its_index() -> None:
-    """However long: a player that has the first part of the file can begin."""
-    for reel in (a_reel(1), busy(96, (64, 64)), a_reel(90, (16, 16), pauses={0: 60_000})):
-        made = fitted(reel, "mp4", 1 << 30)
-        assert made.index(b"moov") < made.index(b"mdat")
+    """However long the film is, a player can start with the first part of the file."""
+    for reel in (a_reel(1), noisy_reel(96, (64, 64)), a_reel(90, (16, 16), pauses={0: 60_000})):
+        film = fitted(reel, "mp4", 1 << 30)
+        assert film.index(b"moov") < film.index(b"mdat")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_odd_sizes_and_single_frames(kind: Kind) -> None:
-    (only,), _ = read(fitted(a_reel(1, (33, 17)), kind), kind)
+def test_odd_sizes_and_single_frames_are_encoded(kind: Kind) -> None:
+    (only,), _ = read_film(fitted(a_reel(1, (33, 17)), kind), kind)
     assert only.size == ((34, 18) if kind == "mp4" else (33, 17))
     assert level(only.crop((0, 0, 33, 17))) == pytest.approx(20, abs=4)
-    assert len(read(fitted(a_reel(3, (1, 1)), kind), kind)[0]) == 3
+    assert len(read_film(fitted(a_reel(3, (1, 1)), kind), kind)[0]) == 3
 
 
-SMALLEST = 0.1  # of the whole film: what is larger fits somehow
-WHOLE = {kind: len(fitted(busy(), kind)) for kind in KINDS}
+SMALLEST = 0.1  # share of the whole film; every limit above it can be met
+WHOLE = {kind: len(fitted(noisy_reel(), kind)) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,30 +127,30 @@ WHOLE = {kind: len(fitted(busy(), kind)) for kind in KINDS}
 @given(share=st.floats(0.0, 1.2))
 @example(share=1.0)
 @example(share=0.02)
-def test_no_film_is_over_its_limit(kind: Kind, share: float) -> None:
+def test_no_film_exceeds_its_size_limit(kind: Kind, share: float) -> None:
     limit = int(WHOLE[kind] * share)
     if share < SMALLEST:
         with suppress(Refused):
-            assert len(fitted(busy(), kind, limit)) <= limit
+            assert len(fitted(noisy_reel(), kind, limit)) <= limit
         return
-    made = fitted(busy(), kind, limit)
-    assert len(made) <= limit
-    frames, seen = read(made, kind)
-    assert seen[-1] >= HOLD_MS - FRAME_MS
+    film = fitted(noisy_reel(), kind, limit)
+    assert len(film) <= limit
+    frames, times = read_film(film, kind)
+    assert times[-1] >= HOLD_MS - FRAME_MS
     assert len(frames) >= 2
-    assert sum(seen) == pytest.approx(11 * FRAME_MS + HOLD_MS, abs=FRAME_MS), "it lasts as long with fewer frames"
+    assert sum(times) == pytest.approx(11 * FRAME_MS + HOLD_MS, abs=FRAME_MS), "it lasts as long with fewer frames"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_go_first_then_pixels_then_quality(kind: Kind) -> None:
-    half, _ = read(fitted(busy(), kind, round(WHOLE[kind] * 0.7)), kind)
+def test_a_size_limit_takes_frames_first_then_pixels_then_quality(kind: Kind) -> None:
+    half, _ = read_film(fitted(noisy_reel(), kind, round(WHOLE[kind] * 0.7)), kind)
     assert (len(half), half[0].size) == (6, (128, 128))
-    small, _ = read(fitted(busy(), kind, round(WHOLE[kind] * 0.25)), kind)
+    small, _ = read_film(fitted(noisy_reel(), kind, round(WHOLE[kind] * 0.25)), kind)
     assert len(small) == 4
     assert small[0].size < (128, 128)
 
 
-def test_a_gif_goes_without_dithering_before_frames_are_left_out() -> None:
+def test_a_gif_loses_its_dithering_before_it_loses_frames() -> None:
     def draw(place: int, at: tuple[int, int]) -> Image.Image:
         across = np.linspace(0, 255, at[0])[None, :, None]
         down = np.linspace(0, 255, at[1])[:, None, None]
@@ -160,22 +160,22 @@ def test_a_gif_goes_without_dithering_before_frames_are_left_out() -> None:
     smooth = Reel(6, (128, 128), draw)
     whole = fitted(smooth, "gif")
     plain = fitted(smooth, "gif", len(whole) - 1)
-    assert len(read(plain, "gif")[0]) == len(read(whole, "gif")[0]) == 6
-    blurred = [_error(made, draw, smooth) for made in (whole, plain)]
-    assert blurred[0] < blurred[1], "dithered it is nearer to the frames, as an eye sees them"
+    assert len(read_film(plain, "gif")[0]) == len(read_film(whole, "gif")[0]) == 6
+    blurred = [_error(film, draw, smooth) for film in (whole, plain)]
+    assert blurred[0] < blurred[1], "to an eye, dithering is closer to the frames"
 
 
-def _error(made: bytes, draw: Callable[[int, tuple[int, int]], Image.Image], reel: Reel) -> float:
-    last = read(made, "gif")[0][-1].resize((32, 32), Image.Resampling.BOX)
-    wanted = draw(reel.count - 1, reel.size).resize((32, 32), Image.Resampling.BOX)
-    return float(np.abs(np.asarray(last, float) - np.asarray(wanted, float)).mean())
+def _error(film: bytes, draw: Callable[[int, tuple[int, int]], Image.Image], reel: Reel) -> float:
+    last = read_film(film, "gif")[0][-1].resize((32, 32), Image.Resampling.BOX)
+    expected = draw(reel.count - 1, reel.size).resize((32, 32), Image.Resampling.BOX)
+    return float(np.abs(np.asarray(last, float) - np.asarray(expected, float)).mean())
 
 
 def test_a_gif_has_one_palette_for_all_frames() -> None:
-    made = encoded([grey((32, 32), value) for value in (10, 120, 230)], [90] * 3, "gif")
-    assert made[10] & 0x80, "a global palette (GIF89a, 18)"
-    assert [round(level(one)) for one in read(made, "gif")[0]] == pytest.approx([10, 120, 230], abs=4)
-    with Image.open(io.BytesIO(made)) as opened:
+    film = encoded([grey((32, 32), value) for value in (10, 120, 230)], [90] * 3, "gif")
+    assert film[10] & 0x80, "a global palette (GIF89a, 18)"
+    assert [round(level(one)) for one in read_film(film, "gif")[0]] == pytest.approx([10, 120, 230], abs=4)
+    with Image.open(io.BytesIO(film)) as opened:
         tables = []
         for place in range(3):
             opened.seek(place)
@@ -183,7 +183,7 @@ def test_a_gif_has_one_palette_for_all_frames() -> None:
     assert all(tables)
 
 
-def test_what_cannot_be_made_here_is_said_with_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_format_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() == KINDS
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(Refused, match=r"darkroom-bot\[mp4\]") as refused:
@@ -196,7 +196,7 @@ def test_what_cannot_be_made_here_is_said_with_what_helps(monkeypatch: pytest.Mo
     assert available() == ("webp", "gif")
 
 
-def test_kinds_are_read_as_people_write_them() -> None:
+def test_formats_are_accepted_as_members_write_them() -> None:
     assert [kind_of(text) for text in ("GIF", " .mp4", "WebP", "avif")] == ["gif", "mp4", "webp", "avif"]
     assert TYPES.keys() == set(KINDS)
     for wrong in ("", "mov", "image/gif"):
@@ -204,33 +204,33 @@ def test_kinds_are_read_as_people_write_them() -> None:
             kind_of(wrong)
 
 
-def test_frames_of_several_sizes_are_a_mistake() -> None:
-    for frames, seen in (([], []), ([grey((8, 8), 0), grey((9, 8), 0)], [90, 90]), ([grey((8, 8), 0)], [])):
+def test_frames_of_several_sizes_are_rejected() -> None:
+    for frames, times in (([], []), ([grey((8, 8), 0), grey((9, 8), 0)], [90, 90]), ([grey((8, 8), 0)], [])):
         with pytest.raises(ValueError, match="one size"):
-            encoded(frames, seen, "webp")
+            encoded(frames, times, "webp")
 
 
 @given(st.integers(1, 96), st.integers(1, 12), st.sets(st.integers(0, 95), max_size=4))
-def test_thinning_keeps_the_end_the_pauses_and_the_time(count: int, every: int, pauses: set[int]) -> None:
+def test_thinning_keeps_the_end_the_pauses_and_the_duration(count: int, every: int, pauses: set[int]) -> None:
     paused = {place: 700 for place in pauses if place < count - 1}
     reel = Reel(count, (8, 8), lambda _, at: grey(at, 0), paused)
     places = thinned(reel, every)
     assert places[-1] == count - 1
     assert paused.keys() <= set(places)
-    seen = durations(reel, places)
-    assert len(seen) == len(places)
-    assert seen[-1] == HOLD_MS
+    times = durations(reel, places)
+    assert len(times) == len(places)
+    assert times[-1] == HOLD_MS
     whole = (count - 1) * FRAME_MS if len(places) > 1 else 0
-    assert sum(seen[:-1]) == whole + sum(paused.values())
+    assert sum(times[:-1]) == whole + sum(paused.values())
 
 
-def test_two_reels_are_one_of_the_second_ones_size() -> None:
+def test_joined_reels_have_the_size_of_the_second() -> None:
     both = joined(a_reel(3, (16, 16)), a_reel(2, (40, 20), pauses={0: 5}), 300)
     assert (both.count, both.size, dict(both.pauses)) == (5, (40, 20), {2: 300, 3: 5})
     assert [round((level(both.draw(place, (40, 20))) - 20) / 25) for place in range(5)] == [0, 1, 2, 0, 1]
 
 
-def test_a_frame_is_bounded() -> None:
+def test_a_frame_has_a_largest_size() -> None:
     assert bounded((2064, 1000)) == (MAX_SIDE, 500)
     assert bounded((64, 64)) == (64, 64)
     assert LIMIT == 10 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""Going on from what was made: remixes, reproductions, and how far a variation goes, over a real broker and store."""
+"""New jobs from finished ones: remixes, reproductions and strengths of variations, over a real broker and store."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
 
 
-async def done(house, job, until):
-    async def over():
+async def wait_for_end(house, job, until):
+    async def is_finished():
         return (await house.studio.view(job)).state == "finished"
 
-    await until(over)
+    await until(is_finished)
     return await house.studio.view(job)
 
 
-async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --no fog --steps 30"):
+async def start_finished_job(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --no fog --steps 30"):
     house = await workplace.house()
     await workplace.worker()
     await until(lambda: house.studio.workers())
     (ticket,) = await house.studio.imagine(text, ann, here)
-    return house, await done(house, ticket.job, until)
+    return house, await wait_for_end(house, ticket.job, until)
 
 
 async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(workplace, until, ann, here):
-    house, first = await finished(workplace, until, ann, here)
+    house, first = await start_finished_job(workplace, until, ann, here)
     ticket = await house.studio.reproduce(first.id, BOB, here, key="one")
     assert ticket.notes == (NOT_EXACT,)
     again = await house.studio.view(ticket.job)
@@ -46,8 +46,8 @@ async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(wor
         await house.studio.reproduce(enlarged.job, BOB, here)
 
 
-async def test_a_remix_is_other_words_from_the_same_noise(workplace, until, ann, here):
-    house, first = await finished(workplace, until, ann, here)
+async def test_a_remix_uses_another_prompt_with_the_same_noise(workplace, until, ann, here):
+    house, first = await start_finished_job(workplace, until, ann, here)
     (ticket,) = await house.studio.remix(first.id, None, "a blue lamp", BOB, here)
     view = await house.studio.view(ticket.job)
     assert view.recipe == msgspec.structs.replace(first.recipe, concepts=(Concept("a blue lamp"),))
@@ -58,23 +58,23 @@ async def test_a_remix_is_other_words_from_the_same_noise(workplace, until, ann,
     assert (recipe.negative, recipe.steps, recipe.width / recipe.height) == ("", 12, 2)
 
 
-async def test_a_remix_of_one_picture_varies_it_and_a_roll_takes_other_noise(workplace, until, ann, here):
-    house, first = await finished(workplace, until, ann, here)
+async def test_a_remix_of_one_picture_varies_it_and_a_reroll_uses_new_noise(workplace, until, ann, here):
+    house, first = await start_finished_job(workplace, until, ann, here)
     (ticket,) = await house.studio.remix(first.id, 1, "a blue lamp", BOB, here, strength=STRENGTHS["strong"])
     view = await house.studio.view(ticket.job)
     assert view.recipe.lineage == (Ancestor(seed=7, index=1, strength=0.6),)
     assert view.parent == (first.id, 1)
-    (rolled,) = await house.studio.remix(first.id, None, "a blue lamp", BOB, here, strength=1)
-    recipe = (await house.studio.view(rolled.job)).recipe
+    (reroll,) = await house.studio.remix(first.id, None, "a blue lamp", BOB, here, strength=1)
+    recipe = (await house.studio.view(reroll.job)).recipe
     assert recipe.seed != 7
     assert recipe.lineage == ()
-    enlarged = await done(house, (await house.studio.upscale(first.id, 1, ann, here)).job, until)
-    (onward,) = await house.studio.remix(enlarged.id, 0, "a red lamp", BOB, here, strength=0.15)
-    assert (await house.studio.view(onward.job)).parent == (first.id, 1), "of its original"
+    enlarged = await wait_for_end(house, (await house.studio.upscale(first.id, 1, ann, here)).job, until)
+    (remix,) = await house.studio.remix(enlarged.id, 0, "a red lamp", BOB, here, strength=0.15)
+    assert (await house.studio.view(remix.job)).parent == (first.id, 1), "the parent is the original picture"
 
 
-async def test_braces_make_several_remixes_and_all_are_taken_or_none(workplace, until, ann, here):
-    house, first = await finished(workplace, until, ann, here)
+async def test_braces_make_several_remixes_and_all_are_admitted_or_none(workplace, until, ann, here):
+    house, first = await start_finished_job(workplace, until, ann, here)
     red, blue = await house.studio.remix(first.id, None, "a {red, blue} lamp", BOB, here)
     assert (red.prompt, blue.prompt) == ("a red lamp", "a blue lamp")
     before = len(await house.studio.recent())
@@ -90,7 +90,7 @@ async def test_braces_make_several_remixes_and_all_are_taken_or_none(workplace, 
 
 
 async def test_a_remix_of_an_exact_job_is_exact(workplace, until, ann, here):
-    _, first = await finished(workplace, until, ann, here)
+    _, first = await start_finished_job(workplace, until, ann, here)
     from bot.models import SHIPPED
     from bot.prompt import parse
 
@@ -100,13 +100,13 @@ async def test_a_remix_of_an_exact_job_is_exact(workplace, until, ann, here):
     assert remixed(exact, request, SHIPPED).bucket == 16
 
 
-async def test_what_is_larger_than_a_rule_of_today_says_where_less_can_be_asked_for(workplace, until, ann, here):
-    house, first = await finished(workplace, until, ann, here, "a lamp --steps 30")
+async def test_a_job_above_todays_limit_says_how_to_ask_for_less(workplace, until, ann, here):
+    house, first = await start_finished_job(workplace, until, ann, here, "a lamp --steps 30")
     ada = Member("local:ada", "Ada", first.guild, moderator=True, admin=True)
     await house.desk.administration.set(ada, "guild", "", "steps", "20")
-    for pressed in (house.studio.vary(first.id, 0, ann, here), house.studio.reroll(first.id, ann, here)):
+    for action in (house.studio.vary(first.id, 0, ann, here), house.studio.reroll(first.id, ann, here)):
         with pytest.raises(Refused, match="at most 20 are allowed here: remix it with --steps 20"):
-            await pressed
+            await action
     with pytest.raises(Refused, match="here: add --steps 20"):
         await house.studio.remix(first.id, None, "a blue lamp", ann, here)
     (ticket,) = await house.studio.remix(first.id, None, "a blue lamp --steps 20", ann, here)

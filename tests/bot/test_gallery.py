@@ -1,4 +1,4 @@
-"""What is made of finished pictures: films of every kind, sheets, comparisons; and what is held is in none of them."""
+"""The gallery: films of every format, contact sheets and comparisons; none of them shows a held picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.job import Ladder, Rung, encode
 from kept import asked, draft
 
 pytestmark = pytest.mark.asyncio
-WHOLE = b"\0" * (4 * 4 * 8 * 8)
+LATENTS = b"\0" * (4 * 4 * 8 * 8)
 
 
 def picture(shade: int) -> bytes:
@@ -35,12 +35,12 @@ def ladder(job: str, image: int, *, whole: bool = True) -> bytes:
     for step in range(1, 13):
         out = io.BytesIO()
         Image.new("RGB", (64, 64), (10 * step, 40, 60 * image)).save(out, "WEBP", lossless=True)
-        latent = WHOLE if whole and step % 4 == 0 else None
+        latent = LATENTS if whole and step % 4 == 0 else None
         rungs.append(Rung(step=step, thumbnail=out.getvalue(), latent=latent))
     return encode(Ladder(job=job, image=image, of=12, shape=(4, 8, 8), rungs=tuple(rungs)))
 
 
-class Shelves:
+class GalleryRig:
     """A gallery over a real store, and jobs that ended in it."""
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
@@ -66,8 +66,8 @@ class Shelves:
 
 
 @pytest_asyncio.fixture
-async def shelves(local: Store, tmp_path: Any) -> Shelves:
-    return Shelves(local, await asyncio.to_thread(Pictures, tmp_path / "pictures"))
+async def rig(local: Store, tmp_path: Any) -> GalleryRig:
+    return GalleryRig(local, await asyncio.to_thread(Pictures, tmp_path / "pictures"))
 
 
 Ask = Callable[[Gallery, str, int], Coroutine[Any, Any, Any]]
@@ -86,155 +86,155 @@ def count(film: bytes) -> int:
         return int(getattr(opened, "n_frames", 1))
 
 
-async def test_films_of_every_kind_and_limit(shelves: Shelves) -> None:
-    job = await shelves.job()
+async def test_films_exist_in_every_format_and_fit_a_limit(rig: GalleryRig) -> None:
+    job = await rig.job()
     heads = {"webp": (8, b"WEBP"), "avif": (4, b"ftypavis"), "gif": (0, b"GIF89a"), "mp4": (4, b"ftypisom")}
     for kind in KINDS:
         at, head = heads[kind]
-        for made in (
-            await shelves.gallery.film(job, kind=kind),
-            await shelves.gallery.dissolve(job, 0, kind),
-            await shelves.gallery.there_and_back(job, 0, kind),
+        for film in (
+            await rig.gallery.film(job, kind=kind),
+            await rig.gallery.dissolve(job, 0, kind),
+            await rig.gallery.there_and_back(job, 0, kind),
         ):
-            assert made[at : at + len(head)] == head
-    whole = await shelves.gallery.film(job)
+            assert film[at : at + len(head)] == head
+    whole = await rig.gallery.film(job)
     assert count(whole) == 12
-    small = await shelves.gallery.film(job, len(whole) // 2)
+    small = await rig.gallery.film(job, len(whole) // 2)
     assert len(small) <= len(whole) // 2
-    assert await shelves.gallery.film(job, 1 << 40) == whole, "never over what Discord takes"
+    assert await rig.gallery.film(job, 1 << 40) == whole, "never larger than Discord accepts"
     with pytest.raises(Refused, match="too large") as refused:
-        await shelves.gallery.dissolve(job, 0, limit=300)
+        await rig.gallery.dissolve(job, 0, limit=300)
     assert refused.value.status == 413
 
 
-async def test_each_picture_dissolves_for_itself_and_comes_back(shelves: Shelves) -> None:
-    job = await shelves.job()
-    first, second = [await shelves.gallery.dissolve(job, index) for index in (0, 1)]
+async def test_each_picture_has_a_noising_film_of_its_own_and_a_way_back(rig: GalleryRig) -> None:
+    job = await rig.job()
+    first, second = [await rig.gallery.dissolve(job, index) for index in (0, 1)]
     assert first != second
-    for made, shade in ((first, 60), (second, 120)):
-        start = np.asarray(opened(made), int)  # the first frame
+    for film, shade in ((first, 60), (second, 120)):
+        start = np.asarray(opened(film), int)  # the first frame
         assert np.abs(start - np.array([shade, 40, 200])).mean() < 6
-    both = await shelves.gallery.there_and_back(job, 1)
+    both = await rig.gallery.there_and_back(job, 1)
     assert count(both) == count(second) + 12
-    assert await Gallery(shelves.store, shelves.pictures).there_and_back(job, 1) == both
+    assert await Gallery(rig.store, rig.pictures).there_and_back(job, 1) == both
 
 
-async def test_the_steps_to_branch_at_and_what_they_show(shelves: Shelves) -> None:
-    job = await shelves.job()
-    assert await shelves.gallery.branchable(job, 1) == (4, 8)
-    sheets = [opened(await shelves.gallery.sheet(job, index)) for index in (0, 1)]
+async def test_the_gallery_lists_and_shows_the_steps_to_branch_from(rig: GalleryRig) -> None:
+    job = await rig.job()
+    assert await rig.gallery.branchable(job, 1) == (4, 8)
+    sheets = [opened(await rig.gallery.sheet(job, index)) for index in (0, 1)]
     assert [one.size for one in sheets] == [(388, 219)] * 2
     for image, one in enumerate(sheets):
         for place, step in enumerate((4, 8)):
             at = np.asarray(one, int)[96, 96 + 196 * place]
             assert np.abs(at - np.array([10 * step, 40, 60 * image])).max() < 12
-    old = await shelves.job(whole=False)
-    assert await shelves.gallery.branchable(old, 0) == ()
+    old = await rig.job(whole=False)
+    assert await rig.gallery.branchable(old, 0) == ()
     with pytest.raises(Refused, match="no keyframes to branch from"):
-        await shelves.gallery.sheet(old, 0)
+        await rig.gallery.sheet(old, 0)
 
 
-async def test_parent_and_branch_side_by_side(shelves: Shelves) -> None:
-    parent, branch = await shelves.job(1), await shelves.job(2)
-    made = await shelves.gallery.compared([(parent, 0), (branch, 1)], ["parent", "branch at step 4"])
-    shown = np.asarray(opened(made), int)
-    assert made.startswith(b"\x89PNG")
-    assert (shown[100, 100, 0], shown[100, 400, 0]) == (60, 120)
-    other = await shelves.gallery.compared([(parent, 0), (branch, 1)], ["parent", "another"])
-    assert other != made
+async def test_parent_and_branch_are_compared_side_by_side(rig: GalleryRig) -> None:
+    parent, branch = await rig.job(1), await rig.job(2)
+    sheet = await rig.gallery.compared([(parent, 0), (branch, 1)], ["parent", "branch at step 4"])
+    pixels = np.asarray(opened(sheet), int)
+    assert sheet.startswith(b"\x89PNG")
+    assert (pixels[100, 100, 0], pixels[100, 400, 0]) == (60, 120)
+    other = await rig.gallery.compared([(parent, 0), (branch, 1)], ["parent", "another"])
+    assert other != sheet
     for shots, labels in (([(parent, 0)], ["a"]), ([(parent, 0)] * 5, ["a"] * 5), ([(parent, 0)] * 2, ["a"])):
         with pytest.raises(Refused, match="Two to four"):
-            await shelves.gallery.compared(shots, labels)
+            await rig.gallery.compared(shots, labels)
 
 
 @ONE
-async def test_what_is_held_is_not_shown_in_another_form(shelves: Shelves, ask: Ask) -> None:
-    job = await shelves.job(verdicts={0: "flagged", 1: "passed"})
-    assert await ask(shelves.gallery, job, 1)
+async def test_a_held_picture_is_shown_in_no_other_form(rig: GalleryRig, ask: Ask) -> None:
+    job = await rig.job(verdicts={0: "flagged", 1: "passed"})
+    assert await ask(rig.gallery, job, 1)
     with pytest.raises(Refused, match="Picture 1 is held") as refused:
-        await ask(shelves.gallery, job, 0)
+        await ask(rig.gallery, job, 0)
     assert refused.value.status == 403
 
 
-async def test_a_comparison_with_one_held_picture_is_none(shelves: Shelves) -> None:
-    job = await shelves.job(verdicts={0: "passed", 1: "unchecked"})
+async def test_a_comparison_with_a_held_picture_is_refused(rig: GalleryRig) -> None:
+    job = await rig.job(verdicts={0: "passed", 1: "unchecked"})
     with pytest.raises(Refused) as refused:
-        await shelves.gallery.compared([(job, 0), (job, 1)], ["a", "b"])
+        await rig.gallery.compared([(job, 0), (job, 1)], ["a", "b"])
     assert refused.value.status == 403
 
 
-async def test_the_film_of_every_kind_leaves_out_what_is_held(shelves: Shelves) -> None:
-    job, all_held = await shelves.job(verdicts={0: "flagged"}), await shelves.job(1, verdicts={0: "flagged"})
+async def test_a_film_of_any_format_leaves_out_held_pictures(rig: GalleryRig) -> None:
+    job, all_held = await rig.job(verdicts={0: "flagged"}), await rig.job(1, verdicts={0: "flagged"})
     for kind in KINDS[:3]:
-        with Image.open(io.BytesIO(await shelves.gallery.film(job, kind=kind))) as film:
+        with Image.open(io.BytesIO(await rig.gallery.film(job, kind=kind))) as film:
             assert film.size == (256, 256)
         with pytest.raises(Refused, match="held by the picture check") as refused:
-            await shelves.gallery.film(all_held, kind=kind)
+            await rig.gallery.film(all_held, kind=kind)
         assert refused.value.status == 403
 
 
 @ONE
-async def test_where_there_is_nothing_that_is_said(shelves: Shelves, ask: Ask) -> None:
-    job = await shelves.job()
+async def test_a_missing_picture_is_refused_with_404(rig: GalleryRig, ask: Ask) -> None:
+    job = await rig.job()
     for where, index in ((job, 2), ("0" * 26, 0)):
         with pytest.raises(Refused, match="no such picture") as refused:
-            await ask(shelves.gallery, where, index)
+            await ask(rig.gallery, where, index)
         assert refused.value.status == 404
 
 
 @pytest.mark.parametrize("name", ["there_and_back", "sheet"])
-async def test_a_picture_without_a_ladder(shelves: Shelves, name: str) -> None:
-    bare, spoilt = await shelves.job(ladders=False), await shelves.job(spoilt=True)
+async def test_a_missing_or_damaged_ladder_is_refused_with_404(rig: GalleryRig, name: str) -> None:
+    bare, spoilt = await rig.job(ladders=False), await rig.job(spoilt=True)
     with pytest.raises(Refused) as refused:
-        await OF_ONE[name](shelves.gallery, bare, 0)
+        await OF_ONE[name](rig.gallery, bare, 0)
     assert (refused.value.sentence, refused.value.status) == (NO_LADDER, 404)
     with pytest.raises(Refused, match="no ladder"):
-        await shelves.gallery.ladder(bare, 0)
+        await rig.gallery.ladder(bare, 0)
     with pytest.raises(Refused) as refused:
-        await OF_ONE[name](shelves.gallery, spoilt, 0)
+        await OF_ONE[name](rig.gallery, spoilt, 0)
     assert refused.value.status == 404
     with pytest.raises(Refused) as refused:
-        await shelves.gallery.film(spoilt)
+        await rig.gallery.film(spoilt)
     assert (refused.value.sentence, refused.value.status) == (NO_FILM, 404)
 
 
-async def test_a_picture_that_is_not_kept_any_more(shelves: Shelves) -> None:
-    job = await shelves.job()
-    await shelves.pictures.drop((await shelves.gallery.stored(job, 0)).sha256)
+async def test_a_picture_whose_file_is_deleted_is_refused_with_404(rig: GalleryRig) -> None:
+    job = await rig.job()
+    await rig.pictures.drop((await rig.gallery.stored(job, 0)).sha256)
     with pytest.raises(Refused) as refused:
-        await shelves.gallery.dissolve(job, 0)
+        await rig.gallery.dissolve(job, 0)
     assert (refused.value.sentence, refused.value.status) == (GONE, 404)
 
 
-async def test_what_was_made_is_kept_for_a_while(shelves: Shelves) -> None:
-    job = await shelves.job()
-    made = await shelves.gallery.sheet(job, 0)
-    assert await shelves.gallery.sheet(job, 0) is made
-    assert await shelves.gallery.sheet(job, 1) is not made
+async def test_results_are_cached_for_a_while(rig: GalleryRig) -> None:
+    job = await rig.job()
+    sheet = await rig.gallery.sheet(job, 0)
+    assert await rig.gallery.sheet(job, 0) is sheet
+    assert await rig.gallery.sheet(job, 1) is not sheet
     for number in range(KEPT):
-        await shelves.gallery.compared([(job, 0), (job, 1)], [str(number), ""])
-    again = await shelves.gallery.sheet(job, 0)
-    assert again is not made
-    assert again == made
+        await rig.gallery.compared([(job, 0), (job, 1)], [str(number), ""])
+    again = await rig.gallery.sheet(job, 0)
+    assert again is not sheet
+    assert again == sheet
 
 
-async def test_a_ladder_is_read_once_however_many_of_its_rungs_are_looked_at(shelves: Shelves) -> None:
-    job = await shelves.job()
-    fresh = Gallery(shelves.store, shelves.pictures)
+async def test_a_ladder_is_read_once_for_all_its_keyframes(rig: GalleryRig) -> None:
+    job = await rig.job()
+    fresh = Gallery(rig.store, rig.pictures)
     steps = await fresh.rungs(job)
     assert await fresh.branchable(job, 0) == (4, 8)
-    for one in await shelves.store.ask(reads.stored, [job]):
+    for one in await rig.store.ask(reads.stored, [job]):
         if one.kind == "ladder":
-            await shelves.pictures.drop(one.sha256)
-    drawn = await asyncio.gather(*(fresh.rung(job, n) for n in range(len(steps))))
-    assert len(set(drawn)) == len(steps)
+            await rig.pictures.drop(one.sha256)
+    grids = await asyncio.gather(*(fresh.rung(job, n) for n in range(len(steps))))
+    assert len(set(grids)) == len(steps)
     assert (await fresh.rungs(job), await fresh.branchable(job, 0)) == (steps, (4, 8))
     with pytest.raises(Refused, match="no such rung"):
         await fresh.rung(job, len(steps))
 
 
-async def test_what_takes_long_is_made_once_and_one_at_a_time() -> None:
-    made, now, most = Made[str](2), 0, 0
+async def test_the_cache_computes_each_result_once_and_one_at_a_time() -> None:
+    cache, now, most = Made[str](2), 0, 0
 
     async def make(what: str) -> str:
         nonlocal now, most
@@ -244,38 +244,38 @@ async def test_what_takes_long_is_made_once_and_one_at_a_time() -> None:
         now -= 1
         return what * 2
 
-    asked = [made.of((what,), lambda what=what: make(what)) for what in "aabba"]
-    found = await asyncio.gather(*asked)
+    calls = [cache.of((what,), lambda what=what: make(what)) for what in "aabba"]
+    found = await asyncio.gather(*calls)
     assert (found, most) == (["aa", "aa", "bb", "bb", "aa"], 1)
-    again = [await made.of((what,), lambda: make("new")) for what in "abcba"]
-    assert again == ["aa", "bb", "newnew", "bb", "newnew"], "two are remembered"
+    again = [await cache.of((what,), lambda: make("new")) for what in "abcba"]
+    assert again == ["aa", "bb", "newnew", "bb", "newnew"], "the cache holds two results"
 
 
-async def test_whoever_looks_closely_sees_rungs_decoded_once_and_the_ladder_stays_as_it_is(shelves: Shelves) -> None:
-    job = await shelves.job()
-    soft = await Gallery(shelves.store, shelves.pictures).film(job)
-    asked, there = list[bytes](), [False]
+async def test_a_film_request_decodes_each_keyframe_once_and_leaves_the_ladder_unchanged(rig: GalleryRig) -> None:
+    job = await rig.job()
+    soft = await Gallery(rig.store, rig.pictures).film(job)
+    decoded_ladders, has_decoder = list[bytes](), [False]
     sharp = tuple(saved(Image.new("RGB", (64, 64), (0, 250, 10 * step)), "JPEG") for step in range(12))
 
     async def decode(record: Record, content: bytes) -> tuple[bytes, ...]:
         assert record.id == job
-        asked.append(content)
-        return sharp if there[0] else ()
+        decoded_ladders.append(content)
+        return sharp if has_decoder[0] else ()
 
-    gallery = Gallery(shelves.store, shelves.pictures, decode)
-    assert await gallery.film(job) == soft, "nobody decodes: the map's are shown"
-    assert len(asked) == 1
-    there[0] = True
-    made = await gallery.film(job)
-    assert made != soft
-    assert asked[1:] == [ladder(job, 0), ladder(job, 1)]
+    gallery = Gallery(rig.store, rig.pictures, decode)
+    assert await gallery.film(job) == soft, "without a decoder it shows the preview map's pictures"
+    assert len(decoded_ladders) == 1
+    has_decoder[0] = True
+    film = await gallery.film(job)
+    assert film != soft
+    assert decoded_ladders[1:] == [ladder(job, 0), ladder(job, 1)]
     first = opened(await gallery.rung(job, 0))
     assert first.getpixel((20, 20))[1] > 230  # type: ignore[index]
     assert await gallery.rungs(job) == list(range(1, 13))
     sheet = await gallery.sheet(job, 0)
-    assert sheet != await shelves.gallery.sheet(job, 0)
+    assert sheet != await rig.gallery.sheet(job, 0)
     assert await gallery.branchable(job, 0) == (4, 8)
-    assert await gallery.there_and_back(job, 0) != await shelves.gallery.there_and_back(job, 0)
-    assert await gallery.film(job) == made
-    assert len(asked) == 3, "kept: the second time nobody is asked"
+    assert await gallery.there_and_back(job, 0) != await rig.gallery.there_and_back(job, 0)
+    assert await gallery.film(job) == film
+    assert len(decoded_ladders) == 3, "cached: the second film decodes nothing"
     assert await gallery.read(await gallery.ladder(job, 0)) == ladder(job, 0)

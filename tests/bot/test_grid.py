@@ -1,4 +1,4 @@
-"""Grids: size, place and colour of each picture, the same bytes twice, and what is refused before it is decoded."""
+"""Grids: size, place and colour of each picture, the same bytes twice, and input refused before it is decoded."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_cells_are_enlarged_to_256(count: int, size: tuple[int, int]) -> None:
     assert pixels(compose([picture()] * count)).size == size
 
 
-def test_each_picture_stands_in_its_place() -> None:
+def test_each_picture_is_in_its_place() -> None:
     sheet = pixels(compose([picture(RED), picture(GREEN), picture(BLUE), picture(WHITE)]))
     centres = [(128, 128), (128 + 256 + GAP, 128), (128, 128 + 256 + GAP), (128 + 256 + GAP, 128 + 256 + GAP)]
     assert [sheet.getpixel(centre) for centre in centres] == [RED, GREEN, BLUE, WHITE]
     assert sheet.getpixel((256 + GAP // 2, 10)) == PAPER
 
 
-def test_what_is_to_come_is_a_dark_tile_of_the_same_size() -> None:
+def test_an_unfinished_picture_is_a_dark_tile_of_the_same_size() -> None:
     sheet = pixels(compose([None, picture(GREEN, (88, 48)), None]))
     assert sheet.size == (2 * 469 + GAP, 2 * 256 + GAP)
     dark = sheet.getpixel((100, 100))
@@ -55,24 +55,24 @@ def test_what_is_to_come_is_a_dark_tile_of_the_same_size() -> None:
     assert pixels(compose([None] * 4, shape=(3, 2))).size == (2 * 384 + GAP, 2 * 256 + GAP)
 
 
-def test_large_pictures_are_kept_up_to_what_a_sheet_takes() -> None:
+def test_large_pictures_keep_their_size_up_to_the_largest_grid() -> None:
     assert pixels(compose([picture(size=(512, 512))] * 4)).size == (1024 + GAP, 1024 + GAP)
     assert max(pixels(compose([picture(size=(4096, 2048))] * 2)).size) <= 4096
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_every_form_is_read_and_written_and_the_same_twice(form: Form) -> None:
-    made = compose([picture(form=form), None], form=form)
-    assert Image.open(io.BytesIO(made)).format == form
-    assert made == compose([picture(form=form), None], form=form)
+def test_every_format_is_read_and_written_with_the_same_bytes_twice(form: Form) -> None:
+    grid = compose([picture(form=form), None], form=form)
+    assert Image.open(io.BytesIO(grid)).format == form
+    assert grid == compose([picture(form=form), None], form=form)
 
 
-def test_transparency_is_laid_on_paper() -> None:
+def test_transparent_pixels_get_the_colour_of_the_paper() -> None:
     assert opened(picture((255, 0, 0, 0))).getpixel((5, 5)) == PAPER
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_other_numbers_of_pictures_are_a_mistake(count: int) -> None:
+def test_other_numbers_of_pictures_are_rejected(count: int) -> None:
     with pytest.raises(ValueError, match="1 to 4"):
         compose([None] * count)
 
@@ -89,7 +89,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(4097, 4096), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
-def test_bombs_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
+def test_decompression_bombs_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
     with pytest.raises(Unreadable):
         opened(bomb(*size))
 
@@ -111,12 +111,12 @@ def test_damaged_bytes_are_read_or_refused(data: st.DataObject, form: str) -> No
         assert opened(damaged).mode == "RGB"
 
 
-def test_a_picture_is_made_to_fit_a_limit() -> None:
+def test_a_picture_is_compressed_to_fit_a_limit() -> None:
     whole = noise()
     assert under(whole, len(whole)) == (whole, "PNG")
-    made = under(whole, len(whole) * 2 // 3)
-    assert made is not None
-    assert made[1] == "WEBP"
-    assert len(made[0]) <= len(whole) * 2 // 3
-    assert pixels(made[0]).size == (256, 256)
+    result = under(whole, len(whole) * 2 // 3)
+    assert result is not None
+    assert result[1] == "WEBP"
+    assert len(result[0]) <= len(whole) * 2 // 3
+    assert pixels(result[0]).size == (256, 256)
     assert under(whole, 100) is None

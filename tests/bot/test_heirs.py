@@ -1,4 +1,4 @@
-"""What becomes of edits, zooms, branches and variations when what they began with is deleted, forgotten or held."""
+"""Edits, zooms, branches and variations after their init image is deleted, forgotten or held."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["kept"]
 pytestmark = pytest.mark.asyncio
 BOB, EVE = Member("local:bob", "Bob", "local"), Member("local:eve", "Eve", "local")
 MOD = Member("local:mo", "Mo", "local", moderator=True)
-BEGUN = ("input", "mask", "branch")
+INPUT_KINDS = ("input", "mask", "branch")
 
 
-async def finished(workplace, until, ann, here):
-    """A job of Ann's, by a worker whose pictures are all different."""
+async def start_finished_job(workplace, until, ann, here):
+    """A finished job of Ann's, by a worker whose pictures all differ."""
     house, apprentice = await opened(workplace, until)
 
     async def picture(job, epoch, image):
@@ -39,17 +39,17 @@ async def finished(workplace, until, ann, here):
     return house, apprentice, await over(house, ticket.job, until)
 
 
-async def derived(house, first, until, here):
-    """A job of each kind from the second picture of Ann's, and another roll of the zoom."""
+async def derive_jobs(house, first, until, here):
+    """A job of each kind from Ann's second picture, and a reroll of the zoom."""
     studio, white = house.studio, png(64, 64, 255)
-    made = {
+    tickets = {
         "edit": await studio.edit(first.id, 1, white, BOB, here),
         "zoom": await studio.zoom(first.id, 1, 2.0, BOB, here),
         "pan": await studio.pan(first.id, 1, "left", BOB, here),
         "branch": await studio.branch(first.id, 1, 20, EVE, here),
         "shots": (await studio.imagine("a cat", EVE, here, bring=Bring((Finished(first.id, 1),))))[0],
     }
-    views = {name: await over(house, ticket.job, until) for name, ticket in made.items()}
+    views = {name: await over(house, ticket.job, until) for name, ticket in tickets.items()}
     again = await studio.reroll(views["zoom"].id, EVE, here)
     return {**views, "again": await over(house, again.job, until)}
 
@@ -58,47 +58,47 @@ async def contents(house, job, *kinds):
     return {one.sha256 for one in await house.store.ask(reads.stored, [job]) if one.kind in kinds}
 
 
-async def all_say(house, views, here, said, status):
+async def assert_all_refused(house, views, here, sentence, status):
     for name, view in views.items():
         for ask in (
             house.studio.reroll(view.id, BOB, here), house.studio.reproduce(view.id, BOB, here),
             house.studio.vary(view.id, 0, BOB, here), house.studio.remix(view.id, 0, "a dog", BOB, here),
         ):  # fmt: skip
-            with pytest.raises(Refused, match=said) as refused:
+            with pytest.raises(Refused, match=sentence) as refused:
                 await ask
             assert refused.value.status == status, name
 
 
 @pytest.mark.parametrize("way", ["deleted", "forgotten"])
-async def test_what_it_began_with_goes_with_its_source_and_what_was_made_stays(
+async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     workplace, until, ann, here, kept, way
 ):  # fmt: skip
-    house, _, first = await finished(workplace, until, ann, here)
-    views = await derived(house, first, until, here)
-    alone = await house.studio.zoom(views["edit"].id, 0, 2.0, EVE, here)
-    alone = await over(house, alone.job, until)
-    theirs = await contents(house, first.id, "image", "ladder")
+    house, _, first = await start_finished_job(workplace, until, ann, here)
+    views = await derive_jobs(house, first, until, here)
+    independent = await house.studio.zoom(views["edit"].id, 0, 2.0, EVE, here)
+    independent = await over(house, independent.job, until)
+    files = await contents(house, first.id, "image", "ladder")
     for view in views.values():
-        theirs |= await contents(house, view.id, "input", "branch")
-    assert len(theirs) == 6, "two pictures and ladders, two canvases"
-    assert theirs <= kept()
+        files |= await contents(house, view.id, "input", "branch")
+    assert len(files) == 6, "two pictures and ladders, two canvases"
+    assert files <= kept()
     if way == "deleted":
         await house.desk.moderation.delete(first.id, ann)
     else:
         await house.desk.forgetting.ask(ann.id)
-        await until(lambda: not theirs & kept())
-    assert not theirs & kept()
-    await all_say(house, views, here, GONE, 404)
-    for view in (*views.values(), alone):
+        await until(lambda: not files & kept())
+    assert not files & kept()
+    await assert_all_refused(house, views, here, GONE, 404)
+    for view in (*views.values(), independent):
         assert len(await house.studio.all_shown(view.id)) == view.recipe.count
-    assert await house.studio.reroll(alone.id, BOB, here), "the edit is a picture of its own"
+    assert await house.studio.reroll(independent.id, BOB, here), "the edit is an independent picture"
     await house.studio.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
 
 
-async def test_a_canvas_goes_with_the_zoom_that_it_was_made_for_and_not_only_with_its_source(
+async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
     workplace, until, ann, here, kept
 ):  # fmt: skip
-    house, _, first = await finished(workplace, until, ann, here)
+    house, _, first = await start_finished_job(workplace, until, ann, here)
     zoom = await over(house, (await house.studio.zoom(first.id, 1, 2.0, BOB, here)).job, until)
     again = await over(house, (await house.studio.reroll(zoom.id, EVE, here)).job, until)
     canvas = await contents(house, again.id, "input")
@@ -110,21 +110,21 @@ async def test_a_canvas_goes_with_the_zoom_that_it_was_made_for_and_not_only_wit
     assert len(await house.studio.all_shown(again.id)) == again.recipe.count
 
 
-async def test_what_goes_by_age_leaves_what_came_of_it_whole(workplace, until, ann, here, kept):
-    house, _, first = await finished(workplace, until, ann, here)
+async def test_deletion_by_age_leaves_derived_jobs_whole(workplace, until, ann, here, kept):
+    house, _, first = await start_finished_job(workplace, until, ann, here)
     ticket = await house.studio.edit(first.id, 1, png(64, 64, 255), BOB, here)
     edited = await over(house, ticket.job, until)
-    begun = await contents(house, edited.id, *BEGUN)
+    inputs = await contents(house, edited.id, *INPUT_KINDS)
     assert await house.store.write(keeping.let_go, [first.id], "age", 5.0) == [first.id]
     await house.retention.sweep()
     assert await house.store.record(first.id) is None
-    assert begun <= kept()
+    assert inputs <= kept()
     again = await house.studio.reroll(edited.id, BOB, here)
     assert (await over(house, again.job, until)).state == "finished"
 
 
-async def test_a_picture_that_somebody_brought_by_themselves_is_theirs(workplace, until, ann, here, kept):
-    house, _, _ = await finished(workplace, until, ann, here)
+async def test_an_uploaded_init_image_belongs_to_its_uploader(workplace, until, ann, here, kept):
+    house, _, _ = await start_finished_job(workplace, until, ann, here)
     studio, bring = house.studio, Bring((png(32, 32),))
     (mine,) = await studio.imagine("", ann, here, bring=bring)
     (hers,) = await studio.imagine("", EVE, here, bring=bring)
@@ -140,23 +140,23 @@ async def test_a_picture_that_somebody_brought_by_themselves_is_theirs(workplace
     assert content not in kept()
 
 
-async def test_nobody_begins_again_from_what_is_held(workplace, until, ann, here):
-    house, _, first = await finished(workplace, until, ann, here)
-    views = await derived(house, first, until, here)
+async def test_no_job_starts_again_from_a_held_init_image(workplace, until, ann, here):
+    house, _, first = await start_finished_job(workplace, until, ann, here)
+    views = await derive_jobs(house, first, until, here)
     await house.store.write(reviews.review, first.id, 1, "hidden", MOD, 1.0)
-    await all_say(house, views, here, "stays hidden: a moderator has looked at it", 403)
+    await assert_all_refused(house, views, here, "stays hidden: a moderator has looked at it", 403)
     await house.store.write(reviews.review, first.id, 1, "shown", MOD, 2.0)
     for view in views.values():
         await over(house, (await house.studio.reroll(view.id, BOB, here)).job, until)
 
 
-async def test_what_still_waits_with_it_ends_and_says_so(workplace, until, ann, here):
-    house, apprentice, first = await finished(workplace, until, ann, here)
+async def test_a_waiting_job_fails_if_its_init_image_is_deleted(workplace, until, ann, here):
+    house, apprentice, first = await start_finished_job(workplace, until, ann, here)
     await house.desk.administration.set(replace(ann, admin=True), "guild", "", "running", "1")
     apprentice.go.clear()
-    held = await house.studio.imagine("a cat", BOB, here)
+    running = await house.studio.imagine("a cat", BOB, here)
     ticket = await house.studio.edit(first.id, 0, png(64, 64, 255), BOB, here)
-    await until(lambda: held[0].job in apprentice.begun)
+    await until(lambda: running[0].job in apprentice.begun)
     await house.desk.moderation.delete(first.id, ann)
     apprentice.go.set()
     view = await over(house, ticket.job, until)
@@ -165,8 +165,8 @@ async def test_what_still_waits_with_it_ends_and_says_so(workplace, until, ann, 
 
 
 @pytest.mark.parametrize("way", ["zoom", "shots"])
-async def test_a_deletion_while_it_is_asked_for_wins(workplace, until, ann, here, way):
-    house, _, first = await finished(workplace, until, ann, here)
+async def test_a_deletion_during_the_request_wins(workplace, until, ann, here, way):
+    house, _, first = await start_finished_job(workplace, until, ann, here)
     take = house.studio._take
 
     async def late(*args, **more):
@@ -182,8 +182,8 @@ async def test_a_deletion_while_it_is_asked_for_wins(workplace, until, ann, here
         await ask
 
 
-async def test_its_row_says_so_even_while_the_file_is_still_there(workplace, until, ann, here):
-    house, _, first = await finished(workplace, until, ann, here)
+async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(workplace, until, ann, here):
+    house, _, first = await start_finished_job(workplace, until, ann, here)
     other = await contents(house, first.id, "image")
     assert await house.store.ask(look, ann, 1.0, lambda ledger: ledger.gone(None, sorted(other))) is False
     await house.store.write(deleting.mark, [first.id], (ann.id, "Ann"), 1.0)

@@ -1,4 +1,4 @@
-"""What is asked at each keystroke, at each deletion and every few minutes goes by index, whatever there is."""
+"""Queries at each keystroke, at each deletion and every few minutes use indexes, however much data there is."""
 
 from __future__ import annotations
 
@@ -31,61 +31,61 @@ def draft(user: str, channel: str, **more: Any) -> Draft:
     )  # fmt: skip
 
 
-class Kept:
-    """The statements that an engine was given meanwhile."""
+class StatementRecorder:
+    """Records the statements that an engine executes meanwhile."""
 
     def __init__(self, engine: Engine, *kinds: str) -> None:
         self._engine, self._kinds = engine, kinds
-        self.asked: list[tuple[str, Any]] = []
+        self.statements: list[tuple[str, Any]] = []
 
     def __enter__(self) -> list[tuple[str, Any]]:
         event.listen(self._engine, "before_cursor_execute", self._keep)
-        return self.asked
+        return self.statements
 
     def __exit__(self, *_: object) -> None:
         event.remove(self._engine, "before_cursor_execute", self._keep)
 
-    def _keep(self, _connection: Connection, _cursor: Any, statement: str, given: Any, _context: Any, _many: bool):
+    def _keep(self, _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool):
         if statement.startswith(self._kinds):
-            self.asked.append((statement, given))
+            self.statements.append((statement, parameters))
 
 
-def explained(connection: Connection, asked: list[tuple[str, Any]]) -> list[str]:
-    """How the database finds what each statement asks for."""
+def explain(connection: Connection, statements: list[tuple[str, Any]]) -> list[str]:
+    """The query plan of each statement."""
     lite = connection.dialect.name == "sqlite"
     way, last = ("EXPLAIN QUERY PLAN", 3) if lite else ("EXPLAIN", 0)
-    found = [connection.exec_driver_sql(f"{way} {sql}", given).all() for sql, given in asked]
+    found = [connection.exec_driver_sql(f"{way} {sql}", parameters).all() for sql, parameters in statements]
     return ["\n".join(row[last] for row in rows) for rows in found]
 
 
 async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
-    with Kept(store.database.reader, "SELECT") as asked:
+    with StatementRecorder(store.database.reader, "SELECT") as statements:
         await store.ask(question, *args)
-    return await store.ask(explained, asked)
+    return await store.ask(explain, statements)
 
 
-async def a_long_queue(store: Store) -> None:
-    """Ten thousand jobs of a thousand users wait."""
+async def fill_queue(store: Store) -> None:
+    """Queues ten thousand jobs of a thousand members."""
     await store.write(fill, draft("seed", "1"), 10_000, 1000)
 
 
 @pytest.mark.asyncio
-async def test_a_pick_and_an_admission_read_by_index_however_long_the_queue_is(store):
-    await a_long_queue(store)
-    with Kept(store.database.writer, "SELECT", "UPDATE") as picking:
+async def test_pick_and_admission_use_indexes_however_long_the_queue_is(store):
+    await fill_queue(store)
+    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as picking:
         assert await store.pick(Wish("default", ("embedded",), running=10**6), 1000, 1.0, 1001.0)
-    with Kept(store.database.writer, "SELECT", "UPDATE") as admitting:
-        await store.admit([draft("ann", "1")], "key", spend, 1.0)
+    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as admitting:
+        await store.admit([draft("ann", "1")], "key", read_all_limits, 1.0)
     assert 8 <= len(picking) <= 20
     assert 8 <= len(admitting) <= 30
-    for plan in await store.ask(explained, picking + admitting):
+    for plan in await store.ask(explain, picking + admitting):
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"Seq Scan on {table}" in plan], plan
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"SCAN {table}" in plan], plan
-    assert not [plan for plan in await store.ask(explained, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
+    assert not [plan for plan in await store.ask(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
 
 
-def spend(taken: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
-    """As a rule does that looks at everything."""
+def read_all_limits(taken: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+    """Reads as much as a rule that needs everything."""
     ledger.rules()
     for whose in get_args(Whose):
         ledger.usage(whose)
@@ -95,7 +95,7 @@ def spend(taken: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-async def test_the_newest_of_a_member_and_of_a_channel_are_walks_along_indexes(store):
+async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
     drafts = [
         draft("ann", "1"),
         draft("bob", "2"),
@@ -114,7 +114,7 @@ async def test_the_newest_of_a_member_and_of_a_channel_are_walks_along_indexes(s
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-async def test_leftovers_are_found_from_the_deleted_jobs_on(store):
+async def test_leftovers_are_found_by_the_index_of_deleted_jobs(store):
     await store.admit([draft("ann", "1") for _ in range(3)], None, lambda taken, _ledger: taken, 1.0)
     (everywhere,), (one,) = await plans(store, deleting.leftovers), await plans(store, deleting.leftovers, ["0" * 26])
     assert "SCAN pictures" not in everywhere + one

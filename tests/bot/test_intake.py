@@ -1,4 +1,4 @@
-"""The intake with its real processes: every kind of picture, every bound, and what is made to hurt."""
+"""The upload decoder with its real processes: every format, every limit, and hostile files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest_asyncio
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from bot.images import intake as house
+from bot.images import intake as intake_module
 from bot.images.intake import LINE, MOST_BYTES, Brought, Intake
 from bot.images.plain import RGB, NotPlain, plain
 from bot.images.reading import FORMATS
@@ -46,16 +46,16 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def raw_png(width: int, height: int, bits: int, colour: int, data: bytes, *more: bytes) -> bytes:
-    """A PNG that says what it is told to say."""
+    """A PNG with any header and any data."""
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @cache
-def packed(length: int) -> bytes:
-    """That many zeros, deflated, without ever holding them."""
-    deflate, piece = zlib.compressobj(9), bytes(1 << 20)
-    parts = [deflate.compress(piece[: min(len(piece), length - at)]) for at in range(0, length, len(piece))]
+def deflated_zeros(length: int) -> bytes:
+    """Deflates `length` zeros without holding them all in memory."""
+    deflate, block = zlib.compressobj(9), bytes(1 << 20)
+    parts = [deflate.compress(block[: min(len(block), length - at)]) for at in range(0, length, len(block))]
     return b"".join(parts) + deflate.flush()
 
 
@@ -65,36 +65,36 @@ def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def pixels(brought: Brought) -> np.ndarray[Any, Any]:
-    with Image.open(io.BytesIO(brought.png)) as opened:
-        assert (opened.size, opened.info) == ((brought.width, brought.height), {})
+def pixels(picture: Brought) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(picture.png)) as opened:
+        assert (opened.size, opened.info) == ((picture.width, picture.height), {})
         return np.asarray(opened.convert("RGB"), int)
 
 
-def near(found: Brought, wanted: np.ndarray[Any, Any], most: float = 6) -> bool:
-    made = pixels(found)
-    return made.shape == wanted.shape and float(np.abs(made - wanted.astype(int)).mean()) < most
+def is_near(found: Brought, expected: np.ndarray[Any, Any], most: float = 6) -> bool:
+    actual = pixels(found)
+    return actual.shape == expected.shape and float(np.abs(actual - expected.astype(int)).mean()) < most
 
 
-async def refused(intake: Intake, content: bytes, match: str, status: int = 422) -> None:
-    with pytest.raises(Refused, match=match) as said:
+async def assert_refused(intake: Intake, content: bytes, match: str, status: int = 422) -> None:
+    with pytest.raises(Refused, match=match) as refusal:
         await intake.read(content)
-    assert said.value.status == status
-    assert said.value.sentence.endswith(".")
+    assert refusal.value.status == status
+    assert refusal.value.sentence.endswith(".")
 
 
-def children(intake: Intake) -> list[psutil.Process]:
-    mine = {reader.pid for reader in intake._all}
-    found = [psutil.Process(pid) for pid in mine]
+def decoder_processes(intake: Intake) -> list[psutil.Process]:
+    readers = {reader.pid for reader in intake._all}
+    found = [psutil.Process(pid) for pid in readers]
     return [*found, *(one for parent in found for one in parent.children(recursive=True))]
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_every_kind_is_read(intake: Intake, form: str) -> None:
+async def test_every_format_is_read(intake: Intake, form: str) -> None:
     options = {"quality": 95} if form in ("JPEG", "WEBP", "AVIF") else {}
     content = saved(Image.fromarray(HALVES), form, **options)
     found = await intake.read(content)
-    assert near(found, HALVES)
+    assert is_near(found, HALVES)
     assert found.notes == ()
     assert (await intake.read(content)).sha256 == found.sha256, "the same bytes again, in another process"
     assert plain(found.png, 64, RGB) == (48, 24)
@@ -107,25 +107,25 @@ async def test_every_mode_becomes_rgb(intake: Intake, mode: str) -> None:
         picture = Image.fromarray(np.asarray(grey, np.uint16) * 257)
     else:
         picture = grey.convert("RGB").convert(mode) if mode == "RGBA" else grey.convert(mode)
-    wanted = np.asarray(grey.convert("1") if mode == "1" else grey, int)
-    wanted = np.where(wanted == 1, 255, wanted) if mode == "1" else wanted
-    assert near(await intake.read(saved(picture)), np.repeat(wanted[..., None], 3, 2), 8)
+    expected = np.asarray(grey.convert("1") if mode == "1" else grey, int)
+    expected = np.where(expected == 1, 255, expected) if mode == "1" else expected
+    assert is_near(await intake.read(saved(picture)), np.repeat(expected[..., None], 3, 2), 8)
 
 
-async def test_what_is_transparent_becomes_white(intake: Intake) -> None:
+async def test_transparent_pixels_become_white(intake: Intake) -> None:
     layer = np.dstack([HALVES, np.where(HALVES[..., 0] > 100, 255, 0).astype(np.uint8)])
     white = HALVES.copy()
     white[:, 24:] = 255
     for form in ("PNG", "WEBP"):
         found = await intake.read(saved(Image.fromarray(layer), form, lossless=True))
-        assert near(found, white, 1)
+        assert is_near(found, white, 1)
         assert found.notes == ("What is transparent in it was made white.",)
     palette = Image.fromarray(HALVES).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
     found = await intake.read(saved(palette, transparency=int(np.asarray(palette)[0, 30])))
-    assert near(found, white, 1)
+    assert is_near(found, white, 1)
 
 
-async def test_photographs_stand_upright_and_lose_what_they_tell(intake: Intake) -> None:
+async def test_photographs_are_turned_upright_and_lose_their_metadata(intake: Intake) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "A camera"
@@ -133,17 +133,17 @@ async def test_photographs_stand_upright_and_lose_what_they_tell(intake: Intake)
     content = saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=exif, comment=b"my home")
     assert b"A camera" in content
     found = await intake.read(content)
-    assert near(found, np.rot90(HALVES, -1), 6)
+    assert is_near(found, np.rot90(HALVES, -1), 6)
     assert plain(found.png, 64, RGB) == (24, 48)
     text = PngInfo()
     text.add_text("parameters", "a secret prompt")
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>", zip=True)
-    for orientation, turned in ((3, np.rot90(HALVES, 2)), (8, np.rot90(HALVES)), (99, HALVES), (1, HALVES)):
+    for orientation, upright in ((3, np.rot90(HALVES, 2)), (8, np.rot90(HALVES)), (99, HALVES), (1, HALVES)):
         exif[ExifTags.Base.Orientation] = orientation
-        assert near(await intake.read(saved(Image.fromarray(HALVES), exif=exif, pnginfo=text)), turned, 1)
+        assert is_near(await intake.read(saved(Image.fromarray(HALVES), exif=exif, pnginfo=text)), upright, 1)
 
 
-async def test_exif_that_goes_round_in_circles(intake: Intake) -> None:
+async def test_circular_exif_is_read(intake: Intake) -> None:
     """An IFD that names itself as the next one, and as its own EXIF part."""
     entry = struct.pack("<HHIIHHII", 0x8769, 4, 1, 8, 0x0112, 3, 1, 6)
     body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", 8)
@@ -151,35 +151,35 @@ async def test_exif_that_goes_round_in_circles(intake: Intake) -> None:
     assert (found.width, found.height) in ((24, 48), (48, 24))
 
 
-async def test_colour_profiles_are_followed(intake: Intake) -> None:
-    """A profile whose red and blue are exchanged: only who follows it sees them so; one that is damaged is passed."""
+async def test_colour_profiles_are_applied(intake: Intake) -> None:
+    """A profile with red and blue exchanged changes the picture; a damaged profile is ignored."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     at = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(profile[131])}
     red, blue = (profile[at[tag] + 4 : at[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
     profile[at[b"rXYZ"] + 4 : at[b"rXYZ"] + 12], profile[at[b"bXYZ"] + 4 : at[b"bXYZ"] + 12] = blue, red
     exchanged = await intake.read(saved(Image.fromarray(HALVES), icc_profile=bytes(profile)))
-    assert near(exchanged, HALVES[..., ::-1], 3)
+    assert is_near(exchanged, HALVES[..., ::-1], 3)
     for damaged in (b"no profile", bytes(profile[:200]), bytes(profile[:128]) + b"\xff" * 300):
-        assert near(await intake.read(saved(Image.fromarray(HALVES), icc_profile=damaged)), HALVES, 1)
+        assert is_near(await intake.read(saved(Image.fromarray(HALVES), icc_profile=damaged)), HALVES, 1)
 
 
-async def test_pictures_for_printers(intake: Intake) -> None:
-    """CMYK, with a profile that is for something else: its pixels as they are."""
+async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(intake: Intake) -> None:
+    """CMYK with a LAB profile keeps its pixels."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     content = saved(Image.fromarray(HALVES).convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
-    assert near(await intake.read(content), HALVES)
+    assert is_near(await intake.read(content), HALVES)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", *(["AVIF"] if "AVIF" in FORMATS else [])])
-async def test_of_what_moves_the_first_picture(intake: Intake, form: str) -> None:
+async def test_of_an_animation_only_the_first_frame_is_taken(intake: Intake, form: str) -> None:
     others = [Image.new("RGB", (48, 24), (0, shade, 0)) for shade in (90, 180)]
     options = {} if form in ("GIF", "PNG") else {"quality": 95}
     found = await intake.read(saved(Image.fromarray(HALVES), form, save_all=True, append_images=others, **options))
-    assert near(found, HALVES)
+    assert is_near(found, HALVES)
     assert found.notes == ("It is animated: its first picture is taken.",)
 
 
-async def test_ten_thousand_frames(intake: Intake) -> None:
+async def test_an_animation_of_ten_thousand_frames_is_read_quickly(intake: Intake) -> None:
     content = saved(Image.new("P", (16, 16)), "GIF")
     frame = content[content.index(b"\x2c", 13) : -1]
     began = time.monotonic()
@@ -188,15 +188,15 @@ async def test_ten_thousand_frames(intake: Intake) -> None:
     assert found.notes == ("It is animated: its first picture is taken.",)
 
 
-async def test_large_ones_are_made_smaller(intake: Intake) -> None:
+async def test_large_pictures_are_scaled_down(intake: Intake) -> None:
     wide = Image.fromarray(HALVES).resize((4800, 2400), Image.Resampling.NEAREST)
     for form in ("PNG", "JPEG"):
         found = await intake.read(saved(wide, form))
         assert (found.width, found.height) == (2048, 1024)
         assert found.notes == ("It was made smaller, from 4800 × 2400 to 2048 × 1024.",)
-        shown = pixels(found)
-        assert np.abs(shown[500, 100] - HALVES[0, 0].astype(int)).max() < 4
-        assert np.abs(shown[500, -100] - HALVES[0, -1].astype(int)).max() < 4
+        shades = pixels(found)
+        assert np.abs(shades[500, 100] - HALVES[0, 0].astype(int)).max() < 4
+        assert np.abs(shades[500, -100] - HALVES[0, -1].astype(int)).max() < 4
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     found = await intake.read(saved(wide, "JPEG", exif=exif))
@@ -205,52 +205,52 @@ async def test_large_ones_are_made_smaller(intake: Intake) -> None:
     assert (thin.width, thin.height) == (2048, 1)
 
 
-async def test_what_is_refused_before_a_pixel_is_decoded(intake: Intake) -> None:
-    await intake.read(saved(Image.fromarray(HALVES)))  # it is warm
+async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(intake: Intake) -> None:
+    await intake.read(saved(Image.fromarray(HALVES)))  # starts the process
     began = time.monotonic()
-    bomb = raw_png(30_000, 30_000, 1, 0, packed(30_000 * 3751))
+    bomb = raw_png(30_000, 30_000, 1, 0, deflated_zeros(30_000 * 3751))
     assert len(bomb) < 200_000
-    await refused(intake, bomb, r"The picture has too many pixels: up to 40 million are read\.", 413)
-    await refused(intake, raw_png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too many pixels", 413)
-    await refused(intake, raw_png(16_385, 8, 8, 2, b""), "too long: up to 16384 pixels a side", 413)
-    await refused(intake, bytes(MOST_BYTES + 1), "too large: up to 16 MiB", 413)
+    await assert_refused(intake, bomb, r"The picture has too many pixels: up to 40 million are read\.", 413)
+    await assert_refused(intake, raw_png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too many pixels", 413)
+    await assert_refused(intake, raw_png(16_385, 8, 8, 2, b""), "too long: up to 16384 pixels a side", 413)
+    await assert_refused(intake, bytes(MOST_BYTES + 1), "too large: up to 16 MiB", 413)
     lying = bytearray(saved(Image.new("P", (16, 16)), "GIF"))
     at = lying.index(b"\x2c\0\0\0\0", 13)
     lying[at + 5 : at + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame larger than its screen
-    await refused(intake, bytes(lying), "too many pixels", 413)
+    await assert_refused(intake, bytes(lying), "too many pixels", 413)
     assert time.monotonic() - began < 5
 
 
-async def test_what_is_no_picture(intake: Intake) -> None:
+async def test_files_that_are_no_picture_are_refused(intake: Intake) -> None:
     whole = saved(Image.fromarray(HALVES))
     kinds = "has a format that is not supported here: PNG, JPEG, WebP, GIF"
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
     for content in (b"\0", b"hello" * 99, svg, postscript, saved(Image.fromarray(HALVES), "TIFF"), whole[8:]):
-        await refused(intake, content, kinds)
-    await refused(intake, b"", "is empty")
+        await assert_refused(intake, content, kinds)
+    await assert_refused(intake, b"", "is empty")
     damaged = "is damaged and cannot be read"
     for content in (whole[:60], whole[:-30], whole[:33], raw_png(0, 9, 8, 2, b""), b"\xff\xd8\xff\xe0", b"GIF89a"):
-        await refused(intake, content, damaged)
+        await assert_refused(intake, content, damaged)
     half = await intake.read(raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 5)))
-    assert (half.width, half.height) == (10, 10), "five of its ten rows: Pillow takes the others as black"
+    assert (half.width, half.height) == (10, 10), "it has five of its ten rows: Pillow reads the others as black"
     with pytest.raises(Refused, match="The second picture is of no kind"):
         await intake.read(b"hello", what="second picture")
 
 
-async def test_bombs_that_inflate(intake: Intake) -> None:
-    """In a text, in a profile, behind the last row: what they would become is never made, or is bounded."""
-    rows, gigabyte = zlib.compress((b"\0" + bytes(30)) * 10), packed(2**28)
+async def test_decompression_bombs_do_not_inflate_without_limit(intake: Intake) -> None:
+    """In a text, in a profile, after the last row: none is inflated, or only up to a limit."""
+    rows, gigabyte = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
     for more in (chunk(b"zTXt", b"a\0\0" + gigabyte), chunk(b"iCCP", b"a\0\0" + gigabyte)):
         began = time.monotonic()
-        await refused(intake, raw_png(10, 10, 8, 2, rows, more), "is damaged")
+        await assert_refused(intake, raw_png(10, 10, 8, 2, rows, more), "is damaged")
         assert time.monotonic() - began < 5
-    found = await intake.read(raw_png(10, 10, 8, 2, packed(2**28)))
+    found = await intake.read(raw_png(10, 10, 8, 2, deflated_zeros(2**28)))
     assert (found.width, found.height, len(found.png) < 1000) == (10, 10, True)
 
 
 def slow_jpeg() -> bytes:
-    """A progressive photograph of 25 million pixels with the same empty scan thousands of times: a few MB, minutes."""
+    """A progressive photograph of 25 million pixels that repeats an empty scan 20,000 times: a few MB, minutes."""
     content = saved(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
     starts = [at for at in range(len(content) - 1) if content[at : at + 2] == b"\xff\xda"]
     scan = content[starts[1] : starts[2]]
@@ -258,25 +258,25 @@ def slow_jpeg() -> bytes:
     return content[: starts[2]] + scan * 20_000 + content[starts[2] :]
 
 
-async def test_one_that_takes_too_long() -> None:
+async def test_a_picture_that_takes_too_long_is_refused() -> None:
     content, intake = await asyncio.to_thread(slow_jpeg), Intake(seconds=1.0)
     assert len(content) < MOST_BYTES
     try:
         began = time.monotonic()
-        await refused(intake, content, "takes too long to be read")
+        await assert_refused(intake, content, "takes too long to be read")
         assert 0.9 < time.monotonic() - began < 5
-        (reader,) = children(intake)
+        (reader,) = decoder_processes(intake)
         assert (await intake.read(saved(Image.fromarray(HALVES)))).width == 48
-        assert [one.pid for one in children(intake)] == [reader.pid], "only the child was ended"
+        assert [one.pid for one in decoder_processes(intake)] == [reader.pid], "only the child process ended"
     finally:
         await intake.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
-async def test_one_that_takes_too_much_memory() -> None:
+async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
     intake = Intake(memory=128 * 2**20)
     try:
-        await refused(intake, raw_png(6000, 6000, 8, 2, packed(18_001 * 6000)), "too much memory", 413)
+        await assert_refused(intake, raw_png(6000, 6000, 8, 2, deflated_zeros(18_001 * 6000)), "too much memory", 413)
         assert (await intake.read(saved(Image.fromarray(HALVES)))).width == 48
     finally:
         await intake.close()
@@ -287,8 +287,8 @@ async def test_one_that_takes_too_much_memory() -> None:
     ("form", "mode"),
     [("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "CMYK"), ("WEBP", "RGBA"), ("GIF", "P"), ("AVIF", "RGBA")],
 )
-async def test_the_largest_that_is_taken_fits_into_less_memory(form: str, mode: str) -> None:
-    """40 million pixels in seven eighths of what they may take."""
+async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mode: str) -> None:
+    """40 million pixels fit in seven eighths of the memory limit."""
     if form not in FORMATS:
         pytest.skip("Pillow was built without AVIF")
     options: dict[str, dict[str, Any]] = {
@@ -299,14 +299,14 @@ async def test_the_largest_that_is_taken_fits_into_less_memory(form: str, mode: 
     if mode == "P":
         large.info["transparency"] = 0
     content = await asyncio.to_thread(lambda: saved(large, form, **options.get(form, {})))
-    intake = Intake(memory=house.MEMORY * 7 // 8, seconds=60)
+    intake = Intake(memory=intake_module.MEMORY * 7 // 8, seconds=60)
     try:
         assert (await intake.read(content)).width == 2048
     finally:
         await intake.close()
 
 
-async def test_masks(intake: Intake) -> None:
+async def test_masks_become_grey_and_bad_masks_are_refused(intake: Intake) -> None:
     strokes = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
     strokes.paste((255, 255, 255, 255), (5, 5, 20, 20))
     found = await intake.read_mask(saved(strokes), shape=(40, 30))
@@ -322,18 +322,18 @@ async def test_masks(intake: Intake) -> None:
         await intake.read_mask(b"hello")
 
 
-async def test_a_child_is_killed_midway(until: Until) -> None:
-    """And then the process that it comes from: both break off one picture, and nothing else."""
+async def test_a_killed_decoder_process_ends_one_picture_only(until: Until) -> None:
+    """First the child is killed, then its parent: each ends one picture and nothing else."""
     content, intake, small = await asyncio.to_thread(slow_jpeg), Intake(), saved(Image.fromarray(HALVES))
     try:
         for which in (1, 0):
             reading = asyncio.create_task(intake.read(content))
-            await until(lambda: len(children(intake)) == 2)
-            children(intake)[which].send_signal(signal.SIGKILL)
+            await until(lambda: len(decoder_processes(intake)) == 2)
+            decoder_processes(intake)[which].send_signal(signal.SIGKILL)
             with pytest.raises(Refused, match="Reading the picture broke off"):
                 await reading
             assert (await intake.read(small)).width == 48
-        idle = children(intake)[0]
+        idle = decoder_processes(intake)[0]
         idle.send_signal(signal.SIGKILL)
         await until(lambda: not [one for one in intake._all if one.fit])
         assert (await intake.read(small)).width == 48
@@ -342,52 +342,59 @@ async def test_a_child_is_killed_midway(until: Until) -> None:
     assert not idle.is_running()
 
 
-async def test_whoever_asks_goes_away_and_the_house_closes(until: Until) -> None:
+async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_closes(until: Until) -> None:
     content, intake = await asyncio.to_thread(slow_jpeg), Intake()
-    asked = asyncio.create_task(intake.read(content))
-    await until(lambda: len(children(intake)) == 2)
-    gone = children(intake)
-    asked.cancel()
+    task = asyncio.create_task(intake.read(content))
+    await until(lambda: len(decoder_processes(intake)) == 2)
+    processes = decoder_processes(intake)
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked
-    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in gone))
-    asked = asyncio.create_task(intake.read(content))
-    await until(lambda: len(children(intake)) == 2)
-    gone = children(intake)
+        await task
+    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
+    task = asyncio.create_task(intake.read(content))
+    await until(lambda: len(decoder_processes(intake)) == 2)
+    processes = decoder_processes(intake)
     await intake.close()
     with pytest.raises(Refused, match="broke off"):
-        await asked
-    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in gone))
+        await task
+    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
     with pytest.raises(Refused):
         await intake.read(content)
 
 
-async def test_two_at_once_and_a_line_that_ends(until: Until) -> None:
+async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(until: Until) -> None:
     small, intake, most = saved(Image.fromarray(HALVES)), Intake(), 0
     try:
-        asked = [asyncio.create_task(intake.read(small)) for _ in range(LINE)]
+        tasks = [asyncio.create_task(intake.read(small)) for _ in range(LINE)]
         await asyncio.sleep(0)
-        with pytest.raises(Refused, match="Too many pictures") as said:
+        with pytest.raises(Refused, match="Too many pictures") as refusal:
             await intake.read(small)
-        assert said.value.status == 429
-        while not all(one.done() for one in asked):
+        assert refusal.value.status == 429
+        while not all(one.done() for one in tasks):
             most = max(most, len(intake._all))
             await asyncio.sleep(0.005)
-        assert len({one.result().sha256 for one in asked}) == 1
+        assert len({one.result().sha256 for one in tasks}) == 1
         assert most == 2
     finally:
         await intake.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds of other processes are read from /proc")
-async def test_the_child_has_nothing_to_lose(until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_decoder_process_has_no_secrets_files_or_rights(
+    until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DISCORD_TOKEN", "a secret")
     content, intake = await asyncio.to_thread(slow_jpeg), Intake()
-    asked = asyncio.create_task(intake.read(content))
+    task = asyncio.create_task(intake.read(content))
     try:
-        await until(lambda: len(children(intake)) == 2 and children(intake)[1].rlimit(psutil.RLIMIT_NOFILE) == (0, 0))
-        parent, child = children(intake)
-        for limit, most in (("FSIZE", 0), ("NPROC", 0), ("CORE", 0), ("AS", house.MEMORY), ("CPU", 12)):
+        await until(
+            lambda: (
+                len(decoder_processes(intake)) == 2
+                and decoder_processes(intake)[1].rlimit(psutil.RLIMIT_NOFILE) == (0, 0)
+            )
+        )
+        parent, child = decoder_processes(intake)
+        for limit, most in (("FSIZE", 0), ("NPROC", 0), ("CORE", 0), ("AS", intake_module.MEMORY), ("CPU", 12)):
             assert child.rlimit(getattr(psutil, f"RLIMIT_{limit}")) == (most, most)
         assert set(parent.environ()) | set(child.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
         status = await asyncio.to_thread(Path(f"/proc/{child.pid}/status").read_text)
@@ -395,15 +402,17 @@ async def test_the_child_has_nothing_to_lose(until: Until, monkeypatch: pytest.M
         names = await asyncio.to_thread(os.listdir, f"/proc/{child.pid}/fd")
         links = {os.readlink(f"/proc/{child.pid}/fd/{name}") for name in names}
         assert {name for name in links if not name.startswith("pipe:")} == {"/dev/null"}
-        assert len([name for name in links if name.startswith("pipe:")]) == 1, "its own, and none of the bot's"
+        assert len([name for name in links if name.startswith("pipe:")]) == 1, (
+            "it has its own pipe and none of the bot's"
+        )
         loaded = await asyncio.to_thread(Path(f"/proc/{parent.pid}/maps").read_text)
         assert "PIL" in loaded
         assert not any(name in loaded for name in ("sqlalchemy", "aiohttp", "msgspec", "numpy", "_ssl"))
         parent.send_signal(signal.SIGKILL)
         await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     finally:
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await intake.close()
 
 
@@ -441,8 +450,10 @@ GOOD = "reading.HEAD.pack(b'+', 0, 4, 4)"
         "open('/etc/hostname')",
     ],
 )
-async def test_what_a_child_says_is_not_believed(lie: str, monkeypatch: pytest.MonkeyPatch, until: Until) -> None:
-    """A child that a picture has taken over: it says, or does, what it likes."""
+async def test_a_hostile_decoder_process_is_not_trusted(
+    lie: str, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    """A picture has taken over the child, which now says or does anything."""
     from bot.images import readers
 
     code = LIAR.format(root=str(readers.ROOT)).replace("{", "{{").replace("}", "}}") + "#{!r}{!r}{!r}"
@@ -451,19 +462,19 @@ async def test_what_a_child_says_is_not_believed(lie: str, monkeypatch: pytest.M
     try:
         with pytest.raises(Refused, match=r"broke off|too long"):
             await intake.read(lie.replace("ends", "sys._getframe(2).f_locals['sink']").encode())
-        await until(lambda: len(children(intake)) <= 1)
+        await until(lambda: len(decoder_processes(intake)) <= 1)
     finally:
         await intake.close()
 
 
-async def test_a_plain_png_and_others() -> None:
+async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:
     rows = zlib.compress((b"\0" + bytes(30)) * 10)
     assert plain(raw_png(10, 10, 8, 2, rows), 10, RGB) == (10, 10)
     good = raw_png(10, 10, 8, 2, rows)
     for bad in (
         good[:-1], good + b"\0", good[:40] + b"\1" + good[41:],
         raw_png(11, 10, 8, 2, rows), raw_png(10, 10, 8, 0, rows),
-        raw_png(10, 10, 8, 2, rows, chunk(b"tEXt", b"a\0b")), raw_png(10, 10, 8, 2, packed(2**28)),
+        raw_png(10, 10, 8, 2, rows, chunk(b"tEXt", b"a\0b")), raw_png(10, 10, 8, 2, deflated_zeros(2**28)),
         raw_png(10, 10, 8, 2, zlib.compress((b"\5" + bytes(30)) * 10)), raw_png(10, 10, 8, 2, rows + b"\0"),
         raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)), b"", good[:8], good[:8] + bytes(40),
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""`darkroom jobs`: what the owner of the machine reads and does, without a bot and beside one that notices it."""
+"""`darkroom jobs`: what the operator reads and does, without a bot and beside a running one."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ DISCORD = Place("discord", {"guild": "7", "channel": "8", "message": "9", "token
 
 @pytest.fixture
 def darkroom(monkeypatch, tmp_path, capsys):
-    """`await darkroom("list")`: types it, beside whatever runs here; what was said."""
+    """`await darkroom("list")` runs the command beside whatever runs here and returns its output."""
 
-    def typed(words: tuple[str, ...], folder: Path) -> int:
+    def run_main(words: tuple[str, ...], folder: Path) -> int:
         monkeypatch.setattr("sys.argv", ["darkroom", "jobs", *words, "--data", str(folder)])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        return int(left.value.code or 0)
+        return int(exit_info.value.code or 0)
 
     async def run(*words: str, fails: bool = False, folder: Path = tmp_path / "data") -> str:
-        code = await asyncio.to_thread(typed, words, folder)
-        said = capsys.readouterr()
-        assert code == (2 if fails else 0), said
-        return " ".join(said.err.split()) if fails else said.out
+        code = await asyncio.to_thread(run_main, words, folder)
+        output = capsys.readouterr()
+        assert code == (2 if fails else 0), output
+        return " ".join(output.err.split()) if fails else output.out
 
     return run
 
 
 async def wait_for(until, house, job: str, state: str) -> None:
-    async def there() -> bool:
+    async def has_state() -> bool:
         record = await house.store.record(job)
         return record.state == state
 
-    await until(there)
+    await until(has_state)
 
 
 @pytest.mark.asyncio
@@ -66,9 +66,9 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
     ):  # fmt: skip
         assert [one["id"] for one in json.loads(await darkroom("list", *words, "--json"))] == found, words
     assert await darkroom("list", "--state", "over") == "There is no such job.\n"
-    shown = await darkroom("show", mine.job.lower())
+    details = await darkroom("show", mine.job.lower())
     for part in ("a lamp, red", "seed 7", "negative    dust", "queued", "imagine", "standard tier", "answer in web"):
-        assert part in shown, shown
+        assert part in details, details
     sheet = await darkroom("show", theirs.job)
     assert "answer in discord (guild 7, channel 8, message 9): kept up to date" in sheet
     whole = json.loads(await darkroom("show", theirs.job, "--json"))
@@ -79,11 +79,11 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
 
 
 @pytest.mark.asyncio
-async def test_mistakes_are_one_sentence(workplace, darkroom, ann):
+async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, ann):
     async with workplace.visit() as house:
         tickets = [(await house.studio.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
     same = tickets[0].job[:5]
-    for words, said in (
+    for words, sentence in (
         (("show", "zzz"), "There is no job ZZZ."),
         (("show", "no id!"), "“no id!” is no job's id: that has 26 letters and digits."),
         (("show", "%"), "is no job's id"),
@@ -93,16 +93,16 @@ async def test_mistakes_are_one_sentence(workplace, darkroom, ann):
         (("requeue", tickets[0].job), "It waits in the queue already."),
         (("show",), "Missing argument 'ID'"),
     ):
-        assert said in await darkroom(*words, fails=True), words
+        assert sentence in await darkroom(*words, fails=True), words
     assert "cancelled before it began; nothing was charged." in await darkroom("cancel", tickets[0].job)
     for deed in ("cancel", "requeue"):
-        said = await darkroom(deed, tickets[0].job, fails=True)
-        assert said == f"darkroom: Too late: job {tickets[0].job} has been cancelled already."
+        sentence = await darkroom(deed, tickets[0].job, fails=True)
+        assert sentence == f"darkroom: Too late: job {tickets[0].job} has been cancelled already."
     assert (await darkroom("why", tickets[0].job)).startswith("It does not wait: it was cancelled ")
 
 
 @pytest.mark.asyncio
-async def test_a_running_bot_notices_what_was_cancelled(workplace, darkroom, ann, until):
+async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, until):
     house = await workplace.house()
     (waiting,) = await house.studio.imagine("a lamp", ann, WEB)
     (behind,) = await house.studio.imagine("a lamp", ann, WEB)
@@ -117,8 +117,8 @@ async def test_a_running_bot_notices_what_was_cancelled(workplace, darkroom, ann
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
     await wait_for(until, house, behind.job, "running")
-    said = await darkroom("cancel", behind.job)
-    assert "a running bot tells its worker within seconds" in said
+    output = await darkroom("cancel", behind.job)
+    assert "a running bot tells its worker within seconds" in output
     await wait_for(until, house, behind.job, "cancelled")
     history = await house.store.ask(reads.history, [behind.job])
     assert [entry.why for entry in history if entry.source == entry.target] == ["cancelled at the command line"]
@@ -135,23 +135,23 @@ async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkro
     apprentice.go.clear()
     (ticket,) = await house.studio.imagine("a lamp --count 1", ann, WEB)
     await wait_for(until, house, ticket.job, "running")
-    said = await darkroom("requeue", ticket.job[:-1])
-    there = "a running bot takes it from apprentice within seconds"
-    assert said == f"Job {ticket.job} is in the queue again, as attempt 2; {there}.\n"
+    output = await darkroom("requeue", ticket.job[:-1])
+    bot_part = "a running bot takes it from apprentice within seconds"
+    assert output == f"Job {ticket.job} is in the queue again, as attempt 2; {bot_part}.\n"
 
     def sent_again() -> bool:
         run = house.board.runs.get(ticket.job)
         return run is not None and run.record.attempt == 2
 
     await until(sent_again)
-    await until(lambda: apprentice.begun.count(ticket.job) == 2)  # its claim is gone, or nobody could begin again
+    await until(lambda: apprentice.begun.count(ticket.job) == 2)  # its claim is gone, or no worker could start again
     returned = {"cause": "asked"}
     await until(lambda: house.metrics.registry.get_sample_value("darkroom_requeues_total", returned) == 1)
     apprentice.go.set()
     await wait_for(until, house, ticket.job, "finished")
-    shown = await darkroom("show", ticket.job)
-    assert "asked for at the command line" in shown
-    assert "image 1: 64×64" in shown
+    details = await darkroom("show", ticket.job)
+    assert "asked for at the command line" in details
+    assert "image 1: 64×64" in details
 
 
 @pytest.mark.may_block("the room announces itself once, in a small file")
@@ -167,9 +167,9 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
     app = await asyncio.to_thread(open_chatroom, settings, house.desk)
     async with opened(app, "127.0.0.1", 0) as port:
         with announced(settings, port):
-            told = json.loads(await darkroom("why", tickets[3].job, "--json"))
+            answer = json.loads(await darkroom("why", tickets[3].job, "--json"))
             running = await darkroom("why", tickets[0].job)
-    assert told["bot"] is True
-    assert told["eta"] > 0
-    assert "3 of this member's run already: one of them must end first." in told["sentence"]
+    assert answer["bot"] is True
+    assert answer["eta"] > 0
+    assert "3 of this member's run already: one of them must end first." in answer["sentence"]
     assert running.startswith("It does not wait: apprentice has it, at step 0 of 40; done in about ")

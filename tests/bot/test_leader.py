@@ -1,4 +1,4 @@
-"""One bot is at work: another takes over when it is killed or stopped, and who comes back changes nothing."""
+"""One bot leads. Another takes over when it is killed or stopped, and a returning bot changes nothing."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from engine.job import decode, encode
 ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
 
 
-def test_nothing_runs_before_the_look():
-    seen: list[str] = []
+def test_the_check_of_leadership_runs_before_other_callbacks():
+    calls: list[str] = []
     with asyncio.Runner(loop_factory=Loop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, Loop)
-        loop.turns.look = lambda: seen.append("look")
+        loop.turns.look = lambda: calls.append("look")
         runner.run(asyncio.sleep(0))
-        loop.call_soon(seen.append, "work")
-        seen.clear()
+        loop.call_soon(calls.append, "work")
+        calls.clear()
         runner.run(asyncio.sleep(0))
         loop.turns.look = None
-    assert seen.index("look") < seen.index("work")
+    assert calls.index("look") < calls.index("work")
 
 
 @pytest.mark.asyncio
-async def test_an_older_term_writes_nothing_any_more(tmp_path):
+async def test_an_older_leader_term_writes_nothing_any_more(tmp_path):
     url = f"sqlite:///{tmp_path / 'one.sqlite'}"
     first, second = await Store.open(url), await Store.open(url)
-    await first.write(lambda _: None)  # nobody leads: no term is asked for
+    await first.write(lambda _: None)  # nobody leads, so no term is needed
     await first.begin()
     await second.begin()
     assert (await first.leads(), await second.leads()) == (False, True)
@@ -70,25 +70,25 @@ async def _bus(workplace: Any) -> Bus:
 
 
 @pytest.mark.asyncio
-async def test_the_second_waits_says_so_and_goes_on_when_the_first_resigns(workplace, until, monkeypatch):
+async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(workplace, until, monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.0)
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
-    said: list[str] = []
+    notices: list[str] = []
     lost: list[str] = []
     first, second = await _bus(workplace), await _bus(workplace)
 
     async def follow() -> Store:
-        async with leading(second, said.append, lost=lost.append) as leader:
+        async with leading(second, notices.append, lost=lost.append) as leader:
             store = await Store.open(workplace.settings.database)
             await leader.begin(store)
             leader.end()
             return store
 
     workplace.settings.data.mkdir(parents=True)
-    async with leading(first, said.append, lost=lost.append) as leader:
+    async with leading(first, notices.append, lost=lost.append) as leader:
         following = asyncio.create_task(follow())
-        await until(lambda: said)
-        assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", said[0])
+        await until(lambda: notices)
+        assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", notices[0])
         await asyncio.sleep(1.5)  # longer than the lease: it is renewed
         assert not following.done()
         store = await Store.open(workplace.settings.database)
@@ -102,7 +102,7 @@ async def test_the_second_waits_says_so_and_goes_on_when_the_first_resigns(workp
 
 
 @pytest.mark.asyncio
-async def test_who_finds_another_term_or_a_lost_lease_is_over(workplace, until, monkeypatch):
+async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workplace, until, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
     lost: list[str] = []
     workplace.settings.data.mkdir(parents=True)
@@ -111,19 +111,19 @@ async def test_who_finds_another_term_or_a_lost_lease_is_over(workplace, until, 
         store, other = [await Store.open(workplace.settings.database) for _ in range(2)]
         await leader.begin(store)
         leader._until = 0.0
-        await asyncio.to_thread(leader.look)  # it blocks, as it shall
+        await asyncio.to_thread(leader.look)  # it blocks by design
         assert lost == [], "the term is ours"
         assert leader._until > 0
         await other.begin()
 
         def look() -> None:
-            leader._until = 0.0  # at the last moment, for the lease is still renewed
+            leader._until = 0.0  # just before, because the lease is still renewed
             leader.look()
 
-        await asyncio.to_thread(look)  # it blocks, as it shall
+        await asyncio.to_thread(look)  # it blocks by design
         assert lost[0] == "Another bot has begun to write to this database."
         lost.clear()
-        await until(lambda: lost)  # the round of readings finds it too
+        await until(lambda: lost)  # the regular reading finds it too
         assert leader._claim is not None
         await bus.js.purge_stream("KV_leaders")
         lost.clear()
@@ -134,7 +134,7 @@ async def test_who_finds_another_term_or_a_lost_lease_is_over(workplace, until, 
 
 
 @pytest.fixture
-def brisk(monkeypatch):
+def short_intervals(monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
     monkeypatch.setattr(leading_module, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 0.6)
@@ -142,8 +142,8 @@ def brisk(monkeypatch):
 
 
 @asynccontextmanager
-async def at_work(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIterator[tuple[Store, Leader]]:
-    """As a house: its store closes before its leader resigns."""
+async def lead_with_store(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIterator[tuple[Store, Leader]]:
+    """Like the app, it closes the store before the leader resigns."""
     async with leading(bus, print, lost=lost.append) as leader:
         store = await Store.open(url)
         try:
@@ -155,31 +155,33 @@ async def at_work(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIte
 
 
 @pytest.mark.asyncio
-async def test_with_brokers_of_their_own_the_second_is_refused_while_the_first_lives(database, brisk, monkeypatch):
+async def test_without_a_shared_broker_a_second_bot_is_refused_while_the_first_lives(
+    database, short_intervals, monkeypatch
+):
     lost: list[str] = []
-    async with at_work(database, lost) as (first, _):
+    async with lead_with_store(database, lost) as (first, _):
         with pytest.raises(Refused, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
-            async with at_work(database, lost):
+            async with lead_with_store(database, lost):
                 pass
         assert await first.leads()
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 60.0)
     monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 60.0)
-    async with asyncio.timeout(5), at_work(database, lost) as (second, _):  # the first ended in order
+    async with asyncio.timeout(5), lead_with_store(database, lost) as (second, _):  # the first ended cleanly
         assert await second.leads()
     assert lost == []
 
 
 @pytest.mark.asyncio
-async def test_of_two_that_begin_at_once_one_is_refused(database, brisk):
+async def test_of_two_bots_that_start_at_once_one_is_refused(database, short_intervals):
     lost: list[str] = []
-    over = asyncio.Event()
+    one_ended = asyncio.Event()
 
     async def bot() -> None:
         try:
-            async with at_work(database, lost):
-                await over.wait()
+            async with lead_with_store(database, lost):
+                await one_ended.wait()
         finally:
-            over.set()
+            one_ended.set()
 
     async with asyncio.timeout(20):
         ends = await asyncio.gather(bot(), bot(), return_exceptions=True)
@@ -189,11 +191,13 @@ async def test_of_two_that_begin_at_once_one_is_refused(database, brisk):
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("led", [False, True], ids=["alone", "led"])
-async def test_a_fresh_bot_gives_one_that_did_not_end_in_order_the_time_to_notice(workplace, database, brisk, led):
+async def test_a_new_leader_gives_one_that_ended_uncleanly_the_time_to_notice(
+    workplace, database, short_intervals, led
+):
     before, lost = await Store.open(database), list[str]()
-    await before.begin("bot-that-was-cut-off")  # and is not heard
+    await before.begin("bot-that-was-cut-off")  # and sends no heartbeat
     began = now()
-    async with at_work(database, lost, await _bus(workplace) if led else None) as (after, _):
+    async with lead_with_store(database, lost, await _bus(workplace) if led else None) as (after, _):
         assert now() - began >= heartbeat.HEARD_SECONDS + leading_module.NOTICE_SECONDS
         assert await after.leads()
         with pytest.raises(Deposed):
@@ -202,13 +206,13 @@ async def test_a_fresh_bot_gives_one_that_did_not_end_in_order_the_time_to_notic
 
 
 @pytest.mark.asyncio
-async def test_who_is_stopped_while_the_one_before_may_not_have_noticed_does_not_end_in_order(database, brisk):
+async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_open(database, short_intervals):
     before = await Store.open(database)
     await before.begin("bot-that-was-cut-off")
 
     async def bot() -> None:
-        async with at_work(database, []):
-            raise AssertionError("it was stopped before")
+        async with lead_with_store(database, []):
+            raise AssertionError("it is stopped before this")
 
     stopped = asyncio.create_task(bot())
     async with asyncio.timeout(5):
@@ -221,9 +225,9 @@ async def test_who_is_stopped_while_the_one_before_may_not_have_noticed_does_not
 
 
 @pytest.mark.asyncio
-async def test_without_a_broker_that_others_share_a_later_term_ends_the_bot_too(database, brisk, until):
+async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database, short_intervals, until):
     lost: list[str] = []
-    async with at_work(database, lost) as (first, _):
+    async with lead_with_store(database, lost) as (first, _):
         other = await Store.open(database)
         await other.begin()
         await until(lambda: lost)
@@ -234,88 +238,86 @@ async def test_without_a_broker_that_others_share_a_later_term_ends_the_bot_too(
 
 
 @pytest.mark.asyncio
-async def test_without_a_lease_all_stands_still_only_after_a_stop(database, brisk, monkeypatch):
+async def test_without_a_lease_the_check_blocks_only_after_a_suspension(database, short_intervals, monkeypatch):
     monkeypatch.setattr(leading_module, "READ_SECONDS", 60.0)
     lost: list[str] = []
-    async with at_work(database, lost) as (_, leader):
+    async with lead_with_store(database, lost) as (_, leader):
         other = await Store.open(database)
         await other.begin()
         leader._until, leader._turned = 0.0, now()
         await asyncio.to_thread(leader.look)
-        assert lost == [], "awake: it is read beside the work"
+        assert lost == [], "awake: the term is read beside the work"
         leader._turned = 0.0
         await other.close()
         await asyncio.to_thread(leader.look)
         assert lost == ["Another bot has begun to write to this database."]
         lost.clear()
         leader._turned = 0.0
-        monkeypatch.setattr(leader, "_confirm", _away)
+        monkeypatch.setattr(leader, "_confirm", _raise_unavailable)
         await asyncio.to_thread(leader.look)
-        assert lost == [], "the database is away for everybody"
+        assert lost == [], "the database is away for every bot"
 
 
-async def _away() -> None:
+async def _raise_unavailable() -> None:
     raise Unavailable("away")
 
 
 @pytest.mark.asyncio
-async def test_who_has_lost_the_lease_is_not_heard(workplace, database, brisk, monkeypatch):
+async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database, short_intervals, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 60.0)
-    async with at_work(database, [], await _bus(workplace)) as (store, leader):
+    async with lead_with_store(database, [], await _bus(workplace)) as (store, leader):
         assert await heartbeat.heard(store)
         leader._leased = 0.0
         assert not await heartbeat.heard(store)
 
 
 @pytest.mark.asyncio
-async def test_a_standby_with_another_database_is_refused_and_one_with_the_same_is_not(
-    workplace, database, brisk, fresh
-):
+async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, database, short_intervals, fresh):
     other = await Store.open(await asyncio.to_thread(fresh, "sqlite"))
     assert await identity(str(other.database.writer.url)) == ""
     await other.begin()
     assert len(await identity(str(other.database.writer.url))) == 26
-    said: list[str] = []
-    async with at_work(database, [], await _bus(workplace)) as (store, _):
+    notices: list[str] = []
+    async with lead_with_store(database, [], await _bus(workplace)) as (store, _):
         for url in (str(other.database.writer.url), f"sqlite:///{workplace.settings.data.parent / 'new.sqlite'}"):
             with pytest.raises(
                 Refused, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
             ) as no:
-                async with asyncio.timeout(10), leading(await _bus(workplace), said.append, url=url):
+                async with asyncio.timeout(10), leading(await _bus(workplace), notices.append, url=url):
                     pass
             assert no.value.status == 400
-        said.clear()
+        notices.clear()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(3), leading(await _bus(workplace), said.append, url=database):
+            async with asyncio.timeout(3), leading(await _bus(workplace), notices.append, url=database):
                 pass
-        assert len(said) == 1
+        assert len(notices) == 1
         assert await store.leads()
     await other.close()
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_no_id_is_asked_of_a_database_of_an_earlier_version(bare):
-    there = await asyncio.to_thread(database_at, bare)
+async def test_a_database_of_an_earlier_version_has_no_id(bare):
+    old = await asyncio.to_thread(database_at, bare)
     try:
-        assert await there.read(terms.identity) == ""
-        await there.upgrade(lambda connection: upgrade(connection, "0009"))
-        await there.write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
-        assert await there.read(terms.identity) == ""
-        await there.upgrade(upgrade)
-        assert await there.read(terms.newest) == Term(7, over=False)
+        assert await old.read(terms.identity) == ""
+        await old.upgrade(lambda connection: upgrade(connection, "0009"))
+        await old.write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
+        assert await old.read(terms.identity) == ""
+        await old.upgrade(upgrade)
+        assert await old.read(terms.newest) == Term(7, over=False)
     finally:
-        await there.close()
+        await old.close()
 
 
-def test_a_name_has_room_for_the_store_behind_it(monkeypatch):
+def test_a_bot_name_leaves_room_for_the_store_id(monkeypatch):
     monkeypatch.setattr(heartbeat.socket, "gethostname", lambda: "a_long.name." * 9)
     monkeypatch.setattr(heartbeat.os, "getpid", lambda: 4194304)
     assert decode(encode(Holder(worker=f"{heartbeat.here()}.{'0' * 26}")), Holder)
 
 
 class Bot:
-    """A `darkroom bot` in a process and a data folder of its own."""
+    """A `darkroom bot` with its own process and data folder."""
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self.process, self.folder, self.lines = process, folder, list[str]()
@@ -369,7 +371,7 @@ class Bot:
 
 @pytest.mark.asyncio
 @pytest.mark.timeout(180)
-async def test_the_second_goes_on_after_a_kill_and_a_stopped_one_ends_when_it_wakes(workplace, until):
+async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_when_it_wakes(workplace, until):
     workplace.settings.data.mkdir(parents=True)
     apprentice, _ = await workplace.worker()
     first = await Bot.start(workplace, "first")
@@ -381,7 +383,7 @@ async def test_the_second_goes_on_after_a_kill_and_a_stopped_one_ends_when_it_wa
     await until(lambda: apprentice.begun, 30)
     first.process.kill()
     await until(lambda: second.says("Darkroom is open"), 60)
-    third = await Bot.start(workplace, "third")  # not before: of two that stand by, either may be next
+    third = await Bot.start(workplace, "third")  # not earlier: of two standbys, either may take over
     await until(lambda: third.says("stands by"), 30)
     stranger = await Bot.start(workplace, "stranger", DATABASE_URL="")
     async with asyncio.timeout(30):
@@ -393,11 +395,11 @@ async def test_the_second_goes_on_after_a_kill_and_a_stopped_one_ends_when_it_wa
     jobs.append((await third.ask("/api/jobs", {"prompt": "a cat --count 1"}))["id"])
     store = await Store.open(f"sqlite:///{workplace.settings.data / 'shared.sqlite'}")
 
-    async def over() -> bool:
+    async def all_finished() -> bool:
         found = await store.ask(reads.some, jobs)
         return {found[job].state for job in jobs} == {"finished"}
 
-    await until(over, 60)
+    await until(all_finished, 60)
     second.process.send_signal(signal.SIGCONT)
     async with asyncio.timeout(30):
         assert await second.process.wait() == DEPOSED

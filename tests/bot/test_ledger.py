@@ -1,4 +1,4 @@
-"""The ledger over real databases: what counts against a limit is what was really spent, whatever happens to jobs."""
+"""The ledger over real databases: usage is the cost that was really spent, whatever happens to jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draft(member: Member, **more: Any) -> Draft:
     return Draft(**(values | more))
 
 
-def all_of_them(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
+def admit_all(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
     return drafts
 
 
@@ -59,20 +59,20 @@ actions = st.lists(
 
 
 class Bookkeeper:
-    """What each job costs its member, kept beside the store as plainly as it can be said."""
+    """A simple model of what each job costs its member, for comparison with the store."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Member] = {}
         self.charged: dict[str, float] = {}
         self.open: set[str] = set()
 
-    def admitted(self, job: str, member: Member) -> None:
+    def record_admission(self, job: str, member: Member) -> None:
         self.jobs[job] = member
         self.open.add(job)
         self.charged[job] = 0.0 if member.tier == "relaxed" else COST
 
-    def ended(self, record: Record) -> None:
-        """Once for each job: what it gave back is never given back again."""
+    def record_end(self, record: Record) -> None:
+        """Happens once for each job, so that no refund is repeated."""
         assert record.id in self.open
         self.open.remove(record.id)
         assert 0.0 <= record.charged <= self.charged[record.id]
@@ -80,8 +80,8 @@ class Bookkeeper:
 
     def sums(self, whose: Whose, asker: Member) -> tuple[float, int]:
         """Device-seconds charged, and jobs that are open."""
-        counted = [job for job, member in self.jobs.items() if _counts(whose, member, asker)]
-        return sum(self.charged[job] for job in counted), sum(job in self.open for job in counted)
+        jobs = [job for job, member in self.jobs.items() if _counts(whose, member, asker)]
+        return sum(self.charged[job] for job in jobs), sum(job in self.open for job in jobs)
 
 
 def _counts(whose: Whose, member: Member, asker: Member) -> bool:
@@ -95,8 +95,8 @@ def _counts(whose: Whose, member: Member, asker: Member) -> bool:
 async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: int, step: int, spent: float | None):
     if action == "admit" or not book.jobs:
         member = MEMBERS[which % len(MEMBERS)]
-        records, _ = await store.admit([draft(member)], None, all_of_them, NOW)
-        book.admitted(records[0].id, member)
+        records, _ = await store.admit([draft(member)], None, admit_all, NOW)
+        book.record_admission(records[0].id, member)
         return None
     if action == "pick":
         return await store.pick(EVERYTHING, 16, 1.0, NOW + 1)
@@ -112,7 +112,7 @@ async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: in
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(actions)
-def test_what_counts_is_what_was_spent_and_is_given_back_once(sequence) -> None:
+def test_usage_is_the_cost_spent_and_is_refunded_once(sequence) -> None:
     async def scenario(folder: str) -> None:
         file, book = Path(folder) / "d.sqlite", Bookkeeper()
         file.write_bytes(migrated())
@@ -120,7 +120,7 @@ def test_what_counts_is_what_was_spent_and_is_given_back_once(sequence) -> None:
         for step in sequence:
             moved: Moved | None = await act(store, book, *step)
             if moved is not None and over(moved.record.state):
-                book.ended(moved.record)
+                book.record_end(moved.record)
             await compare(store, book)
         await store.close()
 
@@ -144,9 +144,9 @@ async def compare(store: Store, book: Bookkeeper) -> None:
 
 
 @pytest.mark.asyncio
-async def test_when_enough_leaves_the_window_is_the_same_for_one_and_for_all(store):
+async def test_quota_frees_at_the_same_time_for_one_member_and_for_all(store):
     await store.admit(
-        [draft(MEMBERS[0], created=NOW - 10 * n, cost=float(n)) for n in range(1, 6)], None, all_of_them, NOW
+        [draft(MEMBERS[0], created=NOW - 10 * n, cost=float(n)) for n in range(1, 6)], None, admit_all, NOW
     )
 
     def read(ledger: Ledger) -> list[tuple[float, float]]:
@@ -160,8 +160,8 @@ async def test_when_enough_leaves_the_window_is_the_same_for_one_and_for_all(sto
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-async def test_every_question_reads_by_index_however_many_jobs_there_were(store):
-    await store.admit([draft(MEMBERS[n % 4]) for n in range(200)], None, all_of_them, NOW)
+async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
+    await store.admit([draft(MEMBERS[n % 4]) for n in range(200)], None, admit_all, NOW)
     statements: list[tuple[str, Any]] = []
 
     def keep(_connection, _cursor, statement, parameters, _context, _many):
@@ -177,16 +177,16 @@ async def test_every_question_reads_by_index_however_many_jobs_there_were(store)
     event.listen(store.database.reader, "before_cursor_execute", keep)
     await store.ask(look, MEMBERS[0], NOW, read)
     event.remove(store.database.reader, "before_cursor_execute", keep)
-    asked = [(sql, given) for sql, given in statements if sql.startswith("SELECT")]
-    assert len(asked) == 1 + 4 + 4 + 8 * 2  # what was spent: by jobs, and by what is left of those that went
+    selects = [(sql, values) for sql, values in statements if sql.startswith("SELECT")]
+    assert len(selects) == 1 + 4 + 4 + 8 * 2  # spent cost: from jobs, and from what is left of deleted ones
 
     def plans(connection: Connection) -> list[str]:
         return [
-            "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given))
-            for sql, given in asked
+            "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values))
+            for sql, values in selects
         ]
 
-    for (sql, _), plan in zip(asked, await store.ask(plans), strict=True):
+    for (sql, _), plan in zip(selects, await store.ask(plans), strict=True):
         assert "SCAN jobs" not in plan, sql
         assert "SCAN rules" not in plan, sql
         if "jobs.member =" in sql:
@@ -196,7 +196,7 @@ async def test_every_question_reads_by_index_however_many_jobs_there_were(store)
 
 
 @pytest.mark.asyncio
-async def test_no_question_is_asked_twice(store):
+async def test_no_query_runs_twice(store):
     statements: list[str] = []
     reader = store.database.reader
     event.listen(reader, "before_cursor_execute", lambda _c, _u, statement, *_: statements.append(statement))
@@ -211,9 +211,9 @@ async def test_no_question_is_asked_twice(store):
 
 
 @pytest.mark.asyncio
-async def test_what_cost_nothing_frees_nothing(store):
+async def test_a_job_without_cost_frees_no_quota(store):
     relaxed = draft(MEMBERS[3], created=NOW - 500.0)
-    await store.admit([relaxed, draft(MEMBERS[0], created=NOW - 100.0)], None, all_of_them, NOW)
+    await store.admit([relaxed, draft(MEMBERS[0], created=NOW - 100.0)], None, admit_all, NOW)
 
     def frees(ledger: Ledger) -> list[float]:
         return [ledger.spending(whose, DAY).leaves(0.0) for whose in get_args(Whose)]

@@ -1,4 +1,4 @@
-"""One at a time for each, and room for so many bytes: what waits, what is refused, what is left when one breaks off."""
+"""The limit for each member and the memory limiter: what waits, what is refused, what a cancelled task frees."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bot.refused import Refused
 pytestmark = pytest.mark.asyncio
 
 
-async def test_a_member_waits_for_their_own_and_nobody_elses() -> None:
+async def test_a_member_waits_only_for_their_own_tasks() -> None:
     line, order, go = Lines(most=3), list[str](), asyncio.Event()
 
-    async def one(who: str, said: str) -> None:
+    async def one(who: str, name: str) -> None:
         async with line.turn(who):
-            order.append(said)
+            order.append(name)
             await go.wait()
 
     tasks = [asyncio.create_task(one(*each)) for each in (("ann", "a1"), ("ann", "a2"), ("ann", "a3"), ("bob", "b1"))]
@@ -33,11 +33,11 @@ async def test_a_member_waits_for_their_own_and_nobody_elses() -> None:
     go.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == ["a1", "b1", "a3"]
-    assert line._lines == {}, "nobody is remembered"
+    assert line._lines == {}, "no member is remembered"
     assert lines.MOST > 1
 
 
-async def test_bytes_wait_for_room_in_order_and_give_it_back_however_they_end() -> None:
+async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> None:
     tray, order = Tray(most=10, line=3), list[str]()
 
     async def one(name: str, size: int, until: asyncio.Event) -> None:
@@ -52,7 +52,7 @@ async def test_bytes_wait_for_room_in_order_and_give_it_back_however_they_end() 
         asyncio.create_task(one("c", 1, second)),
     ]
     await asyncio.sleep(0.01)
-    assert (order, tray.taken) == (["a"], 6), "a small one does not pass a large one"
+    assert (order, tray.taken) == (["a"], 6), "a small request does not pass a large one"
     late = asyncio.create_task(one("d", 99, second))
     await asyncio.sleep(0.01)
     with pytest.raises(Refused, match="Too many pictures"):
@@ -65,5 +65,5 @@ async def test_bytes_wait_for_room_in_order_and_give_it_back_however_they_end() 
     second.set()
     await asyncio.gather(*tasks, late, return_exceptions=True)
     async with tray.room(99):
-        assert tray.taken == 10, "more than there can be takes all of it"
+        assert tray.taken == 10, "a request above the limit takes all of it"
     assert tray.taken == 0

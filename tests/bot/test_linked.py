@@ -1,4 +1,4 @@
-"""Prompts that begin with addresses, through a whole house: a server behind Discord's name, the room's own pictures."""
+"""Prompts that begin with links, through the whole app: a server behind Discord's name, the page's own pictures."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from tests.bot.test_onward import over
 
 __all__ = ["certificate"]
 BOB = Member("local:bob", "Bob", "local")
-ROOM = "http://127.0.0.1:8189"
+PAGE = "http://127.0.0.1:8189"
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-SHOT = f"{ROOM}/api/jobs/{JOB}/pictures/2.png"
+OWN_PICTURE = f"{PAGE}/api/jobs/{JOB}/pictures/2.png"
 
 
-def test_addresses_at_the_beginning_are_pictures_and_leave_the_words() -> None:
+def test_links_at_the_start_of_a_prompt_become_init_images() -> None:
     for text, urls, rest in (
         (f"{ATTACHED} a lamp", [ATTACHED], "a lamp"),
-        (f" {ATTACHED},\n<{SHOT}>  a lamp --iw 1", [ATTACHED, SHOT], "a lamp --iw 1"),
+        (f" {ATTACHED},\n<{OWN_PICTURE}>  a lamp --iw 1", [ATTACHED, OWN_PICTURE], "a lamp --iw 1"),
         (ATTACHED, [ATTACHED], ""), ("a lamp", [], "a lamp"), (f"a lamp {ATTACHED}", [], f"a lamp {ATTACHED}"),
         ("HTTP://evil.example", ["HTTP://evil.example"], ""), ("a://b", [], "a://b"), ("", [], ""),
     ):  # fmt: skip
         assert links.leading(text) == (urls, rest)
     before = Bring((b"a",), b"m", (1.0, 2.0, 3.0))
-    rest, bring = linked(f"{ATTACHED} {SHOT} a lamp", before, ["https://other.example", ROOM])
+    rest, bring = linked(f"{ATTACHED} {OWN_PICTURE} a lamp", before, ["https://other.example", PAGE])
     assert (rest, bring) == ("a lamp", Bring((b"a", Remote(ATTACHED), Finished(JOB, 1)), b"m", (1.0, 2.0, 3.0)))
-    assert linked("a lamp", None, [ROOM]) == ("a lamp", None)
-    for text in (SHOT, f"{ATTACHED} http://evil.example a lamp"):
+    assert linked("a lamp", None, [PAGE]) == ("a lamp", None)
+    for text in (OWN_PICTURE, f"{ATTACHED} http://evil.example a lamp"):
         with pytest.raises(Refused, match="Only pictures that were uploaded"):
             linked(text, None, [])
     for trick in TRICKS:
         if trick.lower().startswith("http") and "://" in trick and " " not in trick:
             with pytest.raises(Refused, match="Only pictures that were uploaded"):
-                linked(f"{trick} a lamp", None, [ROOM])
+                linked(f"{trick} a lamp", None, [PAGE])
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("the server in this process reads its certificate")
-async def test_what_lies_at_discord_is_fetched_read_and_begun_with(
+async def test_a_discord_link_is_fetched_and_becomes_the_init_image(
     workplace, until, ann, here, certificate, free_port
 ):  # fmt: skip
     def answer(request: web.Request) -> object:
         if request.path == "/away":
-            raise web.HTTPFound(f"{ROOM}/secret")
+            raise web.HTTPFound(f"{PAGE}/secret")
         return web.Response(body=b"<html>" if request.path == "/page" else png(64, 64))
 
     async with discord(answer, certificate, free_port) as (session, resolver, _):
@@ -65,9 +65,9 @@ async def test_what_lies_at_discord_is_fetched_read_and_begun_with(
         assert (view.state, view.action, view.prompt) == ("finished", "imagine", "a lamp at night --iw 1")
         assert (view.recipe.start.strength, len(view.recipe.start.pictures)) == (0.6, 1)
         (ticket,) = await house.studio.imagine(ATTACHED, ann, here, suffix="at night")
-        assert (await house.studio.view(ticket.job)).recipe.guidance == 1, "no words, so no ending of them"
-        for path, said in (("away", "cannot be fetched from Discord"), ("page", "a format that is not supported")):
-            with pytest.raises(Refused, match=said):
+        assert (await house.studio.view(ticket.job)).recipe.guidance == 1, "without a prompt there is no suffix"
+        for path, sentence in (("away", "cannot be fetched from Discord"), ("page", "a format that is not supported")):
+            with pytest.raises(Refused, match=sentence):
                 await house.studio.imagine(f"https://cdn.discordapp.com/{path} a lamp", ann, here)
         with pytest.raises(Refused, match="One to 5 pictures"):
             await house.studio.imagine(f"{ATTACHED} " * 6, ann, here)
@@ -75,37 +75,37 @@ async def test_what_lies_at_discord_is_fetched_read_and_begun_with(
 
 
 @pytest.mark.asyncio
-async def test_the_rooms_own_are_found_by_their_job_and_never_fetched(workplace, until, ann, here):
+async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetched(workplace, until, ann, here):
     async def outside(url: str, most: int) -> bytes:
         raise AssertionError(url)
 
     house = await workplace.house(outside=outside)
     await workplace.worker()
-    house.studio.addresses = (ROOM,)
+    house.studio.addresses = (PAGE,)
 
-    async def made() -> str:
+    async def make_job() -> str:
         (ticket,) = await house.studio.imagine("a lamp --count 2", ann, here)
         return (await over(house, ticket.job, until)).id
 
-    def at(job: str, number: int = 2) -> str:
-        return f"{ROOM}/api/jobs/{job}/pictures/{number}.png a cat"
+    def link_to(job: str, number: int = 2) -> str:
+        return f"{PAGE}/api/jobs/{job}/pictures/{number}.png a cat"
 
-    public = await made()
+    public = await make_job()
     shot = (await house.studio.view(public)).pictures[1]
-    (ticket,) = await house.studio.imagine(at(public), BOB, here)
+    (ticket,) = await house.studio.imagine(link_to(public), BOB, here)
     assert (await house.studio.view(ticket.job)).recipe.start.pictures == (Source(shot.sha256),)
     await house.desk.preferences.prefer(ann.id, "results", "private")
-    hidden = await made()
-    for link, who, said in (
-        (at(hidden), BOB, PRIVATE), (at(public), Member("discord:1", "Eve", "discord:2"), ELSEWHERE),
-        (at(public, 4), BOB, "no such picture"), (at(JOB), BOB, "no such job"),
+    hidden = await make_job()
+    for link, who, sentence in (
+        (link_to(hidden), BOB, PRIVATE), (link_to(public), Member("discord:1", "Eve", "discord:2"), ELSEWHERE),
+        (link_to(public, 4), BOB, "no such picture"), (link_to(JOB), BOB, "no such job"),
     ):  # fmt: skip
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(Refused, match=sentence):
             await house.studio.imagine(link, who, here)
-    await house.studio.imagine(at(hidden), ann, here)
+    await house.studio.imagine(link_to(hidden), ann, here)
 
 
-def test_a_terminal_alone_fetches_nothing(tmp_path) -> None:
+def test_the_command_line_without_a_bot_fetches_nothing(tmp_path) -> None:
     from rich.console import Console
 
     from bot.cli.screen import Screen

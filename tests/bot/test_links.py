@@ -1,4 +1,4 @@
-"""Where pictures may come from, against the tricks that are known; and a real server behind Discord's name."""
+"""Which links are allowed, against known tricks; and fetches from a real server behind Discord's name."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ jar:https://cdn.discordapp.com/a.png!/
 
 
 @pytest.mark.parametrize("url", [*TRICKS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))])
-def test_tricks(url: str) -> None:
+def test_no_url_trick_is_allowed(url: str) -> None:
     assert not allowed(url)
     assert not allowed(url, OWN)
     with pytest.raises(Refused, match="Only pictures that were uploaded to Discord or here"):
         check(url)
 
 
-def test_what_discord_hands_out() -> None:
+def test_links_that_discord_hands_out_are_allowed() -> None:
     for host in HOSTS:
         for url in (f"https://{host}/attachments/1/2/a%20cat-(1)_~.png", f"https://{host}:443/a.png?ex=1&width=8"):
             assert check(url) == url
@@ -108,7 +108,7 @@ AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | 
 
 @given(st.one_of(st.text(), st.builds("https://{}".format, AUTHORITY), st.builds("{}{}{}".format, st.text(max_size=5),
        st.sampled_from([ATTACHED, *(f"https://{host}" for host in HOSTS)]), AUTHORITY)))  # fmt: skip
-def test_what_is_allowed_leads_to_discord_however_it_is_read(url: str) -> None:
+def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
     if allowed(url):
         assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
         split = urlsplit(url)
@@ -117,7 +117,7 @@ def test_what_is_allowed_leads_to_discord_however_it_is_read(url: str) -> None:
         )  # fmt: skip
 
 
-def test_the_rooms_own_pictures() -> None:
+def test_links_to_the_pages_own_pictures_are_recognised() -> None:
     assert shot_of(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN) == (JOB, 3)
     assert shot_of(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN + "/") == (JOB, 3)
     assert allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
@@ -135,8 +135,8 @@ def test_the_rooms_own_pictures() -> None:
 SENT = web.AppKey("SENT", list[int])
 
 
-class _Here(AbstractResolver):
-    """Every name is this machine, at the server's port: what the address says stays as it is, TLS included."""
+class _LocalResolver(AbstractResolver):
+    """Resolves every name to this machine and the server's port; the URL stays unchanged, TLS included."""
 
     def __init__(self, port: int) -> None:
         self.port, self.asked = port, list[str]()
@@ -157,44 +157,44 @@ class _Here(AbstractResolver):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., str]) -> Path:
-    """A key and a certificate for Discord's names, trusted by nobody but this test."""
+    """A key and a certificate for Discord's names, trusted only by this test."""
     import subprocess
 
-    made = tmp_path_factory.mktemp("tls") / "both.pem"
+    key_file = tmp_path_factory.mktemp("tls") / "both.pem"
     command = [needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", "/CN=test", "-keyout", str(made), "-out", str(made) + ".crt"]
+    command += ["-days", "2", "-subj", "/CN=test", "-keyout", str(key_file), "-out", str(key_file) + ".crt"]
     command += ["-addext", "subjectAltName=" + ",".join(f"DNS:{host}" for host in HOSTS)]
     subprocess.run(command, check=True, capture_output=True)
-    return made
+    return key_file
 
 
 @asynccontextmanager
 async def discord(
     answer: Callable[[web.Request], object], certificate: Path, free_port: int
-) -> AsyncIterator[tuple[aiohttp.ClientSession, _Here, list[int]]]:  # fmt: skip
+) -> AsyncIterator[tuple[aiohttp.ClientSession, _LocalResolver, list[int]]]:  # fmt: skip
     async def answered(request: web.Request) -> web.StreamResponse:
-        made = answer(request)
-        return await made if asyncio.iscoroutine(made) else made  # pyright: ignore[reportReturnType]
+        response = answer(request)
+        return await response if asyncio.iscoroutine(response) else response  # pyright: ignore[reportReturnType]
 
     app = web.Application()
     app[SENT] = [0]
     app.router.add_get("/{path:.*}", answered)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    await asyncio.to_thread(theirs.load_cert_chain, str(certificate) + ".crt", str(certificate))
-    await asyncio.to_thread(ours.load_verify_locations, str(certificate) + ".crt")
-    await web.TCPSite(runner, "127.0.0.1", free_port, ssl_context=theirs).start()
-    here = _Here(free_port)
+    server_tls, client_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    await asyncio.to_thread(server_tls.load_cert_chain, str(certificate) + ".crt", str(certificate))
+    await asyncio.to_thread(client_tls.load_verify_locations, str(certificate) + ".crt")
+    await web.TCPSite(runner, "127.0.0.1", free_port, ssl_context=server_tls).start()
+    here = _LocalResolver(free_port)
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=here, ssl=ours)) as session:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=here, ssl=client_tls)) as session:
             yield session, here, app[SENT]
     finally:
         await runner.cleanup()
 
 
-async def _long(request: web.Request) -> web.StreamResponse:
-    """Four times what is taken, of no length that is said before."""
+async def _send_too_much(request: web.Request) -> web.StreamResponse:
+    """Sends four times the limit without a Content-Length."""
     response = web.StreamResponse()
     await response.prepare(request)
     with suppress(ConnectionError):
@@ -204,27 +204,27 @@ async def _long(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _announced(request: web.Request) -> web.StreamResponse:
+async def _announce_too_much(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Length": str(MOST_BYTES + 1)})
     await response.prepare(request)
     await response.write(b"a")
     return response
 
 
-def _squeezed(_: web.Request) -> web.Response:
+def _send_gzip(_: web.Request) -> web.Response:
     return web.Response(body=gzip.compress(bytes(1 << 20)), headers={"Content-Encoding": "gzip"})
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("the server in this process reads its certificate")
-async def test_fetched_and_not_led_elsewhere(certificate: Path, free_port: int) -> None:
+async def test_a_fetch_follows_no_redirect_and_stops_at_the_size_limit(certificate: Path, free_port: int) -> None:
     def answer(request: web.Request) -> object:
         if request.path == "/away":
             raise web.HTTPFound("https://media.discordapp.net/cat.png")
         if request.path == "/cat.png":
             assert request.headers["Accept-Encoding"] == "identity"
             return web.Response(body=b"a cat")
-        ways = {"/long": _long, "/announced": _announced, "/squeezed": _squeezed}
+        ways = {"/long": _send_too_much, "/announced": _announce_too_much, "/squeezed": _send_gzip}
         return ways[request.path](request) if request.path in ways else web.Response(status=404)
 
     async with discord(answer, certificate, free_port) as (session, here, sent):
@@ -234,19 +234,21 @@ async def test_fetched_and_not_led_elsewhere(certificate: Path, free_port: int) 
             ("squeezed", "cannot be fetched", 404),
             ("long", "up to 16 MiB", 413), ("announced", "up to 16 MiB", 413),
         ):  # fmt: skip
-            with pytest.raises(Refused, match=match) as said:
+            with pytest.raises(Refused, match=match) as refusal:
                 await fetch(session, f"https://cdn.discordapp.com/{path}")
-            assert said.value.status == status
+            assert refusal.value.status == status
         for url in (*TRICKS, f"{OWN}/api/jobs/{JOB}/pictures/1.png"):
             with pytest.raises(Refused, match="Only pictures"):
                 await fetch(session, url)
-        assert sent[0] < 3 * MOST_BYTES, "the rest was not even sent"
-        assert set(here.asked) == {"cdn.discordapp.com"}, "nobody else was even looked up"
+        assert sent[0] < 3 * MOST_BYTES, "the server never sent the rest"
+        assert set(here.asked) == {"cdn.discordapp.com"}, "no other name was looked up"
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("the server in this process reads its certificate")
-async def test_one_that_does_not_come(certificate: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fetch_without_an_answer_fails_in_time(
+    certificate: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def never(_: web.Request) -> web.Response:
         await asyncio.sleep(60)
         return web.Response()
@@ -258,8 +260,8 @@ async def test_one_that_does_not_come(certificate: Path, free_port: int, monkeyp
 
 
 @pytest.mark.asyncio
-async def test_a_server_that_only_says_it_is_discord(free_port: int) -> None:
-    """Nobody listens there, or with a certificate that nobody vouches for: both are not Discord."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_Here(free_port))) as session:
+async def test_a_server_without_a_trusted_certificate_is_refused(free_port: int) -> None:
+    """No server listens there, or its certificate is untrusted: neither is Discord."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_LocalResolver(free_port))) as session:
         with pytest.raises(Refused, match="cannot be fetched"):
             await fetch(session, ATTACHED)

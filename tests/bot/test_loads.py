@@ -1,4 +1,4 @@
-"""How long a model takes into memory is learnt from what its workers say."""
+"""Model load times are learnt from what the workers report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from bot.queue.loads import SILENT, Loads
 
 
-def test_a_pace_is_learnt_and_what_is_left_shrinks():
+def test_the_load_speed_is_learnt_and_the_remaining_time_shrinks():
     loads = Loads()
     assert (loads.seconds("m", 0.0), loads.done("m", 0.0)) == (0.0, None)
     loads.note("j", "m", 0.0, 100.0)
@@ -17,7 +17,7 @@ def test_a_pace_is_learnt_and_what_is_left_shrinks():
     assert loads.seconds("other", 110.0) == 0.0
 
 
-def test_whoever_falls_silent_is_done_and_the_next_time_takes_as_long():
+def test_a_silent_load_counts_as_done_and_the_next_one_takes_as_long():
     loads = Loads()
     loads.note("j", "m", 0.2, 100.0)
     loads.note("j", "m", 0.6, 102.0)
@@ -26,7 +26,7 @@ def test_whoever_falls_silent_is_done_and_the_next_time_takes_as_long():
     assert loads.seconds("m", later) == pytest.approx(5.0)
 
 
-def test_another_fetch_begins_anew():
+def test_another_load_starts_anew():
     loads = Loads()
     for now, done in ((0.0, 0.0), (4.0, 1.0), (30.0, 0.1)):
         loads.note("j", "m", done, now)

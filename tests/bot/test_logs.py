@@ -1,4 +1,4 @@
-"""Lines of the log: which job each is about, as text and as JSON, and that nobody's words forge one."""
+"""Log lines: the job of each, as text and as JSON, and no input that forges a line."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ BEGINS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 
 
 def record(message: str, *args: object, error: BaseException | None = None, **extra: object) -> logging.LogRecord:
-    told = None if error is None else (type(error), error, error.__traceback__)
-    made = logging.LogRecord("bot.queue", logging.WARNING, __file__, 1, message, args, told)
-    vars(made).update(extra)
-    return made
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    entry = logging.LogRecord("bot.queue", logging.WARNING, __file__, 1, message, args, exc_info)
+    vars(entry).update(extra)
+    return entry
 
 
 @settings(max_examples=50)
 @given(st.text(), st.text())
-def test_whatever_is_said_is_one_line_and_a_traceback_is_indented(said, raised):
+def test_any_message_is_one_line_and_a_traceback_is_indented(message, error_text):
     try:
-        raise ValueError(raised)
+        raise ValueError(error_text)
     except ValueError as error:
-        plain, faulty = record("job %s: %s", JOB, said), record("%s", said, error=error)
+        plain, faulty = record("job %s: %s", JOB, message), record("%s", message, error=error)
     assert len(TextLine(LINE).format(plain).splitlines()) == 1
     first, *others = TextLine(LINE).format(faulty).splitlines()
     assert BEGINS.match(first)
@@ -45,16 +45,16 @@ def test_whatever_is_said_is_one_line_and_a_traceback_is_indented(said, raised):
     assert all(line.startswith("    ") and line.isprintable() for line in others)
     for each in (plain, faulty):
         (line,) = JsonLine().format(each).splitlines()
-        assert said in json.loads(line)["message"]
-    assert raised in json.loads(JsonLine().format(faulty))["exception"]
+        assert message in json.loads(line)["message"]
+    assert error_text in json.loads(JsonLine().format(faulty))["exception"]
 
 
-def test_a_forged_line_stays_in_its_own():
-    shown = TextLine(LINE).format(record("refused: %s", FORGED))
-    assert shown.endswith(r"refused: x\n2026-01-01 00:00:00,000 ERROR   bot: all is lost\r\x1b[2K\u2028y")
+def test_a_forged_line_stays_inside_its_own():
+    line = TextLine(LINE).format(record("refused: %s", FORGED))
+    assert line.endswith(r"refused: x\n2026-01-01 00:00:00,000 ERROR   bot: all is lost\r\x1b[2K\u2028y")
 
 
-def test_the_object_of_a_line():
+def test_a_json_line_has_every_field():
     found = json.loads(JsonLine("here").format(record("job %s: sent", JOB)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
@@ -62,7 +62,7 @@ def test_the_object_of_a_line():
     }  # fmt: skip
 
 
-def test_which_job_a_line_is_about():
+def test_a_log_line_names_its_job():
     assert job_of(record("the broker is away")) == ""
     with about(JOB, "desk"):
         assert job_of(record("the broker is away")) == JOB
@@ -77,18 +77,18 @@ def test_which_job_a_line_is_about():
 
 
 @pytest.mark.asyncio
-async def test_tasks_of_a_job_inherit_it_and_others_do_not():
-    async def said() -> str:
+async def test_tasks_of_a_job_inherit_it_and_other_tasks_do_not():
+    async def job_of_task() -> str:
         await asyncio.sleep(0)
         return job_of(record("again"))
 
     with about(JOB):
-        inside = asyncio.create_task(said())
-    outside = asyncio.create_task(said())
+        inside = asyncio.create_task(job_of_task())
+    outside = asyncio.create_task(job_of_task())
     assert await asyncio.gather(inside, outside) == [JOB, ""]
 
 
-def test_the_setting_is_read_and_a_wrong_one_is_a_sentence(monkeypatch, tmp_path):
+def test_the_log_setting_is_read_and_a_bad_value_gives_a_sentence(monkeypatch, tmp_path):
     assert load(data=tmp_path).log == "text"
     monkeypatch.setenv("DARKROOM_LOG", "json")
     assert load(data=tmp_path).log == "json"
@@ -97,31 +97,31 @@ def test_the_setting_is_read_and_a_wrong_one_is_a_sentence(monkeypatch, tmp_path
         load(data=tmp_path)
 
 
-def test_a_worker_writes_objects_to_its_error_output():
+def test_a_worker_writes_json_lines_to_stderr():
     code = (
         "import logging, warnings\nfrom engine.logline import to_stderr\n"
         "to_stderr('json', 'shed')\nlogging.getLogger('engine').info('job %s begins', 'J\\nX')\nwarnings.warn('old')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = map(json.loads, done.stderr.splitlines())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = map(json.loads, process.stderr.splitlines())
     assert (first["worker"], first["job"], first["message"]) == ("shed", "J\nX", "job J\nX begins")
     assert second["logger"] == "py.warnings"
 
 
 @pytest.mark.may_block("a handler of the standard library opens and writes its file where it is called")
 @pytest.mark.asyncio
-async def test_a_search_for_a_job_finds_all_that_was_said_of_it(workplace, until, ann, here, tmp_path):
+async def test_a_search_for_a_job_finds_all_its_log_lines(workplace, until, ann, here, tmp_path):
     log = tmp_path / "darkroom.log"
     with keep_log(log, "json"):
         house = await workplace.house()
         await workplace.worker()
         (ticket,) = await house.studio.imagine("a lamp\nERROR: --seed 1", ann, here)
 
-        async def finished() -> bool:
+        async def is_finished() -> bool:
             return (await house.studio.view(ticket.job)).state == "finished"
 
-        await until(finished)
+        await until(is_finished)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    said = [line["message"] for line in lines if line.get("job") == ticket.job]
-    assert [message.partition(": ")[2].strip() for message in said] == ["sent, attempt 1", "finished"]
+    messages = [line["message"] for line in lines if line.get("job") == ticket.job]
+    assert [message.partition(": ")[2].strip() for message in messages] == ["sent, attempt 1", "finished"]
     assert all(line.get("job") == ticket.job for line in lines if ticket.job in line["message"])

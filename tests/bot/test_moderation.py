@@ -21,148 +21,150 @@ pytestmark = pytest.mark.asyncio
 ADMIN = Member("local:admin", "Ada", "local", moderator=True, admin=True)
 MOD = Member("local:mod", "Mo", "local", moderator=True)
 BOB = Member("local:bob", "Bob", "local")
-HOUSE = Member("local:house", "Hal", "*", house=True)
+OPERATOR = Member("local:house", "Hal", "*", house=True)
 ELSEWHERE = Member("local:eve", "Eve", "another", moderator=True, admin=True)
 
 
-async def refused(awaited) -> Refused:
+async def refusal_of(awaited) -> Refused:
     with pytest.raises(Refused) as caught:
         await awaited
     return caught.value
 
 
-async def a_finished_job(house, until, member, here, text="a lamp --count 2 --seed 7") -> str:
-    (ticket,) = await house.studio.imagine(text, member, here)
-    await ended(house, until, ticket.job)
+async def finish_job(app, until, member, here, text="a lamp --count 2 --seed 7") -> str:
+    (ticket,) = await app.studio.imagine(text, member, here)
+    await wait_for_end(app, until, ticket.job)
     return ticket.job
 
 
-async def ended(house, until, job) -> None:
-    async def over():
-        return (await house.store.record(job)).state in ("finished", "failed", "cancelled")
+async def wait_for_end(app, until, job) -> None:
+    async def is_over():
+        return (await app.store.record(job)).state in ("finished", "failed", "cancelled")
 
-    await until(over)
-
-
-async def contents(house, *jobs) -> list[str]:
-    return [one.sha256 for one in await house.store.ask(reads.stored, list(jobs))]
+    await until(is_over)
 
 
-# Words
+async def picture_hashes(app, *jobs) -> list[str]:
+    return [one.sha256 for one in await app.store.ask(reads.stored, list(jobs))]
 
 
-async def test_a_forbidden_word_is_refused_in_any_field_and_noted(workplace, ann, here):
-    house = await workplace.house()
-    await house.desk.administration.set(ADMIN, "guild", "", "words", "gore, nud*")
+# The word filter
+
+
+async def test_a_forbidden_word_is_refused_in_any_field_and_recorded(workplace, ann, here):
+    app = await workplace.house()
+    await app.desk.administration.set(ADMIN, "guild", "", "words", "gore, nud*")
     prompts = [
         "a g0re scene", "terrier --no g.o.r.e", "terrier:: gore::-0.5", "{terrier, N U D E S} here", "ｎｕｄｅ art",
     ]  # fmt: skip
     for prompt in prompts:
-        error = await refused(house.studio.imagine(prompt, ann, here))
+        error = await refusal_of(app.studio.imagine(prompt, ann, here))
         assert error.status == 422
         assert error.sentence.endswith("may not be in a prompt here: it is on the word list of this server's admins.")
-    assert await refused(house.studio.imagine("terrier", ann, here, negative="gore"))
-    await house.studio.imagine("Scunthorpe, denuded hills, gored", ann, here)
-    noted = await house.desk.moderation.incidents(MOD)
-    assert {(one.kind, one.actor_name, one.job, one.waits) for one in noted} == {("word", "Ann", "", False)}
-    assert noted[-1].said == "“gore” in “a g0re scene”"
-    assert told(noted[-1]) == (
+    assert await refusal_of(app.studio.imagine("terrier", ann, here, negative="gore"))
+    await app.studio.imagine("Scunthorpe, denuded hills, gored", ann, here)
+    entries = await app.desk.moderation.incidents(MOD)
+    assert {(one.kind, one.actor_name, one.job, one.waits) for one in entries} == {("word", "Ann", "", False)}
+    assert entries[-1].said == "“gore” in “a g0re scene”"
+    assert told(entries[-1]) == (
         "Ann used a forbidden word or pattern: “gore” in “a g0re scene”"
     )  # fmt: skip
 
 
-async def test_what_was_made_before_its_word_was_listed_is_not_made_again(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_a_picture_whose_word_is_now_forbidden_cannot_be_made_again(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    job = await a_finished_job(house, until, ann, here, "a lamp --no dark --count 1")
+    await until(lambda: app.studio.workers())
+    job = await finish_job(app, until, ann, here, "a lamp --no dark --count 1")
     for word in ("lamp", "dark"):
-        await house.desk.administration.set(ADMIN, "guild", "", "words", word)
-        for again in (house.studio.reroll(job, BOB, here), house.studio.vary(job, 0, BOB, here)):
-            assert word in (await refused(again)).sentence
-        assert word in (await refused(house.studio.upscale(job, 0, BOB, here))).sentence
-    assert (await house.studio.view(job)).state == "finished", "what is there stays"
+        await app.desk.administration.set(ADMIN, "guild", "", "words", word)
+        for again in (app.studio.reroll(job, BOB, here), app.studio.vary(job, 0, BOB, here)):
+            assert word in (await refusal_of(again)).sentence
+        assert word in (await refusal_of(app.studio.upscale(job, 0, BOB, here))).sentence
+    assert (await app.studio.view(job)).state == "finished", "the finished picture stays"
 
 
-async def test_other_words_for_a_picture_and_a_suffix_are_read_too(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_the_word_filter_reads_remixes_and_suffixes_too(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    job = await a_finished_job(house, until, ann, here, "a lamp --count 1")
-    await house.desk.administration.set(ADMIN, "guild", "", "words", "gore")
+    await until(lambda: app.studio.workers())
+    job = await finish_job(app, until, ann, here, "a lamp --count 1")
+    await app.desk.administration.set(ADMIN, "guild", "", "words", "gore")
     adults = replace(ann, channel="18", age_restricted=True)
-    for asked in (
-        house.studio.remix(job, 0, "a lamp, g0re", ann, here),
-        house.studio.remix(job, None, "a lamp --no gore", ann, here),
-        house.studio.imagine("a lamp", ann, here, suffix="with g o r e"),
-        house.studio.imagine("gore", adults, here),
+    for request in (
+        app.studio.remix(job, 0, "a lamp, g0re", ann, here),
+        app.studio.remix(job, None, "a lamp --no gore", ann, here),
+        app.studio.imagine("a lamp", ann, here, suffix="with g o r e"),
+        app.studio.imagine("gore", adults, here),
     ):
-        assert "“gore” may not be in a prompt here" in (await refused(asked)).sentence
+        assert "“gore” may not be in a prompt here" in (await refusal_of(request)).sentence
     direct = replace(ann, guild="discord:dm:1")
-    await house.studio.imagine("gore", direct, here)
+    await app.studio.imagine("gore", direct, here)
 
 
-async def test_the_list_of_whoever_runs_the_bot_holds_everywhere_and_is_named(workplace, ann, here):
-    house = await workplace.house()
-    await house.desk.administration.set(HOUSE, "house", "", "words", "gore")
-    await house.desk.administration.set(HOUSE, "house", "", "patterns", r"\bX-?ray")
-    await house.desk.administration.set(ADMIN, "guild", "", "words", "lamp")
+async def test_the_operators_word_list_applies_on_every_server_and_is_named(workplace, ann, here):
+    app = await workplace.house()
+    await app.desk.administration.set(OPERATOR, "house", "", "words", "gore")
+    await app.desk.administration.set(OPERATOR, "house", "", "patterns", r"\bX-?ray")
+    await app.desk.administration.set(ADMIN, "guild", "", "words", "lamp")
     for member in (ann, replace(ann, guild="another")):
-        said = (await refused(house.studio.imagine("gore", member, here))).sentence
-        assert said == "“gore” may not be in a prompt here: it is on the word list of this bot's operator."
-        said = (await refused(house.studio.imagine("an xray", member, here))).sentence
-        assert said == "This prompt has something that a pattern of this bot's operator does not allow."
-    assert "this server's admins" in (await refused(house.studio.imagine("a lamp", ann, here))).sentence
-    await house.studio.imagine("a lamp", replace(ann, guild="another"), here)
+        sentence = (await refusal_of(app.studio.imagine("gore", member, here))).sentence
+        assert sentence == "“gore” may not be in a prompt here: it is on the word list of this bot's operator."
+        sentence = (await refusal_of(app.studio.imagine("an xray", member, here))).sentence
+        assert sentence == "This prompt has something that a pattern of this bot's operator does not allow."
+    assert "this server's admins" in (await refusal_of(app.studio.imagine("a lamp", ann, here))).sentence
+    await app.studio.imagine("a lamp", replace(ann, guild="another"), here)
 
 
 async def test_a_bad_pattern_is_refused_when_it_is_set_and_says_why(workplace):
-    house = await workplace.house()
+    app = await workplace.house()
     for pattern, why in (("(?<=a)b", "invalid perl operator"), ("[", "missing ]"), ("a*", "nearly everything")):
-        error = await refused(house.desk.administration.set(ADMIN, "guild", "", "patterns", pattern))
+        error = await refusal_of(app.desk.administration.set(ADMIN, "guild", "", "patterns", pattern))
         assert why in error.sentence
-    assert await house.desk.administration.rules("local") == []
+    assert await app.desk.administration.rules("local") == []
 
 
-async def test_a_prompt_that_cannot_be_read_is_not_taken(workplace, ann, here):
-    house = await workplace.house()
+async def test_a_prompt_too_tangled_to_check_is_refused(workplace, ann, here):
+    app = await workplace.house()
     words = [format(n * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for n in range(500)]
-    await house.desk.administration.set(ADMIN, "guild", "", "words", words)
-    assert (await refused(house.studio.imagine("1" * 1900, ann, here))).sentence == TANGLED
-    asked = [refused(house.studio.imagine("1" * 1900, ann, here)) for _ in range(AT_ONCE + 2)]
-    said = [one.sentence for one in await asyncio.gather(*asked)]
-    assert sorted(said) == sorted([TANGLED] * AT_ONCE + [BUSY] * 2), "one member fills no thread"
-    assert (await refused(house.studio.imagine("1" * 1900, ann, here))).sentence == TANGLED, "and none for ever"
+    await app.desk.administration.set(ADMIN, "guild", "", "words", words)
+    assert (await refusal_of(app.studio.imagine("1" * 1900, ann, here))).sentence == TANGLED
+    requests = [refusal_of(app.studio.imagine("1" * 1900, ann, here)) for _ in range(AT_ONCE + 2)]
+    sentences = [one.sentence for one in await asyncio.gather(*requests)]
+    assert sorted(sentences) == sorted([TANGLED] * AT_ONCE + [BUSY] * 2), "one member cannot fill the threads"
+    assert (await refusal_of(app.studio.imagine("1" * 1900, ann, here))).sentence == TANGLED, (
+        "the threads are free again"
+    )
 
 
-async def test_nobody_fills_the_list_of_incidents(workplace, ann, here):
-    house = await workplace.house()
-    await house.desk.administration.set(ADMIN, "guild", "", "words", "gore")
+async def test_one_member_cannot_fill_the_list_of_incidents(workplace, ann, here):
+    app = await workplace.house()
+    await app.desk.administration.set(ADMIN, "guild", "", "words", "gore")
     for _ in range(2 * incidents.EACH):
-        await refused(house.studio.imagine("gore", ann, here))
-    await refused(house.studio.imagine("gore", BOB, here))
-    noted = await house.desk.moderation.incidents(MOD, 100)
-    assert [one.actor_name for one in noted] == ["Bob", *["Ann"] * incidents.EACH]
+        await refusal_of(app.studio.imagine("gore", ann, here))
+    await refusal_of(app.studio.imagine("gore", BOB, here))
+    entries = await app.desk.moderation.incidents(MOD, 100)
+    assert [one.actor_name for one in entries] == ["Bob", *["Ann"] * incidents.EACH]
 
 
-async def test_a_blocked_member_makes_nothing_and_it_is_noted(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_a_blocked_member_can_make_nothing_and_it_is_recorded(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    job = await a_finished_job(house, until, ann, here)
-    await house.desk.administration.set(ADMIN, "user", BOB.id, "blocked", "on")
-    studio = house.studio
-    for asked in (studio.imagine("a lamp", BOB, here), studio.vary(job, 0, BOB, here), studio.reroll(job, BOB, here),
+    await until(lambda: app.studio.workers())
+    job = await finish_job(app, until, ann, here)
+    await app.desk.administration.set(ADMIN, "user", BOB.id, "blocked", "on")
+    studio = app.studio
+    for request in (studio.imagine("a lamp", BOB, here), studio.vary(job, 0, BOB, here), studio.reroll(job, BOB, here),
                   studio.upscale(job, 0, BOB, here)):  # fmt: skip
-        error = await refused(asked)
+        error = await refusal_of(request)
         assert (error.status, "blocked on this server" in error.sentence) == (403, True)
     for action in ("favourite", "film", "prompt"):
-        assert "blocked" in (await refused(house.desk.administration.allowed(BOB, action))).sentence
-    assert {one.kind for one in await house.desk.moderation.incidents(MOD)} == {"blocked"}
-    there = replace(BOB, guild="another")
-    await studio.imagine("a lamp", there, here)
-    await house.desk.administration.set(HOUSE, "user", BOB.id, "blocked", "on")
-    error = await refused(studio.imagine("a lamp", there, here))
+        assert "blocked" in (await refusal_of(app.desk.administration.allowed(BOB, action))).sentence
+    assert {one.kind for one in await app.desk.moderation.incidents(MOD)} == {"blocked"}
+    elsewhere = replace(BOB, guild="another")
+    await studio.imagine("a lamp", elsewhere, here)
+    await app.desk.administration.set(OPERATOR, "user", BOB.id, "blocked", "on")
+    error = await refusal_of(studio.imagine("a lamp", elsewhere, here))
     assert error.sentence.startswith("This bot's operator has blocked you")
 
 
@@ -170,160 +172,163 @@ async def test_a_blocked_member_makes_nothing_and_it_is_noted(workplace, until, 
 
 
 async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here):
-    house = await workplace.house()
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    studio = house.studio
-    job = await a_finished_job(house, until, ann, here)
-    larger = (await studio.upscale(job, 1, BOB, here)).job
+    await until(lambda: app.studio.workers())
+    studio = app.studio
+    job = await finish_job(app, until, ann, here)
+    upscaled = (await studio.upscale(job, 1, BOB, here)).job
     varied = (await studio.vary(job, 0, BOB, here)).job
-    await ended(house, until, larger)
-    await ended(house, until, varied)
-    await house.store.write(members.favour, BOB.id, job, 0, 1.0)
-    mine, theirs = await contents(house, job, larger), await contents(house, varied)
-    await house.desk.moderation.report(job, BOB, "no lamp")
+    await wait_for_end(app, until, upscaled)
+    await wait_for_end(app, until, varied)
+    await app.store.write(members.favour, BOB.id, job, 0, 1.0)
+    mine, theirs = await picture_hashes(app, job, upscaled), await picture_hashes(app, varied)
+    await app.desk.moderation.report(job, BOB, "no lamp")
 
-    deletion = await house.desk.moderation.delete(job, ann)
+    deletion = await app.desk.moderation.delete(job, ann)
     assert deletion.sentence == "Deleted. Its pictures are gone for good."
-    assert list(deletion.shown) == [job, larger]
+    assert list(deletion.shown) == [job, upscaled]
     assert deletion.shown[job]["answer"].place == here
-    for gone in (job, larger):
-        for asked in (
-            studio.view(gone), studio.picture(gone, 0), studio.film(gone), studio.rungs(gone), studio.rung(gone, 0),
-            studio.vary(gone, 0, BOB, here), studio.upscale(gone, 0, BOB, here), studio.reroll(gone, BOB, here),
+    for deleted in (job, upscaled):
+        for request in (
+            studio.view(deleted), studio.picture(deleted, 0), studio.film(deleted), studio.rungs(deleted),
+            studio.rung(deleted, 0), studio.vary(deleted, 0, BOB, here), studio.upscale(deleted, 0, BOB, here),
+            studio.reroll(deleted, BOB, here),
         ):  # fmt: skip
-            error = await refused(asked)
+            error = await refusal_of(request)
             assert (error.status, error.sentence) == (404, DELETED)
     assert [view.id for view in await studio.recent("local")] == [varied]
-    assert await house.store.ask(members.favoured, BOB.id) == []
-    assert await contents(house, job, larger) == []
+    assert await app.store.ask(members.favoured, BOB.id) == []
+    assert await picture_hashes(app, job, upscaled) == []
     for sha in mine:
-        assert await house.pictures.has(sha) == (sha in theirs), "what another job has too is kept"
+        assert await app.pictures.has(sha) == (sha in theirs), "a picture that another job shares is kept"
     assert (await studio.picture(varied, 1)).startswith(b"\x89PNG")
-    await house.desk.moderation.delete(varied, BOB)
-    assert not any([await house.pictures.has(sha) for sha in theirs])
-    assert (await house.desk.moderation.delete(job, ann)).sentence == DELETED
-    noted = await house.desk.moderation.incidents(MOD)
-    assert [(one.kind, one.actor_name, one.job) for one in noted] == [
+    await app.desk.moderation.delete(varied, BOB)
+    assert not any([await app.pictures.has(sha) for sha in theirs])
+    assert (await app.desk.moderation.delete(job, ann)).sentence == DELETED
+    entries = await app.desk.moderation.incidents(MOD)
+    assert [(one.kind, one.actor_name, one.job) for one in entries] == [
         ("deleted", "Ann", job), ("report", "Bob", job),
-    ], "one's own is noted where moderators were told of it"  # fmt: skip
-    assert (noted[0].said, noted[1].waits) == ("with 1 upscaled", False)
+    ], "deleting a reported picture of one's own is recorded"  # fmt: skip
+    assert (entries[0].said, entries[1].waits) == ("with 1 upscaled", False)
 
 
-async def test_who_may_delete(workplace, ann, here):
-    house = await workplace.house()
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+async def test_the_owner_moderators_and_the_operator_may_delete(workplace, ann, here):
+    app = await workplace.house()
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
     for stranger in (BOB, ELSEWHERE):
-        assert (await refused(house.desk.moderation.delete(ticket.job, stranger))).status == 403
-    assert (await refused(house.desk.moderation.delete("0" * 26, ann))).status == 404
+        assert (await refusal_of(app.desk.moderation.delete(ticket.job, stranger))).status == 403
+    assert (await refusal_of(app.desk.moderation.delete("0" * 26, ann))).status == 404
     for member in (MOD, Member("x", "X", "another", house=True)):
-        (one,) = await house.studio.imagine("a lamp", ann, here)
-        assert (await house.desk.moderation.delete(one.job, member)).job == one.job
+        (one,) = await app.studio.imagine("a lamp", ann, here)
+        assert (await app.desk.moderation.delete(one.job, member)).job == one.job
 
 
-async def test_a_job_that_waits_is_cancelled_with_it_and_costs_nothing(workplace, ann, here):
-    house = await workplace.house()
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
-    await house.desk.moderation.delete(ticket.job, ann)
-    record = await house.store.record(ticket.job)
+async def test_deleting_a_waiting_job_cancels_it_at_no_cost(workplace, ann, here):
+    app = await workplace.house()
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
+    await app.desk.moderation.delete(ticket.job, ann)
+    record = await app.store.record(ticket.job)
     assert (record.state, record.charged) == ("cancelled", 0.0)
-    assert await house.studio.queue("local") == []
-    assert await house.desk.deliveries.owed("web") == [], "nothing of it is owed to anybody"
+    assert await app.studio.queue("local") == []
+    assert await app.desk.deliveries.owed("web") == [], "nothing is left to deliver"
 
 
-async def test_a_job_that_runs_is_cancelled_with_it_and_leaves_no_picture(workplace, until, ann, here):
-    house = await workplace.house()
-    apprentice, _ = await workplace.worker()
-    apprentice.go.clear()
-    await until(lambda: house.studio.workers())
-    (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
+async def test_deleting_a_running_job_cancels_it_and_leaves_no_picture(workplace, until, ann, here):
+    app = await workplace.house()
+    worker, _ = await workplace.worker()
+    worker.go.clear()
+    await until(lambda: app.studio.workers())
+    (ticket,) = await app.studio.imagine("a lamp --count 1", ann, here)
 
-    async def began():
-        return (await house.store.record(ticket.job)).state == "running"
+    async def is_running():
+        return (await app.store.record(ticket.job)).state == "running"
 
-    await until(began)
-    record = await house.store.record(ticket.job)
-    await apprentice.picture(record.job(), record.epoch, 0)
+    await until(is_running)
+    record = await app.store.record(ticket.job)
+    await worker.picture(record.job(), record.epoch, 0)
 
-    async def came():
-        return await contents(house, ticket.job)
+    async def has_picture():
+        return await picture_hashes(app, ticket.job)
 
-    await until(came)
-    (sha,) = await contents(house, ticket.job)
-    await house.desk.moderation.delete(ticket.job, ann)
-    assert not await house.pictures.has(sha)
-    await apprentice.picture(record.job(), record.epoch, 0)  # a report that was on its way
-    await ended(house, until, ticket.job)
-    assert (await house.store.record(ticket.job)).state == "cancelled"
+    await until(has_picture)
+    (sha,) = await picture_hashes(app, ticket.job)
+    await app.desk.moderation.delete(ticket.job, ann)
+    assert not await app.pictures.has(sha)
+    await worker.picture(record.job(), record.epoch, 0)  # a result that was on its way
+    await wait_for_end(app, until, ticket.job)
+    assert (await app.store.record(ticket.job)).state == "cancelled"
     await asyncio.sleep(0.2)
-    assert await contents(house, ticket.job) == []
-    assert not await house.pictures.has(sha)
+    assert await picture_hashes(app, ticket.job) == []
+    assert not await app.pictures.has(sha)
 
 
-async def test_what_a_crash_left_of_deleted_pictures_is_removed_at_the_next_start(workplace, until, ann, here):
-    async with workplace.visit() as house:
+async def test_the_next_start_removes_deleted_pictures_that_a_crash_left(workplace, until, ann, here):
+    async with workplace.visit() as app:
         await workplace.worker()
-        await until(lambda: house.studio.workers())
-        job = await a_finished_job(house, until, ann, here)
-        shas = await contents(house, job)
-        await house.store.write(deleting.mark, [job], (ann.id, ann.name), 1.0)  # and then the power fails
-    house = await workplace.house()
+        await until(lambda: app.studio.workers())
+        job = await finish_job(app, until, ann, here)
+        shas = await picture_hashes(app, job)
+        await app.store.write(deleting.mark, [job], (ann.id, ann.name), 1.0)  # as if the power failed now
+    app = await workplace.house()
 
-    async def swept():
-        return not await contents(house, job)
+    async def is_swept():
+        return not await picture_hashes(app, job)
 
-    await until(swept)
-    assert not any([await house.pictures.has(sha) for sha in shas])
+    await until(is_swept)
+    assert not any([await app.pictures.has(sha) for sha in shas])
 
 
-async def test_an_outage_of_the_picture_store_keeps_nobody_from_deleting(workplace, until, ann, here, monkeypatch):
-    house = await workplace.house()
+async def test_members_can_delete_while_the_picture_store_is_away(workplace, until, ann, here, monkeypatch):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    job, later = [await a_finished_job(house, until, ann, here, "a lamp --count 1") for _ in range(2)]
+    await until(lambda: app.studio.workers())
+    job, later = [await finish_job(app, until, ann, here, "a lamp --count 1") for _ in range(2)]
 
-    async def away(_):
+    async def fail(_):
         raise OSError("the bucket is away")
 
     with monkeypatch.context() as outage:
-        outage.setattr(house.pictures, "drop", away)
-        await house.desk.moderation.delete(job, ann)
-    assert (await refused(house.studio.picture(job, 0))).sentence == DELETED
-    await house.desk.moderation.delete(later, ann)
-    assert await contents(house, later) == []
-    assert len(await contents(house, job)) == 1, "its ladder, noted as still there; who deletes waits for no other's"
-    await house.desk.moderation.sweep()
-    assert await contents(house, job) == []
+        outage.setattr(app.pictures, "drop", fail)
+        await app.desk.moderation.delete(job, ann)
+    assert (await refusal_of(app.studio.picture(job, 0))).sentence == DELETED
+    await app.desk.moderation.delete(later, ann)
+    assert await picture_hashes(app, later) == []
+    assert len(await picture_hashes(app, job)) == 1, (
+        "its ladder is recorded as still there, and a later deletion does not wait for it"
+    )
+    await app.desk.moderation.sweep()
+    assert await picture_hashes(app, job) == []
 
 
-async def test_the_same_picture_that_comes_in_while_it_is_deleted_is_kept(workplace, until, ann, here):
-    """Content is shared by its name: whoever keeps it and whoever drops it take turns."""
-    house = await workplace.house()
+async def test_a_picture_that_arrives_again_while_it_is_deleted_is_kept(workplace, until, ann, here):
+    """Jobs share content by its hash, so storing it and deleting it take turns."""
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    jobs = [await a_finished_job(house, until, ann, here, "a lamp --count 1") for _ in range(3)]
+    await until(lambda: app.studio.workers())
+    jobs = [await finish_job(app, until, ann, here, "a lamp --count 1") for _ in range(3)]
     for job in jobs:
-        (other,) = await house.studio.imagine("a lamp --count 1", BOB, here)
-        deleting_it = asyncio.create_task(house.desk.moderation.delete(job, ann))
-        await ended(house, until, other.job)
+        (other,) = await app.studio.imagine("a lamp --count 1", BOB, here)
+        deleting_it = asyncio.create_task(app.desk.moderation.delete(job, ann))
+        await wait_for_end(app, until, other.job)
         await deleting_it
-        assert (await house.studio.picture(other.job, 0)).startswith(b"\x89PNG")
+        assert (await app.studio.picture(other.job, 0)).startswith(b"\x89PNG")
 
 
 # Reports and incidents
 
 
 async def test_a_report_reaches_the_moderators_list_and_their_channel(workplace, until, ann, here):
-    house = await workplace.house()
-    moderation = house.desk.moderation
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
-    said = await moderation.report(ticket.job, BOB, "not\u202e nice @everyone")
-    assert said == "Reported: it stands in the list of the moderators of this server. Thank you."
+    app = await workplace.house()
+    moderation = app.desk.moderation
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
+    sentence = await moderation.report(ticket.job, BOB, "not\u202e nice @everyone")
+    assert sentence == "Reported: it stands in the list of the moderators of this server. Thank you."
     (waiting,) = await moderation.incidents(MOD, waiting=True)
     assert (waiting.kind, waiting.actor_name, waiting.job, waiting.said) == (
         "report", "Bob", ticket.job, "not nice @everyone",
     )  # fmt: skip
-    assert (await refused(moderation.report(ticket.job, BOB, "again"))).sentence == (
+    assert (await refusal_of(moderation.report(ticket.job, BOB, "again"))).sentence == (
         "You have reported this already: the moderators have it."
     )
     posted: list[Report] = []
@@ -333,58 +338,58 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(workplace,
         return True
 
     moderation.post = post
-    await house.desk.administration.set(ADMIN, "guild", "", "reports", "<#42>")
-    said = await moderation.report(ticket.job, replace(BOB, id="local:cy", name="Cy"), "me too")
-    assert said == "Reported: the moderators of this server see it in their channel. Thank you."
+    await app.desk.administration.set(ADMIN, "guild", "", "reports", "<#42>")
+    sentence = await moderation.report(ticket.job, replace(BOB, id="local:cy", name="Cy"), "me too")
+    assert sentence == "Reported: the moderators of this server see it in their channel. Thank you."
     (one,) = posted
     assert (one.channel, one.job, one.author, one.reporter, one.reason) == ("42", ticket.job, "Ann", "Cy", "me too")
 
-    async def broken(_: Report) -> bool:
+    async def fail(_: Report) -> bool:
         raise RuntimeError("no such channel")
 
-    moderation.post = broken
-    said = await moderation.report(ticket.job, replace(BOB, id="local:di", name="Di"), "and me")
-    assert "it stands in the list" in said
+    moderation.post = fail
+    sentence = await moderation.report(ticket.job, replace(BOB, id="local:di", name="Di"), "and me")
+    assert "it stands in the list" in sentence
     await moderation.delete(ticket.job, MOD)
     assert await moderation.incidents(MOD, waiting=True) == [], "a deleted picture leaves nothing to decide"
-    assert (await refused(moderation.report(ticket.job, BOB, "late"))).sentence == DELETED
+    assert (await refusal_of(moderation.report(ticket.job, BOB, "late"))).sentence == DELETED
 
 
-async def test_reports_are_bounded(workplace, ann, here):
-    house = await workplace.house()
-    report = house.desk.moderation.report
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
-    assert (await refused(report(ticket.job, ann, "mine"))).sentence == "This one is yours: delete it instead."
-    assert (await refused(report(ticket.job, ELSEWHERE, "no"))).status == 403
-    assert (await refused(report(ticket.job, BOB, " \u200b "))).sentence.startswith("Say in a few words")
-    assert "at most 500 characters; this one has 501" in (await refused(report(ticket.job, BOB, "x" * 501))).sentence
+async def test_reports_need_a_reason_and_have_a_daily_limit(workplace, ann, here):
+    app = await workplace.house()
+    report = app.desk.moderation.report
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
+    assert (await refusal_of(report(ticket.job, ann, "mine"))).sentence == "This one is yours: delete it instead."
+    assert (await refusal_of(report(ticket.job, ELSEWHERE, "no"))).status == 403
+    assert (await refusal_of(report(ticket.job, BOB, " \u200b "))).sentence.startswith("Say in a few words")
+    assert "at most 500 characters; this one has 501" in (await refusal_of(report(ticket.job, BOB, "x" * 501))).sentence
     for _ in range(incidents.REPORTS):
-        (one,) = await house.studio.imagine("a lamp --count 1", ann, here)
+        (one,) = await app.studio.imagine("a lamp --count 1", ann, here)
         await report(one.job, BOB, "no")
-        await house.studio.cancel(one.job, ann)
-    error = await refused(report(ticket.job, BOB, "no"))
+        await app.studio.cancel(one.job, ann)
+    error = await refusal_of(report(ticket.job, BOB, "no"))
     assert "At most 10 reports in 24 hours, and you have made 10" in error.sentence
     assert error.frees is not None
 
 
 async def test_a_private_job_cannot_be_reported_by_others(workplace, ann, here):
-    house = await workplace.house()
-    await house.desk.preferences.prefer(ann.id, "results", "private")
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
-    error = await refused(house.desk.moderation.report(ticket.job, BOB, "no"))
+    app = await workplace.house()
+    await app.desk.preferences.prefer(ann.id, "results", "private")
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
+    error = await refusal_of(app.desk.moderation.report(ticket.job, BOB, "no"))
     assert error.sentence == "That job is private: only its author may use it."
 
 
 async def test_moderators_close_incidents_of_their_own_server(workplace, ann, here):
-    house = await workplace.house()
-    moderation = house.desk.moderation
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+    app = await workplace.house()
+    moderation = app.desk.moderation
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
     await moderation.report(ticket.job, BOB, "no")
     ((number,),) = [(one.number,) for one in await moderation.incidents(MOD)]
     for stranger in (BOB, ann):
-        assert (await refused(moderation.incidents(stranger))).status == 403
-        assert (await refused(moderation.close(number, stranger))).status == 403
-    assert (await refused(moderation.close(number, ELSEWHERE))).sentence == f"There is no incident {number} here."
+        assert (await refusal_of(moderation.incidents(stranger))).status == 403
+        assert (await refusal_of(moderation.close(number, stranger))).status == 403
+    assert (await refusal_of(moderation.close(number, ELSEWHERE))).sentence == f"There is no incident {number} here."
     assert (await moderation.close(number, MOD)).closed is not None
     await moderation.close(number, MOD)
     assert await moderation.incidents(MOD, waiting=True) == []
@@ -393,31 +398,31 @@ async def test_moderators_close_incidents_of_their_own_server(workplace, ann, he
     ]  # fmt: skip
 
 
-async def test_a_server_keeps_so_many_incidents_and_forgets_what_waits_last(store, monkeypatch):
+async def test_a_server_keeps_a_limited_number_of_incidents_and_drops_open_ones_last(store, monkeypatch):
     monkeypatch.setattr(incidents, "MOST", 20)
     for number in range(5):
         await store.write(incidents.note, "g", "report", f"m{number}", "M", "no", 1.0, f"job{number}")
     for number in range(40):
         await store.write(incidents.note, "g", "word", f"a{number}", "A", "gore", 2.0 + number)
     await store.write(incidents.note, "other", "word", "a", "A", "gore", 1.0)
-    kept = await store.ask(incidents.newest, "g", 100)
-    assert len(kept) == 20
-    assert sum(one.kind == "report" for one in kept) == 5
-    assert kept[0].actor == "a39"
+    newest = await store.ask(incidents.newest, "g", 100)
+    assert len(newest) == 20
+    assert sum(one.kind == "report" for one in newest) == 5
+    assert newest[0].actor == "a39"
     assert len(await store.ask(incidents.newest, None, 100)) == 21
 
 
-async def test_every_kind_has_its_sentence_and_long_texts_are_cut():
+async def test_every_kind_of_incident_has_a_sentence_and_long_texts_are_cut():
     assert set(kinds.WAITING) | set(kinds.REPEATED) <= set(KINDS)
     for kind in KINDS:
-        said = told(Incident(1, "g", 0.0, kind, "a", "A" * 500, "", "\u202e" + "x" * 900))
-        assert said.count("A") <= 41
-        assert "\u202e" not in said
-        assert len(said) < 420
+        sentence = told(Incident(1, "g", 0.0, kind, "a", "A" * 500, "", "\u202e" + "x" * 900))
+        assert sentence.count("A") <= 41
+        assert "\u202e" not in sentence
+        assert len(sentence) < 420
         assert told(Incident(1, "g", 0.0, kind, "a", "", "", "")).startswith(("Somebody", "A picture for Somebody"))
 
 
-async def test_a_decision_about_a_held_picture_closes_what_waits(store):
+async def test_a_decision_about_a_held_picture_closes_its_incident(store):
     await store.write(incidents.note, "g", "held", "m", "M", "Picture 1 was flagged by the picture check.", 1.0, "j")
     await store.write(incidents.note, "g", "held", "m", "M", "Picture 2 was flagged by the picture check.", 1.0, "j")
     await store.write(incidents.decided, "j", "Picture 1 ", 2.0)

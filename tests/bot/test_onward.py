@@ -1,4 +1,4 @@
-"""Jobs that begin with pictures or midway, over a real broker and store: what is kept, sent, refused, taken away."""
+"""Init images, edits and branches over a real broker and store: what is kept, sent, refused and deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOB = Member("local:bob", "Bob", "local")
 
 @pytest.fixture
 def kept(tmp_path):
-    """The names of all files in the picture store of the house."""
+    """The names of all files in the picture store."""
 
     def names() -> set[str]:
         return {path.name for path in Path(tmp_path).rglob("sha256/*/*/*") if path.is_file()}
@@ -29,107 +29,109 @@ def kept(tmp_path):
     return names
 
 
-async def over(house, job, until):
-    async def done() -> bool:
-        return (await house.studio.view(job)).state not in ("queued", "sent", "running")
+async def over(app, job, until):
+    async def is_done() -> bool:
+        return (await app.studio.view(job)).state not in ("queued", "sent", "running")
 
-    await until(done)
-    return await house.studio.view(job)
+    await until(is_done)
+    return await app.studio.view(job)
 
 
 async def opened(workplace, until):
-    house = await workplace.house()
-    apprentice, _ = await workplace.worker()
-    await until(lambda: house.studio.workers())
-    return house, apprentice
+    app = await workplace.house()
+    worker, _ = await workplace.worker()
+    await until(lambda: app.studio.workers())
+    return app, worker
 
 
 async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --steps 40"):
-    house, apprentice = await opened(workplace, until)
-    (ticket,) = await house.studio.imagine(text, ann, here)
-    return house, apprentice, await over(house, ticket.job, until)
+    app, worker = await opened(workplace, until)
+    (ticket,) = await app.studio.imagine(text, ann, here)
+    return app, worker, await over(app, ticket.job, until)
 
 
-async def test_a_picture_that_is_brought_is_kept_sent_and_goes_with_its_job(workplace, until, ann, here, kept):
-    house, apprentice = await opened(workplace, until)
+async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job(workplace, until, ann, here, kept):
+    app, worker = await opened(workplace, until)
     fetched: list[bytes] = []
-    studio = house.studio
+    studio = app.studio
     (ticket,) = await studio.imagine("", ann, here, bring=Bring((png(32, 32),)), strength=0.3)
-    view = await over(house, ticket.job, until)
+    view = await over(app, ticket.job, until)
     sha = view.recipe.start.pictures[0].sha256
-    content = await house.pictures.get(sha)
+    content = await app.pictures.get(sha)
     assert view.recipe.start == Forward((Source(sha),), 0.3)
-    assert (view.recipe.concepts, view.recipe.guidance) == ((Concept(""),), 1.0), "without words nothing is guided"
-    fetched.append(await apprentice.bus.get_blob(sha, 1 << 20))
-    assert fetched == [content], "whoever runs it finds the picture at the broker"
+    assert (view.recipe.concepts, view.recipe.guidance) == ((Concept(""),), 1.0), (
+        "without a prompt there is no guidance"
+    )
+    fetched.append(await worker.bus.get_blob(sha, 1 << 20))
+    assert fetched == [content], "the worker finds the image at the broker"
     assert sha in kept()
-    rows = [one for one in await house.store.ask(reads.stored, [view.id]) if one.kind == "input"]
+    rows = [one for one in await app.store.ask(reads.stored, [view.id]) if one.kind == "input"]
     assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
     varied = await studio.vary(view.id, 0, BOB, here)
     assert (await studio.view(varied.job)).recipe.start == view.recipe.start
-    await over(house, varied.job, until)
-    await house.desk.moderation.delete(view.id, ann)
-    assert sha not in kept(), "the variation stays, without what it began with"
+    await over(app, varied.job, until)
+    await app.desk.moderation.delete(view.id, ann)
+    assert sha not in kept(), "the variation stays, without its init image"
     assert (await studio.view(varied.job)).state == "finished"
 
 
-async def test_what_a_refused_job_would_have_begun_with_is_not_kept(workplace, until, ann, here, kept):
-    house, _ = await opened(workplace, until)
+async def test_a_refused_job_keeps_no_init_image(workplace, until, ann, here, kept):
+    app, _ = await opened(workplace, until)
     bring = Bring((png(32, 32),))
     with pytest.raises(Refused, match="--steps"):
-        await house.studio.imagine("a lamp --steps 5000", ann, here, bring=bring)
+        await app.studio.imagine("a lamp --steps 5000", ann, here, bring=bring)
     with pytest.raises(Refused, match="heun"):
-        await house.studio.imagine("a lamp --sampler heun", ann, here, bring=bring)
-    await house.desk.administration.set(
+        await app.studio.imagine("a lamp --sampler heun", ann, here, bring=bring)
+    await app.desk.administration.set(
         Member("local:o", "O", "local", owner=True, admin=True), "guild", "", "steps", "10"
     )
     with pytest.raises(Refused, match="at most 10"):
-        await house.studio.imagine("a lamp --steps 40", ann, here, bring=bring)
+        await app.studio.imagine("a lamp --steps 40", ann, here, bring=bring)
     assert kept() == set()
 
 
-async def test_what_cannot_be_brought_is_said(workplace, until, ann, here):
-    house, _ = await opened(workplace, until)
-    for bring, said in (
+async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, ann, here):
+    app, _ = await opened(workplace, until)
+    for bring, reason in (
         (Bring((b"no picture",)), "of no kind"), (Bring(), "One to 5 pictures"),
         (Bring((png(8, 8),) * 6), "One to 5 pictures"), (Bring((png(8, 8),) * 2, weights=(1.0,)), "one weight"),
         (Bring((png(32, 32),), png(32, 16, 255)), "of one shape"),
     ):  # fmt: skip
-        with pytest.raises(Refused, match=said):
-            await house.studio.imagine("a lamp", ann, here, bring=bring)
+        with pytest.raises(Refused, match=reason):
+            await app.studio.imagine("a lamp", ann, here, bring=bring)
     with pytest.raises(Refused, match="The prompt is empty"):
-        await house.studio.imagine("", ann, here)
-    (ticket,) = await house.studio.imagine("a lamp --iw 2", ann, here)
+        await app.studio.imagine("", ann, here)
+    (ticket,) = await app.studio.imagine("a lamp --iw 2", ann, here)
     assert any("--strength and --iw" in note for note in ticket.notes)
 
 
-async def test_several_are_blended_with_their_weights(workplace, until, ann, here):
-    house, _ = await opened(workplace, until)
+async def test_several_init_images_are_blended_with_their_weights(workplace, until, ann, here):
+    app, _ = await opened(workplace, until)
     bring = Bring((png(16, 16, 10), png(16, 16, 200)), weights=(1, 3))
-    (ticket,) = await house.studio.imagine("", ann, here, bring=bring, action="blend")
-    view = await house.studio.view(ticket.job)
+    (ticket,) = await app.studio.imagine("", ann, here, bring=bring, action="blend")
+    view = await app.studio.view(ticket.job)
     assert [one.weight for one in view.recipe.start.pictures] == [1, 3]
-    (wide,) = await house.studio.imagine("", ann, here, bring=Bring((png(40, 20),)))
-    recipe = (await house.studio.view(wide.job)).recipe
-    assert recipe.width == 2 * recipe.height, "the picture's shape"
+    (wide,) = await app.studio.imagine("", ann, here, bring=Bring((png(40, 20),)))
+    recipe = (await app.studio.view(wide.job)).recipe
+    assert recipe.width == 2 * recipe.height, "the shape of the init image"
     assert (view.action, view.recipe.start.strength) == ("blend", 0.5)
 
 
-async def test_a_finished_picture_is_edited_zoomed_out_of_and_continued(workplace, until, ann, here):
-    house, _, first = await finished(workplace, until, ann, here)
-    studio, shot = house.studio, first.pictures[1]
+async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace, until, ann, here):
+    app, _, first = await finished(workplace, until, ann, here)
+    studio, shot = app.studio, first.pictures[1]
     white = png(shot.width, shot.height, 255)
     ticket = await studio.edit(first.id, 1, white, BOB, here, text="a red lamp --no fog")
-    view = await over(house, ticket.job, until)
+    view = await over(app, ticket.job, until)
     assert view.recipe.start.pictures == (Source(shot.sha256),)
-    assert view.recipe.start.mask == hashlib.sha256(await house.pictures.get(view.recipe.start.mask)).hexdigest()
+    assert view.recipe.start.mask == hashlib.sha256(await app.pictures.get(view.recipe.start.mask)).hexdigest()
     assert (view.recipe.concepts, view.recipe.negative) == ((Concept("a red lamp"),), "fog")
     assert (view.action, view.parent, view.state) == ("edit", (first.id, 1), "finished")
-    for made, action in (
+    for child, action in (
         (await studio.zoom(first.id, 1, 2.0, BOB, here), "zoom"),
         (await studio.pan(first.id, 1, "left", BOB, here), "pan"),
     ):
-        view = await over(house, made.job, until)
+        view = await over(app, child.job, until)
         assert (view.action, view.state) == (action, "finished")
         assert view.recipe.start.mask is not None
         assert view.recipe.seed != first.recipe.seed
@@ -140,19 +142,19 @@ async def test_a_finished_picture_is_edited_zoomed_out_of_and_continued(workplac
         await studio.edit(first.id, 1, b"no mask", BOB, here)
 
 
-async def test_a_branch_is_the_same_course_but_for_what_is_said(workplace, until, ann, here):
-    house, apprentice, first = await finished(workplace, until, ann, here)
-    studio = house.studio
+async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, until, ann, here):
+    app, worker, first = await finished(workplace, until, ann, here)
+    studio = app.studio
     assert await studio.steps(first.id, 1, BOB) == (10, 20)
-    rows = {(one.kind, one.image): one for one in await house.store.ask(reads.stored, [first.id])}
+    rows = {(one.kind, one.image): one for one in await app.store.ask(reads.stored, [first.id])}
     sha = rows["ladder", 1].sha256
     same = await studio.branch(first.id, 1, 20, BOB, here)
     assert same.notes == ()
-    view = await over(house, same.job, until)
+    view = await over(app, same.job, until)
     base = msgspec.structs.replace(first.recipe, seed=8, count=1)
     assert view.recipe == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
     assert (view.action, view.parent, view.state) == ("branch", (first.id, 1), "finished")
-    assert await apprentice.bus.get_blob(sha, 1 << 20) == await house.pictures.get(sha)
+    assert await worker.bus.get_blob(sha, 1 << 20) == await app.pictures.get(sha)
     near = await studio.branch(first.id, 1, 17, BOB, here, text="a red lamp --guidance 5")
     assert near.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
     recipe = (await studio.view(near.job)).recipe
@@ -168,13 +170,13 @@ async def test_a_branch_is_the_same_course_but_for_what_is_said(workplace, until
         await studio.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")
 
 
-async def test_what_is_left_of_a_branch_may_take_more_steps_or_fewer(workplace, until, ann, here):
-    house, _, first = await finished(workplace, until, ann, here)
-    studio, warm = house.studio, house.studio.model(None)
+async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(workplace, until, ann, here):
+    app, _, first = await finished(workplace, until, ann, here)
+    studio, warm = app.studio, app.studio.model(None)
     recipes = {}
     for steps, text in ((100, "a lamp --steps 100"), (31, "a lamp --steps 31"), (80, "a lamp --quality 2")):
-        made = await studio.branch(first.id, 1, 20, BOB, here, text=text)
-        recipes[steps] = (await studio.view(made.job)).recipe
+        branch = await studio.branch(first.id, 1, 20, BOB, here, text=text)
+        recipes[steps] = (await studio.view(branch.job)).recipe
         start = recipes[steps].start
         assert (recipes[steps].steps, start.rung, start.left, start.fresh) == (steps, 20, 20, False)
         assert (recipes[steps].first, recipes[steps].last) == (-(-20 * steps // 40), steps)
@@ -186,9 +188,9 @@ async def test_what_is_left_of_a_branch_may_take_more_steps_or_fewer(workplace, 
         await studio.branch(first.id, 1, 20, BOB, here, steps=1)
 
 
-async def test_what_was_stopped_goes_on_to_its_end(workplace, until, ann, here):
-    house, _, first = await finished(workplace, until, ann, here, "a lamp --seed 7 --steps 40 --stop 50")
+async def test_a_stopped_job_can_go_on_to_its_end(workplace, until, ann, here):
+    app, _, first = await finished(workplace, until, ann, here, "a lamp --seed 7 --steps 40 --stop 50")
     assert (first.recipe.until, first.recipe.last) == (0.5, 20)
-    on = await house.studio.branch(first.id, 1, 40, BOB, here)
-    recipe = (await over(house, on.job, until)).recipe
+    on = await app.studio.branch(first.id, 1, 40, BOB, here)
+    recipe = (await over(app, on.job, until)).recipe
     assert (recipe.start.step, recipe.until, recipe.last) == (20, 1.0, 40)

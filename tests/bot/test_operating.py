@@ -1,4 +1,4 @@
-"""What `darkroom jobs` asks and does in SQL, and the counts of a scrape, on both databases."""
+"""`darkroom jobs` in SQL and the counts for metrics, on both databases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from samples import a_recipe
 IDS = [f"01JZ000000000000000000000{number}" for number in range(4)]
 
 
-async def admitted(store, number: int, *, guild: str = "local", tier: str = "standard") -> None:
+async def admit_job(store, number: int, *, guild: str = "local", tier: str = "standard") -> None:
     draft = Draft(
         IDS[number], "imagine", "a lamp", (), a_recipe(), Member(f"{guild}:ann", "Ann", guild, tier), Place("web", {}),
         "default", "embedded", 8.0, 100.0 + number, 9000.0,
@@ -23,7 +23,7 @@ async def admitted(store, number: int, *, guild: str = "local", tier: str = "sta
 @pytest.mark.asyncio
 async def test_jobs_are_found_and_counted(store):
     for number in range(3):
-        await admitted(
+        await admit_job(
             store, number, guild="local" if number else "discord:7", tier="relaxed" if number else "standard"
         )
     sent = await store.pick(Wish("default", ["embedded"], 3), 32, 1.0, 120.0)
@@ -42,9 +42,9 @@ async def test_jobs_are_found_and_counted(store):
 
 
 @pytest.mark.asyncio
-async def test_what_is_done_from_outside_is_found_in_the_audit_once(store):
+async def test_the_audit_shows_each_change_by_the_operator_once(store):
     for number in range(3):
-        await admitted(store, number)
+        await admit_job(store, number)
     for _ in range(2):
         await store.pick(Wish("default", ["embedded"], 3), 32, 1.0, 120.0)
     start = await store.ask(operating.newest)
@@ -57,9 +57,9 @@ async def test_what_is_done_from_outside_is_found_in_the_audit_once(store):
     assert await store.write(operating.requeue, "01JZ000000000000000000000X", 133.0) is None
     again = await store.write(operating.requeue, IDS[0], 134.0)
     assert (again.record.state, again.record.attempt, again.record.barren, again.record.worker) == ("queued", 2, 0, "")
-    last, found = await store.ask(operating.since, start)
+    last, changes = await store.ask(operating.since, start)
     assert last > start
-    assert [(one.job, one.target, one.why) for one in found.values()] == [
+    assert [(one.job, one.target, one.why) for one in changes.values()] == [
         (IDS[2], "cancelled", operating.CANCELLED), (IDS[1], "sent", operating.CANCELLED),
         (IDS[0], "queued", operating.AGAIN),
     ]  # fmt: skip

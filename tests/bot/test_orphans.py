@@ -1,4 +1,4 @@
-"""Files that no job names: a crash's go after a day; those of today, of jobs and of a foreign store stay."""
+"""Files that no job names are deleted after a day. Those of today, of jobs and of a foreign store stay."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ async def pictures(tmp_path: Any) -> Pictures:
     return await asyncio.to_thread(Pictures, tmp_path / "pictures")
 
 
-def orphans(store: Store, pictures: Pictures, days: float = 2.0) -> Orphans:
+def orphan_sweeper(store: Store, pictures: Pictures, days: float = 2.0) -> Orphans:
     return Orphans(store, pictures, clock=lambda: time.time() + days * DAY)
 
 
-async def test_what_no_job_names_goes_after_a_day(local, pictures, tmp_path):
+async def test_a_file_that_no_job_names_is_deleted_after_a_day(local, pictures, tmp_path):
     await finished(local, pictures, draft(), "named")
     await pictures.put(content("lost"))
-    assert await orphans(local, pictures, days=0.5).sweep() == 0
-    assert await orphans(local, pictures).sweep() == 1
+    assert await orphan_sweeper(local, pictures, days=0.5).sweep() == 0
+    assert await orphan_sweeper(local, pictures).sweep() == 1
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"named"}
-    assert await orphans(local, pictures).sweep() == 0
+    assert await orphan_sweeper(local, pictures).sweep() == 0
 
 
-async def test_what_is_noted_in_the_meantime_stays(local, pictures):
+async def test_a_file_that_a_job_names_during_the_sweep_stays(local, pictures):
     await finished(local, pictures, draft(), "named")
     name = await pictures.put(content("late"))
-    sweeping = orphans(local, pictures)
+    sweeper = orphan_sweeper(local, pictures)
     async with pictures.turn(name):
-        task = asyncio.create_task(sweeping.sweep())
+        task = asyncio.create_task(sweeper.sweep())
         await asyncio.sleep(0.2)
         await finished(local, pictures, draft(), "late")
     assert await task == 0
@@ -48,10 +48,10 @@ async def test_what_is_noted_in_the_meantime_stays(local, pictures):
 
 
 @pytest.mark.parametrize(("own", "foreign"), [(0, 2), (FEW + 2, FEW + 1)])
-async def test_a_store_of_another_database_is_not_touched(local, pictures, caplog, own, foreign):
+async def test_the_picture_store_of_another_database_is_not_touched(local, pictures, caplog, own, foreign):
     for number in range(own):
         await finished(local, pictures, draft(), f"own {number}")
     names = [await pictures.put(content(str(number))) for number in range(foreign)]
-    assert await orphans(local, pictures).sweep() == 0
+    assert await orphan_sweeper(local, pictures).sweep() == 0
     assert "is it this database's?" in caplog.text
     assert all([await pictures.has(name) for name in names])

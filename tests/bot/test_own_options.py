@@ -1,4 +1,4 @@
-"""Members' own options: how a prompt is read with them, what is refused, and where they hold."""
+"""Flag aliases: how a prompt with them is parsed, what is refused, and where they hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bot.store import Store, export, forgetting
 from bot.views import Member
 from engine.job import Concept
 
-OWN = {"mine": "--ar 3:2 --steps 200", "soft": ", in soft light --no fog", "warm": "warm"}
+ALIASES = {"mine": "--ar 3:2 --steps 200", "soft": ", in soft light --no fog", "warm": "warm"}
 MODELS = ["embedded", "large"]
 
 
@@ -35,34 +35,34 @@ MODELS = ["embedded", "large"]
         ("terrier, 3--warm", "terrier, 3--warm"),
     ],
 )
-def test_words_go_to_the_words_and_flags_to_the_flags(typed, read):
-    assert spelt(typed, OWN)[0] == read
+def test_an_alias_adds_its_words_to_the_prompt_and_its_flags_to_the_flags(typed, read):
+    assert spelt(typed, ALIASES)[0] == read
 
 
-def test_what_an_option_stands_for_is_said_once():
-    assert spelt("a --warm --warm", OWN)[1] == ("--warm stands for “warm”.",)
-    assert spelt("a --seed 7", OWN) == ("a --seed 7", ())
+def test_what_an_alias_stands_for_is_said_once():
+    assert spelt("a --warm --warm", ALIASES)[1] == ("--warm stands for “warm”.",)
+    assert spelt("a --seed 7", ALIASES) == ("a --seed 7", ())
 
 
-def test_an_option_within_an_option_stays_what_it_is_and_ours_come_first():
-    assert spelt("a --x", {"x": "--mine", **OWN})[0] == "a --mine"
+def test_aliases_do_not_nest_and_built_in_flags_win():
+    assert spelt("a --x", {"x": "--mine", **ALIASES})[0] == "a --mine"
     assert spelt("a --ar 1:1", {"ar": "--steps 5"})[0] == "a --ar 1:1"
 
 
-def test_each_of_several_jobs_has_it():
-    requests = parse("{sun, moon --warm} --mine", None, own=OWN).requests
+def test_an_alias_applies_to_every_job_of_a_permutation():
+    requests = parse("{sun, moon --warm} --mine", None, own=ALIASES).requests
     assert [(one.words, one.ar, one.steps) for one in requests] == [("sun", (3, 2), 200), ("moon warm", (3, 2), 200)]
 
 
-def test_with_it_a_prompt_may_be_no_longer_than_without():
+def test_an_alias_does_not_raise_the_length_limit_of_a_prompt():
     with pytest.raises(Refused, match="2000 characters"):
-        parse("x" * 1990 + " --mine", None, own=OWN)
+        parse("x" * 1990 + " --mine", None, own=ALIASES)
 
 
-def test_only_for_unknown_flags_is_anything_looked_up():
+def test_only_unknown_flags_are_looked_up_as_aliases():
     assert foreign("a --mine --v 6 --ar 3:2 --c 5 --Mine") == ("mine",)
     assert foreign("a fox {--mine,--warm,--ar 3:2}") == ("mine", "warm")
-    requests = parse("a fox {--mine,--warm}", None, own=OWN).requests
+    requests = parse("a fox {--mine,--warm}", None, own=ALIASES).requests
     assert [(one.words, one.steps) for one in requests] == [("a fox", 200), ("a fox warm", None)]
 
 
@@ -77,25 +77,25 @@ def test_only_for_unknown_flags_is_anything_looked_up():
         (" \u200b ", "say which"),
     ],
 )
-def test_what_it_may_not_stand_for(value, why):
+def test_an_invalid_value_of_an_alias_is_refused(value, why):
     with pytest.raises(Refused, match=why):
         value_of(value, MODELS)
 
 
 @pytest.mark.parametrize("name", ["", "9x", "a b", "x" * 25, "ä", "ar", "c", "v", "niji", "--seed"])
-def test_what_is_no_name(name):
+def test_an_invalid_alias_name_is_refused(name):
     with pytest.raises(Refused):
         name_of(name)
     assert name_of(" --Mine ") == "mine"
 
 
 @pytest.mark.asyncio
-async def test_a_member_has_so_many_and_they_are_theirs_alone(store):
+async def test_a_member_has_a_limited_number_of_aliases_of_their_own(store):
     options = Options(store, lambda: MODELS)
     await asyncio.gather(*(options.put("ann", f"o{n}", "red") for n in range(MOST)))
     with pytest.raises(Refused, match=f"You have {MOST} options"):
         await options.put("ann", "another", "red")
-    assert await options.put("ann", "--O3", "--ar 3:2\n--fast") == "o3", "in place of the older one"
+    assert await options.put("ann", "--O3", "--ar 3:2\n--fast") == "o3", "it replaces the older one"
     assert (await options.of("ann"))["o3"] == "--ar 3:2 --fast"
     assert await options.drop("ann", "o5") == "o5"
     with pytest.raises(Refused, match="You have no option --o5"):
@@ -106,31 +106,31 @@ async def test_a_member_has_so_many_and_they_are_theirs_alone(store):
 
 
 @pytest.mark.asyncio
-async def test_they_are_exported_and_forgotten(store):
+async def test_aliases_are_exported_and_forgotten(store):
     options = Options(store, lambda: MODELS)
     for member in ("ann", "bob"):
         await options.put(member, "mine", "--ar 3:2")
     assert (await store.ask(export.chosen, "ann")).options == {"mine": "--ar 3:2"}
     await store.write(forgetting.forget, forgetting.Departure("ann", "discord:9", 1.0))
-    assert await options.of("ann"), "one server alone"
+    assert await options.of("ann"), "leaving one server deletes none"
     await store.write(forgetting.forget, forgetting.Departure("ann", "", 1.0))
     assert (await options.of("ann"), await options.of("bob")) == ({}, {"mine": "--ar 3:2"})
 
 
 @pytest.mark.asyncio
-async def test_they_hold_wherever_a_member_types_and_the_rules_see_what_they_stand_for(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    studio, desk = house.studio, house.desk
+    await until(lambda: app.studio.workers())
+    studio, desk = app.studio, app.desk
     await desk.options.put(ann.id, "mine", "in fog --seed 5 --count 2 --steps 40")
     (ticket,) = await studio.imagine("a lamp --mine", ann, here)
     assert ticket.notes[0] == "--mine stands for “in fog --seed 5 --count 2 --steps 40”."
 
-    async def done():
+    async def is_finished():
         return (await studio.view(ticket.job)).state == "finished"
 
-    await until(done)
+    await until(is_finished)
     view = await studio.view(ticket.job)
     assert view.prompt == "a lamp in fog --seed 5 --count 2 --steps 40"
     assert (view.recipe.concepts, view.recipe.seed) == ((Concept("a lamp in fog"),), 5)
@@ -152,19 +152,19 @@ async def test_they_hold_wherever_a_member_types_and_the_rules_see_what_they_sta
         await studio.imagine("a lamp --mine", ann, here)
 
 
-def test_the_terminal_has_its_own(tmp_path, capsys):
-    async def made() -> None:
+def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
+    async def create_store() -> None:
         await (await Store.open(load(data=tmp_path).database)).close()
 
-    asyncio.run(made())
+    asyncio.run(create_store())
     own_options.option("mine", "--ar 3:2 --count 2", data=tmp_path)
     own_options.option("warm", "warm", data=tmp_path)
     own_options.option(data=tmp_path)
     own_options.option("warm", delete=True, data=tmp_path)
     mine, warm = "--mine  --ar 3:2 --count 2", "--warm  warm"
     assert capsys.readouterr().out.splitlines() == [mine, warm, mine, warm, "--warm is deleted."]
-    own = own_options.meant("{a fox} --mine", load(data=tmp_path))
-    wish, count, notes = _read(Wish("{a fox} --mine", {}, tmp_path, False, False), own)
+    aliases = own_options.meant("{a fox} --mine", load(data=tmp_path))
+    wish, count, notes = _read(Wish("{a fox} --mine", {}, tmp_path, False, False), aliases)
     assert (wish.prompt, count, notes) == ("a fox --ar 3:2 --count 2", 2, ["--mine stands for “--ar 3:2 --count 2”."])
     assert own_options.meant("a fox --mine", load(data=tmp_path / "nowhere")) == {}
     with pytest.raises(Refused, match="A name goes with"):

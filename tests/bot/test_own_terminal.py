@@ -1,4 +1,4 @@
-"""`darkroom imagine` without a running house: what it says of pictures to begin with, and whose ladder it takes."""
+"""`darkroom imagine` without a running bot: what it says of init images, and whose ladder it takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.bench.small_models import build
 from kept import asked, draft
 
 
-def test_what_was_done_to_a_picture_is_said(tmp_path: Path) -> None:
+def test_the_terminal_says_how_an_init_image_was_changed(tmp_path: Path) -> None:
     path = tmp_path / "moving.gif"
     frames = [Image.new("RGB", (32, 32), shade) for shade in ("red", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
@@ -35,7 +35,7 @@ def test_what_was_done_to_a_picture_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_ladder_is_looked_for_as_in_the_house(local: Store, tmp_path: Path) -> None:
+async def test_the_terminal_finds_a_ladder_as_the_bot_does(local: Store, tmp_path: Path) -> None:
     settings = load(data=tmp_path)
     pictures = await asyncio.to_thread(Pictures, settings.pictures)
     job = await asked(local, draft())
@@ -48,8 +48,8 @@ async def test_the_ladder_is_looked_for_as_in_the_house(local: Store, tmp_path: 
             await _branching(local, settings, rung)
 
 
-class Heard(Screen):
-    """Remembers what its progress line said of a model."""
+class RecordingScreen(Screen):
+    """Remembers what its progress line says of a model."""
 
     def __init__(self) -> None:
         super().__init__(Console(file=io.StringIO()), 1)
@@ -59,12 +59,12 @@ class Heard(Screen):
         self.loads.append((sentence, percent))
 
 
-def test_a_model_of_its_own_is_loaded_in_bytes_and_measured(tmp_path: Path) -> None:
+def test_the_terminals_own_model_is_loaded_with_progress_in_bytes_and_measured(tmp_path: Path) -> None:
     build("sd", tmp_path / "models" / "tiny")
-    screen = Heard()
+    screen = RecordingScreen()
     _warm("tiny", tmp_path, screen)
-    said = [sentence for sentence, _ in screen.loads]
-    assert (said[0], said[-1]) == ("loading tiny", "measuring tiny")
-    assert len(said) > 4
-    assert all(re.fullmatch(r"loading tiny, [\d.]+ of [\d.]+ [kMG]B", one) for one in said[1:-1])
+    sentences = [sentence for sentence, _ in screen.loads]
+    assert (sentences[0], sentences[-1]) == ("loading tiny", "measuring tiny")
+    assert len(sentences) > 4
+    assert all(re.fullmatch(r"loading tiny, [\d.]+ of [\d.]+ [kMG]B", one) for one in sentences[1:-1])
     assert screen.loads[-2][1] == 100

@@ -1,4 +1,4 @@
-"""Nobody waits for ever: the overdue have their turns, and models that alternate are not loaded for every job."""
+"""No member waits for ever: overdue members get turns, and alternating models are not loaded for every job."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
     height=64, dtype="float32",
 )  # fmt: skip
-ROWS = 8  # of a job
-SECONDS = 10.0  # that each job takes
+ROWS = 8  # of each job
+SECONDS = 10.0  # of each job
 PATIENCE = 20.0
 EVERY = 3
 
@@ -38,7 +38,7 @@ def database() -> Iterator[Connection]:
     engine.dispose()
 
 
-def put(connection: Connection, user: str, now: float, tier: str = "standard", **more: Any) -> str:
+def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **more: Any) -> str:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE,
         "member": Member(user, user, more.pop("guild", "g"), tier), "place": Place("web", {}), "pool": "default",
@@ -48,31 +48,33 @@ def put(connection: Connection, user: str, now: float, tier: str = "standard", *
     return record.id
 
 
-def send(connection: Connection, passing: Passing, now: float, *, overbook: float = 1.0, **more: Any) -> Moved | None:
+def pick_job(
+    connection: Connection, passing: Passing, now: float, *, overbook: float = 1.0, **more: Any
+) -> Moved | None:
     wish = Wish("default", more.pop("models", ("embedded",)), 1000, passing=passing, **more)
     return moves.pick(connection, wish, ROWS, overbook, now)
 
 
-def finish(connection: Connection, job: str, now: float) -> None:
+def finish_job(connection: Connection, job: str, now: float) -> None:
     moves.end(connection, "finish", job, now, SECONDS)
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 3), st.lists(st.integers(1, 2), min_size=1, max_size=4), st.booleans())
-def test_however_small_a_weight_and_whoever_keeps_coming_a_wait_is_bounded(waiters, stream, newcomers):
-    """Users of a tier of weight 0.001 wait while others come without end. Each is sent within `EVERY` × (k + 1) sends
-    after it became overdue, where k waited longer; the overbooked room cannot be filled by newcomers instead.
+def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiters, stream, newcomers):
+    """Members of a tier of weight 0.001 wait while others keep coming. Each is dispatched within `EVERY` × (k + 1)
+    dispatches after becoming overdue, where k members have waited longer. Newcomers cannot fill the overbooked rows.
     """
     passing = Passing(patience=PATIENCE, every=EVERY)
     with database() as connection:
-        poor = {put(connection, f"poor{n}", 0.0, "meagre"): n for n in range(waiters)}
-        more = [put(connection, f"poor{n}", 0.0, "meagre") for n in range(waiters)]  # a second job each, for later
+        poor = {add_job(connection, f"poor{n}", 0.0, "meagre"): n for n in range(waiters)}
+        more = [add_job(connection, f"poor{n}", 0.0, "meagre") for n in range(waiters)]  # a second job each, for later
         now, coming, running, sends = 0.0, itertools.cycle(stream), list[tuple[float, str]](), 0
         late: dict[str, int] = {}
         for number in itertools.count():
             for one in range(next(coming)):
-                put(connection, f"new{number}.{one}" if newcomers else f"rich{one}", now)
-            while moved := send(connection, passing, now):
+                add_job(connection, f"new{number}.{one}" if newcomers else f"rich{one}", now)
+            while moved := pick_job(connection, passing, now):
                 running.append((now + SECONDS, moved.record.id))
                 sends += now > PATIENCE
                 if moved.record.id in poor:
@@ -81,7 +83,7 @@ def test_however_small_a_weight_and_whoever_keeps_coming_a_wait_is_bounded(waite
                 break
             now += SECONDS / 2
             for ends, job in [one for one in running if one[0] <= now]:
-                finish(connection, job, now)
+                finish_job(connection, job, now)
                 running.remove((ends, job))
             assert sends <= EVERY * (waiters + 1), "nobody may wait longer"
         for job, sent in late.items():
@@ -89,92 +91,92 @@ def test_however_small_a_weight_and_whoever_keeps_coming_a_wait_is_bounded(waite
         assert more
 
 
-def test_who_was_served_waits_anew_and_a_flood_gains_nothing():
+def test_a_served_member_waits_again_and_a_flood_gains_nothing():
     passing = Passing(patience=PATIENCE, every=2)
     with database() as connection:
         for _ in range(20):
-            put(connection, "flood", 0.0)
-        put(connection, "calm", 30.0)
+            add_job(connection, "flood", 0.0)
+        add_job(connection, "calm", 30.0)
         served = []
         for number in range(6):
-            moved = send(connection, passing, 100.0 + number)
+            moved = pick_job(connection, passing, 100.0 + number)
             assert moved is not None
             served.append(moved.record.member)
-            finish(connection, moved.record.id, 100.0 + number)
+            finish_job(connection, moved.record.id, 100.0 + number)
         since = {row.path: row.since for row in connection.execute(select(accounts.c.path, accounts.c.since))}
     assert served[:2] == ["calm", "flood"] or served[:2] == ["flood", "calm"]
     assert since["default/standard/g/flood"] == 105.0
 
 
-def test_whoever_is_overdue_and_may_not_run_holds_nobody_up():
+def test_an_overdue_member_who_may_not_run_delays_no_one():
     passing = Passing(patience=PATIENCE, every=1)
     with database() as connection:
-        put(connection, "other", 0.0, model="elsewhere")
-        put(connection, "capped", 1.0, running_everywhere=0)
-        put(connection, "fine", 2.0)
-        moved = send(connection, passing, 100.0)
+        add_job(connection, "other", 0.0, model="elsewhere")
+        add_job(connection, "capped", 1.0, running_everywhere=0)
+        add_job(connection, "fine", 2.0)
+        moved = pick_job(connection, passing, 100.0)
         assert moved is not None
         assert moved.record.member == "fine"
 
 
-def loads(prefers: bool, jobs: list[str]) -> tuple[int, float]:
-    """One device that has room for one model, and jobs of two users: how many loads, and the longest that a job that
-    was next was passed.
+def count_loads(prefers: bool, jobs: list[str]) -> tuple[int, float]:
+    """Simulates a device that holds one model, and jobs of two members. Returns the number of loads, and the longest
+    time for which a job that was next was bypassed.
     """
-    passing, taken = Passing(patience=10.0**6), 3.0  # a load takes as long
+    passing, load_seconds = Passing(patience=10.0**6), 3.0  # of a load
     with database() as connection:
         for number, model in enumerate(jobs):
-            put(connection, f"of {model}", 0.0, model=model, id=f"{number:026}")
+            add_job(connection, f"of {model}", 0.0, model=model, id=f"{number:026}")
         now, memory, count, first, longest = 0.0, "", 0, dict[str, float](), 0.0
         for _ in jobs:
             warm = passing.warm("default", {memory} if memory else set(), now) if prefers else None
-            head = _head(connection, now)
+            head = _next_in_fair_order(connection, now)
             first.setdefault(head, now)
-            moved = send(connection, passing, now, models=("a", "b"), warm=warm)
+            moved = pick_job(connection, passing, now, models=("a", "b"), warm=warm)
             assert moved is not None
             longest = max(longest, now - first.pop(moved.record.id, now))
             count += moved.record.model != memory
-            now += SECONDS / 10 + (taken if moved.record.model != memory else 0.0)
+            now += SECONDS / 10 + (load_seconds if moved.record.model != memory else 0.0)
             memory = moved.record.model
-            finish(connection, moved.record.id, now)
+            finish_job(connection, moved.record.id, now)
     return count, longest
 
 
-def _head(connection: Connection, now: float) -> str:
+def _next_in_fair_order(connection: Connection, now: float) -> str:
     """The job that would be next by the fair order alone."""
     inside = connection.begin_nested()
-    moved = send(connection, Passing(patience=10.0**6), now, models=("a", "b"))
+    moved = pick_job(connection, Passing(patience=10.0**6), now, models=("a", "b"))
     inside.rollback()
     assert moved is not None
     return moved.record.id
 
 
-def test_two_models_that_alternate_are_loaded_far_less_often():
-    without, _ = loads(False, ["a", "b"] * 10)
-    with_it, longest = loads(True, ["a", "b"] * 10)
+def test_alternating_models_are_loaded_far_less_often():
+    without, _ = count_loads(False, ["a", "b"] * 10)
+    with_it, longest = count_loads(True, ["a", "b"] * 10)
     assert without == 20
     assert with_it <= without / 5
-    assert longest <= LOAD + 5.0  # and the job that was under way then
+    assert longest <= LOAD + 5.0  # plus the job that was running
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.sampled_from("ab"), min_size=1, max_size=20))
-def test_whatever_comes_nobody_is_passed_for_longer(models):
-    _, longest = loads(True, models)
+def test_no_job_is_bypassed_for_longer_than_the_limit(models):
+    _, longest = count_loads(True, models)
     assert longest <= LOAD + 5.0
 
 
-def test_what_is_on_its_way_into_memory_goes_first_until_it_is_there():
+def test_a_model_that_is_loading_goes_first_until_it_is_loaded():
     passing = Passing()
     assert passing.warm("p", {"a"}, 0.0) == {"a"}
     passing.sent("p", "job", 1.0, fetches="b")
     assert passing.warm("p", {"a"}, 2.0) == {"b"}
     assert passing.warm("p", {"a", "b"}, 3.0) == {"a", "b"}
-    assert passing.warm("p", {"a"}, 1.0 + 1000 * LOAD) == {"a"}, "a load that never came does not count for ever"
+    assert passing.warm("p", {"a"}, 1.0 + 1000 * LOAD) == {"a"}, "a load that never ends is forgotten"
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 3)), max_size=60))
-def test_a_job_is_passed_for_so_long_and_no_longer(looks):
+def test_a_job_may_be_bypassed_for_a_limited_time(looks):
     passing, first = Passing(), dict[str, float]()
     for now, job in sorted(looks):
         since = first.setdefault(str(job), now)

@@ -1,4 +1,4 @@
-"""What left the board in SQL alone: the database kept a change, and its answer was never believed."""
+"""Jobs that changed in SQL while the reply to the bot was lost."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from bot.feed import Settled
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("how", ["finish", "requeue"])
-async def test_what_sql_ended_or_took_back_without_our_hearing_leaves_the_board(workplace, until, ann, here, how):
-    house = await workplace.house()
-    apprentice, running = await workplace.worker()
-    apprentice.go.clear()
-    await until(lambda: house.studio.workers())
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+async def test_a_change_in_sql_whose_reply_was_lost_reaches_the_active_jobs(workplace, until, ann, here, how):
+    app = await workplace.house()
+    worker, running = await workplace.worker()
+    worker.go.clear()
+    await until(lambda: app.studio.workers())
+    (ticket,) = await app.studio.imagine("a lamp", ann, here)
     job = ticket.job
-    await until(lambda: job in house.board.runs and house.board.runs[job].claimed)
-    async with house.feed.subscribe(job) as moments:
+    await until(lambda: job in app.board.runs and app.board.runs[job].claimed)
+    async with app.feed.subscribe(job) as events:
         if how == "finish":
-            await house.store.end("finish", job, time.time(), 1.0)  # as in a commit whose answer was lost
+            await app.store.end("finish", job, time.time(), 1.0)  # as with a commit whose reply was lost
         else:
-            await house.store.requeue(job, time.time(), step=0, why="lost")
-        await apprentice.vanish(running)
+            await app.store.requeue(job, time.time(), step=0, why="lost")
+        await worker.vanish(running)
         if how == "finish":
-            async for moment in moments:
-                if isinstance(moment, Settled):
-                    assert moment.state == "finished"
+            async for event in events:
+                if isinstance(event, Settled):
+                    assert event.state == "finished"
                     break
-            await until(lambda: job not in house.board.runs)
+            await until(lambda: job not in app.board.runs)
         else:
             await workplace.worker("another")
-            await until(lambda: job in house.board.runs and house.board.runs[job].record.worker == "another", 20)
+            await until(lambda: job in app.board.runs and app.board.runs[job].record.worker == "another", 20)

@@ -1,4 +1,4 @@
-"""The picture store: what is put comes back, checked; nothing outside its folder is ever named."""
+"""The picture store: content comes back verified, and no name leads outside its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ABC = hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.asyncio
-async def test_what_is_put_lies_under_its_hash(tmp_path: Path) -> None:
+async def test_content_is_stored_under_its_hash(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path / "deep" / "pictures")
     assert not await pictures.has(ABC)
     assert await pictures.put(b"abc") == ABC
@@ -31,14 +31,14 @@ async def test_what_is_put_lies_under_its_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_another_process_finds_it(tmp_path: Path) -> None:
+async def test_another_process_finds_the_content(tmp_path: Path) -> None:
     await Pictures(tmp_path).put(b"abc")
     assert await Pictures(f"file://{tmp_path}").get(ABC) == b"abc"
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["0" * 64, "", "../../etc/passwd", ABC.upper(), ABC + "\n", "sha256/" + ABC[:57]])
-async def test_what_is_not_there_is_missing(tmp_path: Path, name: str) -> None:
+async def test_absent_content_and_invalid_names_are_missing(tmp_path: Path, name: str) -> None:
     pictures = Pictures(tmp_path)
     await pictures.put(b"abc")
     assert not await pictures.has(name)
@@ -47,7 +47,7 @@ async def test_what_is_not_there_is_missing(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_torn_file_is_noticed_and_mended(tmp_path: Path) -> None:
+async def test_a_truncated_file_is_detected_and_repaired(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path)
     await pictures.put(b"abc")
     (tmp_path / "sha256" / ABC[:2] / ABC[2:4] / ABC).write_bytes(b"ab")
@@ -58,18 +58,18 @@ async def test_a_torn_file_is_noticed_and_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_store_that_cannot_be_used_is_an_outage_and_not_a_missing_picture(tmp_path: Path) -> None:
+async def test_an_unusable_store_is_an_outage_and_not_a_missing_picture(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path)
     (tmp_path / "sha256").write_bytes(b"a file where its folder should be")
     with pytest.raises(OSError, match="The picture store cannot be used now"):
         await pictures.put(b"abc")
-    for asking in (pictures.get, pictures.has):
+    for method in (pictures.get, pictures.has):
         with pytest.raises(OSError, match="The picture store cannot be used now"):
-            await asking(ABC)
+            await method(ABC)
 
 
 @pytest.mark.asyncio
-async def test_dropped_is_gone_and_dropping_twice_is_no_error(tmp_path: Path) -> None:
+async def test_dropped_content_is_gone_and_dropping_twice_is_no_error(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path)
     await pictures.put(b"abc")
     await pictures.drop(ABC)
@@ -78,7 +78,7 @@ async def test_dropped_is_gone_and_dropping_twice_is_no_error(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
-async def test_many_at_once(tmp_path: Path) -> None:
+async def test_many_puts_at_once_all_succeed(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path)
     payloads = [bytes([n]) * 10_000 for n in range(30)] + [b"same"] * 10
     names = await asyncio.gather(*(pictures.put(payload) for payload in payloads))
@@ -87,44 +87,44 @@ async def test_many_at_once(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=2000))
-def test_any_bytes_come_back_from_a_store_by_address(payload: bytes) -> None:
-    async def there_and_back() -> None:
+def test_any_bytes_come_back_from_a_store_given_by_url(payload: bytes) -> None:
+    async def round_trip() -> None:
         pictures = Pictures("memory:///")
         name = await pictures.put(payload)
         assert name == hashlib.sha256(payload).hexdigest()
         assert await pictures.get(name) == payload
 
-    asyncio.run(there_and_back())
+    asyncio.run(round_trip())
 
 
 @pytest.mark.asyncio
-async def test_many_that_come_together_are_all_written_before_the_first_is_synced(tmp_path: Path, monkeypatch) -> None:
-    pictures, done = Pictures(tmp_path), []
+async def test_put_all_writes_every_file_before_the_first_sync(tmp_path: Path, monkeypatch) -> None:
+    pictures, calls = Pictures(tmp_path), []
     put, sync = obstore.put, os.fsync
-    monkeypatch.setattr(obstore, "put", lambda *told: (done.append("put"), put(*told)))
+    monkeypatch.setattr(obstore, "put", lambda *args: (calls.append("put"), put(*args)))
     monkeypatch.setattr(
-        os, "fsync", lambda descriptor: (done.append(os.readlink(f"/proc/self/fd/{descriptor}")), sync(descriptor))
+        os, "fsync", lambda descriptor: (calls.append(os.readlink(f"/proc/self/fd/{descriptor}")), sync(descriptor))
     )
     payloads = {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd", b"abe")}
     await pictures.put_all(payloads)
-    assert done[:3] == ["put"] * 3
-    assert "put" not in done[3:]
-    assert {Path(path).name for path in done[3:]} >= {*payloads, *(name[2:4] for name in payloads), "sha256"}
+    assert calls[:3] == ["put"] * 3
+    assert "put" not in calls[3:]
+    assert {Path(path).name for path in calls[3:]} >= {*payloads, *(name[2:4] for name in payloads), "sha256"}
     assert [await pictures.get(name) for name in payloads] == list(payloads.values())
 
 
 @pytest.mark.asyncio
-async def test_many_that_come_together_by_address_end_before_an_error_is_raised(monkeypatch) -> None:
+async def test_put_all_by_url_finishes_every_put_before_it_raises(monkeypatch) -> None:
     pictures = Pictures("memory:///")
     put, payloads = obstore.put_async, {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd")}
 
-    async def broken(store, path, payload):
+    async def put_or_fail(store, path, payload):
         await asyncio.sleep(0.02 if payload == b"abd" else 0)
         if payload == b"abc":
             raise GenericError("away")
         return await put(store, path, payload)
 
-    monkeypatch.setattr(obstore, "put_async", broken)
+    monkeypatch.setattr(obstore, "put_async", put_or_fail)
     with pytest.raises(OSError, match="cannot be used now: away"):
         await pictures.put_all(payloads)
     assert [await pictures.has(name) for name in payloads] == [False, True]

@@ -1,4 +1,4 @@
-"""The grammar: what each form means, that whatever else is refused with one sentence, and that nothing takes long."""
+"""The prompt grammar: what each form means, one sentence for every refusal, and no slow input."""
 
 from __future__ import annotations
 
@@ -38,43 +38,49 @@ words = st.text(string.ascii_letters, min_size=1, max_size=12)
 plain_prompts = st.lists(words, min_size=1, max_size=6).map(" ".join)
 
 
-def read(text: str, **options: object) -> Parsed:
+def parse_text(text: str, **options: object) -> Parsed:
     return parse(text, WARM, models=["embedded", "large"], options=options)
 
 
-def only(text: str, **options: object):
-    (request,) = read(text, **options).requests
+def parse_single(text: str, **options: object):
+    (request,) = parse_text(text, **options).requests
     return request
 
 
-def answer(text: str) -> Parsed | Refused:
+def parse_or_refusal(text: str) -> Parsed | Refused:
     try:
-        return read(text)
+        return parse_text(text)
     except Refused as refused:
         return refused
 
 
 def refusal(text: str, **options: object) -> str:
     with pytest.raises(Refused) as caught:
-        read(text, **options)
+        parse_text(text, **options)
     assert caught.value.sentence.count("\n") == 0
     return caught.value.sentence
 
 
-def test_a_plain_prompt_is_one_concept_and_has_nothing_to_say() -> None:
-    parsed = read("terrier, looking up, cute, white background")
+def test_a_plain_prompt_is_one_concept_without_notes() -> None:
+    parsed = parse_text("terrier, looking up, cute, white background")
     (request,) = parsed.requests
     assert [(part.text, part.weight) for part in request.concepts] == [
         ("terrier, looking up, cute, white background", 1.0)
     ]
     assert parsed.notes == ()
-    made = recipe(request, WARM, 7)
-    assert (made.steps, made.sampler, made.seed, made.guidance, made.count) == (1000, "ddpm", 7, 4.0, 4)
-    assert (made.width, made.height, made.dtype, made.model, made.revision) == (64, 64, "bfloat16", "embedded", "1")
+    result = recipe(request, WARM, 7)
+    assert (result.steps, result.sampler, result.seed, result.guidance, result.count) == (1000, "ddpm", 7, 4.0, 4)
+    assert (result.width, result.height, result.dtype, result.model, result.revision) == (
+        64,
+        64,
+        "bfloat16",
+        "embedded",
+        "1",
+    )
 
 
 def test_every_flag_is_read() -> None:
-    request = only(
+    request = parse_single(
         "red fox --steps 40 --seed 4294967295 --guidance 7.5 --ar 3:2 "
         "--no fog, text --model LARGE --sampler euler --count 2"
     )
@@ -83,54 +89,57 @@ def test_every_flag_is_read() -> None:
     assert (request.negative, request.model, request.sampler, request.count) == ("fog, text", "large", "euler", 2)
 
 
-def test_fast_is_thirty_steps_of_dpm_unless_told_otherwise() -> None:
-    fast = recipe(only("fox --fast"), WARM, 0)
+def test_fast_is_thirty_steps_of_dpm_unless_flags_say_otherwise() -> None:
+    fast = recipe(parse_single("fox --fast"), WARM, 0)
     assert (fast.steps, fast.sampler) == (30, "dpmpp_2m")
-    told = recipe(only("fox --fast --steps 12 --sampler ddim"), WARM, 0)
-    assert (told.steps, told.sampler) == (12, "ddim")
+    custom = recipe(parse_single("fox --fast --steps 12 --sampler ddim"), WARM, 0)
+    assert (custom.steps, custom.sampler) == (12, "ddim")
 
 
 @pytest.mark.parametrize("dash", ["--", "—", "–", "––", "―", "-—"])
-def test_any_dash_a_keyboard_makes_begins_a_flag(dash: str) -> None:
-    assert only(f"red fox {dash}seed 7 {dash}ar 16:9").seed == 7
+def test_any_kind_of_dash_begins_a_flag(dash: str) -> None:
+    assert parse_single(f"red fox {dash}seed 7 {dash}ar 16:9").seed == 7
 
 
 @pytest.mark.parametrize(
     "text", ["a dog -- looking up", "a dog — looking up", "mother--in-law", "1990–1995", "pages 5 –7", "well-known"]
 )
 def test_a_dash_in_prose_stays_prose(text: str) -> None:
-    assert only(text).words == text
+    assert parse_single(text).words == text
 
 
-def test_weights_stand_after_their_words() -> None:
-    request = only("red apple:: blue::-0.5")
+def test_a_weight_follows_its_concept() -> None:
+    request = parse_single("red apple:: blue::-0.5")
     assert [(part.text, part.weight) for part in request.concepts] == [("red apple", 1.0), ("blue", -0.5)]
     assert [part.weight for part in recipe(request, WARM, 0).concepts] == [1.0, -0.5]
-    assert [part.weight for part in only("hot::2 dog::.5 bun").concepts] == [2.0, 0.5, 1.0]
-    assert [part.weight for part in only("sky::2 sea::−1 --seed 1").concepts] == [2.0, -1.0]  # a typographic minus
-    assert only("space::2nd moon").concepts[1].text == "2nd moon"
-    assert only("cat::--ar 3:2").ar == (3, 2)
+    assert [part.weight for part in parse_single("hot::2 dog::.5 bun").concepts] == [2.0, 0.5, 1.0]
+    assert [part.weight for part in parse_single("sky::2 sea::−1 --seed 1").concepts] == [
+        2.0,
+        -1.0,
+    ]  # a typographic minus
+    assert parse_single("space::2nd moon").concepts[1].text == "2nd moon"
+    assert parse_single("cat::--ar 3:2").ar == (3, 2)
 
 
 @quick
 @given(st.lists(st.tuples(words, st.integers(1, 20)), min_size=1, max_size=8), st.integers(2, 5))
 def test_only_the_ratio_of_weights_counts(parts: list[tuple[str, int]], factor: int) -> None:
-    once = recipe(only(" ".join(f"{text}::{weight}" for text, weight in parts)), WARM, 0)
-    more = recipe(only(" ".join(f"{text}::{weight * factor}" for text, weight in parts)), WARM, 0)
+    once = recipe(parse_single(" ".join(f"{text}::{weight}" for text, weight in parts)), WARM, 0)
+    more = recipe(parse_single(" ".join(f"{text}::{weight * factor}" for text, weight in parts)), WARM, 0)
     assert [part.weight for part in once.concepts] == pytest.approx([part.weight for part in more.concepts])
     assert sum(part.weight for part in once.concepts) == pytest.approx(1.0)
 
 
 @quick
 @given(st.lists(st.tuples(words, st.integers(-100, 100)), min_size=1, max_size=8))
-def test_weights_fit_the_contract_or_are_refused_for_their_sum(parts: list[tuple[str, int]]) -> None:
+def test_weights_fit_the_contract_or_their_sum_is_refused(parts: list[tuple[str, int]]) -> None:
     text = " ".join(f"{text}::{weight}" for text, weight in parts)
     if sum(weight for _, weight in parts) <= 0:
         assert "add up to" in refusal(text)
         return
-    made = recipe(only(text), WARM, 0)
-    assert len(made.concepts) == sum(1 for _, weight in parts if weight)
-    assert decode(encode(made), Recipe) == made
+    result = recipe(parse_single(text), WARM, 0)
+    assert len(result.concepts) == sum(1 for _, weight in parts if weight)
+    assert decode(encode(result), Recipe) == result
 
 
 def test_permutations_nest_and_escape() -> None:
@@ -138,7 +147,7 @@ def test_permutations_nest_and_escape() -> None:
     assert expand("{a,b{c,d}}{x,y}") == ("ax", "ay", "bcx", "bcy", "bdx", "bdy")
     assert expand(r"{a\,b,c} \{d\}") == ("a,b {d}", "c {d}")
     assert expand("{,red} apple, pear") == (" apple, pear", "red apple, pear")
-    parsed = read("fox --steps {20, 40} {red,blue}")
+    parsed = parse_text("fox --steps {20, 40} {red,blue}")
     assert [(one.steps, one.words) for one in parsed.requests] == [
         (20, "fox red"),
         (20, "fox blue"),
@@ -199,33 +208,35 @@ def test_a_value_out_of_range_names_flag_value_and_range(flag: str, bad: list[st
         assert OURS[flag].range in sentence
 
 
-def test_midjourney_flags_are_taken_ignored_and_named() -> None:
-    parsed = read("a red fox --v 6.1 --stylize 750 --weird 3 --niji 5 --sref https://x.y/a.png 12 --seed 7 --hd")
+def test_midjourney_flags_are_accepted_ignored_and_named() -> None:
+    parsed = parse_text("a red fox --v 6.1 --stylize 750 --weird 3 --niji 5 --sref https://x.y/a.png 12 --seed 7 --hd")
     (request,) = parsed.requests
     assert (request.words, request.seed) == ("a red fox", 7)
     (note,) = parsed.notes
     assert "without effect here: --v 6.1, --stylize 750, --weird 3, --niji 5, --sref" in note
-    more = read(
+    more = parse_text(
         "fox --personalize ab12 cd34 --zoom 1.5 --mode relax --stylise 80 --motion low --exp 10 --ow 20 --raw cub"
     )
     assert more.requests[0].words == "fox cub"
     assert "--personalize ab12 cd34, --zoom 1.5, --mode relax, --stylise 80, --motion low, --exp 10" in more.notes[0]
-    assert only("fox --niji cub").words == "fox cub"  # no number: not its value
+    assert parse_single("fox --niji cub").words == "fox cub"  # not a number, so not its value
 
 
 @pytest.mark.parametrize("name", sorted(THEIRS))
-def test_each_of_theirs_may_stand_last_and_alone(name: str) -> None:
-    assert only(f"red fox --{name}").words == "red fox"
+def test_every_midjourney_flag_may_come_last_without_a_value(name: str) -> None:
+    assert parse_single(f"red fox --{name}").words == "red fox"
 
 
 def test_the_last_of_a_repeated_flag_counts_and_is_noted() -> None:
-    parsed = read("fox --seed 1 --seed 2")
+    parsed = parse_text("fox --seed 1 --seed 2")
     assert parsed.requests[0].seed == 2
     assert parsed.notes == ("--seed is given more than once: the last one counts.",)
 
 
 def test_an_option_wins_over_a_flag() -> None:
-    request = only("fox --steps 40 --no fog", steps=20, ar=(3, 2), guidance=2.5, negative="rain", seed=None, fast=True)
+    request = parse_single(
+        "fox --steps 40 --no fog", steps=20, ar=(3, 2), guidance=2.5, negative="rain", seed=None, fast=True
+    )
     assert (request.steps, request.ar, request.guidance) == (20, (3, 2), 2.5)
     assert (request.negative, request.fast) == ("rain", True)
     assert "--count 9" in refusal("fox", count=9)
@@ -233,27 +244,27 @@ def test_an_option_wins_over_a_flag() -> None:
     assert "no option shoes" in refusal("fox", shoes=1)
 
 
-def test_what_was_typed_is_mended_first() -> None:
-    assert only("caf\u00c3\u00a9 \u202eau\u200b lait\x1b[31m\ud800").words.startswith("café au lait")
-    assert only("a\ncat\u2028on\ta mat").words == "a cat on a mat"
-    assert only("family 👨\u200d👩\u200d👧").words == "family 👨\u200d👩\u200d👧"
+def test_broken_characters_are_repaired_before_parsing() -> None:
+    assert parse_single("caf\u00c3\u00a9 \u202eau\u200b lait\x1b[31m\ud800").words.startswith("café au lait")
+    assert parse_single("a\ncat\u2028on\ta mat").words == "a cat on a mat"
+    assert parse_single("family 👨\u200d👩\u200d👧").words == "family 👨\u200d👩\u200d👧"
 
 
-def test_remarks_are_honest() -> None:
+def test_notes_name_the_limits_of_a_model() -> None:
     slow = msgspec.structs.replace(WARM, steps=400)
-    (note,) = remarks(only("fox"), slow)
+    (note,) = remarks(parse_single("fox"), slow)
     assert note == "400 steps on this machine; --steps 1000 asks for the full course."
-    assert remarks(only("fox --steps 9"), slow) == remarks(only("fox --fast"), slow) == ()
-    (note,) = read("fox --ar 3:2").notes
+    assert remarks(parse_single("fox --steps 9"), slow) == remarks(parse_single("fox --fast"), slow) == ()
+    (note,) = parse_text("fox --ar 3:2").notes
     assert "trained on squares of 64 px" in note
-    assert remarks(only("fox --ar 3:2"), LARGE) == ()
-    (note,) = read(" ".join(f"word{n}" for n in range(40))).notes
+    assert remarks(parse_single("fox --ar 3:2"), LARGE) == ()
+    (note,) = parse_text(" ".join(f"word{n}" for n in range(40))).notes
     assert "about 24 tokens" in note
     assert "near “word13 word14 word15 …”" in note
-    assert remarks(only(" ".join(["word"] * 40)), LARGE) == ()
+    assert remarks(parse_single(" ".join(["word"] * 40)), LARGE) == ()
 
 
-def test_without_a_worker_any_well_named_model_is_taken() -> None:
+def test_without_a_worker_any_valid_model_name_is_accepted() -> None:
     parsed = parse("fox --model someday-2.1", None)
     assert parsed.requests[0].model == "someday-2.1"
 
@@ -263,12 +274,12 @@ def test_without_a_worker_any_well_named_model_is_taken() -> None:
 def test_sizes_fit_the_model(width: int, height: int, warm: Warm) -> None:
     if max(width, height) > 4 * min(width, height):
         return
-    made = fit((width, height), warm)
-    assert all(side % warm.multiple == 0 and 16 <= side <= 4096 for side in made)
-    assert made[0] * made[1] <= warm.max_pixels
-    assert 0.5 <= made[0] * made[1] / warm.size**2 <= 2
-    assert made[::-1] == fit((height, width), warm) or abs(made[0] * made[1] - warm.size**2) < warm.size**2 / 2
-    assert 0.6 <= (made[0] / made[1]) / (width / height) <= 1.6
+    result = fit((width, height), warm)
+    assert all(side % warm.multiple == 0 and 16 <= side <= 4096 for side in result)
+    assert result[0] * result[1] <= warm.max_pixels
+    assert 0.5 <= result[0] * result[1] / warm.size**2 <= 2
+    assert result[::-1] == fit((height, width), warm) or abs(result[0] * result[1] - warm.size**2) < warm.size**2 / 2
+    assert 0.6 <= (result[0] / result[1]) / (width / height) <= 1.6
 
 
 pieces = st.sampled_from(
@@ -282,7 +293,7 @@ pieces = st.sampled_from(
 @example("a::0")
 @example("-" * 50)
 def test_anything_parses_or_is_refused_with_one_sentence(text: str) -> None:
-    parsed = answer(text)
+    parsed = parse_or_refusal(text)
     if isinstance(parsed, Refused):
         assert 0 < len(parsed.sentence) <= 500
         assert parsed.status == 422
@@ -290,16 +301,16 @@ def test_anything_parses_or_is_refused_with_one_sentence(text: str) -> None:
         return
     assert 1 <= len(parsed.requests) <= MAX_JOBS
     for request in parsed.requests:
-        made = recipe(request, WARM, 5)
-        assert decode(encode(made), Recipe) == made  # what parses is within the contract
+        result = recipe(request, WARM, 5)
+        assert decode(encode(result), Recipe) == result  # every parsed request fits the contract
     assert all(0 < len(note) <= 500 for note in parsed.notes)
-    assert read(text) == parsed
+    assert parse_text(text) == parsed
 
 
 @quick
 @given(plain_prompts)
-def test_words_without_grammar_are_kept_as_they_are(text: str) -> None:
-    request = only(text)
+def test_a_prompt_without_grammar_is_kept_unchanged(text: str) -> None:
+    request = parse_single(text)
     assert request.words == request.text == request.concepts[0].text == text
 
 
@@ -310,12 +321,12 @@ HOSTILE = ["::", "--", "{", "\\", "{a,", " --a", "-—", "a::", "&#", "Ã", "0",
 @pytest.mark.parametrize("piece", [*HOSTILE, "{,,,,}", "{a,b}", " \u200b", "::1", "-" * 500 + " "])
 def test_no_prompt_of_the_allowed_length_hangs(piece: str) -> None:
     text = (piece * 2000)[:2000]
-    for whole in (text, text[:-1] + "x", "fox " + text[:1996]):
-        found = answer(whole)
-        assert isinstance(found, Refused) or len(found.requests) <= MAX_JOBS
+    for prompt in (text, text[:-1] + "x", "fox " + text[:1996]):
+        outcome = parse_or_refusal(prompt)
+        assert isinstance(outcome, Refused) or len(outcome.requests) <= MAX_JOBS
 
 
-def test_a_job_is_called_by_its_words() -> None:
+def test_a_title_is_the_prompt_without_its_flags() -> None:
     assert title("fox, looking up --ar 3:2 --seed 7 --v 6") == "fox, looking up"
     assert title("fox --no fog, rain --steps 9") == "fox (no fog, rain)"
     assert title("red::2 fox::-1") == "red::2 fox::-1"

@@ -1,4 +1,4 @@
-"""What leads from a job that a member may use to one that they may not: asked about where it is used, by the studio."""
+"""From a job that a member may use to one that they may not: the studio checks access at each use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.asyncio
 BOB = Member("local:bob", "Bob", "local")
 
 
-def going_on(studio, job, who, here):
-    """Every way that leads to what was enlarged."""
+def follow_up_actions(studio, job, who, here):
+    """Every action that leads from an upscaled picture to its original."""
     return {
         "vary": lambda: studio.vary(job, 0, who, here),
         "remix": lambda: studio.remix(job, 0, "a red lamp", who, here),
@@ -32,46 +32,46 @@ def going_on(studio, job, who, here):
     }
 
 
-async def test_a_public_enlargement_does_not_open_its_private_original(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_a_public_upscale_does_not_open_its_private_original(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    await house.desk.preferences.prefer(ann.id, "results", "private")
-    (ticket,) = await house.studio.imagine("a lamp --steps 40 --count 1", ann, here)
-    first = await over(house, ticket.job, until)
-    await house.desk.preferences.prefer(ann.id, "results", "public")
-    once = await over(house, (await house.studio.upscale(first.id, 0, ann, here)).job, until)
-    twice = await over(house, (await house.studio.upscale(once.id, 0, ann, here)).job, until)
+    await until(lambda: app.studio.workers())
+    await app.desk.preferences.prefer(ann.id, "results", "private")
+    (ticket,) = await app.studio.imagine("a lamp --steps 40 --count 1", ann, here)
+    first = await over(app, ticket.job, until)
+    await app.desk.preferences.prefer(ann.id, "results", "public")
+    once = await over(app, (await app.studio.upscale(first.id, 0, ann, here)).job, until)
+    twice = await over(app, (await app.studio.upscale(once.id, 0, ann, here)).job, until)
     assert (first.private, once.private, twice.private) == (True, False, False)
-    before = len(await house.studio.recent())
-    for enlarged in (once, twice):
-        for name, ask in going_on(house.studio, enlarged.id, BOB, here).items():
-            with pytest.raises(Refused) as said:
+    before = len(await app.studio.recent())
+    for upscaled in (once, twice):
+        for name, ask in follow_up_actions(app.studio, upscaled.id, BOB, here).items():
+            with pytest.raises(Refused) as caught:
                 await ask()
-            assert (said.value.sentence, said.value.status) == (ORIGINAL.format(PRIVATE), 403), name
-    assert len(await house.studio.recent()) == before
-    assert await house.studio.steps(twice.id, 0, ann) == (10, 20), "its author's it is"
+            assert (caught.value.sentence, caught.value.status) == (ORIGINAL.format(PRIVATE), 403), name
+    assert len(await app.studio.recent()) == before
+    assert await app.studio.steps(twice.id, 0, ann) == (10, 20), "the author may use it"
 
 
-async def test_nor_one_of_a_channel_or_a_server_that_is_closed_to_them(workplace, until, ann, here):
-    seen = replace(ann, channel="7")
-    house, _, first = await finished(workplace, until, seen, here)
-    enlarged = await over(house, (await house.studio.upscale(first.id, 0, replace(ann, channel="8"), here)).job, until)
+async def test_an_upscale_does_not_open_an_original_of_a_hidden_channel_or_another_server(workplace, until, ann, here):
+    in_channel = replace(ann, channel="7")
+    app, _, first = await finished(workplace, until, in_channel, here)
+    upscaled = await over(app, (await app.studio.upscale(first.id, 0, replace(ann, channel="8"), here)).job, until)
     blind = replace(BOB, sees=lambda channel: channel != "7")
     with pytest.raises(Refused, match="not yours to go on from"):
-        await house.studio.steps(enlarged.id, 0, blind)
-    assert await house.studio.steps(enlarged.id, 0, BOB) == (10, 20)
+        await app.studio.steps(upscaled.id, 0, blind)
+    assert await app.studio.steps(upscaled.id, 0, BOB) == (10, 20)
     with pytest.raises(Refused, match=ELSEWHERE):
-        await house.studio.vary(enlarged.id, 0, replace(BOB, guild="other"), here)
+        await app.studio.vary(upscaled.id, 0, replace(BOB, guild="other"), here)
 
 
-async def test_the_terminal_asks_the_same_at_the_store(workplace, until, ann, here):
-    house, _, first = await finished(workplace, until, ann, here)
+async def test_the_terminal_checks_access_in_the_store(workplace, until, ann, here):
+    app, _, first = await finished(workplace, until, ann, here)
     rung = Rung(first.id, 0, 20)
-    record, ladder = await own._branching(house.store, workplace.settings, rung)
+    record, ladder = await own._branching(app.store, workplace.settings, rung)
     assert (record.id, bool(ladder)) == (first.id, True)
-    await house.desk.preferences.prefer(ann.id, "results", "private")
-    (ticket,) = await house.studio.imagine("a lamp --steps 40 --count 1", ann, here)
-    hidden = await over(house, ticket.job, until)
+    await app.desk.preferences.prefer(ann.id, "results", "private")
+    (ticket,) = await app.studio.imagine("a lamp --steps 40 --count 1", ann, here)
+    hidden = await over(app, ticket.job, until)
     with pytest.raises(Refused, match=PRIVATE):
-        await own._branching(house.store, workplace.settings, Rung(hidden.id, 0, 20))
+        await own._branching(app.store, workplace.settings, Rung(hidden.id, 0, 20))

@@ -1,4 +1,4 @@
-"""`darkroom imagine` in a running house: whom it takes for one, and how long it holds on to a job's stream."""
+"""`darkroom imagine` with a running bot: how it recognises one, and how long it follows a job's stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def serving(*routes: web.RouteDef) -> AsyncIterator[str]:
+async def serve(*routes: web.RouteDef) -> AsyncIterator[str]:
     app = web.Application()
     app.add_routes(routes)
     runner = web.AppRunner(app)
@@ -48,17 +48,17 @@ async def serving(*routes: web.RouteDef) -> AsyncIterator[str]:
         (500, '{"app": "darkroom"}', False),
     ],
 )
-async def test_only_a_darkroom_is_taken_for_one(status: int, said: str, ours: bool) -> None:
+async def test_only_a_running_darkroom_is_recognised(status: int, said: str, ours: bool) -> None:
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(status=status, text=said)
 
-    async with serving(web.get("/healthz", healthz)) as url:
+    async with serve(web.get("/healthz", healthz)) as url:
         assert await remote.answers(url) is ours
-    assert not await remote.answers(url)  # gone
+    assert not await remote.answers(url)  # it no longer runs
 
 
-class House:
-    """Takes one job; its stream breaks `breaks` times, after an event each (or `silent`)."""
+class FakeServer:
+    """Accepts one job. Its stream breaks `breaks` times, each time after one event, or after none if `silent`."""
 
     def __init__(self, breaks: int, *, silent: bool) -> None:
         self.breaks, self.silent, self.opened = breaks, silent, 0
@@ -77,32 +77,32 @@ class House:
         return answer
 
 
-async def develop(house: House, monkeypatch: pytest.MonkeyPatch) -> Any:
-    async def at_once(_: float) -> None:
+async def follow_job(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    async def skip_sleep(_: float) -> None:
         return
 
-    monkeypatch.setattr("bot.cli.remote.asyncio.sleep", at_once)
-    routes = web.post("/api/jobs", house.imagine), web.get("/api/jobs/J/events", house.events)
-    async with serving(*routes) as url:
+    monkeypatch.setattr("bot.cli.remote.asyncio.sleep", skip_sleep)
+    routes = web.post("/api/jobs", server.imagine), web.get("/api/jobs/J/events", server.events)
+    async with serve(*routes) as url:
         with Screen(Console(quiet=True), 1) as screen:
             return await remote.develop(url, "key", Asked("/api/jobs", {"prompt": "a"}), film=False, screen=screen)
 
 
 async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(breaks=12, silent=False)
-    done = await develop(house, monkeypatch)
-    assert done.seed == 7
-    assert house.opened == 13
+    server = FakeServer(breaks=12, silent=False)
+    result = await follow_job(server, monkeypatch)
+    assert result.seed == 7
+    assert server.opened == 13
 
 
-async def test_a_stream_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(breaks=99, silent=True)
+async def test_a_silent_stream_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer(breaks=99, silent=True)
     with pytest.raises(Undeveloped, match="went away"):
-        await develop(house, monkeypatch)
-    assert house.opened == remote.TRIES
+        await follow_job(server, monkeypatch)
+    assert server.opened == remote.TRIES
 
 
-async def test_what_is_finished_of_a_walk_stays_where_another_part_fails() -> None:
+async def test_finished_parts_of_an_interpolation_stay_when_another_fails() -> None:
     text = io.StringIO()
     lost = {**FINISHED, "id": "K", "state": "failed", "reason": "The worker has no memory left for it."}
     with Screen(Console(file=text, width=200), 1) as screen:
@@ -112,12 +112,12 @@ async def test_what_is_finished_of_a_walk_stays_where_another_part_fails() -> No
     assert text.getvalue().count("Part 2 of 3 has no pictures: The worker has no memory left for it.") == 1
 
 
-async def test_a_model_on_its_way_is_shown_until_the_first_step() -> None:
+async def test_a_loading_model_is_shown_until_the_first_step() -> None:
     text = io.StringIO()
     with Screen(Console(file=text, force_terminal=True, width=80), 1) as screen:
         for percent in (10, 40):
-            said = {"id": "J", "model": "sd-1.5", "percent": percent, "sentence": f"loading sd-1.5, {percent} %"}
-            remote._show("loading", said, screen)
+            progress = {"id": "J", "model": "sd-1.5", "percent": percent, "sentence": f"loading sd-1.5, {percent} %"}
+            remote._show("loading", progress, screen)
             screen._live.refresh()
         assert "loading sd-1.5, 10 %" in text.getvalue()
         assert "loading sd-1.5, 40 %" in text.getvalue()

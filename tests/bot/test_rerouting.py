@@ -24,146 +24,146 @@ WARM = Warm(
 )  # fmt: skip
 
 
-def there(
+def presence(
     worker: str, pool: str, row_ms: float, free: int = 8, revision: str = "1", model: str = "embedded"
 ) -> Presence:  # fmt: skip
     offered = msgspec.structs.replace(WARM, name=model, revision=revision, row_ms=row_ms)
     return Presence(worker=worker, pools=(pool,), models=(offered,), device="none", rows=8, free=free, build="test")
 
 
-def choice(*workers: Presence, revision: str = "", model: str = "embedded") -> str | None:
+def choose_pool(*workers: Presence, revision: str = "", model: str = "embedded") -> str | None:
     models = Models(None, lambda: {one.worker: one for one in workers}, lambda: 0.0)  # pyright: ignore[reportArgumentType]
     return models.pool_of(model, revision)
 
 
-def test_the_cheapest_pool_and_of_equal_ones_the_least_busy():
-    assert choice() is None
-    assert choice(there("a", "cpu", 400.0), there("b", "gpu", 4.0, free=0)) == "gpu"
-    assert choice(there("a", "one", 4.0, free=2), there("b", "two", 4.5, free=6)) == "two"
-    assert choice(there("a", "cpu", 400.0), there("b", "gpu", 4.0, model="other")) == "cpu"
+def test_a_job_goes_to_the_cheapest_pool_and_among_equals_to_the_least_busy():
+    assert choose_pool() is None
+    assert choose_pool(presence("a", "cpu", 400.0), presence("b", "gpu", 4.0, free=0)) == "gpu"
+    assert choose_pool(presence("a", "one", 4.0, free=2), presence("b", "two", 4.5, free=6)) == "two"
+    assert choose_pool(presence("a", "cpu", 400.0), presence("b", "gpu", 4.0, model="other")) == "cpu"
 
 
-def test_other_weights_are_another_model():
-    both = there("a", "cpu", 400.0, revision="1"), there("b", "gpu", 4.0, revision="2")
-    assert choice(*both) == "gpu"
-    assert choice(*both, revision="1") == "cpu"
-    assert choice(*both, revision="3") is None
+def test_another_revision_is_another_model():
+    both = presence("a", "cpu", 400.0, revision="1"), presence("b", "gpu", 4.0, revision="2")
+    assert choose_pool(*both) == "gpu"
+    assert choose_pool(*both, revision="1") == "cpu"
+    assert choose_pool(*both, revision="3") is None
 
 
-def test_what_is_in_memory_counts_where_rows_are_free():
-    idle, full = there("a", "p", 4.0), there("b", "p", 4.0, free=0, model="other")
+def test_loaded_models_count_where_rows_are_free():
+    idle, full = presence("a", "p", 4.0), presence("b", "p", 4.0, free=0, model="other")
     assert crews({"a": idle, "b": full})["p"].loaded == {"embedded"}
     assert crews({"b": full})["p"].loaded == {"other"}
 
 
-async def _moved(house: Any, jobs: list[str]) -> bool:
-    await house.rerouting.round()
-    found = await house.store.ask(reads.some, jobs)
-    return all(found[job].pool == "other" for job in jobs)
+async def _have_moved(app: Any, jobs: list[str]) -> bool:
+    await app.rerouting.round()
+    records = await app.store.ask(reads.some, jobs)
+    return all(records[job].pool == "other" for job in jobs)
 
 
 @pytest.mark.asyncio
-async def test_jobs_of_a_pool_that_died_are_run_in_another(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_jobs_of_a_dead_pool_run_in_another(workplace, until, ann, here):
+    app = await workplace.house()
     first = await workplace.hand("first")
     await first.announce()
-    await until(lambda: house.studio.workers())
-    tickets = [(await house.studio.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
-    await house.dispatcher.round()
-    found = await house.store.ask(reads.some, tickets)
-    assert {record.pool for record in found.values()} == {"default"}
-    assert {record.state for record in found.values()} == {"sent", "queued"}
+    await until(lambda: app.studio.workers())
+    tickets = [(await app.studio.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
+    await app.dispatcher.round()
+    records = await app.store.ask(reads.some, tickets)
+    assert {record.pool for record in records.values()} == {"default"}
+    assert {record.state for record in records.values()} == {"sent", "queued"}
     second = await workplace.hand("second")
     second.pools = ("other",)
-    keeping = asyncio.create_task(_keep(second))
-    await until(lambda: set(house.studio.workers()) == {"second"})
-    await until(lambda: _moved(house, tickets))
-    kept = await house.store.ask(reads.history, tickets)
-    assert sum(entry.why.startswith("from pool default") for entry in kept) == len(tickets)
+    announcing = asyncio.create_task(_keep_announcing(second))
+    await until(lambda: set(app.studio.workers()) == {"second"})
+    await until(lambda: _have_moved(app, tickets))
+    history = await app.store.ask(reads.history, tickets)
+    assert sum(entry.why.startswith("from pool default") for entry in history) == len(tickets)
     for _ in range(5):
-        await house.dispatcher.round()
-    found = await house.store.ask(reads.some, tickets)
-    assert sum(record.state == "sent" for record in found.values()) == 3, "as many as may run at once"
+        await app.dispatcher.round()
+    records = await app.store.ask(reads.some, tickets)
+    assert sum(record.state == "sent" for record in records.values()) == 3, "only as many as may run at once"
     delivered = await second.bus.pull(["other"], timeout=5)
     assert delivered is not None
     assert delivered.value.id in tickets
-    keeping.cancel()
-    await asyncio.wait([keeping])
+    announcing.cancel()
+    await asyncio.wait([announcing])
 
 
-async def _keep(worker: Any) -> None:
+async def _keep_announcing(worker: Any) -> None:
     while True:
         await worker.announce()
         await asyncio.sleep(0.2)
 
 
-# More that wait in a dead pool than are looked at in one round
+# More jobs wait in a dead pool than one round looks at
 
 
-def rounds(store: Store, *workers: Presence) -> tuple[Rerouting, dict[str, Presence]]:
-    """Over a store alone: nothing was sent. And who is there, for more to come."""
+def build_rerouting(store: Store, *workers: Presence) -> tuple[Rerouting, dict[str, Presence]]:
+    """A rerouting over the store alone, and the workers that it sees, to which a test may add."""
     crew = {one.worker: one for one in workers}
     models, closing = Models(store, lambda: crew, lambda: 0.0), SimpleNamespace(freed=lambda: None)
     return Rerouting(store, None, Board(), closing, models, lambda: crew), crew  # pyright: ignore[reportArgumentType]
 
 
-async def wait_in(store: Store, pool: str, count: int, *, model: str = "embedded", revision: str = "") -> list[str]:
-    """So many jobs, each younger than all before it."""
+async def queue_jobs(store: Store, pool: str, count: int, *, model: str = "embedded", revision: str = "") -> list[str]:
+    """Queues `count` jobs, each younger than all before it."""
     first = len(await store.ask(reads.queued, None, 10_000))
     one = replace(draft(), pool=pool, model=model, task=msgspec.structs.replace(RECIPE, model=model, revision=revision))
     drafts = [replace(one, id=f"{first + number:026}") for number in range(count)]
-    await store.admit(drafts, None, lambda taken, _ledger: taken, 1.0)
+    await store.admit(drafts, None, lambda batch, _ledger: batch, 1.0)
     return [each.id for each in drafts]
 
 
-async def waiting(store: Store, pool: str) -> list[str]:
-    """The oldest first."""
+async def queued_jobs(store: Store, pool: str) -> list[str]:
+    """The queued jobs of a pool, oldest first."""
     return [one.id for one in await store.ask(reads.queued, None, 10_000) if one.pool == pool]
 
 
 @pytest.mark.asyncio
-async def test_jobs_that_nobody_can_run_are_in_nobodys_way(store):
-    stay = await wait_in(store, "gpu", MOST + 50, model="sdxl")
-    go = await wait_in(store, "gpu", 5)
-    rerouting, _ = rounds(store, there("a", "cpu", 400.0))
+async def test_jobs_that_no_pool_can_run_do_not_block_others(store):
+    stay = await queue_jobs(store, "gpu", MOST + 50, model="sdxl")
+    go = await queue_jobs(store, "gpu", 5)
+    rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0))
     await rerouting.round()
-    assert await waiting(store, "cpu") == go
-    assert await waiting(store, "gpu") == stay
+    assert await queued_jobs(store, "cpu") == go
+    assert await queued_jobs(store, "gpu") == stay
 
 
 @pytest.mark.asyncio
-async def test_jobs_that_cannot_move_are_passed_and_looked_at_again(store):
-    stay = await wait_in(store, "gpu", MOST + 50, revision="7")
-    go = await wait_in(store, "gpu", 5)
-    await wait_in(store, "cpu", 1)
-    rerouting, crew = rounds(store, there("a", "cpu", 400.0))
+async def test_jobs_that_cannot_move_are_skipped_and_checked_again(store):
+    stay = await queue_jobs(store, "gpu", MOST + 50, revision="7")
+    go = await queue_jobs(store, "gpu", 5)
+    await queue_jobs(store, "cpu", 1)
+    rerouting, crew = build_rerouting(store, presence("a", "cpu", 400.0))
     for _ in range(2):
         await rerouting.round()
-    assert (await waiting(store, "cpu"))[:-1] == go
-    crew["b"] = there("b", "new", 4.0, revision="7")
+    assert (await queued_jobs(store, "cpu"))[:-1] == go
+    crew["b"] = presence("b", "new", 4.0, revision="7")
     for _ in range(2):
         await rerouting.round()
-    assert await waiting(store, "new") == stay
-    assert await waiting(store, "gpu") == []
+    assert await queued_jobs(store, "new") == stay
+    assert await queued_jobs(store, "gpu") == []
 
 
 @pytest.mark.asyncio
-async def test_the_oldest_move_first(store):
-    jobs = await wait_in(store, "gpu", MOST + 50)
-    rerouting, _ = rounds(store, there("a", "cpu", 400.0))
+async def test_the_oldest_jobs_move_first(store):
+    jobs = await queue_jobs(store, "gpu", MOST + 50)
+    rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0))
     await rerouting.round()
-    assert await waiting(store, "cpu") == jobs[:MOST]
+    assert await queued_jobs(store, "cpu") == jobs[:MOST]
     await rerouting.round()
-    assert await waiting(store, "cpu") == jobs
+    assert await queued_jobs(store, "cpu") == jobs
 
 
 @pytest.mark.asyncio
-async def test_a_job_for_any_worker_leaves_a_dead_pool_and_no_other(store):
+async def test_a_job_for_any_worker_leaves_only_a_dead_pool(store):
     one = replace(draft(), model="", task=Enlarge(source="a" * 64))
-    await wait_in(store, "gpu", 1, model="sdxl")
+    await queue_jobs(store, "gpu", 1, model="sdxl")
     drafts = [replace(one, id=pool.upper().rjust(26, "0"), pool=pool) for pool in ("cpu", "gpu")]
-    await store.admit(drafts, None, lambda taken, _ledger: taken, 1.0)
-    rerouting, _ = rounds(store, there("a", "cpu", 400.0), there("b", "new", 4.0, model="other"))
+    await store.admit(drafts, None, lambda batch, _ledger: batch, 1.0)
+    rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0), presence("b", "new", 4.0, model="other"))
     await rerouting.round()
-    assert await waiting(store, "cpu") == [each.id for each in drafts]
-    assert len(await waiting(store, "gpu")) == 1
+    assert await queued_jobs(store, "cpu") == [each.id for each in drafts]
+    assert len(await queued_jobs(store, "gpu")) == 1

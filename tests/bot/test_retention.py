@@ -1,4 +1,4 @@
-"""What goes by age and for room, what stays, and that no crash in between loses or leaves a picture."""
+"""Retention: what is deleted by age or for space, what stays, and that no crash loses or leaves a picture."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ async def pictures(tmp_path: Any) -> Pictures:
     return await asyncio.to_thread(Pictures, tmp_path / "pictures")
 
 
-def retention(store: Store, pictures: Pictures, *, days: float | None = None, room: int | None = None, now=NOW):
+def build_retention(store: Store, pictures: Pictures, *, days: float | None = None, room: int | None = None, now=NOW):
     keep = Keep(None if days is None else days * DAY, room)
     return Retention(store, Emptying(store, pictures), keep, clock=lambda: now)
 
 
-async def rows(store: Store) -> set[str]:
+async def job_ids(store: Store) -> set[str]:
     return set(await store.ask(lambda c: c.execute(jobs.select()).scalars().all()))
 
 
-async def spending(store: Store, user: str, whose: Any = "member everywhere", guild: str = "local") -> list[float]:
-    """What was spent, and when three seconds of it are free again."""
+async def read_usage(store: Store, user: str, whose: Any = "member everywhere", guild: str = "local") -> list[float]:
+    """The seconds used, and when three of them are free again."""
     member = Member(user, user, guild, channel="room")
 
-    def read(connection: Any) -> list[float]:
-        found = Ledger(connection, member, NOW).spending(whose, 30 * DAY)
-        return [found.spent, found.leaves(3.0)]
+    def read_ledger(connection: Any) -> list[float]:
+        usage = Ledger(connection, member, NOW).spending(whose, 30 * DAY)
+        return [usage.spent, usage.leaves(3.0)]
 
-    return await store.ask(read)
+    return await store.ask(read_ledger)
 
 
-async def test_what_is_old_goes_with_all_that_hangs_on_it(store, pictures, tmp_path):
+async def test_old_jobs_are_deleted_with_everything_they_own(store, pictures, tmp_path):
     old = await finished(store, pictures, draft(at=OLD), "old", "shared")
     new = await finished(store, pictures, draft(at=NEW), "new", "shared")
-    await retention(store, pictures).sweep()
-    assert await rows(store) == {old, new}, "without a setting all is kept for ever"
-    await retention(store, pictures, days=30).sweep()
-    assert await rows(store) == {new}
+    await build_retention(store, pictures).sweep()
+    assert await job_ids(store) == {old, new}, "without a setting everything is kept for ever"
+    await build_retention(store, pictures, days=30).sweep()
+    assert await job_ids(store) == {new}
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"new", "shared"}
     assert await store.ask(reads.history, [old]) == []
     assert await store.ask(reads.stored, [old]) == []
@@ -69,7 +69,7 @@ async def test_what_is_old_goes_with_all_that_hangs_on_it(store, pictures, tmp_p
     assert (await absent(store, "0" * 26)).status == 404
 
 
-async def test_what_somebody_may_still_want_stays(store, pictures):
+async def test_jobs_that_someone_may_still_need_stay(store, pictures):
     liked, shown, reported, parent, free = [
         await finished(store, pictures, draft(at=OLD, place=Place(kind, {})))
         for kind in ("web", "discord", "web", "web", "web")
@@ -77,29 +77,29 @@ async def test_what_somebody_may_still_want_stays(store, pictures):
     await store.write(members.favour, "local:bob", liked, 0, OLD)
     await store.write(incidents.report, "local", "local:bob", "Bob", "rude", OLD, reported)
     waiting = await asked(store, draft(at=OLD, action="upscale", parent=(parent, 0)))
-    await retention(store, pictures, days=30, room=1).sweep()
-    assert await rows(store) == {liked, shown, reported, parent, waiting}, "and the free one went"
-    assert free not in await rows(store)
+    await build_retention(store, pictures, days=30, room=1).sweep()
+    assert await job_ids(store) == {liked, shown, reported, parent, waiting}, "only the unneeded job is deleted"
+    assert free not in await job_ids(store)
     for number in [one.number for one in await store.ask(incidents.newest, "local", 9, waiting=True)]:
         await store.write(incidents.close, "local", number, ("local:mod", "Mo"), NOW)
-    await retention(store, pictures, days=30).sweep()
-    assert await rows(store) == {liked, shown, parent, waiting}
+    await build_retention(store, pictures, days=30).sweep()
+    assert await job_ids(store) == {liked, shown, parent, waiting}
 
 
-async def test_charges_outlive_their_jobs_without_a_name(store, pictures):
+async def test_charges_outlive_their_jobs_without_the_members_name(store, pictures):
     for at in (NOW - 3 * DAY, NOW - 2 * DAY):
         await finished(store, pictures, draft(at=at))
-    before = [await spending(store, "local:ann", whose) for whose in WHOSE]
-    await retention(store, pictures, days=1).sweep()
-    assert await rows(store) == set()
-    after = [await spending(store, "local:ann", whose) for whose in WHOSE]
+    before = [await read_usage(store, "local:ann", whose) for whose in WHOSE]
+    await build_retention(store, pictures, days=1).sweep()
+    assert await job_ids(store) == set()
+    after = [await read_usage(store, "local:ann", whose) for whose in WHOSE]
     assert after == before == [[4.0, NOW + 28 * DAY]] * 4
-    assert [(await spending(store, "local:bob", whose))[0] for whose in WHOSE] == [0, 0, 4, 4]
-    assert (await spending(store, "local:ann", "member here", "elsewhere"))[0] == 0
-    kept = await store.ask(lambda c: c.execute(spent.select()).all())
-    assert len(kept) == 2
-    assert "ann" not in str(kept)
-    await retention(store, pictures, now=NOW + 29 * DAY).sweep()
+    assert [(await read_usage(store, "local:bob", whose))[0] for whose in WHOSE] == [0, 0, 4, 4]
+    assert (await read_usage(store, "local:ann", "member here", "elsewhere"))[0] == 0
+    charges = await store.ask(lambda c: c.execute(spent.select()).all())
+    assert len(charges) == 2
+    assert "ann" not in str(charges)
+    await build_retention(store, pictures, now=NOW + 29 * DAY).sweep()
     for table in (spent, veil):
         assert await store.ask(lambda c, table=table: c.execute(table.select()).all()) == []
 
@@ -107,55 +107,57 @@ async def test_charges_outlive_their_jobs_without_a_name(store, pictures):
 WHOSE = ("member everywhere", "member here", "guild", "channel")
 
 
-async def test_the_oldest_make_room_and_shared_contents_count_once(store, pictures, tmp_path):
-    made = [await finished(store, pictures, draft(at=NEW + n), "shared", f"own {n}") for n in range(5)]
-    young = await finished(store, pictures, draft(at=NOW - GRACE_SECONDS / 2))
-    await store.write(members.favour, "local:ann", made[1], 0, NOW)
+async def test_the_oldest_jobs_make_room_and_shared_content_counts_once(store, pictures, tmp_path):
+    old_jobs = [await finished(store, pictures, draft(at=NEW + n), "shared", f"own {n}") for n in range(5)]
+    new_job = await finished(store, pictures, draft(at=NOW - GRACE_SECONDS / 2))
+    await store.write(members.favour, "local:ann", old_jobs[1], 0, NOW)
     assert await store.ask(keeping.used) == 7 * SIZE
-    await retention(store, pictures, room=5 * SIZE).sweep()
-    assert await rows(store) == {made[1], made[3], made[4], young}
-    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"shared", "own 1", "own 3", "own 4", young}
-    assert (await absent(store, made[0])).sentence == GONE["room"]
-    await retention(store, pictures, room=1).sweep()
-    assert await rows(store) == {made[1], young}, "favourites stay, and what came just now, whatever room there is"
+    await build_retention(store, pictures, room=5 * SIZE).sweep()
+    assert await job_ids(store) == {old_jobs[1], old_jobs[3], old_jobs[4], new_job}
+    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"shared", "own 1", "own 3", "own 4", new_job}
+    assert (await absent(store, old_jobs[0])).sentence == GONE["room"]
+    await build_retention(store, pictures, room=1).sweep()
+    assert await job_ids(store) == {old_jobs[1], new_job}, (
+        "favourites and the newest jobs stay, however little room there is"
+    )
 
 
-async def test_a_picture_store_that_is_away_takes_no_more_with_it(store, pictures, tmp_path, monkeypatch):
-    made = [await finished(store, pictures, draft(at=NEW + n), f"own {n}") for n in range(4)]
+async def test_retention_deletes_no_more_while_the_picture_store_is_away(store, pictures, tmp_path, monkeypatch):
+    old_jobs = [await finished(store, pictures, draft(at=NEW + n), f"own {n}") for n in range(4)]
 
-    async def away(_sha256: str) -> None:
+    async def fail(_sha256: str) -> None:
         raise OSError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pictures, "drop", away)
-        await retention(store, pictures, room=3 * SIZE).sweep()
-    assert await rows(store) == set(made), "its row says that its file is still there"
-    refused = await absent(store, made[0], deleted=True)
+        patched.setattr(pictures, "drop", fail)
+        await build_retention(store, pictures, room=3 * SIZE).sweep()
+    assert await job_ids(store) == set(old_jobs), "the row says that its file is still there"
+    refused = await absent(store, old_jobs[0], deleted=True)
     assert (refused.sentence, refused.status) == (GONE["room"], 410)
-    await retention(store, pictures).sweep()
-    assert await rows(store) == set(made[1:])
+    await build_retention(store, pictures).sweep()
+    assert await job_ids(store) == set(old_jobs[1:])
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"own 1", "own 2", "own 3"}
 
 
-class Pulled(BaseException):
-    """The plug."""
+class PowerCut(BaseException):
+    """A power cut in the middle of a sweep."""
 
 
-def pull_after(steps: int, store: Store, pictures: Pictures, patched: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Everything that changes something works `steps` times, and then nothing does. True if it came to that."""
+def cut_after(steps: int, store: Store, pictures: Pictures, patched: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Lets `steps` changes succeed and then fails every one. The result tells whether any failed."""
     left, real = [steps], {"write": store.write, "drop": pictures.drop}
 
-    def broken(name: str) -> Callable[..., Any]:
+    def failing(name: str) -> Callable[..., Any]:
         async def act(*args: Any, **options: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
-                raise Pulled
+                raise PowerCut
             return await real[name](*args, **options)
 
         return act
 
-    patched.setattr(store, "write", broken("write"))
-    patched.setattr(pictures, "drop", broken("drop"))
+    patched.setattr(store, "write", failing("write"))
+    patched.setattr(pictures, "drop", failing("drop"))
     return lambda: left[0] < 0
 
 
@@ -165,37 +167,37 @@ async def test_a_crash_anywhere_loses_nothing_and_leaves_nothing(local, pictures
         old = await finished(store, pictures, draft(at=NOW - 20 * DAY), f"old {steps}", f"shared {steps}")
         new = await finished(store, pictures, draft(at=NEW), f"new {steps}", f"shared {steps}")
         with monkeypatch.context() as patched:
-            pulled = pull_after(steps, store, pictures, patched)
-            with contextlib.suppress(Pulled):
-                await retention(store, pictures, days=10).sweep()
-            crashed = pulled()
+            was_cut = cut_after(steps, store, pictures, patched)
+            with contextlib.suppress(PowerCut):
+                await build_retention(store, pictures, days=10).sweep()
+            crashed = was_cut()
         for one in await store.ask(reads.stored, [new]):
-            assert await pictures.get(one.sha256), "whatever a row names is there"
-        assert (await spending(store, "local:ann"))[0] == 4.0
-        await retention(store, pictures, days=10).sweep()
-        assert await rows(store) == {new}
+            assert await pictures.get(one.sha256), "every picture that a row names exists"
+        assert (await read_usage(store, "local:ann"))[0] == 4.0
+        await build_retention(store, pictures, days=10).sweep()
+        assert await job_ids(store) == {new}
         assert await asyncio.to_thread(files, tmp_path / "pictures") == {f"new {steps}", f"shared {steps}"}
-        assert (await spending(store, "local:ann"))[0] == 4.0
+        assert (await read_usage(store, "local:ann"))[0] == 4.0
         for job in (old, new):
             await store.write(lambda c, job=job: c.execute(jobs.delete().where(jobs.c.id == job)))
         await store.write(lambda c: c.execute(spent.delete()))
         for text in (f"new {steps}", f"shared {steps}"):
             await pictures.drop(await pictures.put(content(text)))
         if not crashed:
-            assert steps > 5, "there were that many steps to be broken off at"
+            assert steps > 5, "a sweep has more than five changes to interrupt"
             return
-    raise AssertionError("it never came to its end")
+    raise AssertionError("the sweep never ended")
 
 
-async def test_what_went_is_forgotten_after_a_year(store, pictures):
+async def test_the_record_of_a_deleted_job_is_forgotten_after_a_year(store, pictures):
     await finished(store, pictures, draft(at=OLD))
-    await retention(store, pictures, days=30).sweep()
+    await build_retention(store, pictures, days=30).sweep()
     assert len(await store.ask(lambda c: c.execute(gone.select()).all())) == 1
-    await retention(store, pictures, now=NOW + REMEMBERED + 1).sweep()
+    await build_retention(store, pictures, now=NOW + REMEMBERED + 1).sweep()
     assert await store.ask(lambda c: c.execute(gone.select()).all()) == []
 
 
-async def test_the_settings():
+async def test_the_retention_settings_are_read_and_checked():
     settings = load(keep_days=30, keep_gb=0.5)
     assert (settings.keep_seconds, settings.keep_bytes) == (30 * DAY, 500_000_000)
     assert (load().keep_seconds, load().keep_bytes) == (None, None)
@@ -204,18 +206,18 @@ async def test_the_settings():
             load(**{name: wrong})
 
 
-async def test_a_house_sweeps_by_itself(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_a_running_bot_deletes_old_jobs(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
+    await until(lambda: app.studio.workers())
+    (ticket,) = await app.studio.imagine("a lamp --count 1", ann, here)
 
-    async def over() -> bool:
-        record = await house.store.record(ticket.job)
+    async def is_over() -> bool:
+        record = await app.store.record(ticket.job)
         return record is None or record.ended is not None
 
-    await until(over)
-    house.retention._keep = replace(house.retention._keep, seconds=0.0)
-    await house.retention.sweep()
+    await until(is_over)
+    app.retention._keep = replace(app.retention._keep, seconds=0.0)
+    await app.retention.sweep()
     with pytest.raises(Refused, match="limited time"):
-        await house.studio.view(ticket.job)
+        await app.studio.view(ticket.job)

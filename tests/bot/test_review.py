@@ -1,4 +1,4 @@
-"""Held pictures: blurred before anybody has them, refused to whoever goes on from them, and decided by moderators."""
+"""Held pictures: blurred for everyone, refused for further use, and decided by moderators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODERATOR = Member("local:mo", "Mo", "local", moderator=True)
 BOB = Member("local:bob", "Bob", "local")
 
 
-def face(form: str = "PNG", size: tuple[int, int] = (256, 192)) -> bytes:
+def draw_face(form: str = "PNG", size: tuple[int, int] = (256, 192)) -> bytes:
     """Eyes and a mouth on a chequered ground."""
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
@@ -51,8 +51,8 @@ def detail(picture: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_nothing_can_be_recognised_nor_sharpened_again(form: Any) -> None:
-    source = face(form)
+def test_a_blurred_picture_cannot_be_recognised_or_sharpened(form: Any) -> None:
+    source = draw_face(form)
     hidden = opened(blurred(source, form))
     assert hidden.size == (256, 192)
     assert detail(opened(source)) > 20
@@ -61,17 +61,17 @@ def test_nothing_can_be_recognised_nor_sharpened_again(form: Any) -> None:
     assert blurred(source, form) == blurred(source, form)
 
 
-def test_a_blurred_picture_keeps_its_shape_and_says_nothing() -> None:
-    large = opened(blurred(face(size=(3000, 1000))))
+def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
+    large = opened(blurred(draw_face(size=(3000, 1000))))
     assert large.size == (LARGEST, round(LARGEST / 3))
-    noted = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(noted, "PNG", comment="a secret")
-    assert not Image.open(io.BytesIO(blurred(noted.getvalue()))).info
-    assert opened(blurred(face(size=(1, 900)))).size == (1, LARGEST)
+    entries = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(entries, "PNG", comment="a secret")
+    assert not Image.open(io.BytesIO(blurred(entries.getvalue()))).info
+    assert opened(blurred(draw_face(size=(1, 900)))).size == (1, LARGEST)
     with pytest.raises(Unreadable):
         blurred(b"no picture")
     with pytest.raises(Unreadable):
-        blurred(face(size=(100, 100)), max_pixels=99)
+        blurred(draw_face(size=(100, 100)), max_pixels=99)
 
 
 @pytest.mark.parametrize(
@@ -83,74 +83,76 @@ def test_a_blurred_picture_keeps_its_shape_and_says_nothing() -> None:
         (False, "unchecked", "hidden", True),
     ],
 )  # fmt: skip
-def test_what_is_held(check: bool, verdict: str, reviewed: str, expected: bool) -> None:
+def test_the_verdict_and_the_review_decide_what_is_held(
+    check: bool, verdict: str, reviewed: str, expected: bool
+) -> None:
     assert is_held(check, Stored("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed)) is expected
 
 
-def test_a_job_that_nobody_can_check_says_so() -> None:
+def test_a_job_that_no_worker_can_check_says_so() -> None:
     plain = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
-    able = replace_presence(plain, "two")
+    able = presence_with_check(plain, "two")
     assert notes(True, "default", {}) == notes(True, "default", {"one": plain}) == (NO_CHECK,)
     assert notes(True, "other", {"two": able}) == (NO_CHECK,)
     assert notes(True, "default", {"one": plain, "two": able}) == ()
     assert notes(False, "default", {}) == ()
 
 
-def replace_presence(one: Presence, name: str) -> Presence:
+def presence_with_check(one: Presence, name: str) -> Presence:
     return Presence(
         worker=name, pools=one.pools, models=(), device="", rows=1, free=1, build="", checks=True
     )  # fmt: skip
 
 
 @dataclass
-class Room:
-    """A house whose jobs are checked, and a worker whose verdicts a test chooses."""
+class CheckedApp:
+    """An app with the picture check on, and a worker whose verdicts a test chooses."""
 
-    house: House
+    app: House
     painter: Painter
     until: Any
 
     async def ask(self, text: str, member: Member = BOB) -> str:
-        (ticket,) = await self.house.studio.imagine(text, member, Place("web", {}))
+        (ticket,) = await self.app.studio.imagine(text, member, Place("web", {}))
         return ticket.job
 
     async def done(self, job: str) -> View:
-        async def over() -> bool:
-            return (await self.house.studio.view(job)).state == "finished"
+        async def is_over() -> bool:
+            return (await self.app.studio.view(job)).state == "finished"
 
-        await self.until(over)
-        return await self.house.studio.view(job)
+        await self.until(is_over)
+        return await self.app.studio.view(job)
 
     async def incidents(self) -> list[tuple[str, str, str]]:
-        asked = select(incidents).order_by(incidents.c.id)
-        rows = await self.house.store.ask(lambda connection: connection.execute(asked).mappings().all())
+        query = select(incidents).order_by(incidents.c.id)
+        rows = await self.app.store.ask(lambda connection: connection.execute(query).mappings().all())
         return [(row["kind"], row["actor"], row["said"]) for row in rows]
 
 
 @pytest_asyncio.fixture
-async def room(workplace: Any, until: Any) -> AsyncIterator[Room]:
-    house, painter = await workplace.house(), Painter(await workplace.bus())
+async def checked_app(workplace: Any, until: Any) -> AsyncIterator[CheckedApp]:
+    app, painter = await workplace.house(), Painter(await workplace.bus())
     painter.checks = True
-    await check_all(house)
+    await check_all(app)
     task = asyncio.create_task(painter.run())
-    await until(lambda: house.studio.workers())
-    yield Room(house, painter, until)
+    await until(lambda: app.studio.workers())
+    yield CheckedApp(app, painter, until)
     await stop(task)
 
 
 ADMIN = Member("local:ada", "Ada", "local", admin=True)
 
 
-async def check_all(house: House, where: str = "on") -> None:
-    """The guild's rule: its pictures are checked."""
-    await house.desk.administration.set(ADMIN, "guild", "", "check", where)
+async def check_all(app: House, value: str = "on") -> None:
+    """Sets the guild's rule that its pictures are checked."""
+    await app.desk.administration.set(ADMIN, "guild", "", "check", value)
 
 
 @pytest.mark.asyncio
-async def test_one_held_picture_costs_none_of_the_others(room: Room) -> None:
-    room.painter.verdicts = {1: "flagged", 2: "unchecked"}
-    job = await room.ask("a lamp --seed 3")
-    view = await room.done(job)
+async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {1: "flagged", 2: "unchecked"}
+    job = await checked_app.ask("a lamp --seed 3")
+    view = await checked_app.done(job)
     assert view.check
     assert [shot.verdict for shot in view.pictures] == ["passed", "flagged", "unchecked", "passed"]
     assert held(view) == (1, 2)
@@ -158,89 +160,92 @@ async def test_one_held_picture_costs_none_of_the_others(room: Room) -> None:
         "Picture 2 is held by the picture check until a moderator has looked at it.",
         "Picture 3 could not be checked, so it is held until a moderator has looked at it.",
     ]
-    studio = room.house.studio
+    studio = checked_app.app.studio
     for index in (0, 3):
         assert await studio.picture(job, index) == await studio.shown(job, index)
     for index in (1, 2):
         with pytest.raises(Refused, match=f"Picture {index + 1} ") as refused:
             await studio.picture(job, index)
         assert refused.value.status == 403
-        assert await studio.shown(job, index) == blurred(await room.house.desk.review._gallery.behind(job, index))
+        assert await studio.shown(job, index) == blurred(await checked_app.app.desk.review._gallery.behind(job, index))
 
 
 @pytest.mark.asyncio
-async def test_nobody_goes_on_from_a_held_picture_until_it_is_shown(room: Room) -> None:
-    room.painter.verdicts = {1: "flagged"}
-    job = await room.ask("a lamp --seed 3")
-    await room.done(job)
-    studio, place = room.house.studio, Place("web", {})
+async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {1: "flagged"}
+    job = await checked_app.ask("a lamp --seed 3")
+    await checked_app.done(job)
+    studio, place = checked_app.app.studio, Place("web", {})
     for act in (studio.vary, studio.upscale):
         with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
             await act(job, 1, BOB, place)
     with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
         await studio.walk_between(job, BOB, place)
     await studio.upscale(job, 0, BOB, place)
-    view = await room.house.desk.review.decide(job, 1, MODERATOR, show=True)
+    view = await checked_app.app.desk.review.decide(job, 1, MODERATOR, show=True)
     assert held(view) == ()
     assert await studio.picture(job, 1)
-    room.painter.verdicts = {0: "flagged"}
-    larger = (await studio.upscale(job, 1, BOB, place)).job
-    assert held(await room.done(larger)) == (0,), "an enlargement is checked for itself"
+    checked_app.painter.verdicts = {0: "flagged"}
+    upscaled = (await studio.upscale(job, 1, BOB, place)).job
+    assert held(await checked_app.done(upscaled)) == (0,), "an upscaled picture has a check of its own"
 
 
 @pytest.mark.asyncio
-async def test_the_film_leaves_out_what_is_held(room: Room) -> None:
-    room.painter.verdicts = {0: "flagged"}
-    job, studio = await room.ask("a lamp --count 2"), room.house.studio
-    await room.done(job)
-    alone = opened(await studio.rung(job, 0))
-    await room.house.desk.review.decide(job, 0, MODERATOR, show=True)
-    both = opened(await studio.rung(job, 0))
-    assert both.width > 1.5 * alone.width
-    single = await room.ask("a lamp --count 1")
-    await room.done(single)
-    for asked in (studio.film(single), studio.rungs(single), studio.rung(single, 0)):
+async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    job, studio = await checked_app.ask("a lamp --count 2"), checked_app.app.studio
+    await checked_app.done(job)
+    without_it = opened(await studio.rung(job, 0))
+    await checked_app.app.desk.review.decide(job, 0, MODERATOR, show=True)
+    with_it = opened(await studio.rung(job, 0))
+    assert with_it.width > 1.5 * without_it.width
+    single = await checked_app.ask("a lamp --count 1")
+    await checked_app.done(single)
+    for request in (studio.film(single), studio.rungs(single), studio.rung(single, 0)):
         with pytest.raises(Refused, match="held by the picture check, so there is no film"):
-            await asked
+            await request
 
 
 @pytest.mark.asyncio
-async def test_moderators_decide_and_all_of_it_is_noted(room: Room) -> None:
-    room.painter.verdicts = {0: "flagged", 1: "unchecked"}
-    job, review = await room.ask("a lamp --count 3"), room.house.desk.review
-    await room.done(job)
-    noted = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
+async def test_moderators_decide_and_every_decision_is_recorded(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
+    job, review = await checked_app.ask("a lamp --count 3"), checked_app.app.desk.review
+    await checked_app.done(job)
+    entries = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
              ("held", BOB.id, "Picture 2 could not be checked.")]  # fmt: skip
-    assert await room.incidents() == noted
-    seen = await review.look(job, MODERATOR)
-    assert [index for index, _ in seen] == [0, 1]
-    assert opened(seen[1][1]).getpixel((5, 5)) == (90, 20 + 10 * ((await seed(room, job)) % 20), 128)
+    assert await checked_app.incidents() == entries
+    pictures = await review.look(job, MODERATOR)
+    assert [index for index, _ in pictures] == [0, 1]
+    assert opened(pictures[1][1]).getpixel((5, 5)) == (90, 20 + 10 * ((await seed_of(checked_app, job)) % 20), 128)
     assert held(await review.decide(job, 0, MODERATOR, show=False)) == (0, 1)
     assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)
-    assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # twice changes nothing
+    assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # a second time changes nothing
     with pytest.raises(Refused, match="Picture 1 stays hidden: a moderator has looked at it"):
-        await room.house.studio.picture(job, 0)
-    noted += [("denied", MODERATOR.id, "Picture 1 is kept hidden."), ("approved", MODERATOR.id, "Picture 2 is shown.")]
-    assert await room.incidents() == noted
+        await checked_app.app.studio.picture(job, 0)
+    entries += [
+        ("denied", MODERATOR.id, "Picture 1 is kept hidden."),
+        ("approved", MODERATOR.id, "Picture 2 is shown."),
+    ]
+    assert await checked_app.incidents() == entries
     assert held(await review.decide(job, 0, MODERATOR, show=True)) == ()
-    assert (await room.incidents())[-1] == ("approved", MODERATOR.id, "Picture 1 is shown.")
+    assert (await checked_app.incidents())[-1] == ("approved", MODERATOR.id, "Picture 1 is shown.")
 
 
-async def seed(room: Room, job: str) -> int:
-    task: Any = (await room.house.studio.view(job)).recipe
+async def seed_of(checked_app: CheckedApp, job: str) -> int:
+    task: Any = (await checked_app.app.studio.view(job)).recipe
     return int(task.seed)
 
 
 @pytest.mark.asyncio
-async def test_what_cannot_be_decided(room: Room) -> None:
-    room.painter.verdicts = {0: "flagged"}
-    review = room.house.desk.review
-    room.painter.going.clear()
-    job = await room.ask("a lamp --count 2")
+async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    review = checked_app.app.desk.review
+    checked_app.painter.going.clear()
+    job = await checked_app.ask("a lamp --count 2")
     with pytest.raises(Refused, match="not finished"):
         await review.decide(job, 0, MODERATOR, show=True)
-    room.painter.going.set()
-    await room.done(job)
+    checked_app.painter.going.set()
+    await checked_app.done(job)
     for member in (BOB, Member("local:eve", "Eve", "elsewhere", moderator=True)):
         for act in (review.look(job, member), review.decide(job, 0, member, show=True)):
             with pytest.raises(Refused) as refused:
@@ -258,65 +263,65 @@ async def test_what_cannot_be_decided(room: Room) -> None:
 
 
 @pytest.mark.asyncio
-async def test_previews_are_blurred_until_the_check_has_passed_their_image(room: Room) -> None:
-    room.painter.early = {1: "flagged"}
-    room.painter.paint, room.painter.speed = chequered, 0.05
+async def test_previews_are_blurred_until_the_check_has_passed_their_image(checked_app: CheckedApp) -> None:
+    checked_app.painter.early = {1: "flagged"}
+    checked_app.painter.paint, checked_app.painter.speed = draw_chequered, 0.05
     frames: dict[int, list[tuple[int, bytes]]] = {0: [], 1: []}
-    async with room.house.feed.subscribe() as moments:
-        await room.ask("a lamp --count 2")
-        async for moment in moments:
-            if isinstance(moment, Developing):
-                for image, jpeg in moment.frames.items():
-                    frames[image].append((moment.step, jpeg))
-            if isinstance(moment, Settled):
+    async with checked_app.app.feed.subscribe() as events:
+        await checked_app.ask("a lamp --count 2")
+        async for event in events:
+            if isinstance(event, Developing):
+                for image, jpeg in event.frames.items():
+                    frames[image].append((event.step, jpeg))
+            if isinstance(event, Settled):
                 break
-    clear = {image: [step for step, jpeg in seen if detail(opened(jpeg)) > 5] for image, seen in frames.items()}
+    clear = {image: [step for step, jpeg in previews if detail(opened(jpeg)) > 5] for image, previews in frames.items()}
     assert clear[1] == []
     assert clear[0]
     assert min(clear[0]) >= 8, "40 % of 20 steps"
     assert [step for step, jpeg in frames[0] if detail(opened(jpeg)) <= 5]
 
 
-def chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
-    return face(form, (recipe.width, recipe.height))
+def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
+    return draw_face(form, (recipe.width, recipe.height))
 
 
 @pytest.mark.asyncio
-async def test_without_a_worker_that_checks_all_is_held(room: Room) -> None:
-    room.painter.checks = False
-    await room.until(lambda: not any(one.checks for one in room.house.studio.workers().values()))
-    (ticket,) = await room.house.studio.imagine("a lamp", BOB, Place("web", {}))
+async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: CheckedApp) -> None:
+    checked_app.painter.checks = False
+    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.studio.workers().values()))
+    (ticket,) = await checked_app.app.studio.imagine("a lamp", BOB, Place("web", {}))
     assert NO_CHECK in ticket.notes
-    view = await room.done(ticket.job)
+    view = await checked_app.done(ticket.job)
     assert held(view) == (0, 1, 2, 3)
     assert NO_CHECK in view.notes
-    assert [kind for kind, _, _ in await room.incidents()] == ["held"] * 4
+    assert [kind for kind, _, _ in await checked_app.incidents()] == ["held"] * 4
 
 
 @pytest.mark.asyncio
-async def test_where_it_is_not_asked_for_or_adults_are_alone_nothing_is_held(room: Room) -> None:
-    room.painter.verdicts = {0: "flagged"}
+async def test_nothing_is_held_without_the_rule_or_in_age_restricted_channels(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
     grown = replace(BOB, age_restricted=True)
-    adults = await room.done(await room.ask("a lamp --count 1", grown))
-    await check_all(room.house, "off")
-    plain = await room.done(await room.ask("a lamp --count 1"))
+    adults = await checked_app.done(await checked_app.ask("a lamp --count 1", grown))
+    await check_all(checked_app.app, "off")
+    plain = await checked_app.done(await checked_app.ask("a lamp --count 1"))
     for view in (adults, plain):
         assert not view.check
         assert held(view) == ()
-        assert await room.house.studio.picture(view.id, 0)
-    assert await room.incidents() == []
+        assert await checked_app.app.studio.picture(view.id, 0)
+    assert await checked_app.incidents() == []
 
 
 @pytest.mark.asyncio
-async def test_moderators_see_what_waits_for_them(room: Room) -> None:
-    room.painter.verdicts = {0: "flagged"}
-    first = await room.ask("a lamp --count 1")
-    await room.done(first)
-    second = await room.ask("a lamp --count 2")
-    await room.done(second)
-    room.painter.verdicts = {}
-    await room.done(await room.ask("a chair"))
-    review = room.house.desk.review
+async def test_moderators_see_the_pictures_that_wait_for_them(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    first = await checked_app.ask("a lamp --count 1")
+    await checked_app.done(first)
+    second = await checked_app.ask("a lamp --count 2")
+    await checked_app.done(second)
+    checked_app.painter.verdicts = {}
+    await checked_app.done(await checked_app.ask("a chair"))
+    review = checked_app.app.desk.review
     assert [view.id for view in await review.waiting(MODERATOR, 10)] == [first, second]
     assert [view.id for view in await review.waiting(MODERATOR, 1)] == [first]
     await review.decide(first, 0, MODERATOR, show=False)

@@ -1,4 +1,4 @@
-"""Rules: which of them decides, whatever their order; values as text and back; what a change takes, and its inverse."""
+"""Rules: which one decides, in any order; values as text and back; changes and their inverse."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def values(one: Setting) -> st.SearchStrategy[Value]:
 
 def _lists(parts: st.SearchStrategy[str]) -> st.SearchStrategy[Value]:
     some = st.sets(parts, min_size=1, max_size=5)
-    some = some.filter(lambda found: not {part.casefold() for part in found} & {"all", "none", "*"})
-    return some.map(lambda found: tuple(sorted(found, key=lambda part: (part.casefold(), part))))
+    some = some.filter(lambda ruleset: not {part.casefold() for part in ruleset} & {"all", "none", "*"})
+    return some.map(lambda ruleset: tuple(sorted(ruleset, key=lambda part: (part.casefold(), part))))
 
 
 @st.composite
 def rules(draw: st.DrawFn, name: str | None = None) -> list[Rule]:
-    """Rules of a guild, of another one, and of the house, at most one of each key."""
-    found: dict[tuple[str, ...], Rule] = {}
+    """Rules of a guild, of another guild and of the operator, at most one for each key."""
+    ruleset: dict[tuple[str, ...], Rule] = {}
     for _ in range(draw(st.integers(0, 12))):
         one = SETTINGS[name or draw(st.sampled_from(sorted(SETTINGS)))]
         guild = draw(st.sampled_from(("g", "g", "g", "other", EVERYWHERE)))
@@ -68,13 +68,13 @@ def rules(draw: st.DrawFn, name: str | None = None) -> list[Rule]:
         if scopes:
             scope = draw(st.sampled_from(scopes))
             rule = Rule(scope, draw(st.sampled_from(SUBJECTS[scope])), one.name, draw(values(one)), guild)
-            found[(guild, *rule.key)] = rule
-    return list(found.values())
+            ruleset[(guild, *rule.key)] = rule
+    return list(ruleset.values())
 
 
-def plain(name: str, found: list[Rule]) -> int:
-    """The precedence of a number, written down as simply as it is documented."""
-    mine = {(rule.guild, rule.scope, rule.subject): int(str(rule.value)) for rule in found if rule.setting == name}
+def documented_value(name: str, ruleset: list[Rule]) -> int:
+    """The precedence of a number, as simply as the documentation states it."""
+    mine = {(rule.guild, rule.scope, rule.subject): int(str(rule.value)) for rule in ruleset if rule.setting == name}
     roles = [
         value for (guild, scope, role), value in mine.items() if (guild, scope) == ("g", "role") and role in ANN.roles
     ]
@@ -94,13 +94,13 @@ def plain(name: str, found: list[Rule]) -> int:
     st.sampled_from([*COUNTED, "steps", "pixels", "count"]).flatmap(lambda name: st.tuples(st.just(name), rules(name)))
 )
 def test_the_precedence_is_as_documented(drawn: tuple[str, list[Rule]]) -> None:
-    name, found = drawn
-    terms = resolve(found, ANN, DEFAULTS)
-    assert getattr(terms, name) == plain(name, found)
+    name, ruleset = drawn
+    terms = resolve(ruleset, ANN, DEFAULTS)
+    assert getattr(terms, name) == documented_value(name, ruleset)
     decides = terms.because[name]
     if decides is not None:
         assert decides.value == getattr(terms, name)
-        assert any(decides == rule for rule in found)
+        assert any(decides == rule for rule in ruleset)
     assert min((cap.limit for cap in terms.of(name)), default=SETTINGS[name].most) == (
         getattr(terms, name) if name in COUNTED else SETTINGS[name].most
     )
@@ -108,16 +108,16 @@ def test_the_precedence_is_as_documented(drawn: tuple[str, list[Rule]]) -> None:
 
 @settings(deadline=None)
 @given(rules(), st.randoms())
-def test_neither_order_nor_rules_for_others_matter(found: list[Rule], chance) -> None:
-    shuffled = [rule for rule in found if applies(rule, ANN)]
-    chance.shuffle(shuffled)
-    assert resolve(shuffled, ANN, DEFAULTS) == resolve(found, ANN, DEFAULTS)
+def test_the_order_and_rules_for_others_do_not_matter(ruleset: list[Rule], rng) -> None:
+    shuffled = [rule for rule in ruleset if applies(rule, ANN)]
+    rng.shuffle(shuffled)
+    assert resolve(shuffled, ANN, DEFAULTS) == resolve(ruleset, ANN, DEFAULTS)
 
 
 @settings(deadline=None)
 @given(rules(), rules())
-def test_a_ceiling_of_the_house_can_only_take_away(found: list[Rule], more: list[Rule]) -> None:
-    free = [rule for rule in found if rule.scope != "house" and rule.guild != EVERYWHERE]
+def test_an_operators_ceiling_can_only_restrict(ruleset: list[Rule], more: list[Rule]) -> None:
+    free = [rule for rule in ruleset if rule.scope != "house" and rule.guild != EVERYWHERE]
     ceilings = [rule for rule in more if rule.scope == "house" or rule.guild == EVERYWHERE]
     before, after = resolve(free, ANN, DEFAULTS), resolve(free + ceilings, ANN, DEFAULTS)
     for one in SETTINGS.values():
@@ -135,26 +135,26 @@ def test_a_ceiling_of_the_house_can_only_take_away(found: list[Rule], more: list
 
 @settings(deadline=None)
 @given(rules("cost_day"), st.integers(0, 10**6))
-def test_the_most_generous_role_counts(found: list[Rule], more: int) -> None:
-    roles = [rule for rule in found if rule.scope == "role" and rule.guild == "g"]
+def test_the_most_generous_role_counts(ruleset: list[Rule], more: int) -> None:
+    roles = [rule for rule in ruleset if rule.scope == "role" and rule.guild == "g"]
     generous = Rule("role", "artists", "cost_day", more, "g")
     rest = [rule for rule in roles if rule.subject != "artists"]
     assert resolve([*rest, generous], ANN, DEFAULTS).cost_day >= more
 
 
-def test_the_worked_example() -> None:
-    found = [
+def test_the_documented_example_holds() -> None:
+    ruleset = [
         Rule("guild", "", "cost_day", 1800, "g"),
         Rule("role", "artists", "cost_day", 3600, "g"),
         Rule("house", "", "cost_day", 7200, "g"),
     ]
-    terms = resolve(found, ANN, DEFAULTS)
-    assert because(SETTINGS["cost_day"], terms, found, DEFAULTS, {"artists": "@artists"}) == (
+    terms = resolve(ruleset, ANN, DEFAULTS)
+    assert because(SETTINGS["cost_day"], terms, ruleset, DEFAULTS, {"artists": "@artists"}) == (
         "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; this bot's operator allows "
         "at most 2 h here."
     )
-    assert terms.because["cost_day"] == found[1]
-    assert set_by(found[1]) == "This server's admins set that for a role of yours."
+    assert terms.because["cost_day"] == ruleset[1]
+    assert set_by(ruleset[1]) == "This server's admins set that for a role of yours."
 
 
 def test_without_rules_the_defaults_hold_and_count_in_all_servers() -> None:
@@ -168,9 +168,9 @@ def test_without_rules_the_defaults_hold_and_count_in_all_servers() -> None:
     )
 
 
-def test_a_rule_of_the_server_counts_there_and_a_ceiling_everywhere_in_all() -> None:
-    found = [Rule("guild", "", "cost_day", 600, "g"), Rule("house", "", "cost_day", 900, EVERYWHERE)]
-    caps = resolve(found, ANN, DEFAULTS).of("cost_day")
+def test_a_servers_rule_counts_use_there_and_a_ceiling_counts_use_on_all_servers() -> None:
+    ruleset = [Rule("guild", "", "cost_day", 600, "g"), Rule("house", "", "cost_day", 900, EVERYWHERE)]
+    caps = resolve(ruleset, ANN, DEFAULTS).of("cost_day")
     assert [(cap.limit, cap.whose) for cap in caps] == [(600, "member here"), (900, "member everywhere")]
 
 
@@ -180,51 +180,51 @@ def test_unlimited_lifts_the_default() -> None:
     assert terms.cost_day == SETTINGS["cost_day"].most
     assert terms.because["cost_day"] is not None
     one = SETTINGS["cost_day"]
-    assert read(one, "unlimited") == read(one, "No limit") == one.most, "whichever word somebody uses"
-    assert written(one, one.most) == "no limit", "is written with the one that every card has"
+    assert read(one, "unlimited") == read(one, "No limit") == one.most, "each of these texts means no limit"
+    assert written(one, one.most) == "no limit", "it is written as every card writes it"
 
 
-def test_a_role_that_is_blocked_blocks_though_another_is_not() -> None:
-    found = [Rule("role", "artists", "blocked", True, "g"), Rule("role", "members", "blocked", False, "g")]
-    assert resolve(found, ANN, DEFAULTS).blocked
-    assert not resolve([*found, Rule("user", "ann", "blocked", False, "g")], ANN, DEFAULTS).blocked
+def test_one_blocked_role_blocks_the_member() -> None:
+    ruleset = [Rule("role", "artists", "blocked", True, "g"), Rule("role", "members", "blocked", False, "g")]
+    assert resolve(ruleset, ANN, DEFAULTS).blocked
+    assert not resolve([*ruleset, Rule("user", "ann", "blocked", False, "g")], ANN, DEFAULTS).blocked
     assert resolve([Rule("user", "ann", "blocked", True, EVERYWHERE)], ANN, DEFAULTS).blocked
 
 
 def test_lists_of_several_roles_add_up_and_a_ceiling_cuts_them() -> None:
-    found = [Rule("role", "artists", "models", ("a", "b"), "g"), Rule("role", "members", "models", ("c",), "g")]
-    assert resolve(found, ANN, DEFAULTS).models == ("a", "b", "c")
-    capped = resolve([*found, Rule("house", "", "models", ("b", "c", "d"), EVERYWHERE)], ANN, DEFAULTS)
+    ruleset = [Rule("role", "artists", "models", ("a", "b"), "g"), Rule("role", "members", "models", ("c",), "g")]
+    assert resolve(ruleset, ANN, DEFAULTS).models == ("a", "b", "c")
+    capped = resolve([*ruleset, Rule("house", "", "models", ("b", "c", "d"), EVERYWHERE)], ANN, DEFAULTS)
     assert capped.models == ("b", "c")
     assert not capped.allows("models", "a")
 
 
-def test_a_rule_that_makes_no_sense_is_passed_over() -> None:
+def test_an_invalid_rule_is_ignored() -> None:
     wrong: list[Value] = [True, "many", ("a",), -1, 10**12, ""]
-    found = [
+    ruleset = [
         Rule("guild", "", name, value, "g") for name, one in SETTINGS.items() for value in wrong if not one.takes(value)
     ]
-    assert len(found) > 100
+    assert len(ruleset) > 100
     strange = [Rule("guild", "", "of a later version", 1, "g"), Rule("user", "ann", "words", ("a",), "g")]
-    assert resolve([*found, *strange], ANN, DEFAULTS) == resolve([], ANN, DEFAULTS)
+    assert resolve([*ruleset, *strange], ANN, DEFAULTS) == resolve([], ANN, DEFAULTS)
 
 
-def test_words_of_the_house_and_of_the_server_hold_together() -> None:
-    found = [Rule("guild", "", "words", ("b",), "g"), Rule("house", "", "words", ("a",), EVERYWHERE)]
-    assert resolve(found, ANN, DEFAULTS).words == ("a", "b")
+def test_word_lists_of_the_operator_and_the_server_both_apply() -> None:
+    ruleset = [Rule("guild", "", "words", ("b",), "g"), Rule("house", "", "words", ("a",), EVERYWHERE)]
+    assert resolve(ruleset, ANN, DEFAULTS).words == ("a", "b")
 
 
-def test_together_limits_hold_beside_each_other_and_a_budget_stands_for_the_general_one() -> None:
-    found = [
+def test_shared_limits_apply_side_by_side_and_a_servers_budget_replaces_the_general_one() -> None:
+    ruleset = [
         Rule("guild", "", "together_cost_day", 100, "g"),
         Rule("channel", "studio", "together_cost_day", 50, "g"),
         Rule("channel", "lobby", "together_cost_day", 5, "g"),
         Rule("house", "", "together_cost_day", 80, "g"),
         Rule("house", "", "together_cost_day", 10, EVERYWHERE),
     ]
-    caps = resolve(found, ANN, DEFAULTS).of("together_cost_day")
+    caps = resolve(ruleset, ANN, DEFAULTS).of("together_cost_day")
     assert sorted((cap.limit, cap.whose) for cap in caps) == [(50, "channel"), (80, "guild"), (100, "guild")]
-    running = Together.of_rules([replace(rule, setting="together_running") for rule in found])
+    running = Together.of_rules([replace(rule, setting="together_running") for rule in ruleset])
     assert (running.of("g"), running.of("other")) == (80, 10)
     assert running.channels_of("g") == {"studio": 50, "lobby": 5}
 
@@ -234,7 +234,7 @@ def test_together_limits_hold_beside_each_other_and_a_budget_stands_for_the_gene
 
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from(sorted(SETTINGS)).flatmap(lambda name: st.tuples(st.just(name), values(SETTINGS[name]))))
-def test_what_is_written_is_read_as_the_same(drawn: tuple[str, Value]) -> None:
+def test_a_written_value_reads_back_the_same(drawn: tuple[str, Value]) -> None:
     name, value = drawn
     one = SETTINGS[name]
     if one.kind == "texts":
@@ -257,7 +257,7 @@ def test_what_is_written_is_read_as_the_same(drawn: tuple[str, Value]) -> None:
         ("patterns", "a{1,3}\nb", ("a{1,3}", "b")), ("long_ping", "2 min", 120), ("running", " 5 ", 5),
     ],
 )  # fmt: skip
-def test_what_admins_type(name: str, text: str, value: Value) -> None:
+def test_values_are_read_as_admins_type_them(name: str, text: str, value: Value) -> None:
     assert read(SETTINGS[name], text) == value
 
 
@@ -289,14 +289,14 @@ def test_each_mistake_is_one_clear_sentence(name: str, text: str, said: str) -> 
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(SETTINGS)), st.text(max_size=60))
-def test_no_text_does_anything_but_be_read_or_refused(name: str, text: str) -> None:
+def test_any_text_is_read_or_refused(name: str, text: str) -> None:
     one = SETTINGS[name]
     with contextlib.suppress(Refused):
         value = read(one, text)
         assert one.kind == "texts" or read(one, written(one, value)) == value
 
 
-def test_a_setting_is_named_or_the_nearest_is() -> None:
+def test_a_setting_is_found_or_the_nearest_is_suggested() -> None:
     assert setting(" Cost-Day ") is SETTINGS["cost_day"]
     with pytest.raises(Refused, match="There is no setting “cost_dya”; the nearest is cost_day"):
         setting("cost_dya")
@@ -307,22 +307,22 @@ def test_a_setting_is_named_or_the_nearest_is() -> None:
 
 @settings(deadline=None)
 @given(rules(), rules())
-def test_the_steps_of_an_import_lead_there_and_their_inverse_back(old: list[Rule], new: list[Rule]) -> None:
+def test_an_import_reaches_its_rules_and_undo_restores_the_old_ones(old: list[Rule], new: list[Rule]) -> None:
     before = {rule.key: rule.value for rule in old if rule.guild == "g"}
-    wanted = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "house"}
-    wanted = {key: value for key, value in wanted.items() if key[2] != "closed"}
+    target = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "house"}
+    target = {key: value for key, value in target.items() if key[2] != "closed"}
     try:
-        steps = planning.brought(before, wanted)
+        steps = planning.brought(before, target)
     except Refused:
         return
-    after = _applied(before, steps)
-    kept = {key: value for key, value in before.items() if key[0] == "house" or key[2] == "closed"}
-    assert after == {**kept, **wanted}
+    after = _apply(before, steps)
+    untouched = {key: value for key, value in before.items() if key[0] == "house" or key[2] == "closed"}
+    assert after == {**untouched, **target}
     change = Change(1, "g", 0.0, "ann", "Ann", "import", steps)
-    assert _applied(after, planning.undone(after, change, None)) == before
+    assert _apply(after, planning.undone(after, change, None)) == before
 
 
-def _applied(before: dict, steps: tuple[Step, ...]) -> dict:
+def _apply(before: dict, steps: tuple[Step, ...]) -> dict:
     after = dict(before)
     for step in steps:
         assert after.get(step.key) == step.before
@@ -348,10 +348,10 @@ def test_a_server_has_a_bounded_number_of_rules() -> None:
         planning.replaced(many, ("user", "one more", "running"), 2)
     assert planning.replaced(many, ("user", "u1", "running"), 2)
     for scope, name, value in (("guild", "closed", "abuse"), ("house", "running", 1)):
-        assert planning.replaced(many, (scope, "", name), value), "no server is too full to be stopped"
+        assert planning.replaced(many, (scope, "", name), value), "a full server can still be closed"
 
 
-def test_taking_back_brings_no_more_rules_than_a_server_may_have() -> None:
+def test_undo_cannot_exceed_the_number_of_rules_of_a_server() -> None:
     first = {("user", f"u{n}", "running"): 1 for n in range(planning.MOST_RULES)}
     wiped = Change(1, "g", 0.0, "ann", "Ann", "import", planning.brought(first, {("user", "x", "queued"): 1}))
     now: dict = {("user", f"v{n}", "running"): 1 for n in range(5)} | {("user", "x", "queued"): 1}
@@ -360,7 +360,7 @@ def test_taking_back_brings_no_more_rules_than_a_server_may_have() -> None:
     assert planning.undone({("user", "x", "queued"): 1}, wiped, None)
 
 
-def test_all_rules_of_a_server_have_bounded_length() -> None:
+def test_all_rules_of_a_server_have_a_limited_length_together() -> None:
     models = tuple(f"{n:064}" for n in range(50))
     many: dict = {("user", f"u{n}", "models"): models for n in range(62)}
     with pytest.raises(Refused, match="All rules of a server have at most 200,000 characters together"):
@@ -372,7 +372,7 @@ def test_all_rules_of_a_server_have_bounded_length() -> None:
     assert planning.replaced(many, ("user", "u1", "models"), models[:3])
 
 
-def test_presets_set_what_can_be_set() -> None:
+def test_presets_set_only_valid_values() -> None:
     for one in presets.PRESETS.values():
         for (scope, subject, name), value in presets.rules_of(one).items():
             planning.check_scope(SETTINGS[name], "g", "guild", "")
@@ -382,7 +382,7 @@ def test_presets_set_what_can_be_set() -> None:
         presets.preset("contst")
 
 
-def test_what_a_change_says() -> None:
+def test_a_change_is_described_in_words() -> None:
     step = Step("role", "7", "cost_day", 1800, 3600)
     assert described(step, {"7": "@artists"}) == "cost_day for @artists: 30 min → 1 h"
     assert summed(Change(4, "g", 0.0, "ann", "Ann", "set", (step,), None, 9)) == (
@@ -390,13 +390,13 @@ def test_what_a_change_says() -> None:
     )
 
 
-def test_a_reason_is_bounded_with_who_closed_it() -> None:
+def test_a_closing_reason_has_a_limited_length_and_names_who_closed() -> None:
     assert planning.closing("too much. ", "Ann") == "too much (closed by Ann)"
     assert planning.closing("", "Ann") == "no reason given (closed by Ann)"
     assert len(planning.closing("x" * 5000, "y" * 500)) <= SETTINGS["closed"].most
 
 
-def test_the_page_about_limits_is_complete() -> None:
+def test_the_limits_page_names_every_setting_and_preset() -> None:
     page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert list(rows) == list(SETTINGS)

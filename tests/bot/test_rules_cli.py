@@ -1,4 +1,4 @@
-"""`darkroom rules`: what the owner of the machine types, and what a running bot then holds members to."""
+"""`darkroom rules`: what the operator types, and how a running bot applies it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bot.refused import Refused
 from bot.views import Member, Place
 
 
-def darkroom(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
+def run_rules_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["darkroom", "rules", *words, "--data", str(folder)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         main()
-    return int(left.value.code or 0)
+    return int(caught.value.code or 0)
 
 
 @pytest.fixture
 def rules(monkeypatch, tmp_path, capsys):
     def run(*words: str, fails: bool = False) -> str:
-        code = darkroom(monkeypatch, tmp_path / "data", *words)
-        said = capsys.readouterr()
-        assert (code != 0) is fails, said
-        return said.err if fails else said.out
+        code = run_rules_command(monkeypatch, tmp_path / "data", *words)
+        output = capsys.readouterr()
+        assert (code != 0) is fails, output
+        return output.err if fails else output.out
 
     return run
 
@@ -43,9 +43,9 @@ def test_set_show_explain_and_undo(rules):
         ("house", "", "running", "2"), ("house", "", "together_cost_day", "10 h"), ("role", "7", "cost_day", "1 h"),
     ]  # fmt: skip
     assert "role 7                       cost_day             1 h" in rules("show", "--guild", "g")
-    (found,) = json.loads(rules("explain", "discord:1", "cost_day", "--guild", "g", "--role", "7", "--json"))
-    assert (found["value"], found["used"]) == ("1 h", "0 s of 1 h")
-    assert found["sentence"] == (
+    (explanation,) = json.loads(rules("explain", "discord:1", "cost_day", "--guild", "g", "--role", "7", "--json"))
+    assert (explanation["value"], explanation["used"]) == ("1 h", "0 s of 1 h")
+    assert explanation["sentence"] == (
         "cost_day is 1 h: the rule for role 7 decides; this bot's operator allows at most 2 h over all servers."
     )
     assert "running is 2: this bot's operator decides" in rules("explain", "discord:1", "--guild", "g")
@@ -57,7 +57,7 @@ def test_set_show_explain_and_undo(rules):
     assert " cost_day " not in rules("show", "--guild", "g")
 
 
-def test_a_bare_number_is_a_server_of_discord(rules):
+def test_a_bare_number_is_an_id_on_discord(rules):
     rules("set", "running", "2", "--guild", "123", "--user", "456")
     (rule,) = json.loads(rules("show", "--guild", "discord:123", "--json"))
     assert (rule["guild"], rule["subject"]) == ("discord:123", "discord:456")
@@ -93,49 +93,51 @@ def test_mistakes_are_one_sentence(rules, words, said):
 
 
 @pytest.mark.asyncio
-async def test_a_running_bot_reads_what_the_terminal_wrote(workplace, monkeypatch, capsys):
-    house = await workplace.house()
+async def test_a_running_bot_applies_rules_from_the_terminal(workplace, monkeypatch, capsys):
+    app = await workplace.house()
     bob = Member("discord:5", "Bob", "g")
-    await house.studio.imagine("a lamp", bob, Place("web", {}))
+    await app.studio.imagine("a lamp", bob, Place("web", {}))
 
-    def type_it() -> int:
-        return darkroom(monkeypatch, workplace.settings.data, "set", "steps", "10", "--guild", "g")
+    def run_command() -> int:
+        return run_rules_command(monkeypatch, workplace.settings.data, "set", "steps", "10", "--guild", "g")
 
-    assert await asyncio.to_thread(type_it) == 0
+    assert await asyncio.to_thread(run_command) == 0
     with pytest.raises(Refused, match="at most 10 are allowed here"):
-        await house.studio.imagine("a lamp", bob, Place("web", {}))
+        await app.studio.imagine("a lamp", bob, Place("web", {}))
 
 
 @pytest.mark.asyncio
-async def test_who_runs_the_bot_closes_one_server_or_all_from_the_terminal(workplace, monkeypatch, capsys, until):
-    house = await workplace.house()
+async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace, monkeypatch, capsys, until):
+    app = await workplace.house()
     bob, eve = Member("discord:5", "Bob", "discord:7", owner=True), Member("discord:6", "Eve", "discord:8")
     here = Place("web", {})
 
-    async def type_it(*words: str, code: int = 0) -> str:
-        assert await asyncio.to_thread(darkroom, monkeypatch, workplace.settings.data, *words) == code
+    async def run_command(*words: str, code: int = 0) -> str:
+        assert await asyncio.to_thread(run_rules_command, monkeypatch, workplace.settings.data, *words) == code
         return "".join(capsys.readouterr())
 
     async def state(job: str) -> tuple[str, float]:
-        record = await house.store.record(job)
+        record = await app.store.record(job)
         return record.state, record.charged
 
-    async def cancelled(job: str) -> bool:
+    async def is_cancelled(job: str) -> bool:
         return await state(job) == ("cancelled", 0.0)
 
-    mine, theirs = [(await house.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
-    assert "cancels what is open there within seconds" in await type_it("close", "--guild", "7", "--reason", "abuse")
-    assert "It is closed already." in await type_it("close", "--guild", "7", "--reason", "abuse")
+    mine, theirs = [(await app.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
+    assert "cancels what is open there within seconds" in await run_command(
+        "close", "--guild", "7", "--reason", "abuse"
+    )
+    assert "It is closed already." in await run_command("close", "--guild", "7", "--reason", "abuse")
     with pytest.raises(Refused, match=r"closed .*abuse \(closed by this bot's operator\)"):
-        await house.studio.imagine("a lamp", bob, here)
+        await app.studio.imagine("a lamp", bob, here)
     with pytest.raises(Refused, match="only they can open it"):
-        await house.desk.administration.open(bob)
-    await until(lambda: cancelled(mine))
+        await app.desk.administration.open(bob)
+    await until(lambda: is_cancelled(mine))
     assert (await state(theirs))[0] == "queued"
-    await type_it("close", "--reason", "moving")
-    await until(lambda: cancelled(theirs))
-    await type_it("open")
-    await house.studio.imagine("a lamp", eve, here)
-    await type_it("open", "--guild", "7")
-    await house.studio.imagine("a lamp", bob, here)
-    assert "It is open already." in await type_it("open", "--guild", "7", code=2)
+    await run_command("close", "--reason", "moving")
+    await until(lambda: is_cancelled(theirs))
+    await run_command("open")
+    await app.studio.imagine("a lamp", eve, here)
+    await run_command("open", "--guild", "7")
+    await app.studio.imagine("a lamp", bob, here)
+    assert "It is open already." in await run_command("open", "--guild", "7", code=2)

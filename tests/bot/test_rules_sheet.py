@@ -1,4 +1,4 @@
-"""A sheet of rules: what goes out comes back as it was; mistakes are named with their line; bombs are duds."""
+"""Rules as YAML: an export imports unchanged, mistakes are named with their line, and YAML bombs are refused."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def values(one: Setting) -> st.SearchStrategy[Value]:
 
 @st.composite
 def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
-    found: dict[tuple[str, str, str], Rule] = {}
+    ruleset: dict[tuple[str, str, str], Rule] = {}
     for _ in range(draw(st.integers(0, 15))):
         one = SETTINGS[draw(st.sampled_from(sorted(set(SETTINGS) - set(ABSENT))))]
         scopes: list[Scope] = [scope for scope in one.scopes if scope != "house"]
         scope = draw(st.sampled_from(scopes))
         subject = "" if scope == "guild" else draw(IDS)
         rule = Rule(scope, subject, one.name, draw(values(one)), "g")
-        found[rule.key] = rule
-    return found
+        ruleset[rule.key] = rule
+    return ruleset
 
 
 @settings(deadline=None)
 @given(rules())
-def test_what_goes_out_comes_back(found: dict[tuple[str, str, str], Rule]) -> None:
-    text = sheet.out(found.values())
-    assert sheet.bring(text) == {key: rule.value for key, rule in found.items() if rule.scope != "house"}
+def test_exported_rules_import_unchanged(ruleset: dict[tuple[str, str, str], Rule]) -> None:
+    text = sheet.out(ruleset.values())
+    assert sheet.bring(text) == {key: rule.value for key, rule in ruleset.items() if rule.scope != "house"}
     assert text.startswith("# The rules of one server.")
     assert set(yaml.safe_load(text)) <= {"version", *SECTIONS}
 
 
-def test_it_reads_what_an_admin_writes() -> None:
-    found = sheet.bring(
+def test_the_import_reads_yaml_as_admins_write_it() -> None:
+    ruleset = sheet.bring(
         """
         # comments are kept out of the way
         version: 1
@@ -72,7 +72,7 @@ def test_it_reads_what_an_admin_writes() -> None:
         channels:
         """
     )
-    assert found == {
+    assert ruleset == {
         ("guild", "", "cost_day"): 5400,
         ("guild", "", "pixels"): 512 * 512,
         ("guild", "", "previews"): False,
@@ -120,7 +120,7 @@ def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
     assert len(refused.value.sentence) < 300
 
 
-def test_an_id_is_one() -> None:
+def test_an_invalid_id_is_refused() -> None:
     for subject in ('"7\\n8"', '"7\\u202e"'):
         with pytest.raises(Refused, match=r"Line 2 of the file: An id has 1 to 64 printable characters\."):
             sheet.bring(f"users:\n  {subject}: {{steps: 1}}")
@@ -136,16 +136,16 @@ BOMB = "a: &a [x,x,x]\n" + "".join(
 )
 
 
-def test_a_bomb_is_refused_at_its_first_anchor() -> None:
+def test_a_yaml_bomb_is_refused_at_its_first_anchor() -> None:
     with pytest.raises(Refused, match=r"Line 1 of the file: anchors and aliases"):
         sheet.bring(BOMB)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=300) | st.text(alphabet="server:rolsunig 0123\n\t-[]{}&*!'\"#,?|>%@", max_size=200))
-def test_no_text_does_anything_but_be_read_or_refused(text: str) -> None:
+def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        found = sheet.bring(text)
+        ruleset = sheet.bring(text)
     except Refused:
         return
-    assert all(setting in SETTINGS for _, _, setting in found)
+    assert all(setting in SETTINGS for _, _, setting in ruleset)

@@ -1,4 +1,4 @@
-"""One house on a data folder, and how others find it."""
+"""One bot per data folder, and how other processes find it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bot.config import load
 from bot.refused import Refused
 
 
-def test_what_is_announced_is_found_and_withdrawn(tmp_path: Path) -> None:
+def test_an_announced_bot_is_found_until_it_withdraws(tmp_path: Path) -> None:
     here = Running("http://127.0.0.1:8189", 42)
     announce(tmp_path, here)
     assert find(tmp_path) == here
@@ -33,12 +33,12 @@ def test_what_is_announced_is_found_and_withdrawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '"x"', "{}", '{"url": "http://x"}', '{"url": "x", "pid": "y"}']
 )
-def test_a_damaged_announcement_is_nobody(tmp_path: Path, text: str) -> None:
+def test_a_damaged_announcement_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
     assert find(tmp_path) is None
 
 
-def test_a_second_house_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_second_bot_on_a_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     announce(tmp_path, Running("http://127.0.0.1:9", 42))
     with only_one(tmp_path):
         with (
@@ -52,7 +52,7 @@ def test_a_second_house_is_refused_in_one_sentence(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, sys; from pathlib import Path; from bot.cli.running import only_one
 with only_one(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()
@@ -69,18 +69,18 @@ with only_one(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.rea
         pass
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match="cannot be used"), only_one(tmp_path / "file" / "inside"):
         pass
 
 
-def test_the_data_folder_is_ours_alone(tmp_path: Path) -> None:
+def test_only_its_owner_may_read_the_data_folder(tmp_path: Path) -> None:
     with only_one(tmp_path / "new"):
         assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
-def test_a_taken_port_is_said_in_one_sentence(free_port: int) -> None:
+def test_a_port_in_use_is_refused_in_one_sentence(free_port: int) -> None:
     check_port("127.0.0.1", free_port)
     with socket.create_server(("127.0.0.1", free_port)):
         with pytest.raises(Refused) as caught:
@@ -89,7 +89,7 @@ def test_a_taken_port_is_said_in_one_sentence(free_port: int) -> None:
     check_port("127.0.0.1", free_port)
 
 
-def test_an_address_in_brackets_is_one(free_port: int) -> None:
+def test_an_address_in_brackets_is_accepted(free_port: int) -> None:
     check_port("[127.0.0.1]", free_port)
     with socket.create_server(("127.0.0.1", free_port)), pytest.raises(Refused, match=f"Port {free_port} is taken"):
         check_port("[127.0.0.1]", free_port)
@@ -104,7 +104,7 @@ def test_an_address_in_brackets_is_one(free_port: int) -> None:
         ("::", "http://127.0.0.1:7"),
     ],
 )
-def test_others_find_it_whatever_it_is_bound_to(tmp_path: Path, host: str, url: str) -> None:
+def test_a_bot_is_found_whatever_address_it_binds(tmp_path: Path, host: str, url: str) -> None:
     with announced(load(data=tmp_path, host=host), 7):
         assert find(tmp_path) == Running(url, os.getpid())
     assert find(tmp_path) is None
@@ -116,6 +116,6 @@ def test_a_foreign_address_is_refused(free_port: int) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named ports are a matter of this system")
-def test_a_name_that_is_no_host_is_refused() -> None:
+def test_an_unknown_host_name_is_refused() -> None:
     with pytest.raises(Refused, match="Nobody can listen"):
         check_port("no such host", 8189)

@@ -1,4 +1,4 @@
-"""A job in a terminal: what is drawn where there is one, and the silence where there is none."""
+"""Progress of a job: drawn where there is a terminal, only sentences where there is none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_pipe_gets_sentences_only() -> None:
     assert screen.frames == 1
 
 
-def test_a_terminal_sees_the_queue_the_steps_and_the_picture() -> None:
+def test_a_terminal_shows_the_queue_the_steps_and_the_picture() -> None:
     console, text = _console(terminal=True)
     with Screen(console, 4) as screen:
         screen.wait(2, 30.0)
@@ -54,7 +54,7 @@ def test_a_terminal_sees_the_queue_the_steps_and_the_picture() -> None:
     assert screen.frames == 1
 
 
-def test_what_stays_is_the_picture() -> None:
+def test_only_the_picture_stays_on_the_screen() -> None:
     console, text = _console(terminal=True)
     with Screen(console, 1) as screen:
         pass
@@ -74,7 +74,7 @@ def test_a_broken_preview_is_left_out(payload: bytes) -> None:
     assert screen.frames == 2
 
 
-def test_words_of_others_are_no_markup() -> None:
+def test_text_from_others_is_not_markup() -> None:
     console, text = _console(terminal=False)
     with Screen(console, 1) as screen:
         screen.say("[bold]a[/bold] [link=http://x]b")

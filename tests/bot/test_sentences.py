@@ -1,4 +1,4 @@
-"""Shared sentences, and that no member's words can ping, format, link or hide anything when they are repeated."""
+"""Shared sentences. A member's text cannot ping, format, link or hide anything when the bot repeats it."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ hostile = st.lists(
 ).map("".join)
 
 
-def rendered(escaped: str) -> str:
-    """What a reader sees: escapes taken away."""
+def remove_escapes(escaped: str) -> str:
+    """The text as a reader sees it, without escapes."""
     return re.sub(r"\\([^A-Za-z0-9\s])", r"\1", escaped).replace("@\u200b", "@")
 
 
@@ -64,13 +64,13 @@ def test_durations_read_well(seconds: float, words: str) -> None:
 
 @quick
 @given(st.floats(0, 1e9))
-def test_durations_never_promise_too_soon(seconds: float) -> None:
+def test_a_duration_is_never_shorter_than_the_real_time(seconds: float) -> None:
     units = {"s": 1, "min": 60, "h": 3600, "d": 86400}
     said = duration(seconds).split()
     assert sum(int(number) * units[unit] for number, unit in zip(said[::2], said[1::2], strict=True)) >= seconds
 
 
-def test_places_and_progress() -> None:
+def test_queue_places_costs_and_progress_are_worded() -> None:
     assert waiting(0, None) == "Next in line."
     assert waiting(1, 80) == "1 job ahead of it, done in about 1 min 20 s."
     assert waiting(3, None) == "3 jobs ahead of it."
@@ -86,8 +86,8 @@ def test_places_and_progress() -> None:
     assert cancelled(7, 1000) == "Cancelled at step 7 of 1000: only these steps are charged."
 
 
-def test_the_footer_is_enough_to_repeat_it() -> None:
-    made = Recipe(
+def test_the_footer_has_all_that_is_needed_to_repeat_a_picture() -> None:
+    recipe = Recipe(
         concepts=(Concept("fox"),),
         model="embedded",
         sampler="dpmpp_2m",
@@ -98,7 +98,7 @@ def test_the_footer_is_enough_to_repeat_it() -> None:
         height=48,
         dtype="float32",
     )
-    assert footer(made, 2.2, 12.34) == (
+    assert footer(recipe, 2.2, 12.34) == (
         "30 steps of DPM++ 2M · seed 7 · guidance 4 · 64×48 · embedded · 3 s · 12.3 ms a step"
     )
 
@@ -115,24 +115,24 @@ def test_a_bar_keeps_its_width(step: int, of: int, width: int) -> None:
 @example("z\u0300\u0301\u0302\u0303\u0304\u0305\u0306a\u0488\u0489\u20dd\u20de\u0489l \u0301go")
 @example(" \u0301")
 def test_plain_text_hides_nothing(text: str) -> None:
-    shown = plain(text)
-    assert plain(shown) == shown
-    assert "\u200b" not in shown
-    shown.encode()  # raises for a lone surrogate
-    assert not re.search("[\u0300-\u036f\u0489\u20d0-\u20f0]{5}", shown), "heaps of marks"
-    for character in shown.replace("\u200c", "").replace("\u200d", ""):
+    result = plain(text)
+    assert plain(result) == result
+    assert "\u200b" not in result
+    result.encode()  # raises for a lone surrogate
+    assert not re.search("[\u0300-\u036f\u0489\u20d0-\u20f0]{5}", result), "too many combining marks in a row"
+    for character in result.replace("\u200c", "").replace("\u200d", ""):
         assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    assert not re.search(r"[\x00-\x7f][\u200c\u200d]|[\u200c\u200d][\x00-\x7f]", shown)
+    assert not re.search(r"[\x00-\x7f][\u200c\u200d]|[\u200c\u200d][\x00-\x7f]", result)
 
 
 @quick
 @given(st.one_of(st.text(), hostile))
 @example("1. a list")
 @example("- a list")
-def test_a_quoted_prompt_does_nothing_but_be_read(text: str) -> None:
+def test_a_quoted_prompt_has_no_markup_and_no_mention(text: str) -> None:
     safe = quoted(text, 4000)
-    assert rendered(safe) == rendered(plain(text)) or "\\" in text or len(safe) >= 3999
-    bare = re.sub(r"\\[^A-Za-z0-9\s]", "·", safe)  # what is left to be interpreted
+    assert remove_escapes(safe) == remove_escapes(plain(text)) or "\\" in text or len(safe) >= 3999
+    bare = re.sub(r"\\[^A-Za-z0-9\s]", "·", safe)  # what Discord would still interpret
     assert not re.search(r"@(everyone|here|[!&]?\d)|<[@#:t/a]|://|\.gg/|[*_~`|>\[\]#]", bare)
     assert not re.match(r"\s*(-|\d+[.)]) ", bare)
     assert "\n" not in safe
@@ -156,7 +156,7 @@ def test_discords_own_patterns_find_no_mention(text: str) -> None:
     assert discord.utils.escape_mentions(safe) == safe
 
 
-def test_a_worker_on_its_way_says_what_it_does():
+def test_a_starting_worker_says_what_it_does():
     assert starting(None) == ""
     assert starting(ModelProgress()) == "A worker is starting."
     load = ModelProgress(model="sd15", phase="load", done=0.6, size=2 * 10**9)

@@ -1,4 +1,4 @@
-"""The SQLite of a store: what its errors tell."""
+"""Errors from SQLite reveal no prompts and no tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kept import asked, draft
 
 
 @pytest.mark.asyncio
-async def test_an_error_shows_neither_words_nor_tokens(tmp_path: Path) -> None:
+async def test_an_error_shows_neither_prompts_nor_tokens(tmp_path: Path) -> None:
     store = await Store.open(f"sqlite:///{tmp_path / 'darkroom.sqlite'}")
     one = draft("a-secret-member", place=Place("discord", {"token": "a-secret-token"}))
     await asked(store, one)

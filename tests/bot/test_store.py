@@ -1,4 +1,4 @@
-"""The store over real databases: one transaction a transition, one end a job, one charge, the fair order in SQL."""
+"""The store over real databases: one transaction per transition, one end and charge per job, the fair order in SQL."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: flo
     return Draft(**(values | more))
 
 
-def free(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
-    """Admit everything."""
+def admit_all(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
+    """Admits every job."""
     return drafts
 
 
-async def queue(store: Store, *drafts: Draft) -> list[str]:
-    records, _ = await store.admit(drafts, None, free, 1000.0)
+async def queue_jobs(store: Store, *drafts: Draft) -> list[str]:
+    records, _ = await store.admit(drafts, None, admit_all, 1000.0)
     return [record.id for record in records]
 
 
-async def look(store: Store, sql: str) -> list[tuple]:
+async def query(store: Store, sql: str) -> list[tuple]:
     return await store.ask(lambda connection: [tuple(row) for row in connection.execute(text(sql))])
 
 
 @pytest.mark.asyncio
-async def test_what_is_written_is_read_back(store):
-    (job,) = await queue(store, draft(parent=("0" * 26, 2)))
+async def test_an_admitted_job_reads_back_unchanged(store):
+    (job,) = await queue_jobs(store, draft(parent=("0" * 26, 2)))
     record = await store.record(job)
     assert record is not None
     assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
@@ -71,7 +71,7 @@ async def test_what_is_written_is_read_back(store):
 
 
 @pytest.mark.asyncio
-async def test_it_is_durable_and_the_migrations_are_the_tables(store):
+async def test_writes_are_durable_and_the_migrations_match_the_tables(store):
     def ask(connection: Connection) -> tuple:
         names = ("journal_mode", "synchronous") if connection.dialect.name == "sqlite" else ()
         pragmas = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
@@ -83,26 +83,26 @@ async def test_it_is_durable_and_the_migrations_are_the_tables(store):
 
 
 @pytest.mark.asyncio
-async def test_a_second_opening_changes_nothing(database):
+async def test_opening_a_store_again_changes_nothing(database):
     for number in range(2):
         store = await Store.open(database.replace("sqlite:", "sqlite+aiosqlite:"))
-        await queue(store, draft())
-        assert await look(store, "SELECT count(*) FROM jobs") == [(number + 1,)]
+        await queue_jobs(store, draft())
+        assert await query(store, "SELECT count(*) FROM jobs") == [(number + 1,)]
         await store.close()
 
 
 @pytest.mark.asyncio
-async def test_the_same_key_is_the_same_jobs(store):
-    first, new = await store.admit([draft(), draft()], "interaction 1", free, 1000.0)
-    again, old = await store.admit([draft(), draft()], "interaction 1", free, 1000.0)
+async def test_the_same_idempotency_key_returns_the_same_jobs(store):
+    first, new = await store.admit([draft(), draft()], "interaction 1", admit_all, 1000.0)
+    again, old = await store.admit([draft(), draft()], "interaction 1", admit_all, 1000.0)
     assert (new, old) == (True, False)
     assert [record.id for record in first] == [record.id for record in again]
-    assert await look(store, "SELECT count(*) FROM jobs") == [(2,)]
+    assert await query(store, "SELECT count(*) FROM jobs") == [(2,)]
 
 
 @pytest.mark.asyncio
-async def test_twenty_at_once_with_one_key_make_one_job(store):
-    answers = await asyncio.gather(*(store.admit([draft()], "pressed", free, 1000.0) for _ in range(20)))
+async def test_twenty_requests_at_once_with_one_key_make_one_job(store):
+    answers = await asyncio.gather(*(store.admit([draft()], "pressed", admit_all, 1000.0) for _ in range(20)))
     assert sum(new for _, new in answers) == 1
     assert len({record.id for records, _ in answers for record in records}) == 1
 
@@ -122,29 +122,29 @@ async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothin
 
     assert sum(await asyncio.gather(*(ask() for _ in range(20)))) == 7
     for table in ("jobs", "places", "moves"):
-        assert await look(store, f"SELECT count(*) FROM {table}") == [(7,)]
-    assert await look(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
+        assert await query(store, f"SELECT count(*) FROM {table}") == [(7,)]
+    assert await query(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
 
 
 @pytest.mark.asyncio
-async def test_usage_counts_what_runs_waits_and_was_charged_in_a_day(store):
-    jobs = await queue(store, draft(), draft(), draft(user="bob"), draft(created=-100_000.0))
+async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
+    jobs = await queue_jobs(store, draft(), draft(), draft(user="bob"), draft(created=-100_000.0))
     await store.pick(EVERYTHING, 8, 0.0, 1001.0)
     ann = Member("ann", "ann", "g")
 
-    def asked(ledger: Ledger) -> tuple[int, int, int, float, float]:
+    def count_usage(ledger: Ledger) -> tuple[int, int, int, float, float]:
         mine, all_of_them = ledger.usage("member here"), ledger.usage("guild")
         spent = ledger.spending("member here", DAY).spent, ledger.spending("guild", DAY).spent
         return (mine.running, mine.queued, all_of_them.queued, *spent)
 
-    assert await store.ask(ledger, ann, 1002.0, asked) == (1, 2, 3, 20.0, 30.0)
+    assert await store.ask(ledger, ann, 1002.0, count_usage) == (1, 2, 3, 20.0, 30.0)
     await store.end("cancel", jobs[1], 1003.0, 0.0)
-    assert await store.ask(ledger, ann, 1004.0, asked) == (1, 1, 2, 10.0, 20.0)
+    assert await store.ask(ledger, ann, 1004.0, count_usage) == (1, 1, 2, 10.0, 20.0)
 
 
 @pytest.mark.asyncio
-async def test_older_epochs_are_rejected_and_ends_are_ends(store):
-    (job,) = await queue(store, draft())
+async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     assert (await store.start(job, 5, "w", 0, 1002.0)).record.state == "running"
     assert await store.start(job, 4, "stale", 0, 1003.0) is None
@@ -158,23 +158,23 @@ async def test_older_epochs_are_rejected_and_ends_are_ends(store):
     assert not await store.keep(Stored(job, 1, "image", "b" * 64, 1, 64, 64), 6, 1.0)
     assert await store.requeue(job, 1005.0, step=1, why="") is None
     assert (await store.record(job)).charged == 3.0
-    assert await look(store, "SELECT source, target FROM moves ORDER BY id") == [
+    assert await query(store, "SELECT source, target FROM moves ORDER BY id") == [
         ("new", "queued"), ("queued", "sent"), ("sent", "running"), ("running", "finished"),
     ]  # fmt: skip
 
 
 @pytest.mark.asyncio
-async def test_a_member_is_never_charged_more_than_was_reserved_while_the_fair_order_counts_all(store):
-    (job,) = await queue(store, draft(cost=10.0))
+async def test_a_charge_never_exceeds_the_reserve_while_the_fair_order_counts_everything(store):
+    (job,) = await queue_jobs(store, draft(cost=10.0))
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     moved = await store.end("finish", job, 1002.0, 25.0)
     assert (moved.record.charged, moved.record.billed) == (10.0, 25.0)
-    assert await look(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
+    assert await query(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_lies_of_its_progress_has_no_more_attempts_than_there_are(store):
-    (job,) = await queue(store, draft())
+async def test_a_worker_that_lies_about_its_progress_gains_no_endless_attempts(store):
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 8, 0, 1001.0)
     runs = 0
     while (moved := await store.start(job, runs + 1, "liar", 10 * runs, 1002.0)).record.state == "running":
@@ -186,12 +186,14 @@ async def test_a_worker_that_lies_of_its_progress_has_no_more_attempts_than_ther
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("way", ["claimed again", "queued again"])
-async def test_twenty_attempts_are_all_though_each_gets_a_step_further(store, way):
-    (job,) = await queue(store, draft())
+async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(store, way):
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 8, 0, 1001.0)
     for number in range(1, ATTEMPTS + 1):
         assert (await store.start(job, number, "w", number, 1002.0)).record.state == "running"
-        assert (await store.start(job, number, "w", number, 1002.0)).record.state == "running", "only a doubled report"
+        assert (await store.start(job, number, "w", number, 1002.0)).record.state == "running", (
+            "a repeated report counts once"
+        )
         if way == "queued again" and number < ATTEMPTS:
             await store.requeue(job, 1003.0, step=number, why="lost")
             await store.pick(EVERYTHING, 8, 0, 1003.5)
@@ -204,8 +206,8 @@ async def test_twenty_attempts_are_all_though_each_gets_a_step_further(store, wa
 
 
 @pytest.mark.asyncio
-async def test_three_attempts_without_progress_are_poison_and_progress_forgives(store):
-    (job,) = await queue(store, draft())
+async def test_three_attempts_without_progress_are_poison_and_progress_resets_the_count(store):
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     await store.start(job, 1, "w", 0, 1002.0)
     await store.start(job, 2, "w", 0, 1003.0)
@@ -221,32 +223,34 @@ async def test_three_attempts_without_progress_are_poison_and_progress_forgives(
 
 
 @pytest.mark.asyncio
-async def test_what_the_broker_lost_may_begin_again_from_nothing(store):
-    (job,) = await queue(store, draft())
+async def test_a_job_that_the_broker_lost_may_start_over(store):
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     await store.start(job, 1, "w", 0, 1002.0)
     assert (await store.start(job, 2, "w", 0, 1003.0)).record.barren == 1
     for epoch in range(3, 9):
         moved = await store.start(job, epoch, "w", 0, 1004.0, forgotten=True)
         assert (moved.record.state, moved.record.barren, moved.record.step) == ("running", 1, 0)
-    (job,) = await queue(store, draft())
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 32, 1.0, 1005.0)
     await store.start(job, 11, "w", 30, 1006.0)
     await store.start(job, 12, "w", 0, 1007.0, forgotten=True)
-    assert (await store.start(job, 13, "w", 10, 1008.0)).record.barren == 0  # less than before the loss, and progress
+    assert (
+        await store.start(job, 13, "w", 10, 1008.0)
+    ).record.barren == 0  # fewer steps than before the loss, but progress
     for epoch in (14, 15):
         assert (await store.start(job, epoch, "w", 10, 1009.0)).record.state == "running"
     assert (await store.start(job, 16, "w", 10, 1010.0)).record.state == "failed"
 
 
 @pytest.mark.asyncio
-async def test_workers_that_end_in_order_poison_nobody(store):
-    (job,) = await queue(store, draft())
+async def test_workers_that_shut_down_in_order_poison_no_job(store):
+    (job,) = await queue_jobs(store, draft())
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     for epoch in range(1, 8):  # seven restarts before its first step
         moved = await store.start(job, epoch, "w", 0, 1002.0)
         assert (moved.record.state, moved.record.barren) == ("running", 0)
-        assert [await store.write(writes.let_go, job, said) for said in (epoch - 1, epoch, epoch)] == [
+        assert [await store.write(writes.let_go, job, number) for number in (epoch - 1, epoch, epoch)] == [
             False,
             True,
             False,
@@ -258,12 +262,12 @@ async def test_workers_that_end_in_order_poison_nobody(store):
 
 @pytest.mark.asyncio
 async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
-    (job,) = await queue(store, draft(cost=10.0))
+    (job,) = await queue_jobs(store, draft(cost=10.0))
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     again = await store.requeue(job, 1002.0, step=12, why="lost")
     assert (again.record.state, again.record.attempt, again.record.barren, again.record.step) == ("queued", 2, 0, 12)
     await store.pick(EVERYTHING, 32, 1.0, 1003.0)
-    assert await look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
+    assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
     states = [(await store.requeue(job, 1004.0, step=12, why="lost")).record.state]
     for _ in range(2):
         await store.pick(EVERYTHING, 32, 1.0, 1005.0)
@@ -271,12 +275,12 @@ async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
     assert states == ["queued", "queued", "failed"]
     record = await store.record(job)
     assert (record.charged, record.billed, record.reason) == (0.0, 0.0, "said")
-    assert await look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(0.0, 0, 0)]
+    assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(0.0, 0, 0)]
 
 
 @pytest.mark.asyncio
-async def test_cancelling_is_one_update_while_it_waits_and_a_wish_afterwards(store):
-    waits, runs = await queue(store, draft(), draft(user="bob"))
+async def test_cancelling_ends_a_waiting_job_at_once_and_asks_a_sent_one_to_stop(store):
+    waits, runs = await queue_jobs(store, draft(), draft(user="bob"))
     record, moved = await store.wish(waits, 1001.0)
     assert (record.state, record.charged, moved.source) == ("cancelled", 0.0, "queued")
     await store.pick(EVERYTHING, 32, 1.0, 1002.0)
@@ -289,26 +293,26 @@ async def test_cancelling_is_one_update_while_it_waits_and_a_wish_afterwards(sto
 
 
 @pytest.mark.asyncio
-async def test_only_as_many_rows_leave_as_there_is_room_for_and_newcomers_have_a_way_in(store):
-    await queue(store, *(draft() for _ in range(9)))
+async def test_dispatched_rows_fit_the_pool_and_newcomers_still_get_in(store):
+    await queue_jobs(store, *(draft() for _ in range(9)))
     picked = [await store.pick(EVERYTHING, 32, 0.5, 1001.0) for _ in range(5)]
     assert [moved is not None for moved in picked] == [True] * 4 + [False]
-    await queue(store, draft(user="bob"), draft(user="bob"), draft(user="cyd"), draft(user="dan"))
+    await queue_jobs(store, draft(user="bob"), draft(user="bob"), draft(user="cyd"), draft(user="dan"))
     late = [await store.pick(EVERYTHING, 32, 0.5, 1002.0) for _ in range(3)]
     assert [moved.record.member if moved else None for moved in late] == ["bob", "cyd", None]
     assert await store.pick(EVERYTHING, 0, 1.0, 1003.0) is None
 
 
 @pytest.mark.asyncio
-async def test_a_job_larger_than_the_pool_has_it_to_itself(store):
-    await queue(store, draft(), draft())
+async def test_a_job_larger_than_its_pool_runs_there_alone(store):
+    await queue_jobs(store, draft(), draft())
     assert await store.pick(EVERYTHING, 4, 1.0, 1001.0) is not None
     assert await store.pick(EVERYTHING, 4, 1.0, 1001.0) is None
 
 
 @pytest.mark.asyncio
-async def test_no_more_of_a_members_jobs_run_than_allowed_and_the_others_pass(store):
-    await queue(store, *(draft(guild=guild) for guild in "ghijk"), draft(user="bob", guild="z"))
+async def test_a_members_running_jobs_are_limited_and_others_go_past(store):
+    await queue_jobs(store, *(draft(guild=guild) for guild in "ghijk"), draft(user="bob", guild="z"))
     capped = Wish("default", ("embedded",), running=2)
     picked = [await store.pick(capped, 1000, 1.0, 1001.0) for _ in range(4)]
     assert sorted(moved.record.member for moved in picked if moved) == ["ann", "ann", "bob"]
@@ -316,38 +320,38 @@ async def test_no_more_of_a_members_jobs_run_than_allowed_and_the_others_pass(st
 
 @pytest.mark.asyncio
 async def test_jobs_wait_for_a_worker_that_has_their_model_and_pool(store):
-    await queue(store, draft(model="other"), draft(user="bob"), draft(user="cyd", pool="big"))
+    await queue_jobs(store, draft(model="other"), draft(user="bob"), draft(user="cyd", pool="big"))
     assert (await store.pick(EVERYTHING, 1000, 1.0, 1001.0)).record.member == "bob"
     assert await store.pick(EVERYTHING, 1000, 1.0, 1001.0) is None
     assert (await store.pick(Wish("big", ("embedded",), 3), 1000, 1.0, 1001.0)).record.member == "cyd"
 
 
-asked = st.lists(
+requests = st.lists(
     st.tuples(st.sampled_from(["s", "v"]), st.sampled_from("gh"), st.sampled_from("abc"), st.floats(0.5, 20)),
     min_size=1,
     max_size=25,
 )
 
 
-def run(scenario, url: str) -> None:
-    async def within() -> None:
+def run_with_store(scenario, url: str) -> None:
+    async def run_scenario() -> None:
         store = await Store.open(url, {"v": 3.0})
         try:
             await scenario(store)
         finally:
             await store.close()
 
-    asyncio.run(within())
+    asyncio.run(run_scenario())
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), ("postgres", 6)])
-def test_sql_serves_in_the_fair_order(fresh, kind, examples):
+def test_sql_picks_jobs_in_the_fair_order(fresh, kind, examples):
     async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
         for wave in (first, second):
-            await queue(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
-            found = await store.ask(reads.waiting, 1000)
-            assert found is not None
-            waiting, accounts = found
+            await queue_jobs(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
+            queue = await store.ask(reads.waiting, 1000)
+            assert queue is not None
+            waiting, accounts = queue
             expected = list(order(accounts, [one for one, _ in waiting]))
             served = []
             for _ in expected if wave is second else expected[: len(expected) // 2]:
@@ -357,9 +361,9 @@ def test_sql_serves_in_the_fair_order(fresh, kind, examples):
             assert served == expected[: len(served)]
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(asked, asked)
+    @given(requests, requests)
     def holds(first: list[tuple], second: list[tuple]) -> None:
-        run(lambda store: serve(store, first, second), fresh(kind))
+        run_with_store(lambda store: serve(store, first, second), fresh(kind))
 
     holds()
 
@@ -373,9 +377,9 @@ actions = st.lists(
 )  # fmt: skip
 
 
-async def _act(store: Store, jobs: list[str], action: str, which: int, epoch: int, step: int, spent: float):
+async def _apply_action(store: Store, jobs: list[str], action: str, which: int, epoch: int, step: int, spent: float):
     if action == "admit" or not jobs:
-        jobs += await queue(store, draft(user=f"u{which % 3}"))
+        jobs += await queue_jobs(store, draft(user=f"u{which % 3}"))
     elif action == "pick":
         return await store.pick(EVERYTHING, 16, 1.0, 1001.0)
     job = jobs[which % len(jobs)]
@@ -391,37 +395,37 @@ async def _act(store: Store, jobs: list[str], action: str, which: int, epoch: in
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), ("postgres", 8)])
-def test_whatever_comes_a_job_ends_once_and_is_charged_once(fresh, kind, examples):
+def test_any_sequence_of_actions_ends_a_job_once_and_charges_it_once(fresh, kind, examples):
     async def act(store: Store, sequence: list[tuple]) -> None:
         jobs: list[str] = []
         ends: dict[str, tuple] = {}
         for step in sequence:
-            moved = await _act(store, jobs, *step)
+            moved = await _apply_action(store, jobs, *step)
             if moved is not None and moved.record.state in ENDS:
                 assert moved.record.id not in ends
                 ends[moved.record.id] = (moved.record.state, moved.record.charged)
-        await _invariants(store, ends)
+        await _check_invariants(store, ends)
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(actions)
     def holds(sequence: list[tuple]) -> None:
-        run(lambda store: act(store, sequence), fresh(kind))
+        run_with_store(lambda store: act(store, sequence), fresh(kind))
 
     holds()
 
 
-async def _invariants(store: Store, ends: dict[str, tuple]) -> None:
-    rows = await look(store, "SELECT id, state, charged, cost, billed FROM jobs")
+async def _check_invariants(store: Store, ends: dict[str, tuple]) -> None:
+    rows = await query(store, "SELECT id, state, charged, cost, billed FROM jobs")
     assert {job: (state, charged) for job, state, charged, _, _ in rows if state in ENDS} == ends
     assert all(0 <= charged <= cost for _, _, charged, cost, _ in rows)
-    counted = await look(
+    counted = await query(
         store, "SELECT job, count(*) FROM moves WHERE target IN ('finished','failed','cancelled') GROUP BY job"
     )
     assert dict(counted) == dict.fromkeys(ends, 1)
     waiting = sum(state == "queued" for _, state, *_ in rows)
     active = sum(state in ("sent", "running") for _, state, *_ in rows)
-    for (parent,) in await look(store, "SELECT DISTINCT parent FROM accounts"):
-        sums = await look(
+    for (parent,) in await query(store, "SELECT DISTINCT parent FROM accounts"):
+        sums = await query(
             store, f"SELECT sum(queued), sum(active), sum(virtual) FROM accounts WHERE parent = '{parent}'"
         )
         assert sums[0][:2] == (waiting, active)
@@ -430,35 +434,35 @@ async def _invariants(store: Store, ends: dict[str, tuple]) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_long_queue_is_not_laid_out_and_a_place_in_it_is_estimated(store):
-    jobs = await queue(store, *(draft("flood", cost=2.0) for _ in range(50)))
-    (mine,) = await queue(store, draft("late", cost=2.0))
+async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
+    jobs = await queue_jobs(store, *(draft("flood", cost=2.0) for _ in range(50)))
+    (mine,) = await queue_jobs(store, draft("late", cost=2.0))
     assert await store.ask(reads.waiting, 50) is None
     crowd = Crowd((await store.ask(reads.crowds))["default"])
     turn = await store.ask(reads.turn, await store.record(mine))
-    assert crowd.before(turn) == (1, pytest.approx(4.0))  # the flood's first, and itself
+    assert crowd.before(turn) == (1, pytest.approx(4.0))  # the flood's first job, and itself
     assert await store.ask(reads.turn, await store.record(jobs[-1])) == 49
     assert crowd.before(49) == (50, pytest.approx(102.0))
 
 
 @pytest.mark.asyncio
-async def test_places_are_merged_and_deliveries_end(store):
-    one, two = await queue(store, draft(), draft(place=Place("discord", {"token": "t"})))
+async def test_destinations_are_merged_and_deliveries_end(store):
+    one, two = await queue_jobs(store, draft(), draft(place=Place("discord", {"token": "t"})))
     await store.write(places.moved, two, {"message": "9", "token": "u"})
-    assert await store.ask(places.undelivered, "discord") == [], "what waits has nothing to deliver"
+    assert await store.ask(places.undelivered, "discord") == [], "a waiting job has nothing to deliver"
     for _ in range(2):
         await store.pick(EVERYTHING, 32, 1.0, 1000.5)
-    found = await store.ask(places.undelivered, "discord")
-    assert [(record.id, place.where) for record, place in found] == [(two, {"token": "u", "message": "9"})]
+    owed = await store.ask(places.undelivered, "discord")
+    assert [(record.id, place.where) for record, place in owed] == [(two, {"token": "u", "message": "9"})]
     await store.write(places.delivered, two, 1001.0)
     assert await store.ask(places.undelivered, "discord") == []
     assert [record.id for record, _ in await store.ask(places.undelivered, "web")] == [one]
 
 
 @pytest.mark.asyncio
-async def test_a_row_that_cannot_be_read_stops_nobody_and_ends_at_our_cost(store, caplog):
-    over, waits, sent, fine = await queue(store, *(draft(user) for user in ("a", "b", "c", "d")))
-    await store.end("finish", over, 1001.0, 1.0)
+async def test_an_unreadable_row_blocks_no_one_and_fails_without_a_charge(store, caplog):
+    ended_job, waits, sent, fine = await queue_jobs(store, *(draft(user) for user in ("a", "b", "c", "d")))
+    await store.end("finish", ended_job, 1001.0, 1.0)
     await store.pick(Wish("default", ("embedded",), running=1), 8, 0, 1001.0)
     spoil = update(jobs).where(jobs.c.id != fine).values(task=b"\0")
     await store.write(lambda connection: connection.execute(spoil) and None)
@@ -466,9 +470,9 @@ async def test_a_row_that_cannot_be_read_stops_nobody_and_ends_at_our_cost(store
     assert f"job {sent}: its row cannot be read" in caplog.text
     assert await store.write(weed, 1002.0) == [waits, sent]
     assert await store.write(weed, 1003.0) == []
-    ended = await look(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
-    assert ended == [("failed", "us", 0.0, 0.0)] * 2
-    assert await look(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
+    failures = await query(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
+    assert failures == [("failed", "us", 0.0, 0.0)] * 2
+    assert await query(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
     assert (await store.pick(EVERYTHING, 8, 0, 1004.0)).record.id == fine
 
 
@@ -492,7 +496,7 @@ async def test_a_models_profile_is_remembered_once(store):
 
 @pytest.mark.asyncio
 async def test_overdue_jobs_are_found_whatever_their_state(store):
-    late, later, never = await queue(store, draft(), draft(), draft(deadline=9000.0))
+    late, later, never = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
     await store.pick(EVERYTHING, 8, 0.0, 1001.0)
     assert [record.id for record in await store.ask(reads.overdue, 2000.0)] == [late, later]
     assert never not in [record.id for record in await store.ask(reads.overdue, 8999.0)]

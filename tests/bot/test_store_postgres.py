@@ -1,4 +1,4 @@
-"""The store on a PostgreSQL that goes away, comes back, stands still or is somebody else's: nothing false is said."""
+"""The store on a PostgreSQL that goes away, comes back, hangs or belongs to others: it reports nothing false."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
     height=64, dtype="float32",
 )  # fmt: skip
-END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^d'"  # every session of a test
+# Ends every session of a test.
+END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^d'"
 SHORT = Patience(connect=1.0, lock=0.3, statement=1.0, doubt=20.0)
 
 
@@ -45,39 +46,39 @@ def draft(user: str = "ann", **more: Any) -> Draft:
     return Draft(**(values | more))
 
 
-def free(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
+def admit_all(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
     return drafts
 
 
-async def admit(store: Store, **more: Any) -> str:
-    records, _ = await store.admit([draft(**more)], None, free, 1000.0)
+async def admit_job(store: Store, **more: Any) -> str:
+    records, _ = await store.admit([draft(**more)], None, admit_all, 1000.0)
     return records[0].id
 
 
-async def kept(store: Store) -> set[str]:
+async def job_ids(store: Store) -> set[str]:
     return {record.id for record in await store.ask(reads.newest, None, 10_000)}
 
 
 @pytest_asyncio.fixture
-async def house(postgres: Server) -> AsyncIterator[tuple[Server, Store]]:
+async def server_and_store(postgres: Server) -> AsyncIterator[tuple[Server, Store]]:
     store = await Store.open(postgres.url(await asyncio.to_thread(postgres.database)))
     yield postgres, store
     await store.close()
 
 
-async def test_connections_that_die_while_they_lie_idle_cost_nobody_anything(house: tuple[Server, Store]) -> None:
-    server, store = house
-    first = await admit(store)
+async def test_idle_connections_that_die_fail_no_request(server_and_store: tuple[Server, Store]) -> None:
+    server, store = server_and_store
+    first = await admit_job(store)
     for _ in range(2):
         await asyncio.to_thread(
             server.sql, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^d'"
         )
-        assert first in await kept(store)
-        assert await admit(store) in await kept(store)
+        assert first in await job_ids(store)
+        assert await admit_job(store) in await job_ids(store)
 
 
-async def test_a_session_that_is_ended_in_the_middle_keeps_nothing(house: tuple[Server, Store]) -> None:
-    _, store = house
+async def test_a_session_that_dies_in_a_transaction_keeps_nothing(server_and_store: tuple[Server, Store]) -> None:
+    _, store = server_and_store
 
     def die(connection: Connection) -> None:
         connection.execute(text("INSERT INTO terms VALUES ('x', 1)"))
@@ -88,43 +89,45 @@ async def test_a_session_that_is_ended_in_the_middle_keeps_nothing(house: tuple[
     with pytest.raises(Unavailable):
         await store.ask(lambda connection: connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())")))
     assert await store.ask(lambda connection: connection.execute(text("SELECT count(*) FROM terms")).scalar()) == 0
-    assert await admit(store) in await kept(store)
+    assert await admit_job(store) in await job_ids(store)
 
 
-async def test_a_server_that_is_down_is_said_at_once_and_found_again(house: tuple[Server, Store]) -> None:
-    server, store = house
-    first = await admit(store)
+async def test_a_server_that_is_down_is_reported_at_once_and_found_again(
+    server_and_store: tuple[Server, Store],
+) -> None:
+    server, store = server_and_store
+    first = await admit_job(store)
     await asyncio.to_thread(server.stop)
     try:
-        for act in (admit(store), kept(store)):
+        for act in (admit_job(store), job_ids(store)):
             with pytest.raises(Unavailable, match="cannot be used now"):
                 await act
     finally:
         await asyncio.to_thread(server.start)
-    assert await kept(store) == {first}
-    assert await admit(store) in await kept(store)
+    assert await job_ids(store) == {first}
+    assert await admit_job(store) in await job_ids(store)
 
 
-async def test_a_server_that_may_not_be_written_is_away_until_it_may(house: tuple[Server, Store]) -> None:
-    server, store = house
+async def test_a_read_only_server_counts_as_away_until_it_is_writable(server_and_store: tuple[Server, Store]) -> None:
+    server, store = server_and_store
     (name,) = await store.ask(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
     alter = f"ALTER DATABASE {name} SET default_transaction_read_only ="
     await asyncio.to_thread(server.sql, f"{alter} on")
-    await asyncio.to_thread(server.sql, END)
+    await asyncio.to_thread(server.sql, END_SESSIONS)
     with pytest.raises(Unavailable, match="read-only"):
-        await admit(store)
+        await admit_job(store)
     await asyncio.to_thread(server.sql, f"{alter} off")
-    assert await admit(store) in await kept(store)
+    assert await admit_job(store) in await job_ids(store)
 
 
-async def test_a_reader_does_not_write(house: tuple[Server, Store]) -> None:
-    _, store = house
+async def test_a_reader_cannot_write(server_and_store: tuple[Server, Store]) -> None:
+    _, store = server_and_store
     with pytest.raises((Unavailable, DBAPIError), match="read-only"):
         await store.ask(lambda connection: connection.execute(text("INSERT INTO terms VALUES ('x', 1)")) and None)
 
 
-async def test_limits_hold_across_processes(house: tuple[Server, Store], postgres: Server) -> None:
-    _, store = house
+async def test_limits_hold_across_processes(server_and_store: tuple[Server, Store], postgres: Server) -> None:
+    _, store = server_and_store
     (name,) = await store.ask(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
     other = await Store.open(postgres.url(name))
 
@@ -145,47 +148,47 @@ async def test_limits_hold_across_processes(house: tuple[Server, Store], postgre
         await other.close()
 
 
-async def test_another_writer_that_does_not_end_is_waited_for_and_then_given_up(postgres: Server) -> None:
+async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(postgres: Server) -> None:
     url = postgres.url(await asyncio.to_thread(postgres.database))
     slow, quick = Postgres(url), Postgres(url, SHORT)
-    here = asyncio.Event()
+    has_started = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stand(connection: Connection) -> None:
-        loop.call_soon_threadsafe(here.set)
+    def hold_lock(connection: Connection) -> None:
+        loop.call_soon_threadsafe(has_started.set)
         connection.execute(text("SELECT pg_sleep(1)"))
 
-    standing = asyncio.create_task(slow.write(stand))
-    await here.wait()
+    holding = asyncio.create_task(slow.write(hold_lock))
+    await has_started.wait()
     with pytest.raises(Unavailable, match="lock timeout"):
         await quick.write(lambda _: None)
-    await standing
+    await holding
     await quick.write(lambda _: None)
     await slow.close()
     await quick.close()
 
 
-async def test_a_server_that_stands_still_holds_nobody_for_ever(postgres: Server) -> None:
-    there = Postgres(postgres.url(await asyncio.to_thread(postgres.database), port=True), SHORT)
-    await there.write(lambda _: None)
-    await there.read(lambda _: None)
+async def test_a_server_that_hangs_blocks_no_request_for_ever(postgres: Server) -> None:
+    driver = Postgres(postgres.url(await asyncio.to_thread(postgres.database), port=True), SHORT)
+    await driver.write(lambda _: None)
+    await driver.read(lambda _: None)
     sessions = await asyncio.to_thread(postgres.sessions)
-    began = time.monotonic()
+    start = time.monotonic()
     for session in sessions:
         session.send_signal(signal.SIGSTOP)
     try:
-        tries = [there.write(one), there.read(one)]
-        found = await asyncio.gather(*tries, return_exceptions=True)
+        tries = [driver.write(select_one), driver.read(select_one)]
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
     finally:
         for session in sessions:
             session.send_signal(signal.SIGCONT)
-    assert [type(each) for each in found] == [Unavailable] * 2
-    assert time.monotonic() - began < 60
-    assert await there.write(one) == 1
-    await there.close()
+    assert [type(each) for each in outcomes] == [Unavailable] * 2
+    assert time.monotonic() - start < 60
+    assert await driver.write(select_one) == 1
+    await driver.close()
 
 
-def one(connection: Connection) -> int:
+def select_one(connection: Connection) -> int:
     return connection.execute(text("SELECT 1")).scalar_one()
 
 
@@ -195,23 +198,23 @@ def one(connection: Connection) -> int:
      "postgres://darkroom:{p}@127.0.0.1:1/postgres", "postgresql+asyncpg://darkroom:{p}@nowhere.invalid/postgres",
      "postgresql://darkroom:{p}@here:{p}@127.0.0.1/x", "postgresql://darkroom:a{p}/b@127.0.0.1/x"],
 )  # fmt: skip
-async def test_nothing_that_is_said_has_the_password_in_it(postgres: Server, caplog: Any, wrong: str) -> None:
+async def test_no_message_contains_the_password(postgres: Server, caplog: Any, wrong: str) -> None:
     caplog.set_level(0)
     with pytest.raises((Unavailable, Refused)) as caught:
         await Store.open(wrong.format(p=PASSWORD, port=postgres.port))
-    said, cause = [str(caught.value)], caught.value.__cause__
+    messages, cause = [str(caught.value)], caught.value.__cause__
     while cause is not None:
-        said.append(str(cause))
+        messages.append(str(cause))
         cause = cause.__cause__
-    assert PASSWORD not in " ".join(said) + caplog.text
+    assert PASSWORD not in " ".join(messages) + caplog.text
     assert "\n" not in str(caught.value)
 
 
-async def test_the_right_password_lets_in(postgres: Server) -> None:
+async def test_the_right_password_opens_the_store(postgres: Server) -> None:
     name = await asyncio.to_thread(postgres.database)
     for url in (postgres.url(name, port=True), postgres.url(name, port=True).replace("postgresql:", "postgres:")):
         store = await Store.open(f"{url}?sslmode=prefer")
-        assert await kept(store) == set()
+        assert await job_ids(store) == set()
         await store.close()
 
 
@@ -223,26 +226,26 @@ async def test_without_its_driver_one_sentence_says_what_to_install(monkeypatch:
         await Store.open("postgresql://darkroom@/darkroom")
 
 
-async def test_several_that_begin_at_once_make_the_tables_once(postgres: Server) -> None:
+async def test_stores_that_open_at_once_create_the_tables_once(postgres: Server) -> None:
     url = postgres.url(await asyncio.to_thread(postgres.database, "template0"))
     stores = await asyncio.gather(*(Store.open(url) for _ in range(3)))
-    jobs = {await admit(store) for store in stores}
-    assert await kept(stores[0]) == jobs
+    jobs = {await admit_job(store) for store in stores}
+    assert await job_ids(stores[0]) == jobs
     for store in stores:
         await store.close()
 
 
-async def test_a_character_that_postgresql_does_not_know_spoils_nothing(house: tuple[Server, Store]) -> None:
-    _, store = house
-    job = await admit(store)
+async def test_a_character_that_postgresql_cannot_store_is_left_out(server_and_store: tuple[Server, Store]) -> None:
+    _, store = server_and_store
+    job = await admit_job(store)
     await store.pick(Wish("default", ("embedded",), running=9), 64, 1.0, 1001.0)
     moved = await store.end("fail", job, 1002.0, 0.0, reason="a\0b")
     assert moved is not None
     assert moved.record.reason == "ab"
 
 
-class Between:
-    """Stands between a store and its server; armed, it lets the next COMMIT through or not, and its answer never."""
+class CommitProxy:
+    """A proxy between a store and its server. Armed, it passes or drops the next COMMIT, and drops its reply."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -252,92 +255,92 @@ class Between:
         server, asks = await asyncio.open_connection("127.0.0.1", self._port)
         cut = asyncio.Event()
 
-        async def there() -> None:
-            while sent := await client.read(65536):
-                if self.armed and b"COMMIT" in sent:
+        async def forward() -> None:
+            while data := await client.read(65536):
+                if self.armed and b"COMMIT" in data:
                     passes, self.armed = self.armed == "answer", ""
                     cut.set()
                     if not passes:
                         break
-                asks.write(sent)
+                asks.write(data)
             if not cut.is_set():
                 asks.close()
 
-        async def back() -> None:
-            while sent := await server.read(65536):
+        async def backward() -> None:
+            while data := await server.read(65536):
                 if cut.is_set():
                     break
-                answers.write(sent)
+                answers.write(data)
 
-        going = [asyncio.create_task(there()), asyncio.create_task(back())]
-        await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
-        for task in going:
+        directions = [asyncio.create_task(forward()), asyncio.create_task(backward())]
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        for task in directions:
             task.cancel()
         answers.close()
         asks.close()
 
 
 @asynccontextmanager
-async def between(server: Server) -> AsyncIterator[tuple[Between, Store]]:
+async def proxied_store(server: Server) -> AsyncIterator[tuple[CommitProxy, Store]]:
     name = await asyncio.to_thread(server.database)
-    way = Between(server.port)
-    listening = await asyncio.start_server(way.meet, "127.0.0.1", 0)
+    proxy = CommitProxy(server.port)
+    listening = await asyncio.start_server(proxy.meet, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     store = await Store.open(server.url(name, port=True).replace(str(server.port), str(port)))
     try:
-        yield way, store
+        yield proxy, store
     finally:
         await store.close()
         listening.close()
 
 
-async def test_a_commit_whose_answer_is_lost_is_found_out(postgres: Server) -> None:
-    async with between(postgres) as (way, store):
-        first = await admit(store)
-        way.armed = "answer"
-        second = await admit(store)
-        assert way.armed == ""
-        assert await kept(store) == {first, second}
-        way.armed = "everything"
+async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_found_out(postgres: Server) -> None:
+    async with proxied_store(postgres) as (proxy, store):
+        first = await admit_job(store)
+        proxy.armed = "answer"
+        second = await admit_job(store)
+        assert proxy.armed == ""
+        assert await job_ids(store) == {first, second}
+        proxy.armed = "everything"
         with pytest.raises(Unavailable):
-            await admit(store)
-        assert way.armed == ""
-        assert await kept(store) == {first, second}
+            await admit_job(store)
+        assert proxy.armed == ""
+        assert await job_ids(store) == {first, second}
 
 
-async def test_it_is_killed_in_the_middle_of_admissions_and_what_was_told_is_there(
-    house: tuple[Server, Store], until: Callable[..., Any]
+async def test_every_acknowledged_admission_survives_crashes_of_the_server(
+    server_and_store: tuple[Server, Store], until: Callable[..., Any]
 ) -> None:
-    server, store = house
-    told: list[str] = []
-    refused: list[Unavailable] = []
-    going = True
+    server, store = server_and_store
+    acknowledged: list[str] = []
+    refusals: list[Unavailable] = []
+    is_running = True
 
     async def member(user: str) -> None:
-        while going:
+        while is_running:
             try:
-                told.append(await admit(store, user=user))
+                acknowledged.append(await admit_job(store, user=user))
             except Unavailable as error:
-                refused.append(error)
+                refusals.append(error)
                 await asyncio.sleep(0.02)
 
-    async def answers_again(count: int) -> None:
-        await until(lambda: len(told) > count, 60)
+    async def wait_for_answers(count: int) -> None:
+        await until(lambda: len(acknowledged) > count, 60)
 
     members = [asyncio.create_task(member(f"u{number}")) for number in range(6)]
     try:
-        for way in ("crash", "crash", "restart"):
-            await answers_again(len(told) + 20)
-            if way == "crash":
+        for outage in ("crash", "crash", "restart"):
+            await wait_for_answers(len(acknowledged) + 20)
+            if outage == "crash":
                 await asyncio.to_thread(server.crash)
             else:
                 await asyncio.to_thread(server.stop)
-                await until(lambda before=len(refused): len(refused) > before, 60)
+                await until(lambda before=len(refusals): len(refusals) > before, 60)
                 await asyncio.to_thread(server.start)
-            await answers_again(len(told) + 20)
+            await wait_for_answers(len(acknowledged) + 20)
     finally:
-        going = False
+        is_running = False
         await asyncio.gather(*members)
-    assert refused
-    assert len(set(told)) == len(told)
-    assert await kept(store) == set(told)
+    assert refusals
+    assert len(set(acknowledged)) == len(acknowledged)
+    assert await job_ids(store) == set(acknowledged)

@@ -1,4 +1,4 @@
-"""A member's own ending: behind the words, before the flags, never twice."""
+"""A member's suffix: after the words, before the flags, never twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bot.prompt.suffix import suffixed, walk_suffixed
         ("", "at dawn", " at dawn"),
     ],
 )
-def test_where_it_goes(text: str, suffix: str, made: str) -> None:
+def test_a_suffix_goes_after_the_words_and_before_the_flags(text: str, suffix: str, made: str) -> None:
     assert suffixed(text, suffix) == made
 
 
@@ -45,11 +45,11 @@ def test_what_is_typed_wins_over_the_suffix() -> None:
         ("", "a cat"),
     ],
 )
-def test_the_end_of_a_walk_takes_its_words_alone(suffix: str, made: str) -> None:
+def test_the_end_of_an_interpolation_takes_only_the_words_of_a_suffix(suffix: str, made: str) -> None:
     assert walk_suffixed("a cat", suffix, {"mine": "pale --seed 7"}) == made
 
 
 @given(st.text(max_size=80), st.text(max_size=40))
-def test_added_once_is_added_for_good(text: str, suffix: str) -> None:
+def test_a_suffix_is_added_only_once(text: str, suffix: str) -> None:
     once = suffixed(text, suffix)
     assert suffixed(once, suffix) == once

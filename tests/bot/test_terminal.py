@@ -1,4 +1,4 @@
-"""`darkroom imagine` at a real terminal: a pseudo-terminal, as one that answers questions and as one that doesn't."""
+"""`darkroom imagine` at a pseudo-terminal: one that answers questions, and one that does not."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ print("THE END")
 CELL_SIZE = b"\x1b[16t"
 
 
-def _at_a_terminal(code: str, *, answers: bool) -> bytes:
-    """What the program wrote to a pseudo-terminal that doesn't know its cells' size, and may answer the question."""
+def _run_at_terminal(code: str, *, answers: bool) -> bytes:
+    """The output of a program at a pseudo-terminal that does not know its cell size, but may answer when asked."""
     master, slave = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     env = os.environ | {"TERM": "xterm-256color"}
     command = [sys.executable, "-c", code]
     program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
     os.close(slave)
-    said, deadline = b"", time.monotonic() + 60
+    output, deadline = b"", time.monotonic() + 60
     try:
         while time.monotonic() < deadline:
             if not select.select([master], [], [], 0.2)[0]:
@@ -49,24 +49,24 @@ def _at_a_terminal(code: str, *, answers: bool) -> bytes:
                 new = os.read(master, 65536)
             except OSError:  # how Linux says that the other side has left
                 break
-            said += new
+            output += new
             if answers and CELL_SIZE in new:
                 os.write(master, b"\x1b[6;20;10t")
     finally:
         program.kill()
         program.wait()
         os.close(master)
-    return said
+    return output
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_pictures_are_drawn_and_it_ends(answers: bool) -> None:
-    said = _at_a_terminal(SHOW, answers=answers)
-    assert b"THE END" in said
-    assert "▀".encode() in said
-    assert b"step 3 of 3" in said
-    assert said.count(CELL_SIZE) <= 1
-    assert b"Traceback" not in said
+def test_pictures_are_drawn_and_the_program_ends(answers: bool) -> None:
+    output = _run_at_terminal(SHOW, answers=answers)
+    assert b"THE END" in output
+    assert "▀".encode() in output
+    assert b"step 3 of 3" in output
+    assert output.count(CELL_SIZE) <= 1
+    assert b"Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_pictures_are_drawn_and_it_ends(answers: bool) -> None:
 )
 def test_options_are_refused_before_anything_is_loaded(options: list[str], said: str) -> None:
     command = [sys.executable, "-m", "bot", "imagine", "a fox", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stdout == ""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert result.stdout == ""

@@ -1,4 +1,4 @@
-"""Whatever comes, doubled, late or stale: states, charges, accounts and audit agree, and nothing leaves an end."""
+"""Repeated, late and stale reports in any order: states, charges, accounts and audit agree; an end is final."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def draft(user: str, tier: str, cost: float) -> Draft:
 
 
 class Jobs(RuleBasedStateMachine):
-    """Jobs of three members, and everything that a broker that repeats and delays may bring of them."""
+    """Jobs of three accounts, and every report that a broker may repeat or delay."""
 
     @initialize()
     def open(self) -> None:
         self.connection: Connection = create_engine("sqlite://").connect()
         metadata.create_all(self.connection)
         self.now, self.ends = 0.0, dict[str, tuple[str, float]]()
-        self.said: list[tuple[Any, ...]] = []  # what came of workers, to be said again
-        self.take("ann", "standard", 8.0)
+        self.reports: list[tuple[Any, ...]] = []  # of workers, to be repeated
+        self.admit("ann", "standard", 8.0)
 
     def teardown(self) -> None:
         if hasattr(self, "connection"):
@@ -58,11 +58,11 @@ class Jobs(RuleBasedStateMachine):
 
     def _note(self, moved: Any) -> None:
         if moved is not None and moved.record.state in ENDS:
-            assert moved.record.id not in self.ends, "it ends once"
+            assert moved.record.id not in self.ends, "a job ends once"
             self.ends[moved.record.id] = (moved.record.state, moved.record.charged)
 
     @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
-    def take(self, user: str, tier: str, cost: float) -> None:
+    def admit(self, user: str, tier: str, cost: float) -> None:
         moves.insert(self.connection, [draft(user, tier, cost)], None, {})
 
     @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
@@ -77,22 +77,22 @@ class Jobs(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
         ["start", "requeue", "finish", "fail", "cancel"]), spent=st.floats(0, 1000))  # fmt: skip
     def report(self, which: int, epoch: int, step: int, kind: str, spent: float) -> None:
-        self.said.append((kind, self._job(which), epoch, step, spent))
-        self._hear(*self.said[-1])
+        self.reports.append((kind, self._job(which), epoch, step, spent))
+        self._apply(*self.reports[-1])
 
-    @precondition(lambda self: self.said)
+    @precondition(lambda self: self.reports)
     @rule(which=st.integers(0, 99))
-    def hear_again(self, which: int) -> None:
-        kind, job, *more = self.said[which % len(self.said)]
+    def repeat_report(self, which: int) -> None:
+        kind, job, *more = self.reports[which % len(self.reports)]
         before = self._row(job)
-        self._hear(kind, job, *more)
+        self._apply(kind, job, *more)
         if before["state"] in ENDS or before["epoch"] > more[0]:
-            assert self._row(job) == before, "what is over, or of an older epoch, changes nothing"
+            assert self._row(job) == before, "a report of an ended job or an older epoch changes nothing"
 
     def _row(self, job: str) -> dict[str, Any]:
         return dict(self.connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one())
 
-    def _hear(self, kind: Any, job: str, epoch: int, step: int, spent: float) -> None:
+    def _apply(self, kind: Any, job: str, epoch: int, step: int, spent: float) -> None:
         if kind == "start":
             moved = moves.start(self.connection, job, epoch, "w", step, self.now)
         elif kind == "requeue":
@@ -102,7 +102,7 @@ class Jobs(RuleBasedStateMachine):
         self._note(moved)
 
     @rule(which=st.integers(0, 9))
-    def wish(self, which: int) -> None:
+    def request_cancel(self, which: int) -> None:
         self._note(moves.wish(self.connection, self._job(which), self.now)[1])
 
     @invariant()
@@ -110,42 +110,44 @@ class Jobs(RuleBasedStateMachine):
         if not hasattr(self, "connection"):
             return
         rows = [dict(row) for row in self.connection.execute(select(jobs)).mappings()]
-        self._ended(rows)
-        self._counted(rows)
+        self._check_ends(rows)
+        self._check_counts(rows)
         for row in rows:
-            self._audited(row)
+            self._check_audit(row)
 
-    def _ended(self, rows: list[dict[str, Any]]) -> None:
+    def _check_ends(self, rows: list[dict[str, Any]]) -> None:
         over = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in ENDS}
         assert over == self.ends
         assert all(0 <= row["charged"] <= row["cost"] for row in rows)
 
-    def _counted(self, rows: list[dict[str, Any]]) -> None:
-        wanted: dict[str, list[float]] = {}
+    def _check_counts(self, rows: list[dict[str, Any]]) -> None:
+        expected: dict[str, list[float]] = {}
         for row in rows:
             for level in ancestry(row["account"]):
-                queued, active, billed = wanted.setdefault(level, [0, 0, 0.0])
+                queued, active, billed = expected.setdefault(level, [0, 0, 0.0])
                 state = row["state"]
-                wanted[level] = [queued + (state == "queued"), active + (state in ACTIVE), billed + row["billed"]]
+                expected[level] = [queued + (state == "queued"), active + (state in ACTIVE), billed + row["billed"]]
         for one in self.connection.execute(select(accounts)):
-            queued, active, billed = wanted.get(one.path, [0, 0, 0.0])
+            queued, active, billed = expected.get(one.path, [0, 0, 0.0])
             assert (one.queued, one.active) == (queued, active), one.path
-            if one.parent == "":  # below, whoever was idle comes in at the time served now
+            if one.parent == "":  # on lower levels, an idle member comes back at the present virtual time
                 assert one.virtual == pytest.approx(billed, abs=1e-6)
 
-    def _audited(self, row: dict[str, Any]) -> None:
-        """Its lines of the audit are a walk through the table of transitions that ends where it is."""
+    def _check_audit(self, row: dict[str, Any]) -> None:
+        """The audit of a job follows the table of transitions to its present state."""
         lines = self.connection.execute(select(audit).where(audit.c.job == row["id"]).order_by(audit.c.id)).all()
         assert (lines[0].source, lines[-1].target, lines[-1].epoch) == ("new", row["state"], row["epoch"])
         for last, line in itertools.pairwise(lines):
             assert line.source == last.target
             moved = line.source == line.target == "queued"  # into another pool
-            found = [one for one in TRANSITIONS.values() if line.source in one.sources and one.target == line.target]
-            assert moved or found
+            matches = [one for one in TRANSITIONS.values() if line.source in one.sources and one.target == line.target]
+            assert moved or matches
             assert line.epoch >= last.epoch
         assert sum(line.target in ENDS for line in lines) == (row["state"] in ENDS)
-        given_back = [line.epoch for line in lines if line.source in ACTIVE and line.target == "queued"]
-        assert len(given_back) == len(set(given_back)), "a claim is given back once, however often its report comes"
+        requeued_epochs = [line.epoch for line in lines if line.source in ACTIVE and line.target == "queued"]
+        assert len(requeued_epochs) == len(set(requeued_epochs)), (
+            "a claim is handed back once, however often its report comes"
+        )
 
 
 Jobs.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
@@ -160,9 +162,9 @@ def _writes_a_state(node: ast.AST) -> bool:
     return any(isinstance(key, ast.Constant) and key.value == "state" for key in keys)
 
 
-def test_a_jobs_state_is_written_in_one_place_alone():
-    """There an UPDATE names the states that it may leave; new jobs come from `Draft.values`."""
+def test_only_one_place_writes_the_state_of_a_job():
+    """Its UPDATE names the states that a job may leave. New jobs come from `Draft.values`."""
     sources = {path.name: path.read_text() for path in STORE.rglob("*.py")}
-    found = {name for name, source in sources.items() if any(map(_writes_a_state, ast.walk(ast.parse(source))))}
-    assert found == {"transition.py", "records.py"}
+    matches = {name for name, source in sources.items() if any(map(_writes_a_state, ast.walk(ast.parse(source))))}
+    assert matches == {"transition.py", "records.py"}
     assert not [name for name, source in sources.items() if "update jobs" in source.lower()]

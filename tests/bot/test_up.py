@@ -1,4 +1,4 @@
-"""`darkroom up` and its own engine: for how long it says that the engine is warming up."""
+"""`darkroom up`: what it says while its engine warms up, and what it checks before it starts."""
 
 from __future__ import annotations
 
@@ -25,42 +25,46 @@ WARM = Warm(
 LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
 
 
-class Watched:
-    """As much of a studio as is asked: who is there."""
+class FakeStudio:
+    """The part of a studio that is used here: its workers."""
 
     def __init__(self) -> None:
-        self.there: dict[str, Presence] = {}
+        self.online: dict[str, Presence] = {}
 
     def workers(self) -> dict[str, Presence]:
-        return self.there
+        return self.online
 
 
-async def _warming(
-    code: str, log: Path, studio: Watched, capsys: pytest.CaptureFixture[str], there: Presence | None = None
+async def _output_while_warming(
+    code: str, log: Path, studio: FakeStudio, capsys: pytest.CaptureFixture[str], presence: Presence | None = None
 ) -> str:
-    """What is said once the engine is not warming any more; `there` announces itself while it warms."""
+    """The output once the engine no longer warms up; `presence` announces itself meanwhile."""
     warming = asyncio.Event()
     warming.set()
     async with Workshop([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
-        telling = asyncio.create_task(say_when_warm(cast("Any", studio), shop, warming))
+        reporting = asyncio.create_task(say_when_warm(cast("Any", studio), shop, warming))
         await asyncio.sleep(0)
         assert warming.is_set()
-        if there is not None:
-            studio.there[there.worker] = there
-        await telling
+        if presence is not None:
+            studio.online[presence.worker] = presence
+        await reporting
     assert not warming.is_set()
     return capsys.readouterr().out
 
 
-async def test_until_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_engine_warms_up_until_it_announces_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     here = Presence(worker=HERE, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test")
-    assert "embedded is warm: paper" in await _warming(LIVES, tmp_path / "engine.log", Watched(), capsys, here)
+    assert "embedded is warm: paper" in await _output_while_warming(
+        LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here
+    )
 
 
-async def test_what_the_engine_loads_is_said_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.cli.up.GLANCE", 0.0)
     load = ModelProgress(model="sd15", phase="load", size=2 * 10**9)
-    said, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
+    sentences, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
     ended = asyncio.Event()
 
     def progress(name: str) -> ModelProgress | None:
@@ -71,22 +75,22 @@ async def test_what_the_engine_loads_is_said_line_by_line(monkeypatch: pytest.Mo
             ended.set()
             return None
 
-    task = asyncio.create_task(say_loads(progress, said.append))
+    task = asyncio.create_task(say_loads(progress, sentences.append))
     await asyncio.wait_for(ended.wait(), 10)
     task.cancel()
-    assert said == ["loading sd15, 2 GB", "measuring sd15", "sd15 is ready after 1 s"]
+    assert sentences == ["loading sd15, 2 GB", "measuring sd15", "sd15 is ready after 1 s"]
 
 
-async def test_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = await _warming(FAILS, tmp_path / "engine.log", Watched(), capsys)
-    assert "The engine stopped while it started" in said
+async def test_the_engine_warms_up_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = await _output_while_warming(FAILS, tmp_path / "engine.log", FakeStudio(), capsys)
+    assert "The engine stopped while it started" in output
 
 
-async def test_a_picture_check_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    await asyncio.to_thread(_looks, tmp_path)
+async def test_a_missing_picture_check_is_refused_at_once(tmp_path: Path) -> None:
+    await asyncio.to_thread(_check_picture_check, tmp_path)
 
 
-def _looks(tmp_path: Path) -> None:
+def _check_picture_check(tmp_path: Path) -> None:
     check_there(load(data=tmp_path))
     with pytest.raises(Refused, match="is no folder with a model"):
         check_there(load(data=tmp_path, check=tmp_path))
@@ -94,16 +98,16 @@ def _looks(tmp_path: Path) -> None:
     check_there(load(data=tmp_path, check=tmp_path))
 
 
-async def test_what_is_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = replace(WARM, name="large", loaded=False)
     here = Presence(worker=HERE, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test")
-    said = await _warming(LIVES, tmp_path / "engine.log", Watched(), capsys, here)
-    assert "large is offered, and loaded when somebody asks for it." in said
-    assert "large is warm" not in said
+    output = await _output_while_warming(LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here)
+    assert "large is offered, and loaded when somebody asks for it." in output
+    assert "large is warm" not in output
 
 
 @pytest.mark.parametrize("memory", ["much", "0"])
-async def test_a_size_that_is_none_is_said_at_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refused, match=r"--memory or DARKROOM_MEMORY: a size such as 12GB is needed\."):
         check_size(memory)
     monkeypatch.setenv("DARKROOM_MEMORY", memory)
@@ -125,45 +129,45 @@ except Refused as refused:
 """
 
 
-async def _open(program: asyncio.subprocess.Process) -> None:
+async def _wait_until_open(program: asyncio.subprocess.Process) -> None:
     assert program.stdout is not None
     line = b" "
     while line and b"Darkroom is open" not in line:
         line = await program.stdout.readline()
-    assert line, "it has ended"
+    assert line, "the program ended early"
 
 
-async def test_two_folders_and_one_database_are_one_bot_at_a_time(tmp_path: Path, database: str) -> None:
-    """Each with a broker of its own."""
+async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path: Path, database: str) -> None:
+    """Each folder has a broker of its own."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
 
-    async def started(name: str) -> asyncio.subprocess.Process:
+    async def start(name: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-c", RUN, str(tmp_path / name), env=env | {"DATABASE_URL": database},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
 
     async with asyncio.timeout(60):
-        first = await started("first")
+        first = await start("first")
         try:
-            await _open(first)
-            second = await started("second")
-            _, said = await second.communicate()
-            assert b"Another bot is at work on this database (bot-" in said
+            await _wait_until_open(first)
+            second = await start("second")
+            _, output = await second.communicate()
+            assert b"Another bot is at work on this database (bot-" in output
             assert first.returncode is None
         finally:
             first.terminate()
             await first.communicate()
-        third = await started("second")
-        await _open(third)
+        third = await start("second")
+        await _wait_until_open(third)
         third.terminate()
         await third.communicate()
 
 
-async def test_only_a_database_or_broker_that_others_may_find_needs_a_leader(tmp_path: Path) -> None:
-    def looked() -> None:
+async def test_only_a_shared_database_or_broker_needs_a_leader(tmp_path: Path) -> None:
+    def check() -> None:
         assert not is_shared(load(data=tmp_path))
         assert is_shared(load(data=tmp_path, nats="nats://10.0.0.5:4222"))
         assert is_shared(load(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
 
-    await asyncio.to_thread(looked)
+    await asyncio.to_thread(check)

@@ -1,4 +1,4 @@
-"""A database of an earlier version, with rows in it, brought up to date: nothing that it knew is lost."""
+"""Migrations of a database of an earlier version, with rows in it: nothing is lost."""
 
 from __future__ import annotations
 
@@ -47,44 +47,44 @@ def row(job: str, state: str, **more: Any) -> dict[str, Any]:
     return values | more
 
 
-def old(connection: Connection) -> MetaData:
+def reflect_tables(connection: Connection) -> MetaData:
     """The tables as they are now."""
-    found = MetaData()
-    found.reflect(connection)
-    return found
+    tables = MetaData()
+    tables.reflect(connection)
+    return tables
 
 
-def first_room(connection: Connection) -> None:
-    """Three jobs: shown, not shown yet, and one of the page."""
+def fill_first_version(connection: Connection) -> None:
+    """Adds three jobs: one shown, one not shown yet, and one of the web page."""
     where = [
         ("discord", {"channel": "30", "message": "40", "token": "t"}), ("discord", {"channel": "31", "token": "u"}),
         ("web", {}),
     ]  # fmt: skip
     upgrade(connection, "0001")
-    tables = old(connection).tables
-    for n, (kind, there) in enumerate(where):
+    tables = reflect_tables(connection).tables
+    for n, (kind, address) in enumerate(where):
         connection.execute(tables["jobs"].insert().values(**row(str(n) * 26, "finished")))
-        shown = {"job": str(n) * 26, "kind": kind, "where": there, "delivered": None}
-        connection.execute(tables["places"].insert().values(**shown))
+        destination = {"job": str(n) * 26, "kind": kind, "where": address, "delivered": None}
+        connection.execute(tables["places"].insert().values(**destination))
 
 
-async def upgraded(url: str, act: Callable[[Connection], None]) -> None:
-    there = await asyncio.to_thread(database_at, url)
+async def upgrade_database(url: str, act: Callable[[Connection], None]) -> None:
+    database = await asyncio.to_thread(database_at, url)
     try:
-        await there.upgrade(act)
+        await database.upgrade(act)
     finally:
-        await there.close()
+        await database.close()
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_jobs_of_the_first_room_keep_their_messages_and_channels(bare):
-    await upgraded(bare, first_room)
+async def test_jobs_of_the_first_version_keep_their_messages_and_channels(bare):
+    await upgrade_database(bare, fill_first_version)
     store = await Store.open(bare)
     try:
         assert await store.ask(places.job_at, "40") == "0" * 26
-        shown = (await store.ask(places.deliveries, "0" * 26))["answer"]
-        assert (shown.message, shown.place.where["message"], shown.place.where["token"]) == ("40", "40", "t")
+        delivery = (await store.ask(places.deliveries, "0" * 26))["answer"]
+        assert (delivery.message, delivery.place.where["message"], delivery.place.where["token"]) == ("40", "40", "t")
         assert (await store.ask(places.deliveries, "1" * 26))["answer"].message == ""
         records = [await store.record(str(n) * 26) for n in range(3)]
         assert [one and (one.channel, one.task) for one in records] == [("30", RECIPE), ("31", RECIPE), ("", RECIPE)]
@@ -98,8 +98,8 @@ def versions() -> list[str]:
     return sorted(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("0*.py"))
 
 
-def a_value(column: Column[Any]) -> Any:
-    """Something that fits, whatever the column is for."""
+def sample_value(column: Column[Any]) -> Any:
+    """A value that fits the type of a column."""
     kinds: tuple[tuple[type[TypeEngine[Any]], Any], ...] = (
         (JSON, {"a": ["b"]}), (Boolean, True), (LargeBinary, b"\0a"), (Integer, 7), (Float, 1.5), (String, "x"),
     )  # fmt: skip
@@ -108,22 +108,22 @@ def a_value(column: Column[Any]) -> Any:
     return next(value for kind, value in kinds if isinstance(column.type, kind))
 
 
-def with_a_row_in_each(version: str) -> Callable[[Connection], None]:
-    def filled(connection: Connection) -> None:
+def fill_each_table(version: str) -> Callable[[Connection], None]:
+    def fill(connection: Connection) -> None:
         upgrade(connection, version)
-        found = old(connection)
-        for table in found.sorted_tables:
+        tables = reflect_tables(connection)
+        for table in tables.sorted_tables:
             if table.name == "jobs":
                 connection.execute(table.insert().values(**row("0" * 26, "finished")))
             elif table.name != "alembic_version":
-                values = {column.name: a_value(column) for column in table.columns if column.name != "id"}
+                values = {column.name: sample_value(column) for column in table.columns if column.name != "id"}
                 connection.execute(table.insert().values(**values))
 
-    return filled
+    return fill
 
 
-def counted(connection: Connection) -> dict[str, int]:
-    tables = old(connection).sorted_tables
+def count_rows(connection: Connection) -> dict[str, int]:
+    tables = reflect_tables(connection).sorted_tables
     return {one.name: connection.execute(select(func.count()).select_from(one)).scalar_one() for one in tables}
 
 
@@ -131,12 +131,12 @@ def counted(connection: Connection) -> dict[str, int]:
 @pytest.mark.may_block("migrations are read on the store's own thread")
 @pytest.mark.parametrize("version", versions())
 async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare, version):
-    await upgraded(bare, with_a_row_in_each(version))
+    await upgrade_database(bare, fill_each_table(version))
     store = await Store.open(bare)
     try:
         assert await store.ask(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
-        found = await store.ask(counted)
-        assert {name: found[name] for name in ("jobs", "places", "pictures", "accounts", "moves", "models")} == {
+        counts = await store.ask(count_rows)
+        assert {name: counts[name] for name in ("jobs", "places", "pictures", "accounts", "moves", "models")} == {
             "jobs": 1, "places": 1, "pictures": 1, "accounts": 1, "moves": 1, "models": 1,
         }  # fmt: skip
         record = await store.record("0" * 26)
@@ -144,6 +144,6 @@ async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare, versio
         assert (record.task, record.state) == (RECIPE, "finished")
         assert next(iter((await store.ask(places.deliveries, "0" * 26)).values())).place.where == {"a": ["b"]}
         assert (await store.ask(reads.history, ["0" * 26]))[0].why == "x"
-        assert set(found.values()) <= {0, 1}
+        assert set(counts.values()) <= {0, 1}
     finally:
         await store.close()

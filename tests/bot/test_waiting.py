@@ -1,4 +1,4 @@
-"""Why a job waits, in words: one table from facts to sentences."""
+"""Why a job waits: one table from facts to sentences."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ COLD = {"model": "sd-1.5", "loaded": False}
         ({"starting": "A worker is starting."}, "Next in line: it starts when there is room."),
     ],
 )  # fmt: skip
-def test_what_is_said(facts: dict[str, object], said: str) -> None:
+def test_the_reason_for_waiting_follows_from_the_facts(facts: dict[str, object], said: str) -> None:
     assert why(Facts(**facts)) == said  # pyright: ignore[reportArgumentType] - a table of keywords

@@ -1,4 +1,4 @@
-"""A walk between two prompts: its grammar, its jobs over a real broker and store, its film."""
+"""Interpolation between two prompts: its grammar, its jobs over a real broker and store, and its film."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FOX = Recipe(
 )  # fmt: skip
 
 
-def test_it_is_typed_as_a_flag_with_words():
+def test_an_interpolation_is_requested_by_a_flag_with_a_prompt():
     (one,) = parse("a fox, blue --walk a terrier, red --frames 8 --no fog", None).requests
     assert (one.words, one.walk, one.frames, one.negative) == ("a fox, blue", "a terrier, red", 8, "fog")
     assert parse("a fox", None, options={"walk": "a cat"}).requests[0].frames == 12
@@ -53,68 +53,68 @@ def test_it_is_typed_as_a_flag_with_words():
         ("a --walk b --repeat 4", "makes 12 jobs"),
     ],
 )
-def test_what_is_no_walk_is_a_sentence(text, why):
+def test_an_invalid_interpolation_is_refused_in_one_sentence(text, why):
     with pytest.raises(Refused, match=why):
         parse(text, None, wordless=text.startswith("--"))
 
 
 @pytest.mark.parametrize("sampler", sorted(WHOLE_SAMPLERS))
-def test_the_unmodified_pipeline_draws_none(sampler):
+def test_a_whole_pipeline_draws_no_interpolation(sampler):
     part = msgspec.structs.replace(stations(FOX, "a cat", 4)[0], sampler=sampler)
     with pytest.raises(Refused, match="cannot do --walk"):
         check_sampler(part)
 
 
-def a_film(frames: int) -> list[tuple[int, int]]:
-    """The shade in the middle of each frame, and its milliseconds."""
+def film_frames(frames: int) -> list[tuple[int, int]]:
+    """The shade and the milliseconds of each frame."""
     pictures = [png(32, 32, round(200 * place / (frames - 1))) for place in range(frames)]
-    made = Image.open(io.BytesIO(walk(pictures)))
-    seen = []
-    for place in range(getattr(made, "n_frames", 1)):
-        made.seek(place)
-        made.load()
-        seen.append((made.convert("L").getpixel((9, 9)), made.info["duration"]))
-    return seen
+    film = Image.open(io.BytesIO(walk(pictures)))
+    frames_seen = []
+    for place in range(getattr(film, "n_frames", 1)):
+        film.seek(place)
+        film.load()
+        frames_seen.append((film.convert("L").getpixel((9, 9)), film.info["duration"]))
+    return frames_seen
 
 
-def test_its_film_goes_there_and_back_through_every_picture():
-    seen = a_film(5)
-    shades = [shade for shade, _ in seen]
-    assert len(seen) == 2 * 4 * BETWEEN + 1
-    there = [200 * at / 12 for at in range(13)]
-    assert shades == pytest.approx([*there, *there[-2::-1]], abs=3)
-    assert seen[4 * BETWEEN][1] >= HOLD_MS <= seen[-1][1]
+def test_the_film_goes_forth_and_back_through_every_picture():
+    frames = film_frames(5)
+    shades = [shade for shade, _ in frames]
+    assert len(frames) == 2 * 4 * BETWEEN + 1
+    forth = [200 * at / 12 for at in range(13)]
+    assert shades == pytest.approx([*forth, *forth[-2::-1]], abs=3)
+    assert frames[4 * BETWEEN][1] >= HOLD_MS <= frames[-1][1]
     assert walking([png(64, 32), png(64, 32)]).size == (512, 256)
     with pytest.raises(ValueError, match="two pictures"):
         walk([png(8, 8)])
 
 
-async def over(house, jobs, until):
-    async def done() -> bool:
-        return all([(await house.studio.view(job)).state not in ("queued", "sent", "running") for job in jobs])
+async def wait_for_end(app, jobs, until):
+    async def are_done() -> bool:
+        return all([(await app.studio.view(job)).state not in ("queued", "sent", "running") for job in jobs])
 
-    await until(done)
-    return [await house.studio.view(job) for job in jobs]
+    await until(are_done)
+    return [await app.studio.view(job) for job in jobs]
 
 
 @pytest.mark.asyncio
-async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_film(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    studio = house.studio
+    await until(lambda: app.studio.workers())
+    studio = app.studio
     tickets = await studio.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
     assert len(tickets) == 2
-    views = await over(house, [one.job for one in tickets], until)
+    views = await wait_for_end(app, [one.job for one in tickets], until)
     assert [view.recipe.walk for view in views] == [Walk("a cat", 0, 6), Walk("a cat", 4, 6)]
     assert [(view.recipe.count, view.recipe.seed) for view in views] == [(4, 7), (2, 7)]
-    assert sum(view.walk for view in views) == 1, "one of them bears the film"
+    assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
     films = [await studio.walk(view.id) for view in views]
     assert films[0] == films[1]
-    assert [part.id for part in await house.store.ask(walks.parts, views[1].id)] == [view.id for view in views]
+    assert [part.id for part in await app.store.ask(walks.parts, views[1].id)] == [view.id for view in views]
 
     (other,) = await studio.imagine("a fox --steps 20", ann, here)
-    (view,) = await over(house, [other.job], until)
+    (view,) = await wait_for_end(app, [other.job], until)
     assert not view.walk
     with pytest.raises(Refused, match="no film of a walk"):
         await studio.walk(view.id)
@@ -124,7 +124,7 @@ async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace,
     moved = await studio.vary(views[1].id, 0, BOB, here)
     recipe = (await studio.view(moved.job)).recipe
     assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (Ancestor(7, 0, 0.2),))
-    await over(house, [moved.job], until)
+    await wait_for_end(app, [moved.job], until)
     for job in (views[1].id, moved.job):
         for strength in (None, 0.6):
             (dog,) = await studio.remix(job, 0, "dog:: cat::-0.5", BOB, here, strength=strength)
@@ -132,12 +132,12 @@ async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace,
             assert not recipe.mixed, "nobody typed --mix"
     (both,) = await studio.remix(moved.job, 0, "dog:: cat:: --mix", BOB, here)
     assert (await studio.view(both.job)).recipe.mixed
-    await over(house, [both.job], until)
-    (kept,) = await studio.remix(both.job, 0, "dog:: rat::", BOB, here)
-    assert (await studio.view(kept.job)).recipe.mixed, "typed before"
-    (alone,) = await studio.remix(views[1].id, 1, "a dog", BOB, here)
-    recipe = (await studio.view(alone.job)).recipe
-    assert (recipe.count, recipe.seed, alone.notes) == (1, 7, ())
+    await wait_for_end(app, [both.job], until)
+    (mixed,) = await studio.remix(both.job, 0, "dog:: rat::", BOB, here)
+    assert (await studio.view(mixed.job)).recipe.mixed, "--mix was typed before"
+    (single,) = await studio.remix(views[1].id, 1, "a dog", BOB, here)
+    recipe = (await studio.view(single.job)).recipe
+    assert (recipe.count, recipe.seed, single.notes) == (1, 7, ())
     (several,) = await studio.remix(views[0].id, None, "a dog", BOB, here)
     assert "is not that of its stations" in several.notes[0]
     words = await studio.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
@@ -149,16 +149,16 @@ async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace,
 
 
 @pytest.mark.asyncio
-async def test_a_walk_is_deleted_as_a_whole_and_its_words_are_read(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_an_interpolation_is_deleted_whole_and_the_word_filter_reads_its_prompts(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    tickets = await house.studio.imagine("a fox --walk a cat --frames 5 --steps 20", ann, here)
-    await over(house, [one.job for one in tickets], until)
-    done = await house.desk.moderation.delete(tickets[1].job, ann)
-    assert set(done.shown) == {one.job for one in tickets}
+    await until(lambda: app.studio.workers())
+    tickets = await app.studio.imagine("a fox --walk a cat --frames 5 --steps 20", ann, here)
+    await wait_for_end(app, [one.job for one in tickets], until)
+    deletion = await app.desk.moderation.delete(tickets[1].job, ann)
+    assert set(deletion.shown) == {one.job for one in tickets}
     with pytest.raises(Refused):
-        await house.studio.view(tickets[0].job)
+        await app.studio.view(tickets[0].job)
     draft = Draft(
         id="0" * 26, action="imagine", prompt="p", notes=(), task=stations(FOX, "a gory cat", 4)[0], member=ann,
         place=here, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
@@ -167,39 +167,41 @@ async def test_a_walk_is_deleted_as_a_whole_and_its_words_are_read(workplace, un
 
 
 @pytest.mark.asyncio
-async def test_the_same_walk_twice_is_two_walks(workplace, ann, here):
-    house = await workplace.house()
-    tickets = await house.studio.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
+async def test_the_same_interpolation_twice_is_two_interpolations(workplace, ann, here):
+    app = await workplace.house()
+    tickets = await app.studio.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
     jobs = [one.job for one in tickets]
     for place, job in enumerate(jobs):
-        found = [part.id for part in await house.store.ask(walks.parts, job)]
-        assert found == jobs[:2] if place < 2 else found == jobs[2:]
+        part_ids = [part.id for part in await app.store.ask(walks.parts, job)]
+        assert part_ids == jobs[:2] if place < 2 else part_ids == jobs[2:]
 
 
 @pytest.mark.asyncio
-async def test_the_unmodified_pipeline_is_refused_before_it_costs_anything(workplace, until, ann, here, monkeypatch):
+async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_anything(
+    workplace, until, ann, here, monkeypatch
+):
     whole = msgspec.structs.replace(warm(), samplers=("ddim", "heun"))
     monkeypatch.setattr("tests.bot.conftest.warm", lambda *_: whole)
-    house = await workplace.house()
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
+    await until(lambda: app.studio.workers())
     with pytest.raises(Refused, match="cannot do --walk"):
-        await house.studio.imagine("a fox --walk a cat --sampler heun", ann, here)
+        await app.studio.imagine("a fox --walk a cat --sampler heun", ann, here)
     with Screen(Console(quiet=True), 1) as screen, pytest.raises(Refused, match="cannot do --walk"):
         own._recipes("a fox --walk a cat --sampler heun", {}, whole, screen, None)
 
 
 @pytest.mark.asyncio
-async def test_a_walk_under_way_has_no_film_yet(workplace, until, ann, here):
-    house = await workplace.house()
-    tickets = await house.studio.imagine("a fox --walk a cat", ann, here)
+async def test_an_unfinished_interpolation_has_no_film_yet(workplace, until, ann, here):
+    app = await workplace.house()
+    tickets = await app.studio.imagine("a fox --walk a cat", ann, here)
     assert len(tickets) == 3
     for ticket in tickets:
         with pytest.raises(Refused, match="still under way"):
-            await house.studio.walk(ticket.job)
+            await app.studio.walk(ticket.job)
 
 
-def test_a_station_stands_still_for_what_goes_on_from_it():
+def test_a_frame_of_an_interpolation_becomes_a_plain_recipe_for_later_jobs():
     recipe = FOX
     parts = stations(recipe, "a cat", 9)
     assert [part.count for part in parts] == [4, 4, 1]
@@ -212,7 +214,7 @@ def test_a_station_stands_still_for_what_goes_on_from_it():
     assert pinned(parts[0]).bucket == pinned(recipe).bucket
 
 
-def test_there_is_none_between_noises_beyond_the_last_seed():
+def test_no_interpolation_goes_beyond_the_last_seed():
     grid = msgspec.structs.replace(FOX, count=3, seed=2**32 - 3)
     assert walkable(grid)
     for part in between(grid):
@@ -221,21 +223,21 @@ def test_there_is_none_between_noises_beyond_the_last_seed():
 
 
 @pytest.mark.asyncio
-async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until, ann, here):
-    house = await workplace.house()
+async def test_an_interpolation_between_pictures_goes_through_each(workplace, until, ann, here):
+    app = await workplace.house()
     await workplace.worker()
-    await until(lambda: house.studio.workers())
-    studio = house.studio
+    await until(lambda: app.studio.workers())
+    studio = app.studio
     (ticket,) = await studio.imagine("a fox --count 3 --seed 7 --steps 20", ann, here)
     with pytest.raises(Refused, match="between several finished pictures"):
         await studio.walk_between(ticket.job, BOB, here)
-    (grid,) = await over(house, [ticket.job], until)
+    (grid,) = await wait_for_end(app, [ticket.job], until)
     (last,) = await studio.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, here)
-    await over(house, [last.job], until)
+    await wait_for_end(app, [last.job], until)
     with pytest.raises(Refused, match="above 4294967295"):
         await studio.walk_between(last.job, BOB, here)
     tickets = await studio.walk_between(grid.id, BOB, here)
-    views = await over(house, [one.job for one in tickets], until)
+    views = await wait_for_end(app, [one.job for one in tickets], until)
     assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
     images = [of_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
     assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
@@ -243,7 +245,7 @@ async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until
     assert sum(view.walk for view in views) == 1
     film = Image.open(io.BytesIO(await studio.walk(views[0].id, kind="gif")))
     assert film.format == "GIF"
-    (varied_ones,) = await over(house, [(await studio.vary(grid.id, 0, ann, here)).job], until)
+    (varied_ones,) = await wait_for_end(app, [(await studio.vary(grid.id, 0, ann, here)).job], until)
     for other in (varied_ones, views[0]):
         with pytest.raises(Refused, match="none of which is a variation"):
             await studio.walk_between(other.id, ann, here)

@@ -1,4 +1,4 @@
-"""Forbidden words are found in every disguise that we know, and nothing is found in words that merely contain them."""
+"""The word filter finds forbidden words in every known disguise, and never in words that merely contain them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bot.rules.wordtree import OFTEN
 
 quick = settings(deadline=None, max_examples=300)
 
-LIST = (
+FORBIDDEN = (
     "bad", "fuck", "shit", "cunt", "rape", "naked", "gore", "nigger", "ass", "penis", "beheading", "slut*", "хуй",
     "сука*", "色情", "エロ", "바보*", "قحبة", "🍆", "very ill thing", "88", "god",
 )  # fmt: skip
-LATIN = tuple(word for word in LIST if word.isascii() and word.isalpha())
+LATIN_WORDS = tuple(word for word in FORBIDDEN if word.isascii() and word.isalpha())
 
-# What may stand for a letter and stay what a reader sees: scripts, alphabets of symbols, small and turned letters.
-ALIKE = {
+# Characters that a reader takes for a letter: other scripts, symbol alphabets, small and turned letters.
+LOOKALIKES = {
     "a": "аαɑᴀ𝐚ａⓐ🅰ɐáå", "b": "вβʙ𝒃ｂⓑ🅱ḃ", "c": "сᴄ𝓬ｃⓒç", "d": "ԁᴅ𝔡ｄⓓđ", "e": "еεᴇ𝕖ｅⓔǝé", "f": "ꜰ𝖿ｆⓕƒ",
     "g": "ɡɢ𝗀ｇⓖğ", "h": "һнʜｈⓗħ", "i": "іιıɪｉⓘí", "k": "кκᴋｋⓚ", "l": "ӏʟｌⓛł", "n": "пηɴｎⓝñ", "o": "оοᴏｏⓞø0",
     "p": "рρᴘｐⓟ", "r": "гʀｒⓡ", "s": "ѕꜱｓⓢś", "t": "тτᴛｔⓣŧ", "u": "υսᴜｕⓤü",
 }  # fmt: skip
-UNSEEN = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u034f", "\ufe0f", "\u0336", "\u0301\u0323"]
+INVISIBLE = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u034f", "\ufe0f", "\u0336", "\u0301\u0323"]
 INSIDE = [".", "-", "_", "~", "·", "'", "..."]
 APART = [" ", "  ", ".", " - ", ", ", "/", "\u3000"]
 CLEAN = (
@@ -41,10 +41,10 @@ CLEAN = (
 
 
 @st.composite
-def disguised(draw: st.DrawFn) -> tuple[str, str]:
-    """A word of the list, each letter by any of the tricks, with gaps of one kind, and what it is."""
-    word = draw(st.sampled_from(LATIN))
-    keeps = draw(st.integers(0, len(word) - 1))  # a letter that stays one: digits alone are a number
+def disguised_words(draw: st.DrawFn) -> tuple[str, str]:
+    """A forbidden word, and the same word with its letters disguised and gaps of one kind."""
+    word = draw(st.sampled_from(LATIN_WORDS))
+    keeps = draw(st.integers(0, len(word) - 1))  # one letter stays a letter: digits alone are a number
     letters = [_letter(draw, letter, place == keeps) for place, letter in enumerate(word)]
     gaps = draw(st.sampled_from(["none", "some", "all"]))
     if gaps == "all" and len(word) >= 3:
@@ -61,18 +61,20 @@ def _joined(draw: st.DrawFn, letters: list[str], gaps: list[str]) -> list[str]:
 
 def _letter(draw: st.DrawFn, letter: str, true: bool) -> str:
     signs = "" if true else "".join(one for one, stands in STANDS.items() if letter in stands)
-    alike = [one for one in letter + letter.upper() + ALIKE.get(letter, "") + signs if not (true and one.isdigit())]
+    alike = [
+        one for one in letter + letter.upper() + LOOKALIKES.get(letter, "") + signs if not (true and one.isdigit())
+    ]
     one = draw(st.sampled_from(alike))
     times = draw(st.sampled_from([1, 1, 1, 3, 4] + ([2] if letter not in OFTEN else [])))
-    return one * times + draw(st.sampled_from(["", "", *UNSEEN]))
+    return one * times + draw(st.sampled_from(["", "", *INVISIBLE]))
 
 
-around = st.sampled_from(["", "a ", "very ", "(", "so, ", "“", "1 ", "我", "— ", "🍎"])
-behind = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的", " 4k", "::2"])
+prefixes = st.sampled_from(["", "a ", "very ", "(", "so, ", "“", "1 ", "我", "— ", "🍎"])
+suffixes = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的", " 4k", "::2"])
 
 
 @settings(deadline=None, max_examples=1500)
-@given(disguised(), around, behind)
+@given(disguised_words(), prefixes, suffixes)
 @example(("ass", "@$$"), "", "")
 @example(("fuck", "f*ck"), "", "")
 @example(("nigger", "n1gg3r"), "the ", "")
@@ -80,14 +82,14 @@ behind = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的", "
 @example(("bad", "b\u0e34ad"), "", "")
 def test_any_word_of_the_list_is_found_in_any_disguise(hidden: tuple[str, str], before: str, after: str) -> None:
     word, written = hidden
-    match = found(before + written + after, LIST)
+    match = found(before + written + after, FORBIDDEN)
     assert match is not None, f"{word} as {written!r}"
     assert match.kind == "word"
 
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_words_that_contain_a_listed_one_are_no_match(text: str) -> None:
-    assert found(text, LIST) is None
+    assert found(text, FORBIDDEN) is None
 
 
 @quick
@@ -96,15 +98,15 @@ def test_words_that_contain_a_listed_one_are_no_match(text: str) -> None:
         st.sampled_from(("terrier", "looking", "up", "cute", "white", "house", "4k", "by", "лес", "море")), max_size=12
     )
 )
-def test_a_text_without_a_listed_word_has_none(parts: list[str]) -> None:
+def test_a_text_without_a_listed_word_has_no_match(parts: list[str]) -> None:
     for gap in (" ", ", ", ". ", " - "):
-        assert found(gap.join(parts), LIST) is None
+        assert found(gap.join(parts), FORBIDDEN) is None
 
 
 @quick
 @given(st.text("abcdefghijklmnopqrstuwxyz ", max_size=60))
 def test_plain_text_is_read_as_plain_words(text: str) -> None:
-    """Among unadorned letters a word is found exactly if it stands there, or its letters do one by one."""
+    """In plain letters a word is found exactly if it is there, whole or letter by letter."""
     assume(not re.search(r"(.)\1", text))
     words = text.split()
     loose = any(len(word) == 1 for word in words)
@@ -123,8 +125,8 @@ def test_plain_text_is_read_as_plain_words(text: str) -> None:
         ("bad_", "bad"),
     ],
 )  # fmt: skip
-def test_other_scripts_phrases_and_signs(text: str, entry: str) -> None:
-    match = found(text, LIST)
+def test_words_in_other_scripts_phrases_and_signs_are_found(text: str, entry: str) -> None:
+    match = found(text, FORBIDDEN)
     assert match is not None
     assert match.entry == entry
 
@@ -142,12 +144,12 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 
 @quick
 @given(st.text(max_size=300), st.lists(st.text(min_size=1, max_size=20), max_size=10))
-def test_no_text_and_no_list_breaks_it(text: str, words: list[str]) -> None:
+def test_no_text_and_no_list_breaks_the_filter(text: str, words: list[str]) -> None:
     match = found(text, words, words)
     assert match is None or match.entry in words
 
 
-def test_a_text_made_to_be_read_in_a_million_ways_is_given_up() -> None:
+def test_a_text_with_a_million_readings_is_given_up() -> None:
     words = [
         format(number * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for number in range(500)
     ]
@@ -155,10 +157,10 @@ def test_a_text_made_to_be_read_in_a_million_ways_is_given_up() -> None:
     assert found("1" * 30, words) is None
     effort = Effort()
     assert found("1" * 35, words, effort=effort) is None
-    assert found("1" * 35, words, effort=effort) == Match("tangled", ""), "one effort for all texts of a request"
+    assert found("1" * 35, words, effort=effort) == Match("tangled", ""), "all texts of a request share one budget"
 
 
-def test_patterns_that_outgrow_their_memory_are_given_up_too() -> None:
+def test_patterns_that_need_too_much_memory_are_given_up() -> None:
     patterns = [f"(x|y|z){{{n}}}[^q]{{150}}q" for n in range(1, 51)]
     assert all(map(read_pattern, patterns))
     effort = Effort()
@@ -167,7 +169,7 @@ def test_patterns_that_outgrow_their_memory_are_given_up_too() -> None:
     assert found("red apple, " * 9, [], patterns) is None
 
 
-def test_ten_long_prompts_are_read_with_one_effort() -> None:
+def test_ten_long_prompts_fit_one_budget() -> None:
     effort = Effort()
     words = [f"{one}{other}" for one in ("gore", "blood", "naked", "knife", "corpse") for other in map(str, range(99))]
     for n in range(10):
@@ -176,17 +178,17 @@ def test_ten_long_prompts_are_read_with_one_effort() -> None:
 
 
 def test_a_text_that_grows_when_it_is_normalised_is_still_read_to_its_end() -> None:
-    assert found("\ufdfa" * 1900 + " bad", LIST) == Match("word", "bad")
+    assert found("\ufdfa" * 1900 + " bad", FORBIDDEN) == Match("word", "bad")
 
 
-def test_patterns_see_the_text_as_typed_and_as_it_is_read() -> None:
+def test_patterns_match_the_typed_and_the_normalised_text() -> None:
     patterns = [read_pattern(r"\bnude\w*"), read_pattern(r"[A-Z]{3}-\d{4}"), read_pattern("^a .* cat$")]
     assert found("NUDES, at noon", (), patterns) == Match("pattern", r"\bnude\w*")
     assert found("n\u200bu\u0301d3s", (), patterns) == Match("pattern", r"\bnude\w*")
     assert found("plate abc-1234", (), patterns) == Match("pattern", r"[A-Z]{3}-\d{4}")
     assert found("a very small cat", (), patterns) == Match("pattern", "^a .* cat$")
     assert found("denuded hills", (), patterns) is None
-    assert found("bad nudes", LIST, patterns) == Match("word", "bad")
+    assert found("bad nudes", FORBIDDEN, patterns) == Match("word", "bad")
 
 
 @pytest.mark.parametrize(
@@ -202,22 +204,22 @@ def test_bad_patterns_are_refused_with_re2s_reason(pattern: str, said: str) -> N
         read_pattern(pattern)
     assert said in caught.value.sentence
     assert len(caught.value.sentence) < 300
-    assert found("abc", (), [pattern]) is None or "everything" in said, "one that got in another way harms nobody"
+    assert found("abc", (), [pattern]) is None or "everything" in said, "a bad pattern from elsewhere does no harm"
 
 
 @quick
 @given(st.text("ab()[]*+?.{}1,\\|^$pL", max_size=40), st.text("ab1 ", max_size=200))
-def test_any_pattern_is_taken_or_refused_in_one_sentence(pattern: str, text: str) -> None:
+def test_any_pattern_is_accepted_or_refused_in_one_sentence(pattern: str, text: str) -> None:
     try:
-        taken = read_pattern(pattern)
+        accepted = read_pattern(pattern)
     except Refused as refused:
-        taken, said = "", refused.sentence
+        accepted, said = "", refused.sentence
     else:
         said = "taken"
     assert said
     assert "\n" not in said
-    if taken:
-        assert found(text, (), [taken]) in (None, Match("pattern", taken))
+    if accepted:
+        assert found(text, (), [accepted]) in (None, Match("pattern", accepted))
 
 
 def test_words_are_checked_when_they_are_set() -> None:
@@ -238,8 +240,8 @@ def test_words_are_checked_when_they_are_set() -> None:
         read_word("x" * 101)
 
 
-def test_every_letter_and_sign_means_what_the_tests_say() -> None:
-    for letter, alike in ALIKE.items():
+def test_lookalikes_are_normalised_to_their_letters() -> None:
+    for letter, alike in LOOKALIKES.items():
         for one in alike.replace("0", ""):
             assert normalised(one) == letter, one
     assert sign("1").letters == "1il"
@@ -250,20 +252,20 @@ def test_every_letter_and_sign_means_what_the_tests_say() -> None:
     "text", ["(gore:1.2)", "((gore))", "a [gore] b", "g(or:1.3)e", "(go)[re]", "(go:1.5)(re:1.5)", "(go:1)((re:0.2))"]
 )
 def test_emphasis_hides_no_word(text: str) -> None:
-    assert found(text, LIST) == Match("word", "gore")
-    assert found(f"a cat, {text}, red", LIST) == Match("word", "gore")
+    assert found(text, FORBIDDEN) == Match("word", "gore")
+    assert found(f"a cat, {text}, red", FORBIDDEN) == Match("word", "gore")
 
 
 def test_emphasis_hides_no_phrase_and_nothing_from_patterns() -> None:
-    assert found("very (ill:1.3) thing", LIST) == Match("word", "very ill thing")
-    assert found("(very:1.3) ill [thing]", LIST) == Match("word", "very ill thing")
+    assert found("very (ill:1.3) thing", FORBIDDEN) == Match("word", "very ill thing")
+    assert found("(very:1.3) ill [thing]", FORBIDDEN) == Match("word", "very ill thing")
     assert found("dead (body:1.2)", (), [r"dead\s+body"]) == Match("pattern", r"dead\s+body")
     assert found("(dead:1.21) body", (), [r"dead body"]) == Match("pattern", r"dead body")
-    assert found("dead [ends] everywhere", LIST, [r"dead body"]) is None
+    assert found("dead [ends] everywhere", FORBIDDEN, [r"dead body"]) is None
 
 
 def test_emphasis_costs_no_more_than_a_second_reading() -> None:
     one, two = Effort(), Effort()
-    found("a quiet red fox in the snow", LIST, effort=one)
-    found("a quiet (red) fox in the snow", LIST, effort=two)
+    found("a quiet red fox in the snow", FORBIDDEN, effort=one)
+    found("a quiet (red) fox in the snow", FORBIDDEN, effort=two)
     assert 60_000 - two.left <= 3 * (60_000 - one.left)

@@ -1,4 +1,4 @@
-"""`darkroom worker-key`, a real broker and an open house: a worker with a key does whole jobs, and spoils nobody's."""
+"""`darkroom worker-key` with a real broker and bot: a worker with a key runs whole jobs and spoils no others."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from engine.job import Failed, Finished, Started, encode
 LEASE = 1.0
 
 
-def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+def run_worker_key(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     app(["worker-key", *args], standalone_mode=False)
     return capsys.readouterr().out
 
 
-def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = ("--data", str(tmp_path))
-    assert said(capsys, "--list", *here) == "No worker has a key.\n"
-    text = said(capsys, "far", "--pools", "default,big", *here)
+    assert run_worker_key(capsys, "--list", *here) == "No worker has a key.\n"
+    text = run_worker_key(capsys, "far", "--pools", "default,big", *here)
     (seed,) = re.findall(r"^  (SU[A-Z2-7]{56})$", text, re.MULTILINE)
     assert f"DARKROOM_NATS_KEY={seed} darkroom engine --nats nats://HOST:PORT --name far --pool default" in text
     assert "reads the keys when it starts" in text
     assert "DARKROOM_NATS_LISTEN" in text
     assert seed not in (tmp_path / "worker-keys.json").read_text()
-    (known,) = json.loads(said(capsys, "--list", "--json", *here))
+    (known,) = json.loads(run_worker_key(capsys, "--list", "--json", *here))
     assert (known["name"], known["pools"]) == ("far", ["default", "big"])
     assert known["public"] in (tmp_path / "worker-keys.json").read_text()
-    assert re.match(r"far +\d{4}-\d\d-\d\d  default,big\n", said(capsys, "--list", *here))
-    assert "is revoked" in said(capsys, "far", "--revoke", *here)
-    assert said(capsys, "--list", *here) == "No worker has a key.\n"
+    assert re.match(r"far +\d{4}-\d\d-\d\d  default,big\n", run_worker_key(capsys, "--list", *here))
+    assert "is revoked" in run_worker_key(capsys, "far", "--revoke", *here)
+    assert run_worker_key(capsys, "--list", *here) == "No worker has a key.\n"
 
 
 @pytest.mark.parametrize(
@@ -54,31 +54,31 @@ def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.Capt
         (("far", "--revoke"), "No worker named far has a key"),
     ],
 )
-def test_what_it_refuses_it_says_in_one_sentence(args: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+def test_mistakes_are_refused_in_one_sentence(args: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=sentence):
         app(["worker-key", *args, "--data", str(tmp_path)], standalone_mode=False)
 
 
-def test_for_a_broker_of_ones_own_it_says_what_belongs_into_its_configuration(
+def test_for_an_external_broker_the_command_prints_its_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "tls://broker.example:4222")
-    made = json.loads(said(capsys, "far", "--json", "--data", str(tmp_path)))
-    assert made["user"]["nkey"] == made["public"]
-    allowed = made["user"]["permissions"]["publish"]["allow"]
+    output = json.loads(run_worker_key(capsys, "far", "--json", "--data", str(tmp_path)))
+    assert output["user"]["nkey"] == output["public"]
+    allowed = output["user"]["permissions"]["publish"]["allow"]
     assert "results.far.*" in allowed
     assert [one for one in allowed if one.startswith("$KV.workers.")] == ["$KV.workers.far.default"]
-    assert "--nats tls://broker.example:4222 --name far" in made["command"]
-    (account,) = made["account"].values()
-    assert account["users"] == [made["user"]]
-    taken = [one["service"]["subject"] for one in account["imports"] if "service" in one and "to" not in one]
-    assert taken == [*allowed, "vectors.*"]
-    assert {"service": "results.*.*"} in made["exports"]
-    text = said(capsys, "near", "--data", str(tmp_path))
+    assert "--nats tls://broker.example:4222 --name far" in output["command"]
+    (account,) = output["account"].values()
+    assert account["users"] == [output["user"]]
+    imported = [one["service"]["subject"] for one in account["imports"] if "service" in one and "to" not in one]
+    assert imported == [*allowed, "vectors.*"]
+    assert {"service": "results.*.*"} in output["exports"]
+    text = run_worker_key(capsys, "near", "--data", str(tmp_path))
     assert '  "worker-near" {"users": [{"nkey": "U' in text
     assert '  exports: [{"service": "results.*.*"}, ' in text
     assert "twice" in text
-    assert "tls://broker.example:4222, too" in said(capsys, "far", "--revoke", "--data", str(tmp_path))
+    assert "tls://broker.example:4222, too" in run_worker_key(capsys, "far", "--revoke", "--data", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_for_a_broker_of_ones_own_it_says_what_belongs_into_its_configuration(
         ("[fd00::5]:4222", "fd00::5", "nats://[fd00::5]:4222"),
     ],
 )
-def test_where_the_broker_listens(tmp_path: Path, listen: str, near: str, shown: str) -> None:
+def test_the_broker_listens_where_the_setting_says(tmp_path: Path, listen: str, near: str, shown: str) -> None:
     settings = load(data=tmp_path, nats_listen=listen)
     assert listening(settings).near == near
     assert enrolling.address(settings) == shown
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:4222", "[::]:4222", "93.184.216.34:4222", "example.org:4222"])
-def test_where_others_could_listen_it_wants_a_certificate(tmp_path: Path, listen: str) -> None:
+def test_a_public_address_needs_a_certificate(tmp_path: Path, listen: str) -> None:
     with pytest.raises(Refused, match="others could read the pictures"):
         listening(load(data=tmp_path, nats_listen=listen))
     certificate = tmp_path / "broker.pem"
@@ -110,7 +110,7 @@ def test_where_others_could_listen_it_wants_a_certificate(tmp_path: Path, listen
 
 
 @pytest.mark.parametrize("listen", ["10.0.0.5", "10.0.0.5:0", "10.0.0.5:99999", ":4222", "10.0.0.5:4222/x"])
-def test_an_address_without_a_port_is_none(tmp_path: Path, listen: str) -> None:
+def test_an_address_without_a_valid_port_is_refused(tmp_path: Path, listen: str) -> None:
     with pytest.raises(Refused, match="an address and a port"):
         listening(load(data=tmp_path, nats_listen=listen))
     with pytest.raises(Refused, match="go together"):
@@ -119,13 +119,13 @@ def test_an_address_without_a_port_is_none(tmp_path: Path, listen: str) -> None:
 
 @pytest.fixture
 def hire(workplace: Any, tmp_path: Path) -> Any:
-    """Makes a key by the command beside the running broker, and a worker that connects with it."""
+    """Makes a key with the command while the broker runs, and a worker that connects with it."""
 
     async def make(name: str) -> Any:
         settings = load(data=tmp_path)  # the workplace's broker lives in its `nats`
-        made = json.loads(await asyncio.to_thread(enrolling.make, settings, name, "default", as_json=True))
-        assert made["taken"]
-        bus = await Bus.connect(workplace.broker.url, name=name, key=made["seed"], kept=Kept(lease=LEASE))
+        output = json.loads(await asyncio.to_thread(enrolling.make, settings, name, "default", as_json=True))
+        assert output["taken"]
+        bus = await Bus.connect(workplace.broker.url, name=name, key=output["seed"], kept=Kept(lease=LEASE))
         workplace.stack.push_async_callback(bus.close)
         await bus.declare(["default"])
         return type(await workplace.hand(name))(bus, name)
@@ -133,7 +133,7 @@ def hire(workplace: Any, tmp_path: Path) -> Any:
     return make
 
 
-def at_work(worker: Any, workplace: Any) -> asyncio.Task[None]:
+def start_worker(worker: Any, workplace: Any) -> asyncio.Task[None]:
     task = asyncio.create_task(worker.run())
 
     async def stop() -> None:
@@ -147,40 +147,42 @@ def at_work(worker: Any, workplace: Any) -> asyncio.Task[None]:
 
 
 @pytest.mark.asyncio
-async def test_it_does_a_whole_job_and_revoked_hands_one_over(workplace, hire, tmp_path, until, ann, here):
-    house = await workplace.house()
+async def test_a_worker_with_a_key_finishes_a_job_and_hands_one_over_when_revoked(
+    workplace, hire, tmp_path, until, ann, here
+):
+    bot_app = await workplace.house()
     far = await hire("far")
     await far.announce()
-    at_work(far, workplace)
-    await until(lambda: house.studio.workers())
-    (first,) = await house.studio.imagine("a lamp --count 1", ann, here)
+    start_worker(far, workplace)
+    await until(lambda: bot_app.studio.workers())
+    (first,) = await bot_app.studio.imagine("a lamp --count 1", ann, here)
 
     async def is_finished(job: str, worker: str) -> bool:
-        record = await house.store.record(job)
+        record = await bot_app.store.record(job)
         return (record.state, record.worker) == ("finished", worker)
 
     await until(lambda: is_finished(first.job, "far"), 15)
     assert far.bus.client.last_error is None
     far.go.clear()
-    (second,) = await house.studio.imagine("a tree --count 1", ann, here)
+    (second,) = await bot_app.studio.imagine("a tree --count 1", ann, here)
     await until(lambda: second.job in far.begun)
-    said = await asyncio.to_thread(enrolling.revoke, load(data=tmp_path), "far", as_json=False)
-    assert "has closed its connection" in said
+    reply = await asyncio.to_thread(enrolling.revoke, load(data=tmp_path), "far", as_json=False)
+    assert "has closed its connection" in reply
     await until(lambda: far.bus.client.is_closed)
     await workplace.worker("near")
     await until(lambda: is_finished(second.job, "near"), 20)
 
 
 @pytest.mark.asyncio
-async def test_it_cannot_speak_for_others_nor_of_what_others_run(workplace, hire, until, ann, here):
-    house = await workplace.house()
+async def test_a_worker_with_a_key_cannot_report_as_others_or_about_their_jobs(workplace, hire, until, ann, here):
+    bot_app = await workplace.house()
     honest, _ = await workplace.worker("honest")
     honest.go.clear()
-    await until(lambda: house.studio.workers())
-    (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
+    await until(lambda: bot_app.studio.workers())
+    (ticket,) = await bot_app.studio.imagine("a lamp --count 1", ann, here)
     job = ticket.job
-    await until(lambda: job in house.board.runs and house.board.runs[job].claimed)
-    epoch = house.board.runs[job].record.epoch
+    await until(lambda: job in bot_app.board.runs and bot_app.board.runs[job].claimed)
+    epoch = bot_app.board.runs[job].record.epoch
     evil = await hire("evil")
     await evil.say(Started(job=job, epoch=epoch, worker="honest"))
     await evil.say(Started(job=job, epoch=epoch, worker="evil"))
@@ -188,12 +190,12 @@ async def test_it_cannot_speak_for_others_nor_of_what_others_run(workplace, hire
     await evil.say(Finished(job=job, epoch=epoch, cost=9.0, seconds=1.0, ms_per_step=1.0))
     subject = subjects.result("evil", "01ARZ3NDEKTSV4RRFFQ69G5FAV")
     await evil.bus.js.publish(subject, encode(Failed(job=job, epoch=epoch + 1, reason="Spoilt.", blame="member")))
-    await until(lambda: house.bus.dead.count["results"] == 5)
+    await until(lambda: bot_app.bus.dead.count["results"] == 5)
     honest.go.set()
 
     async def is_over() -> bool:
-        return (await house.store.record(job)).state != "running"
+        return (await bot_app.store.record(job)).state != "running"
 
     await until(is_over)
-    record = await house.store.record(job)
+    record = await bot_app.store.record(job)
     assert (record.state, record.worker, record.reason, record.attempt) == ("finished", "honest", "", 1)

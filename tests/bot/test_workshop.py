@@ -1,4 +1,4 @@
-"""The engine's process: it lives as long as the house, comes back when it dies, and stops in order."""
+"""The engine process: it lives as long as the bot, restarts when it dies, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ while True: time.sleep(0.05)
 """
 
 
-def _workshop(code: str, log: Path) -> Workshop:
+def _engine_process(code: str, log: Path) -> Workshop:
     return Workshop([sys.executable, "-c", code], os.environ, log)
 
 
-async def _until(true: Callable[[], bool]) -> None:
+async def _wait_until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not true():
             await asyncio.sleep(0.02)
 
 
-def _said(log: Path, words: str) -> Callable[[], bool]:
+def _log_contains(log: Path, words: str) -> Callable[[], bool]:
     return lambda: log.exists() and words in log.read_text()
 
 
-def _gone(pid: int) -> bool:
+def _is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -51,79 +51,79 @@ def _gone(pid: int) -> bool:
 
 
 @pytest.mark.asyncio
-async def test_it_is_told_to_stop_and_hands_over(tmp_path: Path) -> None:
+async def test_the_engine_is_told_to_stop_and_hands_over(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _workshop(POLITE, log) as shop:
-        await _until(_said(log, "at work"))
+    async with _engine_process(POLITE, log) as shop:
+        await _wait_until(_log_contains(log, "at work"))
         pid = shop.pid
     assert pid is not None
-    assert _gone(pid)
+    assert _is_gone(pid)
     assert "handed over" in log.read_text()
 
 
 @pytest.mark.asyncio
-async def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
+async def test_a_killed_engine_restarts(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _workshop(POLITE, log) as shop:
-        await _until(_said(log, "at work"))
+    async with _engine_process(POLITE, log) as shop:
+        await _wait_until(_log_contains(log, "at work"))
         first = shop.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        await _until(lambda: log.read_text().count("at work") == 2)
+        await _wait_until(lambda: log.read_text().count("at work") == 2)
         assert shop.restarts == 1
         assert shop.pid != first
 
 
 @pytest.mark.asyncio
-async def test_one_that_ignores_us_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_ignores_the_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "PATIENCE", 0.3)
     log = tmp_path / "engine.log"
-    async with _workshop(STUBBORN, log) as shop:
-        await _until(_said(log, "at work"))
+    async with _engine_process(STUBBORN, log) as shop:
+        await _wait_until(_log_contains(log, "at work"))
         pid = shop.pid
     assert pid is not None
-    assert _gone(pid)
+    assert _is_gone(pid)
 
 
 @pytest.mark.asyncio
-async def test_pauses_grow_while_it_cannot_start(tmp_path: Path) -> None:
+async def test_pauses_grow_while_the_engine_cannot_start(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _workshop("print('no weights'); raise SystemExit(1)", log) as shop:
-        await _until(lambda: shop.restarts >= 3)
+    async with _engine_process("print('no weights'); raise SystemExit(1)", log) as shop:
+        await _wait_until(lambda: shop.restarts >= 3)
         starts = log.read_text().count("no weights")
     assert starts <= 3  # 0.2 s, 0.4 s, 0.8 s: no busy loop
 
 
 @pytest.mark.asyncio
-async def test_ctrl_c_does_not_reach_it(tmp_path: Path) -> None:
-    """It has a session of its own: a terminal's signals go to the house, which stops it in its turn."""
+async def test_ctrl_c_does_not_reach_the_engine(tmp_path: Path) -> None:
+    """The engine has a session of its own: a terminal's signals go to the bot, which then stops the engine."""
     log = tmp_path / "engine.log"
-    async with _workshop(POLITE, log) as shop:
-        await _until(_said(log, "at work"))
+    async with _engine_process(POLITE, log) as shop:
+        await _wait_until(_log_contains(log, "at work"))
         assert shop.pid is not None
         assert os.getsid(shop.pid) != os.getsid(0)
 
 
 @pytest.mark.asyncio
-async def test_an_overfull_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_is_too_large_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "LOG_BYTES", 10)
     log = tmp_path / "engine.log"
     log.write_text("a line of yesterday")
-    async with _workshop(POLITE, log):
-        await _until(_said(log, "at work"))
+    async with _engine_process(POLITE, log):
+        await _wait_until(_log_contains(log, "at work"))
     assert "yesterday" not in log.read_text()
     assert "yesterday" in (tmp_path / "engine.old.log").read_text()
 
 
 @pytest.mark.asyncio
-async def test_it_comes_back_without_its_log(tmp_path: Path) -> None:
+async def test_the_engine_restarts_without_its_log(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    async with _workshop(POLITE, log) as shop:
-        await _until(_said(log, "at work"))
+    async with _engine_process(POLITE, log) as shop:
+        await _wait_until(_log_contains(log, "at work"))
         log.unlink()
         assert shop.pid is not None
         os.kill(shop.pid, signal.SIGKILL)
-        await _until(_said(log, "at work"))
+        await _wait_until(_log_contains(log, "at work"))
 
 
 @pytest.mark.asyncio
@@ -131,12 +131,12 @@ async def test_a_start_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.
     folder = tmp_path / "logs"
     folder.mkdir()
     log = folder / "engine.log"
-    async with _workshop(POLITE, log) as shop:
-        await _until(_said(log, "at work"))
+    async with _engine_process(POLITE, log) as shop:
+        await _wait_until(_log_contains(log, "at work"))
         folder.rename(tmp_path / "away")
         assert shop.pid is not None
         os.kill(shop.pid, signal.SIGKILL)
-        await _until(lambda: "could not be started" in caplog.text)
+        await _wait_until(lambda: "could not be started" in caplog.text)
         folder.mkdir()
-        await _until(_said(log, "at work"))
+        await _wait_until(_log_contains(log, "at work"))
         assert shop.restarts == 1

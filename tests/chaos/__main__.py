@@ -1,7 +1,7 @@
-"""`PYTHONPATH=tests python -m chaos --kills 300`: pulls plugs of a whole Darkroom, and says what held.
+"""`PYTHONPATH=tests python -m chaos --kills 300`: injects faults ("plugs") into a whole Darkroom, checks invariants.
 
-Exit code 0 where every invariant holds, 1 where one is broken, 2 where the command line or this machine cannot do it.
-The folder with logs, timeline and promises stays; the same seed draws the same plugs.
+Exit code 0: every invariant holds. 1: one is broken. 2: the command line or this machine does not allow the campaign.
+The folder with logs, timeline and promises stays. The same seed draws the same plugs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REAL_GAP, GAP = 8.0, 2.5  # seconds between two plugs: a real engine takes long 
 REAL_STEPS, STEPS = (15, 45), (20, 60, 150)
 
 
-def _arguments() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="how many plugs are pulled; about half of them kill")
     parser.add_argument("--engine", choices=("simulated", "real"), default="simulated")
@@ -43,55 +43,55 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def planned(given: argparse.Namespace) -> Plan:
-    """Raises ValueError with a sentence."""
-    only, without = (tuple(filter(None, text.split(","))) for text in (given.only, given.without))
-    if strange := sorted({*only, *without} - set(WEIGHTS)):
-        raise ValueError(f"There is no plug {strange[0]}: {', '.join(WEIGHTS)}.")
-    if given.kills < 1 or given.workers < 1:
+def make_plan(options: argparse.Namespace) -> Plan:
+    """Builds the plan. Raises ValueError with a sentence for the user."""
+    only, without = (tuple(filter(None, text.split(","))) for text in (options.only, options.without))
+    if unknown := sorted({*only, *without} - set(WEIGHTS)):
+        raise ValueError(f"There is no plug {unknown[0]}: {', '.join(WEIGHTS)}.")
+    if options.kills < 1 or options.workers < 1:
         raise ValueError("At least one plug and one worker are needed.")
-    real = given.engine == "real"
-    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
-    build = Build(given.engine, given.database, given.workers, standby=given.standby)
-    gap, steps = given.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
+    real = options.engine == "real"
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    build = Build(options.engine, options.database, options.workers, standby=options.standby)
+    gap, steps = options.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
     return Plan(
-        seed, given.kills, build, gap, steps, members=3 if real else 6, speakers=2 if real else 4,
-        kinds=only, without=without, settling=given.settling,
+        seed, options.kills, build, gap, steps, members=3 if real else 6, speakers=2 if real else 4,
+        kinds=only, without=without, settling=options.settling,
     )  # fmt: skip
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    given = _arguments().parse_args(words)
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _make_parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR)
-    logging.getLogger("engine").setLevel(logging.CRITICAL)  # our own clients see every outage
+    logging.getLogger("engine").setLevel(logging.CRITICAL)  # the campaign's own clients see every outage
     try:
-        plan = planned(given)
+        plan = make_plan(options)
     except ValueError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
-    folder = given.out.absolute() / f"{plan.seed}-{time.strftime('%H%M%S')}"
+    folder = options.out.absolute() / f"{plan.seed}-{time.strftime('%H%M%S')}"
     try:
-        outcome = asyncio.run(_until_over(plan, folder))
+        outcome = asyncio.run(_run_until_over(plan, folder))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(f"chaos: stopped; kept: {folder}", file=sys.stderr)
         return 130
     (folder / "outcome.json").write_text(json.dumps(as_json(outcome), indent=1))
-    _tell(outcome, folder, as_text=not given.json)
+    _print_outcome(outcome, folder, as_text=not options.json)
     return 0 if outcome.holds else 1
 
 
-async def _until_over(plan: Plan, folder: Path) -> Outcome:
-    """SIGTERM ends it as Ctrl-C does: no process and no mount is left behind."""
+async def _run_until_over(plan: Plan, folder: Path) -> Outcome:
+    """Runs the campaign. SIGTERM ends it like Ctrl-C, and leaves no process and no mount behind."""
     task = asyncio.current_task()
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await campaign(plan, folder, lambda text: print(text, file=sys.stderr, flush=True))
 
 
-def _tell(outcome: Outcome, folder: Path, *, as_text: bool) -> None:
-    told = rows(outcome)
-    (folder / "outcome.txt").write_text("\n".join(told) + "\n")
-    print("\n".join(told), file=sys.stdout if as_text else sys.stderr)
+def _print_outcome(outcome: Outcome, folder: Path, *, as_text: bool) -> None:
+    lines = rows(outcome)
+    (folder / "outcome.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), file=sys.stdout if as_text else sys.stderr)
     if not as_text:
         print(json.dumps(as_json(outcome)))
     print(f"\nkept: {folder}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""One campaign: an undisturbed run for reference, load, plugs, healing, and then the evidence.
+"""One campaign: an undisturbed reference run, load with plugs, recovery, and then the evidence.
 
-Ties the parts together; has no rule of its own.
+Connects the parts; contains no rules.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from chaos.timeline import Promises, Timeline
 from engine.bus import Bus
 
 PROMPTS = ("red apple", "blue teapot", "green tree on a hill")
-SETTLING = 240.0  # seconds for everything to end once everything is up
+SETTLING = 240.0  # seconds for all jobs to end once everything is up
 GUILDS = 2
-PAUSE = 2.5  # seconds between two wishes in Discord
+PAUSE = 2.5  # seconds between two commands in Discord
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done. `gap`: seconds between two plugs on average; `steps`: of the jobs."""
+    """The plan of a campaign. `gap`: seconds between two plugs on average; `steps`: of the jobs."""
 
     seed: int
     kills: int
@@ -45,12 +45,12 @@ class Plan:
     steps: tuple[int, ...] = (20, 60, 150)
     members: int = 6
     speakers: int = 4
-    kinds: tuple[str, ...] = ()  # none: all that are possible here
+    kinds: tuple[str, ...] = ()  # empty: all that are possible here
     without: tuple[str, ...] = ()
     settling: float = SETTLING
 
     def wishes(self) -> list[Wish]:
-        """A few recipes that come again and again, each to be compared with its undisturbed run."""
+        """A few recipes that members repeat; each is compared with its undisturbed run."""
         chance = random.Random(self.seed)
         return [
             Wish(prompt, chance.randrange(10**6), steps, 1 + number % 2)
@@ -76,31 +76,31 @@ class _Scene:
 
 
 async def campaign(plan: Plan, folder: Path, say: Callable[[str], None]) -> Outcome:
-    """Raises where not even an undisturbed run succeeds; whatever plugs do is told in the outcome."""
+    """Runs a campaign. Raises if even the undisturbed run fails; the outcome reports what plugs break."""
     folder.mkdir(parents=True, exist_ok=True)
     mounts = any(kind in NEED_MOUNTS for kind in plan.kinds or WEIGHTS) and may_mount(folder)
     allowed = possible(plan.build.database, mounts=mounts, without=plan.without)
     kinds = [kind for kind in allowed if not plan.kinds or kind in plan.kinds]
     build = replace(plan.build, disks=bool(set(kinds) & set(NEED_MOUNTS)))
-    wanted = () if mounts else [kind for kind in NEED_MOUNTS if kind in (plan.kinds or WEIGHTS)]
-    skipped = dict.fromkeys(wanted, "no file system can be mounted here")
+    impossible = () if mounts else [kind for kind in NEED_MOUNTS if kind in (plan.kinds or WEIGHTS)]
+    skipped = dict.fromkeys(impossible, "no file system can be mounted here")
     skipped |= dict.fromkeys(plan.without, "left out on the command line")
-    began = time.monotonic()
+    started = time.monotonic()
     async with AsyncExitStack() as parts:
         timeline = Timeline.open(folder / "timeline.jsonl", say)
         parts.callback(timeline.close)
         timeline.note("begins", aloud=True, seed=plan.seed, engine=build.engine, database=build.database)
         site = await parts.enter_async_context(installed(build, folder, timeline))
         timeline.note("everything is up", aloud=True)
-        scene = await _scene(parts, plan, site, folder)
-        await _undisturbed(scene)
-        settled = await _disturbed(scene, kinds)
-        evidence = await _evidence(scene)
+        scene = await _open_scene(parts, plan, site, folder)
+        await _run_references(scene)
+        settled = await _run_with_plugs(scene, kinds)
+        evidence = await _collect_evidence(scene)
         verdicts = judge(evidence)
         died = {name: one.died for name, one in site.programs.items() if one.died}
         timeline.note("is over", aloud=True, settled=settled)
         outcome = Outcome(
-            plan.seed, build.engine, build.database, time.monotonic() - began, scene.pulling.pulled, skipped, died,
+            plan.seed, build.engine, build.database, time.monotonic() - started, scene.pulling.pulled, skipped, died,
             settled, evidence, verdicts,
         )  # fmt: skip
     if outcome.holds:
@@ -108,7 +108,7 @@ async def campaign(plan: Plan, folder: Path, say: Callable[[str], None]) -> Outc
     return outcome
 
 
-async def _scene(parts: AsyncExitStack, plan: Plan, site: Installation, folder: Path) -> _Scene:
+async def _open_scene(parts: AsyncExitStack, plan: Plan, site: Installation, folder: Path) -> _Scene:
     promises = Promises(folder / "accepted.jsonl")
     parts.callback(promises.close)
     bus = await Bus.connect(site.broker_url, site.token, name="observer")
@@ -123,30 +123,30 @@ async def _scene(parts: AsyncExitStack, plan: Plan, site: Installation, folder: 
         Pulling(site, observer, Liar(bus, observer)), members, {},
     )  # fmt: skip
     await observer.open()
-    wanting = asyncio.create_task(observer.want())
-    parts.callback(wanting.cancel)
+    watcher = asyncio.create_task(observer.want())
+    parts.callback(watcher.cancel)
     return scene
 
 
-async def _undisturbed(scene: _Scene) -> None:
-    """Every recipe once, while nothing is pulled."""
+async def _run_references(scene: _Scene) -> None:
+    """Runs every recipe once, without plugs."""
     member = Member("reference", scene.room, random.Random(0), most=len(scene.room.wishes), cancels=0.0)
     scene.members.append(member)
-    made = await member.make(scene.room.wishes)
-    assert len(made) == len(scene.room.wishes), f"Refused: {scene.room.refused}"
-    told = await gathering.shown(scene.site.url, list(made))
-    for job, wish in made.items():
-        assert told[job].state == "finished", f"{wish} was not made, with nothing pulled: {told[job]}"
-        scene.references[wish] = tuple(true for _, _, true in told[job].pictures)
-    scene.site.timeline.note("the undisturbed run is done", aloud=True, recipes=len(made))
+    jobs = await member.make(scene.room.wishes)
+    assert len(jobs) == len(scene.room.wishes), f"Refused: {scene.room.refused}"
+    results = await gathering.shown(scene.site.url, list(jobs))
+    for job, wish in jobs.items():
+        assert results[job].state == "finished", f"{wish} did not finish, without any plug: {results[job]}"
+        scene.references[wish] = tuple(digest for _, _, digest in results[job].pictures)
+    scene.site.timeline.note("the undisturbed run is done", aloud=True, recipes=len(jobs))
 
 
-async def _disturbed(scene: _Scene, kinds: list[str]) -> bool:
-    """Load and plugs; True once all is over in time after everything is up again."""
+async def _run_with_plugs(scene: _Scene, kinds: list[str]) -> bool:
+    """Runs load and plugs, then recovery. True if all jobs end in time afterwards."""
     plan, site = scene.plan, scene.site
     scene.members.extend(Member(f"m{n}", scene.room, random.Random(plan.seed + 10 + n)) for n in range(plan.members))
-    living = [asyncio.create_task(member.live()) for member in scene.members[1:]]
-    living.append(asyncio.create_task(scene.speakers.live(PAUSE)))
+    tasks = [asyncio.create_task(member.live()) for member in scene.members[1:]]
+    tasks.append(asyncio.create_task(scene.speakers.live(PAUSE)))
     await asyncio.sleep(2.0)
     await scene.pulling.pull_all(draw(plan.seed, plan.kills, kinds, site.build.names, plan.gap))
     site.timeline.note("no more plugs", aloud=True, promised=len(scene.promises.known))
@@ -156,44 +156,48 @@ async def _disturbed(scene: _Scene, kinds: list[str]) -> bool:
         async with asyncio.timeout(plan.settling):
             await scene.pulling.heal()
             site.timeline.note("everything is up", aloud=True)
-            await asyncio.gather(*living)
-            await _quiet(scene)
+            await asyncio.gather(*tasks)
+            await _wait_until_settled(scene)
         return True
     except TimeoutError:
-        for task in living:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*living, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         return False
 
 
-async def _quiet(scene: _Scene) -> None:
-    """Until every row has ended, every last word is shown, and the broker holds nothing."""
+async def _wait_until_settled(scene: _Scene) -> None:
+    """Waits until every job has ended, every end is shown, and the broker is empty."""
     database = scene.site.database
     while True:
         rows = await asyncio.to_thread(gathering.jobs, database)
         places = await asyncio.to_thread(gathering.places, database)
-        owed = [place for place in places if place.kind == "discord" and place.delivered is None]
-        if all(row.state in ENDS for row in rows) and not owed and not any((await gathering.left(scene.bus)).values()):
+        undelivered = [place for place in places if place.kind == "discord" and place.delivered is None]
+        if (
+            all(row.state in ENDS for row in rows)
+            and not undelivered
+            and not any((await gathering.left(scene.bus)).values())
+        ):
             break
         await asyncio.sleep(0.5)
-    await asyncio.sleep(2.0)  # what comes twice comes now
+    await asyncio.sleep(2.0)  # duplicates arrive now
 
 
-async def _evidence(scene: _Scene) -> Evidence:
+async def _collect_evidence(scene: _Scene) -> Evidence:
     database = scene.site.database
     rows = await asyncio.to_thread(gathering.jobs, database)
     accepted = tuple(
         Accepted(job, wish, by, tuple(sorted(scene.room.ends.get(job, ()))))
         for job, (wish, by) in scene.promises.known.items()
     )
-    everything = sorted({row.id for row in rows} | {one.job for one in accepted})
+    job_ids = sorted({row.id for row in rows} | {one.job for one in accepted})
     return Evidence(
         accepted=accepted,
         jobs=rows,
         moves=await asyncio.to_thread(gathering.moves, database),
         places=await asyncio.to_thread(gathering.places, database),
         accounts=await asyncio.to_thread(gathering.accounts, database),
-        api=await gathering.shown(scene.site.url, everything),
+        api=await gathering.shown(scene.site.url, job_ids),
         posted=scene.speakers.posted(),
         left=await gathering.left(scene.bus),
         references=scene.references,

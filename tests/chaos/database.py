@@ -1,6 +1,6 @@
-"""The two databases a campaign runs on: SQLite's file in the data folder, or a PostgreSQL server of its own.
+"""The two databases of a campaign: SQLite's file in the data folder, or a PostgreSQL server of its own.
 
-Reads tables without the bot's help: by sqlite3, or by psql. Knows SQL and processes; nothing of what rows mean.
+Reads tables without the bot's code, by sqlite3 or psql. Knows SQL and processes, not what rows mean.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from chaos.timeline import Timeline
 from engine.bus.server import free_port
 
 BINARIES = (Path("/usr/lib/postgresql/15/bin"), Path("/usr/lib/postgresql/16/bin"), Path("/usr/lib/postgresql/17/bin"))
-STARTING = 60.0
+START_TIMEOUT = 60.0
 
 
 class SQLite:
-    """No process of its own: it can only be locked, or its disk be full."""
+    """Has no process: a plug can only lock it or fill its disk."""
 
     program: Program | None = None
     url = ""
@@ -35,63 +35,72 @@ class SQLite:
         self.file = data / "darkroom.sqlite"
 
     def forget(self) -> None:
-        """It lies in the campaign's own folder."""
+        """Does nothing: the file is in the campaign's folder."""
 
     async def lock(self, seconds: float) -> None:
-        """Nobody else may write for so long."""
+        """Locks out all other writers for so long."""
         await asyncio.to_thread(self._lock, seconds)
 
     def _lock(self, seconds: float) -> None:
         with (
-            suppress(sqlite3.OperationalError),  # the disk may be full, or the bot never stop writing
+            suppress(sqlite3.OperationalError),  # the disk may be full, or the bot may never stop writing
             closing(sqlite3.connect(self.file, timeout=30, isolation_level=None)) as store,
         ):
             store.execute("BEGIN IMMEDIATE")
             time.sleep(seconds)
             store.execute("ROLLBACK")
 
-    def rows(self, asked: str) -> list[dict[str, Any]]:
+    def rows(self, query: str) -> list[dict[str, Any]]:
         with closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)) as store:
             store.row_factory = sqlite3.Row
-            return [dict(row) for row in store.execute(asked)]
+            return [dict(row) for row in store.execute(query)]
 
 
 class PostgreSQL:
-    """A cluster in a folder. As root the server runs as somebody else, since it refuses to be root's."""
+    """A cluster in a folder. For root the server runs as another user, since it refuses to run as root."""
 
     def __init__(self, log: Path, timeline: Timeline) -> None:
         self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="darkroom-chaos-"))  # where that somebody else may come
+        self.folder = Path(tempfile.mkdtemp(prefix="darkroom-chaos-"))  # the other user may enter it
         self._bin = next((path for path in BINARIES if path.exists()), Path("/usr/bin"))
-        self._as = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        self._as_user = (
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        )
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        command = [*self._as, str(self._bin / "postgres"), "-D", str(self.folder / "cluster"), "-p", str(self.port)]
+        command = [
+            *self._as_user,
+            str(self._bin / "postgres"),
+            "-D",
+            str(self.folder / "cluster"),
+            "-p",
+            str(self.port),
+        ]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}"]
         self.program: Program | None = Program("database", command, log, timeline)
 
     def make(self) -> None:
-        """The empty cluster."""
-        if self._as:
+        """Creates the empty cluster."""
+        if self._as_user:
             shutil.chown(self.folder, "postgres", "postgres")
-        command = [*self._as, str(self._bin / "initdb"), "-D", str(self.folder / "cluster"), "-U", "postgres"]
+        command = [*self._as_user, str(self._bin / "initdb"), "-D", str(self.folder / "cluster"), "-U", "postgres"]
         subprocess.run([*command, "-A", "trust", "-E", "UTF8"], check=True, capture_output=True, cwd="/")
 
     def forget(self) -> None:
-        """The cluster cannot lie in the campaign's folder: it goes once nobody needs to look into it."""
+        """Deletes the cluster, which cannot be in the campaign's folder, once nobody needs to inspect it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def answers(self) -> None:
-        """Returns once it does."""
-        async with asyncio.timeout(STARTING):
-            while not await asyncio.to_thread(self._ready):
+        """Waits until the server answers."""
+        async with asyncio.timeout(START_TIMEOUT):
+            while not await asyncio.to_thread(self._is_ready):
                 await asyncio.sleep(0.1)
 
-    def _ready(self) -> bool:
+    def _is_ready(self) -> bool:
         command = [str(self._bin / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def rows(self, asked: str) -> list[dict[str, Any]]:
-        whole = f"SELECT coalesce(json_agg(t), '[]') FROM ({asked}) t"
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        json_query = f"SELECT coalesce(json_agg(t), '[]') FROM ({query}) t"
         command = [
             str(self._bin / "psql"),
             "-X",
@@ -102,7 +111,7 @@ class PostgreSQL:
             "-U",
             "postgres",
             "-Atc",
-            whole,
+            json_query,
         ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""What a campaign left behind as plain values: what was accepted, what tables, API, Discord and broker say. Pure."""
+"""The evidence of a campaign as plain values: accepted jobs, and the state of tables, API, Discord and broker. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ENDS = ("finished", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Wish:
-    """A recipe that is asked for again and again; `exact` pins the batch, so that the real engine repeats its bytes."""
+    """A recipe that members repeat. `exact` pins the batch, so that the real engine repeats its bytes."""
 
     prompt: str
     seed: int
@@ -20,7 +20,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that somebody was promised. `by`: web or discord; `ends`: the ends that the API was seen to say of it."""
+    """A job promised to a member. `by`: web or discord; `ends`: the ends that the API reported for it."""
 
     job: str
     wish: Wish
@@ -30,7 +30,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class JobRow:
-    """What invariants need of the table `jobs`."""
+    """The columns of the table `jobs` that invariants need."""
 
     id: str
     state: str
@@ -43,7 +43,7 @@ class JobRow:
     charged: float
     billed: float
     steps: int
-    step: int  # as far as it is known to have come
+    step: int  # the last known step
     count: int
     blame: str
     reason: str
@@ -53,7 +53,7 @@ class JobRow:
 
 @dataclass(frozen=True)
 class Move:
-    """One line of the audit. `epoch`: of the claim under which it happened."""
+    """One line of the audit. `epoch`: of its claim."""
 
     id: int
     job: str
@@ -65,7 +65,7 @@ class Move:
 
 @dataclass(frozen=True)
 class PlaceRow:
-    """Where a job is to be shown, and whether it was."""
+    """A destination of a job, and whether the job was shown there."""
 
     job: str
     role: str
@@ -88,7 +88,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Shown:
-    """A job as the API shows it: its state, and each picture's promised and true SHA-256 (empty: it is not there)."""
+    """A job by the API: its state, and each picture's promised and true SHA-256 (empty: the picture is missing)."""
 
     state: str
     pictures: tuple[tuple[int, str, str], ...] = ()
@@ -96,9 +96,9 @@ class Shown:
 
 @dataclass(frozen=True)
 class Setback:
-    """A running job lost its worker. `again`: seconds until it went on; `back`: seconds of work that were repeated.
+    """A running job lost its worker. `again`: seconds until it continued; `back`: seconds of repeated work.
 
-    `alone`: no other plug was out in between, and no snapshot could be lost.
+    `alone`: no other plug overlapped, and no snapshot could be lost.
     """
 
     job: str
@@ -111,9 +111,9 @@ class Setback:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything. `posted`: job → how many messages with its finished picture stand in Discord; `left`: stream → what
-    the broker still has of it; `references`: the bytes of an undisturbed run, as SHA-256 by image, which those repeat
-    who ask as in `repeats` (a real engine repeats its bytes where the batch is pinned, and Discord has no such option).
+    """All evidence. `posted`: job → how many messages in Discord show its finished picture. `left`: stream → messages
+    still in the broker. `references`: the bytes of the undisturbed run, as SHA-256 by image. `repeats`: the front ends
+    whose jobs repeat these bytes. A real engine does so where the batch is pinned; Discord has no such option.
     """
 
     accepted: tuple[Accepted, ...] = ()

@@ -1,6 +1,6 @@
-"""Reads what a campaign left: tables by SQL, jobs and pictures by the API, messages in Discord, streams of the broker.
+"""Collects the evidence of a campaign: tables by SQL, jobs and pictures by the API, streams of the broker.
 
-From outside: with none of the bot's own code but the wire contract, which says what a row's task asked for.
+Works from outside. Of our code it uses only the wire contract, to decode a row's task.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ JOBS = (
 MOVES = "SELECT id, job, source, target, why, epoch FROM moves ORDER BY id"
 PLACES = "SELECT job, role, kind, delivered, reason FROM places ORDER BY job, role"
 ACCOUNTS = "SELECT path, parent, virtual, weight, queued, active FROM accounts ORDER BY path"
-AT_ONCE = 8
+MAX_REQUESTS = 8
 WORK, RESULTS = "work", "results"
 STREAMS = (WORK, RESULTS)
-FEW = 20  # are looked at one by one
+INSPECT_LIMIT = 20  # up to so many messages are inspected one by one
 
 
 def jobs(database: Database) -> tuple[JobRow, ...]:
-    return tuple(_job(row) for row in database.rows(JOBS))
+    return tuple(_to_job_row(row) for row in database.rows(JOBS))
 
 
-def _job(row: dict[str, Any]) -> JobRow:
-    asked = row.pop("task")
-    task = decode(bytes.fromhex(asked[2:]) if isinstance(asked, str) else asked, Recipe | Enlarge)  # pyright: ignore
+def _to_job_row(row: dict[str, Any]) -> JobRow:
+    payload = row.pop("task")
+    task = decode(bytes.fromhex(payload[2:]) if isinstance(payload, str) else payload, Recipe | Enlarge)  # pyright: ignore
     steps, count = (task.steps, task.count) if isinstance(task, Recipe) else (1, 1)
     return JobRow(**row, steps=steps, count=count)
 
@@ -57,51 +57,51 @@ def accounts(database: Database) -> tuple[Account, ...]:
 
 
 async def shown(url: str, wanted: list[str]) -> dict[str, Shown]:
-    """Every job as the API shows it now, with the true SHA-256 of each picture's bytes."""
+    """Every job by the API now, with the true SHA-256 of each picture's bytes."""
     found: dict[str, Shown] = {}
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(MAX_REQUESTS)
 
-    async def look(session: aiohttp.ClientSession, job: str) -> None:
+    async def fetch_job(session: aiohttp.ClientSession, job: str) -> None:
         with suppress(aiohttp.ClientError, TimeoutError):  # then the API does not know it
             async with slots, session.get(f"{url}/api/jobs/{job}") as answer:
                 if answer.status == 200:
-                    found[job] = await _shown(session, url, await answer.json())
+                    found[job] = await _read_job(session, url, await answer.json())
 
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         for job in wanted:
-            group.create_task(look(session, job))
+            group.create_task(fetch_job(session, job))
     return found
 
 
-async def _shown(session: aiohttp.ClientSession, url: str, told: Mapping[str, Any]) -> Shown:
+async def _read_job(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> Shown:
     pictures = []
-    for one in told["pictures"]:
+    for one in body["pictures"]:
         async with session.get(url + one["url"]) as answer:
             content = await answer.read()
-            true = hashlib.sha256(content).hexdigest() if answer.status == 200 else ""
-        pictures.append((int(one["n"]), str(one["sha256"]), true))
-    return Shown(str(told["state"]), tuple(pictures))
+            digest = hashlib.sha256(content).hexdigest() if answer.status == 200 else ""
+        pictures.append((int(one["n"]), str(one["sha256"]), digest))
+    return Shown(str(body["state"]), tuple(pictures))
 
 
 async def left(bus: Bus) -> dict[str, int]:
-    """How many messages the streams still hold. One of a newer version is no rest: it waits for whoever is updated."""
+    """How many messages the streams still hold. Messages of a newer version do not count: they wait for an update."""
     found: dict[str, int] = {}
     for name in STREAMS:
         state = (await bus.js.stream_info(name)).state
-        found[name] = state.messages - (await _newer(bus, name, state) if state.messages <= FEW else 0)
+        found[name] = state.messages - (await _count_newer(bus, name, state) if state.messages <= INSPECT_LIMIT else 0)
     return found
 
 
-async def _newer(bus: Bus, stream: str, state: StreamState) -> int:
+async def _count_newer(bus: Bus, stream: str, state: StreamState) -> int:
     count, number = 0, state.first_seq
     for _ in range(state.messages):
         try:
-            told = await bus.js.get_msg(stream, number, subject=f"{stream}.>", next=True)
-        except NotFoundError:  # gone meanwhile
+            message = await bus.js.get_msg(stream, number, subject=f"{stream}.>", next=True)
+        except NotFoundError:  # deleted meanwhile
             break
-        number = (told.seq or number) + 1
+        number = (message.seq or number) + 1
         with suppress(Malformed):
-            count += _is_newer(told.data or b"", stream)
+            count += _is_newer(message.data or b"", stream)
     return count
 
 

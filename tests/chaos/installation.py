@@ -1,6 +1,6 @@
-"""One whole Darkroom as real processes: broker, database, bot, workers, and before the bot a Discord of this machine.
+"""One whole Darkroom as real processes: broker, database, bot and workers, with a loopback Discord.
 
-Knows command lines, ports and folders; nothing of plugs or invariants.
+Knows command lines, ports and folders, but no plugs and no invariants.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from engine.bus import Bus
 from engine.bus.server import free_port, server_path
 from loopback.server import TOKEN, Loopback
 
-OURS = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL")
-ROOM = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
-STARTING = 240.0  # a real engine loads and calibrates
+OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL")
+HIGH_LIMITS = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
+START_TIMEOUT = 240.0  # a real engine loads and calibrates
 BROKER = """\
 host: "127.0.0.1"
 port: {port}
@@ -53,7 +53,7 @@ calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
 
 @dataclass(frozen=True)
 class Build:
-    """What to put up. `row_ms`: of the simulated engine; `disks`: broker and bot have small disks of their own."""
+    """What to install. `row_ms`: of the simulated engine; `disks`: broker and bot have small disks of their own."""
 
     engine: str = "simulated"
     database: str = "sqlite"
@@ -73,7 +73,7 @@ class Build:
 
 @dataclass
 class Installation:
-    """What is running, and where. `lines`: process → its line to the broker."""
+    """The running processes and their addresses. `lines`: process → its connection to the broker."""
 
     build: Build
     folder: Path
@@ -89,54 +89,54 @@ class Installation:
 
     @property
     def url(self) -> str:
-        """Of the chatroom."""
+        """The URL of the web page."""
         return f"http://127.0.0.1:{self.room}"
 
     @property
     def broker_url(self) -> str:
-        """The broker itself, past every line that may fail."""
+        """The broker's own URL, without a proxy that may fail."""
         return f"nats://127.0.0.1:{self.port}"
 
     @property
     def store(self) -> Path:
-        """The broker's."""
+        """The broker's store."""
         return self.folder / "broker" / "store"
 
     def at_work(self, name: str) -> Program:
-        """The program of that name; of two bots the one that answers, as far as that is known."""
+        """The program of that name; of two bots the one that works, if that is known."""
         with suppress(OSError, ValueError, KeyError, StopIteration):
             if name == "bot" and self.build.standby:
                 pid = json.loads((self.folder / "bot" / "running.json").read_text())["pid"]
                 return next(one for one in self.programs.values() if one.process and one.process.pid == pid)
         return self.programs[name]
 
-    async def ready(self, workers: int, seconds: float = STARTING) -> None:
-        """Returns once the room is open, so many workers are seen there, and Discord is connected."""
+    async def ready(self, workers: int, seconds: float = START_TIMEOUT) -> None:
+        """Waits until the web page answers, reports so many workers, and Discord is connected."""
         async with asyncio.timeout(seconds):
             while not await self.answers(workers):
                 await asyncio.sleep(0.2)
 
     async def answers(self, workers: int = 0) -> bool:
-        """Whether the room is open, with so many workers, and Discord connected."""
+        """Whether the web page answers and reports so many workers, and Discord is connected."""
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session,
                 session.get(self.url + "/healthz") as answer,
             ):
-                told = await answer.json()
-                return answer.status == 200 and told["workers"] >= workers and self.loopback.gateway.ready()
+                health = await answer.json()
+                return answer.status == 200 and health["workers"] >= workers and self.loopback.gateway.ready()
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
             return False
 
-    def clean(self, **told: str) -> dict[str, str]:
-        """An environment without anything of ours but what is told."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        return kept | {"PYTHONWARNINGS": "ignore", "DARKROOM_NATS_TOKEN": self.token} | told
+    def clean(self, **variables: str) -> dict[str, str]:
+        """An environment with `variables` and without any other variable of ours."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
+        return inherited | {"PYTHONWARNINGS": "ignore", "DARKROOM_NATS_TOKEN": self.token} | variables
 
 
 @asynccontextmanager
 async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIterator[Installation]:
-    """All of it, up and ready; it ends in order."""
+    """Starts everything and waits until it is ready; stops it in order afterwards."""
     async with AsyncExitStack() as parts:
         loopback = Loopback(judged=False)
         await parts.enter_async_context(loopback.open())
@@ -145,28 +145,28 @@ async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIter
         site = Installation(
             build, folder, timeline, loopback, free_port(), secrets.token_hex(16), free_port(), database
         )
-        _folders(parts, site)
-        for name in ("bot", *build.names):  # they outlive the programs, which end in order
+        _make_folders(parts, site)
+        for name in ("bot", *build.names):  # they outlive the programs, which stop in order
             site.lines[name] = await parts.enter_async_context(Proxy(site.port).open())
-        tasks = await parts.enter_async_context(_programs(site))
+        tasks = await parts.enter_async_context(_keep_programs(site))
         if isinstance(database, PostgreSQL):
             await asyncio.to_thread(database.make)
             tasks.add("database", database.program)
             await database.answers()
-        tasks.add("broker", await asyncio.to_thread(_broker, site))
-        await _declared(site)
+        tasks.add("broker", await asyncio.to_thread(_make_broker, site))
+        await _declare_streams(site)
         if build.engine == "real":
-            await asyncio.to_thread(_calibrated, site)
+            await asyncio.to_thread(_calibrate, site)
         for name in build.names:
-            tasks.add(name, _worker(site, name))
-        tasks.add("bot", _bot(site, "bot"))
+            tasks.add(name, _make_worker(site, name))
+        tasks.add("bot", _make_bot(site, "bot"))
         await site.ready(build.workers)
         if build.standby:
-            tasks.add("standby", _bot(site, "standby"))
+            tasks.add("standby", _make_bot(site, "standby"))
         yield site
 
 
-class _Keepers:
+class _ProgramKeepers:
     """The tasks that keep programs alive."""
 
     def __init__(self, site: Installation) -> None:
@@ -179,50 +179,50 @@ class _Keepers:
 
 
 @asynccontextmanager
-async def _programs(site: Installation) -> AsyncIterator[_Keepers]:
-    """Ends them in this order: bot and workers, and then what they stand on."""
-    keepers = _Keepers(site)
+async def _keep_programs(site: Installation) -> AsyncIterator[_ProgramKeepers]:
+    """Stops bot and workers first, then the broker and the database that they need."""
+    keepers = _ProgramKeepers(site)
     try:
         yield keepers
     finally:
-        edges = [program for name, program in site.programs.items() if name not in ("broker", "database")]
-        await asyncio.gather(*(program.end() for program in edges))
+        clients = [program for name, program in site.programs.items() if name not in ("broker", "database")]
+        await asyncio.gather(*(program.end() for program in clients))
         for name in ("broker", "database"):
             if name in site.programs:
                 await site.programs[name].end()
         await asyncio.gather(*keepers.tasks, return_exceptions=True)
 
 
-def _folders(parts: AsyncExitStack, site: Installation) -> None:
+def _make_folders(parts: AsyncExitStack, site: Installation) -> None:
     for name in ("bot", "broker", *site.build.names):
         folder = site.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         if site.build.disks and name in ("bot", "broker"):
             parts.enter_context(mounted(folder))
             site.disks[name] = Disk(folder)
-            parts.callback(_keep, folder, site.folder / f"{name}-kept")
+            parts.callback(_copy_disk, folder, site.folder / f"{name}-kept")
 
 
-def _keep(small: Path, there: Path) -> None:
-    """What lies on a small disk goes with it."""
+def _copy_disk(small: Path, there: Path) -> None:
+    """Copies the files of a small disk, which vanish with it."""
     with suppress(OSError):
         shutil.copytree(small, there, ignore=shutil.ignore_patterns("ballast"))
 
 
-def _broker(site: Installation) -> Program:
+def _make_broker(site: Installation) -> Program:
     path = site.folder / "broker" / "nats.conf"
     path.write_text(BROKER.format(port=site.port, token=site.token, store=site.store))
     return Program("broker", [str(server_path()), "-c", str(path)], site.folder / "broker.log", site.timeline)
 
 
-async def _declared(site: Installation) -> None:
-    """Waits until it answers."""
+async def _declare_streams(site: Installation) -> None:
+    """Waits for the broker and declares the streams."""
     bus = await Bus.connect(site.broker_url, site.token, patience=30)
     await bus.declare()
     await bus.close()
 
 
-def _worker(site: Installation, name: str) -> Program:
+def _make_worker(site: Installation, name: str) -> Program:
     command = [sys.executable, "-m", "engine", "serve", "--name", name]
     command += ["--nats", f"nats://127.0.0.1:{site.lines[name].port}", "--data", str(site.folder / name)]
     if site.build.engine == "simulated":
@@ -231,17 +231,17 @@ def _worker(site: Installation, name: str) -> Program:
     return Program(name, command, site.folder / f"{name}.log", site.timeline, env)
 
 
-def _bot(site: Installation, name: str) -> Program:
+def _make_bot(site: Installation, name: str) -> Program:
     command = [sys.executable, "-m", "bot", "bot", "--port", str(site.room), "--data", str(site.folder / "bot")]
     command += ["--nats", f"nats://127.0.0.1:{site.lines['bot'].port}", *["--standby"] * site.build.standby]
     discord = {"DISCORD_API": site.loopback.api, "DISCORD_GATEWAY": site.loopback.gateway.url, "DISCORD_TOKEN": TOKEN}
     database = {"DATABASE_URL": site.database.url} if site.database.url else {}
-    env = site.clean(**ROOM, **discord, **database)
+    env = site.clean(**HIGH_LIMITS, **discord, **database)
     return Program(name, command, site.folder / f"{name}.log", site.timeline, env)
 
 
-def _calibrated(site: Installation) -> None:
-    """One calibration for all workers: what is compared are bytes, not speeds."""
+def _calibrate(site: Installation) -> None:
+    """One calibration for all workers: the campaign compares bytes, not speeds."""
     first, *others = [site.folder / name / "calibration.json" for name in site.build.names]
     env = site.clean(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     subprocess.run([sys.executable, "-c", CALIBRATE, str(first)], check=True, cwd=ROOT, env=env)

@@ -1,6 +1,6 @@
-"""What must hold however plugs were pulled, as functions of the evidence; each names every job that breaks it. Pure.
+"""The invariants of a campaign, as functions of the evidence. Each names every job that breaks it. Pure.
 
-Judges by what is seen from outside; knows nothing of how the bot comes to it.
+Judges only by evidence from outside; knows nothing of the bot's code.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from itertools import pairwise
 from chaos.evidence import ENDS, Accepted, Evidence, JobRow, Move
 
 ROUNDING = 1e-6  # of sums, as a share
-BACK = 12.0  # seconds of work that a lost worker may cost: two between snapshots, and a lease
-WORN = 3  # workers
-THEIRS = ("member", "model")  # whose fault a failure may be, whatever is pulled
+MAX_BACK = 12.0  # seconds of work that a lost worker may cost: two between snapshots, and a lease of ten
+POISON_WORKERS = 3  # workers
+BLAMABLE = ("member", "model")  # who may be to blame for a failure, whatever the plugs
 STEPS_RUN = re.compile(r"after (\d+) steps\Z")
 Break = tuple[str, str]  # the job (or what else it is about), and what is wrong with it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One invariant: how many cases were looked at, and which of them break it."""
+    """One invariant: how many cases were checked, and which of them break it."""
 
     name: str
     of: int
@@ -34,43 +34,43 @@ class Verdict:
         return not self.broken
 
 
-def judge(seen: Evidence) -> list[Verdict]:
-    """Every invariant, in the order in which they are told."""
-    return [Verdict(name, of(seen), tuple(check(seen))) for name, of, check in INVARIANTS]
+def judge(evidence: Evidence) -> list[Verdict]:
+    """Checks every invariant, in the order of the report."""
+    return [Verdict(name, of(evidence), tuple(check(evidence))) for name, of, check in INVARIANTS]
 
 
-def _rows(seen: Evidence) -> dict[str, JobRow]:
-    return {row.id: row for row in seen.jobs}
+def _rows(evidence: Evidence) -> dict[str, JobRow]:
+    return {row.id: row for row in evidence.jobs}
 
 
-def _audit(seen: Evidence) -> dict[str, list[Move]]:
-    found: dict[str, list[Move]] = defaultdict(list)
-    for move in sorted(seen.moves, key=lambda move: move.id):
-        found[move.job].append(move)
-    return found
+def _audit(evidence: Evidence) -> dict[str, list[Move]]:
+    moves_of: dict[str, list[Move]] = defaultdict(list)
+    for move in sorted(evidence.moves, key=lambda move: move.id):
+        moves_of[move.job].append(move)
+    return moves_of
 
 
-def lost(seen: Evidence) -> Iterator[Break]:
-    """Accepted is accepted: the store and the API know it."""
-    rows = _rows(seen)
-    for one in seen.accepted:
+def find_lost(evidence: Evidence) -> Iterator[Break]:
+    """The store and the API know every accepted job."""
+    rows = _rows(evidence)
+    for one in evidence.accepted:
         if one.job not in rows:
             yield one.job, "was accepted, and the store does not know it"
-        elif one.job not in seen.api:
+        elif one.job not in evidence.api:
             yield one.job, "was accepted, and the API does not know it"
 
 
-def stuck(seen: Evidence) -> Iterator[Break]:
-    """Everything ends, accepted or not."""
-    for row in seen.jobs:
+def find_stuck(evidence: Evidence) -> Iterator[Break]:
+    """Every job ends, accepted or not."""
+    for row in evidence.jobs:
         if row.state not in ENDS:
             yield row.id, f"is still {row.state}"
 
 
-def ended_twice(seen: Evidence) -> Iterator[Break]:
-    """Exactly one move to an end, the last one, and an unbroken chain before it; nobody ever heard of another end."""
-    audit = _audit(seen)
-    for row in seen.jobs:
+def find_wrong_ends(evidence: Evidence) -> Iterator[Break]:
+    """Exactly one move to an end, the last one, after an unbroken chain. The API never reported another end."""
+    audit = _audit(evidence)
+    for row in evidence.jobs:
         moves = audit.get(row.id, [])
         ends = [move.target for move in moves if move.target in ENDS]
         if row.state in ENDS and ends != [row.state]:
@@ -79,102 +79,102 @@ def ended_twice(seen: Evidence) -> Iterator[Break]:
             yield row.id, f"moved to {moves[-1].target} after its end"
         elif gap := next((pair for pair in pairwise(moves) if pair[0].target != pair[1].source), None):
             yield row.id, f"its audit goes from {gap[0].target} on with {gap[1].source}"
-    yield from _told_otherwise(seen)
+    yield from _find_other_ends(evidence)
 
 
-def _told_otherwise(seen: Evidence) -> Iterator[Break]:
-    rows = _rows(seen)
-    for one in seen.accepted:
-        row, shown = rows.get(one.job), seen.api.get(one.job)
-        for told in {*one.ends, *([shown.state] if shown else [])}:
-            if row is not None and told != row.state:
-                yield one.job, f"is {row.state}, and the API said {told}"
+def _find_other_ends(evidence: Evidence) -> Iterator[Break]:
+    rows = _rows(evidence)
+    for one in evidence.accepted:
+        row, shown = rows.get(one.job), evidence.api.get(one.job)
+        for end in {*one.ends, *([shown.state] if shown else [])}:
+            if row is not None and end != row.state:
+                yield one.job, f"is {row.state}, and the API said {end}"
 
 
-def doubled(seen: Evidence) -> Iterator[Break]:
-    """A wish that was repeated with its key made one job, and the page has no job that nobody was promised."""
-    keys = Counter((row.key, row.ordinal) for row in seen.jobs if row.key is not None)
+def find_doubled(evidence: Evidence) -> Iterator[Break]:
+    """A request repeated with its key made one job. The page has no job that was not promised."""
+    keys = Counter((row.key, row.ordinal) for row in evidence.jobs if row.key is not None)
     for (key, _), count in keys.items():
         if count > 1:
             yield str(key), f"made {count} jobs"
-    promised = {one.job for one in seen.accepted}
-    theirs = {place.job for place in seen.places if place.role == "answer" and place.kind == "web"}
-    for job in sorted(theirs - promised):
+    promised = {one.job for one in evidence.accepted}
+    web_jobs = {place.job for place in evidence.places if place.role == "answer" and place.kind == "web"}
+    for job in sorted(web_jobs - promised):
         yield job, "was made over HTTP, and nobody was told of it"
 
 
-def shown(seen: Evidence) -> Iterator[Break]:
-    """Each place of a job has its last word, and a finished one's pictures stand in Discord exactly once."""
-    rows = _rows(seen)
-    answers = Counter(place.job for place in seen.places if place.role == "answer")
-    for row in seen.jobs:
+def find_wrongly_shown(evidence: Evidence) -> Iterator[Break]:
+    """Each destination of a job shows its end, and a finished job's pictures are in Discord exactly once."""
+    rows = _rows(evidence)
+    answers = Counter(place.job for place in evidence.places if place.role == "answer")
+    for row in evidence.jobs:
         if answers[row.id] != 1:
             yield row.id, f"has {answers[row.id]} answers"
-    for place in seen.places:
+    for place in evidence.places:
         row = rows.get(place.job)
         if place.kind != "discord" or row is None or row.state not in ENDS:
             continue
         if place.delivered is None:
             yield row.id, f"its last word was not shown as {place.role}"
-        count, wanted = seen.posted.get(row.id, 0), int(row.state == "finished")
-        if place.role == "answer" and count != wanted:
+        count, expected = evidence.posted.get(row.id, 0), int(row.state == "finished")
+        if place.role == "answer" and count != expected:
             yield row.id, f"is {row.state}, and stands in Discord {count} times {place.reason}".rstrip()
 
 
-def pictures(seen: Evidence) -> Iterator[Break]:
-    """A finished job has as many pictures as were asked for, each of the bytes that its name says."""
-    for row in seen.jobs:
-        told = seen.api.get(row.id)
-        if row.state != "finished" or told is None:
+def find_bad_pictures(evidence: Evidence) -> Iterator[Break]:
+    """A finished job has as many pictures as requested, each with the bytes of its SHA-256."""
+    for row in evidence.jobs:
+        job = evidence.api.get(row.id)
+        if row.state != "finished" or job is None:
             continue
-        if [number for number, _, _ in told.pictures] != list(range(1, row.count + 1)):
-            yield row.id, f"has {len(told.pictures)} pictures of {row.count}"
-        for number, promised, true in told.pictures:
-            if promised != true:
-                yield row.id, f"picture {number} should be {promised[:12]}, and is {true[:12] or 'not there'}"
+        if [number for number, _, _ in job.pictures] != list(range(1, row.count + 1)):
+            yield row.id, f"has {len(job.pictures)} pictures of {row.count}"
+        for number, promised, digest in job.pictures:
+            if promised != digest:
+                yield row.id, f"picture {number} should be {promised[:12]}, and is {digest[:12] or 'not there'}"
 
 
-def other_bytes(seen: Evidence) -> Iterator[Break]:
-    """The same recipe gives the same bytes, whatever happened to its workers."""
-    for one, reference in _comparable(seen):
-        got = tuple(true for _, _, true in seen.api[one.job].pictures)
-        if got != reference:
-            wrong = [n + 1 for n, pair in enumerate(zip(got, reference, strict=False)) if pair[0] != pair[1]]
+def find_other_bytes(evidence: Evidence) -> Iterator[Break]:
+    """The same recipe gives the same bytes, whatever happens to its workers."""
+    for one, reference in _pair_with_references(evidence):
+        digests = tuple(digest for _, _, digest in evidence.api[one.job].pictures)
+        if digests != reference:
+            wrong = [n + 1 for n, pair in enumerate(zip(digests, reference, strict=False)) if pair[0] != pair[1]]
             yield one.job, f"pictures {wrong} are not those of an undisturbed run"
 
 
-def _comparable(seen: Evidence) -> list[tuple[Accepted, tuple[str, ...]]]:
+def _pair_with_references(evidence: Evidence) -> list[tuple[Accepted, tuple[str, ...]]]:
     found = []
-    for one in seen.accepted:
-        told, reference = seen.api.get(one.job), seen.references.get(one.wish)
-        if told is not None and told.state == "finished" and reference and one.by in seen.repeats:
+    for one in evidence.accepted:
+        job, reference = evidence.api.get(one.job), evidence.references.get(one.wish)
+        if job is not None and job.state == "finished" and reference and one.by in evidence.repeats:
             found.append((one, reference))
     return found
 
 
-def charged_wrongly(seen: Evidence) -> Iterator[Break]:
-    """Once, and by the audit: all of a finished one, nothing of a failed one, the steps of a cancelled one.
+def find_wrong_charges(evidence: Evidence) -> Iterator[Break]:
+    """Each job is charged once, by the audit: a finished one in full, a failed one nothing, a cancelled one its steps.
 
-    One that was cancelled after its worker was lost may be charged anything: how far it had come is nobody's to say.
+    A job cancelled after its worker was lost may be charged any part: nobody knows how far it got.
     """
-    audit = _audit(seen)
-    for row in seen.jobs:
+    audit = _audit(evidence)
+    for row in evidence.jobs:
         if row.state in ENDS:
-            low, high = _right(row, audit.get(row.id, []))
+            low, high = _allowed_charge(row, audit.get(row.id, []))
             slack = ROUNDING * max(1.0, row.cost)
             if not low - slack <= row.charged <= high + slack:
-                wanted = f"{low:.6f}" if low == high else f"{low:.6f} to {high:.6f}"
-                yield row.id, f"is {row.state}, and was charged {row.charged:.6f}, not {wanted}"
+                expected = f"{low:.6f}" if low == high else f"{low:.6f} to {high:.6f}"
+                yield row.id, f"is {row.state}, and was charged {row.charged:.6f}, not {expected}"
 
 
-def _right(row: JobRow, moves: list[Move]) -> tuple[float, float]:
+def _allowed_charge(row: JobRow, moves: list[Move]) -> tuple[float, float]:
     if row.state == "finished":
         return row.cost, row.cost
     if row.state == "failed":
         return (row.cost, row.cost) if row.blame == "member" else (0.0, 0.0)
     if not any(move.target == "running" for move in moves):
         return 0.0, 0.0
-    if moves[-1].source == "queued":  # it waited to be begun again
+    if moves[-1].source == "queued":  # it waited to start again
         share = min(1.0, row.step / row.steps)
         return row.cost * share, row.cost * share
     if found := STEPS_RUN.search(moves[-1].why):
@@ -183,58 +183,66 @@ def _right(row: JobRow, moves: list[Move]) -> tuple[float, float]:
     return 0.0, row.cost
 
 
-def blameless(seen: Evidence) -> Iterator[Break]:
-    """Plugs and lies end no job: one that fails is its member's fault, or its model's. But a job that lost one worker
-    after the other without getting further is given up, as promised: then its audit has each of them.
+def find_wrong_failures(evidence: Evidence) -> Iterator[Break]:
+    """Plugs and lies fail no job: only the member or the model may be to blame. But a job that loses several workers
+    without progress is poison and fails, as documented; then its audit has each of them.
     """
-    begun: dict[str, set[int]] = defaultdict(set)
-    for move in seen.moves:
+    epochs: dict[str, set[int]] = defaultdict(set)
+    for move in evidence.moves:
         if move.target == "running":
-            begun[move.job].add(move.epoch)
-    for row in seen.jobs:
-        if row.state == "failed" and row.blame not in THEIRS and len(begun[row.id]) < WORN:
-            yield row.id, f"failed ({row.blame}) after {len(begun[row.id])} workers: {row.reason}"
+            epochs[move.job].add(move.epoch)
+    for row in evidence.jobs:
+        if row.state == "failed" and row.blame not in BLAMABLE and len(epochs[row.id]) < POISON_WORKERS:
+            yield row.id, f"failed ({row.blame}) after {len(epochs[row.id])} workers: {row.reason}"
 
 
-def accounts(seen: Evidence) -> Iterator[Break]:
-    """Nothing waits or runs any more in any account, and a pool's was billed what its jobs were, once."""
-    for one in seen.accounts:
+def find_wrong_accounts(evidence: Evidence) -> Iterator[Break]:
+    """No account counts queued or active jobs, and a pool's account was billed its jobs' sum, once."""
+    for one in evidence.accounts:
         if one.queued or one.active:
             yield one.path, f"counts {one.queued} queued and {one.active} active"
-    billed: dict[str, float] = defaultdict(float)
-    for row in seen.jobs:
-        billed[row.pool] += row.billed
-    for one in seen.accounts:
-        if not one.parent and abs(one.virtual * one.weight - billed[one.path]) > 1e-4 * max(1.0, billed[one.path]):
-            yield one.path, f"was billed {one.virtual * one.weight:.6f}, and its jobs {billed[one.path]:.6f}"
+    sums: dict[str, float] = defaultdict(float)
+    for row in evidence.jobs:
+        sums[row.pool] += row.billed
+    for one in evidence.accounts:
+        if not one.parent and abs(one.virtual * one.weight - sums[one.path]) > 1e-4 * max(1.0, sums[one.path]):
+            yield one.path, f"was billed {one.virtual * one.weight:.6f}, and its jobs {sums[one.path]:.6f}"
 
 
-def left_over(seen: Evidence) -> Iterator[Break]:
-    """The broker has no work and no reports left."""
-    for stream, count in seen.left.items():
+def find_left_over(evidence: Evidence) -> Iterator[Break]:
+    """The broker holds no work and no results any more."""
+    for stream, count in evidence.left.items():
         if count:
             yield stream, f"holds {count} messages"
 
 
-def set_back(seen: Evidence) -> Iterator[Break]:
-    """A lost worker costs what was done since the last snapshot, not more."""
-    for one in seen.setbacks:
-        if one.alone and one.back is not None and one.back > BACK:
+def find_long_setbacks(evidence: Evidence) -> Iterator[Break]:
+    """A lost worker costs only the work since the last snapshot."""
+    for one in evidence.setbacks:
+        if one.alone and one.back is not None and one.back > MAX_BACK:
             yield one.job, f"went back {one.back:.1f} s when {one.worker} was lost ({one.how})"
 
 
 Invariant = tuple[str, Callable[[Evidence], int], Callable[[Evidence], Iterable[Break]]]
 INVARIANTS: tuple[Invariant, ...] = (
-    ("lost", lambda seen: len(seen.accepted), lost),
-    ("stuck", lambda seen: len(seen.jobs), stuck),
-    ("ended twice, or otherwise than told", lambda seen: len(seen.jobs), ended_twice),
-    ("failed, though nobody's fault", lambda seen: len(seen.jobs), blameless),
-    ("made twice", lambda seen: len(seen.jobs), doubled),
-    ("not shown, or shown twice", lambda seen: len(seen.places), shown),
-    ("pictures missing or spoilt", lambda seen: sum(row.state == "finished" for row in seen.jobs), pictures),
-    ("other bytes than undisturbed", lambda seen: len(_comparable(seen)), other_bytes),
-    ("charged wrongly", lambda seen: len(seen.jobs), charged_wrongly),
-    ("accounts that do not add up", lambda seen: len(seen.accounts), accounts),
-    ("left in the broker", lambda seen: len(seen.left), left_over),
-    ("set back further than its snapshot", lambda seen: sum(one.alone for one in seen.setbacks), set_back),
+    ("lost", lambda evidence: len(evidence.accepted), find_lost),
+    ("stuck", lambda evidence: len(evidence.jobs), find_stuck),
+    ("ended twice, or otherwise than told", lambda evidence: len(evidence.jobs), find_wrong_ends),
+    ("failed, though nobody's fault", lambda evidence: len(evidence.jobs), find_wrong_failures),
+    ("made twice", lambda evidence: len(evidence.jobs), find_doubled),
+    ("not shown, or shown twice", lambda evidence: len(evidence.places), find_wrongly_shown),
+    (
+        "pictures missing or spoilt",
+        lambda evidence: sum(row.state == "finished" for row in evidence.jobs),
+        find_bad_pictures,
+    ),
+    ("other bytes than undisturbed", lambda evidence: len(_pair_with_references(evidence)), find_other_bytes),
+    ("charged wrongly", lambda evidence: len(evidence.jobs), find_wrong_charges),
+    ("accounts that do not add up", lambda evidence: len(evidence.accounts), find_wrong_accounts),
+    ("left in the broker", lambda evidence: len(evidence.left), find_left_over),
+    (
+        "set back further than its snapshot",
+        lambda evidence: sum(one.alone for one in evidence.setbacks),
+        find_long_setbacks,
+    ),
 )

@@ -1,6 +1,6 @@
-"""Members who ask for pictures over HTTP, as careful clients do: with a key, again and again until they are answered.
+"""Members who ask for pictures over HTTP, as careful clients: with an idempotency key, retrying until an answer comes.
 
-What was accepted stands in the book of promises before it counts. Some cancel. Knows the API alone.
+Each accepted job is recorded in the promises before it counts. Some members cancel. Knows only the API.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import aiohttp
 from chaos.evidence import ENDS, Wish
 from chaos.timeline import Promises
 
-AGAIN = 0.3  # seconds before a request is sent again
-ANSWER = aiohttp.ClientTimeout(total=12)  # more than the store's own patience
-LOOK = 0.4  # seconds between two looks at one's jobs
+RETRY_DELAY = 0.3  # seconds before a request is sent again
+ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=12)  # more than the store's own patience
+POLL_INTERVAL = 0.4  # seconds between two polls of a member's jobs
 CANCELS = 0.15  # of all jobs
 
 
 @dataclass(frozen=True)
 class Room:
-    """Where they are, what they may ask for, and what became of it."""
+    """The web page that members use, their recipes, and the outcomes."""
 
     url: str
     model: str
@@ -42,7 +42,7 @@ class Room:
 
 
 class Member:
-    """One visitor, known by a cookie. `asking` False: no more wishes, but those under way are still answered."""
+    """One visitor with a cookie. `asking` False: no more requests, but current ones still get their answer."""
 
     def __init__(self, name: str, room: Room, chance: random.Random, most: int = 2, cancels: float = CANCELS) -> None:
         self.name, self.room, self.chance, self.most, self.cancels = name, room, chance, most, cancels
@@ -53,42 +53,44 @@ class Member:
         self._cancels: set[asyncio.Task[None]] = set()
 
     async def live(self) -> None:
-        """Until nothing more is asked and all that was promised is over."""
-        async with self._entered():
+        """Sends requests until `asking` is False, and waits until all accepted jobs end."""
+        async with self._open_session():
             while self.asking or self.open or self._cancels:
                 if self.asking and len(self.open) < self.most:
                     await self.ask(self.chance.choice(list(self.room.wishes)))
                     await asyncio.sleep(self.chance.expovariate(4.0))
                 else:
-                    await asyncio.sleep(LOOK)
-                await self._look()
+                    await asyncio.sleep(POLL_INTERVAL)
+                await self._poll()
 
     async def make(self, wishes: Sequence[Wish]) -> dict[str, Wish]:
-        """Each of them once; returns when they are over. Those that were refused are left out."""
-        async with self._entered():
-            made = {await self.ask(wish): wish for wish in wishes}
+        """Requests each once and waits until all end. Leaves out refused ones."""
+        async with self._open_session():
+            jobs = {await self.ask(wish): wish for wish in wishes}
             while self.open:
-                await asyncio.sleep(LOOK)
-                await self._look()
-        return {job: wish for job, wish in made.items() if job is not None}
+                await asyncio.sleep(POLL_INTERVAL)
+                await self._poll()
+        return {job: wish for job, wish in jobs.items() if job is not None}
 
     @asynccontextmanager
-    async def _entered(self) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True), timeout=ANSWER) as self._session:
-            await self._until(200, "GET", "/")
+    async def _open_session(self) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession(
+            cookie_jar=aiohttp.CookieJar(unsafe=True), timeout=ANSWER_TIMEOUT
+        ) as self._session:
+            await self._retry_until(200, "GET", "/")
             yield
 
     async def ask(self, wish: Wish) -> str | None:
-        """Returns its id once it was accepted; None where it was refused."""
+        """Sends a request; returns the id of the accepted job, or None if it was refused."""
         self._serial += 1
         body: dict[str, Any] = {"prompt": wish.prompt, "seed": wish.seed, "steps": wish.steps, "count": wish.count}
         body |= {"model": self.room.model, "exact": self.room.exact}
-        status, told = await self._until(201, "POST", "/api/jobs", body, key=f"{self.name}-{self._serial}")
+        status, accepted = await self._retry_until(201, "POST", "/api/jobs", body, key=f"{self.name}-{self._serial}")
         if status != 201:
-            self.room.refused.append(f"{status} {told.get('error', '')}")
-            await asyncio.sleep(AGAIN)
+            self.room.refused.append(f"{status} {accepted.get('error', '')}")
+            await asyncio.sleep(RETRY_DELAY)
             return None
-        job = str(told["id"])
+        job = str(accepted["id"])
         if job not in self.room.promises.known:
             self.room.promises.keep(job, wish, "web")
         self.open.add(job)
@@ -100,27 +102,27 @@ class Member:
 
     async def _cancel(self, job: str, after: float) -> None:
         await asyncio.sleep(after)
-        await self._until(200, "DELETE", f"/api/jobs/{job}")
+        await self._retry_until(200, "DELETE", f"/api/jobs/{job}")
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         for job in list(self.open):
-            status, told = await self._once("GET", f"/api/jobs/{job}")
-            if status == 200 and told["state"] in ENDS:
-                self.room.ends[job].add(told["state"])
+            status, body = await self._send("GET", f"/api/jobs/{job}")
+            if status == 200 and body["state"] in ENDS:
+                self.room.ends[job].add(body["state"])
                 self.open.discard(job)
 
-    async def _until(
+    async def _retry_until(
         self, wanted: int, method: str, path: str, body: object = None, key: str = ""
     ) -> tuple[int, dict[str, Any]]:  # fmt: skip
-        """The answer, once there is one that says more than "not now"."""
+        """Retries until the answer has the expected status or is a client error."""
         while True:
-            status, told = await self._once(method, path, body, key)
+            status, answer = await self._send(method, path, body, key)
             if status == wanted or 400 <= status < 500:
-                return status, told
-            await asyncio.sleep(AGAIN)
+                return status, answer
+            await asyncio.sleep(RETRY_DELAY)
 
-    async def _once(self, method: str, path: str, body: object = None, key: str = "") -> tuple[int, dict[str, Any]]:
-        """0: no answer came."""
+    async def _send(self, method: str, path: str, body: object = None, key: str = "") -> tuple[int, dict[str, Any]]:
+        """Sends one request. Status 0: no answer."""
         assert self._session
         headers = {"Idempotency-Key": key} if key else {}
         try:

@@ -1,4 +1,4 @@
-"""A disk that can be filled: a small tmpfs, where this machine lets us mount one."""
+"""A disk that can be filled: a small tmpfs, if this machine allows the mount."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SIZE = 192 * 1024 * 1024
-PIECE = b"\0" * 65536
+CHUNK = b"\0" * 65536
 
 
 def may_mount(folder: Path) -> bool:
-    """Tried, not asked."""
+    """Whether this machine allows a mount; tries it."""
     probe = folder / "probe"
     probe.mkdir(exist_ok=True)
     try:
@@ -25,7 +25,7 @@ def may_mount(folder: Path) -> bool:
 
 @contextmanager
 def mounted(folder: Path) -> Iterator[Path]:
-    """A tmpfs there for as long as the context lasts."""
+    """Mounts a tmpfs there for as long as the context lasts."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "chaos", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     try:
@@ -41,10 +41,10 @@ class Disk:
         self._ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Not a byte is left."""
+        """Fills the disk to the last byte."""
         with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
             while True:
-                os.write(file.fileno(), PIECE)
+                os.write(file.fileno(), CHUNK)
 
     def free(self) -> None:
         self._ballast.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
-"""Sees every frame, report and dispatch on the broker, as a client of its own that no plug parts from it.
+"""Observes every frame, result and dispatch on the broker, with a connection of its own that no plug cuts.
 
-Knows subjects and the wire contract; says how long a job stood still when its worker was lost, and how far it went
-back.
+Knows subjects and the wire contract. Reports how long a job paused when its worker was lost, and how far it fell back.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from chaos.evidence import Setback
 from engine.bus import Bus, Unreachable
 from engine.job import Cancelled, Failed, Finished, Frame, Malformed, Result, Started, decode
 
-KEPT = 400  # payloads that can be said again
+MAX_REPEATABLE = 400  # payloads that can be repeated
 WANT_SECONDS = 4.0
-STARTING = 20.0  # seconds that another worker may need until it can take over
+TAKEOVER_SECONDS = 20.0  # seconds that another worker may need to take over
 
 
 @dataclass
 class Claimed:
-    """What was seen of one epoch of a job. `steps`: image → when which step of it was first seen."""
+    """What was observed of one epoch of a job. `steps`: image → when each step was first seen."""
 
     epoch: int
     worker: str
@@ -36,14 +35,18 @@ class Claimed:
     over: bool = False
 
     def reached(self, step: int) -> float:
-        """When all images were known to be so far."""
-        times = [next((at for at, k in seen if k >= step), seen[-1][0]) for seen in self.steps.values() if seen]
+        """When all images were known to have reached a step."""
+        times = [
+            next((at for at, k in sightings if k >= step), sightings[-1][0])
+            for sightings in self.steps.values()
+            if sightings
+        ]
         return max(times, default=self.began) if step > self.step else self.began
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A worker that went away, and what it had in hand."""
+    """A lost worker, and the jobs that it held."""
 
     at: float
     worker: str
@@ -52,21 +55,21 @@ class Loss:
 
 
 class Observer:
-    """`open` begins; times are on the monotonic clock."""
+    """Starts with `open`. Times are on the monotonic clock."""
 
     def __init__(self, bus: Bus, open_jobs: Callable[[], Iterable[str]]) -> None:
         self._bus, self._open_jobs = bus, open_jobs
         self.jobs: dict[str, dict[int, Claimed]] = defaultdict(dict)
         self.losses: list[Loss] = []
         self.troubled: list[tuple[float, float, str]] = []  # from, until, what: other plugs
-        self.heard: deque[tuple[str, bytes]] = deque(maxlen=KEPT)
+        self.heard: deque[tuple[str, bytes]] = deque(maxlen=MAX_REPEATABLE)
 
     async def open(self) -> None:
         for subject in ("frames.*", "results.>", "work.>"):
             await self._bus.client.subscribe(subject, cb=self._hear)
 
     async def want(self) -> None:
-        """Watches every open job, for ever."""
+        """Asks for frames of every open job, for ever."""
         while True:
             with suppress(Unreachable):
                 for job in list(self._open_jobs()):
@@ -79,16 +82,16 @@ class Observer:
             self.heard.append((msg.subject, msg.data))
             if msg.subject.startswith("results.") and ".liar." not in msg.subject:
                 with suppress(Malformed):
-                    self._report(decode(msg.data, Result), now)  # pyright: ignore[reportArgumentType]
+                    self._note_result(decode(msg.data, Result), now)  # pyright: ignore[reportArgumentType]
             return
         with suppress(Malformed):
             frame = decode(msg.data, Frame)
             if claimed := self.jobs[frame.job].get(frame.epoch):
-                seen = claimed.steps[frame.image]
-                if not seen or seen[-1][1] < frame.step:
-                    seen.append((now, frame.step))
+                progress = claimed.steps[frame.image]
+                if not progress or progress[-1][1] < frame.step:
+                    progress.append((now, frame.step))
 
-    def _report(self, result: Result, now: float) -> None:
+    def _note_result(self, result: Result, now: float) -> None:
         known = self.jobs[result.job]
         if isinstance(result, Started) and result.epoch not in known:
             known[result.epoch] = Claimed(result.epoch, result.worker, result.step, now)
@@ -101,15 +104,15 @@ class Observer:
         return [(job, one) for job, one in latest if not one.over and worker in (None, one.worker)]
 
     def lose(self, worker: str, how: str) -> None:
-        """A worker is gone at this moment."""
+        """Records that a worker is lost at this moment."""
         jobs = tuple((job, one.epoch) for job, one in self.held(worker))
         self.losses.append(Loss(time.monotonic(), worker, how, jobs))
 
     def setbacks(self) -> list[Setback]:
-        """What became of every job that lost its worker while it ran."""
-        return [self._setback(loss, job, epoch) for loss in self.losses for job, epoch in loss.jobs]
+        """The outcome of every job that lost its worker while it ran."""
+        return [self._find_setback(loss, job, epoch) for loss in self.losses for job, epoch in loss.jobs]
 
-    def _setback(self, loss: Loss, job: str, epoch: int) -> Setback:
+    def _find_setback(self, loss: Loss, job: str, epoch: int) -> Setback:
         before = self.jobs[job][epoch]
         later = [one for number, one in self.jobs[job].items() if number > epoch and one.began > loss.at]
         if not later:
@@ -117,5 +120,5 @@ class Observer:
         after = min(later, key=lambda one: one.began)
         saved = before.reached(after.step)
         alone = not any(begin < after.began and end > saved - 3.0 for begin, end, _ in self.troubled)
-        alone &= not any(saved - STARTING < one.at < after.began for one in self.losses if one is not loss)
+        alone &= not any(saved - TAKEOVER_SECONDS < one.at < after.began for one in self.losses if one is not loss)
         return Setback(job, loss.worker, loss.how, after.began - loss.at, max(0.0, loss.at - saved), alone)

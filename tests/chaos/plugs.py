@@ -1,7 +1,7 @@
-"""Which plug is pulled next, on what, and for how long: drawn from a seed alone. Pure.
+"""Draws from a seed which plug is pulled next, on what target, and for how long. Pure.
 
-The plan of a campaign is repeated by its seed; what the processes are doing at that moment is not. Knows names of
-plugs; pulling them is `pulling`'s business.
+A seed repeats the plan of a campaign, but not what the processes do at that moment. Knows names of plugs; `pulling`
+pulls them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 LEASE = 10.0  # seconds: `engine.bus.streams.Kept.lease`
-# How often each is drawn, beside the others. What ends in -worker falls on one of them, each as likely.
+# How often each is drawn, relative to the others. A kind that ends in -worker hits one worker, each equally likely.
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
         "kill-worker": 10, "kill-bot": 9, "kill-broker": 7, "kill-database": 5, "lose-store": 3,
@@ -23,7 +23,7 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
         "repeat": 3, "lie": 4,
     }
 )  # fmt: skip
-KILLS = ("kill-worker", "kill-bot", "kill-broker", "kill-database", "lose-store")  # those that end in SIGKILL
+KILLS = ("kill-worker", "kill-bot", "kill-broker", "kill-database", "lose-store")  # kinds that send SIGKILL
 ONLY_SQLITE = ("lock-database",)
 ONLY_SERVER = ("kill-database", "stop-database")
 NEED_MOUNTS = ("fill-bot", "fill-broker")
@@ -31,7 +31,7 @@ NEED_MOUNTS = ("fill-bot", "fill-broker")
 
 @dataclass(frozen=True)
 class Plug:
-    """`after`: seconds since the one before; `lasts`: how long it is away; `salt` draws what is left open."""
+    """`after`: seconds since the previous one; `lasts`: seconds of outage; `salt` draws the remaining choices."""
 
     number: int
     kind: str
@@ -55,7 +55,7 @@ def possible(database: str, *, mounts: bool, without: Sequence[str] = ()) -> lis
 
 
 def draw(seed: int, number: int, kinds: Sequence[str], workers: Sequence[str], gap: float) -> Iterator[Plug]:
-    """`number` plugs; between two of them pass `gap` seconds on average."""
+    """Draws `number` plugs, `gap` seconds apart on average."""
     chance = random.Random(seed)
     weights = [WEIGHTS[kind] for kind in kinds]
     for serial in range(number):
@@ -63,16 +63,16 @@ def draw(seed: int, number: int, kinds: Sequence[str], workers: Sequence[str], g
         part = kind.partition("-")[2]
         target = chance.choice(list(workers)) if part == "worker" else part if part in ("bot", "database") else "broker"
         after = min(4 * gap, chance.expovariate(1 / gap))
-        yield Plug(serial, kind, target, after, _lasts(kind, chance), chance.getrandbits(32))
+        yield Plug(serial, kind, target, after, _draw_duration(kind, chance), chance.getrandbits(32))
 
 
-def _lasts(kind: str, chance: random.Random) -> float:
-    """Long enough to lose a lease where something only stands still, short where it comes back by itself."""
-    deed = kind.partition("-")[0]
-    if deed == "stop":
+def _draw_duration(kind: str, chance: random.Random) -> float:
+    """Seconds of outage: long enough to lose a lease where a process is only stopped, short where it restarts."""
+    verb = kind.partition("-")[0]
+    if verb == "stop":
         return LEASE * chance.uniform(1.1, 1.6)
-    if deed in ("cut", "hold", "drop", "slow"):
+    if verb in ("cut", "hold", "drop", "slow"):
         return LEASE * chance.uniform(0.1, 1.5)
-    if deed in ("lock", "fill"):
+    if verb in ("lock", "fill"):
         return chance.uniform(2.0, 14.0)
     return chance.choice((0.0, 0.2, 1.0, 3.0))

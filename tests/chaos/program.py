@@ -1,6 +1,6 @@
-"""One program of the installation, brought back whenever it ends, as a service manager does it.
+"""One program of the installation, restarted whenever it ends, as a service manager does.
 
-Knows a command line, signals and a log file; nothing of what the program does.
+Knows a command line, signals and a log file, not what the program does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 from chaos.timeline import Timeline
 
 ROOT = Path(__file__).parents[2]
-PAUSE = 0.3  # seconds before a program comes back that ended by itself
+PAUSE = 0.3  # seconds before a program that ended by itself restarts
 PATIENCE = 20.0  # seconds for an orderly end
 
 
@@ -31,26 +31,26 @@ class Program:
         self.timeline, self.pause, self.died, self.starts = timeline, PAUSE, 0, 0
         self.began = 0.0  # the last start, on the monotonic clock
         self.process: asyncio.subprocess.Process | None = None
-        self._meant, self._over = False, False
+        self._end_is_expected, self._has_ended = False, False
 
     async def keep(self) -> None:
-        """Starts it again and again; returns after `end`."""
-        while not self._over:
+        """Starts it again and again until `end`."""
+        while not self._has_ended:
             await self._start()
             assert self.process
-            if self._over:  # it was to end while it was being started
+            if self._has_ended:  # `end` came during the start
                 self.process.kill()
             code = await self.process.wait()
-            if not (self._meant or self._over):
+            if not (self._end_is_expected or self._has_ended):
                 self.died += 1
                 self.timeline.note("ended by itself", aloud=True, who=self.name, code=code)
-            pause, self.pause, self._meant = self.pause, PAUSE, False
+            pause, self.pause, self._end_is_expected = self.pause, PAUSE, False
             await asyncio.sleep(pause)
 
     async def _start(self) -> None:
-        with self.log.open("ab") as printed:
+        with self.log.open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
-                *self.command, cwd=ROOT, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=printed, stderr=printed
+                *self.command, cwd=ROOT, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
             )
         self.starts, self.began = self.starts + 1, time.monotonic()
         self.timeline.note("started", who=self.name, pid=self.process.pid)
@@ -60,17 +60,17 @@ class Program:
         return self.process is not None and self.process.returncode is None
 
     def signal(self, sign: signal.Signals, *, back: float = PAUSE) -> None:
-        """Sends it; one that ends by it comes back after `back` seconds."""
+        """Sends a signal. A program that ends by it restarts after `back` seconds."""
         if not self.running:
             return
         assert self.process
         if sign in (signal.SIGKILL, signal.SIGTERM):
-            self._meant, self.pause = True, back
+            self._end_is_expected, self.pause = True, back
         with suppress(ProcessLookupError):
             self.process.send_signal(sign)
 
     def family(self, sign: signal.Signals) -> None:
-        """To the program and all that it started."""
+        """Sends a signal to the program and all its child processes."""
         if self.running and self.process:
             with suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(self.process.pid).children(recursive=True):
@@ -87,8 +87,8 @@ class Program:
         return False
 
     async def end(self) -> None:
-        """For good, in order if it can."""
-        self._over = True
+        """Ends it for good, in order if possible."""
+        self._has_ended = True
         if self.running:
             self.family(signal.SIGCONT)
             self.signal(signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""A line to the broker that can fail: cut, silent, lossy or slow. One for each process, so that one alone is parted.
+"""A proxy to the broker that can fail: cut, silent, lossy or slow. Each process has one, so that one can fail alone.
 
-Knows bytes; nothing of what they mean. TCP itself never reorders or doubles: that is `liar`'s business.
+Knows bytes, not what they mean. TCP itself never reorders or doubles; `liar` does that.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
 Mood = Literal["pass", "cut", "hold", "drop", "slow"]
-SLOW = 0.05  # seconds that each piece takes
-PIECE = 64 * 1024
+CHUNK_DELAY = 0.05  # seconds that each chunk takes
+CHUNK = 64 * 1024
 
 
 class Proxy:
-    """`async with proxy.open():` it listens on `port`. What is held comes late, what is dropped never came."""
+    """Listens on `port` within `async with proxy.open():`. Held bytes come late, dropped bytes never."""
 
     def __init__(self, target: int) -> None:
         self.target, self.port = target, 0
@@ -36,7 +36,7 @@ class Proxy:
             server.close()
 
     def set(self, mood: Mood) -> None:
-        """From now on; what was dropped until now takes its connections with it."""
+        """Sets the mood from now on. The end of "drop" also breaks the connections that lost bytes."""
         if mood == "cut" or self.mood == "drop":
             self._break()
         self.mood = mood
@@ -54,22 +54,22 @@ class Proxy:
             writer.transport.abort()
             return
         self._lines.add(writer)
-        upward = None
+        broker_writer = None
         try:
-            there, upward = await asyncio.open_connection("127.0.0.1", self.target)
-            self._lines.add(upward)
-            await self._both(self._pump(reader, upward), self._pump(there, writer))
+            broker_reader, broker_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            self._lines.add(broker_writer)
+            await self._run_both(self._pump(reader, broker_writer), self._pump(broker_reader, writer))
         except OSError:
-            return  # the broker is away, or somebody left
+            return  # the broker is down, or a client disconnected
         finally:
-            for one in (writer, upward):
+            for one in (writer, broker_writer):
                 if one is not None:
                     self._lines.discard(one)
                     one.transport.abort()
 
-    async def _both(self, *ways: object) -> None:
-        """Until one of them ends."""
-        tasks = [asyncio.ensure_future(way) for way in ways]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    async def _run_both(self, *directions: object) -> None:
+        """Runs both directions until one of them ends."""
+        tasks = [asyncio.ensure_future(direction) for direction in directions]  # pyright: ignore[reportArgumentType, reportCallIssue]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -79,9 +79,9 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while piece := await reader.read(PIECE):
+            while chunk := await reader.read(CHUNK):
                 await self._flowing.wait()
                 if self.mood == "slow":
-                    await asyncio.sleep(SLOW)
-                writer.write(piece)
+                    await asyncio.sleep(CHUNK_DELAY)
+                writer.write(chunk)
                 await writer.drain()

@@ -1,6 +1,6 @@
-"""What is told of a campaign: rows for people, JSON for machines. Pure.
+"""The report of a campaign: rows for people, JSON for machines. Pure.
 
-The rule of three: what was seen 0 times in n cases happens, at 95 % confidence, in fewer than 3/n of them.
+The rule of three: an event seen 0 times in n cases happens, at 95 % confidence, in fewer than 3/n of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from chaos.evidence import ENDS, Evidence
 from chaos.invariants import Verdict
 from chaos.plugs import Plug
 
-SHOWN = 5  # broken cases that are named a row
+MAX_NAMED = 5  # broken cases that a row names
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A campaign that is over. `skipped`: kind of plug → why it was not pulled; `died`: process → ends of its own."""
+    """A finished campaign. `skipped`: kind of plug → why it was not pulled; `died`: process → unexpected ends."""
 
     seed: int
     engine: str
@@ -38,14 +38,14 @@ class Outcome:
 
 
 def bound(verdict: Verdict) -> str:
-    """What zero cases say of the next ones."""
+    """The bound on the failure rate that follows from zero broken cases."""
     if verdict.broken or not verdict.of:
         return ""
     return f"95 %: below {300 / verdict.of:.2g} %" if verdict.of > 3 else "too few to say"
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
-    """The least value that at least this share of them does not exceed."""
+    """The least value that at least this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-int(share * 100) * len(ordered) // 100) - 1)] if ordered else None
 
@@ -70,41 +70,41 @@ def rows(outcome: Outcome) -> list[str]:
     return [*(line for line in lines if line), "", *_table(outcome.verdicts)]
 
 
-def _failures(seen: Evidence) -> list[str]:
-    reasons = Counter(row.reason for row in seen.jobs if row.state == "failed")
-    return [f"  failed {count} times: {reason}" for reason, count in reasons.most_common(SHOWN)]
+def _failures(evidence: Evidence) -> list[str]:
+    reasons = Counter(row.reason for row in evidence.jobs if row.state == "failed")
+    return [f"  failed {count} times: {reason}" for reason, count in reasons.most_common(MAX_NAMED)]
 
 
-def _times(seen: Evidence) -> list[str]:
-    told = []
+def _times(evidence: Evidence) -> list[str]:
+    lines = []
     for name, how in (
         ("SIGKILL, nothing else pulled", "kill"),
         ("SIGTERM, nothing else pulled", "term"),
         ("whatever else was pulled, a lost store too", ""),
     ):
-        killed = [one for one in seen.setbacks if not how or (one.how == how and one.alone)]
+        killed = [one for one in evidence.setbacks if not how or (one.how == how and one.alone)]
         again = [one.again for one in killed if one.again is not None]
         back = [one.back for one in killed if one.back is not None]
         if again:
-            told.append(
+            lines.append(
                 f"a lost worker's job goes on ({name}, {len(again)} times): p50 {quantile(again, 0.5):.1f} s, "
                 f"p99 {quantile(again, 0.99):.1f} s; went back at most {max(back, default=0.0):.1f} s"
             )
-    return told
+    return lines
 
 
 def _table(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
         lines.append(f"{verdict.name:38} {len(verdict.broken):4} of {verdict.of:6}  {bound(verdict)}".rstrip())
-        lines += [f"    {what}: {said}" for what, said in verdict.broken[:SHOWN]]
+        lines += [f"    {what}: {problem}" for what, problem in verdict.broken[:MAX_NAMED]]
     return lines
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    """The same for machines."""
-    seen = outcome.evidence
-    killed = [one for one in seen.setbacks if one.how == "kill" and one.alone and one.again is not None]
+    """The table for machines."""
+    evidence = outcome.evidence
+    killed = [one for one in evidence.setbacks if one.how == "kill" and one.alone and one.again is not None]
     again = [one.again for one in killed if one.again is not None]
     return {
         "seed": outcome.seed,
@@ -116,8 +116,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "skipped": dict(outcome.skipped),
         "died": dict(outcome.died),
         "settled": outcome.settled,
-        "accepted": len(seen.accepted),
-        "ends": {state: sum(row.state == state for row in seen.jobs) for state in ENDS},
+        "accepted": len(evidence.accepted),
+        "ends": {state: sum(row.state == state for row in evidence.jobs) for state in ENDS},
         "again": {"times": len(again), "p50": quantile(again, 0.5), "p99": quantile(again, 0.99)},
         "back": {"most": max((one.back for one in killed if one.back is not None), default=None)},
         "invariants": [

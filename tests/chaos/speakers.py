@@ -1,6 +1,6 @@
-"""Members of several guilds who type `/imagine` in a Discord of this machine, and what stands there in the end.
+"""Members of several guilds who type `/imagine` on the loopback Discord, and the final messages there.
 
-A job counts as promised once its answer stands in the channel. Knows the loopback; nothing of the bot.
+A job counts as promised once its answer is in the channel. Knows the loopback, but not the bot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PATIENCE = 3.0  # seconds that Discord gives a bot for its first answer
 
 
 class Speakers:
-    """So many members in so many guilds, each in a channel of their own."""
+    """Members in several guilds, each with a channel of their own."""
 
     def __init__(
         self, loopback: Loopback, guilds: int, people: int, model: str, wishes: Sequence[Wish], promises: Promises,
@@ -34,18 +34,18 @@ class Speakers:
     ) -> None:  # fmt: skip
         self.loopback, self.model, self.wishes = loopback, model, wishes
         self.promises, self.chance, self.asking, self.asked = promises, chance, True, 0
-        places = [loopback.world.create_guild(f"guild {number}") for number in range(guilds)]
-        self.people = [Person(loopback, f"speaker {n}", places[n % guilds]) for n in range(people)]
-        self.channels = [places[n % guilds].create_text_channel(f"pictures-{n}") for n in range(people)]
+        servers = [loopback.world.create_guild(f"guild {number}") for number in range(guilds)]
+        self.people = [Person(loopback, f"speaker {n}", servers[n % guilds]) for n in range(people)]
+        self.channels = [servers[n % guilds].create_text_channel(f"pictures-{n}") for n in range(people)]
 
     async def live(self, pause: float) -> None:
-        """Every member asks now and then, until nobody shall ask any more."""
+        """Sends commands of random members until `asking` is False."""
         while self.asking:
             number = self.chance.randrange(len(self.people))
-            await self._ask(self.people[number], self.channels[number])
+            await self._send_command(self.people[number], self.channels[number])
             await asyncio.sleep(self.chance.expovariate(1 / pause))
 
-    async def _ask(self, person: Person, channel: Any) -> None:
+    async def _send_command(self, person: Person, channel: Any) -> None:
         if not self.loopback.world.backend.commands or not self.loopback.gateway.ready():
             return  # the bot is offline, and Discord shows no commands
         wish = self.chance.choice(list(self.wishes))
@@ -53,13 +53,13 @@ class Speakers:
         self.asked += 1
         act = await person.slash(channel, "imagine", prompt=f"{wish.prompt} {flags}")
         for _ in range(int(PATIENCE / 0.1)):
-            if act.message and (found := _job(act.message)):
+            if act.message and (found := _job_of(act.message)):
                 self.promises.keep(found, wish, "discord")
                 return
             await asyncio.sleep(0.1)
 
     def posted(self) -> Counter[str]:
-        """Job → how many messages with its finished picture stand in the channels."""
+        """Job → how many messages in the channels show its finished picture."""
         found: Counter[str] = Counter()
         for channel in self.loopback.world.backend.messages:
             for message in self.loopback.world.messages(channel):
@@ -67,7 +67,7 @@ class Speakers:
         return found
 
 
-def _job(message: Message) -> str | None:
-    """The job that a message's buttons are about."""
+def _job_of(message: Message) -> str | None:
+    """The job of a message's buttons."""
     found = JOB.search(repr(message.components))
     return found[1] if found else None

@@ -1,4 +1,4 @@
-"""What no client library would send reaches the broker, and is laid aside."""
+"""Messages that no client library would send reach the broker, and the bot sets them aside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JOB = "01M8CK6KB8DZPRNE2EHA4CJX54"
 
 
 @pytest.mark.asyncio
-async def test_lies_in_subjects_and_headers_are_laid_aside(tmp_path: Path) -> None:
+async def test_malformed_subjects_and_headers_are_set_aside(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus, bot = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
         await bot.declare()
@@ -33,8 +33,8 @@ async def test_lies_in_subjects_and_headers_are_laid_aside(tmp_path: Path) -> No
                 await asyncio.sleep(0.02)
         await bus.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
         results = bot.results()
-        told = await asyncio.wait_for(anext(results), 10)
-        assert told.value.job == JOB
+        received = await asyncio.wait_for(anext(results), 10)
+        assert received.value.job == JOB
         assert bot.dead.count == {"results": 40}
         assert {len(random.Random(seed).choice(NAMES)) for seed in range(20)} >= {2, 3, 3000}
         assert len({random.Random(seed).choice(BLOCKS) for seed in range(20)}) > 3

@@ -1,4 +1,4 @@
-"""The plan of a campaign: its seed decides it, and it asks for nothing that this machine cannot do."""
+"""The plan of a campaign: its seed determines it, and it contains only plugs that this machine can pull."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_a_seed_repeats_its_plugs() -> None:
     assert list(draw(7, 50, kinds, WORKERS, 2.0)) != list(draw(8, 50, kinds, WORKERS, 2.0))
 
 
-def test_only_what_is_possible_is_drawn() -> None:
+def test_only_possible_kinds_are_offered() -> None:
     assert not set(possible("sqlite", mounts=True)) & set(ONLY_SERVER)
     assert not set(possible("postgres", mounts=True)) & set(ONLY_SQLITE)
     assert not [kind for kind in possible("sqlite", mounts=False, without=("lie",)) if kind.startswith(("fill", "lie"))]
 
 
-def test_every_kind_comes_and_most_plugs_kill() -> None:
+def test_every_kind_is_drawn_and_kills_are_frequent() -> None:
     kinds = possible("postgres", mounts=True)
     plugs = list(draw(1, 1000, kinds, WORKERS, 2.0))
     count = Counter(plug.kind for plug in plugs)
@@ -36,6 +36,6 @@ def test_every_kind_comes_and_most_plugs_kill() -> None:
 
 
 @pytest.mark.parametrize("words", [["--only", "earthquake"], ["--kills", "0"], ["--workers", "0"]])
-def test_a_wrong_word_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+def test_a_wrong_argument_prints_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("chaos: ")

@@ -1,4 +1,4 @@
-"""What happened when, as lines of JSON: plugs, starts, ends; and the promises, each on the disk before it counts."""
+"""The timeline of a campaign as JSON lines: plugs, starts, ends. And its promises, each on disk before it counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chaos.evidence import Wish
 
 @dataclass
 class Timeline:
-    """`note` writes a line; times are seconds since the campaign's start, on the monotonic clock."""
+    """`note` writes a line. Times are seconds since the campaign's start, on the monotonic clock."""
 
     file: TextIO
     say: Callable[[str], None] = lambda text: None
@@ -40,14 +40,14 @@ class Timeline:
 
 
 class Promises:
-    """The campaign's own book of accepted jobs: what stands there was promised, whatever the bot says later."""
+    """The campaign's own record of accepted jobs: each was promised, whatever the bot says later."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
         self.known: dict[str, tuple[Wish, str]] = {}
 
     def keep(self, job: str, wish: Wish, by: str) -> None:
-        """On the disk when this returns."""
+        """Records a promise; it is on disk when this returns."""
         self._file.write(json.dumps({"job": job, "by": by, **asdict(wish)}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -1,4 +1,4 @@
-"""A whole house for the Discord tests: real SQLite, real nats-server, real studio, and a worker of solid colours."""
+"""The whole app for the Discord tests: real SQLite, real nats-server, real studio; the worker paints solid colours."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from bot.desk.studio import Studio
     from bot.house import House
 
-mimetypes.init()  # reads files, else at the simulated Discord's first upload
+mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
 
 
 class Uploads:
-    """What lies at the simulated Discord; `more` lies at its real addresses."""
+    """Downloads from the simulated Discord; `more` adds files by their real URLs."""
 
     def __init__(self) -> None:
         self.env: simcord.Env | None = None
@@ -58,7 +58,7 @@ class Uploads:
 
 @dataclass
 class World:
-    """One server with two members, the bot in it, and the whole house behind the bot."""
+    """One server with two members, the bot in it, and the whole app behind the bot."""
 
     house: House
     client: DarkroomClient
@@ -80,7 +80,7 @@ class World:
         self.alice, self.bob = (self.guild.add_member(env.create_user(name)) for name in ("alice", "bob"))
 
     async def online(self) -> None:
-        """The worker comes, and the house knows it."""
+        """Start the worker and wait until the app sees it."""
         self.tasks.append(asyncio.create_task(self.painter.run()))
         await self.until(lambda: self.studio.workers())
 
@@ -97,13 +97,13 @@ class World:
         return self.house.desk.deliveries
 
     async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
-        """Wait until `what` is true, and return it. A courier that died is told at once."""
-        ends = time.perf_counter() + seconds
+        """Wait until `what` is true, and return it. A dead courier raises at once."""
+        deadline = time.perf_counter() + seconds
         while not (found := what()):
             for task in self.tasks:
                 if task.done():
                     task.result()
-            assert time.perf_counter() < ends, f"not in {seconds} s"
+            assert time.perf_counter() < deadline, f"not in {seconds} s"
             await asyncio.sleep(0.02)
         return found
 
@@ -111,19 +111,19 @@ class World:
         return next(each for each in self.channel.history() if each.id == message_id)
 
     async def ended(self, result: InteractionResult) -> discord.Message:
-        """The answer's message, once its job is over: no Cancel button is left."""
+        """Wait until the job is over, when no Cancel button is left, and return the answer's message."""
         assert result.response
         identity = result.response.id
         return await self.until(lambda: (m := self.message(identity)) and "Cancel" not in self.labels(m) and m)
 
     @staticmethod
     def labels(message: Any) -> list[str]:
-        """What the buttons say; of a message or of an interaction's response."""
+        """The button labels of a message or of an interaction's response."""
         rows = [row if isinstance(row, dict) else row.to_dict() for row in message.components]
         return [button.get("label") or button["emoji"]["name"] for row in rows for button in row["components"]]
 
     def begin(self) -> None:
-        """A courier for the client, outside the bot's own scope and before the bot, as in `serve`."""
+        """Start a courier for the client, outside the bot's scope and before the bot, as in `serve`."""
         self.courier = asyncio.create_task(Courier(self.house.desk, Mail(self.client)).run())
         self.tasks.append(self.courier)
 
@@ -132,49 +132,49 @@ class World:
         await stop(self.courier)
 
     async def restart(self) -> None:
-        """The bot dies and another one comes up."""
+        """Kill the bot and start another."""
         if self.courier in self.tasks:
             await self.stop_courier()
-        self.client = a_client(self.house.desk, self.folder)
+        self.client = create_client(self.house.desk, self.folder)
         self.begin()
         await self.env.restart_bot(self.client)
 
 
-def a_client(desk: Desk, folder: Path) -> DarkroomClient:
+def create_client(desk: Desk, folder: Path) -> DarkroomClient:
     return DarkroomClient(desk, folder / "synced", shard_count=1)
 
 
 @asynccontextmanager
-async def a_house(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[House, Painter]]:
-    """An open house and a worker that is not yet at work."""
-    async with AsyncExitStack() as parts:
-        watch.deactivate()  # opening the house may block: nobody is there yet
-        broker = await parts.enter_async_context(Broker(folder / "nats"))
-        bus, own = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
-        for one in (bus, own):
-            await one.declare()
-            parts.push_async_callback(one.close)
-        house = await parts.enter_async_context(open_house(load(data=folder), bus, outside=uploads))
+async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[House, Painter]]:
+    """An open app, and a worker that does not run yet."""
+    async with AsyncExitStack() as stack:
+        watch.deactivate()  # opening the app may block: nothing else runs yet
+        broker = await stack.enter_async_context(Broker(folder / "nats"))
+        bus, worker_bus = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
+        for each in (bus, worker_bus):
+            await each.declare()
+            stack.push_async_callback(each.close)
+        house = await stack.enter_async_context(open_house(load(data=folder), bus, outside=uploads))
         watch.activate()
-        yield house, Painter(own)
+        yield house, Painter(worker_bus)
 
 
 @asynccontextmanager
-async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
-    async with AsyncExitStack() as parts:
+async def start_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
         uploads = Uploads()
-        house, painter = await parts.enter_async_context(a_house(folder, watch, uploads))
-        client = a_client(house.desk, folder)
+        house, painter = await stack.enter_async_context(start_app(folder, watch, uploads))
+        client = create_client(house.desk, folder)
         world = World(house, client, painter, folder, uploads)
-        parts.push_async_callback(world.close)
+        stack.push_async_callback(world.close)
         if worker:
             await world.online()
         world.begin()
-        world.furnish(await parts.enter_async_context(simcord.run(client, settle_timeout=10.0)))
+        world.furnish(await stack.enter_async_context(simcord.run(client, settle_timeout=10.0)))
         yield world
 
 
 @pytest.fixture
 def open_world(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[..., Any]:
     """`async with open_world() as world`."""
-    return lambda **options: a_world(tmp_path, event_loop_stays_free, **options)
+    return lambda **options: start_world(tmp_path, event_loop_stays_free, **options)

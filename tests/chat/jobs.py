@@ -1,4 +1,4 @@
-"""Jobs for the Discord tests: asked for, standing half done, finished and noted; and who moderates."""
+"""Jobs for the Discord tests: start one, pause it, wait for its end or its delivery; and create a moderator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bot.states import over
 
 
 async def begun(world: Any, who: Any = None, where: Any = None) -> Any:
-    """A job that stands at step 5, its first frames shown."""
+    """Start a job and pause it at step 5, with its first frames shown."""
     world.painter.stand_at = 5
     result = await (who or world.alice).slash(where or world.channel, "imagine", prompt="red apple")
     channel = (where or world.channel).id
@@ -21,7 +21,7 @@ async def begun(world: Any, who: Any = None, where: Any = None) -> Any:
 
 
 async def noted(world: Any) -> None:
-    """Until every job is over and the book says that everything was shown, or why it cannot be."""
+    """Wait until every job is over, and the store says that every message was shown or why not."""
     async with asyncio.timeout(40):
         while any(not over(view.state) for view in await world.studio.recent()):
             await asyncio.sleep(0.02)
@@ -30,7 +30,7 @@ async def noted(world: Any) -> None:
 
 
 async def made(world: Any, prompt: str = "red apple", **options: Any) -> discord.Message:
-    """A finished job's message."""
+    """Imagine, wait for the end, and return the job's message."""
     return await world.ended(await world.alice.slash(world.channel, "imagine", prompt=prompt, **options))
 
 
@@ -39,6 +39,6 @@ def stored(world: Any, channel: int, message: int) -> Any:
 
 
 def moderator(world: Any) -> Any:
-    """Somebody who may manage messages in the whole server."""
+    """Create a member who may manage messages in the whole server."""
     role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
     return world.guild.add_member(world.env.create_user("mo"), roles=[role])

@@ -1,4 +1,4 @@
-"""Picture files as members bring them."""
+"""Picture files as members upload them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def png(width: int, height: int, shade: int = 128) -> bytes:
-    """A grey one."""
+    """A grey PNG."""
     out = io.BytesIO()
     Image.new("L", (width, height), shade).convert("RGB").save(out, "PNG")
     return out.getvalue()

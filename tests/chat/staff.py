@@ -1,4 +1,4 @@
-"""People with standings for the tests of the settings, and how to read the cards that they are shown."""
+"""Members with roles for the settings tests, and helpers that read the cards they see."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ BUTTON = 2
 
 @dataclass
 class Staff:
-    """A second server with everybody in it: its owner, an admin, a moderator and a plain member, who was let near.
+    """A second server with its owner, an admin, a moderator and a plain member, who sees every command.
 
-    `keeper` runs the bot, and is a plain member here.
+    `keeper` is the bot's operator, and a plain member here.
     """
 
     world: Any
@@ -34,7 +34,7 @@ class Staff:
 
 
 async def hired(world: Any) -> Staff:
-    """The staff, after the bot has registered its commands."""
+    """Create the staff, after the bot has registered its commands."""
     env: simcord.Env = world.env
     boss = env.create_user("olga")
     guild = env.create_guild("Pictures & co", owner=boss)
@@ -47,42 +47,42 @@ async def hired(world: Any) -> Staff:
     keeper = guild.add_member(env.create_user("keeper"))
     world.client.keepers = frozenset({keeper.id})
     world.guild, world.channel = guild, channel  # where `world.ended` looks
-    owner = _member(world, guild, boss)
+    owner = _member_actor(world, guild, boss)
     everybody: dict[Any, bool] = dict.fromkeys((janitor, crew, keeper), True)
     for command in await world.client.tree.fetch_commands():
         guild.set_command_permissions(command, everybody)  # an admin let them see every command
     return Staff(world, guild, channel, owner, **people, keeper=keeper, crew=crew)
 
 
-def _member(world: Any, guild: Any, user: Any) -> Any:
+def _member_actor(world: Any, guild: Any, user: Any) -> Any:
     from simcord.actors import MemberActor
 
     return MemberActor(world.env, guild, user)
 
 
 def text(result: Any) -> str:
-    """All that a card or an answer says; an answer that comes late is a message of its own."""
-    shown = result.response if hasattr(result, "response") else result
-    if shown is None and result.followups:
+    """All text of a card or an answer; a late answer is a message of its own."""
+    message = result.response if hasattr(result, "response") else result
+    if message is None and result.followups:
         return said(result)
-    assert shown is not None, "there was an answer"
-    parts = [shown.content or ""]
-    parts += [each["content"] for each in walk_components(shown.components) if each["type"] == 10]
+    assert message is not None, "there was an answer"
+    parts = [message.content or ""]
+    parts += [each["content"] for each in walk_components(message.components) if each["type"] == 10]
     return "\n".join(parts)
 
 
 def said(result: Any) -> str:
-    """What was added after a late answer or beside the card."""
+    """The text of the followups: a late answer, or a message beside the card."""
     return "\n".join(text(each) for each in result.followups)
 
 
 def buttons(result: Any) -> list[str]:
-    shown = result.response
-    return [each.get("label", "") for each in walk_components(shown.components) if each["type"] == BUTTON]
+    response = result.response
+    return [each.get("label", "") for each in walk_components(response.components) if each["type"] == BUTTON]
 
 
 def ids(result: Any) -> list[str]:
-    """The ids of all that can be pressed or chosen."""
+    """The custom ids of all buttons and menus."""
     return [each["custom_id"] for each in walk_components(result.response.components) if "custom_id" in each]
 
 

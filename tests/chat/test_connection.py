@@ -1,4 +1,4 @@
-"""Reaching Discord: over a real HTTP server that is down, then up, and does not like the token."""
+"""Connecting to Discord: a real HTTP server is down, then up, then refuses the token."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.fixture(autouse=True)
-def discords_own_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the settings change in the library is put back."""
+def restore_discord_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore what the settings change in the library."""
     monkeypatch.setattr(Route, "BASE", Route.BASE)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", DiscordWebSocket.DEFAULT_GATEWAY)
     monkeypatch.setattr(client, "RETRY", 0.01)
 
 
-async def test_an_outage_is_waited_out_and_a_wrong_token_said_once(
+async def test_the_client_waits_out_an_outage_and_logs_a_wrong_token_once(
     open_world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = [503, 503, 401]
@@ -49,21 +49,21 @@ async def test_an_outage_is_waited_out_and_a_wrong_token_said_once(
     assert "not-a-real-token" not in caplog.text
 
 
-async def test_without_a_token_there_is_nothing_to_serve(open_world: Any, tmp_path: Path) -> None:
+async def test_without_a_token_serve_returns_at_once(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
         await asyncio.wait_for(client.serve(load(data=tmp_path, discord_token=None), world.house.desk), 1.0)
 
 
 async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
-        made = client.open_client(load(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.house.desk)
-        assert made.intents == discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True)
-        assert made.allowed_mentions
-        assert made.allowed_mentions.to_dict() == discord.AllowedMentions.none().to_dict()
+        discord_client = client.open_client(load(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.house.desk)
+        assert discord_client.intents == discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True)
+        assert discord_client.allowed_mentions
+        assert discord_client.allowed_mentions.to_dict() == discord.AllowedMentions.none().to_dict()
         assert str(DiscordWebSocket.DEFAULT_GATEWAY).startswith("ws://127.0.0.1:1")
 
 
-async def test_of_a_team_those_run_the_bot_who_joined_and_may_do_more_than_read(open_world: Any) -> None:
+async def test_team_members_who_joined_and_may_write_are_operators(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         application = await world.client.application_info()
         assert client.keepers_of(application) == {application.owner.id} == world.client.keepers

@@ -1,4 +1,4 @@
-"""What became of a request to Discord, as it is counted."""
+"""How the outcome of a request to Discord is counted."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ EDIT = Edit("job", "bucket", "final", object(), 0.0)
         (Later(1.0, "not yet"), "later"), (Expired("token"), "expired"), (Unwanted("no", 50035), "failed"),
     ],
 )  # fmt: skip
-def test_each_outcome_has_a_word_and_troubles_pass_on(raised, outcome):
-    heard: list[tuple[str, str]] = []
+def test_each_outcome_is_counted_and_errors_propagate(raised, outcome):
+    counts: list[tuple[str, str]] = []
 
-    def ask() -> None:
-        with counted(EDIT, "job", SimpleNamespace(lost=False), lambda *one: heard.append(one)):  # type: ignore[arg-type]
+    def run_edit() -> None:
+        with counted(EDIT, "job", SimpleNamespace(lost=False), lambda *one: counts.append(one)):  # type: ignore[arg-type]
             if raised is not None:
                 raise raised
 
     if raised is None:
-        ask()
+        run_edit()
     else:
         with pytest.raises(type(raised)):
-            ask()
-    assert heard == [("final", outcome)]
+            run_edit()
+    assert counts == [("final", outcome)]
 
 
-def test_a_message_that_is_gone_is_not_done():
-    heard: list[tuple[str, str]] = []
-    with counted(EDIT, "job", SimpleNamespace(lost=True), lambda *one: heard.append(one)):  # type: ignore[arg-type]
+def test_an_edit_of_a_deleted_message_counts_as_gone():
+    counts: list[tuple[str, str]] = []
+    with counted(EDIT, "job", SimpleNamespace(lost=True), lambda *one: counts.append(one)):  # type: ignore[arg-type]
         pass
-    assert heard == [("final", "gone")]
+    assert counts == [("final", "gone")]

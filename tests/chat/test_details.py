@@ -1,4 +1,4 @@
-"""What is said of one job, and how a page of one's own looks: within Discord's limits, whatever a member wrote."""
+"""The details of one job and a page of `/mine`: within Discord's limits, whatever a member wrote."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def a_view(**changes: Any) -> View:
+def make_view(**changes: Any) -> View:
     view = View(
         id=JOB, state="finished", prompt="terrier, looking up --seed 7", recipe=RECIPE, member_id="discord:1",
         member_name="Alice", guild="discord:2", created=NOW - 90, started=NOW - 60, finished=NOW, seconds=12.3,
@@ -38,19 +38,19 @@ def a_view(**changes: Any) -> View:
     return replace(view, **changes)
 
 
-def test_parameters_are_those_of_the_png() -> None:
-    assert parameters(a_view()) == (
+def test_parameters_have_the_usual_text_format() -> None:
+    assert parameters(make_view()) == (
         "terrier, looking up blue::-0.5\nNegative prompt: fog\n"
         "Steps: 30, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: 7, Size: 64x48, Model: embedded"
     )
 
 
-def test_parameters_have_loras_and_the_part_of_the_course_as_others_read_them() -> None:
+def test_parameters_name_loras_and_the_guidance_interval_as_other_tools_do() -> None:
     loras = (Lora(name="style", weight=0.8, revision="abc"), Lora(name="x"))
     recipe = msgspec.structs.replace(
         RECIPE, loras=loras, guidance_start=0.2, guidance_stop=0.8, sampler="dpmpp_2m_karras"
     )
-    words, _, fields = parameters(a_view(recipe=recipe)).split("\n")
+    words, _, fields = parameters(make_view(recipe=recipe)).split("\n")
     assert words == "terrier, looking up blue::-0.5 <lora:style:0.8> <lora:x:1>"
     assert "Sampler: DPM++ 2M Karras" in fields
     assert fields.endswith("Guidance interval: 0.2-0.8")
@@ -60,7 +60,7 @@ def test_parameters_have_loras_and_the_part_of_the_course_as_others_read_them() 
     )
 
 
-def test_every_field_is_as_the_engine_writes_it() -> None:
+def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     encode = pytest.importorskip("engine.encode", exc_type=ImportError)
     varied = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name != "lineage"},
@@ -71,23 +71,23 @@ def test_every_field_is_as_the_engine_writes_it() -> None:
         guidance_start=0.25, loras=(Lora("ink", 0.5), Lora("paper")),
     )  # fmt: skip
     for recipe in (RECIPE, varied, added):
-        *words, fields = parameters(a_view(recipe=recipe)).split("\n")
+        *words, fields = parameters(make_view(recipe=recipe)).split("\n")
         *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
 
 
 def test_details_say_who_when_how_and_at_what_cost() -> None:
-    said = details(a_view(notes=("The braces make 2 jobs.",)), NOW)
+    text = details(make_view(notes=("The braces make 2 jobs.",)), NOW)
     for part in ("Alice", "✅ finished", "waited 30 s", "took 13 s", "8.5 ms a step", "costs 12 s", "Seed: 7", JOB):
-        assert part in said
-    assert "-# The braces make 2 jobs." in said
+        assert part in text
+    assert "-# The braces make 2 jobs." in text
 
 
-def test_parameters_say_that_the_finals_were_enlarged() -> None:
+def test_parameters_name_the_upscale_of_the_final_pictures() -> None:
     shots = tuple(Shot(index, "0" * 64, 256, 192) for index in range(4))
-    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in details(a_view(pictures=shots), NOW)
-    assert "Hires" not in details(a_view(), NOW)
+    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in details(make_view(pictures=shots), NOW)
+    assert "Hires" not in details(make_view(), NOW)
 
 
 @pytest.mark.parametrize(
@@ -113,36 +113,36 @@ def test_parameters_say_that_the_finals_were_enlarged() -> None:
     ],
 )
 def test_details_in_every_state(changes: dict[str, Any], part: str) -> None:
-    assert part in details(a_view(**changes), NOW)
+    assert part in details(make_view(**changes), NOW)
 
 
-wild = st.text(max_size=3000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t123 \n​‮", max_size=3000)
+wild_text = st.text(max_size=3000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t123 \n​‮", max_size=3000)
 
 
 @settings(max_examples=60, deadline=None)
-@given(wild, wild)
-def test_nothing_overflows_and_nothing_that_a_member_wrote_does_harm(prompt: str, said: str) -> None:
+@given(wild_text, wild_text)
+def test_details_stay_within_limits_and_text_from_members_does_no_harm(prompt: str, other: str) -> None:
     recipe = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("concepts", "negative")},
-        concepts=(Concept(text=prompt or "x"),), negative=said,
+        concepts=(Concept(text=prompt or "x"),), negative=other,
     )  # fmt: skip
-    view = a_view(prompt=prompt, member_name=said[:100], reason=said, notes=(said,) * 6, why=said, recipe=recipe)
+    view = make_view(prompt=prompt, member_name=other[:100], reason=other, notes=(other,) * 6, why=other, recipe=recipe)
     text = details(view, NOW)
     assert len(text) <= 2000
     assert text.count("```") in (0, 2)
-    kept = Kept(view, Place("discord", {"guild": "1", "channel": "2", "message": "3"}), said, (0, 3))
+    kept = Kept(view, Place("discord", {"guild": "1", "channel": "2", "message": "3"}), other, (0, 3))
     for each in (text, describe(kept), fenced(prompt, 500)):
         assert "@everyone" not in each
         assert "@here" not in each
-    for each in (label(view, said, now=NOW), *(choice.name for choice in offered([view], "", "discord:1"))):
+    for each in (label(view, other, now=NOW), *(choice.name for choice in offered([view], "", "discord:1"))):
         assert 1 <= len(each) <= CHOICE
 
 
-def a_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Page:
+def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Page:
     words = "*" * 600
     kept = tuple(
         Kept(
-            a_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, why=words, reason=words, state="failed"),
+            make_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, why=words, reason=words, state="failed"),
             Place("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}), words, (0, 1, 2, 3),
         )
         for n in range(jobs)
@@ -153,10 +153,10 @@ def a_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Page:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("which", FILTERS)
 async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
-    page = a_page(5, which, 2)
-    chosen = Chosen([(kept.view.id, label(kept.view, now=NOW)) for kept in page.kept])
+    page = make_page(5, which, 2)
+    menu = Chosen([(kept.view.id, label(kept.view, now=NOW)) for kept in page.kept])
     turns = [Turn(each, 1, "f", here=each == which) for each in FILTERS]
-    ways = [[chosen], turns, [Turn(which, 1, "n"), Turn(which, 3, "o")]]
+    ways = [[menu], turns, [Turn(which, 1, "n"), Turn(which, 3, "o")]]
     sheet = Sheet(page, [kept.view.id for kept in page.kept], ways)
     assert sheet.content_length() <= 4000
     assert sheet.total_children_count <= 40
@@ -166,8 +166,10 @@ async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
 
 
 def test_a_jobs_label_says_how_far_it_is() -> None:
-    assert label(a_view(), now=NOW + 61) == "terrier, looking up --seed 7 · 1 min 1 s ago"
-    assert label(a_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
-    assert label(a_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
-    assert label(a_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
-    assert label(a_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), "moderators may cancel it"
+    assert label(make_view(), now=NOW + 61) == "terrier, looking up --seed 7 · 1 min 1 s ago"
+    assert label(make_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
+    assert label(make_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
+    assert label(make_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
+    assert label(make_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
+        "moderators may cancel it"
+    )

@@ -1,4 +1,4 @@
-"""The edit policy under a simulated clock: whatever is offered and however requests end, its promises hold."""
+"""The edit policy under a simulated clock keeps its promises, whatever is offered and however requests end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def edit(job: str, kind: Kind, content: int, now: float = 0.0, bucket: str = "c"
 
 @dataclass
 class World:
-    """Discord as the policy sees it: requests that take a while and sometimes fail, under a clock that we turn."""
+    """Discord as the policy sees it: requests take a while and sometimes fail, under a simulated clock."""
 
     edits: Edits[int]
     now: float = 0.0
-    under_way: list[tuple[float, bool, Edit[int]]] = field(default_factory=list)
+    in_flight: list[tuple[float, bool, Edit[int]]] = field(default_factory=list)
     spans: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     newest: dict[str, Edit[int]] = field(default_factory=dict)
-    begun: list[tuple[float, Edit[int]]] = field(default_factory=list)
+    started: list[tuple[float, Edit[int]]] = field(default_factory=list)
 
     def offer(self, one: Edit[int], due: float = math.inf) -> None:
         if self.edits.offer(one, due):
@@ -43,23 +43,23 @@ class World:
             return None
         self._check(one)
         self.edits.made(one)
-        self.under_way.append((self.now + took, good, one))
+        self.in_flight.append((self.now + took, good, one))
         self.spans[one.bucket].append((self.now, self.now + took))
-        self.begun.append((self.now, one))
+        self.started.append((self.now, one))
         return one
 
     def _check(self, one: Edit[int]) -> None:
-        assert one.bucket not in {each.bucket for _, _, each in self.under_way}, "two under way in one bucket"
+        assert one.bucket not in {each.bucket for _, _, each in self.in_flight}, "two in flight in one bucket"
         assert one.content == self.newest[one.job].content, "an old frame was sent"
         if one.kind != "final":
             finals = [job for job, each in self.newest.items() if each.kind == "final" and each.bucket == one.bucket]
             waiting = [job for job in finals if job in self.edits._waiting]
-            held = [job for job in waiting if self.edits._not_before.get(job, -math.inf) > self.now]
-            assert waiting == held, "a preview went before a final"
+            delayed = [job for job in waiting if self.edits._not_before.get(job, -math.inf) > self.now]
+            assert waiting == delayed, "a preview went before a final"
 
     def end_one(self) -> None:
-        self.under_way.sort(key=lambda each: each[0])
-        at, good, one = self.under_way.pop(0)
+        self.in_flight.sort(key=lambda each: each[0])
+        at, good, one = self.in_flight.pop(0)
         self.now = max(self.now, at)
         if good:
             self.edits.sent(one, self.now)
@@ -80,7 +80,7 @@ steps = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps)
-def test_promises_hold_whatever_comes(script: list[tuple[str, int, float, bool]]) -> None:
+def test_no_script_exceeds_the_edit_budget_of_a_bucket(script: list[tuple[str, int, float, bool]]) -> None:
     world, count = World(Edits(Pace(preview=0.1))), itertools.count()
     for what, number, took, good in script:
         job, bucket = f"job{number}", f"c{number % 3}"
@@ -90,20 +90,20 @@ def test_promises_hold_whatever_comes(script: list[tuple[str, int, float, bool]]
             world.offer(edit(job, "final", next(count), world.now, bucket))
         elif what == "take":
             world.send(took, good)
-        elif what == "end" and world.under_way:
+        elif what == "end" and world.in_flight:
             world.end_one()
         else:
             world.now += took
     pace = world.edits.pace
     for spans in world.spans.values():
         for early, late in zip(spans, spans[pace.limit :], strict=False):
-            # not even if every request arrives at the other side at the worst moment of its span
+            # this holds even if every request arrives at the worst moment of its span
             assert late[0] >= early[1] + pace.window - 1e-9, "more than the budget in one window"
 
 
 @settings(max_examples=100, deadline=None)
 @given(steps, st.integers(1, 7))
-def test_a_learnt_limit_is_kept_from_then_on(script: list[tuple[str, int, float, bool]], limit: int) -> None:
+def test_a_learnt_limit_holds_from_then_on(script: list[tuple[str, int, float, bool]], limit: int) -> None:
     world, count = World(Edits()), itertools.count()
     for bucket in ("c0", "c1"):
         world.edits.learn(bucket, limit, limit, 0.0)
@@ -141,24 +141,24 @@ def test_every_final_arrives_once_and_no_bucket_starves(
         took, good = next(natures)
         if world.send(took, good):
             continue
-        if world.under_way:
+        if world.in_flight:
             world.end_one()
         elif math.isfinite(wake := world.edits.wake(world.now)):
             assert wake > world.now
             world.now = wake
         else:
             break
-    ended = [one.job for _, one in world.begun if one.kind == "final"]
+    ended = [one.job for _, one in world.started if one.kind == "final"]
     assert set(ended) == {f"job{number}" for number in range(jobs)}
     assert math.isinf(world.edits.wake(world.now)), "something still waits"
 
 
-def play(world: World, jobs: int, seconds: float, buckets: int, finals: str | None = None) -> None:
+def simulate(world: World, jobs: int, seconds: float, buckets: int, finals: str | None = None) -> None:
     """Frames of every job ten times a second; each request takes 0.15 s; `finals`: a bucket that gets one a second."""
     sequence = itertools.count()
     for tick in range(round(seconds * 20)):
         world.now = tick / 20
-        while world.under_way and min(at for at, _, _ in world.under_way) <= world.now:
+        while world.in_flight and min(at for at, _, _ in world.in_flight) <= world.now:
             world.end_one()
         if tick % 2 == 0:
             for number in range(jobs):
@@ -171,9 +171,9 @@ def play(world: World, jobs: int, seconds: float, buckets: int, finals: str | No
 
 def test_a_busy_channel_does_not_starve_the_others_nor_its_own_jobs() -> None:
     world = World(Edits())
-    play(world, jobs=9, seconds=40, buckets=3)
+    simulate(world, jobs=9, seconds=40, buckets=3)
     served = defaultdict(list)
-    for at, one in world.begun:
+    for at, one in world.started:
         served[one.job].append(at)
     assert len(served) == 9
     counts = [len(times) for times in served.values()]
@@ -183,17 +183,17 @@ def test_a_busy_channel_does_not_starve_the_others_nor_its_own_jobs() -> None:
 
 def test_finals_of_one_channel_leave_another_channels_previews_alone() -> None:
     alone, beside = World(Edits()), World(Edits())
-    play(alone, jobs=1, seconds=20, buckets=1)
-    play(beside, jobs=1, seconds=20, buckets=1, finals="other")
-    mine = [one for _, one in beside.begun if one.bucket == "c0"]
-    assert len(mine) == len(alone.begun) >= 14
+    simulate(alone, jobs=1, seconds=20, buckets=1)
+    simulate(beside, jobs=1, seconds=20, buckets=1, finals="other")
+    mine = [one for _, one in beside.started if one.bucket == "c0"]
+    assert len(mine) == len(alone.started) >= 14
 
 
-def test_ten_seconds_of_one_job_show_at_least_six_previews_the_first_at_once() -> None:
+def test_ten_seconds_show_at_least_six_previews_and_the_first_at_once() -> None:
     world = World(Edits())
-    play(world, jobs=3, seconds=10, buckets=3)
+    simulate(world, jobs=3, seconds=10, buckets=3)
     for number in range(3):
-        times = [at for at, one in world.begun if one.job == f"job{number}"]
+        times = [at for at, one in world.started if one.job == f"job{number}"]
         assert len(times) >= 6
         assert times[0] == 0.0
 
@@ -210,24 +210,24 @@ def test_intervals_widen_with_the_jobs_in_a_bucket() -> None:
     assert edits.interval("c") == one == edits.pace.preview
 
 
-def test_many_jobs_take_turns_within_what_all_may_have() -> None:
+def test_many_jobs_share_the_global_preview_limit_evenly() -> None:
     world = World(Edits())
-    play(world, jobs=100, seconds=20, buckets=100)
-    times = [at for at, _ in world.begun]
+    simulate(world, jobs=100, seconds=20, buckets=100)
+    times = [at for at, _ in world.started]
     most = world.edits.pace.previews_a_second
     assert all(late - early >= 1.0 for early, late in zip(times, times[most:], strict=False))
     spans = sorted(span for each in world.spans.values() for span in each)
     ends = sorted(end for _, end in spans)
-    assert all(start >= end + 1.0 for end, (start, _) in zip(ends, spans[most:], strict=False)), "wherever they bunch"
-    shown = defaultdict(list)
-    for at, one in world.begun:
-        shown[one.job].append(at)
-    assert {len(each) for each in shown.values()} <= {3, 4, 5}, "every job has as many as any other"
-    gaps = [late - early for each in shown.values() for early, late in itertools.pairwise(each)]
+    assert all(start >= end + 1.0 for end, (start, _) in zip(ends, spans[most:], strict=False)), "also where they bunch"
+    times_by_job = defaultdict(list)
+    for at, one in world.started:
+        times_by_job[one.job].append(at)
+    assert {len(each) for each in times_by_job.values()} <= {3, 4, 5}, "every job has about as many as any other"
+    gaps = [late - early for each in times_by_job.values() for early, late in itertools.pairwise(each)]
     assert min(gaps) > 3.3, "and they lie evenly: a round takes five seconds"
 
 
-def test_a_newcomer_is_shown_soon_and_nobody_waits_for_ever() -> None:
+def test_a_new_job_is_shown_soon_and_no_job_waits_for_ever() -> None:
     edits: Edits[int] = Edits(Pace(previews_a_second=1, newcomer=5.0))
     for number in range(4):
         edits.offer(edit(f"old{number}", "preview", 0, 0.0, f"c{number}"))
@@ -244,17 +244,17 @@ def test_a_newcomer_is_shown_soon_and_nobody_waits_for_ever() -> None:
         served.add(one.job)
         edits.sent(one, float(now))
     assert "new4" in served
-    assert {f"old{number}" for number in range(4)} <= served, "newcomers without end, and yet they had their turn"
+    assert {f"old{number}" for number in range(4)} <= served, "old jobs get their turn among endless new ones"
 
 
-def test_while_a_preview_is_made_no_other_is_begun_but_finals_are() -> None:
+def test_while_a_preview_is_rendered_only_finals_start() -> None:
     edits: Edits[int] = Edits()
     for name in ("a", "b"):
         edits.offer(edit(name, "preview", 0, bucket=name))
     first = edits.take(0.0)
     assert first
     assert edits.take(0.1) is None
-    assert math.isinf(edits.wake(0.1)), "that it is made will be told"
+    assert math.isinf(edits.wake(0.1)), "no wake-up: the rendered preview reports itself"
     edits.offer(edit("c", "final", 1, 0.2, "c"))
     final = edits.take(0.2)
     assert final
@@ -265,17 +265,17 @@ def test_while_a_preview_is_made_no_other_is_begun_but_finals_are() -> None:
     assert {first.job, second.job} == {"a", "b"}
     edits.failed(second, 0.4, after=1.0)
     edits.offer(edit("d", "preview", 0, 0.4, "d"))
-    assert edits.take(0.4), "a preview that came to nothing is not being made any more"
+    assert edits.take(0.4), "a failed preview is no longer being rendered"
 
 
 def test_a_late_frame_never_covers_a_final() -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "preview", 0))
-    under_way = edits.take(0.0)
-    assert under_way
+    in_flight = edits.take(0.0)
+    assert in_flight
     edits.offer(edit("a", "final", 1))
     assert edits.take(0.1) is None, "one at a time"
-    edits.failed(under_way, 0.2)
+    edits.failed(in_flight, 0.2)
     final = edits.take(0.2)
     assert final
     assert (final.kind, final.content) == ("final", 1)
@@ -292,7 +292,7 @@ def test_no_preview_starts_just_before_a_final_is_due() -> None:
     assert edits.take(10.0), "the final did not come: previews go on"
 
 
-def test_a_burst_of_finals_spends_the_budget_and_not_one_more() -> None:
+def test_a_burst_of_finals_stays_within_the_budget() -> None:
     edits: Edits[int] = Edits()
     for number in range(8):
         edits.offer(edit(f"a{number}", "final", number, number / 100))
@@ -318,7 +318,7 @@ def test_a_preview_leaves_room_for_a_final() -> None:
     assert edits.take(1.5)
 
 
-def test_what_failed_gives_way_to_what_is_newer() -> None:
+def test_a_failed_edit_gives_way_to_a_newer_one() -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "preview", 0))
     old = edits.take(0.0)
@@ -345,7 +345,7 @@ def test_what_failed_gives_way_to_what_is_newer() -> None:
 
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("failed_first", [False, True])
-def test_the_pause_of_a_failed_preview_is_not_its_finals(failed_first: bool, dropped: bool) -> None:
+def test_the_pause_of_a_failed_preview_does_not_delay_its_final(failed_first: bool, dropped: bool) -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "preview", 0))
     preview = edits.take(0.0)
@@ -369,7 +369,7 @@ def test_the_pause_of_a_failed_preview_is_not_its_finals(failed_first: bool, dro
     assert edits._not_before == {}
 
 
-def test_a_preview_under_way_at_the_hand_over_does_not_come_after_the_final() -> None:
+def test_a_preview_in_flight_at_the_hand_over_never_follows_the_final() -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "preview", 0, bucket="token"))
     preview = edits.take(0.0)
@@ -382,7 +382,7 @@ def test_a_preview_under_way_at_the_hand_over_does_not_come_after_the_final() ->
     assert edits.take(9.0) is None
 
 
-def test_a_place_moves_at_most_every_half_minute() -> None:
+def test_a_queue_place_updates_at_most_every_half_minute() -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "place", 0))
     first = edits.take(0.0)
@@ -395,7 +395,7 @@ def test_a_place_moves_at_most_every_half_minute() -> None:
 
 
 @pytest.mark.parametrize("kind", ["preview", "final"])
-def test_discords_word_is_law(kind: Kind) -> None:
+def test_a_limit_from_discord_holds_until_it_resets(kind: Kind) -> None:
     edits: Edits[int] = Edits()
     edits.learn("c", limit=2, remaining=0, resets=7.0)
     edits.offer(edit("a", kind, 0))

@@ -1,4 +1,4 @@
-"""A film shows a channel nothing that its server's rules keep from it, and goes with its job."""
+"""A film shows a channel nothing that its server's rules forbid there, and is deleted with its job."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def admin(world: Any) -> Member:
     return Member("discord:1", "Ada", f"discord:{world.guild.id}", moderator=True, admin=True)
 
 
-async def drawn(world: Any, channel: Any, prompt: str) -> str:
-    """A finished job of alice's in `channel`, or alone with the bot."""
-    already = len(world.painter.done)
+async def imagine(world: Any, channel: Any, prompt: str) -> str:
+    """Finish a job of alice's in `channel`, or in a direct message, and return its id."""
+    finished_before = len(world.painter.done)
     if channel is None:
         await world.alice.user.slash("imagine", prompt=prompt, count=1)
     else:
         await world.alice.slash(channel, "imagine", prompt=prompt, count=1)
-    await world.until(lambda: len(world.painter.done) > already)
+    await world.until(lambda: len(world.painter.done) > finished_before)
     (view, *_) = await world.studio.recent()
     await world.until(lambda: view.id not in world.house.board.runs)
     return view.id
@@ -34,41 +34,41 @@ async def test_a_film_is_public_only_where_its_job_would_be_now(open_world: Any)
     async with open_world() as world:
         rules = world.house.desk.administration
         art = world.guild.create_text_channel("art")
-        alone, there, here = [await drawn(world, each, "red apple") for each in (None, art, world.channel)]
+        direct, there, here = [await imagine(world, each, "red apple") for each in (None, art, world.channel)]
 
-        async def public(job: str, channel: Any = world.channel) -> bool:
-            shown = await world.alice.slash(channel, "film", job=job)
-            assert len(shown.response.attachments) == 1, text(shown)
-            return not shown.ephemeral
+        async def is_public(job: str, channel: Any = world.channel) -> bool:
+            reply = await world.alice.slash(channel, "film", job=job)
+            assert len(reply.response.attachments) == 1, text(reply)
+            return not reply.ephemeral
 
-        assert await public(here)
-        assert not await public(alone), "no list and no check has seen it"
-        assert not await public(there), "other rules may hold there"
-        assert await public(there, art)
+        assert await is_public(here)
+        assert not await is_public(direct), "no word filter and no picture check has seen it"
+        assert not await is_public(there), "other rules may hold there"
+        assert await is_public(there, art)
         for setting, value in (("words", "apple"), ("results", "private"), ("check", "on"), ("patterns", "ap+le")):
             await rules.set(admin(world), "guild", "", setting, value)
-            assert not await public(here), setting
+            assert not await is_public(here), setting
             await rules.unset(admin(world), "guild", "", setting)
-        assert await public(here)
+        assert await is_public(here)
 
 
-async def test_films_go_with_their_job(open_world: Any) -> None:
+async def test_films_are_deleted_with_their_job(open_world: Any) -> None:
     async with open_world() as world:
         role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
         mo = world.guild.add_member(world.env.create_user("mo"), roles=[role])
 
-        def there() -> set[int]:
+        def message_ids() -> set[int]:
             return {message.id for message in world.channel.history()}
 
-        job = await drawn(world, world.channel, "red apple")
+        job = await imagine(world, world.channel, "red apple")
         films = [(await who.slash(world.channel, "film", job=job)).response for who in (world.alice, world.bob)]
-        assert there() >= {film.id for film in films}
-        assert set(await world.deliveries.of(job)) == {"answer"}, "a film is owed to nobody"
-        (kept,) = (await world.house.desk.shelf.page(f"discord:{world.alice.id}", "all", 1)).kept
-        assert kept.place.where["message"] not in {str(film.id) for film in films}
+        assert message_ids() >= {film.id for film in films}
+        assert set(await world.deliveries.of(job)) == {"answer"}, "no film is owed"
+        (entry,) = (await world.house.desk.shelf.page(f"discord:{world.alice.id}", "all", 1)).kept
+        assert entry.place.where["message"] not in {str(film.id) for film in films}
         assert "red apple" in text(await world.bob.context_menu(world.channel, "Details", films[0].message))
         await mo.react(films[1].message, "❌")
-        await world.until(lambda: there() == set())
+        await world.until(lambda: message_ids() == set())
         assert await world.deliveries.films(job) == []
         place = (await world.deliveries.of(job))["answer"].place
-        assert not await world.deliveries.filmed(job, place), "it was deleted while the film was made"
+        assert not await world.deliveries.filmed(job, place), "the job was deleted while the film was rendered"

@@ -1,4 +1,4 @@
-"""The forms and cards about a job as Discord describes them, whatever members wrote; and what comes back of a form."""
+"""Forms and cards about a job against Discord's schema, whatever members wrote; and how a sent form is read."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def fields_of(recipe: Any) -> dict[str, Any]:
 
 @settings(max_examples=200, deadline=None)
 @given(words)
-def test_words_in_a_form_stand_for_themselves(text: str) -> None:
-    """Whatever a job's prompt became, sent unchanged it is one job with the same words."""
-    said = clean(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
-    if not said.strip() or len(literally(said)) > 2000 or "\\" in said or clean(said) != said:
-        return  # mending mojibake twice may mend more
-    parsed = parse(literally(said), None)
+def test_a_prompt_in_a_form_is_taken_literally(text: str) -> None:
+    """A prompt that is sent unchanged is one job with the same words."""
+    cleaned = clean(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
+    if not cleaned.strip() or len(literally(cleaned)) > 2000 or "\\" in cleaned or clean(cleaned) != cleaned:
+        return  # a second repair of mojibake may change more
+    parsed = parse(literally(cleaned), None)
     assert len(parsed.requests) == 1
-    assert parsed.requests[0].words == " ".join(said.split())
+    assert parsed.requests[0].words == " ".join(cleaned.split())
 
 
-def a_report(**changes: str) -> Report:
+def make_report(**changes: str) -> Report:
     values = {"author": NASTY, "reporter": NASTY, "reason": "x" * REASON, **changes}
     return Report(12, "discord:1", "5", JOB, values["author"], values["reporter"], values["reason"])
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's OpenAPI file is not here")
 @pytest.mark.asyncio
-async def test_discords_own_description_takes_every_form_and_card() -> None:
+async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
     for how in TITLES:
         judge.hear("POST", callback, {}, {"type": 9, "data": remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
@@ -85,8 +85,12 @@ async def test_discords_own_description_takes_every_form_and_card() -> None:
         judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
     shots = tuple(Shot(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
     several = a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3), prompt=NASTY)
-    enlarged = a_view(recipe=Enlarge(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
-    found = [presenter.ended(several), presenter.ended(enlarged), reporting.card(a_report(), "https://discord.com/1")]
+    upscale = a_view(recipe=Enlarge(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
+    found = [
+        presenter.ended(several),
+        presenter.ended(upscale),
+        reporting.card(make_report(), "https://discord.com/1"),
+    ]
     for items in ([Menu(JOB, index) for index in range(4)], [Rungs(JOB, 3, range(1, 13), 12)]):
         menus = discord.ui.View(timeout=None)
         for item in items:
@@ -106,33 +110,37 @@ async def test_discords_own_description_takes_every_form_and_card() -> None:
     assert unexplained(judge.findings) == []
 
 
-def test_a_card_of_a_report_quotes_without_harm() -> None:
-    said = reporting.card(a_report(reason=NASTY), "").content
+def test_a_report_card_quotes_members_without_harm() -> None:
+    content = reporting.card(make_report(reason=NASTY), "").content
     for wrong in ("@everyone", "<@5>", "**x**", "\u202e"):
-        assert wrong not in said
+        assert wrong not in content
 
 
-def sent(custom_id: str, kind: discord.InteractionType = discord.InteractionType.modal_submit) -> Any:
+def make_interaction(custom_id: str, kind: discord.InteractionType = discord.InteractionType.modal_submit) -> Any:
     node = {"type": 18, "component": {"type": 4, "custom_id": "prompt", "value": "pear"}}
     return SimpleNamespace(type=kind, data={"custom_id": custom_id, "components": [node]})
 
 
-def test_what_comes_back_of_a_form_is_read_by_its_id() -> None:
-    assert filled(sent(named("remix", JOB, "subtle", 3))) == Filled("remix", JOB, "subtle", 3, {"prompt": "pear"})
-    assert filled(sent(named("report", JOB))) == Filled("report", JOB, "", None, {"prompt": "pear"})
-    at_a_rung = Filled("branch", JOB, "", 3, {"prompt": "pear"}, 1000)
-    assert filled(sent(named("branch", JOB, "", 3, 1000))) == at_a_rung
+def test_a_sent_form_is_read_by_its_id() -> None:
+    assert filled(make_interaction(named("remix", JOB, "subtle", 3))) == Filled(
+        "remix", JOB, "subtle", 3, {"prompt": "pear"}
+    )
+    assert filled(make_interaction(named("report", JOB))) == Filled("report", JOB, "", None, {"prompt": "pear"})
+    at_a_keyframe = Filled("branch", JOB, "", 3, {"prompt": "pear"}, 1000)
+    assert filled(make_interaction(named("branch", JOB, "", 3, 1000))) == at_a_keyframe
     for other in (f"remix:{JOB}", f"remix-form:{JOB[:-1]}:same", f"remix-form:{JOB}:same:x", "settings:save", ""):
-        assert filled(sent(other)) is None
-    assert filled(sent(named("remix", JOB), discord.InteractionType.component)) is None
+        assert filled(make_interaction(other)) is None
+    assert filled(make_interaction(named("remix", JOB), discord.InteractionType.component)) is None
 
 
-def test_a_file_comes_back_with_its_size_and_address_and_no_other() -> None:
-    came = sent(named("edit", JOB, index=1))
-    came.data["components"] = [{"type": 18, "component": {"type": 19, "custom_id": "mask", "values": ["7", "8"]}}]
-    told = {"id": "7", "url": "https://cdn.example/7", "size": 12, "filename": "m.png"}
-    came.data["resolved"] = {"attachments": {"7": told, "9": told}}
-    form = filled(came)
+def test_a_form_reads_only_its_own_file_with_url_and_size() -> None:
+    interaction = make_interaction(named("edit", JOB, index=1))
+    interaction.data["components"] = [
+        {"type": 18, "component": {"type": 19, "custom_id": "mask", "values": ["7", "8"]}}
+    ]
+    attachment = {"id": "7", "url": "https://cdn.example/7", "size": 12, "filename": "m.png"}
+    interaction.data["resolved"] = {"attachments": {"7": attachment, "9": attachment}}
+    form = filled(interaction)
     assert form is not None
     assert form.files == {"mask": (Sent("https://cdn.example/7", 12, "m.png"),)}
     assert form.fields == {"mask": ""}

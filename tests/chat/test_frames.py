@@ -1,4 +1,4 @@
-"""Live frames come from a machine that may be anybody's: what is none is left out before it is decoded."""
+"""Frames come from workers that anybody may run: a bad frame is left out before it is decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def jpeg(side: int, colour: str) -> bytes:
     return out.getvalue()
 
 
-async def test_garbage_and_giants_among_frames_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     view: Any = SimpleNamespace(id="JOB", recipe=SimpleNamespace(width=64, height=64, count=4))
     frames = {0: jpeg(64, "red"), 1: b"\xff\xd8\xff and nothing", 2: jpeg(4040, "blue"), 3: jpeg(4040, "blue")}
     picture = await delivery.preview(view, frames)
@@ -32,4 +32,4 @@ async def test_garbage_and_giants_among_frames_are_left_out_and_counted(caplog: 
     assert red[0] > 200
     assert all(max(one) < 60 for one in others)
     assert caplog.messages == ["job JOB: 3 of its frames cannot be read, and are left out"]
-    assert await delivery.preview(view, {0: b"\xff\xd8\xff"}), "with none that can be read, quiet tiles"
+    assert await delivery.preview(view, {0: b"\xff\xd8\xff"}), "without a readable frame the grid has plain tiles"

@@ -1,4 +1,4 @@
-"""Discord's limits are learnt from its answers: a real client, a real server, the true headers."""
+"""The edit policy learns Discord's limits from its headers: a real client, a real server, real headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bot.chat.post.mail import bucket, post_bucket
 WHERE = {"channel": "5", "token": "a.b-c", "token_until": "100"}
 
 
-def test_the_same_bucket_has_one_name() -> None:
+def test_a_bucket_has_one_name_for_all_its_routes() -> None:
     assert bucket_of("PATCH", "/api/v10/channels/5/messages/7") == bucket(WHERE, now=101.0) == "channel:5"
     assert bucket_of("PATCH", "/api/v10/webhooks/9/a.b-c/messages/@original") == bucket(WHERE, now=99.0)
     assert "a.b-c" not in bucket(WHERE, now=99.0)
@@ -27,13 +27,13 @@ def test_the_same_bucket_has_one_name() -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_an_answer_says_is_law_for_the_policy() -> None:
+async def test_the_policy_follows_the_rate_limit_headers() -> None:
     async def answer(request: web.Request) -> web.Response:
         left = request.query.get("left")
-        told = (
+        limits_sent = (
             {"X-RateLimit-Limit": "3", "X-RateLimit-Remaining": left, "X-RateLimit-Reset-After": "4.5"} if left else {}
         )
-        return web.json_response({}, headers={name: str(value) for name, value in told.items()})
+        return web.json_response({}, headers={name: str(value) for name, value in limits_sent.items()})
 
     app = web.Application()
     app.router.add_route("*", "/channels/5/messages/7", answer)
@@ -46,7 +46,7 @@ async def test_what_an_answer_says_is_law_for_the_policy() -> None:
         address = server.make_url("/channels/5/messages/7")
         await session.patch(address)
         await session.get(address, params={"left": "0"})
-        assert edits.wake(1000.0) == 1000.0, "neither silence nor another method says anything"
+        assert edits.wake(1000.0) == 1000.0, "neither missing headers nor another method set a limit"
         await session.patch(address, params={"left": "2"})
         assert edits.wake(1000.0) == 1000.0
         assert edits.interval("channel:5") == pytest.approx(5.0 / 2)
@@ -63,7 +63,7 @@ async def test_what_an_answer_says_is_law_for_the_policy() -> None:
         ("0", "0", "1"),
     ],
 )
-def test_headers_that_make_no_sense_are_passed_over(said: tuple[str | None, ...]) -> None:
+def test_senseless_headers_are_ignored(said: tuple[str | None, ...]) -> None:
     names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset-After")
     assert limits({name: value for name, value in zip(names, said, strict=True) if value is not None}) is None
     assert limits(dict(zip(names, ("3", "2", "0.5"), strict=True))) == (3, 2, 0.5)

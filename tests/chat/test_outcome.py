@@ -1,4 +1,4 @@
-"""Where a last word belongs, decided by what the book says: whatever fails, somebody is told, and nobody twice."""
+"""Where a final card goes, decided by the store: whatever fails, somebody hears of it, and nobody twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECIPE = Recipe(
 GUILD = {"guild": "1", "channel": "2", "user": "3"}
 
 
-def a_view(state: State = "finished", seconds: float = 10.0, *, private: bool = False) -> View:
+def make_view(state: State = "finished", seconds: float = 10.0, *, private: bool = False) -> View:
     return View(
         id="01ARZ3NDEKTSV4RRFFQ69G5FAV", state=state, prompt="apple", recipe=RECIPE, member_id="discord:3",
         member_name="alice", guild="discord:1", created=100.0, started=101.0, finished=100.0 + seconds, seconds=1.0,
@@ -32,33 +32,35 @@ def a_view(state: State = "finished", seconds: float = 10.0, *, private: bool = 
     )  # fmt: skip
 
 
-def answer(**known: object) -> dict[Role, Delivery]:
+def make_answer(**known: object) -> dict[Role, Delivery]:
     return {"answer": replace(Delivery("answer", Place("discord", dict(GUILD)), "9"), **known)}  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     ("view", "wishes", "known", "further"),
     [
-        (a_view(), Wishes(), answer(), []),
-        (a_view(seconds=60), Wishes(), answer(), ["notice"]),
-        (a_view("failed", 90), Wishes(), answer(), ["notice"]),
-        (a_view("cancelled", 90), Wishes(direct=True), answer(), []),
-        (a_view(seconds=90), Wishes(ping=False), answer(), []),
-        (a_view(seconds=90), Wishes(long=100), answer(), []),
-        (a_view(), Wishes(direct=True), answer(), ["direct"]),
-        (a_view(seconds=90), Wishes(direct=True), answer(), ["notice", "direct"]),
-        (a_view("failed"), Wishes(direct=True), answer(), []),
-        (a_view(private=True), Wishes(), answer(), []),
-        (a_view(seconds=90, private=True), Wishes(), answer(), ["direct"]),
-        (a_view(), Wishes(), answer(reason="Gone."), ["direct"]),
-        (a_view(seconds=90), Wishes(), answer(reason="Gone."), ["direct"]),
-        (a_view("cancelled"), Wishes(), answer(reason="Gone."), []),
-        (a_view(), Wishes(ping=False), answer(reason="Never came.", message=""), ["notice"]),
-        (a_view(private=True), Wishes(), answer(reason="Never came.", message=""), ["direct"]),
-        (a_view(), Wishes(direct=True), answer(place=Place("discord", {"channel": "2", "guild": ""})), []),
+        (make_view(), Wishes(), make_answer(), []),
+        (make_view(seconds=60), Wishes(), make_answer(), ["notice"]),
+        (make_view("failed", 90), Wishes(), make_answer(), ["notice"]),
+        (make_view("cancelled", 90), Wishes(direct=True), make_answer(), []),
+        (make_view(seconds=90), Wishes(ping=False), make_answer(), []),
+        (make_view(seconds=90), Wishes(long=100), make_answer(), []),
+        (make_view(), Wishes(direct=True), make_answer(), ["direct"]),
+        (make_view(seconds=90), Wishes(direct=True), make_answer(), ["notice", "direct"]),
+        (make_view("failed"), Wishes(direct=True), make_answer(), []),
+        (make_view(private=True), Wishes(), make_answer(), []),
+        (make_view(seconds=90, private=True), Wishes(), make_answer(), ["direct"]),
+        (make_view(), Wishes(), make_answer(reason="Gone."), ["direct"]),
+        (make_view(seconds=90), Wishes(), make_answer(reason="Gone."), ["direct"]),
+        (make_view("cancelled"), Wishes(), make_answer(reason="Gone."), []),
+        (make_view(), Wishes(ping=False), make_answer(reason="Never came.", message=""), ["notice"]),
+        (make_view(private=True), Wishes(), make_answer(reason="Never came.", message=""), ["direct"]),
+        (make_view(), Wishes(direct=True), make_answer(place=Place("discord", {"channel": "2", "guild": ""})), []),
     ],
 )
-def test_what_a_job_lacks(view: View, wishes: Wishes, known: dict[Role, Delivery], further: list[Role]) -> None:
+def test_lacking_names_the_deliveries_that_a_job_still_needs(
+    view: View, wishes: Wishes, known: dict[Role, Delivery], further: list[Role]
+) -> None:
     assert outcome.lacking(view, known, wishes) == further
 
 
@@ -67,11 +69,11 @@ def test_what_a_job_lacks(view: View, wishes: Wishes, known: dict[Role, Delivery
     st.sampled_from(["finished", "failed", "cancelled"]), st.sampled_from([1.0, 90.0]), st.booleans(), st.booleans(),
     st.booleans(), st.sampled_from(["", "9"]), st.lists(st.booleans(), min_size=8, max_size=8), st.booleans(),
 )  # fmt: skip
-def test_whatever_fails_it_ends_and_is_told_once(
+def test_with_any_failures_delivery_ends_and_uses_each_role_once(
     state: State, seconds: float, private: bool, ping: bool, direct: bool, message: str, works: list[bool], dm: bool
 ) -> None:
-    view, wishes = a_view(state, seconds, private=private), Wishes(ping, direct)
-    known = answer(message=message, place=Place("discord", {**GUILD, "guild": "" if dm else "1"}))
+    view, wishes = make_view(state, seconds, private=private), Wishes(ping, direct)
+    known = make_answer(message=message, place=Place("discord", {**GUILD, "guild": "" if dm else "1"}))
     luck = iter(works)
     for _ in range(12):
         for role in outcome.lacking(view, known, wishes):
@@ -86,14 +88,14 @@ def test_whatever_fails_it_ends_and_is_told_once(
             known[role] = replace(known[role], delivered=1.0, reason="" if role == "answer" or next(luck) else "Shut.")
     assert outcome.due(known) is None, "it comes to an end"
     if known["answer"].reason and state != "cancelled":
-        assert len(known) > 1, "somebody else was tried"
+        assert len(known) > 1, "another destination was tried"
     if private:
         assert "notice" not in known, "nothing about it in the channel"
 
 
-def test_the_cards_of_an_end_fit_and_harm_nobody() -> None:
+def test_final_cards_fit_and_do_no_harm() -> None:
     full = Card("\n".join(["x" * 99] * 20))
-    view = replace(a_view(), prompt="@everyone `x`" * 100, member_name="@here")
+    view = replace(make_view(), prompt="@everyone `x`" * 100, member_name="@here")
     for card in (
         notices.notice(full, "3"),
         notices.elsewhere(full, "Its <#5> was deleted."),
@@ -111,7 +113,7 @@ def test_the_cards_of_an_end_fit_and_harm_nobody() -> None:
 
 
 def test_a_collapsed_card_is_one_short_line() -> None:
-    view = replace(a_view(), prompt="pear --seed 7", member_name="Alice")
+    view = replace(make_view(), prompt="pear --seed 7", member_name="Alice")
     at = "https://discord.com/channels/1/2/3"
     assert notices.collapsed(view, at).content == f"✅ **pear** · Alice · [Done]({at})"
     assert notices.collapsed(replace(view, state="failed"), "").content == "❌ **pear** · Alice · It failed"

@@ -1,4 +1,4 @@
-"""Pauses after failures, and what is kept through them: bounded, both."""
+"""Pauses after failures, and the cache of finals meanwhile: both are bounded."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ def test_pauses_double_up_to_a_minute() -> None:
     assert [pauses.longer(2.0, times) for times in (0, 1, 2, 5, 6, 10_000)] == [2.0, 2.0, 4.0, 32.0, 60.0, 60.0]
 
 
-def test_finals_are_kept_within_bounds_and_while_their_pictures_are_the_same() -> None:
-    kept, one = delivery.Kept(10), delivery.Picture("one", b"123456")
-    kept.put("a", [b"1", b"2"], 5, one)
-    assert kept.get("a", [b"1", b"2"], 5) is one
-    assert kept.get("a", [b"1", b"blurred"], 5) is None
-    assert kept.get("a", [b"1", b"2"], 4) is None
-    kept.put("b", [b"3"], 5, one)
-    assert kept.get("a", [b"1", b"2"], 5) is None
-    assert kept.get("b", [b"3"], 5) is one
-    kept.forget("b")
-    assert kept.bytes == 0
+def test_finals_are_cached_within_a_limit_and_while_their_pictures_match() -> None:
+    cache, one = delivery.Kept(10), delivery.Picture("one", b"123456")
+    cache.put("a", [b"1", b"2"], 5, one)
+    assert cache.get("a", [b"1", b"2"], 5) is one
+    assert cache.get("a", [b"1", b"blurred"], 5) is None
+    assert cache.get("a", [b"1", b"2"], 4) is None
+    cache.put("b", [b"3"], 5, one)
+    assert cache.get("a", [b"1", b"2"], 5) is None
+    assert cache.get("b", [b"3"], 5) is one
+    cache.forget("b")
+    assert cache.bytes == 0
 
 
-def test_whoever_is_given_up_has_another_chance_each_time_later_and_the_settled_are_forgotten() -> None:
+def test_given_up_deliveries_are_retried_ever_later_and_settled_ones_forgotten() -> None:
     given_up = pauses.GivenUp()
     assert not given_up.waits("a", 0.0)
     given_up.add("a", 0.0)

@@ -1,4 +1,4 @@
-"""What members read: every card within Discord's limits, and nothing in it that a member could abuse."""
+"""Cards: each within Discord's limits, and nothing in it that a member could abuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.job import Enlarge, Recipe, Walk
 from samples import JOB, NOW, PARENT, a_view
 
 
-def a_ticket(**changes: object) -> Ticket:
+def make_ticket(**changes: object) -> Ticket:
     ticket = Ticket(
         job=JOB, ahead=2, eta=90.0, worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm", seed=7,
         count=4, cost=10.0,
@@ -24,10 +24,10 @@ def a_ticket(**changes: object) -> Ticket:
     return replace(ticket, **changes)
 
 
-def cards(prompt: str, name: str, note: str) -> list[Card]:
+def render_cards(prompt: str, name: str, note: str) -> list[Card]:
     view = a_view(prompt=prompt, member_name=name, notes=(note, note), reason=note)
     return [
-        presenter.accepted(a_ticket(prompt=prompt, notes=(note,)), name, NOW),
+        presenter.accepted(make_ticket(prompt=prompt, notes=(note,)), name, NOW),
         presenter.waiting(view, 3, 20.0, NOW),
         presenter.loading(view, prompt[:64], 0.4),
         presenter.developing(view, 3, 1000, 20.0, NOW),
@@ -44,8 +44,8 @@ words = st.text(max_size=2000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t12
 
 @settings(max_examples=100, deadline=None)
 @given(words, words, words)
-def test_every_card_fits_and_no_words_of_a_member_do_harm(prompt: str, name: str, note: str) -> None:
-    for card in cards(prompt, name[:100], note):
+def test_every_card_fits_and_text_from_members_does_no_harm(prompt: str, name: str, note: str) -> None:
+    for card in render_cards(prompt, name[:100], note):
         assert 0 < len(card.content) <= presenter.CONTENT
         assert len(card.alt) <= presenter.ALT
         assert "@everyone" not in card.content
@@ -58,33 +58,33 @@ def test_every_card_fits_and_no_words_of_a_member_do_harm(prompt: str, name: str
         assert all(len(row) <= 5 for row in card.rows)
 
 
-def test_the_first_answer_names_the_place_and_when_it_is_done() -> None:
-    card = presenter.accepted(a_ticket(), "Alice", NOW)
+def test_the_first_answer_names_the_queue_place_and_the_eta() -> None:
+    card = presenter.accepted(make_ticket(), "Alice", NOW)
     assert "2 jobs ahead of it" in card.content
     assert f"<t:{round(NOW + 90)}:R>" in card.content
     assert [button.id for row in card.rows for button in row] == [f"cancel:{JOB}"]
 
 
-def test_no_worker_online_is_said_at_once() -> None:
-    card = presenter.accepted(a_ticket(worker=False, eta=None), "Alice", NOW)
+def test_the_first_answer_says_that_no_worker_is_online() -> None:
+    card = presenter.accepted(make_ticket(worker=False, eta=None), "Alice", NOW)
     assert "No worker is online" in card.content
     assert "starts when one comes" in card.content
 
 
-def test_a_running_job_shows_percent_and_a_clock_that_runs_by_itself() -> None:
+def test_a_running_job_shows_percent_and_a_live_timestamp() -> None:
     card = presenter.developing(a_view(state="running"), 420, 1000, 33.0, NOW)
     assert "42 %" in card.content
     assert "step 420 of 1000" in card.content
     assert f"<t:{round(NOW + 33)}:R>" in card.content
 
 
-def test_a_finished_job_says_what_made_it() -> None:
+def test_a_finished_job_shows_its_recipe() -> None:
     card = presenter.ended(a_view())
     assert "seed 7" in card.content
     assert card.alt == "terrier, looking up"
 
 
-def test_a_part_of_a_walk_that_ends_without_pictures_says_where_the_others_film_is() -> None:
+def test_a_part_of_an_interpolation_without_pictures_points_to_the_film() -> None:
     view = a_view(state="failed", reason="No memory left.")
     assert isinstance(view.recipe, Recipe)
     part = replace(view, recipe=msgspec.structs.replace(view.recipe, walk=Walk("a cat", 8, 12)))
@@ -93,10 +93,10 @@ def test_a_part_of_a_walk_that_ends_without_pictures_says_where_the_others_film_
     assert "/film" not in presenter.ended(view).content
 
 
-def test_the_title_has_no_flags_and_a_hint_is_said_once() -> None:
+def test_a_title_has_no_flags_and_a_hint_appears_once() -> None:
     notes = ("20 steps on this machine; --steps 1000 asks for the full course.", "The braces make 2 jobs.")
     prompt = "terrier --v 6 --seed 7"
-    first = presenter.accepted(a_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
+    first = presenter.accepted(make_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
     assert "full course" in first
     view = a_view(prompt=prompt, notes=notes)
     for card in (first, presenter.waiting(view, 1, 2.0, NOW).content, presenter.ended(view).content):
@@ -108,16 +108,16 @@ def test_the_title_has_no_flags_and_a_hint_is_said_once() -> None:
 
 
 def test_a_card_says_where_its_job_comes_from() -> None:
-    said: dict[Action, str] = {
+    endings: dict[Action, str] = {
         "imagine": "· Alice", "reroll": "· Alice · another seed", "vary": "· Alice · variation of 3",
         "remix": "· Alice · remixed", "reproduce": "· Alice · made once more", "upscale": "· Alice · picture 3",
     }  # fmt: skip
-    for action, ends in said.items():
+    for action, ends in endings.items():
         head = presenter.ended(a_view(action=action, parent=(PARENT, 2))).content.split("\n")[0]
         assert head.endswith(ends)
 
 
-def test_an_enlarged_picture_says_how_it_was_made() -> None:
+def test_an_upscale_names_its_method() -> None:
     view = a_view(
         recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=(Shot(0, "0" * 64, 256, 256),)
     )
@@ -128,13 +128,13 @@ def test_an_enlarged_picture_says_how_it_was_made() -> None:
     assert "by our super-resolver" in resolved.content
 
 
-def test_finals_that_were_enlarged_say_so_beside_the_size_of_their_recipe() -> None:
+def test_upscaled_finals_say_so_beside_the_size_of_their_recipe() -> None:
     shots = tuple(Shot(index, "0" * 64, 256, 256) for index in range(4))
     assert "64×64, enlarged ×4" in presenter.ended(a_view(pictures=shots)).content
     assert "enlarged" not in presenter.ended(a_view()).content
 
 
-def test_the_queue_says_why_and_never_overflows() -> None:
+def test_the_queue_gives_reasons_and_never_overflows() -> None:
     assert "starts at once" in presenter.queue([], NOW)
     running = a_view(state="running", step=500, eta=10.0)
     waiting = a_view(state="queued", ahead=1, eta=50.0, why="Bob has had less of the machine today")
@@ -148,17 +148,17 @@ def test_the_queue_says_why_and_never_overflows() -> None:
 
 
 def test_a_refusal_quotes_the_member_without_harm() -> None:
-    said = presenter.refusal("There is no --weird; did you mean @everyone?")
-    assert "@everyone" not in said
+    content = presenter.refusal("There is no --weird; did you mean @everyone?")
+    assert "@everyone" not in content
     assert len(presenter.refusal("*" * 5000)) <= presenter.CONTENT
 
 
-def test_whoever_waits_for_a_model_reads_which_and_how_far_it_is() -> None:
+def test_a_waiting_card_shows_which_model_loads_and_how_far() -> None:
     card = presenter.loading(a_view(), "sd-1.5", 0.404)
     assert card.content.splitlines()[1] == "⏳ loading sd-1.5, 40 %"
     card = presenter.loading(a_view(), "sd15", 0.6, 2 * 10**9)
     assert card.content.splitlines()[1] == "⏳ loading sd15, 1.2 of 2.0 GB"
-    said = "A worker is starting: loading sd15, 1.2 of 2.0 GB."
-    card = presenter.waiting(replace(a_view(), worker=False, starting=said), 0, None, 0.0)
-    assert card.content.splitlines()[1] == f"⏳ {said}"
+    sentence = "A worker is starting: loading sd15, 1.2 of 2.0 GB."
+    card = presenter.waiting(replace(a_view(), worker=False, starting=sentence), 0, None, 0.0)
+    assert card.content.splitlines()[1] == f"⏳ {sentence}"
     assert [button.press for row in card.rows for button in row] == ["cancel"]

@@ -1,4 +1,4 @@
-"""An envelope and a cross on a message, as members set them; and what others' reactions cost: nothing."""
+"""Reactions: an envelope sends the pictures, a cross cancels or deletes, and all others cost nothing."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ pytestmark = pytest.mark.asyncio
 ENVELOPE, CROSS = "✉️", "❌"
 
 
-def letters(actor: Any) -> list[Any]:
+def direct_messages(actor: Any) -> list[Any]:
     channel = actor.user.dm_channel
     return list(channel.history()) if channel is not None else []
 
 
-async def test_an_envelope_brings_the_pictures_to_whoever_reacts(open_world: Any) -> None:
+async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
         (view,) = await world.studio.recent()
         await world.bob.react(grid, ENVELOPE)
-        (letter,) = await world.until(lambda: letters(world.bob))
-        assert [one.filename for one in letter.attachments] == [f"darkroom-{view.id}-{n}.png" for n in (1, 2, 3, 4)]
-        assert [one.description for one in letter.attachments] == ["red apple"] * 4
-        for said in ("red apple", "alice", "Seed: 7", view.id, str(grid.id)):
-            assert said in letter.content
-        assert world.env.backend.cdn.get(letter.attachments[2].url) == await world.studio.picture(view.id, 2)
-        assert letters(world.alice) == []
+        (direct_message,) = await world.until(lambda: direct_messages(world.bob))
+        assert [one.filename for one in direct_message.attachments] == [
+            f"darkroom-{view.id}-{n}.png" for n in (1, 2, 3, 4)
+        ]
+        assert [one.description for one in direct_message.attachments] == ["red apple"] * 4
+        for part in ("red apple", "alice", "Seed: 7", view.id, str(grid.id)):
+            assert part in direct_message.content
+        assert world.env.backend.cdn.get(direct_message.attachments[2].url) == await world.studio.picture(view.id, 2)
+        assert direct_messages(world.alice) == []
 
 
 async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> None:
@@ -48,14 +50,14 @@ async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> No
         await world.until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.id
         for actor in (world.bob, moderator(world)):
-            await world.client.reactions.added(reaction(world, message, actor, ENVELOPE))
-            assert letters(actor) == []
-        await world.client.reactions.added(reaction(world, message, world.alice, ENVELOPE))
-        assert view.id in letters(world.alice)[0].content
+            await world.client.reactions.added(make_reaction(world, message, actor, ENVELOPE))
+            assert direct_messages(actor) == []
+        await world.client.reactions.added(make_reaction(world, message, world.alice, ENVELOPE))
+        assert view.id in direct_messages(world.alice)[0].content
 
 
-def reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None, **changes: Any) -> Any:
-    """A raw event of one who is a member there."""
+def make_reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None, **changes: Any) -> Any:
+    """A raw reaction event of a member of the server."""
     there = world.client.get_guild((guild or world.guild).id)
     payload: Any = {
         "id": str(actor.id), "username": actor.name, "discriminator": "0", "avatar": None, "global_name": None,
@@ -74,7 +76,7 @@ def reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None,
     return SimpleNamespace(**{**values, **changes})
 
 
-async def test_a_cross_of_the_author_cancels_what_runs_and_deletes_what_is_done(open_world: Any) -> None:
+async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_one(open_world: Any) -> None:
     async with open_world() as world:
         world.painter.stand_at = 3
         running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
@@ -96,55 +98,57 @@ async def test_a_cross_of_the_author_cancels_what_runs_and_deletes_what_is_done(
             await world.studio.view(view.id)
 
 
-async def test_a_cross_of_a_moderator_deletes_too(open_world: Any) -> None:
+async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
     async with open_world() as world:
         may = discord.PermissionOverwrite(manage_messages=True)
         world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
         grid, mo = await made(world, seed=7), moderator(world)
         await world.bob.react(grid, CROSS)
-        assert (await world.studio.recent())[0].deleted is None, "who owns a room is no moderator of the server"
+        assert (await world.studio.recent())[0].deleted is None, (
+            "a permission in one channel makes no moderator of the server"
+        )
         await mo.react(grid, CROSS)
         await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
 
 
-async def test_other_signs_other_messages_and_other_bots_cost_nothing(
+async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
-        theirs = await world.bob.send(world.channel, "hello")
-        asked: list[str] = []
+        bobs_message = await world.bob.send(world.channel, "hello")
+        lookups: list[str] = []
         job_at = world.deliveries.job_at
 
-        async def counted(message: str) -> str | None:
-            asked.append(message)
+        async def count_lookup(message: str) -> str | None:
+            lookups.append(message)
             return await job_at(message)
 
-        monkeypatch.setattr(type(world.deliveries), "job_at", lambda _, message: counted(message))
+        monkeypatch.setattr(type(world.deliveries), "job_at", lambda _, message: count_lookup(message))
         before = len(world.env.http_requests)
         for sign in (CROSS, ENVELOPE):
-            event = reaction(world, theirs.id, world.alice, sign, message_author_id=world.bob.id)
+            event = make_reaction(world, bobs_message.id, world.alice, sign, message_author_id=world.bob.id)
             await world.client.reactions.added(event)
         await world.alice.react(grid, "👍")
         robot = world.guild.add_member(world.env.create_user("robot", bot=True))
         await robot.react(grid, CROSS)
-        assert asked == [], "the event says whose message it is"
-        unknown = reaction(world, theirs.id, world.alice, CROSS, message_author_id=None)
+        assert lookups == [], "the event says whose message it is"
+        unknown = make_reaction(world, bobs_message.id, world.alice, CROSS, message_author_id=None)
         await world.client.reactions.added(unknown)
-        assert asked == [str(theirs.id)]
+        assert lookups == [str(bobs_message.id)]
         assert len(world.env.http_requests) == before
         assert (await world.studio.recent())[0].deleted is None
 
 
-async def test_a_hundred_reactions_are_looked_at_five_times(open_world: Any) -> None:
+async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7, count=1)
         for _ in range(100):
-            await world.client.reactions.added(reaction(world, grid.id, world.bob, ENVELOPE))
-        assert len(letters(world.bob)) == TURNS
+            await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
+        assert len(direct_messages(world.bob)) == TURNS
 
 
-async def test_turns_come_back_and_are_each_members_own() -> None:
+async def test_the_reaction_limit_resets_and_is_per_member() -> None:
     now = [0.0]
     turns = Turns(lambda: now[0])
     assert [turns.take(1) for _ in range(TURNS + 1)] == [*[True] * TURNS, False]
@@ -162,12 +166,12 @@ async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: p
         )  # fmt: skip
         with caplog.at_level(logging.INFO, "bot.chat.presses.reactions"):
             for _ in range(3):
-                await world.client.reactions.added(reaction(world, grid.id, world.bob, ENVELOPE))
+                await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
         assert caplog.text.count("could not be sent") == 1
-        assert letters(world.bob) == []
+        assert direct_messages(world.bob) == []
 
 
-async def test_in_a_direct_conversation(open_world: Any) -> None:
+async def test_reactions_work_in_a_direct_message(open_world: Any) -> None:
     async with open_world() as world:
         user = world.alice.user
         await user.slash("imagine", prompt="red apple")
@@ -180,35 +184,35 @@ async def test_in_a_direct_conversation(open_world: Any) -> None:
         await world.until(lambda: message.id not in {one.id for one in user.dm_channel.history()})
 
 
-async def test_in_a_thread(open_world: Any) -> None:
+async def test_reactions_work_in_a_thread(open_world: Any) -> None:
     async with open_world() as world:
-        started = world.env.backend.create_thread(world.channel.id, "apples", world.alice.id, type=11)
-        started.thread_members[world.client.user.id] = world.env.backend.now_iso()
-        thread = ChannelHandle(world.env, world.guild, started)
+        created = world.env.backend.create_thread(world.channel.id, "apples", world.alice.id, type=11)
+        created.thread_members[world.client.user.id] = world.env.backend.now_iso()
+        thread = ChannelHandle(world.env, world.guild, created)
         result = await world.alice.slash(thread, "imagine", prompt="red apple")
         await world.until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.message
         await world.bob.react(message, ENVELOPE)
-        await world.until(lambda: letters(world.bob))
+        await world.until(lambda: direct_messages(world.bob))
         await world.bob.react(message, CROSS)
         assert message.id in {one.id for one in thread.history()}
         await moderator(world).react(message, CROSS)
         await world.until(lambda: message.id not in {one.id for one in thread.history()})
 
 
-async def test_from_another_server_nothing_is_reached(open_world: Any) -> None:
+async def test_reactions_from_another_server_have_no_effect(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
         elsewhere = world.env.create_guild("Elsewhere")
         dora = elsewhere.add_member(world.env.create_user("dora"))
         await asyncio.sleep(0)
         for sign in (ENVELOPE, CROSS):
-            await world.client.reactions.added(reaction(world, grid.id, dora, sign, elsewhere))
-        assert letters(dora) == []
+            await world.client.reactions.added(make_reaction(world, grid.id, dora, sign, elsewhere))
+        assert direct_messages(dora) == []
         assert (await world.studio.recent())[0].deleted is None
 
 
-async def test_an_error_of_ours_is_logged_and_contained(
+async def test_an_internal_error_is_logged_and_contained(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world() as world:

@@ -1,4 +1,4 @@
-"""The Discord room, pressed and typed as members do, over a real studio, store and broker."""
+"""`/imagine` and its buttons, used as members do, over a real studio, store and broker."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from engine.job import Lora
 pytestmark = pytest.mark.asyncio
 
 
-def opened(world: Any, message: discord.Message) -> Any:
+def open_picture(world: Any, message: discord.Message) -> Any:
     """The one picture of a message, decoded."""
     (attachment,) = message.attachments
     payload = world.env.backend.cdn.get(attachment.url)
     return Image.open(io.BytesIO(payload)).convert("RGB")
 
 
-def shown_step(picture: Any) -> int:
+def read_step(picture: Any) -> int:
     """The step that the worker painted into the grid's first cell."""
     return round((picture.getpixel((5, 5))[1] - 20) / 10)
 
@@ -51,7 +51,7 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
         live = await world.until(lambda: (m := world.message(identity)) and "step 6 of 20" in m.content and m)
         assert "30 %" in live.content
         assert "<t:" in live.content
-        assert shown_step(opened(world, live)) == 6, "the newest frame"
+        assert read_step(open_picture(world, live)) == 6, "the newest frame"
         world.painter.stand_at = None
         world.painter.going.set()
 
@@ -60,7 +60,7 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
             "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "More…", "Remix", "Film", "Walk", "🚩", "🗑️",
         ]  # fmt: skip
         assert "seed 3" in final.content
-        grid = opened(world, final)
+        grid = open_picture(world, final)
         assert grid.width > 256
         assert [grid.getpixel(at)[0] for at in ((5, 5), (grid.width - 5, 5), (5, grid.height - 5))] == [30, 90, 150]
         assert final.attachments[0].filename.endswith(".png")
@@ -68,24 +68,24 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
         assert len(world.channel.history()) == 1, "one message for one job"
 
 
-async def test_buttons_outlive_a_restart(open_world: Any) -> None:
+async def test_buttons_survive_a_restart(open_world: Any) -> None:
     async with open_world() as world:
         first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         await world.restart()
 
-        enlarged = await world.ended(await world.bob.click(first, label="U2"))
-        assert "nlarged ×4" in enlarged.content
-        assert "by Lanczos" in enlarged.content
-        assert opened(world, enlarged).size == (256, 256)
-        assert opened(world, enlarged).getpixel((9, 9))[0] == 90
+        upscale = await world.ended(await world.bob.click(first, label="U2"))
+        assert "nlarged ×4" in upscale.content
+        assert "by Lanczos" in upscale.content
+        assert open_picture(world, upscale).size == (256, 256)
+        assert open_picture(world, upscale).getpixel((9, 9))[0] == 90
 
-        assert world.labels(enlarged) == [
+        assert world.labels(upscale) == [
             "Vary (Subtle)", "Vary (Strong)", "Zoom out 1.5×", "Zoom out 2×", "Branch…",
             "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Compare", "Remix", "❤️", "🚩", "🗑️",
         ]  # fmt: skip
-        await world.ended(await world.bob.click(enlarged, label="Vary (Strong)"))
-        (onward,) = [view for view in await world.studio.recent() if view.action == "vary"]
-        assert onward.parent == (job_of(first), 1)
+        await world.ended(await world.bob.click(upscale, label="Vary (Strong)"))
+        (variation,) = [view for view in await world.studio.recent() if view.action == "vary"]
+        assert variation.parent == (job_of(first), 1)
 
         varied = await world.ended(await world.alice.click(first, label="V3"))
         again = await world.ended(await world.alice.click(first, custom_id=f"reroll:{job_of(first)}"))
@@ -94,14 +94,14 @@ async def test_buttons_outlive_a_restart(open_world: Any) -> None:
         assert views["vary"].recipe.lineage
         assert views["reroll"].recipe.seed != views["imagine"].recipe.seed
         assert views["upscale"].member_name == "bob"
-        assert len({first.id, enlarged.id, varied.id, again.id}) == 4
+        assert len({first.id, upscale.id, varied.id, again.id}) == 4
 
 
 def job_of(message: Any) -> str:
     return message.components[0].children[0].custom_id.split(":")[1]
 
 
-async def test_pressed_twice_makes_one_job(open_world: Any) -> None:
+async def test_two_quick_presses_make_one_job(open_world: Any) -> None:
     async with open_world() as world:
         first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         one = await world.alice.click(first, label="V1")
@@ -115,7 +115,7 @@ async def test_pressed_twice_makes_one_job(open_world: Any) -> None:
         assert [view.action for view in await world.studio.recent()].count("vary") == 2
 
 
-async def test_a_press_that_came_to_nothing_is_no_first_press(open_world: Any, monkeypatch: Any) -> None:
+async def test_a_refused_press_does_not_count_as_the_first(open_world: Any, monkeypatch: Any) -> None:
     async with open_world() as world:
         first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         vary = world.studio.vary
@@ -125,14 +125,14 @@ async def test_a_press_that_came_to_nothing_is_no_first_press(open_world: Any, m
             raise Refused("Your queue is full.", 429)
 
         monkeypatch.setattr(world.studio, "vary", full)
-        refused = await world.alice.click(first, label="V1")
-        assert "Your queue is full." in text(refused)
-        taken = await world.alice.click(first, label="V1")
-        assert not taken.ephemeral, "a job needs a card"
-        await world.ended(taken)
+        refusal = await world.alice.click(first, label="V1")
+        assert "Your queue is full." in text(refusal)
+        accepted = await world.alice.click(first, label="V1")
+        assert not accepted.ephemeral, "a job needs a card"
+        await world.ended(accepted)
 
 
-async def test_a_slip_of_the_finger_is_short() -> None:
+async def test_repeated_presses_count_as_one_for_a_short_time_only() -> None:
     now = [0.0]
     presses = Presses(lambda: now[0])
     assert presses.key("vary:A:0", "alice", "1") == ("press:1", True)
@@ -140,18 +140,18 @@ async def test_a_slip_of_the_finger_is_short() -> None:
     assert presses.key("vary:A:1", "alice", "3") == ("press:3", True)
     assert presses.key("vary:A:0", "bob", "4") == ("press:4", True)
     now[0] = AGAIN + 0.1
-    assert presses.key("vary:A:0", "alice", "5") == ("press:5", True), "later it is meant"
+    assert presses.key("vary:A:0", "alice", "5") == ("press:5", True), "a later press is deliberate"
 
 
 async def test_cancel_is_for_the_author_and_moderators(open_world: Any) -> None:
     async with open_world() as world:
         world.painter.stand_at = 3
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        refused = await world.bob.click(result.response, label="Cancel")
-        assert refused.ephemeral
-        assert "Only alice and moderators" in text(refused)
-        done = await world.alice.click(result.response, label="Cancel")
-        assert done.ephemeral
+        refusal = await world.bob.click(result.response, label="Cancel")
+        assert refusal.ephemeral
+        assert "Only alice and moderators" in text(refusal)
+        reply = await world.alice.click(result.response, label="Cancel")
+        assert reply.ephemeral
         message = await world.ended(result)
         assert "ancelled" in message.content
         assert world.labels(message) == ["🔄"]
@@ -164,7 +164,7 @@ async def test_cancel_is_for_the_author_and_moderators(open_world: Any) -> None:
         assert "ancelled" in (await world.ended(late)).content
 
 
-async def test_refusals_are_for_the_member_alone_and_say_why(open_world: Any) -> None:
+async def test_refusals_are_ephemeral_and_give_a_reason(open_world: Any) -> None:
     async with open_world() as world:
         wrong = await world.alice.slash(world.channel, "imagine", prompt="apple --stepps 5")
         assert wrong.ephemeral
@@ -197,13 +197,13 @@ async def test_a_prompt_pings_nobody_and_breaks_nothing(open_world: Any) -> None
             assert "**bold**" not in message.content
 
 
-async def test_no_worker_online_is_said_at_once_and_the_job_waits(open_world: Any) -> None:
+async def test_the_answer_says_at_once_that_no_worker_is_online(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        from_first_days = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        assert "o worker is online" in text(from_first_days)
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        assert "o worker is online" in text(result)
 
 
-async def test_suggestions_while_typing(open_world: Any) -> None:
+async def test_imagine_suggests_models_samplers_and_prompts(open_world: Any) -> None:
     async with open_world() as world:
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "emb")
         assert [choice["value"] for choice in models] == ["embedded"]
@@ -238,16 +238,16 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
         assert recipe.width == 2 * recipe.height
 
 
-async def test_the_further_options_reach_the_recipe(open_world: Any) -> None:
+async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> None:
     async with open_world() as world:
         world.painter.model = msgspec.structs.replace(
             world.painter.model, samplers=("ddpm", "euler_ancestral"), loras=(Lora("style", 0.7, "abc"),)
         )
         await world.until(lambda: world.studio.model(None).loras)
-        offered = await world.alice.autocomplete(world.channel, "imagine", "sampler", "")
-        assert [choice["value"] for choice in offered] == ["ddpm", "euler_ancestral"]
-        offered = await world.alice.autocomplete(world.channel, "imagine", "lora", "sty")
-        assert [choice["value"] for choice in offered] == ["style:0.7"]
+        suggestions = await world.alice.autocomplete(world.channel, "imagine", "sampler", "")
+        assert [choice["value"] for choice in suggestions] == ["ddpm", "euler_ancestral"]
+        suggestions = await world.alice.autocomplete(world.channel, "imagine", "lora", "sty")
+        assert [choice["value"] for choice in suggestions] == ["style:0.7"]
         options = {"sampler": "Euler a", "interval": "0.2-0.8", "lora": "style:0.5", "relax": True}
         result = await world.alice.slash(world.channel, "imagine", prompt="(red:1.2) apple", **options)
         final = await world.ended(result)
@@ -262,7 +262,7 @@ async def test_the_further_options_reach_the_recipe(open_world: Any) -> None:
         assert again == msgspec.structs.replace(view.recipe, bucket=again.bucket)
 
 
-async def test_a_model_on_its_way_is_told_in_the_waiting_message_until_it_develops(open_world: Any) -> None:
+async def test_the_waiting_card_shows_the_loading_model_until_the_job_runs(open_world: Any) -> None:
     async with open_world() as world:
         world.painter.loading, world.painter.stand_at = (0.1, 0.404), 0
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
@@ -295,7 +295,7 @@ async def test_help_is_short_and_private(open_world: Any) -> None:
         assert "/imagine" in text(result)
 
 
-async def test_a_job_that_waited_for_a_worker_develops_when_one_comes(open_world: Any) -> None:
+async def test_a_waiting_job_runs_when_a_worker_comes(open_world: Any) -> None:
     async with open_world() as world:
         await world.painter.leave()
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
@@ -308,22 +308,22 @@ async def test_a_slow_studio_still_answers_in_time(open_world: Any, monkeypatch:
     async with open_world() as world:
         ask = world.studio.imagine
 
-        async def slow(*given: Any, **named: Any) -> Any:
+        async def slow(*args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(2.0)
-            return await ask(*given, **named)
+            return await ask(*args, **kwargs)
 
         monkeypatch.setattr(world.studio, "imagine", slow)
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         assert [each.json["type"] for each in world.env.http_requests if each.path.endswith("/callback")] == [5]
         assert world.labels(await world.ended(result))[0] == "U1"
-        refused = await world.alice.slash(world.channel, "imagine", prompt="red apple --stepps 3")
-        assert refused.response is None, "the public spinner is gone"
-        (said,) = refused.followups
-        assert said.ephemeral
-        assert "🚫" in said.content
+        refusal = await world.alice.slash(world.channel, "imagine", prompt="red apple --stepps 3")
+        assert refusal.response is None, "the public spinner is gone"
+        (followup,) = refusal.followups
+        assert followup.ephemeral
+        assert "🚫" in followup.content
 
 
-async def test_where_pictures_cannot_be_shown_the_job_is_not_taken(open_world: Any) -> None:
+async def test_without_permission_to_attach_files_imagine_is_refused(open_world: Any) -> None:
     async with open_world() as world:
         everyone = world.guild.default_role
         silent = world.guild.create_text_channel(
@@ -335,7 +335,7 @@ async def test_where_pictures_cannot_be_shown_the_job_is_not_taken(open_world: A
         assert await world.studio.recent() == []
 
 
-async def test_in_a_direct_conversation(open_world: Any) -> None:
+async def test_imagine_works_in_a_direct_message(open_world: Any) -> None:
     async with open_world() as world:
         user = world.alice.user
         result = await user.slash("imagine", prompt="red apple")
@@ -360,7 +360,7 @@ async def test_another_servers_jobs_are_out_of_reach(open_world: Any) -> None:
         assert "apple" not in text(queue)
 
 
-async def test_where_the_bot_cannot_look_the_token_still_reaches(open_world: Any) -> None:
+async def test_the_token_delivers_to_a_channel_that_the_bot_cannot_see(open_world: Any) -> None:
     async with open_world() as world:
         hidden = world.guild.create_text_channel(
             "hidden", overwrites={world.client.user: discord.PermissionOverwrite(view_channel=False)}

@@ -1,4 +1,4 @@
-"""Where members ask: threads, forum posts, voice channels, direct conversations; and channels where we may not all."""
+"""Kinds of channels: threads, forum posts, voice channels, direct messages; and channels with missing permissions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ def text(result: Any) -> str:
     return result.response.content
 
 
-def a_thread(world: Any, parent: Any, kind: int = ChannelType.PUBLIC_THREAD, *, locked: bool = False) -> ChannelHandle:
-    """A thread of alice's."""
-    made = world.env.backend.create_thread(parent.id, "apples", world.alice.id, type=kind)
-    made.thread_members[world.client.user.id] = world.env.backend.now_iso()
+def create_thread(
+    world: Any, parent: Any, kind: int = ChannelType.PUBLIC_THREAD, *, locked: bool = False
+) -> ChannelHandle:
+    """Create a thread of alice's."""
+    thread = world.env.backend.create_thread(parent.id, "apples", world.alice.id, type=kind)
+    thread.thread_members[world.client.user.id] = world.env.backend.now_iso()
     if locked:
-        world.env.backend.edit_channel(made.id, {}, thread_metadata={"locked": True})
-    return ChannelHandle(world.env, world.guild, made)
+        world.env.backend.edit_channel(thread.id, {}, thread_metadata={"locked": True})
+    return ChannelHandle(world.env, world.guild, thread)
 
 
-async def drawn(world: Any, channel: Any) -> discord.Message:
-    """The finished message of a job that alice asked for there."""
+async def imagine(world: Any, channel: Any) -> discord.Message:
+    """Finish a job of alice's there and return its message."""
     result = await world.alice.slash(channel, "imagine", prompt="red apple")
     assert not result.ephemeral, text(result)
 
@@ -40,23 +42,25 @@ async def drawn(world: Any, channel: Any) -> discord.Message:
     return await world.until(final)
 
 
-ROOMS = {
-    "a thread": lambda world: a_thread(world, world.channel),
-    "a private thread": lambda world: a_thread(world, world.channel, ChannelType.PRIVATE_THREAD),
-    "a forum post": lambda world: a_thread(world, world.guild.create_forum_channel("gallery")),
+CHANNELS = {
+    "a thread": lambda world: create_thread(world, world.channel),
+    "a private thread": lambda world: create_thread(world, world.channel, ChannelType.PRIVATE_THREAD),
+    "a forum post": lambda world: create_thread(world, world.guild.create_forum_channel("gallery")),
     "a voice channel": lambda world: world.guild.create_voice_channel("talk"),
     "an announcement channel": lambda world: world.guild.create_news_channel("news"),
 }
 
 
-@pytest.mark.parametrize("room", ROOMS)
-async def test_pictures_and_commands_work_in(open_world: Any, room: str) -> None:
+@pytest.mark.parametrize("room", CHANNELS)
+async def test_pictures_and_commands_work_in_every_kind_of_channel(open_world: Any, room: str) -> None:
     async with open_world() as world:
-        channel = ROOMS[room](world)
-        message = await drawn(world, channel)
+        channel = CHANNELS[room](world)
+        message = await imagine(world, channel)
         assert len(message.attachments) == 1
         (view,) = await world.studio.recent()
-        assert view.channel == str(getattr(channel._channel, "parent_id", None) or channel.id), "a thread is its parent"
+        assert view.channel == str(getattr(channel._channel, "parent_id", None) or channel.id), (
+            "a thread counts as its parent"
+        )
         again = await world.alice.context_menu(channel, "Details", message)
         assert "red apple" in text(again)
         (offer,) = await world.alice.autocomplete(channel, "reproduce", "job", "")
@@ -68,7 +72,7 @@ async def test_pictures_and_commands_work_in(open_world: Any, room: str) -> None
         assert not (await world.alice.click(message, label="V1")).ephemeral
 
 
-async def test_every_members_command_works_in_a_direct_conversation(open_world: Any) -> None:
+async def test_every_command_for_members_works_in_a_direct_message(open_world: Any) -> None:
     async with open_world() as world:
         user = world.alice.user
         result = await user.slash("imagine", prompt="red apple", seed=3)
@@ -90,26 +94,26 @@ async def test_every_members_command_works_in_a_direct_conversation(open_world: 
         assert result
 
 
-NONE = discord.PermissionOverwrite(view_channel=False, send_messages=False)
+NO_ACCESS = discord.PermissionOverwrite(view_channel=False, send_messages=False)
 
 
 async def test_missing_permissions_are_named_when_a_job_takes_long(open_world: Any) -> None:
     async with open_world() as world:
-        deaf = world.guild.create_text_channel("deaf", overwrites={world.client.user: NONE})
+        deaf = world.guild.create_text_channel("deaf", overwrites={world.client.user: NO_ACCESS})
         quick = await world.alice.slash(deaf, "imagine", prompt="red apple")
-        assert quick.followups == [], "it is done before it matters"
+        assert quick.followups == [], "a quick job ends before permissions matter"
         await world.painter.leave()
         slow = await world.alice.slash(deaf, "imagine", prompt="red apple")
-        (said,) = slow.followups
-        assert said.ephemeral
-        assert "View Channel" in said.content
-        assert "Send Messages" in said.content
-        assert "direct message" in said.content
+        (followup,) = slow.followups
+        assert followup.ephemeral
+        assert "View Channel" in followup.content
+        assert "Send Messages" in followup.content
+        assert "direct message" in followup.content
 
 
-async def test_where_nothing_may_be_attached_neither_job_nor_film_is_taken(open_world: Any) -> None:
+async def test_without_permission_to_attach_files_jobs_and_films_are_refused(open_world: Any) -> None:
     async with open_world() as world:
-        await drawn(world, world.channel)
+        await imagine(world, world.channel)
         (view,) = await world.studio.recent()
         everyone = world.guild.default_role
         mute = world.guild.create_text_channel(
@@ -120,14 +124,14 @@ async def test_where_nothing_may_be_attached_neither_job_nor_film_is_taken(open_
             ("film", {"job": view.id}),
             ("reproduce", {"job": view.id}),
         ):
-            refused = await world.alice.slash(mute, command, **options)
-            assert refused.ephemeral
-            assert "Attach Files" in text(refused)
+            refusal = await world.alice.slash(mute, command, **options)
+            assert refusal.ephemeral
+            assert "Attach Files" in text(refusal)
         assert len(await world.studio.recent()) == 1
 
 
-class Asked:
-    """As much of an interaction as the question needs."""
+class FakeInteraction:
+    """As much of an interaction as the warning needs."""
 
     def __init__(self, channel: Any, **may: bool) -> None:
         self.guild_id: int | None = 1
@@ -135,31 +139,36 @@ class Asked:
         self.app_permissions = discord.Permissions(**may)
 
 
-ALL = {"view_channel": True, "send_messages": True, "read_message_history": True, "send_messages_in_threads": True}
+ALL_PERMISSIONS = {
+    "view_channel": True,
+    "send_messages": True,
+    "read_message_history": True,
+    "send_messages_in_threads": True,
+}
 
 
-async def test_the_sentence_says_what_is_missing_where_it_matters() -> None:
-    def said(eta: float | None, channel: Any = None, **without: bool) -> str:
-        return warning(Asked(channel, **{**ALL, **without}), eta, 840.0)  # pyright: ignore[reportArgumentType]
+async def test_the_warning_names_missing_permissions_for_long_jobs_only() -> None:
+    def warn(eta: float | None, channel: Any = None, **without: bool) -> str:
+        return warning(FakeInteraction(channel, **{**ALL_PERMISSIONS, **without}), eta, 840.0)  # pyright: ignore[reportArgumentType]
 
-    assert said(None) == ""
-    assert said(30.0, view_channel=False) == ""
-    assert said(90.0, view_channel=False).startswith("I lack View Channel here")
-    assert "14 min" in said(None, view_channel=False, read_message_history=False)
-    assert "View Channel, Send Messages and Read Message History" in said(
+    assert warn(None) == ""
+    assert warn(30.0, view_channel=False) == ""
+    assert warn(90.0, view_channel=False).startswith("I lack View Channel here")
+    assert "14 min" in warn(None, view_channel=False, read_message_history=False)
+    assert "View Channel, Send Messages and Read Message History" in warn(
         None, view_channel=False, send_messages=False, read_message_history=False
     )
 
 
-async def test_in_a_locked_thread_it_is_said_before_it_matters(open_world: Any) -> None:
+async def test_in_a_locked_thread_the_warning_comes_with_the_answer(open_world: Any) -> None:
     async with open_world() as world:
         await world.painter.leave()
         room = world.guild.create_text_channel(
             "room", overwrites={world.client.user: discord.PermissionOverwrite(manage_threads=False)}
         )
-        thread = a_thread(world, room, locked=True)
+        thread = create_thread(world, room, locked=True)
         await world.env.settle()
         result = await world.alice.slash(thread, "imagine", prompt="red apple")
-        (said,) = result.followups
-        assert "Manage Threads (this one is locked)" in said.content
-        assert "Send Messages in Threads" not in said.content
+        (followup,) = result.followups
+        assert "Manage Threads (this one is locked)" in followup.content
+        assert "Send Messages in Threads" not in followup.content

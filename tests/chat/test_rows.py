@@ -1,4 +1,4 @@
-"""The rows under a card: what is there for whom, in Discord's limits, and ids that outlive this version."""
+"""The button rows under a card: which buttons, within Discord's limits, with ids that outlive this version."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from engine.job import Enlarge
 from samples import JOB, PARENT, a_view
 
 
-def said(row: rows.Row) -> list[str]:
+def row_labels(row: rows.Row) -> list[str]:
     return [button.label or button.sign for button in row]
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_under_a_grid_are_u_and_v_for_each_picture_and_what_is_for_all(count: int) -> None:
+def test_a_grid_has_u_and_v_for_each_picture_and_the_common_buttons(count: int) -> None:
     ups, varies, others = rows.finished(a_view(count=count, ladders=tuple(range(count))))
-    assert said(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
+    assert row_labels(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
     assert [button.id for button in varies] == [*(f"vary:{JOB}:{n}" for n in range(count)), f"more:{JOB}"]
-    assert said(others) == ["Remix", "Film", "Walk", "🚩", "🗑️"]
+    assert row_labels(others) == ["Remix", "Film", "Walk", "🚩", "🗑️"]
     assert others[0].id == f"remix:{JOB}"
 
 
-def test_one_picture_can_be_a_favourite() -> None:
+def test_a_single_picture_has_a_favourite_button() -> None:
     *_, others = rows.finished(a_view(count=1))
-    assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
+    assert row_labels(others) == ["Remix", "❤️", "🚩", "🗑️"]
 
 
-def test_under_an_enlarged_picture_is_all_that_goes_on_from_it() -> None:
+def test_an_upscale_has_every_button_that_edits_it() -> None:
     shots = (Shot(0, "0" * 64, 256, 256),)
     view = a_view(recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=shots)
-    varies, beyond, seldom, others = rows.finished(view)
+    varies, pans, seldom, others = rows.finished(view)
     presses = ("subtle", "strong", "zoomsome", "zoomtwice", "branch")
     assert [button.id for button in varies] == [f"{press}:{JOB}:0" for press in presses]
-    assert said(beyond) == ["← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…"]
-    assert said(seldom) == ["Compare"]
-    assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
+    assert row_labels(pans) == ["← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…"]
+    assert row_labels(seldom) == ["Compare"]
+    assert row_labels(others) == ["Remix", "❤️", "🚩", "🗑️"]
     assert others[0].id == f"remix:{JOB}:0"
     flagged = replace(view, check=True, pictures=(Shot(0, "0" * 64, 384, 256, verdict="flagged"),))
     _, _, seldom, *others = rows.finished(flagged)
-    assert said(seldom) == ["Make square", "Compare"]
+    assert row_labels(seldom) == ["Make square", "Compare"]
     assert len(others) == 2
 
 
-def test_what_goes_on_from_a_picture_depends_on_its_shape_and_on_where_it_came_from() -> None:
+def test_the_offered_edits_depend_on_the_pictures_shape_and_parent() -> None:
     usual = tuple(press for press in rows.BEYOND if press not in ("square", "compare"))
     assert rows.beyond(a_view(), 2) == usual
     wide = a_view(pictures=(Shot(0, "0" * 64, 96, 64),))
@@ -60,11 +60,11 @@ def test_what_goes_on_from_a_picture_depends_on_its_shape_and_on_where_it_came_f
 
 
 @pytest.mark.parametrize("alone", [{"private": True}, {"guild": "discord:dm:1"}])
-def test_what_its_author_alone_sees_has_nobody_to_report_it(alone: dict[str, Any]) -> None:
-    assert "🚩" not in [each for row in rows.finished(a_view(**alone)) for each in said(row)]
+def test_a_job_that_only_its_author_sees_has_no_report_button(alone: dict[str, Any]) -> None:
+    assert "🚩" not in [each for row in rows.finished(a_view(**alone)) for each in row_labels(row)]
 
 
-def test_however_much_is_held_there_are_five_rows_of_five() -> None:
+def test_with_every_picture_held_there_are_at_most_five_rows_of_five() -> None:
     shots = tuple(Shot(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
     found = rows.finished(a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3)))
     assert len(found) == 5
@@ -74,18 +74,18 @@ def test_however_much_is_held_there_are_five_rows_of_five() -> None:
     assert all(re.fullmatch(ID, each) for each in ids)
 
 
-def test_ids_of_older_messages_are_still_read() -> None:
+def test_ids_of_older_messages_are_still_valid() -> None:
     for old in (f"up:{JOB}:3", f"vary:{JOB}:0", f"reroll:{JOB}", f"cancel:{JOB}", f"deny:{JOB}:1"):
         assert re.fullmatch(ID, old)
     for wrong in (f"up:{JOB[:-1]}", f"open:{JOB}", f"up:{JOB}:", f"up:{JOB}:-1", f"up:{JOB}:1\n", f"mine:show:{JOB}"):
         assert not re.fullmatch(ID, wrong)
 
 
-def test_every_press_is_an_action_of_the_table() -> None:
+def test_every_press_has_a_handler() -> None:
     assert set(ACTIONS) == set(PRESSES) == set(get_args(Press))
 
 
-def test_to_enlarge_and_to_vary_look_alike_and_only_what_ends_something_is_red() -> None:
+def test_upscale_and_vary_look_alike_and_only_destructive_buttons_are_red() -> None:
     assert "up" not in STYLES
     assert "vary" not in STYLES
     assert {press for press, style in STYLES.items() if style is discord.ButtonStyle.danger} == {

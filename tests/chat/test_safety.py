@@ -1,6 +1,6 @@
-"""Whatever members write is only ever read: no ping, no format, no link, no embed, no disguise, in any message of ours.
+"""Text from members is never more than text: no ping, format, link, embed or disguise, in any message of the bot.
 
-First the escaping itself, against a list of attacks and random mixes of them; then the whole bot, told all of it.
+First the escaping itself, against a list of attacks and random mixes of them; then the whole bot with all of them.
 """
 
 from __future__ import annotations
@@ -42,28 +42,26 @@ ATTACKS = {
     "ticks": "`````", "many ticks": "``" * 9, "long word": "w" * 1900,
 }  # fmt: skip
 LINK = r"https://discord\.com/channels/[@\d/me]+"
-OURS = re.compile(rf"<t:\d+:[Rf]>|<@\d+>|</[a-z ]+:\d+>|\[open\]\({LINK}\)|{LINK}")
+OWN_MARKUP = re.compile(rf"<t:\d+:[Rf]>|<@\d+>|</[a-z ]+:\d+>|\[open\]\({LINK}\)|{LINK}")
 
 mixed = st.lists(st.sampled_from(sorted(ATTACKS.values())) | st.text(max_size=6), max_size=12).map("".join)
 spaced = st.lists(st.sampled_from(sorted(ATTACKS.values())) | st.text(max_size=6), max_size=12).map(" ".join)
-quick = settings(deadline=None, max_examples=400)
+quick_settings = settings(deadline=None, max_examples=400)
 
 
-def live(text: str) -> str:
-    """What Discord would still interpret: an escaped sign is none (a backslash before anything but letters, digits
-    and spaces takes its meaning).
-    """
+def strip_escapes(text: str) -> str:
+    """What Discord would still interpret: a backslash disables any sign but letters, digits and spaces."""
     return re.sub(r"\\[^0-9A-Za-z\s]", "·", text)
 
 
-def check(text: str) -> None:
-    """Nothing in it is anything but words."""
+def check_plain(text: str) -> None:
+    """Assert that the text holds nothing that Discord interprets."""
     assert text.isprintable() or "\u200b" in text
-    left = live(text)
-    assert not re.search(r"[*_~`|<>#\[\]\\/]", left), left
-    assert not re.search(r"@(?!\u200b)", left)
-    assert not re.match(r"\s*(?:[-+*]|\d+[.)])\s", left), left
-    assert not re.search(r"://|\bdiscord(?:app)?\.(?:gg|com)/", left)
+    rest = strip_escapes(text)
+    assert not re.search(r"[*_~`|<>#\[\]\\/]", rest), rest
+    assert not re.search(r"@(?!\u200b)", rest)
+    assert not re.match(r"\s*(?:[-+*]|\d+[.)])\s", rest), rest
+    assert not re.search(r"://|\bdiscord(?:app)?\.(?:gg|com)/", rest)
     assert "\n" not in text
     for character in text.replace("\u200b", "").replace("\u200c", "").replace("\u200d", ""):
         assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"), hex(ord(character))
@@ -73,31 +71,31 @@ def check(text: str) -> None:
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_no_attack_survives_being_quoted(name: str) -> None:
     for text in (ATTACKS[name], f"a {ATTACKS[name]} b", ATTACKS[name] * 2, f" \n{ATTACKS[name]}"):
-        check(quoted(text, 4000))
+        check_plain(quoted(text, 4000))
         for limit in range(1, 40):
-            check(quoted(text, limit))
+            check_plain(quoted(text, limit))
             assert len(quoted(text, limit)) <= limit
 
 
-@quick
+@quick_settings
 @given(mixed | spaced, st.integers(1, 300))
-def test_no_mix_of_attacks_survives_either(text: str, limit: int) -> None:
-    check(quoted(text, limit))
-    check(quoted(text, 10_000))
+def test_no_mix_of_attacks_survives_being_quoted(text: str, limit: int) -> None:
+    check_plain(quoted(text, limit))
+    check_plain(quoted(text, 10_000))
     once = plain(text)
     assert plain(once) == once
     assert once.isprintable() or re.search("[\u200c\u200d]", once)
     assert len(shortened(text, limit)) <= limit
 
 
-@quick
+@quick_settings
 @given(mixed | spaced)
 def test_a_quoted_text_reads_as_it_was_written(text: str) -> None:
-    read = re.sub(r"\\([^0-9A-Za-z\s])", r"\1", quoted(text, 100_000)).replace("@\u200b", "@")
-    assert read == plain(text)
+    unescaped = re.sub(r"\\([^0-9A-Za-z\s])", r"\1", quoted(text, 100_000)).replace("@\u200b", "@")
+    assert unescaped == plain(text)
 
 
-@quick
+@quick_settings
 @given(st.text("`a\n\u200b", max_size=60) | mixed, st.integers(20, 200))
 def test_nothing_ends_a_code_block(text: str, limit: int) -> None:
     assert "```" not in fenced(plain(text), limit)
@@ -110,7 +108,7 @@ NAME = "**@everyone** <@&2> [x](https://evil.example) \u202e`x` ||y||"
 HOSTILE = [" ".join(list(ATTACKS.values())[start : start + 9]) for start in range(0, 63, 9)]
 
 
-def parts(message: Any) -> Iterator[str]:
+def each_text(message: Any) -> Iterator[str]:
     """Every text of a message that Discord reads as markdown."""
     yield message.content
 
@@ -125,17 +123,17 @@ def parts(message: Any) -> Iterator[str]:
         yield from visit(part)
 
 
-def harmless(message: Any) -> None:
-    """A message as Discord would have it: it pings nobody, embeds nothing, links nowhere."""
-    sent = getattr(message, "_message", message)  # what the simulated Discord made of a response
-    assert not sent.mention_everyone
+def check_harmless(message: Any) -> None:
+    """Assert that a message, as Discord gets it, pings nobody, embeds nothing and links nowhere."""
+    raw = getattr(message, "_message", message)  # what the simulated Discord made of a response
+    assert not raw.mention_everyone
     pinged = ("mentions", "role_mentions", "mention_user_ids", "mention_role_ids")
-    assert not any(getattr(sent, name, None) for name in pinged)
+    assert not any(getattr(raw, name, None) for name in pinged)
     assert list(message.embeds) == []
-    for text in parts(message):
-        left = live(re.sub(r"```.*?```", "", OURS.sub("", text), flags=re.DOTALL))
-        assert not re.search(r"@(?!\u200b)|<(?=[@#:/tai])|://|\]\(|\|\||~~|\bdiscord\.gg/", left), text
-        assert not re.search(r"^(?:# |>>> |```)", left, re.MULTILINE), text
+    for text in each_text(message):
+        rest = strip_escapes(re.sub(r"```.*?```", "", OWN_MARKUP.sub("", text), flags=re.DOTALL))
+        assert not re.search(r"@(?!\u200b)|<(?=[@#:/tai])|://|\]\(|\|\||~~|\bdiscord\.gg/", rest), text
+        assert not re.search(r"^(?:# |>>> |```)", rest, re.MULTILINE), text
         assert not re.search("[\u202a-\u202e\u2066-\u2069\ud800-\udfff\ue000-\uf8ff\u0000-\u0009\u000b-\u001f]", text)
     for attachment in message.attachments:
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", attachment.filename)
@@ -144,67 +142,69 @@ def harmless(message: Any) -> None:
         assert plain(alt) == alt
 
 
-async def hostile_author(world: Any) -> Any:
+async def create_hostile_author(world: Any) -> Any:
     return world.guild.add_member(world.env.create_user("mallory", global_name=NAME[:32]), nick=NAME[:32])
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
-async def test_no_message_of_the_bot_does_what_a_prompt_or_a_name_says(open_world: Any, prompt: str) -> None:
+async def test_no_message_of_the_bot_obeys_a_hostile_prompt_or_name(open_world: Any, prompt: str) -> None:
     words = "fox " + re.sub(r"-#|[{}]|\ud800", " ", prompt)[:1500]  # what the grammar would refuse
     async with open_world() as world:
-        mallory = await hostile_author(world)
-        asked = await mallory.slash(world.channel, "imagine", prompt=words, negative=prompt.replace("\ud800", "")[:900])
-        harmless(asked.response)
-        assert "fox" in asked.response.content, asked.response.content
-        harmless(await world.ended(asked))
+        mallory = await create_hostile_author(world)
+        result = await mallory.slash(
+            world.channel, "imagine", prompt=words, negative=prompt.replace("\ud800", "")[:900]
+        )
+        check_harmless(result.response)
+        assert "fox" in result.response.content, result.response.content
+        check_harmless(await world.ended(result))
         (view,) = await world.studio.recent()
         for command, options in (("queue", {}), ("info", {}), ("info", {"job": view.id}), ("mine", {})):
-            harmless((await world.bob.slash(world.channel, command, **options)).response)
-            harmless((await mallory.slash(world.channel, command, **options)).response)
+            check_harmless((await world.bob.slash(world.channel, command, **options)).response)
+            check_harmless((await mallory.slash(world.channel, command, **options)).response)
         for message in world.channel.history():
-            harmless(message)
+            check_harmless(message)
             for attachment in message.attachments:
                 text = text_of(world.env.backend.cdn.get(attachment.url))
                 assert not re.search(r"[\u0000-\u0009\u000b-\u001f\u007f\u202e\u200b]", text)
 
 
 @pytest.mark.asyncio
-async def test_a_refusal_that_quotes_does_no_harm_and_is_for_one_alone(open_world: Any) -> None:
+async def test_a_refusal_that_quotes_a_prompt_is_harmless_and_ephemeral(open_world: Any) -> None:
     async with open_world() as world:
-        mallory = await hostile_author(world)
+        mallory = await create_hostile_author(world)
         for typed in (
             "fox --steps @everyone",
             "fox --model <@&2>",
             "fox --ar [a](https://evil.example)",
             "fox --seed **b**||3||",
         ):
-            said = await mallory.slash(world.channel, "imagine", prompt=typed)
-            assert said.ephemeral
-            harmless(said.response)
+            reply = await mallory.slash(world.channel, "imagine", prompt=typed)
+            assert reply.ephemeral
+            check_harmless(reply.response)
         assert [message for message in world.channel.history() if "evil" in message.content] == []
 
 
 @pytest.mark.asyncio
 async def test_a_forbidden_word_is_named_to_its_author_alone(open_world: Any) -> None:
     async with open_world() as world:
-        member = await a_member(world)
+        member = await create_alices_member(world)
         admin = replace(member, id="discord:1", name="Ada", moderator=True, admin=True)
         await world.house.desk.administration.set(admin, "guild", "", "words", "gore")
-        said = await world.alice.slash(world.channel, "imagine", prompt="g.0.r.e, at night")
-        assert said.ephemeral
-        assert said.response.content == (
+        reply = await world.alice.slash(world.channel, "imagine", prompt="g.0.r.e, at night")
+        assert reply.ephemeral
+        assert reply.response.content == (
             "🚫 “gore” may not be in a prompt here: it is on the word list of this server's admins."
         )
         assert list(world.channel.history()) == []
-        noted, *_ = await world.house.desk.moderation.incidents(admin)
-        assert (noted.kind, noted.actor_name) == ("word", "alice")
+        incident, *_ = await world.house.desk.moderation.incidents(admin)
+        assert (incident.kind, incident.actor_name) == ("word", "alice")
         ok = await world.alice.slash(world.channel, "imagine", prompt="a gorey fox, gored")
         assert not ok.ephemeral
 
 
 @pytest.mark.asyncio
-async def test_who_cannot_see_a_channel_learns_nothing_of_its_jobs(open_world: Any) -> None:
+async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_world: Any) -> None:
     async with open_world() as world:
         hidden = {world.guild.default_role: discord.PermissionOverwrite(view_channel=False)}
         crew = world.guild.create_text_channel(
@@ -218,23 +218,23 @@ async def test_who_cannot_see_a_channel_learns_nothing_of_its_jobs(open_world: A
         (view,) = await world.studio.recent()
         assert not view.private
         for reader in (world.bob, mo):
-            shown = (await reader.slash(world.channel, "queue")).response.content
-            assert "a private picture" in shown
-            assert "secret" not in shown
+            content = (await reader.slash(world.channel, "queue")).response.content
+            assert "a private picture" in content
+            assert "secret" not in content
             for command in ("info", "reproduce", "film"):
-                said = await reader.slash(world.channel, command, job=view.id)
-                assert said.response.content == "🚫 That job belongs to a channel that you cannot see."
+                reply = await reader.slash(world.channel, command, job=view.id)
+                assert reply.response.content == "🚫 That job belongs to a channel that you cannot see."
         assert "secret" not in str(await mo.autocomplete(world.channel, "cancel", "job", ""))
         assert "a secret fox" in (await world.alice.slash(world.channel, "queue")).response.content
         world.painter.stand_at = None
-        said = await mo.slash(world.channel, "cancel", job=view.id)
-        assert "Cancelling" in said.response.content, "moderators can stop it all the same"
-        assert "secret" not in said.response.content
+        reply = await mo.slash(world.channel, "cancel", job=view.id)
+        assert "Cancelling" in reply.response.content, "moderators can stop it all the same"
+        assert "secret" not in reply.response.content
         world.painter.going.set()
 
 
-async def a_member(world: Any) -> Any:
-    """Alice as the house knows her, by a job of hers that is gone again."""
+async def create_alices_member(world: Any) -> Any:
+    """Alice as the app knows her, from a job that is deleted again."""
     await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp"))
     (view,) = await world.studio.recent()
     member = Member(view.member_id, view.member_name, view.guild)
@@ -245,26 +245,26 @@ async def a_member(world: Any) -> Any:
 
 
 @pytest.mark.asyncio
-async def test_others_see_of_a_private_job_that_there_is_one(open_world: Any) -> None:
+async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> None:
     async with open_world() as world:
         await world.house.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
         world.painter.stand_at = 3
-        asked = await world.alice.slash(world.channel, "imagine", prompt="a secret fox")
-        assert asked.ephemeral
+        result = await world.alice.slash(world.channel, "imagine", prompt="a secret fox")
+        assert result.ephemeral
         await world.until(lambda: not world.painter.going.is_set())
-        shown = (await world.bob.slash(world.channel, "queue")).response.content
-        assert "a private picture" in shown
-        assert "secret" not in shown
-        assert "alice" not in shown
+        content = (await world.bob.slash(world.channel, "queue")).response.content
+        assert "a private picture" in content
+        assert "secret" not in content
+        assert "alice" not in content
         mine = (await world.alice.slash(world.channel, "queue")).response.content
         assert "a secret fox" in mine
         (view,) = await world.studio.recent()
         for command, option in (("info", "job"), ("cancel", "job"), ("reproduce", "job"), ("film", "job")):
             offers = await world.bob.autocomplete(world.channel, command, option, "")
             assert "secret" not in str(offers)
-            said = await world.bob.slash(world.channel, command, **{option: view.id})
-            assert said.ephemeral
-            assert "secret" not in str(list(parts(said.response)))
+            reply = await world.bob.slash(world.channel, command, **{option: view.id})
+            assert reply.ephemeral
+            assert "secret" not in str(list(each_text(reply.response)))
         assert "secret" not in str(await world.bob.autocomplete(world.channel, "imagine", "prompt", "a"))
         assert all(
             "secret" not in message.content for message in world.channel.history() if not message.flags.ephemeral
@@ -274,13 +274,13 @@ async def test_others_see_of_a_private_job_that_there_is_one(open_world: Any) ->
 
 
 @pytest.mark.asyncio
-async def test_what_is_deleted_while_it_develops_is_not_posted_again(
+async def test_a_job_deleted_while_it_runs_is_not_posted_again(
     open_world: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world() as world:
         world.painter.stand_at = 5
-        asked = await world.alice.slash(world.channel, "imagine", prompt="a fox")
-        await world.until(lambda: "step 4 of 20" in world.message(asked.response.id).content)
+        result = await world.alice.slash(world.channel, "imagine", prompt="a fox")
+        await world.until(lambda: "step 4 of 20" in world.message(result.response.id).content)
         (view,) = await world.studio.recent()
         member = Member(view.member_id, view.member_name, view.guild)
         await removal.delete(world.client, view.id, member)

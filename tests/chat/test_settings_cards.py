@@ -1,4 +1,4 @@
-"""The cards within Discord's limits, whatever rules there are and whatever somebody wrote into them."""
+"""The settings' cards within Discord's limits, whatever rules there are and whatever text is in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
 ids = st.integers(10**17, 10**19).map(str)
 
 
-def value(one: Setting) -> st.SearchStrategy[Value]:
+def values(one: Setting) -> st.SearchStrategy[Value]:
     if one.kind == "switch":
         return st.booleans()
     if one.kind in ("number", "cost", "size", "seconds"):
@@ -48,7 +48,7 @@ def rules(draw: st.DrawFn) -> Rule:
     one = SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))]
     scope: Scope = draw(st.sampled_from(one.scopes))
     subject = "" if scope in ("house", "guild") else draw(ids)
-    return Rule(scope, f"discord:{subject}" if scope == "user" else subject, one.name, draw(value(one)), GUILD)
+    return Rule(scope, f"discord:{subject}" if scope == "user" else subject, one.name, draw(values(one)), GUILD)
 
 
 @st.composite
@@ -62,14 +62,14 @@ def changes(draw: st.DrawFn) -> Change:
     )
 
 
-def fits(view: ui.LayoutView) -> list[dict[str, Any]]:
-    """The card as Discord would take it; every id of it belongs to somebody."""
-    shown = validate_components(view.to_components(), flags=COMPONENTS_V2_FLAG)
-    found = list(walk_components(shown))
+def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
+    """Assert that Discord would accept the card and that each id has a handler; return the components."""
+    components = validate_components(view.to_components(), flags=COMPONENTS_V2_FLAG)
+    found = list(walk_components(components))
     assert len(found) <= 40
     text = "".join(each["content"] for each in found if each["type"] == 10)
     assert "@everyone" not in text
-    assert re.search(r"(?<!\\)\]\(", text) is None, "no link of somebody's"
+    assert re.search(r"(?<!\\)\]\(", text) is None, "no link from a member"
     for each in found:
         if "custom_id" in each and not each.get("disabled"):
             assert each["custom_id"].split(":")[1] in VERBS
@@ -80,22 +80,24 @@ def fits(view: ui.LayoutView) -> list[dict[str, Any]]:
 @given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
 def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
     terms = resolve(found, Member("", "", GUILD), Limits())
-    fits(cards.overview(terms, found, cards.notice("✅ Something changed.", 10**9)))
+    check_card(cards.overview(terms, found, cards.notice("✅ Something changed.", 10**9)))
     for scope in ("channel", "role", "user"):
-        fits(cards.exceptions(scope, found, page, cards.notice("✅ Something changed.", 10**9)))
+        check_card(cards.exceptions(scope, found, page, cards.notice("✅ Something changed.", 10**9)))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
 def test_the_history_fits(found: list[Change], page: int) -> None:
-    fits(cards.history(found, page, [1], cards.notice(changing.taken_back(found[0]) if found else "x")))
+    check_card(cards.history(found, page, [1], cards.notice(changing.taken_back(found[0]) if found else "x")))
     for change in found:
-        fits(cards.done(wording.changed(change), undo=change.number))
-        fits(cards.question(["## Preset", *wording.steps(change.steps)], parts.button("Apply", "apply", "contest")))
+        check_card(cards.done(wording.changed(change), undo=change.number))
+        check_card(
+            cards.question(["## Preset", *wording.steps(change.steps)], parts.button("Apply", "apply", "contest"))
+        )
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_forms_are_as_discord_takes_them(name: str) -> None:
+def test_the_forms_of_each_setting_are_valid(name: str) -> None:
     one = SETTINGS[name]
     for form in (forms.change(one, None), forms.rule("user", f"discord:{2**63}", one, None)):
         validate_modal(form.to_dict())
@@ -103,7 +105,7 @@ def test_forms_are_as_discord_takes_them(name: str) -> None:
         assert len(form.title) <= 45
 
 
-def test_the_other_forms_too() -> None:
+def test_the_other_forms_are_valid() -> None:
     for scope in ("channel", "role", "user"):
         validate_modal(forms.add(scope).to_dict())
     validate_modal(forms.words(["a"] * 500, ["b"], "a" * 16).to_dict())
@@ -111,7 +113,7 @@ def test_the_other_forms_too() -> None:
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
-def test_discords_own_description_takes_every_form_and_card() -> None:
+def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
     every: list[ui.Modal] = [forms.words(["a"], [], "a" * 16), forms.close("x")]
     every += [forms.add(scope) for scope in ("channel", "role", "user")]
@@ -133,8 +135,8 @@ def test_discords_own_description_takes_every_form_and_card() -> None:
 
 def test_every_setting_has_a_title_and_a_place() -> None:
     assert set(wording.TITLES) == set(SETTINGS)
-    shown = {*wording.EACH, *wording.TOGETHER, *wording.SWITCHES, "words", "patterns", "closed", "blocked"}
-    assert shown == set(SETTINGS)
+    names = {*wording.EACH, *wording.TOGETHER, *wording.SWITCHES, "words", "patterns", "closed", "blocked"}
+    assert names == set(SETTINGS)
     assert all(len(title) <= 45 for title in wording.TITLES.values())
 
 
@@ -160,11 +162,11 @@ def test_the_commands_are_within_discords_limits() -> None:
     for group in COMMANDS:
         tree.add_command(group)
     for group in tree.get_commands():
-        shown = group.to_dict(tree)
-        counted = sum(len(each[part]) for each in walk(shown) for part in ("name", "description") if part in each)
-        assert counted < 8000
-        assert len(shown["options"]) <= 25
-        for each in walk(shown):
+        data = group.to_dict(tree)
+        length = sum(len(each[part]) for each in walk(data) for part in ("name", "description") if part in each)
+        assert length < 8000
+        assert len(data["options"]) <= 25
+        for each in walk(data):
             assert 1 <= len(each["description"]) <= 100
             assert set(each["name"]) <= {*string.ascii_lowercase, "_"}
             assert len(each.get("choices") or ()) <= 25
@@ -175,24 +177,24 @@ def walk(node: Any) -> list[Any]:
     return [node, *(each for child in node.get("options") or () for each in walk(child))]
 
 
-def test_the_commands_speak_german_too() -> None:
+def test_no_german_description_is_stale_or_too_long() -> None:
     tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
     for group in COMMANDS:
         tree.add_command(group)
-    said = {each["description"] for group in tree.get_commands() for each in walk(group.to_dict(tree))}
-    assert set(GERMAN) <= said, "a translation of something that is not said any more"
+    descriptions = {each["description"] for group in tree.get_commands() for each in walk(group.to_dict(tree))}
+    assert set(GERMAN) <= descriptions, "a stale translation: no command has this text"
     assert all(1 <= len(each) <= 100 for each in GERMAN.values())
 
 
-def test_no_limit_is_called_that_everywhere() -> None:
+def test_no_limit_reads_the_same_everywhere() -> None:
     most = SETTINGS["cost_month"].most
     found = [Rule("guild", "", "cost_month", most, GUILD)]
-    shown = fits(cards.overview(resolve(found, Member("", "", GUILD), Limits()), found))
-    text = "\n".join(each["content"] for each in shown if each["type"] == 10)
+    components = check_card(cards.overview(resolve(found, Member("", "", GUILD), Limits()), found))
+    text = "\n".join(each["content"] for each in components if each["type"] == 10)
     assert "Device time a month · **no limit**" in text
     assert "### All together\nRunning · no limit\nWaiting · no limit\nTime a day · no limit" in text
-    assert "unlimited" not in str(shown)
-    assert "now no limit: how many jobs of all members run at once" in str(shown)
+    assert "unlimited" not in str(components)
+    assert "now no limit: how many jobs of all members run at once" in str(components)
 
 
 def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
@@ -207,9 +209,9 @@ def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
-def test_an_explanation_fits(found: list[Rule], why: str) -> None:
-    each = [Explained(one.setting, why[:200], "", why, one, 1.7e9, 0.5) for one in found]
-    fits(cards.explanation("## What holds", explained.groups(each), "5"))
+def test_an_explanation_fits(found: list[Rule], reason: str) -> None:
+    each = [Explained(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in found]
+    check_card(cards.explanation("## What holds", explained.groups(each), "5"))
 
 
 def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:

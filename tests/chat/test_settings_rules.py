@@ -1,4 +1,4 @@
-"""Rules set in Discord, by command and by card, and what follows for the next request; pressed as admins do."""
+"""Rules set in Discord, by command and by card, and their effect on the next request; used as admins do."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ pytestmark = pytest.mark.asyncio
 async def test_a_rule_for_a_role_holds_at_once_and_an_undo_takes_it_back(open_world: Any) -> None:
     async with open_world() as world:
         staff = await hired(world)
-        made = await staff.slash(staff.admin, "settings set", setting="steps", value="5", role=staff.crew)
-        assert made.ephemeral
-        assert f"<@&{staff.crew.id}>: no rule → **5**" in text(made)
-        assert "Undo" in buttons(made)
+        saved = await staff.slash(staff.admin, "settings set", setting="steps", value="5", role=staff.crew)
+        assert saved.ephemeral
+        assert f"<@&{staff.crew.id}>: no rule → **5**" in text(saved)
+        assert "Undo" in buttons(saved)
 
-        refused = await staff.slash(staff.member, "imagine", prompt="red apple", steps=10)
-        assert refused.ephemeral
-        assert "5" in text(refused)
+        refusal = await staff.slash(staff.member, "imagine", prompt="red apple", steps=10)
+        assert refusal.ephemeral
+        assert "5" in text(refusal)
         await world.ended(await staff.slash(staff.moderator, "imagine", prompt="red apple", steps=10))
 
-        undone = await staff.admin.click(made.response, label="Undo")
-        assert "was taken back" in text(undone)
+        undo = await staff.admin.click(saved.response, label="Undo")
+        assert "was taken back" in text(undo)
         await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple", steps=10))
 
 
 async def test_the_overview_shows_what_holds_and_changes_it(open_world: Any) -> None:
     async with open_world() as world:
         staff = await hired(world)
-        shown = await staff.slash(staff.admin, "settings show")
-        assert shown.ephemeral
-        assert "Running at once · 3" in text(shown)
-        form = await staff.admin.select(shown.response, ["running"], custom_id="settings:change")
+        card = await staff.slash(staff.admin, "settings show")
+        assert card.ephemeral
+        assert "Running at once · 3" in text(card)
+        form = await staff.admin.select(card.response, ["running"], custom_id="settings:change")
         assert "value" in fields(form)
         saved = await staff.admin.submit_modal(form, {"value": "4"})
         assert "Running at once: no rule → **4**" in text(saved)
@@ -55,51 +55,51 @@ async def test_the_overview_shows_what_holds_and_changes_it(open_world: Any) -> 
 async def test_exceptions_are_added_changed_and_removed_by_form(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
-        shown = await staff.slash(staff.admin, "settings show")
-        page = await staff.admin.click(shown.response, label="Roles: 0")
+        card = await staff.slash(staff.admin, "settings show")
+        page = await staff.admin.click(card.response, label="Roles: 0")
         assert "None." in text(page)
         form = await staff.admin.click(page.response, label="Add a rule")
         assert set(fields(form)) == {"who", "setting", "value"}
-        filled = {"who": [staff.crew], "setting": ["speeds"], "value": "fast, relaxed"}
-        added = await staff.admin.submit_modal(form, filled)
+        values = {"who": [staff.crew], "setting": ["speeds"], "value": "fast, relaxed"}
+        added = await staff.admin.submit_modal(form, values)
         assert f"`1` <@&{staff.crew.id}> · Speeds: **fast, relaxed**" in text(added)
 
         rule = f"role/{staff.crew.id}/speeds"
         form = await staff.admin.select(added.response, [rule], custom_id="settings:change:rule")
-        chosen = [each["value"] for each in fields(form)["value"]["options"] if each.get("default")]
-        assert chosen == ["fast", "relaxed"]
+        defaults = [each["value"] for each in fields(form)["value"]["options"] if each.get("default")]
+        assert defaults == ["fast", "relaxed"]
         changed = await staff.admin.submit_modal(form, {"value": ["relaxed"]})
         assert "Speeds: **relaxed**" in text(changed)
         form = await staff.admin.select(changed.response, [rule], custom_id="settings:change:rule")
-        gone = await staff.admin.submit_modal(form, {"value": []})
-        assert "relaxed → **no rule**" in text(gone)
-        assert "None." in text(gone)
-        back = await staff.admin.click(gone.response, label="Back")
+        removal = await staff.admin.submit_modal(form, {"value": []})
+        assert "relaxed → **no rule**" in text(removal)
+        assert "None." in text(removal)
+        back = await staff.admin.click(removal.response, label="Back")
         assert "Roles: 0" in buttons(back)
 
 
 async def test_one_form_serves_everyone_a_channel_and_a_member(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
-        for filled, says in (
+        for values, says in (
             ({"value": "9"}, "Most steps: no rule → **9**"),
             ({"value": "8", "channel": [staff.channel]}, f"<#{staff.channel.id}>: no rule → **8**"),
             ({"value": "7", "who": [staff.member]}, f"<@{staff.member.id}>: no rule → **7**"),
             ({"value": "6", "who": [staff.crew]}, f"<@&{staff.crew.id}>: no rule → **6**"),
             ({"value": "5", "who": [staff.guild.default_role]}, "Most steps: 9 → **5**"),
         ):
-            shown = await staff.slash(staff.admin, "settings show")
-            form = await staff.admin.select(shown.response, ["steps"], custom_id="settings:change")
-            assert says in text(await staff.admin.submit_modal(form, filled))
-        shown = await staff.slash(staff.admin, "settings show")
-        form = await staff.admin.select(shown.response, ["steps"], custom_id="settings:change")
+            card = await staff.slash(staff.admin, "settings show")
+            form = await staff.admin.select(card.response, ["steps"], custom_id="settings:change")
+            assert says in text(await staff.admin.submit_modal(form, values))
+        card = await staff.slash(staff.admin, "settings show")
+        form = await staff.admin.select(card.response, ["steps"], custom_id="settings:change")
         assert fields(form)["value"]["value"] == "5"
         both = await staff.admin.submit_modal(form, {"value": "4", "who": [staff.crew], "channel": [staff.channel]})
         assert "Choose one of channel, role and member" in text(both)
-        form = await staff.admin.select(shown.response, ["steps"], custom_id="settings:change")
+        form = await staff.admin.select(card.response, ["steps"], custom_id="settings:change")
         wrong = await staff.admin.submit_modal(form, {"value": "many"})
         assert "a whole number from 1 to" in text(wrong)
-        form = await staff.admin.select(shown.response, ["check"], custom_id="settings:change:server")
+        form = await staff.admin.select(card.response, ["check"], custom_id="settings:change:server")
         assert "No worker can check pictures now" in text(await staff.admin.submit_modal(form, {"value": ["on"]}))
 
 
@@ -107,23 +107,23 @@ async def test_many_exceptions_have_pages(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
         lines = "".join(f"  '{number}':\n    running: 2\n" for number in range(10**17, 10**17 + 40))
-        asked = await staff.slash(staff.admin, "settings import", file=("a.yml", f"roles:\n{lines}".encode()))
-        assert "40 rules" in text(asked)
-        assert "more" in text(asked)
-        done = await staff.admin.click(asked.response, label="Import")
-        assert "40 rules changed" in text(done)
-        first = await staff.admin.click(done.response, label="Roles: 40")
+        question = await staff.slash(staff.admin, "settings import", file=("a.yml", f"roles:\n{lines}".encode()))
+        assert "40 rules" in text(question)
+        assert "more" in text(question)
+        result = await staff.admin.click(question.response, label="Import")
+        assert "40 rules changed" in text(result)
+        first = await staff.admin.click(result.response, label="Roles: 40")
         assert "1 of 3" in buttons(first)
         last = await staff.admin.click((await staff.admin.click(first.response, label="▶")).response, label="▶")
         assert "`40`" in text(last)
         assert "`30`" not in text(last)
 
 
-async def test_cards_and_forms_outlive_a_restart(open_world: Any) -> None:
+async def test_cards_and_forms_survive_a_restart(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
-        shown = await staff.slash(staff.admin, "settings show")
-        form = await staff.admin.select(shown.response, ["queued"], custom_id="settings:change")
+        card = await staff.slash(staff.admin, "settings show")
+        form = await staff.admin.select(card.response, ["queued"], custom_id="settings:change")
         await world.restart()
         saved = await staff.admin.submit_modal(form, {"value": "2"})
         assert "Waiting in line: no rule → **2**" in text(saved)
@@ -131,7 +131,7 @@ async def test_cards_and_forms_outlive_a_restart(open_world: Any) -> None:
         assert "was taken back" in text(await staff.admin.click(saved.response, label="Undo"))
 
 
-async def test_who_hears_of_what_keeps_a_rule_from_doing_more(open_world: Any) -> None:
+async def test_a_new_rule_comes_with_a_warning_of_what_limits_its_effect(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
         await staff.slash(staff.admin, "settings set", setting="steps", value="50", role=staff.crew)
@@ -143,16 +143,16 @@ async def test_who_hears_of_what_keeps_a_rule_from_doing_more(open_world: Any) -
         )
         unseen = {staff.guild.default_role: discord.PermissionOverwrite(view_channel=False)}
         hidden = staff.guild.create_text_channel("hidden", overwrites={**unseen, staff.admin: SEES})
-        said = text(await staff.slash(staff.admin, "moderation reports", channel=hidden))
-        assert "I may not write in that channel" in said
+        content = text(await staff.slash(staff.admin, "moderation reports", channel=hidden))
+        assert "I may not write in that channel" in content
 
 
-async def test_unset_and_what_is_refused(open_world: Any) -> None:
+async def test_unset_removes_a_rule_and_bad_rules_are_refused(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
         await staff.slash(staff.admin, "settings set", setting="running", value="2", member=staff.member)
-        gone = text(await staff.slash(staff.admin, "settings unset", setting="running", member=staff.member))
-        assert "2 → **no rule**" in gone
+        removal = text(await staff.slash(staff.admin, "settings unset", setting="running", member=staff.member))
+        assert "2 → **no rule**" in removal
         for options, says in (
             ({"setting": "runing", "value": "2"}, "the nearest is running"),
             ({"setting": "running", "value": "2", "role": staff.crew, "member": staff.member}, "Choose one of"),
@@ -160,57 +160,57 @@ async def test_unset_and_what_is_refused(open_world: Any) -> None:
             ({"setting": "closed", "value": "on"}, "/settings close"),
             ({"setting": "models", "value": "@everyone"}, "names"),
         ):
-            refused = await staff.slash(staff.admin, "settings set", **options)
-            assert refused.ephemeral
-            assert says in text(refused).replace("\\", "")
-            assert "@everyone" not in text(refused)
+            refusal = await staff.slash(staff.admin, "settings set", **options)
+            assert refusal.ephemeral
+            assert says in text(refusal).replace("\\", "")
+            assert "@everyone" not in text(refusal)
 
 
-async def test_suggestions_while_typing(open_world: Any) -> None:
+async def test_the_settings_suggest_names_and_values(open_world: Any) -> None:
     async with open_world() as world:
         staff = await hired(world)
 
-        async def offered(option: str, typed: str, **filled: Any) -> list[str]:
-            found = await staff.admin.autocomplete(staff.channel, "settings set", option, typed, **filled)
+        async def suggest(option: str, typed: str, **values: Any) -> list[str]:
+            found = await staff.admin.autocomplete(staff.channel, "settings set", option, typed, **values)
             return [each["value"] for each in found]
 
-        assert await offered("setting", "device time") == [
+        assert await suggest("setting", "device time") == [
             "cost_day", "cost_month", "together_cost_day", "together_cost_month",
         ]  # fmt: skip
-        assert "closed" not in await offered("setting", "")
-        assert await offered("value", "emb", setting="models") == ["embedded"]
-        assert await offered("value", "30", setting="cost_day") == ["30 min"]
-        assert await offered("value", "stu", setting="reports") == [str(staff.channel.id)]
-        assert await offered("value", "", setting="no such") == []
+        assert "closed" not in await suggest("setting", "")
+        assert await suggest("value", "emb", setting="models") == ["embedded"]
+        assert await suggest("value", "30", setting="cost_day") == ["30 min"]
+        assert await suggest("value", "stu", setting="reports") == [str(staff.channel.id)]
+        assert await suggest("value", "", setting="no such") == []
 
 
 async def test_a_slow_answer_still_comes(open_world: Any, monkeypatch: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
-        house = world.house.desk.administration
-        prompt = house.rules
+        administration = world.house.desk.administration
+        fast = administration.rules
 
         async def slow(guild: str) -> Any:
             await asyncio.sleep(SOON + 0.3)
-            return await prompt(guild)
+            return await fast(guild)
 
-        monkeypatch.setattr(house, "rules", slow)
-        shown = await staff.slash(staff.admin, "settings show")
-        await world.until(lambda: shown.response is not None and "Running at once" in text(shown))
-        assert shown.ephemeral
+        monkeypatch.setattr(administration, "rules", slow)
+        card = await staff.slash(staff.admin, "settings show")
+        await world.until(lambda: card.response is not None and "Running at once" in text(card))
+        assert card.ephemeral
 
 
 async def test_the_other_buttons_of_the_overview(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
         await staff.slash(staff.admin, "settings set", setting="running", value="2")
-        shown = await staff.slash(staff.owner, "settings show")
-        sheet = await staff.owner.click(shown.response, label="Export")
-        assert sheet.response.id != shown.response.id, "the card stays"
+        card = await staff.slash(staff.owner, "settings show")
+        sheet = await staff.owner.click(card.response, label="Export")
+        assert sheet.response.id != card.response.id, "the card stays"
         assert sheet.response.attachments[0].filename.endswith(".yaml")
-        assert "words" in fields(await staff.owner.click(shown.response, label="Words"))
-        assert "reason" in fields(await staff.owner.click(shown.response, label="Close"))
-        assert "Nothing waits." in text(await staff.owner.click(shown.response, label="Incidents"))
+        assert "words" in fields(await staff.owner.click(card.response, label="Words"))
+        assert "reason" in fields(await staff.owner.click(card.response, label="Close"))
+        assert "Nothing waits." in text(await staff.owner.click(card.response, label="Incidents"))
 
 
 async def test_a_card_of_another_version_says_so(open_world: Any) -> None:
@@ -223,12 +223,12 @@ async def test_a_card_of_another_version_says_so(open_world: Any) -> None:
             assert "older version" in text(await staff.admin.click(card, label="Old")), verb
 
 
-async def test_an_error_of_ours_is_said_and_the_card_still_works(open_world: Any, monkeypatch: Any) -> None:
+async def test_an_internal_error_is_reported_and_the_card_still_works(open_world: Any, monkeypatch: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
-        shown = await staff.slash(staff.admin, "settings show")
+        card = await staff.slash(staff.admin, "settings show")
         with monkeypatch.context() as patched:
             patched.setattr(cards, "history", None)
-            broken = await staff.admin.click(shown.response, label="History")
+            broken = await staff.admin.click(card.response, label="History")
             assert "Something broke on our side" in text(broken)
-        assert "Nothing yet." in text(await staff.admin.click(shown.response, label="History"))
+        assert "Nothing yet." in text(await staff.admin.click(card.response, label="History"))

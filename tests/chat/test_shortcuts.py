@@ -1,4 +1,4 @@
-"""Two prompts in one, the short ways to a preference, films in every way and kind, and words weighed."""
+"""`/mix`, shortcuts to a preference, films in every direction and format, `/shorten` and `/walk`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chat.staff import said, text
 from engine.bus import Bus
 
 
-async def newest(world: Any) -> Any:
+async def newest_view(world: Any) -> Any:
     return (await world.studio.recent())[0]
 
 
@@ -37,16 +37,16 @@ def test_a_mix_is_one_prompt_with_the_flags_of_both(first: str, second: str, wei
 
 
 @pytest.mark.parametrize(("first", "reason"), [("a:: b::2", "Leave out the weights"), ("--ar 3:2", "needs words")])
-def test_what_is_no_part_of_a_mix_is_refused(first: str, reason: str) -> None:
+def test_a_mix_refuses_weights_and_empty_prompts(first: str, reason: str) -> None:
     with pytest.raises(Refused, match=reason):
         between(first, "a dog", 0.5)
 
 
 @pytest.mark.asyncio
-async def test_two_prompts_become_one_text_between_them(open_world: Any) -> None:
+async def test_mix_puts_both_prompts_with_their_weights_into_one_recipe(open_world: Any) -> None:
     async with open_world() as world:
         await world.ended(await world.alice.slash(world.channel, "mix", first="a cat", second="a dog", weight=0.75))
-        recipe = (await newest(world)).recipe
+        recipe = (await newest_view(world)).recipe
         assert recipe.mixed
         cat, dog = recipe.concepts
         assert (cat.text, dog.text) == ("a cat", "a dog")
@@ -54,7 +54,7 @@ async def test_two_prompts_become_one_text_between_them(open_world: Any) -> None
 
 
 @pytest.mark.asyncio
-async def test_short_ways_set_what_one_prefers_and_turbo_says_what_there_is(open_world: Any) -> None:
+async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         preferences = world.client.desk.preferences
         for command, name, value in (
@@ -66,20 +66,20 @@ async def test_short_ways_set_what_one_prefers_and_turbo_says_what_there_is(open
             assert f"**{value}**" in text(result)
             assert getattr(await preferences.of(f"discord:{world.alice.id}"), name) == value
         before = await preferences.of(f"discord:{world.alice.id}")
-        told = text(await world.alice.slash(world.channel, "turbo"))
-        assert "no third speed" in told
-        assert "`--fast` behind a prompt draws it in 30 steps" in told
+        answer = text(await world.alice.slash(world.channel, "turbo"))
+        assert "no third speed" in answer
+        assert "`--fast` behind a prompt draws it in 30 steps" in answer
         assert await preferences.of(f"discord:{world.alice.id}") == before
 
 
 @pytest.mark.asyncio
-async def test_a_film_goes_either_way_and_comes_as_the_kind_that_is_asked_for(open_world: Any) -> None:
+async def test_a_film_plays_in_each_direction_and_has_the_requested_format(open_world: Any) -> None:
     async with open_world() as world:
         await made(world, count=2)
-        job = (await newest(world)).id
+        job = (await newest_view(world)).id
         for way, kind in (("developing", "gif"), ("dissolving", "webp"), ("both", "gif")):
-            shown = await world.bob.slash(world.channel, "film", job=job, format=kind, kind=way, picture=2)
-            (attachment,) = shown.response.attachments
+            reply = await world.bob.slash(world.channel, "film", job=job, format=kind, kind=way, picture=2)
+            (attachment,) = reply.response.attachments
             assert attachment.filename.endswith(kind)
             film = Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url)))
             assert film.format == kind.upper()
@@ -87,16 +87,16 @@ async def test_a_film_goes_either_way_and_comes_as_the_kind_that_is_asked_for(op
         wrong = await world.bob.slash(world.channel, "film", job=job, kind="dissolving", picture=4)
         assert "no such picture" in said(wrong)
         for kind in {"avif", "mp4"} - set(available()):
-            refused = await world.bob.slash(world.channel, "film", job=job, format=kind)
-            assert "cannot be made here" in text(refused)
-            assert refused.ephemeral
+            refusal = await world.bob.slash(world.channel, "film", job=job, format=kind)
+            assert "cannot be made here" in text(refusal)
+            assert refusal.ephemeral
 
 
 WEIGHTS = {"apple": 9.0, "red": 4.0, "table": 3.0}
 
 
 async def embed(texts: Sequence[str]) -> list[list[float]]:
-    """Bags of words: each of three words is an axis, and all others move hardly anything."""
+    """Bags of words: each of three words is an axis, and all others hardly move the vector."""
     found: list[list[float]] = []
     for one in texts:
         words = one.split()
@@ -106,8 +106,8 @@ async def embed(texts: Sequence[str]) -> list[list[float]]:
     return found
 
 
-async def encoding(world: Any) -> Bus:
-    """A worker that understands text."""
+async def serve_text_encoder(world: Any) -> Bus:
+    """Start a worker that embeds text."""
     bus: Bus = world.painter.bus
     task = asyncio.create_task(bus.serve_embed(embed))
     world.tasks.append(task)
@@ -115,38 +115,38 @@ async def encoding(world: Any) -> Bus:
 
 
 @pytest.mark.asyncio
-async def test_words_are_weighed_and_a_shorter_prompt_is_imagined_after_a_restart(open_world: Any) -> None:
+async def test_shorten_weighs_words_and_a_shorter_prompt_is_imagined_after_a_restart(open_world: Any) -> None:
     async with open_world() as world:
         prompt = "a very red `apple` upon (the:1.2) table, in soft light --ar 2:1 --count 1"
-        alone = await world.alice.slash(world.channel, "shorten", prompt=prompt)
-        assert "No worker that understands text is online" in said(alone)
-        await encoding(world)
-        shown = await world.alice.slash(world.channel, "shorten", prompt=prompt.replace("`", ""))
-        assert shown.ephemeral
-        assert "**apple**" in text(shown).split(" · ")[0], "the heaviest comes first"
-        assert "No picture was made for this" in text(shown)
-        assert world.labels(shown.response) == [f"Imagine {number}" for number in range(1, 6)]
+        without_worker = await world.alice.slash(world.channel, "shorten", prompt=prompt)
+        assert "No worker that understands text is online" in said(without_worker)
+        await serve_text_encoder(world)
+        reply = await world.alice.slash(world.channel, "shorten", prompt=prompt.replace("`", ""))
+        assert reply.ephemeral
+        assert "**apple**" in text(reply).split(" · ")[0], "the heaviest comes first"
+        assert "No picture was made for this" in text(reply)
+        assert world.labels(reply.response) == [f"Imagine {number}" for number in range(1, 6)]
         await world.restart()
-        await world.ended(await world.alice.click(shown.response, label="Imagine 5"))
-        view = await newest(world)
+        await world.ended(await world.alice.click(reply.response, label="Imagine 5"))
+        view = await newest_view(world)
         assert view.prompt.startswith("red apple")
         assert view.recipe.width == 2 * view.recipe.height, "flags stay"
         assert view.recipe.count == 1
 
 
 @pytest.mark.asyncio
-async def test_what_cannot_be_shortened_is_refused(open_world: Any) -> None:
+async def test_shorten_refuses_unsuitable_prompts(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         for prompt, reason in (
             ("apple --ar 3:2", "fewer than two words"), ("{red, green} apple", "leave out the braces"),
             ("a " * 130, "At most 126 words"), ("an apple --stepps 4", "no flag"),
         ):  # fmt: skip
-            refused = await world.alice.slash(world.channel, "shorten", prompt=prompt)
-            assert reason in text(refused), prompt
+            refusal = await world.alice.slash(world.channel, "shorten", prompt=prompt)
+            assert reason in text(refusal), prompt
 
 
 @pytest.mark.asyncio
-async def test_a_walk_ends_in_its_film(open_world: Any) -> None:
+async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
     async with open_world() as world:
         await world.alice.slash(world.channel, "walk", **{"from": "a cat --seed 7", "to": "a dog", "frames": 6})
         await world.until(lambda: len(world.painter.done) == 2)
@@ -163,18 +163,18 @@ async def test_a_walk_ends_in_its_film(open_world: Any) -> None:
 
         await world.until(lambda: f"darkroom-{last.id}-walk.webp" in names())
         [other] = [view for view in views if not view.walk]
-        shown = await world.bob.slash(world.channel, "film", job=other.id, kind="walk", format="gif")
-        [film] = shown.response.attachments
+        reply = await world.bob.slash(world.channel, "film", job=other.id, kind="walk", format="gif")
+        [film] = reply.response.attachments
         assert film.filename.endswith("-film.gif")
 
 
 @pytest.mark.asyncio
-async def test_a_press_walks_from_picture_to_picture(open_world: Any) -> None:
+async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, count=2, seed=7)
         await world.restart()
-        pressed = [await world.bob.click(grid, label="Walk") for _ in range(2)]
-        assert "already on its way" in text(pressed[1])
+        replies = [await world.bob.click(grid, label="Walk") for _ in range(2)]
+        assert "already on its way" in text(replies[1])
         await world.until(lambda: len(world.painter.done) == 5)
         await world.until(lambda: not world.house.board.runs)
         views = [view for view in await world.studio.recent() if view.action == "walk"]
@@ -189,7 +189,7 @@ async def test_a_press_walks_from_picture_to_picture(open_world: Any) -> None:
         ("a cat --ar 3:2", " a  dog --no fog", "a cat --ar 3:2 --no fog --frames 12 --walk a dog"),
     ],
 )
-def test_a_walk_is_one_prompt_with_the_flags_of_both(start: str, end: str, prompt: str) -> None:
+def test_an_interpolation_is_one_prompt_with_the_flags_of_both(start: str, end: str, prompt: str) -> None:
     assert leading(start, end, 12) == prompt
     with pytest.raises(Refused, match="need words"):
         leading(start, "--no fog", 12)

@@ -1,4 +1,4 @@
-"""Words weighed by what they move: the ranking itself, and that a press finds the version that was shown."""
+"""Words weighed by their effect: the ranking itself, and a button that finds the version it showed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ VOCABULARY = [
 prompts = st.lists(st.sampled_from(VOCABULARY), min_size=2, max_size=MOST).map(" ".join)
 
 
-async def lettered(texts: Sequence[str]) -> list[list[float]]:
-    """Each text by how often it has each letter: whatever is left out moves it a little."""
+async def embed_letters(texts: Sequence[str]) -> list[list[float]]:
+    """Embed each text as its letter counts: any word left out moves it a little."""
     assert len(texts) <= AT_ONCE
     return [[1.0, *(text.count(letter) for letter in "abcdefghilmnoprstuvwxy")] for text in texts]
 
@@ -38,9 +38,9 @@ def test_each_version_is_found_again_from_the_message_and_the_button(words: str,
     text = words.replace("`", "'") + flags
     if len(text) > PROMPT:
         return
-    weighed = asyncio.run(Shortening(lettered).weigh(text))
-    said = told(text, weighed)
-    assert len(said) <= CONTENT
+    weighed = asyncio.run(Shortening(embed_letters).weigh(text))
+    content = told(text, weighed)
+    assert len(content) <= CONTENT
     lengths = [len(one.version.kept) for one in weighed.shorter]
     assert lengths == sorted(set(lengths), reverse=True)
     assert all(0 < length < len(weighed.words) for length in lengths)
@@ -51,7 +51,7 @@ def test_each_version_is_found_again_from_the_message_and_the_button(words: str,
         match = Shorter.__discord_ui_compiled_template__.fullmatch(button.item.custom_id or "")
         assert match
         again = asyncio.run(Shorter.from_custom_id(SimpleNamespace(), button.item, match))  # type: ignore[arg-type]
-        message: Any = SimpleNamespace(content=said)
+        message: Any = SimpleNamespace(content=content)
         assert shortened(message, again.which) == f"{one.version.text}{flags}"
 
 
@@ -65,7 +65,7 @@ def test_a_word_counts_by_how_far_its_absence_turns_the_text() -> None:
     assert [one.text for one in versions(words, moves)] == ["red apple", "apple"]
 
 
-def test_where_nothing_moves_all_words_count_the_same() -> None:
+def test_without_any_effect_all_words_weigh_the_same() -> None:
     assert shares((0.0, 0.0)) == (0.5, 0.5)
     assert alike((0.0, 0.0), (1.0, 0.0)) == 0.0
 
@@ -74,20 +74,20 @@ def test_words_are_those_of_the_text_without_flags_weights_and_emphasis() -> Non
     assert words_of("(red:1.3) apple::2 , blue [pear]::-0.5 --no fog --ar 3:2") == ("red", "apple", "blue", "pear")
 
 
-def test_without_anybody_who_reads_texts_it_is_refused() -> None:
-    async def nobody(texts: Sequence[str]) -> list[list[float]]:
+def test_without_a_consistent_text_encoder_shortening_is_refused() -> None:
+    async def no_worker(texts: Sequence[str]) -> list[list[float]]:
         raise NobodyAnswers("nobody")
 
-    async def changing(texts: Sequence[str]) -> list[list[float]]:
+    async def inconsistent(texts: Sequence[str]) -> list[list[float]]:
         return [[1.0] * (1 + len(text) % 2) for text in texts]
 
-    for embed, reason in ((nobody, "online"), (changing, "in different ways")):
+    for embed, reason in ((no_worker, "online"), (inconsistent, "in different ways")):
         with pytest.raises(Refused, match=reason):
             asyncio.run(Shortening(embed).weigh("a red apple upon it"))
 
 
 @pytest.mark.parametrize("content", ["", "no block", "```\none word\n```"])
-def test_a_message_that_does_not_show_its_prompt_any_more_is_refused(content: str) -> None:
+def test_a_message_that_no_longer_shows_its_prompt_is_refused(content: str) -> None:
     message: Any = SimpleNamespace(content=content)
     with pytest.raises(Refused, match="use /shorten again"):
         shortened(message, (0, 5))

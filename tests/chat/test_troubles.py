@@ -1,4 +1,4 @@
-"""A bad evening: outages, limits, vanished messages, a bot that was away. Every finished picture arrives, and once."""
+"""Outages, limits, deleted messages, a bot that was away: every finished picture arrives, and once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BY_TOKEN = "/webhooks/*/messages/*"
 IN_CHANNEL = "/channels/*/messages/*"
 
 
-def edits(world: Any) -> list[str]:
+def edit_paths(world: Any) -> list[str]:
     return [each.path for each in world.env.http_requests if each.method == "PATCH"]
 
 
@@ -44,29 +44,29 @@ async def test_an_outage_delays_a_final_but_does_not_lose_it(open_world: Any, st
         assert has_picture(await world.ended(result))
 
 
-async def test_a_dead_token_hands_over_to_the_channel(open_world: Any) -> None:
+async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
     async with open_world() as world:
         world.env.inject_error("PATCH", BY_TOKEN, status=401, code=50027, message="Invalid Webhook Token", times=None)
         result = await begun(world)
         world.painter.going.set()
         assert has_picture(await world.ended(result))
-        by_token = [path for path in edits(world) if path.startswith("/webhooks/")]
+        by_token = [path for path in edit_paths(world) if path.startswith("/webhooks/")]
         assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
-        assert len(edits(world)) >= 3
+        assert len(edit_paths(world)) >= 3
         (view,) = await world.studio.recent()
         assert (await world.deliveries.place_of(view.id)).where["token_until"] == "0"
 
 
-async def test_while_the_token_lives_the_channel_is_left_alone(open_world: Any) -> None:
+async def test_with_a_valid_token_no_channel_route_is_used(open_world: Any) -> None:
     async with open_world() as world:
         result = await begun(world)
         world.painter.going.set()
         await world.ended(result)
-        assert edits(world)
-        assert not any(path.startswith("/channels/") for path in edits(world))
+        assert edit_paths(world)
+        assert not any(path.startswith("/channels/") for path in edit_paths(world))
 
 
-async def test_what_ended_while_the_bot_was_away_is_shown_once(open_world: Any) -> None:
+async def test_a_job_that_ended_while_the_bot_was_away_is_shown_once(open_world: Any) -> None:
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
@@ -80,13 +80,13 @@ async def test_what_ended_while_the_bot_was_away_is_shown_once(open_world: Any) 
         assert has_picture(final)
         assert len(world.channel.history()) == 1
         await noted(world)
-        before = len(edits(world))
+        before = len(edit_paths(world))
         await world.restart()
         await asyncio.sleep(0.5)
-        assert len(edits(world)) == before, "and not again"
+        assert len(edit_paths(world)) == before, "it is not shown again"
 
 
-async def test_what_an_outage_of_the_store_hid_is_swept_up(
+async def test_a_final_missed_in_a_store_outage_is_delivered_later(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world() as world:
@@ -94,14 +94,14 @@ async def test_what_an_outage_of_the_store_hid_is_swept_up(
         await world.stop_courier()
         ask, failing = world.deliveries.place_of, [True]
 
-        async def away(job: str) -> Any:
+        async def unavailable(job: str) -> Any:
             if failing[0]:
                 raise OSError("the disk is away")
             return await ask(job)
 
         monkeypatch.setattr(courier, "SWEEP", 0.2)
-        monkeypatch.setattr(world.deliveries, "place_of", away)
-        monkeypatch.setattr(world.deliveries, "owed", nothing_at_first(world.deliveries.owed))
+        monkeypatch.setattr(world.deliveries, "place_of", unavailable)
+        monkeypatch.setattr(world.deliveries, "owed", fail_three_times(world.deliveries.owed))
         await world.restart()
         world.painter.going.set()
         await world.until(lambda: "was not handled" in caplog.text)
@@ -110,18 +110,18 @@ async def test_what_an_outage_of_the_store_hid_is_swept_up(
         assert has_picture(await world.ended(result))
 
 
-def nothing_at_first(ask: Any) -> Any:
+def fail_three_times(ask: Any) -> Any:
     answers = [OSError("the disk is away")] * 3
 
-    async def undelivered(kind: Any) -> Any:
+    async def fail_first(kind: Any) -> Any:
         if answers:
             raise answers.pop()
         return await ask(kind)
 
-    return undelivered
+    return fail_first
 
 
-async def test_a_message_whose_id_was_not_noted_is_found_again(
+async def test_a_message_whose_id_was_not_stored_is_found_again(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "GRACE", 0.5)
@@ -137,17 +137,17 @@ async def test_a_message_whose_id_was_not_noted_is_found_again(
         assert len(world.channel.history()) == 1
 
 
-async def test_a_first_answer_that_takes_long_is_not_given_up(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "GRACE", 0.1)
     monkeypatch.setattr(courier, "SWEEP", 0.3)
     async with open_world() as world:
         show = answer._show
 
-        async def slow(*given: Any, **named: Any) -> int:
-            if not named["first"]:
+        async def slow(*args: Any, **kwargs: Any) -> int:
+            if not kwargs["first"]:
                 await world.until(lambda: len(world.painter.done) == 2)
                 await asyncio.sleep(1.0)
-            return await show(*given, **named)
+            return await show(*args, **kwargs)
 
         monkeypatch.setattr(answer, "_show", slow)
         await world.alice.slash(world.channel, "imagine", prompt="{red, blue} apple")
@@ -168,7 +168,7 @@ async def test_a_first_answer_that_takes_long_is_not_given_up(open_world: Any, m
 
 
 @pytest.mark.parametrize("kept", [b"", b"\x89PNG\r\n\x1a\n and nothing that it promised"])
-async def test_a_picture_that_is_gone_or_spoilt_leaves_no_message_stuck(
+async def test_a_missing_or_broken_picture_leaves_no_message_stuck(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, kept: bytes
 ) -> None:
     async with open_world() as world:
@@ -194,7 +194,7 @@ async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> N
         assert has_picture(await world.ended(result))
 
 
-async def test_an_old_message_that_takes_no_more_edits_is_gone(open_world: Any) -> None:
+async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world: Any) -> None:
     async with open_world() as world:
         old = await begun(world)
         (view,) = await world.studio.recent()
@@ -203,32 +203,32 @@ async def test_an_old_message_that_takes_no_more_edits_is_gone(open_world: Any) 
         path = f"/channels/*/messages/{old.response.id}"
         world.env.inject_error("PATCH", path, status=429, code=30046, message="Maximum number of edits", times=None)
         world.painter.going.set()
-        (letter,) = await world.until(world.alice.user.dm_channel.history)
-        assert "too old to be changed" in letter.content
+        (direct_message,) = await world.until(world.alice.user.dm_channel.history)
+        assert "too old to be changed" in direct_message.content
 
 
-async def test_an_outage_costs_one_composition_and_one_warning(
+async def test_an_outage_costs_one_rendering_and_one_warning(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pauses, "FIRST", 0.1)
-    made, compose = [], delivery._made
+    renderings, render = [], delivery._made
 
-    def counted(*given: Any) -> Any:
-        made.append(given)
-        return compose(*given)
+    def count_rendering(*args: Any) -> Any:
+        renderings.append(args)
+        return render(*args)
 
-    monkeypatch.setattr(delivery, "_made", counted)
+    monkeypatch.setattr(delivery, "_made", count_rendering)
     monkeypatch.setattr(troubles, "_meant", lambda error: Later(0.0, error, outage=True))
     async with open_world() as world:
         result = await begun(world)
         world.env.inject_error("PATCH", "*", status=503, times=4)
         world.painter.going.set()
         assert has_picture(await world.ended(result))
-    assert len(made) == 1
+    assert len(renderings) == 1
     assert caplog.text.count("Discord is unreachable") == 1
 
 
-async def test_what_was_given_up_has_another_chance_without_a_restart(
+async def test_a_given_up_delivery_is_retried_without_a_restart(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setbacks, "TRIES", 1)
@@ -236,13 +236,13 @@ async def test_what_was_given_up_has_another_chance_without_a_restart(
     monkeypatch.setattr(courier, "SWEEP", 0.2)
     async with open_world() as world:
         result = await begun(world)
-        note, full = world.deliveries.delivered, [True]
+        original, full = world.deliveries.delivered, [True]
 
-        async def delivered(*given: Any) -> None:
+        async def delivered(*args: Any) -> None:
             if full[0]:
                 full[0] = False
                 raise OSError("the disk is full")
-            await note(*given)
+            await original(*args)
 
         monkeypatch.setattr(world.deliveries, "delivered", delivered)
         world.painter.going.set()
@@ -251,7 +251,7 @@ async def test_what_was_given_up_has_another_chance_without_a_restart(
         await noted(world)
 
 
-async def test_a_last_word_that_discord_takes_for_a_mistake_ends_elsewhere_or_with_a_reason(
+async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setbacks, "TRIES", 1)
@@ -270,27 +270,27 @@ async def test_a_last_word_that_discord_takes_for_a_mistake_ends_elsewhere_or_wi
 
 
 @pytest.mark.parametrize("readable", [True, False])
-async def test_what_was_posted_before_a_long_absence_in_a_busy_channel_is_not_posted_again(
+async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repeated(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
-    monkeypatch.setattr(search, "MARGIN", 1000 * 86_400.0)  # the simulated Discord lives at another time
+    monkeypatch.setattr(search, "MARGIN", 1000 * 86_400.0)  # the simulated Discord has another clock
     async with open_world() as world:
         admin = Member("discord:1", "admin", f"discord:{world.guild.id}", admin=True)
         await world.house.desk.administration.set(admin, "guild", "", "long_ping", "0")
         await begun(world)
-        note, dead = world.deliveries.moved, asyncio.Event()
+        moved, blocked = world.deliveries.moved, asyncio.Event()
 
-        async def dies(job: str, role: Any = "answer", /, **where: str) -> None:
+        async def block_at_notice(job: str, role: Any = "answer", /, **where: str) -> None:
             if role == "notice" and "message" in where:
-                dead.set()
+                blocked.set()
                 await asyncio.Event().wait()
-            await note(job, role, **where)
+            await moved(job, role, **where)
 
-        monkeypatch.setattr(world.deliveries, "moved", dies)
+        monkeypatch.setattr(world.deliveries, "moved", block_at_notice)
         world.painter.going.set()
-        await dead.wait()
+        await blocked.wait()
         await world.stop_courier()
-        monkeypatch.setattr(world.deliveries, "moved", note)
+        monkeypatch.setattr(world.deliveries, "moved", moved)
         if not readable:
             monkeypatch.setattr(mail, "NONCES", 0.0)
             closed = {"status": 403, "code": 50001, "message": "Missing Access", "times": None}
@@ -300,13 +300,13 @@ async def test_what_was_posted_before_a_long_absence_in_a_busy_channel_is_not_po
                 await world.bob.send(world.channel, f"talk {number}")
         await world.restart()
         await noted(world)
-        letters = [each for each in world.channel.history() if each.content.startswith("<@")]
-        assert len(letters) == 1
+        notices = [each for each in world.channel.history() if each.content.startswith("<@")]
+        assert len(notices) == 1
         (view,) = await world.studio.recent()
         assert (await world.deliveries.of(view.id))["notice"].reason == ("" if readable else mail.UNREAD)
 
 
-async def test_where_previews_are_too_large_words_have_to_do(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_too_large_preview_is_replaced_by_text(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with open_world() as world:
         world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=1)
         result = await begun(world)
@@ -324,13 +324,13 @@ async def test_a_preview_that_hangs_does_not_hold_up_its_final(
         request, hung = world.client.http.request, []
         everywhere = world.client.http._global_over = asyncio.Event()
 
-        async def hangs(route: Any, **named: Any) -> Any:
-            if route.method == "PATCH" and named.get("files") and "darkroom-" not in str(named["files"][0].filename):
+        async def hangs(route: Any, **kwargs: Any) -> Any:
+            if route.method == "PATCH" and kwargs.get("files") and "darkroom-" not in str(kwargs["files"][0].filename):
                 hung.append(route)
                 await asyncio.sleep(1.0)
                 everywhere.set()  # as the library does after its sleep
                 await asyncio.sleep(60.0)
-            return await request(route, **named)
+            return await request(route, **kwargs)
 
         world.client.http.request = hangs
         world.painter.stand_at = 5
@@ -340,10 +340,10 @@ async def test_a_preview_that_hangs_does_not_hold_up_its_final(
         world.painter.going.set()
         async with asyncio.timeout(15):
             assert has_picture(await world.ended(result))
-        assert everywhere.is_set(), "the library is let sleep to the end"
+        assert everywhere.is_set(), "the library sleeps to the end"
 
 
-async def test_the_librarys_word_on_an_old_message_is_taken_for_discords(open_world: Any) -> None:
+async def test_a_rate_limit_by_the_library_counts_as_gone_for_an_old_message(open_world: Any) -> None:
     async with open_world() as world:
         for age, kind in ((7200.0, Gone), (60.0, Later)):
             message = discord.utils.time_snowflake(datetime.fromtimestamp(time.time() - age, UTC))
@@ -358,7 +358,7 @@ async def test_the_librarys_word_on_an_old_message_is_taken_for_discords(open_wo
 
 
 @pytest.mark.parametrize(("times", "held"), [(3, True), (4, False)])
-async def test_a_limit_that_does_not_end_is_one_messages_own(times: int, held: bool) -> None:
+async def test_an_endless_limit_holds_up_one_message_and_not_its_bucket(times: int, held: bool) -> None:
     desk = SimpleNamespace(studio=None, deliveries=None, administration=None)
     post = courier.Courier(desk, None)  # type: ignore[arg-type]
     case = SimpleNamespace(limited=0, frames={}, fresh=False)
@@ -388,7 +388,7 @@ async def test_commands_are_registered_once_and_not_at_each_start(open_world: An
         assert registrations() == 2
 
 
-async def test_an_error_of_ours_is_an_apology_and_a_log_line(
+async def test_an_internal_error_gives_an_apology_and_a_log_line(
     open_world: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_world() as world:

@@ -1,4 +1,4 @@
-"""One calibration for all processes of a test run, and houses on it: what the tests compare are bytes, not speeds."""
+"""One calibration for all processes of a test run, and bots on it: the tests compare bytes, not speeds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from end_to_end.process import Up
 
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Measured once for all."""
+    """Measured once for all tests."""
     return measured(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def calibrated(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One house for all tests that don't kill it."""
+    """One running bot for all tests that don't kill it."""
     up = Up(tmp_path_factory.mktemp("house"))
     shutil.copy(calibration, up.data)
     up.start()
@@ -33,7 +33,7 @@ def calibrated(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def own(calibration: Path, tmp_path: Path) -> Iterator[Up]:
-    """A house of the test's own, on the same calibration."""
+    """A bot for one test alone, on the same calibration."""
     up = Up(tmp_path / "data")
     up.data.mkdir()
     shutil.copy(calibration, up.data)

@@ -1,6 +1,6 @@
 """A running `darkroom up` as a newcomer starts it: real processes, the real broker, the real model, nothing in between.
 
-Speeds are not asserted (a test machine may be busy): waits are bounded generously, `darkroom bench` measures.
+Speeds are not asserted (a test machine may be busy): waits have generous limits, and `darkroom bench` measures.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import psutil
 from calibrated import ENV, WARMING, row_ms
 
 PROMPT = "terrier, looking up, cute, white background"
-STARTING = 60.0
+START_SECONDS = 60.0
 DRAWING = 240.0
-SNAPSHOTS = 4.5  # seconds after its first frame when a job has been saved at least once
-LONG = 15.0  # seconds of the device, when nobody else has it
-LONG_ROWS = 3.0  # of two pictures: with guidance for half of the steps
-OVER = ("finished", "failed", "cancelled")
+SNAPSHOT_SECONDS = 4.5  # after its first frame, until a job has at least one snapshot
+LONG_SECONDS = 15.0  # device-seconds, when no other job runs
+LONG_ROWS = 3.0  # rows of two pictures, with guidance for half of the steps
+FINAL_STATES = ("finished", "failed", "cancelled")
 
 T = TypeVar("T")
 
 
-def darkroom(*args: str, **given: str) -> subprocess.CompletedProcess[str]:
+def darkroom(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bot", *args]
-    return subprocess.run(command, env=ENV | given, capture_output=True, text=True, timeout=WARMING, check=False)
+    return subprocess.run(command, env=ENV | variables, capture_output=True, text=True, timeout=WARMING, check=False)
 
 
 def until(what: Callable[[], T | None], seconds: float) -> T:
-    """The first true answer."""
+    """Wait for the first true result."""
     deadline = time.monotonic() + seconds
     while True:
         found = what()
@@ -65,12 +65,12 @@ class Up:
 
     def start(self, *args: str) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        with self.log.open("ab") as printed:
+        started = time.monotonic()
+        with self.log.open("ab") as log:
             command = [sys.executable, "-m", "bot", "up", "--port", "0", "--data", str(self.data), *args]
-            self.process = subprocess.Popen(command, env=ENV, stdout=printed, stderr=printed)
-        until(self._answers, STARTING)
-        self.seconds = time.monotonic() - began
+            self.process = subprocess.Popen(command, env=ENV, stdout=log, stderr=log)
+        until(self._answers, START_SECONDS)
+        self.seconds = time.monotonic() - started
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -122,11 +122,11 @@ class Up:
         return self.get(f"/api/jobs/{job}")
 
     def over(self, job: str) -> dict[str, Any]:
-        """The job when it is over."""
+        """Wait until the job is over, and return it."""
 
         def look() -> dict[str, Any] | None:
-            shown = self.job(job)
-            return shown if shown["state"] in OVER else None
+            view = self.job(job)
+            return view if view["state"] in FINAL_STATES else None
 
         return until(look, DRAWING)
 
@@ -134,7 +134,7 @@ class Up:
         until(lambda: self.get("/api/room")["models"] or None, WARMING)
 
     def watch(self, job: str) -> None:
-        """Reads the job's stream until its first frame with a picture."""
+        """Read the job's stream until its first frame."""
         with urllib.request.urlopen(f"{self._announced()['url']}/api/jobs/{job}/events", timeout=DRAWING) as stream:
             for line in stream:
                 if line.startswith(b"data:") and json.loads(line[5:]).get("frames"):
@@ -142,19 +142,19 @@ class Up:
         raise AssertionError(f"the stream of {job} ended without a frame")
 
     def long_job(self) -> str:
-        """A job that is in the midst of it, and was saved."""
-        steps = round(1000 * LONG / (LONG_ROWS * row_ms(self.data / "calibration.json")))
+        """Start a long job, and return when it runs and has a snapshot."""
+        steps = round(1000 * LONG_SECONDS / (LONG_ROWS * row_ms(self.data / "calibration.json")))
         job = self.imagine(steps=min(max(steps, 60), 1000), count=2)
         self.watch(job)
-        time.sleep(SNAPSHOTS)
+        time.sleep(SNAPSHOT_SECONDS)
         assert self.job(job)["state"] == "running"
         return job
 
     def ends(self, job: str) -> list[str]:
-        """Every end that the store recorded for a job."""
+        """Every final state that the store recorded for a job."""
         with closing(sqlite3.connect(f"file:{self.data / 'darkroom.sqlite'}?mode=ro", uri=True)) as store:
             moves = store.execute("select target from moves where job = ? order by id", (job,)).fetchall()
-        return [target for (target,) in moves if target in OVER]
+        return [target for (target,) in moves if target in FINAL_STATES]
 
     def begun(self, job: str) -> list[int]:
         """The steps at which workers began this job."""

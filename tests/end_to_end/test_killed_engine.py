@@ -1,4 +1,4 @@
-"""`kill -9` of the engine in the midst of a job."""
+"""`kill -9` of the engine during a job."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def test_a_killed_engine_goes_on_from_a_snapshot(own: Up) -> None:
     job = own.long_job()
     engine = until(own.engine, 5)
     engine.kill()
-    gone = engine.pid
-    shown = own.over(job)
-    assert shown["state"] == "finished", shown["reason"]
-    assert len(shown["pictures"]) == 2
+    old_pid = engine.pid
+    view = own.over(job)
+    assert view["state"] == "finished", view["reason"]
+    assert len(view["pictures"]) == 2
     back = until(own.engine, 5)
-    assert back.pid != gone
+    assert back.pid != old_pid
     first, *later = own.begun(job)
     assert first == 0
     assert later[-1] > 0  # not from the start

@@ -9,7 +9,7 @@ from end_to_end.process import Up, until
 pytestmark = pytest.mark.timeout(600)
 
 
-def test_a_killed_house_comes_back_with_its_jobs(own: Up) -> None:
+def test_a_killed_bot_comes_back_with_its_jobs(own: Up) -> None:
     own.start()
     own.warm()
     job = own.long_job()
@@ -19,7 +19,7 @@ def test_a_killed_house_comes_back_with_its_jobs(own: Up) -> None:
     own.process.wait()
     own.start()
     own.warm()
-    shown = own.over(job)
-    assert shown["state"] == "finished", shown["reason"]
+    view = own.over(job)
+    assert view["state"] == "finished", view["reason"]
     assert own.ends(job) == ["finished"]
     until(lambda: not any(child.is_running() for child in orphans) or None, 30)

@@ -1,4 +1,4 @@
-"""A house that is stopped in order in the midst of a job, and started again."""
+"""A bot that shuts down cleanly during a job, and starts again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from end_to_end.process import Up
 pytestmark = pytest.mark.timeout(600)
 
 
-def test_history_outlives_a_restart_and_a_stop_hands_over(own: Up) -> None:
+def test_history_survives_a_restart_and_a_running_job_continues(own: Up) -> None:
     own.start()
     own.warm()
     first = own.imagine(steps=8)
@@ -19,9 +19,9 @@ def test_history_outlives_a_restart_and_a_stop_hands_over(own: Up) -> None:
     before = own.call("GET", f"/api/jobs/{first}/pictures/1.png")[1]
     second = own.long_job()
     family = own.children()
-    began = time.monotonic()
+    stopped_at = time.monotonic()
     assert own.stop() == 0
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - stopped_at < 15
     assert not any(child.is_running() for child in family)
     assert not (own.data / "running.json").exists()
     own.start()

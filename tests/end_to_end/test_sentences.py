@@ -1,4 +1,4 @@
-"""Whatever is wrong on the command line or in the environment is one sentence and exit code 2."""
+"""Any error on the command line or in the environment is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from end_to_end.process import darkroom
     ],
 )
 def test_a_bad_value_is_one_sentence(args: list[str], words: str, tmp_path: Path) -> None:
-    done = darkroom(*args, DARKROOM_DATA=str(tmp_path / "data"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("darkroom: ")
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+    process = darkroom(*args, DARKROOM_DATA=str(tmp_path / "data"))
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("darkroom: ")
+    assert process.stderr.count("\n") == 1
+    assert words in process.stderr
 
 
 def test_a_bad_environment_is_one_sentence(tmp_path: Path) -> None:
-    done = darkroom("up", DARKROOM_DATA=str(tmp_path), DARKROOM_PORT="many")
-    assert done.returncode == 2
-    assert done.stderr.startswith("darkroom: DARKROOM_PORT is not valid")
-    assert done.stderr.count("\n") == 1
+    process = darkroom("up", DARKROOM_DATA=str(tmp_path), DARKROOM_PORT="many")
+    assert process.returncode == 2
+    assert process.stderr.startswith("darkroom: DARKROOM_PORT is not valid")
+    assert process.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What the tests of pictures to begin with share: pictures, masks and ladders as blobs, and jobs that have them."""
+"""Shared by the tests of init images: pictures, masks and ladders as blobs, and jobs that use them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def saved(picture: Image.Image, form: str = "PNG") -> bytes:
 
 
 def scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:
-    """A disc before two colours."""
+    """A disc in front of two coloured halves."""
     picture = Image.new("RGB", size, "teal")
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, size[1] // 2, *size), fill="navy")
@@ -33,7 +33,7 @@ def scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Ima
 
 
 def half_mask(size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """White on the right, so that the left half stays."""
+    """A mask that is white on the right, so that the left half stays."""
     mask = Image.new("L", size, 0)
     ImageDraw.Draw(mask).rectangle((size[0] // 2, 0, *size), fill=255)
     return mask
@@ -44,14 +44,14 @@ def stored(*contents: bytes) -> Blobs:
 
 
 def forward(pictures: Sequence[bytes], strength: float, mask: bytes | None = None) -> tuple[Forward, Blobs]:
-    """A start with pictures of equal weight, and the blobs that it needs."""
-    names = tuple(Source(name) for each in pictures for name in stored(each))
-    painted = None if mask is None else next(iter(stored(mask)))
-    return Forward(names, strength, painted), stored(*pictures, *([] if mask is None else [mask]))
+    """Init images of equal weight for a recipe's `start`, and the blobs that it needs."""
+    sources = tuple(Source(name) for each in pictures for name in stored(each))
+    mask_name = None if mask is None else next(iter(stored(mask)))
+    return Forward(sources, strength, mask_name), stored(*pictures, *([] if mask is None else [mask]))
 
 
 def ladder_of(developed: Developed, job: Job) -> bytes:
-    """As the lane writes it, with thumbnails of nothing."""
+    """The ladder as the decode worker writes it, but with empty thumbnails."""
     recipe = job.task
     assert isinstance(recipe, Recipe)
     rungs = tuple(
@@ -78,11 +78,11 @@ def added(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Seq
 
 
 def developed(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[Developed]:
-    """Its images, developed alone."""
-    engine, found = Engine({family.name: family}), list[Developed]()
+    """Runs the job alone in an engine and returns its images in order."""
+    engine, images = Engine({family.name: family}), list[Developed]()
     added(engine, job, blobs, family, snapshots)
     while not engine.idle:
         for event in engine.step():
             assert not isinstance(event, Failed), event
-            found += [event] if isinstance(event, Developed) else []
-    return sorted(found, key=lambda event: event.image)
+            images += [event] if isinstance(event, Developed) else []
+    return sorted(images, key=lambda event: event.image)

@@ -1,4 +1,4 @@
-"""What the engine's tests share: an affine network, the embedded model, a small Stable Diffusion folder, jobs."""
+"""Shared by the engine's tests: an affine network, the embedded model, a small Stable Diffusion folder, jobs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.engine.shop import LEASE, Shop
 
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model's on this machine, measured once for all processes."""
+    """The file with the embedded model's calibration on this machine, measured once for all processes."""
     return measured(tmp_path_factory)
 
 
@@ -37,7 +37,7 @@ ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class Affine:
-    """A family whose network is affine in its input: fast, exactly known, and it counts its forwards."""
+    """A family with an affine network: it is fast, its results are known exactly, and it counts its forwards."""
 
     name, revision, guidance = "affine", "r1", 2.0
     device = torch.device("cpu")
@@ -50,7 +50,7 @@ class Affine:
     def __init__(self, scheduler_config: dict[str, Any], spoilt_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config
         self.memory = memory  # rows that fit
-        self.memory_of: dict[int, int] = {}  # the same for latents of so many columns
+        self.memory_of: dict[int, int] = {}  # the same, by the number of latent columns
         self.shapes: list[int] = []
         self._spoilt = spoilt_text
 
@@ -116,7 +116,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a small random Compact network, as spandrel builds it, and says where."""
+    """Writes a small random Compact network, as spandrel builds it, and returns its path."""
     from spandrel.architectures.Compact import Compact
 
     def make(scale: int = 4, convs: int = 2, seed: int = 0, **fields: Any) -> Path:
@@ -131,7 +131,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def recipe() -> Callable[..., Recipe]:
-    """A recipe of the affine family; any field can be given."""
+    """Makes a recipe for the affine family; keyword arguments override its fields."""
 
     def make(*texts: str, **fields: Any) -> Recipe:
         concepts = fields.pop("concepts", tuple(Concept(text) for text in texts or ("a red cat",)))
@@ -146,7 +146,7 @@ def recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture
 def job() -> Callable[..., Job]:
-    """A job with the next id, of `user`."""
+    """Makes a job of `user` with the next id."""
     numbers: Iterator[int] = iter(range(1, 1000))
 
     def make(task: Any, user: str = "ann", weight: float = 1.0, **fields: Any) -> Job:
@@ -160,7 +160,7 @@ def job() -> Callable[..., Job]:
 
 @pytest.fixture
 def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
-    """Step an engine until it is idle; the latents of every image by (job, image). A failure fails the test."""
+    """Steps an engine until it is idle; returns latents by (job, image). A failed job fails the test."""
 
     def run(engine: Engine, most: int = 5000) -> dict[tuple[str, int], torch.Tensor]:
         latents: dict[tuple[str, int], torch.Tensor] = {}
@@ -171,7 +171,7 @@ def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
                 assert not isinstance(event, Failed), event
                 if isinstance(event, Developed):
                     latents[event.job, event.image] = event.latents
-        raise AssertionError("the engine does not come to an end")
+        raise AssertionError("the engine does not finish")
 
     return run
 

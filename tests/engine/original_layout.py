@@ -1,6 +1,6 @@
 """Writes a small Stable Diffusion folder as one file with the keys of the original program (CompVis, LDM).
 
-The names of diffusers, turned back; knows 1.x with one layer a block, and nothing of the engine.
+It maps the names of diffusers back. It knows 1.x with one layer per block and uses nothing of the engine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 State = dict[str, torch.Tensor]
-LAYERS = 1  # of each block of the network
+LAYERS = 1  # in each block of the network
 
 _RESNET = (
     ("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"), ("conv2", "out_layers.3"),
@@ -34,57 +34,63 @@ _AUTOENCODER = (
 
 
 def write(folder: Path, path: Path, *, configs: bool = True) -> None:
-    """Everything of the folder's pipeline in `path`; its configurations beside it, where they are wanted."""
-    network = {f"model.diffusion_model.{_network(key)}": value for key, value in _weights(folder / "unet").items()}
-    pictures = _weights(folder / "vae")
-    blocks = 1 + max(int(found[1]) for key in pictures if (found := re.match(r"decoder\.up_blocks\.(\d+)", key)))
-    vae = {f"first_stage_model.{_autoencoder(key, blocks)}": _squared(key, each) for key, each in pictures.items()}
+    """Writes all weights of the folder's pipeline to `path`, and with `configs` its configurations beside it."""
+    network = {
+        f"model.diffusion_model.{_network_key(key)}": value for key, value in _load_weights(folder / "unet").items()
+    }
+    autoencoder = _load_weights(folder / "vae")
+    blocks = 1 + max(int(match[1]) for key in autoencoder if (match := re.match(r"decoder\.up_blocks\.(\d+)", key)))
+    vae = {
+        f"first_stage_model.{_autoencoder_key(key, blocks)}": _as_convolution(key, each)
+        for key, each in autoencoder.items()
+    }
     texts = {
-        f"cond_stage_model.transformer.{_text(key)}": value for key, value in _weights(folder / "text_encoder").items()
+        f"cond_stage_model.transformer.{_text_key(key)}": value
+        for key, value in _load_weights(folder / "text_encoder").items()
     }
     save_file({key: value.contiguous() for key, value in (network | vae | texts).items()}, path)
     if configs:
         shutil.copytree(folder, path.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
 
 
-def _weights(folder: Path) -> State:
+def _load_weights(folder: Path) -> State:
     return load_file(next(folder.glob("*.safetensors")))
 
 
-def _network(key: str) -> str:
+def _network_key(key: str) -> str:
     for ours, theirs in _ENDS:
         key = re.sub(rf"^{re.escape(ours)}\.", f"{theirs}.", key)
-    key = re.sub(r"^(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(conv\.)?", _block, key)
+    key = re.sub(r"^(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(conv\.)?", _rename_block, key)
     if re.match(r"(input|output)_blocks\.\d+\.0\.|middle_block\.[02]\.", key):
         for ours, theirs in _RESNET:
             key = key.replace(f".{ours}.", f".{theirs}.")
     return key
 
 
-def _block(found: re.Match[str]) -> str:
-    way, block, kind, number = found[1], int(found[2]), found[3], int(found[4])
-    conv = found[5] or ""
+def _rename_block(match: re.Match[str]) -> str:
+    direction, block, kind, number = match[1], int(match[2]), match[3], int(match[4])
+    conv = match[5] or ""
     start = (LAYERS + 1) * block
     if kind == "downsamplers":
         return f"input_blocks.{start + LAYERS + 1}.0.op."
-    if kind == "upsamplers":  # after the attention, where the block has some: the first of this network has none
+    if kind == "upsamplers":  # after the attention, if the block has it: the first block of this network has none
         return f"output_blocks.{start + LAYERS}.1.conv."
-    place = start + number + (way == "down")
-    return f"{'input' if way == 'down' else 'output'}_blocks.{place}.{int(kind == 'attentions')}.{conv}"
+    place = start + number + (direction == "down")
+    return f"{'input' if direction == 'down' else 'output'}_blocks.{place}.{int(kind == 'attentions')}.{conv}"
 
 
-def _autoencoder(key: str, blocks: int) -> str:
+def _autoencoder_key(key: str, blocks: int) -> str:
     for ours, theirs in _AUTOENCODER:
         key = key.replace(ours, theirs)
     key = re.sub(r"^encoder\.down_blocks\.", "encoder.down.", key)
-    return re.sub(r"^decoder\.up_blocks\.(\d+)", lambda found: f"decoder.up.{blocks - 1 - int(found[1])}", key)
+    return re.sub(r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{blocks - 1 - int(match[1])}", key)
 
 
-def _squared(key: str, value: torch.Tensor) -> torch.Tensor:
-    """The original attention is of convolutions with one pixel."""
+def _as_convolution(key: str, value: torch.Tensor) -> torch.Tensor:
+    """The original attention uses convolutions of one pixel instead of linear layers."""
     is_linear = "attentions" in key and key.endswith("weight") and value.ndim == 2
     return value[:, :, None, None] if is_linear else value
 
 
-def _text(key: str) -> str:
+def _text_key(key: str) -> str:
     return key if key.startswith("text_model.") else f"text_model.{key}"

@@ -1,4 +1,4 @@
-"""What the worker's tests share: a broker, the bot's end of the bus, and as many workers as a test wants."""
+"""Shared by the worker's tests: a broker, the bot's end of the bus, and as many workers as a test wants."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ LONG = 400
 
 def a_job(job: str = JOB, *, attempt: int = 1, ladder: bool = False, **recipe: Any) -> Job:
     """One small picture: a single row of the network."""
-    plain: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "concepts": (Concept("a red apple"),), "model": "embedded", "sampler": "ddim", "steps": 4, "seed": 7,
         "guidance": 1.0, "width": 64, "height": 64, "count": 1, "dtype": "float32", "bucket": 1,
     }  # fmt: skip
     share = Share("standard", "guild", "ann")
-    task = Recipe(**{**plain, **recipe})
+    task = Recipe(**{**defaults, **recipe})
     return Job(id=job, task=task, share=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)
 
 
 class Slowly:
-    """A family whose steps take so many seconds at least: its jobs are not over before a test has looked at them."""
+    """A family whose steps take at least `seconds`, so that a test can look at a job before it ends."""
 
     def __init__(self, family: Family, seconds: float = 0.02) -> None:
         self._family, self._seconds = family, seconds
@@ -76,13 +76,13 @@ class Shop:
         return worker, task
 
     def steps(self, seconds: float) -> int:
-        """Steps of `a_job` that take about so long on this machine, at its present load."""
-        began = time.monotonic()
+        """How many steps of `a_job` take about `seconds` on this machine at its present load."""
+        begin = time.monotonic()
         develop(a_job(steps=10), self.loaded)
-        return min(1000, max(20, int(seconds / (time.monotonic() - began) * 10)))
+        return min(1000, max(20, int(seconds / (time.monotonic() - begin) * 10)))
 
     async def results(self, job: str = JOB, seconds: float = 120.0) -> list[Any]:
-        """Everything that is said of a job up to its end; each is acknowledged."""
+        """Acknowledges and returns all results of a job up to its end."""
         found: list[Any] = []
         source = self.bot.results()
         async with asyncio.timeout(seconds):
@@ -120,7 +120,7 @@ async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 async def midway(worker: Worker, least: int = 3) -> Any:
-    """The worker's one run, once it is some steps on its way."""
+    """Waits until the worker's one run has made `least` steps, and returns it."""
     await until(lambda: any(min(run.done.values()) >= least for run in worker.roster))
     return next(iter(worker.roster))
 
@@ -130,6 +130,6 @@ def sha(content: bytes) -> str:
 
 
 async def uninterrupted(shop: Shop, job: Job) -> list[str]:
-    """The hashes of the same job's pictures, developed without a broker."""
-    alone = await asyncio.to_thread(develop, job, shop.loaded)
-    return [sha(picture) for picture in alone.pictures]
+    """The hashes of the pictures that the same job gives without a broker."""
+    result = await asyncio.to_thread(develop, job, shop.loaded)
+    return [sha(picture) for picture in result.pictures]

@@ -1,4 +1,4 @@
-"""`darkroom imagine` without a running house: one job on the embedded model from recipe to PNG."""
+"""`darkroom imagine` without a running bot: one job on the embedded model, from recipe to PNG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.unfit import Unfit
 Make = Callable[..., Any]
 
 
-def test_a_job_from_prompt_to_pictures(embedded: StableDiffusion, recipe: Make, job: Make) -> None:
+def test_a_job_yields_pictures_previews_and_ladders(embedded: StableDiffusion, recipe: Make, job: Make) -> None:
     one = job(recipe("a red cat", model="embedded", guidance=3.5, width=64, height=64, steps=8, count=2))
     frames: list[Frame] = []
     first = develop(one, {"embedded": embedded}, on_frame=frames.append)
@@ -35,29 +35,29 @@ def test_a_job_from_prompt_to_pictures(embedded: StableDiffusion, recipe: Make, 
     assert again.ladders == first.ladders
 
 
-def test_without_a_ladder_there_is_none(affine: Any, recipe: Make, job: Make) -> None:
-    found = develop(job(recipe(steps=3), ladder=False), {"affine": affine})
-    assert (len(found.pictures), found.ladders, found.frames) == (1, [], 0)
+def test_a_job_without_a_ladder_writes_none(affine: Any, recipe: Make, job: Make) -> None:
+    result = develop(job(recipe(steps=3), ladder=False), {"affine": affine})
+    assert (len(result.pictures), result.ladders, result.frames) == (1, [], 0)
 
 
-def test_a_failed_preview_costs_no_picture(
+def test_a_failed_preview_does_not_fail_the_job(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> Frame:
+    def fail(*_: object) -> Frame:
         raise RuntimeError("no preview")
 
-    monkeypatch.setattr(Lane, "_frame", broken)
+    monkeypatch.setattr(Lane, "_frame", fail)
     frames: list[Frame] = []
-    found = develop(job(recipe(steps=200), ladder=False), {"affine": affine}, on_frame=frames.append)
-    assert (len(found.pictures), found.frames, frames) == (1, 0, [])
+    result = develop(job(recipe(steps=200), ladder=False), {"affine": affine}, on_frame=frames.append)
+    assert (len(result.pictures), result.frames, frames) == (1, 0, [])
 
 
-def test_a_job_that_does_not_fit_is_refused(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_job_for_an_unknown_model_is_refused(affine: Any, recipe: Make, job: Make) -> None:
     with pytest.raises(Unfit, match="no model called"):
         develop(job(recipe(model="sdxl")), {"affine": affine})
 
 
-def test_a_job_that_fails_says_why(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_failed_job_raises_its_reason(affine: Any, recipe: Make, job: Make) -> None:
     affine._spoilt = "poison"
     with pytest.raises(Unfit, match="not finite"):
         develop(job(recipe("poison", steps=3)), {"affine": affine})

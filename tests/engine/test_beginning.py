@@ -1,4 +1,4 @@
-"""What a recipe begins with is read from blobs, and everything odd about them is one sentence."""
+"""Init images, masks and keyframes are read from blobs; a faulty blob is refused with one sentence."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 LATENTS = torch.arange(64, dtype=torch.float32).view(4, 4, 4) / 10
 
 
-def started(recipe: Make, pictures: list[bytes], mask: bytes | None = None) -> tuple[Recipe, Blobs]:
+def recipe_with_init_images(recipe: Make, pictures: list[bytes], mask: bytes | None = None) -> tuple[Recipe, Blobs]:
     start, blobs = forward(pictures, 0.5, mask)
     return recipe(model="embedded", width=64, height=64, start=start), blobs
 
 
-def found(one: Recipe, blobs: Blobs, family: Any) -> Beginning:
+def read_init(one: Recipe, blobs: Blobs, family: Any) -> Beginning:
     beginning = read(one, blobs, family)
     assert beginning is not None
     return beginning
 
 
-def test_noise_needs_nothing(embedded: StableDiffusion, recipe: Make) -> None:
+def test_a_recipe_without_an_init_image_has_no_init_latents(embedded: StableDiffusion, recipe: Make) -> None:
     assert read(recipe(), {}, embedded) is None
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_a_picture_becomes_the_latents_of_what_fits_of_it(embedded: StableDiffusion, recipe: Make, form: str) -> None:
+def test_an_init_image_is_cropped_to_the_size_and_encoded(embedded: StableDiffusion, recipe: Make, form: str) -> None:
     content = saved(scene((200, 120)), form)
-    beginning = found(*started(recipe, [content]), embedded)
+    beginning = read_init(*recipe_with_init_images(recipe, [content]), embedded)
     with Image.open(BytesIO(content)) as picture:
         fitted = ImageOps.fit(picture.convert("RGB"), (64, 64), Image.Resampling.LANCZOS)
     assert torch.equal(beginning.latents, embedded.encode_image(fitted))
     assert (beginning.mask, beginning.estimate, beginning.picture) == (None, None, None)
 
 
-def test_several_pictures_are_mixed_by_weight(embedded: StableDiffusion, recipe: Make) -> None:
+def test_several_init_images_are_blended_by_weight(embedded: StableDiffusion, recipe: Make) -> None:
     pictures = [saved(scene(colour=colour)) for colour in ("red", "yellow", "white")]
     names = [name for each in pictures for name in stored(each)]
     z = [embedded.encode_image(scene(colour=colour)) for colour in ("red", "yellow", "white")]
 
-    def mixed(*weights: float) -> torch.Tensor:
+    def blend(*weights: float) -> torch.Tensor:
         start = Forward(tuple(map(Source, names[: len(weights)], weights)), 0.5)
-        return found(recipe(width=64, height=64, start=start), stored(*pictures), embedded).latents
+        return read_init(recipe(width=64, height=64, start=start), stored(*pictures), embedded).latents
 
-    torch.testing.assert_close(mixed(1, 3), slerp(z[0], z[1], 0.75))
-    torch.testing.assert_close(mixed(1, 1, 2), slerp(slerp(z[0], z[1], 0.5), z[2], 0.5))
-    torch.testing.assert_close(mixed(100, 1e-6), z[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(blend(1, 3), slerp(z[0], z[1], 0.75))
+    torch.testing.assert_close(blend(1, 1, 2), slerp(slerp(z[0], z[1], 0.5), z[2], 0.5))
+    torch.testing.assert_close(blend(100, 1e-6), z[0], rtol=1e-3, atol=1e-3)
 
 
-def test_a_mask_is_black_and_white_and_as_small_as_the_latents(embedded: StableDiffusion, recipe: Make) -> None:
-    """As diffusers' mask processor and its interpolation make it."""
+def test_a_mask_becomes_binary_and_is_scaled_to_the_latents(embedded: StableDiffusion, recipe: Make) -> None:
+    """It equals the mask of diffusers' mask processor and interpolation."""
     mask = half_mask().rotate(30, Image.Resampling.BICUBIC)
-    beginning = found(*started(recipe, [saved(scene())], mask=saved(mask)), embedded)
+    beginning = read_init(*recipe_with_init_images(recipe, [saved(scene())], mask=saved(mask)), embedded)
     processor: Any = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
     expected = torch.nn.functional.interpolate(processor.preprocess(mask, 64, 64), size=(8, 8))[0]
     assert beginning.mask is not None
@@ -81,8 +81,8 @@ def test_a_mask_is_black_and_white_and_as_small_as_the_latents(embedded: StableD
     assert beginning.picture.size == (64, 64)
 
 
-def giant(width: int, height: int) -> bytes:
-    """The head of a PNG that says how large it is, and nothing else."""
+def giant_png(width: int, height: int) -> bytes:
+    """A PNG whose header declares a size, with no pixels in it."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", len(head)) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
     data = zlib.compress(b"")
@@ -96,80 +96,86 @@ HOSTILE = {
     "cut off": (saved(scene())[:200], "cannot be read"),
     "a GIF": (saved(scene(), "GIF"), "cannot be read"),
     "a BMP": (saved(scene(), "BMP"), "cannot be read"),
-    "too large": (giant(5000, 5000), "too large"),
-    "far too large": (giant(50_000, 50_000), "too large"),
-    "no pixels": (giant(64, 64), "cannot be read"),
+    "too large": (giant_png(5000, 5000), "too large"),
+    "far too large": (giant_png(50_000, 50_000), "too large"),
+    "no pixels": (giant_png(64, 64), "cannot be read"),
 }
 
 
 @pytest.mark.parametrize("which", ["picture", "mask"])
 @pytest.mark.parametrize(("content", "why"), HOSTILE.values(), ids=list(HOSTILE))
-def test_a_hostile_picture_is_a_sentence(recipe: Make, content: bytes, why: str, which: str) -> None:
+def test_a_hostile_picture_is_refused_with_a_sentence(recipe: Make, content: bytes, why: str, which: str) -> None:
     pictures, mask = ([content], None) if which == "picture" else ([saved(scene())], content)
     with pytest.raises(Unfit, match=why) as refused:
-        read(*started(recipe, pictures, mask=mask), Simulated(0.1))
+        read(*recipe_with_init_images(recipe, pictures, mask=mask), Simulated(0.1))
     assert refused.value.blame == "us"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_bytes_that_are_changed_anywhere_are_a_picture_or_a_sentence(data: st.DataObject) -> None:
+def test_a_damaged_picture_is_read_or_refused_with_a_sentence(data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP"]))
     content = bytearray(saved(scene((16, 16)), form))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     start, blobs = forward([bytes(content)], 0.5)
     with suppress(Unfit):
-        assert found(plain(start), blobs, Simulated(0.1)).latents.shape == (4, 4, 4)
+        assert read_init(make_recipe(start), blobs, Simulated(0.1)).latents.shape == (4, 4, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (17, 5)])
-def test_odd_shapes_are_fitted(size: tuple[int, int]) -> None:
+def test_odd_picture_sizes_are_fitted(size: tuple[int, int]) -> None:
     start, blobs = forward([saved(scene(size))], 0.5, saved(half_mask(size)))
-    beginning = found(plain(start), blobs, Simulated(0.1))
+    beginning = read_init(make_recipe(start), blobs, Simulated(0.1))
     assert beginning.latents.shape == (4, 4, 4)
     assert beginning.mask is not None
     assert beginning.mask.shape == (1, 4, 4)
 
 
-def plain(start: Any, **fields: Any) -> Recipe:
-    known: dict[str, Any] = {
+def make_recipe(start: Any, **fields: Any) -> Recipe:
+    defaults: dict[str, Any] = {
         "concepts": (Concept("sea"),), "model": "simulated", "sampler": "ddim", "steps": 8, "seed": 3, "guidance": 1.0,
         "width": 32, "height": 32, "dtype": "float32", "start": start, "count": 1,
     }  # fmt: skip
-    return Recipe(**(known | fields))
+    return Recipe(**(defaults | fields))
 
 
-def test_a_blob_that_is_gone_is_our_fault() -> None:
+def test_a_missing_blob_is_blamed_on_us() -> None:
     start, blobs = forward([saved(scene())], 0.5, saved(half_mask()))
     for name in blobs:
         with pytest.raises(Unfit, match="no longer stored") as refused:
-            read(plain(start), {other: blobs[other] for other in blobs if other != name}, Simulated(0.1))
+            read(make_recipe(start), {other: blobs[other] for other in blobs if other != name}, Simulated(0.1))
         assert refused.value.blame == "us"
 
 
-def ladder(**fields: Any) -> bytes:
-    rungs = [Rung(step, b"", raw(LATENTS + step), raw(LATENTS - step)) for step in (2, 4)]
-    known: dict[str, Any] = {"job": JOB, "image": 0, "of": 8, "shape": (4, 4, 4), "rungs": (Rung(1, b""), *rungs)}
-    return encode(Ladder(**(known | fields)))
+def make_ladder(**fields: Any) -> bytes:
+    keyframes = [Rung(step, b"", raw(LATENTS + step), raw(LATENTS - step)) for step in (2, 4)]
+    defaults: dict[str, Any] = {
+        "job": JOB,
+        "image": 0,
+        "of": 8,
+        "shape": (4, 4, 4),
+        "rungs": (Rung(1, b""), *keyframes),
+    }
+    return encode(Ladder(**(defaults | fields)))
 
 
-def branched(content: bytes, step: int = 4, **fields: Any) -> Beginning:
+def read_branch(content: bytes, step: int = 4, **fields: Any) -> Beginning:
     (name,) = stored(content)
-    return found(plain(Branch(name, step), **fields), {name: content}, Simulated(0.1))
+    return read_init(make_recipe(Branch(name, step), **fields), {name: content}, Simulated(0.1))
 
 
-def test_a_rung_is_its_latents_and_its_estimate() -> None:
-    beginning = branched(ladder())
+def test_a_branch_starts_from_the_latents_and_x0_of_its_keyframe() -> None:
+    beginning = read_branch(make_ladder())
     assert torch.equal(beginning.latents, LATENTS + 4)
     assert beginning.estimate is not None
     assert torch.equal(beginning.estimate, LATENTS - 4)
 
 
 @pytest.mark.parametrize("step", [1, 3, 7])
-def test_a_rung_without_latents_is_not_replaced_by_another(step: int) -> None:
+def test_a_branch_from_a_keyframe_without_latents_is_refused(step: int) -> None:
     with pytest.raises(Unfit, match=f"no keyframe at step {step}, only at 2, 4") as refused:
-        branched(ladder(), step)
+        read_branch(make_ladder(), step)
     assert refused.value.blame == "member"
 
 
@@ -177,18 +183,18 @@ NAN = torch.full((4, 4, 4), float("nan"))
 BAD_LADDERS = {
     "no ladder": (b"\x00", "cannot be read"),
     "a picture": (saved(scene()), "cannot be read"),
-    "another shape": (ladder(shape=(4, 8, 8)), "another size"),
-    "more steps": (ladder(of=9), "another number of steps"),
-    "fewer steps": (ladder(of=7), "another number of steps"),
-    "short latents": (ladder(rungs=(Rung(4, b"", raw(LATENTS)[:-4], raw(LATENTS)),)), "wrong size"),
-    "long history": (ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS) * 2),)), "wrong size"),
-    "no numbers": (ladder(rungs=(Rung(4, b"", raw(NAN), raw(LATENTS)),)), "not finite"),
-    "an infinite estimate": (ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS / 0)),)), "not finite"),
-    "no latents at all": (ladder(rungs=(Rung(4, b""),)), "has no keyframe to branch from"),
+    "another shape": (make_ladder(shape=(4, 8, 8)), "another size"),
+    "more steps": (make_ladder(of=9), "another number of steps"),
+    "fewer steps": (make_ladder(of=7), "another number of steps"),
+    "short latents": (make_ladder(rungs=(Rung(4, b"", raw(LATENTS)[:-4], raw(LATENTS)),)), "wrong size"),
+    "long history": (make_ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS) * 2),)), "wrong size"),
+    "no numbers": (make_ladder(rungs=(Rung(4, b"", raw(NAN), raw(LATENTS)),)), "not finite"),
+    "an infinite estimate": (make_ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS / 0)),)), "not finite"),
+    "no latents at all": (make_ladder(rungs=(Rung(4, b""),)), "has no keyframe to branch from"),
 }
 
 
 @pytest.mark.parametrize(("content", "why"), BAD_LADDERS.values(), ids=list(BAD_LADDERS))
-def test_a_hostile_ladder_is_a_sentence(content: bytes, why: str) -> None:
+def test_a_hostile_ladder_is_refused_with_a_sentence(content: bytes, why: str) -> None:
     with pytest.raises(Unfit, match=why):
-        branched(content)
+        read_branch(content)

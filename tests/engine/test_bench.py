@@ -1,6 +1,6 @@
-"""The benchmarks measure what they say: equal loads, both sides on equal weights, rows that cannot be measured.
+"""The benchmarks measure what they claim: equal loads, equal weights on both sides, rows without a measurement.
 
-Their figures are not tested: a slow machine misses a goal, and breaks no build.
+No test asserts a figure: a slow machine may miss a goal, and that must not break the build.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from engine.families.embedded import assemble
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Recipe, row_steps
 
-BRIEF = Load(4, "float32", users=2)
+SHORT_LOAD = Load(4, "float32", users=2)
 SMALL = {
     "sample_size": 8, "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -54,36 +54,36 @@ def recipes(load: Load, family: Any) -> list[Recipe]:
     return [job.task for job in load.jobs(family) if isinstance(job.task, Recipe)]
 
 
-def test_a_mixed_load_has_as_many_row_steps_as_one_of_one_kind(embedded: StableDiffusion) -> None:
-    load, other = Load(50, "float32"), Load(50, "float32", mixed=True)
-    assert sum(map(row_steps, recipes(load, embedded))) == sum(map(row_steps, recipes(other, embedded)))
-    kinds = recipes(other, embedded)
+def test_a_mixed_load_has_as_many_row_steps_as_a_uniform_one(embedded: StableDiffusion) -> None:
+    load, mixed = Load(50, "float32"), Load(50, "float32", mixed=True)
+    assert sum(map(row_steps, recipes(load, embedded))) == sum(map(row_steps, recipes(mixed, embedded)))
+    kinds = recipes(mixed, embedded)
     assert len({each.sampler for each in kinds}) == 5
     assert len({each.steps for each in kinds}) >= 5
     assert {each.guidance == 1.0 for each in kinds} == {True, False}
     assert len(MIXTURE) == 8
 
 
-def test_what_begins_with_a_picture_runs_as_many_steps(embedded: StableDiffusion) -> None:
-    load, other = Load(50, "float32"), Load(50, "float32", begun=True)
-    assert sum(map(row_steps, recipes(load, embedded))) == sum(map(row_steps, recipes(other, embedded)))
+def test_a_load_with_init_images_has_as_many_row_steps_as_one_without(embedded: StableDiffusion) -> None:
+    load, with_images = Load(50, "float32"), Load(50, "float32", begun=True)
+    assert sum(map(row_steps, recipes(load, embedded))) == sum(map(row_steps, recipes(with_images, embedded)))
 
 
-def test_everybody_s_preview_is_waited_for(embedded: StableDiffusion, rival: Any) -> None:
+def test_the_preview_benchmark_waits_for_every_users_preview(embedded: StableDiffusion, rival: Any) -> None:
     load = Load(10, "float32", users=3)
     ours, theirs = previews.together(embedded, load), previews.in_turn(rival, embedded, load)
     assert len(ours) == len(theirs) == 3
-    assert theirs[-1] > theirs[0] > 0  # whoever comes later waits for whole jobs
+    assert theirs[-1] > theirs[0] > 0  # a later user waits for whole jobs
     assert not rival._interrupt or rival("cat", num_inference_steps=1, output_type="latent")
 
 
-def test_a_cancelled_job_s_rows_are_free_at_once(embedded: StableDiffusion) -> None:
-    assert overhead.cancelled(embedded, BRIEF).figure == 0
+def test_the_rows_of_a_cancelled_job_are_free_at_once(embedded: StableDiffusion) -> None:
+    assert overhead.cancelled(embedded, SHORT_LOAD).figure == 0
 
 
-def test_a_killed_picture_is_the_same(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "KILLS", 2)
-    exact, worst = moving.moving_rows(embedded, BRIEF)
+    exact, worst = moving.moving_rows(embedded, SHORT_LOAD)
     assert (exact.figure, exact.passed) == (2, True)
     assert worst.figure is not None
     assert worst.figure > 60
@@ -91,15 +91,15 @@ def test_a_killed_picture_is_the_same(embedded: StableDiffusion, monkeypatch: py
     assert moving.psnr(embedded, one, one) == moving.FAR > moving.psnr(embedded, one, other)
 
 
-def test_without_a_card_its_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rows = card.card_rows(lambda sentence: None)
     assert [row.name for row in rows] == [name for name, _ in card.GOALS]
     assert all(row.figure is None and not row.passed and row.note == card.NO_CARD for row in rows)
 
 
-def test_what_a_card_would_run_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very code, with small networks on the processor; and without a compiler, which takes a minute."""
+def test_the_gpu_benchmarks_run_on_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same code, with small networks on the processor. It skips the compiler, which takes a minute."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rows = card.measured(
@@ -112,73 +112,73 @@ def test_what_a_card_would_run_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows[1].figure, "compiler" in rows[1].note) == (None, True)
 
 
-SHORT = {
+SHORT_SETTINGS = {
     claims: {"STEPS": 4, "WAITED": 10, "WAITED_QUICKLY": 10, "LONG": 8}, parity: {"STEPS": 2}, tables: {"STEPS": 12},
     moving: {"KILLS": 1}, throughput: {"ROUNDS": 1}, overhead: {"ROUNDS": 1}, network: {"ROUNDS": 1, "WARMING": 1},
 }  # fmt: skip
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch, embedded: StableDiffusion, rival: Any) -> claims.Sides:
-    """The same code on few steps and users, and without a compiler."""
-    for module, names in SHORT.items():
+def short_sides(monkeypatch: pytest.MonkeyPatch, embedded: StableDiffusion, rival: Any) -> claims.Sides:
+    """The same code with few steps and users, and without a compiler."""
+    for module, names in SHORT_SETTINGS.items():
         for name, value in names.items():
             monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(claims.Sides, "load", property(lambda sides: Load(claims.STEPS, "float32", users=2)))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    found = Calibration(
+    calibration = Calibration(
         dtype="float32", rows=32, steps=4, sampler="ddpm", row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
         bucket_ms={1: 1.0, 2: 1.5, 4: 2.5, 8: 4.5, 16: 8.5, 32: 16.5}, dtype_ms={},
     )  # fmt: skip
-    return claims.Sides(embedded, rival, found)
+    return claims.Sides(embedded, rival, calibration)
 
 
-def measured(rows: list[Row]) -> list[str]:
-    """The names of those that are of something, and of all that they set out to measure."""
+def list_measured(rows: list[Row]) -> list[str]:
+    """The names of the rows that have a figure and all their samples."""
     return [row.name for row in rows if row.figure is not None and row.samples >= row.of]
 
 
-def test_every_row_of_the_long_table_measures_something(short: claims.Sides, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = list(claims.all_rows(short, lambda sentence: None))
-    unmeasured = {row.name: row.note for row in rows if row.name not in measured(rows)}
+def test_every_row_of_the_long_table_measures_something(
+    short_sides: claims.Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(claims.all_rows(short_sides, lambda sentence: None))
+    unmeasured = {row.name: row.note for row in rows if row.name not in list_measured(rows)}
     assert [note for note in unmeasured.values() if "compiler" not in note] == []
     assert len(unmeasured) <= 1
     assert len({row.name for row in rows}) == len(rows)
 
 
-def test_every_row_of_the_short_table_measures_something(short: claims.Sides) -> None:
-    rows = list(claims.quick_rows(short, lambda sentence: None))
-    assert measured(rows) == [row.name for row in rows]
+def test_every_row_of_the_short_table_measures_something(short_sides: claims.Sides) -> None:
+    rows = list(claims.quick_rows(short_sides, lambda sentence: None))
+    assert list_measured(rows) == [row.name for row in rows]
 
 
-def test_a_load_of_which_nothing_is_developed_is_no_figure(
+def test_a_load_that_finishes_no_picture_gives_no_figure(
     embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crowd, "events", lambda family, load: iter(()))
     with pytest.raises(RuntimeError, match="there is no figure"):
-        serve_together(embedded, BRIEF)
+        serve_together(embedded, SHORT_LOAD)
 
 
-def test_jobs_that_fail_cost_nothing_and_are_no_figure(
-    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_jobs_give_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "ROUNDS", 1)
     monkeypatch.setattr(Engine, "_check", lambda engine, batch, x: [engine._fail(one.job, "no", "us") for one in batch])
     with pytest.raises(RuntimeError, match="there is no figure"):
-        overhead.watched(embedded, BRIEF)
+        overhead.watched(embedded, SHORT_LOAD)
     with pytest.raises(RuntimeError, match="there is no figure"):
-        overhead.beside_a_flood(embedded, BRIEF, {1: 1.0, 2: 2.0})
+        overhead.beside_a_flood(embedded, SHORT_LOAD, {1: 1.0, 2: 2.0})
 
 
-def test_nobody_s_preview_is_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_previews_give_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(previews, "together", lambda family, load, share=0.1: [])
-    row = claims.any_preview(embedded, BRIEF)
+    row = claims.any_preview(embedded, SHORT_LOAD)
     assert (row.figure, row.passed, row.remark) == (None, False, "nothing was measured: 0 of 2")
     monkeypatch.setattr(previews, "together", lambda family, load, share=0.1: [0.1])
-    assert not claims.any_preview(embedded, BRIEF).passed
+    assert not claims.any_preview(embedded, SHORT_LOAD).passed
 
 
-def test_users_who_had_nothing_make_no_fair_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fairness_fails_if_users_got_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("simpy")
     monkeypatch.setattr(day, "shares", lambda sizes: [1.0])  # of eight
     assert [row.passed for row in day.fairness()[-2:]] == [False, False]
@@ -186,9 +186,9 @@ def test_users_who_had_nothing_make_no_fair_share(monkeypatch: pytest.MonkeyPatc
     assert [row.figure for row in day.fairness()[-2:]] == [None, None]
 
 
-def test_the_plot_shows_both(tmp_path: Path) -> None:
-    found = [Measured(each, (1.0 + each, 0.1), (2.0, 0.1 * each)) for each in users.CROWDS]
-    users.plot(found, tmp_path / "plot.png", "told")
+def test_the_plot_shows_both_sides(tmp_path: Path) -> None:
+    measurements = [Measured(each, (1.0 + each, 0.1), (2.0, 0.1 * each)) for each in users.CROWDS]
+    users.plot(measurements, tmp_path / "plot.png", "told")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.size == (2 * users.PANEL[0] + users.GAP, users.PANEL[1] + 44)
         colours = {colour for _, colour in image.convert("RGB").getcolors(10_000) or []}
@@ -197,6 +197,6 @@ def test_the_plot_shows_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("top", "marks"), [(1.0, 6), (7.3, 4), (0.042, 5), (230.0, 5)])
 def test_axes_have_a_few_round_numbers(top: float, marks: int) -> None:
-    found = users._marks(top)
-    assert (found[0], len(found)) == (0, marks)
-    assert found[-1] <= top
+    axis = users._marks(top)
+    assert (axis[0], len(axis)) == (0, marks)
+    assert axis[-1] <= top

@@ -1,4 +1,4 @@
-"""`darkroom bench models`: random weights, every row with tiny models, failures that are said."""
+"""`darkroom bench models`: random weights, every row with tiny models, and reported failures."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_a_folder_of_random_weights_opens_in_its_pipeline_and_draws_finite_pixel
     folder = provide_folder(tmp_path / kind, KINDS[kind])
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline("a lamp", num_inference_steps=2, output_type="pt").images
-    assert torch.isfinite(drawn.float()).all()
-    assert drawn.float().std() > 0
+    images = pipeline("a lamp", num_inference_steps=2, output_type="pt").images
+    assert torch.isfinite(images.float()).all()
+    assert images.float().std() > 0
 
 
 def test_weights_are_varied_and_the_same_every_time(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_weights_are_varied_and_the_same_every_time(tmp_path: Path) -> None:
     assert (norm == 1).all()
 
 
-def test_a_complete_folder_is_kept_and_a_damaged_or_another_one_built_anew(tmp_path: Path) -> None:
+def test_a_complete_folder_is_kept_and_a_damaged_or_different_one_is_rebuilt(tmp_path: Path) -> None:
     folder = provide_folder(tmp_path / "model", small_models.sd)
     before = (folder / STAMP).stat().st_ino
     assert (provide_folder(folder, small_models.sd) / STAMP).stat().st_ino == before
@@ -61,7 +61,7 @@ def test_a_complete_folder_is_kept_and_a_damaged_or_another_one_built_anew(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_nothing_half_written_stays_where_building_fails(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_nothing_half_written(tmp_path: Path) -> None:
     class Broken(diffusers.StableDiffusionPipeline):
         def save_config(self, *_: Any, **__: Any) -> None:
             raise OSError("no space left")
@@ -89,66 +89,66 @@ def test_the_real_configurations_have_the_published_sizes(subject: sizes.Subject
 @pytest.mark.timeout(600)
 def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])
-    out, said = capsys.readouterr()
+    out, err = capsys.readouterr()
     rows = json.loads(out)
     assert len(rows) == len(RATIOS) + len(USERS)
-    assert [row["name"] for row in rows if row["figure"] is None] == [], said
+    assert [row["name"] for row in rows if row["figure"] is None] == [], err
     assert all(row["name"].startswith("sd15: ") and "diffusers" in row["note"] for row in rows)
 
 
-def _subject(**fields: Any) -> sizes.Subject:
+def _make_subject(**fields: Any) -> sizes.Subject:
     return sizes.Subject("sd15", small_models.sd, 512, 6, 7.5, **fields)
 
 
-def _row(found: Figures, name: str, **fields: Any) -> Row:
-    return next(row for row in make_rows(_subject(**fields), found, on_card=False) if name in row.name)
+def _find_row(figures: Figures, name: str, **fields: Any) -> Row:
+    return next(row for row in make_rows(_make_subject(**fields), figures, on_card=False) if name in row.name)
 
 
-def test_ratios_are_ours_by_the_rivals() -> None:
-    found = Figures({"ours first": 60.0, "rival first": 50.0, "ours 4 users": 0.1, "rival alone": 20.0})
-    first = _row(found, "first start ever")
+def test_ratios_divide_our_figure_by_the_rivals() -> None:
+    figures = Figures({"ours first": 60.0, "rival first": 50.0, "ours 4 users": 0.1, "rival alone": 20.0})
+    first = _find_row(figures, "first start ever")
     assert (first.figure, first.goal, first.passed) == (1.2, "≤ 1.3", True)
     assert "ours 60, diffusers 50 s" in first.note
-    crowd = _row(found, "4 users")
+    crowd = _find_row(figures, "4 users")
     assert (crowd.figure, crowd.passed) == (2.0, True)
     assert "ours 0.1, diffusers 0.05 a second" in crowd.note
 
 
-def test_what_failed_has_no_figure_does_not_pass_and_says_why() -> None:
-    found = Figures({"rival first": 50.0}, ["darkroom imagine, first start ever failed: no memory"])
-    row = _row(found, "first start ever")
+def test_a_failed_measurement_has_no_figure_does_not_pass_and_says_why() -> None:
+    figures = Figures({"rival first": 50.0}, ["darkroom imagine, first start ever failed: no memory"])
+    row = _find_row(figures, "first start ever")
     assert row.figure is None
     assert not row.passed
     assert "no memory" in row.note
     assert "rival 50 s" in row.note
-    assert "left out" in _row(found, "4 users", users=(2,)).note
+    assert "left out" in _find_row(figures, "4 users", users=(2,)).note
 
 
-def test_one_part_that_fails_leaves_the_others() -> None:
-    found = Figures()
+def test_one_failed_part_does_not_stop_the_others() -> None:
+    figures = Figures()
 
     def fail() -> dict[str, float]:
         raise RuntimeError("it was\nkilled")
 
-    found.attempt("this", fail)
-    found.attempt("that", lambda: {"ours step": 1.0})
-    assert found.failures == ["this failed: it was killed"]
-    assert found.values == {"ours step": 1.0}
+    figures.attempt("this", fail)
+    figures.attempt("that", lambda: {"ours step": 1.0})
+    assert figures.failures == ["this failed: it was killed"]
+    assert figures.values == {"ours step": 1.0}
 
 
-def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_program_is_quoted(tmp_path: Path) -> None:
     program = "import sys; print('{\"a\": 1}', flush=True); sys.exit('there is no such model')"
     with pytest.raises(RuntimeError, match="no such model"):
         collect_facts([sys.executable, "-c", program], tmp_path / "log")
 
 
-def test_programs_of_the_bench_are_nobodys_real_bot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_programs_get_no_settings_of_the_real_bot(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISCORD_TOKEN", "DARKROOM_NATS", "DATABASE_URL"):
         monkeypatch.setenv(name, "real")
     assert "real" not in environment().values()
 
 
-def test_names_are_chosen_with_commas() -> None:
+def test_model_names_are_separated_by_commas() -> None:
     assert choose("") == ("sd15", "sdxl", "flux")
     assert choose("flux, sd15") == ("flux", "sd15")
     with pytest.raises(typer.BadParameter, match="There is no sd3"):

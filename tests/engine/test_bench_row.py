@@ -1,4 +1,4 @@
-"""A row of a benchmark: by its goal, and by how much was measured. Nothing passes over nothing."""
+"""A benchmark row passes by its goal and its sample count. A row without samples never passes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_row_passes_only_if_all_was_measured(figure: float | None, goal: str |
 
 
 @pytest.mark.parametrize(("samples", "said"), [(0, "nothing was measured: 0 of 1,000"), (900, "only 900 of 1,000")])
-def test_a_count_of_failures_says_of_how_many(samples: int, said: str) -> None:
+def test_an_incomplete_row_says_how_many_samples_it_has(samples: int, said: str) -> None:
     row = Row("finals shown twice", 0, "= 0", "", "as notices", samples, 1000)
     assert not row.passed
     assert row.plain()["note"] == row.remark
@@ -39,7 +39,7 @@ def test_a_count_of_failures_says_of_how_many(samples: int, said: str) -> None:
     assert row.remark in as_table([row])
 
 
-def test_a_row_of_all_its_samples_says_how_many_there_were() -> None:
+def test_a_complete_row_says_how_many_samples_it_has() -> None:
     row = Row("finals shown twice", 0, "= 0", "", samples=1000, of=1000)
     assert row.passed
     assert row.plain() == {
@@ -47,7 +47,7 @@ def test_a_row_of_all_its_samples_says_how_many_there_were() -> None:
     }  # fmt: skip
 
 
-def test_one_measurement_is_all_that_most_rows_are_of() -> None:
+def test_a_row_of_one_measurement_shows_no_sample_count() -> None:
     assert Row("resident", 120.0, "≤ 200", "MB").plain() == {
         "name": "resident", "figure": 120.0, "goal": "≤ 200", "unit": "MB", "pass": True
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The embedded broker, with the real server: closed to strangers, back after a crash, alone in its folder."""
+"""The embedded broker, with the real server: it needs a token, restarts after a crash, has its folder to itself."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.bus import Bus, Unreachable
 from engine.bus.broker import Broker, BrokerError
 
 
-async def until(true: object, seconds: float = 10.0) -> None:
-    assert callable(true)
+async def wait_until(condition: object, seconds: float = 10.0) -> None:
+    assert callable(condition)
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.asyncio
-async def test_it_answers_and_asks_for_the_token(tmp_path: Path) -> None:
+async def test_the_broker_requires_its_token(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
@@ -36,7 +36,7 @@ async def test_it_answers_and_asks_for_the_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_it_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+async def test_the_brokers_files_are_private_to_their_owner(tmp_path: Path) -> None:
     async with Broker(tmp_path / "nats") as broker:
         config = tmp_path / "nats" / "nats.conf"
         assert stat.S_IMODE(config.stat().st_mode) == 0o600
@@ -46,15 +46,15 @@ async def test_what_it_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
         assert 'host: "127.0.0.1"' in text
         user, _, password = broker.token.partition(":")
         assert f'user: "{user}", password: "{password}"' in text
-        assert password not in " ".join(await asyncio.to_thread(_command_line, broker.pid))
+        assert password not in " ".join(await asyncio.to_thread(_read_command_line, broker.pid))
 
 
-def _command_line(pid: int | None) -> list[str]:
+def _read_command_line(pid: int | None) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
 
 
 @pytest.mark.asyncio
-async def test_a_killed_server_comes_back_with_its_store(tmp_path: Path) -> None:
+async def test_a_killed_server_restarts_with_its_store(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
@@ -62,26 +62,26 @@ async def test_a_killed_server_comes_back_with_its_store(tmp_path: Path) -> None
         first = broker.pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        await until(lambda: broker.restarts == 1 and broker.pid != first)
-        await until(lambda: bus.connected)
+        await wait_until(lambda: broker.restarts == 1 and broker.pid != first)
+        await wait_until(lambda: bus.connected)
         assert await bus.get_blob(sha, 100) == b"kept through a crash"
         await bus.close()
 
 
 @pytest.mark.asyncio
-async def test_a_program_that_cannot_be_started_for_a_while_is_tried_again(tmp_path: Path) -> None:
+async def test_a_failed_restart_of_the_server_is_tried_again(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
-        whole, broker._server = broker._server, tmp_path / "no such program"
+        program, broker._server = broker._server, tmp_path / "no such program"
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)
-        await until(lambda: broker.restarts == 2)
-        broker._server = whole
+        await wait_until(lambda: broker.restarts == 2)
+        broker._server = program
         bus = await Bus.connect(broker.url, broker.token)
         await bus.close()
 
 
 @pytest.mark.asyncio
-async def test_a_store_from_before_there_were_accounts_is_kept(tmp_path: Path) -> None:
+async def test_a_store_without_accounts_is_migrated(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
@@ -89,7 +89,7 @@ async def test_a_store_from_before_there_were_accounts_is_kept(tmp_path: Path) -
         sha = await bus.put_blob(b"kept")
         await bus.close()
     store = tmp_path / "store" / "jetstream"
-    (store / "darkroom").rename(store / "$G")  # where a server without accounts has it
+    (store / "darkroom").rename(store / "$G")  # where a server without accounts keeps it
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
@@ -100,7 +100,7 @@ async def test_a_store_from_before_there_were_accounts_is_kept(tmp_path: Path) -
 
 
 @pytest.mark.asyncio
-async def test_a_folder_has_one_broker(tmp_path: Path) -> None:
+async def test_a_folder_allows_one_broker(tmp_path: Path) -> None:
     async with Broker(tmp_path):
         with pytest.raises(BrokerError, match="already running"):
             await Broker(tmp_path).__aenter__()
@@ -109,32 +109,32 @@ async def test_a_folder_has_one_broker(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_server_of_a_killed_parent_is_ended_first(tmp_path: Path) -> None:
+async def test_an_orphaned_server_is_stopped_before_a_new_one_starts(tmp_path: Path) -> None:
     broker = Broker(tmp_path)
     await asyncio.to_thread(broker._prepare)
     orphan = await asyncio.create_subprocess_exec(str(broker._server), "-c", str(broker.folder / "nats.conf"))
-    await until((tmp_path / "nats.pid").exists)
+    await wait_until((tmp_path / "nats.pid").exists)
     assert broker._lock is not None
     os.close(broker._lock)
-    async with Broker(tmp_path, port=broker.port) as heir:
+    async with Broker(tmp_path, port=broker.port) as successor:
         assert orphan.returncode is not None or await asyncio.wait_for(orphan.wait(), 5) is not None
-        assert heir.pid != orphan.pid
+        assert successor.pid != orphan.pid
 
 
 @pytest.mark.asyncio
-async def test_a_stranger_with_the_old_number_is_left_alone(tmp_path: Path) -> None:
-    stranger = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+async def test_another_process_with_the_old_pid_is_left_alone(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
     try:
-        (tmp_path / "nats.pid").write_text(str(stranger.pid))
+        (tmp_path / "nats.pid").write_text(str(process.pid))
         async with Broker(tmp_path):
-            assert stranger.returncode is None
+            assert process.returncode is None
     finally:
-        stranger.kill()
-        await stranger.wait()
+        process.kill()
+        await process.wait()
 
 
 @pytest.mark.asyncio
-async def test_a_port_in_use_is_said_in_one_line(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(BrokerError, match="address already in use"):

@@ -1,4 +1,4 @@
-"""The bus against the real server: nothing is lost, nothing is doubled, and whoever is out of date is kept out."""
+"""The bus against the real server: no message is lost or doubled, and an older epoch is refused."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
 
 
-def a_job(job: str = JOB, **changes: Any) -> Job:
+def make_job(job: str = JOB, **changes: Any) -> Job:
     task = Recipe(
         concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
         height=64, dtype="float32",
     )  # fmt: skip
-    plain = {"id": job, "task": task, "share": Share("standard", "guild", "ann"), "cost": 1.0, "deadline": 2e9}
-    return Job(**{**plain, **changes})
+    defaults = {"id": job, "task": task, "share": Share("standard", "guild", "ann"), "cost": 1.0, "deadline": 2e9}
+    return Job(**{**defaults, **changes})
 
 
-def a_snapshot(epoch: int, image: int = 0, k: int = 1, size: int = 16) -> Snapshot:
+def make_snapshot(epoch: int, image: int = 0, k: int = 1, size: int = 16) -> Snapshot:
     return Snapshot(job=JOB, image=image, epoch=epoch, k=k, shape=(1, 4), x=b"x" * size, h=b"")
 
 
@@ -65,7 +65,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 
 @pytest_asyncio.fixture
 async def join(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
-    """Makes as many connections as a test wants, each declared."""
+    """Makes as many connections as a test wants, each with its streams declared."""
     joined: list[Bus] = []
 
     async def connect() -> Bus:
@@ -79,28 +79,28 @@ async def join(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
         await bus.close()
 
 
-async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
-async def take(source: AsyncIterator[Any], count: int, seconds: float = 10.0) -> list[Any]:
-    """The first values of an iterator, which is closed again."""
-    found: list[Any] = []
+async def take_values(source: AsyncIterator[Any], count: int, seconds: float = 10.0) -> list[Any]:
+    """The first values of an iterator; closes it."""
+    values: list[Any] = []
     async with asyncio.timeout(seconds):
-        while len(found) < count:
-            found.append(await anext(source))
+        while len(values) < count:
+            values.append(await anext(source))
     await source.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-    return found
+    return values
 
 
 @pytest.mark.asyncio
-async def test_a_dispatch_repeated_is_one_message(join: Any) -> None:
+async def test_a_repeated_dispatch_is_one_message(join: Any) -> None:
     bus: Bus = await join()
-    assert await bus.dispatch(a_job()) is True
-    assert await bus.dispatch(a_job()) is False
-    assert await bus.dispatch(a_job(attempt=2)) is True
+    assert await bus.dispatch(make_job()) is True
+    assert await bus.dispatch(make_job()) is False
+    assert await bus.dispatch(make_job(attempt=2)) is True
     first, second = await bus.pull(["default"]), await bus.pull(["default"])
     assert first is not None
     assert second is not None
@@ -109,35 +109,35 @@ async def test_a_dispatch_repeated_is_one_message(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_waiting_worker_has_the_job_at_once_and_only_one_has_it(join: Any) -> None:
+async def test_a_job_reaches_exactly_one_waiting_worker_at_once(join: Any) -> None:
     bot, one, two = await join(), await join(), await join()
     waiting = [asyncio.create_task(bus.pull(["default"], timeout=3.0)) for bus in (one, two)]
     await asyncio.sleep(0.3)
-    await bot.dispatch(a_job())
-    await bot.dispatch(a_job(OTHER))
-    got = [task.value.id for task in await asyncio.gather(*waiting) if task]
-    assert sorted(got) == [JOB, OTHER]
+    await bot.dispatch(make_job())
+    await bot.dispatch(make_job(OTHER))
+    received = [task.value.id for task in await asyncio.gather(*waiting) if task]
+    assert sorted(received) == [JOB, OTHER]
 
 
 @pytest.mark.asyncio
-async def test_an_unanswered_job_comes_back_after_the_lease_and_beats_hold_it(join: Any) -> None:
+async def test_a_job_is_redelivered_after_the_lease_unless_heartbeats_hold_it(join: Any) -> None:
     bot, one, two = await join(), await join(), await join()
-    await bot.dispatch(a_job())
+    await bot.dispatch(make_job())
     mine = await one.pull(["default"])
     for _ in range(4):
         await asyncio.sleep(LEASE * 0.4)
         await mine.in_progress()
         assert await two.pull(["default"], timeout=0.05) is None
     again = await two.pull(["default"], timeout=LEASE * 3)
-    assert (again.value, again.tries) == (a_job(), 2)
+    assert (again.value, again.tries) == (make_job(), 2)
     await again.ack()
     assert await one.pull(["default"], timeout=LEASE * 1.5) is None
 
 
 @pytest.mark.asyncio
-async def test_handed_back_it_comes_again_at_once(join: Any) -> None:
+async def test_a_job_handed_back_is_redelivered_at_once(join: Any) -> None:
     bus: Bus = await join()
-    await bus.dispatch(a_job())
+    await bus.dispatch(make_job())
     first = await bus.pull(["default"])
     assert first is not None
     await first.nak()
@@ -147,53 +147,53 @@ async def test_handed_back_it_comes_again_at_once(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_who_stops_pulling_keeps_nothing_back(join: Any) -> None:
+async def test_a_worker_that_stops_pulling_holds_no_job_back(join: Any) -> None:
     bot, one, two = await join(), await join(), await join()
-    await one.pull(["default"], timeout=0.01)  # leaves a request behind that has not lapsed yet
+    await one.pull(["default"], timeout=0.01)  # leaves a request behind that has not expired yet
     pull = asyncio.create_task(one.pull(["default"], timeout=5.0))
     await asyncio.sleep(0.1)
     pull.cancel()
     await one.stop_pulling()
-    await bot.dispatch(a_job())
-    assert (await two.pull(["default"], timeout=LEASE / 2)).value == a_job()
+    await bot.dispatch(make_job())
+    assert (await two.pull(["default"], timeout=LEASE / 2)).value == make_job()
 
 
 @pytest.mark.asyncio
-async def test_what_is_on_its_way_to_who_stops_is_handed_back(join: Any) -> None:
+async def test_a_job_in_flight_to_a_stopping_worker_is_handed_back(join: Any) -> None:
     bot, one, two = await join(), await join(), await join()
     assert await one.pull(["default"], timeout=0.1) is None
     for round in range(20):
         pull = asyncio.create_task(one.pull(["default"], timeout=5.0))
         await asyncio.sleep(0.02)
         pull.cancel()
-        await asyncio.gather(bot.dispatch(a_job(attempt=round + 1)), one.stop_pulling())
+        await asyncio.gather(bot.dispatch(make_job(attempt=round + 1)), one.stop_pulling())
         delivered = await two.pull(["default"], timeout=LEASE / 2)
         assert delivered is not None
         await delivered.ack()
 
 
 @pytest.mark.asyncio
-async def test_pools_are_apart_even_with_dots_in_their_names(join: Any) -> None:
+async def test_pools_are_separate_even_with_dots_in_their_names(join: Any) -> None:
     bus: Bus = await join()
-    await bus.dispatch(a_job(pool="gpu.large"))
+    await bus.dispatch(make_job(pool="gpu.large"))
     assert await bus.pull(["gpu"], timeout=0.2) is None
-    found = await bus.pull(["gpu", "gpu.large"], timeout=1.0)
-    assert found is not None
-    assert found.value.pool == "gpu.large"
+    delivered = await bus.pull(["gpu", "gpu.large"], timeout=1.0)
+    assert delivered is not None
+    assert delivered.value.pool == "gpu.large"
 
 
 @pytest.mark.asyncio
-async def test_settling_takes_the_message_out_wherever_it_is(join: Any) -> None:
+async def test_settling_removes_a_jobs_messages(join: Any) -> None:
     bus: Bus = await join()
     for attempt in (1, 2):
-        await bus.dispatch(a_job(attempt=attempt))
-    await bus.dispatch(a_job(OTHER))
-    await bus.settle(a_job(attempt=1))
+        await bus.dispatch(make_job(attempt=attempt))
+    await bus.dispatch(make_job(OTHER))
+    await bus.settle(make_job(attempt=1))
     delivered = await bus.pull(["default"])
     assert delivered is not None
     assert delivered.value.attempt == 2
-    await bus.settle(a_job(), every_attempt=True)
-    await bus.settle(a_job(), every_attempt=True)
+    await bus.settle(make_job(), every_attempt=True)
+    await bus.settle(make_job(), every_attempt=True)
     left = await bus.pull(["default"], timeout=LEASE * 2)
     assert left is not None
     assert left.value.id == OTHER
@@ -215,45 +215,45 @@ async def test_a_claim_has_one_holder_and_one_epoch_through_renewals(join: Any) 
     assert (holder.worker, holder.epoch, claim.epoch) == ("one.local", epoch, epoch)
     await bus.release(claim)
     assert await bus.holder(JOB) is None
-    heir = await bus.claim(JOB, "two")
-    assert heir is not None
-    assert heir.epoch > epoch
+    next_claim = await bus.claim(JOB, "two")
+    assert next_claim is not None
+    assert next_claim.epoch > epoch
     assert await bus.renew(claim) is False
-    await bus.release(claim)  # a late goodbye takes nothing from the heir
-    assert await bus.renew(heir)
+    await bus.release(claim)  # a late release takes nothing from the next holder
+    assert await bus.renew(next_claim)
 
 
 @pytest.mark.asyncio
-async def test_who_does_not_wait_takes_only_what_nobody_waits_for(join: Any) -> None:
+async def test_a_pull_without_wait_takes_only_jobs_that_no_other_worker_waits_for(join: Any) -> None:
     bot, idle, full = await join(), await join(), await join()
-    began = time.monotonic()
+    begin = time.monotonic()
     assert await full.pull(["default"], 5.0, wait=False) is None
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - begin < 4.0
     assert await idle.pull(["default"], 0.1) is None
     for _ in range(10):
         waiting = asyncio.create_task(idle.pull(["default"], 5.0))
         looks = [await full.pull(["default"], 5.0, wait=False) for _ in range(3)]
-        await bot.dispatch(a_job())
+        await bot.dispatch(make_job())
         looks.append(await full.pull(["default"], 5.0, wait=False))
         delivered = await waiting
         assert delivered is not None
         await delivered.ack()
         assert looks == [None] * 4
-    await bot.dispatch(a_job())
+    await bot.dispatch(make_job())
     delivered = await full.pull(["default"], 5.0, wait=False)
     assert delivered is not None
-    assert delivered.value == a_job()
+    assert delivered.value == make_job()
 
 
 @pytest.mark.asyncio
-async def test_of_many_that_claim_at_once_one_wins(join: Any) -> None:
+async def test_one_of_many_concurrent_claims_wins(join: Any) -> None:
     buses = [await join() for _ in range(4)]
     claims = await asyncio.gather(*(bus.claim(JOB, f"w{at}") for at, bus in enumerate(buses)))
     assert sum(claim is not None for claim in claims) == 1
 
 
 @pytest.mark.asyncio
-async def test_an_unrenewed_claim_lapses(join: Any) -> None:
+async def test_an_unrenewed_claim_expires(join: Any) -> None:
     bus: Bus = await join()
     claim = await bus.claim(JOB, "one")
     assert claim is not None
@@ -263,7 +263,7 @@ async def test_an_unrenewed_claim_lapses(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_renewal_whose_answer_got_lost_is_no_lost_claim(join: Any) -> None:
+async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(join: Any) -> None:
     bus: Bus = await join()
     claim = await bus.claim(JOB, "one")
     assert claim is not None
@@ -275,41 +275,41 @@ async def test_a_renewal_whose_answer_got_lost_is_no_lost_claim(join: Any) -> No
 
 
 @pytest.mark.asyncio
-async def test_a_claim_is_taken_back_though_its_worker_renews_it_in_between(join: Any, monkeypatch: Any) -> None:
+async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(join: Any, monkeypatch: Any) -> None:
     worker, bot = await join(), await join()
     claim = await worker.claim(JOB, "one")
     bucket = bot._claims._bucket
-    delete, renewed = bucket.delete, []
+    delete, renewals = bucket.delete, []
 
-    async def late(key: str, last: int | None = None) -> bool:
-        if not renewed:
-            renewed.append(await worker.renew(claim))
+    async def delete_late(key: str, last: int | None = None) -> bool:
+        if not renewals:
+            renewals.append(await worker.renew(claim))
         return await delete(key, last=last)
 
-    monkeypatch.setattr(bucket, "delete", late)
+    monkeypatch.setattr(bucket, "delete", delete_late)
     assert await bot.revoke(JOB, claim.epoch)
-    assert renewed == [True]
+    assert renewals == [True]
     assert await bot.holder(JOB) is None
     assert not await worker.renew(claim)
 
 
 @pytest.mark.asyncio
-async def test_a_claim_given_back_while_another_takes_it_leaves_the_heir_his(join: Any, monkeypatch: Any) -> None:
+async def test_a_late_release_does_not_remove_the_next_holders_claim(join: Any, monkeypatch: Any) -> None:
     worker, bot = await join(), await join()
     claim = await worker.claim(JOB, "one")
     bucket = worker._claims._bucket
-    delete, heirs = bucket.delete, []
+    delete, next_claims = bucket.delete, []
 
-    async def late(key: str, last: int | None = None) -> bool:
-        if not heirs:
+    async def delete_late(key: str, last: int | None = None) -> bool:
+        if not next_claims:
             assert await bot.revoke(JOB, claim.epoch)
-            heirs.append(await bot.claim(JOB, "two"))
+            next_claims.append(await bot.claim(JOB, "two"))
         return await delete(key, last=last)
 
-    monkeypatch.setattr(bucket, "delete", late)
+    monkeypatch.setattr(bucket, "delete", delete_late)
     await worker.release(claim)
     assert (await bot.holder(JOB)).worker == "two"
-    assert await bot.renew(heirs[0])
+    assert await bot.renew(next_claims[0])
 
 
 @pytest.mark.asyncio
@@ -317,20 +317,20 @@ async def test_epochs_grow_even_when_the_store_is_lost(join: Any, broker: Broker
     bus: Bus = await join()
     claim = await bus.claim(JOB, "one")
     assert claim is not None
-    await asyncio.to_thread(lose_the_store, broker)
-    await until(lambda: broker.restarts == 1)
-    await until(lambda: bus.connected)
+    await asyncio.to_thread(lose_store, broker)
+    await wait_until(lambda: broker.restarts == 1)
+    await wait_until(lambda: bus.connected)
     await asyncio.sleep(0.5)
     assert await bus.renew(claim) is False
-    heir = await bus.claim(JOB, "two")
-    assert heir is not None
-    assert heir.epoch > claim.epoch
+    next_claim = await bus.claim(JOB, "two")
+    assert next_claim is not None
+    assert next_claim.epoch > claim.epoch
 
 
-def lose_the_store(broker: Broker) -> None:
-    """The server dies and its folder is gone when it comes back.
+def lose_store(broker: Broker) -> None:
+    """Kills the server; its store is gone when it restarts.
 
-    It is stopped first: a thread of a killed server may still write a file, and the next server may already read.
+    It is stopped first: a thread of a killed server may still write a file while the next server already reads.
     """
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGSTOP)
@@ -339,7 +339,7 @@ def lose_the_store(broker: Broker) -> None:
 
 
 @pytest.mark.asyncio
-async def test_both_sides_go_on_when_the_store_is_lost(join: Any, broker: Broker) -> None:
+async def test_bot_and_worker_continue_when_the_store_is_lost(join: Any, broker: Broker) -> None:
     bot, worker = await join(), await join()
     results = bot.results()
     first = asyncio.create_task(anext(results))
@@ -347,16 +347,16 @@ async def test_both_sides_go_on_when_the_store_is_lost(join: Any, broker: Broker
     published = asyncio.Event()
 
     async def republish() -> None:
-        await bot.dispatch(a_job())
+        await bot.dispatch(make_job())
         published.set()
 
     bot.on_return(republish)
-    await asyncio.to_thread(lose_the_store, broker)
+    await asyncio.to_thread(lose_store, broker)
     await asyncio.wait_for(published.wait(), 15)
     async with asyncio.timeout(10):
         while (delivered := await patient_pull(worker)) is None:
             pass
-    assert delivered.value == a_job()
+    assert delivered.value == make_job()
     await worker.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
     assert (await asyncio.wait_for(first, 15)).value.job == JOB
     await results.aclose()
@@ -371,7 +371,7 @@ async def patient_pull(bus: Bus) -> Any:
 
 
 @pytest.mark.asyncio
-async def test_two_stores_never_start_their_epochs_alike() -> None:
+async def test_two_stores_never_start_at_the_same_epoch() -> None:
     def first(now: float) -> int:
         return next(config.first_seq or 0 for config in streams(Kept(), now) if config.name == "KV_claims")
 
@@ -379,7 +379,7 @@ async def test_two_stores_never_start_their_epochs_alike() -> None:
 
 
 @pytest.mark.asyncio
-async def test_results_wait_for_the_bot_in_order_and_leave_when_acknowledged(join: Any) -> None:
+async def test_results_wait_in_order_until_the_bot_acknowledges_them(join: Any) -> None:
     worker, bot = await join(), await join()
     sent = [Started(job=JOB, epoch=1, worker="one")] + [
         Picture(job=JOB, image=at, epoch=1, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
@@ -387,45 +387,45 @@ async def test_results_wait_for_the_bot_in_order_and_leave_when_acknowledged(joi
     ]
     for result in sent:
         await worker.publish_result("one.local", result)
-    got = await take(bot.results(), 5)
-    assert [delivered.value for delivered in got] == sent
-    for delivered in got[:4]:
+    received = await take_values(bot.results(), 5)
+    assert [delivered.value for delivered in received] == sent
+    for delivered in received[:4]:
         await delivered.ack()
-    await got[4].nak()
-    again = await take(bot.results(), 1)
+    await received[4].nak()
+    again = await take_values(bot.results(), 1)
     assert (again[0].value, again[0].tries) == (sent[4], 2)
     await again[0].ack()
     assert (await bot.js.stream_info("results")).state.messages == 0
 
 
 @pytest.mark.asyncio
-async def test_what_nobody_can_read_is_laid_aside_and_stops_nothing(join: Any) -> None:
+async def test_an_unreadable_message_becomes_a_dead_letter_and_blocks_nothing(join: Any) -> None:
     bus: Bus = await join()
     await bus.js.publish(f"results.one.{JOB}", b"\xff garbage")
-    await bus.js.publish(f"work.default.{JOB}.1", encode(a_job().task))
+    await bus.js.publish(f"work.default.{JOB}.1", encode(make_job().task))
     await bus.client.publish(f"frames.{JOB}", b"no frame")
-    await bus.dispatch(a_job(OTHER))
+    await bus.dispatch(make_job(OTHER))
     await bus.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
-    result = (await take(bus.results(), 1))[0]
+    result = (await take_values(bus.results(), 1))[0]
     delivered = await bus.pull(["default"])
     assert delivered is not None
     assert (result.value.job, delivered.value.id) == (JOB, OTHER)
     assert bus.dead.count == {"results": 1, "work": 1}
-    kept = [await bus.js.get_msg("dead", seq=seq) for seq in (1, 2)]
-    assert [message.subject for message in kept] == [f"dead.results.one.{JOB}", f"dead.work.default.{JOB}.1"]
-    assert kept[0].data == b"\xff garbage"
-    assert (kept[1].headers or {})["Reason"]
+    letters = [await bus.js.get_msg("dead", seq=seq) for seq in (1, 2)]
+    assert [message.subject for message in letters] == [f"dead.results.one.{JOB}", f"dead.work.default.{JOB}.1"]
+    assert letters[0].data == b"\xff garbage"
+    assert (letters[1].headers or {})["Reason"]
     await delivered.lay_aside("three tries\nwere enough")
     await asyncio.sleep(LEASE * 1.3)
     assert await bus.pull(["default"], timeout=0.2) is None
 
 
 @pytest.mark.asyncio
-async def test_a_newer_job_stays_for_whoever_can_read_it(join: Any) -> None:
+async def test_a_job_of_a_newer_version_stays_for_a_newer_worker(join: Any) -> None:
     bot, worker = await join(), await join()
-    plain = msgspec.msgpack.decode(encode(a_job()))
-    await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**plain, "v": VERSION + 1}))
-    await bot.dispatch(a_job(OTHER))
+    fields = msgspec.msgpack.decode(encode(make_job()))
+    await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION + 1}))
+    await bot.dispatch(make_job(OTHER))
     delivered = await worker.pull(["default"], 3.0)
     assert delivered is not None
     assert delivered.value.id == OTHER
@@ -435,28 +435,28 @@ async def test_a_newer_job_stays_for_whoever_can_read_it(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_old_worker_in_the_pool_is_asked_for_what_it_can_read(
+async def test_jobs_are_reduced_to_what_an_old_worker_in_the_pool_can_read(
     join: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     bot, worker = await join(), await join()
     await bot.watch_workers()
-    wanted = Enlarge(source="a" * 64, method="gan")
-    await bot.dispatch(a_job(task=wanted))
+    task = Enlarge(source="a" * 64, method="gan")
+    await bot.dispatch(make_job(task=task))
     delivered = await worker.pull(["default"], 3.0)
     assert delivered is not None
-    assert delivered.value.task == wanted
+    assert delivered.value.task == task
     await delivered.ack()
-    await worker.announce(msgspec.structs.replace(a_presence("old"), v=2))
-    await until(lambda: "old" in bot.workers)
+    await worker.announce(msgspec.structs.replace(make_presence("old"), v=2))
+    await wait_until(lambda: "old" in bot.workers)
     assert "worker old has an older version (2, not" in caplog.text
-    await bot.dispatch(a_job(OTHER, task=wanted))
+    await bot.dispatch(make_job(OTHER, task=task))
     delivered = await worker.pull(["default"], 3.0)
     assert delivered is not None
     assert delivered.value.task == Enlarge(source="a" * 64)
 
 
 @pytest.mark.asyncio
-async def test_a_slow_reader_of_previews_gets_the_newest(join: Any) -> None:
+async def test_a_slow_reader_of_previews_gets_the_newest_frames(join: Any) -> None:
     worker, bot = await join(), await join()
     frames = bot.frames()
     first = asyncio.create_task(anext(frames))
@@ -470,21 +470,21 @@ async def test_a_slow_reader_of_previews_gets_the_newest(join: Any) -> None:
     await worker.client.flush()
     await first
     await asyncio.sleep(0.3)
-    latest = await take(frames, 2)
+    latest = await take_values(frames, 2)
     assert {(frame.image, frame.step) for frame in latest} == {(0, 199), (1, 199)}
     assert bot.dead.count == {"frames": 1}
 
 
 @pytest.mark.asyncio
-async def test_of_models_on_their_way_the_newest_of_each_job_is_heard_and_no_frame(join: Any) -> None:
+async def test_a_slow_reader_of_loading_messages_gets_the_newest_of_each_job(join: Any) -> None:
     worker, bot = await join(), await join()
     loadings, frames = bot.loadings(), bot.frames()
     first, frame = asyncio.create_task(anext(loadings)), asyncio.create_task(anext(frames))
     await asyncio.sleep(0.1)
     await worker.client.publish(f"loading.{JOB}", b"no loading")
-    await worker.client.publish(f"loading.{JOB}", encode(a_frame()))
+    await worker.client.publish(f"loading.{JOB}", encode(make_frame()))
     await worker.publish_loading(Loading(job=JOB, epoch=1, model="large", done=0.0))
-    await worker.publish_frame(a_frame())
+    await worker.publish_frame(make_frame())
     await worker.client.flush()
     assert ((await first).done, (await frame).step) == (0.0, 3)
     for percent in range(101):
@@ -492,24 +492,24 @@ async def test_of_models_on_their_way_the_newest_of_each_job_is_heard_and_no_fra
             await worker.publish_loading(Loading(job=job, epoch=1, model="large", done=percent / 100))
     await worker.client.flush()
     await asyncio.sleep(0.3)
-    assert {(one.job, one.done) for one in await take(loadings, 2)} == {(JOB, 1.0), (OTHER, 1.0)}
+    assert {(one.job, one.done) for one in await take_values(loadings, 2)} == {(JOB, 1.0), (OTHER, 1.0)}
     assert bot.dead.count == {"loading": 2}
 
 
-def a_frame() -> Frame:
+def make_frame() -> Frame:
     return Frame(job=JOB, image=0, epoch=1, step=3, of=200, picture=b"j", seconds_left=1.0)
 
 
 @pytest.mark.asyncio
-async def test_snapshots_are_kept_by_epoch(join: Any) -> None:
+async def test_a_snapshot_of_an_older_epoch_is_refused(join: Any) -> None:
     one, two = await join(), await join()
-    await one.put_snapshot(a_snapshot(5, k=1))
-    await one.put_snapshot(a_snapshot(5, image=1, k=1))
-    await one.put_snapshot(a_snapshot(5, k=2))
+    await one.put_snapshot(make_snapshot(5, k=1))
+    await one.put_snapshot(make_snapshot(5, image=1, k=1))
+    await one.put_snapshot(make_snapshot(5, k=2))
     assert [(s.image, s.k) for s in await two.get_snapshots(JOB)] == [(0, 2), (1, 1)]
-    await two.put_snapshot(a_snapshot(9, k=3))
+    await two.put_snapshot(make_snapshot(9, k=3))
     with pytest.raises(Fenced):
-        await one.put_snapshot(a_snapshot(5, k=99))
+        await one.put_snapshot(make_snapshot(5, k=99))
     assert [(s.image, s.k) for s in await one.get_snapshots(JOB)] == [(0, 3), (1, 1)]
     await two.drop_snapshots(JOB)
     assert await one.get_snapshots(JOB) == []
@@ -517,27 +517,27 @@ async def test_snapshots_are_kept_by_epoch(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_snapshot_larger_than_a_message_goes_through_and_leaves_no_blobs_behind(join: Any) -> None:
+async def test_a_snapshot_larger_than_a_message_is_stored_and_leaves_no_blobs_behind(join: Any) -> None:
     one, two = await join(), await join()
     big = 7 * 1024 * 1024
-    await one.put_snapshot(a_snapshot(5, size=big))
-    await one.put_snapshot(a_snapshot(5, k=2, size=big))
+    await one.put_snapshot(make_snapshot(5, size=big))
+    await one.put_snapshot(make_snapshot(5, k=2, size=big))
     assert [(s.k, len(s.x)) for s in await two.get_snapshots(JOB)] == [(2, big)]
     await one.drop_snapshots(JOB)
     assert (await one.js.stream_info("OBJ_blobs")).state.bytes < big
 
 
 @pytest.mark.asyncio
-async def test_an_unreadable_snapshot_is_left_out_and_may_be_overwritten(join: Any) -> None:
+async def test_an_unreadable_snapshot_is_skipped_and_may_be_overwritten(join: Any) -> None:
     bus: Bus = await join()
     await bus.js.publish(f"$KV.snapshots.{JOB}.0", b"garbage")
     assert await bus.get_snapshots(JOB) == []
-    await bus.put_snapshot(a_snapshot(1))
-    assert await bus.get_snapshots(JOB) == [a_snapshot(1)]
+    await bus.put_snapshot(make_snapshot(1))
+    assert await bus.get_snapshots(JOB) == [make_snapshot(1)]
 
 
 @pytest.mark.asyncio
-async def test_blobs_are_named_by_their_bytes(join: Any) -> None:
+async def test_blobs_are_named_by_their_hash(join: Any) -> None:
     one, two = await join(), await join()
     for content in (b"small", os.urandom(3 * 1024 * 1024 + 7)):
         sha = await one.put_blob(content)
@@ -553,13 +553,13 @@ async def test_blobs_are_named_by_their_bytes(join: Any) -> None:
 @pytest.mark.asyncio
 async def test_a_damaged_blob_is_refused(join: Any) -> None:
     bus: Bus = await join()
-    await put_raw(bus, "a" * 64, ["$O.blobs.C.abc.0"], b"not what the name says")
+    await put_raw_blob(bus, "a" * 64, ["$O.blobs.C.abc.0"], b"not what the name says")
     with pytest.raises(NoBlob, match="damaged"):
         await bus.get_blob("a" * 64, 100)
 
 
-async def put_raw(bus: Bus, sha: str, parts: list[str], content: bytes) -> None:
-    """A blob whose bytes lie on these subjects, a part of equal length on each."""
+async def put_raw_blob(bus: Bus, sha: str, parts: list[str], content: bytes) -> None:
+    """Stores a blob whose bytes lie on these subjects, with parts of equal length."""
     size = len(content) // len(parts)
     for at, subject in enumerate(parts):
         await bus.js.publish(subject, content[at * size : (at + 1) * size])
@@ -567,24 +567,29 @@ async def put_raw(bus: Bus, sha: str, parts: list[str], content: bytes) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_folder_from_before_is_mended_and_loses_nothing(broker: Broker) -> None:
-    """There a header purged whole streams, and all parts of a blob lay on one subject."""
-    kept, content = Kept(lease=LEASE), os.urandom(2000)
+async def test_streams_of_an_older_version_are_updated_without_loss(broker: Broker) -> None:
+    """There a header could purge whole streams, and all parts of a blob had one subject."""
+    limits, content = Kept(lease=LEASE), os.urandom(2000)
     sha = hashlib.sha256(content).hexdigest()
-    bus = await Bus.connect(broker.url, broker.token, kept=kept)
+    bus = await Bus.connect(broker.url, broker.token, kept=limits)
     try:
-        for config in streams(kept, 1000.0):
+        for config in streams(limits, 1000.0):
             if config.allow_direct:
                 most = -1 if config.name == "OBJ_blobs" else 1
                 await bus.js.add_stream(config.evolve(allow_rollup_hdrs=True, max_msgs_per_subject=most))
-        await put_raw(bus, sha, ["$O.blobs.C.abc"] * 2, content)
+        await put_raw_blob(bus, sha, ["$O.blobs.C.abc"] * 2, content)
         await bus.cancel(JOB)
-        before = {name: await config_of(bus, name) for name in ("KV_claims", "KV_workers", "KV_cancelled", "OBJ_blobs")}
-        for most in (-1, 1):  # as long as a subject has two parts, and then
+        before = {
+            name: await get_stream_config(bus, name)
+            for name in ("KV_claims", "KV_workers", "KV_cancelled", "OBJ_blobs")
+        }
+        for most in (-1, 1):  # while a subject has two parts, and afterwards
             await bus.declare()
             for name, old in before.items():
                 bound = most if name == "OBJ_blobs" else 1
-                assert await config_of(bus, name) == old.evolve(allow_rollup_hdrs=False, max_msgs_per_subject=bound)
+                assert await get_stream_config(bus, name) == old.evolve(
+                    allow_rollup_hdrs=False, max_msgs_per_subject=bound
+                )
             assert await bus.get_blob(sha, len(content)) == content
             assert await bus.is_cancelled(JOB)
             if most < 0:
@@ -595,26 +600,26 @@ async def test_a_folder_from_before_is_mended_and_loses_nothing(broker: Broker) 
         await bus.close()
 
 
-async def config_of(bus: Bus, stream: str) -> StreamConfig:
+async def get_stream_config(bus: Bus, stream: str) -> StreamConfig:
     return (await bus.js.stream_info(stream)).config
 
 
 @pytest.mark.asyncio
-async def test_a_tombstone_is_read_later_and_heard_at_once(join: Any) -> None:
+async def test_a_cancellation_is_heard_at_once_and_can_be_read_later(join: Any) -> None:
     bot, worker = await join(), await join()
-    heard = worker.watch_cancelled()
-    first = asyncio.create_task(anext(heard))
+    cancelled = worker.watch_cancelled()
+    first = asyncio.create_task(anext(cancelled))
     await asyncio.sleep(0.1)
     assert await worker.is_cancelled(JOB) is False
     await bot.cancel(JOB)
     assert await asyncio.wait_for(first, 1.0) == JOB
     assert await worker.is_cancelled(JOB) is True
     assert await worker.is_cancelled(OTHER) is False
-    await heard.aclose()
+    await cancelled.aclose()
 
 
 @pytest.mark.asyncio
-async def test_wants_are_heard(join: Any) -> None:
+async def test_a_worker_hears_requests_for_previews(join: Any) -> None:
     bot, worker = await join(), await join()
     wants = worker.wants()
     first = asyncio.create_task(anext(wants))
@@ -624,68 +629,68 @@ async def test_wants_are_heard(join: Any) -> None:
     await wants.aclose()
 
 
-def a_presence(worker: str, free: int = 8) -> Presence:
+def make_presence(worker: str, free: int = 8) -> Presence:
     return Presence(worker=worker, pools=("default",), models=(), device="cpu", rows=8, free=free, build="test")
 
 
 @pytest.mark.asyncio
-async def test_workers_come_change_leave_and_lapse(join: Any) -> None:
+async def test_workers_appear_change_depart_and_expire(join: Any) -> None:
     bot, one = await join(), await join()
     changes: list[int] = []
-    await one.announce(a_presence("one.local"))
+    await one.announce(make_presence("one.local"))
     await bot.watch_workers(lambda: changes.append(1))
-    assert bot.workers == {"one.local": a_presence("one.local")}
-    await one.announce(a_presence("one.local", free=2))
-    await one.announce(a_presence("two"))
-    await until(lambda: len(bot.workers) == 2)
+    assert bot.workers == {"one.local": make_presence("one.local")}
+    await one.announce(make_presence("one.local", free=2))
+    await one.announce(make_presence("two"))
+    await wait_until(lambda: len(bot.workers) == 2)
     assert bot.workers["one.local"].free == 2
-    seen = len(changes)
-    await one.announce(a_presence("two"))
+    count = len(changes)
+    await one.announce(make_presence("two"))
     await one.depart("one.local")
-    await until(lambda: list(bot.workers) == ["two"])
-    assert len(changes) == seen + 1
-    await until(lambda: bot.workers == {}, LEASE * 3)
+    await wait_until(lambda: list(bot.workers) == ["two"])
+    assert len(changes) == count + 1
+    await wait_until(lambda: bot.workers == {}, LEASE * 3)
 
 
 @pytest.mark.asyncio
-async def test_a_worker_of_several_pools_is_one_and_is_in_those_that_it_has_told(join: Any) -> None:
+async def test_a_worker_of_several_pools_is_listed_once_with_its_announced_pools(join: Any) -> None:
     bot, one = await join(), await join()
     changes: list[int] = []
-    both = msgspec.structs.replace(a_presence("one.local"), pools=("gpu.large", "default"))
+    both = msgspec.structs.replace(make_presence("one.local"), pools=("gpu.large", "default"))
     await one.announce(both)
     await bot.watch_workers(lambda: changes.append(1))
     assert bot.workers == {"one.local": both}
-    seen = len(changes)
+    count = len(changes)
     await one.announce(both)
     await one.announce(msgspec.structs.replace(both, free=1))
-    await until(lambda: bot.workers["one.local"].free == 1)
+    await wait_until(lambda: bot.workers["one.local"].free == 1)
     await bot.client.flush()
-    assert len(changes) == seen + 1
+    assert len(changes) == count + 1
     for _ in range(4):
         await asyncio.sleep(LEASE * 0.4)
         await one.js.publish("$KV.workers.one=local.default", encode(both))
-    await until(lambda: "one.local" in bot.workers)
+    await wait_until(lambda: "one.local" in bot.workers)
     assert bot.workers == {"one.local": msgspec.structs.replace(both, pools=("default",))}
     await one.announce(both)
-    await until(lambda: bot.workers == {"one.local": both})
+    await wait_until(lambda: bot.workers == {"one.local": both})
     await one.depart("one.local")
-    await until(lambda: bot.workers == {}, LEASE / 2)
+    await wait_until(lambda: bot.workers == {}, LEASE / 2)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("key", ["one", "one.gpu", "one.gpu.large", "one.default.x", "two.default", "one=.default"])
-async def test_a_presence_counts_in_no_pool_but_that_of_its_subject(join: Any, key: str) -> None:
+async def test_a_presence_counts_only_in_the_pool_of_its_subject(join: Any, key: str) -> None:
     bot, one = await join(), await join()
-    await one.js.publish(f"$KV.workers.{key}", encode(a_presence("one")))
+    await one.js.publish(f"$KV.workers.{key}", encode(make_presence("one")))
     await bot.watch_workers()
-    await one.js.publish(f"$KV.workers.{key}", encode(a_presence("one")))
-    await one.announce(a_presence("last"))
-    await until(lambda: "last" in bot.workers)
+    await one.js.publish(f"$KV.workers.{key}", encode(make_presence("one")))
+    await one.announce(make_presence("last"))
+    await wait_until(lambda: "last" in bot.workers)
     assert list(bot.workers) == ["last"]
 
 
 @pytest.mark.asyncio
-async def test_texts_become_vectors_by_any_worker_that_can(join: Any) -> None:
+async def test_any_capable_worker_embeds_texts(join: Any) -> None:
     bot, worker = await join(), await join()
     with pytest.raises(NobodyAnswers, match="No worker"):
         await bot.embed(["a cat"])
@@ -707,16 +712,16 @@ async def test_texts_become_vectors_by_any_worker_that_can(join: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_broker_that_is_away_is_an_error_in_bounded_time_and_comes_back(join: Any, broker: Broker) -> None:
+async def test_an_unreachable_broker_raises_in_bounded_time_and_recovers(join: Any, broker: Broker) -> None:
     bus: Bus = await join()
-    await bus.dispatch(a_job())
+    await bus.dispatch(make_job())
     assert broker.pid is not None
     os.kill(broker.pid, signal.SIGSTOP)
-    while psutil.Process(broker.pid).status() != psutil.STATUS_STOPPED:  # each of its threads, on whichever core
+    while psutil.Process(broker.pid).status() != psutil.STATUS_STOPPED:  # all of its threads, on every core
         await asyncio.sleep(0.01)
     try:
         bus.js._timeout = 0.5
-        for attempt in (bus.dispatch(a_job(OTHER)), bus.claim(JOB, "one"), bus.is_cancelled(JOB)):
+        for attempt in (bus.dispatch(make_job(OTHER)), bus.claim(JOB, "one"), bus.is_cancelled(JOB)):
             with pytest.raises(Unreachable):
                 await asyncio.wait_for(attempt, 8)
     finally:
@@ -726,22 +731,22 @@ async def test_a_broker_that_is_away_is_an_error_in_bounded_time_and_comes_back(
 
 
 @pytest.mark.asyncio
-async def test_a_dead_letter_as_large_as_a_message_can_be_cuts_nobody_off(join: Any) -> None:
+async def test_a_dead_letter_of_maximum_size_disconnects_nobody(join: Any) -> None:
     bus, other = await join(), await join()
     await other.client.publish(f"results.one.{JOB}", b"\xc1" * MAX_PAYLOAD)
     await other.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
-    result = (await take(bus.results(), 1))[0]
+    result = (await take_values(bus.results(), 1))[0]
     assert result.value.job == JOB
-    kept = await bus.js.get_msg("dead", seq=1)
-    assert (len(kept.data or b""), (kept.headers or {})["Bytes"]) == (KEPT_BYTES, str(MAX_PAYLOAD))
+    letter = await bus.js.get_msg("dead", seq=1)
+    assert (len(letter.data or b""), (letter.headers or {})["Bytes"]) == (KEPT_BYTES, str(MAX_PAYLOAD))
     assert bus.connected
 
 
 @pytest.mark.asyncio
-async def test_a_connection_that_the_server_ends_for_good_is_no_outage(join: Any) -> None:
+async def test_a_connection_that_the_server_ends_for_good_raises_ended(join: Any) -> None:
     bus, other = await join(), await join()
     holding, others = asyncio.create_task(bus.hold()), asyncio.create_task(other.hold())
-    # With its header one too large, which only the server notices.
+    # The header makes the message too large; only the server notices.
     await bus.client.publish("anything", b"x" * MAX_PAYLOAD, headers={"Reason": "none"})
     with pytest.raises(Ended, match=r"(?i)payload"):
         await asyncio.wait_for(holding, 10)
@@ -750,7 +755,7 @@ async def test_a_connection_that_the_server_ends_for_good_is_no_outage(join: Any
     await asyncio.wait_for(others, 5)  # closed by ourselves: no error
 
 
-def test_what_the_broker_keeps_is_bounded_and_fits() -> None:
+def test_stream_sizes_are_bounded_and_fit_the_brokers_storage() -> None:
     bounds = {config.name: config.max_bytes or 0 for config in streams(Kept(), 0.0)}
     assert {"work", "results", "dead", "KV_snapshots", "OBJ_blobs"} <= {
         name for name, most in bounds.items() if most > 0
@@ -765,10 +770,10 @@ async def test_full_streams_refuse_jobs_and_results_and_drop_the_oldest_blob(bro
     try:
         await bus.declare()
         with pytest.raises(Unreachable, match="maximum bytes"):
-            await in_turn(bus.dispatch(a_job(attempt=at + 1)) for at in range(40))
+            await await_in_turn(bus.dispatch(make_job(attempt=at + 1)) for at in range(40))
         with pytest.raises(Unreachable, match="maximum bytes"):
-            await in_turn(say(bus, at) for at in range(40))
-        assert [d.value.image for d in await take(bus.results(), 2)] == [0, 1]
+            await await_in_turn(publish_picture(bus, at) for at in range(40))
+        assert [d.value.image for d in await take_values(bus.results(), 2)] == [0, 1]
         shas = [await bus.put_blob(bytes([at]) * 30_000) for at in range(5)]
         assert len(await bus.get_blob(shas[-1], 30_000)) == 30_000
         with pytest.raises(NoBlob):
@@ -777,29 +782,29 @@ async def test_full_streams_refuse_jobs_and_results_and_drop_the_oldest_blob(bro
         await bus.close()
 
 
-async def say(bus: Bus, at: int) -> None:
+async def publish_picture(bus: Bus, at: int) -> None:
     picture = Picture(job=JOB, image=at % 4, epoch=at, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
     await bus.publish_result("one", picture)
 
 
-async def in_turn(acts: Iterable[Awaitable[object]]) -> None:
+async def await_in_turn(acts: Iterable[Awaitable[object]]) -> None:
     for act in acts:
         await act
 
 
 @pytest.mark.asyncio
-async def test_an_unreadable_claim_is_nobodys_and_one_of_many_has_the_job_anew(join: Any) -> None:
+async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_anew(join: Any) -> None:
     first, second, bot = await join(), await join(), await join()
-    held = await first.claim(JOB, "one")
+    old_claim = await first.claim(JOB, "one")
     await bot.js.publish(f"$KV.claims.{JOB}", b"\xc1 garbage")
     assert await bot.holder(JOB) is None
     claims = await asyncio.gather(*(bus.claim(JOB, name) for bus, name in ((first, "a"), (second, "b"), (bot, "c"))))
-    taken = [claim for claim in claims if claim is not None]
-    assert len(taken) == 1
-    assert taken[0].epoch > held.epoch
-    assert not await first.renew(held)
-    assert (await bot.holder(JOB)).worker == taken[0].worker
+    winners = [claim for claim in claims if claim is not None]
+    assert len(winners) == 1
+    assert winners[0].epoch > old_claim.epoch
+    assert not await first.renew(old_claim)
+    assert (await bot.holder(JOB)).worker == winners[0].worker
     await bot.js.publish(f"$KV.claims.{JOB}", b"")
-    assert not await first.renew(held)  # nor after that: somebody has had it since
-    assert not await second.renew(taken[0])
+    assert not await first.renew(old_claim)  # nor now: another worker has had it since
+    assert not await second.renew(winners[0])
     assert await bot.holder(JOB) is None

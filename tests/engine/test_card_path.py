@@ -1,4 +1,4 @@
-"""What a card would run, as far as a processor can tell: nothing of it changes pixels."""
+"""The path for GPUs, as far as a processor can test it: it never changes pixels."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ from engine.serving import load_models
 from engine.transfer import onto
 
 
-def test_a_visitor_is_on_the_device_inside_its_forward_alone() -> None:
-    seen: list[str] = []
+def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
+    devices: list[str] = []
 
-    class Reader(nn.Module):
+    class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(2))
 
         def forward(self, fails: bool) -> torch.Tensor:
-            seen.append(self.weight.device.type)
+            devices.append(self.weight.device.type)
             if fails:
                 raise RuntimeError("it failed")
             return torch.zeros(1)
 
-    reader = Reader()
-    visits(reader, torch.device("meta"))  # the one other device that every machine has; weights don't come back from it
-    assert reader.weight.device.type == "cpu"
+    encoder = Encoder()
+    # "meta" is the one other device that every machine has; weights don't come back from it.
+    visits(encoder, torch.device("meta"))
+    assert encoder.weight.device.type == "cpu"
     with pytest.raises(NotImplementedError, match="meta"):
-        reader(False)
-    assert seen == ["meta"]
+        encoder(False)
+    assert devices == ["meta"]
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
-def test_offloaded_text_encoders_read_the_same(kind: str, tmp_path: Path) -> None:
+def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path: Path) -> None:
     build(kind, tmp_path / kind)
     plain, offloaded = (families.load_folder(str(tmp_path / kind), kind) for _ in range(2))
     assert isinstance(offloaded, Pipelined)
     offloaded.offload()
-    offloaded.forwards.record()  # nothing, on a processor
+    offloaded.forwards.record()  # this does nothing on a processor
     for one, other in zip(*(each.condition("cat", probe(each)) for each in (plain, offloaded)), strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_worker_takes_both_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build("sd", tmp_path / "small")
     monkeypatch.setenv("DARKROOM_GRAPHS", "1")
     settings = load(
@@ -61,10 +62,10 @@ def test_a_worker_takes_both_settings(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     assert (settings.graphs, settings.offload) == (True, True)
     ready = load_models(settings)
-    assert [found.dtype for _, found in ready.models]
+    assert [family.dtype for _, family in ready.models]
 
 
-def test_a_shape_that_comes_once_is_not_recorded() -> None:
+def test_a_shape_that_is_rare_is_not_recorded() -> None:
     graphs, calls = Graphs(), list[int]()
 
     def predict(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -76,8 +77,8 @@ def test_a_shape_that_comes_once_is_not_recorded() -> None:
     assert calls == [1, 1, 1]
 
 
-def test_a_forward_that_keeps_coming_says_the_same_on_this_machine_s_device() -> None:
-    """From a recorded graph where there is a card, from packed weights on a processor."""
+def test_a_repeated_forward_gives_the_same_result_on_this_device() -> None:
+    """It comes from a recorded graph on a GPU, from packed weights on a processor."""
     device = best()
     family = families.load("embedded", Path(), device=device)
     x = torch.randn(4, *family.latent_shape(family.size, family.size), device=device)
@@ -90,5 +91,5 @@ def test_a_forward_that_keeps_coming_says_the_same_on_this_machine_s_device() ->
         assert torch.equal(family.denoise(x, times, texts, "bfloat16"), plain)
 
 
-def test_what_goes_to_the_device_is_what_came() -> None:
+def test_a_transfer_to_the_device_keeps_the_values() -> None:
     assert torch.equal(onto(torch.arange(3), torch.device("cpu")), torch.arange(3))

@@ -1,4 +1,4 @@
-"""Pictures that go whole through an unmodified pipeline are that pipeline's own, and share forwards with others."""
+"""An unmodified pipeline gives the same pictures in our engine as alone, and shares forwards with other jobs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def no_strand_is_left() -> Iterator[None]:
+def no_thread_is_left() -> Iterator[None]:
     yield
     assert [each.name for each in threading.enumerate() if each.name.startswith("strand")] == []
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A small model of a kind, loaded as any folder is; the same one each time."""
+    """Loads a small model of a kind from a folder; each kind once."""
     loaded: dict[str, Any] = {}
 
     def load(kind: str) -> Any:
@@ -52,25 +52,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 
 @pytest.fixture
 def engines() -> Iterator[Callable[..., Engine]]:
-    """Engines that are closed in the end."""
-    made: list[Engine] = []
+    """Makes engines and closes them after the test."""
+    open_engines: list[Engine] = []
 
     def make(*models: Any, **fields: Any) -> Engine:
-        made.append(Engine({model.name: model for model in models}, **fields))
-        return made[-1]
+        open_engines.append(Engine({model.name: model for model in models}, **fields))
+        return open_engines[-1]
 
     yield make
-    for engine in made:
+    for engine in open_engines:
         engine.close()
 
 
 @pytest.fixture
-def order(recipe: Make, job: Make) -> Make:
-    """A job for a model, small."""
+def make_job(recipe: Make, job: Make) -> Make:
+    """Makes a small job for a model."""
 
     def make(model: Any, words: str = "cat", sampler: str = "native", user: str = "ann", **fields: Any) -> Job:
         side = min(64, model.size)
-        known = {
+        defaults = {
             "model": model.name,
             "guides": model.guides,
             "width": side,
@@ -78,18 +78,18 @@ def order(recipe: Make, job: Make) -> Make:
             "steps": 4,
             "guidance": 4.0,
         }
-        return job(recipe(words, sampler=sampler, **(known | fields)), user=user, ladder=True)
+        return job(recipe(words, sampler=sampler, **(defaults | fields)), user=user, ladder=True)
 
     return make
 
 
-def run(engine: Engine, most: int = 3000) -> list[Event]:
+def run_to_end(engine: Engine, most: int = 3000) -> list[Event]:
     events: list[Event] = []
     for _ in range(most):
         if engine.idle:
             return events
         events += engine.step()
-    raise AssertionError("the engine does not come to an end")
+    raise AssertionError("the engine does not finish")
 
 
 def pictures(model: Any, events: list[Event]) -> dict[tuple[str, int], np.ndarray]:
@@ -100,65 +100,65 @@ def pictures(model: Any, events: list[Event]) -> dict[tuple[str, int], np.ndarra
     }
 
 
-def told(forward: Any, tell: Callable[[], None]) -> Any:
-    """The same forward, which tells of each call."""
+def with_hook(forward: Any, tell: Callable[[], None]) -> Any:
+    """The same forward, but it calls `tell` before each call."""
 
     @wraps(forward)
-    def telling(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         tell()
         return forward(*args, **kwargs)
 
-    return telling
+    return wrapper
 
 
-def own(model: Any, job: Job, image: int = 0) -> np.ndarray:
-    """What the pipeline's own call gives, in this thread, unmodified."""
+def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
+    """The picture that the unmodified pipeline gives in this thread."""
     task = job.task
     assert isinstance(task, Recipe)
     pipeline, before = model.pipeline, model.pipeline.scheduler
     nothing = None if "XL" in type(pipeline).__name__ else ""
-    takes = inspect.signature(type(pipeline).__call__).parameters
-    more = {name: False for name in ("use_resolution_binning", "clean_caption") if name in takes}
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    extra = {name: False for name in ("use_resolution_binning", "clean_caption") if name in parameters}
     pipeline.scheduler = model.scheduler(task.sampler) or before
     try:
-        found = pipeline(
+        picture = pipeline(
             prompt=task.concepts[0].text, negative_prompt=task.negative or nothing,
             guidance_scale=task.guidance - 1.0 + model.no_guidance,
             num_inference_steps=task.steps, width=task.width, height=task.height,
-            generator=torch.Generator().manual_seed(task.seed + image), **more,
+            generator=torch.Generator().manual_seed(task.seed + image), **extra,
         ).images[0]  # fmt: skip
     finally:
         pipeline.scheduler = before
-    return np.asarray(found, dtype=np.float64)
+    return np.asarray(picture, dtype=np.float64)
 
 
-def forwards(engine: Engine) -> tuple[int, int]:
+def count_forwards(engine: Engine) -> tuple[int, int]:
     gathering = engine._coalescing.gathering
     return gathering.forwards, gathering.rows
 
 
 @pytest.mark.parametrize("kind", ["pixart", "lumina2"])
-def test_a_kind_that_nobody_here_knows_gives_its_own_pictures(
-    kind: str, model: Make, engines: Make, order: Make
-) -> None:
-    known = model(kind)
-    assert isinstance(known, Coalesced)
-    engine = engines(known)
-    one = order(known)
+def test_an_unknown_pipeline_kind_gives_its_own_pictures(kind: str, model: Make, engines: Make, make_job: Make) -> None:
+    family = model(kind)
+    assert isinstance(family, Coalesced)
+    engine = engines(family)
+    one = make_job(family)
     engine.add(one)
-    assert np.array_equal(pictures(known, run(engine))[one.id, 0], own(known, one))
-    several = [order(known, words, user=words, steps=steps) for words, steps in (("dog", 4), ("sea", 6), ("red", 5))]
+    assert np.array_equal(pictures(family, run_to_end(engine))[one.id, 0], draw_with_pipeline(family, one))
+    several = [
+        make_job(family, words, user=words, steps=steps) for words, steps in (("dog", 4), ("sea", 6), ("red", 5))
+    ]
     for each in several:
         engine.add(each)
-    drawn = pictures(known, run(engine))
+    drawn = pictures(family, run_to_end(engine))
     for each in several:
-        assert np.abs(drawn[each.id, 0] - own(known, each)).max() <= 1  # of 255: a rounding at the most
+        assert np.abs(drawn[each.id, 0] - draw_with_pipeline(family, each)).max() <= 1  # of 255: at most a rounding
 
 
-def test_a_scheduler_that_thresholds_goes_whole_and_is_its_own(tmp_path: Path, engines: Make, order: Make) -> None:
-    """DDPM is a table elsewhere; where the model's configuration thresholds, it cannot be one.
+def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engines: Make, make_job: Make) -> None:
+    """Elsewhere DDPM is a table. If the model's configuration thresholds, it cannot be one.
 
-    `clip_sample` is no such case here: `StableDiffusionPipeline` itself switches it off.
+    `clip_sample` does not matter here: `StableDiffusionPipeline` itself switches it off.
     """
     folder = tmp_path / "thresholding"
     build("sd", folder)
@@ -169,27 +169,27 @@ def test_a_scheduler_that_thresholds_goes_whole_and_is_its_own(tmp_path: Path, e
         "steps_offset": 1, "clip_sample": False, "thresholding": True,
     }  # fmt: skip
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    known = families.load_folder(str(folder), "thresholding")
+    family = families.load_folder(str(folder), "thresholding")
     with pytest.raises(ValueError, match="clips or thresholds"):
-        known.plan("ddpm", 4, 0.0, 32, 32)
-    engine, one = engines(known), order(known, sampler="ddpm")
+        family.plan("ddpm", 4, 0.0, 32, 32)
+    engine, one = engines(family), make_job(family, sampler="ddpm")
     engine.add(one)
-    assert np.array_equal(pictures(known, run(engine))[one.id, 0], own(known, one))
-    assert forwards(engine)[0] == 4
+    assert np.array_equal(pictures(family, run_to_end(engine))[one.id, 0], draw_with_pipeline(family, one))
+    assert count_forwards(engine)[0] == 4
 
 
 SAMPLERS = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_stable_diffusion_with_a_sampler_that_is_no_table_is_the_pipelines(
-    sampler: str, model: Make, engines: Make, order: Make
+def test_stable_diffusion_with_a_sampler_without_a_table_matches_its_pipeline(
+    sampler: str, model: Make, engines: Make, make_job: Make
 ) -> None:
-    known = model("sd")
-    engine, one = engines(known), order(known, sampler=sampler, steps=6)
+    family = model("sd")
+    engine, one = engines(family), make_job(family, sampler=sampler, steps=6)
     engine.add(one)
-    events = run(engine)
-    assert np.array_equal(pictures(known, events)[one.id, 0], own(known, one))
+    events = run_to_end(engine)
+    assert np.array_equal(pictures(family, events)[one.id, 0], draw_with_pipeline(family, one))
     steps = [event.k for event in events if isinstance(event, Stepped)]
     assert steps == list(range(1, 7))
     assert all(event.of == 6 for event in events if isinstance(event, Stepped))
@@ -200,187 +200,201 @@ def test_stable_diffusion_with_a_sampler_that_is_no_table_is_the_pipelines(
     ("kind", "sampler"),
     [("sdxl", "heun"), ("sd3", "heun"), ("sd3", "unipc"), ("flux", "native"), ("zimage", "native"), ("sana", "native")],
 )
-def test_every_family_can_go_whole(kind: str, sampler: str, model: Make, engines: Make, order: Make) -> None:
-    """Its latents are unpacked and its guidance is counted as its own steps have them: the plain euler looks alike."""
-    known = model(kind)
-    engine, whole = engines(known), order(known, sampler=sampler, steps=5)
+def test_every_family_can_run_as_a_whole_pipeline(
+    kind: str, sampler: str, model: Make, engines: Make, make_job: Make
+) -> None:
+    """Latents are unpacked and guidance is scaled as in our own steps: plain euler gives the same picture."""
+    family = model(kind)
+    engine, whole = engines(family), make_job(family, sampler=sampler, steps=5)
     engine.add(whole)
-    drawn = pictures(known, run(engine))[whole.id, 0]
+    drawn = pictures(family, run_to_end(engine))[whole.id, 0]
     assert drawn.shape == (64, 64, 3)
     if sampler == "native":
         native = "dpmpp_2m" if kind == "sana" else "euler"
-        stepped = order(known, sampler=native, steps=5)
+        stepped = make_job(family, sampler=native, steps=5)
         engine.add(stepped)
-        assert np.abs(pictures(known, run(engine))[stepped.id, 0] - drawn).max() <= 1
+        assert np.abs(pictures(family, run_to_end(engine))[stepped.id, 0] - drawn).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage", "sana"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_the_words_are_read_once_before_the_threads_and_say_the_same(
-    kind: str, guidance: float, model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
+    kind: str, guidance: float, model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes meanwhile need not wait for a text encoder that a thread is using."""
-    known, reading = model(kind), []
-    whole = order(known, sampler="native", guidance=guidance, count=3, negative="fog")
-    expected = [own(known, whole, image) for image in range(3)]
-    known.forget_texts()
-    for part, encoder in known.pipeline.components.items():
+    """So a job that arrives meanwhile need not wait for a text encoder that a thread uses."""
+    family, encoding_threads = model(kind), []
+    whole = make_job(family, sampler="native", guidance=guidance, count=3, negative="fog")
+    expected = [draw_with_pipeline(family, whole, image) for image in range(3)]
+    family.forget_texts()
+    for part, encoder in family.pipeline.components.items():
         if part.startswith("text_encoder"):
             monkeypatch.setattr(
-                encoder, "forward", told(encoder.forward, lambda: reading.append(threading.current_thread()))
+                encoder,
+                "forward",
+                with_hook(encoder.forward, lambda: encoding_threads.append(threading.current_thread())),
             )
-    engine = engines(known)
+    engine = engines(family)
     engine.add(whole)
-    before = len(reading)
-    drawn = pictures(known, run(engine))
-    assert len(reading) == before
-    assert set(reading) == {threading.current_thread()}
+    before = len(encoding_threads)
+    drawn = pictures(family, run_to_end(engine))
+    assert len(encoding_threads) == before
+    assert set(encoding_threads) == {threading.current_thread()}
     for image in range(3):
         assert np.abs(drawn[whole.id, image] - expected[image]).max() <= 1
 
 
-def test_jobs_of_different_words_steps_and_samplers_share_forwards(model: Make, engines: Make, order: Make) -> None:
-    known = model("sd")
+def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
+    model: Make, engines: Make, make_job: Make
+) -> None:
+    family = model("sd")
     jobs = [
-        order(known, "cat", "heun", user="a", steps=7), order(known, "dog", "unipc", user="b", steps=9, count=2),
-        order(known, "sea", "kdpm2", user="c", steps=5),
-        order(known, "red", "native", user="d", steps=12, guidance=1.0),
-        order(known, "ice", "dpmpp_3m", user="e", steps=10, negative="fog"),
+        make_job(family, "cat", "heun", user="a", steps=7),
+        make_job(family, "dog", "unipc", user="b", steps=9, count=2),
+        make_job(family, "sea", "kdpm2", user="c", steps=5),
+        make_job(family, "red", "native", user="d", steps=12, guidance=1.0),
+        make_job(family, "ice", "dpmpp_3m", user="e", steps=10, negative="fog"),
     ]  # fmt: skip
-    engine, alone = engines(known), []
+    engine, single_runs = engines(family), []
     for each in jobs:
-        by_itself = engines(known)
+        by_itself = engines(family)
         by_itself.add(each)
-        alone.append((pictures(known, run(by_itself)), forwards(by_itself)))
+        single_runs.append((pictures(family, run_to_end(by_itself)), count_forwards(by_itself)))
         engine.add(each)
-    run(engine)  # whether rows may go together is tried here
-    tried, asked = forwards(engine)[0], sum(count for _, (count, _) in alone)
+    run_to_end(engine)  # here the engine tries whether rows may share a forward
+    trials, expected = count_forwards(engine)[0], sum(count for _, (count, _) in single_runs)
     for each in jobs:
         engine.add(each)
-    together = pictures(known, run(engine))
-    assert sorted(together) == sorted(key for drawn, _ in alone for key in drawn)
-    assert max(np.abs(together[key] - each).max() for drawn, _ in alone for key, each in drawn.items()) <= 1
-    print(f"{forwards(engine)[0] - tried} forwards for {asked}, {tried} with the trials")
-    assert tried < asked
-    assert forwards(engine)[0] - tried <= asked / 3
+    together = pictures(family, run_to_end(engine))
+    assert sorted(together) == sorted(key for drawn, _ in single_runs for key in drawn)
+    assert max(np.abs(together[key] - each).max() for drawn, _ in single_runs for key, each in drawn.items()) <= 1
+    print(f"{count_forwards(engine)[0] - trials} forwards for {expected}, {trials} with the trials")
+    assert trials < expected
+    assert count_forwards(engine)[0] - trials <= expected / 3
 
 
-def test_whole_and_stepped_jobs_of_one_model_live_in_one_engine(model: Make, engines: Make, order: Make) -> None:
-    known = model("sd")
-    engine, by_itself = engines(known), engines(known)
-    whole, stepped = order(known, sampler="heun", user="a"), order(known, sampler="euler", user="b", steps=20)
+def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
+    model: Make, engines: Make, make_job: Make
+) -> None:
+    family = model("sd")
+    engine, by_itself = engines(family), engines(family)
+    whole, stepped = make_job(family, sampler="heun", user="a"), make_job(family, sampler="euler", user="b", steps=20)
     by_itself.add(stepped)
-    expected = pictures(known, run(by_itself))[stepped.id, 0]
+    expected = pictures(family, run_to_end(by_itself))[stepped.id, 0]
     engine.add(whole)
     engine.add(stepped)
-    events = run(engine)
-    assert np.array_equal(pictures(known, events)[whole.id, 0], own(known, whole))
-    assert np.abs(pictures(known, events)[stepped.id, 0] - expected).max() <= 1
+    events = run_to_end(engine)
+    assert np.array_equal(pictures(family, events)[whole.id, 0], draw_with_pipeline(family, whole))
+    assert np.abs(pictures(family, events)[stepped.id, 0] - expected).max() <= 1
     kinds = [event.job for event in events if isinstance(event, Developed)]
     assert kinds == [whole.id, stepped.id]  # the short one did not wait behind the long one
 
 
-def test_previews_and_rungs_are_the_samplers_estimate(model: Make, engines: Make, order: Make) -> None:
+def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, make_job: Make) -> None:
     for kind, sampler in (("sd", "heun"), ("sd", "unipc"), ("sd", "dpmpp_3m"), ("lumina2", "native")):
-        known = model(kind)
-        engine, one = engines(known), order(known, sampler=sampler, steps=5)
+        family = model(kind)
+        engine, one = engines(family), make_job(family, sampler=sampler, steps=5)
         engine.add(one)
         engine.watch(one.id)
-        events = run(engine)
-        seen = [event.x0 for event in events if isinstance(event, Stepped)]
-        assert all(x0 is not None for x0 in seen), kind
+        events = run_to_end(engine)
+        estimates = [event.x0 for event in events if isinstance(event, Stepped)]
+        assert all(x0 is not None for x0 in estimates), kind
         (done,) = [event for event in events if isinstance(event, Developed)]
         assert [rung.step for rung in done.rungs] == [1, 2, 3, 4, 5]
-        last = np.asarray(known.decode(done.rungs[-1].x0), dtype=np.float64)
-        assert np.abs(last - pictures(known, events)[one.id, 0]).max() <= 2, (kind, sampler)
+        last = np.asarray(family.decode(done.rungs[-1].x0), dtype=np.float64)
+        assert np.abs(last - pictures(family, events)[one.id, 0]).max() <= 2, (kind, sampler)
 
 
-def test_a_ladder_has_a_rung_where_the_sampler_shows_nothing(model: Make, engines: Make, order: Make) -> None:
-    known = model("sd")
-    engine, one = engines(known), order(known, sampler="native")  # PNDM
+def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engines: Make, make_job: Make) -> None:
+    family = model("sd")
+    engine, one = engines(family), make_job(family, sampler="native")  # PNDM
     engine.add(one)
-    (done,) = [event for event in run(engine) if isinstance(event, Developed)]
+    (done,) = [event for event in run_to_end(engine) if isinstance(event, Developed)]
     assert [rung.step for rung in done.rungs] == [4]
     assert torch.equal(done.rungs[0].x0, done.latents)
 
 
 @pytest.mark.parametrize("others", [0, 1, 5])
-def test_a_pinned_picture_has_the_same_bits_whoever_is_beside_it(
-    others: int, model: Make, engines: Make, order: Make
+def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
+    others: int, model: Make, engines: Make, make_job: Make
 ) -> None:
-    known = model("sd")
-    alone, crowded = engines(known), engines(known)
-    one = order(known, sampler="unipc", bucket=8, steps=6)
-    alone.add(one)
-    expected = next(event.latents for event in run(alone) if isinstance(event, Developed))
+    family = model("sd")
+    empty, crowded = engines(family), engines(family)
+    one = make_job(family, sampler="unipc", bucket=8, steps=6)
+    empty.add(one)
+    expected = next(event.latents for event in run_to_end(empty) if isinstance(event, Developed))
     for number in range(others):
-        crowded.add(order(known, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number))
+        crowded.add(make_job(family, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number))
     crowded.add(one)
-    got = next(event.latents for event in run(crowded) if isinstance(event, Developed) and event.job == one.id)
-    assert torch.equal(got, expected)
+    latents = next(
+        event.latents for event in run_to_end(crowded) if isinstance(event, Developed) and event.job == one.id
+    )
+    assert torch.equal(latents, expected)
 
 
-def test_cancelled_it_is_out_at_once_and_its_thread_ends(model: Make, engines: Make, order: Make) -> None:
-    known = model("sd")
-    engine = engines(known)
-    gone, kept = order(known, sampler="heun", user="a", steps=50), order(known, sampler="heun", user="b", steps=5)
-    engine.add(gone)
-    engine.add(kept)
-    while not any(isinstance(event, Stepped) and event.job == gone.id for event in engine.step()):
+def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines: Make, make_job: Make) -> None:
+    family = model("sd")
+    engine = engines(family)
+    cancelled, remaining = (
+        make_job(family, sampler="heun", user="a", steps=50),
+        make_job(family, sampler="heun", user="b", steps=5),
+    )
+    engine.add(cancelled)
+    engine.add(remaining)
+    while not any(isinstance(event, Stepped) and event.job == cancelled.id for event in engine.step()):
         pass
-    assert engine.cancel(gone.id) >= 1
-    before = forwards(engine)[1]
+    assert engine.cancel(cancelled.id) >= 1
+    before = count_forwards(engine)[1]
     engine.step()
-    assert forwards(engine)[1] - before <= 2  # the rows of who is left
-    assert np.array_equal(pictures(known, run(engine))[kept.id, 0], own(known, kept))
-    unstarted = order(known, sampler="heun")
+    assert count_forwards(engine)[1] - before <= 2  # the rows of the remaining job
+    assert np.array_equal(pictures(family, run_to_end(engine))[remaining.id, 0], draw_with_pipeline(family, remaining))
+    unstarted = make_job(family, sampler="heun")
     engine.add(unstarted)
     assert engine.cancel(unstarted.id) == 0
     assert engine.idle
 
 
-def test_what_fails_in_one_pipeline_fails_that_job_alone(
-    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+def test_an_error_in_one_pipeline_fails_only_that_job(
+    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = model("sd")
-    encode = known.pipeline.encode_prompt.__func__
+    family = model("sd")
+    encode = family.pipeline.encode_prompt.__func__
 
-    def poor(self: Any, prompt: str, *args: Any, **kwargs: Any) -> Any:
+    def encode_or_fail(self: Any, prompt: str, *args: Any, **kwargs: Any) -> Any:
         if prompt == "unreadable":
             raise RuntimeError("this text cannot be read")
         states, empty = encode(self, prompt, *args, **kwargs)
         return (states * float("nan") if prompt == "nan" else states), empty
 
-    prepare = known.pipeline.prepare_latents.__func__
+    prepare = family.pipeline.prepare_latents.__func__
 
-    def unprepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare_or_fail(self: Any, *args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name.startswith(f"strand {jobs['bad'].id}"):
             raise RuntimeError("these latents cannot be made")
         return prepare(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(known.pipeline), "encode_prompt", poor)
-    monkeypatch.setattr(type(known.pipeline), "prepare_latents", unprepared)
-    engine = engines(known)
-    jobs = {words: order(known, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
+    monkeypatch.setattr(type(family.pipeline), "encode_prompt", encode_or_fail)
+    monkeypatch.setattr(type(family.pipeline), "prepare_latents", prepare_or_fail)
+    engine = engines(family)
+    jobs = {words: make_job(family, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
     with pytest.raises(Unfit, match="before its first step") as refused:
-        engine.add(order(known, "unreadable", "unipc"))
+        engine.add(make_job(family, "unreadable", "unipc"))
     assert refused.value.blame == "model"
     assert engine.idle
     for each in jobs.values():
         engine.add(each)
-    events = run(engine)
+    events = run_to_end(engine)
     failed = {event.job: event.reason for event in events if isinstance(event, Failed)}
     assert set(failed) == {jobs["bad"].id, jobs["nan"].id}
     assert "not finite" in failed[jobs["nan"].id]
     assert "pipeline failed" in failed[jobs["bad"].id]
-    assert np.abs(pictures(known, events)[jobs["cat"].id, 0] - own(known, jobs["cat"])).max() <= 1
+    assert np.abs(pictures(family, events)[jobs["cat"].id, 0] - draw_with_pipeline(family, jobs["cat"])).max() <= 1
 
 
 def test_out_of_memory_halves_the_batch(
-    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = model("sd")
-    forward, largest = known.pipeline.unet.forward, []
+    family = model("sd")
+    forward, largest = family.pipeline.unet.forward, []
 
     def small(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if len(sample) > 4:
@@ -388,15 +402,15 @@ def test_out_of_memory_halves_the_batch(
         largest.append(len(sample))
         return forward(sample, *args, **kwargs)
 
-    monkeypatch.setattr(known.pipeline.unet, "forward", small)
-    engine, jobs = engines(known), [order(known, sampler="unipc", user=str(number)) for number in range(4)]
+    monkeypatch.setattr(family.pipeline.unet, "forward", small)
+    engine, jobs = engines(family), [make_job(family, sampler="unipc", user=str(number)) for number in range(4)]
     for each in jobs:
         engine.add(each)
         engine.pause(each.id)
-    early = run(engine)  # until all four wait for their first forward: it has 8 rows, whichever thread is slow
+    early = run_to_end(engine)  # until all four wait for their first forward: it has 8 rows, whichever thread is slow
     for each in jobs:
         engine.resume(each.id)
-    assert len(pictures(known, early + run(engine))) == 4
+    assert len(pictures(family, early + run_to_end(engine))) == 4
     assert max(largest) == 4
 
 
@@ -409,32 +423,32 @@ def test_out_of_memory_halves_the_batch(
         ({"guidance_stop": 0.5}, "guidance at every step"),
     ],
 )
-def test_what_no_unmodified_pipeline_does_is_refused_in_a_sentence(
-    fields: dict[str, Any], words: str, model: Make, engines: Make, order: Make
+def test_options_that_no_unmodified_pipeline_has_are_refused_with_a_sentence(
+    fields: dict[str, Any], words: str, model: Make, engines: Make, make_job: Make
 ) -> None:
     engine = engines(model("sd"))
     with pytest.raises(Unfit, match=words) as refused:
-        engine.add(order(model("sd"), sampler="heun", **fields))
+        engine.add(make_job(model("sd"), sampler="heun", **fields))
     assert refused.value.blame == "member"
     assert engine.idle
 
 
-def test_closing_ends_every_thread_wherever_it_is(model: Make, order: Make) -> None:
-    known = model("sd")
-    engine = Engine({known.name: known})
+def test_closing_the_engine_ends_every_thread(model: Make, make_job: Make) -> None:
+    family = model("sd")
+    engine = Engine({family.name: family})
     for number in range(5):
-        engine.add(order(known, sampler="heun", user=str(number), count=2))
+        engine.add(make_job(family, sampler="heun", user=str(number), count=2))
         engine.step()
     engine.close()
     assert engine.idle
 
 
-def test_words_are_read_by_one_at_a_time(
-    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+def test_one_thread_at_a_time_encodes_prompts(
+    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokenizers are set anew for each text: two strands in one at once gave a wrong picture now and then."""
-    known, inside, most = model("sd"), [], []
-    encode = type(known.pipeline).encode_prompt
+    """A tokenizer is set up anew for each text. Two threads in one at once sometimes gave a wrong picture."""
+    family, inside, most = model("sd"), [], []
+    encode = type(family.pipeline).encode_prompt
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         inside.append(1)
@@ -445,95 +459,101 @@ def test_words_are_read_by_one_at_a_time(
         finally:
             inside.pop()
 
-    monkeypatch.setattr(type(known.pipeline), "encode_prompt", slow)
-    engine = engines(known)
+    monkeypatch.setattr(type(family.pipeline), "encode_prompt", slow)
+    engine = engines(family)
     for number in range(4):
-        engine.add(order(known, sampler="unipc", user=str(number), count=2))
+        engine.add(make_job(family, sampler="unipc", user=str(number), count=2))
         engine.step()
-        engine.add(order(known, f"new {number}", sampler="euler", user=str(number)))  # read in the engine's thread
-    run(engine)
+        # This prompt is encoded in the engine's thread.
+        engine.add(make_job(family, f"new {number}", sampler="euler", user=str(number)))
+    run_to_end(engine)
     assert len(most) >= 12
     assert max(most) == 1
 
 
-def test_what_fails_in_looking_at_one_picture_fails_that_job_alone(
-    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+def test_an_error_in_a_preview_fails_only_that_job(
+    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = model("sd")
-    seen = known.seen
+    family = model("sd")
+    show = family.seen
 
-    def poor(x0: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    def show_or_fail(x0: torch.Tensor, width: int, height: int) -> torch.Tensor:
         if height == 16:
             raise RuntimeError("this cannot be looked at")
-        return seen(x0, width, height)
+        return show(x0, width, height)
 
-    monkeypatch.setattr(known, "seen", poor)
-    engine = engines(known)
-    kept, gone = order(known, sampler="unipc", user="a"), order(known, sampler="unipc", user="b", height=16, count=2)
-    unshown = order(known, sampler="native", user="c", height=16)  # PNDM: what is finished is looked at
-    monkeypatch.setattr(known, "last_seen", lambda finished: poor(finished, 32, finished.shape[1] * known.factor))
-    for each in (kept, gone, unshown):
+    monkeypatch.setattr(family, "seen", show_or_fail)
+    engine = engines(family)
+    sound, faulty = (
+        make_job(family, sampler="unipc", user="a"),
+        make_job(family, sampler="unipc", user="b", height=16, count=2),
+    )
+    unshown = make_job(family, sampler="native", user="c", height=16)  # PNDM: only the finished picture is shown
+    monkeypatch.setattr(
+        family, "last_seen", lambda finished: show_or_fail(finished, 32, finished.shape[1] * family.factor)
+    )
+    for each in (sound, faulty, unshown):
         engine.add(each)
-    events = run(engine)
+    events = run_to_end(engine)
     failed = [event for event in events if isinstance(event, Failed)]
-    assert {event.job for event in failed} == {gone.id, unshown.id}
+    assert {event.job for event in failed} == {faulty.id, unshown.id}
     assert len(failed) == 2
     assert {event.blame for event in failed} == {"model"}
-    assert set(pictures(known, events)) == {(kept.id, 0)}
+    assert set(pictures(family, events)) == {(sound.id, 0)}
 
 
-def test_what_is_finished_is_looked_at_in_its_strand(
-    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+def test_the_last_preview_is_made_in_the_pipelines_thread(
+    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a model that gives pixels it is decoded and encoded: the engine's thread has others to serve."""
-    known, where = model("sd"), []
+    """A model that gives pixels decodes and encodes for it, and the engine's thread must serve other jobs."""
+    family, threads = model("sd"), []
 
-    def noted(finished: torch.Tensor) -> torch.Tensor:
-        where.append(threading.current_thread().name)
+    def note_thread(finished: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
         return finished
 
-    monkeypatch.setattr(known, "last_seen", noted)
-    engine = engines(known)
-    engine.add(order(known, sampler="native"))
-    assert len(pictures(known, run(engine))) == 1
-    assert [name.split()[0] for name in where] == ["strand"]
+    monkeypatch.setattr(family, "last_seen", note_thread)
+    engine = engines(family)
+    engine.add(make_job(family, sampler="native"))
+    assert len(pictures(family, run_to_end(engine))) == 1
+    assert [name.split()[0] for name in threads] == ["strand"]
 
 
-def test_a_large_network_is_held_once(tmp_path: Path) -> None:
-    """Loaded, rehearsed and timed in the number format of its files."""
+def test_a_large_network_is_in_memory_once(tmp_path: Path) -> None:
+    """It is loaded, rehearsed and timed in the number format of its files."""
     build("pixart", tmp_path / "once")
     pipeline = open_pipeline(tmp_path / "once", "once")
     pipeline.transformer.to(torch.bfloat16)
-    known = Coalesced(pipeline, "once", "r1")
-    assert known.dtypes == ("bfloat16",)
-    known.denoise(torch.zeros(4, 3, known.size, known.size), torch.zeros(4), (), "bfloat16")
-    assert list(map(id, known._nets.values())) == [id(pipeline.transformer)]
+    family = Coalesced(pipeline, "once", "r1")
+    assert family.dtypes == ("bfloat16",)
+    family.denoise(torch.zeros(4, 3, family.size, family.size), torch.zeros(4), (), "bfloat16")
+    assert list(map(id, family._nets.values())) == [id(pipeline.transformer)]
 
 
 def test_a_small_network_is_timed_without_copies_of_copies(tmp_path: Path) -> None:
     build("pixart", tmp_path / "small")
-    known = Coalesced(open_pipeline(tmp_path / "small", "small"), "small", "r1")
-    for dtype in known.dtypes * 2:
-        known.denoise(torch.zeros(2, 3, known.size, known.size), torch.zeros(2), (), dtype)
-    assert set(known._nets) == {(id(known.pipeline.transformer), dtype) for dtype in ("float32", "bfloat16")}
+    family = Coalesced(open_pipeline(tmp_path / "small", "small"), "small", "r1")
+    for dtype in family.dtypes * 2:
+        family.denoise(torch.zeros(2, 3, family.size, family.size), torch.zeros(2), (), dtype)
+    assert set(family._nets) == {(id(family.pipeline.transformer), dtype) for dtype in ("float32", "bfloat16")}
 
 
-def test_a_model_that_was_dropped_is_freed(tmp_path: Path, order: Make) -> None:
+def test_a_dropped_model_is_freed(tmp_path: Path, make_job: Make) -> None:
     build("pixart", tmp_path / "dropped")
-    present: dict[str, Any] = {"dropped": families.load_folder(str(tmp_path / "dropped"), "dropped")}
-    engine = Engine(present)
+    models: dict[str, Any] = {"dropped": families.load_folder(str(tmp_path / "dropped"), "dropped")}
+    engine = Engine(models)
     for number in range(2):
-        engine.add(order(present["dropped"], user=str(number), bucket=8))
-    assert len(pictures(present["dropped"], run(engine))) == 2
+        engine.add(make_job(models["dropped"], user=str(number), bucket=8))
+    assert len(pictures(models["dropped"], run_to_end(engine))) == 2
     assert engine._coalescing.gathering._tried
-    gone = order(present["dropped"], steps=50)  # cancelled, it leaves while its thread still works
-    engine.add(gone)
+    cancelled = make_job(models["dropped"], steps=50)  # it leaves while its thread still works
+    engine.add(cancelled)
     engine.step()
-    engine.cancel(gone.id)
+    engine.cancel(cancelled.id)
     while any(each.name.startswith("strand") for each in threading.enumerate()):
         time.sleep(0.01)
-    network = weakref.ref(present["dropped"].pipeline.transformer)
-    present.clear()
+    network = weakref.ref(models["dropped"].pipeline.transformer)
+    models.clear()
     gc.collect()
     assert network() is None
     engine.close()

@@ -1,4 +1,4 @@
-"""One thing computes at a time: steps take turns with other work, and finished pictures go before the rest of it."""
+"""One thread computes at a time: steps take turns with other work, and finished pictures go first in that work."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from engine.cores import CALM_SECONDS, SHARE, SPARE_SECONDS, SPARE_SHARE, Cores, Kind
 
-SOON = 10.0
-WAITED_FOR = [Kind.STEP, Kind.PICTURE, Kind.OTHER]
+TIMEOUT = 10.0
+WORK_KINDS = [Kind.STEP, Kind.PICTURE, Kind.OTHER]
 
 
 class Work:
-    """Pieces of so many seconds, each in a thread of its own, that all wait before the first is let in."""
+    """Tasks of given lengths, each in its own thread. All wait before the first may start."""
 
     def __init__(self) -> None:
         self.now, self.order = 0.0, list[str]()
@@ -27,29 +27,29 @@ class Work:
         self._gate.__enter__()
 
     def put(self, kind: Kind, name: str, seconds: float) -> None:
-        thread = threading.Thread(target=self._do, args=(kind, name, seconds))
+        thread = threading.Thread(target=self._compute, args=(kind, name, seconds))
         waiting = self.cores.waiting
         thread.start()
-        until = time.monotonic() + SOON
+        until = time.monotonic() + TIMEOUT
         while self.cores.waiting == waiting and time.monotonic() < until:
             time.sleep(0.0002)
         self._threads.append(thread)
 
-    def _do(self, kind: Kind, name: str, seconds: float) -> None:
+    def _compute(self, kind: Kind, name: str, seconds: float) -> None:
         with self.cores.held(kind):
             self.order.append(name)
             self.now += seconds
 
     def run(self, step: float) -> list[str]:
-        """What ran, in order, after a first step of so many seconds."""
+        """Runs all tasks after a first step of `step` seconds; returns their names in order."""
         self.now += step
         self._gate.__exit__(None, None, None)
         for thread in self._threads:
-            thread.join(SOON)
+            thread.join(TIMEOUT)
         return self.order
 
 
-def test_a_decode_comes_between_two_steps_and_never_two_long_ones() -> None:
+def test_one_long_decode_comes_between_two_steps_and_never_two() -> None:
     work = Work()
     for number in (1, 2):
         work.put(Kind.STEP, f"step {number}", 5.0)
@@ -57,7 +57,7 @@ def test_a_decode_comes_between_two_steps_and_never_two_long_ones() -> None:
     assert work.run(5.0) == ["picture 1", "step 1", "picture 2", "step 2"]
 
 
-def test_short_pieces_share_the_time_between_two_steps() -> None:
+def test_short_tasks_share_the_time_between_two_steps() -> None:
     work = Work()
     work.put(Kind.STEP, "step", 0.08)
     for number in range(5):
@@ -73,10 +73,10 @@ def test_finished_pictures_go_before_previews() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(WAITED_FOR), st.floats(0.01, 9.0)), min_size=1, max_size=8), st.floats(0.01, 9.0)
+    st.lists(st.tuples(st.sampled_from(WORK_KINDS), st.floats(0.01, 9.0)), min_size=1, max_size=8), st.floats(0.01, 9.0)
 )
 @settings(deadline=None, max_examples=25)
-def test_a_step_waits_for_its_share_of_other_work_and_one_piece(pieces: list[tuple[Kind, float]], step: float) -> None:
+def test_a_step_waits_for_the_share_of_other_work_plus_one_task(pieces: list[tuple[Kind, float]], step: float) -> None:
     work, lasts = Work(), {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
     for number, (kind, seconds) in enumerate(pieces):
         work.put(kind, str(number), seconds)
@@ -92,7 +92,7 @@ def test_a_step_waits_for_its_share_of_other_work_and_one_piece(pieces: list[tup
             since.append(seconds)
 
 
-def test_only_one_computes_at_a_time() -> None:
+def test_only_one_thread_computes_at_a_time() -> None:
     cores, inside, most = Cores(), 0, 0
     lock = threading.Lock()
 
@@ -107,11 +107,11 @@ def test_only_one_computes_at_a_time() -> None:
                 inside -= 1
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(compute, WAITED_FOR * 10))
+        list(pool.map(compute, WORK_KINDS * 10))
     assert most == 1
 
 
-def test_who_fails_leaves_the_cores() -> None:
+def test_a_failing_thread_releases_the_cores() -> None:
     cores = Cores()
     with pytest.raises(ValueError, match="no"), cores.held(Kind.STEP):
         raise ValueError("no")
@@ -119,10 +119,10 @@ def test_who_fails_leaves_the_cores() -> None:
         pass
 
 
-def test_spare_work_goes_before_no_step_nor_right_after_one() -> None:
+def test_spare_work_runs_neither_before_a_step_nor_right_after_one() -> None:
     now = 0.0
     cores = Cores(clock=lambda: now)
-    with cores.spared(SOON) as free:
+    with cores.spared(TIMEOUT) as free:
         assert free, "nothing has ever run here"
     with cores.held(Kind.STEP), cores.spared(0.001) as free:
         assert not free
@@ -130,11 +130,11 @@ def test_spare_work_goes_before_no_step_nor_right_after_one() -> None:
     with cores.spared(0.001) as free:
         assert not free, "the next step of the same job is about to come"
     now += CALM_SECONDS
-    with cores.spared(SOON) as free:
+    with cores.spared(TIMEOUT) as free:
         assert free
 
 
-def test_where_steps_never_cease_spare_work_has_its_small_share() -> None:
+def test_spare_work_gets_a_small_share_of_endless_steps() -> None:
     now, spare = 0.0, 0.0
     cores = Cores(clock=lambda: now)
     for _ in range(2000):
@@ -146,14 +146,14 @@ def test_where_steps_never_cease_spare_work_has_its_small_share() -> None:
     assert spare == pytest.approx(2000 * SPARE_SHARE - SPARE_SECONDS, abs=0.4)
 
 
-def test_on_a_card_nobody_waits() -> None:
+def test_nothing_waits_on_a_gpu() -> None:
     cores = Cores(shared=False)
     with cores.held(Kind.STEP), cores.held(Kind.PICTURE):
         pass
 
 
-def test_who_is_interrupted_while_it_waits_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by Ctrl-C in `darkroom imagine`, while the lane decodes: its end waits for the lane."""
+def test_an_interrupted_thread_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example Ctrl-C in `darkroom imagine` while the decode worker runs: the program waits for that worker."""
     cores = Cores(clock=iter([0.0, 0.0, 0.0, 0.0, 9.0]).__next__)
     with cores.held(Kind.STEP):
         pass

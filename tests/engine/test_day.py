@@ -1,4 +1,4 @@
-"""The simulated day: the same for the same seed, complete for both orders, and at its goals."""
+"""The simulated day: equal for equal seeds, complete in both orders, and at its goals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.bench.arrivals import DAY, Arrival, day
 from engine.bench.day import compared, day_rows, fairness, filled, jain, percentile
 from engine.bench.simulated import LIMIT, InTurn, Together, alone, forward_ms
 
-SOME = day(3)[:400]
+ARRIVALS = day(3)[:400]
 
 
 def test_a_day_is_in_order_and_the_same_for_its_seed() -> None:
@@ -29,36 +29,38 @@ def test_a_day_is_in_order_and_the_same_for_its_seed() -> None:
 
 @pytest.mark.parametrize("order", [Together, InTurn])
 def test_both_orders_end_every_job_once(order: type[Together] | type[InTurn]) -> None:
-    seen = order(SOME).run()
-    patient = {each.job for each in SOME if math.isinf(each.patience)}
-    assert patient <= seen.finished.keys() <= {each.job for each in SOME}
-    assert seen.finished.keys() <= seen.preview.keys()
-    assert all(seen.preview[job] <= seen.finished[job] for job in seen.finished)
-    assert all(seen.finished[each.job] >= alone(each) * (1 - 1e-9) for each in SOME if each.job in seen.finished)
-    assert all(seen.finished[each.job] <= each.patience for each in SOME if each.job in seen.finished)
-    assert 0 < filled(seen) <= 100
+    result = order(ARRIVALS).run()
+    patient = {each.job for each in ARRIVALS if math.isinf(each.patience)}
+    assert patient <= result.finished.keys() <= {each.job for each in ARRIVALS}
+    assert result.finished.keys() <= result.preview.keys()
+    assert all(result.preview[job] <= result.finished[job] for job in result.finished)
+    assert all(
+        result.finished[each.job] >= alone(each) * (1 - 1e-9) for each in ARRIVALS if each.job in result.finished
+    )
+    assert all(result.finished[each.job] <= each.patience for each in ARRIVALS if each.job in result.finished)
+    assert 0 < filled(result) <= 100
 
 
 @pytest.mark.parametrize("order", [Together, InTurn])
 def test_the_same_arrivals_give_the_same_figures(order: type[Together] | type[InTurn]) -> None:
-    assert order(SOME).run() == order(SOME).run()
+    assert order(ARRIVALS).run() == order(ARRIVALS).run()
 
 
 @pytest.mark.parametrize("order", [Together, InTurn])
 @pytest.mark.parametrize("images", [1, 2, 4])
-def test_a_job_by_itself_takes_its_time_alone(order: type[Together] | type[InTurn], images: int) -> None:
+def test_a_single_job_takes_its_time_alone(order: type[Together] | type[InTurn], images: int) -> None:
     job = Arrival("j", 5.0, "u", "g", 768, 20, images, first=4, end=16)
-    seen = order([job]).run()
-    assert seen.finished["j"] == pytest.approx(alone(job))
-    assert seen.preview["j"] == pytest.approx(forward_ms(768, images) / 1000)
+    result = order([job]).run()
+    assert result.finished["j"] == pytest.approx(alone(job))
+    assert result.preview["j"] == pytest.approx(forward_ms(768, images) / 1000)
 
 
 @pytest.mark.parametrize("order", [Together, InTurn])
-def test_who_loses_patience_frees_the_device(order: type[Together] | type[InTurn]) -> None:
-    gone, other = Arrival("gone", 0.0, "u", "g", patience=1.0), Arrival("other", 0.5, "v", "g")
-    seen = order([gone, other]).run()
-    assert "gone" not in seen.finished
-    assert seen.finished["other"] <= alone(other) + 2.0
+def test_a_user_who_gives_up_frees_the_device(order: type[Together] | type[InTurn]) -> None:
+    impatient, other = Arrival("gone", 0.0, "u", "g", patience=1.0), Arrival("other", 0.5, "v", "g")
+    result = order([impatient, other]).run()
+    assert "gone" not in result.finished
+    assert result.finished["other"] <= alone(other) + 2.0
 
 
 def test_rows_are_padded_to_the_next_bucket() -> None:
@@ -66,7 +68,7 @@ def test_rows_are_padded_to_the_next_bucket() -> None:
     assert forward_ms(512, LIMIT + 1) == forward_ms(512, LIMIT) + forward_ms(512, 1)
 
 
-def test_the_statistics_are_those_of_the_books() -> None:
+def test_the_statistics_match_textbook_values() -> None:
     assert jain([3.0, 3.0, 3.0]) == pytest.approx(1.0)
     assert jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
     assert percentile(range(1, 101), 95) == 95
@@ -80,7 +82,7 @@ def test_fairness_is_at_its_goals() -> None:
     assert [row.name for row in rows if not row.passed] == []
 
 
-def test_in_the_evening_the_first_preview_comes_sooner() -> None:
+def test_the_first_preview_comes_sooner_in_the_evening() -> None:
     rows = {row.name: row for row in compared([each for each in day(5) if 19 <= each.at / 3600 < 22])}
     assert all(row.passed for row in rows.values())
     ours, rival = (rows[f"first preview p95, {name}"].figure for name in ("ours", "one after another"))
@@ -89,7 +91,7 @@ def test_in_the_evening_the_first_preview_comes_sooner() -> None:
     assert 5 * ours < rival
 
 
-def test_without_simpy_one_sentence_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_simpy_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simpy", None)
     (row,) = day_rows()
     assert not row.passed

@@ -1,4 +1,4 @@
-"""A ladder's rungs decoded on request: by a worker that has the very model in memory, behind running pictures."""
+"""A worker decodes keyframes on request if it has that very model in memory. Running jobs go first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from bot.desk.decoding import Decoding as Asking
+from bot.desk.decoding import Decoding as DecodeClient
 from bot.images.estimates import estimates, with_thumbnails
 from bot.images.film import film
 from engine.bus import NobodyAnswers
@@ -28,29 +28,29 @@ from tests.engine.test_describing import shelf_of
 
 
 def pixels(picture: bytes | Image.Image, side: int = 64) -> np.ndarray[Any, Any]:
-    opened = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
-    return np.asarray(opened.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=np.float64)
+    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+    return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=np.float64)
 
 
 def psnr(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, np.square(one - other).mean())))
 
 
-def frames(made: bytes) -> list[Image.Image]:
-    with Image.open(io.BytesIO(made)) as opened:
-        found = []
-        for number in range(getattr(opened, "n_frames", 1)):
-            opened.seek(number)
-            found.append(opened.convert("RGB"))
-        return found
+def read_frames(content: bytes) -> list[Image.Image]:
+    with Image.open(io.BytesIO(content)) as image:
+        frames = []
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            frames.append(image.convert("RGB"))
+        return frames
 
 
-def tensor(half: bytes) -> torch.Tensor:
+def to_tensor(half: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(half, np.float16).astype(np.float32))
 
 
-async def start(shop: Shop) -> Worker:
-    """A worker with the embedded model in memory, that answers requests."""
+async def start_worker(shop: Shop) -> Worker:
+    """Starts a worker that has the embedded model in memory and answers requests."""
     bus, shelf = await shop.join(), shelf_of(shop.loaded["embedded"])
     worker = Worker(bus, Engine(shop.loaded, rows=8), shop.lane, Offer("one", "cpu", rows=8), Pulse(), shelf=shelf)
     shop.running.append((worker, asyncio.create_task(worker.run())))
@@ -60,65 +60,67 @@ async def start(shop: Shop) -> Worker:
     return worker
 
 
-async def drawn(shop: Shop, recipe: Any) -> bytes:
-    """The ladder of a finished job."""
+async def draw_ladder(shop: Shop, recipe: Any) -> bytes:
+    """Runs a job and returns its ladder."""
     await shop.bot.dispatch(replace(a_job(ladder=True), task=recipe))
-    (kept,) = [one for one in await shop.results() if isinstance(one, Picture) and one.kind == "ladder"]
-    return await shop.bot.get_blob(kept.sha256, 1 << 24)
+    (ladder,) = [one for one in await shop.results() if isinstance(one, Picture) and one.kind == "ladder"]
+    return await shop.bot.get_blob(ladder.sha256, 1 << 24)
 
 
 @pytest.mark.asyncio
-async def test_a_film_shows_what_the_decoder_makes_of_every_rung(shop: Shop) -> None:
+async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(shop: Shop) -> None:
     family: Any = shop.loaded["embedded"]
-    await start(shop)
+    await start_worker(shop)
     recipe = replace(a_job(steps=12).task, revision=family.revision)
-    ladder = await drawn(shop, recipe)
+    ladder = await draw_ladder(shop, recipe)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
-    made = await Asking(shop.bot.decode, lambda: shop.bot.workers).decode(record, ladder)
-    truths = [pixels(family.decode(tensor(one).view(family.latent_shape(64, 64)))) for one in estimates(ladder)]
-    assert len(made) == len(truths) == 12
-    assert min(psnr(pixels(one), truth) for one, truth in zip(made, truths, strict=True)) > 33, "as good as a JPEG is"
-    after, before = frames(film([with_thumbnails(ladder, made)])), frames(film([ladder]))
+    thumbnails = await DecodeClient(shop.bot.decode, lambda: shop.bot.workers).decode(record, ladder)
+    truths = [pixels(family.decode(to_tensor(one).view(family.latent_shape(64, 64)))) for one in estimates(ladder)]
+    assert len(thumbnails) == len(truths) == 12
+    assert min(psnr(pixels(one), truth) for one, truth in zip(thumbnails, truths, strict=True)) > 33, (
+        "as close as a JPEG"
+    )
+    after, before = read_frames(film([with_thumbnails(ladder, thumbnails)])), read_frames(film([ladder]))
     assert len(after) == len(before) == 12
-    near = [psnr(pixels(one), truth) for one, truth in zip(after, truths, strict=True)]
-    soft = [psnr(pixels(one), truth) for one, truth in zip(before, truths, strict=True)]
-    assert np.mean(near) > np.mean(soft) + 5
+    decoded_psnr = [psnr(pixels(one), truth) for one, truth in zip(after, truths, strict=True)]
+    estimated_psnr = [psnr(pixels(one), truth) for one, truth in zip(before, truths, strict=True)]
+    assert np.mean(decoded_psnr) > np.mean(estimated_psnr) + 5
     states = [(rung.latent, rung.history, rung.drawn) for rung in decode(ladder, Ladder).rungs]
-    again = decode(with_thumbnails(ladder, made), Ladder)
+    again = decode(with_thumbnails(ladder, thumbnails), Ladder)
     assert [(rung.latent, rung.history, rung.drawn) for rung in again.rungs] == states
 
-    asked = Asking(shop.bot.decode, lambda: shop.bot.workers)
+    client = DecodeClient(shop.bot.decode, lambda: shop.bot.workers)
     for changes in ({"revision": "other"}, {"revision": ""}, {"model": "other"}, {"width": 4096, "height": 4096}):
         record.task = replace(recipe, **changes)
-        assert await asked.decode(record, ladder) == (), changes
+        assert await client.decode(record, ladder) == (), changes
     record.task, record.pool = recipe, "another"
-    assert await asked.decode(record, ladder) == (), "latents are shown to the pool that drew them"
+    assert await client.decode(record, ladder) == (), "only the pool that drew the latents may see them"
     record.pool = "default"
-    assert await asked.decode(record, b"no ladder") == ()
-    assert await asked.decode(record, ladder) == made, "the same bits"
+    assert await client.decode(record, b"no ladder") == ()
+    assert await client.decode(record, ladder) == thumbnails, "the same bits"
 
 
 @pytest.mark.asyncio
-async def test_rungs_are_decoded_while_a_picture_is_drawn_and_what_does_not_fit_is_refused(shop: Shop) -> None:
+async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are_refused(shop: Shop) -> None:
     family: Any = shop.loaded["embedded"]
-    worker = await start(shop)
+    worker = await start_worker(shop)
     await shop.bot.dispatch(a_job(OTHER, steps=LONG))
     run = await midway(worker)
     before, shape = min(run.done.values()), family.latent_shape(64, 64)
     latents = [torch.randn(shape, generator=torch.Generator().manual_seed(k)).half() for k in range(8)]
-    wire = tuple(one.numpy().tobytes() for one in latents)
-    request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=wire)
-    found = await shop.bot.decode("default", request)
-    assert len(found) == 8
-    assert min(run.done.values()) > before, "the picture went on meanwhile"
+    contents = tuple(one.numpy().tobytes() for one in latents)
+    request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=contents)
+    thumbnails = await shop.bot.decode("default", request)
+    assert len(thumbnails) == 8
+    assert min(run.done.values()) > before, "the running job continued meanwhile"
     tiled = await shop.bot.decode("default", replace(request, tile=True))
-    assert tiled != found
+    assert tiled != thumbnails
     bad = torch.full(shape, float("inf")).half().numpy().tobytes()
     for changes, reason in (
         ({"revision": "other"}, "another version"),
         ({"width": 128}, WRONG),
-        ({"latents": (wire[0], wire[1][:-2])}, WRONG),
-        ({"latents": (wire[0], bad)}, WRONG),
+        ({"latents": (contents[0], contents[1][:-2])}, WRONG),
+        ({"latents": (contents[0], bad)}, WRONG),
         ({"width": 4096, "height": 4096}, SLOW),
     ):
         with pytest.raises(NobodyAnswers, match=reason):
@@ -129,11 +131,11 @@ async def test_rungs_are_decoded_while_a_picture_is_drawn_and_what_does_not_fit_
     answer = await shop.bot.client.request("decode.default.embedded", b"garbage", timeout=5)
     assert b"malformed" in answer.data
     assert worker._shelf._stock.users("embedded") == 1, "only the job holds the model"
-    assert await shop.bot.decode("default", request) == found
+    assert await shop.bot.decode("default", request) == thumbnails
 
 
 @pytest.mark.asyncio
-async def test_one_request_at_a_time_and_whoever_waits_at_the_end_is_told(
+async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
     affine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lane = await asyncio.to_thread(Lane, {"affine": affine})
@@ -173,52 +175,53 @@ async def test_one_request_at_a_time_and_whoever_waits_at_the_end_is_told(
 
 
 @pytest.mark.asyncio
-async def test_what_a_worker_answers_is_not_believed(shop: Shop) -> None:
-    """Not as many as were asked for, no picture, no answer at all: the film comes with what the ladder has."""
+async def test_a_workers_answers_are_validated(shop: Shop) -> None:
+    """A wrong count, bytes that are no picture, or no answer: the film then uses what the ladder has."""
     family: Any = shop.loaded["embedded"]
-    worker = await start(shop)
+    worker = await start_worker(shop)
     recipe = replace(a_job(steps=4).task, revision=family.revision)
-    ladder = await drawn(shop, recipe)
-    said = shop.bot.workers["one"]
-    presence = replace(said, models=tuple(replace(warm, decode_ms=1.0) for warm in said.models))  # however busy it is
+    ladder = await draw_ladder(shop, recipe)
+    real = shop.bot.workers["one"]
+    # It says that it decodes fast, however busy this machine is.
+    presence = replace(real, models=tuple(replace(warm, decode_ms=1.0) for warm in real.models))
     worker.drain()
     await until(lambda: shop.running[0][1].done())
     await shop.buses[-1].client.flush()
     latents = estimates(ladder)
     request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=latents)
-    with pytest.raises(NobodyAnswers, match="No worker can decode"):  # and the next worker would get every request
+    with pytest.raises(NobodyAnswers, match="No worker can decode"):  # so the next worker gets every request
         await shop.bot.decode("default", request)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
     now = [0.0]
-    asked = list[DecodeRequest]()
+    requests = list[DecodeRequest]()
     liar = await shop.join()
     answers = iter([DecodeReply(thumbnails=(b"x",)), DecodeReply(thumbnails=(b"no picture",) * 4), DecodeReply()])
 
     async def lie(request: DecodeRequest) -> DecodeReply:
-        asked.append(request)
+        requests.append(request)
         return next(answers)
 
     await liar.serve_decode(["default"], ["embedded"], lie)
     await liar.client.flush()
-    asking = Asking(shop.bot.decode, lambda: {"one": presence}, lambda: now[0])
+    client = DecodeClient(shop.bot.decode, lambda: {"one": presence}, lambda: now[0])
     for number in range(3):
-        assert await asking.decode(record, ladder) == ()
-        assert await asking.decode(record, ladder) == (), "who answers badly is left alone for a while"
-        assert len(asked) == number + 1
+        assert await client.decode(record, ladder) == ()
+        assert await client.decode(record, ladder) == (), "a worker with bad answers is not asked for a while"
+        assert len(requests) == number + 1
         now[0] += 31.0
     await liar.serve_decode(["default"], [], lie)
     await liar.client.flush()
-    assert await asking.decode(record, ladder) == ()
-    assert await Asking(shop.bot.decode, dict).decode(record, ladder) == ()
-    older = Asking(shop.bot.decode, lambda: {"one": replace(presence, v=5)})
+    assert await client.decode(record, ladder) == ()
+    assert await DecodeClient(shop.bot.decode, dict).decode(record, ladder) == ()
+    older = DecodeClient(shop.bot.decode, lambda: {"one": replace(presence, v=5)})
     assert await older.decode(record, ladder) == ()
-    assert len(frames(film([ladder]))) == 4
+    assert len(read_frames(film([ladder]))) == 4
     read = decode(ladder, Ladder)
     old = Ladder(
         job=read.job, image=read.image, of=read.of, shape=read.shape,
         rungs=tuple(replace(rung, estimate=None) for rung in read.rungs),
     )  # fmt: skip
     bare = encode(old)
-    assert (read.v, old.v, b"estimate" in bare) == (6, 5, False), "bots of version 5 refuse what they do not know"
+    assert (read.v, old.v, b"estimate" in bare) == (6, 5, False), "bots of version 5 refuse unknown fields"
     assert estimates(bare) == ()
-    assert len(frames(film([bare]))) == 4, "an older ladder is read"
+    assert len(read_frames(film([bare]))) == 4, "an older ladder is read"

@@ -1,4 +1,4 @@
-"""A picture held against texts: what is computed, and the worker that does it between the steps of running pictures."""
+"""Image-to-prompt: how texts are scored for an image, and the worker that does it between steps of running jobs."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from engine.worker.pulse import Pulse
 from tests.engine.shop import LONG, Shop, a_job, midway, until
 
 
-def png(picture: Image.Image | None = None, size: int = 64) -> bytes:
+def encode_png(picture: Image.Image | None = None, size: int = 64) -> bytes:
     out = io.BytesIO()
     (picture or Image.effect_noise((size, size), 80).convert("RGB")).save(out, "PNG")
     return out.getvalue()
 
 
-def asked(*texts: str, picture: bytes | None = None, **fields: Any) -> DescribeRequest:
-    return DescribeRequest(**({"model": "embedded", "picture": picture or png(), "texts": texts} | fields))
+def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> DescribeRequest:
+    return DescribeRequest(**({"model": "embedded", "picture": picture or encode_png(), "texts": texts} | fields))
 
 
-def warm_of(family: Family) -> Warm:
+def make_warm(family: Family) -> Warm:
     return Warm(
         name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
         max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
@@ -54,80 +54,80 @@ def warm_of(family: Family) -> Warm:
 
 
 def shelf_of(family: Family) -> Shelf:
-    """With the one model, in memory."""
-    stock, warm = Stock(10), warm_of(family)
+    """A model cache with this one model in memory."""
+    stock, warm = Stock(10), make_warm(family)
     stock.reserve(family.name, 1)
     stock.put(family.name, family)
-    return Shelf([Model(family.name, 1, warm, lambda told: family, lambda family: warm)], stock)
+    return Shelf([Model(family.name, 1, warm, lambda report: family, lambda family: warm)], stock)
 
 
-def test_an_answer_that_is_exact_has_no_error(affine: Any) -> None:
-    """Whatever the noise, its level, and what the network predicts."""
-    drawn = draws(affine, torch.randn(4, 4, 4), 0, 8)
-    assert len({one.t for one in drawn}) == 8, "each at a level of its own"
-    assert all(300 < one.t < 900 for one in drawn), "neither nearly clean nor nothing but noise"
+def test_an_exact_prediction_has_no_error(affine: Any) -> None:
+    """This holds for any noise, any noise level and any prediction type."""
+    samples = draws(affine, torch.randn(4, 4, 4), 0, 8)
+    assert len({one.t for one in samples}) == 8, "each at its own noise level"
+    assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
     exact: Any = SimpleNamespace(
         name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
         condition=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
-            [next(one.wanted for one in drawn if torch.equal(one.x, row)) for row in x]
+            [next(one.wanted for one in samples if torch.equal(one.x, row)) for row in x]
         ),
     )  # fmt: skip
-    found = errors(exact, ["a"], drawn, [Row(0, draw) for draw in range(8)], 8, "float32")
-    assert max(found) == 0.0
+    error_list = errors(exact, ["a"], samples, [Row(0, draw) for draw in range(8)], 8, "float32")
+    assert max(error_list) == 0.0
     again = draws(affine, torch.zeros(4, 4, 4), 5, 2)
-    assert [one.t for one in again] == [one.t for one in drawn[5:7]], "one fixed sequence"
+    assert [one.t for one in again] == [one.t for one in samples[5:7]], "one fixed sequence"
 
 
-def test_an_error_is_that_of_the_noise(affine: Any) -> None:
-    """The affine network predicts noise: what it errs by is its own output less the noise that was added."""
+def test_the_error_is_the_error_of_the_predicted_noise(affine: Any) -> None:
+    """The affine network predicts noise: its error is its output minus the added noise."""
     latents = torch.randn(4, 4, 4)
     (one,) = draws(affine, latents, 3, 1)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
     assert one.weight == pytest.approx(1.0)
     assert torch.allclose(one.wanted, noise, atol=1e-4)
-    (found,) = errors(affine, ["a cat"], [one], [Row(0, 0)], 1, "float32")
+    (error,) = errors(affine, ["a cat"], [one], [Row(0, 0)], 1, "float32")
     out = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._told("a cat")[None],), "float32")[0]
-    assert found == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
+    assert error == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
 
 
-def test_every_text_meets_every_draw_once_in_forwards_of_one_shape(affine: Any) -> None:
-    drawn = draws(affine, torch.randn(4, 4, 4), 0, 3)
+def test_every_text_is_scored_with_every_draw_in_forwards_of_one_shape(affine: Any) -> None:
+    samples = draws(affine, torch.randn(4, 4, 4), 0, 3)
     parts = list(chunks(5, 3, 4))
     assert [len(part) for part in parts] == [4, 4, 4, 3]
     assert [row for part in parts for row in part] == [Row(text, draw) for text in range(5) for draw in range(3)]
-    found = [one for part in parts for one in errors(affine, list("abcde"), drawn, part, 4, "float32")]
+    together = [one for part in parts for one in errors(affine, list("abcde"), samples, part, 4, "float32")]
     assert affine.shapes == [4] * 4
-    alone = [errors(affine, list("abcde"), drawn, [row], 1, "float32")[0] for part in parts for row in part]
-    assert found == pytest.approx(alone, rel=1e-5)
+    one_by_one = [errors(affine, list("abcde"), samples, [row], 1, "float32")[0] for part in parts for row in part]
+    assert together == pytest.approx(one_by_one, rel=1e-5)
     with pytest.raises(Unfit, match="not finite"):
-        errors(type(affine)(affine.scheduler_config, "b"), ["b"], drawn, [Row(0, 0)], 1, "float32")
+        errors(type(affine)(affine.scheduler_config, "b"), ["b"], samples, [Row(0, 0)], 1, "float32")
 
 
 @pytest.mark.parametrize("kind", ["sd", "latent_consistency", "sdxl", "sd3", "flux", "zimage", "sana"])
-def test_every_family_can_be_asked(kind: str, tmp_path: Path) -> None:
+def test_every_family_can_score_texts(kind: str, tmp_path: Path) -> None:
     build(kind, tmp_path / kind)
     family = families.load(str(tmp_path / kind), tmp_path)
-    latents = whole(png(size=90), family)
+    latents = whole(encode_png(size=90), family)
     assert tuple(latents.shape) == tuple(family.latent_shape(family.size, family.size))
-    drawn = draws(family, latents, 0, 2)
-    found = errors(family, ["a fox", "a red car in the snow"], drawn, next(chunks(2, 2, 4)), 4, "float32")
-    assert len(found) == 4
-    assert all(0 < one < 100 for one in found)
+    samples = draws(family, latents, 0, 2)
+    error_list = errors(family, ["a fox", "a red car in the snow"], samples, next(chunks(2, 2, 4)), 4, "float32")
+    assert len(error_list) == 4
+    assert all(0 < one < 100 for one in error_list)
 
 
-def test_the_embedded_model_knows_its_own_fox(embedded: Any) -> None:
+def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
     plan = embedded.plan("dpmpp_2m", 15, 0.0, 64, 64)
     drawing = drawing_of(embedded, embedded.encode("fox, white background"), 4.0, initial(embedded, 7))
-    latents = whole(png(embedded.decode(develop(embedded, plan, [drawing])[0])), embedded)
+    latents = whole(encode_png(embedded.decode(develop(embedded, plan, [drawing])[0])), embedded)
     texts = ["fox", "car", "owl", "banana", "guitar", "wolf", "fox, blue background"]
-    drawn, rows = draws(embedded, latents, 0, 2), next(chunks(len(texts), 2, 14))
-    found = torch.tensor(errors(embedded, texts, drawn, rows, 14, "float32")).view(len(texts), 2).mean(dim=1)
-    assert texts[int(found.argmin())] == "fox"
+    samples, rows = draws(embedded, latents, 0, 2), next(chunks(len(texts), 2, 14))
+    mean_errors = torch.tensor(errors(embedded, texts, samples, rows, 14, "float32")).view(len(texts), 2).mean(dim=1)
+    assert texts[int(mean_errors.argmin())] == "fox"
 
 
 @pytest.mark.asyncio
-async def test_a_worker_describes_between_the_steps_of_a_running_picture(shop: Shop) -> None:
+async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Shop) -> None:
     family = shop.loaded["embedded"]
     bus = await shop.join()
     worker = Worker(
@@ -138,14 +138,14 @@ async def test_a_worker_describes_between_the_steps_of_a_running_picture(shop: S
     await bus.client.flush()
     await shop.bot.dispatch(a_job(steps=LONG))
     run = await midway(worker)
-    before, request = min(run.done.values()), asked("a fox", "a car", "", draws=8)
-    found = await shop.bot.describe(request)
-    assert [len(one) for one in found] == [8, 8, 8]
-    assert min(run.done.values()) > before, "the picture went on meanwhile"
-    assert found == await shop.bot.describe(request), "the same bits, whatever else runs"
+    before, request = min(run.done.values()), make_request("a fox", "a car", "", draws=8)
+    scores = await shop.bot.describe(request)
+    assert [len(one) for one in scores] == [8, 8, 8]
+    assert min(run.done.values()) > before, "the running job continued meanwhile"
+    assert scores == await shop.bot.describe(request), "the same bits, whatever else runs"
     for request, reason in (
-        (asked("a", picture=b"no picture"), "cannot be read"),
-        (asked("a", model="other"), "No worker that is online has other in memory"),
+        (make_request("a", picture=b"no picture"), "cannot be read"),
+        (make_request("a", model="other"), "No worker that is online has other in memory"),
     ):  # fmt: skip
         with pytest.raises(NobodyAnswers, match=reason):
             await shop.bot.describe(request)
@@ -154,8 +154,8 @@ async def test_a_worker_describes_between_the_steps_of_a_running_picture(shop: S
     assert worker._shelf._stock.users("embedded") == 1, "only the job holds the model"
 
 
-class Crowd:
-    """A worker's `Describing` over the affine network, whose thread stands still until `go`."""
+class DescribingHarness:
+    """A worker's `Describing` over the affine network. Its thread waits until `go` is set."""
 
     def __init__(self, affine: Any) -> None:
         self.go, self.calls = asyncio.Event(), 0
@@ -170,83 +170,85 @@ class Crowd:
         return await asyncio.to_thread(act, None)
 
     async def answer(self, *texts: str, **fields: Any) -> DescribeReply:
-        return await self.describing.answer(asked(*texts, model="affine", **fields))
+        return await self.describing.answer(make_request(*texts, model="affine", **fields))
 
 
 @pytest.mark.asyncio
-async def test_one_request_at_a_time_and_none_at_the_end(affine: Any) -> None:
-    crowd = await asyncio.to_thread(Crowd, affine)
-    first = asyncio.create_task(crowd.answer("a", "b"))
-    await until(lambda: crowd.calls)
-    assert (await crowd.answer("c")).error == BUSY
-    crowd.describing.close()
+async def test_one_request_runs_at_a_time_and_none_after_closing(affine: Any) -> None:
+    harness = await asyncio.to_thread(DescribingHarness, affine)
+    first = asyncio.create_task(harness.answer("a", "b"))
+    await until(lambda: harness.calls)
+    assert (await harness.answer("c")).error == BUSY
+    harness.describing.close()
     assert (await first).error == ENDING
-    assert (await crowd.answer("c")).error == ENDING
-    assert crowd.shelf._stock.users("affine") == 0
-    await asyncio.to_thread(crowd.lane.close)
+    assert (await harness.answer("c")).error == ENDING
+    assert harness.shelf._stock.users("affine") == 0
+    await asyncio.to_thread(harness.lane.close)
 
 
 @pytest.mark.asyncio
-async def test_what_goes_wrong_is_a_sentence_and_the_next_request_is_answered(
+async def test_an_error_is_answered_with_a_sentence_and_the_next_request_works(
     affine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crowd = await asyncio.to_thread(Crowd, affine)
-    crowd.go.set()
+    harness = await asyncio.to_thread(DescribingHarness, affine)
+    harness.go.set()
     affine.memory = 2
-    halved = await crowd.answer("a", "b", draws=4)
-    assert [len(one) for one in halved.errors] == [4, 4]
-    assert max(affine.shapes) == 2, "less at once, where memory runs out"
+    reply = await harness.answer("a", "b", draws=4)
+    assert [len(one) for one in reply.errors] == [4, 4]
+    assert max(affine.shapes) == 2, "smaller forwards if memory runs out"
     affine.memory = 0
-    assert "not enough memory" in (await crowd.answer("a")).error
+    assert "not enough memory" in (await harness.answer("a")).error
     affine.memory = 100
-    assert "cannot be read" in (await crowd.answer("a", picture=b"x")).error
+    assert "cannot be read" in (await harness.answer("a", picture=b"x")).error
     monkeypatch.setattr(affine, "denoise", lambda *arguments: 1 / 0)
-    assert (await crowd.answer("a")).error == "The model failed at this picture."
+    assert (await harness.answer("a")).error == "The model failed at this picture."
     monkeypatch.undo()
     monkeypatch.setattr(worker_describing, "SECONDS", 0.0)
-    assert "too slow" in (await crowd.answer("a")).error
+    assert "too slow" in (await harness.answer("a")).error
     monkeypatch.undo()
-    assert (await crowd.describing.answer(asked("a", model="sdxl"))).error.startswith("The model sdxl is not in memory")
-    assert (await crowd.answer("a", revision="other")).error.startswith("This worker has another version of affine")
-    assert len((await crowd.answer("a", revision="r1")).errors) == 1
-    await asyncio.to_thread(crowd.lane.close)
+    assert (await harness.describing.answer(make_request("a", model="sdxl"))).error.startswith(
+        "The model sdxl is not in memory"
+    )
+    assert (await harness.answer("a", revision="other")).error.startswith("This worker has another version of affine")
+    assert len((await harness.answer("a", revision="r1")).errors) == 1
+    await asyncio.to_thread(harness.lane.close)
 
 
 @pytest.mark.asyncio
-async def test_forwards_are_as_short_as_the_device_is_slow(affine: Any) -> None:
+async def test_a_slower_device_gets_smaller_forwards(affine: Any) -> None:
     for row_ms, rows in ((1.0, 8), (300.0, 3), (5000.0, 1)):
-        crowd = await asyncio.to_thread(Crowd, affine)
-        crowd.go.set()
-        model = crowd.shelf._models["affine"]
+        harness = await asyncio.to_thread(DescribingHarness, affine)
+        harness.go.set()
+        model = harness.shelf._models["affine"]
         model.warm = replace(model.warm, row_ms=row_ms)
         affine.shapes.clear()
-        await crowd.answer(*"abcdefgh")
+        await harness.answer(*"abcdefgh")
         assert set(affine.shapes) == {rows}
-        await asyncio.to_thread(crowd.lane.close)
+        await asyncio.to_thread(harness.lane.close)
 
 
 @pytest.mark.asyncio
-async def test_another_worker_is_asked_where_one_cannot_say(shop: Shop) -> None:
-    asked_of: list[str] = []
+async def test_a_request_refused_by_one_worker_goes_to_another(shop: Shop) -> None:
+    requested_models: list[str] = []
 
     async def busy(request: DescribeRequest) -> DescribeReply:
-        asked_of.append(request.model)
-        elsewhere = len(asked_of) < 3
-        return DescribeReply(error=BUSY, elsewhere=True) if elsewhere else DescribeReply(errors=((0.5,),))
+        requested_models.append(request.model)
+        is_refused = len(requested_models) < 3
+        return DescribeReply(error=BUSY, elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
 
     worker = await shop.join()
     await worker.serve_describe(["embedded"], busy)
     await worker.client.flush()
-    assert await shop.bot.describe(asked("a", draws=1)) == ((0.5,),)
-    assert len(asked_of) == 3
-    await worker.serve_describe(["other"], busy)  # that one is not in memory any more
+    assert await shop.bot.describe(make_request("a", draws=1)) == ((0.5,),)
+    assert len(requested_models) == 3
+    await worker.serve_describe(["other"], busy)  # `embedded` is no longer in memory
     await worker.client.flush()
     with pytest.raises(NobodyAnswers, match="has embedded in memory"):
-        await shop.bot.describe(asked("a", draws=1))
+        await shop.bot.describe(make_request("a", draws=1))
 
 
 @pytest.mark.asyncio
-async def test_an_answer_that_does_not_fit_the_request_is_none(shop: Shop) -> None:
+async def test_an_answer_that_does_not_fit_the_request_is_refused(shop: Shop) -> None:
     worker = await shop.join()
     wrong = iter([((0.1,),), ((0.1, 0.2), (0.1,)), ()])
 
@@ -257,7 +259,7 @@ async def test_an_answer_that_does_not_fit_the_request_is_none(shop: Shop) -> No
     await worker.client.flush()
     for _ in range(3):
         with pytest.raises(NobodyAnswers, match="wrong number"):
-            await shop.bot.describe(asked("a", "b", draws=2))
+            await shop.bot.describe(make_request("a", "b", draws=2))
     bus: Bus = shop.bot
 
     async def odd(msg: Any) -> None:
@@ -265,4 +267,4 @@ async def test_an_answer_that_does_not_fit_the_request_is_none(shop: Shop) -> No
 
     await bus.client.subscribe("describe.odd", cb=odd)
     with pytest.raises(NobodyAnswers, match="did not answer"):
-        await shop.bot.describe(asked("a", model="odd"))
+        await shop.bot.describe(make_request("a", model="odd"))

@@ -1,4 +1,4 @@
-"""Words that weigh more, and long texts: any text can be read, and one that asks for nothing reads as it always did."""
+"""Weighted words and long texts: any text can be read, and text without brackets is encoded as before."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tests.engine.test_real_families import by_engine, error
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
 Make = Callable[..., Any]
-BRACKETED = st.text(alphabet="ab ()[]:\\.,-+19é\n", max_size=60)
+BRACKET_TEXTS = st.text(alphabet="ab ()[]:\\.,-+19é\n", max_size=60)
 
 
 @pytest.fixture(scope="module")
-def opened() -> Callable[[str], Any]:
+def load_family() -> Callable[[str], Any]:
     """A family around a small pipeline of a kind."""
-    known: dict[str, Any] = {}
+    families: dict[str, Any] = {}
 
     def family(kind: str) -> Any:
-        if kind not in known:
+        if kind not in families:
             torch.manual_seed(0)
             pipeline = KINDS[kind]()
             pipeline.set_progress_bar_config(disable=True)
-            known[kind] = BY_PIPELINE.get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
-        return known[kind]
+            families[kind] = BY_PIPELINE.get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
+        return families[kind]
 
     return family
 
@@ -61,17 +61,17 @@ def opened() -> Callable[[str], Any]:
         ("(猫:1.3)", [("猫", 1.3)]),
     ],
 )
-def test_brackets_weigh_what_they_enclose(text: str, expected: list[tuple[str, float]]) -> None:
-    found = pieces(text)
-    assert [piece.text for piece in found] == [words for words, _ in expected]
-    assert [piece.weight for piece in found] == pytest.approx([weight for _, weight in expected])
+def test_brackets_weight_the_words_inside(text: str, expected: list[tuple[str, float]]) -> None:
+    parts = pieces(text)
+    assert [piece.text for piece in parts] == [words for words, _ in expected]
+    assert [piece.weight for piece in parts] == pytest.approx([weight for _, weight in expected])
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "a cat", "a cat :)", ":( sad", "a) b(", "f() and []", "((((", "(a]", "a: b", "(open:1.2", "C:\\x", "1:2)"],
 )  # fmt: skip
-def test_brackets_that_are_none_are_characters(text: str) -> None:
+def test_unmatched_brackets_are_plain_characters(text: str) -> None:
     assert list(pieces(text)) == [(text, 1.0)]
 
 
@@ -80,26 +80,26 @@ def test_a_number_that_is_no_weight_is_text(text: str) -> None:
     assert list(pieces(text)) == [(text[1:-1], 1.1)]
 
 
-def test_escaped_brackets_are_meant() -> None:
+def test_escaped_brackets_are_plain_characters() -> None:
     assert list(pieces(r"a \(b\) \[c\] \\ (d)")) == [("a (b) [c] \\ ", 1.0), ("d", 1.1)]
 
 
-@given(BRACKETED | st.text(max_size=40))
+@given(BRACKET_TEXTS | st.text(max_size=40))
 def test_any_text_can_be_read(text: str) -> None:
-    found = pieces(text)
-    assert found
-    assert all(abs(piece.weight) <= STRONGEST for piece in found)
-    assert all(one.weight != other.weight for one, other in pairwise(found))
+    parts = pieces(text)
+    assert parts
+    assert all(abs(piece.weight) <= STRONGEST for piece in parts)
+    assert all(one.weight != other.weight for one, other in pairwise(parts))
     assert re.sub(r"[()\[\]\\:.\d\s+-]", "", plain(text)) == re.sub(r"[()\[\]\\:.\d\s+-]", "", text)
 
 
-@given(BRACKETED)
-def test_what_is_escaped_comes_back(text: str) -> None:
+@given(BRACKET_TEXTS)
+def test_escaped_text_comes_back_unchanged(text: str) -> None:
     assert list(pieces(re.sub(r"([()\[\]\\])", r"\\\1", text))) == [(text, 1.0)]
 
 
 @given(st.text(alphabet="abc :.,1", max_size=30))
-def test_without_brackets_nothing_changes(text: str) -> None:
+def test_text_without_brackets_is_unchanged(text: str) -> None:
     assert list(pieces(text)) == [(text, 1.0)]
 
 
@@ -118,7 +118,7 @@ NUMBERS = (
     | st.from_regex(r"[+-]?\d{0,4}\.?\d{0,9}", fullmatch=True)
     | st.sampled_from(["1.0000000", "10", "10.0", "10.01", "٢", "1.٢", " 1.2 ", "+.5", "00001", "1."])
 )
-MARKED = st.recursive(
+WEIGHTED_TEXTS = st.recursive(
     WORDS | st.sampled_from([r"\(", r"\]", r"\\"]),
     lambda inner: (
         inner.map(lambda text: f"({text}x)")
@@ -131,19 +131,19 @@ MARKED = st.recursive(
 
 
 @settings(max_examples=300)
-@given(MARKED)
+@given(WEIGHTED_TEXTS)
 def test_the_word_filter_reads_what_the_engine_reads(text: str) -> None:
-    """Of brackets that are closed around words; it takes more away where the engine takes brackets for characters."""
+    """This holds for closed brackets around words. Brackets that are characters to the engine may be removed too."""
     assert bare(text) == plain(text)
 
 
 @pytest.mark.parametrize("number", ["1.0000000", "00000001", "٢", "1.٢"])
-def test_a_number_that_the_word_filter_does_not_take_away_is_text_to_the_engine(number: str) -> None:
+def test_a_number_that_the_word_filter_keeps_is_text_to_the_engine(number: str) -> None:
     text = f"g(or:{number})e"
     assert plain(text) == bare(text) == f"gor:{number}e"
 
 
-def naive(factors: list[float]) -> float:
+def clamp_product(factors: list[float]) -> float:
     weight = 1.0
     for factor in factors:
         weight = max(-STRONGEST, min(STRONGEST, weight * factor))
@@ -151,11 +151,11 @@ def naive(factors: list[float]) -> float:
 
 
 @given(st.lists(st.sampled_from(["10", "9", "-3", "0.1", "0.01", "0", "-0.5", "1.1"]), max_size=12))
-def test_every_factor_stays_within_the_strongest_from_the_inside_out(numbers: list[str]) -> None:
+def test_nested_factors_are_clamped_from_the_inside_out(numbers: list[str]) -> None:
     text = "word"
     for number in numbers:
         text = f"({text}:{number})"
-    assert pieces(text)[0] == ("word", pytest.approx(naive([float(number) for number in numbers])))
+    assert pieces(text)[0] == ("word", pytest.approx(clamp_product([float(number) for number in numbers])))
 
 
 @pytest.mark.parametrize(
@@ -170,22 +170,22 @@ def test_every_factor_stays_within_the_strongest_from_the_inside_out(numbers: li
         lambda n: "(" * n + "(a:0)" + ":10)" * n,
     ],
 )
-def test_reading_takes_time_as_the_text_is_long(shape: Callable[[int], str]) -> None:
-    """Sixteen times the text, at most some sixteen times the time: a square would be 256."""
+def test_reading_time_grows_linearly_with_the_text(shape: Callable[[int], str]) -> None:
+    """Sixteen times the text takes about sixteen times as long. Quadratic reading would take 256 times."""
 
     def seconds(text: str) -> float:
         best = float("inf")
         for _ in range(5):
             pieces.cache_clear()
-            begun = time.process_time()
+            begin = time.process_time()
             pieces(text)
-            best = min(best, time.process_time() - begun)
+            best = min(best, time.process_time() - begin)
         return best
 
     assert seconds(shape(8000)) < 64 * seconds(shape(500))
 
 
-def asked(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
+def make_recipe(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
     side = min(64, family.size)
     defaults: dict[str, Any] = {
         "model": family.name, "sampler": "ddim" if family.name == "sd" else "euler", "steps": 2, "width": side,
@@ -194,7 +194,7 @@ def asked(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
     return make(*texts, **(defaults | fields))
 
 
-def by_encoders(family: Any, text: str) -> torch.Tensor:
+def encode_with_pipeline(family: Any, text: str) -> torch.Tensor:
     """The pipeline's own states of a text that fits."""
     with torch.inference_mode():
         return family.pipeline.encode_prompt(
@@ -203,120 +203,122 @@ def by_encoders(family: Any, text: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_a_text_that_asks_for_nothing_is_read_as_the_pipeline_reads_it(
-    opened: Make, recipe: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_text_without_weights_is_encoded_as_by_the_pipeline(
+    load_family: Make, recipe: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = opened(kind)
-    expected = by_encoders(family, "a cat")
+    family = load_family(kind)
+    expected = encode_with_pipeline(family, "a cat")
     for text in ("a cat", "(a cat:1.0)", "((a cat:0.5):2)"):
-        assert torch.equal(family.condition(text, asked(recipe, family, text))[0], expected)
+        assert torch.equal(family.condition(text, make_recipe(recipe, family, text))[0], expected)
     family._texts.clear()
-    monkeypatch.setattr(chunks, "is_plain", lambda told: False)  # the other way says the same, bit by bit
-    assert torch.equal(family.condition("a cat", asked(recipe, family, "a cat"))[0], expected)
+    monkeypatch.setattr(chunks, "is_plain", lambda parts: False)  # the path with weights gives the same bits
+    assert torch.equal(family.condition("a cat", make_recipe(recipe, family, "a cat"))[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_the_tokens_of_a_weighed_word_are_multiplied(opened: Make, recipe: Make, kind: str) -> None:
-    family, text = opened(kind), "a (bc:1.5) [d]"
-    weighed = family.condition(text, asked(recipe, family, text))
-    bare = by_encoders(family, "a bc d")
-    weights = torch.ones(len(bare), 1)
+def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe: Make, kind: str) -> None:
+    family, text = load_family(kind), "a (bc:1.5) [d]"
+    weighted = family.condition(text, make_recipe(recipe, family, text))
+    unweighted = encode_with_pipeline(family, "a bc d")
+    weights = torch.ones(len(unweighted), 1)
     weights[2:4], weights[4] = 1.5, 1 / 1.1  # after the start and "a": a letter is a token
-    expected = bare * weights
+    expected = unweighted * weights
     if kind == "sd":
-        expected *= bare.mean() / expected.mean()
-    torch.testing.assert_close(weighed[0], expected)
+        expected *= unweighted.mean() / expected.mean()
+    torch.testing.assert_close(weighted[0], expected)
     if kind == "sdxl":
-        assert torch.equal(weighed[1], family.condition("a bc d", asked(recipe, family))[1])
+        assert torch.equal(weighted[1], family.condition("a bc d", make_recipe(recipe, family))[1])
 
 
-def test_a_mean_near_nothing_does_not_blow_the_states_up(opened: Make, recipe: Make) -> None:
-    family = opened("sd")
+def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe: Make) -> None:
+    family = load_family("sd")
     for text in ("(a:-10) b", "(a cat:10)", "(a:0) (b:0)"):
-        states = family.condition(text, asked(recipe, family, text))[0]
-        assert float(states.abs().max()) <= 20 * float(by_encoders(family, "a cat").abs().max())
+        states = family.condition(text, make_recipe(recipe, family, text))[0]
+        assert float(states.abs().max()) <= 20 * float(encode_with_pipeline(family, "a cat").abs().max())
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux", "zimage", "sana"])
-def test_who_weighs_no_words_reads_them_without_the_brackets(opened: Make, recipe: Make, kind: str) -> None:
-    family = opened(kind)
+def test_families_without_word_weights_drop_the_brackets(load_family: Make, recipe: Make, kind: str) -> None:
+    family = load_family(kind)
     for text in ("(a cat:1.5)", "[a] (cat)", r"a cat"):
-        told = family.condition(text, asked(recipe, family, text))
-        for ours, expected in zip(told, family.condition("a cat", asked(recipe, family)), strict=True):
+        conditions = family.condition(text, make_recipe(recipe, family, text))
+        for ours, expected in zip(conditions, family.condition("a cat", make_recipe(recipe, family)), strict=True):
             assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_a_long_text_is_read_in_chunks(opened: Make, recipe: Make, kind: str) -> None:
-    family = opened(kind)
+def test_a_long_text_is_read_in_chunks(load_family: Make, recipe: Make, kind: str) -> None:
+    family = load_family(kind)
     size = chunks.room(family.pipeline.tokenizer)
     assert family.tokens == 3 * size
     letters = "a b c d e f g h i j " * 30  # a word is a token
     for words, count in ((2 * size + 3, 3), (size + 1, 2), (size, 1), (290, 3)):
         text = letters[: 2 * words]
-        states = family.condition(text, asked(recipe, family, text))[0]
+        states = family.condition(text, make_recipe(recipe, family, text))[0]
         parts = [letters[2 * at * size : 2 * min(words, (at + 1) * size)] for at in range(count)]
-        assert torch.equal(states, torch.cat([by_encoders(family, part) for part in parts]))
+        assert torch.equal(states, torch.cat([encode_with_pipeline(family, part) for part in parts]))
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_all_texts_of_an_image_become_equally_long(opened: Make, recipe: Make, kind: str) -> None:
-    family = opened(kind)
+def test_all_texts_of_an_image_are_padded_to_one_length(load_family: Make, recipe: Make, kind: str) -> None:
+    family = load_family(kind)
     size = chunks.room(family.pipeline.tokenizer)
     long = "a " * (size + 3)
-    both = asked(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
+    both = make_recipe(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
     shapes = {family.condition(text, both)[0].shape for text in (long, "a cat")}
     shapes.add(family.condition("a dog", both, negative=True)[0].shape)
     shapes.add(family.condition("", both, negative=True)[0].shape)
     assert [shape[0] for shape in shapes] == [2 * (size + 2)]
     padded = family.condition("a cat", both)[0]
-    assert torch.equal(padded, torch.cat([by_encoders(family, "a cat"), by_encoders(family, "")]))
-    negative = asked(recipe, family, "a cat", negative=long)
+    assert torch.equal(padded, torch.cat([encode_with_pipeline(family, "a cat"), encode_with_pipeline(family, "")]))
+    negative = make_recipe(recipe, family, "a cat", negative=long)
     assert len(family.condition("a cat", negative)[0]) == 2 * (size + 2)
-    unused = asked(recipe, family, "a cat", negative=long, guidance=1.0)
+    unused = make_recipe(recipe, family, "a cat", negative=long, guidance=1.0)
     assert len(family.condition("a cat", unused)[0]) == size + 2
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
-def test_long_and_short_jobs_are_each_as_if_alone(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str
+def test_jobs_with_long_and_short_prompts_each_match_their_run_alone(
+    load_family: Make, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
-    """And the long one is what the pipeline makes of the same states."""
-    family = opened(kind)
+    """The long one also matches the pipeline with the same text states."""
+    family = load_family(kind)
     long = "a b c d e f g h " * 9
-    jobs = [job(asked(recipe, family, text), user=text[:5]) for text in (long, "a cat", "(a:1.4) cat")]
-    alone = [by_engine(family, each.task, job, finish)[0] for each in jobs]
+    jobs = [job(make_recipe(recipe, family, text), user=text[:5]) for text in (long, "a cat", "(a:1.4) cat")]
+    single_runs = [by_engine(family, each.task, job, finish)[0] for each in jobs]
     engine = Engine({kind: family})
     for each in jobs:
         engine.add(each)
     together = finish(engine)
-    for each, expected in zip(jobs, alone, strict=True):
+    for each, expected in zip(jobs, single_runs, strict=True):
         assert error(together[each.id, 0], expected) <= 1e-5
-    assert error(alone[0], from_states(family, jobs[0].task)) <= 1e-4
+    assert error(single_runs[0], draw_with_pipeline(family, jobs[0].task)) <= 1e-4
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("text", ["a (b:1.5) cat", "a b c d e f g h " * 9])
-def test_a_picture_that_goes_whole_through_the_pipeline_reads_the_same(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, text: str
+def test_a_whole_pipeline_uses_the_same_text_states(
+    load_family: Make, recipe: Make, job: Make, finish: Make, kind: str, text: str
 ) -> None:
-    family = opened(kind)
-    one = asked(recipe, family, text, sampler="heun", negative="a [dog]")
+    family = load_family(kind)
+    one = make_recipe(recipe, family, text, sampler="heun", negative="a [dog]")
     (ours,) = by_engine(family, one, job, finish)
-    assert error(ours, from_states(family, one)) <= 1e-4
-    bare = asked(recipe, family, "a b cat", sampler="heun", negative="a dog")
-    assert error(ours, by_engine(family, bare, job, finish)[0]) > 1e-4
+    assert error(ours, draw_with_pipeline(family, one)) <= 1e-4
+    unweighted = make_recipe(recipe, family, "a b cat", sampler="heun", negative="a dog")
+    assert error(ours, by_engine(family, unweighted, job, finish)[0]) > 1e-4
 
 
-def from_states(family: Any, recipe: Any) -> torch.Tensor:
-    """By the pipeline itself, which takes states of any length."""
+def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
+    """The pipeline's own latents; it takes states of any length."""
     pipeline: Any = type(family.pipeline)(**family.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
-    told = family.condition(recipe.concepts[0].text, recipe)
+    conditions = family.condition(recipe.concepts[0].text, recipe)
     empty = family.condition(recipe.negative, recipe, negative=True)
     names = ("prompt_embeds", "pooled_prompt_embeds")
-    states = {name: part[None] for name, part in zip(names, told[: 2 if family.name == "sdxl" else 1], strict=False)}
+    states = {
+        name: part[None] for name, part in zip(names, conditions[: 2 if family.name == "sdxl" else 1], strict=False)
+    }
     states |= {f"negative_{name}": part[None] for (name, _), part in zip(list(states.items()), empty, strict=False)}
     return pipeline(
         num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, width=recipe.width, height=recipe.height,
@@ -325,10 +327,10 @@ def from_states(family: Any, recipe: Any) -> torch.Tensor:
     ).images[0]  # fmt: skip
 
 
-def test_the_embedded_model_weighs_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
-    """It has never seen more, so more would be noise to it."""
-    bare, weighed = embedded.encode("apple, blue background"), embedded.encode("apple, (blue:1.5) background")
-    assert weighed.shape == embedded.encode("very " * 60).shape == (24, 384)
-    factor = (weighed / bare).nan_to_num(1.0).median(dim=1).values
+def test_the_embedded_model_weights_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
+    """It was trained on no more, so more would be noise to it."""
+    unweighted, weighted = embedded.encode("apple, blue background"), embedded.encode("apple, (blue:1.5) background")
+    assert weighted.shape == embedded.encode("very " * 60).shape == (24, 384)
+    factor = (weighted / unweighted).nan_to_num(1.0).median(dim=1).values
     assert factor.tolist() == pytest.approx([1.0] * 3 + [1.5] + [1.0] * 20)
     assert torch.equal(embedded.encode("(very:1.0) red"), embedded.encode("very red"))

@@ -1,4 +1,4 @@
-"""The engine's promises on an affine network: many samplers in one forward, cancel, memory, spoilt rows, snapshots."""
+"""The engine on an affine network: many samplers in one forward, cancelling, memory, non-finite rows, snapshots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.unfit import Unfit
 Make = Callable[..., Any]
 
 
-def alone(affine: Any, job: Job, finish: Make) -> dict[int, torch.Tensor]:
+def run_alone(affine: Any, job: Job, finish: Make) -> dict[int, torch.Tensor]:
     engine = Engine({"affine": affine})
     engine.add(job)
     return {image: latents for (_, image), latents in finish(engine).items()}
@@ -42,14 +42,16 @@ def test_different_samplers_steps_and_texts_share_a_forward(affine: Any, recipe:
     assert affine.shapes[0] == 16  # 2 + 2·2 + 1 + 4 rows, padded to a bucket
     assert len(affine.shapes) == 12  # as many forwards as the longest has steps
     for each in jobs:
-        for image, latents in alone(affine, each, finish).items():
+        for image, latents in run_alone(affine, each, finish).items():
             torch.testing.assert_close(together[each.id, image], latents, rtol=1e-6, atol=1e-6)
 
 
-def test_one_step_is_guidance_and_the_table(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+def test_one_step_applies_guidance_and_the_plans_coefficients(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
     concepts = (Concept("sea", 2.0), Concept("red", -0.5))
     one = recipe(sampler="ddim", steps=1, guidance=3.0, concepts=concepts, negative="fog")
-    got = alone(affine, job(one), finish)[0]
+    latents = run_alone(affine, job(one), finish)[0]
     row = plan(affine.scheduler_config, "ddim", 1).table[0]
     x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(7))
     u, sea, red = (
@@ -57,7 +59,7 @@ def test_one_step_is_guidance_and_the_table(affine: Any, recipe: Make, job: Make
         for text in ("fog", "sea", "red")
     )
     out = u + 3.0 * (2.0 * (sea - u) - 0.5 * (red - u))
-    torch.testing.assert_close(got, (row[2] * x + row[3] * out).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(latents, (row[2] * x + row[3] * out).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +71,7 @@ def test_one_step_is_guidance_and_the_table(affine: Any, recipe: Make, job: Make
         {"guidance": 1.0, "concepts": (Concept("a", 0.5), Concept("b", 0.5))},
     ],
 )  # fmt: skip
-def test_the_rows_that_are_charged_are_the_rows_that_run(
-    affine: Any, recipe: Make, fields: dict[str, Any], job: Make
-) -> None:
+def test_the_charged_rows_are_the_rows_that_run(affine: Any, recipe: Make, fields: dict[str, Any], job: Make) -> None:
     engine = Engine({"affine": affine}, buckets=tuple(range(1, 33)))
     one = recipe(**fields)
     engine.add(job(one))
@@ -79,12 +79,10 @@ def test_the_rows_that_are_charged_are_the_rows_that_run(
     assert affine.shapes == [rows(one)]
 
 
-def test_where_guidance_cancels_the_empty_text_it_costs_no_row(
-    affine: Any, recipe: Make, job: Make, finish: Make
-) -> None:
+def test_the_empty_text_takes_no_row_if_guidance_cancels_it(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     halves = (Concept("a", 0.5), Concept("b", 0.5))
-    plain = alone(affine, job(recipe(guidance=1.0, concepts=halves)), finish)[0]
-    almost = alone(affine, job(recipe(guidance=1.0 + 1e-6, concepts=halves)), finish)[0]
+    plain = run_alone(affine, job(recipe(guidance=1.0, concepts=halves)), finish)[0]
+    almost = run_alone(affine, job(recipe(guidance=1.0 + 1e-6, concepts=halves)), finish)[0]
     torch.testing.assert_close(plain, almost, rtol=1e-4, atol=1e-4)
 
 
@@ -92,10 +90,12 @@ def test_where_guidance_cancels_the_empty_text_it_costs_no_row(
 def test_a_variation_moves_away_from_its_parent_by_its_strength(
     affine: Any, recipe: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    """DDPM draws at every step, so the whole stream has to follow the parent's."""
-    parent = alone(affine, job(recipe(sampler=sampler, steps=30, count=3)), finish)[2]
+    """DDPM draws noise at every step, so the whole noise stream must follow the parent's."""
+    parent = run_alone(affine, job(recipe(sampler=sampler, steps=30, count=3)), finish)[2]
     same, near, far = (
-        alone(affine, job(recipe(sampler=sampler, steps=30, seed=99, lineage=(Ancestor(7, 2, strength),))), finish)[0]
+        run_alone(affine, job(recipe(sampler=sampler, steps=30, seed=99, lineage=(Ancestor(7, 2, strength),))), finish)[
+            0
+        ]
         for strength in (0.0, 0.1, 0.8)
     )
     torch.testing.assert_close(same, parent, rtol=1e-5, atol=1e-5)
@@ -110,7 +110,9 @@ def test_forwards_are_padded_to_buckets(affine: Any, recipe: Make, job: Make) ->
     assert affine.shapes == [2, 8, 16]
 
 
-def test_a_pinned_bucket_shares_only_with_its_like(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+def test_a_pinned_bucket_shares_forwards_only_with_the_same_bucket(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
     engine = Engine({"affine": affine})
     engine.add(job(recipe(bucket=4, count=3, steps=4)))
     engine.add(job(recipe(steps=4)))
@@ -118,7 +120,7 @@ def test_a_pinned_bucket_shares_only_with_its_like(affine: Any, recipe: Make, jo
     assert sorted(affine.shapes) == [2] * 4 + [4] * 8  # six rows go in two forwards of exactly four
 
 
-def test_more_rows_than_the_cap_take_turns(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+def test_more_rows_than_the_batch_limit_take_turns(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     engine = Engine({"affine": affine}, rows=8)
     for user in range(5):
         engine.add(job(recipe(count=4, steps=5), user=str(user)))
@@ -127,14 +129,16 @@ def test_more_rows_than_the_cap_take_turns(affine: Any, recipe: Make, job: Make,
     assert len(affine.shapes) == 5 * 8 * 5 / 8
 
 
-def test_an_image_with_more_rows_than_the_cap_runs_in_several_forwards(affine: Any, recipe: Make, job: Make) -> None:
+def test_an_image_with_more_rows_than_the_batch_limit_runs_in_several_forwards(
+    affine: Any, recipe: Make, job: Make
+) -> None:
     engine = Engine({"affine": affine}, rows=2)
     engine.add(job(recipe(concepts=(Concept("a"), Concept("b"), Concept("c"), Concept("d")))))
     assert isinstance(engine.step()[0], Stepped)
     assert affine.shapes == [2, 2, 2]
 
 
-def test_events_tell_the_whole_story(affine: Any, recipe: Make, job: Make) -> None:
+def test_events_report_every_step_and_the_finished_images(affine: Any, recipe: Make, job: Make) -> None:
     engine, one = Engine({"affine": affine}), job(recipe(steps=3, count=2))
     assert engine.step() == []
     engine.add(one)
@@ -151,7 +155,7 @@ def test_events_tell_the_whole_story(affine: Any, recipe: Make, job: Make) -> No
     assert engine.step() == []
 
 
-def test_x0_comes_only_for_the_watched(affine: Any, recipe: Make, job: Make) -> None:
+def test_x0_is_reported_only_for_watched_jobs(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine})
     watched, unseen = job(recipe(steps=20)), job(recipe(steps=20))
     for each in (watched, unseen):
@@ -162,7 +166,7 @@ def test_x0_comes_only_for_the_watched(affine: Any, recipe: Make, job: Make) -> 
     assert all(event.x0 is not None for event in steps if event.job == watched.id)
 
 
-def test_the_ladder_is_gathered_with_states_to_go_on_from(affine: Any, recipe: Make, job: Make) -> None:
+def test_the_ladder_has_keyframes_with_states_to_branch_from(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine})
     engine.add(job(recipe(steps=16, sampler="dpmpp_2m")))
     developed = next(event for _ in range(16) for event in engine.step() if isinstance(event, Developed))
@@ -174,26 +178,26 @@ def test_the_ladder_is_gathered_with_states_to_go_on_from(affine: Any, recipe: M
 
 def test_cancel_frees_the_rows_at_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     engine = Engine({"affine": affine}, rows=16)
-    kept, dropped = job(recipe(steps=6)), job(recipe(steps=900, count=4))
-    engine.add(kept)
-    engine.add(dropped)
+    remaining, cancelled = job(recipe(steps=6)), job(recipe(steps=900, count=4))
+    engine.add(remaining)
+    engine.add(cancelled)
     for _ in range(3):
         engine.step()
     assert engine.free_rows == 6
-    assert engine.cancel(dropped.id) == 3
-    assert engine.cancel(dropped.id) == 0
+    assert engine.cancel(cancelled.id) == 3
+    assert engine.cancel(cancelled.id) == 0
     assert engine.free_rows == 14
-    assert set(finish(engine)) == {(kept.id, 0)}
+    assert set(finish(engine)) == {(remaining.id, 0)}
 
 
-def test_adding_a_job_twice_is_adding_it_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+def test_a_job_that_is_added_twice_runs_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     engine, one = Engine({"affine": affine}), job(recipe())
     engine.add(one)
     engine.add(one)
     assert len(finish(engine)) == 1
 
 
-def test_a_spoilt_row_fails_its_job_alone(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_non_finite_row_fails_only_its_job(affine: Any, recipe: Make, job: Make) -> None:
     affine._spoilt = "poison"
     engine = Engine({"affine": affine})
     good, bad = job(recipe(steps=30)), job(recipe("poison", steps=30, count=2))
@@ -208,7 +212,7 @@ def test_a_spoilt_row_fails_its_job_alone(affine: Any, recipe: Make, job: Make) 
     assert max(event.k for event in events if isinstance(event, Stepped) and event.job == bad.id) <= 10
 
 
-def test_a_spoilt_last_step_is_noticed(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_non_finite_last_step_is_noticed(affine: Any, recipe: Make, job: Make) -> None:
     affine._spoilt = "poison"
     engine = Engine({"affine": affine})
     engine.add(job(recipe("poison", steps=3)))
@@ -220,7 +224,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_picture(
     affine: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
     jobs = [job(recipe(text, steps=6, count=2), user=text) for text in ("a", "b", "c", "d")]
-    expected = {each.id: alone(affine, each, finish) for each in jobs}
+    expected = {each.id: run_alone(affine, each, finish) for each in jobs}
     affine.memory = 5
     engine = Engine({"affine": affine})
     for each in jobs:
@@ -229,7 +233,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_picture(
         torch.testing.assert_close(latents, expected[identity][image], rtol=1e-6, atol=1e-6)
 
 
-def test_what_never_fits_fails_and_lets_the_others_live(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_job_that_never_fits_in_memory_fails_alone(affine: Any, recipe: Make, job: Make) -> None:
     affine.memory = 3
     engine = Engine({"affine": affine})
     pinned, free = job(recipe(bucket=8, steps=3)), job(recipe(steps=3))
@@ -240,8 +244,8 @@ def test_what_never_fits_fails_and_lets_the_others_live(affine: Any, recipe: Mak
     assert [event.job for event in events if isinstance(event, Developed)] == [free.id]
 
 
-def test_what_is_too_large_makes_no_other_size_slower(affine: Any, recipe: Make, job: Make) -> None:
-    affine.memory_of = {8: 0}  # latents of so many columns never fit
+def test_a_size_that_never_fits_does_not_shrink_batches_of_other_sizes(affine: Any, recipe: Make, job: Make) -> None:
+    affine.memory_of = {8: 0}  # latents of eight columns never fit
     engine = Engine({"affine": affine})
     engine.add(job(recipe(width=64, height=64, count=4)))
     while not engine.idle:
@@ -255,13 +259,13 @@ def test_what_is_too_large_makes_no_other_size_slower(affine: Any, recipe: Make,
 @pytest.mark.parametrize(
     "text", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "CUDNN_STATUS_ALLOC_FAILED"]
 )
-def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(text: str) -> None:
+def test_out_of_memory_errors_of_cuda_libraries_are_recognised(text: str) -> None:
     assert is_out_of_memory(RuntimeError(f"CUDA error: {text}"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 @pytest.mark.parametrize("cap", [1, 4, 8])
-def test_a_pinned_forward_is_filled_whatever_the_cap(
+def test_a_pinned_forward_is_filled_at_any_batch_limit(
     affine: Any, recipe: Make, job: Make, finish: Make, cap: int
 ) -> None:
     engine = Engine({"affine": affine}, rows=cap)
@@ -270,31 +274,31 @@ def test_a_pinned_forward_is_filled_whatever_the_cap(
     assert affine.shapes == [8] * 3
 
 
-def test_who_is_not_here_is_not_watched(affine: Any, recipe: Make, job: Make) -> None:
-    engine, gone = Engine({"affine": affine}), job(recipe(steps=1))
-    engine.add(gone)
+def test_an_absent_job_is_not_watched(affine: Any, recipe: Make, job: Make) -> None:
+    engine, absent = Engine({"affine": affine}), job(recipe(steps=1))
+    engine.add(absent)
     engine.step()
-    engine.watch(gone.id)
+    engine.watch(absent.id)
     assert not engine._watched
 
 
-def failing_at(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -> None:
-    """The network raises where a text of one of these values is in the batch; for every batch where there is none."""
+def break_network(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -> None:
+    """Makes the network raise if the batch has a text with one of these values; without values, always."""
     denoise = affine.denoise
 
-    def broken(x: torch.Tensor, t: torch.Tensor, texts: Any, *rest: Any) -> torch.Tensor:
+    def fail(x: torch.Tensor, t: torch.Tensor, texts: Any, *rest: Any) -> torch.Tensor:
         if not marks or any(mark in texts[0][:, 0, 0].tolist() for mark in marks):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
         return denoise(x, t, texts, *rest)
 
-    monkeypatch.setattr(affine, "denoise", broken)
+    monkeypatch.setattr(affine, "denoise", fail)
 
 
-def test_an_error_that_one_job_causes_fails_that_job_alone(
+def test_an_error_that_one_job_causes_fails_only_that_job(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     affine.condition = lambda text, *_, **__: (torch.full((4, 2), len(text) / 16),)  # exact in float32
-    failing_at(affine, monkeypatch, len("guilty") / 16)
+    break_network(affine, monkeypatch, len("guilty") / 16)
     engine = Engine({"affine": affine})
     guilty, good = job(recipe("guilty", count=2, steps=3)), [job(recipe(text, steps=3)) for text in ("a", "be")]
     for each in (good[0], guilty, good[1]):
@@ -305,10 +309,10 @@ def test_an_error_that_one_job_causes_fails_that_job_alone(
     assert engine.idle
 
 
-def test_an_error_of_all_jobs_is_nobodys_fault_and_raised(
+def test_an_error_of_all_jobs_is_raised_and_blames_none(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing_at(affine, monkeypatch)
+    break_network(affine, monkeypatch)
     engine = Engine({"affine": affine})
     for text in ("a", "b"):
         engine.add(job(recipe(text)))
@@ -316,7 +320,7 @@ def test_an_error_of_all_jobs_is_nobodys_fault_and_raised(
         engine.step()
 
 
-def test_any_other_error_is_raised_and_nothing_has_moved(
+def test_any_other_error_is_raised_and_changes_no_state(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, one = Engine({"affine": affine}), job(recipe())
@@ -324,29 +328,27 @@ def test_any_other_error_is_raised_and_nothing_has_moved(
     engine.step()
     before = engine.snapshots(one.id, 1)
 
-    def broken(*_: object) -> torch.Tensor:
+    def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(affine, "denoise", broken)
+    monkeypatch.setattr(affine, "denoise", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         engine.step()
     assert engine.snapshots(one.id, 1) == before
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "dpmpp_2m"])
-def test_a_job_goes_on_from_its_snapshots_as_if_nothing_had_been(
-    affine: Any, recipe: Make, job: Make, sampler: str
-) -> None:
+def test_a_job_resumes_exactly_from_its_snapshots(affine: Any, recipe: Make, job: Make, sampler: str) -> None:
     one = job(recipe(sampler=sampler, eta=0.5, steps=60, count=2, bucket=4))
-    whole, broken, resumed = (Engine({"affine": affine}) for _ in range(3))
-    whole.add(one)
-    broken.add(one)
+    uninterrupted, interrupted, resumed = (Engine({"affine": affine}) for _ in range(3))
+    uninterrupted.add(one)
+    interrupted.add(one)
     for _ in range(23):
-        broken.step()
-    resumed.add(one, broken.snapshots(one.id, epoch=3))
-    expected = [event for _ in range(60) for event in whole.step() if isinstance(event, Developed)]
-    got = [event for _ in range(37) for event in resumed.step() if isinstance(event, Developed)]
-    for left, right in zip(expected, got, strict=True):
+        interrupted.step()
+    resumed.add(one, interrupted.snapshots(one.id, epoch=3))
+    expected = [event for _ in range(60) for event in uninterrupted.step() if isinstance(event, Developed)]
+    actual = [event for _ in range(37) for event in resumed.step() if isinstance(event, Developed)]
+    for left, right in zip(expected, actual, strict=True):
         assert torch.equal(left.latents, right.latents)
         assert [rung.step for rung in left.rungs] == [rung.step for rung in right.rungs]
         for a, b in zip(left.rungs, right.rungs, strict=True):
@@ -355,7 +357,7 @@ def test_a_job_goes_on_from_its_snapshots_as_if_nothing_had_been(
             assert a.x is None or (b.x is not None and torch.equal(a.x, b.x))
 
 
-def test_a_snapshot_of_a_finished_image_only_wants_decoding(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(steps=4))
     image = Trajectory(one, one.task, 0, plan(affine.scheduler_config, "ddpm", 4), affine)
     image.k = 4
@@ -373,7 +375,7 @@ def test_a_snapshot_of_a_finished_image_only_wants_decoding(affine: Any, recipe:
         {"x": b"\xff" * 256},        {"rungs": ((999, b"\0" * 256),)}, {"rungs": ((2, b""),)}, {"image": 3},
     ],
 )  # fmt: skip
-def test_a_spoilt_snapshot_starts_the_image_over(
+def test_a_damaged_snapshot_restarts_the_image(
     affine: Any, recipe: Make, job: Make, finish: Make, spoil: dict[str, Any]
 ) -> None:
     one, engine, fresh = job(recipe()), Engine({"affine": affine}), Engine({"affine": affine})
@@ -409,7 +411,7 @@ def test_unfit_jobs_are_refused_with_a_sentence(
     assert engine.idle
 
 
-def test_what_the_model_cannot_do_is_not_the_members_fault(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_limit_of_the_model_is_not_blamed_on_the_member(affine: Any, recipe: Make, job: Make) -> None:
     affine.scheduler_config = affine.scheduler_config | {"timestep_spacing": "leading"}  # counts to 1000 of 0…999
     with pytest.raises(Unfit) as refused:
         Engine({"affine": affine}).add(job(recipe(steps=1000)))
@@ -417,7 +419,7 @@ def test_what_the_model_cannot_do_is_not_the_members_fault(affine: Any, recipe: 
     assert refused.value.blame == "model"
 
 
-def test_an_enlargement_is_no_business_of_the_engine(affine: Any, job: Make) -> None:
+def test_the_engine_refuses_an_upscale(affine: Any, job: Make) -> None:
     with pytest.raises(Unfit):
         Engine({"affine": affine}).add(job(Enlarge(source="0" * 64)))
 

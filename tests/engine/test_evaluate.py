@@ -1,4 +1,4 @@
-"""The evaluation: measures on pictures with known answers, a judge that learns and resumes exactly, rows that hold."""
+"""The evaluation: measures on pictures with known answers, a judge that learns and resumes exactly, and rows."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def judge_trainer(settings: JudgeSettings = JudgeSettings(batch=6, warm=2, rate=
 
 
 class Book:
-    """A family whose every prompt is one known picture: what is drawn is looked up."""
+    """A stand-in for a family: `Copier` looks its pictures up."""
 
     size, name, guidance, scheduler_config = 64, "book", 3.5, {}
 
 
 class Copier(Painter):
-    """Draws what `by_prompt` gives; every other way of a painter is unused."""
+    """A painter that draws what `by_prompt` gives."""
 
     def __init__(self, by_prompt: Callable[[str, int], np.ndarray]) -> None:
         super().__init__(Book(), "float32")  # pyright: ignore[reportArgumentType]
@@ -84,16 +84,16 @@ class Copier(Painter):
 
 
 class Expert(LabelJudge):
-    """Knows each real drawing by the nearest one: a judge with known answers."""
+    """A judge with known answers: it compares a picture with the real drawings."""
 
     def look(self, pictures: np.ndarray) -> Seen:
-        known = measures.small(np.stack([posed(one) for one in drawings()]))
-        seen = measures.small(pictures)
-        near = -torch.cdist(seen, known)
-        return Seen(near, near, torch.nn.functional.normalize(seen - 128, dim=1))
+        originals = measures.small(np.stack([posed(one) for one in drawings()]))
+        small = measures.small(pictures)
+        near = -torch.cdist(small, originals)
+        return Seen(near, near, torch.nn.functional.normalize(small - 128, dim=1))
 
 
-def test_a_painter_draws_what_the_engine_does(
+def test_a_painter_draws_the_same_latents_as_the_engine(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any], finish: Callable[..., Any]
 ) -> None:
     """A sampler with a history, with guidance and without."""
@@ -110,32 +110,32 @@ def test_a_painter_draws_what_the_engine_does(
             assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
 
 
-def refused(sentence: str) -> Callable[[], Any]:
+def fail_with(sentence: str) -> Callable[[], Any]:
     def make() -> Any:
         raise ValueError(sentence)
 
     return make
 
 
-def scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> Scene:
+def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> Scene:
     expert = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "weights": Path("none"), "painter": lambda: Copier(by_prompt), "judge": lambda: expert, "artwork": drawings,
-        "resolver": refused("The super-resolver's weights are not there."), "sizes": SMALL, **other,
+        "resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
     }  # fmt: skip
-    return Scene(**given)
+    return Scene(**fields)
 
 
-def of_label(prompt: str, _seed: int = 0) -> np.ndarray:
-    """The drawing whose label the prompt has, on white."""
-    found = [one for one in drawings() if one.words.label in prompt]
-    return posed(found[0]) if found else square(RED)
+def draw_label(prompt: str, _seed: int = 0) -> np.ndarray:
+    """The drawing whose label is in the prompt, on white."""
+    matches = [one for one in drawings() if one.words.label in prompt]
+    return posed(matches[0]) if matches else square(RED)
 
 
 # --- measures
 
 
-def test_a_red_square_on_blue_is_a_hit_for_both() -> None:
+def test_hue_and_background_of_a_coloured_square_are_recognised() -> None:
     picture = square(RED, BACKGROUNDS["blue"])
     assert measures.background_of(picture) == "blue"
     assert measures.subject_hue(picture) == "red"
@@ -144,13 +144,13 @@ def test_a_red_square_on_blue_is_a_hit_for_both() -> None:
     assert measures.subject_hue(square((255, 255, 255))) is None  # and an empty picture no subject
 
 
-def test_a_background_is_seen_past_a_subject_that_touches_the_edge() -> None:
+def test_a_background_is_recognised_behind_a_subject_that_touches_the_edge() -> None:
     picture = square(RED, BACKGROUNDS["green"])
     picture[:, 24:40] = RED
     assert measures.background_of(picture) == "green"
 
 
-def test_every_named_background_and_hue_is_told_from_the_others() -> None:
+def test_every_named_background_and_hue_is_recognised() -> None:
     assert [measures.background_of(square(RED, colour)) for colour in BACKGROUNDS.values()] == list(BACKGROUNDS)
     art = drawing("ball", 2)
     for hue in ("red", "green", "blue", "purple"):
@@ -184,16 +184,16 @@ def test_psnr_counts_only_what_is_inside_the_mask() -> None:
         measures.masked_psnr(real, real, np.zeros_like(mask))
 
 
-def test_a_mask_is_where_the_drawing_was_composed() -> None:
+def test_the_mask_covers_the_composed_drawing() -> None:
     art = drawing("ball", 0)
     for number in range(HELD_BACK, HELD_BACK + 6):
         picture, mask = variant(art, number, 3).pixels, reconstruction.covered(art, number, 3)
         away = np.abs(picture.astype(int) - measures.border(picture)).max(axis=-1) > 60
         assert mask.any()
-        assert (away & ~mask).mean() < 0.03  # but for the soft edge, what differs from the background is covered
+        assert (away & ~mask).mean() < 0.03  # apart from the soft edge, the mask covers what differs
 
 
-def test_the_same_pictures_have_no_diversity_and_are_seen() -> None:
+def test_equal_pictures_have_no_diversity_and_are_recognised() -> None:
     one = torch.ones(1, 4, 4)
     other = torch.eye(4)[None]
     assert measures.spread(torch.cat([one, other])).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
@@ -201,12 +201,12 @@ def test_the_same_pictures_have_no_diversity_and_are_seen() -> None:
     assert not measures.alike(np.stack([square(RED), square(BLUE)]))
 
 
-def test_a_copied_picture_is_nearest_to_what_it_copies() -> None:
-    known = np.stack([posed(one) for one in drawings()])
-    distances, index = measures.nearest(known[[3, 1]], known)
+def test_a_copied_picture_is_nearest_to_its_original() -> None:
+    originals = np.stack([posed(one) for one in drawings()])
+    distances, index = measures.nearest(originals[[3, 1]], originals)
     assert index.tolist() == [3, 1]
     assert float(distances.max()) < 0.5
-    far, _ = measures.nearest(np.stack([square(BLUE, RED)]), known)
+    far, _ = measures.nearest(np.stack([square(BLUE, RED)]), originals)
     assert float(far) > 50
 
 
@@ -220,52 +220,56 @@ def test_overshoot_is_what_goes_beyond_the_step() -> None:
 # --- the judge
 
 
-def test_the_judge_learns_what_it_is_shown() -> None:
-    made = judge_trainer()
-    look = JudgeLook(made, held_back(made.pictures, 4, 0))
-    first = made.step(0.0)["loss"]
-    losses = [made.step(0.2)["loss"] for _ in range(40)]
+def test_the_judge_learns_its_labels() -> None:
+    trainer = judge_trainer()
+    look = JudgeLook(trainer, held_back(trainer.pictures, 4, 0))
+    first = trainer.step(0.0)["loss"]
+    losses = [trainer.step(0.2)["loss"] for _ in range(40)]
     assert losses[-1] < 0.7 * first
     assert look.figures()["at_1"] > 60
     assert all(number >= HELD_BACK for _, number in look.pairs)
 
 
-def test_the_judge_resumes_to_the_bit() -> None:
-    whole, half, other = judge_trainer(), judge_trainer(), judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3))
+def test_the_judge_resumes_exactly() -> None:
+    uninterrupted, interrupted, resumed = (
+        judge_trainer(),
+        judge_trainer(),
+        judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3)),
+    )
     for share in (0.0, 0.1, 0.2, 0.3):
-        whole.step(share)
+        uninterrupted.step(share)
     for share in (0.0, 0.1):
-        half.step(share)
-    kept = {name: tensor.clone() for name, tensor in half.tensors().items()}
-    half.step(0.9)
-    other.restore(kept, 2)
+        interrupted.step(share)
+    checkpoint = {name: tensor.clone() for name, tensor in interrupted.tensors().items()}
+    interrupted.step(0.9)
+    resumed.restore(checkpoint, 2)
     for share in (0.2, 0.3):
-        other.step(share)
-    expected, found = whole.tensors(), other.tensors()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert other.samples == 24
+        resumed.step(share)
+    expected, actual = uninterrupted.tensors(), resumed.tensors()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert resumed.samples == 24
 
 
-def test_looking_does_not_move_the_judge() -> None:
-    made = judge_trainer()
-    made.step(0.0)
-    before = {name: tensor.clone() for name, tensor in made.tensors().items()}
-    JudgeLook(made, held_back(made.pictures, 1, 0)).figures()
-    assert all(torch.equal(before[name], tensor) for name, tensor in made.tensors().items())
+def test_measuring_the_judge_does_not_change_it() -> None:
+    trainer = judge_trainer()
+    trainer.step(0.0)
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    JudgeLook(trainer, held_back(trainer.pictures, 1, 0)).figures()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.tensors().items())
 
 
-def test_a_judge_is_kept_in_half_precision_and_says_the_same(tmp_path: Path) -> None:
-    made = judge_trainer()
+def test_a_judge_saved_in_half_precision_gives_the_same_scores(tmp_path: Path) -> None:
+    trainer = judge_trainer()
     for _ in range(5):
-        made.step(0.0)
-    judge = LabelJudge(made.network.eval(), made.labels, {"at_1": 70.0, "at_5": 88.0})
+        trainer.step(0.0)
+    judge = LabelJudge(trainer.network.eval(), trainer.labels, {"at_1": 70.0, "at_5": 88.0})
     save_judge(judge, tmp_path)
-    again, shown = open_judge(tmp_path), renderings(made.pictures, [(0, HELD_BACK), (3, HELD_BACK)], 0)
+    again, pictures = open_judge(tmp_path), renderings(trainer.pictures, [(0, HELD_BACK), (3, HELD_BACK)], 0)
     assert again.labels == labels_in(tmp_path) == THINGS
     assert again.own == {"at_1": 70.0, "at_5": 88.0}
-    assert torch.allclose(again.look(shown).scores, judge.look(shown).scores, atol=0.05)
-    assert again.look(np.repeat(np.repeat(shown, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
+    assert torch.allclose(again.look(pictures).scores, judge.look(pictures).scores, atol=0.05)
+    assert again.look(np.repeat(np.repeat(pictures, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
     listing = json.loads((tmp_path / "labels.json").read_text())
     (tmp_path / "labels.json").write_text(json.dumps({**listing, "labels": listing["labels"][:3]}))
     with pytest.raises(ValueError, match="do not belong to one judge"):
@@ -276,7 +280,7 @@ def test_a_judge_is_kept_in_half_precision_and_says_the_same(tmp_path: Path) -> 
             open_judge(tmp_path)
 
 
-def test_blemishes_are_a_function_of_the_chance_and_keep_the_range() -> None:
+def test_blemishes_depend_only_on_the_seed_and_keep_the_range() -> None:
     pictures = as_images(np.stack([square(RED), square(BLUE)] * 6))
     one, again, other = (blemished(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)
@@ -292,63 +296,63 @@ def figures(rows: Sequence[Any]) -> Mapping[str, float]:
     return {row.name: row.figure for row in rows}
 
 
-def test_a_model_that_copies_is_good_at_labels_and_its_memory_is_said() -> None:
-    seen = scene(of_label)
-    own_1, own_5, _, posed_5, at_1, at_5, relative = prompted.labels(seen)
+def test_a_model_that_copies_hits_all_labels_and_is_reported_as_memorising() -> None:
+    scene = make_scene(draw_label)
+    own_1, own_5, _, posed_5, at_1, at_5, relative = prompted.labels(scene)
     assert (at_1.figure, at_5.figure) == (100, 100)
     assert own_5.figure
     assert own_1.figure
-    assert posed_5.figure == 100  # a judge who knows all drawings; on any rendering, re-hued ones too, he need not be
+    assert posed_5.figure == 100  # the judge knows all drawings, but it may miss re-hued renderings
     assert relative.figure == pytest.approx(100 * 100 / posed_5.figure, abs=0.1)
     assert "on white" in relative.note
     assert "6 of 6 labels" in at_5.note
-    (memory,) = variety.memories(seen)
+    (memory,) = variety.memories(scene)
     assert memory.figure == 100
     assert "asked for in 100 %" in memory.note
     assert "drawings themselves, 0 %" in memory.note
-    difference, same = variety.seeds(seen)
+    difference, same = variety.seeds(scene)
     assert difference.figure == pytest.approx(0, abs=1e-4)
     assert same.figure == 100
 
 
-def test_a_model_that_draws_noise_repeats_nothing_and_finds_nothing() -> None:
+def test_a_model_that_draws_noise_memorises_nothing_and_hits_no_hue() -> None:
     def noise(prompt: str, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).integers(0, 256, (64, 64, 3)).astype(np.uint8)
 
-    seen = scene(noise)
-    assert variety.memories(seen)[0].figure == 0
-    assert figures(prompted.labels(seen))["label retrieval at 1"] < 50
-    assert variety.seeds(seen)[1].figure == 0
-    assert prompted.hues(seen)[0].figure == 0
+    scene = make_scene(noise)
+    assert variety.memories(scene)[0].figure == 0
+    assert figures(prompted.labels(scene))["label retrieval at 1"] < 50
+    assert variety.seeds(scene)[1].figure == 0
+    assert prompted.hues(scene)[0].figure == 0
 
 
-def test_colours_as_asked_are_hits_and_others_are_misses() -> None:
+def test_requested_colours_are_hits_and_others_are_misses() -> None:
     def obedient(prompt: str, _seed: int) -> np.ndarray:
         name = prompt.rsplit(", ", 1)[1].removesuffix(" background")
         return square(RED, BACKGROUNDS[name])
 
-    assert prompted.backgrounds(scene(obedient))[0].figure == 100
-    (row,) = prompted.backgrounds(scene(lambda prompt, _: square(RED, BACKGROUNDS["teal"])))
+    assert prompted.backgrounds(make_scene(obedient))[0].figure == 100
+    (row,) = prompted.backgrounds(make_scene(lambda prompt, _: square(RED, BACKGROUNDS["teal"])))
     assert row.figure == pytest.approx(100 / 12, abs=0.01)
     assert "as teal" in row.note
-    (row,) = prompted.hues(scene(lambda prompt, _: square(BLUE)))
+    (row,) = prompted.hues(make_scene(lambda prompt, _: square(BLUE)))
     assert row.figure == pytest.approx(100 * 2 / 6, abs=0.01)  # blue apple, blue banana
     assert "green cat as blue" in row.note
 
 
-def test_a_held_out_word_is_a_hit_where_a_label_of_its_meaning_is_found() -> None:
+def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:
     def understanding(prompt: str, _seed: int) -> np.ndarray:
         (word,) = [word for word in ACCEPTED if word in prompt]
-        return of_label(next(label for label in THINGS if label in ACCEPTED[word]))
+        return draw_label(next(label for label in THINGS if label in ACCEPTED[word]))
 
-    figure, relative = prompted.held_out_words(scene(understanding))
+    figure, relative = prompted.held_out_words(make_scene(understanding))
     assert figure.figure == 100
     assert relative.figure == 100
     assert "kitten 100" in figure.note
     assert "32 pictures" in figure.note
 
 
-def test_the_words_asked_for_are_all_that_were_held_out() -> None:
+def test_the_evaluation_uses_all_held_out_words() -> None:
     assert set(ACCEPTED) == HELD_OUT
     assert all(held_out(form.format(word=word)) for word in ACCEPTED for form in TEMPLATES)
     assert not any(held_out(label) for labels in ACCEPTED.values() for label in labels)
@@ -357,20 +361,22 @@ def test_the_words_asked_for_are_all_that_were_held_out() -> None:
 # --- rows
 
 
-def test_rows_are_well_formed_whatever_is_missing(tmp_path: Path) -> None:
+def test_rows_are_well_formed_if_parts_are_missing(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "model.safetensors").write_bytes(b"0" * 2_500_000)
-    for apart in ("run/checkpoint.safetensors", "text_encoder/model.safetensors"):
-        (tmp_path / apart).parent.mkdir()
-        (tmp_path / apart).write_bytes(b"0" * 9_000_000)
-    missing = refused("The artwork could not be fetched: install npm.")
-    said: list[str] = []
-    seen = scene(of_label, artwork=missing, weights=tmp_path, painter=refused("The text encoder is not installed."))
-    rows = [json.loads(one) for one in map(json.dumps, json.loads(as_json(evaluate(seen, [], said.append))))]
+    for other in ("run/checkpoint.safetensors", "text_encoder/model.safetensors"):
+        (tmp_path / other).parent.mkdir()
+        (tmp_path / other).write_bytes(b"0" * 9_000_000)
+    missing = fail_with("The artwork could not be fetched: install npm.")
+    messages: list[str] = []
+    scene = make_scene(
+        draw_label, artwork=missing, weights=tmp_path, painter=fail_with("The text encoder is not installed.")
+    )
+    rows = [json.loads(one) for one in map(json.dumps, json.loads(as_json(evaluate(scene, [], messages.append))))]
     assert [row["name"] for row in rows] == [goal.name for check in CHECKS for goal in check.goals]
     assert all({"name", "figure", "goal", "unit", "pass"} <= row.keys() for row in rows)
     assert not [row for row in rows if row["figure"] is None and (row["pass"] or not row["note"].endswith("."))]
-    assert len(said) == len(CHECKS)
+    assert len(messages) == len(CHECKS)
     by_name = {row["name"]: row for row in rows}
     assert by_name["weights, together"]["figure"] == 2.5
     assert by_name["weights, together"]["pass"]
@@ -379,8 +385,8 @@ def test_rows_are_well_formed_whatever_is_missing(tmp_path: Path) -> None:
     assert "super-resolver" in by_name["one picture, four times as wide and high"]["note"]
 
 
-def test_a_figure_without_a_goal_is_only_told() -> None:
-    rows = evaluate(scene(of_label), ["guidance"], lambda _: None)
+def test_a_figure_without_a_goal_always_passes() -> None:
+    rows = evaluate(make_scene(draw_label), ["guidance"], lambda _: None)
     assert len(rows) == 24
     assert all(row.passed and row.goal is None for row in rows)
     assert "goal" not in as_table(rows)
@@ -389,13 +395,13 @@ def test_a_figure_without_a_goal_is_only_told() -> None:
 
 def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
     with pytest.raises(ValueError, match="reconstruction, backgrounds"):
-        evaluate(scene(of_label), ["beauty"], lambda _: None)
+        evaluate(make_scene(draw_label), ["beauty"], lambda _: None)
     assert len(set(NAMES)) == len(NAMES)
 
 
-def test_without_the_artwork_the_judges_score_is_the_one_it_was_born_with() -> None:
-    seen = scene(of_label, artwork=refused("install npm"))
-    rows = {row.name: row for row in prompted.labels(seen)}
+def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
+    scene = make_scene(draw_label, artwork=fail_with("install npm"))
+    rows = {row.name: row for row in prompted.labels(scene)}
     assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
     assert rows["label retrieval at 5"].figure == 100
     share = rows["label retrieval at 5, as a share of the judge's own on white"]
@@ -416,12 +422,12 @@ def test_ssim_of_the_same_picture_is_one() -> None:
     assert reconstruction._ssim(real, real, "").figure == 1  # pyright: ignore[reportPrivateUsage]
 
 
-def test_a_resolver_is_measured_on_a_step_and_by_the_clock() -> None:
+def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:
     class Lanczos:
         def enlarge(self, picture: Image.Image) -> Image.Image:
             return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS)
 
-    seconds, ringing = speed.enlarging(scene(of_label, resolver=Lanczos))
+    seconds, ringing = speed.enlarging(make_scene(draw_label, resolver=Lanczos))
     assert seconds.figure is not None
     assert ringing.figure is not None
     assert ringing.figure > 4  # which is why it is measured
@@ -429,7 +435,7 @@ def test_a_resolver_is_measured_on_a_step_and_by_the_clock() -> None:
     assert "36 charts" in ringing.note
 
 
-def test_an_overshoot_that_only_a_slanting_edge_shows_is_seen() -> None:
+def test_an_overshoot_at_slanting_edges_only_is_detected() -> None:
     def enlarge(picture: Image.Image) -> Image.Image:
         grey = np.asarray(picture.convert("L"))
         if (grey == grey[0]).all() or (np.ptp(grey, axis=1) == 0).all():
@@ -441,31 +447,31 @@ def test_an_overshoot_that_only_a_slanting_edge_shows_is_seen() -> None:
     assert beyond["64 to 192, steep"] == 9
 
 
-def test_what_is_not_there_is_asked_for_once() -> None:
-    asked: list[int] = []
+def test_a_missing_part_is_requested_once() -> None:
+    calls: list[int] = []
 
     def make() -> int:
-        asked.append(1)
+        calls.append(1)
         raise ValueError("It is not there.")
 
     once = Once(make)
     for _ in range(3):
         with pytest.raises(ValueError, match="not there"):
             once()
-    assert asked == [1]
+    assert calls == [1]
 
 
 # --- the sheet
 
 
-def test_the_sheets_prompts_are_drawn_by_a_rule() -> None:
+def test_the_sheets_prompts_depend_only_on_labels_and_seed() -> None:
     labels = [f"thing {number}" for number in range(300)]
-    asked = sheet.prompts(labels, 7)
-    assert asked == sheet.prompts(labels, 7)
-    assert asked != sheet.prompts(labels, 8)
-    assert len(asked) == 64
-    assert [word for word in ACCEPTED if any(word in one for one in asked[:8])] == list(ACCEPTED)
-    assert sum("white background" in one for one in asked[8:]) in range(15, 42)
+    prompts = sheet.prompts(labels, 7)
+    assert prompts == sheet.prompts(labels, 7)
+    assert prompts != sheet.prompts(labels, 8)
+    assert len(prompts) == 64
+    assert [word for word in ACCEPTED if any(word in one for one in prompts[:8])] == list(ACCEPTED)
+    assert sum("white background" in one for one in prompts[8:]) in range(15, 42)
 
 
 def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,6 +496,6 @@ def test_a_folder_that_is_no_model_is_refused_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", "--from", str(tmp_path), "--json"]) == 2
-    said = capsys.readouterr()
-    assert "no model" in said.err
-    assert not said.out
+    output = capsys.readouterr()
+    assert "no model" in output.err
+    assert not output.out

@@ -17,7 +17,7 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def exact(recipe: Make) -> Make:
+def exact_recipe(recipe: Make) -> Make:
     def make(text: str = "a red cat", **fields: Any) -> Any:
         defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 4}
         return recipe(text, **(defaults | fields))
@@ -25,7 +25,7 @@ def exact(recipe: Make) -> Make:
     return make
 
 
-def alone(embedded: StableDiffusion, one: Job, finish: Make) -> torch.Tensor:
+def run_alone(embedded: StableDiffusion, one: Job, finish: Make) -> torch.Tensor:
     engine = Engine({"embedded": embedded})
     engine.add(one)
     return finish(engine)[one.id, 0]
@@ -33,22 +33,23 @@ def alone(embedded: StableDiffusion, one: Job, finish: Make) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_mates_that_come_and_go_change_no_bit(
-    embedded: StableDiffusion, exact: Make, job: Make, finish: Make, dtype: str, seed: int
+def test_other_jobs_in_the_batch_change_no_bit(
+    embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, dtype: str, seed: int
 ) -> None:
-    luck = random.Random(seed)
-    one = job(exact(steps=14, dtype=dtype))
-    expected = alone(embedded, one, finish)
-    engine, mates, latents = Engine({"embedded": embedded}), [], None
+    rng = random.Random(seed)
+    one = job(exact_recipe(steps=14, dtype=dtype))
+    expected = run_alone(embedded, one, finish)
+    engine, others, latents = Engine({"embedded": embedded}), [], None
     for turn in range(40):
-        if luck.random() < 0.5:
-            mates.append(job(exact(luck.choice(["a dog", "a tree"]), steps=luck.randint(1, 9), count=luck.randint(1, 2),
-                                   sampler=luck.choice(["ddpm", "dpmpp_2m"]), dtype=dtype)))  # fmt: skip
-            engine.add(mates[-1])
+        if rng.random() < 0.5:
+            others.append(job(exact_recipe(rng.choice(["a dog", "a tree"]), steps=rng.randint(1, 9),
+                                           count=rng.randint(1, 2), sampler=rng.choice(["ddpm", "dpmpp_2m"]),
+                                           dtype=dtype)))  # fmt: skip
+            engine.add(others[-1])
         if turn == 3:
             engine.add(one)
-        if mates and luck.random() < 0.3:
-            engine.cancel(luck.choice(mates).id)
+        if others and rng.random() < 0.3:
+            engine.cancel(rng.choice(others).id)
         for event in engine.step():
             if isinstance(event, Developed) and event.job == one.id:
                 latents = event.latents
@@ -59,11 +60,11 @@ def test_mates_that_come_and_go_change_no_bit(
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
-def test_killed_and_resumed_again_and_again_it_is_the_same_picture(
-    embedded: StableDiffusion, exact: Make, job: Make, finish: Make, sampler: str
+def test_a_job_killed_and_resumed_several_times_gives_the_same_picture(
+    embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    one = job(exact(steps=12, sampler=sampler, lineage=(Ancestor(3, 0, 0.3),)))
-    expected = alone(embedded, one, finish)
+    one = job(exact_recipe(steps=12, sampler=sampler, lineage=(Ancestor(3, 0, 0.3),)))
+    expected = run_alone(embedded, one, finish)
     snapshots: list[Any] = []
     for steps in (3, 4, 2):
         engine = Engine({"embedded": embedded})

@@ -1,4 +1,4 @@
-"""Loading models: by name, from a folder, and never from a pickle; what a family says of itself."""
+"""Loading models: by name, from a folder, and never from a pickle; the properties of a family."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.families.stable_diffusion import StableDiffusion
 from engine.unfit import Unfit
 
 
-def test_the_embedded_model_says_what_it_is(embedded: StableDiffusion) -> None:
+def test_the_embedded_model_has_its_known_properties(embedded: StableDiffusion) -> None:
     assert (embedded.name, embedded.size, embedded.multiple, embedded.tokens) == ("embedded", 64, 16, 24)
     assert embedded.latent_shape(64, 96) == (16, 12, 8)
     assert len(embedded.revision) == 12
@@ -54,7 +54,7 @@ def test_a_folder_is_loaded_by_path_and_by_name_in_the_data_folder(small_folder:
     assert by_name.decode(torch.zeros(by_name.latent_shape(32, 48))).size == (32, 48)
 
 
-def test_another_weight_is_another_revision(small_folder: Path, tmp_path: Path) -> None:
+def test_a_changed_weight_changes_the_revision(small_folder: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(small_folder, changed)
     weights = next((changed / "unet").glob("*.safetensors"))
@@ -62,23 +62,23 @@ def test_another_weight_is_another_revision(small_folder: Path, tmp_path: Path) 
     assert fingerprint(changed) != fingerprint(small_folder)
 
 
-def test_a_large_file_is_told_by_the_ends_of_each_weight_wherever_it_lies(
+def test_the_fingerprint_of_a_large_file_covers_the_ends_of_each_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revision, "HASHED_WHOLE", 1000)
     path = tmp_path / "large.safetensors"
     weights = {name: torch.zeros(5000) for name in "abc"}
     save_file(weights, path)
-    found = {revision.fingerprint_of_file(path)}
+    fingerprints = {revision.fingerprint_of_file(path)}
     for name, index in (("a", 0), ("b", 0), ("b", -1), ("c", -1)):
         save_file(weights | {name: torch.zeros(5000).index_fill(0, torch.tensor(index), 1.0)}, path)
-        found.add(revision.fingerprint_of_file(path))
+        fingerprints.add(revision.fingerprint_of_file(path))
     save_file({"d" if name == "c" else name: each for name, each in weights.items()}, path)
-    assert len(found | {revision.fingerprint_of_file(path)}) == 6
+    assert len(fingerprints | {revision.fingerprint_of_file(path)}) == 6
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 3000, (2).to_bytes(8, "little") + b"[]" + bytes(3000), bytes(3000)])
-def test_a_large_file_that_is_no_safetensors_is_told_by_its_ends(
+def test_the_fingerprint_of_any_other_large_file_covers_its_ends(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revision, "HASHED_WHOLE", 1000)
@@ -89,7 +89,7 @@ def test_a_large_file_that_is_no_safetensors_is_told_by_its_ends(
     assert revision.fingerprint_of_file(path) != before
 
 
-def test_another_tokenizer_is_another_revision(small_folder: Path, tmp_path: Path) -> None:
+def test_a_changed_tokenizer_changes_the_revision(small_folder: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(small_folder, changed)
     before = fingerprint(changed)
@@ -98,7 +98,7 @@ def test_another_tokenizer_is_another_revision(small_folder: Path, tmp_path: Pat
     assert fingerprint(changed) != before
 
 
-def test_quiet_is_the_whole_processs_until_the_last_has_loaded() -> None:
+def test_libraries_stay_quiet_until_the_last_load_ends() -> None:
     before, first, second = logging.get_verbosity(), ExitStack(), ExitStack()
     first.enter_context(quiet())
     second.enter_context(quiet())
@@ -124,12 +124,12 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "empty"), tmp_path)
 
 
-def test_spoilt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
-    spoilt = tmp_path / "spoilt"
-    shutil.copytree(small_folder, spoilt)
-    next((spoilt / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
+def test_corrupt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
+    corrupt = tmp_path / "spoilt"
+    shutil.copytree(small_folder, corrupt)
+    next((corrupt / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
     with pytest.raises(Unfit, match="weights of the model's unet cannot be read: they are no safetensors"):
-        load(str(spoilt), tmp_path)
+        load(str(corrupt), tmp_path)
 
 
 def test_a_network_that_also_takes_a_mask_is_refused(small_folder: Path, tmp_path: Path) -> None:
@@ -162,6 +162,6 @@ def test_a_name_is_safe_in_a_subject_and_a_file(given: str, name: str) -> None:
     assert model_name(given) == name
 
 
-def test_a_name_of_nothing_is_refused() -> None:
+def test_an_empty_name_is_refused() -> None:
     with pytest.raises(Unfit, match="needs a name"):
         model_name("///")

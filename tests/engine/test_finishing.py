@@ -1,4 +1,4 @@
-"""The last of a picture: what is not painted stays pixel for pixel, and a tile is decoded with what lies beyond it."""
+"""Postprocessing: unpainted pixels stay exactly, and a tile is decoded with its wrapped edges."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from engine.simulated import Simulated
 from tests.engine.beginnings import begun, forward, half_mask, saved, scene
 
 Make = Callable[..., Any]
-SOON = 60.0
+TIMEOUT = 60.0
 
 
-class Enlarging(Simulated):
-    """Finished pictures are four times as wide and high, as a super-resolver's."""
+class UpscalingFamily(Simulated):
+    """Finished pictures are four times as wide and high, as from a super-resolver."""
 
     enlargement, upscaler = 4, "by four"
 
@@ -35,10 +35,8 @@ def pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"), dtype=np.int16)
 
 
-@pytest.mark.parametrize(("family", "side"), [(Simulated(0.001), 64), (Enlarging(0.001), 256)])
-def test_what_is_not_painted_is_the_picture_that_it_began_with(
-    recipe: Make, job: Make, family: Simulated, side: int
-) -> None:
+@pytest.mark.parametrize(("family", "side"), [(Simulated(0.001), 64), (UpscalingFamily(0.001), 256)])
+def test_unpainted_pixels_are_those_of_the_init_image(recipe: Make, job: Make, family: Simulated, side: int) -> None:
     source = scene((300, 200))
     start, blobs = forward([saved(source)], 0.9, saved(half_mask((300, 200))))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start), ladder=False)
@@ -51,8 +49,8 @@ def test_what_is_not_painted_is_the_picture_that_it_began_with(
     assert np.abs(pixels(picture)[:, side // 2 + soft :] - pixels(expected)[:, side // 2 + soft :]).mean() > 5
 
 
-def test_a_job_that_comes_once_more_is_still_laid_over_its_picture(recipe: Make, job: Make) -> None:
-    """It was lost and came back at once: what is dropped of the first time may not be the second's."""
+def test_a_redelivered_job_is_still_composited_over_its_init_image(recipe: Make, job: Make) -> None:
+    """It was lost and came back at once: to forget the first delivery must not forget the second."""
     family = Simulated(0.001)
     start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start))
@@ -63,7 +61,7 @@ def test_a_job_that_comes_once_more_is_still_laid_over_its_picture(recipe: Make,
             futures.append(lane.begin(one, blobs))
             lane.forget(one.id)
         futures.append(lane.begin(one, blobs))
-        assert all(future.result(SOON) is not None for future in futures)
+        assert all(future.result(TIMEOUT) is not None for future in futures)
         assert one.id in lane._under
         lane.forget(one.id)
         lane.close()
@@ -73,7 +71,7 @@ def test_a_job_that_comes_once_more_is_still_laid_over_its_picture(recipe: Make,
             lane.close()
 
 
-def test_blended_pictures_with_a_mask_have_no_one_picture_that_stays(recipe: Make, job: Make) -> None:
+def test_blended_init_images_with_a_mask_are_not_composited(recipe: Make, job: Make) -> None:
     start, blobs = forward([saved(scene()), saved(scene(colour="red"))], 0.9, saved(half_mask()))
     beginning = begun(job(recipe(model="simulated", width=64, height=64, start=start)), blobs, Simulated(0.1))
     assert beginning is not None
@@ -83,16 +81,16 @@ def test_blended_pictures_with_a_mask_have_no_one_picture_that_stays(recipe: Mak
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 16), (4, 1, 1)])
-def test_a_tile_is_decoded_with_what_lies_beyond_its_edges_and_cut_out(shape: tuple[int, int, int]) -> None:
-    """Where decoding looks at no neighbours, that changes nothing; the decoder has seen the opposite edges."""
-    family, seen = Simulated(0.1), list[torch.Tensor]()
+def test_a_tile_is_decoded_with_wrapped_edges_and_cropped(shape: tuple[int, int, int]) -> None:
+    """A decoder that uses no neighbours gives the same pixels. Its input has the opposite edges around it."""
+    family, inputs = Simulated(0.1), list[torch.Tensor]()
 
     def decode(latents: torch.Tensor) -> Image.Image:
-        seen.append(latents)
+        inputs.append(latents)
         return family.decode(latents)
 
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     assert np.array_equal(pixels(developed(decode, latents, True)), pixels(developed(decode, latents, False)))
     around = min(4, *shape[1:])
-    assert torch.equal(seen[0][:, around:-around, :around], latents[:, :, -around:])
-    assert torch.equal(seen[0][:, :around, around:-around], latents[:, -around:, :])
+    assert torch.equal(inputs[0][:, around:-around, :around], latents[:, :, -around:])
+    assert torch.equal(inputs[0][:, :around, around:-around], latents[:, -around:, :])

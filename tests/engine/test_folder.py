@@ -1,4 +1,4 @@
-"""A folder of pictures from strangers: whatever is wrong with a file is named in one line, and nothing ends the run."""
+"""A folder of untrusted pictures: each faulty file is reported in one line, and none ends the run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from engine.training.pictures.picture_file import decode, squared
 from engine.training.pictures.views import numbered, view
 
 
-def picture(path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **saving: Any) -> Path:
+def write_picture(path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **saving: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(abs(hash(path.name)) % 1000)
     pixels = Image.fromarray(rng.integers(0, 255, (40, 48, 3), np.uint8)).convert(mode)
     pixels.save(path, **saving)
     if caption is not None:
-        said = caption.encode() if isinstance(caption, str) else caption
-        path.with_suffix(".txt").write_bytes(said)
+        content = caption.encode() if isinstance(caption, str) else caption
+        path.with_suffix(".txt").write_bytes(content)
     return path
 
 
-def reasons(reading: Reading) -> dict[str, str]:
+def reasons_by_name(reading: Reading) -> dict[str, str]:
     assert all("\n" not in str(one) for one in reading.skipped)
     return {one.name: one.reason for one in reading.skipped}
 
@@ -38,8 +38,8 @@ def names(reading: Reading) -> list[str]:
     return [one.name for one in reading.pictures]
 
 
-def bomb(path: Path, side: int) -> None:
-    """A PNG of a few bytes that says it is `side` pixels wide and high."""
+def write_bomb(path: Path, side: int) -> None:
+    """Writes a PNG of a few bytes that declares to be `side` pixels wide and high."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -55,11 +55,11 @@ def bomb(path: Path, side: int) -> None:
     path.with_suffix(".txt").write_text("a bomb")
 
 
-def test_captions_come_from_texts_and_from_metadata_in_subfolders_too(tmp_path: Path) -> None:
-    picture(tmp_path / "one.png", "\ufeff a red\nball \x1b[31m")
-    picture(tmp_path / "deep" / "er" / "two.JPG", "two")
-    picture(tmp_path / "listed" / "three.webp", None)
-    picture(tmp_path / "listed" / "in" / "four.bmp", None)
+def test_captions_come_from_text_files_and_metadata_in_subfolders_too(tmp_path: Path) -> None:
+    write_picture(tmp_path / "one.png", "\ufeff a red\nball \x1b[31m")
+    write_picture(tmp_path / "deep" / "er" / "two.JPG", "two")
+    write_picture(tmp_path / "listed" / "three.webp", None)
+    write_picture(tmp_path / "listed" / "in" / "four.bmp", None)
     lines = [{"file_name": "three.webp", "text": "three"}, {"file_name": "in/four.bmp", "text": "four"}]
     (tmp_path / "listed" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     reading = read_folder(tmp_path)
@@ -73,21 +73,21 @@ def test_captions_come_from_texts_and_from_metadata_in_subfolders_too(tmp_path: 
     assert reading.fingerprint != read_folder(tmp_path).fingerprint
 
 
-def test_pictures_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> None:
-    picture(tmp_path / "good.png")
-    whole = picture(tmp_path / "cut.png")
-    whole.write_bytes(whole.read_bytes()[:900])
-    picture(tmp_path / "text.jpg").write_bytes(b"<html>not found</html>")
-    picture(tmp_path / "nothing.png").write_bytes(b"")
-    bomb(tmp_path / "bomb.png", 60_000)
-    bomb(tmp_path / "large.png", 8_001)
+def test_unusable_pictures_are_skipped_by_name(tmp_path: Path) -> None:
+    write_picture(tmp_path / "good.png")
+    cut = write_picture(tmp_path / "cut.png")
+    cut.write_bytes(cut.read_bytes()[:900])
+    write_picture(tmp_path / "text.jpg").write_bytes(b"<html>not found</html>")
+    write_picture(tmp_path / "nothing.png").write_bytes(b"")
+    write_bomb(tmp_path / "bomb.png", 60_000)
+    write_bomb(tmp_path / "large.png", 8_001)
     Image.new("RGB", (15, 400)).save(tmp_path / "tiny.png")
     (tmp_path / "tiny.txt").write_text("tiny")
     frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 200)]
     for name in ("moving.gif", "moving.webp", "moving.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     (tmp_path / "moving.txt").write_text("moving")
-    with picture(tmp_path / "heavy.png").open("ab") as file:
+    with write_picture(tmp_path / "heavy.png").open("ab") as file:
         file.truncate(65 << 20)
     (tmp_path / "scan.tiff").write_bytes(b"II*\0")
     (tmp_path / "folder.png").mkdir()
@@ -95,32 +95,32 @@ def test_pictures_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> No
     (tmp_path / "pipe.txt").write_text("a pipe")
     reading = read_folder(tmp_path)
     assert names(reading) == ["good.png"]
-    said = reasons(reading)
-    assert "cannot be decoded" in said["cut.png"]
-    assert "cannot be decoded" in said["text.jpg"]
-    assert said["nothing.png"] == "is empty"
-    assert said["bomb.png"] == said["large.png"] == "has more than 64 million pixels, which are not read"
-    assert said["tiny.png"] == "is 15×400 pixels, and each side needs 16"
-    assert all("is animated" in said[name] for name in ("moving.gif", "moving.webp", "moving.png"))
-    assert "has 65 MB, and at most 64" in said["heavy.png"]
-    assert "is in a format that is not supported" in said["scan.tiff"]
-    assert said["pipe.png"] == "is not a regular file"
+    reasons = reasons_by_name(reading)
+    assert "cannot be decoded" in reasons["cut.png"]
+    assert "cannot be decoded" in reasons["text.jpg"]
+    assert reasons["nothing.png"] == "is empty"
+    assert reasons["bomb.png"] == reasons["large.png"] == "has more than 64 million pixels, which are not read"
+    assert reasons["tiny.png"] == "is 15×400 pixels, and each side needs 16"
+    assert all("is animated" in reasons[name] for name in ("moving.gif", "moving.webp", "moving.png"))
+    assert "has 65 MB, and at most 64" in reasons["heavy.png"]
+    assert "is in a format that is not supported" in reasons["scan.tiff"]
+    assert reasons["pipe.png"] == "is not a regular file"
 
 
-def test_captions_that_cannot_be_used_are_named_with_their_picture(tmp_path: Path) -> None:
-    picture(tmp_path / "good.png")
+def test_unusable_captions_are_reported_with_their_picture(tmp_path: Path) -> None:
+    write_picture(tmp_path / "good.png")
     for name, caption in {
         "none": None,
         "empty": " \n\t",
         "long": "a" * 1001,
         "latin": "caf\xe9".encode("latin-1"),
     }.items():
-        picture(tmp_path / f"{name}.png", caption)
-    picture(tmp_path / "vast.png", "a" * (70 << 10))
+        write_picture(tmp_path / f"{name}.png", caption)
+    write_picture(tmp_path / "vast.png", "a" * (70 << 10))
     (tmp_path / "orphan.txt").write_text("of nothing")
     reading = read_folder(tmp_path)
     assert names(reading) == ["good.png"]
-    assert reasons(reading) == {
+    assert reasons_by_name(reading) == {
         "none.png": "has no caption, neither none.txt nor a line in metadata.jsonl",
         "empty.png": "has a caption that is empty",
         "long.png": "has a caption that has 1001 characters, and at most 1000 are read",
@@ -131,10 +131,10 @@ def test_captions_that_cannot_be_used_are_named_with_their_picture(tmp_path: Pat
     assert len(read_folder(tmp_path, captions=False).pictures) == 6
 
 
-def test_lines_of_metadata_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_unusable_lines_of_metadata_are_reported(tmp_path: Path) -> None:
     for name in ("one", "two", "both"):
-        picture(tmp_path / "in" / f"{name}.png", "from a text" if name == "both" else None)
-    picture(tmp_path / "out.png")
+        write_picture(tmp_path / "in" / f"{name}.png", "from a text" if name == "both" else None)
+    write_picture(tmp_path / "out.png")
     lines: list[Any] = [
         {"file_name": "one.png", "text": "first"}, {"file_name": "one.png", "text": "again"},
         {"file_name": "../out.png", "text": "outside"}, {"file_name": str(tmp_path / "out.png"), "text": "outside"},
@@ -142,48 +142,52 @@ def test_lines_of_metadata_that_cannot_be_used_are_named(tmp_path: Path) -> None
         {"file_name": "two.png", "text": 7}, {"file_name": "both.png", "text": "from metadata"},
         {"file_name": "./one.png", "text": "the same"},
     ]  # fmt: skip
-    written = [json.dumps(line).encode() for line in lines] + [b"{torn", b"\xff\xfe", b"[" * 100_000]
-    (tmp_path / "in" / "metadata.jsonl").write_bytes(b"\n".join(written))
+    encoded = [json.dumps(line).encode() for line in lines] + [b"{torn", b"\xff\xfe", b"[" * 100_000]
+    (tmp_path / "in" / "metadata.jsonl").write_bytes(b"\n".join(encoded))
     reading = read_folder(tmp_path)
     assert {one.name: one.caption for one in reading.pictures} == {
         "in/both.png": "from metadata", "in/one.png": "first", "out.png": "a ball",
     }  # fmt: skip
-    said = reasons(reading)
-    assert "second time" in said["in/metadata.jsonl line 2"]
-    assert said["in/metadata.jsonl line 3"] == said["in/metadata.jsonl line 4"] == "names a path outside of its folder"
-    assert "not there" in said["in/metadata.jsonl line 5"]
-    assert all("names no picture" in said[f"in/metadata.jsonl line {number}"] for number in (6, 7))
-    assert said["in/two.png"] == "has a caption that is not text"
-    assert "second time" in said["in/metadata.jsonl line 10"]
-    assert all(said[f"in/metadata.jsonl line {number}"] == "is not JSON in UTF-8" for number in (11, 12, 13))
-    assert "second caption" in said["in/both.txt"]
+    reasons = reasons_by_name(reading)
+    assert "second time" in reasons["in/metadata.jsonl line 2"]
+    assert (
+        reasons["in/metadata.jsonl line 3"]
+        == reasons["in/metadata.jsonl line 4"]
+        == "names a path outside of its folder"
+    )
+    assert "not there" in reasons["in/metadata.jsonl line 5"]
+    assert all("names no picture" in reasons[f"in/metadata.jsonl line {number}"] for number in (6, 7))
+    assert reasons["in/two.png"] == "has a caption that is not text"
+    assert "second time" in reasons["in/metadata.jsonl line 10"]
+    assert all(reasons[f"in/metadata.jsonl line {number}"] == "is not JSON in UTF-8" for number in (11, 12, 13))
+    assert "second caption" in reasons["in/both.txt"]
 
 
 def test_nothing_outside_of_the_folder_is_read(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere" / "secret.png", "a secret")
-    picture(tmp_path / "mine" / "good.png")
+    write_picture(tmp_path / "elsewhere" / "secret.png", "a secret")
+    write_picture(tmp_path / "mine" / "good.png")
     (tmp_path / "mine" / "link.png").symlink_to(tmp_path / "elsewhere" / "secret.png")
     (tmp_path / "mine" / "link.txt").symlink_to(tmp_path / "elsewhere" / "secret.txt")
     (tmp_path / "mine" / "more").symlink_to(tmp_path / "elsewhere")
-    picture(tmp_path / "mine" / ".cache" / "hidden.png")
+    write_picture(tmp_path / "mine" / ".cache" / "hidden.png")
     reading = read_folder(tmp_path / "mine")
     assert names(reading) == ["good.png"]
-    assert set(reasons(reading)) == {"link.png", "link.txt", "more"}
+    assert set(reasons_by_name(reading)) == {"link.png", "link.txt", "more"}
 
 
 def test_the_same_picture_is_taken_once_for_each_caption(tmp_path: Path) -> None:
-    first = picture(tmp_path / "a.png", "a ball").read_bytes()
+    first = write_picture(tmp_path / "a.png", "a ball").read_bytes()
     for name, caption in (("b", "a ball"), ("c", "a toy")):
         (tmp_path / f"{name}.png").write_bytes(first)
         (tmp_path / f"{name}.txt").write_text(caption)
     reading = read_folder(tmp_path)
     assert names(reading) == ["a.png", "c.png"]
-    assert reasons(reading) == {"b.png": "is the same picture as a.png, with the same caption"}
+    assert reasons_by_name(reading) == {"b.png": "is the same picture as a.png, with the same caption"}
 
 
 def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
-    picture(tmp_path / "evil\n\x1b[31m.png", None)
-    picture(tmp_path / "good.png")
+    write_picture(tmp_path / "evil\n\x1b[31m.png", None)
+    write_picture(tmp_path / "good.png")
     raw = os.fsencode(tmp_path) + b"/\xff.png"
     Path(os.fsdecode(raw)).write_bytes((tmp_path / "good.png").read_bytes())
     for one in read_folder(tmp_path).skipped:
@@ -191,12 +195,12 @@ def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
         str(one).encode()
 
 
-def test_where_nothing_is_left_the_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_usable_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder of pictures"):
         read_folder(tmp_path / "gone")
     with pytest.raises(ValueError, match="has no pictures"):
         read_folder(tmp_path)
-    picture(tmp_path / "a.png", None)
+    write_picture(tmp_path / "a.png", None)
     with pytest.raises(ValueError, match=r"no picture that can be used: a\.png has no caption"):
         read_folder(tmp_path)
 
@@ -214,20 +218,20 @@ def test_every_kind_of_pixel_becomes_upright_rgb_on_white(tmp_path: Path) -> Non
     red.save(tmp_path / "turned.jpg", exif=turned)
     red.convert("P").save(tmp_path / "palette.gif")
     red.convert("1").save(tmp_path / "lines.png")
-    shown = {path.name: decode(path) for path in tmp_path.iterdir()}
-    assert all(one.pixels.mode == "RGB" for one in shown.values())
-    cmyk: Any = shown["cmyk.jpg"].pixels.getpixel((5, 5))
+    pictures = {path.name: decode(path) for path in tmp_path.iterdir()}
+    assert all(one.pixels.mode == "RGB" for one in pictures.values())
+    cmyk: Any = pictures["cmyk.jpg"].pixels.getpixel((5, 5))
     assert np.abs(np.array(cmyk) - (200, 30, 30)).max() < 40
-    assert shown["deep.png"].pixels.getpixel((5, 5)) == (200, 200, 200)
-    assert shown["turned.jpg"].pixels.size == (20, 40)
+    assert pictures["deep.png"].pixels.getpixel((5, 5)) == (200, 200, 200)
+    assert pictures["turned.jpg"].pixels.size == (20, 40)
     for name in ("cut-out.png", "cut-out.webp"):
-        assert shown[name].pixels.getpixel((30, 5)) == (255, 255, 255)
-        assert shown[name].pixels.getpixel((5, 5)) == (0, 0, 255)
-        assert squared(shown[name], 32).getpixel((16, 1)) == (255, 255, 255)  # padded: nothing of it is lost
-    assert squared(shown["turned.jpg"], 32).getpixel((16, 1)) != (255, 255, 255)  # the middle is kept
+        assert pictures[name].pixels.getpixel((30, 5)) == (255, 255, 255)
+        assert pictures[name].pixels.getpixel((5, 5)) == (0, 0, 255)
+        assert squared(pictures[name], 32).getpixel((16, 1)) == (255, 255, 255)  # padded: nothing of it is lost
+    assert squared(pictures["turned.jpg"], 32).getpixel((16, 1)) != (255, 255, 255)  # the middle is kept
 
 
-def test_views_are_the_same_by_seed_and_mirrored_only_where_asked(tmp_path: Path) -> None:
+def test_views_depend_on_the_seed_and_are_mirrored_only_with_flip(tmp_path: Path) -> None:
     half = Image.new("RGB", (64, 64), (0, 0, 0))
     half.paste((255, 255, 255), (32, 0, 64, 64))
     half.save(tmp_path / "a.png")
@@ -236,9 +240,9 @@ def test_views_are_the_same_by_seed_and_mirrored_only_where_asked(tmp_path: Path
     assert [number for _, number in numbered([one], flip=False)] == list(range(8))
     assert len(numbered([one] * 5000, flip=False)) == 5000
     assert len(numbered([one] * 5000, flip=True)) == 10_000
-    seen = [view(one, number, 32, 7, flip=False) for number in range(8)]
-    assert all(pixels.shape == (32, 32, 3) and pixels[16, 2].max() < 60 for pixels in seen)
-    assert np.array_equal(seen[3], view(one, 3, 32, 7, flip=False))
-    assert not np.array_equal(seen[3], seen[4])
+    views = [view(one, number, 32, 7, flip=False) for number in range(8)]
+    assert all(pixels.shape == (32, 32, 3) and pixels[16, 2].max() < 60 for pixels in views)
+    assert np.array_equal(views[3], view(one, 3, 32, 7, flip=False))
+    assert not np.array_equal(views[3], views[4])
     assert view(one, 1, 32, 7, flip=True)[16, 2].min() > 200
-    assert np.array_equal(view(one, 0, 32, 7, flip=True), seen[0])
+    assert np.array_equal(view(one, 0, 32, 7, flip=True), views[0])

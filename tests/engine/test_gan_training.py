@@ -1,4 +1,4 @@
-"""The two GANs: they learn, resume to the bit, leave alone what they must, and write what other programs load."""
+"""The two GANs learn, resume exactly, keep frozen parts, and write files that other programs load."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ Make = Callable[[], Any]
 
 
 def blobs(count: int, side: int) -> list[np.ndarray]:
-    """Squares of one colour on another, somewhere."""
+    """Squares of one colour on another, at random places."""
     rng = np.random.default_rng(5)
-    made = []
+    pictures = []
     for _ in range(count):
         picture = np.empty((side, side, 3), np.uint8)
         picture[:] = rng.integers(0, 256, 3)
         top, left = rng.integers(2, side // 2, 2)
         picture[top : top + side // 3, left : left + side // 3] = rng.integers(0, 256, 3)
-        made.append(picture)
-    return made
+        pictures.append(picture)
+    return pictures
 
 
 def pixels() -> Pixels:
@@ -61,13 +61,13 @@ def small_pairs(count: int = 12) -> Pairs:
     return Pairs(large, small, small)
 
 
-def coder(*, keep: bool, **given: Any) -> autoencoder.Trainer:
-    settings = autoencoder.Settings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **given})
+def make_autoencoder_trainer(*, keep: bool, **fields: Any) -> autoencoder.Trainer:
+    settings = autoencoder.Settings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **fields})
     return autoencoder.Trainer(shapes.fresh(1, SHAPE), pixels(), settings)
 
 
-def enlarger(**given: Any) -> upscaler.Trainer:
-    settings = upscaler.Settings(**{**EARLY_GAN, "rate": 3e-3, "crop": 12, **given})
+def make_upscaler_trainer(**fields: Any) -> upscaler.Trainer:
+    settings = upscaler.Settings(**{**EARLY_GAN, "rate": 3e-3, "crop": 12, **fields})
     return upscaler.Trainer(upscaler.fresh(1, 8, 2), small_pairs(), settings)
 
 
@@ -80,20 +80,20 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_held_out_drawings_are_the_same_everywhere_and_in_every_style() -> None:
     keys = [f"flat-design/{code:x}" for code in range(0x1F300, 0x1F700)]
-    held = [key for key in keys if artwork_held_out(key)]
-    assert held[:3] == ["flat-design/1f300", "flat-design/1f303", "flat-design/1f30c"]
-    assert 0.03 < len(held) / len(keys) < 0.07
-    assert all(artwork_held_out(key.replace("flat-design", "3d-render")) for key in held)
+    held_out = [key for key in keys if artwork_held_out(key)]
+    assert held_out[:3] == ["flat-design/1f300", "flat-design/1f303", "flat-design/1f30c"]
+    assert 0.03 < len(held_out) / len(keys) < 0.07
+    assert all(artwork_held_out(key.replace("flat-design", "3d-render")) for key in held_out)
 
 
 def test_no_variant_of_a_held_out_drawing_is_trained_on() -> None:
     codes = {code: f"flat-design/{code:x}" for code in range(0x1F300, 0x1F320)}
-    drawn = [Artwork(key, words("ball", []), 5, "flat design", "MIT", "somebody",
+    drawings = [Artwork(key, words("ball", []), 5, "flat design", "MIT", "somebody",
                      Image.new("RGBA", (32, 32), (code % 256, 0, 9, 255))) for code, key in codes.items()]  # fmt: skip
-    train, held_out = of_artwork(drawn, seed=0, per_picture=2)
-    kept = sum(artwork_held_out(key) for key in codes.values())
-    assert (len(train), len(held_out)) == (2 * (len(codes) - kept), kept)
-    assert kept > 0
+    train, held_out = of_artwork(drawings, seed=0, per_picture=2)
+    count = sum(artwork_held_out(key) for key in codes.values())
+    assert (len(train), len(held_out)) == (2 * (len(codes) - count), count)
+    assert count > 0
 
 
 def test_the_subject_is_what_differs_from_the_border() -> None:
@@ -107,7 +107,7 @@ def test_the_subject_is_what_differs_from_the_border() -> None:
 # --- the measures
 
 
-def test_ringing_costs_and_softness_does_not() -> None:
+def test_overshoot_penalises_ringing_and_not_softness() -> None:
     step = torch.zeros(1, 3, 16, 16)
     step[..., 8:] = 0.5
     soft, ringing = step.clone(), step.clone()
@@ -117,38 +117,45 @@ def test_ringing_costs_and_softness_does_not() -> None:
     assert overshoot(ringing, step) == pytest.approx(0.1 / 16)
 
 
-def test_psnr_and_ssim_know_the_same_picture_and_a_worse_one() -> None:
+def test_psnr_and_ssim_distinguish_an_equal_picture_from_a_worse_one() -> None:
     images, subjects = pixels().rows(np.arange(4))
     noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     assert (ssim(images, images) > 0.9999).all()
     assert (ssim(noisy, images) < 0.99).all()
     assert (psnr(images + 0.2, images.clamp(-1, 0.5)) > 5).all()
-    half = torch.where(subjects > 0, images, images * 0.5)  # wrong outside of the subject only
+    half = torch.where(subjects > 0, images, images * 0.5)  # wrong only outside the subject
     assert (psnr(half, images, subjects) > 90).all()
     assert (psnr(half, images) < 60).all()
 
 
-def test_the_judges_part_of_the_gradient_has_the_asked_length() -> None:
-    made = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    judge = Discriminator((8, 8, 8)).eval()
-    alone, loss = picture_gradient(made, lambda image: image.square().mean(), None, 0.1)
-    both, _ = picture_gradient(made, lambda image: image.square().mean(), judge, 0.1)
-    assert loss == pytest.approx(float(made.square().mean()), rel=1e-5)
-    assert float((both - alone).norm() / alone.norm()) == pytest.approx(0.1, rel=1e-3)
+def test_the_discriminators_part_of_the_gradient_has_the_requested_length() -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    discriminator = Discriminator((8, 8, 8)).eval()
+    without, loss = picture_gradient(images, lambda image: image.square().mean(), None, 0.1)
+    both, _ = picture_gradient(images, lambda image: image.square().mean(), discriminator, 0.1)
+    assert loss == pytest.approx(float(images.square().mean()), rel=1e-5)
+    assert float((both - without).norm() / without.norm()) == pytest.approx(0.1, rel=1e-3)
 
 
-# --- learning and going on
+# --- learning and resuming
 
 
-def spoilt() -> upscaler.Trainer:
-    """A fresh one repeats pixels, which is hard to beat in a few steps."""
-    trainer = enlarger()
+def make_noisy_upscaler_trainer() -> upscaler.Trainer:
+    """A fresh network repeats pixels, which is hard to beat in a few steps; this one starts worse."""
+    trainer = make_upscaler_trainer()
     torch.nn.init.normal_(list(trainer.network.parameters())[-2], std=0.1)
     return trainer
 
 
-@pytest.mark.parametrize("make", [lambda: coder(keep=False), lambda: coder(keep=True), spoilt])
-def test_it_learns(make: Make) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_autoencoder_trainer(keep=False),
+        lambda: make_autoencoder_trainer(keep=True),
+        make_noisy_upscaler_trainer,
+    ],
+)
+def test_training_lowers_the_loss(make: Make) -> None:
     trainer = make()
     losses = [trainer.step(0.1) for _ in range(24)]
     first, last = (np.mean([one["loss"] for one in part]) for part in (losses[:4], losses[-4:]))
@@ -158,9 +165,15 @@ def test_it_learns(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: coder(keep=False), lambda: coder(keep=True, muon=False), enlarger, lambda: enlarger(muon=False)]
+    "make",
+    [
+        lambda: make_autoencoder_trainer(keep=False),
+        lambda: make_autoencoder_trainer(keep=True, muon=False),
+        make_upscaler_trainer,
+        lambda: make_upscaler_trainer(muon=False),
+    ],
 )
-def test_resuming_is_exact_the_discriminator_included(tmp_path: Path, make: Make) -> None:
+def test_resuming_is_exact_including_the_discriminator(tmp_path: Path, make: Make) -> None:
     through, stopped, again = make(), make(), make()
     for number in range(4):
         through.step(number / 10)
@@ -170,14 +183,14 @@ def test_resuming_is_exact_the_discriminator_included(tmp_path: Path, make: Make
     again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 2)
     for number in (2, 3):
         again.step(number / 10)
-    kept = through.tensors()
-    assert same(kept, again.tensors())
-    assert any(name.startswith("discriminator:exp_avg") for name in kept)
+    tensors = through.tensors()
+    assert same(tensors, again.tensors())
+    assert any(name.startswith("discriminator:exp_avg") for name in tensors)
     assert again.rate == through.rate > 0
 
 
-def test_a_run_that_never_saw_the_discriminator_goes_on_too(tmp_path: Path) -> None:
-    one, other = enlarger(gan_from=0.9), enlarger(gan_from=0.9)
+def test_a_run_before_its_first_discriminator_step_resumes_exactly(tmp_path: Path) -> None:
+    one, other = make_upscaler_trainer(gan_from=0.9), make_upscaler_trainer(gan_from=0.9)
     one.step(0.0)
     checkpoint.save(tmp_path / "kept.safetensors", one.tensors(), {})
     other.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 1)
@@ -186,27 +199,27 @@ def test_a_run_that_never_saw_the_discriminator_goes_on_too(tmp_path: Path) -> N
     assert same(one.tensors(), other.tensors())
 
 
-def test_a_loss_that_is_no_number_ends_the_run() -> None:
-    trainer = enlarger()
+def test_a_non_finite_loss_ends_the_run() -> None:
+    trainer = make_upscaler_trainer()
     torch.nn.init.constant_(next(trainer.network.parameters()), float("nan"))
     with pytest.raises(ValueError, match="lower the learning rate"):
         trainer.step(0.0)
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_with_kept_latents_only_the_decoder_moves(keep: bool) -> None:
-    trainer = coder(keep=keep)
+def test_with_kept_latents_only_the_decoder_changes(keep: bool) -> None:
+    trainer = make_autoencoder_trainer(keep=keep)
     before = {name: one.clone() for name, one in trainer.network.state_dict().items()}
     for _ in range(3):
         trainer.step(0.1)
-    moved = {name for part in (trainer.network, trainer.average) for name, one in part.state_dict().items()
+    changed = {name for part in (trainer.network, trainer.average) for name, one in part.state_dict().items()
              if not torch.equal(one, before[name])}  # fmt: skip
     frozen = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
-    assert moved == set(before) - (frozen if keep else set())
+    assert changed == set(before) - (frozen if keep else set())
 
 
-def test_a_run_keeps_looks_and_ends(tmp_path: Path) -> None:
-    trainer = coder(keep=True)
+def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
+    trainer = make_autoencoder_trainer(keep=True)
     judge = autoencoder_judge.Judge(trainer, of_pictures(blobs(3, 32)))
     Run(tmp_path, trainer, judge, Budget(samples=8), started=0.0).go(
         lambda: 0.0, lambda: False, lambda losses: None, 60
@@ -220,36 +233,36 @@ def test_a_run_keeps_looks_and_ends(tmp_path: Path) -> None:
 # --- results
 
 
-def test_folded_latents_have_mean_0_and_deviation_1_and_pictures_stay() -> None:
-    network, seen = shapes.fresh(1, SHAPE).eval(), pixels()
-    images, _ = seen.rows(np.arange(len(seen)))
+def test_folded_latents_have_mean_0_and_deviation_1_and_keep_the_pictures() -> None:
+    network, data = shapes.fresh(1, SHAPE).eval(), pixels()
+    images, _ = data.rows(np.arange(len(data)))
     before = round_trip(network, images)
     posterior = network.encode(images, return_dict=False)[0]
     noise = posterior.std / posterior.mean.std(dim=(0, 2, 3), keepdim=True)
-    fold(network, *latent_scale(network, seen))
+    fold(network, *latent_scale(network, data))
     posterior = network.encode(images, return_dict=False)[0]
-    mean, deviation = latent_scale(network, seen)
+    mean, deviation = latent_scale(network, data)
     assert torch.allclose(mean, torch.zeros(4), atol=1e-4)
     assert torch.allclose(deviation, torch.ones(4), atol=1e-4)
     assert torch.allclose(posterior.std, noise, rtol=1e-2)
     assert torch.allclose(round_trip(network, images), before, atol=1e-4)
 
 
-def test_the_super_resolver_is_loaded_by_spandrel_and_starts_as_it_ended(tmp_path: Path) -> None:
-    trainer = enlarger()
+def test_an_exported_super_resolver_loads_in_spandrel_and_in_training(tmp_path: Path) -> None:
+    trainer = make_upscaler_trainer()
     trainer.step(0.1)
     upscaler.export(trainer.average, tmp_path / "model.safetensors")
-    found = ModelLoader().load_from_file(tmp_path / "model.safetensors")
-    assert (found.architecture.name, found.scale, found.input_channels) == ("RealESRGAN Compact", 4, 3)
+    descriptor = ModelLoader().load_from_file(tmp_path / "model.safetensors")
+    assert (descriptor.architecture.name, descriptor.scale, descriptor.input_channels) == ("RealESRGAN Compact", 4, 3)
     grey = torch.full((1, 3, 12, 12), 0.5)
-    assert torch.allclose(found.model.eval()(grey), trainer.average(grey), atol=1e-2)
+    assert torch.allclose(descriptor.model.eval()(grey), trainer.average(grey), atol=1e-2)
     again = upscaler.load(tmp_path / "model.safetensors")
     assert all(one.dtype == torch.float32 for one in again.parameters())
     with pytest.raises(ValueError, match="no super-resolver"):
         upscaler.load(tmp_path / "nothing.safetensors")
 
 
-def test_a_fresh_network_repeats_pixels_and_rings_not_at_all() -> None:
+def test_a_fresh_network_repeats_pixels_and_does_not_ring() -> None:
     network = upscaler.fresh(0, 8, 2)
     small = small_pairs(2).clean
     assert (upscaler_judge.enlarged(network, small) == small.repeat(4, axis=1).repeat(4, axis=2)).all()
@@ -257,11 +270,11 @@ def test_a_fresh_network_repeats_pixels_and_rings_not_at_all() -> None:
 
 
 def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
-    def made() -> Pairs:
-        drawn = iter(blobs(8, 256))
-        return pairs.pairs(drawn, 6, None, seed=3, charts=0.5)
+    def make_pairs() -> Pairs:
+        pictures = iter(blobs(8, 256))
+        return pairs.pairs(pictures, 6, None, seed=3, charts=0.5)
 
-    one, other = made(), made()
+    one, other = make_pairs(), make_pairs()
     assert (one.large == other.large).all()
     assert (one.mended == other.mended).all()
     assert one.clean.shape == (6, 64, 64, 3)
@@ -272,7 +285,7 @@ def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
 
 
 @pytest.mark.parametrize("command", ["autoencoder", "upscaler"])
-def test_any_folder_is_trained_on_and_the_result_loads(command: str, tmp_path: Path) -> None:
+def test_training_on_any_folder_gives_a_loadable_result(command: str, tmp_path: Path) -> None:
     pictures, out = tmp_path / "mine", tmp_path / "out"
     pictures.mkdir()
     for number, picture in enumerate(blobs(6, 256)):
@@ -289,6 +302,8 @@ def test_any_folder_is_trained_on_and_the_result_loads(command: str, tmp_path: P
     assert json.loads((out / "figures.json").read_text())["samples"] == 4
 
 
-def test_latents_cannot_be_kept_that_are_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_keep_latents_without_a_model_to_start_from_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(["autoencoder", "--out", str(tmp_path), "--steps", "1", "--keep-latents"]) == 2
     assert "say --from embedded" in capfd.readouterr().err

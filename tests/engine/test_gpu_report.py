@@ -1,4 +1,4 @@
-"""`darkroom gpu-report`: every kind of model held against its pipeline, every way of running one, and the two files."""
+"""`darkroom gpu-report`: every kind of model against its pipeline, every way to run one, and the two files."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # 
 CPU = torch.device("cpu")
 
 
-def _quiet(_: str) -> None:
+def _ignore(_: str) -> None:
     pass
 
 
-def test_every_kind_is_measured_and_is_its_pipeline_s() -> None:
-    said: list[str] = []
-    rows = parity.parity_rows(CPU, said.append)
-    assert len(rows) == len(said) == len(KINDS)
+def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
+    messages: list[str] = []
+    rows = parity.parity_rows(CPU, messages.append)
+    assert len(rows) == len(messages) == len(KINDS)
     assert [f"{row.name}: {row.note}" for row in rows if not row.passed] == []
 
 
-def test_a_kind_that_fails_says_so_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(kind: str, folder: Path) -> None:
         if kind == "sd":
             raise RuntimeError("no kernel image is available")
         build(kind, folder)
 
     monkeypatch.setattr(parity, "build", fail)
-    broken, sound = parity.parity_rows(CPU, _quiet, ("sd", "sdxl"))
+    broken, sound = parity.parity_rows(CPU, _ignore, ("sd", "sdxl"))
     assert (broken.figure, broken.passed) == (None, False)
     assert "no kernel image" in broken.note
     assert sound.passed
 
 
 def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = parity.call_pipeline
-    monkeypatch.setattr(parity, "call_pipeline", lambda *args: true(*args) * 1.01)
-    (row,) = parity.parity_rows(CPU, _quiet, ("sd",))
+    original = parity.call_pipeline
+    monkeypatch.setattr(parity, "call_pipeline", lambda *args: original(*args) * 1.01)
+    (row,) = parity.parity_rows(CPU, _ignore, ("sd",))
     assert row.figure == pytest.approx(0.01, abs=0.009)
     assert not row.passed
 
@@ -58,16 +58,16 @@ def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> No
 def load(tmp_path: Path) -> gains.Load:
     build("sd", tmp_path / "sd")
 
-    def again() -> Pipelined:
+    def load_family() -> Pipelined:
         family = families.load_folder(str(tmp_path / "sd"), "sd")
         assert isinstance(family, Pipelined)
         return family
 
-    return again
+    return load_family
 
 
-def test_ways_are_measured_here_or_said_to_be_a_card_s(load: gains.Load) -> None:
-    rows = gains.gain_rows(load, _quiet)
+def test_each_way_is_measured_or_marked_as_gpu_only(load: gains.Load) -> None:
+    rows = gains.gain_rows(load, _ignore)
     measured = {row.name: row.figure for row in rows if row.figure is not None}
     assert all(figure > 0 for figure in measured.values())
     assert sorted(measured) == sorted(gains._batch_name(count) for count in gains.BATCHES)
@@ -75,12 +75,12 @@ def test_ways_are_measured_here_or_said_to_be_a_card_s(load: gains.Load) -> None
     assert len(rows) == len(gains.BATCHES) + 5
 
 
-def test_a_way_that_fails_leaves_the_others(load: gains.Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_way_does_not_stop_the_others(load: gains.Load, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> float:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(gains, "_milliseconds", fail)
-    rows = gains.gain_rows(load, _quiet)
+    rows = gains.gain_rows(load, _ignore)
     assert len(rows) == len(gains.BATCHES) + 5
     assert all("out of memory" in row.note for row in rows[: len(gains.BATCHES)])
     assert {row.note for row in rows[len(gains.BATCHES) :]} == {gains.NO_CARD}
@@ -102,8 +102,8 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     assert "| **miss** | a \\| b | 0.5 × | ≥ 1 | two lines |" in page
     assert "| – | c | not measured |  | not on a processor |" in page
     assert "There is no GPU" not in as_markdown({**facts, "kind": "cuda"}, {})
-    known = json.loads(as_json(facts, {"Ways": rows}))
-    assert [row["pass"] for row in known["sections"]["Ways"]] == [False, False]
+    content = json.loads(as_json(facts, {"Ways": rows}))
+    assert [row["pass"] for row in content["sections"]["Ways"]] == [False, False]
 
 
 def test_both_files_are_written_and_named(
@@ -112,10 +112,10 @@ def test_both_files_are_written_and_named(
     monkeypatch.setattr(parity, "KINDS", {"sd": KINDS["sd"]})
     monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
     assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
-    out, said = capsys.readouterr()
+    out, err = capsys.readouterr()
     files = [Path(line) for line in out.splitlines()]
     assert [file.name for file in files] == ["darkroom-gpu-report.json", "darkroom-gpu-report.md"]
-    assert "no GPU here" in said
+    assert "no GPU here" in err
     page = files[1].read_text()
     assert "Parity with the unmodified pipelines" in page
     assert str(tmp_path) not in page + files[0].read_text()

@@ -1,4 +1,4 @@
-"""Guidance for a part of the course: fewer rows outside it, the same picture as by hand, shared with everybody else."""
+"""The guidance interval: fewer rows outside it, the same picture as computed by hand, shared forwards."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from engine.unfit import Unfit
 Make = Callable[..., Any]
 
 
-def by_hand(affine: Any, recipe: Recipe) -> torch.Tensor:
-    """The affine network, guided where the recipe says so, else by its words alone; DDIM."""
+def compute_by_hand(affine: Any, recipe: Recipe) -> torch.Tensor:
+    """DDIM on the affine network, with guidance only inside the recipe's interval."""
     table = plan(affine.scheduler_config, "ddim", recipe.steps)
     shape = affine.latent_shape(recipe.width, recipe.height)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(recipe.seed)) * table.init_sigma
     words, empty = (affine.condition(text, recipe)[0] for text in (recipe.concepts[0].text, ""))
     for k in range(recipe.steps):
         at = dict(zip(COLUMNS, table.table[k].tolist(), strict=True))
-        told, untold = (
+        conditional, unconditional = (
             affine.denoise(x[None] * at["c"], torch.tensor([at["t"]]), (each[None],), "float32")[0]
             for each in (words, empty)
         )
-        out = untold + recipe.guidance * (told - untold) if guided(recipe, k) else told
+        out = unconditional + recipe.guidance * (conditional - unconditional) if guided(recipe, k) else conditional
         x = at["A"] * x + at["B"] * out
     return x
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8), (0.0, 0.5), (0.5, 1.0), (0.4, 0.4)])
-def test_a_picture_is_as_by_hand(
+def test_a_picture_matches_the_computation_by_hand(
     affine: Any, recipe: Make, job: Make, finish: Make, interval: tuple[float, float]
 ) -> None:
     one = recipe(sampler="ddim", steps=10, guidance=4.0, guidance_start=interval[0], guidance_stop=interval[1])
     engine = Engine({"affine": affine}, buckets=range(1, 9))
-    asked = job(one)
-    engine.add(asked)
-    got = finish(engine)[asked.id, 0]
-    torch.testing.assert_close(got, by_hand(affine, one), rtol=1e-5, atol=1e-5)
+    one_job = job(one)
+    engine.add(one_job)
+    latents = finish(engine)[one_job.id, 0]
+    torch.testing.assert_close(latents, compute_by_hand(affine, one), rtol=1e-5, atol=1e-5)
     assert affine.shapes[:10].count(2) == sum(guided(one, k) for k in range(10))  # the others took one row
 
 
-def test_what_is_guided_and_what_is_not_share_a_forward(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
-    some = [recipe(sampler="ddim", seed=seed, guidance_start=seed / 4, guidance_stop=0.9) for seed in range(4)]
+def test_images_with_and_without_guidance_share_a_forward(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    recipes = [recipe(sampler="ddim", seed=seed, guidance_start=seed / 4, guidance_stop=0.9) for seed in range(4)]
     engine = Engine({"affine": affine}, buckets=range(1, 33))
-    jobs = [job(each, user=f"user {number}") for number, each in enumerate(some)]
+    jobs = [job(each, user=f"user {number}") for number, each in enumerate(recipes)]
     for each in jobs:
         engine.add(each)
-    got = finish(engine)
+    latents = finish(engine)
     assert len(affine.shapes) == 10
     assert sorted(set(affine.shapes)) == [4, 5, 6, 7, 8]
-    for each, one in zip(jobs, some, strict=True):
-        torch.testing.assert_close(got[each.id, 0], by_hand(affine, one), rtol=1e-5, atol=1e-5)
+    for each, one in zip(jobs, recipes, strict=True):
+        torch.testing.assert_close(latents[each.id, 0], compute_by_hand(affine, one), rtol=1e-5, atol=1e-5)
 
 
-def test_a_pinned_forward_is_smaller_where_nothing_guides(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+def test_a_pinned_forward_is_smaller_outside_the_interval(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
     one = recipe(sampler="ddim", count=4, bucket=8, guidance_start=0.5)
     engine = Engine({"affine": affine})
     engine.add(job(one))
@@ -69,7 +69,7 @@ def test_a_pinned_forward_is_smaller_where_nothing_guides(affine: Any, recipe: M
     assert affine.shapes == [4] * 5 + [8] * 5
 
 
-def test_rows_are_counted_and_paid_for_as_they_are_used(recipe: Make) -> None:
+def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
     whole, half = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
     assert (rows(half), rows(half, held=False), row_steps(whole), row_steps(half)) == (8, 4, 80, 60)
     three = recipe(concepts=(Concept("a", 2.0), Concept("b", 1.0), Concept("c", -1.0)), guidance_stop=0.5)
@@ -84,7 +84,7 @@ def test_rows_are_counted_and_paid_for_as_they_are_used(recipe: Make) -> None:
     assert row_steps(recipe(count=3, bucket=4, guidance_start=0.5)) == 5 * 4 + 5 * 8
 
 
-def test_the_price_falls_with_the_rows(recipe: Make) -> None:
+def test_the_cost_falls_with_the_rows(recipe: Make) -> None:
     from bot.models import SHIPPED
 
     whole, half = (recipe(guidance=4.0, guidance_start=start, width=64, height=64) for start in (0.0, 0.5))
@@ -92,16 +92,16 @@ def test_the_price_falls_with_the_rows(recipe: Make) -> None:
     assert cost(half, SHIPPED) - other == pytest.approx(0.75 * (cost(whole, SHIPPED) - other))
 
 
-def test_where_the_network_takes_guidance_itself_there_is_one_row_a_text(recipe: Make) -> None:
+def test_a_network_with_guidance_as_an_input_takes_one_row_per_text(recipe: Make) -> None:
     assert rows(recipe(guides="network", guidance=3.5)) == 1
     assert rows(recipe("a", "b", guides="network")) == 2
 
 
 @pytest.mark.parametrize("weight", [-0.5, -0.9, -0.999, -1.0, -1.5])
-def test_a_concept_to_steer_away_from_is_no_lever_outside_the_interval(
+def test_a_negative_concept_stays_bounded_outside_the_interval(
     affine: Any, recipe: Make, job: Make, finish: Make, weight: float
 ) -> None:
-    """The weights' sum passes 0 there: a picture must not."""
+    """The sum of the weights passes 0 there; the picture must stay bounded."""
     concepts = (Concept("a"), Concept("b", weight))
     sizes = []
     for start, stop in ((0.0, 1.0), (0.3, 0.8)):
@@ -118,11 +118,11 @@ def test_an_interval_that_ends_before_it_begins_is_refused(affine: Any, recipe: 
 
 
 @given(st.integers(1, 1000), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_guided_steps_are_counted_as_they_are_held(steps: int, one: float, other: float) -> None:
+def test_guided_steps_match_the_steps_inside_the_interval(steps: int, one: float, other: float) -> None:
     first, stop = sorted((one, other))
     assume(first < stop)
-    asked = Recipe(
+    recipe = Recipe(
         concepts=(Concept("x"),), model="m", sampler="ddim", steps=steps, seed=1, guidance=3.0, width=64, height=64,
         dtype="float32", guidance_start=first, guidance_stop=stop,
     )  # fmt: skip
-    assert guided_steps(asked) == sum(guided(asked, k) for k in range(steps))
+    assert guided_steps(recipe) == sum(guided(recipe, k) for k in range(steps))

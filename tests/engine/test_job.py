@@ -1,4 +1,4 @@
-"""The wire contract, value by value: what is allowed survives the wire, and nothing else gets in or crashes."""
+"""The wire contract: every valid value survives the wire, and nothing else gets in or crashes."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ KINDS = [
     contract.Presence, contract.EmbedRequest, contract.EmbedReply, contract.DescribeRequest, contract.DescribeReply,
     contract.DecodeRequest, contract.DecodeReply,
 ]  # fmt: skip
-ANY = st.sampled_from(KINDS)
+ANY_KIND = st.sampled_from(KINDS)
 
 
-def values(kind: Any) -> st.SearchStrategy[Any]:
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
     """Every value of the contract's type, derived from its own declaration, bounds included."""
     match kind:
         case inspect.StructType(cls=cls, fields=fields):
-            return st.builds(cls, **{field.name: values(field.type) for field in fields})
+            return st.builds(cls, **{field.name: values_of(field.type) for field in fields})
         case inspect.UnionType(types=types):
-            return st.one_of([values(each) for each in types])
+            return st.one_of([values_of(each) for each in types])
         case inspect.LiteralType(values=allowed):
             return st.sampled_from(list(allowed))
         case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
-            return st.lists(values(item), min_size=least or 0, max_size=min(most or 0, 3)).map(tuple)
+            return st.lists(values_of(item), min_size=least or 0, max_size=min(most or 0, 3)).map(tuple)
         case inspect.TupleType(item_types=items):
-            return st.tuples(*(values(item) for item in items))
+            return st.tuples(*(values_of(item) for item in items))
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
         case inspect.StrType(min_length=least, max_length=most):
@@ -55,26 +55,26 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def any_value(kind: type) -> st.SearchStrategy[Any]:
-    return values(inspect.type_info(kind))
+    return values_of(inspect.type_info(kind))
 
 
-EVERY = ANY.flatmap(any_value)
+ANY_VALUE = ANY_KIND.flatmap(any_value)
 
 
-@given(EVERY)
+@given(ANY_VALUE)
 @settings(max_examples=300, deadline=None)
 def test_every_value_survives_the_wire(value: Any) -> None:
     assert decode(encode(value), type(value)) == value
 
 
-@given(st.binary(max_size=300), ANY)
+@given(st.binary(max_size=300), ANY_KIND)
 @settings(max_examples=300, deadline=None)
 def test_garbage_is_malformed_and_nothing_else(payload: bytes, kind: type) -> None:
     with pytest.raises(Malformed):
         decode(payload, kind)
 
 
-@given(EVERY, st.data())
+@given(ANY_VALUE, st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, data: st.DataObject) -> None:
     payload = bytearray(encode(value))
@@ -87,44 +87,44 @@ def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, dat
     assert decode(encode(survivor), type(value)) == survivor
 
 
-def floats_replaced(plain: Any, by: float) -> Iterator[Any]:
-    """One copy for every float in a nested plain value, with that float replaced."""
+def replace_each_float(plain: Any, by: float) -> Iterator[Any]:
+    """Yields one copy for every float in a nested plain value, with that float replaced."""
     if isinstance(plain, float):
         yield by
     elif isinstance(plain, dict):
         for key, inner in plain.items():
-            yield from ({**plain, key: other} for other in floats_replaced(inner, by))
+            yield from ({**plain, key: other} for other in replace_each_float(inner, by))
     elif isinstance(plain, list):
         for at, inner in enumerate(plain):
-            yield from ([*plain[:at], other, *plain[at + 1 :]] for other in floats_replaced(inner, by))
+            yield from ([*plain[:at], other, *plain[at + 1 :]] for other in replace_each_float(inner, by))
 
 
-@given(EVERY, st.sampled_from([math.nan, math.inf, -math.inf]))
+@given(ANY_VALUE, st.sampled_from([math.nan, math.inf, -math.inf]))
 @settings(max_examples=200, deadline=None)
 def test_no_float_is_infinite_or_not_a_number(value: Any, bad: float) -> None:
-    for plain in floats_replaced(msgspec.msgpack.decode(encode(value)), bad):
+    for plain in replace_each_float(msgspec.msgpack.decode(encode(value)), bad):
         with pytest.raises(Malformed):
             decode(msgspec.msgpack.encode(plain), type(value))
 
 
-def unbounded(kind: Any, path: str) -> Iterator[str]:
-    """The places in a declaration where a string, list or number has no bound."""
+def find_unbounded(kind: Any, path: str) -> Iterator[str]:
+    """Yields the paths in a declaration where a string, list or number has no bound."""
     match kind:
         case inspect.StructType(cls=cls, fields=fields):
             if not kind.forbid_unknown_fields or not cls.__struct_config__.frozen:
                 yield f"{path} is open or mutable"
             for field in fields:
-                yield from unbounded(field.type, f"{path}.{field.name}")
+                yield from find_unbounded(field.type, f"{path}.{field.name}")
         case inspect.UnionType(types=types):
             for each in types:
-                yield from unbounded(each, path)
+                yield from find_unbounded(each, path)
         case inspect.VarTupleType(item_type=item, max_length=most):
             if most is None:
                 yield path
-            yield from unbounded(item, f"{path}[]")
+            yield from find_unbounded(item, f"{path}[]")
         case inspect.TupleType(item_types=items):
             for item in items:
-                yield from unbounded(item, f"{path}[]")
+                yield from find_unbounded(item, f"{path}[]")
         case inspect.StrType(pattern=pattern, max_length=most) if pattern is None and most is None:
             yield path
         case inspect.BytesType(max_length=None):
@@ -136,15 +136,15 @@ def unbounded(kind: Any, path: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_string_list_and_number_is_bounded(kind: type) -> None:
-    assert list(unbounded(inspect.type_info(kind), kind.__name__)) == []
+    assert list(find_unbounded(inspect.type_info(kind), kind.__name__)) == []
 
 
-def recipe(**changes: Any) -> Recipe:
-    plain: dict[str, Any] = {
+def make_recipe(**changes: Any) -> Recipe:
+    defaults: dict[str, Any] = {
         "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 10, "seed": 1,
         "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
     }  # fmt: skip
-    return Recipe(**{**plain, **changes})
+    return Recipe(**{**defaults, **changes})
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", " ", ".", "*", ">"])
@@ -157,19 +157,19 @@ def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
         decode(encode(Enlarge(source="a" * 64 + ending)), Enlarge)
     if ending != ".":
         with pytest.raises(Malformed, match="model"):
-            decode(encode(recipe(model="m" + ending)), Recipe)
+            decode(encode(make_recipe(model="m" + ending)), Recipe)
 
 
-def test_what_another_version_says_is_refused_not_guessed() -> None:
-    plain = msgspec.msgpack.decode(encode(recipe()))
+def test_messages_of_another_version_are_refused() -> None:
+    plain = msgspec.msgpack.decode(encode(make_recipe()))
     for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
         with pytest.raises(Malformed):
             decode(msgspec.msgpack.encode({**plain, **changes}), Recipe)
 
 
-def test_what_an_older_version_says_is_read_with_defaults_for_what_it_did_not_know() -> None:
+def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() -> None:
     share = Share(tier="a", guild="b", user="c")
-    job = Job(id="0" * 26, task=recipe(), share=share, cost=1.0, deadline=2e9, check=True)
+    job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9, check=True)
     plain = {**msgspec.msgpack.decode(encode(job)), "v": 1}
     del plain["check"]
     older = decode(msgspec.msgpack.encode(plain), Job)
@@ -178,21 +178,21 @@ def test_what_an_older_version_says_is_read_with_defaults_for_what_it_did_not_kn
 
 def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
     share = Share(tier="a", guild="b", user="c")
-    enlarging = Job(id="0" * 26, task=Enlarge(source="a" * 64), share=share, cost=1.0, deadline=2e9)
+    upscale = Job(id="0" * 26, task=Enlarge(source="a" * 64), share=share, cost=1.0, deadline=2e9)
     sha = "a" * 64
     picture = contract.Picture(job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64)
     presence = contract.Presence(
-        worker="w", pools=("default",), models=(warm(),), device="cpu", rows=8, free=8, build="b"
+        worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, build="b"
     )  # fmt: skip
-    for value, gone in ((enlarging, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
+    for value, missing in ((upscale, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
         for version in (1, 2):
             plain = {**msgspec.msgpack.decode(encode(value)), "v": version}
-            for name in gone:
+            for name in missing:
                 del plain[name]
             for model in plain.get("models", ()):
                 del model["enlargement"]
             assert decode(msgspec.msgpack.encode(plain), type(value)) == msgspec.structs.replace(value, v=version)
-    assert (enlarging.task, picture.method) == (Enlarge(source=sha, factor=4, method="lanczos"), None)
+    assert (upscale.task, picture.method) == (Enlarge(source=sha, factor=4, method="lanczos"), None)
     assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
 
 
@@ -204,9 +204,9 @@ V2_RECIPE = {
 
 
 def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
-    """Whole: an unknown field or a later `v` would make it lay the job aside."""
+    """An unknown field or a later `v` would make it refuse the job as a dead letter."""
     share = Share(tier="a", guild="b", user="c")
-    for task in (recipe(), Enlarge(source="a" * 64), Enlarge(source="a" * 64, factor=3, method="gan")):
+    for task in (make_recipe(), Enlarge(source="a" * 64), Enlarge(source="a" * 64, factor=3, method="gan")):
         job = Job(id="0" * 26, task=task, share=share, cost=1.0, deadline=2e9, check=True)
         plain = msgspec.msgpack.decode(encode(contract.readable(job, 2)))
         assert set(plain) == V2_JOB
@@ -221,9 +221,9 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
         assert contract.readable(job, contract.VERSION) == job
 
 
-def test_what_is_newer_is_told_from_what_is_damaged() -> None:
+def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
     share = Share(tier="a", guild="b", user="c")
-    job = Job(id="0" * 26, task=recipe(), share=share, cost=1.0, deadline=2e9)
+    job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9)
     plain = msgspec.msgpack.decode(encode(job))
     later = contract.VERSION + 1
     for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
@@ -243,12 +243,12 @@ def test_a_deeply_nested_bomb_is_malformed() -> None:
             decode(bomb, Job)
 
 
-def test_a_result_is_told_apart_by_its_tag() -> None:
+def test_a_result_is_recognised_by_its_tag() -> None:
     finished = contract.Finished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
     kind: Any = Result
     assert decode(encode(finished), kind) == finished
     with pytest.raises(Malformed):
-        decode(encode(recipe()), kind)
+        decode(encode(make_recipe()), kind)
 
 
 @pytest.mark.parametrize(
@@ -262,25 +262,25 @@ def test_a_result_is_told_apart_by_its_tag() -> None:
         ({"concepts": (Concept("a"), Concept("b"), Concept("c", -1.0))}, 16),
     ],
 )
-def test_rows_a_step(changes: dict[str, Any], expected: int) -> None:
-    assert rows(recipe(**changes)) == expected
+def test_rows_per_step_follow_from_the_recipe(changes: dict[str, Any], expected: int) -> None:
+    assert rows(make_recipe(**changes)) == expected
 
 
-def warm() -> Warm:
+def make_warm() -> Warm:
     return Warm(
         name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
         sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
     )  # fmt: skip
 
 
-def test_cost_is_steps_and_texts_and_decodes() -> None:
-    assert cost(recipe(), warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
-    assert cost(recipe(bucket=8), warm()) == cost(recipe(), warm())
-    assert cost(recipe(count=3, bucket=8), warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000)
-    assert cost(recipe(bucket=5), warm()) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
-    assert cost(recipe(width=128), warm()) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
+def test_the_cost_adds_steps_texts_and_decodes() -> None:
+    assert cost(make_recipe(), make_warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert cost(make_recipe(bucket=8), make_warm()) == cost(make_recipe(), make_warm())
+    assert cost(make_recipe(count=3, bucket=8), make_warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000)
+    assert cost(make_recipe(bucket=5), make_warm()) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert cost(make_recipe(width=128), make_warm()) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
 
 
-def test_an_owner_needs_a_weight_above_zero() -> None:
+def test_a_share_needs_a_weight_above_zero() -> None:
     with pytest.raises(Malformed, match="weight"):
         decode(encode(Share(tier="a", guild="b", user="c", weight=0.0)), Share)

@@ -1,4 +1,4 @@
-"""The lab: sums are read and mixed as they say, its sampler is the engine's, and experiments show what they claim."""
+"""The lab: it parses and mixes sums of words, samples as the engine does, and its experiments show what they claim."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from engine.unfit import Unfit
 from engine.worker.embedding import Embedder
 
 WORDS = ("queen", "king", "prince", "kitten", "carrot", "rocket", "banana", "snowman", "woman", "grape")
-few = settings(max_examples=60, deadline=None)
+few_examples = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 weights = st.floats(-3, 3, allow_nan=False).map(lambda value: round(value, 3))
 
 
-def states(seed: int, count: int = 1) -> list[torch.Tensor]:
+def random_states(seed: int, count: int = 1) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(6, 8, generator=generator) for _ in range(count)]
 
@@ -65,9 +65,9 @@ terms = st.builds(Term, phrases.filter(bool), weights)
 
 
 @given(st.lists(terms, min_size=1, max_size=MAX_TERMS))
-@few
-def test_a_sum_that_is_written_is_read_as_the_same(whole: list[Term]) -> None:
-    assert read(written(whole)) == tuple(whole)
+@few_examples
+def test_parsing_a_formatted_sum_returns_the_same_terms(sum_terms: list[Term]) -> None:
+    assert read(written(sum_terms)) == tuple(sum_terms)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_sum_that_is_written_is_read_as_the_same(whole: list[Term]) -> None:
         ("3 cats", [("3 cats", 1)]),
     ],
 )
-def test_a_sum_is_read_as_it_is_meant(typed: str, meant: list[tuple[str, float]]) -> None:
+def test_sums_are_parsed_into_weighted_terms(typed: str, meant: list[tuple[str, float]]) -> None:
     assert [(term.text, term.weight) for term in read(typed)] == meant
 
 
@@ -100,7 +100,7 @@ def test_a_sum_is_read_as_it_is_meant(typed: str, meant: list[tuple[str, float]]
         ("x" * 10_000, "too long"),
     ],
 )
-def test_what_is_no_sum_is_refused_in_one_sentence(typed: str, sentence: str) -> None:
+def test_an_invalid_sum_is_refused_in_one_sentence(typed: str, sentence: str) -> None:
     with pytest.raises(Unfit, match=sentence) as refused:
         read(typed)
     assert refused.value.blame == "member"
@@ -111,20 +111,20 @@ def test_what_is_no_sum_is_refused_in_one_sentence(typed: str, sentence: str) ->
 
 
 @given(seeds)
-@few
-def test_a_mix_of_one_term_is_that_term_and_of_none_the_empty_text(seed: int) -> None:
-    empty, one = states(seed, 2)
+@few_examples
+def test_a_mix_of_one_term_is_that_term_and_an_empty_mix_the_empty_text(seed: int) -> None:
+    empty, one = random_states(seed, 2)
     assert torch.allclose(mixing.mixed(empty, [one], [1.0]), one, atol=1e-6)
     assert torch.equal(mixing.mixed(empty, [], []), empty)
     assert torch.equal(mixing.mixed(empty, [one], [0.0]), empty)
 
 
 @given(seeds, st.lists(weights, min_size=1, max_size=5), st.randoms())
-@few
-def test_a_mix_knows_no_order_and_with_weights_that_add_up_to_one_no_empty_text(
+@few_examples
+def test_a_mix_ignores_order_and_with_weights_that_sum_to_one_the_empty_text(
     seed: int, much: list[float], random: Any
 ) -> None:
-    empty, other, *texts = states(seed, 2 + len(much))
+    empty, other, *texts = random_states(seed, 2 + len(much))
     pairs = list(zip(texts, much, strict=True))
     random.shuffle(pairs)
     shuffled = mixing.mixed(empty, [text for text, _ in pairs], [weight for _, weight in pairs])
@@ -136,35 +136,35 @@ def test_a_mix_knows_no_order_and_with_weights_that_add_up_to_one_no_empty_text(
 
 
 @given(st.lists(weights, min_size=1, max_size=6).filter(lambda much: max(much) > 0.01), st.floats(0.1, 5))
-@few
-def test_balanced_weights_know_no_scale_and_their_positive_part_is_one(much: list[float], scale: float) -> None:
+@few_examples
+def test_balanced_weights_ignore_scale_and_their_positive_part_sums_to_one(much: list[float], scale: float) -> None:
     balanced = mixing.balanced(much)
     assert math.fsum(weight for weight in balanced if weight > 0) == pytest.approx(1)
     assert mixing.balanced([scale * weight for weight in much]) == pytest.approx(balanced)
 
 
-def test_nothing_positive_cannot_be_balanced() -> None:
+def test_weights_without_a_positive_one_cannot_be_balanced() -> None:
     with pytest.raises(ValueError, match="no weight is positive"):
         mixing.balanced([-1.0, 0.0])
 
 
 @given(seeds, st.floats(0, 1))
-@few
-def test_an_arc_keeps_lengths_and_ends_where_it_should(seed: int, share: float) -> None:
-    a, b = states(seed, 2)
+@few_examples
+def test_interpolation_on_an_arc_keeps_lengths_and_hits_both_ends(seed: int, share: float) -> None:
+    a, b = random_states(seed, 2)
     a, b = 3 * a / a.norm(), 3 * b / b.norm()
     assert float(mixing.turned(a, b, share).norm()) == pytest.approx(3, abs=1e-3)
     halfway = mixing.turned(a, 2 * b, share)
     assert float(halfway.norm()) == pytest.approx(3 + 3 * share, abs=1e-3)
-    for whole, end in ((0.0, a), (1.0, b)):
-        assert torch.allclose(mixing.turned(a, b, whole), end, atol=1e-5)
-        assert torch.allclose(mixing.walked(a, b, whole), end, atol=1e-5)
+    for end_share, end in ((0.0, a), (1.0, b)):
+        assert torch.allclose(mixing.turned(a, b, end_share), end, atol=1e-5)
+        assert torch.allclose(mixing.walked(a, b, end_share), end, atol=1e-5)
     tokens = mixing.walked(a, b, share).norm(dim=-1)
     assert torch.allclose(tokens, (1 - share) * a.norm(dim=-1) + share * b.norm(dim=-1), atol=1e-3)
     assert torch.equal(mixing.turned(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
 
 
-def test_peak_signal_to_noise_is_what_it_is_defined_as() -> None:
+def test_psnr_follows_its_definition() -> None:
     black = torch.zeros(4, 4, 3)
     assert mixing.psnr(black, black) == math.inf
     assert mixing.psnr(black, black + 255) == pytest.approx(0)
@@ -174,7 +174,7 @@ def test_peak_signal_to_noise_is_what_it_is_defined_as() -> None:
 # --- sampling
 
 
-def test_the_labs_pictures_are_the_engines(
+def test_the_lab_draws_the_same_latents_as_the_engine(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any], finish: Callable[..., Any]
 ) -> None:
     """One prompt with guidance, and three weighted concepts as `::` makes them."""
@@ -192,27 +192,27 @@ def test_the_labs_pictures_are_the_engines(
         assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
 
 
-def test_many_drawings_are_the_same_as_one_by_one(small: Room) -> None:
+def test_batched_drawings_equal_drawings_one_by_one(small: Room) -> None:
     drawings = [small.told(small.family.encode(text), small.noise()) for text in "abcdefghijkl"]
     together = sampling.develop(small.family, small.plan, drawings)
     alone = [sampling.develop(small.family, small.plan, [drawing])[0] for drawing in drawings]
     assert torch.allclose(torch.stack(together), torch.stack(alone), atol=1e-6)
 
 
-def test_large_latents_go_through_the_network_a_few_at_a_time() -> None:
+def test_larger_latents_use_smaller_batches() -> None:
     for side, sizes in ((4, [8, 2]), (16, [8, 2]), (32, [2] * 5), (64, [1] * 10)):
         one = Drawing(torch.zeros(4, side, side), torch.zeros(2, 3, 5), (2.0,))
         assert [len(batch) for batch in sampling._batches([one] * 10, sampling.ROWS)] == sizes
 
 
-def test_every_step_is_counted(small: Room) -> None:
-    seen: list[tuple[int, int]] = []
+def test_progress_counts_every_step(small: Room) -> None:
+    progress: list[tuple[int, int]] = []
     drawings = [small.told(small.family.encode("a"), small.noise())] * 9
-    sampling.develop(small.family, small.plan, drawings, 1, lambda done, of: seen.append((done, of)))
-    assert seen == [(number, 6) for number in range(1, 7)]
+    sampling.develop(small.family, small.plan, drawings, 1, lambda done, of: progress.append((done, of)))
+    assert progress == [(number, 6) for number in range(1, 7)]
 
 
-def test_numbers_that_are_not_finite_are_said(small: Room) -> None:
+def test_numbers_that_are_not_finite_raise_an_error(small: Room) -> None:
     text = torch.full((4, 2), math.nan)
     with pytest.raises(Unfit, match="not finite"):
         sampling.develop(small.family, small.plan, [small.told(text, small.noise())])
@@ -223,14 +223,14 @@ def test_numbers_that_are_not_finite_are_said(small: Room) -> None:
 
 def test_the_nearest_word_of_king_and_woman_without_man_is_queen(embedder: Embedder) -> None:
     known = Known.of(embedder, WORDS)
-    found = nearest(embedder, read("king + woman - man"), known, 3)
-    assert found[0][0] == "queen"
-    assert {"king", "woman", "man"}.isdisjoint(word for word, _ in found)
-    assert [cosine for _, cosine in found] == sorted((cosine for _, cosine in found), reverse=True)
+    words = nearest(embedder, read("king + woman - man"), known, 3)
+    assert words[0][0] == "queen"
+    assert {"king", "woman", "man"}.isdisjoint(word for word, _ in words)
+    assert [cosine for _, cosine in words] == sorted((cosine for _, cosine in words), reverse=True)
     assert nearest(embedder, read("fruit + yellow"), known, 1)[0][0] == "banana"
 
 
-def test_words_that_cancel_out_are_nowhere(embedder: Embedder) -> None:
+def test_words_that_cancel_out_have_no_nearest_word(embedder: Embedder) -> None:
     with pytest.raises(Unfit, match="cancel each other out"):
         nearest(embedder, read("cat - cat"), Known.of(embedder, WORDS))
     with pytest.raises(Unfit, match="no other words"):
@@ -240,20 +240,20 @@ def test_words_that_cancel_out_are_nowhere(embedder: Embedder) -> None:
 @pytest.mark.parametrize(
     "content", ["{", "{}", "[]", "[1]", '{"words": "cat"}', '["' + "x" * 300 + '"]', "[" * 100_000]
 )
-def test_what_is_no_list_of_words_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_invalid_word_list_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "list.json").write_text(content)
     with pytest.raises(Unfit, match=r"list\.json"):
         vocabulary(tmp_path / "list.json")
 
 
-# --- pictures that people bring
+# --- pictures of members
 
 
-def test_pictures_are_upright_on_white_and_of_animations_the_first_frame(tmp_path: Path) -> None:
+def test_pictures_open_upright_on_white_with_only_the_first_frame(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert pictures.opened(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (40, 20), (0, 0, 255)).save(tmp_path / "turned.jpg", exif=exif)
     assert pictures.opened(tmp_path / "turned.jpg").size == (20, 40)
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
@@ -265,8 +265,8 @@ def test_pictures_are_upright_on_white_and_of_animations_the_first_frame(tmp_pat
 def test_a_picture_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path) -> None:
     Image.new("1", (9000, 8000)).save(tmp_path / "huge.png")
     Image.new("RGB", (32, 32)).save(tmp_path / "other.tiff")
-    whole = (tmp_path / "huge.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[:16] + b"\x00\x00\x00\x40\x00\x00\x00\x40" + whole[24:60])
+    content = (tmp_path / "huge.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[:16] + b"\x00\x00\x00\x40\x00\x00\x00\x40" + content[24:60])
     (tmp_path / "text.png").write_text("no picture")
     for name, sentence in {
         "huge.png": r"huge\.png .*64 million", "other.tiff": r"other\.tiff cannot be decoded",
@@ -277,7 +277,7 @@ def test_a_picture_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path
             pictures.opened(tmp_path / name)
 
 
-def test_a_sheet_writes_any_caption_with_the_letters_it_has() -> None:
+def test_a_contact_sheet_writes_any_caption_with_the_letters_of_its_font() -> None:
     assert plain("é × “a − b” → 猫") == 'e x "a - b" to ?'
     page = sheet("title", [[Tile(apple(), "word " * 99), None], [Tile(cat(), "a cat", hard=True)]], tile=100)
     assert page.size == (12 + 2 * 112, page.height)
@@ -292,41 +292,45 @@ def room() -> Callable[[StableDiffusion], Room]:
     return lambda family: Room(family, steps=2, guidance=3.5, seed=7)
 
 
-def test_a_sum_of_one_term_is_the_same_three_times(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
-    shown = mix(room(embedded), read("red apple"), count=1)
-    tiles = [shown.sheet.crop((12 + n * 204, 60, 12 + n * 204 + 192, 200)) for n in range(3)]
+def test_all_three_ways_to_mix_one_term_draw_the_same_picture(
+    embedded: StableDiffusion, room: Callable[..., Room]
+) -> None:
+    result = mix(room(embedded), read("red apple"), count=1)
+    tiles = [result.sheet.crop((12 + n * 204, 60, 12 + n * 204 + 192, 200)) for n in range(3)]
     assert tiles[0].getextrema() != ((255, 255),) * 3
     alike = [mixing.psnr(pictures.pixels(tile), pictures.pixels(tiles[0])) for tile in tiles[1:]]
     assert min(alike) > 50
-    assert shown.figures["terms"] == {"red apple": 1.0}
+    assert result.figures["terms"] == {"red apple": 1.0}
 
 
-def test_a_sum_of_nothing_but_minus_is_refused(small: Room) -> None:
+def test_a_sum_with_only_negative_terms_is_refused(small: Room) -> None:
     with pytest.raises(Unfit, match="must have a plus sign"):
         mix(small, read("- man"))
 
 
-def test_stairs_begin_without_the_last_term(small: Room) -> None:
-    shown = stairs(small, read("cat + 2*blue"))
-    assert shown.figures["weights"] == [0.0, 0.5, 1.0, 1.5, 2.0]
-    first, last = (shown.sheet.crop((x, 40, x + 192, 220)).tobytes() for x in (12, 12 + 4 * 204))
+def test_stairs_start_without_the_last_term(small: Room) -> None:
+    result = stairs(small, read("cat + 2*blue"))
+    assert result.figures["weights"] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    first, last = (result.sheet.crop((x, 40, x + 192, 220)).tobytes() for x in (12, 12 + 4 * 204))
     assert first != last
     with pytest.raises(Unfit, match="before the last must have a plus sign"):
         stairs(small, read("blue"))
 
 
-def test_on_the_stairs_all_but_the_last_term_stays(small: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Drawing] = []
+def test_stairs_change_only_the_weight_of_the_last_term(small: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings_so_far: list[Drawing] = []
     develop = Room.develop
-    monkeypatch.setattr(Room, "develop", lambda room, drawings: develop(room, drawn.extend(drawings) or drawings))
+    monkeypatch.setattr(
+        Room, "develop", lambda room, drawings: develop(room, drawings_so_far.extend(drawings) or drawings)
+    )
     stairs(small, read("cat + dog - 2*fog + 2*blue"))
-    steers = [[much / small.guidance for much in one.steer] for one in drawn[-5:]]
+    steers = [[much / small.guidance for much in one.steer] for one in drawings_so_far[-5:]]
     assert [steer[:3] for steer in steers] == [pytest.approx([0.5, 0.5, -1])] * 5
     assert [steer[3] for steer in steers] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
 @pytest.mark.parametrize("seeds", [(-1, 2), (1, 2**32), (2**70, 1)])
-def test_a_walk_takes_no_seeds_that_the_bot_does_not_know(small: Room, seeds: tuple[int, int]) -> None:
+def test_an_interpolation_refuses_seeds_outside_the_bots_range(small: Room, seeds: tuple[int, int]) -> None:
     with pytest.raises(Unfit, match="A seed is a number from 0 to 4294967295"):
         walk(small, "a", "b", 2, seeds)
 
@@ -334,16 +338,16 @@ def test_a_walk_takes_no_seeds_that_the_bot_does_not_know(small: Room, seeds: tu
 @pytest.mark.parametrize(
     ("strength", "steps", "asked"), [(0.0, 0, False), (0.1, 0, False), (0.5, 2, True), (1.0, 4, True)]
 )
-def test_a_blend_goes_back_as_far_as_it_says(
+def test_a_blend_runs_as_many_steps_as_its_strength_asks(
     strength: float, steps: int, asked: bool, small: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
-    here = replace(small, steps=4, seen=lambda done, of: seen.append(of))
-    shown = autoencoder.blend(here, apple(), cat(), strength=strength)
-    assert (shown.figures["steps"], bool(seen), {*seen} - {steps}) == (steps, asked, set())
+    totals: list[int] = []
+    recording_room = replace(small, steps=4, seen=lambda done, of: totals.append(of))
+    result = autoencoder.blend(recording_room, apple(), cat(), strength=strength)
+    assert (result.figures["steps"], bool(totals), {*totals} - {steps}) == (steps, asked, set())
 
 
-def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_drawn(
+def test_an_unwritable_folder_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -353,40 +357,44 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_drawn(
         assert "Nothing can be written to" in capsys.readouterr().err
 
 
-def test_what_an_experiment_found_before_stays(tmp_path: Path) -> None:
-    (tmp_path / "mix.png").mkdir()  # whatever is there
+def test_an_experiment_never_overwrites_earlier_results(tmp_path: Path) -> None:
+    (tmp_path / "mix.png").mkdir()  # a folder also counts as an existing result
     for grey in (10, 20):
         keep(Shown("mix", Image.new("RGB", (8, 8), (grey,) * 3), "It is grey."), tmp_path, as_json=False)
-    found = [Image.open(tmp_path / name).getpixel((0, 0)) for name in ("mix-2.png", "mix-3.png")]
-    assert found == [(10, 10, 10), (20, 20, 20)]
+    colours = [Image.open(tmp_path / name).getpixel((0, 0)) for name in ("mix-2.png", "mix-3.png")]
+    assert colours == [(10, 10, 10), (20, 20, 20)]
 
 
-def test_a_walk_begins_and_ends_with_its_prompts(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
-    here = room(embedded)
-    shown = walk(here, "sun, blue background", "moon, black background", frames=3)
-    assert len(shown.frames) == 4
-    texts = [embedded.encode(text) for text in ("sun, blue background", "moon, black background")]
-    ends = here.develop([here.told(text, here.noise()) for text in texts])
-    for found, wanted in zip((shown.frames[0], shown.frames[2]), ends, strict=True):
-        assert mixing.psnr(pictures.pixels(found), pictures.pixels(wanted)) > 45
-    moved = walk(here, "sun", "sun", frames=2, seeds=(1, 2))
-    assert moved.figures["seeds"] == [1, 2]
-    assert moved.frames[0].tobytes() != moved.frames[1].tobytes()
-
-
-def test_the_round_trip_gives_the_picture_back_from_a_twelfth_of_the_numbers(
+def test_an_interpolation_starts_and_ends_with_its_prompts(
     embedded: StableDiffusion, room: Callable[..., Room]
 ) -> None:
-    shown = autoencoder.roundtrip(room(embedded), cat())
-    assert (shown.figures["pixels"], shown.figures["latents"]) == (12288, 1024)
-    assert float(str(shown.figures["psnr"])) > 18
-    assert "12 times fewer" in shown.sentence
+    small_room = room(embedded)
+    result = walk(small_room, "sun, blue background", "moon, black background", frames=3)
+    assert len(result.frames) == 4
+    texts = [embedded.encode(text) for text in ("sun, blue background", "moon, black background")]
+    ends = small_room.develop([small_room.told(text, small_room.noise()) for text in texts])
+    for frame, expected in zip((result.frames[0], result.frames[2]), ends, strict=True):
+        assert mixing.psnr(pictures.pixels(frame), pictures.pixels(expected)) > 45
+    between_seeds = walk(small_room, "sun", "sun", frames=2, seeds=(1, 2))
+    assert between_seeds.figures["seeds"] == [1, 2]
+    assert between_seeds.frames[0].tobytes() != between_seeds.frames[1].tobytes()
 
 
-def test_a_blend_and_the_forward_process_are_shown(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
-    shown = autoencoder.blend(room(embedded), apple(), cat(), share=0.0, strength=0.0)
-    assert shown.figures["share"] == 0.0
-    one, average = (shown.sheet.crop((x, 60, x + 190, 200)) for x in (13, 13 + 204))
+def test_a_round_trip_restores_the_picture_from_a_twelfth_of_its_numbers(
+    embedded: StableDiffusion, room: Callable[..., Room]
+) -> None:
+    result = autoencoder.roundtrip(room(embedded), cat())
+    assert (result.figures["pixels"], result.figures["latents"]) == (12288, 1024)
+    assert float(str(result.figures["psnr"])) > 18
+    assert "12 times fewer" in result.sentence
+
+
+def test_the_blend_and_the_forward_process_return_their_figures(
+    embedded: StableDiffusion, room: Callable[..., Room]
+) -> None:
+    result = autoencoder.blend(room(embedded), apple(), cat(), share=0.0, strength=0.0)
+    assert result.figures["share"] == 0.0
+    one, average = (result.sheet.crop((x, 60, x + 190, 200)) for x in (13, 13 + 204))
     assert one.tobytes() == average.tobytes()
     drowned = forward(room(embedded), cat(), "cat face")
     levels: Any = drowned.figures["levels"]
@@ -397,20 +405,22 @@ def test_a_blend_and_the_forward_process_are_shown(embedded: StableDiffusion, ro
 # --- the command line and the lesson
 
 
-def test_the_command_draws_a_sheet_and_says_it_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_mix_command_writes_a_contact_sheet_and_prints_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["mix", "red + apple", "--steps", "2", "--count", "1", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["terms"] == {"red": 1.0, "apple": 1.0}
-    with Image.open(said["files"][0]) as picture:
+    output = json.loads(capsys.readouterr().out)
+    assert output["terms"] == {"red": 1.0, "apple": 1.0}
+    with Image.open(output["files"][0]) as picture:
         assert picture.format == "PNG"
         assert picture.width == 12 + 4 * 204
 
 
-def test_the_command_lists_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_nearest_command_prints_the_nearest_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"words": WORDS}))
     assert main(["nearest", "king + woman - man", "--words", str(tmp_path / "list.json"), "--top", "2", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["sum"], said["of"], said["nearest"][0]["word"]) == ("king + woman - man", len(WORDS), "queen")
+    output = json.loads(capsys.readouterr().out)
+    assert (output["sum"], output["of"], output["nearest"][0]["word"]) == ("king + woman - man", len(WORDS), "queen")
 
 
 @pytest.mark.parametrize(
@@ -422,16 +432,14 @@ def test_the_command_lists_words(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["walk", "a" * 2001, "b", "--model", "embedded"], "2000 characters"),
     ],
 )
-def test_what_cannot_be_done_ends_in_one_sentence(
-    args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_errors_are_one_sentence(args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.strip().count("\n") == 0
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert output.strip().count("\n") == 0
 
 
-def test_without_a_command_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_lab_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.strip().startswith("nearest") for line in lines)

@@ -1,4 +1,4 @@
-"""The ladder's rungs: few, evenly spaced in log-SNR, and always the last step."""
+"""The keyframes of a ladder: few, evenly spaced in log-SNR, and always the last step."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ ZERO_SNR = {
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20, 48])
-def test_a_short_plan_is_all_rungs(steps: int) -> None:
+def test_a_short_plan_keeps_every_step_as_a_keyframe(steps: int) -> None:
     assert rungs(plan(ZERO_SNR, "ddim", steps)) == tuple(range(1, steps + 1))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "euler"])
 @pytest.mark.parametrize("steps", [49, 250, 1000])
-def test_a_long_plan_has_few_rungs_and_ends_with_the_last_step(sampler: str, steps: int) -> None:
-    found = rungs(plan(ZERO_SNR, sampler, steps))
-    assert 30 <= len(found) <= MAX_RUNGS
-    assert found[-1] == steps
-    assert list(found) == sorted(set(found))
+def test_a_long_plan_has_few_keyframes_and_ends_with_the_last_step(sampler: str, steps: int) -> None:
+    keyframes = rungs(plan(ZERO_SNR, sampler, steps))
+    assert 30 <= len(keyframes) <= MAX_RUNGS
+    assert keyframes[-1] == steps
+    assert list(keyframes) == sorted(set(keyframes))
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 300), (700, 1000), (400, 800), (990, 1000), (400, 401)])
-def test_only_the_steps_that_are_run_have_rungs(first: int, last: int) -> None:
-    found = rungs(plan(ZERO_SNR, "ddpm", 1000), first, last)
-    assert (found[0], found[-1]) == (first + 1, last)
-    assert min(last - first, 30) <= len(found) <= MAX_RUNGS
+def test_keyframes_cover_only_the_steps_that_run(first: int, last: int) -> None:
+    keyframes = rungs(plan(ZERO_SNR, "ddpm", 1000), first, last)
+    assert (keyframes[0], keyframes[-1]) == (first + 1, last)
+    assert min(last - first, 30) <= len(keyframes) <= MAX_RUNGS
 
 
-def test_rungs_are_even_in_log_snr() -> None:
+def test_keyframes_are_evenly_spaced_in_log_snr() -> None:
     table = plan(ZERO_SNR, "ddpm", 1000)
     inner = [step for step in rungs(table) if 100 < step < 900]
     alpha, sigma = table.table[[step - 1 for step in inner], 8], table.table[[step - 1 for step in inner], 9]
@@ -44,5 +44,5 @@ def test_rungs_are_even_in_log_snr() -> None:
     assert gaps.max() / gaps.min() < 1.2
 
 
-def test_every_fourth_rung_keeps_latents() -> None:
+def test_every_fourth_keyframe_keeps_latents() -> None:
     assert [rung for rung in range(MAX_RUNGS) if keeps_latent(rung)] == list(range(3, 48, 4))

@@ -1,4 +1,4 @@
-"""The decode lane and what it encodes: deterministic pictures and ladders, frames of the newest step alone."""
+"""The decode worker: it encodes deterministic pictures and ladders, and frames of the newest step only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.unfit import Unfit
 from engine.upscale import enlarge
 
 Make = Callable[..., Any]
-SOON = 30.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def lane(affine: Any) -> Iterator[Lane]:
     lane.close()
 
 
-def unpack(ladder: bytes) -> Ladder:
+def decode_ladder(ladder: bytes) -> Ladder:
     return decode(ladder, Ladder)
 
 
@@ -41,12 +41,12 @@ def develop(affine: Any, job: Job) -> tuple[list[Stepped], Developed]:
     return [e for e in events if isinstance(e, Stepped)], next(e for e in events if isinstance(e, Developed))
 
 
-def test_a_picture_is_the_same_bytes_every_time_and_says_how_it_was_made(
+def test_a_picture_has_the_same_bytes_every_time_and_carries_its_parameters(
     lane: Lane, affine: Any, recipe: Make, job: Make
 ) -> None:
     one = job(recipe("a cat", seed=41, steps=5))
     _, developed = develop(affine, one)
-    first, second = (lane.picture(developed, one).result(SOON) for _ in range(2))
+    first, second = (lane.picture(developed, one).result(TIMEOUT) for _ in range(2))
     assert first == second
     with Image.open(BytesIO(first)) as picture:
         assert picture.size == (32, 32)
@@ -56,7 +56,7 @@ def test_a_picture_is_the_same_bytes_every_time_and_says_how_it_was_made(
         )
 
 
-def test_parameters_are_what_a1111_writes(recipe: Make) -> None:
+def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
     whole = recipe(
         concepts=(Concept("sea"), Concept("fog", -0.5)), negative="people, text", sampler="ddim", eta=0.3, bucket=8,
         lineage=(Ancestor(3, 2, 0.25),), seed=9,
@@ -83,19 +83,19 @@ def test_parameters_are_what_a1111_writes(recipe: Make) -> None:
         ({"chaos": 1.0, "count": 2}, "CFG scale: 3, Seed: 8"),
     ],
 )  # fmt: skip
-def test_parameters_say_what_it_began_with(recipe: Make, fields: dict[str, Any], said: str) -> None:
+def test_parameters_name_init_images_branches_and_options(recipe: Make, fields: dict[str, Any], said: str) -> None:
     assert said in parameters(recipe(**fields), 1, "abc").splitlines()[-1]
 
 
-def test_text_beyond_latin_survives() -> None:
+def test_parameters_keep_text_beyond_latin_1() -> None:
     with Image.open(BytesIO(png(Image.new("RGB", (8, 8)), "котёнок 猫 😀"))) as picture:
         assert picture.info["parameters"] == "котёнок 猫 😀"
 
 
-def test_the_ladder_holds_thumbnails_and_states(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
+def test_the_ladder_holds_thumbnails_latents_and_history(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(steps=9, sampler="dpmpp_2m"))
     _, developed = develop(affine, one)
-    ladder = decode(lane.ladder(developed, one).result(SOON), Ladder)
+    ladder = decode(lane.ladder(developed, one).result(TIMEOUT), Ladder)
     assert (ladder.job, ladder.image, ladder.of, ladder.shape) == (one.id, 0, 9, (4, 4, 4))
     assert [rung.step for rung in ladder.rungs] == list(range(1, 10))
     assert [rung.step for rung in ladder.rungs if rung.latent] == [4, 8]
@@ -110,39 +110,37 @@ def test_the_ladder_holds_thumbnails_and_states(lane: Lane, affine: Any, recipe:
         assert thumbnail.format == "JPEG"
 
 
-def test_a_film_that_is_asked_for_shows_what_the_decoder_makes_of_a_small_model_s_rungs(
+def test_an_exact_film_decodes_the_keyframes_of_a_small_model_only(
     lane: Lane, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, decoded, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
     _, developed = develop(affine, one)
     monkeypatch.setattr(affine, "decode", lambda x0: decoded.append(x0) or decode(x0))
-    lane.ladder(developed, one).result(SOON)
+    lane.ladder(developed, one).result(TIMEOUT)
     assert not decoded
-    ladder = unpack(lane.ladder(developed, one, closely=True).result(SOON))
+    ladder = decode_ladder(lane.ladder(developed, one, closely=True).result(TIMEOUT))
     assert len(decoded) == len(ladder.rungs) == 3
-    assert {rung.estimate for rung in ladder.rungs} == {None}, "nobody need decode it again"
+    assert {rung.estimate for rung in ladder.rungs} == {None}, "the thumbnail is already exact"
     monkeypatch.setattr(affine, "size", 512)
-    lane.ladder(developed, one, closely=True).result(SOON)
-    assert len(decoded) == 3, "of a large one that would take minutes"
+    lane.ladder(developed, one, closely=True).result(TIMEOUT)
+    assert len(decoded) == 3, "a large model would take minutes"
 
 
-def test_a_frame_shows_the_estimate_and_only_the_newest_is_rendered(
-    lane: Lane, affine: Any, recipe: Make, job: Make
-) -> None:
+def test_only_the_newest_frame_is_rendered(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(steps=4))
     steps, _ = develop(affine, one)
     gate = threading.Event()
-    lane._submit(0, gate.wait)  # the lane is busy meanwhile
+    lane._submit(0, gate.wait)  # keeps the decode worker busy
     futures = [lane.frame(event, one, 7, 1.5) for event in steps]
     gate.set()
-    frame = futures[-1].result(SOON)
+    frame = futures[-1].result(TIMEOUT)
     assert (frame.job, frame.image, frame.epoch, frame.step, frame.of, frame.seconds_left) == (one.id, 0, 7, 4, 4, 1.5)
     assert all(future.cancelled() for future in futures[:-1])
     with Image.open(BytesIO(frame.picture)) as picture:
         assert picture.format == "JPEG"
 
 
-def test_pictures_go_before_frames_and_frames_before_rungs(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
+def test_pictures_go_before_frames_and_frames_before_ladders(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(steps=3))
     steps, developed = develop(affine, one)
     gate, order = threading.Event(), []
@@ -158,37 +156,37 @@ def test_pictures_go_before_frames_and_frames_before_rungs(lane: Lane, affine: A
     assert order == ["picture", "frame", "ladder"]
 
 
-def test_forgetting_a_job_drops_what_waits_for_it(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
+def test_forgetting_a_job_drops_its_waiting_work(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
     one, other = job(recipe(steps=6)), job(recipe(steps=6))
     steps, _ = develop(affine, one)
     gate = threading.Event()
     lane._submit(0, gate.wait)
     frame = lane.frame(steps[-1], one, 0, 0.0)
-    kept = lane.frame(develop(affine, other)[0][-1], other, 0, 0.0)
+    other_frame = lane.frame(develop(affine, other)[0][-1], other, 0, 0.0)
     lane.forget(one.id)
     gate.set()
     assert frame.cancelled()
-    assert kept.result(SOON)
+    assert other_frame.result(TIMEOUT)
 
 
-def test_one_jobs_error_is_in_its_future_and_the_lane_goes_on(
+def test_a_jobs_error_goes_to_its_future_and_the_decode_worker_continues(
     lane: Lane, affine: Any, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = job(recipe(steps=2))
     _, developed = develop(affine, one)
     spoilt = Developed(developed.job, 0, torch.zeros(1), ())
     with pytest.raises(RuntimeError, match="dimensions"):
-        lane.picture(spoilt, one).result(SOON)
-    assert lane.picture(developed, one).result(SOON)
+        lane.picture(spoilt, one).result(TIMEOUT)
+    assert lane.picture(developed, one).result(TIMEOUT)
     assert "could not encode" in caplog.text
 
 
-def test_enlarging_keeps_the_recipe_and_says_so() -> None:
+def test_an_upscale_keeps_the_parameters_and_adds_its_own() -> None:
     small = png(Image.new("RGB", (20, 10), "red"), "a cat\nSteps: 3")
     with Image.open(BytesIO(enlarge(small, 4).png)) as large:
         assert large.size == (80, 40)
-        said = "a cat\nSteps: 3, Postprocess upscale by: 4, Postprocess upscaler: Lanczos"
-        assert large.info["parameters"] == said
+        expected = "a cat\nSteps: 3, Postprocess upscale by: 4, Postprocess upscaler: Lanczos"
+        assert large.info["parameters"] == expected
     assert enlarge(small, 2) == enlarge(small, 2)
 
 
@@ -200,27 +198,27 @@ def test_enlarging_keeps_the_recipe_and_says_so() -> None:
         (png(Image.new("RGB", (8, 8)), "")[:50], 2, "cannot be read"),
     ],
 )
-def test_what_cannot_be_enlarged_is_refused(source: bytes, factor: int, sentence: str) -> None:
+def test_a_picture_that_cannot_be_upscaled_is_refused(source: bytes, factor: int, sentence: str) -> None:
     for method in get_args(Method):
         with pytest.raises(Unfit, match=sentence):
             enlarge(source, factor, method)
 
 
-def test_the_lane_decodes_with_all_cores_and_leaves_later_threads_theirs(
+def test_decoding_uses_all_cores_and_later_threads_keep_their_thread_count(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch hands the newest number of threads to every later one, and other numbers give other last bits."""
-    cores, seen, original = torch.get_num_threads(), list[int](), affine.decode
-    monkeypatch.setattr(affine, "decode", lambda x: seen.append(torch.get_num_threads()) or original(x))
+    """New threads inherit torch's latest thread count, and another count changes the last bits."""
+    cores, thread_counts, original = torch.get_num_threads(), list[int](), affine.decode
+    monkeypatch.setattr(affine, "decode", lambda x: thread_counts.append(torch.get_num_threads()) or original(x))
     torch.set_num_threads(3)
     try:
         lane = Lane({"affine": affine})
         order = job(recipe(steps=1, count=1))
-        lane.picture(develop(affine, order)[1], order).result(SOON)
-        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        lane.picture(develop(affine, order)[1], order).result(TIMEOUT)
+        later = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
         later.start()
         later.join()
         lane.close()
     finally:
         torch.set_num_threads(cores)
-    assert seen == [3, 3]
+    assert thread_counts == [3, 3]

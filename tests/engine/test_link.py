@@ -1,4 +1,4 @@
-"""What is around every call of the broker's client: its failures have one name, and no cancellation is lost in it."""
+"""The wrapper around calls of the broker's client: all failures are one exception, and no cancellation gets lost."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from engine.bus import Unreachable
 from engine.bus.link import reaching
 
 
-async def answered() -> None:
-    """As `asyncio.wait_for` before Python 3.12 where the answer comes in the same moment as the cancellation."""
+async def swallow_cancellation() -> None:
+    """Like `asyncio.wait_for` before Python 3.12, when the answer arrives together with the cancellation."""
     try:
         await asyncio.sleep(10)
     except asyncio.CancelledError:
         return
 
 
-async def failed() -> None:
-    await answered()
+async def swallow_cancellation_and_fail() -> None:
+    await swallow_cancellation()
     raise nats.errors.TimeoutError
 
 
-async def within_a_time() -> None:
-    """Its own cancellation is none of the task's."""
+async def sleep_until_timeout() -> None:
+    """Cancels itself by its timeout; the task is not cancelled."""
     try:
         async with asyncio.timeout(0.01):
             await asyncio.sleep(10)
@@ -35,8 +35,8 @@ async def within_a_time() -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("call", [answered, failed])
-async def test_a_loop_ends_though_the_library_swallowed_its_cancellation(call: Callable[[], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("call", [swallow_cancellation, swallow_cancellation_and_fail])
+async def test_a_loop_ends_even_if_the_library_swallows_its_cancellation(call: Callable[[], Awaitable[None]]) -> None:
     turns: list[str] = []
 
     async def loop() -> None:
@@ -58,8 +58,8 @@ async def test_a_loop_ends_though_the_library_swallowed_its_cancellation(call: C
 
 
 @pytest.mark.asyncio
-async def test_who_is_cancelled_may_still_say_goodbye() -> None:
-    said: list[str] = []
+async def test_a_cancelled_task_can_still_call_the_broker_in_its_cleanup() -> None:
+    calls: list[str] = []
 
     async def work() -> None:
         try:
@@ -67,19 +67,19 @@ async def test_who_is_cancelled_may_still_say_goodbye() -> None:
         finally:
             with reaching("say goodbye"):
                 await asyncio.sleep(0)
-            said.append("goodbye")
+            calls.append("goodbye")
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task], timeout=1.0)
-    assert said == ["goodbye"]
+    assert calls == ["goodbye"]
 
 
 @pytest.mark.asyncio
-async def test_a_timeout_inside_is_no_cancellation_and_a_failure_has_its_sentence() -> None:
+async def test_a_timeout_inside_is_no_cancellation_and_a_failure_has_a_sentence() -> None:
     with reaching("ask"):
-        await within_a_time()
+        await sleep_until_timeout()
     with (
         pytest.raises(Unreachable, match=r"^The broker could not be reached to ask: nats: timeout\.$"),
         reaching("ask"),

@@ -1,4 +1,4 @@
-"""LoRA of a small Stable Diffusion folder: resumes to the bit, diffusers loads it, it changes pictures, it merges."""
+"""LoRA training on a small Stable Diffusion folder: it resumes bit for bit, loads in diffusers and merges."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_pipeline(folder: Path) -> Any:
     return pipeline
 
 
-def drawn(pipeline: Any) -> torch.Tensor:
+def draw_latents(pipeline: Any) -> torch.Tensor:
     chance = torch.Generator().manual_seed(1)
     return pipeline("red", num_inference_steps=3, generator=chance, output_type="latent").images
 
@@ -48,7 +48,7 @@ def train(small: Path, pictures: Path, out: Path, *more: str) -> int:
     return main([str(word) for word in words])
 
 
-def tiny(prediction: Any, steps: int = 0, precision: str = "fp32") -> Trainer:
+def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> Trainer:
     torch.manual_seed(1)
     network: Any = import_module("diffusers").UNet2DConditionModel(
         sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
@@ -59,54 +59,54 @@ def tiny(prediction: Any, steps: int = 0, precision: str = "fp32") -> Trainer:
     latents, states = rng.normal(size=(10, 4, 4, 4)), rng.normal(size=(10, 6, 8))
     cache = Cached(latents.astype(np.float16), states.astype(np.float16), np.zeros((6, 8), np.float32), ("x",) * 10)
     scheduler = DDIMScheduler(prediction_type=prediction, beta_schedule="scaled_linear")
-    made = Trainer(network, cache, scheduler, Settings(32, rank=4, batch=5, rate=1e-2, precision=precision))
+    trainer = Trainer(network, cache, scheduler, Settings(32, rank=4, batch=5, rate=1e-2, precision=precision))
     for number in range(steps):
-        made.step(number / 10)
-    return made
+        trainer.step(number / 10)
+    return trainer
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_it_learns_what_the_network_predicts(prediction: str) -> None:
-    made = tiny(prediction)
-    before = made.loss_on(made.cache)
+def test_training_lowers_the_loss_for_each_prediction_type(prediction: str) -> None:
+    trainer = build_trainer(prediction)
+    before = trainer.loss_on(trainer.cache)
     for _ in range(40):
-        made.step(0.0)
-    assert made.loss_on(made.cache) < 0.95 * before
+        trainer.step(0.0)
+    assert trainer.loss_on(trainer.cache) < 0.95 * before
 
 
-def test_half_precision_learns_too_and_other_predictions_are_refused() -> None:
-    assert 0 < tiny("epsilon", 2, precision="bf16").step(0.5)["loss"] < 10
+def test_half_precision_trains_and_unknown_prediction_types_are_refused() -> None:
+    assert 0 < build_trainer("epsilon", 2, precision="bf16").step(0.5)["loss"] < 10
     with pytest.raises(ValueError, match="neither noise nor v"):
-        tiny("sample")
+        build_trainer("sample")
 
 
-def test_a_lora_resumes_to_the_bit_and_keeps_the_addition_only() -> None:
-    whole, half, other = tiny("epsilon", 6), tiny("epsilon", 3), tiny("epsilon")
-    kept = {name: tensor.clone() for name, tensor in half.tensors().items()}
-    assert all("lora_" in name or name == "lora:moves" for name in kept)
-    other.restore(kept, 3)
+def test_a_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
+    uninterrupted, half, other = build_trainer("epsilon", 6), build_trainer("epsilon", 3), build_trainer("epsilon")
+    saved = {name: tensor.clone() for name, tensor in half.tensors().items()}
+    assert all("lora_" in name or name == "lora:moves" for name in saved)
+    other.restore(saved, 3)
     for number in range(3, 6):
         other.step(number / 10)
-    one, again = whole.tensors(), other.tensors()
+    one, again = uninterrupted.tensors(), other.tensors()
     assert one.keys() == again.keys()
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
-def test_diffusers_loads_what_was_trained_and_the_engine_what_was_merged(
+def test_diffusers_loads_the_lora_and_the_engine_loads_the_merged_model(
     small_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out, merged = tmp_path / "lora", tmp_path / "merged"
     more = ["--steps", "6", "--rank", "2", "--alpha", "6", "--rate", "0.02", "--merge", str(merged)]
     assert train(small_folder, pictures, out, *more) == 0
     with safe_open(out / "pytorch_lora_weights.safetensors", framework="pt") as file:
-        said = json.loads(file.metadata()["lora_adapter_metadata"])
-    assert (said["unet.r"], said["unet.lora_alpha"]) == (2, 6.0)
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (header["unet.r"], header["unet.lora_alpha"]) == (2, 6.0)
     plain, with_it = open_pipeline(small_folder), open_pipeline(small_folder)
     with_it.load_lora_weights(str(out))
     config = with_it.unet.peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (2, 6.0)
-    assert (drawn(with_it) - drawn(plain)).abs().max() > 1e-3
-    assert torch.allclose(drawn(open_pipeline(merged)), drawn(with_it), atol=1e-4)
+    assert (draw_latents(with_it) - draw_latents(plain)).abs().max() > 1e-3
+    assert torch.allclose(draw_latents(open_pipeline(merged)), draw_latents(with_it), atol=1e-4)
     assert load(str(merged), tmp_path).size == 32
     assert str(tmp_path) not in (merged / "unet" / "config.json").read_text()
     capfd.readouterr()
@@ -114,17 +114,17 @@ def test_diffusers_loads_what_was_trained_and_the_engine_what_was_merged(
     assert "already" in capfd.readouterr().err
 
 
-def test_what_does_not_fit_together_is_refused(
+def test_options_that_do_not_fit_the_model_are_refused(
     small_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "lora"
-    for more, said in (
+    for more, sentence in (
         (["--merge", str(small_folder)], "--merge takes a new folder"),
         (["--size", "30"], "--size 30 does not suit this model: it takes multiples of 4"),
         (["--batch", "60000", "--size", "2048"], "This training needs about"),
     ):
         assert train(small_folder, pictures, out, "--steps", "1", *more) == 2
-        assert said in capfd.readouterr().err.splitlines()[-1]
+        assert sentence in capfd.readouterr().err.splitlines()[-1]
     other = tmp_path / "other"
     shutil.copytree(small_folder, other)
     shutil.rmtree(other / "vae")

@@ -1,4 +1,4 @@
-"""What was freed goes back to the system."""
+"""Freed memory goes back to the system."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.memory import give_back_freed
 BLOCK, COUNT = 64 * 1024, 1600  # 100 MB in blocks that the heap keeps
 
 
-def resident() -> float:
-    """MB of this process."""
+def resident_mb() -> float:
+    """The resident memory of this process in MB."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc are Linux's")
-def test_the_heap_gives_back_what_was_freed() -> None:
+def test_the_heap_returns_freed_memory_to_the_system() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
@@ -29,7 +29,7 @@ def test_the_heap_gives_back_what_was_freed() -> None:
         ctypes.memset(block, 1, BLOCK)
     for block in blocks[:-1]:  # the last one keeps the heap from shrinking at its end
         libc.free(block)
-    before = resident()
+    before = resident_mb()
     give_back_freed()
-    assert resident() < before - 80
+    assert resident_mb() < before - 80
     libc.free(blocks[-1])

@@ -1,4 +1,4 @@
-"""Noise: the same draws as diffusers, by position, and along a variation's lineage."""
+"""Noise: the same draws as diffusers, addressed by position and mixed along a variation's lineage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = {"beta_schedule": "scaled_linear", "timestep_spacing": "trailing", "pre
 Recipes = Callable[..., Recipe]
 
 
-def test_the_stream_is_that_of_a_generator_seeded_with_seed_and_image(recipe: Recipes) -> None:
+def test_noise_comes_from_a_generator_seeded_with_seed_plus_image(recipe: Recipes) -> None:
     noise, table = Noise(recipe(seed=40), 2, SHAPE), plan(CONFIG, "ddpm", 10)
     generator = torch.Generator().manual_seed(42)
     assert torch.equal(noise.initial(), torch.randn(SHAPE, generator=generator))
@@ -25,7 +25,7 @@ def test_the_stream_is_that_of_a_generator_seeded_with_seed_and_image(recipe: Re
 
 
 @pytest.mark.parametrize("lineage", [(), (Ancestor(3, 1, 0.3), Ancestor(9, 0, 0.6))])
-def test_a_draw_depends_on_its_position_alone(recipe: Recipes, lineage: tuple[Ancestor, ...]) -> None:
+def test_a_draw_depends_only_on_its_position(recipe: Recipes, lineage: tuple[Ancestor, ...]) -> None:
     table = plan(CONFIG, "ddpm", 10)
     in_order, at_once = (Noise(recipe(lineage=lineage), 0, SHAPE) for _ in range(2))
     draws = [in_order.initial(), *(in_order.at(k, table) for k in range(9))]
@@ -34,14 +34,14 @@ def test_a_draw_depends_on_its_position_alone(recipe: Recipes, lineage: tuple[An
     assert torch.equal(at_once.initial(), draws[0])
 
 
-def test_a_variation_of_strength_zero_is_its_ancestor_and_of_one_itself(recipe: Recipes) -> None:
+def test_a_variation_of_strength_zero_is_its_ancestor_and_of_one_is_independent(recipe: Recipes) -> None:
     ancestor, own = Noise(recipe(seed=5), 2, SHAPE), Noise(recipe(seed=100), 0, SHAPE)
     same, other = (Noise(recipe(seed=100, lineage=(Ancestor(5, 2, s),)), 0, SHAPE) for s in (0.0, 1.0))
     torch.testing.assert_close(same.initial(), ancestor.initial())
     torch.testing.assert_close(other.initial(), own.initial())
 
 
-def test_a_small_step_away_stays_close_at_every_draw(recipe: Recipes) -> None:
+def test_a_weak_variation_stays_close_to_its_ancestor_at_every_draw(recipe: Recipes) -> None:
     table = plan(CONFIG, "ddpm", 10)
     ancestor = Noise(recipe(seed=5), 0, SHAPE)
     near = Noise(recipe(seed=100, lineage=(Ancestor(5, 0, 0.1),)), 0, SHAPE)
@@ -52,14 +52,14 @@ def test_a_small_step_away_stays_close_at_every_draw(recipe: Recipes) -> None:
         assert 0.5 < cosine(reference, far.at(k, table)) < 0.9
 
 
-def test_generations_chain(recipe: Recipes) -> None:
+def test_variations_of_variations_mix_noise_in_order(recipe: Recipes) -> None:
     parents = (Ancestor(1, 0, 0.4), Ancestor(2, 1, 0.2))
     child = Noise(recipe(seed=3, lineage=parents), 0, SHAPE).initial()
     a, b, c = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in (1, 3, 3))
     assert torch.equal(child, slerp(slerp(a, b, 0.4), c, 0.2))
 
 
-def test_slerp_keeps_the_norm_and_the_same_stream_stays_itself() -> None:
+def test_slerp_keeps_the_norm_and_maps_equal_noise_to_itself() -> None:
     a, b = (torch.randn(4000, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     for strength in (0.1, 0.5, 0.9):
         assert float(slerp(a, b, strength).std()) == pytest.approx(1.0, abs=0.05)

@@ -1,4 +1,4 @@
-"""`darkroom train diffusion --data`: killed at any moment, it goes on to the bit; the end is a whole model."""
+"""`darkroom train diffusion --data`: after a kill it resumes bit for bit; the result is a complete model."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ AVERAGE = "network:average."
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pictures/` with three captioned pictures and `model/`: our kind of parts, tiny, yet wide enough for Muon."""
+def user_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pictures/` with three captioned pictures, and `model/`: tiny parts of our kind, but wide enough for Muon."""
     from transformers import BertConfig, BertModel
 
     folder, diffusers = tmp_path_factory.mktemp("own"), import_module("diffusers")
@@ -69,25 +69,37 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(own: Path, out: Path, *more: str) -> list[str]:
-    given = ["diffusion", "--from", own / "model", "--data", own / "pictures", "--out", out, "--steps", STEPS]
-    return [*map(str, given), "--threads", "1", "--minutes", "0.015", *more]
+def arguments(user_data: Path, out: Path, *more: str) -> list[str]:
+    command = [
+        "diffusion",
+        "--from",
+        user_data / "model",
+        "--data",
+        user_data / "pictures",
+        "--out",
+        out,
+        "--steps",
+        STEPS,
+    ]
+    return [*map(str, command), "--threads", "1", "--minutes", "0.015", *more]
 
 
 @pytest.fixture(scope="module")
-def whole(own: Path) -> Path:
-    """A run that nothing has interrupted."""
-    assert main(words(own, own / "whole")) == 0
-    return own / "whole"
+def finished_run(user_data: Path) -> Path:
+    """A run without an interruption."""
+    assert main(arguments(user_data, user_data / "whole")) == 0
+    return user_data / "whole"
 
 
-def kept(out: Path) -> dict[str, torch.Tensor]:
+def load_checkpoint(out: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(out / "run" / CHECKPOINT)[0]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_bit(own: Path, whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = own / "killed"
-    child = subprocess.Popen([sys.executable, "-m", "engine.training", *words(own, out)], cwd=ROOT)
+def test_a_killed_run_resumes_bit_for_bit(
+    user_data: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = user_data / "killed"
+    child = subprocess.Popen([sys.executable, "-m", "engine.training", *arguments(user_data, out)], cwd=ROOT)
     path, end = out / "run" / CHECKPOINT, time.monotonic() + 200
     while not path.exists() or checkpoint.position(path)["steps"] < 1:
         assert child.poll() is None
@@ -98,85 +110,89 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(own: Path, whole: Path, capfd:
     done = checkpoint.position(path)["steps"]
     assert 0 < done < STEPS
     capfd.readouterr()
-    assert main(words(own, out)) == 0
+    assert main(arguments(user_data, out)) == 0
     assert f"Resuming after {done} steps" in capfd.readouterr().err
-    one, again = kept(whole), kept(out)
+    one, again = load_checkpoint(finished_run), load_checkpoint(out)
     assert any(name.startswith("network:momentum.") for name in one)  # Muon's
     assert one.keys() == again.keys()
     assert all(torch.equal(one[name], again[name]) for name in one)
     weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (whole / weights).read_bytes() == (out / weights).read_bytes()
+    assert (finished_run / weights).read_bytes() == (out / weights).read_bytes()
     lines = [json.loads(line)["samples"] for line in (out / "run" / "log.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)
 
 
-def test_the_result_is_a_whole_model_for_diffusers_and_for_us(whole: Path, tmp_path: Path) -> None:
-    theirs = import_module("diffusers").StableDiffusionPipeline.from_pretrained(whole)
+def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp_path: Path) -> None:
+    theirs = import_module("diffusers").StableDiffusionPipeline.from_pretrained(finished_run)
     theirs.set_progress_bar_config(disable=True)
-    ours = load(str(whole), tmp_path)
+    ours = load(str(finished_run), tmp_path)
     assert isinstance(ours, StableDiffusion)
     assert (ours.guidance, ours.tokens, ours.size) == (4.0, 24, 16)
     assert torch.equal(ours.encode("a red ball"), theirs.encode_prompt("a red ball", "cpu", 1, False)[0][0])
-    average = {n.removeprefix(AVERAGE): t for n, t in kept(whole).items() if n.startswith(AVERAGE)}
+    average = {n.removeprefix(AVERAGE): t for n, t in load_checkpoint(finished_run).items() if n.startswith(AVERAGE)}
     for name, parameter in theirs.unet.named_parameters():
         assert torch.equal(parameter, average[name].half().float())
     assert any(suits(name, parameter) for name, parameter in theirs.unet.named_parameters())
-    assert not [path for path in whole.glob("*/config.json") if "_name_or_path" in path.read_text()]
-    sheets = list((whole / "run" / "sheets").iterdir())
+    assert not [path for path in finished_run.glob("*/config.json") if "_name_or_path" in path.read_text()]
+    sheets = list((finished_run / "run" / "sheets").iterdir())
     assert sheets
     with Image.open(sheets[0]) as sheet:
         assert sheet.size == (3 * 16 * 2, 16 * 2)
 
 
-def test_imagine_draws_with_it(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options: dict[str, object] = {"model": str(whole), "steps": 2, "count": 1, "seed": 7}
+def test_imagine_draws_with_the_trained_model(
+    finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, object] = {"model": str(finished_run), "steps": 2, "count": 1, "seed": 7}
     wish = Wish("a red ball", options, tmp_path / "out", film=False, as_json=True)
     assert run(wish, settings(data=tmp_path)) == 0
-    said = capfd.readouterr()
-    assert f"{whole} is loaded here" in said.err
-    with Image.open(json.loads(said.out)["pictures"][0]) as drawn:
-        assert drawn.width in (16, 64)  # 64 where a super-resolver is at hand
+    output = capfd.readouterr()
+    assert f"{finished_run} is loaded here" in output.err
+    with Image.open(json.loads(output.out)["pictures"][0]) as picture:
+        assert picture.width in (16, 64)  # 64 if a super-resolver is installed
 
 
-def test_imagine_walks_with_it(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Both ends are the plain pictures, and a film lies beside the pictures."""
-    drawn: dict[str, list[bytes]] = {}
-    for name, more in (("walk", {"walk": "a blue ball", "frames": 5}), ("plain", {"count": 4})):
-        options: dict[str, object] = {"model": str(whole), "steps": 2, "seed": 7, **more}
-        assert run(Wish("a red ball", options, tmp_path / name, film=False, as_json=True), settings(data=tmp_path)) == 0
-        said = json.loads(capfd.readouterr().out)
-        drawn[name] = [Image.open(path).tobytes() for path in said["pictures"]]
-        if name == "walk":
-            with Image.open(said["film"]) as film:
-                assert film.format == "WEBP"
-                assert getattr(film, "n_frames", 1) >= 5  # those that look alike are one
-    assert len(drawn["walk"]) == 5
-    assert drawn["walk"][0] == drawn["plain"][0]
-    assert len(set(drawn["walk"])) == 5
-
-
-def test_the_run_inside_a_model_is_no_part_of_its_fingerprint(whole: Path) -> None:
-    before = fingerprint(whole)
-    (whole / "run" / "more.safetensors").write_bytes(b"x")
-    assert fingerprint(whole) == before
-
-
-def test_a_finished_run_says_so_and_refuses_what_it_did_not_begin_with(
-    own: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+def test_imagine_interpolates_with_the_trained_model(
+    finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(own, whole)) == 0
+    """Both ends are the plain pictures. A film is written beside the pictures."""
+    pictures: dict[str, list[bytes]] = {}
+    for name, more in (("walk", {"walk": "a blue ball", "frames": 5}), ("plain", {"count": 4})):
+        options: dict[str, object] = {"model": str(finished_run), "steps": 2, "seed": 7, **more}
+        assert run(Wish("a red ball", options, tmp_path / name, film=False, as_json=True), settings(data=tmp_path)) == 0
+        result = json.loads(capfd.readouterr().out)
+        pictures[name] = [Image.open(path).tobytes() for path in result["pictures"]]
+        if name == "walk":
+            with Image.open(result["film"]) as film:
+                assert film.format == "WEBP"
+                assert getattr(film, "n_frames", 1) >= 5  # the encoder merges frames that look alike
+    assert len(pictures["walk"]) == 5
+    assert pictures["walk"][0] == pictures["plain"][0]
+    assert len(set(pictures["walk"])) == 5
+
+
+def test_the_fingerprint_of_a_model_ignores_its_run_folder(finished_run: Path) -> None:
+    before = fingerprint(finished_run)
+    (finished_run / "run" / "more.safetensors").write_bytes(b"x")
+    assert fingerprint(finished_run) == before
+
+
+def test_a_finished_run_says_so_and_refuses_other_options(
+    user_data: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(user_data, finished_run)) == 0
     assert "was finished already: 24 steps" in capfd.readouterr().err
-    assert main(words(own, whole, "--batch", "3")) == 2
+    assert main(arguments(user_data, finished_run, "--batch", "3")) == 2
     assert "was begun with --batch 16, not 3" in capfd.readouterr().err
-    assert main(words(own, whole, "--flip")) == 2
+    assert main(arguments(user_data, finished_run, "--flip")) == 2
     assert "was begun with other --flip" in capfd.readouterr().err
-    inside = words(own, own / "pictures" / "out")
+    inside = arguments(user_data, user_data / "pictures" / "out")
     assert main(inside) == 2
     assert "inside the other" in capfd.readouterr().err
 
 
-def test_what_cannot_fit_into_memory_is_refused_from_the_headers_alone(own: Path, tmp_path: Path) -> None:
-    model = own / "model"
+def test_a_model_too_large_for_memory_is_refused_by_its_headers(user_data: Path, tmp_path: Path) -> None:
+    model = user_data / "model"
     network = import_module("diffusers").UNet2DConditionModel.from_pretrained(model / "unet")
     assert memory.parameters(model / "unet") == sum(one.numel() for one in network.parameters())
     assert 0 < memory.of_lora(model, 4, 8).total < memory.of_diffusion(model, 4).total < memory.available()
@@ -199,33 +215,41 @@ def test_what_cannot_fit_into_memory_is_refused_from_the_headers_alone(own: Path
         ("{", "no config.json that can be read"),
     ],
 )
-def test_a_hostile_config_is_refused_in_a_sentence(
-    said: str, wrong: str, own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_hostile_config_is_refused_in_one_sentence(
+    said: str, wrong: str, user_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(own / "model", tmp_path / "model")
+    shutil.copytree(user_data / "model", tmp_path / "model")
     (tmp_path / "model" / "unet" / "config.json").write_text(said)
     for command, option in (("diffusion", "--from"), ("lora", "--model")):
-        given = [command, option, tmp_path / "model", "--data", own / "pictures", "--out", tmp_path / command]
-        assert main([*map(str, given), "--steps", "1"]) == 2
+        command_line = [
+            command,
+            option,
+            tmp_path / "model",
+            "--data",
+            user_data / "pictures",
+            "--out",
+            tmp_path / command,
+        ]
+        assert main([*map(str, command_line), "--steps", "1"]) == 2
         assert wrong in capfd.readouterr().err
 
 
-def test_hostile_headers_and_pickles_are_refused(own: Path, tmp_path: Path) -> None:
+def test_hostile_headers_and_pickles_are_refused(user_data: Path, tmp_path: Path) -> None:
     header = b'{"a": {"dtype": "F32", "shape": ["9"], "data_offsets": [0, 0]}}'
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ValueError, match="is no safetensors file"):
         memory.parameters(tmp_path)
-    shutil.copytree(own / "model", tmp_path / "model")
+    shutil.copytree(user_data / "model", tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ValueError, match="has no safetensors for its unet, and nothing else"):
         weights_of(str(tmp_path / "model"))
 
 
-def test_weights_are_known_by_their_bytes_wherever_they_lie(own: Path, tmp_path: Path) -> None:
-    shutil.copytree(own / "model" / "unet", tmp_path / "moved")
-    assert contents(tmp_path / "moved") == contents(own / "model" / "unet")
+def test_weights_are_identified_by_their_bytes_not_their_folder(user_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(user_data / "model" / "unet", tmp_path / "moved")
+    assert contents(tmp_path / "moved") == contents(user_data / "model" / "unet")
     with (tmp_path / "moved" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    assert contents(tmp_path / "moved") != contents(own / "model" / "unet")
+    assert contents(tmp_path / "moved") != contents(user_data / "model" / "unet")

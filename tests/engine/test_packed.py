@@ -1,4 +1,4 @@
-"""Packed weights: the same bits as the plain network's, in every dtype and batch shape, and never a wrong picture."""
+"""Packed weights give the plain network's bits in every number format and batch shape, never a wrong picture."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: i
         assert all(each is not net for each in packs._packed.values())
 
 
-class Liar(nn.Linear):
-    """Not the plain layer: it must not be replaced by one."""
+class DerivedLinear(nn.Linear):
+    """A subclass of the plain layer: packing must not replace it."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(input) + 1
 
 
-def test_what_only_derives_from_a_layer_is_left_alone() -> None:
-    net, x = nn.Sequential(nn.Linear(4, 4), Liar(4, 4)).bfloat16(), torch.ones(2, 4).bfloat16()
+def test_a_subclass_of_a_layer_is_not_packed() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), DerivedLinear(4, 4)).bfloat16(), torch.ones(2, 4).bfloat16()
     packs = Packs()
     with torch.inference_mode():
         plain = net(x)
@@ -54,8 +54,8 @@ def test_what_only_derives_from_a_layer_is_left_alone() -> None:
             assert torch.equal(packs.run(net, "shape", lambda network: network(x)), plain)
 
 
-class Fickle(nn.Module):
-    """It counts its forwards, so that no second one says the same."""
+class CountingForwards(nn.Module):
+    """Counts its forwards, so every forward has another result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class Fickle(nn.Module):
         return self.linear(x) + self.calls
 
 
-def test_a_copy_that_says_something_else_is_not_used() -> None:
-    net, x, packs = Fickle(), torch.ones(2, 4), Packs()
+def test_a_packed_copy_with_another_result_is_not_used() -> None:
+    net, x, packs = CountingForwards(), torch.ones(2, 4), Packs()
     with torch.inference_mode():
         for _ in range(4):
             packs.run(net, "shape", lambda network: network(x))
     assert list(packs._packed.values()) == [net]
-    assert net.calls == 4  # and the copy was asked once, by itself
+    assert net.calls == 4  # the copy ran once on its own
 
 
 def test_the_copies_are_bounded_and_share_the_parameters() -> None:
@@ -86,7 +86,7 @@ def test_the_copies_are_bounded_and_share_the_parameters() -> None:
 
 
 class Counting(nn.Module):
-    """It counts how often it reads, and is not a layer that could be packed."""
+    """Counts its forwards. It is no layer that can be packed."""
 
     reads = 0
 
@@ -95,7 +95,7 @@ class Counting(nn.Module):
         return text.square()
 
 
-class Told(nn.Module):
+class TextNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear, self.read = nn.Linear(4, 4), Counting()
@@ -104,31 +104,31 @@ class Told(nn.Module):
         return self.linear(x) + self.read(text)
 
 
-def test_a_text_that_comes_again_is_read_once_and_another_one_anew() -> None:
-    net, packs = Told().bfloat16(), Packs()
+def test_a_repeated_text_is_processed_once() -> None:
+    net, packs = TextNetwork().bfloat16(), Packs()
     texts = [torch.randn(2, 4).bfloat16() for _ in range(2)]
     with torch.inference_mode():
 
         def step(text: torch.Tensor) -> int:
             x, before = torch.randn(2, 4).bfloat16(), Counting.reads
             out = packs.run(net, "shape", lambda network: network(x, text), (text,))
-            read = Counting.reads - before
+            new_reads = Counting.reads - before
             assert torch.equal(out, net(x, text))
-            return read
+            return new_reads
 
         for _ in range(packed.WORTH):
             step(texts[0])
         assert [step(text) for text in (texts[0], texts[0], texts[1], texts[1], texts[0])] == [0, 0, 1, 0, 1]
 
 
-def test_a_step_gives_the_network_the_texts_of_the_last_one(embedded: StableDiffusion) -> None:
+def test_the_next_step_reuses_the_batched_texts_of_the_last(embedded: StableDiffusion) -> None:
     texts = embedded.condition("cat", probe(embedded))
-    told = embedded.forwards.tell(texts, torch.bfloat16)
-    assert embedded.forwards.tell(texts, torch.bfloat16)[0] is told[0]
+    batched = embedded.forwards.tell(texts, torch.bfloat16)
+    assert embedded.forwards.tell(texts, torch.bfloat16)[0] is batched[0]
     assert embedded.forwards.tell(texts, torch.float32)[0].dtype == torch.float32
     again = embedded.forwards.tell((texts[0].clone(),), torch.bfloat16)[0]
-    assert again is not told[0]
-    assert torch.equal(again, told[0])
+    assert again is not batched[0]
+    assert torch.equal(again, batched[0])
 
 
 def test_a_large_network_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The rival is the oracle: the unmodified `StableDiffusionPipeline`, same weights, seeds and scheduler, float32."""
+"""The oracle is the unmodified `StableDiffusionPipeline` in float32 with the same weights, seeds and scheduler."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("euler", 0.0), ("dpmpp
 
 
 @pytest.fixture(scope="module")
-def rival() -> Any:
+def embedded_pipeline() -> Any:
     return assemble()
 
 
 @pytest.fixture(scope="module")
-def small(small_folder: Path) -> StableDiffusion:
+def small_family(small_folder: Path) -> StableDiffusion:
     family = load_folder(str(small_folder), "small")
     assert isinstance(family, StableDiffusion)
     return family
 
 
 @pytest.fixture(scope="module")
-def small_rival(small_folder: Path) -> Any:
+def small_pipeline(small_folder: Path) -> Any:
     pipeline = StableDiffusionPipeline.from_pretrained(small_folder, safety_checker=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -60,8 +60,8 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
-def test_latents_of_the_embedded_model_in_the_same_batch_shape(
-    embedded: StableDiffusion, rival: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
+def test_the_embedded_model_draws_the_pipelines_latents_in_the_same_batch_shape(
+    embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
 ) -> None:
     one = recipe(
         model="embedded", sampler=sampler, eta=eta, guidance=3.5, count=2, width=64, height=64, negative="blue"
@@ -69,13 +69,13 @@ def test_latents_of_the_embedded_model_in_the_same_batch_shape(
     engine, each = Engine({"embedded": embedded}), job(one)
     engine.add(each)
     latents = finish(engine)
-    for image, expected in enumerate(by_diffusers(rival, embedded, one, "latent")):
+    for image, expected in enumerate(by_diffusers(embedded_pipeline, embedded, one, "latent")):
         assert float((latents[each.id, image] - expected).abs().max()) <= 1e-4
 
 
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
-def test_pictures_of_the_embedded_model_beside_other_jobs(
-    embedded: StableDiffusion, rival: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
+def test_the_embedded_model_draws_the_pipelines_picture_beside_other_jobs(
+    embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
 ) -> None:
     one = recipe(model="embedded", sampler=sampler, eta=eta, guidance=3.5, width=64, height=64, steps=8)
     mate = recipe("a tree", model="embedded", sampler="ddpm", guidance=1.0, width=64, height=64, steps=5, count=3)
@@ -84,39 +84,39 @@ def test_pictures_of_the_embedded_model_beside_other_jobs(
     engine.step()
     engine.add(job(mate))
     picture = embedded.decode(finish(engine)[each.id, 0])
-    assert psnr(picture, by_diffusers(rival, embedded, one, "pil")[0]) >= 60
+    assert psnr(picture, by_diffusers(embedded_pipeline, embedded, one, "pil")[0]) >= 60
 
 
-def test_no_guidance_is_one_row_and_the_same_picture(
-    embedded: StableDiffusion, rival: Any, recipe: Make, job: Make, finish: Make
+def test_without_guidance_the_latents_equal_the_pipelines(
+    embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
     one = recipe(model="embedded", sampler="ddim", guidance=1.0, width=64, height=64, steps=5)
     engine, each = Engine({"embedded": embedded}), job(one)
     engine.add(each)
-    expected = by_diffusers(rival, embedded, one, "latent")[0]
+    expected = by_diffusers(embedded_pipeline, embedded, one, "latent")[0]
     assert float((finish(engine)[each.id, 0] - expected).abs().max()) <= 1e-4
 
 
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
-def test_a_stable_diffusion_folder(
-    small: StableDiffusion, small_rival: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float,
+def test_a_stable_diffusion_folder_draws_the_pipelines_latents_and_pictures(
+    small_family: StableDiffusion, small_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float,
     size: tuple[int, int],
 ) -> None:  # fmt: skip
-    """CLIP, epsilon prediction, leading spacing, a PNDM configuration, sides that differ."""
+    """CLIP, epsilon prediction, leading spacing, a PNDM configuration, and unequal sides."""
     one = recipe(model="small", sampler=sampler, eta=eta, guidance=7.5, count=2, width=size[0], height=size[1])
-    engine, each = Engine({"small": small}), job(one)
+    engine, each = Engine({"small": small_family}), job(one)
     engine.add(each)
     latents = finish(engine)
-    pictures = by_diffusers(small_rival, small, one, "pil")
-    for image, expected in enumerate(by_diffusers(small_rival, small, one, "latent")):
+    pictures = by_diffusers(small_pipeline, small_family, one, "pil")
+    for image, expected in enumerate(by_diffusers(small_pipeline, small_family, one, "latent")):
         scale = max(1.0, float(expected.abs().max()))
         assert float((latents[each.id, image] - expected).abs().max()) <= 1e-4 * scale
-        assert psnr(small.decode(latents[each.id, image]), pictures[image]) >= 60
+        assert psnr(small_family.decode(latents[each.id, image]), pictures[image]) >= 60
 
 
 def test_weighted_concepts_are_composed(embedded: StableDiffusion, recipe: Make, job: Make, finish: Make) -> None:
-    """One text twice with weights that sum to one is that text once; weights and negative weights steer."""
+    """A text twice with weights that sum to one equals the text once; a negative weight changes the latents."""
     fields = {"model": "embedded", "sampler": "ddim", "guidance": 3.0, "width": 64, "height": 64, "steps": 6}
     engine = Engine({"embedded": embedded})
     whole, halves, away = (

@@ -1,7 +1,7 @@
-"""Pictures to begin with against diffusers' unmodified image-to-image and inpainting pipelines, float32.
+"""Init images against diffusers' unmodified image-to-image and inpainting pipelines in float32.
 
-They take four channels for latents and nothing else, so latents go into those of a Stable Diffusion folder; into the
-embedded model's, whose latents have sixteen, goes the picture, by an autoencoder that gives its mean.
+The pipelines accept latents only with four channels. So the pipelines of a Stable Diffusion folder get latents. The
+embedded model's latents have sixteen channels; its pipeline gets the picture, and its autoencoder returns the mean.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def small(small_folder: Path) -> StableDiffusion:
 
 @pytest.fixture(scope="module")
 def parts(small_folder: Path) -> dict[str, Any]:
-    """Those of the folder's pipeline."""
+    """The parts of the folder's pipeline."""
     pipeline = StableDiffusionPipeline.from_pretrained(small_folder, safety_checker=None, requires_safety_checker=False)
     return pipeline.components | UNCHECKED
 
 
-class Mean(AutoencoderKL):
-    """One that encodes a picture to the mean, so that no draw is spent on it."""
+class MeanAutoencoder(AutoencoderKL):
+    """An autoencoder that encodes a picture to the mean and so draws no noise."""
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        found: Any = super().encode(x)
-        return SimpleNamespace(latents=found.latent_dist.mean)
+        encoded: Any = super().encode(x)
+        return SimpleNamespace(latents=encoded.latent_dist.mean)
 
 
 def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: Any, **more: Any) -> Any:
@@ -71,7 +71,7 @@ def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: 
     ).images  # fmt: skip
 
 
-def asked(recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: Forward) -> Recipe:
+def build_recipe(recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: Forward) -> Recipe:
     return recipe(
         model=family.name, sampler=sampler, eta=eta, guidance=3.5, count=2, width=64, height=64, steps=10, start=start
     )
@@ -84,7 +84,7 @@ def latents_of(job: Any, blobs: Blobs, family: StableDiffusion) -> torch.Tensor:
 
 
 def compare(job: Any, blobs: Blobs, family: StableDiffusion, theirs: torch.Tensor) -> None:
-    """A network with random weights makes large numbers: what is beyond 1 is relative to the largest."""
+    """Random weights make large numbers, so above 1 the tolerance is relative to the largest."""
     scale = max(1.0, float(theirs.abs().max()))
     for event, expected in zip(developed(job, blobs, family), theirs, strict=True):
         assert float((event.latents - expected).abs().max()) <= 1e-4 * scale
@@ -92,11 +92,11 @@ def compare(job: Any, blobs: Blobs, family: StableDiffusion, theirs: torch.Tenso
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
-def test_image_to_image(
+def test_image_to_image_equals_the_pipeline(
     small: StableDiffusion, parts: dict[str, Any], recipe: Make, job: Make, sampler: str, eta: float, strength: float
 ) -> None:
     start, blobs = forward([saved(scene())], strength)
-    one = job(asked(recipe, small, sampler, eta, start))
+    one = job(build_recipe(recipe, small, sampler, eta, start))
     pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     latents = latents_of(one, blobs, small)
     compare(one, blobs, small, by_diffusers(pipeline, small, one.task, latents.expand(2, -1, -1, -1)))
@@ -104,43 +104,43 @@ def test_image_to_image(
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
-def test_inpainting(
+def test_inpainting_equals_the_pipeline(
     small: StableDiffusion, parts: dict[str, Any], recipe: Make, job: Make, sampler: str, eta: float, strength: float
 ) -> None:
     mask = half_mask().rotate(30)
     start, blobs = forward([saved(scene())], strength, saved(mask))
-    one = job(asked(recipe, small, sampler, eta, start))
+    one = job(build_recipe(recipe, small, sampler, eta, start))
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     latents = latents_of(one, blobs, small)
     size: dict[str, Any] = {"width": 64, "height": 64}
-    unseen = torch.zeros_like(latents[None])  # the masked picture, for networks that look at it
+    masked_latents = torch.zeros_like(latents[None])  # the masked picture, which only inpainting networks use
     theirs = by_diffusers(
-        pipeline, small, one.task, latents[None], mask_image=mask, masked_image_latents=unseen, **size
+        pipeline, small, one.task, latents[None], mask_image=mask, masked_image_latents=masked_latents, **size
     )
     compare(one, blobs, small, theirs)
 
 
 @pytest.fixture(scope="module")
-def components() -> dict[str, Any]:
-    """Those of the embedded model's pipeline, with an autoencoder that gives its mean."""
-    found = assemble().components
-    mean: Any = Mean.from_config(found["vae"].config)
-    mean.load_state_dict(found["vae"].state_dict())
-    return found | UNCHECKED | {"vae": mean.eval()}
+def embedded_parts() -> dict[str, Any]:
+    """The parts of the embedded model's pipeline, with an autoencoder that returns the mean."""
+    parts_of_pipeline = assemble().components
+    mean: Any = MeanAutoencoder.from_config(parts_of_pipeline["vae"].config)
+    mean.load_state_dict(parts_of_pipeline["vae"].state_dict())
+    return parts_of_pipeline | UNCHECKED | {"vae": mean.eval()}
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "dpmpp_2m"])
-def test_image_to_image_by_the_embedded_model(
-    embedded: StableDiffusion, components: dict[str, Any], recipe: Make, job: Make, sampler: str, strength: float
+def test_image_to_image_of_the_embedded_model_equals_the_pipeline(
+    embedded: StableDiffusion, embedded_parts: dict[str, Any], recipe: Make, job: Make, sampler: str, strength: float
 ) -> None:
     start, blobs = forward([saved(scene())], strength)
-    one = job(asked(recipe, embedded, sampler, 0.0, start))
-    pipeline = StableDiffusionImg2ImgPipeline(**components, requires_safety_checker=False)
+    one = job(build_recipe(recipe, embedded, sampler, 0.0, start))
+    pipeline = StableDiffusionImg2ImgPipeline(**embedded_parts, requires_safety_checker=False)
     compare(one, blobs, embedded, by_diffusers(pipeline, embedded, one.task, [scene()] * 2))
 
 
-def painted_by_hand(
+def inpaint_by_hand(
     family: StableDiffusion, scheduler: Any, one: Recipe, z: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """Image 0 by the loop of diffusers' inpainting pipeline, without its check for four channels."""
@@ -155,24 +155,24 @@ def painted_by_hand(
     draws = {"generator": generator} if one.sampler == "ddpm" else {}
     for t, after in zip(times, [*times[1:], None], strict=True):
         rows = torch.cat([scheduler.scale_model_input(x, t)] * 2)
-        plain, told = family.denoise(rows, t.float().expand(2), (texts,), "float32").chunk(2)
-        x = scheduler.step(plain + one.guidance * (told - plain), t, x, **draws).prev_sample
-        kept = z[None] if after is None else scheduler.add_noise(z[None], noise, after[None])
-        x = (1 - mask) * kept + mask * x
+        plain, prompted = family.denoise(rows, t.float().expand(2), (texts,), "float32").chunk(2)
+        x = scheduler.step(plain + one.guidance * (prompted - plain), t, x, **draws).prev_sample
+        source = z[None] if after is None else scheduler.add_noise(z[None], noise, after[None])
+        x = (1 - mask) * source + mask * x
     return x
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "dpmpp_2m"])
-def test_inpainting_by_the_embedded_model(
+def test_inpainting_of_the_embedded_model_equals_the_pipelines_loop(
     embedded: StableDiffusion, recipe: Make, job: Make, sampler: str, strength: float
 ) -> None:
     start, blobs = forward([saved(scene())], strength, saved(half_mask()))
-    one = job(asked(recipe, embedded, sampler, 0.0, start))
+    one = job(build_recipe(recipe, embedded, sampler, 0.0, start))
     beginning = begun(one, blobs, embedded)
     assert beginning is not None
     assert beginning.mask is not None
     scheduler = build_scheduler(embedded.scheduler_config, sampler)
-    expected = painted_by_hand(embedded, scheduler, one.task, beginning.latents, beginning.mask)
+    expected = inpaint_by_hand(embedded, scheduler, one.task, beginning.latents, beginning.mask)
     event = developed(one, blobs, embedded)[0]
     assert float((event.latents - expected).abs().max()) <= 1e-4

@@ -1,4 +1,4 @@
-"""One user's many rows leave another's few their pace, as properties, and cost few rows a second."""
+"""Members with few rows keep their pace beside a member with many, at the cost of few rows a second."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LIGHT = {1: 11.7, 2: 17.1, 4: 25.4, 8: 41.7, 16: 74.3, 32: 138.1}  # the embedde
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> dict[int, float]:
-    """Milliseconds by rows: a batch never takes longer than its halves one after the other, nor less than a half."""
+def forward_times(draw: st.DrawFn) -> dict[int, float]:
+    """Milliseconds by rows: a batch takes at most as long as its halves in turn, and at least as long as one half."""
     times = {1: draw(st.floats(1.0, 100.0))}
     for size in SIZES[1:]:
         times[size] = times[size // 2] * draw(st.floats(1.0, 2.0))
@@ -30,7 +30,7 @@ def tables(draw: st.DrawFn) -> dict[int, float]:
 
 @dataclass(eq=False)
 class Image:
-    """An image that never ends."""
+    """An image without a last step."""
 
     job: str
     share: Share
@@ -45,14 +45,14 @@ def image(user: str, number: int, times: Times) -> Image:
 
 
 def run(images: list[Image], limit: int, times: Times) -> tuple[float, dict[str, int]]:
-    """(milliseconds, rows of each user) of many steps."""
+    """Runs many steps; returns the milliseconds and the rows of each user."""
     scheduler: Scheduler[Image] = Scheduler()
     for each in images:
         scheduler.add(each)
     took, rows = 0.0, dict.fromkeys((each.share.user for each in images), 0)
     for _ in range(STEPS):
         batch = scheduler.next(limit)
-        assert batch == scheduler.next(limit), "choosing changed something"
+        assert batch == scheduler.next(limit), "choosing a batch changed the next choice"
         took += forward_ms(times, sum(each.rows for each in batch))
         for each in batch:
             each.k += 1
@@ -61,22 +61,22 @@ def run(images: list[Image], limit: int, times: Times) -> tuple[float, dict[str,
     return took, rows
 
 
-@given(tables(), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 32))
-def test_a_bound_is_no_more_than_the_limit_and_leaves_room(times: Times, rows: list[int], limit: int) -> None:
+@given(forward_times(), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 32))
+def test_the_bound_is_between_one_and_the_batch_limit(times: Times, rows: list[int], limit: int) -> None:
     demands = [Demand(user, each, 1 / len(rows)) for user, each in enumerate(rows)]
     assert 1 <= Patience().bound(demands, limit, times) <= limit
 
 
-@given(tables(), st.integers(2, 16), st.integers(1, 4))
+@given(forward_times(), st.integers(2, 16), st.integers(1, 4))
 def test_users_of_equal_demand_are_never_bounded(times: Times, users: int, rows: int) -> None:
     demands = [Demand(user, rows, 1 / users) for user in range(users)]
     padded = forward_ms(times, users * rows)
-    if padded <= users * forward_ms(times, rows):  # else padding would make turns better
+    if padded <= users * forward_ms(times, rows):  # otherwise padding makes separate turns faster
         assert Patience().bound(demands, 32, times) == 32
 
 
-@given(tables(), st.integers(1, 8), st.integers(8, 32), st.floats(0.1, 0.9))
-def test_the_light_users_steps_take_no_longer_than_in_turns_or_thrift_asks(
+@given(forward_times(), st.integers(1, 8), st.integers(8, 32), st.floats(0.1, 0.9))
+def test_steps_of_a_light_user_take_no_longer_than_turns_or_the_frugal_mean(
     times: Times, light: int, limit: int, share: float
 ) -> None:
     patience, took = Patience(), 0.0
@@ -92,7 +92,7 @@ def test_the_light_users_steps_take_no_longer_than_in_turns_or_thrift_asks(
         assert took / STEPS <= allowance + full / STEPS + 1e-6
 
 
-@given(tables(), st.integers(1, 32), st.integers(1, 32))
+@given(forward_times(), st.integers(1, 32), st.integers(1, 32))
 def test_a_larger_efficient_batch_adds_ever_fewer_rows_a_millisecond(times: Times, least: int, full: int) -> None:
     sizes = efficient_sizes(times, least, full)
     assert sizes == sorted(set(sizes))
@@ -103,8 +103,8 @@ def test_a_larger_efficient_batch_adds_ever_fewer_rows_a_millisecond(times: Time
     assert gains == sorted(gains, reverse=True)
 
 
-@given(tables(), st.integers(1, 32), st.integers(1, 32))
-def test_mixtures_that_are_longer_than_the_frugal_mean_keep_most_rows(times: Times, least: int, full: int) -> None:
+@given(forward_times(), st.integers(1, 32), st.integers(1, 32))
+def test_mixtures_at_the_frugal_mean_keep_most_rows_per_second(times: Times, least: int, full: int) -> None:
     sizes = efficient_sizes(times, min(least, full), full)
     frugal = frugal_ms(times, sizes)
     few = max(size for size in sizes if forward_ms(times, size) <= frugal * (1 + 1e-9))
@@ -128,14 +128,14 @@ def test_one_picture_beside_a_flood_keeps_its_pace_at_the_cost_of_few_rows(
 
 @given(st.integers(1, 6), st.integers(1, 4))
 @settings(deadline=None, max_examples=25)
-def test_nobody_starves_beside_light_users(light: int, images: int) -> None:
+def test_heavy_users_never_starve_beside_light_users(light: int, images: int) -> None:
     heavy = [image("heavy", number, LIGHT) for number in range(20)]
     few = [image(f"light {user}", number, LIGHT) for user in range(light) for number in range(images)]
     run([*heavy, *few], 16, LIGHT)
     assert all(each.k for each in [*heavy, *few])
 
 
-def test_without_times_nothing_is_bounded() -> None:
+def test_without_forward_times_batches_have_no_bound() -> None:
     flood = [image("flood", number, {}) for number in range(20)]
     _, rows = run([*flood, image("lone", 0, {})], 32, LIGHT)
     assert rows == {"flood": 30 * STEPS, "lone": 2 * STEPS}

@@ -1,4 +1,4 @@
-"""Pauses and weights: between two steps in the engine, over the broker to a worker, and what they cost nobody."""
+"""Pauses and weights: between two steps in the engine, and over the broker to a worker. Other jobs lose nothing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from engine.worker.thread import EngineThread
 from tests.engine.shop import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
 
 Make = Callable[..., Any]
-STEPS = 60  # at 20 ms, which are more than a second
+STEPS = 60  # at 20 ms each: more than a second
 
 
-def steps_of(engine: Engine, steps: int) -> dict[str, int]:
-    """Image-steps of each job in so many steps of the engine."""
+def run_steps(engine: Engine, steps: int) -> dict[str, int]:
+    """Runs steps of the engine; returns the image-steps of each job."""
     done: dict[str, int] = {}
     for _ in range(steps):
         for event in engine.step():
@@ -35,19 +35,19 @@ def steps_of(engine: Engine, steps: int) -> dict[str, int]:
     return done
 
 
-def test_a_paused_job_stands_still_and_goes_on_as_if_nothing_had_been(
+def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
     affine: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
     one, other = job(recipe("a", steps=20, count=2, bucket=4)), job(recipe("b", steps=30, bucket=4), user="bob")
-    whole, engine = Engine({"affine": affine}), Engine({"affine": affine})
-    whole.add(one)
-    expected = finish(whole)
+    reference, engine = Engine({"affine": affine}), Engine({"affine": affine})
+    reference.add(one)
+    expected = finish(reference)
     for each in (one, other):
         engine.add(each)
-    steps_of(engine, 5)
+    run_steps(engine, 5)
     engine.pause(one.id)
     before = engine.snapshots(one.id, 1)
-    assert steps_of(engine, 10) == {other.id: 10}
+    assert run_steps(engine, 10) == {other.id: 10}
     assert engine.snapshots(one.id, 1) == before
     assert before[0].k > 0
     assert engine.free_rows == 30
@@ -56,7 +56,7 @@ def test_a_paused_job_stands_still_and_goes_on_as_if_nothing_had_been(
     assert all(torch.equal(latents[key], expected[key]) for key in expected)
 
 
-def test_who_is_paused_leaves_the_engine_idle_until_it_is_resumed(affine: Any, recipe: Make, job: Make) -> None:
+def test_an_engine_with_only_paused_jobs_is_idle_until_one_resumes(affine: Any, recipe: Make, job: Make) -> None:
     engine, one = Engine({"affine": affine}), job(recipe(steps=9))
     engine.add(one)
     engine.pause(one.id)
@@ -68,26 +68,26 @@ def test_who_is_paused_leaves_the_engine_idle_until_it_is_resumed(affine: Any, r
     engine.pause(one.id)
     assert engine.cancel(one.id) == 0
     assert engine.idle
-    engine.add(one)  # of the same id, and nobody has paused that
-    assert steps_of(engine, 9) == {one.id: 9}
+    engine.add(one)  # the same id again, no longer paused
+    assert run_steps(engine, 9) == {one.id: 9}
 
 
-def test_a_weight_is_the_share_of_its_users_rows(affine: Any, recipe: Make, job: Make) -> None:
+def test_a_weight_divides_the_rows_of_one_user_only(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine}, rows=8)
     light, heavy = (job(recipe(steps=1000, count=4)) for _ in range(2))
     stranger = job(recipe(steps=1000, count=4), user="bob")
     for each in (light, heavy, stranger):
         engine.add(each)
-    steps_of(engine, 20)
+    run_steps(engine, 20)
     engine.prioritise(heavy.id, 3.0)
-    done = steps_of(engine, 100)
+    done = run_steps(engine, 100)
     assert done[heavy.id] / done[light.id] == pytest.approx(3.0, rel=0.1)
     assert done[stranger.id] == pytest.approx(done[heavy.id] + done[light.id], rel=0.05)
     with pytest.raises(ValueError, match="at most 1000"):
         engine.prioritise(heavy.id, 0.0)
 
 
-def test_a_price_is_the_models_by_the_area(affine: Any, recipe: Make, job: Make) -> None:
+def test_the_cost_of_a_row_is_the_models_times_the_area(affine: Any, recipe: Make, job: Make) -> None:
     priced, plain = Engine({"affine": affine}, prices={"affine": 1.5}), Engine({"affine": affine})
     for engine, price in ((priced, 6.0), (plain, 4.0)):
         one = job(recipe(width=64, height=64))
@@ -95,21 +95,19 @@ def test_a_price_is_the_models_by_the_area(affine: Any, recipe: Make, job: Make)
         assert [image.price for image in engine._images[one.id]] == [price]
 
 
-def test_users_of_a_dear_and_a_cheap_size_have_the_same_time_on_the_device(
-    affine: Any, recipe: Make, job: Make
-) -> None:
+def test_users_of_large_and_small_pictures_get_equal_device_time(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine}, prices={"affine": 2.0})
     small, large = job(recipe(steps=1000)), job(recipe(steps=1000, width=64, height=64), user="bob")
     for each in (small, large):
         engine.add(each)
-    done = steps_of(engine, 500)
+    done = run_steps(engine, 500)
     assert done[small.id] / done[large.id] == pytest.approx(4.0, rel=0.1)
 
 
-def test_a_pinned_shape_that_begins_midway_is_filled_whatever_the_cap(
+def test_a_pinned_batch_shape_is_filled_despite_the_batch_limit(
     affine: Any, recipe: Make, job: Make, finish: Make
 ) -> None:
-    """Without guidance a pinned batch has half the rows; with it more than the worker's cap."""
+    """Without guidance a pinned batch has half the rows; with guidance more than the worker's batch limit."""
     engine = Engine({"affine": affine}, rows=2)
     engine.add(job(recipe(bucket=8, count=4, steps=10, guidance_start=0.5)))
     finish(engine)
@@ -117,15 +115,15 @@ def test_a_pinned_shape_that_begins_midway_is_filled_whatever_the_cap(
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
-def test_a_picture_that_goes_whole_comes_back_to_its_pause(tmp_path: Path, recipe: Make, job: Make) -> None:
+def test_a_job_in_a_whole_pipeline_can_pause_and_resume(tmp_path: Path, recipe: Make, job: Make) -> None:
     build("sd", tmp_path / "sd")
     model = families.load_folder(str(tmp_path / "sd"), "sd")
     engine = Engine({"sd": model})
     try:
         one = job(recipe(model="sd", sampler="heun", steps=3, width=64, height=64, guidance=3.0))
         engine.add(one)
-        engine.pause(one.id)  # it is away: its words are being read
-        settle(engine)
+        engine.pause(one.id)  # its thread still encodes the prompt
+        step_until_idle(engine)
         assert engine._images[one.id][0].k == 0
         engine.resume(one.id)
         assert not engine.idle
@@ -136,7 +134,7 @@ def test_a_picture_that_goes_whole_comes_back_to_its_pause(tmp_path: Path, recip
         engine.close()
 
 
-def settle(engine: Engine) -> None:
+def step_until_idle(engine: Engine) -> None:
     end = time.monotonic() + 30
     while not engine.idle:
         assert engine.step() == []
@@ -144,46 +142,46 @@ def settle(engine: Engine) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_thread_with_nothing_but_paused_jobs_waits_for_the_next_request(
+async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, one, taken = Engine({"affine": affine}), job(recipe(steps=1000)), [0]
+    engine, one, step_count = Engine({"affine": affine}), job(recipe(steps=1000)), [0]
     step = engine.step
 
-    def counted() -> Any:
-        taken[0] += 1
+    def count_step() -> Any:
+        step_count[0] += 1
         return step()
 
-    monkeypatch.setattr(engine, "step", counted)
+    monkeypatch.setattr(engine, "step", count_step)
     thread = EngineThread(engine, Pulse(), lambda *_: None, lambda error: pytest.fail(repr(error)))
     thread.start()
     await thread.call(lambda engine: engine.add(one))
-    await until(lambda: taken[0] > 3)
+    await until(lambda: step_count[0] > 3)
     await thread.call(lambda engine: engine.pause(one.id))
-    before = taken[0]
+    before = step_count[0]
     await asyncio.sleep(0.2)
-    assert taken[0] == before
+    assert step_count[0] == before
     await thread.call(lambda engine: engine.resume(one.id))
-    await until(lambda: taken[0] > before)
+    await until(lambda: step_count[0] > before)
     await thread.stop()
 
 
-async def slow_worker(shop: Shop) -> tuple[Worker, asyncio.Task[None]]:
-    well, shop.loaded = shop.loaded, {"embedded": Slowly(shop.loaded["embedded"])}  # pyright: ignore
+async def start_slow_worker(shop: Shop) -> tuple[Worker, asyncio.Task[None]]:
+    usual, shop.loaded = shop.loaded, {"embedded": Slowly(shop.loaded["embedded"])}  # pyright: ignore
     try:
         return await shop.worker("one")
     finally:
-        shop.loaded = well
+        shop.loaded = usual
 
 
 @pytest.mark.asyncio
-async def test_a_job_is_paused_over_the_broker_keeps_its_claim_and_goes_on(shop: Shop) -> None:
+async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Shop) -> None:
     job = a_job(steps=STEPS)
-    worker, _ = await slow_worker(shop)
+    worker, _ = await start_slow_worker(shop)
     await shop.bot.dispatch(job)
     run = await midway(worker)
     await shop.bot.client.publish("steer." + JOB, b"\x93garbage")
-    await shop.bot.steer(Steer(job=OTHER, deed="pause"))  # nobody's here
+    await shop.bot.steer(Steer(job=OTHER, deed="pause"))  # no worker runs this job
     await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.5))
     await shop.bot.steer(Steer(job=JOB, deed="pause"))
     await until(lambda: run.paused is not None and run.weight == 0.5 and worker.free_rows == 8)
@@ -196,16 +194,16 @@ async def test_a_job_is_paused_over_the_broker_keeps_its_claim_and_goes_on(shop:
     assert holder is not None
     assert (await shop.bot.get_snapshots(JOB))[0].k == k
     await shop.bot.steer(Steer(job=JOB, deed="resume"))
-    said = await shop.results()
-    assert [type(value) for value in said] == [Started, Picture, Finished]
-    assert said[1].sha256 == (await uninterrupted(shop, job))[0]
+    results = await shop.results()
+    assert [type(value) for value in results] == [Started, Picture, Finished]
+    assert results[1].sha256 == (await uninterrupted(shop, job))[0]
 
 
 @pytest.mark.asyncio
-async def test_a_pause_ends_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert steering.MOST_SECONDS == 15 * 60
     monkeypatch.setattr(steering, "MOST_SECONDS", 0.5)
-    worker, _ = await slow_worker(shop)
+    worker, _ = await start_slow_worker(shop)
     await shop.bot.dispatch(a_job(steps=STEPS))
     run = await midway(worker)
     await shop.bot.steer(Steer(job=JOB, deed="pause"))
@@ -215,8 +213,8 @@ async def test_a_pause_ends_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.asyncio
-async def test_the_pauses_of_a_job_together_have_one_limit(shop: Shop) -> None:
-    worker, _ = await slow_worker(shop)
+async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
+    worker, _ = await start_slow_worker(shop)
     await shop.bot.dispatch(a_job(steps=1000))
     run = await midway(worker)
     await shop.bot.steer(Steer(job=JOB, deed="pause"))
@@ -240,11 +238,11 @@ async def test_the_pauses_of_a_job_together_have_one_limit(shop: Shop) -> None:
     await shop.bot.cancel(JOB)
 
 
-@pytest.mark.parametrize("shop", [30.0], indirect=True)  # no lease lapses where the machine stands still for a moment
+@pytest.mark.parametrize("shop", [30.0], indirect=True)  # long enough that no lease lapses if the machine stalls
 @pytest.mark.asyncio
-async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop) -> None:
+async def test_a_paused_job_that_moves_to_another_worker_runs_there(shop: Shop) -> None:
     job = a_job(steps=STEPS)
-    first, task = await slow_worker(shop)
+    first, task = await start_slow_worker(shop)
     await shop.bot.dispatch(job)
     run = await midway(first)
     await shop.bot.steer(Steer(job=JOB, deed="pause"))
@@ -252,8 +250,8 @@ async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop
     first.drain()
     await task
     await shop.worker("two")
-    said = await shop.results()
-    starts = [value for value in said if isinstance(value, Started)]
+    results = await shop.results()
+    starts = [value for value in results if isinstance(value, Started)]
     assert [start.worker for start in starts] == ["one", "two"]
     assert starts[1].step >= 3
-    assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
+    assert [value.sha256 for value in results if isinstance(value, Picture)] == await uninterrupted(shop, job)

@@ -1,4 +1,4 @@
-"""The picture check, with a small classifier that finds red pictures unsafe, in the real lane and the real worker."""
+"""The picture check in the real decode worker and the real worker; its small classifier flags red pictures."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from engine.worker import Offer, Worker
 from engine.worker.pulse import Pulse
 
 RED, GREEN = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "lime")
-SOON = 60.0
+TIMEOUT = 60.0
 
 
-def build(folder: Path, names: dict[int, str] | None = None, **config: Any) -> Path:
-    """A ViT of one patch, whose weights make the last label's score how much more red than green there is."""
+def build_classifier(folder: Path, names: dict[int, str] | None = None, **config: Any) -> Path:
+    """A ViT with one patch. Its weights score the last label by how much redder than green a picture is."""
     transformers: Any = import_module("transformers")
     names = names or {0: "normal", 1: "nsfw"}
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -54,7 +54,7 @@ def build(folder: Path, names: dict[int, str] | None = None, **config: Any) -> P
             elif "patch_embeddings" in name and name.endswith("weight"):
                 weights[0, 0], weights[0, 1] = 1 / 64, -1 / 64  # feature 0: mean red less mean green
             elif name.endswith(("attention.v_proj.weight", "attention.o_proj.weight")):
-                weights.copy_(torch.eye(8))  # the class token takes in the patch
+                weights.copy_(torch.eye(8))  # the class token attends to the patch
         model.classifier.weight[-1, 0] = 8.0
         model.classifier.bias[-1] = -1.0
     model.save_pretrained(folder)
@@ -64,30 +64,30 @@ def build(folder: Path, names: dict[int, str] | None = None, **config: Any) -> P
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("red-is-unsafe"))
+    return build_classifier(tmp_path_factory.mktemp("red-is-unsafe"))
 
 
 @pytest.fixture
-def check(classifier: Path) -> Counting:
-    return Counting.load(classifier)
+def check(classifier: Path) -> RecordingCheck:
+    return RecordingCheck.load(classifier)
 
 
 @pytest.fixture
-def another(classifier: Path) -> Counting:
-    return Counting.load(classifier)
+def second_check(classifier: Path) -> RecordingCheck:
+    return RecordingCheck.load(classifier)
 
 
-class Counting(PictureCheck):
-    """The real check, which notes on which thread it looked."""
+class RecordingCheck(PictureCheck):
+    """The real check, which records the thread of each call."""
 
     fails = False
 
     @classmethod
-    def load(cls, *given: Any, **options: Any) -> Counting:
-        made = super().load(*given, **options)
-        assert isinstance(made, cls)
-        made.threads.clear()  # it was tried once
-        return made
+    def load(cls, *args: Any, **options: Any) -> RecordingCheck:
+        check = super().load(*args, **options)
+        assert isinstance(check, cls)
+        check.threads.clear()  # loading runs it once
+        return check
 
     @property
     def threads(self) -> list[str]:
@@ -106,7 +106,7 @@ def test_red_is_flagged_and_green_passes(classifier: Path) -> None:
     assert check(GREEN.convert("P")) == check(GREEN.convert("LA")) == "passed"
 
 
-def test_the_threshold_decides(classifier: Path) -> None:
+def test_the_threshold_decides_the_verdict(classifier: Path) -> None:
     grey = Image.new("RGB", (8, 8), "grey")
     score = PictureCheck.load(classifier).score(grey)
     assert 0.2 < score < 0.3
@@ -114,11 +114,11 @@ def test_the_threshold_decides(classifier: Path) -> None:
     assert PictureCheck.load(classifier, threshold=0.3)(grey) == "passed"
 
 
-def test_unsafe_labels_count_together_unless_each_stands_for_itself(tmp_path: Path) -> None:
+def test_unsafe_labels_add_up_unless_the_classifier_is_multi_label(tmp_path: Path) -> None:
     names = {0: "not_nsfw", 1: "Porn", 2: "hentai", 3: "non-explicit", 4: "sexy"}
-    together = PictureCheck.load(build(tmp_path / "one", names))
+    together = PictureCheck.load(build_classifier(tmp_path / "one", names))
     assert together.labels == ["Porn", "hentai", "sexy"]
-    apart = PictureCheck.load(build(tmp_path / "many", names, problem_type="multi_label_classification"))
+    apart = PictureCheck.load(build_classifier(tmp_path / "many", names, problem_type="multi_label_classification"))
     grey = Image.new("RGB", (8, 8), "grey")
     one, e = torch.tensor(0.0).exp(), torch.tensor(-1.0).exp()
     assert together.score(grey) == pytest.approx(float((2 * one + e) / (4 * one + e)))
@@ -132,32 +132,32 @@ def test_labels_are_chosen_by_name(classifier: Path) -> None:
         PictureCheck.load(classifier, labels=("gore",))
 
 
-def test_a_classifier_that_knows_nothing_unsafe_is_refused(tmp_path: Path) -> None:
+def test_a_classifier_without_an_unsafe_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unfit, match="name some in DARKROOM_CHECK_LABELS"):
-        PictureCheck.load(build(tmp_path, {0: "cat", 1: "dog"}))
+        PictureCheck.load(build_classifier(tmp_path, {0: "cat", 1: "dog"}))
 
 
-def without_weights(folder: Path) -> None:
+def remove_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def with_a_pickle(folder: Path) -> None:
-    without_weights(folder)
+def replace_weights_with_a_pickle(folder: Path) -> None:
+    remove_weights(folder)
     torch.save({}, folder / "pytorch_model.bin")
 
 
-def with_rubbish(folder: Path) -> None:
+def overwrite_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"rubbish")
 
 
-def without_a_head(folder: Path) -> None:
+def remove_head(folder: Path) -> None:
     safetensors: Any = import_module("safetensors.torch")
     weights = safetensors.load_file(folder / "model.safetensors")
     del weights["classifier.weight"]
     safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def with_own_code(folder: Path) -> None:
+def add_own_code(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     own = {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Model"}
     config |= {"model_type": "mine", "auto_map": own}
@@ -165,7 +165,7 @@ def with_own_code(folder: Path) -> None:
     (folder / "mine.py").write_text("raise SystemExit('code of the folder was run')")
 
 
-def with_numbers_that_are_none(folder: Path) -> None:
+def set_nan_bias(folder: Path) -> None:
     safetensors: Any = import_module("safetensors.torch")
     weights = safetensors.load_file(folder / "model.safetensors")
     weights["classifier.bias"][:] = float("nan")
@@ -176,15 +176,15 @@ def with_numbers_that_are_none(folder: Path) -> None:
     ("spoil", "said"),
     [
         (shutil.rmtree, "is no folder with a model's config.json"),
-        (without_weights, "has no weights in safetensors"),
-        (with_a_pickle, "a pickle can run code when it is opened"),
-        (with_rubbish, "holds no image classifier that can be loaded"),
-        (without_a_head, "holds no image classifier that can be loaded"),
-        (with_own_code, "holds no image classifier that can be loaded"),
-        (with_numbers_that_are_none, "fails at a plain grey picture"),
+        (remove_weights, "has no weights in safetensors"),
+        (replace_weights_with_a_pickle, "a pickle can run code when it is opened"),
+        (overwrite_weights, "holds no image classifier that can be loaded"),
+        (remove_head, "holds no image classifier that can be loaded"),
+        (add_own_code, "holds no image classifier that can be loaded"),
+        (set_nan_bias, "fails at a plain grey picture"),
     ],
 )
-def test_a_folder_that_is_no_good_is_one_sentence(
+def test_an_unusable_folder_is_refused_in_one_sentence(
     classifier: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str
 ) -> None:
     folder = tmp_path / "copy"
@@ -196,62 +196,64 @@ def test_a_folder_that_is_no_good_is_one_sentence(
     assert "\n" not in refused.value.sentence
 
 
-def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
     assert load().check is None
     monkeypatch.setenv("DARKROOM_CHECK", "somewhere")
     monkeypatch.setenv("DARKROOM_CHECK_LABELS", "gore, Drawings ,")
     monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", "0.25")
-    given = load(check=tmp_path).check
-    assert given is not None
-    assert (given.folder, given.labels, given.threshold) == (tmp_path, ("gore", "Drawings"), 0.25)
-    named = checking()
-    assert named is not None
-    assert named.folder == Path("somewhere").absolute()
+    from_option = load(check=tmp_path).check
+    assert from_option is not None
+    assert (from_option.folder, from_option.labels, from_option.threshold) == (tmp_path, ("gore", "Drawings"), 0.25)
+    from_environment = checking()
+    assert from_environment is not None
+    assert from_environment.folder == Path("somewhere").absolute()
 
 
 @pytest.mark.parametrize("threshold", ["0", "1.5", "nan", "half"])
-def test_a_threshold_that_is_none(monkeypatch: pytest.MonkeyPatch, threshold: str) -> None:
+def test_an_invalid_threshold_is_refused(monkeypatch: pytest.MonkeyPatch, threshold: str) -> None:
     monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", threshold)
     with pytest.raises(BadSetting, match=r"^DARKROOM_CHECK_THRESHOLD: "):
         checking(Path("somewhere"))
 
 
-def test_the_doctor_tries_it(classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_doctor_runs_the_check_and_reports_it(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", "0.4")
     assert list(looked(classifier)) == [("check", True, f"{classifier.name} flags nsfw from 0.4 on", "")]
-    [(name, well, says, mend)] = looked(tmp_path)
-    assert (name, well) == ("check", False)
-    assert "is no folder with a model's config.json" in says
-    assert "DARKROOM_CHECK" in mend
+    [(name, is_ok, message, advice)] = looked(tmp_path)
+    assert (name, is_ok) == ("check", False)
+    assert "is no folder with a model's config.json" in message
+    assert "DARKROOM_CHECK" in advice
 
 
-def test_a_worker_says_at_its_start_that_the_folder_is_no_good(tmp_path: Path) -> None:
+def test_a_worker_refuses_an_unusable_folder_at_its_start(tmp_path: Path) -> None:
     settings = load(nats="nats://127.0.0.1:1", data=tmp_path, check=tmp_path / "nowhere", device="cpu")
     with pytest.raises(Unfit, match="The picture check cannot be used: nowhere is no folder"):
         load_models(settings)
 
 
-# The lane
+# The decode worker
 
 
-def steps(job: Job, of: int, image: int = 0) -> list[Stepped]:
+def build_steps(job: Job, of: int, image: int = 0) -> list[Stepped]:
     return [Stepped(job.id, image, k, of, torch.zeros(4, 4, 4)) for k in range(1, of + 1)]
 
 
 @pytest.fixture
-def painted(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The affine family, painting red for latents above zero and green for the others."""
+def red_or_green(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The affine family: it decodes latents above zero to red, and others to green."""
     monkeypatch.setattr(affine, "decode", lambda latents: RED if float(latents.mean()) > 0 else GREEN)
     return affine
 
 
-def test_previews_are_checked_once_an_image_when_they_show_something(
-    painted: Any, check: Counting, recipe: Any, job: Any
+def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
+    red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, lane = job(recipe(steps=10, count=2), check=True), Lane({"affine": painted}, check)
-    red = [replace(step, x0=torch.ones(4, 4, 4)) for step in steps(one, 10, image=1)]
-    frames = [lane.frame(step, one, 1, 0.0).result(SOON) for step in (*steps(one, 10), *red)]
+    one, lane = job(recipe(steps=10, count=2), check=True), Lane({"affine": red_or_green}, check)
+    red = [replace(step, x0=torch.ones(4, 4, 4)) for step in build_steps(one, 10, image=1)]
+    frames = [lane.frame(step, one, 1, 0.0).result(TIMEOUT) for step in (*build_steps(one, 10), *red)]
     assert [frame.verdict for frame in frames] == (
         ["unchecked"] * 3 + ["passed"] * 7 + ["unchecked"] * 3 + ["flagged"] * 7
     )
@@ -259,47 +261,51 @@ def test_previews_are_checked_once_an_image_when_they_show_something(
     lane.close()
 
 
-def test_a_finished_picture_has_a_verdict_of_its_own(painted: Any, check: Counting, recipe: Any, job: Any) -> None:
-    one, lane = job(recipe(steps=10), check=True), Lane({"affine": painted}, check)
-    assert lane.frame(steps(one, 10)[5], one, 1, 0.0).result(SOON).verdict == "passed"
-    assert lane.verdict(png(RED, ""), one).result(SOON) == "flagged"
-    assert lane.frame(steps(one, 10)[9], one, 1, 0.0).result(SOON).verdict == "passed"
+def test_a_finished_picture_gets_its_own_verdict(
+    red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
+) -> None:
+    one, lane = job(recipe(steps=10), check=True), Lane({"affine": red_or_green}, check)
+    assert lane.frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
+    assert lane.verdict(png(RED, ""), one).result(TIMEOUT) == "flagged"
+    assert lane.frame(build_steps(one, 10)[9], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
     lane.close()
 
 
-def test_what_was_seen_of_a_job_is_forgotten_with_it(painted: Any, check: Counting, recipe: Any, job: Any) -> None:
-    one, lane = job(recipe(steps=10), check=True), Lane({"affine": painted}, check)
-    lane.frame(steps(one, 10)[5], one, 1, 0.0).result(SOON)
+def test_forgetting_a_job_forgets_its_verdicts(red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any) -> None:
+    one, lane = job(recipe(steps=10), check=True), Lane({"affine": red_or_green}, check)
+    lane.frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT)
     lane.forget(one.id)
-    lane.frame(steps(one, 10)[5], one, 2, 0.0).result(SOON)
-    assert len(check.threads) in (1, 2)  # what waits for a job is dropped when there is nothing better to do
+    lane.frame(build_steps(one, 10)[5], one, 2, 0.0).result(TIMEOUT)
+    assert len(check.threads) in (1, 2)  # the decode worker forgets a job only when it has no other work
     lane.forget(one.id)
     lane.close()
     assert lane._verdicts._early == {}
 
 
-def test_a_check_that_fails_leaves_its_pictures_unchecked(
-    painted: Any, check: Counting, recipe: Any, job: Any, caplog: pytest.LogCaptureFixture
+def test_a_failing_check_leaves_pictures_unchecked(
+    red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, lane = job(recipe(steps=10), check=True), Lane({"affine": painted}, check)
+    one, lane = job(recipe(steps=10), check=True), Lane({"affine": red_or_green}, check)
     check.fails = True
-    frames = [lane.frame(step, one, 1, 0.0).result(SOON) for step in steps(one, 10)]
+    frames = [lane.frame(step, one, 1, 0.0).result(TIMEOUT) for step in build_steps(one, 10)]
     assert {frame.verdict for frame in frames} == {"unchecked"}
-    assert len(check.threads) == 1  # not again for each frame
-    assert lane.verdict(png(GREEN, ""), one).result(SOON) == "unchecked"
-    assert lane.verdict(b"no picture", one).result(SOON) == "unchecked"
+    assert len(check.threads) == 1  # the failure counts for all frames
+    assert lane.verdict(png(GREEN, ""), one).result(TIMEOUT) == "unchecked"
+    assert lane.verdict(b"no picture", one).result(TIMEOUT) == "unchecked"
     assert f"job {one.id}: the picture check failed" in caplog.text
     check.fails = False
-    assert lane.verdict(png(GREEN, ""), one).result(SOON) == "passed"
+    assert lane.verdict(png(GREEN, ""), one).result(TIMEOUT) == "passed"
     lane.close()
 
 
-def test_whoever_does_not_ask_pays_nothing(painted: Any, check: Counting, recipe: Any, job: Any) -> None:
+def test_without_a_request_or_a_check_nothing_is_checked(
+    red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
+) -> None:
     asking, quiet = job(recipe(steps=10), check=True), job(recipe(steps=10))
-    with_check, without = Lane({"affine": painted}, check), Lane({"affine": painted})
+    with_check, without = Lane({"affine": red_or_green}, check), Lane({"affine": red_or_green})
     for lane, one in ((with_check, quiet), (without, asking)):
-        assert {lane.frame(step, one, 1, 0.0).result(SOON).verdict for step in steps(one, 10)} == {"unchecked"}
-        assert lane.verdict(png(RED, ""), one).result(SOON) == "unchecked"
+        assert {lane.frame(step, one, 1, 0.0).result(TIMEOUT).verdict for step in build_steps(one, 10)} == {"unchecked"}
+        assert lane.verdict(png(RED, ""), one).result(TIMEOUT) == "unchecked"
         assert lane._verdicts._early == {}
         lane.close()
     assert check.threads == []
@@ -345,7 +351,7 @@ class Shop:
     async def results(self, job: str) -> list[Any]:
         found: list[Any] = []
         source: Any = self.bot.results()
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(TIMEOUT):
             async for delivered in source:
                 await delivered.ack()
                 if delivered.value.job == job:
@@ -360,11 +366,11 @@ class Shop:
 async def shop(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
     denoise = affine.denoise
 
-    def slowly(*given: Any) -> Any:
+    def denoise_slowly(*args: Any) -> Any:
         time.sleep(0.01)
-        return denoise(*given)
+        return denoise(*args)
 
-    monkeypatch.setattr(affine, "denoise", slowly)
+    monkeypatch.setattr(affine, "denoise", denoise_slowly)
     monkeypatch.setattr(affine, "decode", lambda latents: RED if float(latents.mean()) < -4.45 else GREEN)
     async with Broker(tmp_path / "nats") as broker:
         bot = await Bus.connect(broker.url, broker.token, kept=Kept(lease=5.0))
@@ -384,14 +390,14 @@ async def shop(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(TIMEOUT):
         while not true():
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.asyncio
-async def test_each_picture_has_the_verdict_of_what_it_shows(
-    shop: Shop, check: Counting, another: Counting, recipe: Any, job: Any
+async def test_each_picture_has_its_own_verdict(
+    shop: Shop, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
     await shop.worker("one", check)
     await until(lambda: "one" in shop.bot.workers)
@@ -399,13 +405,15 @@ async def test_each_picture_has_the_verdict_of_what_it_shows(
     one = job(recipe(steps=100, count=4, seed=1), check=True, ladder=True)
     shop.watch(one.id)
     await shop.bot.dispatch(one)
-    said = await shop.results(one.id)
-    pictures = {value.image: value for value in said if isinstance(value, Picture) and value.kind == "image"}
+    results = await shop.results(one.id)
+    pictures = {value.image: value for value in results if isinstance(value, Picture) and value.kind == "image"}
     for picture in pictures.values():
         content = await shop.bot.get_blob(picture.sha256, picture.bytes)
-        assert picture.verdict == another(Image.open(BytesIO(content)))
-    assert {picture.verdict for picture in pictures.values()} == {"passed", "flagged"}  # one does not spoil the others
-    assert {value.verdict for value in said if isinstance(value, Picture) and value.kind == "ladder"} == {"unchecked"}
+        assert picture.verdict == second_check(Image.open(BytesIO(content)))
+    assert {picture.verdict for picture in pictures.values()} == {"passed", "flagged"}  # each has its own
+    assert {value.verdict for value in results if isinstance(value, Picture) and value.kind == "ladder"} == {
+        "unchecked"
+    }
     early = {frame.verdict for frame in shop.frames if frame.step < 40}
     late = {frame.image: {each.verdict for each in shop.frames if each.step >= 40 and each.image == frame.image}
             for frame in shop.frames if frame.step >= 40}  # fmt: skip
@@ -416,22 +424,22 @@ async def test_each_picture_has_the_verdict_of_what_it_shows(
 
 
 @pytest.mark.asyncio
-async def test_a_job_that_does_not_ask_is_not_looked_at(shop: Shop, check: Counting, recipe: Any, job: Any) -> None:
+async def test_a_job_without_a_check_is_not_checked(shop: Shop, check: RecordingCheck, recipe: Any, job: Any) -> None:
     await shop.worker("one", check)
     one = job(recipe(steps=50))
     shop.watch(one.id)
     await shop.bot.dispatch(one)
-    said = await shop.results(one.id)
-    assert {value.verdict for value in said if isinstance(value, Picture)} == {"unchecked"}
+    results = await shop.results(one.id)
+    assert {value.verdict for value in results if isinstance(value, Picture)} == {"unchecked"}
     assert {frame.verdict for frame in shop.frames} == {"unchecked"}
     assert check.threads == []
 
 
 @pytest.mark.asyncio
-async def test_the_next_worker_looks_for_itself(
-    shop: Shop, check: Counting, another: Counting, recipe: Any, job: Any
+async def test_the_next_worker_checks_again(
+    shop: Shop, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    """A snapshot says nothing of verdicts: they are of one worker's classifier, and a look is cheap."""
+    """A snapshot holds no verdicts: they belong to one worker's classifier, and a check is cheap."""
     worker, task = await shop.worker("one", check)
     one = job(recipe(steps=200), check=True)
     shop.watch(one.id)
@@ -440,33 +448,33 @@ async def test_the_next_worker_looks_for_itself(
     worker.drain()
     await task
     shop.frames.clear()
-    await shop.worker("two", another)
-    said = await shop.results(one.id)
-    assert [value.worker for value in said if isinstance(value, Started)] == ["one", "two"]
-    assert (len(check.threads), len(another.threads)) == (1, 2)
-    assert {frame.verdict for frame in shop.frames if frame.epoch == said[-1].epoch} <= {"passed", "flagged"}
-    assert [value.verdict for value in said if isinstance(value, Picture) and value.kind == "image"] != ["unchecked"]
+    await shop.worker("two", second_check)
+    results = await shop.results(one.id)
+    assert [value.worker for value in results if isinstance(value, Started)] == ["one", "two"]
+    assert (len(check.threads), len(second_check.threads)) == (1, 2)
+    assert {frame.verdict for frame in shop.frames if frame.epoch == results[-1].epoch} <= {"passed", "flagged"}
+    assert [value.verdict for value in results if isinstance(value, Picture) and value.kind == "image"] != ["unchecked"]
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("picture", "verdict"), [(RED, "flagged"), (GREEN, "passed")])
-async def test_an_enlargement_is_looked_at_too(
-    shop: Shop, check: Counting, job: Any, picture: Image.Image, verdict: str
+async def test_an_upscaled_picture_is_checked(
+    shop: Shop, check: RecordingCheck, job: Any, picture: Image.Image, verdict: str
 ) -> None:
     await shop.worker("one", check)
     source = await shop.bot.put_blob(png(picture, ""))
     one = job(Enlarge(source=source), check=True)
     await shop.bot.dispatch(one)
-    said = await shop.results(one.id)
-    assert [value.verdict for value in said if isinstance(value, Picture)] == [verdict]
+    results = await shop.results(one.id)
+    assert [value.verdict for value in results if isinstance(value, Picture)] == [verdict]
 
 
 @pytest.mark.asyncio
-async def test_a_failing_check_costs_no_picture(shop: Shop, check: Counting, recipe: Any, job: Any) -> None:
+async def test_a_failing_check_loses_no_picture(shop: Shop, check: RecordingCheck, recipe: Any, job: Any) -> None:
     check.fails = True
     await shop.worker("one", check)
     one = job(recipe(steps=5, count=2), check=True)
     await shop.bot.dispatch(one)
-    said = await shop.results(one.id)
-    assert isinstance(said[-1], Finished)
-    assert {value.verdict for value in said if isinstance(value, Picture)} == {"unchecked"}
+    results = await shop.results(one.id)
+    assert isinstance(results[-1], Finished)
+    assert {value.verdict for value in results if isinstance(value, Picture)} == {"unchecked"}

@@ -1,6 +1,6 @@
-"""Plans against the schedulers of diffusers themselves, over whole trajectories with an affine recorded network.
+"""Plans against diffusers' own schedulers, over whole trajectories with an affine, recorded network.
 
-The oracle runs twice: in float32 as it comes, and in double precision, where only the arithmetic can differ.
+The oracle runs twice: in plain float32, and in double precision, where only the arithmetic can differ.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ SANA: Config = {
     "_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True,
     "flow_shift": 3.0, "solver_order": 2, "algorithm_type": "dpmsolver++", "beta_schedule": "linear",
 }  # fmt: skip
-WAYS = [*((name, 0.0) for name in TABLED), ("ddim", 0.6), ("ddim", 1.0)]
+SAMPLERS = [*((name, 0.0) for name in TABLED), ("ddim", 0.6), ("ddim", 1.0)]
 
 FLOAT32 = 1e-5
 DOUBLE = 1e-11
-SDE = 2e-7  # DPM++ SDE multiplies its noise in float32, whatever the latents are
+SDE = 2e-7  # DPM++ SDE multiplies its noise in float32 for latents of every format
 
 
 def oracle(
     config: Config, sampler: str, steps: int, eta: float = 0.0, timing: Timing = Timing(), *, double: bool,
     begin: bool = True,
 ) -> Trajectory:  # fmt: skip
-    """`begin`: what most pipelines say before they start; it matters only where two steps share the first timestep."""
+    """`begin`: call `set_begin_index` as most pipelines do; it matters only if two steps share the first timestep."""
     scheduler = build_scheduler(config, sampler)
     set_timesteps(scheduler, steps, timing)
     if begin and hasattr(scheduler, "set_begin_index"):
@@ -54,7 +54,7 @@ def oracle(
 def errors(
     config: Config, sampler: str, steps: int, eta: float = 0.0, timing: Timing = Timing()
 ) -> tuple[float, float]:
-    """How far the plan is from diffusers in float32, and in double precision."""
+    """The distance of the plan from diffusers in float32 and in double precision."""
     table = plan(config, sampler, steps, eta, timing)
     assert table.steps == steps
     draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
@@ -63,33 +63,35 @@ def errors(
 
 
 def schedule(config: Config, sampler: str, steps: int) -> Config:
-    """LCM takes at most as many steps as it was distilled from."""
+    """The configuration; LCM needs as many distillation steps as it takes steps."""
     return config | {"original_inference_steps": max(steps, 50)} if sampler == "lcm" else config
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("config", [EPSILON, VELOCITY], ids=["epsilon", "v"])
-@pytest.mark.parametrize(("sampler", "eta"), WAYS)
-def test_a_plan_follows_the_scheduler(sampler: str, eta: float, config: Config, spacing: str) -> None:
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
+def test_a_plan_equals_the_scheduler(sampler: str, eta: float, config: Config, spacing: str) -> None:
     for steps in (1, 2, 20, 50):
-        found = errors(config | {"timestep_spacing": spacing}, sampler, steps, eta)
-        assert found[0] <= FLOAT32, steps
-        assert found[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), steps
+        differences = errors(config | {"timestep_spacing": spacing}, sampler, steps, eta)
+        assert differences[0] <= FLOAT32, steps
+        assert differences[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), steps
 
 
-LATER = [
+LATER_STARTS = [
     pytest.param(config, *way, id=f"{name}-{way[0]}-{way[1]}")
     for name, config in (("epsilon", EPSILON), ("v", VELOCITY), ("flow", SD3))
-    for way in WAYS
+    for way in SAMPLERS
     if config is not SD3 or way[0] in ("euler", "dpmpp_2m")
 ]
 
 
-@pytest.mark.parametrize(("config", "sampler", "eta"), LATER)
-def test_a_plan_that_begins_later_is_the_scheduler_that_begins_there(sampler: str, eta: float, config: Config) -> None:
-    """What image-to-image pipelines say is `set_begin_index`; a multistep sampler has no step before it there."""
+@pytest.mark.parametrize(("config", "sampler", "eta"), LATER_STARTS)
+def test_a_plan_that_starts_later_equals_the_scheduler_that_starts_there(
+    sampler: str, eta: float, config: Config
+) -> None:
+    """Image-to-image pipelines call `set_begin_index`; a multistep sampler has no history there."""
     for steps, first in ((10, 0), (10, 1), (20, 8), (20, 18), (20, 19), (50, 20)):
-        table, found = plan(config, sampler, steps, eta), []
+        table, differences = plan(config, sampler, steps, eta), []
         for double in (False, True):
             scheduler = build_scheduler(config, sampler)
             set_timesteps(scheduler, steps)
@@ -97,22 +99,22 @@ def test_a_plan_that_begins_later_is_the_scheduler_that_begins_there(sampler: st
                 scheduler.set_begin_index(first)
             theirs = by_diffusers(scheduler, eta, double, first)
             draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
-            found.append(apart(by_plan(table.begun(first), double, draws if double else None, first), theirs))
-        assert found[0] <= FLOAT32, (steps, first)
-        assert found[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), (steps, first)
+            differences.append(apart(by_plan(table.begun(first), double, draws if double else None, first), theirs))
+        assert differences[0] <= FLOAT32, (steps, first)
+        assert differences[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), (steps, first)
 
 
 @pytest.mark.parametrize("sampler", TABLED)
-def test_the_draws_of_a_plan_that_begins_later_are_counted_from_there(sampler: str) -> None:
+def test_a_plan_that_starts_later_counts_its_draws_from_there(sampler: str) -> None:
     whole = plan(EPSILON, sampler, 12)
-    begun = whole.begun(5)
-    assert [begun.draws_noise(k) for k in range(5, 12)] == [whole.draws_noise(k) for k in range(5, 12)]
-    assert begun.draws[5] == 1
-    assert begun.draws[12] == 1 + sum(whole.draws_noise(k) for k in range(5, 12))
+    later = whole.begun(5)
+    assert [later.draws_noise(k) for k in range(5, 12)] == [whole.draws_noise(k) for k in range(5, 12)]
+    assert later.draws[5] == 1
+    assert later.draws[12] == 1 + sum(whole.draws_noise(k) for k in range(5, 12))
 
 
 @pytest.mark.parametrize("sampler", TABLED)
-def test_the_level_of_a_step_is_what_the_scheduler_adds_noise_by(sampler: str) -> None:
+def test_the_noise_level_of_a_step_equals_the_schedulers_add_noise(sampler: str) -> None:
     table, scheduler = plan(EPSILON, sampler, 12), build_scheduler(EPSILON, sampler)
     set_timesteps(scheduler, 12)
     clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -3.0)
@@ -123,28 +125,28 @@ def test_the_level_of_a_step_is_what_the_scheduler_adds_noise_by(sampler: str) -
     assert table.level(12) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [way for way in WAYS if way != ("ddim", 1.0)])
-def test_zero_terminal_snr(sampler: str, eta: float) -> None:
+@pytest.mark.parametrize(("sampler", "eta"), [way for way in SAMPLERS if way != ("ddim", 1.0)])
+def test_a_plan_equals_the_scheduler_at_zero_terminal_snr(sampler: str, eta: float) -> None:
     for steps in (1, 2, 20, 50):
         single, double = errors(EMBEDDED, sampler, steps, eta)
         assert double <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), steps
         # Euler starts at sigma 4096, where diffusers loses digits in float32 (x + (x - x0)·dt/sigma cancels); the table
-        # does not, so the two differ by the rounding of diffusers, which the processor decides, too. It fades with the
-        # steps that come after: 3e-4 at one and two, 1.1e-5 at twenty.
+        # does not, so they differ by diffusers' rounding, which also depends on the processor. The difference shrinks
+        # with more steps: 3e-4 at one and two, 1.1e-5 at twenty.
         rounded = 4e-4 if steps <= 2 else max(FLOAT32, 4e-4 / steps)
         assert single <= (rounded if sampler.startswith("euler") else FLOAT32), steps
 
 
 @pytest.mark.parametrize("config", [EMBEDDED, EPSILON], ids=["v, zero terminal SNR", "epsilon"])
-@pytest.mark.parametrize(("sampler", "eta"), [way for way in WAYS if way != ("ddim", 1.0)])
-def test_a_thousand_steps(sampler: str, eta: float, config: Config) -> None:
+@pytest.mark.parametrize(("sampler", "eta"), [way for way in SAMPLERS if way != ("ddim", 1.0)])
+def test_a_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, eta: float, config: Config) -> None:
     single, double = errors(schedule(config, sampler, 1000), sampler, 1000, eta)
     assert single <= FLOAT32
     assert double <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE)
 
 
 def levels(steps: int) -> tuple[float, ...]:
-    """The noise levels that the pipelines of Flux, Qwen-Image and Z-Image pass on."""
+    """The noise levels that the pipelines of Flux, Qwen-Image and Z-Image pass to the scheduler."""
     return tuple(torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist())
 
 
@@ -153,32 +155,34 @@ def levels(steps: int) -> tuple[float, ...]:
 @pytest.mark.parametrize(
     ("config", "mu"), [(SD3, None), (FLUX, 0.9), (QWEN, 0.7), (SANA, None)], ids=["SD3", "Flux", "Qwen", "Sana"]
 )
-def test_flow_matching(config: Config, mu: float | None, sampler: str, own: bool) -> None:
-    for steps in (2, 20, 50) if config is QWEN else (1, 2, 20, 50):  # one step of Qwen's is among the refusals below
-        found = errors(config, sampler, steps, timing=Timing(mu, levels(steps) if own else None))
-        assert max(found) <= FLOAT32, steps
-        assert found[1] <= DOUBLE, steps
+def test_a_plan_equals_the_scheduler_of_flow_matching(
+    config: Config, mu: float | None, sampler: str, own: bool
+) -> None:
+    for steps in (2, 20, 50) if config is QWEN else (1, 2, 20, 50):  # one step of Qwen is refused, see below
+        differences = errors(config, sampler, steps, timing=Timing(mu, levels(steps) if own else None))
+        assert max(differences) <= FLOAT32, steps
+        assert differences[1] <= DOUBLE, steps
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 @pytest.mark.parametrize("timing", [Timing(0.9, levels(1000)), Timing(0.9)], ids=["own sigmas", ""])
-def test_a_thousand_steps_of_flow(sampler: str, timing: Timing) -> None:
-    # diffusers in float32 is 1.4e-5 from itself in double precision here, and the plan in float32 4.7e-6: so both
-    # precisions of the plan are held against the second.
+def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timing: Timing) -> None:
+    # Here diffusers in float32 differs from its double precision by 1.4e-5, the plan in float32 by 4.7e-6. So both
+    # precisions of the plan are compared with diffusers in double precision.
     table, truth = plan(FLUX, sampler, 1000, timing=timing), oracle(FLUX, sampler, 1000, 0.0, timing, double=True)
     assert apart(by_plan(table), truth) <= FLOAT32
     assert apart(by_plan(table, double=True), truth) <= DOUBLE
 
 
-def test_the_measure_sees_a_wrong_coefficient() -> None:
+def test_the_comparison_notices_a_wrong_coefficient() -> None:
     table = plan(EPSILON, "dpmpp_2m", 20)
     wrong = table.table.copy()
     wrong[7, COLUMNS.index("A")] *= 1 + 1e-4
     assert apart(by_plan(Plan(wrong, table.init_sigma, table.draws)), by_plan(table)) > FLOAT32
 
 
-def test_where_two_steps_share_the_first_timestep_diffusers_has_to_be_told_where_it_begins() -> None:
-    with pytest.raises(IndexError):  # it takes the second of them for its first step, and runs past its last
+def test_diffusers_needs_a_begin_index_if_two_steps_share_the_first_timestep() -> None:
+    with pytest.raises(IndexError):  # it starts at the second of them and runs past its last step
         oracle(EMBEDDED, "dpmpp_2m_karras", 50, double=False, begin=False)
     assert errors(EMBEDDED, "dpmpp_2m_karras", 50) <= (FLOAT32, DOUBLE)
 
@@ -186,7 +190,7 @@ def test_where_two_steps_share_the_first_timestep_diffusers_has_to_be_told_where
 @pytest.mark.parametrize("sampler", ["ddpm", "euler", "dpmpp_2m"])
 @pytest.mark.parametrize("steps", [61, 103])
 def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str, steps: int) -> None:
-    """At 62 numbers of steps diffusers takes one more than it was asked for, by rounding; the truth is without it."""
+    """For 62 step counts diffusers runs one step too many, by rounding. The right result is without it."""
     scheduler, right = build_scheduler(EMBEDDED, sampler), build_scheduler(EMBEDDED, sampler)
     set_timesteps(scheduler, steps)
     assert (len(scheduler.timesteps), int(scheduler.timesteps[-1])) == (steps + 1, -1)
@@ -215,7 +219,7 @@ def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str
         (QWEN, "euler", 1, None),  # stretches its one noise level to another end
     ],
 )
-def test_what_diffusers_cannot_do_is_refused(
+def test_schedules_that_fail_in_diffusers_are_refused(
     config: Config, sampler: str, steps: int, theirs: type[Exception] | None
 ) -> None:
     timing = Timing(0.7) if config is QWEN else Timing()
@@ -269,35 +273,37 @@ FLOWS = st.fixed_dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(SCHEDULES, st.sampled_from(TABLED), st.integers(1, 60), st.floats(0, 1))
-def test_any_schedule_agrees_or_is_refused(config: Config, sampler: str, steps: int, eta: float) -> None:
-    agree_or_refused(config | {"beta_start": 0.00085, "beta_end": 0.012}, sampler, steps, eta, Timing())
+def test_any_schedule_equals_diffusers_or_is_refused(config: Config, sampler: str, steps: int, eta: float) -> None:
+    assert_equal_or_refused(config | {"beta_start": 0.00085, "beta_end": 0.012}, sampler, steps, eta, Timing())
 
 
 @settings(max_examples=75, deadline=None)
 @given(FLOWS, st.sampled_from(["euler", "dpmpp_2m"]), st.integers(1, 60), st.floats(0, 2), st.booleans())
-def test_any_flow_agrees_or_is_refused(config: Config, sampler: str, steps: int, mu: float, own: bool) -> None:
-    agree_or_refused(config, sampler, steps, 0.0, Timing(mu, levels(steps) if own else None))
+def test_any_flow_schedule_equals_diffusers_or_is_refused(
+    config: Config, sampler: str, steps: int, mu: float, own: bool
+) -> None:
+    assert_equal_or_refused(config, sampler, steps, 0.0, Timing(mu, levels(steps) if own else None))
 
 
-def agree_or_refused(config: Config, sampler: str, steps: int, eta: float, timing: Timing) -> None:
-    """A plan is what diffusers does; `NotTabled` is said of what clips, and other refusals of what diffusers cannot."""
+def assert_equal_or_refused(config: Config, sampler: str, steps: int, eta: float, timing: Timing) -> None:
+    """A plan equals diffusers. `NotTabled` means clipping; other errors mean that diffusers fails too."""
     try:
         table = plan(config, sampler, steps, eta, timing)
     except NotTabled:
-        known = build_scheduler(config, sampler).config
-        assert known.get("thresholding") or known.get("clip_sample")
+        settings_of_scheduler = build_scheduler(config, sampler).config
+        assert settings_of_scheduler.get("thresholding") or settings_of_scheduler.get("clip_sample")
         return
     except ValueError:
-        assert not works(config, sampler, steps, eta, timing)
+        assert not is_finite_in_diffusers(config, sampler, steps, eta, timing)
         return
-    if sampler == "ddim" and not works(config, sampler, steps, eta, timing):
+    if sampler == "ddim" and not is_finite_in_diffusers(config, sampler, steps, eta, timing):
         eta *= 1 - 1e-6  # see test_full_noise_at_zero_terminal_snr_never_divides_by_zero
     truth = oracle(config, sampler, steps, eta, timing, double=True)
     draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
     assert apart(by_plan(table, double=True, draws=draws), truth) <= (SDE if draws else 1e-9)
 
 
-def works(config: Config, sampler: str, steps: int, eta: float, timing: Timing) -> bool:
+def is_finite_in_diffusers(config: Config, sampler: str, steps: int, eta: float, timing: Timing) -> bool:
     try:
         return all(bool(x.isfinite().all()) for x in oracle(config, sampler, steps, eta, timing, double=True))
     except (AssertionError, IndexError, NotImplementedError, ValueError):
@@ -306,15 +312,15 @@ def works(config: Config, sampler: str, steps: int, eta: float, timing: Timing) 
 
 @pytest.mark.parametrize("steps", [3, 7, 16, 50, 111])
 def test_full_noise_at_zero_terminal_snr_never_divides_by_zero(steps: int) -> None:
-    """In diffusers it does where a rounding has the wrong sign, which is a matter of the processor."""
+    """Diffusers divides by zero if a rounding has the wrong sign, which depends on the processor."""
     table = plan(EMBEDDED, "ddim", steps, 1.0)
     assert abs(table.table).max() < 1e4
-    divides = not works(EMBEDDED, "ddim", steps, 1.0, Timing())
+    divides = not is_finite_in_diffusers(EMBEDDED, "ddim", steps, 1.0, Timing())
     truth = oracle(EMBEDDED, "ddim", steps, 1 - 1e-6 if divides else 1.0, double=True)
     assert apart(by_plan(table, double=True), truth) <= DOUBLE
 
 
-def test_the_noise_level_is_that_of_the_forward_process() -> None:
+def test_noise_levels_follow_the_forward_process() -> None:
     table = plan(EPSILON, "ddpm", 1000).table
     alpha, sigma = table[:, 8], table[:, 9]
     assert alpha**2 + sigma**2 == pytest.approx(1.0, abs=1e-6)
@@ -322,7 +328,7 @@ def test_the_noise_level_is_that_of_the_forward_process() -> None:
     assert alpha[-1] > 0.999
 
 
-def test_the_noise_level_of_a_flow_is_a_straight_line() -> None:
+def test_noise_levels_of_a_flow_lie_on_a_straight_line() -> None:
     for sampler in ("euler", "dpmpp_2m"):
         alpha, sigma = plan(SD3, sampler, 20).table[:, 8:].T
         assert alpha + sigma == pytest.approx(1.0, abs=1e-6)
@@ -333,8 +339,8 @@ def test_the_noise_level_of_a_flow_is_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("config", "sampler"), [*((VELOCITY, name) for name in TABLED), (SD3, "euler"), (SANA, "dpmpp_2m")]
 )
-def test_x0_is_what_the_step_to_the_end_gives(config: Config, sampler: str) -> None:
-    """An output that is exactly right for some x0 and noise gives that x0 back (LCM mixes some of its input in)."""
+def test_a_plan_recovers_x0_from_an_exact_output(config: Config, sampler: str) -> None:
+    """An output that is exact for an x0 and a noise gives that x0 back (LCM mixes in some of its input)."""
     x0, noise = torch.tensor([0.3, -1.2, 2.0]).double(), torch.tensor([0.5, 0.1, -0.7]).double()
     for row in plan(config, sampler, 20).table[1:]:
         at = dict(zip(COLUMNS, row.tolist(), strict=True))
@@ -352,19 +358,19 @@ def test_only_a_multistep_sampler_keeps_history() -> None:
     assert not plan(SANA, "euler", 20).keeps_history
 
 
-def test_draws_are_counted_as_the_scheduler_draws() -> None:
+def test_draws_match_those_of_the_scheduler() -> None:
     assert plan(EMBEDDED, "ddim", 20, 0.0).draws == (1,) * 21
     assert plan(EMBEDDED, "ddim", 20, 0.5).draws == tuple(range(1, 22))
     assert plan(EMBEDDED, "ddpm", 1000).draws[-1] == 1000  # none at timestep 0, one for the initial latents
     assert plan(EMBEDDED, "lcm", 8).draws[-2:] == (8, 8)  # none at its last step
-    for sampler in ("euler_ancestral", "dpmpp_2m_sde"):  # one at the last step that adds nothing, but counts
+    for sampler in ("euler_ancestral", "dpmpp_2m_sde"):  # their last draw adds nothing, but counts
         table = plan(EMBEDDED, sampler, 20)
         assert table.draws == tuple(range(1, 22))
         assert table.table[-1, COLUMNS.index("N")] == 0.0
 
 
-def test_the_end_follows_the_configuration() -> None:
-    """Each of these makes the last step of DPM++ 2M one of first order, and changes nothing before."""
+def test_the_order_of_the_last_step_follows_the_configuration() -> None:
+    """Each of these settings makes the last step of DPM++ 2M first order and changes no earlier step."""
     table = plan(EPSILON, "dpmpp_2m", 12).table
     least = EPSILON | {"final_sigmas_type": "sigma_min", "lower_order_final": False}
     changes = ({"final_sigmas_type": "zero"}, {"lower_order_final": True}, {"euler_at_final": True})
@@ -374,7 +380,7 @@ def test_the_end_follows_the_configuration() -> None:
         assert other[-1, COLUMNS.index("M")] == 0.0 != table[-1, COLUMNS.index("M")]
 
 
-def test_a_schedule_that_depends_on_the_size_has_to_be_told() -> None:
+def test_wrong_or_missing_timing_is_refused() -> None:
     with pytest.raises(ValueError, match="depends on the picture's size"):
         plan(FLUX, "euler", 4)
     with pytest.raises(ValueError, match="as many noise levels as steps"):
@@ -383,7 +389,7 @@ def test_a_schedule_that_depends_on_the_size_has_to_be_told() -> None:
         plan(EPSILON, "ddpm", 2, timing=Timing(sigmas=(1.0, 0.5)))
 
 
-def test_plans_are_cached_by_all_that_decides_them_and_cannot_be_written_to() -> None:
+def test_plans_are_cached_by_all_their_inputs_and_read_only() -> None:
     table = plan(EMBEDDED, "ddpm", 20)
     assert plan(dict(EMBEDDED), "ddpm", 20) is table
     tables = [plan(FLUX, "euler", 4, timing=Timing(mu, own)).table for mu in (0.5, 1.0) for own in (None, levels(4))]

@@ -1,4 +1,4 @@
-"""Previews by a linear map: rough at once, fitted in the background, kept by revision, and never waited for."""
+"""Previews by a linear map: rough at first, fitted in the background, stored by revision; nobody waits for the fit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from engine.map_files import MapFiles
 from engine.preview import Previewer, array, fit
 
 Make = Callable[..., Any]
-SOON = 30.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture
 def large(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An affine family of a usual size, whose latents get one pixel each."""
+    """The affine family at a usual size, so that each latent becomes one pixel."""
     monkeypatch.setattr(affine, "size", 512)
     return affine
 
@@ -44,7 +44,7 @@ def develop(family: Any, job: Job) -> tuple[Stepped, Developed]:
 
 
 @given(st.integers(1, 5), st.sampled_from([1, 3]), st.sampled_from([1, 2, 8]), st.integers(3, 6), st.integers(3, 6))
-def test_a_linear_code_is_found_again(channels: int, reach: int, patch: int, height: int, width: int) -> None:
+def test_the_fit_recovers_a_linear_map(channels: int, reach: int, patch: int, height: int, width: int) -> None:
     random = np.random.default_rng(channels + 10 * reach + 100 * patch)
     size = channels * reach**2 + 1
     weights = (random.uniform(-0.2, 0.2, (size, 3 * patch**2)) / size).astype(np.float32)
@@ -53,47 +53,47 @@ def test_a_linear_code_is_found_again(channels: int, reach: int, patch: int, hei
     for _ in range(40):
         latents = random.standard_normal((channels, height, width)).astype(np.float32)
         fitting.add(latents, true.pixels(latents))
-    found, new = fitting.solve(), random.standard_normal((channels, height, width)).astype(np.float32)
-    assert found.channels == channels
-    seen, wanted = found.pixels(new).astype(int), true.pixels(new).astype(int)
-    assert seen.shape == (height * patch, width * patch, 3)
-    assert np.abs(seen - wanted).max() <= 3
+    fitted, new = fitting.solve(), random.standard_normal((channels, height, width)).astype(np.float32)
+    assert fitted.channels == channels
+    predicted, expected = fitted.pixels(new).astype(int), true.pixels(new).astype(int)
+    assert predicted.shape == (height * patch, width * patch, 3)
+    assert np.abs(predicted - expected).max() <= 3
 
 
-def test_a_latent_is_read_with_its_neighbours_and_the_edge_repeats() -> None:
-    read = columns(np.arange(4, dtype=np.float32).reshape(1, 2, 2), 3)
-    assert read[0].tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3, 1]
+def test_columns_include_the_neighbours_of_a_latent_and_repeat_the_edge() -> None:
+    table = columns(np.arange(4, dtype=np.float32).reshape(1, 2, 2), 3)
+    assert table[0].tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3, 1]
 
 
-def test_numbers_that_are_none_are_black_and_no_error() -> None:
+def test_nan_latents_give_black_pixels() -> None:
     pixels = rough(LatentSpace(4)).pixels(np.full((4, 2, 2), np.nan, dtype=np.float32))
     assert pixels.max() == 0
 
 
 @pytest.mark.parametrize("space", KNOWN)
-def test_known_autoencoders_have_a_rough_map_at_once(space: LatentSpace) -> None:
-    found = rough(space)
-    assert found.channels == space.channels
-    grey = found.pixels(np.zeros((space.channels, 1, 1), dtype=np.float32))
+def test_known_autoencoders_have_a_rough_map(space: LatentSpace) -> None:
+    rough_map = rough(space)
+    assert rough_map.channels == space.channels
+    grey = rough_map.pixels(np.zeros((space.channels, 1, 1), dtype=np.float32))
     assert grey.tolist() == [[[128, 128, 128]]]
 
 
-def test_sd1s_known_map_tells_its_colours() -> None:
-    """Its fourth channel is yellow at one end and blue at the other, as everybody who has looked at it says."""
+def test_the_known_map_of_sd1_separates_yellow_from_blue() -> None:
+    """The fourth channel runs from yellow to blue, as is widely known."""
     latents = np.zeros((4, 1, 2), dtype=np.float32)
     latents[3] = (-1, 1)
     yellow, blue = rough(LatentSpace(4, 0.18215)).pixels(latents)[0].astype(int)
-    assert yellow[2] - yellow[0] > 50  # less of the channel is more blue
+    assert yellow[2] - yellow[0] > 50  # a lower value is bluer
     assert blue[0] - blue[2] > 50
 
 
-def test_an_unknown_autoencoder_shows_what_differs() -> None:
+def test_the_rough_map_of_an_unknown_autoencoder_shows_contrast() -> None:
     random = np.random.default_rng(0)
     pixels = rough(LatentSpace(7, 3.0)).pixels(random.standard_normal((7, 16, 16)).astype(np.float32))
     assert pixels.std(axis=(0, 1)).min() > 15
 
 
-def test_until_it_is_fitted_the_rough_map_is_shown(large: Any) -> None:
+def test_the_rough_map_is_shown_until_the_fit_ends(large: Any) -> None:
     previewer = Previewer(large)
     before = previewer.picture(torch.ones(4, 4, 4))
     assert before.size == (4, 4)
@@ -104,7 +104,7 @@ def test_until_it_is_fitted_the_rough_map_is_shown(large: Any) -> None:
     assert previewer.picture(flat).getpixel((1, 1)) == pytest.approx((200, 40, 90), abs=3)
 
 
-def test_a_small_model_s_picture_has_its_native_size_before_and_after(embedded: StableDiffusion) -> None:
+def test_previews_of_a_small_model_have_native_size_before_and_after_the_fit(embedded: StableDiffusion) -> None:
     previewer = Previewer(embedded)
     latents = embedded.encode_image(Image.new("RGB", (64, 64), "red"))
     assert previewer.picture(latents).size == (64, 64)
@@ -112,17 +112,17 @@ def test_a_small_model_s_picture_has_its_native_size_before_and_after(embedded: 
     assert previewer.picture(latents).size == (64, 64)
 
 
-def test_the_embedded_model_s_map_comes_close_to_its_decoder(embedded: StableDiffusion) -> None:
-    """A gradient and a disc, which the map was not fitted with."""
+def test_the_fitted_map_of_the_embedded_model_is_close_to_its_decoder(embedded: StableDiffusion) -> None:
+    """A gradient with a square, which the fit did not see."""
     picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     picture.paste((220, 60, 30), (16, 16, 48, 48))
     latents = embedded.encode_image(picture)
-    seen = fit(embedded).pixels(array(latents)).astype(float)
+    preview = fit(embedded).pixels(array(latents)).astype(float)
     decoded = np.asarray(embedded.decode(latents), dtype=float)
-    assert 10 * np.log10(255**2 / ((seen - decoded) ** 2).mean()) > 18
+    assert 10 * np.log10(255**2 / ((preview - decoded) ** 2).mean()) > 18
 
 
-def test_a_map_is_kept_by_revision_and_not_fitted_again(large: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(large: Any, tmp_path: Path, monkeypatch: Any) -> None:
     files = MapFiles(tmp_path)
     first = Previewer(large, files)
     while not first.is_fitted:
@@ -136,7 +136,7 @@ def test_a_map_is_kept_by_revision_and_not_fitted_again(large: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"no map", b"\xff" * 100])
-def test_a_spoilt_file_is_fitted_anew(large: Any, tmp_path: Path, spoilt: bytes) -> None:
+def test_a_spoilt_map_file_is_fitted_again(large: Any, tmp_path: Path, spoilt: bytes) -> None:
     files = MapFiles(tmp_path)
     files.write("r1", fit(large))
     (path,) = (tmp_path / "previews").iterdir()
@@ -144,7 +144,7 @@ def test_a_spoilt_file_is_fitted_anew(large: Any, tmp_path: Path, spoilt: bytes)
     assert not Previewer(large, files).is_fitted
 
 
-def test_a_map_of_another_shape_is_fitted_anew(large: Any, tmp_path: Path) -> None:
+def test_a_stored_map_of_another_shape_or_with_nan_is_ignored(large: Any, tmp_path: Path) -> None:
     files = MapFiles(tmp_path)
     files.write("r1", LatentMap(np.zeros((6, 3), dtype=np.float32)))
     assert files.read("r1", 4, 1, 1) is None
@@ -152,109 +152,109 @@ def test_a_map_of_another_shape_is_fitted_anew(large: Any, tmp_path: Path) -> No
     assert files.read("r1", 4, 1, 1) is None
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_the_file(large: Any, tmp_path: Path) -> None:
+def test_an_unwritable_folder_of_maps_raises_no_error(large: Any, tmp_path: Path) -> None:
     (tmp_path / "previews").write_bytes(b"in the way")
     MapFiles(tmp_path).write("r1", fit(large))
 
 
 @pytest.fixture
-def gated(large: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lane, threading.Event, list[str]]]:
-    """A lane, held at its first task, that notes what is encoded and decoded, in turn."""
+def blocked_lane(large: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lane, threading.Event, list[str]]]:
+    """A decode worker that blocks at its first task and records the order of encodes and decodes."""
     order, gate = list[str](), threading.Event()
     encode, decode = large.encode_image, large.decode
     monkeypatch.setattr(large, "encode_image", lambda picture: order.append("fit") or encode(picture))
     monkeypatch.setattr(large, "decode", lambda latents: order.append("final") or decode(latents))
     lane = Lane({"affine": large})
-    lane._submit(0, lambda: gate.wait(SOON))
+    lane._submit(0, lambda: gate.wait(TIMEOUT))
     yield lane, gate, order
     gate.set()
     lane.close()
 
 
-def test_a_fit_waits_behind_all_that_somebody_waits_for(
-    gated: tuple[Lane, threading.Event, list[str]], large: Any, recipe: Make, job: Make
+def test_a_fit_waits_behind_frames_ladders_and_finals(
+    blocked_lane: tuple[Lane, threading.Event, list[str]], large: Any, recipe: Make, job: Make
 ) -> None:
-    lane, gate, order = gated
+    lane, gate, order = blocked_lane
     one = job(recipe(steps=3, count=1))
     event, developed = develop(large, one)
-    lane.prepare("affine")  # comes first, and goes last
+    lane.prepare("affine")  # submitted first, runs last
     frame, ladder, final = lane.frame(event, one, 0, 0.0), lane.ladder(developed, one), lane.picture(developed, one)
     frame.add_done_callback(lambda _: order.append("frame"))
     ladder.add_done_callback(lambda _: order.append("ladder"))
     gate.set()
     for future in (frame, ladder, final):
-        future.result(SOON)
+        future.result(TIMEOUT)
     assert [name for name in order if name != "fit"] == ["final", "frame", "ladder"]
     assert order[:3] == ["final", "frame", "ladder"]
 
 
-def test_a_final_that_comes_amid_a_fit_waits_for_one_small_picture_of_it(
+def test_a_final_during_a_fit_waits_for_one_small_picture_at_most(
     large: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, order, encode = job(recipe(steps=3, count=1)), list[str](), large.encode_image
     _, developed = develop(large, one)
     lane = Lane({"affine": large})
 
-    def encoded(picture: Image.Image) -> torch.Tensor:
-        """While the second picture is encoded, a final comes."""
+    def encode_and_submit(picture: Image.Image) -> torch.Tensor:
+        """Submits a final picture while the second picture is encoded."""
         order.append("fit")
         if len(order) == 2:
             lane.picture(developed, one).add_done_callback(lambda _: order.append("final"))
         return encode(picture)
 
-    monkeypatch.setattr(large, "encode_image", encoded)
+    monkeypatch.setattr(large, "encode_image", encode_and_submit)
     lane.prepare("affine")
     done = threading.Event()
-    while not done.is_set():  # a probe of the lowest priority is behind the fit's next picture
-        lane._submit(FIT, lambda: done.set() if order.count("fit") == 16 else None).result(SOON)
+    while not done.is_set():  # a probe of the lowest priority runs after the fit's next picture
+        lane._submit(FIT, lambda: done.set() if order.count("fit") == 16 else None).result(TIMEOUT)
     lane.close()
     assert order == ["fit", "fit", "final", *["fit"] * 14]
 
 
-def test_a_lane_that_ends_leaves_a_fit(gated: tuple[Lane, threading.Event, list[str]]) -> None:
-    lane, gate, order = gated
+def test_closing_the_decode_worker_drops_a_fit(blocked_lane: tuple[Lane, threading.Event, list[str]]) -> None:
+    lane, gate, order = blocked_lane
     lane.prepare("affine")
     lane._submit(CLOSE, lane._end)
     gate.set()
-    lane._thread.join(SOON)
+    lane._thread.join(TIMEOUT)
     assert "fit" not in order
 
 
-def test_a_model_that_cannot_encode_keeps_the_rough_map(
+def test_a_model_whose_encoder_fails_keeps_the_rough_map(
     large: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = list[int]()
 
-    def broken(picture: Image.Image) -> torch.Tensor:
+    def fail_to_encode(picture: Image.Image) -> torch.Tensor:
         calls.append(1)
         raise RuntimeError("no encoder")
 
-    monkeypatch.setattr(large, "encode_image", broken)
+    monkeypatch.setattr(large, "encode_image", fail_to_encode)
     one = job(recipe(steps=2, count=1))
     event, _ = develop(large, one)
     lane = Lane({"affine": large})
     for _ in range(2):
         lane.prepare("affine")
-        assert lane.frame(event, one, 0, 0.0).result(SOON).picture
-    lane._submit(FIT, lambda: None).result(SOON)
+        assert lane.frame(event, one, 0, 0.0).result(TIMEOUT).picture
+    lane._submit(FIT, lambda: None).result(TIMEOUT)
     lane.close()
     assert len(calls) == 1
 
 
-def test_a_model_that_is_just_opened_anew_goes_on_with_its_fit_later(
+def test_a_fit_continues_once_the_model_is_reloaded(
     large: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here = list[str]()
-    for name, value in {"held_once": True, "holds": here.__contains__, "net": lambda dtype: None}.items():
+    loaded_formats = list[str]()
+    for name, value in {"held_once": True, "holds": loaded_formats.__contains__, "net": lambda dtype: None}.items():
         monkeypatch.setattr(large, name, value, raising=False)
     lane = Lane({"affine": large})
     lane.prepare("affine")
-    lane._submit(FIT, lambda: None).result(SOON)
+    lane._submit(FIT, lambda: None).result(TIMEOUT)
     previewer = lane._previewer("affine")
     assert not previewer.is_fitted
-    here.append("float32")
+    loaded_formats.append("float32")
     lane.prepare("affine")
-    while not lane._submit(FIT, lambda: previewer.is_fitted).result(SOON):
+    while not lane._submit(FIT, lambda: previewer.is_fitted).result(TIMEOUT):
         pass
     lane.close()
     assert not caplog.records

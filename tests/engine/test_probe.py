@@ -1,4 +1,4 @@
-"""What is more than one linear evaluation a step is found by asking, not by its name: nothing wrong gets a table."""
+"""The probe runs a scheduler to find whether a step is one linear evaluation. Anything else gets no table."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CLIPS, TWICE, BENDS = "clips or thresholds", "more than one evaluation", "not li
 
 @pytest.mark.parametrize("steps", [2, 3, 20])
 @pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler])
-def test_two_evaluations_a_step(kind: Any, steps: int) -> None:
+def test_schedulers_with_two_evaluations_a_step_get_no_table(kind: Any, steps: int) -> None:
     with pytest.raises(NotTabled, match=TWICE):
         probe(kind(**BETAS), steps)
 
 
-def test_two_evaluations_a_step_of_flow() -> None:
+def test_flow_schedulers_with_two_evaluations_a_step_get_no_table() -> None:
     with pytest.raises(NotTabled, match=TWICE):
         probe(FlowMatchHeunDiscreteScheduler(), 5)
 
@@ -50,29 +50,29 @@ def test_two_evaluations_a_step_of_flow() -> None:
     [(UniPCMultistepScheduler, 3), (lambda **all_: DPMSolverMultistepScheduler(solver_order=3, **all_), 5)],
     ids=["UniPC", "DPM++ 3M"],
 )
-def test_more_memory_than_the_step_before(kind: Any, first: int, more: dict[str, Any]) -> None:
-    """Before step `first` they are of lower order, and a table would be right; from there on never."""
+def test_schedulers_that_remember_more_than_one_step_get_no_table(kind: Any, first: int, more: dict[str, Any]) -> None:
+    """Before step `first` they have a lower order, so a table would be right; from then on it is not."""
     for steps in (first, 20, 100):
         with pytest.raises(NotTabled, match=BENDS):
             probe(kind(**BETAS, **more), steps)
 
 
 @pytest.mark.parametrize("kind", [PNDMScheduler, LMSDiscreteScheduler])
-def test_other_multistep_schedulers(kind: Any) -> None:
+def test_other_multistep_schedulers_get_no_table(kind: Any) -> None:
     with pytest.raises(NotTabled):
         probe(kind(**BETAS), 20)
 
 
 @pytest.mark.parametrize("most", [1.0, 5.0, 1000.0, 1e5])
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
-def test_clipped_samples(kind: Any, most: float) -> None:
+def test_schedulers_that_clip_samples_get_no_table(kind: Any, most: float) -> None:
     assert probe(kind(**BETAS, clip_sample=False), 10) is not None
     with pytest.raises(NotTabled, match=CLIPS):
         probe(kind(**BETAS, clip_sample=True, clip_sample_range=most), 10)
 
 
-def test_clipping_that_mends_a_division_by_zero() -> None:
-    """x0 of pure noise from its noise is infinite, and clipped it is 1: diffusers goes on, a table cannot."""
+def test_clipping_that_hides_a_division_by_zero_gets_no_table() -> None:
+    """x0 of pure noise is infinite, and clipped it is 1: diffusers continues, a table cannot."""
     zero: dict[str, Any] = BETAS | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     assert probe(DDPMScheduler(**zero, clip_sample=False), 1) is None
     with pytest.raises(NotTabled, match=CLIPS):
@@ -82,15 +82,15 @@ def test_clipping_that_mends_a_division_by_zero() -> None:
 @pytest.mark.parametrize("ratio", [0.5, 0.995, 1.0])
 @pytest.mark.parametrize("most", [1.0, 100.0, 1e9])
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
-def test_thresholded_samples(kind: Any, most: float, ratio: float) -> None:
-    """Also where the threshold is the sample's largest value, so that nothing is cut and all is divided."""
+def test_schedulers_that_threshold_samples_get_no_table(kind: Any, most: float, ratio: float) -> None:
+    """Also if the threshold is the sample's largest value: then nothing is cut, but everything is divided."""
     with pytest.raises(NotTabled, match=CLIPS):
         probe(kind(**BETAS, thresholding=True, sample_max_value=most, dynamic_thresholding_ratio=ratio), 10)
 
 
-Wrong = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tensor]  # x', x, all x before → another x'
+Fault = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tensor]  # x', x, all earlier x → another x'
 
-WRONGS: dict[str, Wrong] = {
+FAULTS: dict[str, Fault] = {
     "clips beyond 1": lambda y, x, past: y.clamp(-1, 1),
     "clips above 100 only": lambda y, x, past: y.clamp(max=100),
     "clips beyond 1e5": lambda y, x, past: y.clamp(-1e5, 1e5),
@@ -108,8 +108,8 @@ WRONGS: dict[str, Wrong] = {
 }
 
 
-def spoilt(wrong: Wrong, kind: Any = DDIMScheduler) -> Any:
-    """A scheduler whose step is changed by `wrong`."""
+def build_spoilt_scheduler(wrong: Fault, kind: Any = DDIMScheduler) -> Any:
+    """Builds a scheduler with `wrong` applied to each step."""
 
     class Spoilt(kind):
         def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,15 +123,15 @@ def spoilt(wrong: Wrong, kind: Any = DDIMScheduler) -> Any:
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler])
-@pytest.mark.parametrize("wrong", WRONGS.values(), ids=list(WRONGS))
-def test_nothing_wrong_gets_a_table(wrong: Wrong, kind: Any) -> None:
+@pytest.mark.parametrize("wrong", FAULTS.values(), ids=list(FAULTS))
+def test_a_step_that_is_not_linear_gets_no_table(wrong: Fault, kind: Any) -> None:
     torch.manual_seed(0)
-    assert probe(spoilt(lambda y, x, past: y, kind), 10) is not None
+    assert probe(build_spoilt_scheduler(lambda y, x, past: y, kind), 10) is not None
     with pytest.raises(NotTabled):
-        probe(spoilt(wrong, kind), 10)
+        probe(build_spoilt_scheduler(wrong, kind), 10)
 
 
-class Twice(DDPMScheduler):
+class TwoDraws(DDPMScheduler):
     def step(self, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
         result: Any = super().step(*args, generator=generator, **kwargs)
         shape = result["prev_sample"].shape
@@ -156,7 +156,7 @@ class NoisyEstimate(DDPMScheduler):
 class LateEstimate(DPMSolverMultistepScheduler):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         result: Any = super().step(*args, **kwargs)
-        result["pred_original_sample"] = result["prev_sample"]  # into which the x0 of the step before has gone
+        result["pred_original_sample"] = result["prev_sample"]  # contains the x0 of the step before
         return result
 
 
@@ -165,13 +165,15 @@ class ClippedInput(DDIMScheduler):
         return sample.clamp(-50, 50)
 
 
-class Estimateless(DDIMScheduler):
+class MissingEstimate(DDIMScheduler):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         return {"prev_sample": super().step(*args, **kwargs)["prev_sample"]}  # pyright: ignore
 
 
-@pytest.mark.parametrize("kind", [Twice, ClippedEstimate, NoisyEstimate, LateEstimate, ClippedInput, Estimateless])
-def test_what_else_has_no_columns(kind: Any) -> None:
-    """Two draws a step; an x0 that is not linear in input and output alone, or not said; an input other than c·x."""
+@pytest.mark.parametrize(
+    "kind", [TwoDraws, ClippedEstimate, NoisyEstimate, LateEstimate, ClippedInput, MissingEstimate]
+)
+def test_other_draws_estimates_or_inputs_get_no_table(kind: Any) -> None:
+    """Two draws a step; an x0 not linear in input and output alone, or missing; an input other than c·x."""
     with pytest.raises(NotTabled):
         probe(kind(**(BETAS if kind is LateEstimate else UNCLIPPED)), 10)

@@ -1,4 +1,4 @@
-"""A worker that starts says what it loads, in bytes; nobody takes it for one that can draw yet."""
+"""A starting worker reports its loading in bytes; the bot does not count it as ready."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ async def until(true: Any, seconds: float = 60.0) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_worker_that_starts_says_what_it_loads_until_it_is_there(
+async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     broker: Broker, bot: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     await asyncio.to_thread(build, "sd", tmp_path / "models" / "tiny")
     gates = {"load": threading.Event(), "measure": threading.Event()}
-    inner, measure = offering._opened, offering.calibrate
+    open_model, measure = offering._opened, offering.calibrate
 
-    def slowly(source: Any, place: Any, told: Any) -> Any:
-        def halfway(done: float) -> None:
-            told(done)
+    def open_slowly(source: Any, place: Any, report: Any) -> Any:
+        def wait_halfway(done: float) -> None:
+            report(done)
             if 0.0 < done < 1.0:
                 gates["load"].wait(30)
 
-        return inner(source, place, halfway)
+        return open_model(source, place, wait_halfway)
 
-    def calibrated(*given: Any) -> Any:
+    def calibrate_later(*args: Any) -> Any:
         gates["measure"].wait(30)
-        return measure(*given)
+        return measure(*args)
 
-    monkeypatch.setattr(offering, "_opened", slowly)
-    monkeypatch.setattr(offering, "calibrate", calibrated)
+    monkeypatch.setattr(offering, "_opened", open_slowly)
+    monkeypatch.setattr(offering, "calibrate", calibrate_later)
     settings = load(
         nats=broker.url, data=tmp_path, models=("tiny",), device="cpu", name="far", pools=("big",),
         nats_token=broker.token,
@@ -87,14 +87,14 @@ async def test_a_worker_that_starts_says_what_it_loads_until_it_is_there(
         assert now.size == offering.weigh(offering.find("tiny", tmp_path), offering.Choice("cpu"))  # pyright: ignore
         assert bot.progress.size("tiny") == now.size
         assert bot.starting("default") is None
-        assert bot.workers == {}, "it can take no job"
+        assert bot.workers == {}, "a starting worker takes no jobs"
         gates["load"].set()
         await until(lambda: (now := bot.starting()) and now.phase == "measure")
         gates["measure"].set()
         await until(lambda: "far" in bot.workers)
-        assert bot.starting() is None, "it is there"
-        assert (said := bot.progress.of("far")) is not None
-        assert said.phase == "ready"
+        assert bot.starting() is None, "a ready worker is not starting"
+        assert (progress := bot.progress.of("far")) is not None
+        assert progress.phase == "ready"
     finally:
         for gate in gates.values():
             gate.set()
@@ -107,7 +107,7 @@ async def test_a_worker_that_starts_says_what_it_loads_until_it_is_there(
 
 
 @pytest.mark.asyncio
-async def test_nonsense_is_refused_and_a_flood_is_bounded(bot: Bus) -> None:
+async def test_invalid_progress_is_refused_and_a_flood_is_bounded(bot: Bus) -> None:
     await bot.client.publish("progress.far.default", b"nonsense")
     await bot.client.publish("progress.far.default", encode(ModelProgress()).replace(b"prepare", b"pretend"))
     await bot.client.publish("progress._far.default", encode(ModelProgress()))
@@ -120,7 +120,7 @@ async def test_nonsense_is_refused_and_a_flood_is_bounded(bot: Bus) -> None:
 
 
 @pytest.mark.asyncio
-async def test_whoever_falls_silent_is_not_on_its_way(monkeypatch: pytest.MonkeyPatch, bot: Bus) -> None:
+async def test_a_silent_worker_no_longer_counts_as_starting(monkeypatch: pytest.MonkeyPatch, bot: Bus) -> None:
     await bot.publish_progress("far", ("default",), ModelProgress())
     await until(bot.starting)
     monkeypatch.setattr("engine.bus.progress.SILENT", -1.0)
@@ -128,15 +128,15 @@ async def test_whoever_falls_silent_is_not_on_its_way(monkeypatch: pytest.Monkey
     assert ProgressBoard(Refusals()).newest(None) is None
 
 
-def test_the_loading_of_a_job_is_said_as_before() -> None:
-    """A bot from before takes no field that it does not know: sizes come beside it, on another subject."""
-    said = msgspec.msgpack.decode(encode(Loading(job=JOB, epoch=1, model="sd15", done=0.5)))
-    assert sorted(said) == ["done", "epoch", "job", "model", "type", "v"]
+def test_the_loading_message_of_a_job_keeps_its_fields() -> None:
+    """An older bot refuses unknown fields, so sizes come on a subject of their own."""
+    fields = msgspec.msgpack.decode(encode(Loading(job=JOB, epoch=1, model="sd15", done=0.5)))
+    assert sorted(fields) == ["done", "epoch", "job", "model", "type", "v"]
     plain = {"type": "ModelProgress", "model": "sd15", "phase": "load"}
     assert decode(msgspec.msgpack.encode(plain), ModelProgress).size == 0
 
 
-def test_lines_come_at_each_stage_and_now_and_then_between() -> None:
+def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
     lines: list[str] = []
     hear = ProgressLines(lines.append, "cpu").hear
     one = ModelProgress(model="sd15", phase="load", size=2 * GB)
@@ -151,7 +151,7 @@ def test_lines_come_at_each_stage_and_now_and_then_between() -> None:
         "loading sd15, 2 GB", "loading sd15, 1.2 of 2.0 GB", "measuring sd15", "sd15 is ready on cpu after 12 s"
     ]  # fmt: skip
     hear(ModelProgress(model="other", phase="ready"), 30.0)
-    assert len(lines) == 4, "nobody heard it begin"
+    assert len(lines) == 4, "a model without a first line has no last one"
 
 
 @pytest.mark.parametrize(
@@ -163,17 +163,17 @@ def test_lines_come_at_each_stage_and_now_and_then_between() -> None:
         (0.404, 0, "loading sd15, 40 %"), (0.9999, 0, "loading sd15, 100 %"),
     ],
 )  # fmt: skip
-def test_how_far_a_model_is(done: float, size: int, said: str) -> None:
+def test_loading_progress_is_formatted_with_sizes(done: float, size: int, said: str) -> None:
     assert sizes.loading("sd15", done, size) == said
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 10**15))
-def test_it_never_goes_back_and_is_whole_only_at_the_end(one: float, other: float, size: int) -> None:
-    def there(done: float) -> float:
+def test_formatted_progress_never_falls_and_is_full_only_at_the_end(one: float, other: float, size: int) -> None:
+    def loaded_part(done: float) -> float:
         return float(sizes.part_of(done, size).split()[0])
 
     least, most = sorted((one, other))
     whole = float(sizes.part_of(1.0, size).split()[2])
-    assert there(least) <= there(most) <= whole
-    assert there(1.0) == whole
-    assert most == 1.0 or there(most) < whole
+    assert loaded_part(least) <= loaded_part(most) <= whole
+    assert loaded_part(1.0) == whole
+    assert most == 1.0 or loaded_part(most) < whole

@@ -1,4 +1,4 @@
-"""A worker's pulse: what may take how long, by a clock that the tests turn."""
+"""A worker's watchdog: the deadline of each phase, by a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def steps(pulse: Pulse, clock: Clock, seconds: float, count: int) -> None:
+def run_steps(pulse: Pulse, clock: Clock, seconds: float, count: int) -> None:
     for _ in range(count):
         with pulse.phase("the engine", "step"):
             clock.now += seconds
@@ -47,8 +47,8 @@ def test_the_first_step_may_take_as_long_as_loading() -> None:
 def test_a_step_may_take_ten_seconds_or_twenty_times_the_median(usual: float, most: float) -> None:
     clock = Clock()
     pulse = Pulse(clock=clock)
-    steps(pulse, clock, usual, 50)
-    steps(pulse, clock, 100.0, 3)  # three slow ones do not move the median
+    run_steps(pulse, clock, usual, 50)
+    run_steps(pulse, clock, 100.0, 3)  # three slow steps do not move the median
     began = clock.now
     with pulse.phase("the engine", "step"):
         clock.now = began + most - 0.5
@@ -57,10 +57,10 @@ def test_a_step_may_take_ten_seconds_or_twenty_times_the_median(usual: float, mo
         assert pulse.late() is not None
 
 
-def test_a_large_models_step_after_many_of_a_small_one_is_not_late() -> None:
+def test_a_large_models_step_after_many_small_steps_is_not_late() -> None:
     clock = Clock()
     pulse = Pulse(slowest=3.0, clock=clock)
-    steps(pulse, clock, 0.01, 100)
+    run_steps(pulse, clock, 0.01, 100)
     assert pulse.deadline("step") == pytest.approx(60.0)
 
 
@@ -78,11 +78,11 @@ def test_each_thread_has_its_own_phase() -> None:
     clock = Clock()
     pulse = Pulse(clock=clock)
     pulse.busy("the lane", "decode")
-    steps(pulse, clock, 1.0, 319)
+    run_steps(pulse, clock, 1.0, 319)
     assert pulse.late() is None
-    steps(pulse, clock, 1.0, 2)
+    run_steps(pulse, clock, 1.0, 2)
     assert "the lane" in (pulse.late() or "")
-    pulse.busy("the lane", "decode")  # it has finished one and begins the next
+    pulse.busy("the lane", "decode")  # one decode ends and the next begins
     assert pulse.late() is None
     pulse.rest("the lane")
     clock.now += 1000

@@ -1,4 +1,4 @@
-"""The model families of others: each one's unmodified pipeline is the oracle, same weights, seeds and scheduler."""
+"""Foreign model families: the oracle is each unmodified pipeline with the same weights, seeds and scheduler."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ OTHERS = [("sdxl", "ddim"), ("sdxl", "dpmpp_2m"), ("sd3", "dpmpp_2m"), ("flux", 
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
-    """(family, pipeline) of a kind, from one folder and with nothing in common but the bytes of their weights."""
-    known: dict[str, tuple[Any, Any]] = {}
+def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """(family, pipeline) of a kind, loaded separately from one folder."""
+    loaded: dict[str, tuple[Any, Any]] = {}
 
     def open_kind(kind: str) -> tuple[Any, Any]:
-        if kind not in known:
+        if kind not in loaded:
             folder: Path = tmp_path_factory.mktemp("small") / kind
             build(kind, folder)
             pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
             pipeline.set_progress_bar_config(disable=True)
-            known[kind] = load_folder(str(folder), kind), pipeline
-        return known[kind]
+            loaded[kind] = load_folder(str(folder), kind), pipeline
+        return loaded[kind]
 
     return open_kind
 
 
-def asked(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
+def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
         "model": kind, "sampler": USUAL.get(kind, "euler"), "steps": 4, "width": 64, "height": 64,
         "guides": family.guides,
@@ -68,7 +68,7 @@ def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[t
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, where latents are larger than 1 in proportion to the largest."""
+    """The largest difference; above 1 relative to the largest latent."""
     return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
 
 
@@ -79,35 +79,35 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 @pytest.mark.parametrize(("kind", "sampler"), [*USUAL.items(), *OTHERS])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_latents_are_those_of_the_pipeline(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, sampler: str, guidance: float
+def test_latents_equal_the_pipelines(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, sampler: str, guidance: float
 ) -> None:
-    family, pipeline = opened(kind)
-    one = asked(recipe, kind, family, sampler=sampler, guidance=guidance, count=2)
+    family, pipeline = load_small(kind)
+    one = build_recipe(recipe, kind, family, sampler=sampler, guidance=guidance, count=2)
     theirs = by_pipeline(pipeline, family, one)
     for ours, expected in zip(by_engine(family, one, job, finish), theirs, strict=True):
         assert error(ours, expected) <= 1e-4
 
 
 @pytest.mark.parametrize("kind", BY_ROWS)
-def test_a_negative_text_steers_as_in_the_pipeline(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str
+def test_a_negative_prompt_acts_as_in_the_pipeline(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
-    family, pipeline = opened(kind)
-    one = asked(recipe, kind, family, guidance=4.0, negative="a dog in the grass")
+    family, pipeline = load_small(kind)
+    one = build_recipe(recipe, kind, family, guidance=4.0, negative="a dog in the grass")
     (ours,) = by_engine(family, one, job, finish)
     assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
-    assert error(ours, by_pipeline(pipeline, family, asked(recipe, kind, family, guidance=4.0))[0]) > 1e-3
+    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, kind, family, guidance=4.0))[0]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_words_and_guidance_matter_to_the_small_models(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str
+def test_prompts_and_guidance_change_the_latents_of_the_small_models(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
 ) -> None:
-    """Else the comparisons with the pipeline would show nothing."""
-    family, _ = opened(kind)
+    """Otherwise the comparisons with the pipeline would prove nothing."""
+    family, _ = load_small(kind)
     one, other, unguided = (
-        by_engine(family, asked(recipe, kind, family, text, guidance=guidance), job, finish)[0]
+        by_engine(family, build_recipe(recipe, kind, family, text, guidance=guidance), job, finish)[0]
         for text, guidance in (("a cat", 4.0), ("a dog in the grass", 4.0), ("a cat", 1.0))
     )
     assert error(one, other) > 1e-3
@@ -115,25 +115,27 @@ def test_words_and_guidance_matter_to_the_small_models(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_users_share_forwards_and_each_has_the_picture_of_the_pipeline(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_users_share_forwards_and_get_the_pipelines_latents(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family, pipeline = opened(kind)
+    family, pipeline = load_small(kind)
     rows, denoise = [], family.denoise
 
-    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def count_rows(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         rows.append(len(x))
         return denoise(x, *rest)
 
-    monkeypatch.setattr(family, "denoise", counted)
-    first = job(asked(recipe, kind, family, steps=5, guidance=4.0), user="ann")
-    second = job(asked(recipe, kind, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea")
+    monkeypatch.setattr(family, "denoise", count_rows)
+    first = job(build_recipe(recipe, kind, family, steps=5, guidance=4.0), user="ann")
+    second = job(
+        build_recipe(recipe, kind, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea"
+    )
     engine = Engine({kind: family})
     engine.add(first)
     engine.step()
     engine.add(second)
     latents = finish(engine)
-    assert len(rows) == 5  # the second's steps were all taken along
+    assert len(rows) == 5  # the second job's steps rode along in the first's forwards
     assert max(rows) == rows[0] * 2
     for each in (first, second):
         assert error(latents[each.id, 0], by_pipeline(pipeline, family, each.task)[0]) <= 1e-4
@@ -141,11 +143,11 @@ def test_users_share_forwards_and_each_has_the_picture_of_the_pipeline(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
-def test_pictures_are_those_of_the_pipeline(
-    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, size: tuple[int, int]
+def test_pictures_equal_the_pipelines(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, size: tuple[int, int]
 ) -> None:
-    family, pipeline = opened(kind)
-    one = asked(recipe, kind, family, guidance=3.0, width=size[0], height=size[1])
+    family, pipeline = load_small(kind)
+    one = build_recipe(recipe, kind, family, guidance=3.0, width=size[0], height=size[1])
     (ours,) = by_engine(family, one, job, finish)
     picture = family.decode(ours)
     assert ours.shape == family.latent_shape(*size)
@@ -154,22 +156,22 @@ def test_pictures_are_those_of_the_pipeline(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_becomes_latents_that_are_its_autoencoders(opened: Make, kind: str) -> None:
-    family, pipeline = opened(kind)
-    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
-    latents = family.encode_image(drawn)
+def test_an_encoded_picture_equals_the_autoencoders_mean(load_small: Make, kind: str) -> None:
+    family, pipeline = load_small(kind)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    latents = family.encode_image(picture)
     assert latents.shape == family.latent_shape(96, 64)
     with torch.inference_mode():
-        encoded = pipeline.vae.encode(pipeline.image_processor.preprocess(drawn), return_dict=False)[0]
+        encoded = pipeline.vae.encode(pipeline.image_processor.preprocess(picture), return_dict=False)[0]
     mean = encoded.mean[0] if hasattr(encoded, "mean") and not isinstance(encoded, torch.Tensor) else encoded[0]
     config = pipeline.vae.config
     torch.testing.assert_close(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), mean)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_is_near_and_comes_back_as_float32(opened: Make, recipe: Make, kind: str) -> None:
-    family, _ = opened(kind)
-    one = asked(recipe, kind, family)
+def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: Make, kind: str) -> None:
+    family, _ = load_small(kind)
+    one = build_recipe(recipe, kind, family)
     texts = tuple(part[None] for part in family.condition("a cat", one))
     x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
     exact, near = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
@@ -180,43 +182,43 @@ def test_half_precision_is_near_and_comes_back_as_float32(opened: Make, recipe: 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_forward_has_the_same_bits_whatever_came_before(opened: Make, recipe: Make, kind: str, dtype: str) -> None:
-    """Texts of other lengths have the same shapes from outside, and other ones inside some networks."""
-    family, _ = opened(kind)
-    one = asked(recipe, kind, family)
+def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe: Make, kind: str, dtype: str) -> None:
+    """Texts of other lengths have the same shapes outside, but other shapes inside some networks."""
+    family, _ = load_small(kind)
+    one = build_recipe(recipe, kind, family)
     x, t = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0, 20.0])
 
-    def predicted(*texts: str) -> torch.Tensor:
+    def predict(*texts: str) -> torch.Tensor:
         parts = zip(*(family.condition(text, one) for text in texts), strict=True)
         return family.denoise(x, t, tuple(torch.stack(each) for each in parts), dtype)
 
-    first = predicted("a cat", "a dog")
-    others = [predicted("a longer text of trees " * 3, "") for _ in range(3)]
-    assert torch.equal(predicted("a cat", "a dog"), first)
+    first = predict("a cat", "a dog")
+    others = [predict("a longer text of trees " * 3, "") for _ in range(3)]
+    assert torch.equal(predict("a cat", "a dog"), first)
     assert all(torch.equal(other, others[0]) and not torch.equal(other, first) for other in others)
 
 
-def test_what_the_families_say_of_themselves(opened: Make) -> None:
-    said = {kind: opened(kind)[0] for kind in KINDS}
-    assert {kind: (each.size, each.multiple) for kind, each in said.items()} == {
+def test_each_family_announces_its_sizes_tokens_and_guidance(load_small: Make) -> None:
+    families = {kind: load_small(kind)[0] for kind in KINDS}
+    assert {kind: (each.size, each.multiple) for kind, each in families.items()} == {
         "sd_lcm": (64, 4), "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4),
         "zimage": (256, 4), "sana": (64, 32),
     }  # fmt: skip
-    assert [said[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
-    assert {kind for kind, each in said.items() if each.guides == "network"} == {"sd_lcm", "lcm", "flux"}
-    assert said["flux"].guidance == 3.5
-    assert said["schnell"].guidance == 1.0
-    assert said["sd3"].samplers[:2] == said["zimage"].samplers[:2] == ("euler", "dpmpp_2m")
+    assert [families[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
+    assert {kind for kind, each in families.items() if each.guides == "network"} == {"sd_lcm", "lcm", "flux"}
+    assert families["flux"].guidance == 3.5
+    assert families["schnell"].guidance == 1.0
+    assert families["sd3"].samplers[:2] == families["zimage"].samplers[:2] == ("euler", "dpmpp_2m")
 
 
-def test_a_latent_consistency_pipeline_is_stable_diffusion_with_its_guidance_inside(
+def test_a_latent_consistency_pipeline_loads_as_stable_diffusion_with_inner_guidance(
     tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
     build("latent_consistency", tmp_path / "lcm")
     family = load_folder(str(tmp_path / "lcm"), "dreamy")
     assert isinstance(family, StableDiffusion)
     assert (family.guides, family.guidance, family.usual) == ("network", 8.0, (8, "lcm"))
-    one = asked(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
+    one = build_recipe(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
     (ours,) = by_engine(family, one, job, finish)
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(tmp_path / "lcm")
     pipeline.set_progress_bar_config(disable=True)
@@ -229,19 +231,19 @@ def test_a_latent_consistency_pipeline_is_stable_diffusion_with_its_guidance_ins
 
 
 @pytest.mark.parametrize("first", ["a cat", "a dog in the grass"])
-def test_what_is_steered_away_from_may_come_first(
-    opened: Make, recipe: Make, job: Make, finish: Make, first: str
-) -> None:
-    """Guidance within the network leaves no empty text to start from."""
-    family, _ = opened("flux")
+def test_a_negative_concept_may_come_first(load_small: Make, recipe: Make, job: Make, finish: Make, first: str) -> None:
+    """With guidance inside the network, there is no empty text to start from."""
+    family, _ = load_small("flux")
     weights = {"a cat": 1.0, "a dog in the grass": -0.5}
     second = next(text for text in weights if text != first)
-    one = asked(recipe, "flux", family)
+    one = build_recipe(recipe, "flux", family)
     (plain,) = by_engine(family, one, job, finish)
     orders = (tuple(Concept(each, weights[each]) for each in texts) for texts in ((first, second), (second, first)))
-    drawn = [by_engine(family, msgspec.structs.replace(one, concepts=concepts), job, finish)[0] for concepts in orders]
-    assert torch.equal(*drawn)
-    assert error(drawn[0], plain) > 1e-3
+    latents = [
+        by_engine(family, msgspec.structs.replace(one, concepts=concepts), job, finish)[0] for concepts in orders
+    ]
+    assert torch.equal(*latents)
+    assert error(latents[0], plain) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_what_is_steered_away_from_may_come_first(
         ("dreamy", "LCMScheduler", (8, "lcm")), ("turbofan", "PNDMScheduler", None),
     ],
 )  # fmt: skip
-def test_few_steps_are_the_default_of_models_that_were_made_for_them(name: str, scheduler: str, usual: Any) -> None:
+def test_few_step_models_default_to_few_steps(name: str, scheduler: str, usual: Any) -> None:
     assert few_steps(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == usual
     assert few_steps(name, {"_class_name": scheduler}, ("native",)) is None
 
@@ -261,35 +263,37 @@ def test_few_steps_are_the_default_of_models_that_were_made_for_them(name: str, 
     ("name", "guidance"),
     [("Z-Image-Turbo", 1.0), ("sdxl-lightning-4step", 1.0), ("SD3.5-Large", 5.0), ("turbofan", 5.0), ("lcm", 1.0)],
 )
-def test_a_distilled_model_is_known_by_its_name(name: str, guidance: float) -> None:
+def test_a_distilled_model_is_recognised_by_its_name(name: str, guidance: float) -> None:
     assert guidance_for(name, 5.0) == guidance
 
 
-def test_an_empty_negative_text_is_nothing_at_all_for_sdxl(opened: Make, recipe: Make) -> None:
-    family, _ = opened("sdxl")
-    one = asked(recipe, "sdxl", family)
+def test_an_empty_negative_prompt_of_sdxl_is_all_zeros(load_small: Make, recipe: Make) -> None:
+    family, _ = load_small("sdxl")
+    one = build_recipe(recipe, "sdxl", family)
     states, pooled, _ = family.condition("", one, negative=True)
     assert not states.any()
     assert not pooled.any()
     assert family.condition("", one)[0].any()
 
 
-def test_sizes_are_conditions_of_sdxl(opened: Make, recipe: Make) -> None:
-    family, _ = opened("sdxl")
-    assert family.condition("a cat", asked(recipe, "sdxl", family, width=64, height=96))[2].tolist() == [
+def test_sdxl_is_conditioned_on_the_size(load_small: Make, recipe: Make) -> None:
+    family, _ = load_small("sdxl")
+    assert family.condition("a cat", build_recipe(recipe, "sdxl", family, width=64, height=96))[2].tolist() == [
         96, 64, 0, 0, 96, 64,
     ]  # fmt: skip
 
 
-def test_latents_that_lie_around_another_centre(opened: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Playground 2.5 has them: a mean and a deviation a channel."""
-    family, _ = opened("sdxl")
-    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    plain, scale = family.encode_image(drawn), family._vae.config.scaling_factor
+def test_latents_with_a_mean_and_deviation_per_channel_are_normalised(
+    load_small: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like Playground 2.5: a mean and a deviation per channel."""
+    family, _ = load_small("sdxl")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    plain, scale = family.encode_image(picture), family._vae.config.scaling_factor
     mean, deviation = [1.0, -2.0, 3.0, 0.5], [8.0, 5.0, 6.0, 4.0]
     config = {**family._vae.config, "latents_mean": mean, "latents_std": deviation}
     monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
-    centred = family.encode_image(drawn)
+    centred = family.encode_image(picture)
     centre, spread = (torch.tensor(each).view(-1, 1, 1) for each in (mean, deviation))
     torch.testing.assert_close(centred * spread / scale + centre, plain / scale)
     monkeypatch.undo()
@@ -298,21 +302,21 @@ def test_latents_that_lie_around_another_centre(opened: Make, monkeypatch: pytes
     assert psnr(family.decode(centred), before) >= 60
 
 
-def test_sd3_shifts_by_size_where_its_schedule_says_so(
-    opened: Make, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
+def test_sd3_shifts_its_schedule_by_size_if_configured(
+    load_small: Make, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family, pipeline = opened("sd3")
+    family, pipeline = load_small("sd3")
     monkeypatch.setattr(family, "scheduler_config", {**family.scheduler_config, "use_dynamic_shifting": True})
     small, large = family.plan("euler", 4, 0.0, 64, 64), family.plan("euler", 4, 0.0, 128, 128)
     assert small.table[2, 0] < large.table[2, 0]
-    one = asked(recipe, "sd3", family, height=96, guidance=3.0)
+    one = build_recipe(recipe, "sd3", family, height=96, guidance=3.0)
     (ours,) = by_engine(family, one, job, finish)
     assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
 
 
-def test_sd3_has_positions_for_so_many_pixels_and_no_more(opened: Make, recipe: Make, job: Make) -> None:
-    family, _ = opened("sd3")
-    each: Job = job(asked(recipe, "sd3", family, width=264, height=16))
+def test_sd3_refuses_sides_beyond_its_positions(load_small: Make, recipe: Make, job: Make) -> None:
+    family, _ = load_small("sd3")
+    each: Job = job(build_recipe(recipe, "sd3", family, width=264, height=16))
     with pytest.raises(Unfit, match="a side has at most 256 pixels") as refused:
         Engine({"sd3": family}).add(each)
     assert refused.value.blame == "member"

@@ -1,4 +1,4 @@
-"""Real work corrects what a short measurement estimated: it converges, is kept, and changes nothing that is frozen."""
+"""Real work refines the calibration: it converges, is stored, and changes no frozen field."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ from engine.calibration import MOST_KEPT, Calibration, calibrate, identity, keep
 from engine.engine import Engine
 from engine.refinement import ENOUGH, REMEMBERED, Refinement
 
-ESTIMATED = Calibration(
+ESTIMATE = Calibration(
     "bfloat16", 2, 20, "dpmpp_2m", 10_000.0, 100.0, 20_000.0, {1: 10_000.0, 2: 20_000.0}, {"bfloat16": 20_000.0}
 )
 
 
-def test_a_few_real_steps_are_believed_and_one_is_not() -> None:
-    known = Refinement(ESTIMATED)
-    known.note_forward(2, 6000.0)
-    assert known.renew() is None
+def test_one_step_refines_nothing_and_a_few_steps_do() -> None:
+    refinement = Refinement(ESTIMATE)
+    refinement.note_forward(2, 6000.0)
+    assert refinement.renew() is None
     for _ in range(ENOUGH):
-        known.note_forward(2, 6000.0)
-    found = known.renew()
-    assert found is not None
-    assert (found.row_ms, found.rows) == (pytest.approx(3000.0), 2)
-    assert found.bucket_ms == pytest.approx({1: 3000.0, 2: 6000.0}), "what was not run changes alike"
-    assert known.renew() is None, "nothing new"
+        refinement.note_forward(2, 6000.0)
+    refined = refinement.renew()
+    assert refined is not None
+    assert (refined.row_ms, refined.rows) == (pytest.approx(3000.0), 2)
+    assert refined.bucket_ms == pytest.approx({1: 3000.0, 2: 6000.0}), "batch sizes that did not run scale alike"
+    assert refinement.renew() is None, "no new measurement"
 
 
 def test_real_decodes_replace_the_estimate() -> None:
-    known = Refinement(ESTIMATED)
+    refinement = Refinement(ESTIMATE)
     for _ in range(ENOUGH):
-        known.note_decode(5000.0)
-    assert known.renew() == replace(ESTIMATED, decode_ms=5000.0)
+        refinement.note_decode(5000.0)
+    assert refinement.renew() == replace(ESTIMATE, decode_ms=5000.0)
 
 
 @given(st.lists(st.floats(1.0, 1e6), min_size=REMEMBERED // 2, max_size=REMEMBERED // 2), st.floats(1.0, 1e6))
-def test_busy_moments_count_for_nothing(busy: list[float], true: float) -> None:
-    known = Refinement(ESTIMATED)
+def test_slow_outliers_do_not_change_the_calibration(busy: list[float], true: float) -> None:
+    refinement = Refinement(ESTIMATE)
     for ms in [*busy, *[true] * (REMEMBERED - len(busy))]:
-        known.note_forward(2, ms)
-    known.renew()
-    assert known.found.row_ms == pytest.approx(true / 2, rel=0.11)
+        refinement.note_forward(2, ms)
+    refinement.renew()
+    assert refinement.found.row_ms == pytest.approx(true / 2, rel=0.11)
 
 
 @given(st.dictionaries(st.sampled_from((1, 2, 4, 8, 16, 32)), st.floats(0.1, 1e6)))
-def test_what_is_frozen_stays(times: dict[int, float]) -> None:
-    known = Refinement(ESTIMATED)
+def test_refinement_keeps_the_frozen_fields(times: dict[int, float]) -> None:
+    refinement = Refinement(ESTIMATE)
     for rows, ms in times.items():
         for _ in range(ENOUGH):
-            known.note_forward(rows, ms)
-    known.renew()
-    found = known.found
-    assert (found.dtype, found.steps, found.sampler) == (ESTIMATED.dtype, ESTIMATED.steps, ESTIMATED.sampler)
-    order = sorted(found.bucket_ms)
-    assert [found.bucket_ms[rows] for rows in order] == sorted(found.bucket_ms.values())
-    assert 1 <= found.rows <= 32
+            refinement.note_forward(rows, ms)
+    refinement.renew()
+    refined = refinement.found
+    assert (refined.dtype, refined.steps, refined.sampler) == (ESTIMATE.dtype, ESTIMATE.steps, ESTIMATE.sampler)
+    order = sorted(refined.bucket_ms)
+    assert [refined.bucket_ms[rows] for rows in order] == sorted(refined.bucket_ms.values())
+    assert 1 <= refined.rows <= 32
 
 
-def test_a_model_that_turns_out_quick_tries_larger_batches() -> None:
-    known, rows = Refinement(ESTIMATED), 2
+def test_a_faster_model_gets_larger_batches() -> None:
+    refinement, rows = Refinement(ESTIMATE), 2
     for _ in range(5):
         for _ in range(REMEMBERED):
-            known.note_forward(rows, 20.0 + rows)
-        known.renew()
-        rows = known.found.rows
+            refinement.note_forward(rows, 20.0 + rows)
+        refinement.renew()
+        rows = refinement.found.rows
     assert rows == 32
 
 
-def test_the_next_start_runs_no_forward_and_has_the_refined_figures(affine: Any, tmp_path: Path) -> None:
+def test_the_next_start_uses_the_refined_calibration_without_a_forward(affine: Any, tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     first = calibrate(affine, path)
     forwards = len(affine.shapes)
@@ -82,15 +82,15 @@ def test_the_next_start_runs_no_forward_and_has_the_refined_figures(affine: Any,
     assert len(affine.shapes) == forwards
 
 
-def test_only_so_many_are_kept(affine: Any, tmp_path: Path) -> None:
+def test_the_number_of_stored_calibrations_is_bounded(affine: Any, tmp_path: Path) -> None:
     path = tmp_path / "c.json"
-    write(path, {f"old {number}": ESTIMATED for number in range(MOST_KEPT)})
-    keep(path, affine, ESTIMATED)
+    write(path, {f"old {number}": ESTIMATE for number in range(MOST_KEPT)})
+    keep(path, affine, ESTIMATE)
     assert len(read(path)) == MOST_KEPT
     assert identity(affine) in read(path)
 
 
-def test_the_engine_says_what_it_ran_and_takes_other_caps(
+def test_the_engine_reports_what_it_ran_and_accepts_new_batch_limits(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
     engine = Engine({"affine": affine}, rows=2, caps={"affine": 2})
@@ -106,10 +106,10 @@ def test_the_engine_says_what_it_ran_and_takes_other_caps(
     engine.close()
 
 
-def test_a_new_cap_holds_at_once_for_those_who_are_here(
+def test_a_new_batch_limit_applies_to_running_jobs_at_once(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
-    """Not only once they have run: until then a batch would have the rows of the whole worker."""
+    """Not only after their next step: until then a batch would have the rows of the whole worker."""
     engine = Engine({"affine": affine}, rows=32, caps={"affine": 2})
     engine.add(job(recipe(count=4, sampler="ddim")))
     engine.step()
@@ -120,7 +120,7 @@ def test_a_new_cap_holds_at_once_for_those_who_are_here(
     engine.close()
 
 
-def test_where_memory_ran_out_a_higher_cap_changes_nothing(
+def test_after_out_of_memory_a_higher_batch_limit_changes_nothing(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
     affine.memory = 2
@@ -134,7 +134,7 @@ def test_where_memory_ran_out_a_higher_cap_changes_nothing(
     engine.close()
 
 
-def test_where_memory_ran_out_a_lower_cap_holds(
+def test_after_out_of_memory_a_lower_batch_limit_applies(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
     affine.memory = 4

@@ -1,4 +1,4 @@
-"""What is refused is said once, with its reason; a flood of it fills neither the log nor the memory."""
+"""A refusal is logged once with its reason; a flood of refusals fills neither the log nor the memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", r
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -37,7 +37,7 @@ Join = Callable[[], Awaitable[Bus]]
 
 @pytest_asyncio.fixture
 async def join(tmp_path: Path) -> AsyncIterator[Join]:
-    """Makes connections to a real broker, each declared."""
+    """Opens declared connections to a real broker."""
     async with AsyncExitStack() as parts:
         broker = await parts.enter_async_context(Broker(tmp_path / "nats"))
 
@@ -74,7 +74,7 @@ def test_the_same_refusal_is_logged_once_and_again_much_later(clock: Clock, capl
     assert "(51 times by now)" in caplog.records[-1].message
 
 
-def test_a_flood_is_summed_up_and_the_memory_of_it_is_bounded(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flood_is_summed_up_in_the_log_and_bounded_in_memory(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     refused = Refusals(clock)
     for number in range(5000):
         refused.note(f"worker w{number}", "no")
@@ -89,7 +89,7 @@ def test_a_flood_is_summed_up_and_the_memory_of_it_is_bounded(clock: Clock, capl
 
 
 @given(st.lists(st.tuples(st.text(max_size=400), st.text(max_size=900)), max_size=80))
-def test_a_stranger_s_words_stay_short_and_on_one_line(words: list[tuple[str, str]]) -> None:
+def test_foreign_text_is_shortened_to_one_line(words: list[tuple[str, str]]) -> None:
     refused = Refusals(Clock())
     for who, why in words:
         refused.note(who, why)
@@ -101,7 +101,7 @@ def test_a_stranger_s_words_stay_short_and_on_one_line(words: list[tuple[str, st
 
 
 @pytest.mark.asyncio
-async def test_a_presence_outside_the_contract_is_named_and_the_next_good_one_counts(
+async def test_an_invalid_presence_is_refused_and_the_next_valid_one_counts(
     join: Join, caplog: pytest.LogCaptureFixture
 ) -> None:
     bot, worker = await join(), await join()
@@ -119,7 +119,7 @@ async def test_a_presence_outside_the_contract_is_named_and_the_next_good_one_co
 
 
 @pytest.mark.asyncio
-async def test_every_way_to_be_refused_has_its_reason(join: Join) -> None:
+async def test_every_kind_of_refusal_has_its_reason(join: Join) -> None:
     bot: Bus = await join()
     await bot.watch_workers()
     key = subjects.kv_subject(subjects.WORKERS, subjects.presence_key("easel", "default"))
@@ -129,16 +129,16 @@ async def test_every_way_to_be_refused_has_its_reason(join: Join) -> None:
         await bot.client.publish(key, payload)
     await bot.client.publish(key, encode(GOOD), headers={"Nats-Stream": "KV_workers"})
     await until(lambda: len(bot.refused.recent()) == 4)
-    said = [str(one) for one in reversed(bot.refused.recent())]
-    assert said[0].startswith("worker easel announces itself")
-    assert "worker easel announces v 99" in said[1] or "version 99" in said[1]
-    assert "the worker other in the pools default" in said[2]
-    assert "a reply of the broker" in said[3]
+    sentences = [str(one) for one in reversed(bot.refused.recent())]
+    assert sentences[0].startswith("worker easel announces itself")
+    assert "worker easel announces v 99" in sentences[1] or "version 99" in sentences[1]
+    assert "the worker other in the pools default" in sentences[2]
+    assert "a reply of the broker" in sentences[3]
     assert bot.workers == {}
 
 
 @pytest.mark.asyncio
-async def test_a_flood_of_bad_frames_is_counted_whole_and_logged_in_part(
+async def test_a_flood_of_bad_frames_is_fully_counted_but_partly_logged(
     join: Join, caplog: pytest.LogCaptureFixture
 ) -> None:
     bot = await join()

@@ -1,4 +1,4 @@
-"""What a run knows of itself: pace, time left, price, and that it ends once."""
+"""A worker's run: its pace, time left, cost, and that it ends only once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.worker.run import Run
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
-def a_run(task: Task | None = None, **recipe: Any) -> Run:
+def build_run(task: Task | None = None, **recipe: Any) -> Run:
     plain: dict[str, Any] = {
         "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 100, "seed": 1,
         "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
@@ -26,7 +26,7 @@ def a_run(task: Task | None = None, **recipe: Any) -> Run:
 
 
 def test_the_time_left_follows_the_pace_of_the_steps() -> None:
-    run = a_run(count=2)
+    run = build_run(count=2)
     for k in range(1, 51):
         run.step([(0, k), (1, k)], k * 0.2)
     assert run.seconds_left == pytest.approx(2 * 50 * 0.1)
@@ -37,7 +37,7 @@ def test_the_time_left_follows_the_pace_of_the_steps() -> None:
 
 
 def test_the_first_step_already_has_a_time_left() -> None:
-    run = a_run(count=1)
+    run = build_run(count=1)
     run.stepped = 10.0
     run.step([(0, 1)], 10.5)
     assert run.seconds_left == pytest.approx(99 * 0.5)
@@ -47,8 +47,8 @@ def snapshot(image: int, k: int) -> Snapshot:
     return Snapshot(job=JOB, image=image, epoch=4, k=k, shape=(1,), x=b"", h=b"")
 
 
-def test_it_goes_on_from_the_least_of_its_images() -> None:
-    run = a_run(count=3)
+def test_a_run_resumes_from_its_least_advanced_image() -> None:
+    run = build_run(count=3)
     assert run.resume([snapshot(0, 40), snapshot(1, 30)]) == 0
     assert run.done == {0: 40, 1: 30, 2: 0}
     assert run.resume([snapshot(2, 35), snapshot(3, 1)]) == 30
@@ -58,12 +58,12 @@ def test_it_goes_on_from_the_least_of_its_images() -> None:
 
 
 @given(st.integers(0, 2000))
-def test_what_was_spent_is_never_more_than_the_price(steps: int) -> None:
-    assert a_run().spent(steps) == pytest.approx(8.0 * min(steps, 100) / 100)
+def test_the_charge_never_exceeds_the_cost(steps: int) -> None:
+    assert build_run().spent(steps) == pytest.approx(8.0 * min(steps, 100) / 100)
 
 
-def test_of_what_begins_late_and_ends_early_only_the_steps_that_are_run_count() -> None:
-    run = a_run(count=2, start=Forward((Source("a" * 64),), 0.6), until=0.8)
+def test_a_partial_run_counts_only_the_steps_that_run() -> None:
+    run = build_run(count=2, start=Forward((Source("a" * 64),), 0.6), until=0.8)
     assert (run.first, run.last, run.done, run.unsaved) == (40, 80, {0: 40, 1: 40}, False)
     assert run.resume([snapshot(0, 60)]) == 40
     assert not run.unsaved
@@ -74,15 +74,15 @@ def test_of_what_begins_late_and_ends_early_only_the_steps_that_are_run_count() 
     assert [run.spent(steps) for steps in (0, 40, 60, 80, 100)] == [0.0, 0.0, 4.0, 8.0, 8.0]
 
 
-def test_an_enlargement_takes_no_rows_and_has_one_output() -> None:
-    run = a_run(Enlarge(source="a" * 64))
+def test_an_upscale_takes_no_rows_and_has_one_output() -> None:
+    run = build_run(Enlarge(source="a" * 64))
     assert (run.rows, run.last, run.todo, run.spent(0), run.seconds_left) == (0, 0, {0}, 0.0, 0.0)
 
 
-def test_rows_are_those_of_the_recipe() -> None:
-    assert a_run().rows == 8
+def test_a_run_has_the_rows_of_its_recipe() -> None:
+    assert build_run().rows == 8
 
 
-def test_it_ends_once() -> None:
-    run = a_run()
+def test_a_run_ends_once() -> None:
+    run = build_run()
     assert [run.end() for _ in range(3)] == [True, False, False]

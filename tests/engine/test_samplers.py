@@ -1,4 +1,4 @@
-"""A sampler's name means the right scheduler for the model, or one sentence says why it means none."""
+"""A sampler's name selects the right scheduler for a model, or one sentence says why there is none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SANA: dict[str, Any] = {
 FLOWS = ("euler", "dpmpp_2m", "unipc", "dpmpp_3m", "native")
 
 
-def test_every_name_is_either_tabled_or_whole() -> None:
+def test_every_sampler_has_either_a_plan_or_a_whole_pipeline() -> None:
     assert get_args(Sampler) == SAMPLERS
     assert (*TABLED, *WHOLE_SAMPLERS) == SAMPLERS
     assert set(TABLED) == {
@@ -48,7 +48,9 @@ def test_every_name_is_either_tabled_or_whole() -> None:
         ({"beta_schedule": "linear"}, SAMPLERS[:-1]),
     ],
 )
-def test_what_a_model_can_have(config: dict[str, Any], names: tuple[str, ...]) -> None:
+def test_each_configuration_offers_its_samplers_and_refuses_the_others(
+    config: dict[str, Any], names: tuple[str, ...]
+) -> None:
     assert samplers_for(config) == names
     for name in names:
         assert build_scheduler(config, name) is not None
@@ -86,69 +88,76 @@ def test_what_a_model_can_have(config: dict[str, Any], names: tuple[str, ...]) -
         (SANA, "native", "DPMSolverMultistepScheduler", {"flow_shift": 3.0, "solver_order": 2}),
     ],
 )
-def test_a_name_is_a_scheduler(config: dict[str, Any], sampler: str, kind: str, fixed: dict[str, Any]) -> None:
+def test_a_sampler_builds_its_scheduler_for_the_model(
+    config: dict[str, Any], sampler: str, kind: str, fixed: dict[str, Any]
+) -> None:
     scheduler = build_scheduler(config, sampler)
     assert type(scheduler).__name__ == kind
-    known = scheduler.config
-    assert {name: known[name] for name in fixed} == fixed
-    for name in ("beta_schedule", "beta_start", "beta_end"):  # what the model learnt is never changed
-        assert name not in known or name not in config or known[name] == config[name]
+    config_of_scheduler = scheduler.config
+    assert {name: config_of_scheduler[name] for name in fixed} == fixed
+    for name in ("beta_schedule", "beta_start", "beta_end"):  # the noise schedule of training never changes
+        assert name not in config_of_scheduler or name not in config or config_of_scheduler[name] == config[name]
 
 
-def test_what_the_configuration_says_is_followed() -> None:
-    says = {"final_sigmas_type": "sigma_min", "euler_at_final": True, "lower_order_final": False, "solver_type": "heun"}
-    known = build_scheduler(SD15 | says, "dpmpp_2m").config
-    assert {name: known[name] for name in says} == says
+def test_solver_settings_of_the_configuration_are_kept() -> None:
+    options = {
+        "final_sigmas_type": "sigma_min",
+        "euler_at_final": True,
+        "lower_order_final": False,
+        "solver_type": "heun",
+    }
+    config_of_scheduler = build_scheduler(SD15 | options, "dpmpp_2m").config
+    assert {name: config_of_scheduler[name] for name in options} == options
     assert build_scheduler(SD15 | {"original_inference_steps": 100}, "lcm").config["original_inference_steps"] == 100
 
 
-def test_latents_are_clipped_only_where_the_configuration_says_so() -> None:
-    """DDPM of diffusers clips by default, which is for pixels; where a configuration does not say, latents it is."""
+def test_latents_are_clipped_only_if_the_configuration_says_so() -> None:
+    """diffusers' DDPM clips by default, which suits pixels. Without a setting we assume latents and do not clip."""
     plain = {name: value for name, value in SD15.items() if name not in ("clip_sample", "steps_offset")}
-    known = build_scheduler(plain, "ddpm").config
-    assert (known["clip_sample"], known["steps_offset"]) == (False, 1)
+    config_of_scheduler = build_scheduler(plain, "ddpm").config
+    assert (config_of_scheduler["clip_sample"], config_of_scheduler["steps_offset"]) == (False, 1)
     assert plan(plain, "ddpm", 10).steps == 10
     with pytest.raises(NotTabled, match="clips or thresholds"):
         plan(plain | {"clip_sample": True}, "ddpm", 10)
-    assert plan(plain | {"clip_sample": True}, "euler", 10).steps == 10  # knows no clipping, in diffusers either
+    assert plan(plain | {"clip_sample": True}, "euler", 10).steps == 10  # Euler has no clipping in diffusers
 
 
 @pytest.mark.parametrize("sampler", WHOLE_SAMPLERS)
-def test_what_goes_by_a_pipeline_is_not_tabled(sampler: str) -> None:
+def test_samplers_of_whole_pipelines_have_no_plan(sampler: str) -> None:
     with pytest.raises(NotTabled, match=r"which cannot be batched by step\.$"):
         plan(SD15, sampler, 10)
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
-def test_a_learned_variance_is_not_tabled(sampler: str, variance: str) -> None:
+def test_a_learned_variance_has_no_plan(sampler: str, variance: str) -> None:
     with pytest.raises(NotTabled, match="predicts the variance"):
         plan(SD15 | {"variance_type": variance}, sampler, 10)
 
 
-def test_thresholding_is_not_tabled() -> None:
+def test_thresholding_has_no_plan() -> None:
     for sampler in ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "lcm"):
         with pytest.raises(NotTabled, match="clips or thresholds"):
             plan(SD15 | {"thresholding": True}, sampler, 10)
 
 
 def test_an_unknown_sampler_is_refused() -> None:
-    for ask in (lambda: plan(SD15, "plms", 10), lambda: build_scheduler(SD15, "plms")):
+    for call in (lambda: plan(SD15, "plms", 10), lambda: build_scheduler(SD15, "plms")):
         with pytest.raises(ValueError, match="no sampler called plms"):
-            ask()
+            call()
 
 
 @pytest.mark.parametrize(
     "name", ["os", "UNet2DModel", "StableDiffusionPipeline", "utils", "__name__", "a b", "", None, 7]
 )
-def test_a_configuration_can_name_nothing_but_a_scheduler(name: object) -> None:
+def test_a_configuration_can_name_only_a_scheduler(name: object) -> None:
     config = SD15 | {"_class_name": name}
     assert "native" not in samplers_for(config)
     with pytest.raises(ValueError, match="do not name its own scheduler"):
         build_scheduler(config, "native")
 
 
-def test_a_schedule_that_diffusers_does_not_know_is_a_sentence() -> None:
+def test_an_unknown_noise_schedule_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^The sampler ddim does not know this model's noise schedule\.$"):
         plan(SD15 | {"beta_schedule": "of its own"}, "ddim", 10)
 

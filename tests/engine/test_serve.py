@@ -1,4 +1,4 @@
-"""`python -m engine serve`: bad settings end in one line and exit code 2, before anything heavy is loaded."""
+"""`python -m engine serve`: a bad setting ends it with one line and exit code 2, before it loads anything heavy."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The file nowhere cannot be read"),
     ],
 )
-def test_a_bad_setting_is_one_line_that_names_it(args: tuple[str, ...], said: str) -> None:
+def test_a_bad_setting_is_named_in_one_line(args: tuple[str, ...], said: str) -> None:
     done = run("serve", *args)
     assert done.returncode == 2
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
 
 
-def test_an_unknown_option_is_said_without_a_traceback() -> None:
+def test_an_unknown_option_gives_an_error_without_a_traceback() -> None:
     done = run("serve", "--bogus")
     assert done.returncode == 2
     assert "--bogus" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_line_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://elsewhere:4222")
     monkeypatch.setenv("DARKROOM_NATS_TOKEN", "secret-token")
     monkeypatch.setenv("DARKROOM_WORKER", "from-environment")
@@ -55,13 +55,13 @@ def test_the_command_line_goes_before_the_environment(monkeypatch: pytest.Monkey
     assert "secret-token" not in repr(settings)
 
 
-def test_a_name_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_name_takes_a_valid_one_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "-ä weird host!.local")
     monkeypatch.delenv("DARKROOM_WORKER", raising=False)
     assert load(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
 
 
-def test_a_token_comes_from_a_file_too(tmp_path: Path) -> None:
+def test_a_token_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc\n")
     assert read_token(tmp_path / "token") == "abc"
     with pytest.raises(BadSetting, match="FileNotFoundError"):

@@ -1,4 +1,4 @@
-"""Several models within one budget: who waits, who is told what, and that a worker outlives whatever goes wrong."""
+"""The model cache: several models within one budget. Who waits, what is reported, and that the worker survives."""
 
 from __future__ import annotations
 
@@ -54,22 +54,20 @@ def settings(data: Path, *names: str, memory: str = "") -> Any:
     return load(nats="nats://127.0.0.1:1", data=data, models=names or NAMES, device="cpu", memory=memory)
 
 
-def room(data: Path, models: float) -> str:
-    """A budget for so many of the small models."""
+def budget(data: Path, models: float) -> str:
+    """The memory budget for this number of small models."""
     return str(int(models * offering.find_all(["one"], place(data))[0].size))
 
 
 def place(data: Path) -> Place:
-    """As a worker has it, so that what it stored is known here."""
+    """The worker's place for models, so that its stored measurements are found."""
     return Place(data, torch.device("cpu"), SuperResolver.find(None), serving.build())
 
 
 # Start
 
 
-def test_at_the_start_only_the_first_and_what_nobody_knows_is_loaded(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_the_start_only_the_first_and_unknown_models_are_loaded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
     monkeypatch.setattr("engine.calibration.measure", lambda family: measured.append(family.name))
     ready = load_models(settings(data))
@@ -78,117 +76,120 @@ def test_at_the_start_only_the_first_and_what_nobody_knows_is_loaded(
     assert measured == []
 
 
-def test_another_weight_is_learnt_anew_and_the_rest_is_kept(data: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(data, tmp_path / "data")
-    known = offered.read(own)
-    weights = next((own / "models" / "two" / "unet").glob("*.safetensors"))
+def test_a_model_with_changed_weights_is_measured_again_and_no_other(data: Path, tmp_path: Path) -> None:
+    data_copy = shutil.copytree(data, tmp_path / "data")
+    known = offered.read(data_copy)
+    weights = next((data_copy / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    ready = load_models(settings(own, memory=room(own, 1.5)))
+    ready = load_models(settings(data_copy, memory=budget(data_copy, 1.5)))
     assert list(ready.stock.families) == ["one"]
-    assert len(offered.read(own)) == len(known) + 1
-    (own / offered.FILE).write_text("{")
-    assert len(load_models(settings(own)).stock.families) == 3
+    assert len(offered.read(data_copy)) == len(known) + 1
+    (data_copy / offered.FILE).write_text("{")
+    assert len(load_models(settings(data_copy)).stock.families) == 3
 
 
-def test_a_model_that_is_too_large_at_all_is_said_at_the_start(data: Path) -> None:
+def test_a_model_larger_than_the_budget_is_refused_at_the_start(data: Path) -> None:
     with pytest.raises(Unfit, match=r"The model one needs about .* of memory, and models may take .* here\."):
-        load_models(settings(data, memory=room(data, 0.9)))
+        load_models(settings(data, memory=budget(data, 0.9)))
 
 
-def test_two_models_of_one_name_are_refused(data: Path, tmp_path: Path) -> None:
+def test_two_models_with_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "models" / "one", tmp_path / "one")
     with pytest.raises(Unfit, match="Two models are called one"):
         find_all(["one", str(tmp_path / "one")], place(data))
 
 
-def test_loras_that_came_while_a_model_was_away_are_announced_after_the_next_start(data: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(data, tmp_path / "data")
-    assert all(one.known for one in find_all(NAMES, place(own)))
-    (own / "loras").mkdir()
-    save_file({"a": torch.zeros(1)}, own / "loras" / "new.safetensors")
-    assert not any(one.known for one in find_all(NAMES, place(own)))
+def test_a_new_lora_makes_the_stored_catalogue_entry_stale(data: Path, tmp_path: Path) -> None:
+    data_copy = shutil.copytree(data, tmp_path / "data")
+    assert all(one.known for one in find_all(NAMES, place(data_copy)))
+    (data_copy / "loras").mkdir()
+    save_file({"a": torch.zeros(1)}, data_copy / "loras" / "new.safetensors")
+    assert not any(one.known for one in find_all(NAMES, place(data_copy)))
 
 
-def test_a_name_on_the_hub_is_asked_for_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[str] = []
 
-    def fetched(name: str) -> Path:
-        asked.append(name)
+    def fake_download(name: str) -> Path:
+        requests.append(name)
         return data / "models" / "one"
 
-    monkeypatch.setattr("engine.families.source._downloaded", fetched)
+    monkeypatch.setattr("engine.families.source._downloaded", fake_download)
     (one,) = find_all(["owner/name"], place(tmp_path))
     family: Any = one.open(None)
     assert (family.name, family.lora_folder) == ("name", tmp_path / "loras")
-    assert asked == ["owner/name"]
+    assert requests == ["owner/name"]
 
 
-def test_what_a_single_file_needs_of_the_hub_is_fetched_at_the_start(
+def test_configurations_of_a_single_file_are_downloaded_at_the_start(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(data / "models" / "one", tmp_path / "old.safetensors", configs=False)
     configs = shutil.ignore_patterns("*.safetensors")
-    fetched, asked = shutil.copytree(data / "models" / "one", tmp_path / "fetched", ignore=configs), list[str]()
+    configurations, requests = (
+        shutil.copytree(data / "models" / "one", tmp_path / "fetched", ignore=configs),
+        list[str](),
+    )
 
-    def away(repository: str, **_: Any) -> str:
-        asked.append(repository)
-        return str(fetched)
+    def fake_download(repository: str, **_: Any) -> str:
+        requests.append(repository)
+        return str(configurations)
 
-    monkeypatch.setattr("engine.families.checkpoint.snapshot_download", away)
+    monkeypatch.setattr("engine.families.checkpoint.snapshot_download", fake_download)
     (one,) = find_all([str(tmp_path / "old.safetensors")], place(tmp_path))
-    assert len(asked) == 1
+    assert len(requests) == 1
     assert one.open(None).name == "old"
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_slow_hub_does_not_count_as_slow_loading(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(*given: Any) -> Any:
+    def find_slowly(*args: Any) -> Any:
         time.sleep(1.0)
-        return find_all(*given)
+        return find_all(*args)
 
     ready = object()
-    monkeypatch.setattr("engine.shelf.offering.find_all", slow)
-    monkeypatch.setattr(serving, "opened", lambda *given: ready)
+    monkeypatch.setattr("engine.shelf.offering.find_all", find_slowly)
+    monkeypatch.setattr(serving, "opened", lambda *args: ready)
     monkeypatch.setitem(serving.DEADLINES, "load", 0.5)
     assert await serving._loaded(settings(data, "one")) is ready
 
 
-# The shelf
+# The model cache
 
 
 @dataclass
 class Opening:
-    """Models whose loading waits at a gate, and counts."""
+    """Models whose loading waits at a gate and is recorded."""
 
     data: Path
     gate: threading.Event = field(default_factory=threading.Event)
-    opened: list[str] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
     spoilt: str = ""
 
     def shelf(self, models: float) -> Shelf:
-        here = place(self.data)
-        found = find_all(NAMES, here)
-        stock = Stock(int(float(room(self.data, models))))
-        made = [model for model, _ in stocked(found, here, stock)]
-        for model in made:
+        own_place = place(self.data)
+        models_found = find_all(NAMES, own_place)
+        stock = Stock(int(float(budget(self.data, models))))
+        models_at_gate = [model for model, _ in stocked(models_found, own_place, stock)]
+        for model in models_at_gate:
             model.open = self._gated(model)
-        return Shelf(made, stock)
+        return Shelf(models_at_gate, stock)
 
     def _gated(self, model: Model) -> Callable[[Any], Any]:
-        inner = model.open
+        open_model = model.open
 
-        def opened(told: Any) -> Any:
-            self.opened.append(model.name)
-            told(0.25)
+        def open_at_gate(report: Any) -> Any:
+            self.loads.append(model.name)
+            report(0.25)
             self.gate.wait(30)
-            told(0.5)
+            report(0.5)
             if model.name == self.spoilt:
                 raise ZeroDivisionError
-            return inner(told)
+            return open_model(report)
 
-        return opened
+        return open_at_gate
 
 
 @pytest.fixture
@@ -202,98 +203,98 @@ async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
             await asyncio.sleep(0.02)
 
 
-def loaded(there: Shelf) -> list[str]:
-    return sorted(each.name for each in there.warm() if each.loaded)
+def loaded_names(cache: Shelf) -> list[str]:
+    return sorted(each.name for each in cache.warm() if each.loaded)
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
-    there = opening.shelf(2.5)
-    takes = [asyncio.create_task(there.take("two", "float32")) for _ in range(2)]
-    await until(lambda: there.done("two") == 0.25)
-    assert loaded(there) == ["one"]
+    cache = opening.shelf(2.5)
+    takes = [asyncio.create_task(cache.take("two", "float32")) for _ in range(2)]
+    await until(lambda: cache.done("two") == 0.25)
+    assert loaded_names(cache) == ["one"]
     opening.gate.set()
     assert await asyncio.gather(*takes) == [True, True]
-    assert opening.opened == ["two"]
-    assert loaded(there) == ["one", "two"]
-    assert await there.take("two", "bfloat16")
-    assert not await there.take("unknown", "float32")
+    assert opening.loads == ["two"]
+    assert loaded_names(cache) == ["one", "two"]
+    assert await cache.take("two", "bfloat16")
+    assert not await cache.take("unknown", "float32")
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_model_in_use_is_waited_for_and_then_goes(opening: Opening) -> None:
-    there = opening.shelf(1.5)
+async def test_a_model_in_use_is_evicted_only_after_its_last_use(opening: Opening) -> None:
+    cache = opening.shelf(1.5)
     opening.gate.set()
-    await there.take("one", "float32")
-    waiting = asyncio.create_task(there.take("two", "float32"))
+    await cache.take("one", "float32")
+    waiting = asyncio.create_task(cache.take("two", "float32"))
     await asyncio.sleep(0.3)
-    assert loaded(there) == ["one"]
-    assert await asyncio.wait_for(there.take("one", "float32"), 1.0)
+    assert loaded_names(cache) == ["one"]
+    assert await asyncio.wait_for(cache.take("one", "float32"), 1.0)
     for _ in range(2):
-        there.let_go("one")
+        cache.let_go("one")
     await asyncio.wait_for(waiting, 30)
-    assert loaded(there) == ["two"]
+    assert loaded_names(cache) == ["two"]
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_who_has_waited_long_goes_before_newcomers(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_waiting_job_goes_before_newcomers(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "TURN", 0.2)
-    there = opening.shelf(1.5)
+    cache = opening.shelf(1.5)
     opening.gate.set()
-    await there.take("one", "float32")
-    waiting = asyncio.create_task(there.take("two", "float32"))
+    await cache.take("one", "float32")
+    waiting = asyncio.create_task(cache.take("two", "float32"))
     await asyncio.sleep(0.4)
-    late = asyncio.create_task(there.take("one", "float32"))
+    late = asyncio.create_task(cache.take("one", "float32"))
     await asyncio.sleep(0.1)
     assert not late.done()
-    there.let_go("one")
+    cache.let_go("one")
     await asyncio.wait_for(waiting, 30)
-    there.let_go("two")
+    cache.let_go("two")
     await asyncio.wait_for(late, 30)
-    assert opening.opened == ["two", "one"]
+    assert opening.loads == ["two", "one"]
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_nobody_who_waits_ends_the_loading_and_takes_no_room(opening: Opening) -> None:
-    there = opening.shelf(1.5)
-    take = asyncio.create_task(there.take("two", "float32"))
-    await until(lambda: there.done("two") == 0.25)
+async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(opening: Opening) -> None:
+    cache = opening.shelf(1.5)
+    take = asyncio.create_task(cache.take("two", "float32"))
+    await until(lambda: cache.done("two") == 0.25)
     take.cancel()
     await asyncio.gather(take, return_exceptions=True)
     opening.gate.set()
-    await until(lambda: there._stock.taken == 0)
-    assert loaded(there) == []
-    assert await asyncio.wait_for(there.take("three", "float32"), 30)
+    await until(lambda: cache._stock.taken == 0)
+    assert loaded_names(cache) == []
+    assert await asyncio.wait_for(cache.take("three", "float32"), 30)
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_model_that_cannot_be_loaded_is_one_sentence_for_all_and_may_be_tried_again(opening: Opening) -> None:
-    there = opening.shelf(2.5)
+async def test_a_failed_load_is_one_sentence_for_all_and_can_be_retried(opening: Opening) -> None:
+    cache = opening.shelf(2.5)
     opening.spoilt = "two"
     opening.gate.set()
-    takes = [asyncio.create_task(there.take("two", "float32")) for _ in range(2)]
+    takes = [asyncio.create_task(cache.take("two", "float32")) for _ in range(2)]
     for outcome in await asyncio.gather(*takes, return_exceptions=True):
         assert isinstance(outcome, Unfit)
         assert outcome.sentence == "The model two could not be loaded."
     opening.spoilt = ""
-    assert await there.take("two", "float32")
+    assert await cache.take("two", "float32")
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_files_that_changed_since_the_start_are_refused(opening: Opening, tmp_path: Path) -> None:
     opening.data = shutil.copytree(opening.data, tmp_path / "data")
-    there = opening.shelf(2.5)
+    cache = opening.shelf(2.5)
     opening.gate.set()
     weights = next((opening.data / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Unfit, match="The files of the model two have changed: restart this worker"):
-        await there.take("two", "float32")
+        await cache.take("two", "float32")
 
 
 # The worker, with a real broker
@@ -305,37 +306,37 @@ class Shop:
     opening: Opening
     bot: Bus
     buses: list[Bus] = field(default_factory=list)
-    said: list[Loading] = field(default_factory=list)
+    loadings: list[Loading] = field(default_factory=list)
     pulse: Pulse = field(default_factory=Pulse)
     task: asyncio.Task[None] | None = None
 
     async def worker(self, models: float) -> tuple[Worker, Shelf]:
         bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=LEASE))
         self.buses.append(bus)
-        there = self.opening.shelf(models)
-        engine, lane = Engine(there.families, rows=8), Lane(there.families)
-        worker = Worker(bus, engine, lane, Offer("w", "cpu", rows=8), self.pulse, None, there)
+        cache = self.opening.shelf(models)
+        engine, lane = Engine(cache.families, rows=8), Lane(cache.families)
+        worker = Worker(bus, engine, lane, Offer("w", "cpu", rows=8), self.pulse, None, cache)
         self.task = asyncio.create_task(worker.run())
         self.task.add_done_callback(lambda _: lane.close())
-        return worker, there
+        return worker, cache
 
     async def listen(self) -> None:
         async for loading in self.bot.loadings():
-            self.said.append(loading)
+            self.loadings.append(loading)
 
     async def ends(self, *jobs: str) -> dict[str, Any]:
-        """How each of these jobs ends."""
-        found: dict[str, Any] = {}
+        """Waits until all these jobs have ended; returns their last messages."""
+        ends_by_job: dict[str, Any] = {}
         source: Any = self.bot.results()
         async with asyncio.timeout(60):
             async for delivered in source:
                 await delivered.ack()
                 if isinstance(delivered.value, Finished | Failed | Cancelled):
-                    found[delivered.value.job] = delivered.value
-                if set(jobs) <= set(found):
+                    ends_by_job[delivered.value.job] = delivered.value
+                if set(jobs) <= set(ends_by_job):
                     break
         await source.aclose()
-        return found
+        return ends_by_job
 
 
 @pytest_asyncio.fixture
@@ -365,49 +366,49 @@ def a_job(job: str, model: str, steps: int = 3) -> Job:
     return Job(id=job, task=task, share=share, cost=1.0, deadline=2e9, ladder=False)
 
 
-def offered_now(bot: Bus) -> list[str]:
+def announced_models(bot: Bus) -> list[str]:
     presence = bot.workers.get("w")
     return [each.name for each in presence.models if each.loaded] if presence else ["nobody"]
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_job_waits_for_its_model_and_hears_how_far_it_is_while_others_go_on(shop: Shop) -> None:
+async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(shop: Shop) -> None:
     await shop.worker(2.5)
-    await until(lambda: offered_now(shop.bot) == ["one"])
+    await until(lambda: announced_models(shop.bot) == ["one"])
     assert [each.name for each in shop.bot.workers["w"].models] == list(NAMES)
     await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: len([each for each in shop.said if each.done == 0.25]) >= 2)
-    assert {(each.job, each.model) for each in shop.said} == {(JOBS[0], "two")}
+    await until(lambda: len([each for each in shop.loadings if each.done == 0.25]) >= 2)
+    assert {(each.job, each.model) for each in shop.loadings} == {(JOBS[0], "two")}
     assert "the loader" in shop.pulse._now
     assert shop.pulse._now["the loader"][0] == "load"
     await shop.bot.dispatch(a_job(JOBS[1], "one"))
     assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], Finished)
     shop.opening.gate.set()
     assert isinstance((await shop.ends(JOBS[0]))[JOBS[0]], Finished)
-    await until(lambda: offered_now(shop.bot) == ["one", "two"])
+    await until(lambda: announced_models(shop.bot) == ["one", "two"])
     assert "the loader" not in shop.pulse._now
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_what_a_budget_for_one_holds_changes_with_the_jobs(shop: Shop) -> None:
-    _, there = await shop.worker(1.5)
+async def test_a_budget_for_one_model_swaps_models_with_the_jobs(shop: Shop) -> None:
+    _, cache = await shop.worker(1.5)
     shop.opening.gate.set()
     for job, model in zip(JOBS, ("one", "two", "three", "one"), strict=False):
         await shop.bot.dispatch(a_job(job, model))
         assert isinstance((await shop.ends(job))[job], Finished)
-        await until(lambda model=model: offered_now(shop.bot) == [model])
-        await until(lambda model=model: there._stock.users(model) == 0)
-    assert shop.opening.opened == ["two", "three", "one"]
+        await until(lambda model=model: announced_models(shop.bot) == [model])
+        await until(lambda model=model: cache._stock.users(model) == 0)
+    assert shop.opening.loads == ["two", "three", "one"]
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
-    worker, there = await shop.worker(1.5)
+    worker, cache = await shop.worker(1.5)
     await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: there.done("two") == 0.25)
+    await until(lambda: cache.done("two") == 0.25)
     await shop.bot.cancel(JOBS[0])
     end = (await shop.ends(JOBS[0]))[JOBS[0]]
     assert isinstance(end, Cancelled)
@@ -416,17 +417,17 @@ async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
     shop.opening.gate.set()
     await shop.bot.dispatch(a_job(JOBS[1], "one"))
     assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], Finished)
-    assert there._stock.users("two") == 0
+    assert cache._stock.users("two") == 0
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_failed_load_fails_its_jobs_in_one_sentence_and_the_worker_lives_on(shop: Shop) -> None:
+async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(shop: Shop) -> None:
     await shop.worker(2.5)
     shop.opening.spoilt = "two"
     for job in JOBS[:2]:
         await shop.bot.dispatch(a_job(job, "two"))
-    await until(lambda: "two" in shop.opening.opened)
+    await until(lambda: "two" in shop.opening.loads)
     shop.opening.gate.set()
     for end in (await shop.ends(*JOBS[:2])).values():
         assert isinstance(end, Failed)
@@ -437,10 +438,10 @@ async def test_a_failed_load_fails_its_jobs_in_one_sentence_and_the_worker_lives
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_worker_that_stops_while_it_loads_gives_the_job_back(shop: Shop) -> None:
-    worker, there = await shop.worker(2.5)
+async def test_a_worker_that_stops_during_loading_hands_the_job_back(shop: Shop) -> None:
+    worker, cache = await shop.worker(2.5)
     await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: there.done("two") == 0.25)
+    await until(lambda: cache.done("two") == 0.25)
     worker.drain()
     assert shop.task is not None
     await asyncio.wait_for(shop.task, 10)
@@ -451,7 +452,7 @@ async def test_a_worker_that_stops_while_it_loads_gives_the_job_back(shop: Shop)
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
-async def test_a_pause_lapses_when_others_have_waited_for_its_models_room(
+async def test_a_pause_ends_when_other_jobs_wait_for_the_memory_of_its_model(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shelf, "TURN", 0.3)

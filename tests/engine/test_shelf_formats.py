@@ -1,4 +1,4 @@
-"""Models whose network is in one number format at a time, and who waits for which: no model, no broker."""
+"""Models with one number format at a time, and who waits for which format. It needs no model and no broker."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from engine.unfit import Unfit
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block]
 
 
-class Once:
-    """What the shelf needs of a family with a large network."""
+class SingleFormatFamily:
+    """A stand-in for a family with a large network, as far as the model cache needs it."""
 
     def __init__(self) -> None:
         self.dtype: Dtype = "bfloat16"
-        self.opened: list[Dtype] = []
+        self.loads: list[Dtype] = []
 
     held_once = True
 
@@ -32,79 +32,81 @@ class Once:
 
     def net(self, dtype: Dtype) -> object:
         self.dtype = dtype
-        self.opened.append(dtype)
+        self.loads.append(dtype)
         return self
 
 
-def a_model(name: str, family: Any, wait: Callable[[], object] = lambda: None) -> Model:
-    """Of 4 bytes, or 8 in float32; `wait` is what its last part takes."""
+def build_model(name: str, family: Any, wait: Callable[[], object] = lambda: None) -> Model:
+    """A model of 4 bytes, or 8 in float32; it calls `wait` before its last part."""
     warm: Any = None
 
-    def opened(told: Any) -> Any:
-        told(0.9)
+    def open_model(report: Any) -> Any:
+        report(0.9)
         wait()
         return family
 
-    return Model(name, 4, warm, opened, lambda _: warm, sizes={"bfloat16": 4, "float32": 8})
+    return Model(name, 4, warm, open_model, lambda _: warm, sizes={"bfloat16": 4, "float32": 8})
 
 
-def a_shelf(budget: int, *models: Model) -> Shelf:
+def build_cache(budget: int, *models: Model) -> Shelf:
     return Shelf(list(models), Stock(budget))
 
 
-async def test_who_waited_long_for_another_format_goes_on_and_nobody_waits_for_it_then(
+async def test_a_long_wait_for_another_format_ends_and_leaves_no_waiter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shelf, "TURN", 0.1)
-    there = a_shelf(8, a_model("x", Once()))
-    await there.take("x", "bfloat16")
-    waiting = asyncio.create_task(there.take("x", "float32"))
+    cache = build_cache(8, build_model("x", SingleFormatFamily()))
+    await cache.take("x", "bfloat16")
+    waiting = asyncio.create_task(cache.take("x", "float32"))
     await asyncio.sleep(0.3)
-    there.let_go("x")
+    cache.let_go("x")
     await asyncio.wait_for(waiting, 5)
-    await asyncio.wait_for(there.take("x", "float32"), 0.5)
-    assert not there.crowded()
+    await asyncio.wait_for(cache.take("x", "float32"), 0.5)
+    assert not cache.crowded()
 
 
-async def test_who_waits_for_another_format_is_not_passed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_that_waits_for_another_format_is_not_overtaken_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "TURN", 0.1)
-    family = Once()
-    there = a_shelf(8, a_model("x", family))
-    first, waiting = (asyncio.create_task(there.take("x", dtype)) for dtype in ("bfloat16", "float32"))
+    family = SingleFormatFamily()
+    cache = build_cache(8, build_model("x", family))
+    first, waiting = (asyncio.create_task(cache.take("x", dtype)) for dtype in ("bfloat16", "float32"))
     await asyncio.wait_for(first, 5)
     await asyncio.sleep(0.3)
-    late = asyncio.create_task(there.take("x", "bfloat16"))
+    late = asyncio.create_task(cache.take("x", "bfloat16"))
     await asyncio.sleep(0.1)
     assert not late.done()
-    there.let_go("x")
+    cache.let_go("x")
     await asyncio.wait_for(waiting, 5)
-    there.let_go("x")
+    cache.let_go("x")
     await asyncio.wait_for(late, 5)
-    assert family.opened == ["float32", "bfloat16"]
+    assert family.loads == ["float32", "bfloat16"]
 
 
-async def test_who_leaves_while_the_last_part_is_loaded_keeps_nothing_in_memory() -> None:
+async def test_a_cancel_during_the_last_part_keeps_nothing_in_memory() -> None:
     gate = threading.Event()
-    there = a_shelf(4, a_model("x", Once(), lambda: gate.wait(10)), a_model("y", Once()))
-    take = asyncio.create_task(there.take("x", "bfloat16"))
+    cache = build_cache(
+        4, build_model("x", SingleFormatFamily(), lambda: gate.wait(10)), build_model("y", SingleFormatFamily())
+    )
+    take = asyncio.create_task(cache.take("x", "bfloat16"))
     async with asyncio.timeout(5):
-        while there.done("x") != 0.9:
+        while cache.done("x") != 0.9:
             await asyncio.sleep(0.01)
     take.cancel()
     await asyncio.gather(take, return_exceptions=True)
     gate.set()
-    assert await asyncio.wait_for(there.take("y", "bfloat16"), 5)
-    assert list(there.families) == ["y"]
+    assert await asyncio.wait_for(cache.take("y", "bfloat16"), 5)
+    assert list(cache.families) == ["y"]
 
 
-async def test_a_larger_format_has_room_made_for_it_or_is_refused() -> None:
-    there = a_shelf(8, a_model("x", Once()), a_model("y", Once()))
+async def test_a_larger_format_evicts_other_models_or_is_refused() -> None:
+    cache = build_cache(8, build_model("x", SingleFormatFamily()), build_model("y", SingleFormatFamily()))
     for name in "xy":
-        await there.take(name, "bfloat16")
-        there.let_go(name)
-    await there.take("x", "float32")
-    assert list(there.families) == ["x"]
-    small = a_shelf(6, a_model("x", Once()))
+        await cache.take(name, "bfloat16")
+        cache.let_go(name)
+    await cache.take("x", "float32")
+    assert list(cache.families) == ["x"]
+    small = build_cache(6, build_model("x", SingleFormatFamily()))
     with pytest.raises(Unfit, match=r"The model x needs about .* of memory"):
         await small.take("x", "float32")
     assert await small.take("x", "bfloat16")

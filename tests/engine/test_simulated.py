@@ -1,4 +1,4 @@
-"""`--simulated`: the real worker and the real engine over a device that only takes its time."""
+"""`--simulated`: the real worker and engine on a device that only sleeps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from engine.simulated import NAME, Simulated, calibration, forward_ms
 from tests.engine.shop import JOB, LEASE, OTHER, Shop, a_job, uninterrupted, until
 from tests.engine.test_serve import run
 
-# A killed worker's job is free after one lease; the process shall have the short one of these tests.
+# A killed worker's job is free after one lease, so the process gets the short lease of these tests.
 SERVE = (
     "import sys\nfrom engine.bus import station\nfrom engine.bus.streams import Kept\n"
     f"station.Kept = lambda: Kept(lease={LEASE})\nfrom engine.__main__ import _leave, main\n_leave(main(sys.argv[1:]))"
 )
 
 
-def a_picture(job: str = JOB, **recipe: Any) -> Any:
+def build_job(job: str = JOB, **recipe: Any) -> Any:
     plain: dict[str, Any] = {"model": NAME, "sampler": "ddpm", "steps": 200, "guidance": 3.0, "count": 2}
     return a_job(job, **{**plain, "bucket": None, **recipe})
 
@@ -54,7 +54,7 @@ async def simulators(tmp_path: Path, simulated_lane: Lane) -> AsyncIterator[Shop
         await shop.bot.close()
 
 
-async def serving(shop: Shop, name: str, *options: str) -> asyncio.subprocess.Process:
+async def start_worker(shop: Shop, name: str, *options: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVE, "serve", "--nats", shop.broker.url, "--name", name, "--simulated", *options,
         env={**os.environ, "DARKROOM_NATS_TOKEN": shop.broker.token},
@@ -65,29 +65,29 @@ async def serving(shop: Shop, name: str, *options: str) -> asyncio.subprocess.Pr
 
 
 @pytest.mark.parametrize(("row_ms", "rows", "found"), [(0.1, 32, 32), (0.5, 32, 32), (0.5, 16, 16), (2.0, 32, 8)])
-def test_its_batches_are_as_large_as_a_calibration_would_find(row_ms: float, rows: int, found: int) -> None:
+def test_the_batch_limit_equals_what_a_calibration_finds(row_ms: float, rows: int, found: int) -> None:
     assert calibration(row_ms, rows).rows == found
 
 
 @pytest.mark.asyncio
-async def test_a_job_that_is_killed_midway_ends_elsewhere_with_the_same_bytes(simulators: Shop) -> None:
-    job = a_picture()
+async def test_a_job_of_a_killed_worker_ends_elsewhere_with_the_same_bytes(simulators: Shop) -> None:
+    job = build_job()
     expected = await uninterrupted(simulators, job)
-    first = await serving(simulators, "first", "--row-ms", "5")  # a hundred and more steps of 21 ms
-    said = simulators.bot.workers["first"]
-    assert (said.rows, [warm.name for warm in said.models], said.models[0].loaded) == (8, [NAME], True)
+    first = await start_worker(simulators, "first", "--row-ms", "5")  # more than a hundred steps of 21 ms
+    presence = simulators.bot.workers["first"]
+    assert (presence.rows, [warm.name for warm in presence.models], presence.models[0].loaded) == (8, [NAME], True)
     await simulators.bot.dispatch(job)
     assert (await simulators.started()).worker == "first"
     async with asyncio.timeout(60):
-        while not (kept := await simulators.bot.get_snapshots(JOB)):
+        while not (snapshots := await simulators.bot.get_snapshots(JOB)):
             await asyncio.sleep(0.02)
     first.kill()
     await first.wait()
-    second = await serving(simulators, "second", "--row-ms", "0.1")
+    second = await start_worker(simulators, "second", "--row-ms", "0.1")
     results = await simulators.results()
     [start] = [value for value in results if isinstance(value, Started)]
     assert start.worker == "second"
-    assert 0 < kept[0].k <= start.step < 200
+    assert 0 < snapshots[0].k <= start.step < 200
     assert isinstance(results[-1], Finished)
     assert [value.sha256 for value in results if isinstance(value, Picture)] == expected
     second.terminate()
@@ -95,9 +95,9 @@ async def test_a_job_that_is_killed_midway_ends_elsewhere_with_the_same_bytes(si
 
 
 @pytest.mark.parametrize("sampler", Simulated.samplers)
-def test_what_it_draws_does_not_depend_on_who_else_is_in_the_batch(sampler: str) -> None:
+def test_a_job_draws_the_same_latents_beside_other_jobs(sampler: str) -> None:
     families = {NAME: Simulated(row_ms=0.001)}
-    job, mate = a_picture(sampler=sampler, steps=8), a_picture(OTHER, sampler=sampler, steps=8, seed=99, count=3)
+    job, mate = build_job(sampler=sampler, steps=8), build_job(OTHER, sampler=sampler, steps=8, seed=99, count=3)
     together = Engine(families)
     together.add(job)
     together.add(mate)
@@ -109,28 +109,28 @@ def test_what_it_draws_does_not_depend_on_who_else_is_in_the_batch(sampler: str)
     assert together.snapshots(JOB, 1) == alone.snapshots(JOB, 1)
 
 
-def test_words_seed_and_steps_decide_the_picture() -> None:
+def test_seed_and_steps_decide_the_picture() -> None:
     families = {NAME: Simulated(row_ms=0.001)}
     usual: dict[str, Any] = {"steps": 8, "count": 1}
-    same = [develop(a_picture(**usual), families).pictures for _ in range(2)]
+    same = [develop(build_job(**usual), families).pictures for _ in range(2)]
     changes: list[dict[str, Any]] = [{"seed": 8}, {"steps": 9}]
-    others = [develop(a_picture(**usual | change), families).pictures for change in changes]
+    others = [develop(build_job(**usual | change), families).pictures for change in changes]
     assert same[0] == same[1]
     assert all(other != same[0] for other in others)
     assert len(Simulated.samplers) == len(TABLED)
 
 
-def test_a_forward_takes_its_time_and_the_calibration_says_so() -> None:
-    family, found = Simulated(row_ms=2.0), calibration(2.0, 24)
+def test_a_forward_takes_the_time_that_the_calibration_announces() -> None:
+    family, measured = Simulated(row_ms=2.0), calibration(2.0, 24)
     x, texts = torch.zeros(10, 4, 8, 8), (torch.zeros(10, 4),)
     began = time.monotonic()
     family.denoise(x, torch.full((10,), 500.0), texts, "float32")
     assert time.monotonic() - began >= 0.021
-    assert found.bucket_ms == {size: forward_ms(size, 2.0) for size in (1, 2, 4, 8, 16, 24)}
-    assert (found.rows, found.row_ms) == (8, pytest.approx(17 / 8))
+    assert measured.bucket_ms == {size: forward_ms(size, 2.0) for size in (1, 2, 4, 8, 16, 24)}
+    assert (measured.rows, measured.row_ms) == (8, pytest.approx(17 / 8))
 
 
-def test_a_picture_goes_into_latents_and_comes_back() -> None:
+def test_a_picture_survives_encode_and_decode() -> None:
     family = Simulated(row_ms=1.0)
     picture = family.decode(torch.linspace(-1.5, 1.5, 256).view(4, 8, 8))
     assert picture.size == (64, 64)
@@ -144,6 +144,6 @@ def test_a_picture_goes_into_latents_and_comes_back() -> None:
         (("--simulated", "--rows", "0"), "--rows: Input should be greater than or equal to 1."),
     ],
 )
-def test_a_simulated_device_that_cannot_be_is_one_line(args: tuple[str, ...], said: str) -> None:
+def test_invalid_simulation_options_are_one_line(args: tuple[str, ...], said: str) -> None:
     done = run("serve", "--nats", "nats://127.0.0.1:1", *args)
     assert (done.returncode, done.stderr.strip()) == (2, said)

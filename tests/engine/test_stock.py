@@ -1,4 +1,4 @@
-"""Which models stay in memory and which go; how sizes are written; what a worker remembers of its models."""
+"""Which models are evicted from memory, and how sizes are parsed and formatted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.shelf.stock import Stock
 from engine.sizes import said
 
 
-def stocked(budget: int, *names: str, size: int = 4) -> Stock:
+def build_stock(budget: int, *names: str, size: int = 4) -> Stock:
     stock = Stock(budget)
     for name in names:
         assert stock.reserve(name, size)
@@ -28,16 +28,16 @@ def _family(name: str) -> Any:
     return name
 
 
-def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
-    stock = stocked(12, "a", "b", "c")
+def test_the_least_recently_used_model_is_evicted_first_and_no_more_than_needed() -> None:
+    stock = build_stock(12, "a", "b", "c")
     stock.hold("a")
     stock.let_go("a")
     assert stock.reserve("d", 4)
     assert sorted(stock.families) == ["a", "c"]
 
 
-def test_what_is_in_use_stays_and_then_nothing_is_dropped_in_vain() -> None:
-    stock = stocked(8, "a", "b")
+def test_a_model_in_use_stays_and_no_other_is_evicted_in_vain() -> None:
+    stock = build_stock(8, "a", "b")
     stock.hold("a")
     assert not stock.reserve("d", 8)
     assert sorted(stock.families) == ["a", "b"]
@@ -46,8 +46,8 @@ def test_what_is_in_use_stays_and_then_nothing_is_dropped_in_vain() -> None:
     assert dict(stock.families) == {}
 
 
-def test_what_is_spared_stays_and_what_was_given_up_takes_nothing() -> None:
-    stock = stocked(8, "a", "b")
+def test_spared_models_stay_and_a_cancelled_reservation_frees_its_memory() -> None:
+    stock = build_stock(8, "a", "b")
     assert not stock.reserve("d", 8, frozenset({"b"}))
     assert stock.reserve("d", 4, frozenset({"a"}))
     assert stock.taken == 8
@@ -56,7 +56,7 @@ def test_what_is_spared_stays_and_what_was_given_up_takes_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["take", "use", "leave"])), max_size=60))
-def test_the_budget_holds_and_nothing_in_use_is_dropped(acts: list[tuple[str, str]]) -> None:
+def test_the_budget_holds_and_no_model_in_use_is_evicted(acts: list[tuple[str, str]]) -> None:
     sizes, stock, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), Stock(9), list[str]()
     for name, act in acts:
         if act == "take" and name not in stock.families and stock.reserve(name, sizes[name]):
@@ -75,12 +75,12 @@ def test_the_budget_holds_and_nothing_in_use_is_dropped(acts: list[tuple[str, st
     ("text", "size"),
     [("12GB", 12 * 10**9), ("1.5 GiB", 3 * 2**29), ("800m", 8 * 10**8), ("4096", 4096), ("2 tb", 2 * 10**12)],
 )
-def test_sizes_as_people_write_them(text: str, size: int) -> None:
+def test_sizes_are_parsed_with_their_units(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "nan", "1e400GB", "12 GB of it", "9" * 400])
-def test_a_size_that_is_none_is_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_size_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="a size such as 12GB is needed"):
         parse_size(text)
     monkeypatch.setenv("DARKROOM_MEMORY", text or "?")
@@ -88,7 +88,7 @@ def test_a_size_that_is_none_is_said(text: str, monkeypatch: pytest.MonkeyPatch)
         load(nats="nats://127.0.0.1:1")
 
 
-def test_the_memory_of_a_worker_is_given_by_option_or_environment(
+def test_the_memory_budget_comes_from_an_option_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert load(nats="nats://127.0.0.1:1", data=tmp_path).memory is None
@@ -97,7 +97,7 @@ def test_the_memory_of_a_worker_is_given_by_option_or_environment(
     assert load(nats="nats://127.0.0.1:1", memory="3GB").memory == 3 * 10**9
 
 
-def test_sizes_as_they_are_said() -> None:
+def test_sizes_are_formatted_with_units() -> None:
     assert [said(each) for each in (12 * 10**9, 1_440_000_000, 350_400_000, 5)] == [
         "12 GB",
         "1.4 GB",
@@ -106,6 +106,6 @@ def test_sizes_as_they_are_said() -> None:
     ]
 
 
-def test_the_usual_budget_is_a_part_of_this_machines_memory() -> None:
+def test_the_default_budget_is_a_share_of_the_machines_memory() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < share(torch.device("cpu")) <= 0.71 * total

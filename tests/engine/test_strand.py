@@ -1,4 +1,4 @@
-"""A function in a thread of its own takes turns with its owner, ends when it is told to, and leaves no thread."""
+"""A coroutine thread takes turns with its owner, ends when it is closed, and leaves no thread."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from engine.strands.strand import Asked, Ceased, Ended, Strand
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def no_threads_remain() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= before
 
 
-def doubled(strand: Strand[int, int, int]) -> int:
+def ask_three_times(strand: Strand[int, int, int]) -> int:
     return sum(strand.ask(number) for number in range(3))
 
 
-def test_it_asks_is_answered_and_ends() -> None:
-    strand = Strand(doubled)
-    asked: list[int] = []
+def test_a_strand_asks_gets_answers_and_returns_a_result() -> None:
+    strand = Strand(ask_three_times)
+    questions: list[int] = []
     while isinstance(rest := strand.rest(), Asked):
-        asked.append(rest.question)
+        questions.append(rest.question)
         strand.answer(10 * rest.question)
-    assert asked == [0, 1, 2]
+    assert questions == [0, 1, 2]
     assert rest == Ended(30)
-    assert strand.rest() == Ended(30)  # however often one looks
+    assert strand.rest() == Ended(30)  # the same at every later look
     assert strand.join(5)
 
 
-def test_no_thread_before_anybody_looks() -> None:
-    strand = Strand(doubled)
+def test_a_strand_starts_no_thread_before_the_first_rest() -> None:
+    strand = Strand(ask_three_times)
     assert not strand.started
     strand.close()
     assert isinstance(strand.rest(), Ended)
     assert not strand.started
 
 
-def test_many_take_turns_in_any_order() -> None:
-    strands = [Strand(doubled) for _ in range(8)]
+def test_many_strands_take_turns_in_any_order() -> None:
+    strands = [Strand(ask_three_times) for _ in range(8)]
     ends: dict[int, int | None] = {}
     while len(ends) < len(strands):
         for number, strand in reversed(list(enumerate(strands))):
@@ -56,11 +56,11 @@ def test_many_take_turns_in_any_order() -> None:
     assert all(strand.join(5) for strand in strands)
 
 
-def test_its_error_is_its_owners_to_see() -> None:
-    def fails(strand: Strand[int, int, int]) -> int:
+def test_an_error_in_the_strand_reaches_its_owner() -> None:
+    def divide(strand: Strand[int, int, int]) -> int:
         return 1 // strand.ask(1)
 
-    strand = Strand(fails)
+    strand = Strand(divide)
     assert strand.rest() == Asked(1)
     strand.answer(0)
     rest = strand.rest()
@@ -69,7 +69,7 @@ def test_its_error_is_its_owners_to_see() -> None:
     assert strand.join(5)
 
 
-def test_closed_at_its_question_it_unwinds_even_through_a_pipeline_that_catches_everything() -> None:
+def test_closing_a_waiting_strand_unwinds_it_even_if_it_catches_exceptions() -> None:
     unwound: list[str] = []
 
     def stubborn(strand: Strand[int, int, int]) -> int:
@@ -89,18 +89,18 @@ def test_closed_at_its_question_it_unwinds_even_through_a_pipeline_that_catches_
     assert unwound == ["unwound"]
 
 
-def test_closed_while_it_runs_it_ends_where_it_next_looks() -> None:
-    go, begun = threading.Event(), threading.Event()
+def test_a_strand_closed_while_running_ends_at_its_next_check() -> None:
+    go, started = threading.Event(), threading.Event()
 
     def busy(strand: Strand[int, int, str]) -> str:
-        begun.set()
+        started.set()
         go.wait(5)
         strand.check()
         return "went on"
 
     strand = Strand(busy)
-    assert strand.rest(0) is None  # it runs, and its owner need not wait
-    assert begun.wait(5)
+    assert strand.rest(0) is None  # it runs, and its owner does not have to wait
+    assert started.wait(5)
     assert strand.rest(0.01) is None
     strand.close()
     assert not strand.join(0.01)
@@ -111,7 +111,7 @@ def test_closed_while_it_runs_it_ends_where_it_next_looks() -> None:
     assert isinstance(rest.error, Ceased)
 
 
-def test_closed_while_it_runs_it_ends_at_its_next_question() -> None:
+def test_a_strand_closed_while_running_ends_at_its_next_question() -> None:
     go = threading.Event()
 
     def busy(strand: Strand[int, int, int]) -> int:
@@ -125,7 +125,7 @@ def test_closed_while_it_runs_it_ends_at_its_next_question() -> None:
     assert strand.join(5)
 
 
-def test_it_computes_on_one_core_and_leaves_the_others_their_number() -> None:
+def test_a_strand_computes_on_one_core_and_other_threads_keep_theirs() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -1,4 +1,4 @@
-"""Decoding in tiles where memory asks for it: nearly the same pixels, no seams, and the job is finished."""
+"""Decoding in tiles when memory is short: nearly the same pixels, no seams, and the job finishes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tiles_cover_a_side_with_weights_that_sum_to_one(length: int, tile: int,
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_what_knows_no_surroundings_is_the_same_in_tiles(small_tiles: None) -> None:
+def test_a_decoder_without_context_gives_the_same_in_tiles(small_tiles: None) -> None:
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
 
@@ -51,15 +51,15 @@ def test_what_knows_no_surroundings_is_the_same_in_tiles(small_tiles: None) -> N
 
 
 @pytest.fixture(scope="module")
-def pictured(embedded: StableDiffusion) -> torch.Tensor:
-    """Latents of a trained autoencoder, of a picture of 256 pixels."""
+def picture_latents(embedded: StableDiffusion) -> torch.Tensor:
+    """Latents of a picture of 256 pixels from a trained autoencoder."""
     with Image.open(WEIGHTS / "sheet.webp") as sheet:
         return embedded.encode_image(sheet.convert("RGB").crop((0, 0, 256, 256)))
 
 
 @torch.inference_mode()
-def test_a_trained_autoencoder_s_tiles_are_near_the_whole_and_have_no_seams(
-    embedded: StableDiffusion, pictured: torch.Tensor, small_tiles: None
+def test_a_tiled_decode_is_close_to_a_whole_one_and_has_no_seams(
+    embedded: StableDiffusion, picture_latents: torch.Tensor, small_tiles: None
 ) -> None:
     vae = embedded.pipeline.vae
 
@@ -67,37 +67,37 @@ def test_a_trained_autoencoder_s_tiles_are_near_the_whole_and_have_no_seams(
         return vae.decode(latents, return_dict=False)[0]
 
     assert pixels_a_latent(vae) == embedded.factor
-    whole = decode(pictured[None]).clamp(-1, 1)
-    tiled = decode_tiles(decode, pictured[None], embedded.factor).clamp(-1, 1)
-    off = tiled - whole
-    assert 10 * np.log10(4 / float((off**2).mean())) > 38
-    for steps in (off.diff(dim=3).abs().mean((0, 1, 2)), off.diff(dim=2).abs().mean((0, 1, 3))):
-        edges = [64, 128, 192]  # of tiles; the picture's own edges differ more
+    whole = decode(picture_latents[None]).clamp(-1, 1)
+    tiled = decode_tiles(decode, picture_latents[None], embedded.factor).clamp(-1, 1)
+    difference = tiled - whole
+    assert 10 * np.log10(4 / float((difference**2).mean())) > 38
+    for steps in (difference.diff(dim=3).abs().mean((0, 1, 2)), difference.diff(dim=2).abs().mean((0, 1, 3))):
+        edges = [64, 128, 192]  # edges of tiles; the picture's own edges differ more
         nearby = torch.stack([steps[edge - 1] for edge in edges])
-        assert float(nearby.max()) < 2 * float(steps[8:-8].mean())  # the difference jumps nowhere
+        assert float(nearby.max()) < 2 * float(steps[8:-8].mean())  # no jump at a tile's edge
 
 
 @torch.inference_mode()
-def test_a_decode_that_would_not_fit_is_one_in_tiles_every_time(
-    embedded: StableDiffusion, pictured: torch.Tensor, small_tiles: None, monkeypatch: pytest.MonkeyPatch
+def test_a_decode_that_does_not_fit_memory_is_always_tiled(
+    embedded: StableDiffusion, picture_latents: torch.Tensor, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = embedded.pipeline.vae
-    size = activation_bytes(vae, pictured[None])
+    size = activation_bytes(vae, picture_latents[None])
     assert size == 6 * 256 * 256 * 16 * 4 or size == 8 * 256 * 256 * 16 * 4
     monkeypatch.setattr(tiles, "room_for_pictures", lambda _: size)
-    whole = decode_within_memory(vae, pictured[None])
+    whole = decode_within_memory(vae, picture_latents[None])
     monkeypatch.setattr(tiles, "room_for_pictures", lambda _: size - 1)
-    first, second = (decode_within_memory(vae, pictured[None]) for _ in range(2))
+    first, second = (decode_within_memory(vae, picture_latents[None]) for _ in range(2))
     assert not torch.equal(first, whole)
     assert torch.equal(first, second)
 
 
-def test_an_autoencoder_that_does_not_say_its_size_is_decoded_whole() -> None:
+def test_an_autoencoder_of_unknown_size_is_decoded_whole() -> None:
     assert activation_bytes(SimpleNamespace(config={}), torch.zeros(1, 4, 64, 64)) == 0
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_a_job_whose_whole_decode_runs_out_of_memory_is_finished_in_tiles(
+def test_a_job_whose_decode_runs_out_of_memory_finishes_in_tiles(
     embedded: StableDiffusion, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(tiles, "TILE", 64)
@@ -105,36 +105,36 @@ def test_a_job_whose_whole_decode_runs_out_of_memory_is_finished_in_tiles(
     vae, sides = embedded.pipeline.vae, list[int]()
     decode = vae.decode
 
-    def short(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
+    def decode_or_fail(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         sides.append(max(latents.shape[-2:]))
         if sides[-1] > 8:
             raise error
-        return decode(latents, *given, **named)
+        return decode(latents, *args, **kwargs)
 
-    monkeypatch.setattr(vae, "decode", short)
+    monkeypatch.setattr(vae, "decode", decode_or_fail)
     one = job(recipe("a red cat", model="embedded", width=128, height=64, steps=2), ladder=False)
-    found = develop(one, {"embedded": embedded})
+    result = develop(one, {"embedded": embedded})
     assert 16 in sides
     assert 8 in sides
-    with Image.open(BytesIO(found.pictures[0])) as picture:
+    with Image.open(BytesIO(result.pictures[0])) as picture:
         assert picture.size == (128, 64)
 
 
 @torch.inference_mode()
-def test_another_error_is_no_reason_for_tiles(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_do_not_start_a_tiled_decode(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[int]()
 
-    def broken(*_: Any, **__: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         calls.append(1)
         raise ValueError("broken")
 
-    monkeypatch.setattr(embedded.pipeline.vae, "decode", broken)
+    monkeypatch.setattr(embedded.pipeline.vae, "decode", fail)
     with pytest.raises(ValueError, match="broken"):
         embedded.decode(torch.zeros(16, 8, 8))
     assert len(calls) == 1
 
 
-def test_room_is_what_models_leave_and_less_where_a_container_is_nearly_full(
+def test_memory_for_pictures_is_what_models_and_the_container_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"memory.max": "8000", "memory.current": "7900", "memory.stat": "anon 6000\nfile 1000\n"}

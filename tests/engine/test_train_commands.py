@@ -1,4 +1,4 @@
-"""`darkroom train`: what is wrong is said in one sentence; a run's folder belongs to one run and one process."""
+"""`darkroom train`: errors are one sentence; a run's folder belongs to one run and one process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from engine.training.commands.run_folder import rewind
 from engine.training.commands.session import open_session
 
 
-def refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """What is said on the error output: exactly one line, and the exit code is 2."""
+def expect_refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """Runs a command that must fail with exit code 2; returns its one line on the error output."""
     assert main([str(word) for word in words]) == 2
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    return said.err
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    return output.err
 
 
 @pytest.mark.parametrize(
@@ -48,22 +48,22 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
         (["export", "full", "--to", "y"], "holds no run"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(
+def test_wrong_options_are_refused_in_one_sentence(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("full").mkdir()
     Path("full/letter.txt").touch()
-    assert said in refusal(capfd, *words)
+    assert said in expect_refusal(capfd, *words)
 
 
-def test_help_is_no_mistake(capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_exits_with_zero(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == main(["diffusion", "--help"]) == main([]) == 0
     assert "--data FOLDER" in capfd.readouterr().out
 
 
-def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
+def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     course = Course(tmp_path / "out", steps=1)
     with (
         open_session("diffusion", course) as first,
@@ -75,7 +75,7 @@ def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
         assert first.position is second.position is None
 
 
-def test_a_checkpoint_that_is_none_is_said_plainly_and_fresh_starts_over(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path: Path) -> None:
     with open_session("x", Course(tmp_path, steps=1)):
         (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="not a complete checkpoint"), open_session("x", Course(tmp_path, steps=1)):
@@ -84,41 +84,37 @@ def test_a_checkpoint_that_is_none_is_said_plainly_and_fresh_starts_over(tmp_pat
         assert session.position is None
 
 
-def test_a_folder_called_run_that_no_training_made_is_left_alone(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_foreign_folder_named_run_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a.png").write_bytes(b"mine")
-    assert "holds no run" in refusal(capfd, "diffusion", "--out", tmp_path, "--steps", "1", "--fresh")
+    assert "holds no run" in expect_refusal(capfd, "diffusion", "--out", tmp_path, "--steps", "1", "--fresh")
     both = ["--out", tmp_path, "--data", tmp_path, "--steps", "1", "--fresh"]
-    assert "inside the other" in refusal(capfd, "diffusion", *both)
+    assert "inside the other" in expect_refusal(capfd, "diffusion", *both)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["a.png"]
 
 
-def test_fresh_keeps_the_old_run_until_all_else_is_found_right(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out, kept = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
+def test_fresh_keeps_the_old_run_until_all_options_are_valid(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, old = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
     with open_session("diffusion", Course(out, steps=1)):
-        kept.write_bytes(b"precious")
+        old.write_bytes(b"precious")
     words = ["--out", out, "--steps", "1", "--fresh"]
-    assert "not a folder of pictures" in refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
-    assert "no unet" in refusal(capfd, "diffusion", *words, "--from", str(tmp_path))
-    other = refusal(capfd, "lora", *words, "--data", tmp_path / "typo")
+    assert "not a folder of pictures" in expect_refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
+    assert "no unet" in expect_refusal(capfd, "diffusion", *words, "--from", str(tmp_path))
+    other = expect_refusal(capfd, "lora", *words, "--data", tmp_path / "typo")
     assert "holds a run of `darkroom train diffusion`: take another folder" in other
-    assert kept.read_bytes() == b"precious"
+    assert old.read_bytes() == b"precious"
 
 
-def test_export_of_what_is_no_diffusion_run_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_refuses_a_folder_without_a_diffusion_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run" / "checkpoint.safetensors"
     checkpoint.save(path, {"network:average.x": torch.zeros(1)}, {"steps": 1})
     words = ["export", tmp_path, "--to", tmp_path / "to"]
-    assert "holds no run of `darkroom train diffusion`" in refusal(capfd, *words)
+    assert "holds no run of `darkroom train diffusion`" in expect_refusal(capfd, *words)
     path.write_bytes(b"rubbish")
-    assert "not a complete checkpoint" in refusal(capfd, *words)
+    assert "not a complete checkpoint" in expect_refusal(capfd, *words)
 
 
-def test_links_in_somebodys_run_are_not_followed(tmp_path: Path) -> None:
+def test_links_in_a_run_folder_are_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     for number, name in enumerate(("lock", "log.jsonl")):
@@ -133,14 +129,14 @@ def test_links_in_somebodys_run_are_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "mine"
 
 
-def test_a_log_that_was_cut_short_is_made_whole(tmp_path: Path) -> None:
+def test_a_truncated_log_is_rewound_to_the_checkpoint(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"samples": 8}\n{"samples": 16}\n{"samples": 24}\n{"samp')
     rewind(log, 16)
     assert [json.loads(line)["samples"] for line in log.read_text().splitlines()] == [8, 16]
 
 
-def test_a_time_of_the_clock_that_is_past_is_tomorrow() -> None:
+def test_a_past_time_of_day_means_tomorrow() -> None:
     from datetime import datetime
 
     noon = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -148,6 +144,6 @@ def test_a_time_of_the_clock_that_is_past_is_tomorrow() -> None:
     assert clock("11:30", lambda: noon) - noon.timestamp() == 23.5 * 3600
 
 
-def test_the_cache_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_cache_follows_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "darkroom" / "training"

@@ -1,4 +1,4 @@
-"""Many or large pictures and captions: each is looked at once, one at a time, and memory is asked before."""
+"""Many or large pictures and captions: each is read once, one at a time, after a memory check."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.training.pictures.folder import read_folder
 from engine.training.pictures.folder_captions import read_captions
 
 
-def test_many_captions_cost_one_look_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_captions_takes_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [tmp_path / f"{number}.txt" for number in range(60)]
     for path in texts:
         path.write_text("alone")
     hashed: list[Path] = []
-    plainly = Path.__hash__
-    monkeypatch.setattr(Path, "__hash__", lambda path: hashed.append(path) or plainly(path))
-    said = read_captions(tmp_path, texts, texts)
-    assert len(said.skipped) == 60  # none has a picture
+    usual_hash = Path.__hash__
+    monkeypatch.setattr(Path, "__hash__", lambda path: hashed.append(path) or usual_hash(path))
+    captions = read_captions(tmp_path, texts, texts)
+    assert len(captions.skipped) == 60  # no caption has a picture
     assert len(hashed) < 60 * 10
 
 
-def test_own_pictures_are_decoded_one_at_a_time_and_memory_is_asked_first(
+def test_user_pictures_are_decoded_one_at_a_time_after_a_memory_check(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -35,14 +35,14 @@ def test_own_pictures_are_decoded_one_at_a_time_and_memory_is_asked_first(
         Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / "mine" / f"{number}.png")
     files = Files(read_folder(tmp_path / "mine", captions=False).pictures)
     assert (len(files), len(files[1:]), files[0].size) == (3, 2, (64, 64))
-    assert files[0] is not files[0]  # nothing is kept
+    assert files[0] is not files[0]  # each access decodes again
     for command in ("upscaler", "autoencoder"):
         words = [command, "--data", str(tmp_path / "mine"), "--out", str(tmp_path / command), "--steps", "1"]
         assert main([*words, "--batch", "65536"]) == 2
         assert "of memory" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_only_safetensors_are_opened(tmp_path: Path) -> None:
+def test_an_upscaler_loads_only_from_safetensors(tmp_path: Path) -> None:
     upscaler.export(upscaler.fresh(1, 8, 2), tmp_path / "kept.pth")
     with pytest.raises(ValueError, match=r"is no super-resolver in safetensors"):
         upscaler.load(tmp_path / "kept.pth")

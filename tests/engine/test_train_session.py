@@ -1,4 +1,4 @@
-"""A run between its processes: signals, what it began with, its end by the clock, a checkpoint or disk gone wrong."""
+"""A run across processes: signals, its origin, its end by the clock, bad checkpoints and a full disk."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from engine.training.diffusion import Settings
 from engine.training.run import CHECKPOINT
 
 
-class Counting:
-    """The least that can be trained: it counts, and is told to stop by a signal like any process."""
+class CountingTrainer:
+    """A minimal trainer: it counts its steps, and its third step sends the process a signal to stop."""
 
     settings = Settings()
     steps, rate = 0, 0.1
@@ -51,60 +51,60 @@ class Counting:
         path.touch()
 
 
-def test_a_signal_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    course, made, written = Course(tmp_path, steps=5), Counting(), []
+def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    course, trainer, written = Course(tmp_path, steps=5), CountingTrainer(), []
     before = signal.getsignal(signal.SIGTERM)
     with open_session("counting", course) as session:
-        assert session.train(made, made, lambda: written.append(1)) == 128 + signal.SIGTERM
+        assert session.train(trainer, trainer, lambda: written.append(1)) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert "Stopped after 3 steps; the same command resumes it" in capfd.readouterr().err
     assert written == []
     with open_session("counting", course) as session:
-        assert session.train(made, made, lambda: written.append(1)) == 0
-    assert (written, made.steps) == ([1], 5)
+        assert session.train(trainer, trainer, lambda: written.append(1)) == 0
+    assert (written, trainer.steps) == ([1], 5)
 
 
-def test_what_a_run_began_with_is_in_its_checkpoint_and_its_end_by_the_clock_stays(
+def test_a_checkpoint_keeps_the_origin_and_the_end_time_of_its_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made, course = Counting(), Course(tmp_path, steps=3, threads=1)
+    trainer, course = CountingTrainer(), Course(tmp_path, steps=3, threads=1)
     with open_session("counting", course) as session:
         session.belongs({"pictures": "one"})
-        session.train(made, made, lambda: None)
+        session.train(trainer, trainer, lambda: None)
     path = tmp_path / "run" / CHECKPOINT
     tensors, position = checkpoint.load(path)
     assert position["origin"] == {"kind": "counting", "threads": 1, "pictures": "one"}
     with open_session("counting", course) as session, pytest.raises(ValueError, match="one then, two now"):
         session.belongs({"pictures": "two"})
     checkpoint.save(path, tensors, {**position, "until": "00:01", "ending": time.time() - 60})
-    (tmp_path / "run" / "finished.json").write_text('{"ste')  # as a kill left it
+    (tmp_path / "run" / "finished.json").write_text('{"ste')  # truncated, as after a kill
     with open_session("counting", Course(tmp_path, until="00:01")) as session:
-        assert session.train(made, made, lambda: None) == 0
+        assert session.train(trainer, trainer, lambda: None) == 0
     assert "is finished: 3 steps. Another --until goes on" in capfd.readouterr().err
-    checkpoint.save(path, tensors, {name: said for name, said in position.items() if name != "origin"})
+    checkpoint.save(path, tensors, {name: value for name, value in position.items() if name != "origin"})
     with open_session("counting", course) as session, pytest.raises(ValueError, match="does not say any more"):
         session.belongs({"pictures": "one"})
 
 
-def test_a_checkpoint_of_something_else_is_said_plainly(tmp_path: Path) -> None:
+def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     position = {"steps": 1, "started": 0.0, "kept": 1, "settings": {}}
-    made, path = Counting(), tmp_path / "run" / CHECKPOINT
+    trainer, path = CountingTrainer(), tmp_path / "run" / CHECKPOINT
     with open_session("counting", Course(tmp_path, steps=9)):
         checkpoint.save(path, {}, position)
 
     def restore(tensors: Any, steps: int) -> None:
-        made.steps = int(tensors["steps"])
+        trainer.steps = int(tensors["steps"])
 
-    made.restore = restore
+    trainer.restore = restore
     with open_session("counting", Course(tmp_path, steps=9)) as session, pytest.raises(ValueError, match="of another"):
-        session.train(made, made, lambda: None)
+        session.train(trainer, trainer, lambda: None)
     for wrong in ({}, {**position, "settings": []}, {**position, "steps": "1"}):
         checkpoint.save(path, {}, wrong)
         with pytest.raises(ValueError, match="not a whole"), open_session("counting", Course(tmp_path, steps=9)):
             pass
 
 
-def test_a_disk_that_takes_no_more_is_no_traceback_and_keeps_the_old_checkpoint(
+def test_a_failed_write_raises_os_error_and_keeps_the_old_checkpoint(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "kept.safetensors"
@@ -118,7 +118,7 @@ def test_a_disk_that_takes_no_more_is_no_traceback_and_keeps_the_old_checkpoint(
     assert path.read_bytes() == before
 
 
-def test_without_tensorboard_training_goes_on(
+def test_training_continues_without_tensorboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with board(tmp_path / "there", 0) as writer:

@@ -1,4 +1,4 @@
-"""The trainer: the same data by seed, no held-out word in a caption, exact resume, checkpoints that survive a kill."""
+"""Training: data repeats by seed, captions hold no held-out word, resume is exact, checkpoints survive a kill."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ SCHEDULE = {
 LOOK = Look("", "flat design", "", "white")
 
 
-def drawing(label: str, *tags: str, colour: str = "red", group: int = 5, key: str = "flat-design/1f697") -> Artwork:
+def draw_artwork(
+    label: str, *tags: str, colour: str = "red", group: int = 5, key: str = "flat-design/1f697"
+) -> Artwork:
     pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     ImageDraw.Draw(pixels).ellipse((8, 8, 56, 56), fill=colour)
     return Artwork(key, words(label, tags), group, "flat design", "CC-BY-4.0", "somebody", pixels)
@@ -84,26 +86,26 @@ def tiny_autoencoder(latent_channels: int = 4) -> AutoencoderKL:
     ).eval()
 
 
-def trainer(steps: int = 0, settings: Settings = Settings(batch=8, warm=2, rate=1e-3)) -> Trainer:
-    made = Trainer(graft(tiny_network()), tiny_cache(), DDIMScheduler(**SCHEDULE).alphas_cumprod, settings)
+def build_trainer(steps: int = 0, settings: Settings = Settings(batch=8, warm=2, rate=1e-3)) -> Trainer:
+    trainer = Trainer(graft(tiny_network()), tiny_cache(), DDIMScheduler(**SCHEDULE).alphas_cumprod, settings)
     for number in range(steps):
-        made.step(number / 10)
-    return made
+        trainer.step(number / 10)
+    return trainer
 
 
-def run_in(folder: Path, budget: Budget) -> Run:
+def build_run(folder: Path, budget: Budget) -> Run:
     folder.mkdir(exist_ok=True)
-    made = trainer()
-    judge = Judge(made, tiny_cache(8), torch.zeros(2, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE))
-    return Run(folder, made, judge, budget, started=0.0)
+    trainer = build_trainer()
+    judge = Judge(trainer, tiny_cache(8), torch.zeros(2, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE))
+    return Run(folder, trainer, judge, budget, started=0.0)
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def archive_of(folder: Path, package: Package, members: dict[str, bytes]) -> Package:
-    """A package as `npm pack` leaves it, with the hash that its bytes have."""
+    """A package as `npm pack` writes it, with the hash of its bytes."""
     with tarfile.open(folder / package.archive, "w:gz") as tar:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
@@ -117,8 +119,8 @@ def archive_of(folder: Path, package: Package, members: dict[str, bytes]) -> Pac
 # --- captions
 
 
-def test_no_held_out_word_ever_reaches_a_caption() -> None:
-    said = [
+def test_no_caption_contains_a_held_out_word() -> None:
+    labels = [
         words("automobile", ["car", "vehicle"]),
         words("oncoming automobile", ["automobile", "cars"]),
         words("dog face", ["Puppy", "puppies", "pet", "hounds"]),
@@ -126,7 +128,7 @@ def test_no_held_out_word_ever_reaches_a_caption() -> None:
         words("sailboat", ["vessel", "sea"]),
     ]
     rng = np.random.default_rng(1)
-    captions = [caption(rng.choice(said), 3, LOOK, rng) for _ in range(3000)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    captions = [caption(rng.choice(labels), 3, LOOK, rng) for _ in range(3000)]  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert not [one for one in captions if held_out(one)]
     assert any("car" in one.split(", ") for one in captions)
     assert {word for word in HELD_OUT if held_out(f"a {word}s, blue background")} == HELD_OUT
@@ -137,7 +139,7 @@ def test_a_label_without_another_name_is_refused() -> None:
         words("space vessel", [])
 
 
-def test_a_caption_names_what_was_done() -> None:
+def test_a_caption_names_hue_size_and_background() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         one = caption(words("rocket", ["space"]), 5, Look("blue", "3d render", "small", "pink"), rng)
@@ -146,22 +148,22 @@ def test_a_caption_names_what_was_done() -> None:
         assert "pink background" in one
 
 
-def test_held_out_pairs_are_found_in_labels_and_never_drawn() -> None:
+def test_held_out_pairs_are_recognised_and_never_drawn() -> None:
     assert pair_held_out("blue", words("green apple", []))
-    assert pair_held_out("pink", words("taxi", ["drive", "cars"]))  # a caption may say a tag beside the hue
+    assert pair_held_out("pink", words("taxi", ["drive", "cars"]))  # a caption may put a tag beside the hue
     assert not pair_held_out("blue", words("pineapple", ["grapple"]))
     for hue, thing in sorted(HELD_OUT_PAIRS):
         for label, tag in ((thing, "thing"), ("whatsit", thing), ("whatsit", f"big {thing}s")):
-            art = drawing(label, tag, "round", key=f"x/{thing}")
-            made = [variant(art, number, seed=0).caption.replace(f"{hue} background", "") for number in range(200)]
-            assert not [one for one in made if hue in one.split() and thing in one]
+            art = draw_artwork(label, tag, "round", key=f"x/{thing}")
+            captions = [variant(art, number, seed=0).caption.replace(f"{hue} background", "") for number in range(200)]
+            assert not [one for one in captions if hue in one.split() and thing in one]
 
 
 # --- variants
 
 
-def test_variants_are_the_same_by_seed_and_differ_by_number() -> None:
-    art = drawing("car", "vehicle")
+def test_variants_repeat_by_seed_and_differ_by_number() -> None:
+    art = draw_artwork("car", "vehicle")
     one, again, other = variant(art, 3, 7), variant(art, 3, 7), variant(art, 4, 7)
     assert one.pixels.tobytes() == again.pixels.tobytes()
     assert one.caption == again.caption
@@ -170,25 +172,25 @@ def test_variants_are_the_same_by_seed_and_differ_by_number() -> None:
     assert one.licence == "CC-BY-4.0"
 
 
-def test_a_rehued_drawing_has_the_hue_that_its_caption_names() -> None:
-    art = drawing("ball", "toy", "round", colour=(220, 30, 40))  # pyright: ignore[reportArgumentType]
-    named = [one for number in range(300) if "blue ball" in (one := variant(art, number, 0)).caption]
-    named = [one for one in named if one.caption.count("blue") == 1 and "close-up" not in one.caption]
-    assert len(named) > 3
-    for one in named:
+def test_a_recoloured_drawing_has_the_hue_of_its_caption() -> None:
+    art = draw_artwork("ball", "toy", "round", colour=(220, 30, 40))  # pyright: ignore[reportArgumentType]
+    blue_balls = [one for number in range(300) if "blue ball" in (one := variant(art, number, 0)).caption]
+    blue_balls = [one for one in blue_balls if one.caption.count("blue") == 1 and "close-up" not in one.caption]
+    assert len(blue_balls) > 3
+    for one in blue_balls:
         middle = Image.fromarray(one.pixels[28:36, 28:36]).convert("RGBA")
         assert hue_name(dominant_hue(middle) or 0.0) == "blue"
 
 
 def test_an_unnamed_background_is_white() -> None:
-    made = [variant(drawing("ball"), number, 0) for number in range(200)]
-    unnamed = [one for one in made if "background" not in one.caption and "close-up" not in one.caption]
+    variants = [variant(draw_artwork("ball"), number, 0) for number in range(200)]
+    unnamed = [one for one in variants if "background" not in one.caption and "close-up" not in one.caption]
     assert len(unnamed) > 20
     assert all((one.pixels[0, 0] == 255).all() for one in unnamed)
 
 
-def test_validation_numbers_are_never_trained_on() -> None:
-    pairs = numbered([drawing("ball", group=3), drawing("up arrow", group=8)])
+def test_training_never_uses_validation_numbers() -> None:
+    pairs = numbered([draw_artwork("ball", group=3), draw_artwork("up arrow", group=8)])
     assert max(number for _, number in pairs) < HELD_BACK
     assert {index: number + 1 for index, number in pairs} == {0: 4, 1: 1}  # flat design: a tenth of its spread
 
@@ -198,7 +200,7 @@ def test_validation_numbers_are_never_trained_on() -> None:
 
 def test_artwork_comes_with_its_licence_and_without_flags_or_skin_tones(tmp_path: Path) -> None:
     png = io.BytesIO()
-    drawing("ball").pixels.save(png, "PNG")
+    draw_artwork("ball").pixels.save(png, "PNG")
     entries = [
         {"label": "automobile", "hexcode": "1F697", "tags": ["car"], "group": 5},
         {"label": "flag: Chad", "hexcode": "1F1F9-1F1E9", "tags": ["flag"], "group": 9},
@@ -222,8 +224,8 @@ def test_an_archive_with_other_bytes_is_refused(tmp_path: Path) -> None:
 # --- latents
 
 
-def test_a_cache_is_built_once_and_is_what_the_encoders_give(tmp_path: Path) -> None:
-    pictures, built = [drawing("ball", "toy")], []
+def test_a_cache_is_built_once_and_holds_the_encoders_results(tmp_path: Path) -> None:
+    pictures, built = [draw_artwork("ball", "toy")], []
     vae, text = tiny_autoencoder(), text_states()
     vae.register_to_config(sample_size=64)
 
@@ -239,26 +241,24 @@ def test_a_cache_is_built_once_and_is_what_the_encoders_give(tmp_path: Path) -> 
     listing = json.loads(next(tmp_path.glob("variants-*/variants.json")).read_text())
     assert [entry["licence"] for entry in listing] == ["CC-BY-4.0"] * 2
     with torch.no_grad():
-        vae.get_parameter("quant_conv.bias").add_(
-            1.0
-        )  # another autoencoder: its latents are others, and so is its cache
+        vae.get_parameter("quant_conv.bias").add_(1.0)  # another autoencoder has other latents and another cache
     other = make()
     assert built == [2, 2]
     assert not np.allclose(first.latents, other.latents)
     assert len(list(tmp_path.glob("variants-*"))) == 2
 
 
-def test_a_cache_that_was_cut_short_is_built_again(tmp_path: Path) -> None:
+def test_an_interrupted_cache_is_built_again(tmp_path: Path) -> None:
     vae = tiny_autoencoder()
     vae.register_to_config(sample_size=64)
-    pairs, pictures = [(0, 0)], [drawing("ball")]
+    pairs, pictures = [(0, 0)], [draw_artwork("ball")]
 
-    def stopped(_done: int, _of: int) -> None:
+    def stop(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
 
     text = text_states()
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path, pictures, pairs, (vae, text), seed=1, told=stopped)
+        cached(tmp_path, pictures, pairs, (vae, text), seed=1, told=stop)
     assert next(tmp_path.iterdir()).suffix == ".partial"
     cached(tmp_path, pictures, pairs, (vae, text), seed=1)
     assert len(open_cache(next(tmp_path.glob("variants-*")))) == 1
@@ -267,17 +267,17 @@ def test_a_cache_that_was_cut_short_is_built_again(tmp_path: Path) -> None:
 # --- the network
 
 
-def test_noising_and_v_are_what_diffusers_says() -> None:
+def test_noising_and_v_equal_diffusers() -> None:
     scheduler = DDPMScheduler(**SCHEDULE)
     clean, noise = torch.randn(5, 4, 4, 4), torch.randn(5, 4, 4, 4)
     times = torch.tensor([0, 10, 500, 900, 999])
-    mixed, wanted = noised(clean, noise, scheduler.alphas_cumprod[times])
+    mixed, velocity = noised(clean, noise, scheduler.alphas_cumprod[times])
     assert torch.allclose(mixed, scheduler.add_noise(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
-    assert torch.allclose(wanted, scheduler.get_velocity(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
-    assert torch.equal(mixed[-1], noise[-1])  # nothing of the picture is left at the last step
+    assert torch.allclose(velocity, scheduler.get_velocity(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(mixed[-1], noise[-1])  # the last step is pure noise
 
 
-def test_a_grafted_network_starts_by_predicting_the_same() -> None:
+def test_a_grafted_network_first_predicts_the_same() -> None:
     source = tiny_network().eval()
     grown = graft(source).eval()
     x, text = torch.randn(2, 4, 4, 4), torch.randn(2, 6, 64)
@@ -288,57 +288,57 @@ def test_a_grafted_network_starts_by_predicting_the_same() -> None:
     assert graft(grown) is grown
 
 
-def test_a_network_from_scratch_has_the_shape_of_a_folder_and_none_of_its_weights(tmp_path: Path) -> None:
+def test_a_fresh_network_has_the_shape_of_a_folder_but_new_weights(tmp_path: Path) -> None:
     checkpoint.export(graft(tiny_network(seed=5)), tmp_path)
-    kept, one, again, other = open_network(tmp_path), *(fresh_network(tmp_path, seed) for seed in (1, 1, 2))
-    weights = [network.state_dict() for network in (kept, one, again, other)]
+    stored, one, again, other = open_network(tmp_path), *(fresh_network(tmp_path, seed) for seed in (1, 1, 2))
+    weights = [network.state_dict() for network in (stored, one, again, other)]
     assert [each.keys() == weights[0].keys() for each in weights] == [True] * 4
-    assert same(weights[1], weights[2])
+    assert are_equal(weights[1], weights[2])
     for name in ("conv_in.weight", "conv_out.weight", "mid_block.resnets.0.conv1.weight"):
         assert not torch.allclose(weights[0][name], weights[1][name], atol=1e-3)
         assert not torch.allclose(weights[1][name], weights[3][name], atol=1e-3)
 
 
-def test_an_error_on_pictures_that_are_trained_on_is_not_called_v_mse() -> None:
-    made = trainer()
-    given = (made, made.cache, torch.zeros(1, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE))
-    assert Judge(*given).figures().keys() == {"v_mse"}
-    assert Judge(*given, "v_mse_of_pictures").figures().keys() == {"v_mse_of_pictures"}
+def test_an_error_on_training_pictures_has_another_name_than_v_mse() -> None:
+    trainer = build_trainer()
+    args = (trainer, trainer.cache, torch.zeros(1, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE))
+    assert Judge(*args).figures().keys() == {"v_mse"}
+    assert Judge(*args, "v_mse_of_pictures").figures().keys() == {"v_mse_of_pictures"}
 
 
-def test_training_learns_and_the_average_follows() -> None:
-    made = trainer(settings=Settings(batch=8, warm=5, rate=3e-3))
-    before = v_mse(made.average, made.cache, made.alphas)
+def test_training_lowers_the_loss_of_the_network_and_its_average() -> None:
+    trainer = build_trainer(settings=Settings(batch=8, warm=5, rate=3e-3))
+    before = v_mse(trainer.average, trainer.cache, trainer.alphas)
     for _ in range(60):
-        made.step(0.0)
-    assert v_mse(made.network, made.cache, made.alphas) < 0.9 * before
-    assert v_mse(made.average, made.cache, made.alphas) < 0.95 * before
+        trainer.step(0.0)
+    assert v_mse(trainer.network, trainer.cache, trainer.alphas) < 0.9 * before
+    assert v_mse(trainer.average, trainer.cache, trainer.alphas) < 0.95 * before
 
 
-def test_resume_is_exact_to_the_bit(tmp_path: Path) -> None:
-    whole = trainer(6)
-    half = trainer(3)
+def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted = build_trainer(6)
+    half = build_trainer(3)
     checkpoint.save(tmp_path / "c", half.tensors(), {"steps": half.steps})
     tensors, position = checkpoint.load(tmp_path / "c")
     other = Trainer(graft(tiny_network(seed=9)), tiny_cache(), half.alphas, half.settings)
     other.restore(tensors, position["steps"])
     for number in range(3, 6):
         other.step(number / 10)
-    assert same(whole.tensors(), other.tensors())
+    assert are_equal(uninterrupted.tensors(), other.tensors())
     assert other.samples == 48
 
 
-def test_a_run_that_was_stopped_and_resumed_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    whole = run_in(tmp_path / "whole", Budget(samples=48))
-    whole.go(lambda: 0.0, lambda: False, lambda _: None, every=60)
-    first, seen = run_in(tmp_path / "broken", Budget(samples=48)), []
-    first.go(lambda: 0.0, lambda: len(seen) == 2, lambda loss: seen.append(loss), every=60)
-    second = run_in(tmp_path / "broken", Budget(samples=48))
+def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    uninterrupted = build_run(tmp_path / "whole", Budget(samples=48))
+    uninterrupted.go(lambda: 0.0, lambda: False, lambda _: None, every=60)
+    first, losses = build_run(tmp_path / "broken", Budget(samples=48)), []
+    first.go(lambda: 0.0, lambda: len(losses) == 2, lambda loss: losses.append(loss), every=60)
+    second = build_run(tmp_path / "broken", Budget(samples=48))
     second.resume()
     second.go(lambda: 0.0, lambda: False, lambda _: None, every=60)
-    kept, again = (checkpoint.load(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "broken"))
-    assert same(kept, again)
-    assert Settings(**settings_of(tmp_path / "broken")) == whole.trainer.settings
+    unbroken, again = (checkpoint.load(tmp_path / name / CHECKPOINT)[0] for name in ("whole", "broken"))
+    assert are_equal(unbroken, again)
+    assert Settings(**settings_of(tmp_path / "broken")) == uninterrupted.trainer.settings
     lines = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines] == [16, 48]
     with Image.open(tmp_path / "broken" / "sheets" / "000000048.png") as sheet:
@@ -353,13 +353,13 @@ def test_a_budget_by_the_clock_survives_pauses() -> None:
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
-    made = trainer()
-    made.cache.latents[:] = np.inf
+    trainer = build_trainer()
+    trainer.cache.latents[:] = np.inf
     with pytest.raises(ValueError, match="not a number"):
-        made.step(0.0)
+        trainer.step(0.0)
 
 
-def test_sampling_is_the_same_by_seed() -> None:
+def test_sampling_repeats_by_seed() -> None:
     network, scheduler = tiny_network().eval(), DDIMScheduler(**SCHEDULE)
     states, empty = torch.randn(2, 6, 64), torch.zeros(6, 64)
     one = sample(network, states, empty, scheduler, steps=4)
@@ -369,7 +369,7 @@ def test_sampling_is_the_same_by_seed() -> None:
 
 # --- checkpoints
 
-KILLED = """
+SAVE_FOREVER = """
 import sys, torch
 from pathlib import Path
 from engine.training import checkpoint
@@ -383,7 +383,7 @@ while True:
 
 def test_a_checkpoint_survives_a_kill_while_the_next_is_written(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    writer = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=ROOT)
+    writer = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=ROOT)
     try:
         _until(lambda: path.exists() and path.with_name("checkpoint.fresh").exists())
     finally:
@@ -394,35 +394,35 @@ def test_a_checkpoint_survives_a_kill_while_the_next_is_written(tmp_path: Path) 
     assert all((tensor == position["number"]).all() for tensor in tensors.values())
 
 
-def test_no_checkpoint_is_said_plainly(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_raises_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         checkpoint.load(tmp_path / "checkpoint")
 
 
 def test_the_export_loads_in_diffusers_in_half_precision(tmp_path: Path) -> None:
-    made = trainer(2)
-    checkpoint.export(made.average, tmp_path / "unet")
+    trainer = build_trainer(2)
+    checkpoint.export(trainer.average, tmp_path / "unet")
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
     assert loaded.config["addition_embed_type"] == "text"
-    theirs = dict(made.average.named_parameters())
+    theirs = dict(trainer.average.named_parameters())
     assert all(torch.equal(p, theirs[name].half().float()) for name, p in loaded.named_parameters())
-    assert all(p.dtype == torch.float32 for p in made.average.parameters())
+    assert all(p.dtype == torch.float32 for p in trainer.average.parameters())
 
 
 @pytest.mark.parametrize(("raw", "prefix"), [((), "network:average."), (("--raw",), "network.")])
-def test_a_runs_checkpoint_is_exported_while_it_goes_on(tmp_path: Path, raw: tuple[str, ...], prefix: str) -> None:
+def test_the_checkpoint_of_an_unfinished_run_can_be_exported(tmp_path: Path, raw: tuple[str, ...], prefix: str) -> None:
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
-    made = Trainer(open_network(WEIGHTS / "unet"), embedded_cache(), alphas, Settings(batch=2))
-    made.step(0.5)
-    kept = made.tensors()
-    checkpoint.save(tmp_path / "run" / CHECKPOINT, kept, {"steps": 1})
+    trainer = Trainer(open_network(WEIGHTS / "unet"), embedded_cache(), alphas, Settings(batch=2))
+    trainer.step(0.5)
+    tensors = trainer.tensors()
+    checkpoint.save(tmp_path / "run" / CHECKPOINT, tensors, {"steps": 1})
     assert main(["export", str(tmp_path), "--to", str(tmp_path / "unet"), *raw]) == 0
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
-    assert all(torch.equal(p, kept[f"{prefix}{name}"].half().float()) for name, p in loaded.named_parameters())
+    assert all(torch.equal(p, tensors[f"{prefix}{name}"].half().float()) for name, p in loaded.named_parameters())
 
 
 def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the condition did not come true in time"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""A room where anything may happen between two steps, held to what the scheduler promises at every one of them."""
+"""A state machine: any events between two steps, and the scheduler's promises checked at every step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRICES = {"64": 1.0, "256": 5.0, "1024": 20.0}
 
 @dataclass(eq=False)
 class Image:
-    """From step `turns` on it asks for `later` rows, and where it is `pinned` its key changes with them."""
+    """From step `turns` on it has `later` rows; if it is `pinned`, its key changes with them."""
 
     job: str
     share: Share
@@ -43,24 +43,22 @@ class Image:
         return PRICES[self.size]
 
 
-class Room(RuleBasedStateMachine):
-    """Owners `a` … `e` share a guild; everybody else comes once, from a guild of their own."""
+class SchedulerMachine(RuleBasedStateMachine):
+    """Owners `a` … `e` share a guild; every other owner comes once, from a guild of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scheduler: Scheduler[Image] = Scheduler(hold=HOLD, quantum=QUANTUM)
         self.images: list[Image] = []
         self.paused: set[str] = set()
-        self.waiting: list[str] = []  # jobs never served, in order of arrival
-        self.strangers: set[str] = set()  # jobs whose owners had never been here
+        self.waiting: list[str] = []  # jobs without a served row yet, in order of arrival
+        self.strangers: set[str] = set()  # jobs of owners that come once
         self.arrived = 0
         self.key: Hashable = None
-        self.held, self.spent = 0, 0.0
-        self.vacated = False  # nobody was left in the group at some time since its turn began
-        self.had: Counter[str] = Counter()
-        self.least: dict[
-            tuple[str, str, Hashable], float
-        ] = {}  # of how far m was before f since f has been kept waiting
+        self.turn_steps, self.turn_cost = 0, 0.0
+        self.vacated = False  # the group was empty at some time since its turn began
+        self.received: Counter[str] = Counter()
+        self.least: dict[tuple[str, str, Hashable], float] = {}  # m's smallest lead over f while f waits
 
     @rule(
         owner=st.sampled_from([*"abcde", None]), count=st.integers(1, 4), size=st.sampled_from([*PRICES]),
@@ -118,39 +116,39 @@ class Room(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
-        here = [image for image in self.images if image.job not in self.paused]
+        active = [image for image in self.images if image.job not in self.paused]
         batch = self.scheduler.next(LIMIT)
-        assert bool(batch) == bool(here)
+        assert bool(batch) == bool(active)
         if not batch:
             return
-        self.check_batch(batch, here)
-        self.check_newcomers(batch, here)
+        self.check_batch(batch, active)
+        self.check_newcomers(batch, active)
         self.check_switch(batch)
-        self.check_fairness(batch, here)
+        self.check_fairness(batch, active)
         for image in batch:
             image.k += 1  # rows and keys change before the batch is charged, as in the engine
         self.scheduler.charge(batch)
-        self.look()
+        self.note_vacancy()
 
     @invariant()
-    def look(self) -> None:
-        here = [image for image in self.images if image.job not in self.paused]
-        self.vacated = self.vacated or not any(image.key == self.key for image in here)
+    def note_vacancy(self) -> None:
+        active = [image for image in self.images if image.job not in self.paused]
+        self.vacated = self.vacated or not any(image.key == self.key for image in active)
 
-    def check_batch(self, batch: list[Image], here: list[Image]) -> None:
-        """One key, nobody paused, nobody twice, and no room that somebody could fill."""
+    def check_batch(self, batch: list[Image], active: list[Image]) -> None:
+        """One key, no paused image, no image twice, and no free row that a waiting image could use."""
         rows, key = sum(image.rows for image in batch), batch[0].key
         assert rows <= LIMIT
         assert {image.key for image in batch} == {key}
         assert len(set(map(id, batch))) == len(batch)
-        assert all(image in here for image in batch)
-        assert all(rows + image.rows > LIMIT for image in here if image.key == key and image not in batch)
+        assert all(image in active for image in batch)
+        assert all(rows + image.rows > LIMIT for image in active if image.key == key and image not in batch)
 
-    def check_newcomers(self, batch: list[Image], here: list[Image]) -> None:
-        """A stranger's job is in the very next batch of its group, if the newcomers before it leave room."""
+    def check_newcomers(self, batch: list[Image], active: list[Image]) -> None:
+        """A stranger's job is in the next batch of its group if earlier newcomers leave room."""
         rows = 0
         for job in self.waiting:
-            mine = [image for image in here if image.job == job and image.key == batch[0].key]
+            mine = [image for image in active if image.job == job and image.key == batch[0].key]
             rows += mine[0].rows if mine else 0
             if mine and job in self.strangers and rows <= LIMIT:
                 assert any(image.job == job for image in batch), job
@@ -158,28 +156,28 @@ class Room(RuleBasedStateMachine):
         self.waiting = [job for job in self.waiting if job not in served]
 
     def check_switch(self, batch: list[Image]) -> None:
-        """A group is left after a turn, or when it has nobody left."""
+        """A group changes only after its turn, or when it becomes empty."""
         if batch[0].key != self.key:
-            assert self.vacated or self.held >= HOLD or self.spent >= QUANTUM
+            assert self.vacated or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM
             self.vacated = False
-        if batch[0].key != self.key or self.held >= HOLD or self.spent >= QUANTUM:
-            self.key, self.held, self.spent = batch[0].key, 0, 0.0
-        self.held += 1
-        self.spent += sum(image.rows * image.price for image in batch)
+        if batch[0].key != self.key or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM:
+            self.key, self.turn_steps, self.turn_cost = batch[0].key, 0, 0.0
+        self.turn_steps += 1
+        self.turn_cost += sum(image.rows * image.price for image in batch)
 
-    def check_fairness(self, batch: list[Image], here: list[Image]) -> None:
-        """Nobody whose images are as wide outruns who is kept waiting by more than a batch and an image-step each."""
+    def check_fairness(self, batch: list[Image], active: list[Image]) -> None:
+        """Owners of equally wide images lead a waiting owner by at most a batch and an image-step each."""
         key = batch[0].key
         for image in batch:
-            self.had[f"{image.share.user} {key}"] += round(image.rows * image.price)
+            self.received[f"{image.share.user} {key}"] += round(image.rows * image.price)
         bound = LIMIT * batch[0].price + 2 * 4 * batch[0].price
         for f in "abcde":
-            own = [image for image in here if image.share.user == f]
+            own = [image for image in active if image.share.user == f]
             backlogged = all(image.key == key for image in own) and any(image not in batch for image in own)
             for m in set("abcde") - {f}:
-                theirs = [image.rows for image in here if image.share.user == m and image.key == key]
+                theirs = [image.rows for image in active if image.share.user == m and image.key == key]
                 fits = backlogged and max(image.rows for image in own) <= min(theirs, default=LIMIT)
-                lead = self.had[f"{m} {key}"] - self.had[f"{f} {key}"]
+                lead = self.received[f"{m} {key}"] - self.received[f"{f} {key}"]
                 others = [pair for pair in self.least if pair[:2] == (f, m) and (not fits or pair[2] != key)]
                 for pair in others:
                     del self.least[pair]
@@ -194,7 +192,7 @@ class Room(RuleBasedStateMachine):
         assert self.scheduler.idle == all(image.job in self.paused for image in self.images)
 
     def teardown(self) -> None:
-        """Whoever is not paused is served: nobody starves. A step of four rows at 1024² is worth 80 of one at 64²."""
+        """No unpaused image starves. A step of four rows at 1024² costs as much as 80 of one row at 64²."""
         before = {id(image): image.k for image in self.images if image.job not in self.paused}
         for _ in range(400 * len(before)):
             if all(image.k > before.get(id(image), -1) for image in self.images):
@@ -204,5 +202,5 @@ class Room(RuleBasedStateMachine):
         assert not late, late
 
 
-TestRoom = Room.TestCase
-TestRoom.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

@@ -1,4 +1,4 @@
-"""Whoever computes takes its turn on the cores, and nobody holds them who only waits."""
+"""Computing work takes turns on the cores, and waiting work never holds them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.engine.shop import until
 Make = Callable[..., Any]
 
 
-class Noted(Cores):
-    """The real cores, which note who has them, and who had."""
+class RecordingCores(Cores):
+    """The real cores; they record who holds them now and who did before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,31 +44,31 @@ class Noted(Cores):
                 self.now = None
 
 
-def started(engine: Engine, cores: Cores) -> EngineThread:
+def start_thread(engine: Engine, cores: Cores) -> EngineThread:
     thread = EngineThread(engine, Pulse(), lambda *_: None, lambda error: pytest.fail(repr(error)), cores)
     thread.start()
     return thread
 
 
 @pytest.mark.asyncio
-async def test_what_computes_between_steps_waits_for_a_decode_and_what_does_not_goes_at_once(affine: Any) -> None:
-    cores = Noted()
-    thread = started(Engine({"affine": affine}), cores)
+async def test_only_computing_calls_between_steps_wait_for_a_decode(affine: Any) -> None:
+    cores = RecordingCores()
+    thread = start_thread(Engine({"affine": affine}), cores)
     with cores.held(Kind.OTHER):
-        assert await thread.call(lambda _: cores.now) is Kind.OTHER, "a cancel waits for no decode"
+        assert await thread.call(lambda _: cores.now) is Kind.OTHER, "a cancel does not wait for a decode"
         encoding = asyncio.create_task(thread.call(lambda _: cores.now, Kind.PICTURE))
         await until(lambda: cores.waiting)
         assert not encoding.done()
     assert await encoding is Kind.PICTURE
     with pytest.raises(ZeroDivisionError):
         await thread.call(lambda _: 1 / 0, Kind.PICTURE)
-    assert await thread.call(lambda _: cores.now, Kind.PICTURE) is Kind.PICTURE, "who fails leaves the cores"
+    assert await thread.call(lambda _: cores.now, Kind.PICTURE) is Kind.PICTURE, "a failed call releases the cores"
     await thread.stop()
 
 
-def test_a_picture_check_has_the_cores_whenever_it_looks(job: Make, recipe: Make) -> None:
-    cores, seen = Noted(), list[Kind | None]()
-    verdicts = Verdicts(lambda picture: seen.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
+def test_a_picture_check_holds_the_cores_during_each_check(job: Make, recipe: Make) -> None:
+    cores, holders = RecordingCores(), list[Kind | None]()
+    verdicts = Verdicts(lambda picture: holders.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
 
     def estimate() -> Image.Image:
         with cores.held(Kind.OTHER):
@@ -77,37 +77,37 @@ def test_a_picture_check_has_the_cores_whenever_it_looks(job: Make, recipe: Make
     one = job(recipe(), check=True)
     assert verdicts.early(one, 0, 0.5, estimate) == "passed"
     assert verdicts.final(one, png(Image.new("RGB", (8, 8)), "")) == "passed"
-    assert seen == [Kind.OTHER, Kind.PICTURE]
+    assert holders == [Kind.OTHER, Kind.PICTURE]
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Any:
+def small_family(tmp_path: Path) -> Any:
     build("sd", tmp_path / "sd")
     return families.load_folder(str(tmp_path / "sd"), "sd")
 
 
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 @pytest.mark.asyncio
-async def test_nobody_holds_the_cores_while_all_images_are_away(
-    small: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
+    small_family: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A picture that goes whole reads its words in a thread of its own."""
-    go, reading, encode = threading.Event(), threading.Event(), type(small.pipeline).encode_prompt
+    """A whole pipeline encodes its prompt in a thread of its own."""
+    go, reading, encode = threading.Event(), threading.Event(), type(small_family.pipeline).encode_prompt
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
+    def encode_slowly(*args: Any, **kwargs: Any) -> Any:
         if threading.current_thread().name.startswith("strand"):
             reading.set()
             assert go.wait(20)
         return encode(*args, **kwargs)
 
-    monkeypatch.setattr(type(small.pipeline), "encode_prompt", slow)
-    cores, events, engine = Noted(), list[Any](), Engine({"sd": small})
+    monkeypatch.setattr(type(small_family.pipeline), "encode_prompt", encode_slowly)
+    cores, events, engine = RecordingCores(), list[Any](), Engine({"sd": small_family})
     thread = EngineThread(engine, Pulse(), lambda new, _: events.extend(new), lambda error: None, cores)
     thread.start()
-    whole = job(recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guides=small.guides))
+    whole = job(recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guides=small_family.guides))
     await thread.call(lambda engine: engine.add(whole))
     await until(reading.is_set, 20)
-    for _ in range(3):  # three looks at who is back
+    for _ in range(3):  # three rounds of the engine
         await thread.call(lambda _: None)
     assert cores.had == []
     go.set()

@@ -1,4 +1,4 @@
-"""A walk from words to words: its ends are the plain pictures, its stations the mixed ones, all from one noise."""
+"""Interpolation between prompts or seeds: the ends are the plain pictures, the frames between are mixed."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def small(recipe: Make) -> Make:
+def build_recipe(recipe: Make) -> Make:
     def make(text: str = "a red cat", **fields: Any) -> Any:
-        known: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
-        return recipe(text, **(known | fields))
+        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
+        return recipe(text, **(defaults | fields))
 
     return make
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
-def test_its_ends_are_the_plain_pictures_and_its_middle_the_mixed_one(
-    embedded: StableDiffusion, small: Make, job: Make, sampler: str
+def test_an_interpolation_has_plain_pictures_at_its_ends_and_a_mixed_middle(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
 ) -> None:
     common = {"steps": 6, "sampler": sampler, "seed": 9}
-    stations = developed(job(small("cat", count=3, walk=Walk("dog", 0, 3), **common)), {}, embedded)
+    frames = developed(job(build_recipe("cat", count=3, walk=Walk("dog", 0, 3), **common)), {}, embedded)
     half = (Concept("cat", 0.5), Concept("dog", 0.5))
-    plain = [small("cat", **common), small(concepts=half, mixed=True, **common), small("dog", **common)]
-    for station, one in zip(stations, plain, strict=True):
+    plain = [
+        build_recipe("cat", **common),
+        build_recipe(concepts=half, mixed=True, **common),
+        build_recipe("dog", **common),
+    ]
+    for frame, one in zip(frames, plain, strict=True):
         [alone] = developed(job(one), {}, embedded)
-        assert torch.equal(station.latents, alone.latents)
-    assert float((stations[0].latents - stations[2].latents).abs().max()) > 0.1
+        assert torch.equal(frame.latents, alone.latents)
+    assert float((frames[0].latents - frames[2].latents).abs().max()) > 0.1
 
 
-def test_several_jobs_are_one_walk(recipe: Make) -> None:
+def test_several_jobs_form_one_interpolation(recipe: Make) -> None:
     parts = [recipe("cat", count=count, walk=Walk("dog", first, 10)) for first, count in ((0, 4), (4, 4), (8, 2))]
     images = [of_image(part, image) for part in parts for image in range(part.count)]
     assert images[0].concepts == (Concept("cat"),)
@@ -53,10 +57,10 @@ def test_several_jobs_are_one_walk(recipe: Make) -> None:
     assert all(sum(one.weight for one in image.concepts) == pytest.approx(1.0) for image in images)
     assert {stream(part, image) for part in parts for image in range(part.count)} == {parts[0].seed}
     assert [rows(part) for part in parts] == [rows(recipe("cat", count=part.count)) for part in parts]
-    assert all(of_image(image, place % 4) == image for place, image in enumerate(images[:4]))  # nothing is done twice
+    assert all(of_image(image, place % 4) == image for place, image in enumerate(images[:4]))  # it is idempotent
 
 
-def test_between_noises_every_picture_is_a_station(recipe: Make) -> None:
+def test_an_interpolation_between_seeds_passes_through_every_seed(recipe: Make) -> None:
     grid = recipe("cat", count=4, seed=7)
     for seeds in ((7, 8), (7, 8, 9), (7, 8, 9, 10)):
         parts = [
@@ -77,28 +81,28 @@ def test_between_noises_every_picture_is_a_station(recipe: Make) -> None:
             assert image.concepts == grid.concepts
 
 
-def test_between_noises_the_stations_of_the_grid_are_its_pictures(
-    embedded: StableDiffusion, small: Make, job: Make
+def test_an_interpolation_between_seeds_contains_the_grids_pictures(
+    embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
-    grid = developed(job(small("cat", steps=4, seed=7, count=2)), {}, embedded)
-    walked = developed(job(small("cat", steps=4, seed=7, count=3, walk=Walk(None, 0, 3, (7, 8)))), {}, embedded)
-    assert torch.equal(walked[0].latents, grid[0].latents)
-    assert torch.equal(walked[2].latents, grid[1].latents)
-    half = small("cat", steps=4, seed=8, lineage=(Ancestor(7, 0, 0.5),))
+    grid = developed(job(build_recipe("cat", steps=4, seed=7, count=2)), {}, embedded)
+    frames = developed(job(build_recipe("cat", steps=4, seed=7, count=3, walk=Walk(None, 0, 3, (7, 8)))), {}, embedded)
+    assert torch.equal(frames[0].latents, grid[0].latents)
+    assert torch.equal(frames[2].latents, grid[1].latents)
+    half = build_recipe("cat", steps=4, seed=8, lineage=(Ancestor(7, 0, 0.5),))
     [middle] = developed(job(half), {}, embedded)
-    assert torch.equal(walked[1].latents, middle.latents)
+    assert torch.equal(frames[1].latents, middle.latents)
 
 
-def test_its_recipe_is_of_version_5_and_in_each_picture() -> None:
+def test_an_interpolation_has_recipe_version_5_and_parameters_per_picture() -> None:
     known: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
     one = Recipe(concepts=(Concept("cat"),), model="m", seed=5, dtype="float32", walk=Walk("dog", 4, 9), **known)
     assert one.v == 5
     assert decode(encode(one), Recipe) == one
-    said = [parameters(one, image, "r1") for image in range(4)]
-    assert [each.splitlines()[0] for each in said] == [
+    texts = [parameters(one, image, "r1") for image in range(4)]
+    assert [each.splitlines()[0] for each in texts] == [
         "cat::0.5 dog::0.5", "cat::0.375 dog::0.625", "cat::0.25 dog::0.75", "cat::0.125 dog::0.875",
     ]  # fmt: skip
-    assert all("Seed: 5," in each and "Mixed: True" in each for each in said)
+    assert all("Seed: 5," in each and "Mixed: True" in each for each in texts)
     assert "Mixed" not in parameters(msgspec.structs.replace(one, walk=Walk("dog", 8, 9)), 0, "r1")
 
 
@@ -111,11 +115,11 @@ def test_its_recipe_is_of_version_5_and_in_each_picture() -> None:
     ],
     ids=["two", "beyond", "varied"],
 )
-def test_what_is_no_walk_is_refused(affine: Any, recipe: Make, job: Make, fields: dict[str, Any]) -> None:
+def test_an_invalid_interpolation_is_refused(affine: Any, recipe: Make, job: Make, fields: dict[str, Any]) -> None:
     with pytest.raises(Unfit, match="A walk"):
         admit(job(recipe(**{"walk": Walk("dog", 0, 10), **fields})), {"affine": affine})
 
 
-def test_no_pipeline_walks_by_itself(embedded: StableDiffusion, small: Make, job: Make) -> None:
+def test_whole_pipelines_refuse_interpolation(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
     with pytest.raises(Unfit, match="no walks"):
-        admit(job(small(steps=10, sampler="unipc", walk=Walk("dog", 0, 4))), {"embedded": embedded})
+        admit(job(build_recipe(steps=10, sampler="unipc", walk=Walk("dog", 0, 4))), {"embedded": embedded})

@@ -1,4 +1,4 @@
-"""The worker with the real engine, model and broker: one result a job, whoever dies on the way."""
+"""The worker with the real engine, model and broker: one result per job, even if a process dies."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from tests.engine.shop import JOB, LEASE, LONG, OTHER, Shop, a_job, midway, unin
 
 
 @pytest.mark.asyncio
-async def test_the_life_of_a_job(shop: Shop) -> None:
+async def test_a_job_runs_from_dispatch_to_its_pictures_and_ladders(shop: Shop) -> None:
     job = a_job(ladder=True, count=2, guidance=3.0, bucket=4)
     await shop.worker("one.local")
     await shop.bot.dispatch(job)
-    said = await shop.results()
-    assert isinstance(said[0], Started)
-    assert isinstance(said[-1], Finished)
-    assert (said[0].worker, said[0].step, said[-1].cost) == ("one.local", 0, 8.0)
-    assert {value.epoch for value in said} == {said[0].epoch}
-    pictures = {(value.kind, value.image): value for value in said if isinstance(value, Picture)}
+    results = await shop.results()
+    assert isinstance(results[0], Started)
+    assert isinstance(results[-1], Finished)
+    assert (results[0].worker, results[0].step, results[-1].cost) == ("one.local", 0, 8.0)
+    assert {value.epoch for value in results} == {results[0].epoch}
+    pictures = {(value.kind, value.image): value for value in results if isinstance(value, Picture)}
     assert sorted(pictures) == [("image", 0), ("image", 1), ("ladder", 0), ("ladder", 1)]
     content = await shop.bot.get_blob(pictures["image", 1].sha256, pictures["image", 1].bytes)
     assert len(content) == pictures["image", 1].bytes
@@ -62,7 +62,7 @@ async def test_the_life_of_a_job(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_nothing_is_left_behind(shop: Shop) -> None:
+async def test_a_finished_job_leaves_no_message_claim_or_snapshot(shop: Shop) -> None:
     worker, _ = await shop.worker()
     await shop.bot.dispatch(a_job())
     await shop.results()
@@ -74,7 +74,7 @@ async def test_nothing_is_left_behind(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_it_announces_its_free_rows(shop: Shop) -> None:
+async def test_a_worker_announces_its_free_rows(shop: Shop) -> None:
     worker, task = await shop.worker()
     await until(lambda: "one" in shop.bot.workers)
     assert shop.bot.workers["one"].free == 8
@@ -88,33 +88,35 @@ async def test_it_announces_its_free_rows(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_full_worker_takes_what_nobody_else_waits_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_worker_takes_only_jobs_that_no_other_worker_waits_for(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, _ = await shop.worker()
-    pull, waited = worker._bus.pull, list[bool]()
+    pull, waits = worker._bus.pull, list[bool]()
 
-    async def noted(*arguments: Any, wait: bool = True) -> Any:
+    async def record_wait(*arguments: Any, wait: bool = True) -> Any:
         if worker.free_rows == 0:
-            waited.append(wait)
+            waits.append(wait)
         return await pull(*arguments, wait=wait)
 
-    monkeypatch.setattr(worker._bus, "pull", noted)
+    monkeypatch.setattr(worker._bus, "pull", record_wait)
     await shop.bot.dispatch(a_job(steps=1000, count=4, guidance=3.0, bucket=8))
-    await until(lambda: len(waited) >= 3)
-    assert not any(waited[1:]), "it asks for what lies there, and never to be the next"
+    await until(lambda: len(waits) >= 3)
+    assert not any(waits[1:]), "a full worker pulls only waiting jobs and never registers for the next"
     await shop.bot.dispatch(a_job(OTHER, steps=LONG))
     await until(lambda: OTHER in [run.job.id for run in worker.roster])
 
 
 @pytest.mark.asyncio
-async def test_previews_are_rendered_for_whoever_watches(shop: Shop) -> None:
+async def test_previews_are_rendered_only_for_watched_jobs(shop: Shop) -> None:
     await shop.worker()
     frames: list[Any] = []
 
-    async def look() -> None:
+    async def collect_frames() -> None:
         async for frame in shop.bot.frames():
             frames.append(frame)
 
-    looking = asyncio.create_task(look())
+    collecting = asyncio.create_task(collect_frames())
     await asyncio.sleep(0.1)
     await shop.bot.dispatch(a_job(steps=30))
     await shop.results()
@@ -122,7 +124,7 @@ async def test_previews_are_rendered_for_whoever_watches(shop: Shop) -> None:
     await shop.bot.want(OTHER)
     await shop.bot.dispatch(a_job(OTHER, steps=60))
     epoch = (await shop.results(OTHER))[0].epoch
-    looking.cancel()
+    collecting.cancel()
     assert frames
     assert {(frame.job, frame.image, frame.of, frame.epoch) for frame in frames} == {(OTHER, 0, 60, epoch)}
     assert [frame.step for frame in frames] == sorted({frame.step for frame in frames})
@@ -146,12 +148,12 @@ async def test_a_running_job_is_cancelled_and_charged_for_its_steps(shop: Shop) 
 
 
 @pytest.mark.asyncio
-async def test_a_job_cancelled_while_it_waited_runs_no_step(shop: Shop) -> None:
+async def test_a_job_cancelled_in_the_queue_runs_no_step(shop: Shop) -> None:
     await shop.bot.dispatch(a_job())
     await shop.bot.cancel(JOB)
     await shop.worker()
-    said = await shop.results()
-    assert [(type(value), value.steps, value.cost) for value in said] == [(Cancelled, 0, 0.0)]
+    results = await shop.results()
+    assert [(type(value), value.steps, value.cost) for value in results] == [(Cancelled, 0, 0.0)]
 
 
 @pytest.mark.asyncio
@@ -159,7 +161,7 @@ async def test_a_job_cancelled_while_it_waited_runs_no_step(shop: Shop) -> None:
     ("changes", "blame", "retry"),
     [({"model": "unknown"}, "worker", True), ({"width": 72}, "member", False), ({"revision": "older"}, "worker", True)],
 )
-async def test_what_cannot_be_done_fails_with_a_sentence(
+async def test_an_impossible_job_fails_with_a_sentence(
     shop: Shop, changes: dict[str, Any], blame: str, retry: bool
 ) -> None:
     await shop.worker()
@@ -171,52 +173,52 @@ async def test_what_cannot_be_done_fails_with_a_sentence(
 
 
 @pytest.mark.asyncio
-async def test_an_enlargement(shop: Shop) -> None:
+async def test_an_upscale_without_a_super_resolver_uses_lanczos(shop: Shop) -> None:
     source = BytesIO()
     Image.new("RGB", (40, 24), "red").save(source, "PNG")
     await shop.worker()
-    known = await shop.bot.put_blob(source.getvalue())
-    await shop.bot.dispatch(an_enlargement(JOB, known))
-    said = await shop.results()
-    assert [type(value) for value in said] == [Started, Picture, Finished]
-    assert (said[1].width, said[1].height, said[1].kind, said[1].method) == (160, 96, "image", "lanczos")
-    large = Image.open(BytesIO(await shop.bot.get_blob(said[1].sha256, 1_000_000)))
+    source_sha = await shop.bot.put_blob(source.getvalue())
+    await shop.bot.dispatch(build_upscale(JOB, source_sha))
+    results = await shop.results()
+    assert [type(value) for value in results] == [Started, Picture, Finished]
+    assert (results[1].width, results[1].height, results[1].kind, results[1].method) == (160, 96, "image", "lanczos")
+    large = Image.open(BytesIO(await shop.bot.get_blob(results[1].sha256, 1_000_000)))
     assert (large.size, large.convert("RGB").getpixel((80, 48))) == ((160, 96), (255, 0, 0))
-    await shop.bot.dispatch(an_enlargement(OTHER, "f" * 64))
+    await shop.bot.dispatch(build_upscale(OTHER, "f" * 64))
     end = (await shop.results(OTHER))[-1]
     assert isinstance(end, Failed)
     assert (end.blame, end.retry) == ("us", False)
 
 
-def an_enlargement(job: str, source: str) -> Job:
+def build_upscale(job: str, source: str) -> Job:
     share = Share("standard", "guild", "ann")
     return Job(id=job, task=Enlarge(source=source, method="gan"), share=share, cost=1.0, deadline=2e9)
 
 
 @pytest.mark.asyncio
-async def test_an_enlargement_by_the_super_resolver(shop: Shop, weights: Callable[..., Path]) -> None:
+async def test_an_upscale_uses_the_super_resolver(shop: Shop, weights: Callable[..., Path]) -> None:
     source = BytesIO()
     Image.new("RGB", (40, 24), "red").save(source, "PNG")
     resolver = await asyncio.to_thread(lambda: SuperResolver(weights()))
     await shop.worker(upscaler=Upscaler(resolver))
-    await shop.bot.dispatch(an_enlargement(JOB, await shop.bot.put_blob(source.getvalue())))
-    said = (await shop.results())[1]
-    assert (said.width, said.height, said.kind, said.method) == (160, 96, "image", "gan")
-    large = Image.open(BytesIO(await shop.bot.get_blob(said.sha256, 1_000_000)))
+    await shop.bot.dispatch(build_upscale(JOB, await shop.bot.put_blob(source.getvalue())))
+    result = (await shop.results())[1]
+    assert (result.width, result.height, result.kind, result.method) == (160, 96, "image", "gan")
+    large = Image.open(BytesIO(await shop.bot.get_blob(result.sha256, 1_000_000)))
     assert "Postprocess upscaler: tiny4" in large.info["parameters"]
 
 
 @pytest.mark.asyncio
-async def test_an_enlargement_that_is_cancelled_stops_at_the_next_tile_and_leaves_no_busy_thread(
+async def test_a_cancelled_upscale_stops_at_the_next_tile(
     shop: Shop, weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolver = await asyncio.to_thread(lambda: SuperResolver(weights()))
     gate, tiles, original = threading.Event(), list[Any](), resolver._pixels
-    monkeypatch.setattr(resolver, "_pixels", lambda shown: (tiles.append(shown), gate.wait(60), original(shown))[2])
+    monkeypatch.setattr(resolver, "_pixels", lambda tile: (tiles.append(tile), gate.wait(60), original(tile))[2])
     source, pulse = BytesIO(), Pulse()
     Image.new("RGB", (600, 600), "red").save(source, "PNG")
     await shop.worker(pulse=pulse, upscaler=Upscaler(resolver))
-    await shop.bot.dispatch(an_enlargement(JOB, await shop.bot.put_blob(source.getvalue())))
+    await shop.bot.dispatch(build_upscale(JOB, await shop.bot.put_blob(source.getvalue())))
     while not tiles:
         await asyncio.sleep(0.02)
     await shop.bot.cancel(JOB)
@@ -228,7 +230,7 @@ async def test_an_enlargement_that_is_cancelled_stops_at_the_next_tile_and_leave
 
 
 @pytest.mark.asyncio
-async def test_a_message_that_nobody_can_read_stops_nothing(shop: Shop) -> None:
+async def test_an_unreadable_message_becomes_a_dead_letter_and_stops_no_job(shop: Shop) -> None:
     await shop.bot.js.publish(f"work.default.{OTHER}.1", b"\x93garbage")
     await shop.bot.dispatch(a_job())
     await shop.worker()
@@ -238,29 +240,29 @@ async def test_a_message_that_nobody_can_read_stops_nothing(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_stops_in_order_hands_over_at_the_very_step(shop: Shop) -> None:
+async def test_a_drained_worker_hands_its_job_over_at_the_same_step(shop: Shop) -> None:
     job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
     first, task = await shop.worker("one")
     await shop.bot.dispatch(job)
     await midway(first)
     first.drain()
     await task
-    kept = await shop.bot.get_snapshots(JOB)
-    assert kept[0].k >= 3
+    snapshots = await shop.bot.get_snapshots(JOB)
+    assert snapshots[0].k >= 3
     assert await shop.bot.holder(JOB) is None
     await shop.worker("two")
-    said = await shop.results()
-    starts = [value for value in said if isinstance(value, Started)]
-    assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", kept[0].k)]
+    results = await shop.results()
+    starts = [value for value in results if isinstance(value, Started)]
+    assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", snapshots[0].k)]
     assert starts[1].epoch > starts[0].epoch
     returned = Returned(job=JOB, epoch=starts[0].epoch)
-    assert said.index(starts[0]) < said.index(returned) < said.index(starts[1])
-    assert sum(isinstance(value, Finished) for value in said) == 1
-    assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
+    assert results.index(starts[0]) < results.index(returned) < results.index(starts[1])
+    assert sum(isinstance(value, Finished) for value in results) == 1
+    assert [value.sha256 for value in results if isinstance(value, Picture)] == await uninterrupted(shop, job)
 
 
 @pytest.mark.asyncio
-async def test_a_worker_that_lost_its_claim_is_silent(shop: Shop) -> None:
+async def test_a_worker_that_lost_its_claim_publishes_nothing(shop: Shop) -> None:
     worker, _ = await shop.worker()
     await shop.bot.dispatch(a_job(steps=LONG))
     run = await midway(worker)
@@ -281,7 +283,7 @@ async def test_a_worker_that_lost_its_claim_is_silent(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_claim_lost_between_the_result_and_the_goodbye_leaves_all_to_the_heir(
+async def test_a_claim_lost_after_the_result_leaves_job_and_snapshots_to_the_heir(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, _ = await shop.worker()
@@ -289,7 +291,7 @@ async def test_a_claim_lost_between_the_result_and_the_goodbye_leaves_all_to_the
 
     async def say_and_sleep(result: Any) -> None:
         await say(result)
-        if isinstance(result, Finished):  # as if the process had been stopped here for longer than a lease
+        if isinstance(result, Finished):  # as if the process stopped here for longer than a lease
             await shop.bot.release(next(iter(worker.roster)).claim)
             heirs.append(await shop.bot.claim(JOB, "heir"))
             await shop.bot.put_snapshot(replace(newer, epoch=heirs[0].epoch))
@@ -304,8 +306,8 @@ async def test_a_claim_lost_between_the_result_and_the_goodbye_leaves_all_to_the
     assert await shop.bot.renew(heirs[0])
 
 
-class Slow:
-    """The embedded model with a network that waits until it is let go."""
+class GatedFamily:
+    """The embedded model with a network that waits for an event."""
 
     def __init__(self, family: Family) -> None:
         self._family, self.let_go = family, threading.Event()
@@ -320,8 +322,8 @@ class Slow:
 
 
 @pytest.mark.asyncio
-async def test_one_lost_claim_costs_the_others_no_beat_during_a_long_step(shop: Shop) -> None:
-    slow = Slow(shop.loaded["embedded"])
+async def test_a_lost_claim_stops_no_heartbeat_of_other_jobs_during_a_long_step(shop: Shop) -> None:
+    slow = GatedFamily(shop.loaded["embedded"])
     shop.loaded = {"embedded": slow}  # pyright: ignore[reportAttributeAccessIssue]
     worker, _ = await shop.worker()
     for each in (JOB, OTHER):
@@ -351,7 +353,7 @@ async def test_a_newer_epochs_snapshot_stops_the_older_run(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(shop: Shop) -> None:
+async def test_a_broker_restart_loses_nothing(shop: Shop) -> None:
     worker, _ = await shop.worker()
     job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
     await shop.bot.dispatch(job)
@@ -359,19 +361,19 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(shop: Shop) 
     pid = shop.broker.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    said = await shop.results()
-    assert [type(value) for value in said] == [Started, Picture, Finished]
-    assert said[1].sha256 == (await uninterrupted(shop, job))[0]
+    results = await shop.results()
+    assert [type(value) for value in results] == [Started, Picture, Finished]
+    assert results[1].sha256 == (await uninterrupted(shop, job))[0]
     assert shop.broker.restarts == 1
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [30.0], indirect=True)
-async def test_a_cancel_that_was_not_heard_is_found_after_the_outage(shop: Shop) -> None:
+async def test_a_cancel_during_an_outage_is_found_afterwards(shop: Shop) -> None:
     worker, _ = await shop.worker()
     await shop.bot.dispatch(a_job(steps=1000))
     run = await midway(worker)
-    worker._bus.client.options["reconnect_time_wait"] = 2.0  # it comes back long after the bot
+    worker._bus.client.options["reconnect_time_wait"] = 2.0  # it reconnects long after the bot
     pid = shop.broker.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -383,7 +385,7 @@ async def test_a_cancel_that_was_not_heard_is_found_after_the_outage(shop: Shop)
 
 
 @pytest.mark.asyncio
-async def test_a_stuck_worker_stops_beating_and_ends(shop: Shop) -> None:
+async def test_a_stuck_worker_ends(shop: Shop) -> None:
     now = [1000.0]
     pulse = Pulse(clock=lambda: now[0])
     _, task = await shop.worker(pulse=pulse)
@@ -397,8 +399,8 @@ async def test_a_stuck_worker_stops_beating_and_ends(shop: Shop) -> None:
         await asyncio.wait_for(task, LEASE)
 
 
-class Broken:
-    """The embedded model with a network that fails in a way that nobody foresaw."""
+class FailingFamily:
+    """The embedded model with a network that fails in an unforeseen way."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -411,21 +413,21 @@ class Broken:
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_crashes_ends_the_worker_and_leaves_the_job_to_the_next(shop: Shop) -> None:
-    whole, shop.loaded = shop.loaded, {"embedded": Broken(shop.loaded["embedded"])}  # pyright: ignore
+async def test_a_crashed_engine_ends_its_worker_and_the_next_one_finishes_the_job(shop: Shop) -> None:
+    usual, shop.loaded = shop.loaded, {"embedded": FailingFamily(shop.loaded["embedded"])}  # pyright: ignore
     _, task = await shop.worker("one")
     await shop.bot.dispatch(a_job())
     with pytest.raises(Stuck, match="a kernel failed"):
         await asyncio.wait_for(task, 30)
-    shop.loaded = whole
+    shop.loaded = usual
     await shop.worker("two")
-    said = await shop.results()
-    assert [value.worker for value in said if isinstance(value, Started)] == ["one", "two"]
-    assert isinstance(said[-1], Finished)
+    results = await shop.results()
+    assert [value.worker for value in results if isinstance(value, Started)] == ["one", "two"]
+    assert isinstance(results[-1], Finished)
 
 
-async def serving(shop: Shop, data: Path, name: str, calibration: Path) -> asyncio.subprocess.Process:
-    """A worker as its own process, ready for work."""
+async def start_worker(shop: Shop, data: Path, name: str, calibration: Path) -> asyncio.subprocess.Process:
+    """Starts a worker process and waits until it is ready."""
     await asyncio.to_thread(shutil.copy, calibration, data)
     environment = {**os.environ, "DARKROOM_NATS_TOKEN": shop.broker.token, "OMP_NUM_THREADS": "1"}
     process = await asyncio.create_subprocess_exec(
@@ -439,52 +441,54 @@ async def serving(shop: Shop, data: Path, name: str, calibration: Path) -> async
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_killed_worker_loses_two_seconds_and_no_job(shop: Shop, tmp_path: Path, calibration: Path) -> None:
+async def test_the_job_of_a_killed_worker_resumes_from_its_snapshot(
+    shop: Shop, tmp_path: Path, calibration: Path
+) -> None:
     job = a_job(steps=await asyncio.to_thread(shop.steps, 6.0))
     expected = await uninterrupted(shop, job)
-    process = await serving(shop, tmp_path, "first", calibration)
+    process = await start_worker(shop, tmp_path, "first", calibration)
     await shop.bot.dispatch(job)
     assert (await shop.started()).worker == "first"
     async with asyncio.timeout(60):
-        while not (kept := await shop.bot.get_snapshots(JOB)):
+        while not (snapshots := await shop.bot.get_snapshots(JOB)):
             await asyncio.sleep(0.05)
     process.kill()
     await process.wait()
     await shop.worker("second")
-    said = await shop.results()
-    starts = [value for value in said if isinstance(value, Started)]
+    results = await shop.results()
+    starts = [value for value in results if isinstance(value, Started)]
     assert [start.worker for start in starts] == ["second"]
-    assert starts[0].step >= kept[0].k > 0
-    assert sum(isinstance(value, Finished) for value in said) == 1
-    assert [value.sha256 for value in said if isinstance(value, Picture)] == expected
+    assert starts[0].step >= snapshots[0].k > 0
+    assert sum(isinstance(value, Finished) for value in results) == 1
+    assert [value.sha256 for value in results if isinstance(value, Picture)] == expected
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_worker_that_slept_through_its_lease_spoils_nothing(
+async def test_results_of_a_worker_that_slept_through_its_lease_carry_an_old_epoch(
     shop: Shop, tmp_path: Path, calibration: Path
 ) -> None:
     job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
     expected = await uninterrupted(shop, job)
-    process = await serving(shop, tmp_path, "sleeper", calibration)
+    process = await start_worker(shop, tmp_path, "sleeper", calibration)
     await shop.bot.dispatch(job)
     assert (await shop.started()).worker == "sleeper"
     process.send_signal(signal.SIGSTOP)
     await shop.worker("other")
-    said = await shop.results()
+    results = await shop.results()
     process.send_signal(signal.SIGCONT)
-    assert {value.epoch for value in said} == {said[0].epoch}
-    assert [value.sha256 for value in said if isinstance(value, Picture)] == expected
-    # A sleeper that was stopped within a step finds itself past that step's deadline, and then it ends by itself.
+    assert {value.epoch for value in results} == {results[0].epoch}
+    assert [value.sha256 for value in results if isinstance(value, Picture)] == expected
+    # A sleeper that stopped within a step wakes past that step's deadline and then ends itself.
     await until(lambda: "sleeper" in shop.bot.workers or process.returncode is not None)
     assert process.returncode in (None, STUCK)
     source = shop.bot.results()
-    while True:  # what the sleeper says before its next beat carries its old epoch
+    while True:  # messages of the sleeper before its next heartbeat carry its old epoch
         try:
             late = (await asyncio.wait_for(anext(source), 5.0)).value
         except TimeoutError:
             break
-        assert late.epoch < said[0].epoch
+        assert late.epoch < results[0].epoch
     assert await shop.bot.get_snapshots(JOB) == []
     if process.returncode is None:
         process.kill()
@@ -493,10 +497,8 @@ async def test_a_worker_that_slept_through_its_lease_spoils_nothing(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_served_worker_ends_in_order_on_sigterm_and_gives_its_job_back(
-    shop: Shop, tmp_path: Path, calibration: Path
-) -> None:
-    process = await serving(shop, tmp_path, "first", calibration)
+async def test_a_worker_process_hands_its_job_back_on_sigterm(shop: Shop, tmp_path: Path, calibration: Path) -> None:
+    process = await start_worker(shop, tmp_path, "first", calibration)
     vectors = await shop.bot.embed(["a cat", "a kitten", "income tax law"], timeout=60)
     assert [len(vector) for vector in vectors] == [384] * 3
     assert sum(x * x for x in vectors[0]) == pytest.approx(1.0, abs=1e-5)

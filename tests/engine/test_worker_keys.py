@@ -1,4 +1,4 @@
-"""Workers' keys with the real server: a key opens its worker's part of the broker and nothing else, until revoked."""
+"""Worker keys with the real server: a key gives access to its worker's part of the broker only, until revoked."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 class Site:
-    """A broker, its keys, and as many connections as a test wants."""
+    """A broker, its keys, and any number of connections."""
 
     def __init__(self, stack: AsyncExitStack, folder: Path, broker: Broker) -> None:
         self._stack, self.folder, self.broker = stack, folder, broker
@@ -81,15 +81,15 @@ class Site:
         self.enrolment = Enrolment(self.file, folder / "nats")
 
     async def key(self, name: str, *pools: str) -> str:
-        _, seed, taken = await asyncio.to_thread(self.enrolment.enrol, name, pools or ("default",), DAY)
-        assert taken
+        _, seed, is_active = await asyncio.to_thread(self.enrolment.enrol, name, pools or ("default",), DAY)
+        assert is_active
         return seed
 
     async def revoke(self, name: str) -> None:
         assert await asyncio.to_thread(self.enrolment.revoke, name)
 
     async def join(self, name: str = "darkroom", key: str = "", *, pools: tuple[str, ...] = ("default",)) -> Bus:
-        """As the bot, or with a key as the worker that it is for."""
+        """Connects as the bot, or with a key as its worker."""
         token = "" if key else self.broker.token
         bus = await Bus.connect(self.broker.url, token, name=name, key=key, kept=Kept(lease=LEASE), patience=3.0)
         self._stack.push_async_callback(bus.close)
@@ -104,8 +104,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield Site(stack, tmp_path, broker)
 
 
-async def heard(source: AsyncIterator[Any], say: Callable[[], Any]) -> Any:
-    """The first value of an iterator, while `say` is repeated until it comes."""
+async def wait_for_first(source: AsyncIterator[Any], say: Callable[[], Any]) -> Any:
+    """Repeats `say` until the iterator yields its first value; returns it."""
     coming = asyncio.ensure_future(anext(source))
     async with asyncio.timeout(10):
         while not coming.done():
@@ -116,7 +116,7 @@ async def heard(source: AsyncIterator[Any], say: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.asyncio
-async def test_a_key_opens_all_that_a_worker_does(site: Site) -> None:
+async def test_a_key_allows_everything_that_a_worker_does(site: Site) -> None:
     bot = await site.join()
     await bot.watch_workers()
     worker = await site.join("far.away", await site.key("far.away", "default", "big"), pools=("default", "big"))
@@ -132,12 +132,12 @@ async def test_a_key_opens_all_that_a_worker_does(site: Site) -> None:
     await worker.announce(a_presence("far.away"))
     await until(lambda: "far.away" in bot.workers)
     await worker.publish_result("far.away", Started(job=JOB, epoch=claim.epoch, worker="far.away"))
-    async for told in bot.results():
-        assert told.value == Started(job=JOB, epoch=claim.epoch, worker="far.away")
-        await told.ack()
+    async for result in bot.results():
+        assert result.value == Started(job=JOB, epoch=claim.epoch, worker="far.away")
+        await result.ack()
         break
-    await _keeps(worker, bot, claim.epoch)
-    await _hears(worker, bot)
+    await _check_storage(worker, bot, claim.epoch)
+    await _check_requests(worker, bot)
     await delivered.ack()
     await worker.release(claim)
     await worker.depart("far.away")
@@ -146,8 +146,8 @@ async def test_a_key_opens_all_that_a_worker_does(site: Site) -> None:
     assert worker.client.last_error is None
 
 
-async def _keeps(worker: Bus, bot: Bus, epoch: int) -> None:
-    """Snapshots, small and large, and blobs: written, read, dropped, and written again."""
+async def _check_storage(worker: Bus, bot: Bus, epoch: int) -> None:
+    """Writes, reads, drops and rewrites snapshots of all sizes, and blobs."""
     for content in (b"small", os.urandom(2 * 1024 * 1024 + 7)):
         assert await bot.get_blob(await worker.put_blob(content), len(content)) == content
     for k, size in ((1, 16), (2, 7 * 1024 * 1024), (3, 16)):
@@ -162,34 +162,34 @@ async def _keeps(worker: Bus, bot: Bus, epoch: int) -> None:
     await bot.drop_snapshots(JOB)
 
 
-async def _hears(worker: Bus, bot: Bus, name: str = "far.away") -> None:
+async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None:
     async def embed(texts: Any) -> Any:
         return [[1.0]] * len(texts)
 
-    async def describe(asked: DescribeRequest) -> DescribeReply:
-        return DescribeReply(errors=((0.5,) * asked.draws,) * len(asked.texts))
+    async def describe(request: DescribeRequest) -> DescribeReply:
+        return DescribeReply(errors=((0.5,) * request.draws,) * len(request.texts))
 
-    async def decoded(asked: DecodeRequest) -> DecodeReply:
-        return DecodeReply(thumbnails=tuple(reversed(asked.latents)))
+    async def decode(request: DecodeRequest) -> DecodeReply:
+        return DecodeReply(thumbnails=tuple(reversed(request.latents)))
 
     await worker.serve_embed(embed)
-    await worker.serve_decode(["default"], ["embedded", "a.dotted"], decoded)
+    await worker.serve_decode(["default"], ["embedded", "a.dotted"], decode)
     await worker.serve_describe(["embedded", "a.dotted"], describe)
     await worker.client.flush()
     assert await bot.embed(["a word"]) == ((1.0,),)
     for model in ("embedded", "a.dotted"):
-        asked = DescribeRequest(model=model, picture=b"\x89PNG", texts=("a", "b"), draws=2)
-        assert await bot.describe(asked) == ((0.5, 0.5), (0.5, 0.5))
+        request = DescribeRequest(model=model, picture=b"\x89PNG", texts=("a", "b"), draws=2)
+        assert await bot.describe(request) == ((0.5, 0.5), (0.5, 0.5))
         latents = DecodeRequest(model=model, revision="r", width=64, height=64, latents=(b"ab", b"cd"))
         assert await bot.decode("default", latents) == (b"cd", b"ab")
-    assert await heard(worker.wants(), lambda: bot.want(JOB)) == JOB
-    assert (await heard(worker.steers(), lambda: bot.steer(Steer(job=JOB, deed="pause")))).deed == "pause"
-    assert await heard(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
+    assert await wait_for_first(worker.wants(), lambda: bot.want(JOB)) == JOB
+    assert (await wait_for_first(worker.steers(), lambda: bot.steer(Steer(job=JOB, deed="pause")))).deed == "pause"
+    assert await wait_for_first(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
     assert await worker.is_cancelled(OTHER)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
-    assert await heard(bot.frames(), lambda: worker.publish_frame(frame)) == frame
+    assert await wait_for_first(bot.frames(), lambda: worker.publish_frame(frame)) == frame
     loading = Loading(job=JOB, epoch=1, model="embedded", done=0.5)
-    assert await heard(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
+    assert await wait_for_first(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
     await worker.publish_progress(name, ("default",), ModelProgress())
     await until(lambda: bot.progress.of(name) == ModelProgress())
 
@@ -214,7 +214,7 @@ FORBIDDEN = [
     "$JS.API.CONSUMER.PAUSE.work.pool-default", "$JS.API.CONSUMER.LIST.work", "$JS.API.CONSUMER.MSG.NEXT.work.pool-big",
     "$JS.API.CONSUMER.INFO.work.pool-big", "$JS.API.CONSUMER.MSG.NEXT.results.settle", "$SYS.REQ.SERVER.PING",
 ]  # fmt: skip
-DEAF = [
+FORBIDDEN_SUBSCRIPTIONS = [
     ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
     "_INBOX.other.>", "frames.*", "loading.*", "progress.*.*", "embed", "describe.*", "describe.embedded",
     "decode.default.*", "decode.*.*", "decode.big.*", "decode.big.embedded",
@@ -223,44 +223,48 @@ DEAF = [
 
 
 @pytest.mark.asyncio
-async def test_a_key_opens_nothing_else(site: Site) -> None:
+async def test_a_key_allows_nothing_else(site: Site) -> None:
     bot = await site.join()
     await bot.dispatch(a_job(OTHER, pool="big"))
     worker = await site.join("far", await site.key("far"))
     client, refused = worker.client, set[str]()
-    said: list[str] = []
+    errors: list[str] = []
 
     async def note(error: Exception) -> None:
-        said.append(str(error))
+        errors.append(str(error))
 
     client._error_cb = note
     for subject in FORBIDDEN:
         await client.publish(subject, b"{}", f"_INBOX.far.{len(refused)}")
-    for subject in DEAF:
+    for subject in FORBIDDEN_SUBSCRIPTIONS:
         await client.subscribe(subject)
     await client.flush()
-    await until(lambda: len(said) >= len(FORBIDDEN) + len(DEAF))
-    found = [re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', one) for one in said]
-    refused = {(one[1], one[2]) for one in found if one}
-    wanted = {("publish", one.lower()) for one in FORBIDDEN} | {("subscription", one.lower()) for one in DEAF}
-    assert refused == wanted
+    await until(lambda: len(errors) >= len(FORBIDDEN) + len(FORBIDDEN_SUBSCRIPTIONS))
+    violations = [re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', one) for one in errors]
+    refused = {(one[1], one[2]) for one in violations if one}
+    expected = {("publish", one.lower()) for one in FORBIDDEN} | {
+        ("subscription", one.lower()) for one in FORBIDDEN_SUBSCRIPTIONS
+    }
+    assert refused == expected
     assert worker.connected
     for stream in ("results", "KV_cancelled", "KV_workers", "KV_leaders", "dead"):
         assert (await bot.js.stream_info(stream)).state.messages == 0, stream
     assert (await bot.js.stream_info("work")).state.messages == 1
 
 
-MISSING = f"$JS.API.DIRECT.GET.KV_claims.$KV.claims.{OTHER}"
-ASKED = {  # what a worker may ask, each with another kind of answer
-    MISSING: b"",
+MISSING_CLAIM = f"$JS.API.DIRECT.GET.KV_claims.$KV.claims.{OTHER}"
+REQUESTS = {  # requests that a worker may send, each with another kind of answer
+    MISSING_CLAIM: b"",
     f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0": b"",
     "$JS.API.CONSUMER.MSG.NEXT.work.pool-default": b'{"batch":1,"no_wait":true}',
     "$JS.API.CONSUMER.INFO.work.pool-default": b"",
     f"$KV.snapshots.{JOB}.1": b"{}",
     f"results.far.{JOB}": b"{}",
 }
-SPY = b'{"stream_name":"dead","config":{"deliver_subject":"_INBOX.far.spy","ack_policy":"none","deliver_policy":"all"}}'
-ELSEWHERE = [
+SPY_CONSUMER = (
+    b'{"stream_name":"dead","config":{"deliver_subject":"_INBOX.far.spy","ack_policy":"none","deliver_policy":"all"}}'
+)
+FOREIGN_SUBJECTS = [
     *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
     *(f"$JS.API.STREAM.DELETE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
     "$JS.API.CONSUMER.CREATE.dead", "$JS.API.CONSUMER.DELETE.work.pool-default", "$JS.API.STREAM.MSG.GET.dead",
@@ -272,8 +276,8 @@ ELSEWHERE = [
 
 
 @pytest.mark.asyncio
-async def test_no_answer_leaves_the_account_of_who_asked(site: Site) -> None:
-    """The server does not ask for permissions about an inbox: by its answers a worker would do what it may not."""
+async def test_answers_never_leave_the_account_of_their_request(site: Site) -> None:
+    """The server checks no permission for a reply subject, so its answers could do what a worker may not."""
     bot, other = await site.join(), await site.join("other", await site.key("other"))
     worker = await site.join("far", await site.key("far"))
     await bot._offer("default")
@@ -281,7 +285,7 @@ async def test_no_answer_leaves_the_account_of_who_asked(site: Site) -> None:
     await bot.js.publish(f"dead.work.big.{OTHER}.1", b"somebody's job")
     await bot.js.publish("$KV.leaders.bot", encode(Holder(worker="bot-a")))
     streams = [f"KV_{name}" for name in ("claims", "leaders", "cancelled", "workers")] + ["dead", "work", "results"]
-    before = {name: await last(bot, name) for name in streams}
+    before = {name: await last_sequence(bot, name) for name in streams}
     arrived: list[str] = []
 
     async def note(msg: Any) -> None:
@@ -293,35 +297,35 @@ async def test_no_answer_leaves_the_account_of_who_asked(site: Site) -> None:
     await worker.client.subscribe("_INBOX.far.spy", cb=note)
     for bus in (bot, other):
         await bus.client.flush()
-    await worker.js.publish(f"$KV.snapshots.{JOB}.0", SPY)
-    for asked, content in ASKED.items():
-        for elsewhere in ELSEWHERE:
-            await worker.client.publish(asked, content, reply=elsewhere)
+    await worker.js.publish(f"$KV.snapshots.{JOB}.0", SPY_CONSUMER)
+    for request, content in REQUESTS.items():
+        for elsewhere in FOREIGN_SUBJECTS:
+            await worker.client.publish(request, content, reply=elsewhere)
     assert await worker.holder(OTHER) is None  # it is asked last, so all others have been answered
     await bot.client.flush()
     await asyncio.sleep(0.3)
     assert worker.client.last_error is None
-    assert set(arrived) <= set(ASKED)
-    after = {name: await last(bot, name) for name in streams}
-    assert after == before | {"results": len(ELSEWHERE)}
+    assert set(arrived) <= set(REQUESTS)
+    after = {name: await last_sequence(bot, name) for name in streams}
+    assert after == before | {"results": len(FOREIGN_SUBJECTS)}
     assert (await bot.js.stream_info("dead")).state.messages == 1
     assert (await bot.holder(JOB) or Holder(worker="none")).worker == "other"
     assert (await bot.js.consumer_info("work", "pool-default")).name
     assert await bot.js.consumers_info("dead") == []
 
 
-async def liar(site: Site, who: str) -> Bus:
-    """One with a key, or somebody on this machine with the token, whose answers go wherever he says."""
+async def join_as_attacker(site: Site, who: str) -> Bus:
+    """Joins with a worker's key, or with the local token, to send answers to any subject."""
     return await site.join("far", await site.key("far") if who == "key" else "")
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("who", ["key", "token"])
-async def test_an_answer_that_is_sent_elsewhere_is_taken_for_no_word_of_anybody(site: Site, who: str) -> None:
-    """Who may read a snapshot may name any subject as the inbox, and what is in a snapshot he has written himself."""
+async def test_a_redirected_answer_is_never_taken_for_a_message(site: Site, who: str) -> None:
+    """A worker that may read snapshots can name any reply subject, and it wrote the snapshot's content itself."""
     bot = await site.join()
     await bot.watch_workers()
-    worker = await liar(site, who)
+    worker = await join_as_attacker(site, who)
     forged = {
         f"results.other.{JOB}": encode(Started(job=JOB, epoch=1, worker="other")),
         f"work.big.{JOB}.1": encode(a_job(pool="big")),
@@ -334,8 +338,8 @@ async def test_an_answer_that_is_sent_elsewhere_is_taken_for_no_word_of_anybody(
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
     assert await worker.holder(OTHER) is None  # it is asked last, so all others have been answered
     await bot.publish_result("true", Started(job=OTHER, epoch=1, worker="true"))
-    async for told in bot.results():
-        assert told.value == Started(job=OTHER, epoch=1, worker="true")
+    async for result in bot.results():
+        assert result.value == Started(job=OTHER, epoch=1, worker="true")
         break
     assert await bot.pull(["big"], timeout=0.3) is None
     late = await site.join()
@@ -345,7 +349,7 @@ async def test_an_answer_that_is_sent_elsewhere_is_taken_for_no_word_of_anybody(
 
 
 @pytest.mark.asyncio
-async def test_nobody_announces_a_worker_in_anothers_name(site: Site) -> None:
+async def test_no_worker_announces_another(site: Site) -> None:
     bot = await site.join()
     await bot.watch_workers()
     worker = await site.join("far", await site.key("far"))
@@ -356,18 +360,18 @@ async def test_nobody_announces_a_worker_in_anothers_name(site: Site) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_worker_counts_in_no_pool_that_its_key_is_not_for(site: Site) -> None:
+async def test_a_worker_counts_only_in_the_pools_of_its_key(site: Site) -> None:
     bot = await site.join()
     await bot.watch_workers()
     worker = await site.join("far", await site.key("far", "guest", "guest.two"), pools=())
-    said = replace(a_presence("far"), pools=("default", "guest", "guest.two"), rows=1000, free=1000)
-    await worker.announce(replace(said, pools=said.pools[1:]))
+    presence = replace(a_presence("far"), pools=("default", "guest", "guest.two"), rows=1000, free=1000)
+    await worker.announce(replace(presence, pools=presence.pools[1:]))
     await until(lambda: "far" in bot.workers)
     for pool in ("guest", "guest=two"):
-        await worker.js.publish(f"$KV.workers.far.{pool}", encode(said))
-    await worker.client.publish("$KV.workers.far.default", encode(said))
-    await worker.client.publish("$KV.workers.far", encode(said))
-    await worker.js.publish("$KV.workers.far.guest", encode(replace(said, free=7)))
+        await worker.js.publish(f"$KV.workers.far.{pool}", encode(presence))
+    await worker.client.publish("$KV.workers.far.default", encode(presence))
+    await worker.client.publish("$KV.workers.far", encode(presence))
+    await worker.js.publish("$KV.workers.far.guest", encode(replace(presence, free=7)))
     await until(lambda: bot.workers["far"].free == 7)
     late = await site.join()
     await late.watch_workers()
@@ -378,30 +382,30 @@ async def test_a_worker_counts_in_no_pool_that_its_key_is_not_for(site: Site) ->
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("who", ["key", "token"])
-async def test_an_answer_that_is_sent_to_another_worker_does_not_end_it(site: Site, who: str) -> None:
-    """The broker answers without a content to a request for what is not there."""
+async def test_a_redirected_empty_answer_removes_no_other_worker(site: Site, who: str) -> None:
+    """The broker answers a request for a missing message without content."""
     bot, other = await site.join(), await site.join()
     await bot.watch_workers()
-    worker = await liar(site, who)
+    worker = await join_as_attacker(site, who)
     await other.announce(a_presence("other"))
     await until(lambda: "other" in bot.workers)
-    heard = await bot.client.subscribe("$KV.workers.other.default")
+    subscription = await bot.client.subscribe("$KV.workers.other.default")
     await bot.client.flush()
     missing = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
     await worker.client.publish(missing, b"", reply="$KV.workers.other.default")
     if who == "key":
         assert await worker.holder(OTHER) is None
         with pytest.raises(TimeoutError):
-            await heard.next_msg(0.3)
+            await subscription.next_msg(0.3)
     else:
-        assert (await heard.next_msg(5)).data == b""
+        assert (await subscription.next_msg(5)).data == b""
     await bot.client.flush()
     assert set(bot.workers) == {"other"}
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("scope", ["all", "sub"])
-async def test_a_worker_purges_nothing_by_a_header(site: Site, scope: str) -> None:
+async def test_a_worker_cannot_purge_a_stream_by_a_header(site: Site, scope: str) -> None:
     bot = await site.join()
     worker = await site.join("far", await site.key("far"))
     await bot.claim(OTHER, "other")
@@ -413,9 +417,9 @@ async def test_a_worker_purges_nothing_by_a_header(site: Site, scope: str) -> No
     refused = set[str]()
     for subject in rights.may_publish("far", ["default"]):
         if not subject.startswith(("$JS.", "frames.", "loading.", "progress.")):
-            said = subject.replace("*", "one").replace(">", "one")
+            concrete = subject.replace("*", "one").replace(">", "one")
             with pytest.raises(APIError, match="rollup not permitted"):
-                await worker.js.publish(said, b"", headers={"Nats-Rollup": scope})
+                await worker.js.publish(concrete, b"", headers={"Nats-Rollup": scope})
             refused.add(subject.rsplit(".", 2)[0])
     assert len(refused) >= 6
     for stream in ("KV_claims", "KV_snapshots", "KV_workers", "results", "dead"):
@@ -424,29 +428,29 @@ async def test_a_worker_purges_nothing_by_a_header(site: Site, scope: str) -> No
 
 
 async def write(bus: Bus, line: bytes) -> None:
-    """As no client library would."""
+    """Writes a raw line that no client library would send."""
     assert bus.client._transport is not None
     bus.client._transport.write(line)
     await bus.client.flush()
 
 
 async def write_with(bus: Bus, subject: str, block: bytes, content: bytes) -> None:
-    """A message with a block of headers that a client library would not make."""
+    """Publishes a message with a header block that no client library would write."""
     sizes = b"%d %d" % (len(block), len(block) + len(content))
     await write(bus, b"HPUB %s %s\r\n%s%s\r\n" % (subject.encode(), sizes, block, content))
 
 
-async def kept(bot: Bus, stream: str, said: Awaitable[None]) -> None:
-    """Says it and returns when the stream has it, which is later than the broker's word that it came."""
-    before = await last(bot, stream)
-    await said
+async def wait_until_stored(bot: Bus, stream: str, publishing: Awaitable[None]) -> None:
+    """Awaits `publishing` and returns once the stream has stored it, which is later than the broker's confirmation."""
+    before = await last_sequence(bot, stream)
+    await publishing
     async with asyncio.timeout(5):
-        while await last(bot, stream) == before:
+        while await last_sequence(bot, stream) == before:
             await asyncio.sleep(0.01)
 
 
-async def last(bot: Bus, stream: str) -> int:
-    """The number of the newest message that it ever had."""
+async def last_sequence(bot: Bus, stream: str) -> int:
+    """The sequence number of the stream's newest message ever."""
     return (await bot.js.stream_info(stream)).state.last_seq
 
 
@@ -461,12 +465,12 @@ ODD_BLOCKS = (
 
 
 @pytest.mark.asyncio
-async def test_no_message_of_a_worker_makes_the_bot_deaf(site: Site) -> None:
-    """The server takes all of these; the client library's read loop ended at most of them."""
+async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -> None:
+    """The server accepts all of these; most of them ended the client library's read loop."""
     bot = await site.join()
     worker = await site.join("far", await site.key("far"))
     results, frames = bot.results(), bot.frames()
-    coming, seen = asyncio.ensure_future(anext(results)), asyncio.ensure_future(anext(frames))
+    next_result, next_frame = asyncio.ensure_future(anext(results)), asyncio.ensure_future(anext(frames))
     await asyncio.sleep(0.2)
     for stem in (b"results.far.", b"frames."):
         for name in ODD_NAMES:
@@ -480,13 +484,13 @@ async def test_no_message_of_a_worker_makes_the_bot_deaf(site: Site) -> None:
     await worker.publish_result("far", good)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
     await worker.publish_frame(frame)
-    told = await asyncio.wait_for(coming, 10)
-    assert (told.value, await asyncio.wait_for(seen, 10)) == (good, frame)
-    await told.ack()
+    result = await asyncio.wait_for(next_result, 10)
+    assert (result.value, await asyncio.wait_for(next_frame, 10)) == (good, frame)
+    await result.ack()
     odd = len(ODD_NAMES) + 1 + len(ODD_BLOCKS)
     assert bot.dead.count == {"results": odd, "frames": odd}
     assert (await bot.js.stream_info("dead")).state.messages == odd
-    assert (await bot.js.stream_info("results")).state.messages == 0  # so none of them comes back
+    assert (await bot.js.stream_info("results")).state.messages == 0  # so none is delivered again
     assert (bot.client.stats["reconnects"], bot.client.last_error) == (0, None)
     await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -503,11 +507,11 @@ async def test_no_message_of_a_worker_makes_the_bot_deaf(site: Site) -> None:
         b"\xff" * 20,
     ],
 )
-async def test_no_headers_hide_that_something_is_an_answer(site: Site, block: bytes, who: str) -> None:
-    """The broker adds its own behind those that the message had, and takes two bytes for the end of these."""
+async def test_no_headers_disguise_an_answer_as_a_message(site: Site, block: bytes, who: str) -> None:
+    """The broker appends its headers to the message's own and cuts two bytes that it takes for their end."""
     bot = await site.join()
     await bot.watch_workers()
-    worker = await liar(site, who)
+    worker = await join_as_attacker(site, who)
     forged = {
         f"results.other.{JOB}": encode(Started(job=JOB, epoch=1, worker="other")),
         "$KV.workers.other.default": encode(a_presence("other")),
@@ -518,16 +522,16 @@ async def test_no_headers_hide_that_something_is_an_answer(site: Site, block: by
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
     assert await worker.holder(OTHER) is None
     async with asyncio.timeout(5):
-        while who == "token" and not all([await last(bot, stream) for stream in ("results", "KV_workers")]):
+        while who == "token" and not all([await last_sequence(bot, stream) for stream in ("results", "KV_workers")]):
             await asyncio.sleep(0.02)
     late = await site.join()
     await late.watch_workers()
     await bot.publish_result("true", Started(job=OTHER, epoch=1, worker="true"))
-    async for told in bot.results():
-        assert told.value == Started(job=OTHER, epoch=1, worker="true")
+    async for result in bot.results():
+        assert result.value == Started(job=OTHER, epoch=1, worker="true")
         break
     assert bot.dead.count == ({} if who == "key" else {"results": 1})
-    assert await last(bot, "KV_workers") == (0 if who == "key" else 1)
+    assert await last_sequence(bot, "KV_workers") == (0 if who == "key" else 1)
     assert (bot.workers, late.workers) == ({}, {})
 
 
@@ -535,57 +539,57 @@ async def test_no_headers_hide_that_something_is_an_answer(site: Site, block: by
 @pytest.mark.parametrize(
     "block", [b"NATS/1.0", b"NATS/1.0\r\nStatus: abc\r\n\r\n", b"NATS/1.0\r\nStatus: 500\r\n\r\n", b"\xff" * 20]
 )
-async def test_odd_headers_of_a_claim_or_a_blob_are_nobodys_failure(site: Site, block: bytes) -> None:
+async def test_odd_headers_of_a_claim_or_blob_count_as_missing(site: Site, block: bytes) -> None:
     bot = await site.join()
     worker, other = await site.join("far", await site.key("far")), await site.join("other", await site.key("other"))
-    held = await other.claim(JOB, "other")
-    assert held is not None
-    await kept(bot, "KV_claims", write_with(worker, f"$KV.claims.{JOB}", block, b""))
+    claim = await other.claim(JOB, "other")
+    assert claim is not None
+    await wait_until_stored(bot, "KV_claims", write_with(worker, f"$KV.claims.{JOB}", block, b""))
     assert await bot.holder(JOB) is None
-    assert not await other.renew(held)
+    assert not await other.renew(claim)
     again = await other.claim(JOB, "other")
     assert again is not None
-    assert again.epoch > held.epoch
-    await kept(bot, subjects.BLOBS_STREAM, write_with(worker, subjects.blob("a" * 64), block, b""))
+    assert again.epoch > claim.epoch
+    await wait_until_stored(bot, subjects.BLOBS_STREAM, write_with(worker, subjects.blob("a" * 64), block, b""))
     with pytest.raises(NoBlob):
         await bot.get_blob("a" * 64, 100)
 
 
-HIDDEN = b"NATS/1.0\r\na: b\r\n\r\nc: dXX"  # an empty line, and no end
+UNTERMINATED = b"NATS/1.0\r\na: b\r\n\r\nc: dXX"  # an empty line and no terminator
 
 
-async def hide_the_lead(worker: Bus, how: str) -> None:
-    """Puts an answer of the broker where only bots should write: one with the token, in their account."""
-    asked = MISSING
+async def overwrite_lease(worker: Bus, how: str) -> None:
+    """Makes the broker answer onto the leader's key; this needs the token and the bots' account."""
+    request = MISSING_CLAIM
     if how != "empty":
         tombstone = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"
-        block = {"tombstone": tombstone, "holder": b"NATS/1.0\r\n\r\n", "hidden": HIDDEN}[how]
+        block = {"tombstone": tombstone, "holder": b"NATS/1.0\r\n\r\n", "hidden": UNTERMINATED}[how]
         content = b"" if how == "tombstone" else encode(Holder(worker="bot-false"))
         await write_with(worker, f"$KV.snapshots.{JOB}.0", block, content)
-        asked = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
-    await worker.client.publish(asked, b"", reply="$KV.leaders.bot")
+        request = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
+    await worker.client.publish(request, b"", reply="$KV.leaders.bot")
     await worker.client.flush()
 
 
-async def hidden(bot: Bus, worker: Bus, how: str) -> None:
-    await kept(bot, "KV_leaders", hide_the_lead(worker, how))
+async def overwrite_and_wait(bot: Bus, worker: Bus, how: str) -> None:
+    await wait_until_stored(bot, "KV_leaders", overwrite_lease(worker, how))
 
 
-HOW = ["empty", "holder", "hidden", "tombstone"]
+OVERWRITES = ["empty", "holder", "hidden", "tombstone"]
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("how", HOW)
-async def test_a_worker_that_hides_the_lead_neither_ends_it_nor_gives_it_away(site: Site, how: str) -> None:
+@pytest.mark.parametrize("how", OVERWRITES)
+async def test_an_overwritten_leader_lease_neither_ends_nor_moves_it(site: Site, how: str) -> None:
     bot, second = await site.join(), await site.join("second")
     worker = await site.join("far")
     mine, theirs = leases(bot.js, 1.0), leases(second.js, 1.0)
     claim = await mine.take("bot-a")
     assert claim is not None
     assert await theirs.take("bot-b") is None
-    await hidden(bot, worker, how)
+    await overwrite_and_wait(bot, worker, how)
     assert await theirs.take("bot-b") is None
-    assert await leases(second.js, 1.0).take("bot-c") is None  # one that has just come
+    assert await leases(second.js, 1.0).take("bot-c") is None  # a newly started bot
     assert await theirs.holder() is None
     assert not await mine.renew(claim)
     again = await mine.take("bot-a")
@@ -598,22 +602,22 @@ async def test_a_worker_that_hides_the_lead_neither_ends_it_nor_gives_it_away(si
 
 
 @pytest.mark.asyncio
-async def test_what_hides_the_lead_for_long_while_nobody_leads_is_written_over(site: Site) -> None:
+async def test_a_garbage_lease_without_a_leader_is_replaced(site: Site) -> None:
     bot = await site.join()
     worker = await site.join("far")
     mine = leases(bot.js, 0.5)
-    taken = None
+    lease = None
     async with asyncio.timeout(10):
-        while taken is None:
-            await hidden(bot, worker, "empty")
-            taken = await mine.take("bot-a")
+        while lease is None:
+            await overwrite_and_wait(bot, worker, "empty")
+            lease = await mine.take("bot-a")
             await asyncio.sleep(0.1)
     assert (await mine.holder() or Holder(worker="none")).worker == "bot-a"
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("how", HOW)
-async def test_a_bot_goes_on_leading_while_a_worker_hides_it(site: Site, how: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("how", OVERWRITES)
+async def test_a_leader_keeps_leading_while_its_lease_is_overwritten(site: Site, how: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
     bot, second = await site.join(), await site.join("second")
     worker = await site.join("far")
@@ -621,7 +625,7 @@ async def test_a_bot_goes_on_leading_while_a_worker_hides_it(site: Site, how: st
     async with leading(bot, print, lost=lost.append):
         name = (await theirs.holder() or Holder(worker="none")).worker
         for _ in range(8):
-            await hidden(bot, worker, how)
+            await overwrite_and_wait(bot, worker, how)
             assert await theirs.take("bot-b") is None
             await asyncio.sleep(0.15)
         await asyncio.sleep(0.5)
@@ -631,7 +635,7 @@ async def test_a_bot_goes_on_leading_while_a_worker_hides_it(site: Site, how: st
 
 
 @pytest.mark.asyncio
-async def test_a_revoked_worker_is_closed_and_another_has_its_job(site: Site) -> None:
+async def test_a_revoked_worker_is_disconnected_and_another_takes_its_job(site: Site) -> None:
     bot = await site.join()
     await bot.dispatch(a_job())
     far = await site.join("far", await site.key("far"))
@@ -660,7 +664,7 @@ async def test_a_revoked_worker_is_closed_and_another_has_its_job(site: Site) ->
 
 
 @pytest.mark.asyncio
-async def test_a_key_is_for_one_name_and_its_pools_and_no_longer_than_it_is_known(site: Site) -> None:
+async def test_a_key_is_valid_for_one_name_and_its_pools_until_revoked(site: Site) -> None:
     await site.join()
     key = await site.key("far")
     with pytest.raises(Unreachable, match=r"does not let this key serve big.*pool-big"):
@@ -675,10 +679,10 @@ async def test_a_key_is_for_one_name_and_its_pools_and_no_longer_than_it_is_know
 
 
 @pytest.mark.asyncio
-async def test_keys_outlive_broker_and_store_and_a_crash_of_the_server(tmp_path: Path) -> None:
+async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -> None:
     file, folder = tmp_path / "worker-keys.json", tmp_path / "nats"
-    made, seed, taken = await asyncio.to_thread(Enrolment(file, folder).enrol, "far", ["default"], DAY)
-    assert not taken
+    record, seed, is_active = await asyncio.to_thread(Enrolment(file, folder).enrol, "far", ["default"], DAY)
+    assert not is_active
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert seed not in await asyncio.to_thread(file.read_text)
     async with AsyncExitStack() as stack:
@@ -695,7 +699,7 @@ async def test_keys_outlive_broker_and_store_and_a_crash_of_the_server(tmp_path:
         await site.join("later", later)
         with pytest.raises(BadKey, match="far has a key already"):
             await site.key("far")
-    assert [one.name for one in await asyncio.to_thread(site.enrolment.known)] == [made.name, "later"]
+    assert [one.name for one in await asyncio.to_thread(site.enrolment.known)] == [record.name, "later"]
 
 
 @pytest.mark.parametrize(
@@ -703,7 +707,7 @@ async def test_keys_outlive_broker_and_store_and_a_crash_of_the_server(tmp_path:
              "SA" + SEED[2:], "SUÄ" + SEED[3:]],
     ids=["none", "short", "shorter", "longer", "small", "other", "account", "umlaut"],
 )  # fmt: skip
-def test_a_garbled_key_is_told_from_a_whole_one(seed: str) -> None:
+def test_a_garbled_key_is_refused(seed: str) -> None:
     with pytest.raises(BadKey, match="begins with SU"):
         keys.public(seed)
     if seed:
@@ -712,7 +716,7 @@ def test_a_garbled_key_is_told_from_a_whole_one(seed: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", ".hidden", "x" * 65, "*", "a>b", "ä", "a\n"])
-def test_names_are_the_contracts(name: str) -> None:
+def test_invalid_names_of_workers_and_pools_are_refused(name: str) -> None:
     with pytest.raises(BadKey, match="have names of up to 64"):
         keys.make(name, ["default"], DAY)
     with pytest.raises(BadKey, match="1 to 16 pools"):
@@ -720,7 +724,7 @@ def test_names_are_the_contracts(name: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+async def test_an_unreadable_key_file_stops_the_start(tmp_path: Path) -> None:
     file = tmp_path / "worker-keys.json"
     file.write_text('[{"name": "far"}]')
     with pytest.raises(BrokerError, match="cannot be read"):
@@ -728,7 +732,7 @@ async def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path: Path
 
 
 @pytest.mark.asyncio
-async def test_a_broker_of_ones_own_may_have_a_token_or_a_user_for_all(tmp_path: Path) -> None:
+async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) -> None:
     program = str(await asyncio.to_thread(server_path))
     for users, token in (('token: "plain"', "plain"), ('user: "ann", password: "secret"', "ann:secret")):
         port, folder = free_port(), tmp_path / token.replace(":", "-")
@@ -752,9 +756,9 @@ async def test_a_broker_of_ones_own_may_have_a_token_or_a_user_for_all(tmp_path:
 
 
 @pytest.mark.asyncio
-async def test_in_a_broker_of_ones_own_the_printed_accounts_are_all_that_a_worker_needs(tmp_path: Path) -> None:
-    made, seed = keys.make("far", ["default", "big.one"], DAY)
-    name, account = rights.account(made.public, made.name, made.pools)
+async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Path) -> None:
+    record, seed = keys.make("far", ["default", "big.one"], DAY)
+    name, account = rights.account(record.public, record.name, record.pools)
     port, config = free_port(), tmp_path / "own.conf"
     text = (
         f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{tmp_path}" }}\nmax_payload: 8MB\naccounts {{\n'
@@ -773,14 +777,14 @@ async def test_in_a_broker_of_ones_own_the_printed_accounts_are_all_that_a_worke
             server.send_signal(signal.SIGHUP)
             await asyncio.sleep(0.5)
         worker = await Bus.connect(f"nats://127.0.0.1:{port}", name="far", key=seed)
-        await worker.declare(made.pools)
+        await worker.declare(record.pools)
         await bot.dispatch(a_job(pool="big.one"))
-        delivered = await worker.pull(made.pools, timeout=5)
+        delivered = await worker.pull(record.pools, timeout=5)
         assert delivered is not None
         await delivered.ack()
         assert await worker.claim(JOB, "far")
-        await _keeps(worker, bot, 1)
-        await _hears(worker, bot, "far")
+        await _check_storage(worker, bot, 1)
+        await _check_requests(worker, bot, "far")
         assert (await bot.js.stream_info("work")).state.messages == 0
         for bus in (worker, bot):
             await bus.close()
@@ -790,7 +794,7 @@ async def test_in_a_broker_of_ones_own_the_printed_accounts_are_all_that_a_worke
 
 
 @pytest.mark.asyncio
-async def test_behind_a_certificate_the_broker_speaks_nothing_but_tls(tmp_path: Path, needs: Any) -> None:
+async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, needs: Any) -> None:
     certificate, secret = tmp_path / "broker.pem", tmp_path / "broker.key"
     making = await asyncio.create_subprocess_exec(
         needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",

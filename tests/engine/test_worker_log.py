@@ -1,4 +1,4 @@
-"""What a worker's process writes with DARKROOM_LOG=json: one object a line, and all of a job's lines name it."""
+"""A worker's log with DARKROOM_LOG=json: one object per line, and each line about a job names the job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.engine.shop import JOB, a_job, until
 
 
 @pytest.mark.asyncio
-async def test_all_that_a_process_says_is_json_and_names_its_job(tmp_path: Path) -> None:
+async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     async with Broker(tmp_path / "nats") as broker:
         bot = await Bus.connect(broker.url, broker.token)
@@ -43,12 +43,12 @@ async def test_all_that_a_process_says_is_json_and_names_its_job(tmp_path: Path)
             await bot.close()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["worker"] for line in lines} == {"shed"}
-    said = [line["message"] for line in lines if line.get("job") == JOB]
-    assert [message.removeprefix(f"job {JOB}").split()[0] for message in said] == ["begins", ":"]
+    messages = [line["message"] for line in lines if line.get("job") == JOB]
+    assert [message.removeprefix(f"job {JOB}").split()[0] for message in messages] == ["begins", ":"]
     assert all(line.get("job") == JOB for line in lines if JOB in line["message"])
 
 
-def test_a_wrong_form_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unknown_log_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "engine", "serve", "--nats", "nats://127.0.0.1:1"],
         env={**os.environ, "DARKROOM_LOG": "xml"}, capture_output=True, text=True, check=False,

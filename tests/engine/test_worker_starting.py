@@ -1,4 +1,4 @@
-"""A worker with pictures to begin with: fetched from the bucket, kept over a change of workers, charged as run."""
+"""Init images in the worker: fetched from the broker, kept across workers, and charged by the steps that ran."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ from tests.engine.beginnings import Blobs, forward, half_mask, saved, scene
 from tests.engine.shop import JOB, LONG, OTHER, Shop, a_job, midway, sha, until
 
 
-async def put(shop: Shop, blobs: Blobs) -> None:
+async def put_blobs(shop: Shop, blobs: Blobs) -> None:
     for name, content in blobs.items():
         assert await shop.bot.put_blob(content) == name
 
 
-async def alone(shop: Shop, job: Any, blobs: Blobs) -> list[str]:
-    found = await asyncio.to_thread(develop, job, shop.loaded, blobs)
-    return [sha(picture) for picture in found.pictures]
+async def draw_hashes(shop: Shop, job: Any, blobs: Blobs) -> list[str]:
+    result = await asyncio.to_thread(develop, job, shop.loaded, blobs)
+    return [sha(picture) for picture in result.pictures]
 
 
-def shas(said: list[Any], kind: str = "image") -> list[str]:
-    pictures = [value for value in said if isinstance(value, Picture) and value.kind == kind]
+def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
+    pictures = [value for value in results if isinstance(value, Picture) and value.kind == kind]
     return [value.sha256 for value in sorted(pictures, key=lambda value: value.image)]
 
 
 @pytest.mark.asyncio
-async def test_it_begins_with_a_picture_and_a_branch_with_its_ladder(shop: Shop) -> None:
+async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(shop: Shop) -> None:
     start, blobs = forward([saved(scene())], 0.6, saved(half_mask()))
     job = a_job(steps=20, start=start, ladder=True)
-    await put(shop, blobs)
+    await put_blobs(shop, blobs)
     worker, _ = await shop.worker()
     await shop.bot.dispatch(job)
-    said = await shop.results()
-    assert isinstance(said[0], Started)
-    assert isinstance(said[-1], Finished)
-    assert said[0].step == 8
-    assert shas(said) == await alone(shop, job, blobs)
+    results = await shop.results()
+    assert isinstance(results[0], Started)
+    assert isinstance(results[-1], Finished)
+    assert results[0].step == 8
+    assert picture_hashes(results) == await draw_hashes(shop, job, blobs)
     await until(lambda: len(worker.roster) == 0)
     await until(lambda: not shop.lane._under)
-    [kept] = shas(said, "ladder")
-    ladder = decode(await shop.bot.get_blob(kept, 10_000_000), Ladder)
+    [ladder_sha] = picture_hashes(results, "ladder")
+    ladder = decode(await shop.bot.get_blob(ladder_sha, 10_000_000), Ladder)
     assert (ladder.of, [rung.step for rung in ladder.rungs if rung.latent]) == (20, [12, 16, 20])
-    await shop.bot.dispatch(a_job(OTHER, steps=20, start=Branch(kept, 16)))
+    await shop.bot.dispatch(a_job(OTHER, steps=20, start=Branch(ladder_sha, 16)))
     branched = await shop.results(OTHER)
     assert isinstance(branched[-1], Finished)
     assert branched[0].step == 16
 
 
 @pytest.mark.asyncio
-async def test_a_masked_picture_goes_on_at_another_worker_with_the_same_bytes(shop: Shop) -> None:
+async def test_an_inpainting_job_resumes_at_another_worker_with_the_same_bytes(shop: Shop) -> None:
     start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
     job = a_job(steps=LONG, start=start, guidance=3.0, bucket=2)
-    expected = await alone(shop, job, blobs)
-    await put(shop, blobs)
+    expected = await draw_hashes(shop, job, blobs)
+    await put_blobs(shop, blobs)
     worker, task = await shop.worker()
     await shop.bot.dispatch(job)
     await midway(worker, job.task.first + 3)  # pyright: ignore
     await shop.worker("two")
     worker.drain()
     await task
-    said = await shop.results()
-    starts = [value for value in said if isinstance(value, Started)]
+    results = await shop.results()
+    starts = [value for value in results if isinstance(value, Started)]
     assert [value.worker for value in starts] == ["one", "two"]
     assert starts[0].step == LONG // 10 < starts[1].step
-    assert shas(said) == expected
+    assert picture_hashes(results) == expected
 
 
 @pytest.mark.asyncio
-async def test_what_is_not_there_or_no_picture_fails_with_a_sentence(shop: Shop) -> None:
+async def test_a_missing_or_invalid_init_image_fails_with_a_sentence(shop: Shop) -> None:
     await shop.worker()
     start, _ = forward([saved(scene())], 0.5)
     await shop.bot.dispatch(a_job(start=start))
@@ -81,7 +81,7 @@ async def test_what_is_not_there_or_no_picture_fails_with_a_sentence(shop: Shop)
         "worker", True, "The init image was no longer at the broker.",
     )  # fmt: skip
     start, blobs = forward([b"no picture"], 0.5)
-    await put(shop, blobs)
+    await put_blobs(shop, blobs)
     await shop.bot.dispatch(a_job(OTHER, start=start))
     end = (await shop.results(OTHER))[-1]
     assert isinstance(end, Failed)
@@ -89,9 +89,9 @@ async def test_what_is_not_there_or_no_picture_fails_with_a_sentence(shop: Shop)
 
 
 @pytest.mark.asyncio
-async def test_it_is_charged_for_the_steps_that_were_run(shop: Shop) -> None:
+async def test_a_cancelled_job_with_an_init_image_is_charged_for_its_steps(shop: Shop) -> None:
     start, blobs = forward([saved(scene())], 0.5)
-    await put(shop, blobs)
+    await put_blobs(shop, blobs)
     worker, _ = await shop.worker()
     await shop.bot.dispatch(a_job(steps=LONG, start=start))
     await midway(worker, LONG // 2 + 3)

@@ -1,4 +1,4 @@
-"""`PYTHONPATH=tests python -m fuzz --cases 10000`: damaged pictures through the real intake, and what held.
+"""`PYTHONPATH=tests python -m fuzz --cases 10000`: damaged pictures through the real upload decoder, and the result.
 
 Exit code 0 where every promise held, 1 where one was broken, 2 for a wrong command line. The same seed draws the same
 cases; `--show n --seed s` writes the bytes of one of them to the standard output.
@@ -20,23 +20,23 @@ from fuzz.report import as_json, rows
 from fuzz.seeds import seeds
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None, help="draws the cases (a random one)")
     parser.add_argument("--show", type=int, default=None, help="the bytes of one case, and nothing else")
     parser.add_argument("--json", action="store_true", help="rows of JSON on the standard output")
-    given = parser.parse_args(words)
-    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
-    if given.cases < 1:
+    options = parser.parse_args(argv)
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    if options.cases < 1:
         parser.error("at least one case is needed")
-    if given.show is not None:
-        sys.stdout.buffer.write(drawn(seed, given.show, seeds())[1])
+    if options.show is not None:
+        sys.stdout.buffer.write(drawn(seed, options.show, seeds())[1])
         return 0
     logging.basicConfig(level=logging.ERROR)
-    outcome = asyncio.run(campaign(seed, given.cases, lambda text: print(text, file=sys.stderr, flush=True)))
-    print("\n".join(rows(outcome)), file=sys.stderr if given.json else sys.stdout)
-    if given.json:
+    outcome = asyncio.run(campaign(seed, options.cases, lambda text: print(text, file=sys.stderr, flush=True)))
+    print("\n".join(rows(outcome)), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
         print("\n".join(json.dumps(row) for row in as_json(outcome)))
     return 0 if outcome.holds else 1
 

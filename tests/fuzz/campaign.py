@@ -1,6 +1,6 @@
-"""A campaign: damaged pictures through the real intake, and what is seen of it from outside.
+"""A campaign: sends damaged pictures through the real upload decoder, and watches it from outside.
 
-Knows the intake's promise, processes and clocks; knows nothing of how it reads.
+Knows the decoder's promise, processes and clocks; knows nothing of how it reads.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from bot.refused import Refused
 from fuzz.damage import drawn
 from fuzz.seeds import Seed, seeds
 
-LATE = SECONDS + 6.0  # seconds after which a case has no end: its own, and the grace for a process that hangs
-GROWTH = 48 * 2**20  # bytes that this process may grow by once it has had the largest answers in every thread
+LATE = SECONDS + 6.0  # seconds until a case counts as endless: its own limit, and the grace for a hanging process
+GROWTH = 48 * 2**20  # bytes that this process may grow by after the largest answers in every thread
 AT_ONCE = 2
-SAID = 500  # cases between two words of progress
+PROGRESS = 500  # cases between two lines of progress
 
 
 @dataclass
 class Tally:
-    """Of one kind of damage."""
+    """The counts of one kind of damage."""
 
     cases: int = 0
     brought: int = 0
@@ -41,7 +41,7 @@ class Tally:
 
 @dataclass
 class Outcome:
-    """A campaign that is over. `breaches`: the number of the case, and what was broken."""
+    """The result of a campaign. `breaches`: the number of the case, and the broken promise."""
 
     seed: int
     cases: int
@@ -60,54 +60,54 @@ class Outcome:
 async def campaign(seed: int, cases: int, say: Callable[[str], None]) -> Outcome:
     """All cases, two at once."""
     outcome, known, intake = Outcome(seed, cases), seeds(), Intake()
-    began, numbers, us = time.monotonic(), iter(range(cases)), psutil.Process()
-    others = set(us.children())  # of whoever else works in this process
-    await asyncio.gather(*(_warmed(intake) for _ in range(4 * AT_ONCE)))
-    outcome.before = us.memory_info().rss
+    began, numbers, this_process = time.monotonic(), iter(range(cases)), psutil.Process()
+    others = set(this_process.children())  # children of other code in this process
+    await asyncio.gather(*(_warm_up(intake) for _ in range(4 * AT_ONCE)))
+    outcome.before = this_process.memory_info().rss
 
     async def work() -> None:
         for number in numbers:
-            await _case(outcome, number, known, intake)
-            if number % SAID == SAID - 1:
+            await _run_case(outcome, number, known, intake)
+            if number % PROGRESS == PROGRESS - 1:
                 say(f"{number + 1} of {cases}, {time.monotonic() - began:.0f} s, {len(outcome.breaches)} broken")
 
     try:
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
-        outcome.after = us.memory_info().rss
+        outcome.after = this_process.memory_info().rss
         if outcome.after - outcome.before > GROWTH:
             outcome.breaches.append((cases, f"grew from {outcome.before >> 20} to {outcome.after >> 20} MiB"))
-        readers = [child for child in us.children() if child not in others]
+        readers = [child for child in this_process.children() if child not in others]
         if stray := [one for reader in readers for one in reader.children(recursive=True)]:
             outcome.breaches.append((cases, f"children of the readers are left: {stray}"))
     finally:
         await intake.close()
-    if left := [child for child in us.children() if child not in others]:
-        outcome.breaches.append((cases, f"processes are left: {left}"))
+    if leftover := [child for child in this_process.children() if child not in others]:
+        outcome.breaches.append((cases, f"processes are left: {leftover}"))
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
-async def _warmed(intake: Intake) -> None:
-    """The largest answer that there is, looked at: what Python keeps of that memory it keeps for good."""
+async def _warm_up(intake: Intake) -> None:
+    """Read and check the largest possible answer: Python never returns some of that memory."""
     side = KEPT_SIDE
 
-    def noisy() -> bytes:
+    def make_noise() -> bytes:
         out = io.BytesIO()
         Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side * side)).save(out, "PNG")
         return out.getvalue()
 
-    assert not await asyncio.to_thread(judged, await intake.read(await asyncio.to_thread(noisy)))
+    assert not await asyncio.to_thread(judged, await intake.read(await asyncio.to_thread(make_noise)))
 
 
-async def _case(outcome: Outcome, number: int, known: list[Seed], intake: Intake) -> None:
+async def _run_case(outcome: Outcome, number: int, known: list[Seed], intake: Intake) -> None:
     kind, content = await asyncio.to_thread(drawn, outcome.seed, number, known)
     tally, began = outcome.kinds.setdefault(kind, Tally()), time.monotonic()
     tally.cases += 1
     try:
         async with asyncio.timeout(LATE):
-            brought = await intake.read(content)
+            picture = await intake.read(content)
         tally.brought += 1
-        if wrong := await asyncio.to_thread(judged, brought):
+        if wrong := await asyncio.to_thread(judged, picture):
             outcome.breaches.append((number, wrong))
     except Refused as error:
         tally.refused += 1
@@ -121,22 +121,22 @@ async def _case(outcome: Outcome, number: int, known: list[Seed], intake: Intake
     tally.slowest = max(tally.slowest, time.monotonic() - began)
 
 
-def judged(brought: Brought) -> str:
-    """What is wrong with what was brought; empty for nothing."""
-    if hashlib.sha256(brought.png).hexdigest() != brought.sha256:
+def judged(picture: Brought) -> str:
+    """What is wrong with the decoded picture; empty if nothing is."""
+    if hashlib.sha256(picture.png).hexdigest() != picture.sha256:
         return "another SHA-256"
     kinds, at = list[bytes](), 8
-    while at + 12 <= len(brought.png):
-        length, kind = struct.unpack_from(">I4s", brought.png, at)
+    while at + 12 <= len(picture.png):
+        length, kind = struct.unpack_from(">I4s", picture.png, at)
         kinds.append(kind)
         at += length + 12
-    if at != len(brought.png) or {*kinds} != {b"IHDR", b"IDAT", b"IEND"}:
+    if at != len(picture.png) or {*kinds} != {b"IHDR", b"IDAT", b"IEND"}:
         return f"chunks {kinds[:9]}"
     try:
-        with Image.open(io.BytesIO(brought.png), formats=("PNG",)) as opened:
-            opened.load()
+        with Image.open(io.BytesIO(picture.png), formats=("PNG",)) as image:
+            image.load()
     except Exception as error:
         return f"cannot be decoded: {error}"
-    if opened.size != (brought.width, brought.height) or opened.mode != "RGB" or max(opened.size) > KEPT_SIDE:
-        return f"{opened.mode} {opened.size} in place of RGB {brought.width} × {brought.height}"
-    return f"metadata {sorted(opened.info)}" if opened.info else ""
+    if image.size != (picture.width, picture.height) or image.mode != "RGB" or max(image.size) > KEPT_SIDE:
+        return f"{image.mode} {image.size} in place of RGB {picture.width} × {picture.height}"
+    return f"metadata {sorted(image.info)}" if image.info else ""

@@ -1,6 +1,6 @@
-"""What is done to a picture before it is brought: small damage, lies in its header, bombs, two formats in one file.
+"""Damage to a picture before its upload: small damage, lies in its header, bombs, two formats in one file.
 
-Pure: the chance that is given decides. Each kind returns bytes of a few MiB at most.
+Pure: `chance` decides. Each kind returns bytes of a few MiB at most.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ BEFORE = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"eXIf"
 NUMBERS = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
-def bits(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
-    """One to 64 bits turned over."""
-    made = bytearray(chance.choice(seeds).content)
+def flip_bits(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Flip one to 64 bits."""
+    data = bytearray(chance.choice(seeds).content)
     for _ in range(2 ** chance.randrange(7)):
-        made[chance.randrange(len(made))] ^= 1 << chance.randrange(8)
-    return bytes(made)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    return bytes(data)
 
 
-def numbers(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
-    """A length, a size or an offset that lies, in either byte order; more often near the beginning."""
-    made = bytearray(chance.choice(seeds).content)
+def falsify_numbers(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Falsify lengths, sizes or offsets, in either byte order; more often near the beginning."""
+    data = bytearray(chance.choice(seeds).content)
     for _ in range(chance.randint(1, 3)):
         width, order = chance.choice((1, 2, 4)), chance.choice(("big", "little"))
-        at = chance.randrange(max(1, min(len(made), chance.choice((64, 256, 1 << 20))) - width))
+        at = chance.randrange(max(1, min(len(data), chance.choice((64, 256, 1 << 20))) - width))
         value = chance.choice(NUMBERS) % (1 << 8 * width)
-        made[at : at + width] = value.to_bytes(width, order)  # pyright: ignore[reportArgumentType]
-    return bytes(made)
+        data[at : at + width] = value.to_bytes(width, order)  # pyright: ignore[reportArgumentType]
+    return bytes(data)
 
 
-def cut(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
-    """It ends early, or a part in the middle is missing."""
-    made = chance.choice(seeds).content
-    one, other = sorted(chance.randrange(len(made) + 1) for _ in range(2))
-    return made[:one] if chance.random() < 0.6 else made[:one] + made[other:]
+def cut_bytes(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """End the file early, or leave out a part in the middle."""
+    data = chance.choice(seeds).content
+    one, other = sorted(chance.randrange(len(data) + 1) for _ in range(2))
+    return data[:one] if chance.random() < 0.6 else data[:one] + data[other:]
 
 
-def spliced(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
-    """A piece of one within, or over, another."""
-    into, of = chance.choice(seeds).content, chance.choice(seeds).content
-    start = chance.randrange(len(of))
-    piece, at = of[start : start + chance.randint(1, 400)], chance.randrange(len(into))
-    return into[:at] + piece + into[at + (len(piece) if chance.random() < 0.5 else 0) :]
+def splice(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Put a piece of one file into, or over, another."""
+    target, source = chance.choice(seeds).content, chance.choice(seeds).content
+    start = chance.randrange(len(source))
+    piece, at = source[start : start + chance.randint(1, 400)], chance.randrange(len(target))
+    return target[:at] + piece + target[at + (len(piece) if chance.random() < 0.5 else 0) :]
 
 
-def repeated(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
-    """A piece of it, up to thousands of times: frames, scans, segments."""
-    made = chance.choice(seeds).content
-    start = chance.randrange(len(made))
-    piece = made[start : start + chance.randint(1, 300)]
+def repeat_piece(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Repeat a piece up to thousands of times: frames, scans, segments."""
+    data = chance.choice(seeds).content
+    start = chance.randrange(len(data))
+    piece = data[start : start + chance.randint(1, 300)]
     at = start + len(piece)
-    return made[:at] + piece * chance.choice((2, 50, 5000)) + made[at:]
+    return data[:at] + piece * chance.choice((2, 50, 5000)) + data[at:]
 
 
-def chunks(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+def damage_chunks(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     """A PNG whose chunks are in another order, doubled, left out, or bitten, with checksums that are right."""
-    parts = _chunks(chance.choice([one for one in seeds if one.name.startswith("PNG")]).content)
+    parts = _split_chunks(chance.choice([one for one in seeds if one.name.startswith("PNG")]).content)
     for _ in range(chance.randint(1, 4)):
         at, how = chance.randrange(len(parts)), chance.randrange(4)
         if how == 0:
@@ -83,28 +83,28 @@ def chunks(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
             body = bytearray(parts[at][1])
             body[chance.randrange(len(body))] = chance.choice((0, 1, 255, chance.randrange(256)))
             parts[at] = (parts[at][0], bytes(body))
-    return MAGICS[0] + b"".join(chunk(kind, body) for kind, body in parts)
+    return MAGICS[0] + b"".join(pack_chunk(kind, body) for kind, body in parts)
 
 
-def bombs(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+def make_bomb(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     """Data that inflates to up to 256 MiB, as pixels, text, profile; and pictures that say they are enormous."""
     side = chance.choice((0, 1, 10, 2000, 6000, 16_384, 30_000, 65_535, 2**31 - 1))
     other = chance.choice((1, 10, 2000, 6000, 30_000))
     depth, colour = chance.choice(((1, 0), (8, 0), (16, 0), (8, 2), (16, 2), (8, 3), (8, 4), (8, 6), (16, 6), (7, 9)))
     head = struct.pack(">IIBBBBB", side, other, depth, colour, 0, 0, chance.choice((0, 0, 0, 1)))
-    zeros, parts = packed(chance.choice((20, 24, 28))), list[bytes]()
+    zeros, parts = deflate_zeros(chance.choice((20, 24, 28))), list[bytes]()
     if chance.random() < 0.5:
         kind, before = chance.choice(
             ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"eXIf", b""))
         )
-        parts = [chunk(kind, before + (zeros if before else bytes(99)))] * chance.choice((1, 1, 3))
-    palette = [chunk(b"PLTE", bytes(9))] if colour == 3 else []
+        parts = [pack_chunk(kind, before + (zeros if before else bytes(99)))] * chance.choice((1, 1, 3))
+    palette = [pack_chunk(b"PLTE", bytes(9))] if colour == 3 else []
     return MAGICS[0] + b"".join(
-        (chunk(b"IHDR", head), *parts, *palette, chunk(b"IDAT", zeros), chunk(b"IEND", b""))
+        (pack_chunk(b"IHDR", head), *parts, *palette, pack_chunk(b"IDAT", zeros), pack_chunk(b"IEND", b""))
     )  # fmt: skip
 
 
-def loops(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+def make_exif_loop(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     """EXIF whose directories name themselves and each other, with counts and offsets that lie."""
     order = chance.choice(("<", ">"))
     tags = (0x0112, 0x8769, 0x8825, 0xA005, 0x014A, 0x9286, 0x927C, 0xB000, 0xB001, 0xB002, 0x02BC)
@@ -117,29 +117,29 @@ def loops(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
             body += struct.pack(order + "HHII", chance.choice(tags), chance.randint(0, 14), size, value)
         body += struct.pack(order + "I", chance.choice((0, 8, 26, len(body))))
     if chance.random() < 0.5:
-        made = chance.choice([one for one in seeds if one.name.startswith("JPEG")]).content
+        data = chance.choice([one for one in seeds if one.name.startswith("JPEG")]).content
         segment = chance.choice((b"\xff\xe1", b"\xff\xe1", b"\xff\xe2"))
         words = (b"Exif\0\0" if segment == b"\xff\xe1" else b"MPF\0") + body
-        return made[:2] + segment + struct.pack(">H", len(words) + 2) + words + made[2:]
-    parts = _chunks(next(one for one in seeds if one.name == "PNG clear").content)
+        return data[:2] + segment + struct.pack(">H", len(words) + 2) + words + data[2:]
+    parts = _split_chunks(next(one for one in seeds if one.name == "PNG clear").content)
     parts.insert(chance.randint(1, len(parts) - 1), (b"eXIf", body))
-    return MAGICS[0] + b"".join(chunk(kind, part) for kind, part in parts)
+    return MAGICS[0] + b"".join(pack_chunk(kind, part) for kind, part in parts)
 
 
-def lying_gif(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+def make_lying_gif(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     """Screens and frames of any size at any place, thousands of frames, and data of any kind."""
 
     def number() -> int:
         return chance.choice((0, 1, 16, 300, 5000, 65_535))
 
-    made = b"GIF89a" + struct.pack("<HHBBB", number(), number(), chance.choice((0, 0x80, 0xF7)), 0, 0) + bytes(6)
+    data = b"GIF89a" + struct.pack("<HHBBB", number(), number(), chance.choice((0, 0x80, 0xF7)), 0, 0) + bytes(6)
     frame = b"\x2c" + struct.pack("<HHHHB", number(), number(), number(), number(), chance.choice((0, 0x40, 0x80)))
     frame += bytes([chance.choice((0, 2, 8, 11, 12, 255))]) + b"\x05" + chance.randbytes(5) + b"\0"
     control = b"\x21\xf9\x04" + bytes([chance.randrange(256)]) + b"\1\0\0\0"
-    return made + (control + frame) * chance.choice((1, 2, 10_000)) + b";"
+    return data + (control + frame) * chance.choice((1, 2, 10_000)) + b";"
 
 
-def two_in_one(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+def join_two_files(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     """One file after, or within, another; or with another's first bytes."""
     one, other = chance.choice(seeds).content, chance.choice(seeds).content
     how = chance.randrange(4)
@@ -153,36 +153,36 @@ def two_in_one(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     return b"RIFF" + struct.pack("<I", len(one) + 12) + b"WEBP" + chance.choice((b"VP8 ", b"VP8L", b"VP8X")) + one
 
 
-def noise(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+def make_noise(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
     """Random bytes, with or without a beginning that promises something; or nothing at all."""
     return chance.choice((b"", *MAGICS)) + chance.randbytes(chance.choice((0, 1, 30, 3000)))
 
 
-def untouched(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
-    """As it is: it must be brought."""
+def keep_untouched(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Change nothing: the decoder must accept it."""
     return chance.choice(seeds).content
 
 
 KINDS: dict[str, Damage] = {
-    "bits": bits, "numbers": numbers, "cut": cut, "spliced": spliced, "repeated": repeated, "chunks": chunks,
-    "bombs": bombs, "loops": loops, "lying GIF": lying_gif, "two in one": two_in_one, "noise": noise,
-    "untouched": untouched,
+    "bits": flip_bits, "numbers": falsify_numbers, "cut": cut_bytes, "spliced": splice, "repeated": repeat_piece,
+    "chunks": damage_chunks, "bombs": make_bomb, "loops": make_exif_loop, "lying GIF": make_lying_gif,
+    "two in one": join_two_files, "noise": make_noise, "untouched": keep_untouched,
 }  # fmt: skip
 
 
 def drawn(seed: int, number: int, seeds: Sequence[Seed]) -> tuple[str, bytes]:
-    """The kind and the bytes of one case: bombs are dear, so they are fewer."""
+    """The kind and the bytes of one case: bombs are expensive, so there are fewer."""
     chance = random.Random(f"{seed} {number}")
     kinds = list(KINDS)
     kind = chance.choices(kinds, [1 if one in ("bombs", "untouched") else 4 for one in kinds])[0]
     return kind, KINDS[kind](chance, seeds)
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
+def pack_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+def _split_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
     found, at = list[tuple[bytes, bytes]](), 8
     while at < len(png):
         (length,) = struct.unpack_from(">I", png, at)
@@ -192,7 +192,7 @@ def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
 
 
 @cache
-def packed(power: int) -> bytes:
+def deflate_zeros(power: int) -> bytes:
     """2 ** power zeros, deflated."""
     deflate, piece = zlib.compressobj(9), bytes(1 << 20)
     return b"".join([deflate.compress(piece) for _ in range(1 << (power - 20))]) + deflate.flush()

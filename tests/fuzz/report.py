@@ -1,4 +1,4 @@
-"""What is told of a campaign: rows for people, JSON for machines. Pure."""
+"""The report of a campaign: rows for people, JSON for machines. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from fuzz.campaign import Outcome, Tally
 
-SHOWN = 20  # breaches that are named a row
+SHOWN = 20  # breaches that get a row each
 
 
 def rows(outcome: Outcome) -> list[str]:
-    """The whole table. The rule of three: what was seen 0 times in n cases happens, at 95 %, in fewer than 3/n."""
+    """The whole table. The rule of three: 0 events in n cases mean, at 95 %, a rate below 3/n."""
     lines = [f"{'damage':12} {'cases':>7} {'brought':>8} {'refused':>8} {'slowest':>9}"]
     lines += [_row(kind, tally) for kind, tally in sorted(outcome.kinds.items())]
     lines += [

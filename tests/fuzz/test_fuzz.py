@@ -1,4 +1,4 @@
-"""A short campaign with a fixed seed, and that a campaign sees what is broken."""
+"""A short campaign with a fixed seed, and a check that a campaign sees what is broken."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ async def test_damaged_pictures_do_no_harm() -> None:
     tallies = outcome.kinds.values()
     assert sum(one.brought for one in tallies) > 20
     assert sum(one.refused for one in tallies) > 40
-    *_, whole = as_json(outcome)
-    assert json.loads(json.dumps(whole))["holds"] is True
+    *_, total = as_json(outcome)
+    assert json.loads(json.dumps(total))["holds"] is True
 
 
 def test_a_seed_repeats_its_cases() -> None:
@@ -36,8 +36,8 @@ def test_a_seed_repeats_its_cases() -> None:
     assert first != [drawn(4, number, known) for number in range(60)]
 
 
-def test_what_is_broken_is_seen() -> None:
-    def brought(picture: Image.Image, width: int = 8, sha256: str = "", **options: object) -> Brought:
+def test_the_check_finds_every_kind_of_fault() -> None:
+    def encode(picture: Image.Image, width: int = 8, sha256: str = "", **options: object) -> Brought:
         out = io.BytesIO()
         picture.save(out, "PNG", **options)
         png = out.getvalue()
@@ -45,12 +45,12 @@ def test_what_is_broken_is_seen() -> None:
 
     text, rgb = PngInfo(), Image.new("RGB", (8, 6))
     text.add_text("a", "b")
-    assert judged(brought(rgb)) == ""
-    assert "chunks" in judged(brought(rgb, pnginfo=text))
-    assert "chunks" in judged(brought(rgb, dpi=(72, 72)))
-    assert "in place of" in judged(brought(rgb, 9))
-    assert "in place of" in judged(brought(Image.new("L", (8, 6))))
-    assert "SHA-256" in judged(brought(rgb, sha256="0" * 64))
-    whole = brought(rgb)
-    cut = whole.png[:41] + b"\xff" * 8 + whole.png[49:]
+    assert judged(encode(rgb)) == ""
+    assert "chunks" in judged(encode(rgb, pnginfo=text))
+    assert "chunks" in judged(encode(rgb, dpi=(72, 72)))
+    assert "in place of" in judged(encode(rgb, 9))
+    assert "in place of" in judged(encode(Image.new("L", (8, 6))))
+    assert "SHA-256" in judged(encode(rgb, sha256="0" * 64))
+    intact = encode(rgb)
+    cut = intact.png[:41] + b"\xff" * 8 + intact.png[49:]
     assert judged(Brought(cut, 8, 6, hashlib.sha256(cut).hexdigest()))

@@ -1,6 +1,6 @@
-"""A Discord in the terminal: `PYTHONPATH=tests python -m loopback --port 9000`, then start a bot with what it prints.
+"""A Discord in the terminal: `PYTHONPATH=tests python -m loopback --port 9000` prints the environment for a bot.
 
-Every line typed is `/imagine` by Alice; what the bot makes of its messages is printed. Knows nothing of Darkroom.
+Each typed line becomes `/imagine` by Alice. Every change of a message is printed. Knows nothing of Darkroom.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ async def main(port: int) -> None:
     alice = Person(loopback, "alice", guild)
     async with loopback.open(port):
         print(f"export DISCORD_API={loopback.api} DISCORD_GATEWAY={loopback.gateway.url} DISCORD_TOKEN={TOKEN}")
-        watching = asyncio.create_task(watch(loopback, channel.id))
+        watcher = asyncio.create_task(print_changes(loopback, channel.id))
         while line := await asyncio.to_thread(sys.stdin.readline):
             try:
                 await alice.slash(channel, "imagine", prompt=line.strip())
             except Exception as error:  # simcord says what a real member could not do
                 print(f"! {error}")
-        watching.cancel()
+        watcher.cancel()
 
 
-async def watch(loopback: Loopback, channel: int) -> None:
-    """Print every message whenever it changes."""
-    seen: dict[int, str] = {}
+async def print_changes(loopback: Loopback, channel: int) -> None:
+    """Print each message when it appears or changes."""
+    printed: dict[int, str] = {}
     while True:
         for message in loopback.world.messages(channel):
             files = " ".join(
                 each["url"].replace("https://cdn.simcord.invalid", loopback.root) for each in message.attachments
             )
             text = f"[{message.id}] {message.content} {files}"
-            if seen.get(message.id) != text:
+            if printed.get(message.id) != text:
                 print(text)
-            seen[message.id] = text
+            printed[message.id] = text
         await asyncio.sleep(0.2)
 
 

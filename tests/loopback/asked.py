@@ -1,4 +1,4 @@
-"""One request to the loopback Discord, and how it is read: JSON, or a multipart form with files."""
+"""One request to the loopback Discord, and the parser of its body: JSON, or a multipart form with files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp import web
 
 @dataclass
 class File:
-    """An uploaded file, as simcord takes it."""
+    """An uploaded file in the form that simcord expects."""
 
     filename: str
     payload: bytes
@@ -25,7 +25,7 @@ class File:
 
 @dataclass
 class Asked:
-    """One request and what became of it; times by the server's clock."""
+    """One request and its outcome. Times are the server clock's."""
 
     method: str
     path: str  # without the API's prefix
@@ -42,7 +42,7 @@ class Asked:
 
 
 async def read(request: web.Request) -> tuple[Any, list[File]]:
-    """The body as JSON, and the files of a multipart one with the descriptions that go with them."""
+    """The body as JSON, and the files of a multipart body with their descriptions."""
     if not request.content_type.startswith("multipart/"):
         raw = await request.read()
         return (json.loads(raw) if raw else None), []
@@ -55,7 +55,7 @@ async def read(request: web.Request) -> tuple[Any, list[File]]:
         else:
             files[int(part.name[6:-1])] = File(part.filename, bytes(await part.read()))  # "files[3]"
     data = (body or {}).get("data") or body or {}
-    for told in data.get("attachments") or ():
-        if int(told["id"]) in files:
-            files[int(told["id"])].description = told.get("description")
+    for attachment in data.get("attachments") or ():
+        if int(attachment["id"]) in files:
+            files[int(attachment["id"])].description = attachment.get("description")
     return body, [files[number] for number in sorted(files)]

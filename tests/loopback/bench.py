@@ -1,4 +1,4 @@
-"""`darkroom bench discord`: a busy evening over the loopback Discord, and a bot that is killed, as rows."""
+"""`darkroom bench discord`: result rows of a busy evening on the loopback Discord and of a killed bot."""
 
 from __future__ import annotations
 
@@ -22,90 +22,95 @@ from loopback.troubles import EDITS, Troubles
 SOON = 2.0  # seconds
 STALLED = Size(jobs=10, channels=10, guilds=2, short=12.0, long=14.0, finals=5.0)
 HANG = 25.0  # seconds that a stalled upload hangs before its line breaks: longer than the job
-SLACK = 0.25  # seconds that a request which was under way at a job's end may still take to arrive
+SLACK = 0.25  # seconds that a request already sent at a job's end may still take to arrive
 
 
-def load_rows(seen: Evening) -> list[Row]:
-    """The claims of one evening."""
-    first = sorted(1000 * (act.answered - act.sent) for act in seen.acts if act.answered)
-    finals, size = seen.final_of(), seen.size
-    waited = sorted(seen.stored[job] - at for job, at in seen.ended.items() if job in seen.stored)
+def load_rows(result: Evening) -> list[Row]:
+    """The result rows of one evening."""
+    answer_times = sorted(1000 * (act.answered - act.sent) for act in result.acts if act.answered)
+    finals, size = result.final_of(), result.size
+    store_delays = sorted(result.stored[job] - at for job, at in result.ended.items() if job in result.stored)
     where = f"{size.jobs} jobs, {size.channels} channels, {size.guilds} guilds, ≤ {size.finals:g} finals a second"
-    previews = [len(each) for each in seen.previews_of().values()]
+    previews = [len(each) for each in result.previews_of().values()]
     judge = Judge()
-    for one in seen.loopback.asked:
+    for one in result.loopback.asked:
         judge.hear(one.method, one.path, one.query, one.body, len(one.files))
     wrong = unexplained(judge.findings)
-    of_answers, of_finals = ({"samples": len(each), "of": size.jobs} for each in (first, finals))
-    of_requests = {"samples": len(seen.loopback.asked), "of": size.jobs}  # each job has one, at least
+    of_answers, of_finals = ({"samples": len(each), "of": size.jobs} for each in (answer_times, finals))
+    of_requests = {"samples": len(result.loopback.asked), "of": size.jobs}  # each job has one, at least
     return [
-        Row("first answer, p50", _at(first, 0.5), "≤ 300", "ms", where, **of_answers),
+        Row("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", where, **of_answers),
         Row(
-            "first answer, p99", _at(first, 0.99), "≤ 300", "ms", f"of {len(first)}, worst {_at(first, 1):.0f} ms",
-            **of_answers,
+            "first answer, p99", _quantile(answer_times, 0.99), "≤ 300", "ms",
+            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms", **of_answers,
         ),
-        Row("429 caused by us", seen.loopback.rates.refused, "= 0", "", _refused(seen), **of_requests),
-        Row("finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_posted, finals.values()))} as notices"),
+        Row("429 caused by us", result.loopback.rates.refused, "= 0", "", _list_limited_routes(result), **of_requests),
+        Row("finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_is_post, finals.values()))} as notices"),
         Row("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", "", "", **of_finals),
-        soon_row(seen, f"of it until it was stored: p50 {_at(waited, 0.5):.2f} s"),
-        Row("finals behind a preview", behind(seen), "= 0", "", "", **of_finals),
+        soon_row(result, f"of it until it was stored: p50 {_quantile(store_delays, 0.5):.2f} s"),
+        Row("finals behind a preview", behind(result), "= 0", "", "", **of_finals),
         Row("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
-        Row("memory of the bot, most", seen.memory / 1e6, "≤ 400", "MB", "", **of_finals),
-        Row("the bot's share of one core", _share(seen), "≤ 1", "", _shares(seen), **of_finals),
+        Row("memory of the bot, most", result.memory / 1e6, "≤ 400", "MB", "", **of_finals),
+        Row("the bot's share of one core", _cpu_share(result), "≤ 1", "", _describe_shares(result), **of_finals),
         Row("findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests),
     ]  # fmt: skip
 
 
-def soon_row(seen: Evening, note: str) -> Row:
-    """The share of finals that were there in time; one that never came was not."""
-    finals = seen.final_of()
-    late = sorted(finals[job][0].done - at for job, at in seen.ended.items() if job in finals)
-    told = f"p50 {_at(late, 0.5):.2f} s, p99 {_at(late, 0.99):.2f} s, worst {_at(late, 1):.2f} s; {note}"
-    share = 100 * sum(each <= SOON for each in late) / seen.size.jobs
-    return Row("finals within 2 s of the job's end", share, "≥ 99", "%", told, samples=len(late), of=seen.size.jobs)
+def soon_row(result: Evening, note: str) -> Row:
+    """The share of finals that arrived in time. A missing final counts as late."""
+    finals = result.final_of()
+    delays = sorted(finals[job][0].done - at for job, at in result.ended.items() if job in finals)
+    summary = (
+        f"p50 {_quantile(delays, 0.5):.2f} s, p99 {_quantile(delays, 0.99):.2f} s, "
+        f"worst {_quantile(delays, 1):.2f} s; {note}"
+    )
+    share = 100 * sum(each <= SOON for each in delays) / result.size.jobs
+    return Row(
+        "finals within 2 s of the job's end", share, "≥ 99", "%", summary, samples=len(delays), of=result.size.jobs
+    )
 
 
 def stalling(jobs: int, hang: float, troubles: Troubles) -> None:
-    """The first edit of each job, which is one of its progress, hangs until the job is long over."""
+    """Makes the first edit of each job, a progress edit, hang until well after the job's end."""
     troubles.break_lines(path=EDITS, method="PATCH", times=jobs, delay=hang)
 
 
-def stalled_row(seen: Evening, hang: float = HANG) -> Row:
-    """Nothing that is only a preview may hold a final."""
-    finals, met = seen.final_of(), sum(trouble.met for trouble in seen.loopback.troubles.orders)
-    late = [finals[job][0].done - at if job in finals else math.inf for job, at in seen.ended.items()]
-    held = sum(each > SOON for each in late) + seen.size.jobs - len(late)
-    worst = f"the first {met} edits hang for {hang:.0f} s; worst final {max(late, default=math.inf):.2f} s"
-    note = f"of {seen.size.jobs} jobs; {worst}"
-    return Row("finals held by an edit that hangs", held, "= 0", "", note, samples=met, of=seen.size.jobs)
+def stalled_row(result: Evening, hang: float = HANG) -> Row:
+    """The row that counts finals delayed by a preview; none may be."""
+    finals, hung = result.final_of(), sum(trouble.met for trouble in result.loopback.troubles.orders)
+    delays = [finals[job][0].done - at if job in finals else math.inf for job, at in result.ended.items()]
+    missed = sum(each > SOON for each in delays) + result.size.jobs - len(delays)
+    worst = f"the first {hung} edits hang for {hang:.0f} s; worst final {max(delays, default=math.inf):.2f} s"
+    note = f"of {result.size.jobs} jobs; {worst}"
+    return Row("finals held by an edit that hangs", missed, "= 0", "", note, samples=hung, of=result.size.jobs)
 
 
-def _share(seen: Evening) -> float:
-    return seen.cpu.get("bot", math.nan) / seen.seconds if seen.seconds else math.nan
+def _cpu_share(result: Evening) -> float:
+    return result.cpu.get("bot", math.nan) / result.seconds if result.seconds else math.nan
 
 
-def _shares(seen: Evening) -> str:
-    """Who else had the machine: they all share it."""
+def _describe_shares(result: Evening) -> str:
+    """The CPU use of the other processes, which share the machine with the bot."""
     others = ", ".join(
-        f"{who} {used / max(seen.seconds, 1e-9):.2f}" for who, used in sorted(seen.cpu.items()) if who != "bot"
+        f"{who} {used / max(result.seconds, 1e-9):.2f}" for who, used in sorted(result.cpu.items()) if who != "bot"
     )
-    return f"over {seen.seconds:.0f} s; beside it {others}; {os.cpu_count()} cores"
+    return f"over {result.seconds:.0f} s; beside it {others}; {os.cpu_count()} cores"
 
 
-def _refused(seen: Evening) -> str:
-    """Which addresses were asked too often."""
-    asked = {f"{one.method} {one.path.split('/')[1]}" for one in seen.loopback.asked if one.status == 429}
-    return ", ".join(sorted(asked))
+def _list_limited_routes(result: Evening) -> str:
+    """The routes that answered 429."""
+    routes = {f"{one.method} {one.path.split('/')[1]}" for one in result.loopback.asked if one.status == 429}
+    return ", ".join(sorted(routes))
 
 
-def behind(seen: Evening) -> int:
-    """Finals that a preview of the same job came after, once the job's end was stored: `stalled_row` has the others."""
-    previews, finals = seen.previews_of(), seen.final_of()
-    return sum(any(seen.stored.get(job, math.inf) + SLACK < one.at for one in previews.get(job, ())) for job in finals)
+def behind(got: Evening) -> int:
+    """Counts jobs with a preview sent after their end was stored. `stalled_row` counts the delayed finals."""
+    previews, finals = got.previews_of(), got.final_of()
+    return sum(any(got.stored.get(job, math.inf) + SLACK < one.at for one in previews.get(job, ())) for job in finals)
 
 
 def kill_rows(outcomes: list[Outcome], points: int) -> list[Row]:
-    """The claims about a bot that dies at so many points."""
+    """The result rows of a bot killed at these points."""
     lost = [str(one.point) for one in outcomes if one.lost]
     twice = [str(one.point) for one in outcomes if one.twice]
     at = f"killed at {len(outcomes)} points of a job's life"
@@ -115,34 +120,34 @@ def kill_rows(outcomes: list[Outcome], points: int) -> list[Row]:
     ]
 
 
-def _posted(requests: list) -> int:
+def _is_post(requests: list) -> int:
     return int(requests[0].method == "POST")
 
 
-def _at(values: list[float], share: float) -> float:
+def _quantile(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
 def measure_load(size: Size) -> list[Row]:
-    """An evening in an installation of its own."""
+    """Measures an evening in a fresh installation."""
     with tempfile.TemporaryDirectory() as fresh:
-        return load_rows(asyncio.run(evening(Path(fresh), size, _say)))
+        return load_rows(asyncio.run(evening(Path(fresh), size, _log)))
 
 
 def measure_stalled(size: Size, hang: float = HANG) -> list[Row]:
-    """One at which the first edits hang."""
+    """Measures an evening on which the first edits hang."""
     with tempfile.TemporaryDirectory() as fresh:
-        return [stalled_row(asyncio.run(evening(Path(fresh), size, _say, partial(stalling, size.jobs, hang))), hang)]
+        return [stalled_row(asyncio.run(evening(Path(fresh), size, _log, partial(stalling, size.jobs, hang))), hang)]
 
 
 def measure_kills(points: tuple[Point, ...]) -> list[Row]:
-    """A bot that is killed."""
+    """Measures a bot that is killed at each point."""
     with tempfile.TemporaryDirectory() as fresh:
-        return kill_rows(asyncio.run(kills(Path(fresh), points, _say)), len(points))
+        return kill_rows(asyncio.run(kills(Path(fresh), points, _log)), len(points))
 
 
 def main(args: list[str]) -> int:
-    """0 once it is measured, whatever was missed: as `darkroom bench`, whose rows say it themselves."""
+    """Returns 0 even if a row misses its goal, like `darkroom bench`: the rows report misses."""
     parser = argparse.ArgumentParser(
         prog="darkroom bench discord",
         description=f"{__doc__} Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0.",
@@ -158,7 +163,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _say(sentence: str) -> None:
+def _log(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""The bot is killed at points of a job's life, and comes back: nothing is lost, and nothing is posted twice.
+"""Kills the bot at points of a job's life and restarts it: nothing is lost, and nothing is posted twice.
 
-A trap waits for a request of a kind and kills the bot's process when it arrives, once it took effect, or a moment after
-it was answered. What the bot does between two requests (notes in its store) lies between two such moments.
+The server waits for a request of a kind. It kills the bot's process when the request arrives, once it took effect, or
+a moment after the answer. What the bot writes to its store between two requests lies between two such moments.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 Moment = Literal["arrives", "took effect", "was answered", "was noted"]
 Kind = Literal["answer", "preview", "final", "notice", "collapse", "open direct", "direct", "none"]
-NOTED = 0.03  # seconds after an answer: by then the bot has written it down
-WITHIN = 90.0  # seconds for a picture to arrive, with the bot's start
-AWAY, TALK = 600.0, 60  # seconds that a bot is down in a busy channel, and what others write meanwhile
-AFTERWARDS = 2.0  # seconds in which a second one would come
+STORE_DELAY = 0.03  # seconds after an answer: by then the bot has stored it
+PICTURE_TIMEOUT = 90.0  # seconds for a picture to arrive, the bot's start included
+DOWNTIME, OTHER_MESSAGES = 600.0, 60  # seconds that the bot is down in a busy channel, and messages written meanwhile
+DUPLICATE_WAIT = 2.0  # seconds in which a duplicate would arrive
 
 
 @dataclass(frozen=True)
 class Point:
-    """When to kill: at the first request of a kind. `busy`: the bot is away for long, and the channel talks on."""
+    """When to kill: at the first request of a kind. `busy`: down for long in a channel where others write."""
 
     kind: Kind
     moment: Moment
@@ -69,7 +69,7 @@ FEW = tuple(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one job: how many pictures of it there are, and how many there should be."""
+    """The outcome of one job: how many pictures it has, and how many it should have."""
 
     point: Point
     shown: int
@@ -85,104 +85,106 @@ class Outcome:
         return self.shown > 1 or self.direct > self.wanted
 
 
-class Trapped(Loopback):
-    """A loopback that can kill the bot before it."""
+class KillingLoopback(Loopback):
+    """A loopback Discord that can kill its bot."""
 
     def __init__(self) -> None:
         super().__init__()
         self.point: Point | None = None
         self.kill: Callable[[], None] = lambda: None
-        self.sprung = asyncio.Event()
+        self.was_killed = asyncio.Event()
 
-    def _judged(self, request: web.Request, asked: Asked, headers: dict[str, str]) -> web.Response:
+    def _judged(self, request: web.Request, call: Asked, headers: dict[str, str]) -> web.Response:
         point = self.point
-        if point is None or self._kind(asked) != point.kind:
-            return super()._judged(request, asked, headers)
+        if point is None or self._request_kind(call) != point.kind:
+            return super()._judged(request, call, headers)
         self.point = None
         if point.moment == "arrives":
-            return self._spring()
-        response = super()._judged(request, asked, headers)
+            return self._kill_bot()
+        response = super()._judged(request, call, headers)
         if point.moment == "took effect":
-            return self._spring()
-        later = 0.001 if point.moment == "was answered" else NOTED
-        asyncio.get_running_loop().call_later(later, self._spring)
+            return self._kill_bot()
+        later = 0.001 if point.moment == "was answered" else STORE_DELAY
+        asyncio.get_running_loop().call_later(later, self._kill_bot)
         return response
 
-    def _spring(self) -> web.Response:
+    def _kill_bot(self) -> web.Response:
         self.kill()
-        self.sprung.set()
+        self.was_killed.set()
         return web.Response(status=500)
 
-    def _kind(self, asked: Asked) -> Kind:
-        name = asked.files[0].filename if asked.files else ""
+    def _request_kind(self, call: Asked) -> Kind:
+        name = call.files[0].filename if call.files else ""
         if name == "developing.jpg":
             return "preview"
-        if asked.method == "PATCH":
-            emptied = isinstance(asked.body, dict) and asked.body.get("attachments") == []
-            return "final" if name else ("collapse" if emptied else "none")
-        if asked.path == "/users/@me/channels":
+        if call.method == "PATCH":
+            clears_attachments = isinstance(call.body, dict) and call.body.get("attachments") == []
+            return "final" if name else ("collapse" if clears_attachments else "none")
+        if call.path == "/users/@me/channels":
             return "open direct"
-        if asked.path.endswith("/callback") and asked.body["type"] == 4:
+        if call.path.endswith("/callback") and call.body["type"] == 4:
             return "answer"
-        if match := re.fullmatch(r"/channels/(\d+)/messages", asked.path):
+        if match := re.fullmatch(r"/channels/(\d+)/messages", call.path):
             return "direct" if self.world.backend.get_channel(int(match[1])).guild_id is None else "notice"
         return "none"
 
 
 async def kills(folder: Path, points: tuple[Point, ...], say: Callable[[str], None]) -> list[Outcome]:
-    """A job for each point, one after another; the bot is up again before the next one."""
-    loopback = Trapped()
+    """Runs one job for each point, one after another. The bot is up again before the next job."""
+    loopback = KillingLoopback()
     short, long = (loopback.world.create_guild(name) for name in ("short", "long"))
     async with loopback.open(), running(loopback, folder) as (bot, painter):
-        await _rule(bot, long)
+        await _announce_every_end(bot, long)
         painter.speed = 0.08  # a job of 1.6 s, with previews
-        found = []
+        outcomes = []
         for number, point in enumerate(points):
             guild = long if point.kind in ("notice", "collapse") else short
-            found.append(await _killed(loopback, bot, painter, Person(loopback, f"m{number}", guild), guild, point))
-            say(f"{point}: {found[-1].shown} shown, {found[-1].direct} direct")
-        return found
+            outcomes.append(
+                await _run_point(loopback, bot, painter, Person(loopback, f"m{number}", guild), guild, point)
+            )
+            say(f"{point}: {outcomes[-1].shown} shown, {outcomes[-1].direct} direct")
+        return outcomes
 
 
-async def _rule(bot: Bot, guild: GuildHandle) -> None:
-    """In this server every end is told by a new message."""
+async def _announce_every_end(bot: Bot, guild: GuildHandle) -> None:
+    """In this server the bot announces every job's end with a new message."""
     command = [sys.executable, "-m", "bot", "rules", "set", "long_ping", "0"]
     command += ["--guild", f"discord:{guild.id}", "--data", str(bot.folder)]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
 
 
-async def _killed(
-    loopback: Trapped, bot: Bot, painter: Painter, member: Person, guild: GuildHandle, point: Point
+async def _run_point(
+    loopback: KillingLoopback, bot: Bot, painter: Painter, member: Person, guild: GuildHandle, point: Point
 ) -> Outcome:
     channel = guild.create_text_channel(f"pictures-{member.id}")
     wanted = int(point.kind in ("direct", "open direct"))
     if wanted:
         await (await member.slash(channel, "prefer set", name="direct", value="on")).taken()
-    loopback.sprung.clear()
+    loopback.was_killed.clear()
     loopback.kill = bot.process.kill if bot.process else loopback.kill
     loopback.point = point
     await member.slash(channel, "imagine", prompt="red apple")
-    await asyncio.wait_for(loopback.sprung.wait(), WITHIN)
+    await asyncio.wait_for(loopback.was_killed.wait(), PICTURE_TIMEOUT)
     assert bot.process
     await bot.process.wait()
     if point.busy:
-        for number in range(TALK):
+        for number in range(OTHER_MESSAGES):
             await member.say(channel, f"nice picture {number}")
-        loopback.world.later(AWAY)  # no nonce is known any more
+        loopback.world.later(DOWNTIME)  # all nonces are forgotten
     await bot.start()
 
-    def seen() -> Outcome:
-        letters = loopback.world.messages(member.dm) if wanted else []
-        return Outcome(point, _pictures(loopback.world.messages(channel.id)), _pictures(letters), wanted)
+    def count_now() -> Outcome:
+        direct = loopback.world.messages(member.dm) if wanted else []
+        return Outcome(point, _pictures_in(loopback.world.messages(channel.id)), _pictures_in(direct), wanted)
 
     try:
-        await until(lambda: not seen().lost, WITHIN)
+        await until(lambda: not count_now().lost, PICTURE_TIMEOUT)
     except AssertionError:
-        return seen()
-    await asyncio.sleep(AFTERWARDS)
-    return seen()
+        return count_now()
+    await asyncio.sleep(DUPLICATE_WAIT)
+    return count_now()
 
 
-def _pictures(messages: list[Message]) -> int:
+def _pictures_in(messages: list[Message]) -> int:
     return sum(each["filename"].startswith("darkroom-") for one in messages for each in one.attachments)

@@ -1,8 +1,7 @@
-"""The load of a busy evening: a thousand watched jobs in 200 channels of 50 guilds, and what became of each.
+"""The load of a busy evening: a thousand watched jobs in 200 channels of 50 guilds, and the outcome of each.
 
-The loopback and the members are this process, the bot, the broker and the device three others. All times are of the
-machine's monotonic clock. Requests are held against Discord's description afterwards, so that the judge costs nothing
-while it is measured.
+The loopback and the members share this process; the bot, the broker and the device are three others. All times are
+the machine's monotonic clock. Requests are validated afterwards, so that validation costs nothing while it measures.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from loopback.people import Act, Person
 from loopback.server import Loopback
 from loopback.troubles import Troubles
 
-SHORT, LONG = 52.0, 64.0  # seconds: below and above the minute from which on an end is told by a new message
+SHORT, LONG = 52.0, 64.0  # seconds: above a minute the bot announces a job's end with a new message
 RATE = 20.0  # requests for pictures a second
 JOB = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
-HEARD = 30.0  # seconds for the bot to hear of the device
-ROOM = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
+WORKERS_TIMEOUT = 30.0  # seconds for the bot to see the device
+HIGH_LIMITS = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of it."""
+    """The size of an evening."""
 
     jobs: int = 1000
     channels: int = 200
@@ -49,24 +48,24 @@ class Size:
     short: float = SHORT
     long: float = LONG
     finals: float = RATE  # a second, at most
-    after: float = 3.0  # seconds in which what comes twice would come
+    after: float = 3.0  # seconds in which a duplicate would arrive
 
 
 @dataclass
 class Evening:
-    """What was seen."""
+    """What was measured on one evening."""
 
     size: Size
     loopback: Loopback
     acts: list[Act] = field(default_factory=list)
-    ended: dict[str, float] = field(default_factory=dict)  # job → when its device was done
-    stored: dict[str, float] = field(default_factory=dict)  # job → when the bot had stored that
+    ended: dict[str, float] = field(default_factory=dict)  # job → when its device finished
+    stored: dict[str, float] = field(default_factory=dict)  # job → when the bot stored the end
     memory: int = 0  # bytes, the most
     cpu: dict[str, float] = field(default_factory=dict)  # who → seconds of a core
-    seconds: float = 0.0  # on the wall, from the first request to the last final
+    seconds: float = 0.0  # wall time, from the first request to the last final
 
     def final_of(self) -> dict[str, list[Asked]]:
-        """The requests that brought a job's finished picture."""
+        """The requests that carried a job's finished picture."""
         found: dict[str, list[Asked]] = defaultdict(list)
         for one in self.loopback.asked:
             if one.files and one.files[0].filename.startswith("darkroom-") and one.status == 200:
@@ -74,7 +73,7 @@ class Evening:
         return found
 
     def previews_of(self) -> dict[str, list[Asked]]:
-        """The requests that brought a job's frames."""
+        """The requests that carried a job's frames."""
         found: dict[str, list[Asked]] = defaultdict(list)
         for one in self.loopback.asked:
             if one.files and one.files[0].filename == "developing.jpg" and (match := JOB.search(str(one.body))):
@@ -83,36 +82,39 @@ class Evening:
 
 
 @asynccontextmanager
-async def easel(broker: Broker, size: Size, ended: dict[str, float]) -> AsyncIterator[None]:
-    """The device, until the body ends."""
+async def run_device(broker: Broker, size: Size, ended: dict[str, float]) -> AsyncIterator[None]:
+    """Runs the simulated device for as long as the context lasts."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loopback.easel", broker.url, str(size.short), str(size.long), str(size.finals),
         cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": f"tests{os.pathsep}.", "DARKROOM_NATS_TOKEN": broker.token},
     )  # fmt: skip
-    reading = asyncio.create_task(_read(process, ended))
+    reader = asyncio.create_task(_read_ends(process, ended))
     try:
         yield
     finally:
         process.kill()
         await process.wait()
-        await reading
+        await reader
 
 
-async def _read(process: asyncio.subprocess.Process, ended: dict[str, float]) -> None:
+async def _read_ends(process: asyncio.subprocess.Process, ended: dict[str, float]) -> None:
     assert process.stdout
     async for line in process.stdout:
-        told = json.loads(line)
-        ended[told["job"]] = told["at"]
+        report = json.loads(line)
+        ended[report["job"]] = report["at"]
 
 
 async def evening(
-    folder: Path, size: Size, say: Callable[[str], None], troubled: Callable[[Troubles], object] = lambda troubles: None
+    folder: Path,
+    size: Size,
+    say: Callable[[str], None],
+    order_faults: Callable[[Troubles], object] = lambda troubles: None,
 ) -> Evening:
-    """All of it, until every final was shown or for long nothing came. `troubled` orders what is in the way."""
+    """Runs until every final is shown, or nothing new arrives for long. `order_faults` orders faults."""
     loopback = Loopback(clock=time.monotonic, judged=False)
-    troubled(loopback.troubles)
-    seen = Evening(size, loopback)
+    order_faults(loopback.troubles)
+    result = Evening(size, loopback)
     guilds = [loopback.world.create_guild(f"guild {number}") for number in range(size.guilds)]
     channels = [
         guilds[number % size.guilds].create_text_channel(f"pictures-{number}") for number in range(size.channels)
@@ -125,28 +127,28 @@ async def evening(
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
         await bus.close()
-        bot = Bot(loopback, broker, folder / "bot", **ROOM)
+        bot = Bot(loopback, broker, folder / "bot", **HIGH_LIMITS)
         await asyncio.to_thread(bot.folder.mkdir, parents=True)
-        async with easel(broker, size, seen.ended):
+        async with run_device(broker, size, result.ended):
             await bot.start()
-            await _heard(bot)
-            before, began = _cpu(bot), time.monotonic()
-            watching = asyncio.create_task(_watch(bot, seen, say))
+            await _wait_for_workers(bot)
+            before, began = _measure_cpu(bot), time.monotonic()
+            reporter = asyncio.create_task(_report_progress(bot, result, say))
             try:
-                await _ask(people, channels, seen)
-                await _finish(seen)
+                await _send_commands(people, channels, result)
+                await _wait_for_finals(result)
             finally:
-                watching.cancel()
-            seen.seconds = time.monotonic() - began
-            seen.cpu = {who: used - before.get(who, 0.0) for who, used in _cpu(bot).items()}
+                reporter.cancel()
+            result.seconds = time.monotonic() - began
+            result.cpu = {who: used - before.get(who, 0.0) for who, used in _measure_cpu(bot).items()}
         await bot.end()
-    seen.stored = await asyncio.to_thread(_stored, folder / "bot" / "darkroom.sqlite")
-    return seen
+    result.stored = await asyncio.to_thread(_read_store_times, folder / "bot" / "darkroom.sqlite")
+    return result
 
 
-async def _heard(bot: Bot) -> None:
-    """Until the bot counts on every worker of the device; without one there is nothing to measure."""
-    async with aiohttp.ClientSession() as session, asyncio.timeout(HEARD):
+async def _wait_for_workers(bot: Bot) -> None:
+    """Waits until the bot sees every worker of the device; without them there is nothing to measure."""
+    async with aiohttp.ClientSession() as session, asyncio.timeout(WORKERS_TIMEOUT):
         while True:
             async with session.get(f"{bot.room()}/healthz") as answer:
                 if (await answer.json())["workers"] == len(WORKERS):
@@ -154,54 +156,54 @@ async def _heard(bot: Bot) -> None:
             await asyncio.sleep(0.1)
 
 
-def _stored(database: Path) -> dict[str, float]:
-    """When each job was over, as the bot's store has it; by the monotonic clock."""
+def _read_store_times(database: Path) -> dict[str, float]:
+    """When each job ended by the bot's store, on the monotonic clock."""
     with closing(sqlite3.connect(database)) as store:
         rows = store.execute("SELECT id, ended FROM jobs WHERE ended IS NOT NULL").fetchall()
     shift = time.monotonic() - time.time()
     return {job: ended + shift for job, ended in rows}
 
 
-async def _ask(people: list[Person], channels: list, seen: Evening) -> None:
-    """Each member asks once, at an even pace."""
+async def _send_commands(people: list[Person], channels: list, result: Evening) -> None:
+    """Each member sends one command, at an even pace."""
     began = time.monotonic()
     for number, person in enumerate(people):
         await asyncio.sleep(max(0.0, began + number / RATE - time.monotonic()))
         channel = channels[number % len(channels)]
-        seen.acts.append(await person.slash(channel, "imagine", prompt=f"red apple {number}"))
+        result.acts.append(await person.slash(channel, "imagine", prompt=f"red apple {number}"))
 
 
-async def _finish(seen: Evening) -> None:
-    """Until every job's picture is there; or for a minute nothing more came."""
+async def _wait_for_finals(result: Evening) -> None:
+    """Waits until every job's picture is there, or nothing new arrived for 90 seconds."""
     quiet = time.monotonic()
     known = -1
-    while known < seen.size.jobs and time.monotonic() - quiet < 90.0:
+    while known < result.size.jobs and time.monotonic() - quiet < 90.0:
         await asyncio.sleep(0.5)
-        count = len(seen.final_of())
+        count = len(result.final_of())
         if count != known:
             known, quiet = count, time.monotonic()
-    await asyncio.sleep(seen.size.after)
+    await asyncio.sleep(result.size.after)
 
 
-async def _watch(bot: Bot, seen: Evening, say: Callable[[str], None]) -> None:
+async def _report_progress(bot: Bot, result: Evening, say: Callable[[str], None]) -> None:
     while True:
-        seen.memory = max(seen.memory, await asyncio.to_thread(bot.memory))
+        result.memory = max(result.memory, await asyncio.to_thread(bot.memory))
         say(
-            f"{len(seen.acts)} asked, {len(seen.ended)} ended, {len(seen.final_of())} shown, "
-            f"{seen.loopback.rates.refused} × 429, {seen.memory / 1e6:.0f} MB"
+            f"{len(result.acts)} asked, {len(result.ended)} ended, {len(result.final_of())} shown, "
+            f"{result.loopback.rates.refused} × 429, {result.memory / 1e6:.0f} MB"
         )
         await asyncio.sleep(5.0)
 
 
-def _cpu(bot: Bot) -> dict[str, float]:
-    """Seconds of a core that the bot, the loopback with its members, and their broker and device have had."""
+def _measure_cpu(bot: Bot) -> dict[str, float]:
+    """CPU seconds that the bot, the loopback with its members, the broker and the device have used."""
     used: dict[str, float] = {}
     for one in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        who = "bot" if one.pid == bot.pid else "loopback" if one.pid == os.getpid() else _name(one)
+        who = "bot" if one.pid == bot.pid else "loopback" if one.pid == os.getpid() else _process_role(one)
         times = one.cpu_times()
         used[who] = used.get(who, 0.0) + times.user + times.system
     return used
 
 
-def _name(process: psutil.Process) -> str:
+def _process_role(process: psutil.Process) -> str:
     return "broker" if "nats" in process.name() else "device"

@@ -1,6 +1,6 @@
-"""The real bot as an unmodified process: `python -m bot bot`, told by its environment alone where Discord is.
+"""The real bot as an unmodified process: `python -m bot bot`. Only its environment points it to the loopback Discord.
 
-Beside it a real nats-server that outlives it. Can kill it, start it again, read its log and its memory.
+A real nats-server beside it outlives it. The bot can be killed and restarted; its log and memory can be read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from loopback.server import TOKEN, Loopback, until
 from painter import Painter, stop
 
 ROOT = Path(__file__).parents[2]
-STARTING = 60.0
-OURS = ("DARKROOM_", "DISCORD_", "COVERAGE_")
+START_TIMEOUT = 60.0
+OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_")
 
 
 class Bot:
-    """A process. It comes back on the same folder and the same broker after `kill`."""
+    """A bot process. After `kill`, `start` uses the same folder and broker again."""
 
     def __init__(self, loopback: Loopback, broker: Broker, folder: Path, **environment: str) -> None:
         self.loopback, self.broker, self.folder = loopback, broker, folder
@@ -45,35 +45,35 @@ class Bot:
         """Returns once every shard is connected and the commands are registered."""
         command = [sys.executable, "-m", "bot", "bot", "--port", "0"]
         command += ["--nats", self.broker.url, "--data", str(self.folder)]
-        with await asyncio.to_thread(self.log.open, "ab") as printed:
+        with await asyncio.to_thread(self.log.open, "ab") as output:
             self.process = await asyncio.create_subprocess_exec(
-                *command, cwd=ROOT, env=self._env(), stdout=printed, stderr=printed
+                *command, cwd=ROOT, env=self._env(), stdout=output, stderr=output
             )
         if wait:
-            await until(self._up, STARTING)
+            await until(self._is_up, START_TIMEOUT)
 
     def _env(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        told = {
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
+        settings = {
             "DISCORD_API": self.loopback.api,
             "DISCORD_GATEWAY": self.loopback.gateway.url,
             "DISCORD_TOKEN": TOKEN,
             "DARKROOM_NATS_TOKEN": self.broker.token,
             "PYTHONWARNINGS": "ignore",
         }
-        return clean | told | self.environment
+        return clean | settings | self.environment
 
-    def _up(self) -> bool:
+    def _is_up(self) -> bool:
         assert self.process
         assert self.process.returncode is None, self.printed()
         return self.loopback.gateway.ready() and bool(self.loopback.world.backend.commands)
 
     def printed(self) -> str:
-        """All that it wrote since its first start."""
+        """All output since its first start."""
         return self.log.read_text() if self.log.exists() else ""
 
     def room(self) -> str:
-        """The address of its chatroom."""
+        """The URL of its web page."""
         return json.loads((self.folder / "running.json").read_text())["url"]
 
     def memory(self) -> int:
@@ -81,13 +81,13 @@ class Bot:
         return psutil.Process(self.pid).memory_info().rss
 
     async def kill(self) -> None:
-        """As the kernel does when memory is short: no goodbye."""
+        """SIGKILL, as the kernel sends it when memory is short."""
         assert self.process
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
     async def end(self) -> int:
-        """An orderly stop; the exit code."""
+        """Stops in order and returns the exit code."""
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
@@ -96,7 +96,7 @@ class Bot:
 
 @asynccontextmanager
 async def running(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, Painter]]:
-    """A bot that is up beside an open loopback, and a painter at work in this process."""
+    """A ready bot beside an open loopback, and a painter that works in this process."""
     async with AsyncExitStack() as parts:
         broker = await parts.enter_async_context(Broker(folder / "nats"))
         bus = await Bus.connect(broker.url, broker.token)

@@ -1,6 +1,6 @@
-"""One loopback Discord and one bot process for all tests of a file; each test has a channel and people of its own.
+"""One loopback Discord and one bot process for all tests of a file; each test has its own channel and members.
 
-At the end of each file every request of the bot must have kept to Discord's description.
+At the end of each file every request of the bot must have matched Discord's OpenAPI description.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simcord.backend.models import Message
     from simcord.builders import ChannelHandle, GuildHandle
 
-PATIENCE = 20.0  # seconds for a first answer: a busy machine is no fault of the bot
+PATIENCE = 20.0  # seconds for a first answer: the bot is not to blame for a busy machine
 NUMBERS = itertools.count(1)
 
 
@@ -39,7 +39,7 @@ class Street:
 
 @dataclass
 class Scene:
-    """What one test has: a fresh channel and a fresh member in it."""
+    """A fresh channel for one test, and a fresh member in it."""
 
     street: Street
     channel: ChannelHandle
@@ -61,7 +61,7 @@ class Scene:
         return act
 
     def go_on(self) -> None:
-        """Jobs that stand still go on, and none stands still any more."""
+        """Resumes all paused jobs; no later job pauses."""
         self.street.painter.stand_at = None
         self.street.painter.going.set()
 
@@ -70,7 +70,7 @@ class Scene:
         return [one for one in self.loopback.world.messages(channel or self.channel.id) if is_final(one)]
 
     async def shown(self, *acts: Act, channel: int | None = None, seconds: float = 60.0) -> list[Message]:
-        """Once as many finals are there as `acts`, or as Alice asked for: those messages, in the test's channel."""
+        """Waits for one final for each of `acts`, or for each of Alice's commands; returns the channel's finals."""
         wanted = len(acts or self.acts)
         return await until(lambda: len(found := self.finals(channel)) >= wanted and found, seconds)
 
@@ -92,12 +92,12 @@ async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stre
 
 @pytest.fixture
 def scene(street: Street) -> Iterator[Scene]:
-    """A channel and a member of its own; afterwards nothing is out of order any more."""
+    """A fresh channel and member. Afterwards speed, faults and limits are back to normal."""
     number = next(NUMBERS)
     channel = street.guild.create_text_channel(f"pictures-{number}")
-    made = Scene(street, channel, Person(street.loopback, f"alice{number}", street.guild, patience=PATIENCE))
-    yield made
-    made.go_on()
+    new_scene = Scene(street, channel, Person(street.loopback, f"alice{number}", street.guild, patience=PATIENCE))
+    yield new_scene
+    new_scene.go_on()
     street.painter.speed = 0.01
     street.loopback.troubles.over()
     street.loopback.laws.file = None

@@ -1,6 +1,6 @@
-"""Discord's gateway: sessions that outlive their sockets, sequence numbers, resuming, and what may go wrong there.
+"""Discord's gateway: sessions that outlive their sockets, sequence numbers, RESUME, and gateway faults.
 
-Knows the protocol (HELLO, IDENTIFY, RESUME, beats, orders to reconnect); what an event holds is simcord's business.
+Knows the protocol (HELLO, IDENTIFY, RESUME, heartbeats, RECONNECT). simcord decides what an event contains.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from simcord.gateway import FakeGateway
 
 from loopback.world import World
 
-DISPATCH, BEAT, IDENTIFY, RESUME, RECONNECT, INVALID, HELLO, ACK = 0, 1, 2, 6, 7, 9, 10, 11
-REPLAYED = 1000  # events that a session remembers for a client that comes back
+DISPATCH, HEARTBEAT, IDENTIFY, RESUME, RECONNECT, INVALID_SESSION, HELLO, HEARTBEAT_ACK = 0, 1, 2, 6, 7, 9, 10, 11
+REPLAY_LIMIT = 1000  # events that a session keeps for a client that resumes
 
 
-class Line:
-    """One socket: sends in order what it is given, compressed as the client asked."""
+class Connection:
+    """One socket: sends events in order, compressed as the client asked."""
 
     def __init__(self, socket: web.WebSocketResponse, transport: asyncio.Transport | None, compress: str) -> None:
         self.socket, self.transport = socket, transport
-        self._squeeze = zlib.compressobj() if compress == "zlib-stream" else None
-        self._out: asyncio.Queue[str] = asyncio.Queue()
+        self._compressor = zlib.compressobj() if compress == "zlib-stream" else None
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
 
-    def put(self, said: Mapping[str, Any] | str) -> None:
-        self._out.put_nowait(said if isinstance(said, str) else json.dumps(said))
+    def put(self, event: Mapping[str, Any] | str) -> None:
+        self._queue.put_nowait(event if isinstance(event, str) else json.dumps(event))
 
     async def write(self) -> None:
         with suppress(ConnectionError):
             while True:
-                text = await self._out.get()
-                if self._squeeze:
-                    packed = self._squeeze.compress(text.encode()) + self._squeeze.flush(zlib.Z_SYNC_FLUSH)
-                    await self.socket.send_bytes(packed)
+                text = await self._queue.get()
+                if self._compressor:
+                    data = self._compressor.compress(text.encode()) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
+                    await self.socket.send_bytes(data)
                 else:
                     await self.socket.send_str(text)
 
     def cut(self) -> None:
-        """As a network fails: no closing handshake."""
+        """Drops the socket without a closing handshake, as a network failure does."""
         if self.transport:
             self.transport.abort()
 
 
 @dataclass
 class Session:
-    """What a client has on one shard: it may lose its line and come back."""
+    """A client's session on one shard. It survives the loss of its connection."""
 
     id: str
     shard: int
     number: int = 0
-    line: Line | None = None
-    sent: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=REPLAYED))
+    line: Connection | None = None
+    sent: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=REPLAY_LIMIT))
 
     def tell(self, event: str, payload: Mapping[str, Any]) -> None:
         self.number += 1
@@ -79,7 +79,7 @@ class Session:
 
 
 class Parsers(dict[str, Callable[[Any], None]]):
-    """simcord decides what a session may see and calls the parser of the event: ours sends it on."""
+    """simcord decides what a session may see and calls the event's parser; these parsers forward it."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
@@ -90,58 +90,58 @@ class Parsers(dict[str, Callable[[Any], None]]):
 
 
 class Gateway:
-    """All sessions of one bot, and the orders that a test gives. `url` is known once the server listens."""
+    """All sessions of one bot, and the faults that a test triggers. `url` is known once the server listens."""
 
     def __init__(self, world: World, token: str) -> None:
         self.world, self.token, self.url = world, token, ""
         self.sessions: dict[str, Session] = {}
         self.log: list[tuple[str, int]] = []  # ("IDENTIFY", shard), ("RESUME", shard), ("INVALID", shard), in order
         self.beats = 0
-        self.interval = 41.25  # seconds between a client's beats, as HELLO says
-        self.acknowledges = True  # False: beats are not answered
+        self.interval = 41.25  # seconds between a client's heartbeats, as HELLO says
+        self.acknowledges = True  # False: heartbeats get no answer
         self.away = False  # True: nobody can connect
-        self._seen: dict[str, FakeGateway] = {}
+        self._feeds: dict[str, FakeGateway] = {}
         self._names = itertools.count(1)
         world.backend.subscribers.append(self.hear)
 
     def hear(self, event: str, payload: Mapping[str, Any]) -> None:
-        """Something happened in the world: it goes to the sessions of its shard."""
+        """Sends an event of the world to the sessions of its shard."""
         shard = self.world.shard_of(event, payload)
         for session in self.sessions.values():
             if session.shard == shard:
-                self._seen[session.id].feed(event, self.world.as_told(event, payload))
+                self._feeds[session.id].feed(event, self.world.as_told(event, payload))
 
     def ready(self) -> bool:
-        """True while every shard has a session with a line."""
+        """Whether every shard has a connected session."""
         return {one.shard for one in self.sessions.values() if one.line} == set(range(self.world.shards))
 
     def drop(self) -> None:
-        """Every line breaks, without a word."""
-        for line in self._lines():
+        """Drops every connection without notice."""
+        for line in self._connections():
             line.cut()
 
     def order_reconnect(self) -> None:
-        for line in self._lines():
+        for line in self._connections():
             line.put({"op": RECONNECT, "d": None})
 
     def invalidate(self, *, resumable: bool) -> None:
-        """The sessions are told to come anew: with what they missed, or from nothing."""
+        """Sends INVALID_SESSION: the client resumes with missed events, or identifies anew."""
         for session in [one for one in self.sessions.values() if one.line]:
             assert session.line
-            session.line.put({"op": INVALID, "d": resumable})
+            session.line.put({"op": INVALID_SESSION, "d": resumable})
             if not resumable:
                 self._forget(session)
 
     def forget(self) -> None:
-        """Every line breaks, and no session can be resumed any more; who tries is told so."""
+        """Drops every connection and session. A client that tries to resume gets INVALID_SESSION."""
         self.drop()
         for session in list(self.sessions.values()):
             self._forget(session)
 
     def _forget(self, session: Session) -> None:
-        del self.sessions[session.id], self._seen[session.id]
+        del self.sessions[session.id], self._feeds[session.id]
 
-    def _lines(self) -> list[Line]:
+    def _connections(self) -> list[Connection]:
         return [one.line for one in self.sessions.values() if one.line]
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
@@ -150,45 +150,47 @@ class Gateway:
             return web.Response(status=503)
         socket = web.WebSocketResponse(max_msg_size=1 << 20)
         await socket.prepare(request)
-        line = Line(socket, request.transport, request.query.get("compress", ""))
+        line = Connection(socket, request.transport, request.query.get("compress", ""))
         line.put({"op": HELLO, "d": {"heartbeat_interval": round(1000 * self.interval)}, "s": None, "t": None})
-        writing = asyncio.create_task(line.write())
+        writer = asyncio.create_task(line.write())
         try:
             async for message in socket:
                 if message.type is WSMsgType.TEXT:
-                    await self._take(line, json.loads(message.data))
+                    await self._handle(line, json.loads(message.data))
         finally:
-            writing.cancel()
+            writer.cancel()
             for session in self.sessions.values():
                 if session.line is line:
                     session.line = None
         return socket
 
-    async def _take(self, line: Line, said: dict[str, Any]) -> None:
-        if said["op"] == BEAT:
+    async def _handle(self, line: Connection, message: dict[str, Any]) -> None:
+        if message["op"] == HEARTBEAT:
             self.beats += 1
-            if self.acknowledges:  # not at once: discord.py notes only after sending when it sent
-                asyncio.get_running_loop().call_later(0.05, line.put, {"op": ACK, "d": None})
-        elif said["op"] in (IDENTIFY, RESUME) and said["d"]["token"] != self.token:
+            if self.acknowledges:  # not at once: discord.py records the send time only after it sent
+                asyncio.get_running_loop().call_later(0.05, line.put, {"op": HEARTBEAT_ACK, "d": None})
+        elif message["op"] in (IDENTIFY, RESUME) and message["d"]["token"] != self.token:
             await line.socket.close(code=4004, message=b"Authentication failed.")
-        elif said["op"] == IDENTIFY:
-            self._identify(line, said["d"])
-        elif said["op"] == RESUME:
-            self._resume(line, said["d"])
+        elif message["op"] == IDENTIFY:
+            self._identify(line, message["d"])
+        elif message["op"] == RESUME:
+            self._resume(line, message["d"])
 
-    def _identify(self, line: Line, said: dict[str, Any]) -> None:
-        shard = said.get("shard", [0, 1])[0]
-        for gone in [one for one in self.sessions.values() if one.shard == shard and not one.line]:
-            self._forget(gone)
+    def _identify(self, line: Connection, data: dict[str, Any]) -> None:
+        shard = data.get("shard", [0, 1])[0]
+        for stale in [one for one in self.sessions.values() if one.shard == shard and not one.line]:
+            self._forget(stale)
         session = Session(f"session-{next(self._names)}", shard, line=line)
         self.sessions[session.id] = session
-        state = SimpleNamespace(intents=discord.Intents._from_value(said["intents"]), parsers=Parsers(session))
-        seen = self._seen[session.id] = FakeGateway(self.world.backend, state)
+        state = SimpleNamespace(intents=discord.Intents._from_value(data["intents"]), parsers=Parsers(session))
+        feed = self._feeds[session.id] = FakeGateway(self.world.backend, state)
         self.log.append(("IDENTIFY", shard))
-        guilds = [one for one in self.world.backend.guilds.values() if self.world.shard_of("", _of(one)) == shard]
+        guilds = [
+            one for one in self.world.backend.guilds.values() if self.world.shard_of("", _guild_payload(one)) == shard
+        ]
         session.tell("READY", self._ready(session, guilds))
         for guild in guilds:
-            seen.feed("GUILD_CREATE", serializers.guild_create_payload(self.world.backend, guild))
+            feed.feed("GUILD_CREATE", serializers.guild_create_payload(self.world.backend, guild))
 
     def _ready(self, session: Session, guilds: list[Any]) -> dict[str, Any]:
         backend = self.world.backend
@@ -200,17 +202,17 @@ class Gateway:
             "application": {"id": str(backend.application_id), "flags": 0},
         }  # fmt: skip
 
-    def _resume(self, line: Line, said: dict[str, Any]) -> None:
-        session = self.sessions.get(said["session_id"])
+    def _resume(self, line: Connection, data: dict[str, Any]) -> None:
+        session = self.sessions.get(data["session_id"])
         if session is None:
             self.log.append(("INVALID", 0))
-            line.put({"op": INVALID, "d": False})
+            line.put({"op": INVALID_SESSION, "d": False})
             return
         self.log.append(("RESUME", session.shard))
         session.line = line
-        session.replay(int(said["seq"] or 0))
+        session.replay(int(data["seq"] or 0))
         session.tell("RESUMED", {})
 
 
-def _of(guild: Any) -> dict[str, str]:
+def _guild_payload(guild: Any) -> dict[str, str]:
     return {"guild_id": str(guild.id)}

@@ -1,7 +1,6 @@
-"""People who act over the wire: commands, buttons, menus, modals, reactions, in servers and direct messages.
+"""Members who act over the wire: commands, buttons, menus, modals, reactions, in servers and direct messages.
 
-simcord checks that a real member could do it; each act says when it was sent, when it was first answered, and what
-became of it.
+simcord checks that a real member could do it. Each act records when it was sent and first answered, and its outcome.
 """
 
 from __future__ import annotations
@@ -36,27 +35,27 @@ class Act:
 
     @property
     def answered(self) -> float | None:
-        """When the first answer was taken, by the server's clock."""
+        """When Discord accepted the first answer, by the server's clock."""
         return self.loopback.answered.get(self.record.id)
 
     @property
     def message(self) -> Message | None:
-        """The answer as it stands now."""
-        shown = self.result.response
-        return shown._message if shown else None
+        """The answer in its current state."""
+        response = self.result.response
+        return response._message if response else None
 
     async def answer(self, seconds: float = 30.0) -> Message:
-        """The first answer, once there is one."""
+        """Waits for the first answer and returns it."""
         return await until(lambda: self.message, seconds)
 
     async def taken(self, seconds: float = 30.0) -> Act:
-        """Itself, once it was answered in any way."""
+        """Waits for an answer of any kind and returns itself."""
         await until(lambda: self.record.responded, seconds)
         return self
 
 
 class Person:
-    """A member of one server (`guild`), or somebody in a direct conversation with the bot."""
+    """A member of one server (`guild`), or without one a user who sends the bot direct messages."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class Person:
         roles: Sequence[RoleHandle] = (),
         **says: Any,
     ) -> None:
-        """`says`: what this one's interactions say differently, like `locale` or `attachment_size_limit`."""
+        """`says`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
         self.loopback, self.patience = loopback, patience
         self.user: UserHandle = loopback.world.create_user(name)
         self.actor: MemberActor | UserHandle = guild.add_member(self.user, roles=list(roles)) if guild else self.user
@@ -81,46 +80,46 @@ class Person:
 
     @property
     def dm(self) -> int:
-        """The channel of the direct conversation."""
+        """The channel of the direct messages."""
         return self.user.dm_channel.id
 
     async def slash(self, channel: ChannelHandle | None, name: str, /, **options: Any) -> Act:
-        """Type `/name`; `channel` is None in the direct conversation."""
+        """Type `/name`. `channel` is None in direct messages."""
         where = () if self.guild is None else (channel,)
-        return self._done(await self.actor.slash(*where, name, **options))  # pyright: ignore
+        return self._record_act(await self.actor.slash(*where, name, **options))  # pyright: ignore
 
     async def autocomplete(self, channel: ChannelHandle, name: str, option: str, typed: str, /, **filled: Any) -> Act:
-        """Type into an option; `taken()` says when the choices are in `result.autocomplete_choices`."""
+        """Type into an option. After `taken()` the choices are in `result.autocomplete_choices`."""
         from simcord.actors import _autocomplete_result
 
-        return self._done(await _autocomplete_result(self.actor, channel, name, option, typed, filled))
+        return self._record_act(await _autocomplete_result(self.actor, channel, name, option, typed, filled))
 
     async def press(self, message: Message, *, label: str | None = None, custom_id: str | None = None) -> Act:
-        return self._done(await self.actor.click(self._seen(message), label=label, custom_id=custom_id))
+        return self._record_act(await self.actor.click(self._as_response(message), label=label, custom_id=custom_id))
 
     async def select(self, message: Message, values: Sequence[Any], *, custom_id: str | None = None) -> Act:
-        return self._done(await self.actor.select(self._seen(message), values, custom_id=custom_id))
+        return self._record_act(await self.actor.select(self._as_response(message), values, custom_id=custom_id))
 
-    async def submit(self, shown: Act, values: Mapping[str, Any]) -> Act:
-        """Fill in the modal that an act was answered with."""
-        return self._done(await self.actor.submit_modal(shown.result, dict(values)))
+    async def submit(self, form: Act, values: Mapping[str, Any]) -> Act:
+        """Fill in the modal that answered an act."""
+        return self._record_act(await self.actor.submit_modal(form.result, dict(values)))
 
     async def menu(self, channel: ChannelHandle, name: str, target: Message | Person) -> Act:
-        """A context menu command on a message or a person."""
-        aim: Any = target.actor if isinstance(target, Person) else self._seen(target)
-        return self._done(await self.actor.context_menu(channel, name, aim))  # pyright: ignore
+        """Use a context menu command on a message or a person."""
+        aim: Any = target.actor if isinstance(target, Person) else self._as_response(target)
+        return self._record_act(await self.actor.context_menu(channel, name, aim))  # pyright: ignore
 
     async def react(self, message: Message, emoji: str) -> None:
-        await self.actor.set_reaction(self._seen(message), emoji, reacted=True)
+        await self.actor.set_reaction(self._as_response(message), emoji, reacted=True)
 
     async def say(self, channel: ChannelHandle, text: str) -> Message:
         sent = await self.actor.send(channel, text)  # pyright: ignore
         return self.loopback.world.backend.get_message(channel.id, sent.id)
 
-    def _seen(self, message: Message) -> Any:
+    def _as_response(self, message: Message) -> Any:
         return ResponseMessage(self.loopback.world, message)
 
-    def _done(self, result: InteractionResult) -> Act:
+    def _record_act(self, result: InteractionResult) -> Act:
         act = Act(self.loopback, result, self.loopback.clock())
         act.record.initial_response_deadline = self.loopback.world.backend.iso_after(self.patience)
         return act

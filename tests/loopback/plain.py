@@ -1,6 +1,6 @@
-"""A plain discord.py bot with one thing of each kind, in this process: shows what the library itself does on the wire.
+"""A plain discord.py bot with one component of each kind, in this process: shows the library's own requests.
 
-It is what the acts, the gateway's orders and the table of habits are tried on. Knows nothing of Darkroom.
+Tests of acts, of gateway faults and of the table of habits use it. Knows nothing of Darkroom.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from loopback.server import TOKEN, Loopback, until
 from painter import stop
 
 
-class Words(ui.Modal, title="Words"):
-    """A modal with one text."""
+class TextModal(ui.Modal, title="Words"):
+    """A modal with one text input."""
 
     text = ui.TextInput[Any](label="Text", custom_id="text")
 
@@ -32,7 +32,7 @@ class Words(ui.Modal, title="Words"):
 
 
 class Controls(ui.View):
-    """A button, a menu, and a button that asks for words."""
+    """A button, a menu, and a button that opens a modal."""
 
     def __init__(self) -> None:
         super().__init__(timeout=None)
@@ -43,7 +43,7 @@ class Controls(ui.View):
 
     @ui.button(label="Words", custom_id="words")
     async def words(self, interaction: discord.Interaction, _button: Any) -> None:
-        await interaction.response.send_modal(Words())
+        await interaction.response.send_modal(TextModal())
 
     @ui.select(custom_id="choose", options=[discord.SelectOption(label=each) for each in "abc"])
     async def choose(self, interaction: discord.Interaction, menu: Any) -> None:
@@ -79,7 +79,7 @@ async def meet(interaction: discord.Interaction, member: discord.Member) -> None
 
 
 class Plain(discord.AutoShardedClient):
-    """Remembers which events it was told."""
+    """Records the events that it receives."""
 
     def __init__(self, **options: Any) -> None:
         intents = discord.Intents(guilds=True, guild_reactions=True, guild_messages=True)
@@ -94,10 +94,10 @@ class Plain(discord.AutoShardedClient):
         await self.tree.sync()
 
     async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
-        """Nobody else is identifying: no five seconds of waiting."""
+        """Skips the wait of five seconds: no other shard identifies now."""
 
-    async def on_raw_reaction_add(self, told: discord.RawReactionActionEvent) -> None:
-        self.told.append(str(told.emoji))
+    async def on_raw_reaction_add(self, event: discord.RawReactionActionEvent) -> None:
+        self.told.append(str(event.emoji))
 
     async def on_resumed(self) -> None:
         self.told.append("resumed")
@@ -108,19 +108,19 @@ class Plain(discord.AutoShardedClient):
 
 @asynccontextmanager
 async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Plain]:
-    """The bot, connected to an open loopback by discord.py's own constants."""
+    """The bot, connected to an open loopback. Patches discord.py's URLs."""
     monkeypatch.setattr(Route, "BASE", loopback.api)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", yarl.URL(loopback.gateway.url))
     async with Plain(**options) as client:
-        going: asyncio.Task[Any] = asyncio.create_task(client.start(TOKEN))
+        task: asyncio.Task[Any] = asyncio.create_task(client.start(TOKEN))
         try:
-            await until(lambda: going.done() or (loopback.gateway.ready() and client.is_ready()))
-            if going.done():
-                going.result()
+            await until(lambda: task.done() or (loopback.gateway.ready() and client.is_ready()))
+            if task.done():
+                task.result()
             yield client
         finally:
             await client.close()
-            await stop(going)
+            await stop(task)
 
 
 def a_file(name: str = "a.png", text: str | None = "a picture") -> discord.File:

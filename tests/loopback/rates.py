@@ -1,7 +1,7 @@
-"""How Discord counts requests: by route and place, all together by the second, the wrong ones by ten minutes.
+"""Discord's rate limits: per route and channel or token, globally per second, invalid requests per ten minutes.
 
 Pure; the clock is an argument of every call. A bucket's window begins with its first request and ends as a whole, as
-the headers say. Sources: Discord's documentation "Rate Limits", and what its answers were seen to bear.
+the headers say. Sources: Discord's documentation "Rate Limits", and headers of its real answers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import math
 import re
 from dataclasses import dataclass, field
 
-GLOBAL, SECOND = 50, 1.0  # requests a second of one bot, but for interactions
-INVALID, TEN_MINUTES = 10_000, 600.0  # of 401, 403 and 429, after which an address is shut out
+GLOBAL, SECOND = 50, 1.0  # requests a second of one bot, interactions excepted
+INVALID, TEN_MINUTES = 10_000, 600.0  # answers of 401, 403 and 429 after which an address is blocked
 SHUT_OUT = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
 class Limit:
-    """`count` requests in `seconds` for each place that the pattern's groups name."""
+    """`count` requests in `seconds` for each value of the pattern's groups."""
 
     name: str
     methods: tuple[str, ...]
@@ -32,7 +32,7 @@ def _limit(name: str, methods: str, path: str, count: int, seconds: float) -> Li
     return Limit(name, tuple(methods.split()), re.compile(pattern + "$"), count, seconds)
 
 
-# A name in braces is a part of the bucket, a star is not.
+# A name in braces is part of the bucket's key, a star is not.
 LIMITS = (
     _limit("post", "POST", "/channels/{channel}/messages", 5, 5.0),
     _limit("edit", "PATCH", "/channels/{channel}/messages/*", 5, 5.0),
@@ -62,12 +62,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`headers` go with the answer, whatever it is; with `retry_after` the answer is 429."""
+    """`headers` go with every answer. With `retry_after` the answer is 429."""
 
     headers: dict[str, str] = field(default_factory=dict)
     retry_after: float | None = None
-    everywhere: bool = False  # the limit of all requests together
-    shut_out: bool = False  # the address sent too much nonsense: an answer of the network in front of Discord
+    everywhere: bool = False  # the global limit
+    shut_out: bool = False  # too many invalid requests: the network in front of Discord blocks the address
 
 
 class Rates:
@@ -75,21 +75,21 @@ class Rates:
 
     def __init__(self, limits: tuple[Limit, ...] = LIMITS) -> None:
         self.limits = limits
-        self.refused = 0  # 429 that we gave
+        self.refused = 0  # answers of 429
         self._windows: dict[tuple[str, ...], Window] = {}
-        self._together = Window()
-        self._invalid = Window()
-        self._opens = -math.inf
+        self._global_window = Window()
+        self._invalid_window = Window()
+        self._blocked_until = -math.inf
 
     def spend(self, method: str, path: str, now: float, wall: float) -> Verdict:
-        """Count one request; `wall` is the time of day that the Reset header counts from."""
-        if now < self._opens:
-            return Verdict(retry_after=self._opens - now, shut_out=True)
+        """Count one request. `wall` is the time of day for the Reset header."""
+        if now < self._blocked_until:
+            return Verdict(retry_after=self._blocked_until - now, shut_out=True)
         if not path.startswith(("/webhooks/", "/interactions/")):
-            late = _spend(self._together, GLOBAL, SECOND, now)
-            if late is not None:
+            wait = _spend(self._global_window, GLOBAL, SECOND, now)
+            if wait is not None:
                 return self._refuse(
-                    {"X-RateLimit-Global": "true", "X-RateLimit-Scope": "global"}, late, everywhere=True
+                    {"X-RateLimit-Global": "true", "X-RateLimit-Scope": "global"}, wait, everywhere=True
                 )
         for limit in self.limits:
             if method in limit.methods and (place := limit.path.match(path)):
@@ -98,31 +98,31 @@ class Rates:
 
     def _spend(self, limit: Limit, place: tuple[str, ...], now: float, wall: float) -> Verdict:
         window = self._windows.setdefault((limit.name, *place), Window())
-        late = _spend(window, limit.count, limit.seconds, now)
-        left = math.ceil(1000 * (window.ends - now)) / 1000  # never a moment too early
+        wait = _spend(window, limit.count, limit.seconds, now)
+        remaining = math.ceil(1000 * (window.ends - now)) / 1000  # rounded up: never too early
         headers = {
             "X-RateLimit-Limit": str(limit.count),
             "X-RateLimit-Remaining": str(limit.count - window.used),
-            "X-RateLimit-Reset": f"{wall + left:.3f}",
-            "X-RateLimit-Reset-After": f"{left:.3f}",
+            "X-RateLimit-Reset": f"{wall + remaining:.3f}",
+            "X-RateLimit-Reset-After": f"{remaining:.3f}",
             "X-RateLimit-Bucket": hashlib.sha256(limit.name.encode()).hexdigest()[:32],
         }
         self._sweep(now)
-        return Verdict(headers) if late is None else self._refuse({**headers, "X-RateLimit-Scope": "user"}, late)
+        return Verdict(headers) if wait is None else self._refuse({**headers, "X-RateLimit-Scope": "user"}, wait)
 
-    def _refuse(self, headers: dict[str, str], late: float, *, everywhere: bool = False) -> Verdict:
+    def _refuse(self, headers: dict[str, str], wait: float, *, everywhere: bool = False) -> Verdict:
         self.refused += 1
-        return Verdict({**headers, "Retry-After": str(math.ceil(late))}, late, everywhere)
+        return Verdict({**headers, "Retry-After": str(math.ceil(wait))}, wait, everywhere)
 
     def answered(self, status: int, now: float) -> None:
-        """Count an answer: too many wrong requests shut the whole address out."""
-        if status in (401, 403, 429) and _spend(self._invalid, INVALID - 1, TEN_MINUTES, now) is not None:
-            self._opens = now + SHUT_OUT
+        """Count an answer: too many invalid requests block the whole address."""
+        if status in (401, 403, 429) and _spend(self._invalid_window, INVALID - 1, TEN_MINUTES, now) is not None:
+            self._blocked_until = now + SHUT_OUT
 
     @property
     def invalid(self) -> int:
-        """Wrong requests in the window that is open."""
-        return self._invalid.used
+        """Invalid requests in the current window."""
+        return self._invalid_window.used
 
     def _sweep(self, now: float) -> None:
         if len(self._windows) > 4096:
@@ -130,7 +130,7 @@ class Rates:
 
 
 def _spend(window: Window, count: int, seconds: float, now: float) -> float | None:
-    """None, or the seconds after which it may be tried again."""
+    """None, or the seconds until the next try is allowed."""
     if now >= window.ends:
         window.ends, window.used = now + seconds, 0
     if window.used >= count:

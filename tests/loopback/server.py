@@ -1,7 +1,7 @@
 """Discord on a port of this machine: REST, uploads, CDN and gateway, around simcord's world.
 
-A request passes the rates, the troubles that a test ordered, Discord's laws and its OpenAPI description before
-simcord's world carries it out. Knows HTTP; each of those is a module of its own.
+Before simcord carries a request out it passes the rate limits, the faults that a test ordered, Discord's rules and
+the OpenAPI description. Knows HTTP; each of those is a module of its own.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from loopback.world import EVERYWHERE, World
 
 API = "/api/v10"
 TOKEN = "loopback.bot.token"
-OPEN = ("/webhooks/", "/interactions/")  # the token stands in the address
+TOKEN_IN_PATH = ("/webhooks/", "/interactions/")  # the path contains the token
 VIA = {"Via": "1.1 loopback"}  # without it discord.py takes 429 for a ban
-BODY = 40 << 20  # bytes that we read of a request; Discord's own limits are laws
+MAX_BODY = 40 << 20  # bytes that the server reads of a request; `laws` has Discord's own limits
 
 
 class Loopback:
-    """The server. `async with loopback.open():` it listens; `api` and `gateway.url` are what a bot needs."""
+    """The server. It listens within `async with loopback.open():`. A bot needs `api` and `gateway.url`."""
 
     def __init__(self, *, shards: int = 1, clock: Callable[[], float] = time.perf_counter, judged: bool = True) -> None:
-        """`judged`: hold requests against Discord's description, which costs about three milliseconds each."""
+        """`judged`: validate requests against Discord's description, which costs about three milliseconds each."""
         self.world = World(shards)
         self.clock = clock
         self.gateway = Gateway(self.world, TOKEN)
         self.rates, self.troubles, self.laws = Rates(), Troubles(clock), Laws(self.world)
-        self.judge, self._by_book = Judge(), judged
+        self.judge, self._validates = Judge(), judged
         self.asked: list[Asked] = []
-        self.gaps: list[str] = []  # what the bot asked for and simcord does not have
-        self.answered: dict[int, float] = {}  # interaction → when its first answer was taken
+        self.gaps: list[str] = []  # requests of the bot that simcord does not support
+        self.answered: dict[int, float] = {}  # interaction → when its first answer was accepted
         self.root = ""
 
     @property
@@ -55,66 +55,66 @@ class Loopback:
 
     @asynccontextmanager
     async def open(self, port: int = 0) -> AsyncIterator[Loopback]:
-        app = web.Application(client_max_size=BODY)
+        app = web.Application(client_max_size=MAX_BODY)
         app.router.add_get("/gateway/", self.gateway.connect)
         app.router.add_get("/resume/{session}/", self.gateway.connect)
-        app.router.add_get(API + "/gateway/bot", self._where)
-        app.router.add_route("*", API + "/{path:.*}", self._rest)
-        app.router.add_get("/attachments/{path:.*}", self._file)
+        app.router.add_get(API + "/gateway/bot", self._answer_gateway_bot)
+        app.router.add_route("*", API + "/{path:.*}", self._handle_request)
+        app.router.add_get("/attachments/{path:.*}", self._serve_attachment)
         async with TestServer(app, port=port or None, skip_url_asserts=True) as server:
             self.root = str(server.make_url("")).rstrip("/")
             self.gateway.url = self.root.replace("http", "ws", 1) + "/gateway/"
             yield self
             self.gateway.drop()
 
-    async def _where(self, _request: web.Request) -> web.Response:
+    async def _answer_gateway_bot(self, _request: web.Request) -> web.Response:
         limits = {"total": 1000, "remaining": 999, "reset_after": 0, "max_concurrency": 1}
         return self._json({"url": self.gateway.url, "shards": self.world.shards, "session_start_limit": limits})
 
-    async def _file(self, request: web.Request) -> web.Response:
+    async def _serve_attachment(self, request: web.Request) -> web.Response:
         try:
             return web.Response(body=self.world.file(request.path))
         except KeyError:
             return web.Response(status=404)
 
-    async def _rest(self, request: web.Request) -> web.Response:
-        asked = Asked(request.method, request.path.removeprefix(API), dict(request.query), self.clock())
-        self.asked.append(asked)
+    async def _handle_request(self, request: web.Request) -> web.Response:
+        call = Asked(request.method, request.path.removeprefix(API), dict(request.query), self.clock())
+        self.asked.append(call)
         try:
-            response = await self._answer(request, asked)
+            response = await self._answer(request, call)
         finally:
-            asked.done = self.clock()
-        asked.status = response.status
-        self.rates.answered(asked.status, asked.done)
+            call.done = self.clock()
+        call.status = response.status
+        self.rates.answered(call.status, call.done)
         return response
 
-    async def _answer(self, request: web.Request, asked: Asked) -> web.Response:
-        """Rates, troubles, laws, then simcord; the body is read in any case, or the line could not be used again."""
-        trouble = self.troubles.meet(asked.method, asked.path)
+    async def _answer(self, request: web.Request, call: Asked) -> web.Response:
+        """Rates, troubles, laws, then simcord. Always reads the body, so that the connection can be reused."""
+        trouble = self.troubles.meet(call.method, call.path)
         if trouble and trouble.delay:
             await asyncio.sleep(trouble.delay)
-        asked.body, asked.files = await read(request)
-        if self._by_book:
-            self.judge.hear(asked.method, asked.path, asked.query, asked.body, len(asked.files))
-        verdict = self.rates.spend(asked.method, asked.path, self.clock(), time.time())
+        call.body, call.files = await read(request)
+        if self._validates:
+            self.judge.hear(call.method, call.path, call.query, call.body, len(call.files))
+        verdict = self.rates.spend(call.method, call.path, self.clock(), time.time())
         if verdict.retry_after is not None:
-            return self._limited(verdict)
+            return self._answer_rate_limit(verdict)
         if trouble and not trouble.carried_out and (trouble.status or trouble.broken):
-            return self._befallen(request, trouble)
-        response = self._judged(request, asked, verdict.headers)
+            return self._answer_trouble(request, trouble)
+        response = self._judged(request, call, verdict.headers)
         if trouble and trouble.late:
             await asyncio.sleep(trouble.late)
         if trouble and (trouble.status or trouble.broken):
-            return self._befallen(request, trouble)
+            return self._answer_trouble(request, trouble)
         return response
 
-    def _limited(self, verdict: Verdict) -> web.Response:
-        if verdict.shut_out:  # by the network in front of Discord, which says so in its own way
+    def _answer_rate_limit(self, verdict: Verdict) -> web.Response:
+        if verdict.shut_out:  # an answer of the network in front of Discord, not of its API
             return web.Response(text="<h1>You are being blocked</h1>", status=429, content_type="text/html")
-        said = {"message": "You are being rate limited.", "retry_after": verdict.retry_after}
-        return self._json({**said, "global": verdict.everywhere}, 429, {**verdict.headers, **VIA})
+        body = {"message": "You are being rate limited.", "retry_after": verdict.retry_after}
+        return self._json({**body, "global": verdict.everywhere}, 429, {**verdict.headers, **VIA})
 
-    def _befallen(self, request: web.Request, trouble: Trouble) -> web.Response:
+    def _answer_trouble(self, request: web.Request, trouble: Trouble) -> web.Response:
         if trouble.broken:
             if request.transport:
                 request.transport.abort()
@@ -122,55 +122,55 @@ class Loopback:
         assert trouble.status
         if trouble.status >= 500:
             return web.Response(text="<h1>upstream error</h1>", status=trouble.status, content_type="text/html")
-        said: dict[str, Any] = {"code": trouble.code, "message": trouble.message or "Ordered by a test"}
+        body: dict[str, Any] = {"code": trouble.code, "message": trouble.message or "Ordered by a test"}
         if trouble.status == 429:
-            said |= {"retry_after": trouble.retry_after, "global": trouble.everywhere}
-        return self._json(said, trouble.status, VIA if trouble.status == 429 else None)
+            body |= {"retry_after": trouble.retry_after, "global": trouble.everywhere}
+        return self._json(body, trouble.status, VIA if trouble.status == 429 else None)
 
-    def _judged(self, request: web.Request, asked: Asked, headers: dict[str, str]) -> web.Response:
+    def _judged(self, request: web.Request, call: Asked, headers: dict[str, str]) -> web.Response:
         try:
-            self.laws.check(asked)
-            told = self._carry_out(request, asked)
+            self.laws.check(call)
+            result = self._carry_out(request, call)
         except (RouteNotImplemented, UnsupportedField) as gap:
             self.gaps.append(str(gap))
             return self._json(gap.to_json(), gap.status, headers)
         except Exception as error:
             if not isinstance(error, BackendError):
-                self.gaps.append(f"{asked.method} {asked.path}: {error!r}")
+                self.gaps.append(f"{call.method} {call.path}: {error!r}")
                 raise
-            meant = self.laws.meant(asked, error)
-            if meant.status == 429:
-                said = {**meant.to_json(), "retry_after": 60.0, "global": False}
-                return self._json(said, 429, {**headers, **VIA})
-            return self._json(meant.to_json(), meant.status, headers)
-        return web.Response(status=204, headers=headers) if told is None else self._json(told, 200, headers)
+            refusal = self.laws.meant(call, error)
+            if refusal.status == 429:
+                body = {**refusal.to_json(), "retry_after": 60.0, "global": False}
+                return self._json(body, 429, {**headers, **VIA})
+            return self._json(refusal.to_json(), refusal.status, headers)
+        return web.Response(status=204, headers=headers) if result is None else self._json(result, 200, headers)
 
-    def _carry_out(self, request: web.Request, asked: Asked) -> Any:
-        if not asked.path.startswith(OPEN) and request.headers.get("Authorization") != f"Bot {TOKEN}":
+    def _carry_out(self, request: web.Request, call: Asked) -> Any:
+        if not call.path.startswith(TOKEN_IN_PATH) and request.headers.get("Authorization") != f"Bot {TOKEN}":
             raise BackendError(401, 0, "401: Unauthorized")
-        if known := self.laws.same(asked):
+        if known := self.laws.same(call):
             return serializers.message_payload(self.world.backend, known)
-        told = dispatch(
-            self.world.backend, asked.method, asked.path, json=asked.body, params=asked.query, files=asked.files,
+        result = dispatch(
+            self.world.backend, call.method, call.path, json=call.body, params=call.query, files=call.files,
             reason=request.headers.get("X-Audit-Log-Reason"),
         )  # fmt: skip
-        self.laws.posted(asked, told)
-        if asked.path.startswith("/interactions/"):
-            self.answered[int(asked.path.split("/")[2])] = self.clock()
-            return told if asked.query.get("with_response") else None
-        return told
+        self.laws.posted(call, result)
+        if call.path.startswith("/interactions/"):
+            self.answered[int(call.path.split("/")[2])] = self.clock()
+            return result if call.query.get("with_response") else None
+        return result
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-        """With exactly this content type: discord.py takes any other for text."""
+        """Answers with exactly this content type: discord.py reads any other as text."""
         text = json.dumps(value, default=dict).replace(EVERYWHERE, self.root)
-        told = {"Content-Type": "application/json", **(headers or {})}
-        return web.Response(body=text.encode(), status=status, headers=told)
+        all_headers = {"Content-Type": "application/json", **(headers or {})}
+        return web.Response(body=text.encode(), status=status, headers=all_headers)
 
 
 async def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """The first true answer."""
+    """Polls `what` and returns its first true result."""
     ends = time.perf_counter() + seconds
     while not (found := what()):
-        assert time.perf_counter() < ends, f"not in {seconds} s"
+        assert time.perf_counter() < ends, f"still false after {seconds} s"
         await asyncio.sleep(0.02)
     return found

@@ -1,7 +1,7 @@
-"""Discord's description made strict: nothing is allowed that it does not name, and unions are decided by `type`.
+"""Makes Discord's description strict: forbids properties that it does not name, and decides unions by `type`.
 
-JSON Schema 2020-12 would report every branch of a union that does not fit; a request has one `type`, so one branch is
-meant, and its errors are the ones to read. Knows schemas, no requests.
+JSON Schema 2020-12 reports every branch of a union that does not match. A request has one `type`, so only that
+branch's errors matter. Knows schemas, no requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 
 class Description:
-    """The description, with nothing allowed that it does not name, and with unions decided by their `type`."""
+    """Turns a description into a strict one."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._description = description
@@ -26,34 +26,34 @@ class Description:
             return [self._schema(each) for each in schema]
         if not isinstance(schema, dict):
             return schema
-        made = {name: self._schema(value) for name, value in schema.items()}
+        result = {name: self._schema(value) for name, value in schema.items()}
         if isinstance(schema.get("properties"), dict) and not {"additionalProperties", "allOf"} & schema.keys():
-            made["additionalProperties"] = False
-        if "enum" in made:
-            made.pop("allOf", None)  # it says once more which values the whole family has
+            result["additionalProperties"] = False
+        if "enum" in result:
+            result.pop("allOf", None)  # it repeats the values of the whole family
         for union in ("oneOf", "anyOf"):
             if isinstance(schema.get(union), list) and all(isinstance(each, dict) for each in schema[union]):
-                self._decide(made, union, schema[union])
-        return made
+                self._decide(result, union, schema[union])
+        return result
 
-    def _decide(self, made: dict[str, Any], union: str, branches: list[dict[str, Any]]) -> None:
-        """One branch for each `type`, one list for constants: one plain error instead of one for each branch."""
+    def _decide(self, result: dict[str, Any], union: str, branches: list[dict[str, Any]]) -> None:
+        """Keeps one branch for each `type`, one list for constants: one error instead of one for each branch."""
         if all("const" in each for each in branches):
-            del made[union]
-            made["enum"] = [each["const"] for each in branches]
+            del result[union]
+            result["enum"] = [each["const"] for each in branches]
             return
-        given = [each for each in branches if each != {"type": "null"}]
-        by_type = self._by_type(given)
-        if len(given) == 1 and len(branches) == 2:
-            decided: dict[str, Any] = self._schema(given[0])
+        non_null = [each for each in branches if each != {"type": "null"}]
+        by_type = self._map_types(non_null)
+        if len(non_null) == 1 and len(branches) == 2:
+            decided: dict[str, Any] = self._schema(non_null[0])
         elif by_type:
             decided = {"byType": by_type}
         else:
             return
-        del made[union]
-        made["nullOr" if len(given) < len(branches) else "decided"] = decided
+        del result[union]
+        result["nullOr" if len(non_null) < len(branches) else "decided"] = decided
 
-    def _by_type(self, branches: list[dict[str, Any]]) -> dict[str, Any]:
+    def _map_types(self, branches: list[dict[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for each in branches:
             target = self._description["components"]["schemas"].get(str(each.get("$ref", "")).rpartition("/")[2], {})
@@ -62,16 +62,16 @@ class Description:
         return found if len(found) >= len(branches) > 1 else {}
 
 
-def _null_or(validator: Any, schema: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
+def _check_null_or(validator: Any, schema: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
     if value is not None:
         yield from validator.descend(value, schema)
 
 
-def _decided(validator: Any, schema: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
+def _check_decided(validator: Any, schema: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
     yield from validator.descend(value, schema)
 
 
-def _by_type(validator: Any, branches: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
+def _check_by_type(validator: Any, branches: Any, value: Any, _whole: Any) -> Iterator[ValidationError]:
     kind = value.get("type") if isinstance(value, dict) else None
     if str(kind) in branches:
         yield from validator.descend(value, branches[str(kind)])
@@ -79,4 +79,6 @@ def _by_type(validator: Any, branches: Any, value: Any, _whole: Any) -> Iterator
         yield ValidationError(f"type {kind!r} is none of {', '.join(branches)}", validator="byType")
 
 
-Validator: Any = validators.extend(Draft202012Validator, {"nullOr": _null_or, "decided": _decided, "byType": _by_type})
+Validator: Any = validators.extend(
+    Draft202012Validator, {"nullOr": _check_null_or, "decided": _check_decided, "byType": _check_by_type}
+)

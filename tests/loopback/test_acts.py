@@ -1,4 +1,4 @@
-"""People act over the wire on a plain discord.py bot; what the library itself does against Discord's description."""
+"""Members act over the wire on a plain discord.py bot; the library's own deviations from Discord's description."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ async def test_every_kind_of_act_reaches_the_bot(open_plain: Open) -> None:
         choices = await (await alice.autocomplete(channel, "say", "text", "a")).taken()
         assert choices.result.autocomplete_choices == [{"name": "apple", "value": "apple"}]
         assert (await (await alice.select(message, ["b"])).answer()).content == "chose b"
-        asking = await (await alice.press(message, label="Words")).taken()
-        assert (await (await alice.submit(asking, {"text": "this"})).answer()).content == "said this"
+        modal = await (await alice.press(message, label="Words")).taken()
+        assert (await (await alice.submit(modal, {"text": "this"})).answer()).content == "said this"
         assert (await (await alice.menu(channel, "Look at it", message)).answer()).content == str(message.id)
-        meeting = await alice.menu(channel, "Look at them", alice)
-        assert await until(lambda: (await_ := meeting.message) and await_.content) == "alice"
+        greeting = await alice.menu(channel, "Look at them", alice)
+        assert await until(lambda: (await_ := greeting.message) and await_.content) == "alice"
         await (await alice.press(message, custom_id="press")).taken()
         assert message.content == "pressed"
         await alice.react(message, "👍")
@@ -49,7 +49,7 @@ async def test_every_kind_of_act_reaches_the_bot(open_plain: Open) -> None:
         assert loopback.gaps == []
 
 
-async def test_direct_messages_and_threads(open_plain: Open) -> None:
+async def test_commands_work_in_direct_messages_threads_and_forum_posts(open_plain: Open) -> None:
     loopback = Loopback()
     guild = loopback.world.create_guild()
     channel = guild.create_text_channel("here")
@@ -64,13 +64,13 @@ async def test_direct_messages_and_threads(open_plain: Open) -> None:
         assert (await (await alice.slash(post, "say", text="there")).answer()).channel_id == post.id
 
 
-async def test_the_habits_of_the_library_are_known_and_all_occur(open_plain: Open) -> None:
+async def test_the_table_of_habits_lists_exactly_the_deviations_of_the_library(open_plain: Open) -> None:
     loopback = Loopback()
     guild = loopback.world.create_guild()
     channel = guild.create_text_channel("here")
     alice = Person(loopback, "alice", guild)
     async with loopback.open(), open_plain(loopback) as bot:
-        await everything(bot, channel.id)
+        await send_every_kind_of_message(bot, channel.id)
         them = discord.AllowedMentions(users=[discord.Object(alice.id)])
         await (await bot.fetch_user(alice.id)).send("psst", allowed_mentions=them)
         act = await alice.slash(channel, "say", text="hi")
@@ -83,8 +83,8 @@ async def test_the_habits_of_the_library_are_known_and_all_occur(open_plain: Ope
         assert unused(loopback.judge.findings) == []
 
 
-async def everything(bot: Plain, channel: int) -> None:
-    """Messages sent, answered, edited and found, with files and embeds."""
+async def send_every_kind_of_message(bot: Plain, channel: int) -> None:
+    """Sends, answers, edits and lists messages, with files and embeds."""
     here: Any = bot.get_channel(channel)
     embed = (
         discord.Embed(title="a", description="b", colour=0x123456)

@@ -1,4 +1,4 @@
-"""The gateway keeps to Discord's protocol: a plain discord.py bot resumes or comes anew, and misses nothing."""
+"""The gateway follows Discord's protocol: a plain discord.py bot resumes or identifies anew, and misses nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_plain(monkeypatch: pytest.MonkeyPatch) -> Open:
     return lambda loopback, **options: plain(loopback, monkeypatch, **options)
 
 
-def a_world(shards: int = 1) -> tuple[Loopback, list[Any], list[Person]]:
+def make_world(shards: int = 1) -> tuple[Loopback, list[Any], list[Person]]:
     """A server on each shard, with a channel and a member."""
     loopback = Loopback(shards=shards)
     guilds = [loopback.world.create_guild(shard_id=shard) for shard in range(shards)]
@@ -30,8 +30,8 @@ def a_world(shards: int = 1) -> tuple[Loopback, list[Any], list[Person]]:
     return loopback, channels, [Person(loopback, "alice", guild) for guild in guilds]
 
 
-async def test_a_dropped_line_is_resumed_and_what_was_missed_is_told(open_plain: Open) -> None:
-    loopback, (channel,), (alice,) = a_world()
+async def test_a_client_resumes_after_a_drop_and_gets_the_missed_events(open_plain: Open) -> None:
+    loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback) as bot:
         act = await alice.slash(channel, "say", text="hi")
         message = await act.answer()
@@ -43,8 +43,8 @@ async def test_a_dropped_line_is_resumed_and_what_was_missed_is_told(open_plain:
         assert (await (await alice.slash(channel, "say", text="yo")).answer()).content.startswith("yo")
 
 
-async def test_an_order_to_reconnect_is_followed_by_resuming(open_plain: Open) -> None:
-    loopback, (channel,), (alice,) = a_world()
+async def test_a_client_resumes_after_reconnect_and_after_a_resumable_invalid_session(open_plain: Open) -> None:
+    loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback) as bot:
         loopback.gateway.order_reconnect()
         await until(lambda: "resumed" in bot.told)
@@ -54,8 +54,8 @@ async def test_an_order_to_reconnect_is_followed_by_resuming(open_plain: Open) -
         assert await (await alice.slash(channel, "say", text="yo")).answer()
 
 
-async def test_a_session_that_is_gone_begins_anew(open_plain: Open) -> None:
-    loopback, (channel,), (alice,) = a_world()
+async def test_a_client_identifies_again_when_its_session_is_gone(open_plain: Open) -> None:
+    loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback):
         loopback.gateway.invalidate(resumable=False)
         await until(lambda: loopback.gateway.log == [("IDENTIFY", 0)] * 2)
@@ -63,8 +63,8 @@ async def test_a_session_that_is_gone_begins_anew(open_plain: Open) -> None:
         assert await (await alice.slash(channel, "say", text="yo")).answer()
 
 
-async def test_a_gateway_that_does_not_answer_beats_is_left(open_plain: Open) -> None:
-    loopback, _, _ = a_world()
+async def test_a_client_leaves_a_gateway_that_does_not_answer_heartbeats(open_plain: Open) -> None:
+    loopback, _, _ = make_world()
     loopback.gateway.interval = 0.3
     async with loopback.open(), open_plain(loopback, heartbeat_timeout=1.0) as bot:
         await until(lambda: loopback.gateway.beats > 3)
@@ -75,8 +75,8 @@ async def test_a_gateway_that_does_not_answer_beats_is_left(open_plain: Open) ->
         await until(lambda: "resumed" in bot.told)
 
 
-async def test_each_shard_has_its_own_servers(open_plain: Open) -> None:
-    loopback, channels, people = a_world(shards=2)
+async def test_each_shard_serves_its_own_servers(open_plain: Open) -> None:
+    loopback, channels, people = make_world(shards=2)
     async with loopback.open(), open_plain(loopback) as bot:
         assert sorted(loopback.gateway.log) == [("IDENTIFY", 0), ("IDENTIFY", 1)]
         for shard, (channel, alice) in enumerate(zip(channels, people, strict=True)):
@@ -91,12 +91,12 @@ async def test_each_shard_has_its_own_servers(open_plain: Open) -> None:
         assert await (await people[1].slash(channels[1], "say", text="hi")).answer()
 
 
-async def test_who_has_no_right_token_is_shown_out(open_plain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    loopback, _, _ = a_world()
+async def test_a_client_with_a_wrong_token_is_rejected(open_plain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback, _, _ = make_world()
     monkeypatch.setattr("loopback.plain.TOKEN", "wrong")
     async with loopback.open():
         with pytest.raises(Exception, match="Improper token"):
             async with open_plain(loopback):
-                raise AssertionError("it came in")
+                raise AssertionError("the wrong token was accepted")
     assert loopback.gateway.log == []
     assert loopback.rates.invalid == 1

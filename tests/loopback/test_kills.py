@@ -1,4 +1,4 @@
-"""The real bot's process is killed in the middle of a job, comes back, and the picture is there once."""
+"""The real bot's process is killed in the middle of a job and restarts; the picture is shown once."""
 
 from __future__ import annotations
 

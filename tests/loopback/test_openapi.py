@@ -1,4 +1,4 @@
-"""The judge can find: for each rule a request that breaks it, and requests that break none."""
+"""The validator finds faults: for each rule a request that breaks it, and requests that break none."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def option(name: str, **other: Any) -> dict[str, Any]:
     return {"name": name, "description": "a word", "type": 3, **other}
 
 
-def said(judge: Judge, call: tuple[str, str], body: Any, files: int = 0, **query: str) -> list[str]:
+def list_faults(judge: Judge, call: tuple[str, str], body: Any, files: int = 0, **query: str) -> list[str]:
     return [f"{each.where}: {each.said}" for each in judge.hear(*call, query, body, files)]
 
 
-RIGHT: list[tuple[tuple[str, str], Any]] = [
+VALID: list[tuple[tuple[str, str], Any]] = [
     (POST, {"content": "hello", "nonce": "a", "enforce_nonce": True, "flags": 0}),
     (POST, {"attachments": [{"id": "0", "filename": "a.png", "description": "a picture"}], "flags": 1 << 15, **rows()}),
     (POST, {"flags": 1 << 15, "components": [GALLERY, {"type": 10, "content": "a"}, *rows([BUTTON])["components"]]}),
@@ -55,12 +55,12 @@ RIGHT: list[tuple[tuple[str, str], Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "body"), RIGHT)
-def test_what_is_right_is_let_pass(judge: Judge, call: tuple[str, str], body: Any) -> None:
-    assert said(judge, call, body) == []
+@pytest.mark.parametrize(("call", "body"), VALID)
+def test_a_valid_request_has_no_finding(judge: Judge, call: tuple[str, str], body: Any) -> None:
+    assert list_faults(judge, call, body) == []
 
 
-WRONG: list[tuple[tuple[str, str], Any, str]] = [
+INVALID: list[tuple[tuple[str, str], Any, str]] = [
     # the description, strictly
     (POST, {"contents": "hello"}, "contents: there is no such property"),
     (POST, {"content": 7}, "content: int is not ['string', 'null']"),
@@ -76,7 +76,7 @@ WRONG: list[tuple[tuple[str, str], Any, str]] = [
     (POST, None, ": needs a body"),
     (("GET", "/channels/1/messages"), {}, ": takes no body"),
     (("GET", "/chanels/1"), None, ": there is no such operation"),
-    # what it does not hold: messages
+    # rules that the description lacks: messages
     (POST, {"content": "a" * 2001}, "content: longer than 2000 characters"),
     (POST, {"attachments": [{"id": "0", "description": "a" * 1025}]}, "attachments[].description: longer than 1024"),
     (EDIT, {"attachments": [{"id": str(each)} for each in range(11)]}, "attachments: more than 10"),
@@ -97,7 +97,7 @@ WRONG: list[tuple[tuple[str, str], Any, str]] = [
     (ANSWER, {"type": 4, "data": {"content": "a" * 2001}}, "data.content: longer than 2000 characters"),
     (ANSWER, {"type": 8, "data": {"choices": [{"name": "a", "value": "a"}] * 26}}, "data.choices: more than 25"),
     (ANSWER, {"type": 9, "data": {"custom_id": "a", "title": "a" * 46, "components": []}}, "data.title: not 1 to 45"),
-    # and commands
+    # commands
     (COMMANDS, command(name="Imagine"), "[].name: not 1 to 32 lower-case letters"),
     (COMMANDS, command(name="two words"), "[].name: not 1 to 32 lower-case letters"),
     (COMMANDS, command(description=""), "[].description: not 1 to 100 characters"),
@@ -116,23 +116,25 @@ WRONG: list[tuple[tuple[str, str], Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "body", "words"), WRONG)
-def test_what_is_wrong_is_found(judge: Judge, call: tuple[str, str], body: Any, words: str) -> None:
-    given = deepcopy(body)
-    assert any(words in each for each in said(judge, call, body)), said(judge, call, body)
-    assert body == given
+@pytest.mark.parametrize(("call", "body", "words"), INVALID)
+def test_an_invalid_request_has_a_finding_that_names_the_fault(
+    judge: Judge, call: tuple[str, str], body: Any, words: str
+) -> None:
+    before = deepcopy(body)
+    assert any(words in each for each in list_faults(judge, call, body)), list_faults(judge, call, body)
+    assert body == before
 
 
-def test_addresses_are_judged_too(judge: Judge) -> None:
-    assert said(judge, ("GET", "/channels/1/messages"), None, limit="x") == ["?limit: is no integer"]
-    assert said(judge, ("GET", "/channels/1/messages"), None, limit="5", later="x") == [
+def test_query_parameters_and_the_number_of_files_are_validated(judge: Judge) -> None:
+    assert list_faults(judge, ("GET", "/channels/1/messages"), None, limit="x") == ["?limit: is no integer"]
+    assert list_faults(judge, ("GET", "/channels/1/messages"), None, limit="5", later="x") == [
         "?later: there is no such parameter"
     ]
-    assert said(judge, ANSWER, {"type": 1}, with_response="1") == ["?with_response: is neither true nor false"]
-    assert said(judge, POST, {"content": "a"}, files=11) == ["attachments: more than 10"]
+    assert list_faults(judge, ANSWER, {"type": 1}, with_response="1") == ["?with_response: is neither true nor false"]
+    assert list_faults(judge, POST, {"content": "a"}, files=11) == ["attachments: more than 10"]
 
 
-def test_the_same_finding_is_one_value_however_often_it_comes() -> None:
+def test_equal_findings_are_counted_as_one_value() -> None:
     judge = Judge()
     for number in range(3):
         judge.hear("POST", f"/channels/{number}/messages", {}, {"embeds": [{"x": number}, {"x": "y"}]})
@@ -141,7 +143,7 @@ def test_the_same_finding_is_one_value_however_often_it_comes() -> None:
     }
 
 
-def test_a_habit_explains_its_own_findings_alone() -> None:
+def test_a_habit_explains_only_its_own_findings() -> None:
     operation = "PATCH /channels/{channel_id}/messages/{message_id}"
     known = Finding(operation, "attachments[].id", "int is not string")
     other = [

@@ -1,4 +1,4 @@
-"""Where people ask: direct messages, threads, forum posts, new servers; and places that change meanwhile."""
+"""Commands in direct messages, threads, forum posts and new servers, also when these change during a job."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from loopback.server import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_in_a_direct_message_whose_token_died(scene: Any) -> None:
-    """They take no new messages from the bot; the one that is there can be edited."""
+async def test_a_final_reaches_closed_direct_messages_by_edit_when_the_token_is_dead(scene: Any) -> None:
+    """The member accepts no new messages from the bot, but the bot can edit its existing message."""
     bob = Person(scene.loopback, "bob", patience=20.0)
     scene.street.painter.stand_at = 10
     act = await bob.slash(None, "imagine", prompt="a secret")
@@ -24,8 +24,8 @@ async def test_in_a_direct_message_whose_token_died(scene: Any) -> None:
     assert [one.id for one in await scene.shown(act, channel=bob.dm)] == [message.id]
 
 
-async def test_in_a_thread_that_is_archived_meanwhile(scene: Any) -> None:
-    """Nothing in it can be changed: its author gets the picture in a direct message."""
+async def test_a_thread_archived_during_a_job_sends_the_picture_to_direct_messages(scene: Any) -> None:
+    """Nothing in the thread can change, so its author gets the picture in a direct message."""
     thread = scene.loopback.world.thread(scene.channel, "talk")
     scene.street.painter.stand_at = 10
     act = await scene.alice.slash(thread, "imagine", prompt="in a thread")
@@ -36,14 +36,14 @@ async def test_in_a_thread_that_is_archived_meanwhile(scene: Any) -> None:
     assert "archived" in message.content
 
 
-async def test_in_a_forum_post(scene: Any) -> None:
+async def test_a_job_in_a_forum_post_is_shown_in_its_answer(scene: Any) -> None:
     forum = scene.street.guild.create_forum_channel("forum")
     thread = scene.loopback.world.thread(forum, "post")
     act = await scene.alice.slash(thread, "imagine", prompt="in a forum")
     assert [one.id for one in await scene.shown(act, channel=thread.id)] == [(await act.answer()).id]
 
 
-async def test_where_the_bot_sees_nothing_any_more_the_token_still_serves(scene: Any) -> None:
+async def test_a_token_still_works_in_a_channel_hidden_from_the_bot(scene: Any) -> None:
     scene.street.painter.stand_at = 10
     act = await scene.imagine()
     scene.loopback.world.forbid(scene.channel.id, "view_channel", "send_messages")
@@ -51,8 +51,8 @@ async def test_where_the_bot_sees_nothing_any_more_the_token_still_serves(scene:
     assert [one.id for one in await scene.shown(act)] == [act.message.id]
 
 
-async def test_a_message_that_was_deleted_meanwhile(scene: Any) -> None:
-    """It is not made anew where somebody took it away: its author gets the picture in a direct message."""
+async def test_a_message_deleted_during_a_job_sends_the_picture_to_direct_messages(scene: Any) -> None:
+    """The bot does not post it again in the channel: its author gets the picture in a direct message."""
     scene.street.painter.stand_at = 10
     act = await scene.imagine()
     scene.loopback.world.backend.delete_message(scene.channel.id, act.message.id)
@@ -62,7 +62,7 @@ async def test_a_message_that_was_deleted_meanwhile(scene: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["broken", 502])
-async def test_a_direct_message_that_took_effect_unnoticed_is_not_sent_twice(scene: Any, how: Any) -> None:
+async def test_a_direct_message_with_a_lost_answer_is_not_sent_twice(scene: Any, how: Any) -> None:
     scene.street.painter.stand_at = 10
     act = await scene.imagine()
     scene.loopback.world.backend.delete_message(scene.channel.id, act.message.id)
@@ -70,12 +70,12 @@ async def test_a_direct_message_that_took_effect_unnoticed_is_not_sent_twice(sce
     trouble = troubles.break_lines(**there) if how == "broken" else troubles.storm(how, times=1, **there)
     scene.go_on()
     await scene.shown(act, channel=scene.alice.dm)
-    await until(lambda: trouble.met and asked_again(scene))
+    await until(lambda: trouble.met and has_retried_direct_message(scene))
     assert len(scene.loopback.world.messages(scene.alice.dm)) == 1
 
 
-async def test_a_channel_that_is_deleted_meanwhile_and_no_direct_messages(scene: Any) -> None:
-    """Nobody can be told, and nobody else is held up."""
+async def test_an_undeliverable_picture_delays_no_other_job(scene: Any) -> None:
+    """The bot cannot reach the member, and nobody else has to wait for that."""
     doomed = scene.street.guild.create_text_channel("doomed")
     scene.street.painter.stand_at = 10
     await (await scene.alice.slash(doomed, "imagine", prompt="lost")).answer()
@@ -88,7 +88,7 @@ async def test_a_channel_that_is_deleted_meanwhile_and_no_direct_messages(scene:
     assert scene.loopback.world.messages(scene.alice.dm) == []
 
 
-async def test_a_member_of_a_new_server(scene: Any) -> None:
+async def test_a_member_of_a_server_that_just_invited_the_bot_gets_a_picture(scene: Any) -> None:
     """The bot is invited while it runs."""
     guild = scene.loopback.world.create_guild("another")
     channel = guild.create_text_channel("here")
@@ -99,6 +99,6 @@ async def test_a_member_of_a_new_server(scene: Any) -> None:
     assert await until(lambda: not scene.loopback.gaps)
 
 
-def asked_again(scene: Any) -> bool:
-    """The bot looked into the conversation, or sent the message once more."""
+def has_retried_direct_message(scene: Any) -> bool:
+    """Whether the bot read the direct messages, or sent the message again."""
     return len([each for each in scene.loopback.asked if each.path == f"/channels/{scene.alice.dm}/messages"]) > 1

@@ -1,4 +1,4 @@
-"""The rates count as Discord does: whoever keeps to the headers is never refused, whoever does not is."""
+"""The rate limits count as Discord's: a client that follows the headers is never refused, any other is."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from loopback.rates import GLOBAL, INVALID, SHUT_OUT, Rates, Verdict
 
 EDIT = "/channels/1/messages/2"
 TOKEN = "/webhooks/7/{}/messages/@original"
-waits = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=60)
+pause_lists = st.lists(st.floats(0, 3, allow_nan=False), min_size=1, max_size=60)
 
 
 def spend(rates: Rates, method: str, path: str, now: float) -> Verdict:
     return rates.spend(method, path, now, 1e9 + now)
 
 
-@given(waits)
-def test_never_more_than_the_limit_in_a_window(pauses: list[float]) -> None:
-    """Also: the headers of every answer say what the next one will be."""
-    rates, now, passed = Rates(), 0.0, list[float]()
+@given(pause_lists)
+def test_no_window_accepts_more_than_the_limit(pauses: list[float]) -> None:
+    """The headers of every answer also predict the next one."""
+    rates, now, accepted = Rates(), 0.0, list[float]()
     for pause in pauses:
         now += pause
         verdict = spend(rates, "PATCH", EDIT, now)
-        said = {name.removeprefix("X-RateLimit-"): value for name, value in verdict.headers.items()}
-        assert said["Limit"] == "5"
-        assert 0 < float(said["Reset-After"]) <= 5.001
-        assert math.isclose(float(said["Reset"]), 1e9 + now + float(said["Reset-After"]), abs_tol=0.01)
+        headers = {name.removeprefix("X-RateLimit-"): value for name, value in verdict.headers.items()}
+        assert headers["Limit"] == "5"
+        assert 0 < float(headers["Reset-After"]) <= 5.001
+        assert math.isclose(float(headers["Reset"]), 1e9 + now + float(headers["Reset-After"]), abs_tol=0.01)
         if verdict.retry_after is None:
-            passed.append(now)
+            accepted.append(now)
         else:
-            assert said["Remaining"] == "0"
+            assert headers["Remaining"] == "0"
             assert spend(rates, "PATCH", EDIT, now + verdict.retry_after).retry_after is None
             now += verdict.retry_after
-            passed.append(now)
-    firsts = passed[:1]
-    for at in passed:
+            accepted.append(now)
+    firsts = accepted[:1]
+    for at in accepted:
         if at >= firsts[-1] + 5.0:
             firsts.append(at)
     for first in firsts:
-        assert sum(first <= at < first + 5.0 for at in passed) <= 5
+        assert sum(first <= at < first + 5.0 for at in accepted) <= 5
 
 
-@given(waits)
-def test_whoever_keeps_to_the_headers_is_never_refused(pauses: list[float]) -> None:
+@given(pause_lists)
+def test_a_client_that_follows_the_headers_is_never_refused(pauses: list[float]) -> None:
     rates, now, free = Rates(), 0.0, 0.0
     for pause in pauses:
         now = max(now + pause, free)
@@ -66,11 +66,11 @@ def test_each_token_and_each_channel_has_its_own_bucket() -> None:
     for path in (TOKEN.format("a"), TOKEN.format("b"), "/channels/1/messages/4", "/channels/9/messages/8"):
         assert spend(rates, "PATCH", path, 1.0).retry_after == 4.0
     assert spend(rates, "POST", "/channels/1/messages", 1.0).retry_after == 4.0
-    same = [spend(rates, "PATCH", TOKEN.format(name), 9.0).headers["X-RateLimit-Bucket"] for name in "abc"]
-    assert len(set(same)) == 1  # the route's name; the place is the client's to add
+    buckets = [spend(rates, "PATCH", TOKEN.format(name), 9.0).headers["X-RateLimit-Bucket"] for name in "abc"]
+    assert len(set(buckets)) == 1  # the bucket names the route; the client adds the channel or token
 
 
-def test_interactions_do_not_count_with_the_rest() -> None:
+def test_interactions_do_not_count_against_the_global_limit() -> None:
     rates = Rates()
     for number in range(200):
         assert spend(rates, "POST", f"/interactions/{number}/t/callback", 0.0) == Verdict()
@@ -83,16 +83,16 @@ def test_interactions_do_not_count_with_the_rest() -> None:
     assert spend(rates, "GET", "/users/1", 1.5).retry_after is None
 
 
-def test_too_much_nonsense_shuts_the_address_out() -> None:
-    def filled(count: int, step: float) -> Any:
+def test_too_many_invalid_requests_block_the_address() -> None:
+    def make_rates(count: int, step: float) -> Any:
         rates = Rates()
         for number in range(count):
             rates.answered((401, 403, 429)[number % 3], number * step)
         return rates
 
-    assert not spend(filled(INVALID - 1, 0.0), "GET", "/users/1", 1.0).shut_out
-    assert not spend(filled(INVALID, 0.1), "GET", "/users/1", INVALID * 0.1).shut_out  # within 17 minutes
-    rates = filled(INVALID, 0.0)
+    assert not spend(make_rates(INVALID - 1, 0.0), "GET", "/users/1", 1.0).shut_out
+    assert not spend(make_rates(INVALID, 0.1), "GET", "/users/1", INVALID * 0.1).shut_out  # within 17 minutes
+    rates = make_rates(INVALID, 0.0)
     assert spend(rates, "PATCH", TOKEN.format("a"), 1.0).shut_out
     assert not spend(rates, "PATCH", TOKEN.format("a"), SHUT_OUT + 1.0).shut_out
     for status in (200, 404, 500):

@@ -1,6 +1,6 @@
-"""Whatever the bot offers can be typed, pressed, chosen and filled in: each is answered, and keeps to Discord's rules.
+"""Everything that the bot offers can be typed, pressed, chosen and filled in; each act is answered by Discord's rules.
 
-What it means is tested elsewhere; here nothing may stay without an answer, and nothing may be logged as an error.
+Other tests check the meaning. Here no act may stay without an answer, and the log may contain no error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loopback.walk import Walker
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
-async def test_everything_a_moderator_can_reach(scene: Any) -> None:
+async def test_every_command_and_component_a_moderator_can_reach_is_answered(scene: Any) -> None:
     street = scene.street
     role = street.guild.create_role("all", permissions=discord.Permissions.all())
     who = scene.person("mod", roles=[role])
@@ -30,7 +30,7 @@ async def test_everything_a_moderator_can_reach(scene: Any) -> None:
     walker = Walker(who, scene.channel, role, out.getvalue(), {"prompt": "terrier"})
     answered = [act, *await walker.menus(act.message), *await walker.commands()]
     await walker.follow(answered)
-    await until(lambda: street.loopback.clock() - street.loopback.asked[-1].at > 1.0)  # what was put off is done
+    await until(lambda: street.loopback.clock() - street.loopback.asked[-1].at > 1.0)  # deferred work is done
     print("\n".join(walker.said))
     assert walker.silent == []
     assert "Traceback" not in street.bot.printed()

@@ -1,4 +1,4 @@
-"""Rules of Discord that its OpenAPI description does not hold, and simcord does not check: by hand.
+"""Discord's rules that neither its OpenAPI description contains nor simcord checks, written by hand.
 
 Pure. Sources: Discord's documentation, "Application Commands", "Component Reference", "Message Object", "Embed Limits".
 """
@@ -11,21 +11,21 @@ from typing import Any
 
 import discord
 
-Said = tuple[str, str]
+Problem = tuple[str, str]
 
 NAME = re.compile(r"[-_'\w]{1,32}")
 MESSAGE = re.compile(r"(POST|PATCH) .*(/messages(/\{\w+\}|/@original)?|/webhooks/\{\w+\}/\{\w+\})$")
 SUBCOMMAND, GROUP = 1, 2
 CHAT_INPUT = 1
 LOCALES = {each.value for each in discord.Locale}
-COMMANDS = {1: 100, 2: 15, 3: 15}  # how many of a kind a place may have
+COMMANDS = {1: 100, 2: 15, 3: 15}  # kind → how many a bot or a server may have
 ROW, BUTTON, TEXT, V2 = 1, 2, 10, 1 << 15
 SELECTS = (3, 5, 6, 7, 8)
 UPDATED, AUTOCOMPLETE, MODAL = 7, 8, 9
 
 
-def findings(operation: str, body: Any, files: int) -> Iterator[Said]:
-    """Place and words of everything that is wrong."""
+def findings(operation: str, body: Any, files: int) -> Iterator[Problem]:
+    """Place and text of every problem."""
     if operation.endswith("/commands"):
         yield from _commands(body if isinstance(body, list) else [body])
     elif operation.endswith("/callback"):
@@ -34,7 +34,7 @@ def findings(operation: str, body: Any, files: int) -> Iterator[Said]:
         yield from _message(body, files, "")
 
 
-def _callback(body: dict[str, Any], files: int) -> Iterator[Said]:
+def _callback(body: dict[str, Any], files: int) -> Iterator[Problem]:
     data = body.get("data") or {}
     if body.get("type") == AUTOCOMPLETE:
         if len(_items(data, "choices")) > 25:
@@ -47,7 +47,7 @@ def _callback(body: dict[str, Any], files: int) -> Iterator[Said]:
         yield from _message(data, files, "data.")
 
 
-def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Said]:
+def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Problem]:
     if _length_of(body, "content") > 2000:
         yield f"{where}content", "longer than 2000 characters"
     attachments = _items(body, "attachments")
@@ -64,7 +64,7 @@ def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Said]:
         yield f"{where}components", "without the flag for layouts: at most 5 rows"
 
 
-def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Said]:
+def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Problem]:
     length = 0
     for embed in embeds:
         length += _length_of(embed, "title") + _length_of(embed, "description")
@@ -74,14 +74,14 @@ def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Said]:
         yield f"{where}embeds", "more than 6000 characters in all"
 
 
-def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Said]:
+def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Problem]:
     if any(body.get(name) for name in ("content", "embeds", "poll", "sticker_ids")):
         yield f"{where}flags", "a layout has no content, embeds, poll or stickers beside it"
     if sum(_length_of(each, "content") for each in inside(components) if each.get("type") == TEXT) > 4000:
         yield f"{where}components", "more than 4000 characters in all"
 
 
-def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Said]:
+def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Problem]:
     every = list(inside(components))
     if len(every) > 40:
         yield f"{where}components", "more than 40 in all"
@@ -91,15 +91,15 @@ def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Sa
     if any(not 1 <= len(str(each)) <= 100 for each in ids):
         yield f"{where}components", "a custom_id that has not 1 to 100 characters"
     for each in every:
-        for said in _component(each):
-            yield f"{where}components", said
+        for problem in _component(each):
+            yield f"{where}components", problem
 
 
 def _component(each: dict[str, Any]) -> Iterator[str]:
-    kind, inside = each.get("type"), _items(each, "components")
+    kind, children = each.get("type"), _items(each, "components")
     if kind == ROW:
-        selects = sum(one.get("type") in SELECTS for one in inside)
-        if not inside or len(inside) > 5 or (selects and len(inside) > 1):
+        selects = sum(one.get("type") in SELECTS for one in children)
+        if not children or len(children) > 5 or (selects and len(children) > 1):
             yield "a row holds 1 to 5 buttons or one menu"
     elif kind == BUTTON:
         if not each.get("label") and not each.get("emoji") and each.get("style") != 6:
@@ -111,30 +111,30 @@ def _component(each: dict[str, Any]) -> Iterator[str]:
 
 
 def inside(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every component, those inside others too."""
+    """Every component, nested ones included."""
     for each in components:
         yield each
         yield from inside(_items(each, "components"))
         yield from inside([one for one in (each.get("component"), each.get("accessory")) if isinstance(one, dict)])
 
 
-def _commands(commands: list[dict[str, Any]]) -> Iterator[Said]:
+def _commands(commands: list[dict[str, Any]]) -> Iterator[Problem]:
     for kind, most in COMMANDS.items():
         if sum(each.get("type", CHAT_INPUT) == kind for each in commands) > most:
             yield "", f"more than {most} commands of type {kind}"
     for command in commands:
         chat = command.get("type", CHAT_INPUT) == CHAT_INPUT
-        yield from ((f"[]{where}", said) for where, said in _node(command, chat=chat))
+        yield from ((f"[]{where}", problem) for where, problem in _node(command, chat=chat))
         if _length(command) > 8000:
             yield "[]", "more than 8000 characters in all"
 
 
-def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Said]:
+def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Problem]:
     """A command, a subcommand or an option."""
-    name, described = str(node.get("name") or ""), _length_of(node, "description")
+    name, description_length = str(node.get("name") or ""), _length_of(node, "description")
     if chat and (not NAME.fullmatch(name) or name != name.lower()):
         yield ".name", "not 1 to 32 lower-case letters, digits, - or _"
-    if chat != (1 <= described <= 100):
+    if chat != (1 <= description_length <= 100):
         yield ".description", "not 1 to 100 characters" if chat else "only a slash command has one"
     for part in ("name_localizations", "description_localizations"):
         if unknown := (node.get(part) or {}).keys() - LOCALES:
@@ -146,10 +146,10 @@ def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Said]:
     options = _items(node, "options")
     yield from _options(options)
     for option in options:
-        yield from ((f".options[]{where}", said) for where, said in _node(option, chat=True))
+        yield from ((f".options[]{where}", problem) for where, problem in _node(option, chat=True))
 
 
-def _options(options: list[dict[str, Any]]) -> Iterator[Said]:
+def _options(options: list[dict[str, Any]]) -> Iterator[Problem]:
     if len(options) > 25:
         yield ".options", "more than 25"
     if len({each.get("name") for each in options}) < len(options):
@@ -170,7 +170,7 @@ def _length(node: dict[str, Any]) -> int:
 
 
 def _items(node: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The objects in a list; what is no list, or holds something else, is the description's business."""
+    """The objects in a list. The description covers values that are no list, or contain no objects."""
     value = node.get(name)
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 

@@ -1,6 +1,6 @@
-"""Walks through everything that a bot offers: every command, then one of each kind of button, menu and form shown.
+"""Tries everything that a bot offers: every command, then one of each kind of button, menu and form.
 
-Knows Discord's kinds of options and components; what they mean is nobody's business here.
+Knows Discord's kinds of options and components, not what they mean.
 """
 
 from __future__ import annotations
@@ -27,113 +27,113 @@ TEXT, INTEGER, BOOLEAN, MEMBER, CHANNEL, ROLE, MENTIONED, NUMBER, FILE = 3, 4, 5
 
 @dataclass
 class Walker:
-    """One member who tries everything once; `said` tells for each step what was done."""
+    """A member who tries everything once. `said` describes each step."""
 
     who: Person
     channel: ChannelHandle
     role: Any
     file: bytes
-    texts: dict[str, str] = field(default_factory=dict)  # option → what is typed there
+    texts: dict[str, str] = field(default_factory=dict)  # option → the text to type
     said: list[str] = field(default_factory=list)
-    silent: list[str] = field(default_factory=list)  # steps that were not answered in time
-    _seen: set[str] = field(default_factory=set)
-    _ways: dict[int, tuple[Any, dict[str, Any]]] = field(default_factory=dict)  # act → how it came about
+    silent: list[str] = field(default_factory=list)  # steps without an answer in time
+    _tried_kinds: set[str] = field(default_factory=set)
+    _origins: dict[int, tuple[Any, dict[str, Any]]] = field(default_factory=dict)  # act → how to repeat it
 
     async def commands(self) -> list[Act]:
-        """Every slash command once with its required options and once with all, as the bot suggests them."""
+        """Try every slash command with its required options and with all, using the bot's suggestions."""
         acts = []
-        for command in self._visible():
+        for command in self._visible_commands():
             if command.get("type", SLASH) == SLASH:
                 for path, leaf in command_leaves(command):
-                    acts.extend(await self._command(" ".join(path), leaf.get("options") or []))
+                    acts.extend(await self._try_command(" ".join(path), leaf.get("options") or []))
         return acts
 
-    async def _command(self, name: str, options: list[dict[str, Any]]) -> list[Act]:
+    async def _try_command(self, name: str, options: list[dict[str, Any]]) -> list[Act]:
         acts = []
-        every = {each["name"]: await self._suggested(name, each) or self._value(each) for each in options}
+        every = {each["name"]: await self._first_suggestion(name, each) or self._value(each) for each in options}
         required = {each["name"]: every[each["name"]] for each in options if each.get("required")}
-        for given in [required, every] if every != required else [required]:
-            act = await self._step(f"/{name} {' '.join(given)}", self.who.slash, self.channel, name, **given)
+        for values in [required, every] if every != required else [required]:
+            act = await self._do(f"/{name} {' '.join(values)}", self.who.slash, self.channel, name, **values)
             acts.extend([act] if act else [])
         return acts
 
-    async def _suggested(self, name: str, option: dict[str, Any]) -> Any:
-        """The first suggestion for what nobody told us to type, if there is one."""
+    async def _first_suggestion(self, name: str, option: dict[str, Any]) -> Any:
+        """The bot's first suggestion for an option that is not in `texts`, if there is one."""
         if not option.get("autocomplete"):
             return None
         offered: list[dict[str, Any]] = []
         for typed in ("a", ""):
             what = f"suggest /{name} {option['name']}"
-            act = await self._step(what, self.who.autocomplete, self.channel, name, option["name"], typed)
+            act = await self._do(what, self.who.autocomplete, self.channel, name, option["name"], typed)
             offered = (act.record.autocomplete_choices if act else None) or []
         return offered[0]["value"] if offered and option["name"] not in self.texts else None
 
     async def menus(self, message: Message) -> list[Act]:
-        """Every context menu command, on a message and on the walker."""
+        """Try every context menu command, on a message and on the walker."""
         acts = []
-        for command in self._visible():
+        for command in self._visible_commands():
             target = {OF_USER: self.who, OF_MESSAGE: message}.get(command.get("type", SLASH))
             if target is not None:
-                act = await self._step(f"menu {command['name']}", self.who.menu, self.channel, command["name"], target)
+                act = await self._do(f"menu {command['name']}", self.who.menu, self.channel, command["name"], target)
                 acts.extend([act] if act else [])
         return acts
 
-    def _visible(self) -> list[dict[str, Any]]:
+    def _visible_commands(self) -> list[dict[str, Any]]:
         backend = self.who.loopback.world.backend
         return list(backend.visible_commands(user_id=self.who.id, channel_id=self.channel.id))
 
     async def follow(self, acts: list[Act], depth: int = 8) -> None:
-        """Press and choose everything under the answers, and under what that brings."""
+        """Press and choose everything under the answers, and under the answers to that."""
         while acts and depth:
             following = []
             for act in acts:
                 if act.record.modal:
-                    form = await self._step("form", self.who.submit, act, self._filled(act.record.modal))
+                    form = await self._do("form", self.who.submit, act, self._fill_form(act.record.modal))
                     following.extend([form] if form else [])
                 elif message := act.message:
-                    following.extend(await self._touch(act, message))
+                    following.extend(await self._use_components(act, message))
             acts, depth = following, depth - 1
 
-    async def _touch(self, act: Act, message: Message) -> list[Act]:
-        """One of each kind of what the message shows; where a press changed it, the way there is gone again."""
+    async def _use_components(self, act: Act, message: Message) -> list[Act]:
+        """Use one component of each kind in the message. Repeats the act where a press removed the component."""
         acts, here = [], act
         for each in list(inside(message.components)):
             name = each.get("custom_id")
             kind = VARIES.sub("…", name or "")
-            if not name or each.get("disabled") or kind in self._seen:
+            if not name or each.get("disabled") or kind in self._tried_kinds:
                 continue
-            self._seen.add(kind)
-            if name not in _shown(here):
-                here = await self._again(act) or here
-            made = await self._use(here, each)
-            acts.extend([made] if made else [])
+            self._tried_kinds.add(kind)
+            if name not in _custom_ids(here):
+                here = await self._repeat(act) or here
+            new_act = await self._use_component(here, each)
+            acts.extend([new_act] if new_act else [])
         return acts
 
-    async def _use(self, act: Act, each: dict[str, Any]) -> Act | None:
-        """Press or choose what stands under an act's answer."""
+    async def _use_component(self, act: Act, each: dict[str, Any]) -> Act | None:
+        """Press a button or choose from a menu under an act's answer."""
         name, message = each["custom_id"], act.message
         if message is None:
             return None
         if each["type"] == BUTTON:
-            made = await self._step(f"press {name}", self.who.press, message, custom_id=name)
+            new_act = await self._do(f"press {name}", self.who.press, message, custom_id=name)
         else:
-            made = await self._step(f"choose {name}", self.who.select, message, self._values(each), custom_id=name)
-        if made:
-            self._ways[made.record.id] = (act, each)
-        return made
+            new_act = await self._do(f"choose {name}", self.who.select, message, self._values(each), custom_id=name)
+        if new_act:
+            self._origins[new_act.record.id] = (act, each)
+        return new_act
 
-    async def _again(self, act: Act) -> Act | None:
-        """The same act once more, from the command on: the member goes back to where a component was."""
-        way = self._ways.get(act.record.id)
-        if way is None:
+    async def _repeat(self, act: Act) -> Act | None:
+        """Repeats the same act, from the command on, to get back to a component."""
+        origin = self._origins.get(act.record.id)
+        if origin is None:
             return None
-        if isinstance(way[0], Act):
-            before = await self._again(way[0])
-            return await self._use(before, way[1]) if before else None
-        return await self._step("again", *way[0], **way[1])
+        if isinstance(origin[0], Act):
+            before = await self._repeat(origin[0])
+            return await self._use_component(before, origin[1]) if before else None
+        return await self._do("again", *origin[0], **origin[1])
 
-    async def _step(self, what: str, do: Any, *args: Any, **options: Any) -> Act | None:
-        """One act, answered; None where simcord says that a real member could not do it any more."""
+    async def _do(self, what: str, do: Any, *args: Any, **options: Any) -> Act | None:
+        """Waits for the act's answer. None where simcord says that a real member could not do it any more."""
         try:
             act: Act = await do(*args, **options)
         except (SetupError, BackendError) as error:
@@ -141,7 +141,7 @@ class Walker:
             return None
         self.said.append(what)
         if do == self.who.slash:
-            self._ways[act.record.id] = ((do, *args), options)
+            self._origins[act.record.id] = ((do, *args), options)
         try:
             return await act.taken(15.0)
         except AssertionError:
@@ -171,7 +171,7 @@ class Walker:
         found = {PEOPLE: self.who.actor, ANYBODY: self.who.actor, ROLES: self.role, CHANNELS: self.channel}
         return [found[menu["type"]]]
 
-    def _filled(self, modal: dict[str, Any]) -> dict[str, Any]:
+    def _fill_form(self, modal: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for each in inside(modal.get("components") or ()):
             if (name := each.get("custom_id")) is None:
@@ -183,6 +183,6 @@ class Walker:
         return values
 
 
-def _shown(act: Act) -> set[str]:
-    """The custom ids under an act's answer, as it stands now."""
+def _custom_ids(act: Act) -> set[str]:
+    """The custom ids that an act's answer has now."""
     return {each["custom_id"] for each in inside(act.message.components if act.message else ()) if "custom_id" in each}

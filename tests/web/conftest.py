@@ -1,5 +1,5 @@
-"""A whole house behind a real HTTP server: SQLite, nats-server, the real studio, and a worker that draws discs; and a
-browser to visit it with."""
+"""The whole bot behind a real HTTP server: SQLite, nats-server, the real studio and a worker that draws discs; and a
+browser to visit it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FLAGS = [
 
 @dataclass
 class Room:
-    """An open chatroom: its address, a client that comes as the terminal does, and the ends to pull on."""
+    """A running web page: its address, a client that authenticates as the terminal, and the objects behind it."""
 
     url: str
     port: int
@@ -54,16 +54,16 @@ class Room:
     drawers: list[Painter] = field(default_factory=list)
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        """Status and JSON of one request; `headers` with `_` for `-`."""
+        """Status and JSON of one request. Names in `headers` have `_` for `-`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.client.request(method, self.url + path, json=body, headers=named) as answer:
             return answer.status, await answer.json()
 
     async def imagine(self, prompt: str, **options: object) -> str:
-        """A job's id."""
-        status, said = await self.ask("POST", "/api/jobs", {"prompt": prompt, **options})
-        assert status == 201, said
-        return str(said["id"])
+        """Requests a job and returns its id."""
+        status, reply = await self.ask("POST", "/api/jobs", {"prompt": prompt, **options})
+        assert status == 201, reply
+        return str(reply["id"])
 
     async def events(self, path: str, **headers: str) -> AsyncIterator[tuple[str, Any]]:
         """Server-sent events as name and value."""
@@ -78,7 +78,7 @@ class Room:
                     yield name, json.loads(value)
 
     async def end_of(self, job: str) -> dict[str, Any]:
-        """The job once it is over."""
+        """The job once it has ended."""
         async for name, value in self.events(f"/api/jobs/{job}/events"):
             if name in {"finished", "failed", "cancelled"}:
                 return value
@@ -90,7 +90,7 @@ OpenRoom = Callable[..., Any]
 
 @pytest.fixture
 def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
-    """`async with open_room(port=…, workers=1, **settings)`: a chatroom on the test's folder and broker."""
+    """`async with open_room(port=…, workers=1, **settings)`: a web page on the test's folder and broker."""
 
     @asynccontextmanager
     async def opening(*, port: int = 0, workers: int = 1, **chosen: Any) -> AsyncIterator[Room]:
@@ -98,11 +98,11 @@ def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
             load, data=tmp_path, **{"host": "127.0.0.1", "discord_token": None, **chosen}
         )
         async with AsyncExitStack() as parts:
-            house = await parts.enter_async_context(open_house(settings, await _bus(parts, broker)))
-            app = await asyncio.to_thread(open_chatroom, settings, house.desk, scrape=house.scrape)
+            bot_app = await parts.enter_async_context(open_house(settings, await _bus(parts, broker)))
+            app = await asyncio.to_thread(open_chatroom, settings, bot_app.desk, scrape=bot_app.scrape)
             real = await parts.enter_async_context(opened(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
-            room = Room(f"http://127.0.0.1:{real}", real, client, house.desk, house.studio, app, settings)
+            room = Room(f"http://127.0.0.1:{real}", real, client, bot_app.desk, bot_app.studio, app, settings)
             for _ in range(workers):
                 room.drawers.append(await parts.enter_async_context(working(broker)))
             await _until(lambda: len(room.studio.workers()) >= workers)
@@ -144,7 +144,7 @@ async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Brok
 
 @pytest_asyncio.fixture
 async def room(open_room: OpenRoom) -> AsyncIterator[Room]:
-    """A chatroom with one worker."""
+    """A web page with one worker."""
     async with open_room() as one:
         yield one
 
@@ -162,11 +162,11 @@ async def browser(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFa
 
 @pytest_asyncio.fixture
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    """An empty page; whatever it complains about in its console fails the test, but for answers of 4xx."""
+    """An empty page. An error or warning in its console fails the test, except for answers of 4xx."""
     one = await browser.new_page(viewport={"width": 1180, "height": 820})
     complaints: list[str] = []
     one.on("pageerror", lambda error: complaints.append(str(error)))
-    one.on("console", lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None)
+    one.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
     yield one
     serious = [text for text in complaints if "Failed to load resource" not in text]
     assert serious == []

@@ -1,4 +1,4 @@
-"""Hosts, origins, tokens and cookies: the rules of the door, without a server."""
+"""Hosts, origins, tokens and cookies: the rules of access, without a server."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PROXIED = Door.of("127.0.0.1", "https://pictures.example/", ("other.example",))
         ("", ""),
     ],
 )
-def test_a_host_header_is_read_or_not_at_all(host: str, name: str) -> None:
+def test_a_host_header_is_parsed_or_rejected(host: str, name: str) -> None:
     assert name_of(host) == name
 
 
-def test_a_room_for_this_computer_is_open_and_any_other_is_not() -> None:
+def test_only_a_page_for_this_computer_is_open_to_all() -> None:
     assert HERE.open
     assert Door.of("::1", "", ("localhost",)).open
     assert not EVERYWHERE.open
@@ -47,11 +47,11 @@ def test_names_of_this_computer_are_known_everywhere(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8189", "127.0.0.1.evil.example", "192.168.1.9", "", "x@y"]
 )
-def test_a_rebound_name_is_not_known(host: str) -> None:
+def test_a_dns_name_rebound_to_this_computer_is_rejected(host: str) -> None:
     assert not HERE.knows(host)
 
 
-def test_bound_elsewhere_addresses_and_allowed_names_are_known_but_no_others() -> None:
+def test_a_public_page_knows_its_addresses_and_allowed_names_only() -> None:
     assert EVERYWHERE.knows("192.168.1.9:8189")
     assert EVERYWHERE.knows("studio.example")
     assert not EVERYWHERE.knows("evil.example")
@@ -73,7 +73,7 @@ def test_bound_elsewhere_addresses_and_allowed_names_are_known_but_no_others() -
         (PROXIED, "POST", {"Host": "pictures.example", "Origin": "https://pictures.example"}),
     ],
 )
-def test_what_is_ours_comes_in(door: Door, method: str, headers: dict[str, str]) -> None:
+def test_requests_of_our_own_page_are_accepted(door: Door, method: str, headers: dict[str, str]) -> None:
     door.check(method, headers)
 
 
@@ -94,14 +94,14 @@ def test_what_is_ours_comes_in(door: Door, method: str, headers: dict[str, str])
         ("POST", {"Host": "localhost:1", "Content-Type": "application/x-www-form-urlencoded"}, 400),
     ],
 )
-def test_what_another_site_could_send_stays_outside(method: str, headers: dict[str, str], status: int) -> None:
+def test_requests_that_another_site_could_send_are_refused(method: str, headers: dict[str, str], status: int) -> None:
     with pytest.raises(Refused) as refused:
         HERE.check(method, headers)
     assert refused.value.status == status
 
 
 @pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP"])
-def test_a_room_for_this_computer_takes_nobody_from_a_proxy(header: str) -> None:
+def test_a_page_for_this_computer_accepts_no_one_from_a_proxy(header: str) -> None:
     headers = {"Host": "localhost:1", header: "for=192.0.2.9"}
     with pytest.raises(Refused, match="behind a proxy: set PUBLIC_URL") as refused:
         HERE.check("GET", headers)
@@ -138,7 +138,7 @@ def test_invitations_leave_the_owners_token_alone() -> None:
     assert visitor.owner
 
 
-def test_a_cookie_is_read_again_and_cannot_be_written_by_others() -> None:
+def test_a_cookie_reads_back_and_cannot_be_forged() -> None:
     gate, visitor = Gate(b"k" * 32), Visitor("ab12", owner=False)
     cookie = gate.seal(visitor)
     assert gate.unseal(cookie) == visitor
@@ -149,7 +149,7 @@ def test_a_cookie_is_read_again_and_cannot_be_written_by_others() -> None:
     assert gate.unseal("a.b.\udcff") is None
 
 
-def test_the_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
+def test_the_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
     key = key_of(tmp_path)
     assert key_of(tmp_path) == key
     assert (tmp_path / "web.key").stat().st_mode & 0o777 == 0o600
@@ -159,13 +159,13 @@ def test_the_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert not gate.is_terminal("Bearer \udcff")
 
 
-def test_a_damaged_key_is_said(tmp_path: Path) -> None:
+def test_a_damaged_key_is_reported(tmp_path: Path) -> None:
     (tmp_path / "web.key").write_bytes(b"short")
     with pytest.raises(Refused, match=r"web\.key"):
         key_of(tmp_path)
 
 
-def test_a_key_that_was_never_written_is_made_anew(tmp_path: Path) -> None:
+def test_an_empty_key_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "web.key").touch()
     key = key_of(tmp_path)
     assert len(key) == 32

@@ -1,4 +1,4 @@
-"""Words for a picture: over HTTP, beside the prompt on the page, and in a terminal."""
+"""Image-to-prompt: over HTTP, beside the prompt on the page, and in a terminal."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def png(colour: str = "#c63") -> bytes:
     return out.getvalue()
 
 
-async def describer(room: Room, *fits: str) -> Describer:
-    """A worker that knows what fits."""
-    made, bus = Describer(*fits), room.drawers[0].bus
-    await bus.serve_describe(["embedded"], made)
+async def start_describer(room: Room, *fits: str) -> Describer:
+    """Starts a worker that knows which words fit."""
+    worker, bus = Describer(*fits), room.drawers[0].bus
+    await bus.serve_describe(["embedded"], worker)
     await bus.client.flush()
-    return made
+    return worker
 
 
-async def sent(room: Room, *pictures: bytes, order: Any = None, **parts: bytes) -> tuple[int, Any]:
+async def send_form(room: Room, *pictures: bytes, order: Any = None, **parts: bytes) -> tuple[int, Any]:
     form = aiohttp.FormData()
     form.add_field("order", json.dumps(order or {}), content_type="application/json")
     for name, content in (*(("picture", one) for one in pictures), *parts.items()):
@@ -52,35 +52,39 @@ async def sent(room: Room, *pictures: bytes, order: Any = None, **parts: bytes) 
         return answer.status, await answer.json()
 
 
-async def test_a_form_with_a_picture_is_answered_with_words(room: Room) -> None:
-    status, said = await sent(room, png())
-    assert (status, said["error"]) == (
+async def test_a_picture_is_answered_with_suggested_prompts(room: Room) -> None:
+    status, reply = await send_form(room, png())
+    assert (status, reply["error"]) == (
         422,
         "No worker that is online has embedded in memory: draw something with it first.",
     )
-    worker = await describer(room, "fox", "watercolor", "in the snow")
-    status, said = await sent(room, png())
-    assert status == 200, said
-    assert said["prompts"][0]["prompt"] == "fox, watercolor, in the snow"
-    assert said["prompts"][0]["gain"] == pytest.approx(0.6)
-    assert said["model"] == "embedded"
-    assert said["tried"] >= len(GENERAL.subjects)
-    assert said["sentence"].startswith(f"These are the words, out of {said['tried']} that were tried, under which")
+    worker = await start_describer(room, "fox", "watercolor", "in the snow")
+    status, reply = await send_form(room, png())
+    assert status == 200, reply
+    assert reply["prompts"][0]["prompt"] == "fox, watercolor, in the snow"
+    assert reply["prompts"][0]["gain"] == pytest.approx(0.6)
+    assert reply["model"] == "embedded"
+    assert reply["tried"] >= len(GENERAL.subjects)
+    assert reply["sentence"].startswith(f"These are the words, out of {reply['tried']} that were tried, under which")
     assert {len({request.model, "embedded"}) for request in worker.asked} == {1}
     assert await room.ask("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
 
 
-async def test_what_is_no_picture_is_refused(room: Room) -> None:
-    worker = await describer(room, "fox")
-    assert (await sent(room, b"no picture"))[0] == 422
-    for status, said in (await sent(room), await sent(room, png(), png()), await sent(room, png(), mask=png())):
-        assert (status, said["error"]) == (400, "The form needs one part `picture`, beside `order`.")
-    assert (await sent(room, png(), order={"model": "sdxl"}))[1]["error"] == "There is no model called sdxl here."
-    assert (await sent(room, png(), order={"modell": "x"}))[0] == 400
+async def test_an_invalid_form_is_refused(room: Room) -> None:
+    worker = await start_describer(room, "fox")
+    assert (await send_form(room, b"no picture"))[0] == 422
+    for status, reply in (
+        await send_form(room),
+        await send_form(room, png(), png()),
+        await send_form(room, png(), mask=png()),
+    ):
+        assert (status, reply["error"]) == (400, "The form needs one part `picture`, beside `order`.")
+    assert (await send_form(room, png(), order={"model": "sdxl"}))[1]["error"] == "There is no model called sdxl here."
+    assert (await send_form(room, png(), order={"modell": "x"}))[0] == 400
     assert not worker.asked
 
 
-async def test_the_button_beside_a_picture_finds_words_for_the_prompt(page: Page, room: Room) -> None:
+async def test_the_describe_button_suggests_a_prompt(page: Page, room: Room) -> None:
     await visit(page, room)
     button = page.get_by_role("button", name="Describe", exact=True)
     await expect(button).to_be_hidden()
@@ -89,13 +93,13 @@ async def test_the_button_beside_a_picture_finds_words_for_the_prompt(page: Page
     await expect(button).to_be_visible()
     await button.click()
     await expect(page.locator("#notice")).to_contain_text("No worker that is online has")
-    await describer(room, "fox", "watercolor")
+    await start_describer(room, "fox", "watercolor")
     await button.click()
-    found = page.get_by_role("list", name="Words that fit this picture").get_by_role("button")
-    await expect(found.first).to_have_text("fox, watercolor")
-    await expect(found.first).to_be_focused()
+    suggestions = page.get_by_role("list", name="Words that fit this picture").get_by_role("button")
+    await expect(suggestions.first).to_have_text("fox, watercolor")
+    await expect(suggestions.first).to_be_focused()
     await expect(page.locator(".described-said")).to_contain_text("it does not see as a person does")
-    await found.first.click()
+    await suggestions.first.click()
     await expect(page.locator("#prompt")).to_have_value("fox, watercolor")
     await chooser.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": png("#36c")})
     await expect(button).to_be_hidden()
@@ -103,7 +107,7 @@ async def test_the_button_beside_a_picture_finds_words_for_the_prompt(page: Page
 
 
 @asynccontextmanager
-async def announced(room: Room) -> AsyncIterator[Path]:
+async def announce_room(room: Room) -> AsyncIterator[Path]:
     data = room.settings.data
     await asyncio.to_thread(lambda: announce(data, Running(room.url, os.getpid())))
     try:
@@ -112,19 +116,19 @@ async def announced(room: Room) -> AsyncIterator[Path]:
         await asyncio.to_thread(withdraw, data)
 
 
-async def test_a_terminal_asks_the_house_that_runs(
+async def test_the_terminal_asks_the_running_bot(
     room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "a fox.png"
     await asyncio.to_thread(picture.write_bytes, png())
     with pytest.raises(Refused, match="No Darkroom is running on this data folder"):
         await asyncio.to_thread(describe, picture, data=tmp_path / "empty")
-    await describer(room, "fox", "watercolor")
-    async with announced(room) as data:
+    await start_describer(room, "fox", "watercolor")
+    async with announce_room(room) as data:
         await asyncio.to_thread(describe, picture, data=data)
         plain = capsys.readouterr()
         await asyncio.to_thread(describe, picture, as_json=True, data=data)
-        said = json.loads(capsys.readouterr().out)
+        reply = json.loads(capsys.readouterr().out)
         with pytest.raises(Refused, match="There is no model called sdxl"):
             await asyncio.to_thread(describe, picture, "sdxl", data=data)
         with pytest.raises(Refused, match="cannot be read"):
@@ -132,4 +136,4 @@ async def test_a_terminal_asks_the_house_that_runs(
     assert plain.out.splitlines()[0] == "fox, watercolor"
     assert "it does not see as a person does" in plain.err
     assert "40 % less error than without words" in plain.err
-    assert (said["picture"], said["prompts"][0]["prompt"]) == (str(picture), "fox, watercolor")
+    assert (reply["picture"], reply["prompts"][0]["prompt"]) == (str(picture), "fox, watercolor")

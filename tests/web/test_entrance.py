@@ -1,4 +1,4 @@
-"""Bound elsewhere than to this computer: one-time addresses, cookies, the terminal's key."""
+"""A page that others can reach: one-time addresses, cookies and the terminal's key."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 
-def way_in(room: Room) -> str:
+def one_time_address(room: Room) -> str:
     return f"{room.url}/?{urlsplit(address(room.settings, room.app, room.port)).query}"
 
 
-def browsing() -> aiohttp.ClientSession:
+def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
 def enter(browser: aiohttp.ClientSession, once: str, **headers: str) -> AbstractAsyncContextManager[Any]:
-    """What the page's button sends."""
+    """Sends what the button of the page sends."""
     address = urlsplit(once)
     body = {"token": address.query.removeprefix("token=")}
     return browser.post(f"{address.scheme}://{address.netloc}/api/entrance", json=body, headers=headers)
 
 
-async def invitation(owner: aiohttp.ClientSession, room: Room) -> str:
+async def create_invitation(owner: aiohttp.ClientSession, room: Room) -> str:
     async with owner.post(f"{room.url}/api/invitations") as answer:
         assert answer.status == 201
         return room.url + (await answer.json())["path"]
 
 
-async def test_this_computers_room_asks_for_no_token_and_knows_you_again(room: Room) -> None:
+async def test_a_page_for_this_computer_needs_no_token_and_recognises_a_visitor(room: Room) -> None:
     assert address(room.settings, room.app, room.port) == f"http://127.0.0.1:{room.port}/"
-    async with browsing() as browser:
+    async with open_session() as browser:
         async with browser.get(room.url) as answer:
             assert answer.status == 200
             cookie = answer.headers["Set-Cookie"]
@@ -54,25 +54,25 @@ async def test_this_computers_room_asks_for_no_token_and_knows_you_again(room: R
             job = (await answer.json())["id"]
         async with browser.get(f"{room.url}/api/jobs/{job}") as answer:
             assert (await answer.json())["author"]["you"]
-    _, said = await room.ask("GET", f"/api/jobs/{job}")
-    assert not said["author"]["you"]
+    _, reply = await room.ask("GET", f"/api/jobs/{job}")
+    assert not reply["author"]["you"]
 
 
-async def test_a_stranger_sees_nothing_but_the_health(open_room: OpenRoom) -> None:
+async def test_a_stranger_sees_nothing_but_the_health_check(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         for path in ("/", "/discord", "/api/jobs", "/api/events", "/api/room", "/api/jobs?token=x"):
             async with room.client.get(room.url + path) as answer:
                 assert answer.status == 403, path
-        status, said = await room.ask("POST", "/api/jobs", {"prompt": "a"})
+        status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a"})
         assert status == 403
-        assert "one-time address" in said["error"]
+        assert "one-time address" in reply["error"]
         assert (await room.ask("GET", "/healthz"))[0] == 200
 
 
-async def test_the_address_lets_one_browser_in_and_then_nobody(open_room: OpenRoom) -> None:
+async def test_a_one_time_address_lets_in_one_browser_only(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
-        once = way_in(room)
-        async with browsing() as browser:
+        once = one_time_address(room)
+        async with open_session() as browser:
             async with enter(browser, once) as answer:
                 assert answer.status == 201
                 assert "HttpOnly" in answer.headers["Set-Cookie"]
@@ -90,40 +90,40 @@ async def test_the_address_lets_one_browser_in_and_then_nobody(open_room: OpenRo
             assert "used already" in (await answer.json())["error"]
 
 
-async def test_looking_at_the_address_does_not_use_it_up(open_room: OpenRoom) -> None:
+async def test_opening_a_one_time_address_does_not_use_it_up(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
-        once = way_in(room)
+        once = one_time_address(room)
         for method in ("HEAD", "GET", "GET"):  # as a preview of the link does
             async with room.client.request(method, once) as answer:
                 assert answer.status == 200
                 assert "Set-Cookie" not in answer.headers
-        async with browsing() as browser, enter(browser, once) as answer:
+        async with open_session() as browser, enter(browser, once) as answer:
             assert answer.status == 201
 
 
 async def test_an_owner_who_opens_a_guests_invitation_stays_owner(open_room: OpenRoom) -> None:
-    async with open_room(host="0.0.0.0") as room, browsing() as browser, browsing() as guest:
-        async with enter(browser, way_in(room)) as answer:
+    async with open_room(host="0.0.0.0") as room, open_session() as browser, open_session() as guest:
+        async with enter(browser, one_time_address(room)) as answer:
             assert answer.status == 201
-        once = await invitation(browser, room)
+        once = await create_invitation(browser, room)
         async with browser.get(once) as answer:
             assert answer.status == 200
         async with enter(browser, once) as answer:
             assert answer.status == 200
             assert "Set-Cookie" not in answer.headers
-        assert await invitation(browser, room)
+        assert await create_invitation(browser, room)
         async with enter(guest, once) as answer:  # nobody had used it
             assert answer.status == 201
         async with guest.post(f"{room.url}/api/invitations") as answer:
             assert answer.status == 403
-        async with enter(guest, way_in(room)) as answer:  # an owner's address makes a guest an owner
+        async with enter(guest, one_time_address(room)) as answer:  # an owner's address makes a guest an owner
             assert answer.status == 201
-        assert await invitation(guest, room)
+        assert await create_invitation(guest, room)
 
 
 async def test_a_cookie_outlives_a_restart(open_room: OpenRoom) -> None:
-    async with browsing() as browser:
-        async with open_room(host="0.0.0.0") as room, enter(browser, way_in(room)) as answer:
+    async with open_session() as browser:
+        async with open_room(host="0.0.0.0") as room, enter(browser, one_time_address(room)) as answer:
             assert answer.status == 201
         async with open_room(host="0.0.0.0") as room, browser.get(room.url) as answer:
             assert answer.status == 200
@@ -135,7 +135,7 @@ async def test_a_forged_cookie_opens_nothing(open_room: OpenRoom) -> None:
         assert status == 403
 
 
-async def test_the_terminal_comes_by_the_key_in_the_data_folder(open_room: OpenRoom) -> None:
+async def test_the_terminal_authenticates_by_the_key_in_the_data_folder(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         bearer = f"Bearer {await asyncio.to_thread(terminal_key, room.settings.data)}"
         assert (await room.ask("GET", "/api/jobs", Authorization=bearer))[0] == 200
@@ -154,7 +154,7 @@ async def test_behind_a_proxy_the_public_name_is_known_and_the_cookie_is_secure(
             assert answer.status == 403
 
 
-async def test_nobody_is_invited_to_this_computers_room(room: Room) -> None:
-    status, said = await room.ask("POST", "/api/invitations")
+async def test_a_page_for_this_computer_has_no_invitations(room: Room) -> None:
+    status, reply = await room.ask("POST", "/api/invitations")
     assert status == 422
-    assert said["error"]
+    assert reply["error"]

@@ -1,4 +1,4 @@
-"""Every way to be refused: one sentence with the right status, and nothing done."""
+"""Every refusal: one sentence with the right status, and no change."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
 
 pytestmark = pytest.mark.asyncio
-NOBODY = "/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
+UNKNOWN_JOB = "/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
-async def refused(room: Room, method: str, path: str, **how: Any) -> tuple[int, str]:
+async def send_refused(room: Room, method: str, path: str, **how: Any) -> tuple[int, str]:
     async with room.client.request(method, room.url + path, **how) as answer:
         assert answer.content_type == "application/json"
-        said = await answer.json()
-        assert set(said) == {"error"}
-        assert said["error"].endswith((".", "?"))
-        return answer.status, said["error"]
+        reply = await answer.json()
+        assert set(reply) == {"error"}
+        assert reply["error"].endswith((".", "?"))
+        return answer.status, reply["error"]
 
 
 MALFORMED = [
@@ -48,24 +48,24 @@ async def test_a_malformed_request_is_400(room: Room, subtests: pytest.Subtests)
     for body in MALFORMED:
         with subtests.test(body=body[:40]):
             kind = {"Content-Type": "application/json"}
-            status, _ = await refused(room, "POST", "/api/jobs", data=body, headers=kind)
+            status, _ = await send_refused(room, "POST", "/api/jobs", data=body, headers=kind)
             assert status == 400
 
 
 async def test_an_unknown_field_is_named(room: Room) -> None:
-    _, sentence = await refused(room, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
+    _, sentence = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
     assert "stpes" in sentence
 
 
 async def test_a_form_is_400(room: Room) -> None:
-    status, sentence = await refused(room, "POST", "/api/jobs", data={"prompt": "a"})
+    status, sentence = await send_refused(room, "POST", "/api/jobs", data={"prompt": "a"})
     assert status == 400
     assert "application/json" in sentence
 
 
-async def test_a_strange_idempotency_key_is_400(room: Room) -> None:
+async def test_a_too_long_idempotency_key_is_400(room: Room) -> None:
     headers = {"Idempotency-Key": "k" * 201}
-    status, _ = await refused(room, "POST", "/api/jobs", json={"prompt": "a"}, headers=headers)
+    status, _ = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a"}, headers=headers)
     assert status == 400
 
 
@@ -79,44 +79,49 @@ FOREIGN = [
 ]
 
 
-async def test_another_site_is_403_whatever_it_asks(room: Room, subtests: pytest.Subtests) -> None:
+async def test_another_site_is_403_whatever_it_requests(room: Room, subtests: pytest.Subtests) -> None:
     for headers in FOREIGN:
-        for method, path in (("POST", "/api/jobs"), ("GET", "/api/jobs"), ("GET", "/api/events"), ("DELETE", NOBODY)):
+        for method, path in (
+            ("POST", "/api/jobs"),
+            ("GET", "/api/jobs"),
+            ("GET", "/api/events"),
+            ("DELETE", UNKNOWN_JOB),
+        ):
             with subtests.test(headers=headers, method=method, path=path):
-                status, _ = await refused(room, method, path, headers=headers)
+                status, _ = await send_refused(room, method, path, headers=headers)
                 assert status == 403
-    _, said = await room.ask("GET", "/api/jobs")
-    assert said["jobs"] == []
+    _, reply = await room.ask("GET", "/api/jobs")
+    assert reply["jobs"] == []
 
 
-async def test_our_own_page_may_ask(room: Room) -> None:
+async def test_our_own_page_may_send_requests(room: Room) -> None:
     headers = {"Origin": room.url, "Sec-Fetch-Site": "same-origin"}
     async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "a"}, headers=headers) as answer:
         assert answer.status == 201
 
 
-NOWHERE = [
+MISSING = [
     ("GET", "/api/nothing"),
-    ("GET", NOBODY),
+    ("GET", UNKNOWN_JOB),
     ("GET", "/api/jobs/x"),
     ("GET", "/api/jobs/%00"),
-    ("DELETE", NOBODY),
-    ("POST", f"{NOBODY}/reroll"),
-    ("POST", f"{NOBODY}/vary/1"),
-    ("POST", f"{NOBODY}/upscale/1"),
-    ("GET", f"{NOBODY}/events"),
-    ("GET", f"{NOBODY}/pictures/1.png"),
-    ("GET", f"{NOBODY}/grid.png"),
-    ("GET", f"{NOBODY}/film.webp"),
-    ("GET", f"{NOBODY}/rungs"),
-    ("GET", f"{NOBODY}/rungs/0.webp"),
+    ("DELETE", UNKNOWN_JOB),
+    ("POST", f"{UNKNOWN_JOB}/reroll"),
+    ("POST", f"{UNKNOWN_JOB}/vary/1"),
+    ("POST", f"{UNKNOWN_JOB}/upscale/1"),
+    ("GET", f"{UNKNOWN_JOB}/events"),
+    ("GET", f"{UNKNOWN_JOB}/pictures/1.png"),
+    ("GET", f"{UNKNOWN_JOB}/grid.png"),
+    ("GET", f"{UNKNOWN_JOB}/film.webp"),
+    ("GET", f"{UNKNOWN_JOB}/rungs"),
+    ("GET", f"{UNKNOWN_JOB}/rungs/0.webp"),
 ]
 
 
-async def test_what_is_not_there_is_404(room: Room, subtests: pytest.Subtests) -> None:
-    for method, path in NOWHERE:
+async def test_unknown_paths_and_jobs_are_404(room: Room, subtests: pytest.Subtests) -> None:
+    for method, path in MISSING:
         with subtests.test(method=method, path=path):
-            status, _ = await refused(room, method, path)
+            status, _ = await send_refused(room, method, path)
             assert status == 404
 
 
@@ -124,7 +129,7 @@ async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
     room.drawers[0].going.clear()
     job = await room.imagine("terrier")
     for path in ("pictures/1.png", "grid.png", "film.webp", "rungs", "rungs/0.webp"):
-        status, _ = await refused(room, "GET", f"/api/jobs/{job}/{path}")
+        status, _ = await send_refused(room, "GET", f"/api/jobs/{job}/{path}")
         assert status == 404, path
     for path in ("vary/1", "upscale/1"):
         async with room.client.post(f"{room.url}/api/jobs/{job}/{path}") as answer:
@@ -132,20 +137,20 @@ async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
     await room.ask("DELETE", f"/api/jobs/{job}")
 
 
-async def test_a_wrong_method_is_405_and_says_which_go(room: Room, subtests: pytest.Subtests) -> None:
-    for method, path in (("PUT", "/api/jobs"), ("POST", "/api/events"), ("PATCH", NOBODY)):
+async def test_a_wrong_method_is_405_and_names_the_allowed_ones(room: Room, subtests: pytest.Subtests) -> None:
+    for method, path in (("PUT", "/api/jobs"), ("POST", "/api/events"), ("PATCH", UNKNOWN_JOB)):
         with subtests.test(method=method, path=path):
-            status, sentence = await refused(room, method, path)
+            status, sentence = await send_refused(room, method, path)
             assert status == 405
             assert "GET" in sentence
 
 
 async def test_a_large_body_is_413(room: Room) -> None:
-    status, _ = await refused(room, "POST", "/api/jobs", json={"prompt": "a" * 70_000})
+    status, _ = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a" * 70_000})
     assert status == 413
 
 
-UNGRAMMATICAL: list[dict[str, object]] = [
+INVALID: list[dict[str, object]] = [
     {"prompt": ""},
     {"prompt": "terrier --sede 4"},
     {"prompt": "terrier --steps 99999"},
@@ -166,19 +171,19 @@ UNGRAMMATICAL: list[dict[str, object]] = [
 ]
 
 
-async def test_what_the_grammar_refuses_is_422(room: Room, subtests: pytest.Subtests) -> None:
-    for body in UNGRAMMATICAL:
+async def test_an_invalid_prompt_or_option_is_422(room: Room, subtests: pytest.Subtests) -> None:
+    for body in INVALID:
         with subtests.test(body=str(body)[:60]):
-            status, _ = await refused(room, "POST", "/api/jobs", json=body)
+            status, _ = await send_refused(room, "POST", "/api/jobs", json=body)
             assert status == 422
 
 
 async def test_the_nearest_flag_is_named(room: Room) -> None:
-    _, sentence = await refused(room, "POST", "/api/jobs", json={"prompt": "terrier --sede 4"})
+    _, sentence = await send_refused(room, "POST", "/api/jobs", json={"prompt": "terrier --sede 4"})
     assert "--seed" in sentence
 
 
-async def test_more_than_the_limit_is_429_and_names_it(room: Room) -> None:
+async def test_more_jobs_than_the_limit_are_429_and_name_it(room: Room) -> None:
     room.drawers[0].going.clear()
     for _ in range(40):
         async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "terrier"}) as answer:
@@ -190,27 +195,27 @@ async def test_more_than_the_limit_is_429_and_names_it(room: Room) -> None:
         pytest.fail("no limit in forty jobs")
 
 
-async def test_only_so_many_streams_at_once(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_open_streams_is_limited(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.live.MOST_STREAMS", 1)
     async with room.client.get(f"{room.url}/api/events") as first:
         assert first.status == 200
-        status, _ = await refused(room, "GET", "/api/events")
+        status, _ = await send_refused(room, "GET", "/api/events")
         assert status == 429
 
 
-async def test_one_guest_leaves_streams_to_others(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.live.MOST_EACH", 1)
     async with open_room(host="0.0.0.0") as room:
         one, other = ({"Cookie": f"darkroom={room.app[GATE].seal(room.app[GATE].greet(owner=False))}"} for _ in "ab")
         async with room.client.get(f"{room.url}/api/events", headers=one) as first:
             assert first.status == 200
-            status, _ = await refused(room, "GET", "/api/events", headers=one)
+            status, _ = await send_refused(room, "GET", "/api/events", headers=one)
             assert status == 429
             async with room.client.get(f"{room.url}/api/events", headers=other) as second:
                 assert second.status == 200
 
 
-async def test_who_is_idle_is_let_go(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.app.IDLE", 0.2)
     async with open_room(workers=0) as room:
         reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
@@ -219,43 +224,43 @@ async def test_who_is_idle_is_let_go(open_room: OpenRoom, monkeypatch: pytest.Mo
         writer.close()
 
 
-async def test_a_body_that_does_not_come_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.body.PATIENCE", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
     head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{room.port}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: 50\r\n\r\n{{".encode())
     async with asyncio.timeout(10):
-        said = await reader.read()  # to the end: the connection is closed
+        reply = await reader.read()  # until the connection is closed
     writer.close()
-    assert said.startswith(b"HTTP/1.1 408 ")
-    assert b"took too long" in said
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b"took too long" in reply
 
 
-async def test_a_page_that_is_not_there_is_a_page(room: Room) -> None:
+async def test_a_missing_page_is_answered_with_a_page(room: Room) -> None:
     async with room.client.get(f"{room.url}/<script>") as answer:
         assert answer.status == 404
         assert answer.content_type == "text/html"
         assert "<script>" not in await answer.text()
 
 
-async def test_a_mistake_of_ours_is_500_and_keeps_its_secrets(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(room.studio, "workers", broken)
-    status, sentence = await refused(room, "GET", "/api/room")
+    monkeypatch.setattr(room.studio, "workers", fail)
+    status, sentence = await send_refused(room, "GET", "/api/room")
     assert status == 500
     assert "secret" not in sentence
 
 
-async def test_a_database_that_is_away_is_503_and_said(
+async def test_a_database_that_is_away_is_503_and_reported(
     room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def away(*_: object) -> None:
+    async def fail(*_: object) -> None:
         raise Unavailable("The database cannot be used now: secret detail.")
 
-    monkeypatch.setattr(room.studio, "recent", away)
-    status, sentence = await refused(room, "GET", "/api/jobs")
+    monkeypatch.setattr(room.studio, "recent", fail)
+    status, sentence = await send_refused(room, "GET", "/api/jobs")
     assert status == 503
     assert "database" in sentence
     assert "secret" not in sentence
@@ -263,7 +268,7 @@ async def test_a_database_that_is_away_is_503_and_said(
     assert "a live stream ended: The database cannot be used now" in caplog.text
 
 
-async def test_every_answer_is_dressed(room: Room) -> None:
+async def test_every_answer_has_security_headers(room: Room) -> None:
     for path in (
         "/",
         "/discord",
@@ -290,13 +295,13 @@ async def test_static_files_stay_in_their_folder(room: Room) -> None:
             assert answer.status in {403, 404}
 
 
-async def test_a_guest_sees_only_this_rooms_jobs_and_stops_only_their_own(open_room: OpenRoom) -> None:
+async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         gate = room.app[GATE]
         owner, guest = (gate.seal(gate.greet(owner=role)) for role in (True, False))
         room.drawers[0].going.clear()
         job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
-        status, said = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
-        assert status == 403, said
+        status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
+        assert status == 403, reply
         status, _ = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={owner}")
         assert status == 200

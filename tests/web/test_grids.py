@@ -1,4 +1,4 @@
-"""Grids are composed at most two at a time, once each, and kept within bounds."""
+"""Grids are composed at most two at a time, once each, and the cache has limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 
 
 class Composer:
-    """In place of the true one: slow, and it counts. What it makes are 100 bytes."""
+    """Replaces the real composer: it is slow, counts its calls, and returns about 100 bytes."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -41,41 +41,41 @@ def composer(monkeypatch: pytest.MonkeyPatch) -> Composer:
     return one
 
 
-async def ask(kept: Grids, name: str) -> bytes:
+async def fetch_grid(cache: Grids, name: str) -> bytes:
     async def pictures() -> list[bytes]:
         return [name.encode()]
 
-    return await kept.of((name,), pictures)
+    return await cache.of((name,), pictures)
 
 
-async def test_two_at_a_time_and_each_once(composer: Composer) -> None:
-    kept = Grids(0)
+async def test_at_most_two_grids_are_composed_at_a_time_and_each_once(composer: Composer) -> None:
+    cache = Grids(0)
     names = [*"abcdef"] * 3
-    made = await asyncio.gather(*(ask(kept, name) for name in names))
-    assert [one.strip().decode() for one in made] == names
+    results = await asyncio.gather(*(fetch_grid(cache, name) for name in names))
+    assert [one.strip().decode() for one in results] == names
     assert sorted(composer.made) == [*"abcdef"]
     assert composer.most <= grids.AT_ONCE
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MOST", 2), ("MOST_BYTES", 250)])
-async def test_what_was_unasked_for_longest_goes(
+async def test_the_least_recently_used_grid_is_dropped(
     composer: Composer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
     monkeypatch.setattr(grids, bound, value)
-    kept = Grids(0)
-    for name in "abac":  # `b` goes
-        await ask(kept, name)
+    cache = Grids(0)
+    for name in "abac":  # `b` is dropped
+        await fetch_grid(cache, name)
     for name in "acb":
-        await ask(kept, name)
+        await fetch_grid(cache, name)
     assert composer.made == [*"abcb"]
 
 
-async def test_what_could_not_be_made_is_tried_again(composer: Composer) -> None:
-    async def lost() -> list[bytes]:
+async def test_a_grid_that_failed_is_tried_again(composer: Composer) -> None:
+    async def fail() -> list[bytes]:
         raise OSError("the disk is away")
 
-    kept = Grids(0)
+    cache = Grids(0)
     for _ in range(grids.AT_ONCE + 1):
         with pytest.raises(OSError, match="away"):
-            await kept.of(("a",), lost)
-    assert await ask(kept, "a")
+            await cache.of(("a",), fail)
+    assert await fetch_grid(cache, "a")

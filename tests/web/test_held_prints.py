@@ -1,4 +1,4 @@
-"""Held pictures over HTTP: refused with their reason, blurred in the grid, cached by nobody until shown."""
+"""Held pictures over HTTP: refused with their reason, blurred in the grid, and not cached until shown."""
 
 from __future__ import annotations
 
@@ -18,89 +18,89 @@ if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
 
 pytestmark = pytest.mark.asyncio
-SAID = "Picture 2 is held by the picture check until a moderator has looked at it."
+HELD_SENTENCE = "Picture 2 is held by the picture check until a moderator has looked at it."
 
 
 async def check_all(room: Room, verdicts: dict[int, Any]) -> None:
-    """The room's rule is that pictures are checked, and a worker can, with these verdicts."""
+    """Sets the rule that pictures are checked, and the worker's verdicts."""
     room.drawers[0].checks, room.drawers[0].verdicts = True, verdicts
     rules = Administration(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
     await rules.set(Member("local:ada", "Ada", GUILD, admin=True), "guild", "", "check", "on")
 
 
-def browsing() -> aiohttp.ClientSession:
+def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
-async def fetched(room: Room, path: str) -> tuple[int, str, bytes]:
-    """Status, how long it may be kept, and the body."""
+async def fetch(room: Room, path: str) -> tuple[int, str, bytes]:
+    """Status, `Cache-Control` and body."""
     async with room.client.get(room.url + path) as answer:
         return answer.status, answer.headers.get("Cache-Control", ""), await answer.read()
 
 
 def edges(grid: bytes) -> list[bool]:
     """Whether each quarter of a grid has the edge of a disc in it."""
-    with Image.open(io.BytesIO(grid)) as opened:
-        picture = opened.convert("L")
+    with Image.open(io.BytesIO(grid)) as image:
+        picture = image.convert("L")
     half = picture.width // 2
     tiles = [picture.crop((x, y, x + half, y + half)) for y in (0, half) for x in (0, half)]
     steps = [[tile.getpixel((x, half // 2)) for x in range(24, half - 24, 24)] for tile in tiles]
     return [max(abs(a - b) for a, b in pairwise(row)) > 60 for row in steps]  # pyright: ignore
 
 
-async def test_a_held_picture_is_refused_and_the_others_are_there(room: Room) -> None:
+async def test_a_held_picture_is_refused_and_the_others_are_served(room: Room) -> None:
     await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
-    assert [shot["held"] for shot in job["pictures"]] == ["", SAID, "", ""]
-    status, said = await room.ask("GET", job["pictures"][1]["url"])
-    assert (status, said["error"]) == (403, SAID)
+    assert [shot["held"] for shot in job["pictures"]] == ["", HELD_SENTENCE, "", ""]
+    status, reply = await room.ask("GET", job["pictures"][1]["url"])
+    assert (status, reply["error"]) == (403, HELD_SENTENCE)
     for n in (0, 2, 3):
-        assert (await fetched(room, job["pictures"][n]["url"]))[0] == 200
+        assert (await fetch(room, job["pictures"][n]["url"]))[0] == 200
     for verb in ("vary", "upscale"):
-        assert await room.ask("POST", f"/api/jobs/{job['id']}/{verb}/2") == (403, {"error": SAID})
+        assert await room.ask("POST", f"/api/jobs/{job['id']}/{verb}/2") == (403, {"error": HELD_SENTENCE})
 
 
-async def test_a_grid_with_a_held_picture_is_blurred_there_until_it_is_shown(room: Room) -> None:
+async def test_a_held_picture_is_blurred_in_the_grid_until_it_is_shown(room: Room) -> None:
     await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
-    status, kept, grid = await fetched(room, job["grid"])
-    assert (status, kept) == (200, "no-store")
+    status, caching, grid = await fetch(room, job["grid"])
+    assert (status, caching) == (200, "no-store")
     assert edges(grid) == [True, False, True, True]
-    assert (await fetched(room, job["film"]))[1] == "no-store"
+    assert (await fetch(room, job["film"]))[1] == "no-store"
     address = f"/api/jobs/{job['id']}/pictures/2"
-    status, kept, content = await fetched(room, f"{address}/held.png")
-    assert (status, kept) == (200, "no-store")
+    status, caching, content = await fetch(room, f"{address}/held.png")
+    assert (status, caching) == (200, "no-store")
     assert content.startswith(b"\x89PNG")
-    status, said = await room.ask("POST", f"{address}/show")
-    assert (status, said["pictures"][1]["held"]) == (200, "")
-    status, kept, grid = await fetched(room, job["grid"])
-    assert "immutable" in kept
+    status, reply = await room.ask("POST", f"{address}/show")
+    assert (status, reply["pictures"][1]["held"]) == (200, "")
+    status, caching, grid = await fetch(room, job["grid"])
+    assert "immutable" in caching
     assert edges(grid) == [True] * 4
-    assert (await fetched(room, job["pictures"][1]["url"]))[0] == 200
+    assert (await fetch(room, job["pictures"][1]["url"]))[0] == 200
 
 
-async def test_a_job_that_is_held_whole_has_no_film(room: Room) -> None:
+async def test_a_job_with_only_held_pictures_has_no_film(room: Room) -> None:
     await check_all(room, {0: "flagged"})
     job = await room.end_of(await room.imagine("terrier", count=1))
     assert (job["film"], job["rungs"]) == (None, None)
-    status, said = await room.ask("GET", f"/api/jobs/{job['id']}/rungs")
+    status, reply = await room.ask("GET", f"/api/jobs/{job['id']}/rungs")
     assert status == 403
-    assert "no film" in said["error"]
+    assert "no film" in reply["error"]
 
 
-async def test_the_owner_keeps_one_hidden_and_cannot_decide_about_the_others(room: Room) -> None:
+async def test_the_owner_hides_a_held_picture_and_cannot_decide_about_others(room: Room) -> None:
     await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
     assert job["may_decide"]
     address = f"/api/jobs/{job['id']}/pictures"
-    status, said = await room.ask("POST", f"{address}/2/hide")
-    assert (status, said["pictures"][1]["held"]) == (200, "Picture 2 stays hidden: a moderator has looked at it.")
+    status, reply = await room.ask("POST", f"{address}/2/hide")
+    assert (status, reply["pictures"][1]["held"]) == (200, "Picture 2 stays hidden: a moderator has looked at it.")
     assert await room.ask("POST", f"{address}/1/show") == (404, {"error": "Picture 1 is not held."})
     assert await room.ask("GET", f"{address}/1/held.png") == (404, {"error": "Picture 1 is not held."})
 
 
-async def test_guests_do_not_decide(open_room: OpenRoom) -> None:
-    async with open_room(host="0.0.0.0") as room, browsing() as owner, browsing() as guest:
+async def test_guests_cannot_decide_about_held_pictures(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room, open_session() as owner, open_session() as guest:
         gate = room.app[GATE]
         for browser, token in ((owner, gate.invite(owner=True)), (guest, gate.invite(owner=False))):
             async with browser.post(f"{room.url}/api/entrance", json={"token": token}) as answer:

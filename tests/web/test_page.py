@@ -1,4 +1,4 @@
-"""The page as a visitor sees it, in headless Chromium over a real house: typed, watched, varied, scrubbed."""
+"""The page as a visitor sees it, in headless Chromium over a real bot."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 PROMPT = "terrier, looking up, cute, white background"
-STEPS = 24  # of the drawer's model
+STEPS = 24  # of the worker's model
 
 
-async def pixels(card: Locator) -> list[str]:
+async def picture_sources(card: Locator) -> list[str]:
     return await card.locator(".print img").evaluate_all("all => all.map(one => one.src)")
 
 
@@ -37,11 +37,11 @@ async def note_changes(image: Locator) -> None:
     )
 
 
-async def changes(image: Locator) -> int:
+async def count_changes(image: Locator) -> int:
     return await image.evaluate("one => one.seen.size")
 
 
-async def test_a_newcomer_is_told_what_this_is_and_what_to_do(page: Page, room: Room) -> None:
+async def test_the_page_tells_a_newcomer_what_it_is_and_what_to_do(page: Page, room: Room) -> None:
     await visit(page, room)
     await expect(page.locator("#prompt")).to_be_focused()
     await expect(page.locator("#prompt")).to_have_attribute("placeholder", PROMPT)
@@ -54,8 +54,8 @@ async def test_a_newcomer_is_told_what_this_is_and_what_to_do(page: Page, room: 
 
 
 async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> None:
-    drawer = room.drawers[0]
-    drawer.speed, drawer.stand_at = 0.08, 2
+    worker = room.drawers[0]
+    worker.speed, worker.stand_at = 0.08, 2
     await visit(page, room)
     card = await say(page, PROMPT)
     await expect(page.locator("#prompt")).to_have_value("")
@@ -64,18 +64,18 @@ async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> N
     await expect(card.locator(".print.wet")).to_have_count(4)
     for number in range(4):
         await note_changes(card.locator(".print img").nth(number))
-    drawer.going.set()
+    worker.going.set()
     await finished(card)
     for number in range(4):
-        assert await changes(card.locator(".print img").nth(number)) > 4
-    assert all("/pictures/" in source for source in await pixels(card))
+        assert await count_changes(card.locator(".print img").nth(number)) > 4
+    assert all("/pictures/" in source for source in await picture_sources(card))
     natural = await card.locator(".print img").evaluate_all("all => all.map(one => one.naturalWidth)")
     assert natural == [64, 64, 64, 64]
     alt = await card.locator(".print img").nth(2).get_attribute("alt")
     assert alt == f"Picture 3 of 4: {PROMPT}"
 
 
-async def test_percent_and_time_left_are_shown_while_it_develops(page: Page, room: Room) -> None:
+async def test_percent_and_time_left_are_shown_while_a_job_runs(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.1
     await visit(page, room)
     card = await say(page, "terrier")
@@ -89,9 +89,9 @@ async def test_percent_and_time_left_are_shown_while_it_develops(page: Page, roo
     assert await page.title() == "Darkroom"
 
 
-async def test_a_model_on_its_way_has_the_bar_until_the_first_picture(page: Page, room: Room) -> None:
-    drawer = room.drawers[0]
-    drawer.loading, drawer.stand_at = (0.1, 0.4), 0
+async def test_a_loading_model_has_the_progress_bar_until_the_first_preview(page: Page, room: Room) -> None:
+    worker = room.drawers[0]
+    worker.loading, worker.stand_at = (0.1, 0.4), 0
     await visit(page, room)
     card = await say(page, "terrier")
     await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
@@ -102,20 +102,20 @@ async def test_a_model_on_its_way_has_the_bar_until_the_first_picture(page: Page
     await page.reload()
     card = page.locator("article.job").first
     await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
-    drawer.going.set()
+    worker.going.set()
     await expect(card).to_have_attribute("data-state", re.compile("running|finished"))
     await finished(card)
 
 
-async def test_models_on_a_disk_are_counted_beside_those_in_memory(page: Page, room: Room) -> None:
-    drawer = room.drawers[0]
+async def test_models_on_disk_are_counted_beside_those_in_memory(page: Page, room: Room) -> None:
+    worker = room.drawers[0]
     await visit(page, room)
     await expect(page.locator("#status")).to_have_text("embedded on paper and ink")
-    drawer.models = (drawer.model, *(msgspec.structs.replace(drawer.model, name=n, loaded=False) for n in "ab"))
+    worker.models = (worker.model, *(msgspec.structs.replace(worker.model, name=n, loaded=False) for n in "ab"))
     await expect(page.locator("#status")).to_have_text("embedded on paper and ink · 2 more models when asked for")
 
 
-async def test_cancel_stops_it_and_says_so(page: Page, room: Room) -> None:
+async def test_cancel_stops_a_job_and_says_so(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.2
     await visit(page, room)
     card = await say(page, "terrier")
@@ -127,7 +127,7 @@ async def test_cancel_stops_it_and_says_so(page: Page, room: Room) -> None:
     await expect(card.locator(".tray")).to_be_hidden()
 
 
-async def test_pause_holds_it_and_resume_lets_it_go_on(page: Page, room: Room) -> None:
+async def test_pause_stops_a_job_and_resume_lets_it_go_on(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.1
     await visit(page, room)
     card = await say(page, "terrier")
@@ -135,10 +135,10 @@ async def test_pause_holds_it_and_resume_lets_it_go_on(page: Page, room: Room) -
     await card.get_by_role("button", name="Pause").click()
     await expect(card.get_by_role("button", name="Resume")).to_be_visible()
     await expect(card.locator(".left")).to_have_text("paused")
-    await asyncio.sleep(0.5)  # what was on its way
-    before = await pixels(card)
+    await asyncio.sleep(0.5)  # for previews on their way
+    before = await picture_sources(card)
     await asyncio.sleep(1.0)
-    assert await pixels(card) == before
+    assert await picture_sources(card) == before
     await expect(card).to_have_attribute("data-state", "running")
     await card.get_by_role("button", name="Resume").click()
     await expect(card.get_by_role("button", name="Pause")).to_be_visible()
@@ -146,7 +146,7 @@ async def test_pause_holds_it_and_resume_lets_it_go_on(page: Page, room: Room) -
     await expect(card.locator(".pause")).to_be_hidden()
 
 
-async def test_a_pause_that_ended_by_itself_is_seen(page: Page, room: Room) -> None:
+async def test_a_pause_that_ended_by_itself_is_shown(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.4
     await visit(page, room)
     card = await say(page, "terrier")
@@ -157,7 +157,7 @@ async def test_a_pause_that_ended_by_itself_is_seen(page: Page, room: Room) -> N
     await expect(card.get_by_role("button", name="Pause")).to_be_visible(timeout=LONG)
 
 
-async def test_waiting_jobs_say_their_place(page: Page, room: Room) -> None:
+async def test_waiting_jobs_show_their_place_in_the_queue(page: Page, room: Room) -> None:
     room.drawers[0].going.clear()
     await visit(page, room)
     cards = [await say(page, f"terrier {number}") for number in range(5)]
@@ -167,7 +167,7 @@ async def test_waiting_jobs_say_their_place(page: Page, room: Room) -> None:
         await finished(card)
 
 
-async def test_enlarge_vary_and_reroll_make_new_messages(page: Page, room: Room) -> None:
+async def test_upscale_vary_and_reroll_make_new_messages(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
     await finished(card)
@@ -191,7 +191,7 @@ async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Roo
     slider, sheet = card.get_by_role("slider"), card.locator(".rung")
     await expect(sheet).to_be_hidden()
     await slider.focus()
-    await page.keyboard.press("ArrowLeft")  # before anything is loaded: one image back, not the first
+    await page.keyboard.press("ArrowLeft")  # before a keyframe is loaded: one back, not to the first
     await expect(card.locator(".where")).to_have_text(f"step {STEPS} of {STEPS}")
     await page.keyboard.press("Home")
     await expect(sheet).to_be_visible()
@@ -212,13 +212,13 @@ async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
     await note_changes(card.locator(".rung"))
     await card.get_by_role("button", name="Play how it developed").click()
     async with asyncio.timeout(20):
-        while await changes(card.locator(".rung")) < 6:
+        while await count_changes(card.locator(".rung")) < 6:
             await asyncio.sleep(0.05)
     await expect(card.locator(".where")).to_have_text("finished")
     await expect(card.get_by_role("button", name="Play how it developed")).to_be_visible()
 
 
-async def test_downloads_have_names(page: Page, room: Room) -> None:
+async def test_downloads_have_file_names(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
     await finished(card)
@@ -264,7 +264,7 @@ async def test_a_prompt_is_text_and_never_markup(page: Page, room: Room) -> None
     assert "broken" not in await page.title()
 
 
-async def test_another_visitor_sees_it_live_with_its_authors_name(page: Page, browser: Browser, room: Room) -> None:
+async def test_another_visitor_sees_a_job_live_with_its_authors_name(page: Page, browser: Browser, room: Room) -> None:
     room.drawers[0].speed = 0.1
     other = await (await browser.new_context()).new_page()
     await other.goto(room.url)
@@ -279,7 +279,7 @@ async def test_another_visitor_sees_it_live_with_its_authors_name(page: Page, br
     await finished(card)
 
 
-async def test_without_a_worker_the_lamp_is_out_and_it_is_said(page: Page, open_room: OpenRoom) -> None:
+async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Page, open_room: OpenRoom) -> None:
     async with open_room(workers=0) as room:
         await page.goto(room.url)
         await expect(page.locator("#status")).to_contain_text("No worker is online")
@@ -289,7 +289,7 @@ async def test_without_a_worker_the_lamp_is_out_and_it_is_said(page: Page, open_
         await page.goto("about:blank")
 
 
-async def test_the_page_comes_back_by_itself_after_a_restart(page: Page, open_room: OpenRoom) -> None:
+async def test_the_page_reconnects_by_itself_after_a_restart(page: Page, open_room: OpenRoom) -> None:
     async with open_room() as room:
         port = room.port
         await visit(page, room)
@@ -309,7 +309,7 @@ async def test_the_page_comes_back_by_itself_after_a_restart(page: Page, open_ro
         await page.goto("about:blank")
 
 
-async def test_a_forgotten_page_lets_go_of_the_stream_and_takes_it_up_again(page: Page, room: Room) -> None:
+async def test_a_hidden_page_closes_its_stream_and_opens_it_again_when_shown(page: Page, room: Room) -> None:
     show = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true}); %s }"
     show %= "document.dispatchEvent(new Event('visibilitychange'))"
     await page.clock.install()
@@ -326,7 +326,7 @@ async def test_a_forgotten_page_lets_go_of_the_stream_and_takes_it_up_again(page
     await finished(page.locator("article.job"))
 
 
-async def test_it_fits_a_phone(browser: Browser, room: Room) -> None:
+async def test_the_page_fits_a_phone(browser: Browser, room: Room) -> None:
     phone = await browser.new_context(
         viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True
     )
@@ -347,7 +347,7 @@ async def test_it_fits_a_phone(browser: Browser, room: Room) -> None:
     assert imagine["y"] + imagine["height"] <= 740
 
 
-async def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page, room: Room) -> None:
+async def test_every_control_can_be_reached_by_keyboard_and_has_a_name(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
     await finished(card)
@@ -368,7 +368,7 @@ async def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page, 
     assert "Re-roll: the same prompt with another seed" in reached
 
 
-async def test_calm_is_respected(browser: Browser, room: Room) -> None:
+async def test_reduced_motion_is_respected(browser: Browser, room: Room) -> None:
     context = await browser.new_context(reduced_motion="reduce")
     page = await context.new_page()
     await page.goto(room.url)
@@ -377,7 +377,7 @@ async def test_calm_is_respected(browser: Browser, room: Room) -> None:
     assert await card.evaluate("one => getComputedStyle(one).animationName") == "none"
 
 
-async def test_the_invitation_is_filled_in(page: Page, room: Room) -> None:
+async def test_the_link_that_invites_the_bot_is_filled_in(page: Page, room: Room) -> None:
     await page.goto(f"{room.url}/discord")
     link = page.locator("#invitation")
     assert await link.get_attribute("href") is None
@@ -388,7 +388,7 @@ async def test_the_invitation_is_filled_in(page: Page, room: Room) -> None:
     assert "scope=bot+applications.commands" in href
 
 
-async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
+async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
         await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=True)}")
@@ -397,9 +397,9 @@ async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_roo
         assert "token" not in page.url
         await page.get_by_role("button", name="Invite a guest").click()
         field = page.get_by_label("Address for the guest")
-        await expect(field).not_to_have_value("")  # it comes from the house
+        await expect(field).not_to_have_value("")  # the server sends it
         address = await field.input_value()
-        await page.goto(address)  # a look at one's own invitation
+        await page.goto(address)  # opens one's own invitation
         await expect(page.get_by_role("button", name="Invite a guest")).to_be_visible()
         guest = await (await browser.new_context()).new_page()
         await guest.goto(address)
@@ -413,7 +413,7 @@ async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_roo
             await one.goto("about:blank")
 
 
-async def test_nothing_is_fetched_from_elsewhere() -> None:
+async def test_the_page_loads_nothing_from_other_sites() -> None:
     here = Path(__file__).parents[2] / "bot" / "web"
     for file in [*here.glob("static/*"), *here.glob("templates/*")]:
         text = file.read_text()
@@ -423,7 +423,7 @@ async def test_nothing_is_fetched_from_elsewhere() -> None:
             assert scheme not in text, file.name
 
 
-async def test_a_guest_may_not_cancel_what_others_asked_for(browser: Browser, open_room: OpenRoom) -> None:
+async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         room.drawers[0].going.clear()
         pages = []
@@ -449,7 +449,7 @@ async def test_a_guest_may_not_cancel_what_others_asked_for(browser: Browser, op
             await page.goto("about:blank")
 
 
-async def test_what_ended_while_the_page_was_away_is_looked_up(
+async def test_a_job_that_ended_while_the_page_was_offline_is_looked_up(
     page: Page, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room.drawers[0].going.clear()

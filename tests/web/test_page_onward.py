@@ -1,4 +1,4 @@
-"""The ways on from a finished picture, as a visitor goes them: painted over, zoomed, panned, branched off, compared."""
+"""Actions on a finished picture, as a visitor uses them: edit, zoom, pan, branch and compare."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 
-async def ways(card: Locator, n: int = 1) -> None:
+async def open_actions(card: Locator, n: int = 1) -> None:
     await card.get_by_role("button", name=f"Go on from picture {n}").click()
 
 
-async def editing(page: Page, card: Locator) -> Locator:
-    """The dialog with the first picture on its easel."""
-    await ways(card)
+async def open_editor(page: Page, card: Locator) -> Locator:
+    """The dialog with the first picture in the mask editor."""
+    await open_actions(card)
     await card.get_by_role("button", name="Edit a part of picture 1").click()
     dialog = page.get_by_role("dialog")
     await expect(dialog.get_by_label("Words")).to_have_value("terrier")
     return dialog
 
 
-async def painted(dialog: Locator) -> int:
-    """How many pixels of the canvas are."""
+async def count_painted(dialog: Locator) -> int:
+    """How many pixels of the canvas are painted."""
     count = """one => {
         const copy = Object.assign(document.createElement("canvas"), {width: one.width, height: one.height});
         const context = copy.getContext("2d", {willReadFrequently: true});
@@ -44,9 +44,9 @@ async def painted(dialog: Locator) -> int:
     return await dialog.locator("canvas").evaluate(count)
 
 
-async def test_a_part_is_painted_and_drawn_anew_with_other_words(page: Page, room: Room) -> None:
+async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
-    dialog = await editing(page, card)
+    dialog = await open_editor(page, card)
     await dialog.get_by_role("button", name="Draw anew").click()
     await expect(dialog.get_by_role("alert")).to_have_text("Paint over what shall be drawn anew.")
     box = await dialog.locator("canvas").bounding_box()
@@ -56,57 +56,57 @@ async def test_a_part_is_painted_and_drawn_anew_with_other_words(page: Page, roo
     await page.mouse.down()
     await page.mouse.move(left + box["width"] / 2, top, steps=5)
     await page.mouse.up()
-    assert await painted(dialog) > 64 * 64 * 0.05
+    assert await count_painted(dialog) > 64 * 64 * 0.05
     await dialog.get_by_label("Words").fill("a cat")
     room.drawers[0].going.clear()
     await dialog.get_by_role("button", name="Draw anew").click()
-    made = await card_of(page, 1)
-    recipe = (await room.studio.view(str(await made.get_attribute("id")).removeprefix("job-"))).recipe
+    child = await card_of(page, 1)
+    recipe = (await room.studio.view(str(await child.get_attribute("id")).removeprefix("job-"))).recipe
     assert isinstance(recipe, Recipe)
     start = recipe.start
     assert isinstance(start, Forward)
     assert start.mask is not None
     with Image.open(io.BytesIO(await room.drawers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
-        assert mask.size == (64, 64)  # the picture's
+        assert mask.size == (64, 64)  # that of the picture
         grey = mask.convert("L")
         assert [grey.getpixel(at) for at in ((32, 16), (16, 16), (32, 48), (2, 2))] == [255, 255, 0, 0]
     room.drawers[0].going.set()
-    await expect(made.locator(".deed")).to_have_text("changed a part of picture 1")
-    await expect(made.locator(".prompt")).to_have_text("a cat")
+    await expect(child.locator(".deed")).to_have_text("changed a part of picture 1")
+    await expect(child.locator(".prompt")).to_have_text("a cat")
     await expect(page.get_by_role("dialog")).to_have_count(0)
-    await finished(made)
+    await finished(child)
 
 
-async def test_the_brush_goes_by_keys_and_each_stroke_can_be_taken_back(page: Page, room: Room) -> None:
-    dialog = await editing(page, await picture_of(page, room))
+async def test_the_brush_works_by_keyboard_and_each_stroke_can_be_undone(page: Page, room: Room) -> None:
+    dialog = await open_editor(page, await picture_of(page, room))
     canvas, undo = dialog.locator("canvas"), dialog.get_by_role("button", name="Undo")
     await expect(canvas).to_be_focused()
     await expect(undo).to_be_disabled()
     await page.keyboard.press("Space")
-    dot = await painted(dialog)
+    dot = await count_painted(dialog)
     for _ in range(6):
         await page.keyboard.press("ArrowRight")
     await page.keyboard.press("Space")
-    line = await painted(dialog)
+    line = await count_painted(dialog)
     assert line > 1.5 * dot > 0
-    await page.keyboard.press("ArrowDown")  # lifted: it only moves
-    assert await painted(dialog) == line
+    await page.keyboard.press("ArrowDown")  # the brush is lifted, so it only moves
+    assert await count_painted(dialog) == line
     await dialog.get_by_role("button", name="Rub out").click()
     await canvas.focus()
     await page.keyboard.press("Space")
     await page.keyboard.press("Space")
-    assert 0 < await painted(dialog) < line
+    assert 0 < await count_painted(dialog) < line
     await undo.click()
-    assert await painted(dialog) == line
+    assert await count_painted(dialog) == line
     await canvas.focus()
     await page.keyboard.press("Control+z")
-    assert await painted(dialog) == 0
+    assert await count_painted(dialog) == 0
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 async def test_a_refused_edit_says_why_in_its_dialog(page: Page, room: Room) -> None:
-    dialog = await editing(page, await picture_of(page, room))
+    dialog = await open_editor(page, await picture_of(page, room))
     await page.keyboard.press("Space")
     await dialog.get_by_label("Words").fill("{a, b}")
     await dialog.get_by_role("button", name="Draw anew").click()
@@ -118,20 +118,20 @@ async def test_zoom_and_pan_make_new_messages(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier --count 2")
     await finished(card)
-    await ways(card, 2)
-    wishes = [("Zoom out of picture 2, 1.5 times", "zoomed out of picture 2"), ("Pan left", "went beyond picture 2")]
-    for number, (button, deed) in enumerate(wishes):
+    await open_actions(card, 2)
+    requests = [("Zoom out of picture 2, 1.5 times", "zoomed out of picture 2"), ("Pan left", "went beyond picture 2")]
+    for number, (button, deed) in enumerate(requests):
         await card.get_by_role("button", name=button).click()
-        made = await card_of(page, number + 1)
-        await expect(made.locator(".deed")).to_have_text(deed)
-        await finished(made)
-    await ways(card, 2)
+        child = await card_of(page, number + 1)
+        await expect(child.locator(".deed")).to_have_text(deed)
+        await finished(child)
+    await open_actions(card, 2)
     await expect(card.locator(".ways")).to_be_hidden()
 
 
-async def branched(page: Page, room: Room) -> Locator:
-    """A branch of one picture of two, with other words; its message."""
-    room.drawers[0].keeps = 2  # 24 steps, rungs at 4, 8, …: latents at 8 and 16
+async def make_branch(page: Page, room: Room) -> Locator:
+    """Branches from one of two pictures with another prompt, and returns the new message."""
+    room.drawers[0].keeps = 2  # 24 steps, thumbnails at 4, 8, …: latents at 8 and 16
     await visit(page, room)
     card = await say(page, "terrier --count 2 --seed 7")
     await finished(card)
@@ -154,42 +154,42 @@ async def branched(page: Page, room: Room) -> Locator:
     await card.get_by_label("Words").fill("terrier in a hat")
     await card.get_by_label("Guidance").fill("4.5")
     await card.get_by_role("button", name="Branch", exact=True).click()
-    made = await card_of(page, 1)
-    await expect(made.locator(".deed")).to_have_text("branched from picture 2 at step 8")
-    await finished(made)
-    return made
+    child = await card_of(page, 1)
+    await expect(child.locator(".deed")).to_have_text("branched from picture 2 at step 8")
+    await finished(child)
+    return child
 
 
 async def test_a_branch_goes_on_from_the_nearest_step_with_latents(page: Page, room: Room) -> None:
-    made = await branched(page, room)
-    _, said = await room.ask("GET", f"/api/jobs/{str(await made.get_attribute('id')).removeprefix('job-')}")
-    assert (said["guidance"], said["count"], said["words"]) == (4.5, 1, "terrier in a hat")
-    assert said["start"] == {"step": 8, "fresh": False}  # the flag --seed of the old words did not come along
+    child = await make_branch(page, room)
+    _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
+    assert (reply["guidance"], reply["count"], reply["words"]) == (4.5, 1, "terrier in a hat")
+    assert reply["start"] == {"step": 8, "fresh": False}  # the flag --seed of the old prompt was not carried over
 
 
-async def test_what_was_stopped_goes_on_to_its_end_with_more_steps_or_without(page: Page, room: Room) -> None:
+async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier --count 1 --stop 50")
     await finished(card)
     await card.get_by_role("button", name="Go on to the end").click()
-    made = await card_of(page, 1)
-    await finished(made)
-    await expect(made.get_by_role("button", name="Go on to the end")).to_be_hidden()
+    child = await card_of(page, 1)
+    await finished(child)
+    await expect(child.get_by_role("button", name="Go on to the end")).to_be_hidden()
     await card.get_by_role("slider", name="How it developed").focus()
     for _ in range(3):
         await page.keyboard.press("ArrowLeft")
     await card.locator(".fork").click()
     await card.get_by_label("Steps in all").fill("60")
     await card.get_by_role("button", name="Branch", exact=True).click()
-    made = await card_of(page, 2)
-    await finished(made)
-    _, said = await room.ask("GET", f"/api/jobs/{str(await made.get_attribute('id')).removeprefix('job-')}")
-    assert (said["steps"], said["stopped"]) == (60, None)
+    child = await card_of(page, 2)
+    await finished(child)
+    _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
+    assert (reply["steps"], reply["stopped"]) == (60, None)
 
 
 async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> None:
-    made = await branched(page, room)
-    await made.get_by_role("button", name="Compare").click()
+    child = await make_branch(page, room)
+    await child.get_by_role("button", name="Compare").click()
     dialog = page.get_by_role("dialog")
     divider = dialog.get_by_role("slider", name="Divider")
     await divider.focus()
@@ -210,7 +210,7 @@ async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> N
     await expect(dialog.locator(".films .where")).to_have_text("step 4 of 24")
     pixels = "all => all.map((one) => one.toDataURL())"
     before, after = await dialog.locator(".pair canvas").evaluate_all(pixels)
-    assert before == after  # it had not branched yet
+    assert before == after  # before the branch
     sizes = await dialog.locator(".pair canvas").evaluate_all("all => all.map((one) => one.width)")
     assert sizes == [256, 256]
     await dialog.get_by_role("button", name="Close").click()
@@ -222,25 +222,25 @@ async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> No
     await visit(page, room)
     card = await say(page, "terrier --ar 2:1 --count 1")
     await finished(card)
-    await ways(card)
+    await open_actions(card)
     await card.get_by_role("button", name="Make picture 1 a square").click()
-    made = await card_of(page, 1)
-    await finished(made)
-    await expect(made.locator(".deed")).to_have_text("zoomed out of picture 1")
-    await ways(made)
-    await expect(made.get_by_role("button", name="Zoom out of picture 1, 2 times")).to_be_visible()
-    await expect(made.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)
+    child = await card_of(page, 1)
+    await finished(child)
+    await expect(child.locator(".deed")).to_have_text("zoomed out of picture 1")
+    await open_actions(child)
+    await expect(child.get_by_role("button", name="Zoom out of picture 1, 2 times")).to_be_visible()
+    await expect(child.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)
 
 
-async def test_a_walk_from_picture_to_picture_ends_in_a_film(page: Page, room: Room) -> None:
+async def test_an_interpolation_between_pictures_ends_in_a_film(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier --count 2")
     await finished(card)
     await card.get_by_role("button", name="Walk", exact=False).click()
     for number in range(1, 5):
-        made = await card_of(page, number)
-        await expect(made.locator(".deed")).to_have_text("walked from picture to picture")
-        await finished(made)
+        child = await card_of(page, number)
+        await expect(child.locator(".deed")).to_have_text("walked from picture to picture")
+        await finished(child)
     film = page.locator(".roaming")
     await expect(film).to_have_count(1)
     assert await film.evaluate("one => one.decode().then(() => one.naturalWidth)") >= 256

@@ -1,4 +1,4 @@
-"""Pictures to begin with, as a visitor brings them: chosen, dropped, pasted, or taken from a finished job."""
+"""Init images as a visitor adds them: chosen, dropped, pasted, or taken from a finished job."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def drop(page: Page, files: int, uri: str = "") -> None:
         await page.dispatch_event("#log", kind, {"dataTransfer": moved, "bubbles": True, "cancelable": True})
 
 
-async def test_a_chosen_picture_begins_a_job_without_words(page: Page, room: Room) -> None:
+async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("a cat.png"))
     thumbs = page.get_by_role("list", name="Pictures to begin with").get_by_role("listitem")
@@ -88,16 +88,16 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -
     await finished(card)
 
 
-async def forward_of(room: Room, card: Locator) -> Forward:
-    """What a message's job began with."""
+async def init_image_of(room: Room, card: Locator) -> Forward:
+    """The init image of a message's job."""
     recipe = (await room.studio.view(str(await card.get_attribute("id")).removeprefix("job-"))).recipe
     assert isinstance(recipe, Recipe)
     assert isinstance(recipe.start, Forward)
     return recipe.start
 
 
-async def stroke(page: Page) -> None:
-    """From the left to the middle of the easel, through its middle, with a brush of usual size."""
+async def paint_stroke(page: Page) -> None:
+    """Paints from the left edge to the centre of the canvas, with a brush of the default size."""
     box = await page.get_by_role("dialog").locator("canvas").bounding_box()
     assert box is not None
     await page.mouse.move(box["x"], box["y"] + box["height"] / 2)
@@ -106,7 +106,7 @@ async def stroke(page: Page) -> None:
     await page.mouse.up()
 
 
-async def test_each_of_several_pictures_counts_as_much_as_its_slider_says(page: Page, room: Room) -> None:
+async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("one.png"))
     await expect(page.get_by_text("How much each of them counts")).to_be_hidden()
@@ -124,26 +124,26 @@ async def test_each_of_several_pictures_counts_as_much_as_its_slider_says(page: 
     await page.get_by_role("button", name="Imagine").click()
     card = await card_of(page, 0)
     await finished(card)
-    assert [one.weight for one in (await forward_of(room, card)).pictures] == [1, 3]
+    assert [one.weight for one in (await init_image_of(room, card)).pictures] == [1, 3]
 
 
-async def test_a_part_of_a_brought_picture_is_painted_over(page: Page, room: Room) -> None:
+async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("a cat.png"))
     await page.get_by_role("button", name="Paint over a part").click()
     dialog = page.get_by_role("dialog")
-    await stroke(page)
+    await paint_stroke(page)
     await dialog.get_by_role("button", name="Close").click()
-    await expect(page.get_by_role("button", name="Paint over a part")).to_be_focused()  # closed: nothing is kept
+    await expect(page.get_by_role("button", name="Paint over a part")).to_be_focused()  # closing keeps nothing
     await page.keyboard.press("Enter")
-    await stroke(page)
+    await paint_stroke(page)
     await dialog.get_by_role("button", name="Keep it").click()
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
     await expect(page.get_by_role("slider", name="How much of what is painted over is drawn anew")).to_have_value("90")
     room.drawers[0].going.clear()
     await page.get_by_role("button", name="Imagine").click()
     card = await card_of(page, 0)
-    start = await forward_of(room, card)
+    start = await init_image_of(room, card)
     assert start.mask is not None
     with Image.open(io.BytesIO(await room.drawers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
         assert mask.size == (48, 48)
@@ -154,12 +154,12 @@ async def test_a_part_of_a_brought_picture_is_painted_over(page: Page, room: Roo
     await finished(card)
 
 
-async def test_what_is_painted_waits_while_there_are_several_and_can_be_cleared(page: Page, room: Room) -> None:
+async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     await card.get_by_role("button", name="Go on from picture 1").click()
     await card.get_by_role("button", name="Begin the next prompt with picture 1").click()
     await page.get_by_role("button", name="Paint over a part").click()
-    await stroke(page)
+    await paint_stroke(page)
     await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
     await choose(page, file("other.png"))
     await expect(page.get_by_role("alert")).to_contain_text("A part is painted over in one picture alone")
@@ -167,14 +167,16 @@ async def test_what_is_painted_waits_while_there_are_several_and_can_be_cleared(
     await page.get_by_role("button", name="Remove picture 2: other.png").click()
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
     await page.get_by_role("button", name="Imagine").click()
-    made = await card_of(page, 1)
-    await expect(made.locator(".deed")).to_contain_text("began with a part of a picture")
-    assert (await forward_of(room, made)).mask is not None
-    await finished(made)
+    child = await card_of(page, 1)
+    await expect(child.locator(".deed")).to_contain_text("began with a part of a picture")
+    assert (await init_image_of(room, child)).mask is not None
+    await finished(child)
     await choose(page, file("a cat.png"))
     for painting in (True, False):
         await page.get_by_role("button", name="Paint over a part" if painting else "Change what is painted").click()
-        await (stroke(page) if painting else page.get_by_role("dialog").get_by_role("button", name="Clear").click())
+        await (
+            paint_stroke(page) if painting else page.get_by_role("dialog").get_by_role("button", name="Clear").click()
+        )
         await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
     await expect(page.get_by_role("button", name="Paint over a part")).to_be_visible()
     await expect(page.locator(".thumbs .stripes")).to_have_count(0)
@@ -184,7 +186,7 @@ async def test_what_is_painted_waits_while_there_are_several_and_can_be_cleared(
     await expect(page.get_by_role("alert")).to_contain_text("can’t be painted over here")
 
 
-async def test_a_picture_is_taken_away_by_the_keyboard(page: Page, room: Room) -> None:
+async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("one.png"), file("two.png"))
     await page.get_by_role("button", name="Remove picture 2: two.png").focus()
@@ -195,7 +197,7 @@ async def test_a_picture_is_taken_away_by_the_keyboard(page: Page, room: Room) -
     await expect(page.get_by_role("button", name="Begin with pictures")).to_be_focused()
 
 
-async def test_what_is_no_picture_is_refused_in_a_sentence(page: Page, room: Room) -> None:
+async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("notes.txt", b"words", "text/plain"))
     await expect(page.get_by_role("alert")).to_contain_text("notes.txt")
@@ -212,7 +214,7 @@ async def test_what_is_no_picture_is_refused_in_a_sentence(page: Page, room: Roo
     await expect(page.locator("article.job")).to_have_count(0)
 
 
-async def test_a_finished_picture_is_used_as_start_alone_and_beside_a_file(page: Page, room: Room) -> None:
+async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     for number in range(2):
         await card.get_by_role("button", name="Go on from picture 1").click()
@@ -222,15 +224,15 @@ async def test_a_finished_picture_is_used_as_start_alone_and_beside_a_file(page:
             await choose(page, file("other.png"))
         await page.keyboard.type("a cat --count 1")
         await page.get_by_role("button", name="Imagine").click()
-        made = await card_of(page, number + 1)
+        child = await card_of(page, number + 1)
         what = "blended 2 pictures, 50 %" if number else "began with a picture, 60 %"
-        await expect(made.locator(".deed")).to_have_text(f"{what} drawn anew")
-        await finished(made)
+        await expect(child.locator(".deed")).to_have_text(f"{what} drawn anew")
+        await finished(child)
         if not number:
             await card.get_by_role("button", name="Go on from picture 1").click()
 
 
-async def test_a_picture_of_the_page_can_be_dropped_and_one_of_elsewhere_not(page: Page, room: Room) -> None:
+async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     await drop(page, 0, str(await card.locator(".print").evaluate("one => one.href")))
     await expect(page.get_by_role("button", name="Remove picture 1: picture 1 of a job")).to_be_visible()

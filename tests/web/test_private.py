@@ -1,4 +1,4 @@
-"""What others' private jobs and deleted pictures look like over HTTP: as if they were not there."""
+"""Over HTTP, private jobs of others and deleted pictures look as if they did not exist."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.asyncio
 AUTHOR = Member("local:terminal", "Terminal", "local")
 
 
-def browsing() -> aiohttp.ClientSession:
+def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
-async def page(browser: aiohttp.ClientSession, room: Room) -> AsyncIterator[tuple[str, Any]]:
-    """What a page in this browser is told."""
+async def page_events(browser: aiohttp.ClientSession, room: Room) -> AsyncIterator[tuple[str, Any]]:
+    """The events that a page in this browser receives."""
     async with browser.get(f"{room.url}/api/events") as answer:
         name = ""
         async for raw in answer.content:
@@ -47,15 +47,15 @@ async def page(browser: aiohttp.ClientSession, room: Room) -> AsyncIterator[tupl
                 yield name, json.loads(value)
 
 
-async def test_a_private_job_is_there_for_its_author_alone(room: Room) -> None:
+async def test_only_its_author_sees_a_private_job(room: Room) -> None:
     await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
     room.drawers[0].going.clear()
     job = await room.imagine("a secret lamp")
-    async with browsing() as other:
-        async with other.get(room.url):  # comes in, with a cookie
+    async with open_session() as other:
+        async with other.get(room.url):  # gets a cookie
             pass
-        told: list[tuple[str, Any]] = []
-        watching = asyncio.create_task(watch(other, room, told))
+        events: list[tuple[str, Any]] = []
+        watching = asyncio.create_task(collect_events(other, room, events))
         for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
             async with other.get(f"{room.url}/api/jobs/{job}{path}") as answer:
                 assert (answer.status, (await answer.json())["error"]) == (404, "There is no such job."), path
@@ -71,23 +71,23 @@ async def test_a_private_job_is_there_for_its_author_alone(room: Room) -> None:
         await room.desk.preferences.prefer(AUTHOR.id, "results", "public")
         public = await room.imagine("a public lamp")
         async with asyncio.timeout(20):
-            while not any(value.get("id") == public and value.get("state") == "finished" for _, value in told):
+            while not any(value.get("id") == public and value.get("state") == "finished" for _, value in events):
                 await asyncio.sleep(0.05)
         await stop(watching)
-        assert job not in json.dumps(told)
-        assert "secret" not in json.dumps(told)
+        assert job not in json.dumps(events)
+        assert "secret" not in json.dumps(events)
 
 
-async def watch(browser: aiohttp.ClientSession, room: Room, told: list[tuple[str, Any]]) -> None:
-    async for event in page(browser, room):
-        told.append(event)
+async def collect_events(browser: aiohttp.ClientSession, room: Room, events: list[tuple[str, Any]]) -> None:
+    async for event in page_events(browser, room):
+        events.append(event)
 
 
-async def test_whoever_runs_the_room_may_stop_a_private_job_without_seeing_it(room: Room) -> None:
+async def test_the_operator_may_cancel_a_private_job_without_seeing_it(room: Room) -> None:
     await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
     room.drawers[0].going.clear()
     job = await room.imagine("a secret lamp")
-    async with browsing() as owner:  # on this computer everybody is
+    async with open_session() as owner:  # on this computer everyone is one
         async with owner.get(room.url):
             pass
         async with owner.delete(f"{room.url}/api/jobs/{job}") as answer:
@@ -97,7 +97,7 @@ async def test_whoever_runs_the_room_may_stop_a_private_job_without_seeing_it(ro
     assert (await room.end_of(job))["state"] == "cancelled"
 
 
-async def test_nobody_goes_on_from_another_servers_job_by_its_id(room: Room) -> None:
+async def test_a_job_of_another_server_cannot_be_used_by_its_id(room: Room) -> None:
     elsewhere = Member("discord:1", "ann", "discord:2")
     (ticket,) = await room.desk.studio.imagine("a lamp", elsewhere, Place("web"))
     async with asyncio.timeout(20):
@@ -107,47 +107,47 @@ async def test_nobody_goes_on_from_another_servers_job_by_its_id(room: Room) -> 
         ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "rungs"),
         ("GET", "rungs/0.webp"),
     ):  # fmt: skip
-        status, said = await room.ask(method, f"/api/jobs/{ticket.job}/{path}")
-        assert (status, said["error"]) == (403, ELSEWHERE), path
-    assert (await room.ask("GET", f"/api/jobs/{ticket.job}"))[0] == 200, "whoever runs the room may look"
+        status, reply = await room.ask(method, f"/api/jobs/{ticket.job}/{path}")
+        assert (status, reply["error"]) == (403, ELSEWHERE), path
+    assert (await room.ask("GET", f"/api/jobs/{ticket.job}"))[0] == 200, "the operator may look"
 
 
 async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -> None:
     job = await room.imagine("a lamp")
     await room.end_of(job)
     async with room.client.get(f"{room.url}/api/jobs/{job}/grid.png") as answer:
-        assert answer.status == 200, "and is kept in memory from now on"
-    told: list[tuple[str, Any]] = []
-    watching = asyncio.create_task(watch(room.client, room, told))
+        assert answer.status == 200, "the grid is cached from now on"
+    events: list[tuple[str, Any]] = []
+    watching = asyncio.create_task(collect_events(room.client, room, events))
     async with asyncio.timeout(10):
-        while "jobs" not in [name for name, _ in told]:
+        while "jobs" not in [name for name, _ in events]:
             await asyncio.sleep(0.02)
     await room.desk.moderation.delete(job, AUTHOR)
     for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
         async with room.client.get(f"{room.url}/api/jobs/{job}{path}") as answer:
             assert (answer.status, (await answer.json())["error"]) == (404, DELETED), path
     for path in ("vary/1", "upscale/1", "reroll"):
-        status, said = await room.ask("POST", f"/api/jobs/{job}/{path}")
-        assert (status, said["error"]) == (404, DELETED), path
+        status, reply = await room.ask("POST", f"/api/jobs/{job}/{path}")
+        assert (status, reply["error"]) == (404, DELETED), path
     assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
     async with asyncio.timeout(10):
-        while ("gone", {"id": job, "reason": DELETED}) not in told:
+        while ("gone", {"id": job, "reason": DELETED}) not in events:
             await asyncio.sleep(0.02)
     await stop(watching)
 
 
-async def test_a_stream_of_a_job_that_is_deleted_while_it_runs_ends_and_says_so(room: Room) -> None:
+async def test_the_stream_of_a_job_deleted_while_it_runs_ends_and_says_so(room: Room) -> None:
     room.drawers[0].speed = 0.1
     job = await room.imagine("a lamp")
-    heard: list[tuple[str, Any]] = []
+    received: list[tuple[str, Any]] = []
     async for event in room.events(f"/api/jobs/{job}/events"):
-        heard.append(event)
-        if event[0] == "frame" and len(heard) < 4:
+        received.append(event)
+        if event[0] == "frame" and len(received) < 4:
             await room.desk.moderation.delete(job, AUTHOR)
-    assert heard[-1] == ("deleted", {"id": job, "state": "deleted", "reason": DELETED})
+    assert received[-1] == ("deleted", {"id": job, "state": "deleted", "reason": DELETED})
 
 
-async def test_the_terminal_says_that_what_it_waits_for_was_deleted(room: Room) -> None:
+async def test_the_terminal_says_that_its_job_was_deleted(room: Room) -> None:
     room.drawers[0].going.clear()
 
     async def delete_it() -> None:
@@ -162,22 +162,22 @@ async def test_the_terminal_says_that_what_it_waits_for_was_deleted(room: Room) 
     await deleting
 
 
-async def test_a_public_enlargement_does_not_open_its_private_original(room: Room) -> None:
+async def test_a_public_upscale_does_not_open_its_private_original(room: Room) -> None:
     await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
     job = (await room.end_of(await room.imagine("a secret lamp", count=1)))["id"]
     await room.desk.preferences.prefer(AUTHOR.id, "results", "public")
-    _, said = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
-    enlarged = (await room.end_of(said["id"]))["id"]
-    wishes: dict[str, Any] = {"zoom": {"factor": 2}, "pan": {"direction": "up"}, "branch": {"step": 12}, "vary": {}}
-    async with browsing() as other:
+    _, reply = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
+    upscaled = (await room.end_of(reply["id"]))["id"]
+    requests: dict[str, Any] = {"zoom": {"factor": 2}, "pan": {"direction": "up"}, "branch": {"step": 12}, "vary": {}}
+    async with open_session() as other:
         async with other.get(room.url):
             pass
-        async with other.get(f"{room.url}/api/jobs/{enlarged}/pictures/1.png") as answer:
-            assert answer.status == 200, "that one is for all"
-        async with other.get(f"{room.url}/api/jobs/{enlarged}/branch/1") as answer:
+        async with other.get(f"{room.url}/api/jobs/{upscaled}/pictures/1.png") as answer:
+            assert answer.status == 200, "the upscale is public"
+        async with other.get(f"{room.url}/api/jobs/{upscaled}/branch/1") as answer:
             assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL.format(PRIVATE))
-        for verb, body in wishes.items():
-            async with other.post(f"{room.url}/api/jobs/{enlarged}/{verb}/1", json=body) as answer:
+        for verb, body in requests.items():
+            async with other.post(f"{room.url}/api/jobs/{upscaled}/{verb}/1", json=body) as answer:
                 assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL.format(PRIVATE)), verb
-    status, said = await room.ask("GET", f"/api/jobs/{enlarged}/branch/1")
-    assert (status, bool(said["steps"])) == (200, True)
+    status, reply = await room.ask("GET", f"/api/jobs/{upscaled}/branch/1")
+    assert (status, bool(reply["steps"])) == (200, True)

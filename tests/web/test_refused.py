@@ -1,4 +1,4 @@
-"""`GET /api/refused` and `darkroom doctor`: a worker outside the contract is named, by the bot that refuses it."""
+"""`GET /api/refused` and `darkroom doctor`: both name a worker whose announcement the bot refuses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bot.web.auth import terminal_key
 from engine.bus import Bus
 from engine.job import Presence
 
-REFUSED = Presence(
+INVALID_PRESENCE = Presence(
     worker="easel", pools=("default",), models=(), device="paper", rows=50_000, free=0, build="\x1b[31mtest"
 )  # fmt: skip
 
 
-async def _examined(room: Any) -> list[doctor.Finding]:
+async def _doctor_findings(room: Any) -> list[doctor.Finding]:
     await asyncio.to_thread(announce, room.settings.data, Running(room.url, 1))
     return await asyncio.to_thread(lambda: list(doctor.workers(room.settings)))
 
@@ -27,24 +27,24 @@ async def _examined(room: Any) -> list[doctor.Finding]:
 @pytest.mark.asyncio
 async def test_the_doctor_names_a_worker_that_is_refused(open_room: Any, broker: Any) -> None:
     async with open_room(workers=0) as room:
-        [fine] = await _examined(room)
+        [fine] = await _doctor_findings(room)
         assert (fine.name, fine.ok) == ("workers", True)
         stranger = await Bus.connect(broker.url, broker.token)
         await stranger.declare()
-        await stranger.announce(REFUSED)
+        await stranger.announce(INVALID_PRESENCE)
         async with asyncio.timeout(10):
             while not (await room.ask("GET", "/api/refused"))[1]["refused"]:
                 await asyncio.sleep(0.05)
         await stranger.close()
-        [found] = await _examined(room)
-    assert not found.ok
-    assert found.says.startswith("worker easel announces rows 50000, which this bot refuses: ")
-    assert "1024" in found.says
-    assert found.mend
+        [finding] = await _doctor_findings(room)
+    assert not finding.ok
+    assert finding.says.startswith("worker easel announces rows 50000, which this bot refuses: ")
+    assert "1024" in finding.says
+    assert finding.mend
 
 
 @pytest.mark.asyncio
-async def test_only_owners_see_what_is_refused(open_room: Any) -> None:
+async def test_only_owners_see_the_refused_workers(open_room: Any) -> None:
     async with open_room(workers=0, public_url="https://pictures.example", metrics_token="a-token-of-length") as room:
         for sent in ("", "Bearer a-token-of-length"):
             assert (await room.ask("GET", "/api/refused", Authorization=sent))[0] == 403
@@ -52,7 +52,7 @@ async def test_only_owners_see_what_is_refused(open_room: Any) -> None:
         assert await room.ask("GET", "/api/refused", Authorization=f"Bearer {key}") == (200, {"refused": []})
 
 
-def test_the_doctor_says_nothing_of_workers_where_no_darkroom_runs(tmp_path: Any) -> None:
+def test_the_doctor_says_nothing_about_workers_where_no_darkroom_runs(tmp_path: Any) -> None:
     settings = load(data=tmp_path)
     assert list(doctor.workers(settings)) == []
     announce(tmp_path, Running("http://127.0.0.1:9", 1))

@@ -1,4 +1,4 @@
-"""Texts of moments: written once for all pages, never mixed up, never kept without end."""
+"""Texts of events: written once for all pages, never mixed up, and only a limited number is kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bot.web import shown
 from bot.web.told import REMEMBERED, Texts
 
 
-def test_a_moment_is_written_once_for_all_pages_that_keep_up() -> None:
+def test_an_event_is_written_once_for_all_pages_that_keep_up() -> None:
     texts = Texts()
     one, other = Developing("a", 1, 4, 2.0, {0: b"jpeg"}), Developing("b", 1, 4, 2.0, {0: b"jpeg"})
     first = texts.of(one)
@@ -22,7 +22,7 @@ def test_a_moment_is_written_once_for_all_pages_that_keep_up() -> None:
     assert texts.of(one) == first  # a page that is behind still gets its own
 
 
-def test_no_more_than_the_last_jobs_texts_are_kept() -> None:
+def test_only_the_texts_of_the_last_jobs_are_kept() -> None:
     texts = Texts()
     for number in range(REMEMBERED + 50):
         texts.of(Queued(f"job-{number}", number, None))
