@@ -120,19 +120,19 @@ def test_a_damaged_picture_is_read_or_refused_with_a_sentence(data: st.DataObjec
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     start, blobs = forward([bytes(content)], 0.5)
     with suppress(Unfit):
-        assert read_init(make_recipe(start), blobs, Simulated(0.1)).latents.shape == (4, 4, 4)
+        assert read_init(make_simulated_recipe(start), blobs, Simulated(0.1)).latents.shape == (4, 4, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (17, 5)])
 def test_odd_picture_sizes_are_fitted(size: tuple[int, int]) -> None:
     start, blobs = forward([saved(scene(size))], 0.5, saved(half_mask(size)))
-    beginning = read_init(make_recipe(start), blobs, Simulated(0.1))
+    beginning = read_init(make_simulated_recipe(start), blobs, Simulated(0.1))
     assert beginning.latents.shape == (4, 4, 4)
     assert beginning.mask is not None
     assert beginning.mask.shape == (1, 4, 4)
 
 
-def make_recipe(start: Any, **fields: Any) -> Recipe:
+def make_simulated_recipe(start: Any, **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
         "concepts": (Concept("sea"),), "model": "simulated", "sampler": "ddim", "steps": 8, "seed": 3, "guidance": 1.0,
         "width": 32, "height": 32, "dtype": "float32", "start": start, "count": 1,
@@ -144,7 +144,9 @@ def test_a_missing_blob_is_blamed_on_us() -> None:
     start, blobs = forward([saved(scene())], 0.5, saved(half_mask()))
     for name in blobs:
         with pytest.raises(Unfit, match="no longer stored") as refused:
-            read(make_recipe(start), {other: blobs[other] for other in blobs if other != name}, Simulated(0.1))
+            read(
+                make_simulated_recipe(start), {other: blobs[other] for other in blobs if other != name}, Simulated(0.1)
+            )
         assert refused.value.blame == "us"
 
 
@@ -162,7 +164,7 @@ def make_ladder(**fields: Any) -> bytes:
 
 def read_branch(content: bytes, step: int = 4, **fields: Any) -> Beginning:
     (name,) = stored(content)
-    return read_init(make_recipe(Branch(name, step), **fields), {name: content}, Simulated(0.1))
+    return read_init(make_simulated_recipe(Branch(name, step), **fields), {name: content}, Simulated(0.1))
 
 
 def test_a_branch_starts_from_the_latents_and_x0_of_its_keyframe() -> None:

@@ -65,7 +65,7 @@ def engines() -> Iterator[Callable[..., Engine]]:
 
 
 @pytest.fixture
-def make_job(recipe: Make, job: Make) -> Make:
+def make_job_for(recipe: Make, job: Make) -> Make:
     """Makes a small job for a model."""
 
     def make(model: Any, words: str = "cat", sampler: str = "native", user: str = "ann", **fields: Any) -> Job:
@@ -138,15 +138,17 @@ def count_forwards(engine: Engine) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["pixart", "lumina2"])
-def test_an_unknown_pipeline_kind_gives_its_own_pictures(kind: str, model: Make, engines: Make, make_job: Make) -> None:
+def test_an_unknown_pipeline_kind_gives_its_own_pictures(
+    kind: str, model: Make, engines: Make, make_job_for: Make
+) -> None:
     family = model(kind)
     assert isinstance(family, Coalesced)
     engine = engines(family)
-    one = make_job(family)
+    one = make_job_for(family)
     engine.add(one)
     assert np.array_equal(pictures(family, run_to_end(engine))[one.id, 0], draw_with_pipeline(family, one))
     several = [
-        make_job(family, words, user=words, steps=steps) for words, steps in (("dog", 4), ("sea", 6), ("red", 5))
+        make_job_for(family, words, user=words, steps=steps) for words, steps in (("dog", 4), ("sea", 6), ("red", 5))
     ]
     for each in several:
         engine.add(each)
@@ -155,7 +157,7 @@ def test_an_unknown_pipeline_kind_gives_its_own_pictures(kind: str, model: Make,
         assert np.abs(drawn[each.id, 0] - draw_with_pipeline(family, each)).max() <= 1  # of 255: at most a rounding
 
 
-def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engines: Make, make_job: Make) -> None:
+def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engines: Make, make_job_for: Make) -> None:
     """Elsewhere DDPM is a table. If the model's configuration thresholds, it cannot be one.
 
     `clip_sample` does not matter here: `StableDiffusionPipeline` itself switches it off.
@@ -172,7 +174,7 @@ def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engin
     family = families.load_folder(str(folder), "thresholding")
     with pytest.raises(ValueError, match="clips or thresholds"):
         family.plan("ddpm", 4, 0.0, 32, 32)
-    engine, one = engines(family), make_job(family, sampler="ddpm")
+    engine, one = engines(family), make_job_for(family, sampler="ddpm")
     engine.add(one)
     assert np.array_equal(pictures(family, run_to_end(engine))[one.id, 0], draw_with_pipeline(family, one))
     assert count_forwards(engine)[0] == 4
@@ -183,10 +185,10 @@ SAMPLERS = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_stable_diffusion_with_a_sampler_without_a_table_matches_its_pipeline(
-    sampler: str, model: Make, engines: Make, make_job: Make
+    sampler: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
-    engine, one = engines(family), make_job(family, sampler=sampler, steps=6)
+    engine, one = engines(family), make_job_for(family, sampler=sampler, steps=6)
     engine.add(one)
     events = run_to_end(engine)
     assert np.array_equal(pictures(family, events)[one.id, 0], draw_with_pipeline(family, one))
@@ -201,17 +203,17 @@ def test_stable_diffusion_with_a_sampler_without_a_table_matches_its_pipeline(
     [("sdxl", "heun"), ("sd3", "heun"), ("sd3", "unipc"), ("flux", "native"), ("zimage", "native"), ("sana", "native")],
 )
 def test_every_family_can_run_as_a_whole_pipeline(
-    kind: str, sampler: str, model: Make, engines: Make, make_job: Make
+    kind: str, sampler: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     """Latents are unpacked and guidance is scaled as in our own steps: plain euler gives the same picture."""
     family = model(kind)
-    engine, whole = engines(family), make_job(family, sampler=sampler, steps=5)
+    engine, whole = engines(family), make_job_for(family, sampler=sampler, steps=5)
     engine.add(whole)
     drawn = pictures(family, run_to_end(engine))[whole.id, 0]
     assert drawn.shape == (64, 64, 3)
     if sampler == "native":
         native = "dpmpp_2m" if kind == "sana" else "euler"
-        stepped = make_job(family, sampler=native, steps=5)
+        stepped = make_job_for(family, sampler=native, steps=5)
         engine.add(stepped)
         assert np.abs(pictures(family, run_to_end(engine))[stepped.id, 0] - drawn).max() <= 1
 
@@ -219,11 +221,11 @@ def test_every_family_can_run_as_a_whole_pipeline(
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage", "sana"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
-    kind: str, guidance: float, model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
+    kind: str, guidance: float, model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a job that arrives meanwhile need not wait for a text encoder that a thread uses."""
     family, encoding_threads = model(kind), []
-    whole = make_job(family, sampler="native", guidance=guidance, count=3, negative="fog")
+    whole = make_job_for(family, sampler="native", guidance=guidance, count=3, negative="fog")
     expected = [draw_with_pipeline(family, whole, image) for image in range(3)]
     family.forget_texts()
     for part, encoder in family.pipeline.components.items():
@@ -244,15 +246,15 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
 
 
 def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
-    model: Make, engines: Make, make_job: Make
+    model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
     jobs = [
-        make_job(family, "cat", "heun", user="a", steps=7),
-        make_job(family, "dog", "unipc", user="b", steps=9, count=2),
-        make_job(family, "sea", "kdpm2", user="c", steps=5),
-        make_job(family, "red", "native", user="d", steps=12, guidance=1.0),
-        make_job(family, "ice", "dpmpp_3m", user="e", steps=10, negative="fog"),
+        make_job_for(family, "cat", "heun", user="a", steps=7),
+        make_job_for(family, "dog", "unipc", user="b", steps=9, count=2),
+        make_job_for(family, "sea", "kdpm2", user="c", steps=5),
+        make_job_for(family, "red", "native", user="d", steps=12, guidance=1.0),
+        make_job_for(family, "ice", "dpmpp_3m", user="e", steps=10, negative="fog"),
     ]  # fmt: skip
     engine, single_runs = engines(family), []
     for each in jobs:
@@ -273,11 +275,14 @@ def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
 
 
 def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
-    model: Make, engines: Make, make_job: Make
+    model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
     engine, by_itself = engines(family), engines(family)
-    whole, stepped = make_job(family, sampler="heun", user="a"), make_job(family, sampler="euler", user="b", steps=20)
+    whole, stepped = (
+        make_job_for(family, sampler="heun", user="a"),
+        make_job_for(family, sampler="euler", user="b", steps=20),
+    )
     by_itself.add(stepped)
     expected = pictures(family, run_to_end(by_itself))[stepped.id, 0]
     engine.add(whole)
@@ -289,10 +294,10 @@ def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
     assert kinds == [whole.id, stepped.id]  # the short one did not wait behind the long one
 
 
-def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, make_job: Make) -> None:
+def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, make_job_for: Make) -> None:
     for kind, sampler in (("sd", "heun"), ("sd", "unipc"), ("sd", "dpmpp_3m"), ("lumina2", "native")):
         family = model(kind)
-        engine, one = engines(family), make_job(family, sampler=sampler, steps=5)
+        engine, one = engines(family), make_job_for(family, sampler=sampler, steps=5)
         engine.add(one)
         engine.watch(one.id)
         events = run_to_end(engine)
@@ -304,9 +309,9 @@ def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, 
         assert np.abs(last - pictures(family, events)[one.id, 0]).max() <= 2, (kind, sampler)
 
 
-def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engines: Make, make_job: Make) -> None:
+def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engines: Make, make_job_for: Make) -> None:
     family = model("sd")
-    engine, one = engines(family), make_job(family, sampler="native")  # PNDM
+    engine, one = engines(family), make_job_for(family, sampler="native")  # PNDM
     engine.add(one)
     (done,) = [event for event in run_to_end(engine) if isinstance(event, Developed)]
     assert [rung.step for rung in done.rungs] == [4]
@@ -315,15 +320,15 @@ def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engin
 
 @pytest.mark.parametrize("others", [0, 1, 5])
 def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
-    others: int, model: Make, engines: Make, make_job: Make
+    others: int, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model("sd")
     empty, crowded = engines(family), engines(family)
-    one = make_job(family, sampler="unipc", bucket=8, steps=6)
+    one = make_job_for(family, sampler="unipc", bucket=8, steps=6)
     empty.add(one)
     expected = next(event.latents for event in run_to_end(empty) if isinstance(event, Developed))
     for number in range(others):
-        crowded.add(make_job(family, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number))
+        crowded.add(make_job_for(family, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number))
     crowded.add(one)
     latents = next(
         event.latents for event in run_to_end(crowded) if isinstance(event, Developed) and event.job == one.id
@@ -331,12 +336,12 @@ def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
     assert torch.equal(latents, expected)
 
 
-def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines: Make, make_job: Make) -> None:
+def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines: Make, make_job_for: Make) -> None:
     family = model("sd")
     engine = engines(family)
     cancelled, remaining = (
-        make_job(family, sampler="heun", user="a", steps=50),
-        make_job(family, sampler="heun", user="b", steps=5),
+        make_job_for(family, sampler="heun", user="a", steps=50),
+        make_job_for(family, sampler="heun", user="b", steps=5),
     )
     engine.add(cancelled)
     engine.add(remaining)
@@ -347,14 +352,14 @@ def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines
     engine.step()
     assert count_forwards(engine)[1] - before <= 2  # the rows of the remaining job
     assert np.array_equal(pictures(family, run_to_end(engine))[remaining.id, 0], draw_with_pipeline(family, remaining))
-    unstarted = make_job(family, sampler="heun")
+    unstarted = make_job_for(family, sampler="heun")
     engine.add(unstarted)
     assert engine.cancel(unstarted.id) == 0
     assert engine.idle
 
 
 def test_an_error_in_one_pipeline_fails_only_that_job(
-    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = model("sd")
     encode = family.pipeline.encode_prompt.__func__
@@ -375,9 +380,9 @@ def test_an_error_in_one_pipeline_fails_only_that_job(
     monkeypatch.setattr(type(family.pipeline), "encode_prompt", encode_or_fail)
     monkeypatch.setattr(type(family.pipeline), "prepare_latents", prepare_or_fail)
     engine = engines(family)
-    jobs = {words: make_job(family, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
+    jobs = {words: make_job_for(family, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
     with pytest.raises(Unfit, match="before its first step") as refused:
-        engine.add(make_job(family, "unreadable", "unipc"))
+        engine.add(make_job_for(family, "unreadable", "unipc"))
     assert refused.value.blame == "model"
     assert engine.idle
     for each in jobs.values():
@@ -391,7 +396,7 @@ def test_an_error_in_one_pipeline_fails_only_that_job(
 
 
 def test_out_of_memory_halves_the_batch(
-    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = model("sd")
     forward, largest = family.pipeline.unet.forward, []
@@ -403,7 +408,7 @@ def test_out_of_memory_halves_the_batch(
         return forward(sample, *args, **kwargs)
 
     monkeypatch.setattr(family.pipeline.unet, "forward", small)
-    engine, jobs = engines(family), [make_job(family, sampler="unipc", user=str(number)) for number in range(4)]
+    engine, jobs = engines(family), [make_job_for(family, sampler="unipc", user=str(number)) for number in range(4)]
     for each in jobs:
         engine.add(each)
         engine.pause(each.id)
@@ -424,27 +429,27 @@ def test_out_of_memory_halves_the_batch(
     ],
 )
 def test_options_that_no_unmodified_pipeline_has_are_refused_with_a_sentence(
-    fields: dict[str, Any], words: str, model: Make, engines: Make, make_job: Make
+    fields: dict[str, Any], words: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     engine = engines(model("sd"))
     with pytest.raises(Unfit, match=words) as refused:
-        engine.add(make_job(model("sd"), sampler="heun", **fields))
+        engine.add(make_job_for(model("sd"), sampler="heun", **fields))
     assert refused.value.blame == "member"
     assert engine.idle
 
 
-def test_closing_the_engine_ends_every_thread(model: Make, make_job: Make) -> None:
+def test_closing_the_engine_ends_every_thread(model: Make, make_job_for: Make) -> None:
     family = model("sd")
     engine = Engine({family.name: family})
     for number in range(5):
-        engine.add(make_job(family, sampler="heun", user=str(number), count=2))
+        engine.add(make_job_for(family, sampler="heun", user=str(number), count=2))
         engine.step()
     engine.close()
     assert engine.idle
 
 
 def test_one_thread_at_a_time_encodes_prompts(
-    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tokenizer is set up anew for each text. Two threads in one at once sometimes gave a wrong picture."""
     family, inside, most = model("sd"), [], []
@@ -462,17 +467,17 @@ def test_one_thread_at_a_time_encodes_prompts(
     monkeypatch.setattr(type(family.pipeline), "encode_prompt", slow)
     engine = engines(family)
     for number in range(4):
-        engine.add(make_job(family, sampler="unipc", user=str(number), count=2))
+        engine.add(make_job_for(family, sampler="unipc", user=str(number), count=2))
         engine.step()
         # This prompt is encoded in the engine's thread.
-        engine.add(make_job(family, f"new {number}", sampler="euler", user=str(number)))
+        engine.add(make_job_for(family, f"new {number}", sampler="euler", user=str(number)))
     run_to_end(engine)
     assert len(most) >= 12
     assert max(most) == 1
 
 
 def test_an_error_in_a_preview_fails_only_that_job(
-    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = model("sd")
     show = family.seen
@@ -485,10 +490,10 @@ def test_an_error_in_a_preview_fails_only_that_job(
     monkeypatch.setattr(family, "seen", show_or_fail)
     engine = engines(family)
     sound, faulty = (
-        make_job(family, sampler="unipc", user="a"),
-        make_job(family, sampler="unipc", user="b", height=16, count=2),
+        make_job_for(family, sampler="unipc", user="a"),
+        make_job_for(family, sampler="unipc", user="b", height=16, count=2),
     )
-    unshown = make_job(family, sampler="native", user="c", height=16)  # PNDM: only the finished picture is shown
+    unshown = make_job_for(family, sampler="native", user="c", height=16)  # PNDM: only the finished picture is shown
     monkeypatch.setattr(
         family, "last_seen", lambda finished: show_or_fail(finished, 32, finished.shape[1] * family.factor)
     )
@@ -503,7 +508,7 @@ def test_an_error_in_a_preview_fails_only_that_job(
 
 
 def test_the_last_preview_is_made_in_the_pipelines_thread(
-    model: Make, engines: Make, make_job: Make, monkeypatch: pytest.MonkeyPatch
+    model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that gives pixels decodes and encodes for it, and the engine's thread must serve other jobs."""
     family, threads = model("sd"), []
@@ -514,7 +519,7 @@ def test_the_last_preview_is_made_in_the_pipelines_thread(
 
     monkeypatch.setattr(family, "last_seen", note_thread)
     engine = engines(family)
-    engine.add(make_job(family, sampler="native"))
+    engine.add(make_job_for(family, sampler="native"))
     assert len(pictures(family, run_to_end(engine))) == 1
     assert [name.split()[0] for name in threads] == ["strand"]
 
@@ -538,15 +543,15 @@ def test_a_small_network_is_timed_without_copies_of_copies(tmp_path: Path) -> No
     assert set(family._nets) == {(id(family.pipeline.transformer), dtype) for dtype in ("float32", "bfloat16")}
 
 
-def test_a_dropped_model_is_freed(tmp_path: Path, make_job: Make) -> None:
+def test_a_dropped_model_is_freed(tmp_path: Path, make_job_for: Make) -> None:
     build("pixart", tmp_path / "dropped")
     models: dict[str, Any] = {"dropped": families.load_folder(str(tmp_path / "dropped"), "dropped")}
     engine = Engine(models)
     for number in range(2):
-        engine.add(make_job(models["dropped"], user=str(number), bucket=8))
+        engine.add(make_job_for(models["dropped"], user=str(number), bucket=8))
     assert len(pictures(models["dropped"], run_to_end(engine))) == 2
     assert engine._coalescing.gathering._tried
-    cancelled = make_job(models["dropped"], steps=50)  # it leaves while its thread still works
+    cancelled = make_job_for(models["dropped"], steps=50)  # it leaves while its thread still works
     engine.add(cancelled)
     engine.step()
     engine.cancel(cancelled.id)

@@ -185,7 +185,7 @@ def test_reading_time_grows_linearly_with_the_text(shape: Callable[[int], str]) 
     assert seconds(shape(8000)) < 64 * seconds(shape(500))
 
 
-def make_recipe(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
+def make_recipe_for(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
     side = min(64, family.size)
     defaults: dict[str, Any] = {
         "model": family.name, "sampler": "ddim" if family.name == "sd" else "euler", "steps": 2, "width": side,
@@ -209,16 +209,16 @@ def test_text_without_weights_is_encoded_as_by_the_pipeline(
     family = load_family(kind)
     expected = encode_with_pipeline(family, "a cat")
     for text in ("a cat", "(a cat:1.0)", "((a cat:0.5):2)"):
-        assert torch.equal(family.condition(text, make_recipe(recipe, family, text))[0], expected)
+        assert torch.equal(family.condition(text, make_recipe_for(recipe, family, text))[0], expected)
     family._texts.clear()
     monkeypatch.setattr(chunks, "is_plain", lambda parts: False)  # the path with weights gives the same bits
-    assert torch.equal(family.condition("a cat", make_recipe(recipe, family, "a cat"))[0], expected)
+    assert torch.equal(family.condition("a cat", make_recipe_for(recipe, family, "a cat"))[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe: Make, kind: str) -> None:
     family, text = load_family(kind), "a (bc:1.5) [d]"
-    weighted = family.condition(text, make_recipe(recipe, family, text))
+    weighted = family.condition(text, make_recipe_for(recipe, family, text))
     unweighted = encode_with_pipeline(family, "a bc d")
     weights = torch.ones(len(unweighted), 1)
     weights[2:4], weights[4] = 1.5, 1 / 1.1  # after the start and "a": a letter is a token
@@ -227,13 +227,13 @@ def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe:
         expected *= unweighted.mean() / expected.mean()
     torch.testing.assert_close(weighted[0], expected)
     if kind == "sdxl":
-        assert torch.equal(weighted[1], family.condition("a bc d", make_recipe(recipe, family))[1])
+        assert torch.equal(weighted[1], family.condition("a bc d", make_recipe_for(recipe, family))[1])
 
 
 def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe: Make) -> None:
     family = load_family("sd")
     for text in ("(a:-10) b", "(a cat:10)", "(a:0) (b:0)"):
-        states = family.condition(text, make_recipe(recipe, family, text))[0]
+        states = family.condition(text, make_recipe_for(recipe, family, text))[0]
         assert float(states.abs().max()) <= 20 * float(encode_with_pipeline(family, "a cat").abs().max())
 
 
@@ -241,8 +241,8 @@ def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe:
 def test_families_without_word_weights_drop_the_brackets(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
     for text in ("(a cat:1.5)", "[a] (cat)", r"a cat"):
-        conditions = family.condition(text, make_recipe(recipe, family, text))
-        for ours, expected in zip(conditions, family.condition("a cat", make_recipe(recipe, family)), strict=True):
+        conditions = family.condition(text, make_recipe_for(recipe, family, text))
+        for ours, expected in zip(conditions, family.condition("a cat", make_recipe_for(recipe, family)), strict=True):
             assert torch.equal(ours, expected)
 
 
@@ -254,7 +254,7 @@ def test_a_long_text_is_read_in_chunks(load_family: Make, recipe: Make, kind: st
     letters = "a b c d e f g h i j " * 30  # a word is a token
     for words, count in ((2 * size + 3, 3), (size + 1, 2), (size, 1), (290, 3)):
         text = letters[: 2 * words]
-        states = family.condition(text, make_recipe(recipe, family, text))[0]
+        states = family.condition(text, make_recipe_for(recipe, family, text))[0]
         parts = [letters[2 * at * size : 2 * min(words, (at + 1) * size)] for at in range(count)]
         assert torch.equal(states, torch.cat([encode_with_pipeline(family, part) for part in parts]))
 
@@ -264,16 +264,16 @@ def test_all_texts_of_an_image_are_padded_to_one_length(load_family: Make, recip
     family = load_family(kind)
     size = chunks.room(family.pipeline.tokenizer)
     long = "a " * (size + 3)
-    both = make_recipe(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
+    both = make_recipe_for(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
     shapes = {family.condition(text, both)[0].shape for text in (long, "a cat")}
     shapes.add(family.condition("a dog", both, negative=True)[0].shape)
     shapes.add(family.condition("", both, negative=True)[0].shape)
     assert [shape[0] for shape in shapes] == [2 * (size + 2)]
     padded = family.condition("a cat", both)[0]
     assert torch.equal(padded, torch.cat([encode_with_pipeline(family, "a cat"), encode_with_pipeline(family, "")]))
-    negative = make_recipe(recipe, family, "a cat", negative=long)
+    negative = make_recipe_for(recipe, family, "a cat", negative=long)
     assert len(family.condition("a cat", negative)[0]) == 2 * (size + 2)
-    unused = make_recipe(recipe, family, "a cat", negative=long, guidance=1.0)
+    unused = make_recipe_for(recipe, family, "a cat", negative=long, guidance=1.0)
     assert len(family.condition("a cat", unused)[0]) == size + 2
 
 
@@ -284,7 +284,7 @@ def test_jobs_with_long_and_short_prompts_each_match_their_run_alone(
     """The long one also matches the pipeline with the same text states."""
     family = load_family(kind)
     long = "a b c d e f g h " * 9
-    jobs = [job(make_recipe(recipe, family, text), user=text[:5]) for text in (long, "a cat", "(a:1.4) cat")]
+    jobs = [job(make_recipe_for(recipe, family, text), user=text[:5]) for text in (long, "a cat", "(a:1.4) cat")]
     single_runs = [by_engine(family, each.task, job, finish)[0] for each in jobs]
     engine = Engine({kind: family})
     for each in jobs:
@@ -301,10 +301,10 @@ def test_a_whole_pipeline_uses_the_same_text_states(
     load_family: Make, recipe: Make, job: Make, finish: Make, kind: str, text: str
 ) -> None:
     family = load_family(kind)
-    one = make_recipe(recipe, family, text, sampler="heun", negative="a [dog]")
+    one = make_recipe_for(recipe, family, text, sampler="heun", negative="a [dog]")
     (ours,) = by_engine(family, one, job, finish)
     assert error(ours, draw_with_pipeline(family, one)) <= 1e-4
-    unweighted = make_recipe(recipe, family, "a b cat", sampler="heun", negative="a dog")
+    unweighted = make_recipe_for(recipe, family, "a b cat", sampler="heun", negative="a dog")
     assert error(ours, by_engine(family, unweighted, job, finish)[0]) > 1e-4
 
 
