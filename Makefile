@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test lint types imports tests chaos fuzz format clean
+.PHONY: help demo test lint types imports tests docs chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,7 +20,7 @@ help: ## this list
 demo: .venv/.all ## set up what is missing, then open the chatroom
 	$(BIN)/darkroom up --port $(PORT) --open
 
-test: lint types imports tests ## set up what is missing, then check everything
+test: lint types imports docs tests ## set up what is missing, then check everything
 
 lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -34,6 +34,9 @@ imports: .venv/.dev ## import-linter: who may import whom
 
 tests: .venv/.dev ## pytest
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails
+	$(BIN)/zensical build --strict --clean
 
 chaos: .venv/.dev ## pull KILLS=20 plugs of a whole Darkroom, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))

@@ -49,7 +49,7 @@ def engine() -> None:
 def serve(
     nats: Annotated[str, typer.Option(help="The broker, as nats://HOST:PORT; else DARKROOM_NATS.")] = "",
     token_file: Annotated[
-        Path | None, typer.Option(help="A file with the broker's token; else DARKROOM_NATS_TOKEN.")
+        Path | None, typer.Option(help="File with the broker's token; else DARKROOM_NATS_TOKEN.")
     ] = None,
     key_file: KeyFile = None,
     name: Annotated[str, typer.Option(help="This worker's unique name; else the host's name.")] = "",

@@ -402,7 +402,7 @@ def test_any_bad_block_is_refused_with_a_sentence(
 OTHER_DATABASES = {
     "later version": "UPDATE alembic_version SET version_num='9999'",
     "no database": "DROP TABLE pictures",
-    "does not say of which version": "DELETE FROM alembic_version",
+    "has no version number": "DELETE FROM alembic_version",
     "say of which version it is": "UPDATE alembic_version SET version_num=''",
 }
 

@@ -79,7 +79,7 @@ def test_a_ladder_without_latents_says_why_it_cannot_be_branched() -> None:
     for empty in (ladder(), ladder(rung(5, whole=False)), ladder(wrong)):
         assert branchable(empty) == ()
         for ask in (lambda one: nearest(one, 5), contact_sheet):
-            with pytest.raises(Refused, match=r"no latents.*earlier version") as refused:
+            with pytest.raises(Refused, match=r"no keyframes to branch from.*earlier version") as refused:
                 ask(empty)
             assert refused.value.status == 404
 

@@ -248,7 +248,7 @@ async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_p
     monkeypatch.setattr(members_cli, "PATIENCE_SECONDS", 0.1)
     with only_one(tmp_path):
         await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
-    assert "goes one by one by the running bot" in capsys.readouterr().out
+    assert "are deleted one by one by the running bot" in capsys.readouterr().out
     assert await store.record(job), "the running bot deletes it"
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
     assert "goes when a bot runs next" in capsys.readouterr().out
@@ -270,7 +270,7 @@ async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, datab
     async with leader_module.leading(None, print, lost=print) as leader:
         await leader.begin(store)
         await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
-        assert "goes one by one by the running bot" in capsys.readouterr().out
+        assert "are deleted one by one by the running bot" in capsys.readouterr().out
         assert await store.record(job), "the running bot deletes it"
         assert await store.leads()
         leader.end()
@@ -298,7 +298,7 @@ async def test_a_bot_that_starts_meanwhile_takes_over_the_deletion(tmp_path, dat
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setattr(Forgetting, "round", slow)
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
-    assert "goes one by one by the running bot" in capsys.readouterr().out
+    assert "are deleted one by one by the running bot" in capsys.readouterr().out
     assert await bot.record(job)
     await bot.close()
 

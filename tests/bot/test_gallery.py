@@ -188,7 +188,7 @@ async def test_a_missing_or_damaged_ladder_is_refused_with_404(rig: GalleryRig, 
     with pytest.raises(Refused) as refused:
         await OF_ONE[name](rig.gallery, bare, 0)
     assert (refused.value.sentence, refused.value.status) == (NO_LADDER, 404)
-    with pytest.raises(Refused, match="no ladder"):
+    with pytest.raises(Refused, match="no keyframes"):
         await rig.gallery.ladder(bare, 0)
     with pytest.raises(Refused) as refused:
         await OF_ONE[name](rig.gallery, spoilt, 0)
@@ -229,7 +229,7 @@ async def test_a_ladder_is_read_once_for_all_its_keyframes(rig: GalleryRig) -> N
     grids = await asyncio.gather(*(fresh.rung(job, n) for n in range(len(steps))))
     assert len(set(grids)) == len(steps)
     assert (await fresh.rungs(job), await fresh.branchable(job, 0)) == (steps, (4, 8))
-    with pytest.raises(Refused, match="no such rung"):
+    with pytest.raises(Refused, match="no such keyframe"):
         await fresh.rung(job, len(steps))
 
 

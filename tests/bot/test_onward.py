@@ -93,7 +93,7 @@ async def test_a_refused_job_keeps_no_init_image(workplace, until, ann, here, ke
 async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, ann, here):
     app, _ = await opened(workplace, until)
     for bring, reason in (
-        (Bring((b"no picture",)), "of no kind"), (Bring(), "One to 5 pictures"),
+        (Bring((b"no picture",)), "not supported here"), (Bring(), "One to 5 pictures"),
         (Bring((png(8, 8),) * 6), "One to 5 pictures"), (Bring((png(8, 8),) * 2, weights=(1.0,)), "one weight"),
         (Bring((png(32, 32),), png(32, 16, 255)), "of one shape"),
     ):  # fmt: skip

@@ -124,7 +124,7 @@ async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace
         return await state(job) == ("cancelled", 0.0)
 
     mine, theirs = [(await app.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
-    assert "cancels what is open there within seconds" in await run_command(
+    assert "cancels the open jobs there within seconds" in await run_command(
         "close", "--guild", "7", "--reason", "abuse"
     )
     assert "It is closed already." in await run_command("close", "--guild", "7", "--reason", "abuse")

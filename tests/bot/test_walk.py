@@ -38,7 +38,7 @@ def test_an_interpolation_is_requested_by_a_flag_with_a_prompt():
     assert parse("a fox", None, options={"walk": "a cat"}).requests[0].frames == 12
     assert title("a (fox:1.2) --walk a cat --frames 8 --no fog") == "a fox → a cat (no fog)"
     assert "changes nothing" in parse("a fox --walk a cat --count 2", None).notes[0]
-    assert "there is none" in parse("a fox --frames 8", None).notes[0]
+    assert "alone it changes nothing" in parse("a fox --frames 8", None).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     recipe = (await studio.view(single.job)).recipe
     assert (recipe.count, recipe.seed, single.notes) == (1, 7, ())
     (several,) = await studio.remix(views[0].id, None, "a dog", BOB, here)
-    assert "is not that of its stations" in several.notes[0]
+    assert "differs from that of the walk's pictures" in several.notes[0]
     words = await studio.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
     assert not (await studio.view(words.job)).recipe.mixed
     near = await studio.branch(views[1].id, 0, 10, BOB, here, steps=40)

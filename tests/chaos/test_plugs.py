@@ -35,7 +35,7 @@ def test_every_kind_is_drawn_and_kills_are_frequent() -> None:
     assert all(plug.lasts > LEASE for plug in plugs if plug.kind.startswith("stop"))
 
 
-@pytest.mark.parametrize("words", [["--only", "earthquake"], ["--kills", "0"], ["--workers", "0"]])
+@pytest.mark.parametrize("arguments", [["--only", "earthquake"], ["--kills", "0"], ["--workers", "0"]])
 def test_a_wrong_argument_prints_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("chaos: ")

@@ -31,5 +31,5 @@ async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.Log
     red, *others = [pixels.getpixel(at) for at in ((100, 100), (400, 100), (100, 400), (400, 400))]
     assert red[0] > 200
     assert all(max(one) < 60 for one in others)
-    assert caplog.messages == ["job JOB: 3 of its frames cannot be read, and are left out"]
+    assert caplog.messages == ["job JOB: 3 of its frames cannot be read and are left out"]
     assert await delivery.preview(view, {0: b"\xff\xd8\xff"}), "without a readable frame the grid has plain tiles"

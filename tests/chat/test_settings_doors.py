@@ -157,4 +157,4 @@ async def test_nobody_else_sets_budgets(open_world: Any) -> None:
             refusal = await staff.slash(who, "settings budget", queued="5")
             assert "Only this bot's operator may " in text(refusal)
         assert "Only this bot's operator" in text(await staff.member.user.slash("settings budget", queued="5"))
-        assert "ask for it there" in text(await staff.keeper.user.slash("settings show"))
+        assert "use it there" in text(await staff.keeper.user.slash("settings show"))

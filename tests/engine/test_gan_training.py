@@ -306,4 +306,4 @@ def test_keep_latents_without_a_model_to_start_from_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["autoencoder", "--out", str(tmp_path), "--steps", "1", "--keep-latents"]) == 2
-    assert "say --from embedded" in capfd.readouterr().err
+    assert "add --from embedded" in capfd.readouterr().err

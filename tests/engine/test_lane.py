@@ -178,7 +178,7 @@ def test_a_jobs_error_goes_to_its_future_and_the_decode_worker_continues(
     with pytest.raises(RuntimeError, match="dimensions"):
         lane.picture(spoilt, one).result(TIMEOUT)
     assert lane.picture(developed, one).result(TIMEOUT)
-    assert "could not encode" in caplog.text
+    assert "failed at one item" in caplog.text
 
 
 def test_an_upscale_keeps_the_parameters_and_adds_its_own() -> None:

@@ -399,7 +399,7 @@ def test_an_unreadable_lora_is_left_out_and_logged(
 
     monkeypatch.setattr(Path, "iterdir", refuse_listing)
     assert additions(tmp_path) == []
-    assert "the folder of LoRAs is left out" in caplog.text
+    assert "cannot be read" in caplog.text
 
 
 def test_a_lora_folder_with_several_weights_needs_the_standard_name(tmp_path: Path) -> None:

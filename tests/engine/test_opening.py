@@ -180,7 +180,7 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
         ({"_class_name": "os"}, "is of a kind that diffusers does not know"),
         ({"_class_name": ["pipeline", "Mine"]}, "brings its own code, which is not run"),
         ({"_class_name": 7}, "does not say which pipeline it is"),
-        ({"unet": ["my_unet", "MyUNet"]}, "The unet of the model model is my_unet.MyUNet, which diffusers"),
+        ({"unet": ["my_unet", "MyUNet"]}, "The unet of the model model is my_unet.MyUNet, which is not"),
         ({"unet": ["os", "system"]}, "is os.system, which is not part of diffusers or transformers"),
         (
             {"unet": ["diffusers", "NoSuchNet"]},

@@ -80,9 +80,9 @@ def test_a_checkpoint_keeps_the_origin_and_the_end_time_of_its_run(
     (tmp_path / "run" / "finished.json").write_text('{"ste')  # truncated, as after a kill
     with open_session("counting", Course(tmp_path, until="00:01")) as session:
         assert session.train(trainer, trainer, lambda: None) == 0
-    assert "is finished: 3 steps. Another --until goes on" in capfd.readouterr().err
+    assert "is finished: 3 steps. Another --until continues it" in capfd.readouterr().err
     checkpoint.save(path, tensors, {name: value for name, value in position.items() if name != "origin"})
-    with open_session("counting", course) as session, pytest.raises(ValueError, match="does not say any more"):
+    with open_session("counting", course) as session, pytest.raises(ValueError, match="has lost the record"):
         session.belongs({"pictures": "one"})
 
 
@@ -100,7 +100,7 @@ def test_a_foreign_or_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
         session.train(trainer, trainer, lambda: None)
     for wrong in ({}, {**position, "settings": []}, {**position, "steps": "1"}):
         checkpoint.save(path, {}, wrong)
-        with pytest.raises(ValueError, match="not a whole"), open_session("counting", Course(tmp_path, steps=9)):
+        with pytest.raises(ValueError, match="not a complete"), open_session("counting", Course(tmp_path, steps=9)):
             pass
 
 

@@ -121,5 +121,5 @@ def test_an_invalid_interpolation_is_refused(affine: Any, recipe: Make, job: Mak
 
 
 def test_whole_pipelines_refuse_interpolation(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
-    with pytest.raises(Unfit, match="no walks"):
+    with pytest.raises(Unfit, match="supports no tiles, mixed prompts or walks"):
         admit(job(build_recipe(steps=10, sampler="unipc", walk=Walk("dog", 0, 4))), {"embedded": embedded})

@@ -440,7 +440,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
         await expect(guest.get_by_role("button", name="Cancel")).to_have_count(0)
         await expect(guest.get_by_role("button", name="Pause")).to_have_count(0)
         address = f"{room.url}/api/jobs/{str(await card.get_attribute('id')).removeprefix('job-')}"
-        for deed, sentence in (("pause", "may pause this job."), ("priority", "Only whoever runs this room")):
+        for deed, sentence in (("pause", "may pause this job."), ("priority", "Only the owner of this room")):
             answer = await guest.request.post(f"{address}/{deed}", data={"weight": 2}, headers={"Origin": room.url})
             assert answer.status == 403
             assert sentence in (await answer.json())["error"]
