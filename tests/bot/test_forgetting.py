@@ -251,7 +251,7 @@ async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_p
     assert "are deleted one by one by the running bot" in capsys.readouterr().out
     assert await store.record(job), "the running bot deletes it"
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
-    assert "goes when a bot runs next" in capsys.readouterr().out
+    assert "are deleted when a bot runs next" in capsys.readouterr().out
     assert await store.record(job) is None
     assert await store.record(shown), "its message is still there"
     assert files(tmp_path / "pictures") == set()
