@@ -128,5 +128,9 @@ def _space(family: Family) -> LatentSpace | None:
 
 
 def _product(one: Floats, other: Floats) -> Floats:
-    """Multiply with torch: numpy's BLAS would start its own threads."""
-    return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
+    """Multiply in this thread alone, in a third of a millisecond.
+
+    A library's team of threads would keep spinning beside the engine's: with torch, previews cost a quarter of each step
+    of the embedded model.
+    """
+    return np.einsum("ij,jk->ik", one, other)
