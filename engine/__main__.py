@@ -56,9 +56,7 @@ def serve(
     model: Annotated[
         list[str] | None, typer.Option(help="A model's name, folder or file of safetensors; may be repeated.")
     ] = None,
-    memory: Annotated[
-        str, typer.Option(help="Memory for models, such as 12GB; else DARKROOM_MEMORY, or a share of the device's.")
-    ] = "",
+    memory: Annotated[str, typer.Option(help="Memory for models, as 12GB; else DARKROOM_MEMORY, or a share.")] = "",
     pool: Annotated[list[str] | None, typer.Option(help="A pool to serve; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for calibrations; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",

@@ -130,7 +130,7 @@ def _space(family: Family) -> LatentSpace | None:
 def _product(one: Floats, other: Floats) -> Floats:
     """Multiply in this thread alone, in a third of a millisecond.
 
-    A library's team of threads would keep spinning beside the engine's: with torch, previews cost a quarter of each step
-    of the embedded model.
+    A library's team of threads would keep spinning beside the engine's: with torch, previews cost the embedded model a
+    quarter of each step.
     """
     return np.einsum("ij,jk->ik", one, other)

@@ -403,7 +403,7 @@ OTHER_DATABASES = {
     "later version": "UPDATE alembic_version SET version_num='9999'",
     "no database": "DROP TABLE pictures",
     "has no version number": "DELETE FROM alembic_version",
-    "say of which version it is": "UPDATE alembic_version SET version_num=''",
+    "it has no version number": "UPDATE alembic_version SET version_num=''",
 }
 
 

@@ -276,8 +276,8 @@ async def test_a_job_from_an_old_picture_uses_the_current_weights_and_says_so(wo
 
 def test_a_model_that_no_worker_has_ready_is_not_reported_as_no_worker_online():
     profile = Profile(SHIPPED, "default", False)
-    assert assumed(profile, anyone=True).startswith("No worker has this model ready: this uses the last known settings of embedded")
-    assert assumed(profile, anyone=False).startswith("No worker is online: this uses the last known settings of embedded")
+    assert assumed(profile, anyone=True).startswith("No worker has this model ready: this uses the last")
+    assert assumed(profile, anyone=False).startswith("No worker is online: this uses the last known settings")
 
 
 def test_the_ninth_ancestor_pushes_the_oldest_out():
