@@ -43,7 +43,7 @@ async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytes
     monkeypatch.setattr(delivery, "QUICK", 12)
     monkeypatch.setattr(admitting, "QUICK", 0.5)
     monkeypatch.setattr(admitting, "USERS", 10)
-    for name, value in (("LONG", fairness.SHORT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 2.0)):
+    for name, value in (("LONG", fairness.SHORT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 4.0)):
         monkeypatch.setattr(fairness, name, value)
     rows = await queue.measure(["SQLite"], [part], quick=True, say=discard)
     assert rows
