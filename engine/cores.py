@@ -55,48 +55,45 @@ class Cores:
     def held(self, kind: Kind) -> Iterator[None]:
         """Wait for a turn and hold the cores until the block ends. Not for spare work: its turn may never come."""
         assert kind is not Kind.SPARE
-        if not self._shared:
+        with self._turn(kind):
             yield
-            return
-        self._take(kind)
-        began = self._clock()
-        try:
-            yield
-        finally:
-            self._leave(kind, self._clock() - began)
 
     @contextmanager
     def spared(self, patience: float) -> Iterator[bool]:
         """Hold the cores for spare work. Yield False, without them, if others had them for `patience` seconds."""
+        with self._turn(Kind.SPARE, patience) as is_held:
+            yield is_held
+
+    @contextmanager
+    def _turn(self, kind: Kind, patience: float | None = None) -> Iterator[bool]:
         if not self._shared:
             yield True
             return
-        if not self._take(Kind.SPARE, patience):
+        if not self._take(kind, patience):
             yield False
             return
         began = self._clock()
         try:
             yield True
         finally:
-            self._leave(Kind.SPARE, self._clock() - began)
+            self._leave(kind, self._clock() - began)
 
-    def _take(self, kind: Kind, patience: float | None = None) -> bool:
+    def _take(self, kind: Kind, patience: float | None) -> bool:
         """Return whether the turn came within `patience` seconds (None: no limit)."""
         with self._changed:
             self._arrived += 1
             mine = kind, self._arrived
             self._waiting.append(mine)
+            is_ours = False
             try:
-                taken = self._changed.wait_for(lambda: not self._busy and self._next() == mine, patience)
-            except BaseException:  # a keyboard interrupt: leave the line, so that nobody waits for this turn
+                is_ours = self._changed.wait_for(lambda: not self._busy and self._next() == mine, patience)
+            finally:  # after a keyboard interrupt, too: leave the line, so that nobody waits for this turn
                 self._waiting.remove(mine)
-                self._changed.notify_all()
-                raise
-            self._waiting.remove(mine)
-            self._busy = self._busy or taken
-            if not taken:
-                self._changed.notify_all()
-            return taken
+                if is_ours:
+                    self._busy = True
+                else:
+                    self._changed.notify_all()
+            return is_ours
 
     def _leave(self, kind: Kind, took: float) -> None:
         with self._changed:
