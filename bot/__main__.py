@@ -15,7 +15,7 @@ import typer
 
 from bot.cli import backup, describe, doors, imagine, jobs, members, own_options, restore, rules, worker_key
 from bot.cli.options import AsJson, Data
-from bot.refused import Refused
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.config import Settings
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 rules.app.command("close")(doors.close)
-rules.app.command("open")(doors.open_)
+rules.app.command("open")(doors.reopen)
 app.add_typer(rules.app, name="rules")
 app.add_typer(jobs.app, name="jobs")
 
@@ -44,8 +44,8 @@ Memory = Annotated[
 Standby = Annotated[
     bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
-SPINS = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+SPIN_COUNT = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
+FORWARD_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.command()
@@ -59,14 +59,14 @@ def up(
     check: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="An image classifier as picture check (DARKROOM_CHECK).")
     ] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     standby: Standby = False,
 ) -> None:
     """Run everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
-    from bot.cli.up import run
+    from bot.cli.up import run_bot
 
-    settings = _settings(port=port, host=host, data=data, nats=nats, check=check)
-    run(settings, models=tuple(model or ("embedded",)), memory=memory, show=show, standby=standby)
+    settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
+    run_bot(settings, models=tuple(model or ("embedded",)), memory=memory, open_browser=open_browser, standby=standby)
 
 
 @app.command()
@@ -74,12 +74,12 @@ def bot(
     port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False
 ) -> None:  # fmt: skip
     """Run the bot without an engine: chatroom and Discord, beside a broker and engines that run elsewhere."""
-    from bot.cli.up import run
+    from bot.cli.up import run_bot
 
-    settings = _settings(port=port, host=host, data=data, nats=nats)
+    settings = _load_settings(port=port, host=host, data=data, nats=nats)
     if not settings.nats:
-        raise Refused("Name the broker with --nats or DARKROOM_NATS; `darkroom up` starts its own.")
-    run(settings, models=(), show=False, standby=standby)
+        raise UserError("Name the broker with --nats or DARKROOM_NATS; `darkroom up` starts its own.")
+    run_bot(settings, models=(), open_browser=False, standby=standby)
 
 
 app.command()(imagine.imagine)
@@ -92,79 +92,79 @@ def doctor(
     host: Host = None,
     data: Data = None,
     nats: Nats = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure the device anew.")] = False,
+    remeasure: Annotated[bool, typer.Option("--again", help="Measure the device anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""
-    from bot.cli.doctor import examine, report
+    from bot.cli.doctor import findings_to_json, run_checks
 
     findings = []
-    for finding in examine(_settings(port=port, host=host, data=data, nats=nats), again=again):
+    for finding in run_checks(_load_settings(port=port, host=host, data=data, nats=nats), remeasure=remeasure):
         findings.append(finding)
         if not as_json:
             typer.echo(str(finding))
     if as_json:
-        typer.echo(report(findings))
+        typer.echo(findings_to_json(findings))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
 @app.command()
 def commands(as_json: AsJson = False) -> None:
     """List the Discord commands as they are registered, counted against Discord's limits. Needs no token."""
-    from bot.cli.commands import report
+    from bot.cli.commands import check_commands
 
-    said, passed = report(as_json=as_json)
-    typer.echo(said)
-    raise typer.Exit(0 if passed else 1)
+    listing, within_limits = check_commands(as_json=as_json)
+    typer.echo(listing)
+    raise typer.Exit(0 if within_limits else 1)
 
 
-@app.command(context_settings=PASSED_ON)
+@app.command(context_settings=FORWARD_ARGS)
 def engine(context: typer.Context) -> None:
     """Run one worker: it takes jobs from a broker (--nats URL) and makes pictures on this machine's device."""
-    _of_the_engine("engine.__main__", ["serve", *context.args])
+    _run_engine_command("engine.__main__", ["serve", *context.args])
 
 
-@app.command(context_settings=PASSED_ON)
+@app.command(context_settings=FORWARD_ARGS)
 def bench(context: typer.Context) -> None:
     """Measure this machine against diffusers with its default settings. `bench models`: models of real sizes; `bench
     discord`: a busy evening in Discord; `bench queue`: the queue on either database; `bench scale`: one to eight
     workers.
     """
     if context.args[:1] == ["models"]:
-        _of_the_engine("engine.bench.models.__main__", context.args[1:])
-    measured = {"discord": "bot.cli.evening", "queue": "bot.bench.queue", "scale": "bot.bench.scale"}
-    if module := measured.get(context.args[0] if context.args else ""):
+        _run_engine_command("engine.bench.models.__main__", context.args[1:])
+    bench_modules = {"discord": "bot.cli.evening", "queue": "bot.bench.queue", "scale": "bot.bench.scale"}
+    if module := bench_modules.get(context.args[0] if context.args else ""):
         from importlib import import_module
 
         raise typer.Exit(import_module(module).run(context.args[1:]))
-    _of_the_engine("engine.bench.__main__", context.args)
+    _run_engine_command("engine.bench.__main__", context.args)
 
 
-@app.command("gpu-report", context_settings=PASSED_ON)
+@app.command("gpu-report", context_settings=FORWARD_ARGS)
 def gpu_report(context: typer.Context) -> None:
     """Measure this machine's GPU, or its processor, with our engine; writes two files to attach to an issue."""
-    _of_the_engine("engine.bench.report.__main__", context.args)
+    _run_engine_command("engine.bench.report.__main__", context.args)
 
 
-@app.command(context_settings=PASSED_ON)
+@app.command(context_settings=FORWARD_ARGS)
 def train(context: typer.Context) -> None:
     """Train the embedded model's network further, on openly licensed artwork; see `darkroom train --help`."""
-    _of_the_engine("engine.training.__main__", context.args)
+    _run_engine_command("engine.training.__main__", context.args)
 
 
-@app.command(context_settings=PASSED_ON)
+@app.command(context_settings=FORWARD_ARGS)
 def lab(context: typer.Context) -> None:
     """Experiment with prompts, noise and the latent space, with pictures; see `darkroom lab --help`."""
-    _of_the_engine("engine.lab.__main__", context.args)
+    _run_engine_command("engine.lab.__main__", context.args)
 
 
 app.command(context_settings={"ignore_unknown_options": True})(own_options.option)  # values may begin with dashes
 app.command("worker-key")(worker_key.worker_key)
-for keeping in (backup.backup, restore.restore, members.forget, members.export):
-    app.command()(keeping)
+for command in (backup.backup, restore.restore, members.forget, members.export):
+    app.command()(command)
 
 
-def _of_the_engine(module: str, args: list[str]) -> None:
+def _run_engine_command(module: str, args: list[str]) -> None:
     """Run `module`'s command line in this process. Raises `Refused` if a package of the engine is not installed."""
     from importlib import import_module
 
@@ -173,34 +173,34 @@ def _of_the_engine(module: str, args: list[str]) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bot", "engine"):
             raise
-        raise Refused(f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'.") from error
+        raise UserError(f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'.") from error
     raise typer.Exit(main(args) or 0)
 
 
-def _settings(**given: Any) -> Settings:
+def _load_settings(**overrides: Any) -> Settings:
     """Load the environment's settings; values from the command line override them."""
-    from bot.config import load
+    from bot.config import load_settings
 
-    return load(**{name: value for name, value in given.items() if value is not None})
+    return load_settings(**{name: value for name, value in overrides.items() if value is not None})
 
 
 def main() -> None:
     """Run the command line. A user's mistake ends in one sentence and exit code 2, never in a traceback."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
-    except Refused as refused:
-        _leave(refused.sentence, 2)
+    except UserError as error:
+        _exit_with(error.sentence, 2)
     except typer.TyperException as error:
-        _leave(error.format_message(), error.exit_code or 2)
+        _exit_with(error.format_message(), error.exit_code or 2)
     except (KeyboardInterrupt, typer.Abort):
-        _leave("Stopped.", 130)
+        _exit_with("Stopped.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports a broken pipe at exit
         sys.exit(1)
 
 
-def _leave(sentence: str, code: int) -> None:
+def _exit_with(sentence: str, code: int) -> None:
     typer.echo(f"darkroom: {' '.join(sentence.split())}", err=True)
     sys.exit(code)
 

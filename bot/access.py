@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from bot.views import Member, View
+from bot.views import JobView, Member
 
-Standing = Literal["member", "moderator", "admin", "owner", "house"]
-Whose = Literal["none", "own", "another's", "private", "elsewhere"]
+Role = Literal["member", "moderator", "admin", "owner", "house"]
+JobRelation = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
     "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
     "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
@@ -22,12 +22,12 @@ Action = Literal[
     "settings", "explain", "set", "close", "budget",
 ]  # fmt: skip
 
-STANDINGS: tuple[Standing, ...] = get_args(Standing)
+ROLES: tuple[Role, ...] = get_args(Role)
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
 @dataclass(frozen=True)
-class Permit:
+class Permission:
     """One row of the table. Each role is the least that may act; None: nobody.
 
     `own`: on an own job, or on no job. `others`: on another member's public job in the same server. `private`: on
@@ -36,86 +36,90 @@ class Permit:
     after "may". `jobs`: the action can have a job.
     """
 
-    deed: str
-    own: Standing | None = "member"
-    others: Standing | None = None
-    private: Standing | None = None
-    house: bool = False
-    direct: bool = True
-    jobs: bool = True
+    phrase: str
+    own_role: Role | None = "member"
+    others_role: Role | None = None
+    private_role: Role | None = None
+    operator_elsewhere: bool = False
+    in_direct_messages: bool = True
+    concerns_jobs: bool = True
 
 
-def _simply(deed: str) -> Permit:
+def _allow_everyone(phrase: str) -> Permission:
     """Return a row for everyone, about no job."""
-    return Permit(deed, jobs=False)
+    return Permission(phrase, concerns_jobs=False)
 
 
-def _anybody(deed: str) -> Permit:
+def _allow_viewers(phrase: str) -> Permission:
     """Return a row for every member who sees the picture, at their own expense; a private picture: its author only."""
-    return Permit(deed, others="member")
+    return Permission(phrase, others_role="member")
 
 
-def _moderated(deed: str) -> Permit:
+def _allow_author_and_moderators(phrase: str) -> Permission:
     """Return a row for a job's author and the moderators."""
-    return Permit(deed, others="moderator", private="moderator", house=True)
+    return Permission(phrase, others_role="moderator", private_role="moderator", operator_elsewhere=True)
 
 
-def _moderators(deed: str) -> Permit:
+def _allow_moderators(phrase: str) -> Permission:
     """Return a row for moderators only, on their own jobs too."""
-    return Permit(deed, own="moderator", others="moderator", private="moderator", house=True)
+    return Permission(
+        phrase, own_role="moderator", others_role="moderator", private_role="moderator", operator_elsewhere=True
+    )
 
 
-def _governed(deed: str, least: Standing) -> Permit:
+def _allow_guild_role(phrase: str, role: Role) -> Permission:
     """Return a row about the rules of a server."""
-    return Permit(deed, own=least, direct=False, jobs=False)
+    return Permission(phrase, own_role=role, in_direct_messages=False, concerns_jobs=False)
 
 
-TABLE: Mapping[Action, Permit] = MappingProxyType(
+PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
     {
-        "imagine": _simply("ask for pictures"),
-        "blend": _simply("blend pictures"),
-        "describe": _simply("have pictures described"),
-        "queue": _simply("look at the queue"),
-        "mine": _simply("look through their own jobs"),
-        "info": _simply("look at their limits"),
-        "prefer": _simply("set what they prefer"),
-        "export": _simply("export their data"),
-        "forget": _simply("have all their data deleted"),
-        "help": _simply("read the help"),
-        "cancel": _moderated("cancel this job"),
-        "pause": _moderated("pause this job"),
-        "upscale": _anybody("upscale this picture"),
-        "vary": _anybody("vary this picture"),
-        "reroll": _anybody("reroll this"),
-        "remix": _anybody("remix this"),
-        "reproduce": _anybody("reproduce this"),
-        "edit": _anybody("change a part of this picture"),
-        "zoom": _anybody("zoom out of this picture"),
-        "pan": _anybody("pan this picture"),
-        "branch": _anybody("branch off from this picture"),
-        "walk": _anybody("walk between these pictures"),
-        "prompt": _anybody("use this prompt"),
-        "film": _anybody("see this film"),
-        "details": _anybody("see the details of this job"),
-        "favourite": _anybody("keep this picture as a favourite"),
-        "envelope": _anybody("have these pictures sent to them"),
-        "delete": _moderated("delete these pictures"),
-        "report": Permit("report this", own=None, others="member"),  # authors delete their own pictures instead
-        "approve": _moderators("look at and show held pictures"),
-        "deny": _moderators("keep held pictures hidden"),
-        "dismiss": _moderators("dismiss a report"),
-        "settings": _governed("look at this server's settings", "moderator"),
-        "explain": _governed("see which rule decides", "moderator"),
-        "set": _governed("change this server's settings", "admin"),
-        "close": _governed("close or open this server", "owner"),
-        "budget": Permit("set what a whole server may spend", own="house", jobs=False),
+        "imagine": _allow_everyone("ask for pictures"),
+        "blend": _allow_everyone("blend pictures"),
+        "describe": _allow_everyone("have pictures described"),
+        "queue": _allow_everyone("look at the queue"),
+        "mine": _allow_everyone("look through their own jobs"),
+        "info": _allow_everyone("look at their limits"),
+        "prefer": _allow_everyone("set what they prefer"),
+        "export": _allow_everyone("export their data"),
+        "forget": _allow_everyone("have all their data deleted"),
+        "help": _allow_everyone("read the help"),
+        "cancel": _allow_author_and_moderators("cancel this job"),
+        "pause": _allow_author_and_moderators("pause this job"),
+        "upscale": _allow_viewers("upscale this picture"),
+        "vary": _allow_viewers("vary this picture"),
+        "reroll": _allow_viewers("reroll this"),
+        "remix": _allow_viewers("remix this"),
+        "reproduce": _allow_viewers("reproduce this"),
+        "edit": _allow_viewers("change a part of this picture"),
+        "zoom": _allow_viewers("zoom out of this picture"),
+        "pan": _allow_viewers("pan this picture"),
+        "branch": _allow_viewers("branch off from this picture"),
+        "walk": _allow_viewers("walk between these pictures"),
+        "prompt": _allow_viewers("use this prompt"),
+        "film": _allow_viewers("see this film"),
+        "details": _allow_viewers("see the details of this job"),
+        "favourite": _allow_viewers("keep this picture as a favourite"),
+        "envelope": _allow_viewers("have these pictures sent to them"),
+        "delete": _allow_author_and_moderators("delete these pictures"),
+        "report": Permission(
+            "report this", own_role=None, others_role="member"
+        ),  # authors delete their own pictures instead
+        "approve": _allow_moderators("look at and show held pictures"),
+        "deny": _allow_moderators("keep held pictures hidden"),
+        "dismiss": _allow_moderators("dismiss a report"),
+        "settings": _allow_guild_role("look at this server's settings", "moderator"),
+        "explain": _allow_guild_role("see which rule decides", "moderator"),
+        "set": _allow_guild_role("change this server's settings", "admin"),
+        "close": _allow_guild_role("close or open this server", "owner"),
+        "budget": Permission("set what a whole server may spend", own_role="house", concerns_jobs=False),
     }
 )
-PRIVATE = "That job is private: only its author may use it."
-YOURS = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do
-ELSEWHERE = "That job belongs to another server."
-INDIRECT = "That works only in a server: use it there."
-SAID: Mapping[Standing, str] = MappingProxyType(
+PRIVATE_JOB = "That job is private: only its author may use it."
+OWN_JOB = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do
+OTHER_GUILD = "That job belongs to another server."
+GUILD_ONLY = "That works only in a server: use it there."
+ROLE_TITLES: Mapping[Role, str] = MappingProxyType(
     {
         "member": "members",
         "moderator": "moderators (who may manage messages in the whole server)",
@@ -127,68 +131,70 @@ SAID: Mapping[Standing, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Subject:
+class JobRef:
     """The job that an action concerns: its author, that author's name, its server, and whether it is private."""
 
     author: str
     author_name: str
     guild: str
-    private: bool = False
+    is_private: bool = False
 
 
-def subject_of(view: View) -> Subject:
-    return Subject(view.member_id, view.member_name, view.guild, view.private)
+def job_ref(view: JobView) -> JobRef:
+    return JobRef(view.member_id, view.member_name, view.guild, view.is_private)
 
 
-def standing(member: Member) -> Standing:
+def role_of(member: Member) -> Role:
     """Return a member's highest role where they are."""
-    if member.house:
+    if member.is_operator:
         return "house"
-    if member.owner:
+    if member.is_owner:
         return "owner"
-    if member.admin:
+    if member.is_admin:
         return "admin"
-    return "moderator" if member.moderator else "member"
+    return "moderator" if member.is_moderator else "member"
 
 
-def whose(member: Member, subject: Subject | None) -> Whose:
+def job_relation(member: Member, job: JobRef | None) -> JobRelation:
     """Return how a member relates to the subject."""
-    if subject is None:
+    if job is None:
         return "none"
-    if subject.author == member.id:
+    if job.author == member.id:
         return "own"
-    if subject.guild != member.guild:
+    if job.guild != member.guild:
         return "elsewhere"
-    return "private" if subject.private else "another's"
+    return "private" if job.is_private else "another's"
 
 
-def least(action: Action, relation: Whose) -> Standing | None:
+def least_role(action: Action, relation: JobRelation) -> Role | None:
     """Return the least role that may act; None if nobody may."""
-    permit = TABLE[action]
+    permission = PERMISSIONS[action]
     if relation == "elsewhere":
-        return "house" if permit.house else None
+        return "house" if permission.operator_elsewhere else None
     if relation == "another's":
-        return permit.others
-    return permit.private if relation == "private" else permit.own
+        return permission.others_role
+    return permission.private_role if relation == "private" else permission.own_role
 
 
-def forbidden(action: Action, member: Member, subject: Subject | None = None, *, direct: bool = False) -> str | None:
+def forbidden_reason(
+    action: Action, member: Member, job: JobRef | None = None, *, in_direct_message: bool = False
+) -> str | None:
     """Return why `member` may not act, as a sentence for them; None if they may. `direct`: in a direct message with the
     bot.
 
     Raises ValueError for a subject with an action that is about no job: the answer would be arbitrary.
     """
-    permit, relation = TABLE[action], whose(member, subject)
-    if subject is not None and not permit.jobs:
+    permission, relation = PERMISSIONS[action], job_relation(member, job)
+    if job is not None and not permission.concerns_jobs:
         raise ValueError(f"{action} acts on no job")
-    needed = least(action, relation)
-    if direct and not permit.direct:
-        return INDIRECT
-    if needed is not None and STANDINGS.index(standing(member)) >= STANDINGS.index(needed):
+    needed_role = least_role(action, relation)
+    if in_direct_message and not permission.in_direct_messages:
+        return GUILD_ONLY
+    if needed_role is not None and ROLES.index(role_of(member)) >= ROLES.index(needed_role):
         return None
     if relation == "elsewhere":
-        return ELSEWHERE
-    if needed is None:
-        return PRIVATE if relation == "private" else YOURS
-    theirs = f"{subject.author_name} and " if subject is not None and permit.own == "member" else ""
-    return f"Only {theirs}{SAID[needed]} may {permit.deed}."
+        return OTHER_GUILD
+    if needed_role is None:
+        return PRIVATE_JOB if relation == "private" else OWN_JOB
+    author_part = f"{job.author_name} and " if job is not None and permission.own_role == "member" else ""
+    return f"Only {author_part}{ROLE_TITLES[needed_role]} may {permission.phrase}."

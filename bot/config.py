@@ -13,15 +13,15 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot.limits import Limits
-from bot.refused import Refused
-from engine.logline import Form
+from bot.refused import UserError
+from engine.logline import LogFormat
 
 DISCORD_API = "https://discord.com/api/v10"
-DAY = 86_400.0
-DATABASES = ("sqlite://", "sqlite+aiosqlite://", "postgresql://", "postgresql+asyncpg://", "postgres://")
+DAY_SECONDS = 86_400.0
+DATABASE_SCHEMES = ("sqlite://", "sqlite+aiosqlite://", "postgresql://", "postgresql+asyncpg://", "postgres://")
 
 
-def default_data() -> Path:
+def default_data_folder() -> Path:
     """Return `$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "share") / "darkroom"
@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     discord_token: SecretStr | None = Field(None, validation_alias="DISCORD_TOKEN")
     discord_api: str = Field(DISCORD_API, validation_alias="DISCORD_API")
     discord_gateway: str = Field("", validation_alias="DISCORD_GATEWAY")
-    data: Path = Field(default_factory=default_data, validation_alias="DARKROOM_DATA")
+    data: Path = Field(default_factory=default_data_folder, validation_alias="DARKROOM_DATA")
     nats: str = Field("", validation_alias="DARKROOM_NATS")
     nats_token: SecretStr | None = Field(None, validation_alias="DARKROOM_NATS_TOKEN")
     nats_ca: Path | None = Field(None, validation_alias="DARKROOM_NATS_CA")
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     pictures_url: SecretStr | None = Field(None, validation_alias="PICTURES_URL")
     public_url: str = Field("", validation_alias="PUBLIC_URL")
     metrics_token: SecretStr | None = Field(None, validation_alias="DARKROOM_METRICS_TOKEN")
-    log: Form = Field("text", validation_alias="DARKROOM_LOG")
+    log: LogFormat = Field("text", validation_alias="DARKROOM_LOG")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")
     host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
     port: int = Field(8189, ge=0, le=65535, validation_alias="DARKROOM_PORT")
@@ -54,47 +54,47 @@ class Settings(BaseSettings):
     queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
     cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
     check: Path | None = Field(None, validation_alias="DARKROOM_CHECK")
-    max_age: float = Field(DAY, ge=60, le=30 * DAY, validation_alias="DARKROOM_MAX_AGE")
+    max_age: float = Field(DAY_SECONDS, ge=60, le=30 * DAY_SECONDS, validation_alias="DARKROOM_MAX_AGE")
 
     keep_days: float | None = Field(None, gt=0, le=36_500, validation_alias="DARKROOM_KEEP_DAYS")
     keep_gb: float | None = Field(None, gt=0, le=1e6, validation_alias="DARKROOM_KEEP_GB")
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+    def _split_hosts(cls, value: object) -> object:
+        return tuple(host.strip() for host in value.split(",") if host.strip()) if isinstance(value, str) else value
 
     @field_validator("data", "check", "nats_ca", "nats_cert", "nats_cert_key")
     @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
+    def _make_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
     @field_validator("discord_api", "public_url")
     @classmethod
-    def _web(cls, value: str) -> str:
-        return _with_scheme(value, "http://", "https://")
+    def _check_http_url(cls, value: str) -> str:
+        return _check_scheme(value, "http://", "https://")
 
     @field_validator("discord_gateway")
     @classmethod
-    def _socket(cls, value: str) -> str:
-        return _with_scheme(value, "ws://", "wss://")
+    def _check_websocket_url(cls, value: str) -> str:
+        return _check_scheme(value, "ws://", "wss://")
 
     @field_validator("nats")
     @classmethod
-    def _broker(cls, value: str) -> str:
-        return _with_scheme(value, "nats://", "tls://")
+    def _check_broker_url(cls, value: str) -> str:
+        return _check_scheme(value, "nats://", "tls://")
 
     @field_validator("metrics_token")
     @classmethod
-    def _long(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_token_length(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 16:
             raise ValueError("a token has 16 characters or more")
         return value
 
     @field_validator("database_url")
     @classmethod
-    def _database(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(DATABASES):
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(DATABASE_SCHEMES):
             raise ValueError("it must begin with sqlite:/// or postgresql://")
         return value
 
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     @property
     def keep_seconds(self) -> float | None:
         """How long finished jobs are kept; None: for ever."""
-        return None if self.keep_days is None else self.keep_days * DAY
+        return None if self.keep_days is None else self.keep_days * DAY_SECONDS
 
     @property
     def keep_bytes(self) -> int | None:
@@ -126,25 +126,25 @@ class Settings(BaseSettings):
         return Limits(running=self.running, queued=self.queued, cost_day=self.cost_day)
 
 
-def load(**given: Any) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """Load the environment's settings; `given` (by field) overrides them. Raises `Refused` (400)."""
     try:
-        return Settings(**given)
+        return Settings(**overrides)
     except ValidationError as error:
-        raise Refused(_sentence(error), 400) from None  # the cause would show the value
+        raise UserError(_error_sentence(error), 400) from None  # the cause would show the value
 
 
-def _sentence(error: ValidationError) -> str:
+def _error_sentence(error: ValidationError) -> str:
     """Return the first error as a sentence, with the setting's name in the environment."""
-    first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "the settings"
+    details = error.errors(include_url=False)[0]
+    name = str(details["loc"][0]) if details["loc"] else "the settings"
     field = Settings.model_fields.get(name)
-    shown = str(field.validation_alias) if field is not None else name
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return f"{shown} is not valid: {said[:1].lower()}{said[1:]}."
+    variable = str(field.validation_alias) if field is not None else name
+    message = str(details["msg"]).removeprefix("Value error, ")
+    return f"{variable} is not valid: {message[:1].lower()}{message[1:]}."
 
 
-def _with_scheme(value: str, *schemes: str) -> str:
+def _check_scheme(value: str, *schemes: str) -> str:
     if value and not value.startswith(schemes):
         raise ValueError(f"it must begin with {' or '.join(schemes)}")
     return value

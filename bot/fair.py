@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.job import Share
+from engine.job import BillingKey
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingJob:
     """A waiting job, as the fair order sees it. `account`: the user's path."""
 
     job: str
@@ -38,36 +38,36 @@ class Waiting:
     cost: float
 
 
-def paths(pool: str, share: Share) -> tuple[str, str, str, str]:
+def account_paths(pool: str, share: BillingKey) -> tuple[str, str, str, str]:
     """Return the accounts that a job is charged to, from its pool down to its user."""
     parts = [part.replace("%", "%25").replace("/", "%2F") for part in (pool, share.tier, share.guild, share.user)]
     return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
 
 
-def ancestry(path: str) -> tuple[str, ...]:
+def ancestor_paths(path: str) -> tuple[str, ...]:
     """Return the accounts on a path, from the pool down to the path itself."""
     parts = path.split("/")
     return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
 
 
-def parent(path: str) -> str:
+def parent_path(path: str) -> str:
     """Return the account above; empty above a pool."""
     return path.rpartition("/")[0]
 
 
-def user(path: str) -> str:
+def member_of(path: str) -> str:
     """Return the user's id at the end of a path."""
     return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
 
 
-def entry(virtual: float, floor: float) -> float:
+def entry_time(virtual_time: float, floor: float) -> float:
     """Return the virtual time at which an account with nothing queued joins."""
-    return max(virtual, floor)
+    return max(virtual_time, floor)
 
 
-def charge(virtual: float, cost: float, weight: float) -> float:
+def charge_time(virtual_time: float, cost: float, weight: float) -> float:
     """Return an account's virtual time after `cost` device-seconds (negative: a refund)."""
-    return virtual + cost / weight
+    return virtual_time + cost / weight
 
 
 @dataclass
@@ -78,39 +78,39 @@ class _Node:
     jobs: list[tuple[str, float]] = field(default_factory=list)  # newest first, so that pop() takes the oldest
 
 
-def _tree(accounts: Mapping[str, Account], waiting: Iterable[Waiting]) -> dict[str, _Node]:
+def _build_tree(accounts: Mapping[str, Account], waiting: Iterable[WaitingJob]) -> dict[str, _Node]:
     nodes: dict[str, _Node] = {"": _Node("", 1.0)}
-    for one in sorted(waiting, key=lambda one: one.job, reverse=True):
-        for path in ancestry(one.account):
+    for job in sorted(waiting, key=lambda one: one.job, reverse=True):
+        for path in ancestor_paths(job.account):
             if path not in nodes:
                 nodes[path] = _Node(path, accounts[path].weight)
-                nodes[parent(path)].children.append((accounts[path].virtual, path))
-        nodes[one.account].jobs.append((one.job, one.cost))
+                nodes[parent_path(path)].children.append((accounts[path].virtual, path))
+        nodes[job.account].jobs.append((job.job, job.cost))
     for node in nodes.values():
         heapq.heapify(node.children)
     return nodes
 
 
-def _take(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
+def _take_next(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
     """Remove and return the next job below `node`; charge every account on the way."""
     if node.jobs:
         return node.jobs.pop()
-    virtual, path = node.children[0]
+    virtual_time, path = node.children[0]
     child = nodes[path]
-    job, cost = _take(nodes, child)
+    job, cost = _take_next(nodes, child)
     if child.jobs or child.children:
-        heapq.heapreplace(node.children, (charge(virtual, cost, child.weight), path))
+        heapq.heapreplace(node.children, (charge_time(virtual_time, cost, child.weight), path))
     else:
         heapq.heappop(node.children)
     return job, cost
 
 
-def order(accounts: Mapping[str, Account], waiting: Iterable[Waiting]) -> Iterator[str]:
+def dispatch_order(accounts: Mapping[str, Account], waiting: Iterable[WaitingJob]) -> Iterator[str]:
     """Yield job ids in the order of dispatch if no other job comes. O(log n) a job.
 
     Takes the jobs of one pool: pools are served in parallel.
     """
-    nodes = _tree(accounts, waiting)
+    nodes = _build_tree(accounts, waiting)
     root = nodes[""]
     while root.children:
-        yield _take(nodes, root)[0]
+        yield _take_next(nodes, root)[0]

@@ -14,27 +14,27 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from bot.states import State
+from bot.states import JobState
 
-PREVIEWS_IN_ROW = 8
-REMEMBERED = 4096  # ended jobs whose late events are dropped
+MAX_PROGRESS_RUN = 8
+MAX_ENDED_JOBS = 4096  # ended jobs whose late events are dropped
 
 
 @dataclass(frozen=True)
-class Queued:
+class QueueMoved:
     """A waiting job's place: `place` jobs start before it; `eta`: seconds until it is done, None if unknown.
 
     `starting`: a sentence about a worker that is starting up, while no worker can run the job.
     """
 
     job: str
-    place: int
+    jobs_ahead: int
     eta: float | None
-    starting: str = ""
+    startup_notice: str = ""
 
 
 @dataclass(frozen=True)
-class Readying:
+class ModelLoading:
     """A job whose worker loads `model` into memory. `done`: the loaded share, from 0 to 1.
 
     `size`: bytes of the model in memory; 0: unknown.
@@ -42,36 +42,36 @@ class Readying:
 
     job: str
     model: str
-    done: float
-    size: int = 0
+    loaded_share: float
+    model_bytes: int = 0
 
 
 @dataclass(frozen=True)
-class Developing:
+class JobProgress:
     """A running job at `step` of `of`. `frames`: image index → newest JPEG that this subscriber has not read."""
 
     job: str
     step: int
-    of: int
+    total_steps: int
     seconds_left: float
     frames: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Settled:
+class JobEnded:
     """The end of a job, published after it was stored. `reason`: a sentence for the member, or empty."""
 
     job: str
-    state: State
+    state: JobState
     reason: str
 
 
-Moment = Queued | Readying | Developing | Settled
+JobEvent = QueueMoved | ModelLoading | JobProgress | JobEnded
 
 
-def merge(old: Moment | None, new: Moment) -> Moment:
+def merge_events(old: JobEvent | None, new: JobEvent) -> JobEvent:
     """Combine an unread event with a newer one of the same job."""
-    if isinstance(old, Developing) and isinstance(new, Developing):
+    if isinstance(old, JobProgress) and isinstance(new, JobProgress):
         return replace(new, step=max(old.step, new.step), frames=old.frames | new.frames)
     return new
 
@@ -79,58 +79,60 @@ def merge(old: Moment | None, new: Moment) -> Moment:
 class Subscription:
     """One reader: `async with feed.subscribe() as moments: async for moment in moments`. Ends when the feed closes."""
 
-    def __init__(self, feed: Feed, job: str | None, previews: bool) -> None:
+    def __init__(self, feed: Feed, job: str | None, with_previews: bool) -> None:
         self.job = job
-        self.previews = previews
+        self.with_previews = with_previews
         self._feed = feed
-        self._places: dict[str, Moment] = {}
-        self._live: dict[str, Moment] = {}
-        self._in_row = 0  # previews read since the last place
-        self._ended: dict[str, Settled] = {}
-        self._woken = asyncio.Event()
-        self._closed = False
+        self._queue_events: dict[str, JobEvent] = {}
+        self._progress_events: dict[str, JobEvent] = {}
+        self._progress_run = 0  # previews read since the last place
+        self._end_events: dict[str, JobEnded] = {}
+        self._wakeup = asyncio.Event()
+        self._is_closed = False
 
-    def offer(self, moment: Moment) -> None:
+    def put_event(self, event: JobEvent) -> None:
         """Queue an event if the subscription wants it; it replaces unread events of the same job."""
-        if self._closed or (self.job is not None and self.job != moment.job):
+        if self._is_closed or (self.job is not None and self.job != event.job):
             return
-        if isinstance(moment, Settled):
-            self._live.pop(moment.job, None)
-            self._places.pop(moment.job, None)
-            self._ended[moment.job] = moment
-        elif isinstance(moment, Developing):
-            self._places.pop(moment.job, None)
-            self._live[moment.job] = merge(self._live.get(moment.job), moment)
+        if isinstance(event, JobEnded):
+            self._progress_events.pop(event.job, None)
+            self._queue_events.pop(event.job, None)
+            self._end_events[event.job] = event
+        elif isinstance(event, JobProgress):
+            self._queue_events.pop(event.job, None)
+            self._progress_events[event.job] = merge_events(self._progress_events.get(event.job), event)
         else:
-            self._live.pop(moment.job, None)
-            self._places[moment.job] = moment
-        self._woken.set()
+            self._progress_events.pop(event.job, None)
+            self._queue_events[event.job] = event
+        self._wakeup.set()
 
     def close(self) -> None:
         """End the iteration after the pending events; idempotent."""
-        self._closed = True
-        self._woken.set()
-        self._feed.leave(self)
+        self._is_closed = True
+        self._wakeup.set()
+        self._feed.unsubscribe(self)
 
-    def __aiter__(self) -> AsyncIterator[Moment]:
+    def __aiter__(self) -> AsyncIterator[JobEvent]:
         return self
 
-    async def __anext__(self) -> Moment:
-        while not (self._ended or self._live or self._places):
-            if self._closed:
+    async def __anext__(self) -> JobEvent:
+        while not (self._end_events or self._progress_events or self._queue_events):
+            if self._is_closed:
                 raise StopAsyncIteration
-            self._woken.clear()
-            await self._woken.wait()
-        if self._ended:
-            return self._ended.pop(next(iter(self._ended)))
-        source = self._next_source()
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        if self._end_events:
+            return self._end_events.pop(next(iter(self._end_events)))
+        source = self._choose_source()
         return source.pop(next(iter(source)))
 
-    def _next_source(self) -> dict[str, Moment]:
+    def _choose_source(self) -> dict[str, JobEvent]:
         """Alternate: a thousand places do not delay a preview, and many previews do not delay a place for ever."""
-        places = not self._live or (self._in_row >= PREVIEWS_IN_ROW and bool(self._places))
-        self._in_row = 0 if places else self._in_row + 1
-        return self._places if places else self._live
+        take_queue_event = not self._progress_events or (
+            self._progress_run >= MAX_PROGRESS_RUN and bool(self._queue_events)
+        )
+        self._progress_run = 0 if take_queue_event else self._progress_run + 1
+        return self._queue_events if take_queue_event else self._progress_events
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,80 +148,80 @@ class Feed:
 
     def __init__(self) -> None:
         self._subscriptions: dict[str | None, set[Subscription]] = {}  # by job; None: all jobs
-        self._newest: dict[str, Moment] = {}  # of jobs that have not ended
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._watching: Counter[str] = Counter()
-        self._joined: set[str] | None = set()  # jobs that gained a viewer; None: perhaps any
-        self.joined = asyncio.Event()  # set when a viewer joins; `take_joined` clears it
+        self._latest_events: dict[str, JobEvent] = {}  # of jobs that have not ended
+        self._ended_jobs: OrderedDict[str, None] = OrderedDict()
+        self._watch_counts: Counter[str] = Counter()
+        self._joined_jobs: set[str] | None = set()  # jobs that gained a viewer; None: perhaps any
+        self.viewer_joined = asyncio.Event()  # set when a viewer joins; `take_joined` clears it
 
-    def publish(self, moment: Moment) -> None:
+    def publish(self, event: JobEvent) -> None:
         """Give an event to all subscribers; keep it for later subscribers until the job ends.
 
         Drops events that a slow thread publishes after the job's end. The start of a job arrives by another way and may
         come after the first event of its model loading; then the loading event counts as the newer one.
         """
-        if isinstance(moment, Settled):
-            self._newest.pop(moment.job, None)
-            self._end(moment.job)
-        elif moment.job in self._ended or self._outdated(moment):
+        if isinstance(event, JobEnded):
+            self._latest_events.pop(event.job, None)
+            self._mark_ended(event.job)
+        elif event.job in self._ended_jobs or self._is_outdated(event):
             return
         else:
-            self._newest[moment.job] = merge(self._newest.get(moment.job), moment)
-        for subscription in self._listeners(moment.job):
-            subscription.offer(moment)
+            self._latest_events[event.job] = merge_events(self._latest_events.get(event.job), event)
+        for subscription in self._listeners(event.job):
+            subscription.put_event(event)
 
-    def _outdated(self, moment: Moment) -> bool:
-        begun = isinstance(moment, Developing) and not moment.frames
-        return begun and isinstance(self._newest.get(moment.job), Readying)
+    def _is_outdated(self, event: JobEvent) -> bool:
+        is_start = isinstance(event, JobProgress) and not event.frames
+        return is_start and isinstance(self._latest_events.get(event.job), ModelLoading)
 
-    def _end(self, job: str) -> None:
-        self._ended[job] = None
-        self._ended.move_to_end(job)
-        if len(self._ended) > REMEMBERED:
-            self._ended.popitem(last=False)
+    def _mark_ended(self, job: str) -> None:
+        self._ended_jobs[job] = None
+        self._ended_jobs.move_to_end(job)
+        if len(self._ended_jobs) > MAX_ENDED_JOBS:
+            self._ended_jobs.popitem(last=False)
 
     def _listeners(self, job: str) -> list[Subscription]:
         return [*self._subscriptions.get(None, ()), *self._subscriptions.get(job, ())]
 
-    def subscribe(self, job: str | None = None, *, previews: bool = True) -> Subscription:
+    def subscribe(self, job: str | None = None, *, with_previews: bool = True) -> Subscription:
         """Subscribe to one job or to all. Begins with the newest event of each job that has not ended.
 
         A job that has ended yields nothing: subscribe first, then read its view. With `previews` False the subscription
         does not ask the workers for live frames.
         """
-        subscription = Subscription(self, job, previews)
+        subscription = Subscription(self, job, with_previews)
         self._subscriptions.setdefault(job, set()).add(subscription)
-        for moment in self._newest.values() if job is None else filter(None, [self._newest.get(job)]):
-            subscription.offer(moment)
-        if previews:
-            self._note_joined(job)
+        for event in self._latest_events.values() if job is None else filter(None, [self._latest_events.get(job)]):
+            subscription.put_event(event)
+        if with_previews:
+            self._note_viewer(job)
         return subscription
 
     def watch(self, job: str) -> None:
         """Ask for a job's live frames without a subscription, until `unwatch`."""
-        self._watching[job] += 1
-        self._note_joined(job)
+        self._watch_counts[job] += 1
+        self._note_viewer(job)
 
     def unwatch(self, job: str) -> None:
         """Undo one `watch`."""
-        self._watching[job] -= 1
-        if self._watching[job] <= 0:
-            del self._watching[job]
+        self._watch_counts[job] -= 1
+        if self._watch_counts[job] <= 0:
+            del self._watch_counts[job]
 
-    def _note_joined(self, job: str | None) -> None:
+    def _note_viewer(self, job: str | None) -> None:
         if job is None:
-            self._joined = None
-        elif self._joined is not None:
-            self._joined.add(job)
-        self.joined.set()
+            self._joined_jobs = None
+        elif self._joined_jobs is not None:
+            self._joined_jobs.add(job)
+        self.viewer_joined.set()
 
-    def take_joined(self) -> set[str] | None:
+    def take_joined_jobs(self) -> set[str] | None:
         """Return and reset the jobs that gained a viewer since the last call; None: it may be any job."""
-        joined, self._joined = self._joined, set()
-        self.joined.clear()
-        return joined
+        jobs, self._joined_jobs = self._joined_jobs, set()
+        self.viewer_joined.clear()
+        return jobs
 
-    def leave(self, subscription: Subscription) -> None:
+    def unsubscribe(self, subscription: Subscription) -> None:
         """Remove a subscription; idempotent."""
         listeners = self._subscriptions.get(subscription.job, set())
         listeners.discard(subscription)
@@ -227,15 +229,15 @@ class Feed:
             self._subscriptions.pop(subscription.job, None)
 
     @property
-    def heard(self) -> bool:
+    def has_subscribers(self) -> bool:
         """True while there is a subscription."""
         return bool(self._subscriptions)
 
-    def watched(self, job: str) -> bool:
+    def is_watched(self, job: str) -> bool:
         """Return whether somebody wants this job's live frames."""
-        return job in self._watching or any(one.previews for one in self._listeners(job))
+        return job in self._watch_counts or any(subscription.with_previews for subscription in self._listeners(job))
 
     def close(self) -> None:
         """End every subscription (at shutdown)."""
-        for subscription in [one for listeners in self._subscriptions.values() for one in listeners]:
+        for subscription in [listener for listeners in self._subscriptions.values() for listener in listeners]:
             subscription.close()

@@ -12,15 +12,15 @@ import secrets
 import socket
 
 from bot.store import Store, terms
-from bot.turns import now
+from bot.turns import boot_seconds
 
-BEAT_SECONDS = 1.0
-HEARD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or leads no more
-GLANCE_SECONDS = 0.25
-BEATS = 3  # that prove a leader alive; one that just lost its lease may still write its last
+HEARTBEAT_SECONDS = 1.0
+DEAD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or leads no more
+POLL_SECONDS = 0.25
+PROOF_BEATS = 3  # that prove a leader alive; one that just lost its lease may still write its last
 
 
-def here() -> str:
+def process_name() -> str:
     """Return this process's name among bots: machine, process id and a random word, since containers share process ids.
 
     With the store's id appended it still fits into a lease's holder name.
@@ -29,15 +29,15 @@ def here() -> str:
     return f"bot-{machine}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
-async def heard(store: Store) -> bool:
+async def is_leader_alive(store: Store) -> bool:
     """Return whether a bot leads now. Raises `Unavailable`."""
-    seen, beats = await store.ask(terms.newest), 0
-    until = now() + HEARD_SECONDS
-    while not seen.over and now() < until:
-        await asyncio.sleep(GLANCE_SECONDS)
-        found = await store.ask(terms.newest)
-        if found != seen:
-            seen, beats, until = found, beats + 1, now() + HEARD_SECONDS
-        if beats == BEATS:
+    term, beat_count = await store.read(terms.read_newest_term), 0
+    deadline = boot_seconds() + DEAD_SECONDS
+    while not term.over and boot_seconds() < deadline:
+        await asyncio.sleep(POLL_SECONDS)
+        newest = await store.read(terms.read_newest_term)
+        if newest != term:
+            term, beat_count, deadline = newest, beat_count + 1, boot_seconds() + DEAD_SECONDS
+        if beat_count == PROOF_BEATS:
             return True
     return False

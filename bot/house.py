@@ -16,48 +16,48 @@ from typing import Any
 import aiohttp
 
 from bot.config import Settings
-from bot.desk import Desk
-from bot.desk.administration import Administration
+from bot.desk import Services
+from bot.desk.administration import RuleAdmin
 from bot.desk.admission import Admission
-from bot.desk.decoding import Decoding
+from bot.desk.decoding import LadderDecoder
 from bot.desk.deliveries import Deliveries
-from bot.desk.describing import Describing
-from bot.desk.export import Export
-from bot.desk.forgetting import Forgetting
+from bot.desk.describing import ImageToPrompt
+from bot.desk.export import DataExport
+from bot.desk.forgetting import DataDeletion
 from bot.desk.moderation import Moderation
-from bot.desk.options import Options
-from bot.desk.orphans import Orphans
+from bot.desk.options import FlagAliases
+from bot.desk.orphans import OrphanFiles
 from bot.desk.preferences import Preferences
-from bot.desk.register import Register
-from bot.desk.retention import Keep, Retention
-from bot.desk.review import Review
-from bot.desk.screening import Screening
-from bot.desk.shelf import Shelf
-from bot.desk.shortening import Shortening
-from bot.desk.starting import Starting
-from bot.desk.studio import Studio
+from bot.desk.register import JobViews
+from bot.desk.retention import Retention, RetentionLimits
+from bot.desk.review import PictureReview
+from bot.desk.screening import WordFilter
+from bot.desk.shelf import History
+from bot.desk.shortening import PromptShortener
+from bot.desk.starting import InitImageLoader
+from bot.desk.studio import JobService
 from bot.feed import Feed
 from bot.images.gallery import Gallery
-from bot.images.intake import Intake
-from bot.images.links import Fetch, fetch
-from bot.images.pictures import Pictures
+from bot.images.intake import UploadDecoder
+from bot.images.links import FetchFile, fetch_file
+from bot.images.pictures import PictureStore
 from bot.leader import Leader
 from bot.metrics import Metrics
-from bot.models import Models
-from bot.previews import Previews
-from bot.queue.arrivals import Arrivals
-from bot.queue.board import Board
-from bot.queue.cancelling import Cancelling
-from bot.queue.closing import Closing
+from bot.models import ModelCatalog
+from bot.previews import PreviewRelay
+from bot.queue.arrivals import ResultIngest
+from bot.queue.board import ActiveJobs
+from bot.queue.cancelling import JobCanceller
+from bot.queue.closing import JobCompletion
 from bot.queue.dispatcher import Dispatcher
 from bot.queue.forecast import Forecast
-from bot.queue.noticing import Noticing
+from bot.queue.noticing import ExternalChangeWatcher
 from bot.queue.patrol import Patrol
-from bot.queue.rerouting import Rerouting
-from bot.queue.settle import Settle
-from bot.queue.shutting import Shutting
-from bot.queue.steering import Steering
-from bot.scrape import Scrape
+from bot.queue.rerouting import JobRerouter
+from bot.queue.settle import ResultConsumer
+from bot.queue.shutting import ClosedGuildWatcher
+from bot.queue.steering import JobControl
+from bot.scrape import MetricsPage
 from bot.store import Store
 from engine.bus import Bus
 from engine.job import Presence
@@ -66,176 +66,216 @@ STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages i
 
 
 @dataclass(frozen=True)
-class House:
+class App:
     """The built application: what front ends use, and the parts that tests inspect."""
 
-    desk: Desk
+    services: Services
     feed: Feed
     store: Store
-    pictures: Pictures
-    board: Board
+    picture_store: PictureStore
+    active_jobs: ActiveJobs
     dispatcher: Dispatcher
     patrol: Patrol
-    rerouting: Rerouting
-    shutting: Shutting
-    noticing: Noticing
-    settle: Settle
+    rerouting: JobRerouter
+    closed_guilds: ClosedGuildWatcher
+    external_changes: ExternalChangeWatcher
+    result_consumer: ResultConsumer
     retention: Retention
-    orphans: Orphans
-    previews: Previews
+    orphan_files: OrphanFiles
+    previews: PreviewRelay
     bus: Bus
     metrics: Metrics
-    scrape: Scrape
+    metrics_page: MetricsPage
 
     @property
-    def studio(self) -> Studio:
-        return self.desk.studio
+    def jobs(self) -> JobService:
+        return self.services.jobs
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that run while the application is open; if one of them raises, the application closes."""
         return {
-            "bus": self.bus.hold(),
-            "settle": self.settle.run(),
+            "bus": self.bus.wait_closed(),
+            "settle": self.result_consumer.run(),
             "dispatcher": self.dispatcher.run(),
             "patrol": self.patrol.run(),
             "rerouting": self.rerouting.run(),
-            "shutting": self.shutting.run(),
-            "noticing": self.noticing.run(),
-            "previews": self.previews.show(),
-            "loadings": self.previews.tell(),
-            "wants": self.previews.want(),
-            "sweep": self.desk.moderation.keep_clean(),
+            "shutting": self.closed_guilds.run(),
+            "noticing": self.external_changes.run(),
+            "previews": self.previews.publish_frames(),
+            "loadings": self.previews.publish_loadings(),
+            "wants": self.previews.request_frames(),
+            "sweep": self.services.moderation.run_sweeps(),
             "retention": self.retention.run(),
-            "orphans": self.orphans.run(),
-            "forgetting": self.desk.forgetting.run(),
+            "orphans": self.orphan_files.run(),
+            "forgetting": self.services.data_deletion.run(),
         }
 
 
-def build(
-    settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, intake: Intake, outside: Fetch, *,
+def wire_app(
+    settings: Settings, bus: Bus, store: Store, picture_store: PictureStore, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile, *,
     clock: Callable[[], float] = time.time,
-) -> House:  # fmt: skip
+) -> App:  # fmt: skip
     """Build all parts; starts nothing. `reader`: the word filter's thread. `outside`: fetches uploads from Discord."""
-    board, feed, limits = Board(), Feed(), settings.limits
+    active_jobs, feed, limits = ActiveJobs(), Feed(), settings.limits
 
-    def workers() -> dict[str, Presence]:
+    def live_workers() -> dict[str, Presence]:
         return bus.workers
 
-    closing, models = Closing(store, bus, board, feed, clock=clock), Models(store, workers, clock)
-    forecast = Forecast(store, board, workers, clock=clock, starting=bus.starting, size=bus.progress.size)
-    dispatcher = Dispatcher(store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock)
-    closing.freed = dispatcher.poke
-    register = Register(store, board, forecast, limits=limits, clock=clock)
+    completion, catalog = (
+        JobCompletion(store, bus, active_jobs, feed, clock=clock),
+        ModelCatalog(store, live_workers, clock),
+    )
+    forecast = Forecast(
+        store,
+        active_jobs,
+        live_workers,
+        clock=clock,
+        get_startup_progress=bus.get_startup_progress,
+        get_model_size=bus.model_progress.get_model_size,
+    )
+    dispatcher = Dispatcher(
+        store, bus, active_jobs, feed, forecast, catalog, picture_store, completion, limits=limits, clock=clock
+    )
+    completion.on_rows_freed = dispatcher.wake
+    job_views = JobViews(store, active_jobs, forecast, limits=limits, clock=clock)
     admission = Admission(
-        store, register, Screening(store, reader, limits=limits, clock=clock), workers, limits=limits,
-        max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
+        store, job_views, WordFilter(store, filter_thread, limits=limits, clock=clock), live_workers, limits=limits,
+        max_age=settings.max_age, on_admitted=dispatcher.wake, clock=clock,
     )  # fmt: skip
-    cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
-    gallery = Gallery(store, pictures, Decoding(bus.decode, workers).decode)
-    starting, options = Starting(store, pictures, gallery, register, intake, outside), Options(store, models.names)
-    studio = Studio(
-        store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers,
-        on_its_way=bus.starting, clock=clock,
+    cancelling, job_control = (
+        JobCanceller(store, bus, active_jobs, completion, live_workers),
+        JobControl(bus, active_jobs, clock=clock),
+    )
+    gallery = Gallery(store, picture_store, LadderDecoder(bus.decode, live_workers).decode)
+    init_image_loader, flag_aliases = (
+        InitImageLoader(store, picture_store, gallery, job_views, upload_decoder, fetch_upload),
+        FlagAliases(store, catalog.model_names),
+    )
+    jobs = JobService(
+        store, feed, catalog, job_views, gallery, admission, init_image_loader, flag_aliases, cancelling, job_control, live_workers,
+        startup_progress=bus.get_startup_progress, clock=clock,
     )  # fmt: skip
-    desk = _desk(
-        settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock, starting, models
+    services = _build_services(
+        settings, jobs, flag_aliases, job_views, gallery, cancelling, store, picture_store, feed, bus, clock, init_image_loader, catalog
     )  # fmt: skip
-    keep = Keep(settings.keep_seconds, settings.keep_bytes)
-    retention = Retention(store, desk.moderation.empty, keep, clock=clock)
-    settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, board, pictures, clock=clock), clock=clock)
-    patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
-    previews, shutting = Previews(bus, board, feed, clock=clock), Shutting(store, cancelling.cancel)
-    metrics, noticing = _counted(board, closing, settle, clock), Noticing(store, closing, cancelling.cancel)
-    rerouting = Rerouting(store, bus, board, closing, models, workers, clock=clock)
-    return House(
-        desk, feed, store, pictures, board, dispatcher, patrol, rerouting, shutting, noticing, settle, retention,
-        Orphans(store, pictures, clock=clock), previews, bus, metrics, Scrape(metrics, store, bus, clock=clock),
+    retention_limits = RetentionLimits(settings.keep_seconds, settings.keep_bytes)
+    retention = Retention(store, services.moderation.remove_files, retention_limits, clock=clock)
+    result_consumer = ResultConsumer(
+        store,
+        bus,
+        active_jobs,
+        feed,
+        completion,
+        ResultIngest(store, bus, active_jobs, picture_store, clock=clock),
+        clock=clock,
+    )
+    patrol = Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock)
+    previews, closed_guilds = (
+        PreviewRelay(bus, active_jobs, feed, clock=clock),
+        ClosedGuildWatcher(store, cancelling.cancel),
+    )
+    metrics, external_changes = (
+        _connect_metrics(active_jobs, completion, result_consumer, clock),
+        ExternalChangeWatcher(store, completion, cancelling.cancel),
+    )
+    rerouting = JobRerouter(store, bus, active_jobs, completion, catalog, live_workers, clock=clock)
+    return App(
+        services, feed, store, picture_store, active_jobs, dispatcher, patrol, rerouting, closed_guilds, external_changes, result_consumer, retention,
+        OrphanFiles(store, picture_store, clock=clock), previews, bus, metrics, MetricsPage(metrics, store, bus, clock=clock),
     )  # fmt: skip
 
 
-def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[], float]) -> Metrics:
+def _connect_metrics(
+    active_jobs: ActiveJobs, completion: JobCompletion, result_consumer: ResultConsumer, clock: Callable[[], float]
+) -> Metrics:
     """Create the metrics and connect them to the parts that they count."""
     metrics = Metrics(clock)
-    board.first, closing.ended, closing.returned = metrics.previewed, metrics.ended, metrics.returned
-    settle.regained = metrics.regained
+    active_jobs.on_first_preview, completion.on_end, completion.on_requeue = (
+        metrics.observe_first_preview,
+        metrics.count_end,
+        metrics.count_requeue,
+    )
+    result_consumer.on_reclaim = metrics.count_reclaim
     return metrics
 
 
-def _desk(
-    settings: Settings, studio: Studio, options: Options, register: Register, gallery: Gallery,
-    cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
-    starting: Starting, models: Models,
-) -> Desk:  # fmt: skip
+def _build_services(
+    settings: Settings, jobs: JobService, flag_aliases: FlagAliases, job_views: JobViews, gallery: Gallery,
+    cancelling: JobCanceller, store: Store, picture_store: PictureStore, feed: Feed, bus: Bus, clock: Callable[[], float],
+    init_image_loader: InitImageLoader, catalog: ModelCatalog,
+) -> Services:  # fmt: skip
     """Build the services."""
-    administration = Administration(store, cancelling.cancel, limits=settings.limits, clock=clock)
-    moderation = Moderation(store, pictures, cancelling, feed, administration.terms, clock=clock)
-    waits = settings.discord_token is not None
-    return Desk(
-        studio,
-        Deliveries(store, register, clock=clock),
+    rule_admin = RuleAdmin(store, cancelling.cancel, limits=settings.limits, clock=clock)
+    moderation = Moderation(store, picture_store, cancelling, feed, rule_admin.effective_rules, clock=clock)
+    waits_for_discord = settings.discord_token is not None
+    return Services(
+        jobs,
+        Deliveries(store, job_views, clock=clock),
         Preferences(store),
-        options,
-        administration,
-        Review(store, register, gallery, clock=clock),
-        Shelf(store, register),
+        flag_aliases,
+        rule_admin,
+        PictureReview(store, job_views, gallery, clock=clock),
+        History(store, job_views),
         moderation,
-        Forgetting(store, cancelling.cancel, moderation.empty, feed, waits=waits, clock=clock),
-        Export(store, pictures, clock=clock),
-        Shortening(bus.embed),
-        Describing(bus.describe, starting.picture, models, administration.terms),
+        DataDeletion(
+            store, cancelling.cancel, moderation.remove_files, feed, waits_for_discord=waits_for_discord, clock=clock
+        ),
+        DataExport(store, picture_store, clock=clock),
+        PromptShortener(bus.embed),
+        ImageToPrompt(bus.describe, init_image_loader.load_upload, catalog, rule_admin.effective_rules),
     )
 
 
 @asynccontextmanager
-async def open_house(
-    settings: Settings, bus: Bus, *, leader: Leader | None = None, outside: Fetch | None = None,
+async def open_app(
+    settings: Settings, bus: Bus, *, leader: Leader | None = None, fetch_upload: FetchFile | None = None,
     clock: Callable[[], float] = time.time,
-) -> AsyncIterator[House]:  # fmt: skip
+) -> AsyncIterator[App]:  # fmt: skip
     """Open the application and run its tasks beside the body; an error of a task ends the body too.
 
     `leader`: proves that this bot leads, where others stand by. `outside`: fetches uploads from Discord; None: over
     HTTPS.
     """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
-    pictures = await asyncio.to_thread(Pictures, settings.pictures)
-    store, reader = await Store.open(settings.database), ThreadPoolExecutor(1, "screening")
-    intake, session = Intake(), aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+    picture_store = await asyncio.to_thread(PictureStore, settings.pictures)
+    store, filter_thread = await Store.open(settings.database), ThreadPoolExecutor(1, "screening")
+    upload_decoder, session = UploadDecoder(), aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     try:
         if leader is not None:
-            await leader.begin(store)
-        outside = outside or partial(fetch, session)
-        house = build(settings, bus, store, pictures, reader, intake, outside, clock=clock)
-        await house.noticing.prepare()
-        await house.dispatcher.prepare()
-        async with _at_work(house):
-            yield house
+            await leader.begin_term(store)
+        fetch_upload = fetch_upload or partial(fetch_file, session)
+        app = wire_app(settings, bus, store, picture_store, filter_thread, upload_decoder, fetch_upload, clock=clock)
+        await app.external_changes.prepare()
+        await app.dispatcher.prepare()
+        async with _run_tasks(app):
+            yield app
     finally:
         if leader is not None:
-            leader.end()
-        await intake.close()
+            leader.note_close()
+        await upload_decoder.close()
         await session.close()
-        await asyncio.to_thread(reader.shutdown)
+        await asyncio.to_thread(filter_thread.shutdown)
         await store.close()
 
 
 @asynccontextmanager
-async def _at_work(house: House) -> AsyncIterator[None]:
+async def _run_tasks(app: App) -> AsyncIterator[None]:
     """Run the tasks beside the body. An error of the body is raised as itself, not as a group."""
-    raised: Exception | None = None
+    body_error: Exception | None = None
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(task, name=name) for name, task in house.tasks().items()]
+        tasks = [group.create_task(task, name=name) for name, task in app.tasks().items()]
         try:
             yield
         except Exception as error:
-            raised = error
+            body_error = error
         finally:
-            house.feed.close()
-            await _stop(tasks)
-    if raised is not None:
-        raise raised
+            app.feed.close()
+            await _cancel_tasks(tasks)
+    if body_error is not None:
+        raise body_error
 
 
-async def _stop(tasks: Collection[asyncio.Task[None]]) -> None:
+async def _cancel_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancel tasks repeatedly until they end.
 
     Before Python 3.12 `asyncio.wait_for`, which the broker's client uses, may swallow one cancellation

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from bot.sentences import shortened
+from bot.sentences import shorten
 
-Kind = Literal["word", "blocked", "report", "held", "approved", "denied", "deleted", "closed", "barred"]
+IncidentKind = Literal["word", "blocked", "report", "held", "approved", "denied", "deleted", "closed", "barred"]
 
-KINDS: Mapping[Kind, str] = MappingProxyType(
+SENTENCES: Mapping[IncidentKind, str] = MappingProxyType(
     {
         "word": "{actor} used a forbidden word or pattern",
         "blocked": "{actor}, who is blocked, asked for a picture",
@@ -28,9 +28,9 @@ KINDS: Mapping[Kind, str] = MappingProxyType(
         "barred": "{actor} blocked a member",
     }
 )
-WAITING: tuple[Kind, ...] = ("report", "held")  # need a moderator's decision
-REPEATED: tuple[Kind, ...] = ("word", "blocked")  # a member can cause these as often as they like
-SAID = 500  # characters
+NEED_DECISION: tuple[IncidentKind, ...] = ("report", "held")  # need a moderator's decision
+REPEATABLE: tuple[IncidentKind, ...] = ("word", "blocked")  # a member can cause these as often as they like
+MAX_DETAIL = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Incident:
     number: int
     guild: str
     at: float
-    kind: Kind
+    kind: IncidentKind
     actor: str
     actor_name: str
     job: str
@@ -48,13 +48,13 @@ class Incident:
     closed: float | None = None
 
     @property
-    def waits(self) -> bool:
+    def is_undecided(self) -> bool:
         """True while it needs a decision."""
-        return self.closed is None and self.kind in WAITING
+        return self.closed is None and self.kind in NEED_DECISION
 
 
-def told(incident: Incident, limit: int = 300) -> str:
+def incident_sentence(incident: Incident, limit: int = 300) -> str:
     """Return an incident as one sentence. It quotes members, so front ends must escape it."""
-    told = KINDS[incident.kind].format(actor=shortened(incident.actor_name, 40) or "Somebody")
-    said = shortened(incident.said, limit)
-    return f"{told}: {said}" if said else f"{told}."
+    summary = SENTENCES[incident.kind].format(actor=shorten(incident.actor_name, 40) or "Somebody")
+    detail = shorten(incident.said, limit)
+    return f"{summary}: {detail}" if detail else f"{summary}."

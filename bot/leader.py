@@ -20,36 +20,36 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bot.heartbeat import BEAT_SECONDS, heard, here
-from bot.refused import Refused
-from bot.store import Store, Term, Unavailable, identity, terms
-from bot.turns import Loop, Turns, now
-from engine.bus import Bus, Claim, Holder, Unreachable
-from engine.bus.lead import leases
+from bot.heartbeat import HEARTBEAT_SECONDS, is_leader_alive, process_name
+from bot.refused import UserError
+from bot.store import DatabaseUnavailable, LeaderTerm, Store, read_store_id, terms
+from bot.turns import WatchdogLoop, WatchdogSelector, boot_seconds
+from engine.bus import BrokerUnreachable, Bus, Claim, ClaimHolder
+from engine.bus.lead import open_leader_lease
 
 if TYPE_CHECKING:
-    from engine.bus.leases import Leases
+    from engine.bus.leases import LeaderLease
 
 log = logging.getLogger(__name__)
 
-GLANCE_SECONDS = 0.25  # between two tries to get the lease
+POLL_SECONDS = 0.25  # between two tries to get the lease
 RENEW_SECONDS = 1.0
-READ_SECONDS = 0.5
-TRUST_SECONDS = 1.5  # how long a term counts as proof after it was read
+CONFIRM_SECONDS = 0.5
+PROOF_SECONDS = 1.5  # how long a term counts as proof after it was read
 NOTICE_SECONDS = 2.0  # above TRUST_SECONDS: how long an old leader has to notice that it lost the lead
-PATIENCE_SECONDS = 3.0  # for one read of the term while the event loop is blocked
-DEPOSED = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
-ELSEWHERE = (
+BLOCKING_SECONDS = 3.0  # for one read of the term while the event loop is blocked
+EXIT_CODE = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
+OTHER_DATABASE = (
     "The bot at work on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL to "
     "storage that both reach."
 )
 
 
-def leave(why: str) -> None:
+def exit_process(reason: str) -> None:
     """Exit at once without cleanup: another bot owns the unfinished work now."""
-    log.critical("%s This process exits; it cannot lead again while the other bot runs.", why)
+    log.critical("%s This process exits; it cannot lead again while the other bot runs.", reason)
     logging.shutdown()
-    os._exit(DEPOSED)
+    os._exit(EXIT_CODE)
 
 
 class Leader:
@@ -58,203 +58,221 @@ class Leader:
     `lost` ends the process.
     """
 
-    def __init__(self, lead: Leases | None, name: str, url: str, lost: Callable[[str], None]) -> None:
-        self._lead, self._name, self._url, self._lost = lead, name, url, lost
+    def __init__(
+        self, lease_client: LeaderLease | None, name: str, database_url: str, on_lost: Callable[[str], None]
+    ) -> None:
+        self._lease_client, self._name, self._database_url, self._on_lost = lease_client, name, database_url, on_lost
         self._claim: Claim | None = None
         self._store: Store | None = None
-        self._leased = 0.0  # until then no other bot can have the lease
-        self._until = 0.0  # until then no other bot can have begun a term
-        self._turned = now()
-        self._looks = ThreadPoolExecutor(1, "lead")  # reads the term while the event loop is blocked
-        self._before: set[str] = set()  # earlier holders of the lease
-        self._same = ""  # the id of the store that the leader and this bot share
+        self._lease_until = 0.0  # until then no other bot can have the lease
+        self._proven_until = 0.0  # until then no other bot can have begun a term
+        self._checked_at = boot_seconds()
+        self._confirm_thread = ThreadPoolExecutor(1, "lead")  # reads the term while the event loop is blocked
+        self._earlier_holders: set[str] = set()  # earlier holders of the lease
+        self._shared_store_id = ""  # the id of the store that the leader and this bot share
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that must run while this bot leads."""
-        lease = {} if self._lead is None else {"lead": self.renew(self._lead)}
-        return {**lease, "term": self.read(), "beat": self.beat()}
+        lease = {} if self._lease_client is None else {"lead": self.renew_lease(self._lease_client)}
+        return {**lease, "term": self.confirm_periodically(), "beat": self.write_heartbeats()}
 
-    async def elected(self, say: Callable[[str], None]) -> None:
+    async def wait_elected(self, announce: Callable[[str], None]) -> None:
         """Wait until the lease is ours. `say` receives a sentence about the current leader.
 
         Raises `Refused` if the leader uses another database.
         """
-        while self._lead is not None:
+        while self._lease_client is not None:
             try:
-                if await self._take(self._lead):
+                if await self._take_lease(self._lease_client):
                     return
-                await self._stand_by(await self._lead.holder(), say)
-            except (Unreachable, Unavailable) as error:
+                await self._announce_leader(await self._lease_client.get_holder(), announce)
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("standing by: %s", error)
-            await asyncio.sleep(GLANCE_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _take(self, lead: Leases) -> bool:
-        asked = now()
-        self._claim = await lead.take(self._name)
+    async def _take_lease(self, lease_client: LeaderLease) -> bool:
+        asked_at = boot_seconds()
+        self._claim = await lease_client.acquire(self._name)
         if self._claim is not None:
-            self._held(asked + lead.seconds)
+            self._note_lease(asked_at + lease_client.seconds)
         return self._claim is not None
 
-    def _held(self, until: float) -> None:
-        self._leased, self._until = until, max(self._until, until)
+    def _note_lease(self, until: float) -> None:
+        self._lease_until, self._proven_until = until, max(self._proven_until, until)
 
-    async def _stand_by(self, holder: Holder | None, say: Callable[[str], None]) -> None:
+    async def _announce_leader(self, holder: ClaimHolder | None, announce: Callable[[str], None]) -> None:
         """Check and announce the lease's holder. Its name ends with its store's id once it has opened the store."""
-        name, _, theirs = holder.worker.partition(".") if holder else ("", "", "")
-        if theirs and self._url and theirs != self._same:
-            if theirs != await identity(self._url):
-                raise Refused(ELSEWHERE.format(name=name), 400)
-            self._same = theirs
-        if not self._before:
-            say(f"Another bot is at work on this broker{name and f' ({name})'}: this one stands by.")
-        self._before.add(name)
+        name, _, store_id = holder.worker.partition(".") if holder else ("", "", "")
+        if store_id and self._database_url and store_id != self._shared_store_id:
+            if store_id != await read_store_id(self._database_url):
+                raise UserError(OTHER_DATABASE.format(name=name), 400)
+            self._shared_store_id = store_id
+        if not self._earlier_holders:
+            announce(f"Another bot is at work on this broker{name and f' ({name})'}: this one stands by.")
+        self._earlier_holders.add(name)
 
-    async def begin(self, store: Store) -> None:
+    async def begin_term(self, store: Store) -> None:
         """Begin a term: from now on the store rejects the old leader's writes. Waits until the old leader must have
         noticed.
 
         Raises as `_free` does.
         """
-        before = await self._free(store)
-        asked = now()
-        if (ours := await store.begin(self._name, after=before.term)) is None:  # another bot was faster: listen for it
-            return await self.begin(store)
-        self._store, self._until = store, max(self._until, asked + TRUST_SECONDS)
-        self._name = f"{self._name}.{ours.store}"
+        old_term = await self._read_free_term(store)
+        asked_at = boot_seconds()
+        if (
+            new_term := await store.begin_term(self._name, expected_term=old_term.term)
+        ) is None:  # another bot was faster: listen for it
+            return await self.begin_term(store)
+        self._store, self._proven_until = store, max(self._proven_until, asked_at + PROOF_SECONDS)
+        self._name = f"{self._name}.{new_term.store}"
         if self._claim is not None:
             self._claim.worker = self._name  # the next renewal says it
-        if not before.over:
+        if not old_term.over:
             log.info("took over: the old leader has %.1f s to notice", NOTICE_SECONDS)
             await asyncio.sleep(NOTICE_SECONDS)
-        store.resigns = True  # not earlier: a bot that follows at once would not know of the old leader
+        store.ends_term_on_close = True  # not earlier: a bot that follows at once would not know of the old leader
 
-    async def _free(self, store: Store) -> Term:
+    async def _read_free_term(self, store: Store) -> LeaderTerm:
         """Return the newest term if its holder leads no more. Raises `Unavailable`, and `Refused` if it still leads."""
-        before = await store.ask(terms.newest)
-        if not (before.over or before.holder in self._before) and await heard(store):
-            name = f" ({before.holder})" if before.holder else ""
-            raise Refused(f"Another bot is at work on this database{name}: stop it first, or set DATABASE_URL.")
-        return before
+        newest = await store.read(terms.read_newest_term)
+        if not (newest.over or newest.holder in self._earlier_holders) and await is_leader_alive(store):
+            name = f" ({newest.holder})" if newest.holder else ""
+            raise UserError(f"Another bot is at work on this database{name}: stop it first, or set DATABASE_URL.")
+        return newest
 
-    def end(self) -> None:
+    def note_close(self) -> None:
         """Note that the store closes and nothing works any more."""
         self._store = None
 
-    async def renew(self, lead: Leases) -> None:
+    async def renew_lease(self, lease_client: LeaderLease) -> None:
         """Renew the lease for ever. While the broker is unreachable, the term alone decides whether this bot leads."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            asked = now()
+            asked_at = boot_seconds()
             try:
-                if self._claim is None or not await lead.renew(self._claim):
-                    await self._again(lead)
+                if self._claim is None or not await lease_client.renew(self._claim):
+                    await self._retake_lease(lease_client)
                     continue
-            except (Unreachable, Unavailable) as error:
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("cannot renew the lease now: %s", error)
                 continue
-            self._held(asked + lead.seconds)
+            self._note_lease(asked_at + lease_client.seconds)
 
-    async def _again(self, lead: Leases) -> None:
+    async def _retake_lease(self, lease_client: LeaderLease) -> None:
         """Take a lost lease again, if no other bot began meanwhile: the broker lost it, or a worker hides it."""
-        if not await self._take(lead):
-            if await lead.holder() is not None:  # else a worker hides it faster than we write it: the term decides
-                self._lost("Another bot has taken the lead.")
-        elif self._store is not None and not await self._store.leads():
-            self._lost("Another bot has led meanwhile.")
+        if not await self._take_lease(lease_client):
+            if (
+                await lease_client.get_holder() is not None
+            ):  # else a worker hides it faster than we write it: the term decides
+                self._on_lost("Another bot has taken the lead.")
+        elif self._store is not None and not await self._store.is_leader():
+            self._on_lost("Another bot has led meanwhile.")
 
-    async def beat(self) -> None:
+    async def write_heartbeats(self) -> None:
         """Write a heartbeat to SQL for ever, while no other bot can have the lease."""
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            if self._store is None or (self._lead is not None and now() > self._leased):
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            if self._store is None or (self._lease_client is not None and boot_seconds() > self._lease_until):
                 continue
             try:
-                await self._store.live()
-            except Unavailable as error:
+                await self._store.record_heartbeat()
+            except DatabaseUnavailable as error:
                 log.debug("no heartbeat: %s", error)
 
-    async def read(self) -> None:
+    async def confirm_periodically(self) -> None:
         """Read the term for ever, so that `look` rarely has to."""
         while True:
-            await asyncio.sleep(READ_SECONDS)
+            await asyncio.sleep(CONFIRM_SECONDS)
             try:
-                await self._confirm()
-            except Unavailable as error:
+                await self._confirm_term()
+            except DatabaseUnavailable as error:
                 log.warning("cannot read the leader term now: %s", error)
 
-    def look(self) -> None:
+    def check_lead(self) -> None:
         """Check the lead before each iteration of the event loop: if it was not proven lately, block until the term was
         read.
 
         Without a lease it checks only after the process itself was suspended: while the database is unreachable, no
         other bot begins, and nothing is written.
         """
-        before, self._turned = self._turned, now()
-        if self._store is None or now() <= self._until:
+        last_check, self._checked_at = self._checked_at, boot_seconds()
+        if self._store is None or boot_seconds() <= self._proven_until:
             return
-        if self._lead is None and self._turned - before < TRUST_SECONDS:
+        if self._lease_client is None and self._checked_at - last_check < PROOF_SECONDS:
             return
         try:
-            self._looks.submit(asyncio.run, self._confirm()).result(PATIENCE_SECONDS)
-        except (TimeoutError, Unavailable):
-            if self._lead is not None:
-                self._lost("Neither the broker nor the database confirms that this bot still leads.")
+            self._confirm_thread.submit(asyncio.run, self._confirm_term()).result(BLOCKING_SECONDS)
+        except (TimeoutError, DatabaseUnavailable):
+            if self._lease_client is not None:
+                self._on_lost("Neither the broker nor the database confirms that this bot still leads.")
 
-    async def _confirm(self) -> None:
+    async def _confirm_term(self) -> None:
         """Read the term and note that this bot leads. Raises `Unavailable`."""
-        asked, store = now(), self._store
+        asked_at, store = boot_seconds(), self._store
         if store is None:
             return
-        if await store.leads():
-            self._until = max(self._until, asked + TRUST_SECONDS)
+        if await store.is_leader():
+            self._proven_until = max(self._proven_until, asked_at + PROOF_SECONDS)
         elif store is self._store:
-            self._lost("Another bot has begun to write to this database.")
+            self._on_lost("Another bot has begun to write to this database.")
 
-    async def resign(self) -> None:
+    async def release_lease(self) -> None:
         """Release the lease, so that a standby takes over at once."""
-        self._looks.shutdown(wait=False)
-        if self._lead is not None and self._claim is not None:
+        self._confirm_thread.shutdown(wait=False)
+        if self._lease_client is not None and self._claim is not None:
             try:
-                await self._lead.release(self._claim)
-            except Unreachable as error:
+                await self._lease_client.release(self._claim)
+            except BrokerUnreachable as error:
                 log.debug("%s", error)
 
 
 @asynccontextmanager
-async def leading(
-    bus: Bus | None, say: Callable[[str], None], *, url: str = "", lost: Callable[[str], None] = leave
+async def keep_lead(
+    bus: Bus | None,
+    announce: Callable[[str], None],
+    *,
+    database_url: str = "",
+    on_lost: Callable[[str], None] = exit_process,
 ) -> AsyncIterator[Leader]:
     """Wait until this bot leads, then keep the lead beside the body. An error of the body is raised as itself.
 
     `bus`: where the lease is; None: the term alone decides. `url`: the database, which all standbys must share.
     """
-    leader, raised = Leader(None if bus is None else leases(bus.js, bus.kept.leading), here(), url, lost), None
+    leader, body_error = (
+        Leader(
+            None if bus is None else open_leader_lease(bus.js, bus.limits.leader_lease),
+            process_name(),
+            database_url,
+            on_lost,
+        ),
+        None,
+    )
     async with asyncio.TaskGroup() as group:
-        tasks = [] if bus is None else [group.create_task(bus.hold(), name="bus")]
+        tasks = [] if bus is None else [group.create_task(bus.wait_closed(), name="bus")]
         try:
-            await leader.elected(say)
+            await leader.wait_elected(announce)
             tasks += [group.create_task(task, name=name) for name, task in leader.tasks().items()]
-            with _watched(leader.look):
+            with _guard_loop(leader.check_lead):
                 yield leader
         except Exception as error:
-            raised = error
+            body_error = error
         finally:
             while pending := [task for task in tasks if not task.done()]:
                 for task in pending:
                     task.cancel()
                 await asyncio.wait(pending, timeout=1.0)
-            await leader.resign()
-    if raised is not None:
-        raise raised
+            await leader.release_lease()
+    if body_error is not None:
+        raise body_error
 
 
 @contextmanager
-def _watched(look: Callable[[], None]) -> Iterator[None]:
+def _guard_loop(check_lead: Callable[[], None]) -> Iterator[None]:
     """Run `look` before each iteration of this event loop, if it is a `Loop`."""
     loop = asyncio.get_running_loop()
-    turns = loop.turns if isinstance(loop, Loop) else Turns()
-    turns.look = look
+    selector = loop.selector if isinstance(loop, WatchdogLoop) else WatchdogSelector()
+    selector.before_iteration = check_lead
     try:
         yield
     finally:
-        turns.look = None
+        selector.before_iteration = None

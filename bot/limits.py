@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bot.refused import Refused
-from bot.sentences import duration, jobs
+from bot.refused import UserError
+from bot.sentences import format_duration, format_job_count
 
-DAY = 24 * 3600.0  # seconds
-MONTH = 30 * DAY
-WINDOWS = {DAY: "24 hours", MONTH: "30 days"}
-ROUNDING = 1e-6  # device-seconds: tolerance for sums of charges
-PERIODS = {DAY: "day", MONTH: "month"}
+DAY_SECONDS = 24 * 3600.0  # seconds
+MONTH_SECONDS = 30 * DAY_SECONDS
+WINDOW_NAMES = {DAY_SECONDS: "24 hours", MONTH_SECONDS: "30 days"}
+COST_TOLERANCE = 1e-6  # device-seconds: tolerance for sums of charges
+PERIOD_NAMES = {DAY_SECONDS: "day", MONTH_SECONDS: "month"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Limits:
 class Charge:
     """`cost` device-seconds charged at `at` (seconds since 1970)."""
 
-    at: float
+    charged_at: float
     cost: float
 
 
@@ -49,14 +49,14 @@ class Usage:
 
     running: int = 0
     queued: int = 0
-    next_free: float | None = None
-    workers: bool = True
+    next_free_at: float | None = None
+    has_workers: bool = True
 
-    def soon(self, now: float) -> str:
+    def next_free_text(self, now: float) -> str:
         """Say when a place frees."""
-        if self.next_free is not None:
-            return f"in about {duration(self.next_free - now)}"
-        return "when a job before it is done" if self.workers else "when a worker comes"
+        if self.next_free_at is not None:
+            return f"in about {format_duration(self.next_free_at - now)}"
+        return "when a job before it is done" if self.has_workers else "when a worker comes"
 
 
 @dataclass(frozen=True)
@@ -66,88 +66,99 @@ class Spending:
     `leaves(excess)`: when the oldest charges that sum to at least `excess` will have left the window.
     """
 
-    spent: float
+    total_cost: float
     window: float
-    leaves: Callable[[float], float]
+    frees_at: Callable[[float], float]
 
 
-def spending(charges: Iterable[Charge], now: float, window: float = DAY) -> Spending:
+def sum_spending(charges: Iterable[Charge], now: float, window: float = DAY_SECONDS) -> Spending:
     """Sum the charges within the window."""
-    recent = sorted((charge for charge in charges if charge.at > now - window), key=lambda charge: charge.at)
+    recent = sorted(
+        (charge for charge in charges if charge.charged_at > now - window), key=lambda charge: charge.charged_at
+    )
 
-    def leaves(excess: float) -> float:
-        gone = 0.0
+    def frees_at(excess: float) -> float:
+        freed_cost = 0.0
         for charge in recent:
-            gone += charge.cost
-            if gone >= excess:
-                return charge.at + window
-        return recent[-1].at + window if recent else now
+            freed_cost += charge.cost
+            if freed_cost >= excess:
+                return charge.charged_at + window
+        return recent[-1].charged_at + window if recent else now
 
-    return Spending(sum(charge.cost for charge in recent), window, leaves)
+    return Spending(sum(charge.cost for charge in recent), window, frees_at)
 
 
-def check_places(running: int, queued: int, usage: Usage, now: float, *, count: int = 1, by: str = "") -> None:
+def check_job_count(running: int, queued: int, usage: Usage, now: float, *, count: int = 1, set_by: str = "") -> None:
     """Check that a member may have `count` more jobs. `by`: a sentence on who set the limit. Raises `Refused` (429)."""
-    used = usage.running + usage.queued
-    if used + count <= running + queued:
+    job_count = usage.running + usage.queued
+    if job_count + count <= running + queued:
         return
     rule = f"at most {running} of yours {'run' if running != 1 else 'runs'} at once and {queued} more wait"
     if count > running + queued:
-        raise Refused(_joined(f"{_these(count)} too many at once: {rule}.", by), 429)
+        raise UserError(_join_sentences(f"{_too_many_subject(count)} too many at once: {rule}.", set_by), 429)
     state = f"you have {usage.running} running and {usage.queued} waiting"
-    asked = f", and this makes {jobs(count)}" if count > 1 else ""
-    said = f"Your queue is full: {rule}; {state}{asked}. A place frees {usage.soon(now)}."
-    raise Refused(_joined(said, by), 429, frees=usage.next_free)
+    request_part = f", and this makes {format_job_count(count)}" if count > 1 else ""
+    sentence = f"Your queue is full: {rule}; {state}{request_part}. A place frees {usage.next_free_text(now)}."
+    raise UserError(_join_sentences(sentence, set_by), 429, retry_at=usage.next_free_at)
 
 
-def _these(count: int) -> str:
+def _too_many_subject(count: int) -> str:
     return f"{count} jobs are" if count != 1 else "A job is"
 
 
-def _joined(*sentences: str) -> str:
-    return " ".join(sentence for sentence in sentences if sentence)
+def _join_sentences(*sentences: str) -> str:
+    return " ".join(part for part in sentences if part)
 
 
-def check_waiting(most: int, usage: Usage, now: float, *, whose: str, count: int = 1, by: str = "") -> None:
+def check_shared_queue(
+    max_waiting: int, usage: Usage, now: float, *, owner: str, count: int = 1, set_by: str = ""
+) -> None:
     """Check that `count` more jobs may wait where all members count together. `whose`: "This server's". Raises
     `Refused`.
 
     The fair order decides whose job starts next, so `next_free` is only the earliest time at which any job may start.
     """
-    if usage.queued + count <= most:
+    if usage.queued + count <= max_waiting:
         return
-    said = f"{whose} queue is full: {usage.queued} of {most} waiting jobs are taken"
-    said += f", and this makes {jobs(count)}." if count > 1 else "."
-    earliest = " at the earliest" if usage.next_free is not None else ""
-    raise Refused(_joined(said, f"A place frees {usage.soon(now)}{earliest}.", by), 429)
+    sentence = f"{owner} queue is full: {usage.queued} of {max_waiting} waiting jobs are taken"
+    sentence += f", and this makes {format_job_count(count)}." if count > 1 else "."
+    qualifier = " at the earliest" if usage.next_free_at is not None else ""
+    raise UserError(_join_sentences(sentence, f"A place frees {usage.next_free_text(now)}{qualifier}.", set_by), 429)
 
 
-def check_cost(limit: float, used: Spending, cost: float, now: float, *, whose: str = "Your", by: str = "") -> None:
+def check_cost(
+    limit: float, spending: Spending, cost: float, now: float, *, owner: str = "Your", set_by: str = ""
+) -> None:
     """Check that `cost` more may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
-    if used.spent + cost <= limit + ROUNDING:
+    if spending.total_cost + cost <= limit + COST_TOLERANCE:
         return
-    needs, window = f"this needs {duration(cost)} of device time", WINDOWS[used.window]
+    need_part, window = f"this needs {format_duration(cost)} of device time", WINDOW_NAMES[spending.window]
     if cost > limit:
-        said = f"{whose[:1].lower()}{whose[1:]} limit is {_amount(limit)} in {window}"
-        raise Refused(_joined(f"Too large: {needs}, and {said}. Fewer --steps cost less.", by), 429)
-    frees = used.leaves(used.spent + cost - limit)
-    said = (
-        f"{whose} {PERIODS[used.window]}'s limit is reached: {_amount(used.spent)} of {_amount(limit)} device time "
-        f"used in the last {window}, and {needs}. Enough frees in about {duration(frees - now)}."
+        sentence = f"{owner[:1].lower()}{owner[1:]} limit is {_format_amount(limit)} in {window}"
+        raise UserError(
+            _join_sentences(f"Too large: {need_part}, and {sentence}. Fewer --steps cost less.", set_by), 429
+        )
+    frees_at = spending.frees_at(spending.total_cost + cost - limit)
+    sentence = (
+        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of {_format_amount(limit)} device time "
+        f"used in the last {window}, and {need_part}. Enough frees in about {format_duration(frees_at - now)}."
     )
-    raise Refused(_joined(said, by), 429, frees=frees)
+    raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
 
 
-def check_left(limit: float, used: Spending, now: float, *, whose: str = "Your", by: str = "") -> None:
+def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str = "Your", set_by: str = "") -> None:
     """Check that anything may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
-    if used.spent < limit:
+    if spending.total_cost < limit:
         return
-    window, frees = WINDOWS[used.window], used.leaves(used.spent - limit + ROUNDING) if limit > 0 else None
-    said = f"{whose} {PERIODS[used.window]}'s limit is reached: {_amount(used.spent)} of {_amount(limit)} device time "
-    said += f"used in the last {window}."
-    said += f" Some frees in about {duration(frees - now)}." if frees is not None else ""
-    raise Refused(_joined(said, by), 429, frees=frees)
+    window, frees_at = (
+        WINDOW_NAMES[spending.window],
+        spending.frees_at(spending.total_cost - limit + COST_TOLERANCE) if limit > 0 else None,
+    )
+    sentence = f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of {_format_amount(limit)} device time "
+    sentence += f"used in the last {window}."
+    sentence += f" Some frees in about {format_duration(frees_at - now)}." if frees_at is not None else ""
+    raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
 
 
-def _amount(seconds: float) -> str:
-    return duration(seconds) if seconds > 0 else "0 s"
+def _format_amount(seconds: float) -> str:
+    return format_duration(seconds) if seconds > 0 else "0 s"

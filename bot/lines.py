@@ -7,36 +7,36 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from bot.refused import Refused
+from bot.refused import UserError
 
-MOST = 4  # requests of one member: one that runs, the others wait
-BUSY = f"{MOST} of your requests with pictures are under way already, the most at once. Try again when one is done."
+MAX_REQUESTS = 4  # requests of one member: one that runs, the others wait
+TOO_MANY_REQUESTS = f"{MAX_REQUESTS} of your requests with pictures are under way already, the most at once. Try again when one is done."
 
 
 @dataclass
-class _Line:
+class _MemberQueue:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     length: int = 0
 
 
-class Lines:
+class PerMemberLimit:
     """One line for each name, while a request stands in it."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._lines: dict[str, _Line] = {}
+    def __init__(self, max_requests: int = MAX_REQUESTS) -> None:
+        self._max_requests = max_requests
+        self._queues: dict[str, _MemberQueue] = {}
 
     @asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
+    async def reserve(self, member: str) -> AsyncIterator[None]:
         """Run the body after all earlier ones of that name. Raises `Refused` (429) if the line is full."""
-        line = self._lines.setdefault(name, _Line())
-        if line.length >= self._most:
-            raise Refused(BUSY, 429)
-        line.length += 1
+        queue = self._queues.setdefault(member, _MemberQueue())
+        if queue.length >= self._max_requests:
+            raise UserError(TOO_MANY_REQUESTS, 429)
+        queue.length += 1
         try:
-            async with line.lock:
+            async with queue.lock:
                 yield
         finally:
-            line.length -= 1
-            if not line.length:
-                del self._lines[name]
+            queue.length -= 1
+            if not queue.length:
+                del self._queues[member]

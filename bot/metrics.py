@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from bot.states import ENDS
-from bot.store import Moved, Record
-from bot.store.moves import POISON
+from bot.states import END_STATES
+from bot.store import JobRecord, Transition
+from bot.store.moves import POISON_ATTEMPTS
 
-MODELS = 100  # that get their own label; a further one is "other"
-OTHER = "other"
-CAUSES = ("lost", "untaken", "failed", "incomplete", "asked", "regained")
-WAITS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # seconds
-STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+MAX_MODELS = 100  # that get their own label; a further one is "other"
+OTHER_MODEL = "other"
+REQUEUE_CAUSES = ("lost", "untaken", "failed", "incomplete", "asked", "regained")
+WAIT_BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # seconds
+STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Metrics:
@@ -28,68 +28,77 @@ class Metrics:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.registry = registry = CollectorRegistry()
-        self._since = clock()
-        self._models: set[str] = set()
-        self._job = Histogram(
-            "darkroom_job_seconds", "From admission to the end.", ["outcome"], buckets=WAITS, registry=registry
+        self._started_at = clock()
+        self._labelled_models: set[str] = set()
+        self._job_seconds = Histogram(
+            "darkroom_job_seconds", "From admission to the end.", ["outcome"], buckets=WAIT_BUCKETS, registry=registry
         )
-        self._preview = Histogram(
-            "darkroom_first_preview_seconds", "From admission to the first preview.", buckets=WAITS, registry=registry
+        self._preview_seconds = Histogram(
+            "darkroom_first_preview_seconds",
+            "From admission to the first preview.",
+            buckets=WAIT_BUCKETS,
+            registry=registry,
         )
-        told = "A job's time with its worker, divided by its steps."
-        self._step = Histogram("darkroom_step_seconds", told, ["model"], buckets=STEPS, registry=registry)
-        self._failures = self._counter("darkroom_job_failures", "Jobs that failed, by whose fault.", "blame")
-        self._refunds = self._counter("darkroom_refunds", "Jobs that were refunded, in part or in full.", "outcome")
-        self._refunded = self._counter("darkroom_refunded_device_seconds", "Device-seconds refunded.", "outcome")
-        self._requeues = self._counter("darkroom_requeues", "Jobs that were started again, by cause.", "cause")
-        self._poisoned = self._counter("darkroom_poisoned_jobs", "Jobs given up after attempts without progress.")
-        self._edits = self._counter("darkroom_discord_edits", "Requests to Discord.", "kind", "outcome")
-        for outcome in ENDS:  # from the start: a rate needs a zero before the first event
-            self._job.labels(outcome)
-        for cause in CAUSES:
+        step_help = "A job's time with its worker, divided by its steps."
+        self._step_seconds = Histogram(
+            "darkroom_step_seconds", step_help, ["model"], buckets=STEP_BUCKETS, registry=registry
+        )
+        self._failures = self._add_counter("darkroom_job_failures", "Jobs that failed, by whose fault.", "blame")
+        self._refunds = self._add_counter("darkroom_refunds", "Jobs that were refunded, in part or in full.", "outcome")
+        self._refunded_seconds = self._add_counter(
+            "darkroom_refunded_device_seconds", "Device-seconds refunded.", "outcome"
+        )
+        self._requeues = self._add_counter("darkroom_requeues", "Jobs that were started again, by cause.", "cause")
+        self._poisoned_jobs = self._add_counter(
+            "darkroom_poisoned_jobs", "Jobs given up after attempts without progress."
+        )
+        self._discord_requests = self._add_counter("darkroom_discord_edits", "Requests to Discord.", "kind", "outcome")
+        for outcome in END_STATES:  # from the start: a rate needs a zero before the first event
+            self._job_seconds.labels(outcome)
+        for cause in REQUEUE_CAUSES:
             self._requeues.labels(cause)
 
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(name, what, labels, registry=self.registry)
+    def _add_counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(name, help_text, labels, registry=self.registry)
 
-    def ended(self, moved: Moved) -> None:
+    def count_end(self, transition: Transition) -> None:
         """Count a job that ended and whose end is stored."""
-        one = moved.record
-        self._job.labels(one.state).observe(max(0.0, (one.ended or one.created) - one.created))
-        if one.state == "failed":
-            self._failures.labels(one.blame or "us").inc()
-            self._poisoned.inc(int(one.blame == "worker" and one.barren >= POISON))
-        if one.state == "finished" and one.model and one.ms_per_step:
-            self._step.labels(self._model(one.model)).observe(one.ms_per_step / 1000.0)
-        self._refund(one)
+        record = transition.record
+        self._job_seconds.labels(record.state).observe(max(0.0, (record.ended or record.created) - record.created))
+        if record.state == "failed":
+            self._failures.labels(record.blame or "us").inc()
+            self._poisoned_jobs.inc(int(record.blame == "worker" and record.barren >= POISON_ATTEMPTS))
+        if record.state == "finished" and record.model and record.ms_per_step:
+            self._step_seconds.labels(self._model_label(record.model)).observe(record.ms_per_step / 1000.0)
+        self._count_refund(record)
 
-    def _refund(self, one: Record) -> None:
+    def _count_refund(self, record: JobRecord) -> None:
         """Count the part of its cost that a job without pictures was not charged. A relaxed job has none."""
-        given = 0.0 if one.state == "finished" or one.tier == "relaxed" else one.cost - one.charged
-        if given > 0.0:
-            self._refunds.labels(one.state).inc()
-            self._refunded.labels(one.state).inc(given)
+        refund = 0.0 if record.state == "finished" or record.tier == "relaxed" else record.cost - record.charged
+        if refund > 0.0:
+            self._refunds.labels(record.state).inc()
+            self._refunded_seconds.labels(record.state).inc(refund)
 
-    def _model(self, name: str) -> str:
-        if len(self._models) < MODELS:
-            self._models.add(name)
-        return name if name in self._models else OTHER
+    def _model_label(self, name: str) -> str:
+        if len(self._labelled_models) < MAX_MODELS:
+            self._labelled_models.add(name)
+        return name if name in self._labelled_models else OTHER_MODEL
 
-    def returned(self, cause: str) -> None:
+    def count_requeue(self, cause: str) -> None:
         """Count a job that went back into the queue."""
         self._requeues.labels(cause).inc()
 
-    def regained(self) -> None:
+    def count_reclaim(self) -> None:
         """Count a running job that was claimed anew: its worker lost it, or handed it back in order."""
         self._requeues.labels("regained").inc()
 
-    def previewed(self, record: Record, now: float) -> None:
+    def observe_first_preview(self, record: JobRecord, now: float) -> None:
         """Observe the time to a job's first preview. Skips jobs older than this process: their first preview may be
         long past.
         """
-        if record.attempt == 1 and record.created >= self._since:
-            self._preview.observe(max(0.0, now - record.created))
+        if record.attempt == 1 and record.created >= self._started_at:
+            self._preview_seconds.observe(max(0.0, now - record.created))
 
-    def edited(self, kind: str, outcome: str) -> None:
+    def count_discord_request(self, kind: str, outcome: str) -> None:
         """Count a request to Discord about a message: a place in the queue, a preview or a final."""
-        self._edits.labels(kind, outcome).inc()
+        self._discord_requests.labels(kind, outcome).inc()

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import msgspec
 
 from bot.store import Store, reads
-from engine.job import RESOLVING, Presence, Warm
+from engine.job import SUPER_RESOLVER_VERSION, ModelInfo, Presence
 
 DEFAULT_POOL = "default"
-ALIKE = 1.25  # pools whose costs differ by less count as equal
+SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
-SHIPPED = Warm(
+SHIPPED_MODEL = ModelInfo(
     name="embedded",
     revision="",
     dtype="float32",
@@ -39,99 +39,101 @@ SHIPPED = Warm(
 
 
 @dataclass(frozen=True)
-class Profile:
+class CatalogEntry:
     """A model, the pool whose workers run it, and whether one of them is live."""
 
-    warm: Warm
+    info: ModelInfo
     pool: str
-    live: bool
+    is_live: bool
 
 
-class Models:
+class ModelCatalog:
     """The catalogue. Call `refresh` when workers come or go; it stores new profiles."""
 
     def __init__(self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float]) -> None:
         self._store, self._workers, self._clock = store, workers, clock
-        self._known: dict[str, tuple[Warm, str]] = {}
+        self._known: dict[str, tuple[ModelInfo, str]] = {}
 
     async def load(self) -> None:
         """Read the models of earlier workers from the store."""
-        self._known = {warm.name: (warm, pool) for warm, pool in await self._store.ask(reads.known_models)}
+        self._known = {info.name: (info, pool) for info, pool in await self._store.read(reads.list_models)}
 
     async def refresh(self) -> None:
         """Store every profile that is new or changed, except whether it is in memory, which changes often."""
-        there = crews(self._workers())
-        for name, profile in self._live().items():
-            warm = msgspec.structs.replace(profile.warm, loaded=True)
-            known, pool = self._known.get(name, (None, ""))
-            if known != warm or pool not in there:  # the better pool of several changes often too
-                self._known[name] = (warm, profile.pool)
-                await self._store.remember(warm, profile.pool, self._clock())
+        live_pools = group_by_pool(self._workers())
+        for name, entry in self._live_entries().items():
+            info = msgspec.structs.replace(entry.info, loaded=True)
+            known_info, pool = self._known.get(name, (None, ""))
+            if known_info != info or pool not in live_pools:  # the better pool of several changes often too
+                self._known[name] = (info, entry.pool)
+                await self._store.save_model(info, entry.pool, self._clock())
 
-    def profiles(self) -> list[Profile]:
+    def entries(self) -> list[CatalogEntry]:
         """Return every model once, live ones first. Never empty: with none known, the shipped one."""
-        live = self._live()
-        known = [Profile(warm, pool, False) for name, (warm, pool) in self._known.items() if name not in live]
-        return [*live.values(), *known] or [Profile(SHIPPED, DEFAULT_POOL, False)]
+        live = self._live_entries()
+        known = [CatalogEntry(info, pool, False) for name, (info, pool) in self._known.items() if name not in live]
+        return [*live.values(), *known] or [CatalogEntry(SHIPPED_MODEL, DEFAULT_POOL, False)]
 
-    def names(self) -> list[str]:
+    def model_names(self) -> list[str]:
         """Return the names that `--model` accepts."""
-        return [profile.warm.name for profile in self.profiles()]
+        return [entry.info.name for entry in self.entries()]
 
-    def profile(self, name: str | None) -> Profile:
+    def find_entry(self, name: str | None) -> CatalogEntry:
         """Return this model; for None the embedded one, or another if only that is live. Raises KeyError."""
-        profiles = self.profiles()
+        entries = self.entries()
         if name is None:
-            return min(profiles, key=lambda one: (not one.live, one.warm.name != SHIPPED.name))
-        return {one.warm.name: one for one in profiles}[name]
+            return min(entries, key=lambda entry: (not entry.is_live, entry.info.name != SHIPPED_MODEL.name))
+        return {entry.info.name: entry for entry in entries}[name]
 
-    def any_pool(self, liked: str) -> str:
+    def choose_live_pool(self, preferred_pool: str) -> str:
         """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
-        live = crews(self._workers())
-        return liked if liked in live or not live else min(live)
+        live_pools = group_by_pool(self._workers())
+        return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
 
-    def resolving(self, pool: str) -> float | None:
+    def upscale_ms(self, pool: str) -> float | None:
         """Return the milliseconds a megapixel of the slowest super-resolver among a pool's live workers.
 
         0 if none of them has one, or one is too old to run it; None while the pool has no worker.
         """
-        there = [one for one in self._workers().values() if pool in one.pools]
-        if any(one.v < RESOLVING for one in there):
+        workers = [worker for worker in self._workers().values() if pool in worker.pools]
+        if any(worker.v < SUPER_RESOLVER_VERSION for worker in workers):
             return 0.0
-        return max((one.enlarge_ms for one in there), default=None)
+        return max((worker.enlarge_ms for worker in workers), default=None)
 
-    def _live(self) -> dict[str, Profile]:
+    def _live_entries(self) -> dict[str, CatalogEntry]:
         """Return the models of live workers. Of several workers with one model, the first by name defines it: recipes
         stay stable.
 
         A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
         """
-        spoken: dict[str, Warm] = {}
+        infos: dict[str, ModelInfo] = {}
         workers = sorted(self._workers().items())
-        loaded = {warm.name for _, presence in workers for warm in presence.models if warm.loaded}
+        loaded = {info.name for _, presence in workers for info in presence.models if info.loaded}
         for _, presence in workers:
-            for warm in presence.models:
-                spoken.setdefault(warm.name, msgspec.structs.replace(warm, loaded=warm.name in loaded))
-        return {name: Profile(warm, self.pool_of(name, warm.revision) or "", True) for name, warm in spoken.items()}
+            for info in presence.models:
+                infos.setdefault(info.name, msgspec.structs.replace(info, loaded=info.name in loaded))
+        return {
+            name: CatalogEntry(info, self.choose_pool(name, info.revision) or "", True) for name, info in infos.items()
+        }
 
-    def pool_of(self, model: str, revision: str = "") -> str | None:
+    def choose_pool(self, model: str, revision: str = "") -> str | None:
         """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
         any).
 
         The cheapest pool wins; among pools of similar cost, the least busy. None: no pool offers it.
         """
-        there, offers = crews(self._workers()), dict[str, float]()
+        pools, pool_costs = group_by_pool(self._workers()), dict[str, float]()
         for presence in self._workers().values():
-            for warm in presence.models:
-                if warm.name == model and revision in ("", warm.revision):
+            for info in presence.models:
+                if info.name == model and revision in ("", info.revision):
                     pool = presence.pools[0]
-                    offers[pool] = min(warm.row_ms, offers.get(pool, math.inf))
-        alike = [pool for pool, cost in offers.items() if cost <= ALIKE * min(offers.values())]
-        return min(alike, key=lambda pool: (there[pool].busy, pool), default=None)
+                    pool_costs[pool] = min(info.row_ms, pool_costs.get(pool, math.inf))
+        similar_pools = [pool for pool, cost in pool_costs.items() if cost <= SIMILAR_COST * min(pool_costs.values())]
+        return min(similar_pools, key=lambda pool: (pools[pool].used_share, pool), default=None)
 
 
 @dataclass(frozen=True)
-class Crew:
+class PoolSummary:
     """The live workers of one pool together: the rows that they take at once, and the models that they offer.
 
     `loaded`: the models in memory of workers with free rows, or of all workers if none has any. `roomy`: the models of
@@ -139,40 +141,40 @@ class Crew:
     """
 
     pool: str
-    workers: int
+    worker_count: int
     rows: int
-    free: int
+    free_rows: int
     models: frozenset[str]
-    loaded: frozenset[str] = frozenset()
-    roomy: frozenset[str] = frozenset()
+    loaded_models: frozenset[str] = frozenset()
+    models_with_room: frozenset[str] = frozenset()
 
     @property
-    def busy(self) -> float:
+    def used_share(self) -> float:
         """The share of rows in use."""
-        return 1.0 - self.free / self.rows if self.rows else 1.0
+        return 1.0 - self.free_rows / self.rows if self.rows else 1.0
 
-    def full(self, model: str) -> bool:
+    def is_full(self, model: str) -> bool:
         """Return whether no worker that could run `model` (empty: any) has a free row; False if none could."""
-        return self.free <= 0 or (model in self.models and model not in self.roomy)
+        return self.free_rows <= 0 or (model in self.models and model not in self.models_with_room)
 
 
-def crews(workers: Mapping[str, Presence]) -> dict[str, Crew]:
+def group_by_pool(workers: Mapping[str, Presence]) -> dict[str, PoolSummary]:
     """Group the live workers by pool. A worker of two pools counts fully in each."""
-    teams: dict[str, list[Presence]] = {}
+    by_pool: dict[str, list[Presence]] = {}
     for presence in workers.values():
         for pool in presence.pools:
-            teams.setdefault(pool, []).append(presence)
-    return {pool: _crew(pool, team) for pool, team in teams.items()}
+            by_pool.setdefault(pool, []).append(presence)
+    return {pool: _summarise_pool(pool, members) for pool, members in by_pool.items()}
 
 
-def _crew(pool: str, team: Sequence[Presence]) -> Crew:
-    idle = [presence for presence in team if presence.free > 0] or team
-    return Crew(
+def _summarise_pool(pool: str, presences: Sequence[Presence]) -> PoolSummary:
+    presences_with_room = [presence for presence in presences if presence.free > 0] or presences
+    return PoolSummary(
         pool,
-        len(team),
-        sum(presence.rows for presence in team),
-        sum(presence.free for presence in team),
-        frozenset(warm.name for presence in team for warm in presence.models),
-        frozenset(warm.name for presence in idle for warm in presence.models if warm.loaded),
-        frozenset(warm.name for presence in team for warm in presence.models if presence.free > 0),
+        len(presences),
+        sum(presence.rows for presence in presences),
+        sum(presence.free for presence in presences),
+        frozenset(info.name for presence in presences for info in presence.models),
+        frozenset(info.name for presence in presences_with_room for info in presence.models if info.loaded),
+        frozenset(info.name for presence in presences for info in presence.models if presence.free > 0),
     )

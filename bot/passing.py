@@ -16,47 +16,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 
-PATIENCE = 300.0
-EVERY = 8
-LOAD = 20.0
-KEPT = 10 * LOAD  # a job passed longer ago and never sent has ended or cannot run
-MANY = 1000
+PATIENCE_SECONDS = 300.0
+OVERDUE_INTERVAL = 8
+MAX_BYPASS_SECONDS = 20.0
+FORGET_SECONDS = 10 * MAX_BYPASS_SECONDS  # a job passed longer ago and never sent has ended or cannot run
+MAX_TRACKED_JOBS = 1000
 
 
-class Passing:
+class QueueBypass:
     """What one dispatcher remembers of its dispatches."""
 
-    def __init__(self, patience: float = PATIENCE, every: int = EVERY, load: float = LOAD) -> None:
-        self.patience, self.every, self.load = patience, every, load
-        self._others: Counter[str] = Counter()  # pool → dispatches since the last overdue one
-        self._passed: dict[str, float] = {}  # job → since when others pass it
-        self._fetched: dict[str, tuple[str, float]] = {}  # pool → the last model to load, and when
+    def __init__(
+        self,
+        patience: float = PATIENCE_SECONDS,
+        overdue_interval: int = OVERDUE_INTERVAL,
+        max_bypass: float = MAX_BYPASS_SECONDS,
+    ) -> None:
+        self.patience, self.overdue_interval, self.max_bypass = patience, overdue_interval, max_bypass
+        self._dispatch_counts: Counter[str] = Counter()  # pool → dispatches since the last overdue one
+        self._bypassed_since: dict[str, float] = {}  # job → since when others pass it
+        self._last_loads: dict[str, tuple[str, float]] = {}  # pool → the last model to load, and when
 
-    def due(self, pool: str) -> bool:
+    def is_overdue_turn(self, pool: str) -> bool:
         """Return whether the pool's next dispatch goes to the user who is overdue longest, if there is one."""
-        return self._others[pool] >= self.every - 1
+        return self._dispatch_counts[pool] >= self.overdue_interval - 1
 
-    def before(self, now: float) -> float:
+    def overdue_before(self, now: float) -> float:
         """Return the time before which a user's wait must have begun to be overdue."""
         return now - self.patience
 
-    def warm(self, pool: str, loaded: Set[str], now: float) -> Set[str]:
+    def bypass_models(self, pool: str, loaded: Set[str], now: float) -> Set[str]:
         """Return the models whose jobs may pass: those in memory, or only the one that is loading.
 
         The loading model may need the memory of the others.
         """
-        model, at = self._fetched.get(pool, ("", 0.0))
-        return {model} if model and model not in loaded and now - at < KEPT else loaded
+        model, loaded_at = self._last_loads.get(pool, ("", 0.0))
+        return {model} if model and model not in loaded and now - loaded_at < FORGET_SECONDS else loaded
 
-    def may_pass(self, job: str, now: float) -> bool:
+    def can_bypass(self, job: str, now: float) -> bool:
         """Return whether others may still pass this job, which is next and whose model is not in memory."""
-        if len(self._passed) > MANY:
-            self._passed = {one: since for one, since in self._passed.items() if now - since < KEPT}
-        return now - self._passed.setdefault(job, now) < self.load
+        if len(self._bypassed_since) > MAX_TRACKED_JOBS:
+            self._bypassed_since = {
+                other_job: since for other_job, since in self._bypassed_since.items() if now - since < FORGET_SECONDS
+            }
+        return now - self._bypassed_since.setdefault(job, now) < self.max_bypass
 
-    def sent(self, pool: str, job: str, now: float, *, fetches: str = "", late: bool = False) -> None:
+    def note_dispatch(
+        self, pool: str, job: str, now: float, *, loads_model: str = "", was_overdue: bool = False
+    ) -> None:
         """Note a dispatch. `fetches`: its model, if not in memory; `late`: it was the longest overdue user's turn."""
-        if fetches:
-            self._fetched[pool] = (fetches, now)
-        self._passed.pop(job, None)
-        self._others[pool] = 0 if late else self._others[pool] + 1
+        if loads_model:
+            self._last_loads[pool] = (loads_model, now)
+        self._bypassed_since.pop(job, None)
+        self._dispatch_counts[pool] = 0 if was_overdue else self._dispatch_counts[pool] + 1

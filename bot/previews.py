@@ -14,85 +14,87 @@ import math
 import time
 from collections.abc import Callable
 
-from bot.feed import Developing, Feed, Readying
-from bot.images.blur import MAX_FRAME, blurred
-from bot.images.pixels import Unreadable
-from bot.queue.board import Board, Run
-from engine.bus import Bus, Unreachable
+from bot.feed import Feed, JobProgress, ModelLoading
+from bot.images.blur import MAX_FRAME_PIXELS, blur_picture
+from bot.images.pixels import UnreadableImage
+from bot.queue.board import ActiveJob, ActiveJobs
+from engine.bus import BrokerUnreachable, Bus
 from engine.job import Frame
 
 log = logging.getLogger(__name__)
 
-WANT_SECONDS = 5.0  # a worker keeps a request for ten
-JPEG = b"\xff\xd8\xff"
+REQUEST_SECONDS = 5.0  # a worker keeps a request for ten
+JPEG_MAGIC = b"\xff\xd8\xff"
 
 
-class Previews:
+class PreviewRelay:
     """Run `show`, `tell` and `want` as tasks."""
 
-    def __init__(self, bus: Bus, board: Board, feed: Feed, *, clock: Callable[[], float] = time.time) -> None:
-        self._bus, self._board, self._feed, self._clock = bus, board, feed, clock
+    def __init__(
+        self, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._bus, self._active_jobs, self._feed, self._clock = bus, active_jobs, feed, clock
 
-    async def show(self) -> None:
+    async def publish_frames(self) -> None:
         """Publish every useful frame to the feed."""
         while True:
             try:
-                async for frame in self._bus.frames():
-                    if not frame.picture.startswith(JPEG):
+                async for frame in self._bus.watch_frames():
+                    if not frame.picture.startswith(JPEG_MAGIC):
                         continue
-                    run = self._board.frame(frame, self._clock())
-                    if run is None or (picture := await _for_all(frame, run)) is None:
+                    active_job = self._active_jobs.record_frame(frame, self._clock())
+                    if active_job is None or (picture := await _public_frame(frame, active_job)) is None:
                         continue
-                    if frame.job in self._board.runs:  # it may have ended meanwhile
+                    if frame.job in self._active_jobs.by_id:  # it may have ended meanwhile
                         pictures = {frame.image: picture}
-                        step = max(run.step, frame.step)
-                        self._feed.publish(Developing(frame.job, step, frame.of, frame.seconds_left, pictures))
-            except Unreachable as error:
+                        step = max(active_job.step, frame.step)
+                        self._feed.publish(JobProgress(frame.job, step, frame.of, frame.seconds_left, pictures))
+            except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)
 
-    async def tell(self) -> None:
+    async def publish_loadings(self) -> None:
         """Publish the loading progress of models that jobs wait for."""
         while True:
             try:
-                async for loading in self._bus.loadings():
-                    if self._board.loading(loading, self._clock()) is not None:
-                        size = self._bus.progress.size(loading.model)
-                        self._feed.publish(Readying(loading.job, loading.model, loading.done, size))
-            except Unreachable as error:
+                async for loading in self._bus.watch_loadings():
+                    if self._active_jobs.record_loading(loading, self._clock()) is not None:
+                        size = self._bus.model_progress.get_model_size(loading.model)
+                        self._feed.publish(ModelLoading(loading.job, loading.model, loading.done, size))
+            except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)
 
-    async def want(self) -> None:
+    async def request_frames(self) -> None:
         """Tell the workers which jobs are watched: at once when a viewer joins, then repeatedly while one stays."""
-        joined, renewed = None, -math.inf
+        jobs, renewed_at = None, -math.inf
         while True:
             now = time.monotonic()
-            if joined is None or now - renewed >= WANT_SECONDS:
-                joined, renewed = set(self._board.runs), now
+            if jobs is None or now - renewed_at >= REQUEST_SECONDS:
+                jobs, renewed_at = set(self._active_jobs.by_id), now
             try:
-                for job in [job for job in joined if job in self._board.runs and self._feed.watched(job)]:
-                    await self._bus.want(job)
-            except Unreachable as error:
+                for job in [job for job in jobs if job in self._active_jobs.by_id and self._feed.is_watched(job)]:
+                    await self._bus.request_previews(job)
+            except BrokerUnreachable as error:
                 log.warning("previews: %s", error)
-            joined = await self._next_joined(renewed + WANT_SECONDS - time.monotonic())
+            jobs = await self._next_joined(renewed_at + REQUEST_SECONDS - time.monotonic())
 
     async def _next_joined(self, seconds: float) -> set[str] | None:
         """Wait up to `seconds` for viewers; return the jobs that they joined."""
         try:
             async with asyncio.timeout(max(0.0, seconds)):
-                await self._feed.joined.wait()
+                await self._feed.viewer_joined.wait()
         except TimeoutError:
             return set()
-        return self._feed.take_joined()
+        return self._feed.take_joined_jobs()
 
 
-async def _for_all(frame: Frame, run: Run) -> bytes | None:
+async def _public_frame(frame: Frame, active_job: ActiveJob) -> bytes | None:
     """Return the frame as everybody may see it; None if it must be blurred and cannot be read."""
-    if not run.record.check or frame.verdict == "passed":
+    if not active_job.record.check or frame.verdict == "passed":
         return frame.picture
     try:
-        return await asyncio.to_thread(blurred, frame.picture, "JPEG", max_pixels=MAX_FRAME)
-    except Unreadable as error:
+        return await asyncio.to_thread(blur_picture, frame.picture, "JPEG", max_pixels=MAX_FRAME_PIXELS)
+    except UnreadableImage as error:
         log.warning("job %s: a preview is left out: %s", frame.job, error)
         return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-Status = Literal[400, 403, 404, 410, 413, 422, 429]
+HttpStatus = Literal[400, 403, 404, 410, 413, 422, 429]
 
 
-class Refused(Exception):
+class UserError(Exception):
     """A request that is refused by the member's mistake or a rule, never by our fault: shown as it is, logged as a
     count only.
 
@@ -16,8 +16,8 @@ class Refused(Exception):
     sentence may quote the member, so a front end escapes it like any other foreign text.
     """
 
-    def __init__(self, sentence: str, status: Status = 422, *, frees: float | None = None) -> None:
+    def __init__(self, sentence: str, status: HttpStatus = 422, *, retry_at: float | None = None) -> None:
         super().__init__(sentence)
         self.sentence = sentence
-        self.status: Status = status
-        self.frees = frees
+        self.status: HttpStatus = status
+        self.retry_at = retry_at

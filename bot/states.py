@@ -11,42 +11,42 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-State = Literal["queued", "sent", "running", "finished", "failed", "cancelled"]
-Move = Literal["send", "start", "requeue", "finish", "fail", "cancel"]
+JobState = Literal["queued", "sent", "running", "finished", "failed", "cancelled"]
+TransitionKind = Literal["send", "start", "requeue", "finish", "fail", "cancel"]
 
-WAITING: tuple[State, ...] = ("queued",)
-ACTIVE: tuple[State, ...] = ("sent", "running")
-OPEN: tuple[State, ...] = ("queued", "sent", "running")
-ENDS: tuple[State, ...] = ("finished", "failed", "cancelled")
+WAITING_STATES: tuple[JobState, ...] = ("queued",)
+ACTIVE_STATES: tuple[JobState, ...] = ("sent", "running")
+OPEN_STATES: tuple[JobState, ...] = ("queued", "sent", "running")
+END_STATES: tuple[JobState, ...] = ("finished", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
-class Rule:
+class TransitionRule:
     """The states from which a move may start, and the state it leads to."""
 
-    sources: tuple[State, ...]
-    target: State
+    sources: tuple[JobState, ...]
+    target: JobState
 
 
 # A job may be queued again because its lease seemed lost, while a worker still runs it. Its results are welcome, so
 # `start` and `finish` also leave `queued`. Epochs (not states) keep a stale worker out.
-TRANSITIONS: Mapping[Move, Rule] = MappingProxyType(
+TRANSITIONS: Mapping[TransitionKind, TransitionRule] = MappingProxyType(
     {
-        "send": Rule(("queued",), "sent"),
-        "start": Rule(OPEN, "running"),
-        "requeue": Rule(ACTIVE, "queued"),
-        "finish": Rule(OPEN, "finished"),
-        "fail": Rule(OPEN, "failed"),
-        "cancel": Rule(OPEN, "cancelled"),
+        "send": TransitionRule(("queued",), "sent"),
+        "start": TransitionRule(OPEN_STATES, "running"),
+        "requeue": TransitionRule(ACTIVE_STATES, "queued"),
+        "finish": TransitionRule(OPEN_STATES, "finished"),
+        "fail": TransitionRule(OPEN_STATES, "failed"),
+        "cancel": TransitionRule(OPEN_STATES, "cancelled"),
     }
 )
 
 
-def allowed(move: Move, state: State) -> bool:
+def is_allowed(transition: TransitionKind, state: JobState) -> bool:
     """Return whether a job in `state` may make this `move`."""
-    return state in TRANSITIONS[move].sources
+    return state in TRANSITIONS[transition].sources
 
 
-def over(state: State) -> bool:
+def is_end(state: JobState) -> bool:
     """Return whether a state is an end state."""
-    return state in ENDS
+    return state in END_STATES

@@ -8,28 +8,28 @@ import time
 from collections.abc import Callable
 
 
-class Turns(selectors.DefaultSelector):
+class WatchdogSelector(selectors.DefaultSelector):
     """A selector that calls `look` after each wait, before the event loop runs anything."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.look: Callable[[], None] | None = None
+        self.before_iteration: Callable[[], None] | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        found = super().select(timeout)
-        if self.look is not None:
-            self.look()
-        return found
+        ready = super().select(timeout)
+        if self.before_iteration is not None:
+            self.before_iteration()
+        return ready
 
 
-class Loop(asyncio.SelectorEventLoop):
+class WatchdogLoop(asyncio.SelectorEventLoop):
     """The event loop of a process that may lead."""
 
     def __init__(self) -> None:
-        self.turns = Turns()
-        super().__init__(self.turns)
+        self.selector = WatchdogSelector()
+        super().__init__(self.selector)
 
 
-def now() -> float:
+def boot_seconds() -> float:
     """Return seconds of a clock that also runs while the machine sleeps, if the system has one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bot.states import State
-from engine.job import Enlarge, Recipe
+from bot.states import JobState
+from engine.job import Recipe, UpscaleTask
 
-Action = Literal[
+JobAction = Literal[
     "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk"
 ]
-PlaceKind = Literal["discord", "web", "terminal"]
-Role = Literal["answer", "notice", "direct", "film"]
+DestinationKind = Literal["discord", "web", "terminal"]
+DeliveryRole = Literal["answer", "notice", "direct", "film"]
 
 
-def everywhere(channel: str) -> bool:
+def can_see_everything(channel: str) -> bool:
     """Allow every channel: for front ends whose channels cannot be closed to a member."""
     return True
 
@@ -35,26 +35,26 @@ class Member:
     name: str
     guild: str
     tier: str = "standard"
-    moderator: bool = False
-    admin: bool = False
-    owner: bool = False
-    house: bool = False
+    is_moderator: bool = False
+    is_admin: bool = False
+    is_owner: bool = False
+    is_operator: bool = False
     roles: tuple[str, ...] = ()
     channel: str = ""
     age_restricted: bool = False
-    sees: Callable[[str], bool] = field(default=everywhere, compare=False, repr=False)
+    can_see: Callable[[str], bool] = field(default=can_see_everything, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where a job is shown; the front end defines `where` (Discord: guild, channel, message, token, …)."""
 
-    kind: PlaceKind
-    where: dict[str, str] = field(default_factory=dict)
+    kind: DestinationKind
+    address: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Material:
+class StoredInput:
     """A file that a job begins with, by content: kept, exported and deleted with the job's pictures.
 
     `weight`: a picture's share of a blend. A ladder has the size of its picture.
@@ -78,15 +78,15 @@ class Delivery:
     until known.
     """
 
-    role: Role
-    place: Place
+    role: DeliveryRole
+    destination: Destination
     message: str = ""
-    delivered: float | None = None
+    delivered_at: float | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class Ticket:
+class AcceptedJob:
     """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if unknown.
 
     `worker`: False while no live worker can run it; then say so, or say the sentence `starting` about a worker that is
@@ -94,9 +94,9 @@ class Ticket:
     """
 
     job: str
-    ahead: int
+    jobs_ahead: int
     eta: float | None
-    worker: bool
+    has_worker: bool
     notes: tuple[str, ...]
     prompt: str
     steps: int
@@ -104,12 +104,12 @@ class Ticket:
     seed: int
     count: int
     cost: float
-    private: bool = False  # only its author may see it
-    starting: str = ""
+    is_private: bool = False  # only its author may see it
+    startup_notice: str = ""
 
 
 @dataclass(frozen=True)
-class Shot:
+class PictureRef:
     """One finished image of a job; its PNG is `Studio.picture(job, index)`.
 
     `verdict`: the picture check's; `reviewed`: a moderator's decision: "shown", "hidden" or empty.
@@ -124,7 +124,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class View:
+class JobView:
     """A job as a member may see it.
 
     Times are seconds since 1970. `ahead`: None unless it waits; `eta`: seconds until it is done, None if over or
@@ -137,9 +137,9 @@ class View:
     """
 
     id: str
-    state: State
+    state: JobState
     prompt: str
-    recipe: Recipe | Enlarge
+    task: Recipe | UpscaleTask
     member_id: str
     member_name: str
     guild: str
@@ -148,34 +148,34 @@ class View:
     finished: float | None
     seconds: float | None
     ms_per_step: float | None
-    ahead: int | None
+    jobs_ahead: int | None
     eta: float | None
     reason: str
     step: int
-    of: int
-    pictures: tuple[Shot, ...]
-    ladders: tuple[int, ...]
-    parent: tuple[str, int] | None
-    action: Action
+    total_steps: int
+    pictures: tuple[PictureRef, ...]
+    ladder_images: tuple[int, ...]
+    parent_image: tuple[str, int] | None
+    action: JobAction
     notes: tuple[str, ...] = ()
     cost: float = 0.0
-    cancelling: bool = False
-    worker: bool = True
-    starting: str = ""
-    why: str = ""
-    private: bool = False
-    check: bool = False
-    deleted: float | None = None
+    is_cancelling: bool = False
+    has_worker: bool = True
+    startup_notice: str = ""
+    wait_reason: str = ""
+    is_private: bool = False
+    needs_check: bool = False
+    deleted_at: float | None = None
     channel: str = ""
-    walk: bool = False
+    ends_interpolation: bool = False
 
     @property
     def enlargement(self) -> int:
         """How many times wider and higher its pictures are than the recipe says; 1 while there are none."""
-        if not isinstance(self.recipe, Recipe) or not self.pictures:
+        if not isinstance(self.task, Recipe) or not self.pictures:
             return 1
-        return max(1, self.pictures[0].width // self.recipe.width)
+        return max(1, self.pictures[0].width // self.task.width)
 
-    def hidden_from(self, member: str) -> bool:
+    def is_hidden_from(self, member_id: str) -> bool:
         """Return whether it is private and another member's."""
-        return self.private and self.member_id != member
+        return self.is_private and self.member_id != member_id

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bot.sentences import duration
-from engine.sizes import part_of, percent
+from bot.sentences import format_duration
+from engine.sizes import format_loaded_part, loaded_percent
 
 
 @dataclass(frozen=True)
-class Facts:
+class WaitFacts:
     """What is known about a waiting job.
 
     `starting`: a sentence about a worker that is starting up, while none can run the job. `anyone`: a worker is online;
@@ -24,64 +24,68 @@ class Facts:
     """
 
     model: str = ""
-    starting: str = ""
-    anyone: bool = True
-    offered: bool = True
-    loaded: bool = True
-    fetched: float | None = None
-    size: int = 0
-    fetching: float = 0.0
-    mine: int = 0
-    mine_most: int | None = None
-    guild: int = 0
-    guild_most: int | None = None
-    channel: int = 0
-    channel_most: int | None = None
-    ahead: int = 0
-    others: int = 0
+    startup_notice: str = ""
+    any_worker: bool = True
+    is_offered: bool = True
+    is_loaded: bool = True
+    loaded_share: float | None = None
+    model_bytes: int = 0
+    load_seconds: float = 0.0
+    member_running: int = 0
+    member_limit: int | None = None
+    guild_running: int = 0
+    guild_limit: int | None = None
+    channel_running: int = 0
+    channel_limit: int | None = None
+    jobs_ahead: int = 0
+    other_members: int = 0
 
 
-def why(facts: Facts) -> str:
+def wait_reason(facts: WaitFacts) -> str:
     """Return one sentence, two at most."""
-    return _unserved(facts) or _limited(facts) or _in_line(facts)
+    return _no_worker_reason(facts) or _limit_reason(facts) or _queue_reason(facts)
 
 
-def _unserved(facts: Facts) -> str:
-    if facts.starting and not (facts.anyone and facts.offered):
-        return facts.starting
-    model = f" for {facts.model}" if facts.model else ""
-    if not facts.anyone:
-        return f"No worker is online{model}."
-    return "" if facts.offered else f"No worker that is online has {facts.model or 'room for it'}: it waits for one."
+def _no_worker_reason(facts: WaitFacts) -> str:
+    if facts.startup_notice and not (facts.any_worker and facts.is_offered):
+        return facts.startup_notice
+    model_part = f" for {facts.model}" if facts.model else ""
+    if not facts.any_worker:
+        return f"No worker is online{model_part}."
+    return "" if facts.is_offered else f"No worker that is online has {facts.model or 'room for it'}: it waits for one."
 
 
-def _limited(facts: Facts) -> str:
-    if facts.guild_most == 0:
+def _limit_reason(facts: WaitFacts) -> str:
+    if facts.guild_limit == 0:
         return "This server starts no jobs at present."
     limits = (
-        (facts.mine, facts.mine_most, "member"), (facts.guild, facts.guild_most, "server"),
-        (facts.channel, facts.channel_most, "channel"),
+        (facts.member_running, facts.member_limit, "member"), (facts.guild_running, facts.guild_limit, "server"),
+        (facts.channel_running, facts.channel_limit, "channel"),
     )  # fmt: skip
-    for running, most, whose in limits:
-        if most is not None and running >= most:
-            return f"{running} of this {whose}'s run already: one of them must end first."
+    for running, limit, owner in limits:
+        if limit is not None and running >= limit:
+            return f"{running} of this {owner}'s run already: one of them must end first."
     return ""
 
 
-def _in_line(facts: Facts) -> str:
-    if facts.ahead:
-        place = f"{facts.ahead} ahead of it"
-        place += f", of {facts.others} other members." if facts.others > 1 else "."
+def _queue_reason(facts: WaitFacts) -> str:
+    if facts.jobs_ahead:
+        place_part = f"{facts.jobs_ahead} ahead of it"
+        place_part += f", of {facts.other_members} other members." if facts.other_members > 1 else "."
     else:
-        place = "Next in line: it starts when there is room."
-    return f"{_model(facts)} {place}".lstrip()
+        place_part = "Next in line: it starts when there is room."
+    return f"{_loading_part(facts)} {place_part}".lstrip()
 
 
-def _model(facts: Facts) -> str:
-    if facts.loaded:
+def _loading_part(facts: WaitFacts) -> str:
+    if facts.is_loaded:
         return ""
-    if facts.fetched is not None:
-        done = part_of(facts.fetched, facts.size) if facts.size else f"{percent(facts.fetched)} %"
-        return f"{facts.model} is being loaded, {done}."
-    takes = f", which takes about {duration(facts.fetching)}" if facts.fetching else ""
-    return f"{facts.model} has to be loaded first{takes}."
+    if facts.loaded_share is not None:
+        loaded_part = (
+            format_loaded_part(facts.loaded_share, facts.model_bytes)
+            if facts.model_bytes
+            else f"{loaded_percent(facts.loaded_share)} %"
+        )
+        return f"{facts.model} is being loaded, {loaded_part}."
+    duration_part = f", which takes about {format_duration(facts.load_seconds)}" if facts.load_seconds else ""
+    return f"{facts.model} has to be loaded first{duration_part}."

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from engine.config import Settings
+    from engine.config import WorkerSettings
 
-WRONG, STUCK = 2, 70
+EXIT_BAD_SETTING, EXIT_STUCK = 2, 70
 # How long an idle OpenMP thread spins before it sleeps. The library's default makes a step five times slower on a busy
 # machine; no spinning makes it 1.5 times slower on a quiet one.
-SPINS = "20000"
+GOMP_SPIN_COUNT = "20000"
 
-Offload = Annotated[
+OffloadOption = Annotated[
     bool,
     typer.Option("--offload", help="On a GPU: keep text encoders in host memory, and on the GPU only while they run."),
 ]
-KeyFile = Annotated[
+KeyFileOption = Annotated[
     Path | None, typer.Option(help="A file with this worker's own key, in place of a token; else DARKROOM_NATS_KEY.")
 ]
-Simulated = Annotated[
+SimulatedOption = Annotated[
     bool, typer.Option("--simulated", help="For tests: simulate a device that only waits, without models.")
 ]
-RowMs = Annotated[float | None, typer.Option(help="Simulated milliseconds per row of a forward; else 0.5.")]
-Rows = Annotated[int | None, typer.Option(help="Most rows of a simulated forward; else 32.")]
+RowMsOption = Annotated[float | None, typer.Option(help="Simulated milliseconds per row of a forward; else 0.5.")]
+RowsOption = Annotated[int | None, typer.Option(help="Most rows of a simulated forward; else 32.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the broker's token; else DARKROOM_NATS_TOKEN.")
     ] = None,
-    key_file: KeyFile = None,
+    key_file: KeyFileOption = None,
     name: Annotated[str, typer.Option(help="This worker's unique name; else the host's name.")] = "",
     model: Annotated[
         list[str] | None, typer.Option(help="A model's name, folder or file of safetensors; may be repeated.")
@@ -68,58 +68,58 @@ def serve(
         typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
     ] = None,
     graphs: Annotated[bool, typer.Option("--graphs", help="On a GPU: record forwards as CUDA graphs.")] = False,
-    offload: Offload = False,
-    simulated: Simulated = False,
-    row_ms: RowMs = None,
-    rows: Rows = None,
+    offload: OffloadOption = False,
+    simulated: SimulatedOption = False,
+    row_ms: RowMsOption = None,
+    rows: RowsOption = None,
 ) -> None:
     """Take jobs from a broker and make their pictures on this machine, until SIGTERM."""
-    from engine.config import load, read_token, simulation
-    from engine.logline import to_stderr
+    from engine.config import load_settings, load_simulation_settings, read_token
+    from engine.logline import configure_stderr
 
-    token, key = (read_token(file) if file else "" for file in (token_file, key_file))
-    settings = load(
+    token, key = (read_token(path) if path else "" for path in (token_file, key_file))
+    settings = load_settings(
         nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()),
         pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
-        graphs=graphs, offload=offload, simulated=simulation(simulated, row_ms=row_ms, rows=rows),
+        graphs=graphs, offload=offload, simulated=load_simulation_settings(simulated, row_ms=row_ms, rows=rows),
     )  # fmt: skip
-    to_stderr(settings.log, settings.name)
-    asyncio.run(_serve(settings))
+    configure_stderr(settings.log, settings.name)
+    asyncio.run(_run_worker(settings))
 
 
-async def _serve(settings: Settings) -> None:
+async def _run_worker(settings: WorkerSettings) -> None:
     """Run the worker. If a thread is stuck, end the process at once: a normal exit would wait for it for ever."""
     from engine import serving  # torch takes seconds to load: report bad settings first
-    from engine.bus import Ended
+    from engine.bus import ConnectionEnded
 
     try:
-        await serving.serve(settings)
-    except (serving.Stuck, Ended) as error:
-        _leave(_say(str(error), STUCK))
+        await serving.run_worker(settings)
+    except (serving.Stuck, ConnectionEnded) as error:
+        _exit_now(_print_error(str(error), EXIT_STUCK))
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. An error that the caller can mend ends in one sentence, never in a traceback."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # torch reads it when it loads, later
-    from engine.bus.link import Unreachable
-    from engine.config import BadSetting
-    from engine.unfit import Unfit
+    os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
+    from engine.bus.link import BrokerUnreachable
+    from engine.config import SettingError
+    from engine.unfit import JobRejected
 
     try:
-        app(list(args) if args is not None else None)
-    except (BadSetting, Unreachable, Unfit) as error:
-        return _say(str(error), WRONG)
-    except SystemExit as ended:  # how typer ends; it has already printed a usage error
-        return ended.code if isinstance(ended.code, int) else WRONG
+        app(list(argv) if argv is not None else None)
+    except (SettingError, BrokerUnreachable, JobRejected) as error:
+        return _print_error(str(error), EXIT_BAD_SETTING)
+    except SystemExit as exit_error:  # how typer ends; it has already printed a usage error
+        return exit_error.code if isinstance(exit_error.code, int) else EXIT_BAD_SETTING
     return 0
 
 
-def _say(sentence: str, code: int) -> int:
+def _print_error(sentence: str, code: int) -> int:
     print(sentence, file=sys.stderr)  # noqa: T201 - the command line's answer
     return code
 
 
-def _leave(code: int) -> None:
+def _exit_now(code: int) -> None:
     """End the process now. A normal exit with torch takes seconds, and a supervisor may time out before."""
     logging.shutdown()
     sys.stdout.flush()
@@ -128,4 +128,4 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    _leave(main())
+    _exit_now(main())

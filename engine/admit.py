@@ -7,24 +7,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
-from engine.beginning import Beginning
-from engine.blame import unforeseen
-from engine.families.family import Family, HeldOnce, TakesLoras
-from engine.job import ALL_ALONG, Branch, Job, Recipe, Snapshot, Task, Warm, of_image
+from engine.beginning import InitLatents
+from engine.blame import reject_before_start
+from engine.families.family import Family, HasSingleFormat, TakesLoras
+from engine.job import FULL_INTERVAL, Branch, Job, ModelInfo, Recipe, Snapshot, Task, recipe_for_image
 from engine.plan import NotTabled, Plan
-from engine.strands.arguments import refuse_what_no_pipeline_does
+from engine.strands.arguments import refuse_unsupported_recipe
 from engine.trajectory import Trajectory
-from engine.unfit import Unfit
-from engine.whole import Source, Whole
+from engine.unfit import JobRejected
+from engine.whole import PipelineImage, PipelineSource
 
 log = logging.getLogger(__name__)
 
 
-def admit(
+def build_images(
     job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
-    prices: Mapping[str, float] = MappingProxyType({}), beginning: Beginning | None = None,
-    times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
-) -> Sequence[Trajectory] | Sequence[Whole]:  # fmt: skip
+    row_ms_by_model: Mapping[str, float] = MappingProxyType({}), init_latents: InitLatents | None = None,
+    forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
+) -> Sequence[Trajectory] | Sequence[PipelineImage]:  # fmt: skip
     """Return one image per picture of the job, text encoded, at its first step or restored from its snapshot.
 
     If the sampler has no table, the images run whole through the model's own pipeline, from the start. `prices`:
@@ -32,108 +32,110 @@ def admit(
     initial noise (`beginning.read`). `times`: milliseconds of a forward by rows, by model name. Raises `Unfit`; raises
     `DeviceLost` if the device no longer computes.
     """
-    recipe, family = _checked(job, families)
-    price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
+    recipe, family = _check_recipe(job, families)
+    row_ms = row_ms_by_model.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
     try:
-        images = _images(job, recipe, family, beginning)
-    except Unfit:
+        images = _build_images(job, recipe, family, init_latents)
+    except JobRejected:
         raise
     except Exception as error:
-        raise unforeseen(error, family.device) from error
+        raise reject_before_start(error, family.device) from error
     for image in images:
-        image.price = price
+        image.row_ms = row_ms
         if image.bucket is None:  # a pinned forward costs its whole bucket, padding included
-            image.times = times.get(recipe.model, {})
+            image.forward_times = forward_times.get(recipe.model, {})
         if isinstance(image, Trajectory):
-            _restore(image, snapshots)
+            _restore_image(image, snapshots)
     return images
 
 
-def _images(
-    job: Job, recipe: Recipe, family: Family, beginning: Beginning | None
-) -> Sequence[Trajectory] | Sequence[Whole]:
+def _build_images(
+    job: Job, recipe: Recipe, family: Family, init_latents: InitLatents | None
+) -> Sequence[Trajectory] | Sequence[PipelineImage]:
     """Return the images with their conditioning; this loads the recipe's LoRAs."""
     if recipe.loras:
         recipe = _with_loras(recipe, family)
-    table = _plan(recipe, family)
-    if table is None:
-        return _wholes(job, recipe, family)
-    table = _begun(table, recipe, beginning)
-    return [Trajectory(job, recipe, image, table, family, beginning) for image in range(recipe.count)]
+    plan = _find_plan(recipe, family)
+    if plan is None:
+        return _build_pipeline_images(job, recipe, family)
+    plan = _plan_from_start(plan, recipe, init_latents)
+    return [Trajectory(job, recipe, image, plan, family, init_latents) for image in range(recipe.count)]
 
 
-def _begun(table: Plan, recipe: Recipe, beginning: Beginning | None) -> Plan:
+def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | None) -> Plan:
     """Return the plan from the recipe's first step on.
 
     A branch continues the noise count and the history of its keyframe, unless the number of steps changed.
     """
     start = recipe.start
-    if start is not None and beginning is None:
-        raise Unfit("The init image or keyframe of this picture did not reach the engine.", "us")
-    if beginning is None or not isinstance(start, Branch):
-        return table.begun(recipe.first)
-    needed = start.fresh or start.rung is not None or table.keeps_history
-    if needed and beginning.estimate is None:
-        raise Unfit("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
-    table = table if start.rung is None else table.alone(start.step)
-    return table if beginning.drawn is None else table.drawn(start.step, beginning.drawn)
+    if start is not None and init_latents is None:
+        raise JobRejected("The init image or keyframe of this picture did not reach the engine.", "us")
+    if init_latents is None or not isinstance(start, Branch):
+        return plan.starting_at(recipe.first_step)
+    needs_x0 = start.fresh or start.rung is not None or plan.has_history
+    if needs_x0 and init_latents.x0 is None:
+        raise JobRejected("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
+    plan = plan if start.rung is None else plan.without_history(start.step)
+    return plan if init_latents.draw_count is None else plan.with_draw_count(start.step, init_latents.draw_count)
 
 
-def check(job: Job, families: Mapping[str, Family]) -> None:
+def check_job(job: Job, families: Mapping[str, Family]) -> None:
     """Raise `Unfit` where `admit` would, as far as that shows before images and text are encoded. On any thread."""
-    recipe, family = _checked(job, families)
-    if _plan(recipe, family) is None:
-        refuse_what_no_pipeline_does(recipe)
+    recipe, family = _check_recipe(job, families)
+    if _find_plan(recipe, family) is None:
+        refuse_unsupported_recipe(recipe)
 
 
-def elsewhere(task: Task, offered: Sequence[Warm]) -> str:
+def reason_to_decline(task: Task, models: Sequence[ModelInfo]) -> str:
     """Return why a worker that offers these models cannot take the task, as one sentence; empty if it may.
 
     Every worker can upscale, whatever its models. If no models are known, `admit` finds out.
     """
-    if not isinstance(task, Recipe) or not offered:
+    if not isinstance(task, Recipe) or not models:
         return ""
-    return _not_here(task, {warm.name: warm.revision for warm in offered}.get(task.model))
+    return _model_mismatch(task, {model.name: model.revision for model in models}.get(task.model))
 
 
-def prepare(job: Job, families: Mapping[str, Family]) -> None:
+def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
     """Find the sampler's table, which takes up to a second, so that `admit` does not delay other jobs. On any thread.
 
     A large model that is in memory in another number format is loaded again in the recipe's.
     """
     recipe = job.task
     if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
-        with suppress(ValueError, Unfit):  # `admit` reports it
-            if isinstance(family, HeldOnce) and family.held_once:
-                family.net(recipe.dtype)
+        with suppress(ValueError, JobRejected):  # `admit` reports it
+            if isinstance(family, HasSingleFormat) and family.is_single_format:
+                family.get_network(recipe.dtype)
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
 
 
-def _checked(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Family]:
+def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Family]:
     if not isinstance(job.task, Recipe):
-        raise Unfit("This job has no recipe for a picture.", "us")
-    family = _family(job.task, families)
+        raise JobRejected("This job has no recipe for a picture.", "us")
+    family = _find_family(job.task, families)
     _check_size(job.task, family)
-    _check_course(job.task)
+    _check_steps(job.task)
     return job.task, family
 
 
-def _check_course(recipe: Recipe) -> None:
-    first, last = recipe.first, recipe.last
-    if first >= last:
-        raise Unfit(f"The picture would end after step {last}, but begin after step {first}.", "member")
+def _check_steps(recipe: Recipe) -> None:
+    first_step, end_step = recipe.first_step, recipe.end_step
+    if first_step >= end_step:
+        raise JobRejected(f"The picture would end after step {end_step}, but begin after step {first_step}.", "member")
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
-        raise Unfit("Every concept of a mixed prompt needs a weight above 0.", "member")
-    walk = recipe.walk
-    if walk is None:
+        raise JobRejected("Every concept of a mixed prompt needs a weight above 0.", "member")
+    interpolation = recipe.walk
+    if interpolation is None:
         return
-    if (walk.to is not None and len(recipe.concepts) > 1) or walk.first + recipe.count > walk.of:
-        raise Unfit("A walk goes from one text to another, and not beyond its end.", "us")
-    if walk.noises and recipe.lineage:
-        raise Unfit("A walk between noises begins with no variation.", "us")
+    if (
+        interpolation.to is not None and len(recipe.concepts) > 1
+    ) or interpolation.first + recipe.count > interpolation.of:
+        raise JobRejected("A walk goes from one text to another, and not beyond its end.", "us")
+    if interpolation.noises and recipe.lineage:
+        raise JobRejected("A walk between noises begins with no variation.", "us")
 
 
-def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
+def _restore_image(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
     for snapshot in snapshots:
         if snapshot.image == image.image:
             try:
@@ -142,21 +144,21 @@ def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
                 log.warning("job %s image %d starts over: %s", image.job, image.image, error)
 
 
-def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
+def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     family = families.get(recipe.model)
-    why = _not_here(recipe, None if family is None else family.revision)
-    if family is None or why:
-        raise Unfit(why, "worker")
+    reason = _model_mismatch(recipe, None if family is None else family.revision)
+    if family is None or reason:
+        raise JobRejected(reason, "worker")
     if recipe.guides != family.guides:
-        raise Unfit(f"{family.name} takes guidance in another way than this recipe says.", "us")
+        raise JobRejected(f"{family.name} takes guidance in another way than this recipe says.", "us")
     if recipe.guidance_start > recipe.guidance_stop:
-        raise Unfit("Guidance cannot stop before it starts.", "member")
-    if recipe.guides == "network" and recipe.interval != ALL_ALONG:
-        raise Unfit(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
+        raise JobRejected("Guidance cannot stop before it starts.", "member")
+    if recipe.guides == "network" and recipe.guidance_interval != FULL_INTERVAL:
+        raise JobRejected(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
     return family
 
 
-def _not_here(recipe: Recipe, revision: str | None) -> str:
+def _model_mismatch(recipe: Recipe, revision: str | None) -> str:
     """Return why this worker cannot run the recipe's model. `revision` is the worker's; None if it lacks the model."""
     if revision is None:
         return f"This worker has no model called {recipe.model}."
@@ -167,43 +169,44 @@ def _not_here(recipe: Recipe, revision: str | None) -> str:
 
 def _with_loras(recipe: Recipe, family: Family) -> Recipe:
     if not isinstance(family, TakesLoras):
-        raise Unfit(f"LoRAs cannot be added to {family.name}.", "model")
+        raise JobRejected(f"LoRAs cannot be added to {family.name}.", "model")
     return family.with_loras(recipe)
 
 
 def _check_size(recipe: Recipe, family: Family) -> None:
     if recipe.width % family.multiple or recipe.height % family.multiple:
-        raise Unfit(f"With {family.name}, width and height must be multiples of {family.multiple}.", "member")
+        raise JobRejected(f"With {family.name}, width and height must be multiples of {family.multiple}.", "member")
     if recipe.width * recipe.height > family.max_pixels:
-        most = int(family.max_pixels**0.5)
-        raise Unfit(
-            f"{recipe.width}×{recipe.height} is too large for {family.name}: at most {most}×{most} pixels.", "member"
+        max_side = int(family.max_pixels**0.5)
+        raise JobRejected(
+            f"{recipe.width}×{recipe.height} is too large for {family.name}: at most {max_side}×{max_side} pixels.",
+            "member",
         )
 
 
-def _plan(recipe: Recipe, family: Family) -> Plan | None:
+def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
     """Return the plan; None if the sampler has no table but the model's own pipeline can run it."""
     try:
         return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
-    except NotTabled as why:
-        if isinstance(family, Source):
-            log.info("%s, %s: whole, by its own pipeline: %s", family.name, recipe.sampler, why)
+    except NotTabled as reason:
+        if isinstance(family, PipelineSource):
+            log.info("%s, %s: whole, by its own pipeline: %s", family.name, recipe.sampler, reason)
             return None
-        raise _cannot_take(recipe, family, why) from why
+        raise _plan_rejection(recipe, family, reason) from reason
     except ValueError as error:
-        raise _cannot_take(recipe, family, error) from error
+        raise _plan_rejection(recipe, family, error) from error
 
 
-def _wholes(job: Job, recipe: Recipe, family: Family) -> list[Whole]:
-    refuse_what_no_pipeline_does(recipe)
-    assert isinstance(family, Source), "only such a family's samplers go whole"
+def _build_pipeline_images(job: Job, recipe: Recipe, family: Family) -> list[PipelineImage]:
+    refuse_unsupported_recipe(recipe)
+    assert isinstance(family, PipelineSource), "only such a family's samplers go whole"
     try:
-        return [Whole(job, of_image(recipe, image), image, family) for image in range(recipe.count)]
+        return [PipelineImage(job, recipe_for_image(recipe, image), image, family) for image in range(recipe.count)]
     except ValueError as error:
-        raise _cannot_take(recipe, family, error) from error
+        raise _plan_rejection(recipe, family, error) from error
 
 
-def _cannot_take(recipe: Recipe, family: Family, error: ValueError) -> Unfit:
+def _plan_rejection(recipe: Recipe, family: Family, error: ValueError) -> JobRejected:
     log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
-    what = f"{recipe.steps} steps with the sampler {recipe.sampler}"
-    return Unfit(f"{family.name} cannot take {what}; fewer steps or another may work.", "model")
+    request = f"{recipe.steps} steps with the sampler {recipe.sampler}"
+    return JobRejected(f"{family.name} cannot take {request}; fewer steps or another may work.", "model")

@@ -8,110 +8,123 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from engine.admit import prepare
-from engine.cores import Cores, Kind
-from engine.engine import Developed as Finished
-from engine.engine import Engine, Event, Failed, Stepped
+from engine.admit import prepare_plan
+from engine.cores import CoreTurns, WorkKind
+from engine.engine import Engine, Event, JobFailure, StepDone
+from engine.engine import LatentsDone as Finished
 from engine.families.family import Family
 from engine.job import Frame, Job, Recipe
-from engine.lane import Lane
-from engine.map_files import MapFiles
-from engine.unfit import Unfit
+from engine.lane import DecodeWorker
+from engine.map_files import MapStore
+from engine.unfit import JobRejected
 
 
 @dataclass(frozen=True)
-class Developed:
+class LocalResult:
     """PNGs and encoded ladders in the order of the images, the number of shown frames, and timings."""
 
     pictures: list[bytes]
     ladders: list[bytes]
-    frames: int
+    frame_count: int
     seconds: float
     ms_per_step: float
 
 
-PACE = 0.5  # seconds between two frames of an image: one at each step took longer than the step
+FRAME_INTERVAL_SECONDS = 0.5  # seconds between two frames of an image: one at each step took longer than the step
 
 
-def develop(
+def run_locally(
     job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
-    on_frame: Callable[[Frame], None] | None = None, rows: int = 32, maps: MapFiles | None = None,
-) -> Developed:  # fmt: skip
+    on_frame: Callable[[Frame], None] | None = None, rows: int = 32, map_store: MapStore | None = None,
+) -> LocalResult:  # fmt: skip
     """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` if it cannot be done.
 
     `blobs`: the recipe's init images or ladder, by SHA-256. `maps`: where fitted preview maps are stored.
     """
-    shared = all(family.device.type == "cpu" for family in families.values())
-    engine, lane = Engine(families, rows=rows), Lane(families, maps=maps, cores=Cores(shared))
+    on_cpu = all(family.device.type == "cpu" for family in families.values())
+    engine, decode_worker = (
+        Engine(families, rows=rows),
+        DecodeWorker(families, map_store=map_store, cores=CoreTurns(on_cpu)),
+    )
     try:
-        return _Alone(job, families, engine, lane, on_frame).run(blobs)
+        return _LocalRun(job, families, engine, decode_worker, on_frame).run(blobs)
     finally:
         engine.close()
-        lane.close()
+        decode_worker.close()
 
 
-class _Alone:
+class _LocalRun:
     def __init__(
-        self, job: Job, families: Mapping[str, Family], engine: Engine, lane: Lane,
+        self, job: Job, families: Mapping[str, Family], engine: Engine, decode_worker: DecodeWorker,
         on_frame: Callable[[Frame], None] | None,
     ) -> None:  # fmt: skip
-        self._job, self._families, self._engine, self._lane, self._on_frame = job, families, engine, lane, on_frame
-        self._frames: dict[int, Future[Frame]] = {}
-        self._pictures: dict[int, Future[bytes]] = {}
-        self._ladders: dict[int, Future[bytes]] = {}
-        self._due: dict[int, float] = {}  # image → when its next frame is due
-        self._shown = 0
-        self._started = time.monotonic()
+        self._job, self._families, self._engine, self._decode_worker, self._on_frame = (
+            job,
+            families,
+            engine,
+            decode_worker,
+            on_frame,
+        )
+        self._frame_futures: dict[int, Future[Frame]] = {}
+        self._picture_futures: dict[int, Future[bytes]] = {}
+        self._ladder_futures: dict[int, Future[bytes]] = {}
+        self._frame_due_at: dict[int, float] = {}  # image → when its next frame is due
+        self._frames_shown = 0
+        self._started_at = time.monotonic()
         self._steps = 0
-        self._first, self._last = (job.task.first, job.task.last) if isinstance(job.task, Recipe) else (0, 0)
+        self._first_step, self._end_step = (
+            (job.task.first_step, job.task.end_step) if isinstance(job.task, Recipe) else (0, 0)
+        )
 
-    def run(self, blobs: Mapping[str, bytes]) -> Developed:
-        prepare(self._job, self._families)  # before anything is encoded: it may load the model again
+    def run(self, blobs: Mapping[str, bytes]) -> LocalResult:
+        prepare_plan(self._job, self._families)  # before anything is encoded: it may load the model again
         if isinstance(self._job.task, Recipe) and (self._job.ladder or self._on_frame is not None):
-            self._lane.prepare(self._job.task.model)
-        self._engine.add(self._job, (), self._lane.begin(self._job, blobs).result())
+            self._decode_worker.prepare_preview(self._job.task.model)
+        self._engine.add(self._job, (), self._decode_worker.encode_init_images(self._job, blobs).result())
         self._engine.watch(self._job.id, self._on_frame is not None)
-        began = time.monotonic()
-        while not self._engine.idle:
+        stepping_began = time.monotonic()
+        while not self._engine.is_idle:
             if not self._engine.wait_for_work():
                 continue
-            with self._lane.cores.held(Kind.STEP):
+            with self._decode_worker.cores.hold(WorkKind.STEP):
                 events = self._engine.step()
             self._steps += 1
-            self._show()
+            self._deliver_frames()
             for event in events:
-                self._take(event)
-        stepping = time.monotonic() - began
-        pictures = [self._pictures[image].result() for image in sorted(self._pictures)]
-        ladders = [self._ladders[image].result() for image in sorted(self._ladders)]
-        seconds = time.monotonic() - self._started
-        return Developed(pictures, ladders, self._shown, seconds, 1000 * stepping / max(1, self._steps))
+                self._handle_event(event)
+        stepping_seconds = time.monotonic() - stepping_began
+        pictures = [self._picture_futures[image].result() for image in sorted(self._picture_futures)]
+        ladders = [self._ladder_futures[image].result() for image in sorted(self._ladder_futures)]
+        seconds = time.monotonic() - self._started_at
+        return LocalResult(
+            pictures, ladders, self._frames_shown, seconds, 1000 * stepping_seconds / max(1, self._steps)
+        )
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Stepped):
-            self._step(event)
-        elif isinstance(event, Failed):
-            raise Unfit(event.reason, event.blame)
+    def _handle_event(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._request_frame(event)
+        elif isinstance(event, JobFailure):
+            raise JobRejected(event.reason, event.blame)
         else:
-            self._finish(event)
+            self._render_results(event)
 
-    def _step(self, event: Stepped) -> None:
-        done = time.monotonic() - self._started
-        due = event.image not in self._frames and done >= self._due.get(event.image, 0.0)
-        if self._on_frame is not None and event.x0 is not None and due:
-            self._due[event.image] = done + PACE
-            left = done / max(1, event.k - self._first) * (self._last - event.k)
-            self._frames[event.image] = self._lane.frame(event, self._job, 0, left)
+    def _request_frame(self, event: StepDone) -> None:
+        elapsed = time.monotonic() - self._started_at
+        is_due = event.image not in self._frame_futures and elapsed >= self._frame_due_at.get(event.image, 0.0)
+        if self._on_frame is not None and event.x0 is not None and is_due:
+            self._frame_due_at[event.image] = elapsed + FRAME_INTERVAL_SECONDS
+            seconds_left = elapsed / max(1, event.step - self._first_step) * (self._end_step - event.step)
+            self._frame_futures[event.image] = self._decode_worker.render_frame(event, self._job, 0, seconds_left)
 
-    def _finish(self, event: Finished) -> None:
-        self._pictures[event.image] = self._lane.picture(event, self._job)
+    def _render_results(self, event: Finished) -> None:
+        self._picture_futures[event.image] = self._decode_worker.render_picture(event, self._job)
         if self._job.ladder:
-            self._ladders[event.image] = self._lane.ladder(event, self._job, closely=True)
+            self._ladder_futures[event.image] = self._decode_worker.encode_ladder(event, self._job, is_for_film=True)
 
-    def _show(self) -> None:
-        for image, future in list(self._frames.items()):
+    def _deliver_frames(self) -> None:
+        for image, future in list(self._frame_futures.items()):
             if self._on_frame is not None and future.done():
-                del self._frames[image]
+                del self._frame_futures[image]
                 if future.exception() is None:  # else the decode worker has logged it; the job goes on
                     self._on_frame(future.result())
-                    self._shown += 1
+                    self._frames_shown += 1

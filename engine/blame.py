@@ -11,11 +11,11 @@ import msgspec
 import torch
 
 from engine.families.family import Family
-from engine.layouts import Layouts
+from engine.layouts import BatchLayouts
 from engine.memory import is_out_of_memory
 from engine.trajectory import Trajectory
-from engine.unfit import Unfit
-from engine.whole import Whole
+from engine.unfit import JobRejected
+from engine.whole import PipelineImage
 
 log = logging.getLogger(__name__)
 
@@ -34,64 +34,71 @@ def check_device(device: torch.device) -> None:
         raise DeviceLost(f"the device {device} is lost: {error}") from error
 
 
-def unforeseen(error: Exception, device: torch.device) -> Unfit:
+def reject_before_start(error: Exception, device: torch.device) -> JobRejected:
     """Return the error of a job that failed before its first step: in text encoding or in loading its networks.
 
     Raises `DeviceLost` if the device caused it.
     """
     check_device(device)
     if is_out_of_memory(error):
-        return Unfit("This worker has not enough memory to start this picture.", "worker")
+        return JobRejected("This worker has not enough memory to start this picture.", "worker")
     log.error("a picture failed before its first step", exc_info=error)
-    return Unfit("The model failed at this picture before its first step.", "model")
+    return JobRejected("The model failed at this picture before its first step.", "model")
 
 
-def guilty(
-    jobs: Mapping[str, T], error: Exception, forward: Callable[[T], object], harmless: Callable[[], object]
+def find_failing_jobs(
+    jobs: Mapping[str, T],
+    error: Exception,
+    run_forward: Callable[[T], object],
+    run_harmless_forward: Callable[[], object],
 ) -> list[str]:
     """Return the jobs that also fail by themselves, after they failed together with `error`.
 
     Raises `error` if none of them fails alone. Also raises it if all fail and the `harmless` forward on the same model
     fails too: after the device is lost, every later call fails.
     """
-    found = [job for job, images in jobs.items() if len(jobs) == 1 or _fails(f"job {job}", partial(forward, images))]
-    if not found or (len(found) == len(jobs) and _fails("a harmless picture", harmless)):
+    failing = [
+        job
+        for job, job_images in jobs.items()
+        if len(jobs) == 1 or _does_fail(f"job {job}", partial(run_forward, job_images))
+    ]
+    if not failing or (len(failing) == len(jobs) and _does_fail("a harmless picture", run_harmless_forward)):
         raise error
-    log.error("%s failed by itself; the model is well", ", ".join(found), exc_info=error)
-    return found
+    log.error("%s failed by itself; the model is well", ", ".join(failing), exc_info=error)
+    return failing
 
 
-def _fails(what: str, forward: Callable[[], object]) -> bool:
+def _does_fail(subject: str, run_forward: Callable[[], object]) -> bool:
     """Return whether the forward fails. Out of memory does not count: the step of that job alone will show it."""
     try:
-        forward()
+        run_forward()
     except Exception as error:
-        log.warning("%s fails by itself: %r", what, error)
+        log.warning("%s fails by itself: %r", subject, error)
         return not is_out_of_memory(error)
     return False
 
 
-def run_harmless(image: Trajectory | Whole, families: Mapping[str, Family], layouts: Layouts) -> None:
+def run_harmless(image: Trajectory | PipelineImage, families: Mapping[str, Family], layouts: BatchLayouts) -> None:
     """Run the image's network once on neutral input, in the shapes of the image's own forward."""
     if isinstance(image, Trajectory):
-        _run_empty(image, families[image.model], layouts.size([image]))
-    elif image.call is not None:
-        args, kwargs = image.call.arguments
-        image.call.forward(_zeros(args), _zeros(kwargs))
+        _run_empty_prompt(image, families[image.model], layouts.forward_rows([image]))
+    elif image.pending_call is not None:
+        args, kwargs = image.pending_call.arguments
+        image.pending_call.forward(_zeros_like(args), _zeros_like(kwargs))
 
 
-def _run_empty(image: Trajectory, family: Family, size: int) -> None:
+def _run_empty_prompt(image: Trajectory, family: Family, size: int) -> None:
     """Run it with zeros and the empty text, without LoRAs."""
     recipe = msgspec.structs.replace(image.recipe, loras=())
-    texts = tuple(torch.stack([part] * size) for part in family.condition("", recipe))
+    conditioning = tuple(torch.stack([part] * size) for part in family.encode_conditioning("", recipe))
     x = torch.zeros(size, *image.x.shape, device=image.x.device)
     t = torch.full((size,), float(image.plan.table[image.k][0]), device=image.x.device)
-    family.denoise(x, t, texts, image.dtype)
+    family.denoise(x, t, conditioning, image.dtype)
 
 
-def _zeros(value: Any) -> Any:
+def _zeros_like(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.zeros_like(value)
     if isinstance(value, Mapping):
-        return {key: _zeros(each) for key, each in value.items()}
-    return type(value)(_zeros(each) for each in value) if type(value) in (list, tuple) else value
+        return {key: _zeros_like(item) for key, item in value.items()}
+    return type(value)(_zeros_like(each) for each in value) if type(value) in (list, tuple) else value

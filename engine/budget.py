@@ -8,54 +8,54 @@ from pathlib import Path
 
 import torch
 
-OF_A_CARD, OF_THE_HOST = 0.85, 0.7  # the rest is for running images and other programs
-MEMORY = Path("/proc/meminfo")
-GROUPS = (  # a container's limit, its usage, and the file cache in it, which can be reclaimed
+GPU_SHARE, HOST_SHARE = 0.85, 0.7  # the rest is for running images and other programs
+MEMINFO = Path("/proc/meminfo")
+CGROUP_FILES = (  # a container's limit, its usage, and the file cache in it, which can be reclaimed
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
 )
 
 
-def share(device: torch.device) -> int:
+def model_budget(device: torch.device) -> int:
     """Return the default budget for models on this device, in bytes."""
-    return int((OF_A_CARD if device.type == "cuda" else OF_THE_HOST) * _whole(device))
+    return int((GPU_SHARE if device.type == "cuda" else HOST_SHARE) * _total_memory(device))
 
 
-def room_for_pictures(device: torch.device) -> int:
+def memory_for_pictures(device: torch.device) -> int:
     """Return the bytes that models leave on this device: constant, unless other programs have taken them."""
-    return min(_whole(device) - share(device), free(device))
+    return min(_total_memory(device) - model_budget(device), free_memory(device))
 
 
-def free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Return the bytes that can be allocated now."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(MEMORY), re.MULTILINE)
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([1024 * int(found[1]) if found else pages, *_free_in_groups()])
+        cached_free = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached_free
+    available = re.search(r"^MemAvailable:\s+(\d+) kB$", _read_text(MEMINFO), re.MULTILINE)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([1024 * int(available[1]) if available else physical, *_free_in_cgroups()])
 
 
-def _whole(device: torch.device) -> int:
+def _total_memory(device: torch.device) -> int:
     """Return the memory of the GPU or of the machine; of the container if its limit is lower."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = (_number(_text(folder / limit)) for folder, limit, _, _ in GROUPS)
-    return min([pages, *(limit for limit in limits if limit is not None)])
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (_parse_int(_read_text(folder / limit)) for folder, limit, _, _ in CGROUP_FILES)
+    return min([physical, *(limit for limit in limits if limit is not None)])
 
 
-def _free_in_groups() -> list[int]:
-    free: list[int] = []
-    for folder, limit, taken, pages in GROUPS:
-        most, now = _number(_text(folder / limit)), _number(_text(folder / taken))
-        if most is not None and now is not None:
-            cached = re.search(rf"^{pages} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-            free.append(most - now + (int(cached[1]) if cached else 0))
-    return free
+def _free_in_cgroups() -> list[int]:
+    free_bytes: list[int] = []
+    for folder, limit_file, usage_file, cache_key in CGROUP_FILES:
+        limit_bytes, usage = _parse_int(_read_text(folder / limit_file)), _parse_int(_read_text(folder / usage_file))
+        if limit_bytes is not None and usage is not None:
+            cached = re.search(rf"^{cache_key} (\d+)$", _read_text(folder / "memory.stat"), re.MULTILINE)
+            free_bytes.append(limit_bytes - usage + (int(cached[1]) if cached else 0))
+    return free_bytes
 
 
-def _number(text: str) -> int | None:
+def _parse_int(text: str) -> int | None:
     """Return the number; None if the text is none, such as "max"."""
     try:
         return int(text)
@@ -63,7 +63,7 @@ def _number(text: str) -> int | None:
         return None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Return the file's text; empty if there is no file."""
     try:
         return path.read_text(encoding="ascii")

@@ -14,102 +14,112 @@ from typing import Any
 
 import torch
 
-from engine.strands.gather import Gathering
-from engine.whole import Whole
+from engine.strands.gather import ForwardBatcher
+from engine.whole import PipelineImage
 
-MOST_STRANDS = 64  # threads at once; later images start as earlier ones end
-GLANCE = 0.05  # seconds to wait for away images if there is nothing else to do
+MAX_THREADS = 64  # threads at once; later images start as earlier ones end
+WAIT_SECONDS = 0.05  # seconds to wait for away images if there is nothing else to do
 
 
 @dataclass(frozen=True)
-class Answers:
+class PipelineOutputs:
     """The outputs of the forwards, one for each image of a batch."""
 
-    images: list[Whole]
+    images: list[PipelineImage]
     outputs: list[Any]
 
 
-class Coalescing:
+class PipelineBatching:
     """Used only by its engine's thread."""
 
     def __init__(self) -> None:
-        self.gathering = Gathering()
-        self._here: list[Whole] = []
-        self._away: list[Whole] = []
-        self._leaving: list[Thread] = []  # of removed images, until they reach their next forward
+        self.batcher = ForwardBatcher()
+        self._images: list[PipelineImage] = []
+        self._busy: list[PipelineImage] = []
+        self._ending_threads: list[Thread] = []  # of removed images, until they reach their next forward
 
     @property
-    def away(self) -> bool:
+    def has_busy_images(self) -> bool:
         """Whether some image is away, and so will come back by itself."""
-        return bool(self._away)
+        return bool(self._busy)
 
-    def add(self, image: Whole) -> None:
-        self._here.append(image)
-        self._away.append(image)
+    def add(self, image: PipelineImage) -> None:
+        self._images.append(image)
+        self._busy.append(image)
 
-    def back(self, wait: bool) -> list[Whole]:
+    def collect_ready(self, wait: bool) -> list[PipelineImage]:
         """Return images that were away and are now ready or finished. `wait`: if there are none, wait a moment."""
-        if not self._away:
+        if not self._busy:
             return []
         if wait:
-            self.wait()
+            self.wait_for_ready()
         else:
-            self._begin()
-        back = self._rested()
-        self._away = [image for image in self._away if image not in back]
-        return back
+            self._start_threads()
+        ready = self._ready_images()
+        self._busy = [image for image in self._busy if image not in ready]
+        return ready
 
-    def wait(self) -> bool:
+    def wait_for_ready(self) -> bool:
         """Wait a moment if no away image is ready; return whether one is. Leaves them all in `away`."""
-        self._begin()
-        if not self._rested():
-            self._pass_time()
-        return bool(self._rested())
+        self._start_threads()
+        if not self._ready_images():
+            self._wait_briefly()
+        return bool(self._ready_images())
 
-    def forward(self, batch: Sequence[Whole], most: int) -> Answers:
+    def run_forwards(self, batch: Sequence[PipelineImage], max_rows: int) -> PipelineOutputs:
         """Run the forwards that a batch of ready images waits for; changes no image."""
-        calls = [(image, call) for image in batch if (call := image.call) is not None]
+        calls = [(image, call) for image in batch if (call := image.pending_call) is not None]
         with torch.inference_mode(False), torch.no_grad():  # pipelines may write into their inputs
-            outputs = self.gathering.run([call for _, call in calls], most, batch[0].bucket)
-        return Answers([image for image, _ in calls], outputs)
+            outputs = self.batcher.run([call for _, call in calls], max_rows, batch[0].bucket)
+        return PipelineOutputs([image for image, _ in calls], outputs)
 
-    def answer(self, answers: Answers) -> list[Whole]:
+    def resume_images(self, batch_outputs: PipelineOutputs) -> list[PipelineImage]:
         """Let each image continue to its next forward or its end. Return the images that are away now."""
-        for image, output in zip(answers.images, answers.outputs, strict=True):
-            image.strand.answer(output)
-        left = [image for image in answers.images if image.strand.rest() is None or image.end is not None]
-        self._away += left
-        return left
+        for image, output in zip(batch_outputs.images, batch_outputs.outputs, strict=True):
+            image.pipeline_thread.answer(output)
+        busy = [
+            image for image in batch_outputs.images if image.pipeline_thread.poll() is None or image.outcome is not None
+        ]
+        self._busy += busy
+        return busy
 
-    def remove(self, image: Whole) -> None:
+    def remove(self, image: PipelineImage) -> None:
         """Remove an image in any state. Its thread ends by itself, at its next forward at the latest."""
-        image.strand.close()
-        self._here.remove(image)
-        if image in self._away:
-            self._away.remove(image)
-        mine = image.strand.thread
-        self._leaving = [thread for thread in (*self._leaving, mine) if thread is not None and thread.is_alive()]
+        image.pipeline_thread.close()
+        self._images.remove(image)
+        if image in self._busy:
+            self._busy.remove(image)
+        own_thread = image.pipeline_thread.thread
+        self._ending_threads = [
+            thread for thread in (*self._ending_threads, own_thread) if thread is not None and thread.is_alive()
+        ]
 
     def close(self) -> None:
         """Remove all images and wait until their threads have ended."""
-        for image in list(self._here):
+        for image in list(self._images):
             self.remove(image)
-        for thread in self._leaving:
+        for thread in self._ending_threads:
             thread.join()
-        self._leaving = []
+        self._ending_threads = []
 
-    def _begin(self) -> None:
-        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
-        free = MOST_STRANDS - len(self._leaving) - sum(image.strand.started for image in self._here)
-        for image in [image for image in self._away if not image.strand.started][: max(0, free)]:
-            image.strand.rest(0)
+    def _start_threads(self) -> None:
+        self._ending_threads = [thread for thread in self._ending_threads if thread.is_alive()]
+        free_threads = (
+            MAX_THREADS - len(self._ending_threads) - sum(image.pipeline_thread.is_started for image in self._images)
+        )
+        for image in [image for image in self._busy if not image.pipeline_thread.is_started][: max(0, free_threads)]:
+            image.pipeline_thread.poll(0)
 
-    def _rested(self) -> list[Whole]:
-        return [image for image in self._away if image.strand.started and image.strand.rest(0) is not None]
+    def _ready_images(self) -> list[PipelineImage]:
+        return [
+            image
+            for image in self._busy
+            if image.pipeline_thread.is_started and image.pipeline_thread.poll(0) is not None
+        ]
 
-    def _pass_time(self) -> None:
-        begun = next((image for image in self._away if image.strand.started), None)
-        if begun is not None:
-            begun.strand.rest(GLANCE)
-        elif self._away:  # the thread limit is reached by paused images
-            time.sleep(GLANCE)
+    def _wait_briefly(self) -> None:
+        started_image = next((image for image in self._busy if image.pipeline_thread.is_started), None)
+        if started_image is not None:
+            started_image.pipeline_thread.poll(WAIT_SECONDS)
+        elif self._busy:  # the thread limit is reached by paused images
+            time.sleep(WAIT_SECONDS)

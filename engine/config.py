@@ -20,25 +20,29 @@ from pydantic import (
     field_validator,
 )
 
-from engine.logline import Form
+from engine.logline import LogFormat
 
-SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-ENVIRONMENT = {
+SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+VARIABLES = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "nats_key": "DARKROOM_NATS_KEY",
     "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
     "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_GRAPHS", "offload": "DARKROOM_OFFLOAD", "log": "DARKROOM_LOG",
 }  # fmt: skip
-OF_THE_CHECK = {"folder": "DARKROOM_CHECK", "labels": "DARKROOM_CHECK_LABELS", "threshold": "DARKROOM_CHECK_THRESHOLD"}
+CHECK_VARIABLES = {
+    "folder": "DARKROOM_CHECK",
+    "labels": "DARKROOM_CHECK_LABELS",
+    "threshold": "DARKROOM_CHECK_THRESHOLD",
+}
 
 
-class BadSetting(ValueError):
+class SettingError(ValueError):
     """A setting is wrong; the text names it and says what is wrong with it."""
 
 
-class Checking(BaseModel):
+class PictureCheckSettings(BaseModel):
     """The picture check: a classifier's folder, its unsafe labels (none: by their names) and the threshold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,16 +53,16 @@ class Checking(BaseModel):
 
     @field_validator("folder")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _make_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+    def _split_labels(cls, value: object) -> object:
+        return tuple(label.strip() for label in value.split(",") if label.strip()) if isinstance(value, str) else value
 
 
-class Simulation(BaseModel):
+class SimulationSettings(BaseModel):
     """A simulated device: milliseconds per row of a forward, and the most rows of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +71,7 @@ class Simulation(BaseModel):
     rows: int = Field(32, ge=1, le=256)
 
 
-class Settings(BaseModel):
+class WorkerSettings(BaseModel):
     """A worker's settings.
 
     - `nats_key`: the worker's own key in place of the token.
@@ -95,42 +99,42 @@ class Settings(BaseModel):
     data: Path
     device: str = "auto"
     parent: int = Field(0, ge=0)
-    check: Checking | None = None
+    check: PictureCheckSettings | None = None
     upscaler: Path | None = None
     memory: int | None = None
     graphs: bool = False
     offload: bool = False
-    log: Form = "text"
-    simulated: Simulation | None = None
+    log: LogFormat = "text"
+    simulated: SimulationSettings | None = None
 
     @field_validator("memory", mode="before")
     @classmethod
-    def _sized(cls, value: object) -> object:
+    def _parse_memory(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value
 
     @field_validator("nats_key")
     @classmethod
-    def _alone(cls, value: SecretStr, others: ValidationInfo) -> SecretStr:
-        token = others.data.get("nats_token")
+    def _refuse_key_and_token(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        token = info.data.get("nats_token")
         if value.get_secret_value() and token is not None and token.get_secret_value():
             raise ValueError("a worker has a key or the broker's token, not both")
         return value
 
     @field_validator("data", "upscaler", "nats_ca")
     @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
+    def _make_absolute(cls, value: Path | None) -> Path | None:
         return value and value.expanduser().absolute()
 
     @field_validator("device")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _check_device(cls, value: str) -> str:
         if not re.match(r"^(auto|cpu|cuda(:\d{1,2})?)$", value):
             raise ValueError("auto, cpu, cuda or cuda:1 is needed")
         return value
 
     @field_validator("nats")
     @classmethod
-    def _address(cls, value: str) -> str:
+    def _check_address(cls, value: str) -> str:
         if not re.match(r"^(nats|tls|ws|wss)://[^\s/]+/?$", value):
             raise ValueError("an address such as nats://127.0.0.1:4222 is needed")
         return value
@@ -138,66 +142,66 @@ class Settings(BaseModel):
 
 def parse_size(text: str) -> int:
     """Return the bytes of `12GB`, `11.5 GiB` or `800M`. Raises ValueError that says which form is needed."""
-    found = SIZE.fullmatch(text.strip())
+    match = SIZE_PATTERN.fullmatch(text.strip())
     size = 0.0
-    if found is not None:
-        base = 1024 if found[3] else 1000
-        size = float(found[1]) * base ** " KMGT".index((found[2] or " ").upper())
+    if match is not None:
+        base = 1024 if match[3] else 1000
+        size = float(match[1]) * base ** " KMGT".index((match[2] or " ").upper())
     if size < 1:
         raise ValueError("a size such as 12GB is needed")
     return int(size)
 
 
-def load(**given: Any) -> Settings:
+def load_settings(**arguments: Any) -> WorkerSettings:
     """Return the settings from arguments (`check`: a folder), then environment, then defaults. Raises `BadSetting`."""
     values = {"name": default_name(), "data": default_data()}
-    values |= {field: os.environ[variable] for field, variable in ENVIRONMENT.items() if os.environ.get(variable)}
-    values |= {field: value for field, value in given.items() if value}
-    values["check"] = checking(given.get("check"))
+    values |= {field: os.environ[variable] for field, variable in VARIABLES.items() if os.environ.get(variable)}
+    values |= {field: value for field, value in arguments.items() if value}
+    values["check"] = load_check_settings(arguments.get("check"))
     if not values.get("nats"):
-        raise BadSetting("Name the broker with --nats or DARKROOM_NATS.")
+        raise SettingError("Name the broker with --nats or DARKROOM_NATS.")
     try:
-        return Settings(**values)
+        return WorkerSettings(**values)
     except ValidationError as error:
-        raise _bad(error, ENVIRONMENT) from None
+        raise _setting_error(error, VARIABLES) from None
 
 
-def checking(folder: Path | None = None) -> Checking | None:
+def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | None:
     """Return the picture check of `folder`, else of the environment; None if neither names one. Raises `BadSetting`."""
     values: dict[str, Any] = {
-        field: os.environ[variable] for field, variable in OF_THE_CHECK.items() if os.environ.get(variable)
+        field: os.environ[variable] for field, variable in CHECK_VARIABLES.items() if os.environ.get(variable)
     }
     if folder is not None:
         values["folder"] = folder
     if "folder" not in values:
         return None
     try:
-        return Checking(**values)
+        return PictureCheckSettings(**values)
     except ValidationError as error:
-        raise _bad(error, OF_THE_CHECK) from None
+        raise _setting_error(error, CHECK_VARIABLES) from None
 
 
-def simulation(on: bool, **given: float | None) -> Simulation | None:
+def load_simulation_settings(is_enabled: bool, **arguments: float | None) -> SimulationSettings | None:
     """Return the simulated device. `given`: command-line values, None where absent. Raises `BadSetting`."""
-    values = {field: value for field, value in given.items() if value is not None}
-    if values and not on:
-        raise BadSetting("--row-ms and --rows need --simulated.")
+    values = {field: value for field, value in arguments.items() if value is not None}
+    if values and not is_enabled:
+        raise SettingError("--row-ms and --rows need --simulated.")
     try:
-        return Simulation.model_validate(values) if on else None
+        return SimulationSettings.model_validate(values) if is_enabled else None
     except ValidationError as error:
-        raise _bad(error, {"row_ms": "--row-ms", "rows": "--rows"}) from None
+        raise _setting_error(error, {"row_ms": "--row-ms", "rows": "--rows"}) from None
 
 
-def upscaler() -> Path | None:
+def upscaler_path() -> Path | None:
     """Return the file that the environment names in place of the built-in super-resolver."""
-    named = os.environ.get(ENVIRONMENT["upscaler"])
-    return Path(named).expanduser().absolute() if named else None
+    path = os.environ.get(VARIABLES["upscaler"])
+    return Path(path).expanduser().absolute() if path else None
 
 
-def _bad(error: ValidationError, names: Mapping[str, str]) -> BadSetting:
+def _setting_error(error: ValidationError, names: Mapping[str, str]) -> SettingError:
     first = error.errors(include_input=False, include_url=False)[0]  # an input may be a secret
     field = str(first["loc"][0]) if first["loc"] else "settings"
-    return BadSetting(f"{names.get(field, field)}: {first['msg'].removeprefix('Value error, ')}.")
+    return SettingError(f"{names.get(field, field)}: {first['msg'].removeprefix('Value error, ')}.")
 
 
 def read_token(path: Path) -> str:
@@ -205,7 +209,7 @@ def read_token(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"The file {path.name} cannot be read: {type(error).__name__}.") from error
+        raise SettingError(f"The file {path.name} cannot be read: {type(error).__name__}.") from error
 
 
 def default_name() -> str:

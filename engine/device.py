@@ -5,6 +5,6 @@ from __future__ import annotations
 import torch
 
 
-def best() -> torch.device:
+def choose_device() -> torch.device:
     """Return an NVIDIA or AMD GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

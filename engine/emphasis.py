@@ -14,9 +14,9 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-STEP = 1.1  # factor of a pair of brackets
-STRONGEST = 10.0  # the bound of `engine.job.Concept.weight`
-OVERFLOWING = 1e100  # bound on a product of factors, beyond every useful one
+BRACKET_FACTOR = 1.1  # factor of a pair of brackets
+MAX_WEIGHT = 10.0  # the bound of `engine.job.Concept.weight`
+MAX_PRODUCT = 1e100  # bound on a product of factors, beyond every useful one
 
 # `bot.prompt.emphasis` has the same pattern, so that both parse a prompt alike.
 NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
@@ -24,7 +24,7 @@ _TOKEN = re.compile(rf"\\[()\[\]\\]|[()\[\]]|:\s*({NUMBER})\s*\)|[^\\()\[\]:]+|.
 _WORDLESS = re.compile(r"[\d\s.,:]*")  # "(4:3)" is a ratio of sides, "(12:30)" a time
 
 
-class Piece(NamedTuple):
+class WeightedText(NamedTuple):
     """A part of a text without its brackets, and the weight of its tokens."""
 
     text: str
@@ -32,95 +32,100 @@ class Piece(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def pieces(text: str) -> Sequence[Piece]:
+def split_by_weight(text: str) -> Sequence[WeightedText]:
     """Return the text in order, split where the weight changes; one piece of weight 1 if nothing is emphasised.
 
     Every text is valid. Nested factors multiply; every weight stays within ±10.
     """
-    reading = _Reading()
+    parser = _Parser()
     for match in _TOKEN.finditer(text):
-        reading.take(match[0], match[1])
-    told = ((part, weight) for part, weight in zip(reading.texts, reading.weights(), strict=True) if part)
-    found = [Piece("".join(part for part, _ in same), weight) for weight, same in groupby(told, lambda each: each[1])]
-    return tuple(found) or (Piece("", 1.0),)
+        parser.feed(match[0], match[1])
+    weighted = ((part, weight) for part, weight in zip(parser.texts, parser.weights(), strict=True) if part)
+    pieces = [
+        WeightedText("".join(part for part, _ in group), weight)
+        for weight, group in groupby(weighted, lambda pair: pair[1])
+    ]
+    return tuple(pieces) or (WeightedText("", 1.0),)
 
 
-def plain(text: str) -> str:
+def strip_emphasis(text: str) -> str:
     """Return the text without emphasis, for models that do not weight tokens."""
-    return "".join(piece.text for piece in pieces(text))
+    return "".join(part.text for part in split_by_weight(text))
 
 
 @dataclass
-class _Reading:
+class _Parser:
     """The parser's state. An open bracket is an entry of its own, which closing makes empty.
 
     A character costs the same at any depth: factors are noted by span and multiplied once at the end.
     """
 
     texts: list[str] = field(default_factory=list)
-    open: dict[str, list[int]] = field(default_factory=lambda: {"(": [], "[": []})  # entries that are not closed yet
+    open_brackets: dict[str, list[int]] = field(
+        default_factory=lambda: {"(": [], "[": []}
+    )  # entries that are not closed yet
     spans: dict[int, tuple[int, float]] = field(default_factory=dict)  # first entry → end entry, factor
-    word: int = -1  # the last entry with a word or a literal bracket in it
+    last_word: int = -1  # the last entry with a word or a literal bracket in it
 
-    def take(self, mark: str, number: str | None) -> None:
+    def feed(self, token: str, number: str | None) -> None:
         if number is not None:
-            self._close_with(mark, number)
-        elif mark in self.open:
-            self.open[mark].append(len(self.texts))
-            self.texts.append(mark)
-        elif mark in (")", "]"):
-            self._close(mark, STEP if mark == ")" else 1 / STEP)
+            self._close_with_weight(token, number)
+        elif token in self.open_brackets:
+            self.open_brackets[token].append(len(self.texts))
+            self.texts.append(token)
+        elif token in (")", "]"):
+            self._close(token, BRACKET_FACTOR if token == ")" else 1 / BRACKET_FACTOR)
         else:
-            self._add(mark[1:] if mark[0] == "\\" and len(mark) > 1 else mark)
+            self._add_text(token[1:] if token[0] == "\\" and len(token) > 1 else token)
 
     def weights(self) -> list[float]:
         """Return the weight of each entry, from the outside in. `most` is what outer spans leave of ±10."""
-        found: list[float] = []
-        around = [(len(self.texts), 1.0, STRONGEST)]
+        weights: list[float] = []
+        enclosing = [(len(self.texts), 1.0, MAX_WEIGHT)]
         for entry in range(len(self.texts)):
-            while len(around) > 1 and around[-1][0] <= entry:
-                around.pop()
+            while len(enclosing) > 1 and enclosing[-1][0] <= entry:
+                enclosing.pop()
             if entry in self.spans:
-                around.append(_within(*around[-1][1:], *self.spans[entry]))
-            _, factor, most = around[-1]
-            found.append(max(-most, min(most, factor)))
-        return found
+                enclosing.append(_nest_span(*enclosing[-1][1:], *self.spans[entry]))
+            _, factor, bound = enclosing[-1]
+            weights.append(max(-bound, min(bound, factor)))
+        return weights
 
-    def _add(self, text: str) -> None:
+    def _add_text(self, text: str) -> None:
         if not _WORDLESS.fullmatch(text):
-            self.word = len(self.texts)
+            self.last_word = len(self.texts)
         self.texts.append(text)
 
-    def _close_with(self, mark: str, number: str) -> None:
+    def _close_with_weight(self, token: str, number: str) -> None:
         """Handle `:1.2)`, which is a weight only after a word."""
-        at = self._opening("(")
-        if at < 0 or max(self.word, self._opening("[")) <= at:
-            self._add(mark[:-1])
-            self._close(")", STEP)
+        opening = self._find_opening("(")
+        if opening < 0 or max(self.last_word, self._find_opening("[")) <= opening:
+            self._add_text(token[:-1])
+            self._close(")", BRACKET_FACTOR)
         else:
             self._close(")", float(number))
 
     def _close(self, bracket: str, factor: float) -> None:
         """Multiply what the bracket encloses; unclosed brackets inside become characters."""
-        at = self._opening("(" if bracket == ")" else "[")
-        for same in self.open.values() if at >= 0 else ():
-            while same and same[-1] >= at:
-                self.word = max(self.word, same.pop())
-        if at < 0 or at + 1 == len(self.texts):  # nothing inside: only later marks empty an entry
-            self._add(bracket)
+        opening = self._find_opening("(" if bracket == ")" else "[")
+        for positions in self.open_brackets.values() if opening >= 0 else ():
+            while positions and positions[-1] >= opening:
+                self.last_word = max(self.last_word, positions.pop())
+        if opening < 0 or opening + 1 == len(self.texts):  # nothing inside: only later marks empty an entry
+            self._add_text(bracket)
         else:
-            self.texts[at] = ""
-            self.spans[at] = (len(self.texts), factor)
+            self.texts[opening] = ""
+            self.spans[opening] = (len(self.texts), factor)
 
-    def _opening(self, kind: str) -> int:
+    def _find_opening(self, kind: str) -> int:
         """Return the nearest open bracket of this kind; -1 if there is none."""
-        return self.open[kind][-1] if self.open[kind] else -1
+        return self.open_brackets[kind][-1] if self.open_brackets[kind] else -1
 
 
-def _within(factor: float, most: float, end: int, own: float) -> tuple[int, float, float]:
+def _nest_span(factor: float, bound: float, span_end: int, span_factor: float) -> tuple[int, float, float]:
     """Return the factor and bound inside a span that ends at `end`.
 
     Clamping own·w to ±10, multiplying by `factor` and clamping to ±`most` equals one factor and one bound.
     """
-    product = max(-OVERFLOWING, min(OVERFLOWING, factor * own))
-    return end, product, min(most, abs(factor) * STRONGEST)
+    product = max(-MAX_PRODUCT, min(MAX_PRODUCT, factor * span_factor))
+    return span_end, product, min(bound, abs(factor) * MAX_WEIGHT)

@@ -7,32 +7,32 @@ from dataclasses import dataclass
 import torch
 
 from engine.job import Blame, Dtype
-from engine.trajectory import LatentRung
+from engine.trajectory import LatentKeyframe
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepDone:
     """Image `image` has done `k` of `of` steps. `x0` is set if the job is watched."""
 
     job: str
     image: int
-    k: int
-    of: int
+    step: int
+    total_steps: int
     x0: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Developed:
+class LatentsDone:
     """The image's latents are finished and need to be decoded."""
 
     job: str
     image: int
     latents: torch.Tensor
-    rungs: tuple[LatentRung, ...]
+    keyframes: tuple[LatentKeyframe, ...]
 
 
 @dataclass(frozen=True)
-class Failed:
+class JobFailure:
     """The job failed and left the engine with all of its images."""
 
     job: str
@@ -40,22 +40,22 @@ class Failed:
     blame: Blame
 
 
-Event = Stepped | Developed | Failed
+Event = StepDone | LatentsDone | JobFailure
 
 
 @dataclass(frozen=True)
-class Ran:
+class BatchRun:
     """The batch of a step: `forwards` forwards of `rows` rows each. `waited`: the device has finished them."""
 
     model: str
     dtype: Dtype
     rows: int
-    forwards: int
+    forward_count: int
     shape: tuple[int, ...]
-    loras: bool
-    waited: bool
+    has_loras: bool
+    is_synchronised: bool
 
     @property
-    def alike(self) -> tuple[object, ...]:
+    def timing_key(self) -> tuple[object, ...]:
         """A key that is equal for batches whose forwards take equally long."""
-        return self.model, self.dtype, self.rows, self.shape, self.loras
+        return self.model, self.dtype, self.rows, self.shape, self.has_loras

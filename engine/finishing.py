@@ -7,32 +7,32 @@ from collections.abc import Callable
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from engine.beginning import HALF, Beginning
+from engine.beginning import MASK_THRESHOLD, InitLatents
 
-AROUND = 4  # latents of the opposite edge around a tile
-FEATHER = 1 / 256  # of the shorter side: four pixels of 1024, as A1111's mask blur
+TILE_MARGIN = 4  # latents of the opposite edge around a tile
+FEATHER_SHARE = 1 / 256  # of the shorter side: four pixels of 1024, as A1111's mask blur
 
 
-def developed(make: Callable[[torch.Tensor], Image.Image], latents: torch.Tensor, tile: bool) -> Image.Image:
+def decode_tiled(decode: Callable[[torch.Tensor], Image.Image], latents: torch.Tensor, tile: bool) -> Image.Image:
     """Return `make(latents)` for latents `[channels, height, width]`.
 
     A tile is decoded with its own opposite edges around it, which are then cut off.
     """
     if not tile:
-        return make(latents)
+        return decode(latents)
     height, width = latents.shape[-2:]
-    around = min(AROUND, height, width)
-    whole = make(torch.nn.functional.pad(latents[None], (around,) * 4, mode="circular")[0])
-    across, down = whole.width // (width + 2 * around), whole.height // (height + 2 * around)
-    return whole.crop((around * across, around * down, (around + width) * across, (around + height) * down))
+    margin = min(TILE_MARGIN, height, width)
+    padded = decode(torch.nn.functional.pad(latents[None], (margin,) * 4, mode="circular")[0])
+    scale_x, scale_y = padded.width // (width + 2 * margin), padded.height // (height + 2 * margin)
+    return padded.crop((margin * scale_x, margin * scale_y, (margin + width) * scale_x, (margin + height) * scale_y))
 
 
-def laid_over(picture: Image.Image, beginning: Beginning | None) -> Image.Image:
+def composite(picture: Image.Image, init_latents: InitLatents | None) -> Image.Image:
     """Composite `picture` inside the mask over the init image outside it, pixel for pixel, with a soft edge."""
-    if beginning is None or beginning.picture is None or beginning.painted is None:
+    if init_latents is None or init_latents.init_image is None or init_latents.mask_image is None:
         return picture
-    under = ImageOps.fit(beginning.picture, picture.size, Image.Resampling.LANCZOS)
-    painted = ImageOps.fit(beginning.painted, picture.size, Image.Resampling.LANCZOS)
-    hard = painted.point([0 if level < HALF else 255 for level in range(256)])
-    soft = hard.filter(ImageFilter.GaussianBlur(max(1.0, FEATHER * min(picture.size))))
-    return Image.composite(picture, under, soft)
+    background = ImageOps.fit(init_latents.init_image, picture.size, Image.Resampling.LANCZOS)
+    mask = ImageOps.fit(init_latents.mask_image, picture.size, Image.Resampling.LANCZOS)
+    hard_mask = mask.point([0 if level < MASK_THRESHOLD else 255 for level in range(256)])
+    soft_mask = hard_mask.filter(ImageFilter.GaussianBlur(max(1.0, FEATHER_SHARE * min(picture.size))))
+    return Image.composite(picture, background, soft_mask)

@@ -16,21 +16,21 @@ from msgspec import Meta, Struct
 
 # The versions that introduced the picture check, the super-resolver, other models, init images, and x0 estimates in
 # every keyframe.
-CHECKING, RESOLVING, MODELS, STARTS, ESTIMATES = 2, 3, 4, 5, 6
-VERSION = ESTIMATES
+PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
+VERSION = X0_ESTIMATES_VERSION
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
-MAX_RUNGS = 48
+MAX_KEYFRAMES = 48
 MAX_ESTIMATE_BYTES = 128 * 1024  # a keyframe: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
 MAX_THUMBNAIL_BYTES = 64 * 1024  # a keyframe that is decoded on request
 MAX_LORAS = 4
-MAX_SOURCES = 5
-MAX_FRAMES = 16  # an interpolation, over as many jobs as it needs
+MAX_INIT_IMAGES = 5
+MAX_INTERPOLATION_FRAMES = 16  # an interpolation, over as many jobs as it needs
 MAX_ROWS = 1024  # a worker at once: four times the most that calibration tries
 MAX_CANDIDATES = 64  # texts that one request scores against an image
-MAX_DRAWS = 16  # noisings of the image that each text is tried with
+MAX_NOISINGS = 16  # noisings of the image that each text is tried with
 
 # \Z, not $, which would allow a trailing newline in a subject or a file name.
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
@@ -44,28 +44,33 @@ Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 # A lower bound refuses NaN, an upper bound infinity: so every float here has both.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
-Moment = Annotated[float, Meta(ge=0, le=1e12)]  # seconds since 1970
+UnixSeconds = Annotated[float, Meta(ge=0, le=1e12)]  # seconds since 1970
 Coordinate = Annotated[float, Meta(ge=-1.01, le=1.01)]  # of a unit vector
-Candidate = Annotated[str, Meta(max_length=200)]  # a text that may describe a picture
-Discrepancy = Annotated[float, Meta(ge=0, le=1e9)]  # a mean squared error
-Latent = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
-Extent = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
+CandidateText = Annotated[str, Meta(max_length=200)]  # a text that may describe a picture
+SquaredError = Annotated[float, Meta(ge=0, le=1e9)]  # a mean squared error
+LatentBytes = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
+TensorSide = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
 Side = Annotated[int, Meta(ge=16, le=4096)]
 Epoch = Annotated[int, Meta(ge=0, le=2**62)]
 Account = Annotated[str, Meta(max_length=64)]
 Version = Annotated[int, Meta(ge=1, le=VERSION)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Bytes = Annotated[int, Meta(ge=0, le=10**15)]
+ByteCount = Annotated[int, Meta(ge=0, le=10**15)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Sampler = Literal[
     "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
     "heun", "unipc", "kdpm2", "dpmpp_3m", "native",
 ]  # fmt: skip
-FIRST_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")  # all that workers before version 4 have
+VERSION_1_SAMPLERS: tuple[Sampler, ...] = (
+    "ddpm",
+    "ddim",
+    "euler",
+    "dpmpp_2m",
+)  # all that workers before version 4 have
 # These take more than one linear evaluation a step, or use the model's own scheduler. The image runs through the
 # unmodified pipeline; it shares forwards but cannot move to another worker midway.
-WHOLE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
+PIPELINE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
 # As AUTOMATIC1111's web UI writes them, where it has them: pictures carry their recipe in that format.
 SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
     {
@@ -85,10 +90,10 @@ SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
         "native": "the model's own scheduler",
     }
 )
-ALL_ALONG = (0.0, 1.0)  # interval in which guidance holds at every step
-Guides = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
+FULL_INTERVAL = (0.0, 1.0)  # interval in which guidance holds at every step
+GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
 Blame = Literal["member", "model", "worker", "us"]
-Method = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail
+UpscaleMethod = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail
 Verdict = Literal["unchecked", "passed", "flagged"]  # of the picture check; also unchecked where the check failed
 
 
@@ -110,7 +115,7 @@ class Concept(Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
 
 
-class Ancestor(Struct, frozen=True, forbid_unknown_fields=True):
+class NoiseAncestor(Struct, frozen=True, forbid_unknown_fields=True):
     """A noise stream that a variation started from; `strength` is how far the next generation moves away from it."""
 
     seed: Seed
@@ -129,14 +134,14 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     revision: Annotated[str, Meta(max_length=64)] = ""
 
 
-class Source(Struct, frozen=True, forbid_unknown_fields=True):
+class InitImage(Struct, frozen=True, forbid_unknown_fields=True):
     """An init image: its SHA-256 in the blob bucket, and its weight among several."""
 
     sha256: Sha256
     weight: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
 
-class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=True):
     """Start from init images, noised part of the way: x = alpha·z + sigma·noise (Ho et al. 2020, equation 4).
 
     z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
@@ -144,7 +149,7 @@ class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022).
     """
 
-    pictures: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=MAX_SOURCES)]
+    pictures: Annotated[tuple[InitImage, ...], Meta(min_length=1, max_length=MAX_INIT_IMAGES)]
     strength: Annotated[float, Meta(gt=0, le=1)]
     mask: Sha256 | None = None
 
@@ -163,12 +168,12 @@ class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     rung: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = None
 
     @property
-    def left(self) -> int:
+    def keyframe_step(self) -> int:
         """The keyframe's step, counted in the steps of the image that the branch leaves."""
         return self.step if self.rung is None else self.rung
 
 
-class Walk(Struct, frozen=True, forbid_unknown_fields=True):
+class Interpolation(Struct, frozen=True, forbid_unknown_fields=True):
     """Interpolation: image `i` is frame `first + i` of `of` evenly spaced frames (`of_image`).
 
     With `to`, the frames go from the recipe's prompt to this one, between their embeddings. With `noises`, they go from
@@ -176,8 +181,8 @@ class Walk(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     to: Text | None
-    first: Annotated[int, Meta(ge=0, lt=MAX_FRAMES)]
-    of: Annotated[int, Meta(ge=2, le=MAX_FRAMES)]
+    first: Annotated[int, Meta(ge=0, lt=MAX_INTERPOLATION_FRAMES)]
+    of: Annotated[int, Meta(ge=2, le=MAX_INTERPOLATION_FRAMES)]
     noises: Annotated[tuple[Seed, ...], Meta(max_length=MAX_COUNT)] = ()
 
 
@@ -218,54 +223,59 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     count: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 4
     dtype: Dtype
     bucket: Annotated[int, Meta(ge=1, le=256)] | None = None
-    lineage: Annotated[tuple[Ancestor, ...], Meta(max_length=8)] = ()
+    lineage: Annotated[tuple[NoiseAncestor, ...], Meta(max_length=8)] = ()
     guidance_start: Fraction = 0.0
     guidance_stop: Fraction = 1.0
-    guides: Guides = "rows"
+    guides: GuidanceKind = "rows"
     loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
-    start: Forward | Branch | None = None
+    start: ImageToImage | Branch | None = None
     until: Annotated[float, Meta(gt=0, le=1)] = 1.0
     tile: bool = False
     mixed: bool = False
     chaos: Fraction = 0.0
-    walk: Walk | None = None
+    walk: Interpolation | None = None
 
     def __post_init__(self) -> None:
         if self.start or self.until != 1.0 or self.tile or self.mixed or self.chaos or self.walk:
-            msgspec.structs.force_setattr(self, "v", max(self.v, STARTS))
-        if self.interval != ALL_ALONG or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
-            msgspec.structs.force_setattr(self, "v", max(self.v, MODELS))
+            msgspec.structs.force_setattr(self, "v", max(self.v, INIT_IMAGES_VERSION))
+        if (
+            self.guidance_interval != FULL_INTERVAL
+            or self.loras
+            or self.guides != "rows"
+            or self.sampler not in VERSION_1_SAMPLERS
+        ):
+            msgspec.structs.force_setattr(self, "v", max(self.v, MODELS_VERSION))
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def guidance_interval(self) -> tuple[float, float]:
         """The fractions of the steps between which guidance holds."""
         return self.guidance_start, self.guidance_stop
 
     @property
-    def first(self) -> int:
+    def first_step(self) -> int:
         """The first step that runs."""
         if isinstance(self.start, Branch):
             return self.start.step
-        if isinstance(self.start, Forward):
+        if isinstance(self.start, ImageToImage):
             return self.steps - min(self.steps, max(1, int(self.steps * self.start.strength)))
         return 0
 
     @property
-    def last(self) -> int:
+    def end_step(self) -> int:
         """The step before which it ends: `steps`, unless `until` stops it earlier."""
         return max(1, round(self.steps * self.until))
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def required_blobs(self) -> tuple[str, ...]:
         """The SHA-256 of each blob that the recipe needs."""
         if isinstance(self.start, Branch):
             return (self.start.ladder,)
-        if isinstance(self.start, Forward):
-            return (*(one.sha256 for one in self.start.pictures), *filter(None, (self.start.mask,)))
+        if isinstance(self.start, ImageToImage):
+            return (*(image.sha256 for image in self.start.pictures), *filter(None, (self.start.mask,)))
         return ()
 
 
-class Enlarge(_Value, frozen=True, kw_only=True):
+class UpscaleTask(_Value, frozen=True, kw_only=True, tag="Enlarge"):
     """Upscale one finished picture, named by its SHA-256 in the blob bucket.
 
     A worker without a super-resolver uses Lanczos where "gan" is requested; its `Picture` says which method it used. A
@@ -274,22 +284,22 @@ class Enlarge(_Value, frozen=True, kw_only=True):
 
     source: Sha256
     factor: Annotated[int, Meta(ge=2, le=8)] = 4
-    method: Method = "lanczos"
+    method: UpscaleMethod = "lanczos"
 
     def __post_init__(self) -> None:
-        if self.method == "gan" and self.v < RESOLVING:
-            msgspec.structs.force_setattr(self, "v", RESOLVING)
+        if self.method == "gan" and self.v < SUPER_RESOLVER_VERSION:
+            msgspec.structs.force_setattr(self, "v", SUPER_RESOLVER_VERSION)
 
 
-Task = Recipe | Enlarge
+Task = Recipe | UpscaleTask
 
 
-def sources(task: Task) -> tuple[str, ...]:
+def required_blobs(task: Task) -> tuple[str, ...]:
     """Return the SHA-256 of each blob that a worker needs for the task."""
-    return (task.source,) if isinstance(task, Enlarge) else task.sources
+    return (task.source,) if isinstance(task, UpscaleTask) else task.required_blobs
 
 
-class Share(Struct, frozen=True, forbid_unknown_fields=True):
+class BillingKey(Struct, frozen=True, forbid_unknown_fields=True):
     """Who a job's cost is charged to. The same four fields decide the fair order in the queue and in the batch."""
 
     tier: Account
@@ -304,14 +314,14 @@ class Job(_Value, frozen=True, kw_only=True):
     `check`: a worker with a picture check classifies the finished pictures, and previews once they show enough.
     """
 
-    v: Version = CHECKING
+    v: Version = PICTURE_CHECK_VERSION
     id: Id
     task: Task
-    share: Share
+    share: BillingKey
     cost: Seconds
     pool: Name = "default"
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
-    deadline: Moment
+    deadline: UnixSeconds
     ladder: bool = True
     check: bool = False
 
@@ -319,7 +329,7 @@ class Job(_Value, frozen=True, kw_only=True):
 class Frame(_Value, frozen=True, kw_only=True):
     """A live preview of one image: the model's x0 at step `step` of `of`."""
 
-    v: Version = CHECKING
+    v: Version = PICTURE_CHECK_VERSION
     job: Id
     image: Index
     epoch: Epoch
@@ -330,7 +340,7 @@ class Frame(_Value, frozen=True, kw_only=True):
     verdict: Verdict = "unchecked"  # of the image's single early check, not of this frame
 
 
-class Picture(_Value, frozen=True, kw_only=True):
+class PictureReady(_Value, frozen=True, kw_only=True, tag="Picture"):
     """One finished output, one message each. Its bytes lie in the blob bucket under `sha256`.
 
     `width` and `height` are the picture's own: `Warm.enlargement` times its recipe's. For a ladder they are the
@@ -338,7 +348,7 @@ class Picture(_Value, frozen=True, kw_only=True):
     really used.
     """
 
-    v: Version = RESOLVING
+    v: Version = SUPER_RESOLVER_VERSION
     job: Id
     image: Index
     epoch: Epoch
@@ -348,10 +358,10 @@ class Picture(_Value, frozen=True, kw_only=True):
     width: Side
     height: Side
     verdict: Verdict = "unchecked"
-    method: Method | None = None
+    method: UpscaleMethod | None = None
 
 
-class Started(_Value, frozen=True, kw_only=True):
+class JobStarted(_Value, frozen=True, kw_only=True, tag="Started"):
     """A worker claimed the job and begins, or continues, at `step`. The epoch is the claim's revision."""
 
     job: Id
@@ -360,10 +370,10 @@ class Started(_Value, frozen=True, kw_only=True):
     step: Step = 0
 
 
-class Loading(_Value, frozen=True, kw_only=True):
+class JobModelLoading(_Value, frozen=True, kw_only=True, tag="Loading"):
     """A worker loads the job's model into memory: how far it is. Published now and then while loading lasts."""
 
-    v: Version = MODELS
+    v: Version = MODELS_VERSION
     job: Id
     epoch: Epoch
     model: Name
@@ -376,27 +386,27 @@ class ModelProgress(_Value, frozen=True, kw_only=True):
     `model` is None while the worker looks for the model's files. `size` is the model's size in bytes; 0: unknown.
     """
 
-    v: Version = STARTS
+    v: Version = INIT_IMAGES_VERSION
     model: Name | None = None
     phase: Literal["prepare", "load", "measure", "ready"] = "prepare"
     done: Fraction = 0.0
-    size: Bytes = 0
+    size: ByteCount = 0
 
 
-class Steer(_Value, frozen=True, kw_only=True):
+class ControlMessage(_Value, frozen=True, kw_only=True, tag="Steer"):
     """A control message to the worker that runs a job. It is not stored, and losing one does no harm.
 
     A paused job resumes by itself after a while. A job that moves to another worker is neither paused nor weighted
     there. `weight`: the job gets so many times the rows of its user's other jobs of weight 1.
     """
 
-    v: Version = MODELS
+    v: Version = MODELS_VERSION
     job: Id
     deed: Literal["pause", "resume", "weigh"]
     weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
 
-class Finished(_Value, frozen=True, kw_only=True):
+class JobFinished(_Value, frozen=True, kw_only=True, tag="Finished"):
     """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds."""
 
     job: Id
@@ -406,7 +416,7 @@ class Finished(_Value, frozen=True, kw_only=True):
     ms_per_step: Milliseconds
 
 
-class Failed(_Value, frozen=True, kw_only=True):
+class JobFailed(_Value, frozen=True, kw_only=True, tag="Failed"):
     """The job failed. `blame` decides the refund and the sentence: only a member's fault is charged."""
 
     job: Id
@@ -416,7 +426,7 @@ class Failed(_Value, frozen=True, kw_only=True):
     retry: bool = False  # True: this worker could not, another may
 
 
-class Cancelled(_Value, frozen=True, kw_only=True):
+class JobCancelled(_Value, frozen=True, kw_only=True, tag="Cancelled"):
     """The job was cancelled and its rows are free. `steps` ran and are charged."""
 
     job: Id
@@ -425,18 +435,18 @@ class Cancelled(_Value, frozen=True, kw_only=True):
     cost: Seconds
 
 
-class Returned(_Value, frozen=True, kw_only=True):
+class JobHandedBack(_Value, frozen=True, kw_only=True, tag="Returned"):
     """The worker shuts down in order and hands the job back, for another to continue. No attempt is counted."""
 
-    v: Version = MODELS
+    v: Version = MODELS_VERSION
     job: Id
     epoch: Epoch
 
 
-Result = Started | Picture | Finished | Failed | Cancelled | Returned
+Result = JobStarted | PictureReady | JobFinished | JobFailed | JobCancelled | JobHandedBack
 
 
-class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Keyframe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One keyframe: an x0 thumbnail (JPEG, WebP); at every fourth also the latents to continue from (fp32, C-order).
 
     A stopped picture also keeps latents at its last keyframe. `history` is x0 as latents; before version 5 workers kept
@@ -458,16 +468,16 @@ class Ladder(_Value, frozen=True, kw_only=True):
     A ladder whose keyframes have no `estimate` is readable to bots of version 5.
     """
 
-    v: Version = STARTS
+    v: Version = INIT_IMAGES_VERSION
     job: Id
     image: Index
     of: Step
-    shape: Annotated[tuple[Extent, ...], Meta(max_length=4)]
-    rungs: Annotated[tuple[Rung, ...], Meta(max_length=MAX_RUNGS)]
+    shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
+    rungs: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)]
 
     def __post_init__(self) -> None:
         if any(rung.estimate is not None for rung in self.rungs):
-            msgspec.structs.force_setattr(self, "v", max(self.v, ESTIMATES))
+            msgspec.structs.force_setattr(self, "v", max(self.v, X0_ESTIMATES_VERSION))
 
 
 class Snapshot(_Value, frozen=True, kw_only=True):
@@ -481,13 +491,13 @@ class Snapshot(_Value, frozen=True, kw_only=True):
     image: Index
     epoch: Epoch
     k: Step
-    shape: Annotated[tuple[Extent, ...], Meta(max_length=4)]
-    x: Latent
-    h: Latent
-    rungs: Annotated[tuple[tuple[Step, Latent], ...], Meta(max_length=MAX_RUNGS)] = ()
+    shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
+    x: LatentBytes
+    h: LatentBytes
+    rungs: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = ()
 
 
-class Warm(Struct, frozen=True, forbid_unknown_fields=True):
+class ModelInfo(Struct, frozen=True, forbid_unknown_fields=True):
     """One model that a worker offers, with its calibration on that device."""
 
     name: Name
@@ -504,8 +514,8 @@ class Warm(Struct, frozen=True, forbid_unknown_fields=True):
     encode_ms: Milliseconds
     decode_ms: Milliseconds  # a finished picture, upscaling included
     enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # upscaling factor of finished pictures
-    samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = FIRST_SAMPLERS
-    guides: Guides = "rows"
+    samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = VERSION_1_SAMPLERS
+    guides: GuidanceKind = "rows"
     guidance_start: Fraction = 0.0  # defaults
     guidance_stop: Fraction = 1.0
     loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
@@ -518,7 +528,7 @@ class Presence(_Value, frozen=True, kw_only=True):
     v: Version = VERSION
     worker: Name
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
-    models: Annotated[tuple[Warm, ...], Meta(max_length=64)]
+    models: Annotated[tuple[ModelInfo, ...], Meta(max_length=64)]
     device: Annotated[str, Meta(max_length=128)]
     rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it runs at once
     free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
@@ -546,13 +556,13 @@ class DescribeRequest(_Value, frozen=True, kw_only=True):
     fixed sequence.
     """
 
-    v: Version = STARTS
+    v: Version = INIT_IMAGES_VERSION
     model: Name
     revision: Annotated[str, Meta(max_length=64)] = ""
     picture: Annotated[bytes, Meta(min_length=1, max_length=MAX_FRAME_BYTES)]
-    texts: Annotated[tuple[Candidate, ...], Meta(min_length=1, max_length=MAX_CANDIDATES)]
+    texts: Annotated[tuple[CandidateText, ...], Meta(min_length=1, max_length=MAX_CANDIDATES)]
     first: Annotated[int, Meta(ge=0, le=1000)] = 0
-    draws: Annotated[int, Meta(ge=1, le=MAX_DRAWS)] = 1
+    draws: Annotated[int, Meta(ge=1, le=MAX_NOISINGS)] = 1
 
 
 class DescribeReply(_Value, frozen=True, kw_only=True):
@@ -561,9 +571,9 @@ class DescribeReply(_Value, frozen=True, kw_only=True):
     `elsewhere`: this worker cannot answer now, another may.
     """
 
-    v: Version = STARTS
+    v: Version = INIT_IMAGES_VERSION
     errors: Annotated[
-        tuple[Annotated[tuple[Discrepancy, ...], Meta(max_length=MAX_DRAWS)], ...], Meta(max_length=MAX_CANDIDATES)
+        tuple[Annotated[tuple[SquaredError, ...], Meta(max_length=MAX_NOISINGS)], ...], Meta(max_length=MAX_CANDIDATES)
     ] = ()
     error: Sentence = ""
     elsewhere: bool = False
@@ -576,7 +586,7 @@ class DecodeRequest(_Value, frozen=True, kw_only=True):
     them.
     """
 
-    v: Version = ESTIMATES
+    v: Version = X0_ESTIMATES_VERSION
     model: Name
     revision: Annotated[str, Meta(min_length=1, max_length=64)]
     width: Side
@@ -584,34 +594,34 @@ class DecodeRequest(_Value, frozen=True, kw_only=True):
     tile: bool = False
     latents: Annotated[
         tuple[Annotated[bytes, Meta(min_length=2, max_length=MAX_ESTIMATE_BYTES)], ...],
-        Meta(min_length=1, max_length=MAX_RUNGS),
+        Meta(min_length=1, max_length=MAX_KEYFRAMES),
     ]
 
 
 class DecodeReply(_Value, frozen=True, kw_only=True):
     """One JPEG for each of the latents, or the reason why there are none."""
 
-    v: Version = ESTIMATES
+    v: Version = X0_ESTIMATES_VERSION
     thumbnails: Annotated[
-        tuple[Annotated[bytes, Meta(min_length=1, max_length=MAX_THUMBNAIL_BYTES)], ...], Meta(max_length=MAX_RUNGS)
+        tuple[Annotated[bytes, Meta(min_length=1, max_length=MAX_THUMBNAIL_BYTES)], ...], Meta(max_length=MAX_KEYFRAMES)
     ] = ()
     error: Sentence = ""
 
 
-class Malformed(ValueError):
+class MalformedMessage(ValueError):
     """Bytes from outside break the contract; the text names the first violation."""
 
 
-class Newer(Malformed):
+class NewerVersion(MalformedMessage):
     """The bytes are of a later contract version: this process needs an update to read them."""
 
 
-class _Said(Struct):
+class _VersionHeader(Struct):
     """The fields that are read from bytes that this process cannot decode."""
 
     v: int = 0
     worker: str = ""
-    task: _Said | None = None
+    task: _VersionHeader | None = None
 
 
 T = TypeVar("T")
@@ -622,34 +632,36 @@ def encode(value: object) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
-def decode(payload: bytes, kind: type[T]) -> T:
+def decode(payload: bytes, message_type: type[T]) -> T:
     """Return bytes as a value of `kind` (a struct or a union of structs). Raises only `Malformed` or `Newer`."""
     try:
-        return msgspec.msgpack.decode(payload, type=kind, strict=True)
+        return msgspec.msgpack.decode(payload, type=message_type, strict=True)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise _unread(payload, str(error)) from error
+        raise _decode_error(payload, str(error)) from error
 
 
-def _unread(payload: bytes, why: str) -> Malformed:
+def _decode_error(payload: bytes, reason: str) -> MalformedMessage:
     try:
-        said = msgspec.msgpack.decode(payload, type=_Said)
+        header = msgspec.msgpack.decode(payload, type=_VersionHeader)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return Malformed(why)
-    newest = max(said.v, said.task.v if said.task else 0)
-    if newest <= VERSION:
-        return Malformed(why)
-    who = f"the worker {said.worker[:64]!r} says" if said.worker else "it is"
-    return Newer(f"{who} version {newest} of the contract, and this process reads up to {VERSION}: update it")
+        return MalformedMessage(reason)
+    newest_version = max(header.v, header.task.v if header.task else 0)
+    if newest_version <= VERSION:
+        return MalformedMessage(reason)
+    sender = f"the worker {header.worker[:64]!r} says" if header.worker else "it is"
+    return NewerVersion(
+        f"{sender} version {newest_version} of the contract, and this process reads up to {VERSION}: update it"
+    )
 
 
-def readable(job: Job, version: int) -> Job:
+def downgrade_job(job: Job, version: int) -> Job:
     """Return the job as a worker of this version can read it: before the super-resolver, all upscaling was Lanczos."""
-    if version < RESOLVING and isinstance(job.task, Enlarge) and job.task.method == "gan":
-        return msgspec.structs.replace(job, task=Enlarge(source=job.task.source, factor=job.task.factor))
+    if version < SUPER_RESOLVER_VERSION and isinstance(job.task, UpscaleTask) and job.task.method == "gan":
+        return msgspec.structs.replace(job, task=UpscaleTask(source=job.task.source, factor=job.task.factor))
     return job
 
 
-def of_image(recipe: Recipe, image: int) -> Recipe:
+def recipe_for_image(recipe: Recipe, image: int) -> Recipe:
     """Return the recipe of one of its images.
 
     With chaos, each image has its own guidance scale, evenly spaced in octaves. At a chaos of 1 they go from half the
@@ -658,7 +670,7 @@ def of_image(recipe: Recipe, image: int) -> Recipe:
     have that prompt or seed alone.
     """
     if recipe.walk is not None:
-        return _station(recipe, recipe.walk, image)
+        return _interpolated_recipe(recipe, recipe.walk, image)
     if not recipe.chaos or recipe.count == 1:
         return recipe
     octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
@@ -666,59 +678,64 @@ def of_image(recipe: Recipe, image: int) -> Recipe:
     return msgspec.structs.replace(recipe, guidance=guidance)
 
 
-def _station(recipe: Recipe, walk: Walk, image: int) -> Recipe:
-    last = walk.of - 1
-    place = min(walk.first + image, last)
-    if walk.to is not None:
-        ends = Concept(recipe.concepts[0].text, 1.0 - place / last), Concept(walk.to, place / last)
-        passed = tuple(one for one in ends if one.weight)
-        recipe = msgspec.structs.replace(recipe, concepts=passed, mixed=len(passed) > 1)
-    if not walk.noises:
+def _interpolated_recipe(recipe: Recipe, interpolation: Interpolation, image: int) -> Recipe:
+    last_frame = interpolation.of - 1
+    frame = min(interpolation.first + image, last_frame)
+    if interpolation.to is not None:
+        end_concepts = (
+            Concept(recipe.concepts[0].text, 1.0 - frame / last_frame),
+            Concept(interpolation.to, frame / last_frame),
+        )
+        concepts = tuple(concept for concept in end_concepts if concept.weight)
+        recipe = msgspec.structs.replace(recipe, concepts=concepts, mixed=len(concepts) > 1)
+    if not interpolation.noises:
         return recipe
-    leg, beyond = divmod(place * (len(walk.noises) - 1), last)
-    left = walk.noises[leg]
-    if not beyond:
-        return msgspec.structs.replace(recipe, seed=left, lineage=())
+    segment, offset = divmod(frame * (len(interpolation.noises) - 1), last_frame)
+    start_seed = interpolation.noises[segment]
+    if not offset:
+        return msgspec.structs.replace(recipe, seed=start_seed, lineage=())
     return msgspec.structs.replace(
-        recipe, seed=walk.noises[leg + 1], lineage=(Ancestor(seed=left, index=0, strength=beyond / last),)
+        recipe,
+        seed=interpolation.noises[segment + 1],
+        lineage=(NoiseAncestor(seed=start_seed, index=0, strength=offset / last_frame),),
     )
 
 
-def stream(recipe: Recipe, image: int) -> int:
+def noise_seed(recipe: Recipe, image: int) -> int:
     """Return the seed of an image's noise, from its own recipe (`of_image`)."""
     return recipe.seed if recipe.walk is not None else recipe.seed + image
 
 
-def onto(rung: int, of: int, steps: int) -> int:
+def map_step(keyframe_step: int, keyframe_steps: int, steps: int) -> int:
     """Map keyframe step `rung` of `of` to the same share of `steps`, rounded up; `steps` where none is left.
 
     Schedules spread their noise levels by the share of the steps. `Beginning.at` makes up for the remaining difference.
     """
-    return -(-rung * steps // of)
+    return -(-keyframe_step * steps // keyframe_steps)
 
 
-def guided(recipe: Recipe, k: int) -> bool:
+def is_guided(recipe: Recipe, step: int) -> bool:
     """Return whether guidance holds at step `k`."""
-    return within(recipe.interval, k, recipe.steps)
+    return is_in_interval(recipe.guidance_interval, step, recipe.steps)
 
 
-def guided_steps(recipe: Recipe) -> int:
+def count_guided_steps(recipe: Recipe) -> int:
     """Return at how many of the executed steps guidance holds."""
-    first, end = _span(recipe.interval, recipe.steps)
-    return max(0, min(end, recipe.last) - max(first, recipe.first))
+    first_step, end_step = _interval_steps(recipe.guidance_interval, recipe.steps)
+    return max(0, min(end_step, recipe.end_step) - max(first_step, recipe.first_step))
 
 
-def within(interval: tuple[float, float], k: int, steps: int) -> bool:
+def is_in_interval(interval: tuple[float, float], step: int, steps: int) -> bool:
     """Return whether step `k` of `steps` lies between these fractions, counted as diffusers' guiders do."""
-    first, end = _span(interval, steps)
-    return first <= k < end
+    first_step, end_step = _interval_steps(interval, steps)
+    return first_step <= step < end_step
 
 
-def _span(interval: tuple[float, float], steps: int) -> tuple[int, int]:
+def _interval_steps(interval: tuple[float, float], steps: int) -> tuple[int, int]:
     return int(interval[0] * steps), int(interval[1] * steps)
 
 
-def unconditional(recipe: Recipe, held: bool = True) -> bool:
+def needs_unconditional_row(recipe: Recipe, is_guidance_on: bool = True) -> bool:
     """Return whether the empty or negative text u needs a row.
 
     The prediction u + guidance·Σ wᵢ(cᵢ - u) lacks u where guidance·Σ wᵢ = 1. Where guidance is not `held`, its scale is
@@ -727,48 +744,50 @@ def unconditional(recipe: Recipe, held: bool = True) -> bool:
     """
     if recipe.guides == "network":
         return False
-    if not held:
-        return steers_away(recipe)
-    return recipe.guidance * (1.0 if recipe.mixed else sum(one.weight for one in recipe.concepts)) != 1.0
+    if not is_guidance_on:
+        return has_negative_weight(recipe)
+    return recipe.guidance * (1.0 if recipe.mixed else sum(concept.weight for concept in recipe.concepts)) != 1.0
 
 
-def steers_away(recipe: Recipe) -> bool:
+def has_negative_weight(recipe: Recipe) -> bool:
     return any(concept.weight <= 0.0 for concept in recipe.concepts)
 
 
-def rows(recipe: Recipe, held: bool = True) -> int:
+def count_rows(recipe: Recipe, is_guidance_on: bool = True) -> int:
     """Return network rows a step: per image one for each concept, plus the empty or negative text unless it cancels."""
-    return recipe.count * ((1 if recipe.mixed else len(recipe.concepts)) + unconditional(recipe, held))
+    return recipe.count * (
+        (1 if recipe.mixed else len(recipe.concepts)) + needs_unconditional_row(recipe, is_guidance_on)
+    )
 
 
-def pinned(recipe: Recipe, held: bool = True) -> int | None:
+def pinned_bucket(recipe: Recipe, is_guidance_on: bool = True) -> int | None:
     """Return the pinned batch shape; without guidance it shrinks with the rows of an image."""
-    return recipe.bucket and max(1, recipe.bucket * rows(recipe, held) // rows(recipe))
+    return recipe.bucket and max(1, recipe.bucket * count_rows(recipe, is_guidance_on) // count_rows(recipe))
 
 
-def row_steps(recipe: Recipe) -> int:
+def count_row_steps(recipe: Recipe) -> int:
     """Return the rows of all steps that are paid for: a pinned batch shape is paid in full, padding included."""
-    held, run = guided_steps(recipe), max(0, recipe.last - recipe.first)
-    return held * _padded(recipe, True) + (run - held) * _padded(recipe, False)
+    guided_steps, all_steps = count_guided_steps(recipe), max(0, recipe.end_step - recipe.first_step)
+    return guided_steps * _padded_rows(recipe, True) + (all_steps - guided_steps) * _padded_rows(recipe, False)
 
 
-def _padded(recipe: Recipe, held: bool) -> int:
-    taken, size = rows(recipe, held), pinned(recipe, held)
-    return taken + (-taken % size if size else 0)
+def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
+    row_count, bucket = count_rows(recipe, is_guidance_on), pinned_bucket(recipe, is_guidance_on)
+    return row_count + (-row_count % bucket if bucket else 0)
 
 
-def cost(recipe: Recipe, warm: Warm) -> float:
+def estimate_cost(recipe: Recipe, model: ModelInfo) -> float:
     """Return calibrated device-seconds: row-steps × time a row-step at this size + encode + decode.
 
     Encoding an init image takes about as long as decoding one.
     """
-    area = recipe.width * recipe.height / (warm.size * warm.size)
-    steps = row_steps(recipe) * warm.row_ms * area
-    texts = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * warm.encode_ms
-    pictures = len(recipe.start.pictures) if isinstance(recipe.start, Forward) else 0
-    return (steps + texts + (recipe.count + pictures) * warm.decode_ms * area) / 1000.0
+    area = recipe.width * recipe.height / (model.size * model.size)
+    step_ms = count_row_steps(recipe) * model.row_ms * area
+    text_ms = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * model.encode_ms
+    init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
+    return (step_ms + text_ms + (recipe.count + init_image_count) * model.decode_ms * area) / 1000.0
 
 
-def decode_ms(warm: Warm, width: int, height: int, count: int) -> float:
+def estimate_decode_ms(model: ModelInfo, width: int, height: int, count: int) -> float:
     """Return calibrated milliseconds of `count` decodes at this size; the calibrated time includes upscaling."""
-    return count * warm.decode_ms * width * height / (warm.size * warm.size)
+    return count * model.decode_ms * width * height / (model.size * model.size)

@@ -21,234 +21,253 @@ import torch
 from PIL.Image import Image
 
 from engine import job as wire
-from engine.admit import check
-from engine.beginning import Beginning, read, whole
-from engine.blame import unforeseen
-from engine.cores import Cores, Kind
-from engine.encode import half_bytes, jpeg, latent_bytes, parameters, png, thumbnail
-from engine.engine import Developed, Stepped
-from engine.families.family import SMALL, Family, is_here
-from engine.finishing import developed, laid_over
+from engine.admit import check_job
+from engine.beginning import InitLatents, encode_square, load_init_latents
+from engine.blame import reject_before_start
+from engine.cores import CoreTurns, WorkKind
+from engine.encode import (
+    encode_jpeg,
+    encode_latents,
+    encode_latents_half,
+    encode_png,
+    encode_thumbnail,
+    format_parameters,
+)
+from engine.engine import LatentsDone, StepDone
+from engine.families.family import SMALL_MODEL_SIZE, Family, is_loaded
+from engine.finishing import composite, decode_tiled
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
-from engine.map_files import MapFiles
-from engine.picture_check import PictureCheck, Verdicts
+from engine.map_files import MapStore
+from engine.picture_check import JobVerdicts, PictureCheck
 from engine.preview import Previewer
-from engine.trajectory import LatentRung
-from engine.unfit import Unfit
-from engine.watch import Watch
+from engine.trajectory import LatentKeyframe
+from engine.unfit import JobRejected
+from engine.watch import Stopwatch
 
 log = logging.getLogger(__name__)
 
-PICTURE, FRAME, RUNG, CLOSE, FIT = range(5)
-GLANCE = 0.05  # seconds that a fit waits for the cores, and all else in this thread for the fit
+PICTURE_PRIORITY, FRAME_PRIORITY, LADDER_PRIORITY, CLOSE_PRIORITY, FIT_PRIORITY = range(5)
+FIT_WAIT_SECONDS = 0.05  # seconds that a fit waits for the cores, and all else in this thread for the fit
 T = TypeVar("T")
 
 
-class Lane:
+class DecodeWorker:
     """Every method returns at once, with a `concurrent.futures.Future` for its result (`asyncio.wrap_future`)."""
 
     def __init__(
-        self, families: Mapping[str, Family], check: PictureCheck | None = None, maps: MapFiles | None = None,
-        cores: Cores | None = None,
+        self, families: Mapping[str, Family], picture_check: PictureCheck | None = None, map_store: MapStore | None = None,
+        cores: CoreTurns | None = None,
     ) -> None:  # fmt: skip
-        self._families, self._maps, self.cores = families, maps, cores or Cores()
-        self.checks = check is not None
-        self._verdicts = Verdicts(check, self.cores)  # used only in the thread
+        self._families, self._map_store, self.cores = families, map_store, cores or CoreTurns()
+        self.has_picture_check = picture_check is not None
+        self._picture_verdicts = JobVerdicts(picture_check, self.cores)  # used only in the thread
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # weak: a model may be evicted
-        self.on_picture: Callable[[Recipe, float], None] = lambda recipe, ms: None  # called in the thread
+        self.on_picture_decoded: Callable[[Recipe, float], None] = lambda recipe, ms: None  # called in the thread
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
-        self._order = itertools.count()
-        self._under: dict[str, Beginning] = {}  # by job; used only in the thread
-        self._prepared: WeakSet[Family] = WeakSet()  # used only in the thread; what follows, only by the caller
-        self._frames: dict[tuple[str, int], Future[Frame]] = {}
-        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), name="lane", daemon=True)
+        self._sequence = itertools.count()
+        self._init_latents: dict[str, InitLatents] = {}  # by job; used only in the thread
+        self._prepared_families: WeakSet[Family] = (
+            WeakSet()
+        )  # used only in the thread; what follows, only by the caller
+        self._frame_futures: dict[tuple[str, int], Future[Frame]] = {}
+        self._thread = threading.Thread(
+            target=self._run_thread, args=(torch.get_num_threads(),), name="lane", daemon=True
+        )
         self._thread.start()
 
-    def prepare(self, model: str) -> None:
+    def prepare_preview(self, model: str) -> None:
         """Fit a preview map for a model that is now in memory, bit by bit while nothing else waits."""
-        self._submit(FIT, lambda: self._prepare(model))
+        self._submit(FIT_PRIORITY, lambda: self._prepare_preview(model))
 
-    def begin(self, job: Job, blobs: Mapping[str, bytes]) -> Future[Beginning | None]:
+    def encode_init_images(self, job: Job, blobs: Mapping[str, bytes]) -> Future[InitLatents | None]:
         """Encode a job's init images from its blobs (by SHA-256); None: pure noise. The future may raise `Unfit`.
 
         With a mask, the init image is kept until the job is forgotten, for compositing.
         """
-        return self._submit(PICTURE, lambda: self._begin(job, blobs))
+        return self._submit(PICTURE_PRIORITY, lambda: self._encode_init_images(job, blobs))
 
-    def latents(self, model: str, picture: bytes) -> Future[torch.Tensor]:
+    def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
         """Encode an image for `/describe` at the model's native size. The future may raise `Unfit`."""
-        return self._submit(FRAME, lambda: self._foreseen(model, partial(whole, picture)))
+        return self._submit(FRAME_PRIORITY, lambda: self._run_on_upload(model, partial(encode_square, picture)))
 
-    def frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
+    def render_frame(self, event: StepDone, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
         """Render a live preview. It replaces one that still waits for the same image: only the newest counts."""
-        waiting = self._frames.get((event.job, event.image))
-        if waiting is not None:
-            waiting.cancel()
-        future = self._submit(FRAME, lambda: self._frame(event, job, epoch, seconds_left))
-        self._frames[event.job, event.image] = future
+        pending = self._frame_futures.get((event.job, event.image))
+        if pending is not None:
+            pending.cancel()
+        future = self._submit(FRAME_PRIORITY, lambda: self._render_frame(event, job, epoch, seconds_left))
+        self._frame_futures[event.job, event.image] = future
         return future
 
-    def picture(self, event: Developed, job: Job) -> Future[bytes]:
+    def render_picture(self, event: LatentsDone, job: Job) -> Future[bytes]:
         """Return the finished PNG: the same bytes for the same recipe and latents."""
-        return self._submit(PICTURE, lambda: self._picture(event, job))
+        return self._submit(PICTURE_PRIORITY, lambda: self._render_picture(event, job))
 
-    def verdict(self, content: bytes, job: Job) -> Future[Verdict]:
+    def check_picture(self, content: bytes, job: Job) -> Future[Verdict]:
         """Check a finished picture; "unchecked" if the job does not ask for it, or if the check failed."""
-        return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
+        return self._submit(PICTURE_PRIORITY, lambda: self._picture_verdicts.check_final(job, content))
 
-    def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
+    def encode_ladder(self, event: LatentsDone, job: Job, *, is_for_film: bool = False) -> Future[bytes]:
         """Return the encoded `Ladder`. `closely`: it is for a film, so decode the keyframes of a small model."""
-        return self._submit(RUNG, lambda: self._ladder(event, job, closely))
+        return self._submit(LADDER_PRIORITY, lambda: self._encode_ladder(event, job, is_for_film))
 
     def decode_thumbnail(self, model: str, x0: torch.Tensor, tile: bool) -> Future[bytes]:
         """Decode one keyframe for a close look. The future may raise `Unfit`."""
-        return self._submit(RUNG, lambda: self._foreseen(model, partial(_decoded_thumbnail, x0, tile)))
+        return self._submit(LADDER_PRIORITY, lambda: self._run_on_upload(model, partial(_decode_thumbnail, x0, tile)))
 
-    def forget(self, job: str) -> None:
+    def forget_job(self, job: str) -> None:
         """Cancel everything that waits for a job that has left."""
-        for key in [key for key in self._frames if key[0] == job]:
-            self._frames.pop(key).cancel()
-        self._submit(PICTURE, lambda: self._under.pop(job, None))  # queued, in case the job comes once more
-        self._submit(RUNG, lambda: self._verdicts.forget(job))
+        for key in [key for key in self._frame_futures if key[0] == job]:
+            self._frame_futures.pop(key).cancel()
+        self._submit(
+            PICTURE_PRIORITY, lambda: self._init_latents.pop(job, None)
+        )  # queued, in case the job comes once more
+        self._submit(LADDER_PRIORITY, lambda: self._picture_verdicts.forget_job(job))
 
     def close(self) -> None:
         """Finish the waiting work, then end the thread."""
-        self._submit(CLOSE, self._end)
+        self._submit(CLOSE_PRIORITY, self._stop)
         self._thread.join()
 
     def _submit(self, priority: int, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
-        self._queue.put((priority, next(self._order), lambda: _fulfil(future, work)))
+        self._queue.put((priority, next(self._sequence), lambda: _fulfil_future(future, work)))
         return future
 
-    def _run(self, cores: int) -> None:
+    def _run_thread(self, cores: int) -> None:
         torch.set_num_threads(cores)  # a fixed number: another one gives other last bits
-        self._open = True
-        while self._open:
+        self._is_running = True
+        while self._is_running:
             _, _, work = self._queue.get()
             work()
 
-    def _end(self) -> None:
-        self._open = False
+    def _stop(self) -> None:
+        self._is_running = False
 
-    def _begin(self, job: Job, blobs: Mapping[str, bytes]) -> Beginning | None:
-        recipe = _recipe(job)
+    def _encode_init_images(self, job: Job, blobs: Mapping[str, bytes]) -> InitLatents | None:
+        recipe = _recipe_of(job)
         if recipe.start is None:
             return None
-        check(job, self._families)
-        found = self._foreseen(recipe.model, partial(read, recipe, blobs))
-        if found is not None and found.picture is not None:
-            self._under[job.id] = found
-        return found
+        check_job(job, self._families)
+        init_latents = self._run_on_upload(recipe.model, partial(load_init_latents, recipe, blobs))
+        if init_latents is not None and init_latents.init_image is not None:
+            self._init_latents[job.id] = init_latents
+        return init_latents
 
-    def _foreseen(self, model: str, work: Callable[[Family], T]) -> T:
+    def _run_on_upload(self, model: str, work: Callable[[Family], T]) -> T:
         """Run work on an uploaded image. Raises `Unfit` for anything that goes wrong, or `DeviceLost`."""
         family = self._families[model]
         try:
-            with self.cores.held(Kind.OTHER):
+            with self.cores.hold(WorkKind.OTHER):
                 return work(family)
-        except Unfit:
+        except JobRejected:
             raise
         except Exception as error:
-            raise unforeseen(error, family.device) from error
+            raise reject_before_start(error, family.device) from error
 
-    def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
-        x0, recipe = event.x0, _recipe(job)
+    def _render_frame(self, event: StepDone, job: Job, epoch: int, seconds_left: float) -> Frame:
+        x0, recipe = event.x0, _recipe_of(job)
         assert x0 is not None, "only a watched job's steps carry x0"
-        verdict = self._verdicts.early(job, event.image, event.k / event.of, lambda: self._estimate(recipe, x0))
-        picture = self._preview(recipe, x0)
+        verdict = self._picture_verdicts.check_preview(
+            job, event.image, event.step / event.total_steps, lambda: self._decode_x0(recipe, x0)
+        )
+        picture = self._render_preview(recipe, x0)
         return Frame(
-            job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of,
-            picture=jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
+            job=event.job, image=event.image, epoch=epoch, step=event.step, of=event.total_steps,
+            picture=encode_jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
 
-    def _preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+    def _render_preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
         """Render with the map, which is too cheap to wait for the cores; decode latents that the map does not fit."""
-        previewer = self._previewer(recipe.model)
-        if previewer.reads(x0):
-            return developed(previewer.picture, x0, recipe.tile)
-        return self._decode(recipe, x0)
+        previewer = self._previewer_of(recipe.model)
+        if previewer.can_render(x0):
+            return decode_tiled(previewer.render, x0, recipe.tile)
+        return self._decode_tiled(recipe, x0)
 
-    def _decode(self, recipe: Recipe, x0: torch.Tensor) -> Image:
-        return developed(partial(self._estimate, recipe), x0, recipe.tile)
+    def _decode_tiled(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        return decode_tiled(partial(self._decode_x0, recipe), x0, recipe.tile)
 
-    def _estimate(self, recipe: Recipe, x0: torch.Tensor) -> Image:
-        with self.cores.held(Kind.OTHER):
+    def _decode_x0(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        with self.cores.hold(WorkKind.OTHER):
             return self._families[recipe.model].decode(x0)
 
-    def _previewer(self, model: str) -> Previewer:
+    def _previewer_of(self, model: str) -> Previewer:
         """Return the previewer of the model that is in memory now."""
         family = self._families[model]
         if family not in self._previewers:
-            self._previewers[family] = Previewer(family, self._maps)
+            self._previewers[family] = Previewer(family, self._map_store)
         return self._previewers[family]
 
-    def _prepare(self, model: str) -> None:
+    def _prepare_preview(self, model: str) -> None:
         family = self._families.get(model)
-        if family is not None and family not in self._prepared:
-            self._prepared.add(family)
-            self._fit(model)
+        if family is not None and family not in self._prepared_families:
+            self._prepared_families.add(family)
+            self._fit_preview_map(model)
 
-    def _fit(self, model: str) -> None:
+    def _fit_preview_map(self, model: str) -> None:
         """Encode one picture of the fit, then requeue the rest behind newer work.
 
         While a model is being loaded in another number format it has no encoder; its next job resumes the fit.
         """
         family = self._families.get(model)
-        if family is None or self._previewer(model).is_fitted:
+        if family is None or self._previewer_of(model).is_fitted:
             return
-        with self.cores.spared(GLANCE) as free:
-            if not is_here(family):
-                self._prepared.discard(family)
+        with self.cores.hold_for_spare(FIT_WAIT_SECONDS) as has_cores:
+            if not is_loaded(family):
+                self._prepared_families.discard(family)
                 return
-            if free:
-                self._previewer(model).fit_on()
-        self._submit(FIT, lambda: self._fit(model))
+            if has_cores:
+                self._previewer_of(model).fit_one_more()
+        self._submit(FIT_PRIORITY, lambda: self._fit_preview_map(model))
 
-    def _picture(self, event: Developed, job: Job) -> bytes:
-        recipe = _recipe(job)
+    def _render_picture(self, event: LatentsDone, job: Job) -> bytes:
+        recipe = _recipe_of(job)
         family = self._families[recipe.model]
-        with self.cores.held(Kind.PICTURE):
-            watch = Watch()
-            picture = developed(family.finish, event.latents, recipe.tile)
-            self.on_picture(recipe, watch.ms())
-        picture = laid_over(picture, self._under.get(job.id))
+        with self.cores.hold(WorkKind.PICTURE):
+            stopwatch = Stopwatch()
+            picture = decode_tiled(family.finish, event.latents, recipe.tile)
+            self.on_picture_decoded(recipe, stopwatch.elapsed_ms())
+        picture = composite(picture, self._init_latents.get(job.id))
         factor = picture.width // recipe.width
-        return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
+        return encode_png(picture, format_parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
-    def _ladder(self, event: Developed, job: Job, closely: bool) -> bytes:
-        recipe = _recipe(job)
-        decoded = closely and self._families[recipe.model].size <= SMALL
-        look = partial(self._decode if decoded else self._preview, recipe)
-        mapped = not decoded and self._previewer(recipe.model).reads(event.latents)
-        rungs = tuple(_wired(rung, thumbnail(look(rung.x0)), mapped) for rung in event.rungs)
-        of, shape = recipe.steps, tuple(event.latents.shape)
-        return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
+    def _encode_ladder(self, event: LatentsDone, job: Job, is_for_film: bool) -> bytes:
+        recipe = _recipe_of(job)
+        is_decoded = is_for_film and self._families[recipe.model].size <= SMALL_MODEL_SIZE
+        render = partial(self._decode_tiled if is_decoded else self._render_preview, recipe)
+        is_mapped = not is_decoded and self._previewer_of(recipe.model).can_render(event.latents)
+        rungs = tuple(
+            _to_message(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
+        )
+        steps, shape = recipe.steps, tuple(event.latents.shape)
+        return wire.encode(Ladder(job=event.job, image=event.image, of=steps, shape=shape, rungs=rungs))
 
 
-def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
+def _fulfil_future(future: Future[T], work: Callable[[], T]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
         future.set_result(work())
-    except Unfit as error:  # the input is at fault, so no log entry
+    except JobRejected as error:  # the input is at fault, so no log entry
         future.set_exception(error)
     except Exception as error:  # other jobs go on; the future carries this job's error
         log.exception("the decode worker failed at one item")
         future.set_exception(error)
 
 
-def _wired(rung: LatentRung, seen: bytes, mapped: bool) -> wire.Rung:
+def _to_message(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> wire.Keyframe:
     """Return the wire form. `mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
-    history = None if rung.x is None else latent_bytes(rung.x0)
-    estimate = half_bytes(rung.x0) if mapped else None
-    return wire.Rung(rung.step, seen, latent_bytes(rung.x), history, rung.drawn, estimate)
+    history = None if keyframe.latents is None else encode_latents(keyframe.x0)
+    estimate = encode_latents_half(keyframe.x0) if is_mapped else None
+    return wire.Keyframe(
+        keyframe.step, thumbnail_jpeg, encode_latents(keyframe.latents), history, keyframe.draw_count, estimate
+    )
 
 
-def _decoded_thumbnail(x0: torch.Tensor, tile: bool, family: Family) -> bytes:
-    return thumbnail(developed(family.decode, x0.to(family.device), tile))
+def _decode_thumbnail(x0: torch.Tensor, tile: bool, family: Family) -> bytes:
+    return encode_thumbnail(decode_tiled(family.decode, x0.to(family.device), tile))
 
 
-def _recipe(job: Job) -> Recipe:
+def _recipe_of(job: Job) -> Recipe:
     assert isinstance(job.task, Recipe), "only a recipe's job has events"
     return job.task

@@ -6,10 +6,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
-MOST_KNOWN = 1000
+MAX_KEYS = 1000
 
 
-class Image(Protocol):
+class LimitedImage(Protocol):
     """An image that is scheduled: only those of equal `key` share a batch; `bucket` is its pinned batch shape."""
 
     model: str
@@ -24,37 +24,37 @@ class Image(Protocol):
     def bucket(self) -> int | None: ...
 
 
-class Limits:
+class BatchLimits:
     """`known` holds the limit of every key that was looked up. The default is `rows`, or the model's own limit."""
 
-    def __init__(self, rows: int, caps: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.rows, self._caps = rows, dict(caps)
-        self._halved: dict[Hashable, int] = {}
-        self.known: dict[Hashable, int] = {}
+    def __init__(self, default_limit: int, model_limits: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.default_limit, self._model_limits = default_limit, dict(model_limits)
+        self._halved_limits: dict[Hashable, int] = {}
+        self.limits: dict[Hashable, int] = {}
 
-    def of(self, image: Image) -> int:
+    def limit_for(self, image: LimitedImage) -> int:
         """Return the batch limit of an image's key. A pinned forward costs its whole bucket, so a batch may fill it."""
         key = image.key
-        if key not in self.known and len(self.known) >= MOST_KNOWN:
-            self._forget()
-        most = max(self._caps.get(image.model, self.rows), image.bucket or 0)
-        return self.known.setdefault(key, min(most, self._halved.get(key, most)))
+        if key not in self.limits and len(self.limits) >= MAX_KEYS:
+            self._clear()
+        limit = max(self._model_limits.get(image.model, self.default_limit), image.bucket or 0)
+        return self.limits.setdefault(key, min(limit, self._halved_limits.get(key, limit)))
 
-    def adjust(self, model: str, rows: int) -> None:
+    def set_model_limit(self, model: str, limit: int) -> None:
         """Set a model's limit from now on; where memory ran out, it stays at what fitted, or less."""
-        if self._caps.get(model) != rows:
-            self._caps[model] = rows
-            self.known.clear()
+        if self._model_limits.get(model) != limit:
+            self._model_limits[model] = limit
+            self.limits.clear()
 
-    def _forget(self) -> None:
-        self.known.clear()
-        self._halved.clear()
+    def _clear(self) -> None:
+        self.limits.clear()
+        self._halved_limits.clear()
 
-    def halve(self, batch: Sequence[Image]) -> int | None:
+    def halve(self, batch: Sequence[LimitedImage]) -> int | None:
         """Return the halved limit after a batch ran out of memory; None if it cannot be smaller."""
-        limit = self.of(batch[0])
+        limit = self.limit_for(batch[0])
         if batch[0].bucket is not None or limit == 1:
             return None
-        halved = max(1, min(limit, sum(image.rows for image in batch)) // 2)
-        self.known[batch[0].key] = self._halved[batch[0].key] = halved
-        return halved
+        lower = max(1, min(limit, sum(image.rows for image in batch)) // 2)
+        self.limits[batch[0].key] = self._halved_limits[batch[0].key] = lower
+        return lower

@@ -17,101 +17,110 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal
 
-Form = Literal["text", "json"]
-FORMS: tuple[Form, ...] = ("text", "json")
-INDENT = "    "  # of every line after the first: no traceback can look like a record
-LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-NAMED = "job %s"  # how our messages start if they name their job first
+LogFormat = Literal["text", "json"]
+LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
+TRACEBACK_INDENT = "    "  # of every line after the first: no traceback can look like a record
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+JOB_PREFIX = "job %s"  # how our messages start if they name their job first
 
-_job: ContextVar[str] = ContextVar("job", default="")
-_worker: ContextVar[str] = ContextVar("worker", default="")
+_job_context: ContextVar[str] = ContextVar("job", default="")
+_worker_context: ContextVar[str] = ContextVar("worker", default="")
 
 
 @contextmanager
-def about(job: str, worker: str = "") -> Iterator[None]:
+def log_context(job: str, worker: str = "") -> Iterator[None]:
     """Attach a job, and a worker if one is named, to everything logged inside. Tasks created inside inherit both."""
-    jobs, workers = _job.set(job), _worker.set(worker or _worker.get())
+    job_token, worker_token = _job_context.set(job), _worker_context.set(worker or _worker_context.get())
     try:
         yield
     finally:
-        _worker.reset(workers)
-        _job.reset(jobs)
+        _worker_context.reset(worker_token)
+        _job_context.reset(job_token)
 
 
 def job_of(record: logging.LogRecord) -> str:
     """Return the record's job: from `extra`, from the start of its message, or from the enclosing `about`."""
-    given = getattr(record, "job", None)
-    if isinstance(given, str):
-        return given
-    if isinstance(record.msg, str) and record.msg.startswith(NAMED) and isinstance(record.args, tuple) and record.args:
+    job = getattr(record, "job", None)
+    if isinstance(job, str):
+        return job
+    if (
+        isinstance(record.msg, str)
+        and record.msg.startswith(JOB_PREFIX)
+        and isinstance(record.args, tuple)
+        and record.args
+    ):
         return str(record.args[0])
-    return _job.get()
+    return _job_context.get()
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Return `text` on one line: unprintable characters become `\\n`, `\\x1b` or `\\u2028`."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
-class TextLine(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """Lines for people. `line` is a `logging.Formatter` format; a traceback follows, indented."""
 
-    def __init__(self, line: str) -> None:
-        super().__init__(line)
+    def __init__(self, text_format: str) -> None:
+        super().__init__(text_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        said, job = escaped(record.getMessage()), escaped(job_of(record))
-        shown = copy(record)
-        shown.msg, shown.args = (f"{said} (job {job})" if job and job not in said else said), None
-        shown.exc_info = shown.exc_text = shown.stack_info = None
-        fault = [f"{INDENT}{escaped(line)}" for line in _fault(self, record).splitlines()]
-        return "\n".join([super().format(shown), *fault])
+        message, job = escape(record.getMessage()), escape(job_of(record))
+        single_line = copy(record)
+        single_line.msg, single_line.args = (f"{message} (job {job})" if job and job not in message else message), None
+        single_line.exc_info = single_line.exc_text = single_line.stack_info = None
+        traceback_lines = [f"{TRACEBACK_INDENT}{escape(line)}" for line in _format_traceback(self, record).splitlines()]
+        return "\n".join([super().format(single_line), *traceback_lines])
 
 
-class JsonLine(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Lines for machines: one object each. `worker` is the name of this process, if it is a worker."""
 
     def __init__(self, worker: str = "") -> None:
         super().__init__()
-        self._own = worker
+        self._worker_name = worker
 
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        found = {
-            "time": at.replace("+00:00", "Z"),
+        created = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {
+            "time": created.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
             "job": job_of(record),
-            "worker": getattr(record, "worker", "") or _worker.get() or self._own,
-            "exception": _fault(self, record),
+            "worker": getattr(record, "worker", "") or _worker_context.get() or self._worker_name,
+            "exception": _format_traceback(self, record),
         }
-        always = ("time", "level", "logger", "message")
-        return json.dumps({name: value for name, value in found.items() if value or name in always}, default=str)
+        required_fields = ("time", "level", "logger", "message")
+        return json.dumps(
+            {name: value for name, value in fields.items() if value or name in required_fields}, default=str
+        )
 
 
-def formatter(form: Form, line: str, worker: str = "") -> logging.Formatter:
+def build_formatter(log_format: LogFormat, text_format: str, worker: str = "") -> logging.Formatter:
     """Return the formatter for `form`; `line` is the format of text lines."""
-    return JsonLine(worker) if form == "json" else TextLine(line)
+    return JsonFormatter(worker) if log_format == "json" else TextFormatter(text_format)
 
 
-def _fault(by: logging.Formatter, record: logging.LogRecord) -> str:
+def _format_traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     """Return the record's traceback and stack as text."""
-    parts = [by.formatException(record.exc_info) if record.exc_info else "", record.stack_info or ""]
+    parts = [formatter.formatException(record.exc_info) if record.exc_info else "", record.stack_info or ""]
     return "\n".join(part for part in parts if part)
 
 
-def to_stderr(form: Form, worker: str) -> None:
+def configure_stderr(log_format: LogFormat, worker: str) -> None:
     """Configure logging of a worker process: everything, Python's warnings included, goes to stderr."""
     stream = logging.StreamHandler()
-    stream.setFormatter(formatter(form, LINE, worker))
+    stream.setFormatter(build_formatter(log_format, TEXT_FORMAT, worker))
     logging.basicConfig(level=logging.INFO, handlers=[stream])
-    logging.captureWarnings(form == "json")
-    if form == "json":
-        sys.excepthook = _ended
+    logging.captureWarnings(log_format == "json")
+    if log_format == "json":
+        sys.excepthook = _log_unhandled
 
 
-def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    logging.getLogger(__name__).critical("An unhandled error ends the process.", exc_info=(kind, error, trace))
+def _log_unhandled(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger(__name__).critical("An unhandled error ends the process.", exc_info=(error_type, error, trace))

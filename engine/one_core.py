@@ -7,7 +7,7 @@ import threading
 import torch
 
 
-def take_one_core(cores: int) -> None:
+def limit_to_one_core(engine_threads: int) -> None:
     """Make torch compute on one core in this thread: a second team of threads would fight the engine's for the cores.
 
     torch also gives the number to every thread that starts later, and another number gives other last bits. So a
@@ -15,6 +15,6 @@ def take_one_core(cores: int) -> None:
     """
     torch.get_num_threads()  # a thread adopts the global number at its first call: make that call now
     torch.set_num_threads(1)
-    back = threading.Thread(target=torch.set_num_threads, args=(cores,))
-    back.start()
-    back.join()
+    reset_thread = threading.Thread(target=torch.set_num_threads, args=(engine_threads,))
+    reset_thread.start()
+    reset_thread.join()

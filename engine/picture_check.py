@@ -18,26 +18,26 @@ from typing import Any
 import torch
 from PIL import Image
 
-from engine.cores import Cores, Kind
+from engine.cores import CoreTurns, WorkKind
 from engine.job import Job, Verdict
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 log = logging.getLogger(__name__)
 
-EARLY = 0.4  # share of an image's steps after which x0 shows what it will be
-_UNSAFE = r"(?:nsfw|porn|hentai|sexy|unsafe|explicit)"
-_MEANT = re.compile(_UNSAFE, re.IGNORECASE)
-_DENIED = re.compile(rf"(?<![a-z])(?:not?|non)[\W_]*{_UNSAFE}", re.IGNORECASE)  # "not_nsfw", "non-explicit"
+EARLY_SHARE = 0.4  # share of an image's steps after which x0 shows what it will be
+_UNSAFE_WORDS = r"(?:nsfw|porn|hentai|sexy|unsafe|explicit)"
+_UNSAFE_NAME = re.compile(_UNSAFE_WORDS, re.IGNORECASE)
+_NEGATED_NAME = re.compile(rf"(?<![a-z])(?:not?|non)[\W_]*{_UNSAFE_WORDS}", re.IGNORECASE)  # "not_nsfw", "non-explicit"
 
 
 class PictureCheck:
     """One loaded classifier. A call runs a forward in the caller's thread and may raise any error of it."""
 
-    def __init__(self, model: Any, processor: Any, unsafe: Sequence[int], threshold: float, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, unsafe_labels: Sequence[int], threshold: float, name: str) -> None:
         self._model, self._processor = model.eval().requires_grad_(False), processor
-        self._unsafe, self._threshold, self.name = list(unsafe), threshold, name
+        self._unsafe, self._threshold, self.name = list(unsafe_labels), threshold, name
         config = model.config
-        self._apart = config.problem_type == "multi_label_classification" or config.num_labels == 1
+        self._is_multi_label = config.problem_type == "multi_label_classification" or config.num_labels == 1
 
     @classmethod
     def load(
@@ -48,14 +48,16 @@ class PictureCheck:
         """
         _refuse_pickles(folder)
         try:
-            model, processor = _parts(folder)
+            model, processor = _load_parts(folder)
         except Exception as error:  # an unknown folder can make the libraries raise anything
-            raise _unfit(f"{folder.name} holds no image classifier that can be loaded.") from error
-        check = cls(model.to(device), processor, _unsafe(model.config.id2label, labels), threshold, folder.name)
+            raise _rejection(f"{folder.name} holds no image classifier that can be loaded.") from error
+        check = cls(
+            model.to(device), processor, _find_unsafe_labels(model.config.id2label, labels), threshold, folder.name
+        )
         try:
             check(Image.new("RGB", (64, 64), "grey"))
         except Exception as error:
-            raise _unfit(f"{folder.name} fails at a plain grey picture: {error}"[:300]) from error
+            raise _rejection(f"{folder.name} fails at a plain grey picture: {error}"[:300]) from error
         return check
 
     @property
@@ -75,84 +77,88 @@ class PictureCheck:
         """Return how unsafe a picture looks, 0 to 1."""
         pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
         logits = self._model(pixel_values=pixels.to(self._model.device)).logits[0].float()
-        if self._apart:
+        if self._is_multi_label:
             return float(logits.sigmoid()[self._unsafe].max())
         return float(logits.softmax(dim=0)[self._unsafe].sum())
 
 
-class Verdicts:
+class JobVerdicts:
     """The verdicts on jobs that ask for a check. Used only in the decode worker's thread.
 
     An image's x0 is checked once, as soon as it shows enough; the finished picture is always checked again.
     """
 
-    def __init__(self, check: PictureCheck | None, cores: Cores | None = None) -> None:
-        self._check, self._cores = check, cores or Cores()
-        self._early: dict[str, dict[int, Verdict]] = {}
+    def __init__(self, check: PictureCheck | None, cores: CoreTurns | None = None) -> None:
+        self._check, self._cores = check, cores or CoreTurns()
+        self._preview_verdicts: dict[str, dict[int, Verdict]] = {}
 
-    def early(self, job: Job, image: int, done: float, estimate: Callable[[], Image.Image]) -> Verdict:
+    def check_preview(self, job: Job, image: int, steps_share: float, decode_x0: Callable[[], Image.Image]) -> Verdict:
         """Return the verdict on an image's previews. `done`: share of its steps; `estimate` is called at most once."""
-        if not job.check or self._check is None or done < EARLY:
+        if not job.check or self._check is None or steps_share < EARLY_SHARE:
             return "unchecked"
-        known = self._early.setdefault(job.id, {})
-        if image not in known:
-            known[image] = self._said(job, estimate, Kind.OTHER)
-        return known[image]
+        verdicts = self._preview_verdicts.setdefault(job.id, {})
+        if image not in verdicts:
+            verdicts[image] = self._classify(job, decode_x0, WorkKind.OTHER)
+        return verdicts[image]
 
-    def final(self, job: Job, content: bytes) -> Verdict:
+    def check_final(self, job: Job, content: bytes) -> Verdict:
         """Return the verdict on a finished picture's bytes."""
         if not job.check:
             return "unchecked"
-        return self._said(job, lambda: Image.open(BytesIO(content), formats=("PNG",)), Kind.PICTURE)
+        return self._classify(job, lambda: Image.open(BytesIO(content), formats=("PNG",)), WorkKind.PICTURE)
 
-    def forget(self, job: str) -> None:
-        self._early.pop(job, None)
+    def forget_job(self, job: str) -> None:
+        self._preview_verdicts.pop(job, None)
 
-    def _said(self, job: Job, picture: Callable[[], Image.Image], kind: Kind) -> Verdict:
+    def _classify(self, job: Job, open_picture: Callable[[], Image.Image], kind: WorkKind) -> Verdict:
         """Return the verdict. `picture` may take the cores itself, so the check takes them after it."""
         if self._check is None:
             return "unchecked"
         try:
-            with picture() as opened, self._cores.held(kind):
-                return self._check(opened)
+            with open_picture() as image, self._cores.hold(kind):
+                return self._check(image)
         except Exception:  # the picture remains, and a moderator can look at it
             log.exception("job %s: the picture check failed", job.id)
             return "unchecked"
 
 
-def _parts(folder: Path) -> tuple[Any, Any]:
+def _load_parts(folder: Path) -> tuple[Any, Any]:
     """Return (model, processor). Refuses a folder without a head: it would be initialised at random."""
     transformers: Any = import_module("transformers")
-    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    from engine.families.quiet import quiet  # imports transformers, which a worker without a check need not load
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    from engine.families.quiet import (
+        silence_libraries,  # imports transformers, which a worker without a check need not load
+    )
 
-    with quiet():
-        processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **plain)
-        model, found = transformers.AutoModelForImageClassification.from_pretrained(
-            str(folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **plain
+    with silence_libraries():
+        processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **options)
+        model, loading_info = transformers.AutoModelForImageClassification.from_pretrained(
+            str(folder), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
-    if found["missing_keys"] or found["mismatched_keys"]:
+    if loading_info["missing_keys"] or loading_info["mismatched_keys"]:
         raise ValueError("weights are missing")
     return model, processor
 
 
-def _unsafe(names: Mapping[int, str], wanted: Sequence[str]) -> list[int]:
-    known = {str(name).lower(): index for index, name in names.items()}
-    listed = ", ".join(sorted(known))[:300]
-    if missing := [label for label in wanted if label.lower() not in known]:
-        raise _unfit(f"it has no label {missing[0][:64]!r}; it has: {listed}.")
-    meant = wanted or [name for name in known if _MEANT.search(name) and not _DENIED.search(name)]
-    if not meant:
-        raise _unfit(f"no label has a known unsafe name; name some in DARKROOM_CHECK_LABELS. It has: {listed}.")
-    return sorted({known[label.lower()] for label in meant})
+def _find_unsafe_labels(label_names: Mapping[int, str], requested: Sequence[str]) -> list[int]:
+    index_by_label = {str(name).lower(): index for index, name in label_names.items()}
+    label_list = ", ".join(sorted(index_by_label))[:300]
+    if missing := [label for label in requested if label.lower() not in index_by_label]:
+        raise _rejection(f"it has no label {missing[0][:64]!r}; it has: {label_list}.")
+    unsafe_labels = requested or [
+        name for name in index_by_label if _UNSAFE_NAME.search(name) and not _NEGATED_NAME.search(name)
+    ]
+    if not unsafe_labels:
+        raise _rejection(f"no label has a known unsafe name; name some in DARKROOM_CHECK_LABELS. It has: {label_list}.")
+    return sorted({index_by_label[label.lower()] for label in unsafe_labels})
 
 
 def _refuse_pickles(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise _unfit(f"{folder.name} is no folder with a model's config.json.")
+        raise _rejection(f"{folder.name} is no folder with a model's config.json.")
     if not list(folder.glob("*.safetensors")):
-        raise _unfit(f"{folder.name} has no weights in safetensors; a pickle can run code when it is opened.")
+        raise _rejection(f"{folder.name} has no weights in safetensors; a pickle can run code when it is opened.")
 
 
-def _unfit(why: str) -> Unfit:
-    return Unfit(f"The picture check cannot be used: {why}", "worker")
+def _rejection(reason: str) -> JobRejected:
+    return JobRejected(f"The picture check cannot be used: {reason}", "worker")

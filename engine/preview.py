@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from engine.families.family import SMALL, Family
-from engine.known_maps import LatentSpace, rough
-from engine.latent_map import Fitting, Floats, LatentMap
-from engine.map_files import MapFiles
+from engine.families.family import SMALL_MODEL_SIZE, Family
+from engine.known_maps import LatentSpace, rough_map
+from engine.latent_map import FloatArray, LatentMap, LatentMapFit
+from engine.map_files import MapStore
 
 log = logging.getLogger(__name__)
 
-LATENTS = 8  # a side of the pictures in the fit; encoders are convolutional, and most halve thrice
-_SAMPLES = {1: 16, 3: 48}  # pictures in the fit, by the map's reach
+FIT_LATENTS_SIDE = 8  # a side of the pictures in the fit; encoders are convolutional, and most halve thrice
+_FIT_PICTURES = {1: 16, 3: 48}  # pictures in the fit, by the map's reach
 _SEED = 3
 
 
@@ -40,70 +40,74 @@ class HasLatentSpace(Protocol):
 class Previewer:
     """Renders previews of one family's x0. Used by one thread; nothing waits for its fit."""
 
-    def __init__(self, family: Family, files: MapFiles | None = None) -> None:
-        self._known = ref(family)  # a previewer must not keep its model in memory
-        self._files = files
-        space = _space(family)
-        self._space = space or LatentSpace(0)
-        self._reach, self._patch = (3, self._space.factor) if family.size <= SMALL else (1, 1)
-        kept = files and files.read(family.revision, self._space.channels, self._reach, self._patch)
-        self.map = kept or rough(self._space)
-        self._left = 0 if kept or space is None else _SAMPLES[self._reach]  # pictures left in the fit
-        self._fitting = Fitting(self._space.channels, self._reach, self._patch)
+    def __init__(self, family: Family, map_store: MapStore | None = None) -> None:
+        self._family_ref = ref(family)  # a previewer must not keep its model in memory
+        self._map_store = map_store
+        latent_space = _latent_space(family)
+        self._latent_space = latent_space or LatentSpace(0)
+        self._reach, self._patch = (3, self._latent_space.spatial_factor) if family.size <= SMALL_MODEL_SIZE else (1, 1)
+        stored_map = map_store and map_store.read(
+            family.revision, self._latent_space.channels, self._reach, self._patch
+        )
+        self.latent_map = stored_map or rough_map(self._latent_space)
+        self._pictures_left = (
+            0 if stored_map or latent_space is None else _FIT_PICTURES[self._reach]
+        )  # pictures left in the fit
+        self._fit = LatentMapFit(self._latent_space.channels, self._reach, self._patch)
         self._random = np.random.default_rng(_SEED)
 
     @property
     def _family(self) -> Family:
-        family = self._known()
+        family = self._family_ref()
         assert family is not None, "a model is not evicted while it is used"
         return family
 
     @property
     def is_fitted(self) -> bool:
         """Whether the fit is complete."""
-        return self._left == 0
+        return self._pictures_left == 0
 
-    def reads(self, x0: torch.Tensor) -> bool:
+    def can_render(self, x0: torch.Tensor) -> bool:
         """Return whether the map fits these latents; latents that are already pixels need none."""
-        return len(x0) == self.map.channels
+        return len(x0) == self.latent_map.channels
 
-    def picture(self, x0: torch.Tensor) -> Image.Image:
+    def render(self, x0: torch.Tensor) -> Image.Image:
         """Return the preview of latents `[channels, height, width]`."""
-        if not self.reads(x0):
+        if not self.can_render(x0):
             return self._family.decode(x0)
-        picture = Image.fromarray(self.map.pixels(array(x0), _product))
-        if self.map.patch == self._patch:
-            return picture
-        size = (picture.width * self._patch, picture.height * self._patch)
-        return picture.resize(size, Image.Resampling.BICUBIC)
+        image = Image.fromarray(self.latent_map.render(to_array(x0), _multiply))
+        if self.latent_map.patch == self._patch:
+            return image
+        size = (image.width * self._patch, image.height * self._patch)
+        return image.resize(size, Image.Resampling.BICUBIC)
 
-    def fit_on(self) -> None:
+    def fit_one_more(self) -> None:
         """Encode one more picture of the fit. After the last, solve for the model's own map and store it."""
-        left, self._left = self._left, 0  # after an error the fit does not continue
-        if left:
-            self._add(draw_shapes(LATENTS * self._space.factor, self._random))
-        if left == 1:
-            self.map = self._fitting.solve()
-            if self._files is not None:
-                self._files.write(self._family.revision, self.map)
-        self._left = max(0, left - 1)
+        pictures_left, self._pictures_left = self._pictures_left, 0  # after an error the fit does not continue
+        if pictures_left:
+            self._add_to_fit(draw_shapes(FIT_LATENTS_SIDE * self._latent_space.spatial_factor, self._random))
+        if pictures_left == 1:
+            self.latent_map = self._fit.solve()
+            if self._map_store is not None:
+                self._map_store.write(self._family.revision, self.latent_map)
+        self._pictures_left = max(0, pictures_left - 1)
 
-    def _add(self, picture: Image.Image) -> None:
-        latents = array(self._family.encode_image(picture))
+    def _add_to_fit(self, picture: Image.Image) -> None:
+        latents = to_array(self._family.encode_image(picture))
         _, height, width = latents.shape
         small = picture.resize((width * self._patch, height * self._patch), Image.Resampling.BOX)
-        self._fitting.add(latents, np.asarray(small, dtype=np.uint8))
+        self._fit.add_picture(latents, np.asarray(small, dtype=np.uint8))
 
 
-def fit(family: Family) -> LatentMap:
+def fit_preview_map(family: Family) -> LatentMap:
     """Return the model's own map, fitted at once."""
     previewer = Previewer(family)
     while not previewer.is_fitted:
-        previewer.fit_on()
-    return previewer.map
+        previewer.fit_one_more()
+    return previewer.latent_map
 
 
-def array(latents: torch.Tensor) -> Floats:
+def to_array(latents: torch.Tensor) -> FloatArray:
     """Return latents as a float32 array on the host."""
     return latents.to("cpu", torch.float32).numpy()
 
@@ -120,17 +124,17 @@ def draw_shapes(side: int, random: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _space(family: Family) -> LatentSpace | None:
+def _latent_space(family: Family) -> LatentSpace | None:
     if isinstance(family, HasLatentSpace):
         return family.latent_space
     channels, height, _ = family.latent_shape(family.size, family.size)
-    return LatentSpace(channels, factor=family.size // height)
+    return LatentSpace(channels, spatial_factor=family.size // height)
 
 
-def _product(one: Floats, other: Floats) -> Floats:
+def _multiply(matrix: FloatArray, other_matrix: FloatArray) -> FloatArray:
     """Multiply in this thread alone, in a third of a millisecond.
 
     A library's team of threads would keep spinning beside the engine's: with torch, previews cost the embedded model a
     quarter of each step.
     """
-    return np.einsum("ij,jk->ik", one, other)
+    return np.einsum("ij,jk->ik", matrix, other_matrix)

@@ -12,69 +12,73 @@ from collections import deque
 
 from msgspec.structs import replace
 
-from engine.calibration import Calibration, row_cap, row_price
+from engine.calibration import Calibration, find_batch_limit, find_row_ms
 
-REMEMBERED = 9  # last times that are kept
-ENOUGH = 3  # times that are needed before they count
-CHANGE = 1.1  # smaller changes are not announced
+MAX_SAMPLES = 9  # last times that are kept
+MIN_SAMPLES = 3  # times that are needed before they count
+MIN_CHANGE = 1.1  # smaller changes are not announced
 
 
 class Refinement:
     """The refinement of one model. One thread notes forwards, another decodes, a third reads."""
 
-    def __init__(self, found: Calibration) -> None:
-        self.found = found
-        self._buckets: dict[int, deque[float]] = {}
-        self._decodes: deque[float] = deque(maxlen=REMEMBERED)
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+        self._forward_samples: dict[int, deque[float]] = {}
+        self._decode_samples: deque[float] = deque(maxlen=MAX_SAMPLES)
 
     def note_forward(self, rows: int, ms: float) -> None:
         """Note the time of a forward with this many rows at the native size."""
-        self._buckets.setdefault(rows, deque(maxlen=REMEMBERED)).append(ms)
+        self._forward_samples.setdefault(rows, deque(maxlen=MAX_SAMPLES)).append(ms)
 
     def note_decode(self, ms: float) -> None:
         """Note the time of one finished picture at the native size."""
-        self._decodes.append(ms)
+        self._decode_samples.append(ms)
 
-    def renew(self) -> Calibration | None:
+    def refine(self) -> Calibration | None:
         """Return the refined calibration if it changed enough to announce; it then replaces `found`."""
-        buckets = self._bucket_ms()
-        decode_ms = _median(self._decodes) or self.found.decode_ms
-        made = replace(
-            self.found, rows=row_cap(buckets), row_ms=row_price(buckets), decode_ms=decode_ms, bucket_ms=buckets
+        bucket_ms = self._refined_bucket_ms()
+        decode_ms = _median(self._decode_samples) or self.calibration.decode_ms
+        refined = replace(
+            self.calibration,
+            rows=find_batch_limit(bucket_ms),
+            row_ms=find_row_ms(bucket_ms),
+            decode_ms=decode_ms,
+            bucket_ms=bucket_ms,
         )
-        if not _differs(made, self.found):
+        if not _is_announceable(refined, self.calibration):
             return None
-        self.found = made
-        return made
+        self.calibration = refined
+        return refined
 
-    def _bucket_ms(self) -> dict[int, float]:
+    def _refined_bucket_ms(self) -> dict[int, float]:
         """Scale unused buckets by the nearest used one; fewer rows never take longer."""
-        known = self.found.bucket_ms
-        medians = {rows: _median(times) for rows, times in list(self._buckets.items())}
-        real = {rows: ms for rows, ms in medians.items() if ms}
-        if not real:
-            return known
-        best = {rows: ms * _factor(rows, real, known) for rows, ms in known.items()} | real
-        order = sorted(best)
-        for rows, larger in reversed([*itertools.pairwise(order)]):
-            best[rows] = min(best[rows], best[larger])
-        return {rows: best[rows] for rows in order}
+        calibrated = self.calibration.bucket_ms
+        medians_by_rows = {rows: _median(times) for rows, times in list(self._forward_samples.items())}
+        measured = {rows: ms for rows, ms in medians_by_rows.items() if ms}
+        if not measured:
+            return calibrated
+        scaled = {rows: ms * _speed_factor(rows, measured, calibrated) for rows, ms in calibrated.items()} | measured
+        row_counts = sorted(scaled)
+        for rows, larger in reversed([*itertools.pairwise(row_counts)]):
+            scaled[rows] = min(scaled[rows], scaled[larger])
+        return {rows: scaled[rows] for rows in row_counts}
 
 
-def _factor(rows: int, real: dict[int, float], known: dict[int, float]) -> float:
-    both = [each for each in real if known.get(each)]
-    if not both:
+def _speed_factor(rows: int, measured: dict[int, float], calibrated: dict[int, float]) -> float:
+    common = [bucket for bucket in measured if calibrated.get(bucket)]
+    if not common:
         return 1.0
-    nearest = min(both, key=lambda each: max(each / rows, rows / each))
-    return real[nearest] / known[nearest]
+    nearest = min(common, key=lambda each: max(each / rows, rows / each))
+    return measured[nearest] / calibrated[nearest]
 
 
 def _median(times: deque[float]) -> float:
     """Return the median; 0 if there are too few times."""
-    some = tuple(times)
-    return statistics.median(some) if len(some) >= ENOUGH else 0.0
+    samples = tuple(times)
+    return statistics.median(samples) if len(samples) >= MIN_SAMPLES else 0.0
 
 
-def _differs(one: Calibration, other: Calibration) -> bool:
-    pairs = ((one.row_ms, other.row_ms), (one.decode_ms, other.decode_ms))
-    return one.rows != other.rows or any(max(pair) > CHANGE * min(pair) for pair in pairs)
+def _is_announceable(current: Calibration, previous: Calibration) -> bool:
+    pairs = ((current.row_ms, previous.row_ms), (current.decode_ms, previous.decode_ms))
+    return current.rows != previous.rows or any(max(pair) > MIN_CHANGE * min(pair) for pair in pairs)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-SLACK = 2  # of 255: allowed excess
+MAX_EXCESS = 2  # of 255: allowed excess
 
 
-def bounded(large: Image.Image, source: Image.Image) -> Image.Image:
+def clamp_ringing(large: Image.Image, source: Image.Image) -> Image.Image:
     """Clamp each colour of `large` to its range in the nearest nine pixels of `source`. Both are RGB."""
-    least, most = (
-        np.asarray(source.filter(rank(3)).resize(large.size, Image.Resampling.NEAREST), dtype=np.int16)
-        for rank in (ImageFilter.MinFilter, ImageFilter.MaxFilter)
+    minimum, maximum = (
+        np.asarray(source.filter(rank_filter(3)).resize(large.size, Image.Resampling.NEAREST), dtype=np.int16)
+        for rank_filter in (ImageFilter.MinFilter, ImageFilter.MaxFilter)
     )
-    kept = np.asarray(large, dtype=np.int16).clip(least - SLACK, most + SLACK)
-    return Image.fromarray(kept.clip(0, 255).astype(np.uint8))
+    clamped = np.asarray(large, dtype=np.int16).clip(minimum - MAX_EXCESS, maximum + MAX_EXCESS)
+    return Image.fromarray(clamped.clip(0, 255).astype(np.uint8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def onto(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return the tensor on the device. Never write to the source again."""
     if device.type != "cuda":
         return tensor.to(device)

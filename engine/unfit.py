@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.job import Blame
 
 
-class Unfit(Exception):
+class JobRejected(Exception):
     """`sentence` is shown as it is; `blame` decides the charge, and whether another worker may try."""
 
     def __init__(self, sentence: str, blame: Blame) -> None:

@@ -12,21 +12,21 @@ from io import BytesIO
 import torch
 from PIL import Image
 
-from engine.encode import png
-from engine.job import Method
-from engine.one_core import take_one_core
-from engine.super_resolver import MAX_SIDE, Beat, SuperResolver
-from engine.unfit import Unfit
+from engine.encode import encode_png
+from engine.job import UpscaleMethod
+from engine.one_core import limit_to_one_core
+from engine.super_resolver import MAX_SIDE, OnTile, SuperResolver
+from engine.unfit import JobRejected
 
 LANCZOS = "Lanczos"
 
 
 @dataclass(frozen=True)
-class Enlarged:
+class UpscaledPicture:
     """A PNG, and the method that really made it."""
 
     png: bytes
-    method: Method
+    method: UpscaleMethod
 
 
 class Upscaler:
@@ -35,46 +35,48 @@ class Upscaler:
     def __init__(self, resolver: SuperResolver | None = None) -> None:
         self._resolver = resolver
         cores = torch.get_num_threads()
-        self._thread = ThreadPoolExecutor(1, "upscaler", take_one_core, (cores,))
+        self._thread = ThreadPoolExecutor(1, "upscaler", limit_to_one_core, (cores,))
 
-    def measure(self) -> float:
+    def measure_ms_per_megapixel(self) -> float:
         """Return milliseconds per megapixel of source; 0 without a super-resolver. Blocks for a moment."""
-        return 0.0 if self._resolver is None else self._thread.submit(self._resolver.measure).result()
+        return 0.0 if self._resolver is None else self._thread.submit(self._resolver.measure_ms_per_megapixel).result()
 
-    def enlarge(self, source: bytes, factor: int, method: Method, on_tile: Beat | None = None) -> Future[Enlarged]:
+    def upscale(
+        self, source: bytes, factor: int, method: UpscaleMethod, on_tile: OnTile | None = None
+    ) -> Future[UpscaledPicture]:
         """Run `enlarge` in the thread, which also calls `on_tile`."""
-        return self._thread.submit(enlarge, source, factor, method, self._resolver, on_tile)
+        return self._thread.submit(upscale_picture, source, factor, method, self._resolver, on_tile)
 
     def close(self) -> None:
         """Drop waiting pictures; the current one finishes by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def enlarge(
-    source: bytes, factor: int, method: Method = "lanczos", resolver: SuperResolver | None = None,
-    on_tile: Beat | None = None,
-) -> Enlarged:  # fmt: skip
+def upscale_picture(
+    source: bytes, factor: int, method: UpscaleMethod = "lanczos", resolver: SuperResolver | None = None,
+    on_tile: OnTile | None = None,
+) -> UpscaledPicture:  # fmt: skip
     """Return the PNG `factor` times as wide and high; its recipe stays, with the upscale noted. Raises `Unfit`.
 
     Without a `resolver` "gan" falls back to Lanczos, and the result says so.
     """
-    picture, text = _opened(source, factor)
+    picture, text = _open_source(source, factor)
     if method == "gan" and resolver is not None:
-        large, name = resolver.enlarge(picture, factor, on_tile), resolver.name
+        upscaled, name = resolver.upscale(picture, factor, on_tile), resolver.name
     else:
         size = (picture.width * factor, picture.height * factor)
-        large, name, method = picture.resize(size, Image.Resampling.LANCZOS), LANCZOS, "lanczos"
-    noted = f"Postprocess upscale by: {factor}, Postprocess upscaler: {name}"  # as A1111's extras write it
-    return Enlarged(png(large, f"{text}, {noted}" if text else noted), method)
+        upscaled, name, method = picture.resize(size, Image.Resampling.LANCZOS), LANCZOS, "lanczos"
+    upscale_note = f"Postprocess upscale by: {factor}, Postprocess upscaler: {name}"  # as A1111's extras write it
+    return UpscaledPicture(encode_png(upscaled, f"{text}, {upscale_note}" if text else upscale_note), method)
 
 
-def _opened(source: bytes, factor: int) -> tuple[Image.Image, str]:
+def _open_source(source: bytes, factor: int) -> tuple[Image.Image, str]:
     """Return the pixels as RGB, and the recipe text."""
     try:
         with Image.open(BytesIO(source), formats=("PNG", "JPEG", "WEBP")) as picture:
             width, height = picture.width * factor, picture.height * factor
             if max(width, height) > MAX_SIDE:
-                raise Unfit(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
+                raise JobRejected(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
             return picture.convert("RGB"), str(picture.info.get("parameters", ""))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unfit("The picture to upscale cannot be read.", "us") from error
+        raise JobRejected("The picture to upscale cannot be read.", "us") from error

@@ -7,13 +7,17 @@ import time
 import torch
 
 
-class Watch:
+class Stopwatch:
     """Milliseconds since its creation; on a CPU at most the CPU time per thread of this process."""
 
     def __init__(self) -> None:
-        self._own = not torch.cuda.is_available()
-        self._began, self._worked = time.perf_counter(), time.process_time()
+        self._counts_cpu_time = not torch.cuda.is_available()
+        self._wall_start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def ms(self) -> float:
-        wall, ran = time.perf_counter() - self._began, time.process_time() - self._worked
-        return 1000 * (min(wall, ran / torch.get_num_threads()) if self._own and ran > 0 else wall)
+    def elapsed_ms(self) -> float:
+        wall_seconds, cpu_seconds = time.perf_counter() - self._wall_start, time.process_time() - self._cpu_start
+        return 1000 * (
+            min(wall_seconds, cpu_seconds / torch.get_num_threads())
+            if self._counts_cpu_time and cpu_seconds > 0
+            else wall_seconds
+        )

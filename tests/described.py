@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bot.desk.describing import Search, Worded
-from bot.images.square import square
-from bot.models import SHIPPED
-from bot.prompt.vocabulary import LEARNED
+from bot.desk.describing import PromptSearch, ScoredPrompt
+from bot.images.square import crop_square
+from bot.models import SHIPPED_MODEL
+from bot.prompt.vocabulary import EMBEDDED_VOCABULARY
 from engine import describing
-from engine.beginning import whole
+from engine.beginning import encode_square
 from engine.families.family import Family
 from engine.job import DescribeRequest
 
@@ -47,12 +47,12 @@ PROMPTS = (
 
 def sample_picture(family: Any, prompt: str, seed: int) -> Image.Image:
     """Samples one finished picture."""
-    from engine.sampling import develop, drawing_of, initial
+    from engine.sampling import build_input, initial_noise, sample_latents
 
     plan = family.plan("dpmpp_2m", 30, 0.0, family.size, family.size)
-    start = initial(family, seed)
-    drawing = drawing_of(family, family.encode(prompt), family.guidance, start, family.interval)
-    return family.finish(develop(family, plan, [drawing])[0])
+    start = initial_noise(family, seed)
+    drawing = build_input(family, family.encode(prompt), family.guidance, start, family.interval)
+    return family.finish(sample_latents(family, plan, [drawing])[0])
 
 
 def to_png(picture: Image.Image) -> bytes:
@@ -63,17 +63,17 @@ def to_png(picture: Image.Image) -> bytes:
 
 async def answer_request(family: Family, request: DescribeRequest) -> Sequence[Sequence[float]]:
     """Answers a request as a worker does."""
-    draws = describing.draws(family, whole(request.picture, family), request.first, request.draws)
+    draws = describing.noise_image(family, encode_square(request.picture, family), request.first, request.draws)
     all_errors: list[float] = []
-    for chunk in describing.chunks(len(request.texts), request.draws, ROWS):
-        all_errors += describing.errors(family, request.texts, draws, chunk, ROWS, "float32")
+    for chunk in describing.split_rows(len(request.texts), request.draws, ROWS):
+        all_errors += describing.prediction_errors(family, request.texts, draws, chunk, ROWS, "float32")
     return [all_errors[at : at + request.draws] for at in range(0, len(all_errors), request.draws)]
 
 
-def suggest_prompts(family: Family, picture: Image.Image) -> tuple[int, tuple[Worded, ...]]:
+def suggest_prompts(family: Family, picture: Image.Image) -> tuple[int, tuple[ScoredPrompt, ...]]:
     """Returns how many texts were tried, and the suggested prompts."""
-    search = Search(partial(answer_request, family), SHIPPED, square(to_png(picture), family.size))
-    return asyncio.run(search.found(LEARNED))
+    search = PromptSearch(partial(answer_request, family), SHIPPED_MODEL, crop_square(to_png(picture), family.size))
+    return asyncio.run(search.find_prompts(EMBEDDED_VOCABULARY))
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,17 @@ def sample_all(family: Any) -> Iterator[Known]:
 
 def load_artwork(cache: Path) -> Iterator[Known]:
     """Drawings by people, in the style that is rarest in the model's training data."""
-    from engine.training.pictures.artwork import SETS, load
+    from engine.training.pictures.artwork import ARTWORK_PACKAGES, load
 
     names = {subject: background for subject, background, _ in PROMPTS}
-    for art in load(cache, [one for one in SETS if one.style == "flat design"]):
-        if background := names.pop(art.words.label.removeprefix("red "), ""):
+    for art in load(cache, [one for one in ARTWORK_PACKAGES if one.style == "flat design"]):
+        if background := names.pop(art.description.label.removeprefix("red "), ""):
             page = Image.new("RGBA", art.pixels.size, background)
             yield Known(
-                art.words.label, art.words.label.split()[-1], background, Image.alpha_composite(page, art.pixels)
+                art.description.label,
+                art.description.label.split()[-1],
+                background,
+                Image.alpha_composite(page, art.pixels),
             )
 
 
@@ -121,11 +124,11 @@ def matches(known: Known, prompt: str) -> tuple[bool, bool]:
 
 
 def main(args: Sequence[str]) -> None:
-    from engine.config import upscaler
+    from engine.config import upscaler_path
     from engine.families.embedded import load_embedded
     from engine.super_resolver import SuperResolver
 
-    family = load_embedded(resolver=SuperResolver.find(upscaler(), torch.device("cpu")))
+    family = load_embedded(resolver=SuperResolver.load(upscaler_path(), torch.device("cpu")))
     pictures = (
         load_artwork(Path(args[1])) if args[:1] == ["--artwork"] else load_files(args) if args else sample_all(family)
     )

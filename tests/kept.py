@@ -7,9 +7,9 @@ from typing import Any
 
 from ulid import ULID
 
-from bot.images.pictures import Pictures
-from bot.store import Draft, Store, Stored
-from bot.views import Member, Place
+from bot.images.pictures import PictureStore
+from bot.store import NewJob, Store, StoredPicture
+from bot.views import Destination, Member
 from engine.job import Concept, Recipe
 
 RECIPE = Recipe(
@@ -19,10 +19,12 @@ RECIPE = Recipe(
 SIZE = 1000  # bytes of each picture
 
 
-def draft(user: str = "local:ann", *, at: float = 0.0, guild: str = "local", place: Place | None = None, **more: Any):
-    return Draft(
+def draft(
+    user: str = "local:ann", *, at: float = 0.0, guild: str = "local", place: Destination | None = None, **more: Any
+):
+    return NewJob(
         id=str(ULID()), action=more.pop("action", "imagine"), prompt=f"a lamp for {user}", notes=(), task=RECIPE,
-        member=Member(user, user.title(), guild, channel="room"), place=place or Place("web", {}), pool="default",
+        member=Member(user, user.title(), guild, channel="room"), destination=place or Destination("web", {}), pool="default",
         model="embedded", cost=4.0, created=at, deadline=at + 1e9, **more,
     )  # fmt: skip
 
@@ -31,18 +33,18 @@ def content(text: str) -> bytes:
     return text.encode().ljust(SIZE, b".")
 
 
-async def asked(store: Store, one: Draft) -> str:
-    await store.admit([one], None, lambda taken, _ledger: taken, one.created)
+async def asked(store: Store, one: NewJob) -> str:
+    await store.admit_jobs([one], None, lambda taken, _ledger: taken, one.created)
     return one.id
 
 
-async def finished(store: Store, pictures: Pictures, one: Draft, *texts: str) -> str:
+async def finished(store: Store, pictures: PictureStore, one: NewJob, *texts: str) -> str:
     """A job that finished a second after its request, with these pictures, and used 2 of its 4 s."""
     job = await asked(store, one)
     for image, text in enumerate(texts or (job,)):
         sha = await pictures.put(content(text))
-        assert await store.keep(Stored(job, image, "image", sha, SIZE, 64, 64), 0, one.created)
-    assert await store.end("finish", job, one.created + 1, 2.0)
+        assert await store.record_picture(StoredPicture(job, image, "image", sha, SIZE, 64, 64), 0, one.created)
+    assert await store.end_job("finish", job, one.created + 1, 2.0)
     return job
 
 

@@ -15,26 +15,26 @@ from typing import Literal
 
 from PIL import Image, ImageDraw
 
-from engine.bus import Bus, Claim, Delivered
+from engine.bus import Bus, BusMessage, Claim
 from engine.job import (
-    Cancelled,
-    Enlarge,
-    Failed,
-    Finished,
+    ControlMessage,
     Frame,
     Job,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobModelLoading,
+    JobStarted,
+    Keyframe,
     Ladder,
-    Loading,
-    Method,
-    Picture,
+    ModelInfo,
+    PictureReady,
     Presence,
     Recipe,
     Result,
-    Rung,
-    Started,
-    Steer,
+    UpscaleMethod,
+    UpscaleTask,
     Verdict,
-    Warm,
     encode,
 )
 
@@ -45,9 +45,9 @@ STEPS = 20
 INKS = ["#c33", "#3a5", "#36c", "#c93"]
 
 
-def warm(steps: int = STEPS) -> Warm:
+def warm(steps: int = STEPS) -> ModelInfo:
     """The one model that a painter has ready."""
-    return Warm(
+    return ModelInfo(
         name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64,
         steps=steps, sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
@@ -85,7 +85,7 @@ class Painter:
         self.here = asyncio.Event()
         self.here.set()
         self.loading: tuple[float, ...] = ()  # model loading progress before each job; `stand_at` 0 pauses there
-        self.models: tuple[Warm, ...] = ()  # the models that it announces, if not its one model
+        self.models: tuple[ModelInfo, ...] = ()  # the models that it announces, if not its one model
         self.done: list[str] = []
         self._over = False
         self.checks = False  # whether it has a picture check
@@ -96,7 +96,7 @@ class Painter:
         self._wanted: set[str] = set()
         self._cancelled: set[str] = set()
         self._paused: set[str] = set()
-        self.steers: list[Steer] = []  # all received control messages
+        self.steers: list[ControlMessage] = []  # all received control messages
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -105,7 +105,7 @@ class Painter:
             try:
                 while True:
                     await self.here.wait()
-                    delivered = await self.bus.pull(["default"], timeout=0.5)
+                    delivered = await self.bus.pull_job(["default"], timeout=0.5)
                     if delivered is not None:
                         group.create_task(self._work(delivered))
             finally:
@@ -115,14 +115,14 @@ class Painter:
         """Leaves the pool and pulls nothing until `come_back`."""
         self.here.clear()
         await self.bus.stop_pulling()
-        await self.bus.depart(self.name)
+        await self.bus.remove_presence(self.name)
         await asyncio.sleep(0.1)
 
     async def come_back(self) -> None:
         self.here.set()
 
     async def _listen_wants(self) -> None:
-        async for job in self.bus.wants():
+        async for job in self.bus.watch_preview_requests():
             self._wanted.add(job)
 
     async def _listen_cancels(self) -> None:
@@ -134,7 +134,7 @@ class Painter:
         self._paused.clear()
 
     async def _listen_steers(self) -> None:
-        async for steer in self.bus.steers():
+        async for steer in self.bus.watch_control_messages():
             self.steers.append(steer)
             if steer.deed == "pause":
                 self._paused.add(steer.job)
@@ -156,36 +156,38 @@ class Painter:
     def _verdict(self, job: Job, verdicts: dict[int, Verdict], image: int) -> Verdict:
         return verdicts.get(image, "passed") if job.check and self.checks else "unchecked"
 
-    async def _work(self, delivered: Delivered[Job]) -> None:
+    async def _work(self, delivered: BusMessage[Job]) -> None:
         job = delivered.value
-        claim = await self.bus.claim(job.id, self.name)
+        claim = await self.bus.claim_job(job.id, self.name)
         if claim is None:
             await delivered.nak()
             return
-        await self._tell(Started(job=job.id, epoch=claim.epoch, worker=self.name))
+        await self._tell(JobStarted(job=job.id, epoch=claim.epoch, worker=self.name))
         beats = asyncio.create_task(self._beat(delivered, claim))
         try:
-            if isinstance(job.task, Enlarge):
+            if isinstance(job.task, UpscaleTask):
                 await self._enlarge(job, job.task, claim)
             else:
                 await self._develop(job, job.task, claim)
         finally:
             await stop(beats)
         await delivered.ack()
-        await self.bus.release(claim)
+        await self.bus.release_claim(claim)
 
-    async def _beat(self, delivered: Delivered[Job], claim: Claim) -> None:
+    async def _beat(self, delivered: BusMessage[Job], claim: Claim) -> None:
         while True:
             await asyncio.sleep(2.0)
             await delivered.in_progress()
-            assert await self.bus.renew(claim)
+            assert await self.bus.renew_claim(claim)
 
     async def _develop(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         shown = 0
         if self.stand_at == 0:
             self.going.clear()
         for done in self.loading:
-            await self.bus.publish_loading(Loading(job=job.id, epoch=claim.epoch, model=recipe.model, done=done))
+            await self.bus.publish_loading(
+                JobModelLoading(job=job.id, epoch=claim.epoch, model=recipe.model, done=done)
+            )
             await asyncio.sleep(self.speed)
         for step in range(1, recipe.steps + 1):
             if self._over:
@@ -198,11 +200,11 @@ class Painter:
                 if job.id in self._wanted and shown < step - 1:  # requested during the pause
                     await self._frames(job, recipe, claim, shown := step - 1)
             if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
-                await self._tell(Cancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
+                await self._tell(JobCancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
                 return
             if "impossible" in recipe.concepts[0].text and step == 3:
                 reason = "The numbers went out of bounds"
-                await self._tell(Failed(job=job.id, epoch=claim.epoch, reason=reason, blame="model"))
+                await self._tell(JobFailed(job=job.id, epoch=claim.epoch, reason=reason, blame="model"))
                 return
             if job.id in self._wanted:
                 await self._frames(job, recipe, claim, shown := step)
@@ -219,7 +221,7 @@ class Painter:
                 size = picture.size
             await self._hand_in(job, claim, image, payload, size)
             await self._hand_in(job, claim, image, self._ladder(job.id, recipe, image), size, "ladder")
-        await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0))
+        await self._tell(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0))
         self.done.append(job.id)
 
     async def _frames(self, job: Job, recipe: Recipe, claim: Claim, step: int) -> None:
@@ -235,35 +237,37 @@ class Painter:
 
     def _ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
         every = max(4, -(-recipe.steps // 48))
-        steps = [step for step in range(every, recipe.last + 1, every) if step > recipe.first] or [recipe.last]
+        steps = [step for step in range(every, recipe.end_step + 1, every) if step > recipe.first_step] or [
+            recipe.end_step
+        ]
         latent = bytes(4 * 4 * 8 * 8)
         rungs = tuple(
-            Rung(
+            Keyframe(
                 step=step, thumbnail=self.paint(recipe, image, step, "WEBP"),
-                latent=latent if step // every % self.keeps == 0 or step == recipe.last < recipe.steps else None,
+                latent=latent if step // every % self.keeps == 0 or step == recipe.end_step < recipe.steps else None,
             )
             for step in steps
         )  # fmt: skip
         return encode(Ladder(job=job, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=rungs))
 
-    async def _enlarge(self, job: Job, task: Enlarge, claim: Claim) -> None:
+    async def _enlarge(self, job: Job, task: UpscaleTask, claim: Claim) -> None:
         source = Image.open(io.BytesIO(await self.bus.get_blob(task.source, 1 << 24)))
         size = (source.width * task.factor, source.height * task.factor)
         out = io.BytesIO()
         source.resize(size, Image.Resampling.LANCZOS).save(out, "PNG")
         method = task.method if self.enlarge_ms else "lanczos"
         await self._hand_in(job, claim, 0, out.getvalue(), size, method=method)
-        await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.1, seconds=0.1, ms_per_step=0.0))
+        await self._tell(JobFinished(job=job.id, epoch=claim.epoch, cost=0.1, seconds=0.1, ms_per_step=0.0))
         self.done.append(job.id)
 
     async def _hand_in(
         self, job: Job, claim: Claim, image: int, payload: bytes, size: tuple[int, int],
-        kind: Literal["image", "ladder"] = "image", method: Method | None = None,
+        kind: Literal["image", "ladder"] = "image", method: UpscaleMethod | None = None,
     ) -> None:  # fmt: skip
         sha = await self.bus.put_blob(payload)
         assert sha == hashlib.sha256(payload).hexdigest()
         await self._tell(
-            Picture(
+            PictureReady(
                 job=job.id, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
                 width=size[0], height=size[1],
                 verdict="unchecked" if kind == "ladder" else self._verdict(job, self.verdicts, image),

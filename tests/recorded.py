@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.plan import COLUMNS, Plan, Timing
+from engine.plan import COLUMNS, Plan, TimestepOptions
 
 SHAPE = (1, 4, 4, 4)
 Trajectory = list[torch.Tensor]
@@ -26,7 +26,7 @@ def network(x: torch.Tensor, t: float) -> torch.Tensor:
     return 0.3 * x + 0.1 * torch.sin(torch.arange(x.numel()) * 0.1).view(x.shape) + t / 2000
 
 
-def set_timesteps(scheduler: Any, steps: int, timing: Timing = Timing()) -> None:
+def set_timesteps(scheduler: Any, steps: int, timing: TimestepOptions = TimestepOptions()) -> None:
     """Sets timesteps as pipelines do: `sigmas` instead of a number of steps, and `mu` where the scheduler has it."""
     dynamic = scheduler.config.get("use_dynamic_shifting", False)
     extra: dict[str, Any] = {"mu": timing.mu} if dynamic else {}
@@ -65,7 +65,7 @@ def by_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None, 
     for k in range(first, plan.steps):
         at = dict(zip(COLUMNS, plan.table[k].tolist(), strict=True))
         noise = (
-            torch.randn(SHAPE, generator=generator, dtype=draws or dtype) if plan.draws_noise(k) else torch.zeros(())
+            torch.randn(SHAPE, generator=generator, dtype=draws or dtype) if plan.has_noise_draw(k) else torch.zeros(())
         )
         out = network(at["c"] * x, at["t"])
         x, h = at["A"] * x + at["B"] * out + at["M"] * h + at["N"] * noise.to(dtype), at["P"] * x + at["Q"] * out

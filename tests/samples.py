@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bot.views import Shot, View
+from bot.views import JobView, PictureRef
 from engine.job import Concept, Recipe
 
 JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
@@ -18,13 +18,13 @@ def a_recipe(count: int = 4) -> Recipe:
     )  # fmt: skip
 
 
-def a_view(**changes: object) -> View:
+def a_view(**changes: object) -> JobView:
     count = changes.pop("count", 4)
     assert isinstance(count, int)
-    view = View(
-        id=JOB, state="finished", prompt="terrier, looking up", recipe=a_recipe(count), member_id="discord:1",
+    view = JobView(
+        id=JOB, state="finished", prompt="terrier, looking up", task=a_recipe(count), member_id="discord:1",
         member_name="Alice", guild="discord:2", created=NOW, started=NOW, finished=NOW, seconds=12.3, ms_per_step=8.5,
-        ahead=None, eta=None, reason="", step=1000, of=1000, ladders=(), parent=None, action="imagine",
-        pictures=tuple(Shot(index, "0" * 64, 64, 64) for index in range(count)),
+        jobs_ahead=None, eta=None, reason="", step=1000, total_steps=1000, ladder_images=(), parent_image=None, action="imagine",
+        pictures=tuple(PictureRef(index, "0" * 64, 64, 64) for index in range(count)),
     )  # fmt: skip
     return replace(view, **changes)

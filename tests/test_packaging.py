@@ -202,11 +202,11 @@ def test_the_compose_file_requires_a_token() -> None:
 
 
 def test_the_broker_of_the_compose_file_syncs_and_requires_authorization() -> None:
-    from engine.bus.broker import server_path
+    from engine.bus.broker import find_server
 
     env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
     config = ROOT / "docker" / "nats.conf"
-    done = subprocess.run([str(server_path()), "-t", "-c", str(config)], env=env, capture_output=True, check=False)
+    done = subprocess.run([str(find_server()), "-t", "-c", str(config)], env=env, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "sync_interval: always" in config.read_text()
     assert "authorization" in config.read_text()

@@ -10,60 +10,79 @@ import itertools
 import time
 from collections.abc import Iterator
 
-from bot.bench.figures import Row, row, shared_out
-from bot.bench.premises import Premises, member
-from bot.store import Wish, reads
-from bot.store.records import Moved
+from bot.bench.figures import FigureRow, make_row, pick_spread
+from bot.bench.premises import BenchSystem, make_member
+from bot.store import PickRequest, reads
+from bot.store.records import Transition
 
 USERS, GUILDS = 100, 10
-AT_ONCE = 64
-SECONDS, QUICK = 10.0, 2.0
+CONCURRENT_REQUESTS = 64
+WINDOW_SECONDS, QUICK_SECONDS = 10.0, 2.0
 PROMPT = "a lamp --steps 1000 --count 4"
-FAIR = "accepted jobs: most jobs of one user beyond another's in the next picks"
-RATE = "accepted jobs a second"
-NAMES = (RATE, FAIR)
-ROOM = 1_000_000
+FAIRNESS_NAME = "accepted jobs: most jobs of one user beyond another's in the next picks"
+RATE_NAME = "accepted jobs a second"
+ROW_NAMES = (RATE_NAME, FAIRNESS_NAME)
+ROW_LIMIT = 1_000_000
 
 
-async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
+async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
     """Measure rate and fairness. All admitted jobs stay in the queue."""
-    await here.workers.start("worker", row_ms=50.0, rows=8)
-    asking = itertools.count()
-    await _ask(here, asking, time.monotonic() + 0.5)
-    before, began, spent = next(asking), time.monotonic(), time.process_time()
-    await asyncio.gather(*(_ask(here, asking, began + (QUICK if quick else SECONDS)) for _ in range(AT_ONCE)))
-    seconds, taken = time.monotonic() - began, next(asking) - before - 1
-    busy = (time.process_time() - spent) / seconds
-    note = f"{taken} jobs in {seconds:.1f} s, {AT_ONCE} requests at a time, {USERS} users in {GUILDS} servers"
-    picked = await _picked(here)
+    await system.workers.start("worker", row_ms=50.0, rows=8)
+    counter = itertools.count()
+    await _submit_until(system, counter, time.monotonic() + 0.5)
+    count_before, start_time, cpu_before = next(counter), time.monotonic(), time.process_time()
+    await asyncio.gather(
+        *(
+            _submit_until(system, counter, start_time + (QUICK_SECONDS if quick else WINDOW_SECONDS))
+            for _ in range(CONCURRENT_REQUESTS)
+        )
+    )
+    seconds, admitted = time.monotonic() - start_time, next(counter) - count_before - 1
+    cpu_share = (time.process_time() - cpu_before) / seconds
+    note = f"{admitted} jobs in {seconds:.1f} s, {CONCURRENT_REQUESTS} requests at a time, {USERS} users in {GUILDS} servers"
+    picked_members = await _pick_members(system)
     return [
-        row(RATE, database, taken / seconds, f"{note}; the bot had {busy:.2f} of a core", samples=taken, of=USERS),
-        row(FAIR, database, shared_out(picked, USERS), f"of {len(picked)} picks", samples=len(picked), of=USERS),
+        make_row(
+            RATE_NAME,
+            database,
+            admitted / seconds,
+            f"{note}; the bot had {cpu_share:.2f} of a core",
+            samples=admitted,
+            expected=USERS,
+        ),
+        make_row(
+            FAIRNESS_NAME,
+            database,
+            pick_spread(picked_members, USERS),
+            f"of {len(picked_members)} picks",
+            samples=len(picked_members),
+            expected=USERS,
+        ),
     ]
 
 
-async def _ask(here: Premises, asking: Iterator[int], until: float) -> None:
-    while time.monotonic() < until:
-        number = next(asking) % USERS
-        await here.imagine(PROMPT, member(number, number % GUILDS))
+async def _submit_until(system: BenchSystem, counter: Iterator[int], end_time: float) -> None:
+    while time.monotonic() < end_time:
+        number = next(counter) % USERS
+        await system.imagine(PROMPT, make_member(number, number % GUILDS))
 
 
-async def _picked(here: Premises) -> list[str]:
+async def _pick_members(system: BenchSystem) -> list[str]:
     """Return the members who are served first, as many as there are users.
 
     First come those whose jobs the worker had. Then we pick, once the worker has gone and nobody else dispatches.
     """
-    here.workers.stop("worker")
-    await here.workers.gone("worker")
+    system.workers.stop("worker")
+    await system.workers.wait_for_end("worker")
     async with asyncio.timeout(60):
-        while here.bus.workers:
+        while system.bus.workers:
             await asyncio.sleep(0.1)
-    found = [one.member for one in await here.house.store.ask(reads.active)]
-    while len(found) < USERS and (moved := await _pick(here)) is not None:
-        found.append(moved.record.member)
-    return found
+    members = [record.member for record in await system.app.store.read(reads.list_active)]
+    while len(members) < USERS and (transition := await _pick_job(system)) is not None:
+        members.append(transition.record.member)
+    return members
 
 
-async def _pick(here: Premises) -> Moved | None:
-    wish = Wish("default", ["simulated"], running=ROOM)
-    return await here.house.store.pick(wish, ROOM, 0.0, time.time())
+async def _pick_job(system: BenchSystem) -> Transition | None:
+    pick_request = PickRequest("default", ["simulated"], member_limit=ROW_LIMIT)
+    return await system.app.store.pick_job(pick_request, ROW_LIMIT, 0.0, time.time())

@@ -10,74 +10,101 @@ import asyncio
 import statistics
 import time
 
-from bot.bench.figures import Row, at, jain, row
-from bot.bench.premises import Premises, member
-from bot.bench.watch import Watch, watching
+from bot.bench.figures import FigureRow, jain_index, make_row, percentile
+from bot.bench.premises import BenchSystem, make_member
+from bot.bench.watch import JobWatch, watch_jobs
 from bot.store import reads
 
-FLOOD = 80
+FLOOD_JOBS = 80
 ROW_MS = 2.0
-LONG, SHORT = "a lamp --steps 100 --count 4", "a lamp --steps 20 --count 4"  # 8 rows each, with guidance
-ROUNDS, QUICK = 5, 1
-SECONDS, FEW_SECONDS = 25.0, 8.0
-LIGHT, JOBS_EACH = 9, 40
-SOON = "a flood and nine others: a light user's first step"
-FINISH = "a flood and one other: a light user's finish ÷ alone"
-JAIN = "a flood and nine others: Jain's index by cost"
-NAMES = (FINISH, SOON, JAIN)
+LONG_PROMPT, SHORT_PROMPT = "a lamp --steps 100 --count 4", "a lamp --steps 20 --count 4"  # 8 rows each, with guidance
+ROUNDS, QUICK_ROUNDS = 5, 1
+WINDOW_SECONDS, QUICK_SECONDS = 25.0, 8.0
+LIGHT_USERS, JOBS_PER_USER = 9, 40
+FIRST_STEP_NAME = "a flood and nine others: a light user's first step"
+FINISH_NAME = "a flood and one other: a light user's finish ÷ alone"
+JAIN_NAME = "a flood and nine others: Jain's index by cost"
+ROW_NAMES = (FINISH_NAME, FIRST_STEP_NAME, JAIN_NAME)
 
 
-async def beside_one(here: Premises, database: str, *, quick: bool) -> list[Row]:
+async def measure_beside_one(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
     """Compare a light user's job alone with the same job beside a flood."""
-    rounds = QUICK if quick else ROUNDS
-    await here.workers.start("worker", row_ms=ROW_MS)
-    async with watching(here.house.feed) as watch:
-        alone = [await _finish(here, watch, 1000 + number) for number in range(rounds)]
-        await _flood(here, watch)
-        beside = [await _finish(here, watch, 2000 + number) for number in range(rounds)]
-    share = statistics.median(beside) / statistics.median(alone)
-    note = f"{statistics.median(beside):.2f} s beside {statistics.median(alone):.2f}; medians of {rounds}, worst"
-    return [row(FINISH, database, share, f"{note} {max(beside):.2f} s", samples=len(beside), of=rounds)]
-
-
-async def beside_nine(here: Premises, database: str, *, quick: bool) -> list[Row]:
-    """Add nine light users to a flood; all ten have work throughout the measurement."""
-    await here.workers.start("worker", row_ms=ROW_MS)
-    async with watching(here.house.feed) as watch:
-        flood = await _flood(here, watch, SHORT)
-        asked = time.monotonic()
-        before = await _cost(here, watch, flood)
-        firsts = await asyncio.gather(*(here.imagine(SHORT, member(number)) for number in range(1, LIGHT + 1)))
-        jobs = {number: [job] for number, job in enumerate(firsts, start=1)}
-        for number in [*jobs] * (JOBS_EACH - 1):
-            jobs[number].append(await here.imagine(SHORT, member(number)))
-        await asyncio.sleep(max(0.0, asked + (FEW_SECONDS if quick else SECONDS) - time.monotonic()))
-        had = [await _cost(here, watch, flood) - before]
-        had += [await _cost(here, watch, each) for each in jobs.values()]
-    waits = [watch.shown[job] - asked for job in firsts if job in watch.shown]
-    told = f"of {len(waits)} of {LIGHT}: p50 {at(waits, 0.5):.2f} s, slowest {max(waits, default=0.0):.2f} s"
-    shared = f"device-seconds of the flood {had[0]:.1f}, of the others {min(had[1:]):.1f} to {max(had[1:]):.1f}"
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    await system.workers.start("worker", row_ms=ROW_MS)
+    async with watch_jobs(system.app.feed) as watch:
+        alone_seconds = [await _time_job(system, watch, 1000 + number) for number in range(rounds)]
+        await _start_flood(system, watch)
+        beside_seconds = [await _time_job(system, watch, 2000 + number) for number in range(rounds)]
+    slowdown = statistics.median(beside_seconds) / statistics.median(alone_seconds)
+    note = f"{statistics.median(beside_seconds):.2f} s beside {statistics.median(alone_seconds):.2f}; medians of {rounds}, worst"
     return [
-        row(SOON, database, at(waits, 1.0), told, samples=len(waits), of=LIGHT),
-        row(JAIN, database, jain(had), shared, samples=sum(one > 0 for one in had), of=LIGHT + 1),
+        make_row(
+            FINISH_NAME,
+            database,
+            slowdown,
+            f"{note} {max(beside_seconds):.2f} s",
+            samples=len(beside_seconds),
+            expected=rounds,
+        )
     ]
 
 
-async def _flood(here: Premises, watch: Watch, prompt: str = LONG) -> list[str]:
+async def measure_beside_nine(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
+    """Add nine light users to a flood; all ten have work throughout the measurement."""
+    await system.workers.start("worker", row_ms=ROW_MS)
+    async with watch_jobs(system.app.feed) as watch:
+        flood_jobs = await _start_flood(system, watch, SHORT_PROMPT)
+        request_time = time.monotonic()
+        cost_before = await _measure_cost(system, watch, flood_jobs)
+        first_jobs = await asyncio.gather(
+            *(system.imagine(SHORT_PROMPT, make_member(number)) for number in range(1, LIGHT_USERS + 1))
+        )
+        jobs = {number: [job] for number, job in enumerate(first_jobs, start=1)}
+        for number in [*jobs] * (JOBS_PER_USER - 1):
+            jobs[number].append(await system.imagine(SHORT_PROMPT, make_member(number)))
+        await asyncio.sleep(max(0.0, request_time + (QUICK_SECONDS if quick else WINDOW_SECONDS) - time.monotonic()))
+        costs = [await _measure_cost(system, watch, flood_jobs) - cost_before]
+        costs += [await _measure_cost(system, watch, user_jobs) for user_jobs in jobs.values()]
+    waits = [watch.first_preview_times[job] - request_time for job in first_jobs if job in watch.first_preview_times]
+    wait_note = (
+        f"of {len(waits)} of {LIGHT_USERS}: p50 {percentile(waits, 0.5):.2f} s, slowest {max(waits, default=0.0):.2f} s"
+    )
+    cost_note = (
+        f"device-seconds of the flood {costs[0]:.1f}, of the others {min(costs[1:]):.1f} to {max(costs[1:]):.1f}"
+    )
+    return [
+        make_row(
+            FIRST_STEP_NAME, database, percentile(waits, 1.0), wait_note, samples=len(waits), expected=LIGHT_USERS
+        ),
+        make_row(
+            JAIN_NAME,
+            database,
+            jain_index(costs),
+            cost_note,
+            samples=sum(cost > 0 for cost in costs),
+            expected=LIGHT_USERS + 1,
+        ),
+    ]
+
+
+async def _start_flood(system: BenchSystem, watch: JobWatch, prompt: str = LONG_PROMPT) -> list[str]:
     """Submit eighty jobs of one user, and wait until the first ones run."""
-    jobs = [await here.imagine(prompt, member(0)) for _ in range(FLOOD)]
-    await watch.until(lambda: any(job in watch.shown for job in jobs))
+    jobs = [await system.imagine(prompt, make_member(0)) for _ in range(FLOOD_JOBS)]
+    await watch.wait_until(lambda: any(job in watch.first_preview_times for job in jobs))
     await asyncio.sleep(1.0)
     return jobs
 
 
-async def _finish(here: Premises, watch: Watch, user: int) -> float:
+async def _time_job(system: BenchSystem, watch: JobWatch, user: int) -> float:
     """Return the seconds of one job of a user who has no other."""
-    asked = time.monotonic()
-    return await watch.end(await here.imagine(LONG, member(user))) - asked
+    start_time = time.monotonic()
+    return await watch.wait_for_end(await system.imagine(LONG_PROMPT, make_member(user))) - start_time
 
 
-async def _cost(here: Premises, watch: Watch, jobs: list[str]) -> float:
+async def _measure_cost(system: BenchSystem, watch: JobWatch, jobs: list[str]) -> float:
     """Return the device-seconds of these jobs so far: of running ones, by the newest step in a preview."""
-    found = (await here.house.store.ask(reads.some, jobs)).values()
-    return sum(one.cost * (1.0 if one.state == "finished" else watch.step.get(one.id, 0) / one.steps) for one in found)
+    records = (await system.app.store.read(reads.get_jobs, jobs)).values()
+    return sum(
+        record.cost * (1.0 if record.state == "finished" else watch.latest_steps.get(record.id, 0) / record.steps)
+        for record in records
+    )

@@ -7,9 +7,21 @@ import statistics
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from engine.bench.row import Row, as_json, as_table
+from engine.bench.row import FigureRow, format_json, format_table
 
-__all__ = ["GOALS", "Row", "as_json", "as_table", "at", "growth", "jain", "missing", "pace", "row", "shared_out"]
+__all__ = [
+    "GOALS",
+    "FigureRow",
+    "format_json",
+    "format_table",
+    "growth_exponent",
+    "jain_index",
+    "make_row",
+    "missing_rows",
+    "percentile",
+    "pick_spread",
+    "rate_per_second",
+]
 
 # Each figure's goal and unit, for both databases.
 GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
@@ -34,49 +46,51 @@ GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
         "worker stopped in order → its job goes on elsewhere": ("≤ 1", "s"),
     }
 )
-OF_A_SERVER: Mapping[str, str] = MappingProxyType({"accepted jobs a second": "≥ 500"})
-EMBEDDED = "SQLite"
+POSTGRESQL_GOALS: Mapping[str, str] = MappingProxyType({"accepted jobs a second": "≥ 500"})
+SQLITE = "SQLite"
 
 
-def row(name: str, database: str, figure: float | None, note: str = "", *, samples: int, of: int) -> Row:
+def make_row(
+    name: str, database: str, figure: float | None, note: str = "", *, samples: int, expected: int
+) -> FigureRow:
     """Return a figure beside its goal, with the number of samples taken and of samples expected."""
     goal, unit = GOALS[name]
-    goal = goal if database == EMBEDDED else OF_A_SERVER.get(name, goal)
-    return Row(f"{name} ({database})", figure, goal, unit, note, samples, of)
+    goal = goal if database == SQLITE else POSTGRESQL_GOALS.get(name, goal)
+    return FigureRow(f"{name} ({database})", figure, goal, unit, note, samples, expected)
 
 
-def missing(database: str, names: Sequence[str], why: str) -> list[Row]:
+def missing_rows(database: str, names: Sequence[str], reason: str) -> list[FigureRow]:
     """Return the rows of what could not be measured: they never pass."""
-    return [row(name, database, None, why, samples=1, of=1) for name in names]
+    return [make_row(name, database, None, reason, samples=1, expected=1) for name in names]
 
 
-def at(values: Sequence[float], share: float) -> float:
+def percentile(values: Sequence[float], quantile: float) -> float:
     """Return the value below which `share` of them lie, by the nearest rank: an observed one. NaN of none."""
     if not values:
         return math.nan
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]
 
 
-def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
+def growth_exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     """Return the exponent e of time ~ size^e, by least squares over the logarithms."""
     return statistics.linear_regression([math.log(each) for each in sizes], [math.log(each) for each in times]).slope
 
 
-def pace(moments: Sequence[float]) -> float:
+def rate_per_second(times: Sequence[float]) -> float:
     """Return how many a second, by least squares through these times: a batch that ends at once counts once."""
-    if len(moments) < 2:
+    if len(times) < 2:
         return 0.0
-    return 1.0 / statistics.linear_regression(range(len(moments)), sorted(moments)).slope
+    return 1.0 / statistics.linear_regression(range(len(times)), sorted(times)).slope
 
 
-def jain(shares: Sequence[float]) -> float:
+def jain_index(shares: Sequence[float]) -> float:
     """Return Jain's fairness index (Jain, Chiu, Hawe 1984): 1 where all have the same, 1/n where one has everything."""
-    squares = sum(each * each for each in shares)
+    squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0
 
 
-def shared_out(picked: Sequence[str], users: int) -> int:
+def pick_spread(picked_users: Sequence[str], users: int) -> int:
     """Return the most picked jobs of a user minus the fewest, among so many users."""
-    counts = [picked.count(user) for user in set(picked)]
+    counts = [picked_users.count(user) for user in set(picked_users)]
     counts += [0] * (users - len(counts))
     return max(counts, default=0) - min(counts, default=0)

@@ -11,124 +11,146 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from bot.bench.figures import Row, at, row
-from bot.bench.premises import Premises, member
-from bot.bench.watch import watching
+from bot.bench.figures import FigureRow, make_row, percentile
+from bot.bench.premises import BenchSystem, make_member
+from bot.bench.watch import watch_jobs
 from engine.bus import Bus
 
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
 PROMPT = "a lamp --steps 1000 --count 1 --sampler ddpm"
-KILLS, ORDERLY, QUICK = 3, 5, 1
-BEFORE = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
-PATIENCE = 60.0
-KILLED, REPEATED = "worker killed → its job goes on elsewhere", "worker killed: its work repeated"
-STOPPED = "worker stopped in order → its job goes on elsewhere"
-NAMES = (KILLED, REPEATED, STOPPED)
+KILL_ROUNDS, STOP_ROUNDS, QUICK_ROUNDS = 3, 5, 1
+WORK_SECONDS = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
+TIMEOUT_SECONDS = 60.0
+KILL_NAME, REPEAT_NAME = "worker killed → its job goes on elsewhere", "worker killed: its work repeated"
+STOP_NAME = "worker stopped in order → its job goes on elsewhere"
+ROW_NAMES = (KILL_NAME, REPEAT_NAME, STOP_NAME)
 
 
 @dataclass(frozen=True)
-class Moved:
+class Failover:
     """Seconds until the next worker's first step was seen, and the seconds of repeated work."""
 
-    waited: float
-    repeated: float
+    wait_seconds: float
+    repeated_seconds: float
 
 
-class Sight:
+class PreviewWatch:
     """The newest preview of any job: its epoch, its step and its time."""
 
     def __init__(self) -> None:
-        self.epoch, self.step, self.at = 0, 0, 0.0
-        self.began = 0.0
+        self.epoch, self.step, self.preview_time = 0, 0, 0.0
+        self.epoch_start = 0.0
 
     async def follow(self, bus: Bus) -> None:
-        async for frame in bus.frames():
+        async for frame in bus.watch_frames():
             now = time.monotonic()
             if frame.epoch != self.epoch:
-                self.began = now
-            self.epoch, self.step, self.at = frame.epoch, frame.step, now
+                self.epoch_start = now
+            self.epoch, self.step, self.preview_time = frame.epoch, frame.step, now
 
 
-async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
+async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
     """Measure some kills and some orderly stops, each with its own job and two workers."""
-    async with _eyes(here) as sight, watching(here.house.feed):
-        rounds = (QUICK, QUICK) if quick else (KILLS, ORDERLY)
-        stops = [await _moved(here, sight, f"stop-{n}", kill=False) for n in range(rounds[1])]
-        kills = [await _moved(here, sight, f"kill-{n}", kill=True) for n in range(rounds[0])]
-    return told(database, kills, stops, rounds)
+    async with _watch_previews(system) as previews, watch_jobs(system.app.feed):
+        rounds = (QUICK_ROUNDS, QUICK_ROUNDS) if quick else (KILL_ROUNDS, STOP_ROUNDS)
+        stops = [await _measure_failover(system, previews, f"stop-{n}", kill=False) for n in range(rounds[1])]
+        kills = [await _measure_failover(system, previews, f"kill-{n}", kill=True) for n in range(rounds[0])]
+    return build_rows(database, kills, stops, rounds)
 
 
-def told(database: str, kills: Sequence[Moved], stops: Sequence[Moved], rounds: tuple[int, int]) -> list[Row]:
+def build_rows(
+    database: str, kills: Sequence[Failover], stops: Sequence[Failover], rounds: tuple[int, int]
+) -> list[FigureRow]:
     """Return the rows. A goal holds for every round, so the figure is the worst one. `rounds`: expected kills and
     stops.
     """
-    waits, again, orderly = [one.waited for one in kills], [one.repeated for one in kills], [o.waited for o in stops]
-    repeated = f"work repeated at most {at([one.repeated for one in stops], 1.0):.2f} s"
-    killed = f"{_of(waits)}; until its first new preview"
+    waits, repeats, stop_waits = (
+        [failover.wait_seconds for failover in kills],
+        [one.repeated_seconds for one in kills],
+        [failover.wait_seconds for failover in stops],
+    )
+    repeat_note = f"work repeated at most {percentile([failover.repeated_seconds for failover in stops], 1.0):.2f} s"
+    kill_note = f"{_worst_text(waits)}; until its first new preview"
     return [
-        row(KILLED, database, at(waits, 1.0), killed, samples=len(waits), of=rounds[0]),
-        row(REPEATED, database, at(again, 1.0), _of(again), samples=len(again), of=rounds[0]),
-        row(STOPPED, database, at(orderly, 1.0), f"{_of(orderly)}; {repeated}", samples=len(orderly), of=rounds[1]),
+        make_row(KILL_NAME, database, percentile(waits, 1.0), kill_note, samples=len(waits), expected=rounds[0]),
+        make_row(
+            REPEAT_NAME,
+            database,
+            percentile(repeats, 1.0),
+            _worst_text(repeats),
+            samples=len(repeats),
+            expected=rounds[0],
+        ),
+        make_row(
+            STOP_NAME,
+            database,
+            percentile(stop_waits, 1.0),
+            f"{_worst_text(stop_waits)}; {repeat_note}",
+            samples=len(stop_waits),
+            expected=rounds[1],
+        ),
     ]
 
 
-def _of(values: Sequence[float]) -> str:
-    return f"the worst of {len(values)}, median {at(values, 0.5):.2f} s"
+def _worst_text(values: Sequence[float]) -> str:
+    return f"the worst of {len(values)}, median {percentile(values, 0.5):.2f} s"
 
 
-async def _moved(here: Premises, sight: Sight, name: str, *, kill: bool) -> Moved:
-    first, second = f"{name}-first", f"{name}-second"
-    await here.workers.start(first, row_ms=ROW_MS)
-    job = await here.imagine(PROMPT, member(0))
-    old = sight.epoch
-    await _until(lambda: sight.epoch != old)
-    await here.workers.start(second, row_ms=ROW_MS)
-    await asyncio.sleep(max(0.0, sight.began + BEFORE - time.monotonic()))
-    epoch, pulled, known = sight.epoch, time.monotonic(), sight.step
+async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: str, *, kill: bool) -> Failover:
+    first_worker, second_worker = f"{name}-first", f"{name}-second"
+    await system.workers.start(first_worker, row_ms=ROW_MS)
+    job = await system.imagine(PROMPT, make_member(0))
+    old_epoch = previews.epoch
+    await _wait_until(lambda: previews.epoch != old_epoch)
+    await system.workers.start(second_worker, row_ms=ROW_MS)
+    await asyncio.sleep(max(0.0, previews.epoch_start + WORK_SECONDS - time.monotonic()))
+    epoch, end_time, last_step = previews.epoch, time.monotonic(), previews.step
     if kill:
-        await here.workers.kill(first)
+        await system.workers.kill(first_worker)
     else:
-        here.workers.stop(first)
-    while sight.epoch == epoch:
-        known = sight.step
-        await _next(sight)
-    moved = Moved(sight.began - pulled, max(0, known - sight.step + 1) * (2 * ROW_MS + 1) / 1000)
-    await here.house.studio.cancel(job, member(0))
-    await _leave(here, second, first if not kill else None)
-    return moved
+        system.workers.stop(first_worker)
+    while previews.epoch == epoch:
+        last_step = previews.step
+        await _wait_for_preview(previews)
+    failover = Failover(
+        previews.epoch_start - end_time, max(0, last_step - previews.step + 1) * (2 * ROW_MS + 1) / 1000
+    )
+    await system.app.jobs.cancel(job, make_member(0))
+    await _stop_workers(system, second_worker, first_worker if not kill else None)
+    return failover
 
 
-async def _leave(here: Premises, *names: str | None) -> None:
+async def _stop_workers(system: BenchSystem, *names: str | None) -> None:
     """Stop this round's workers, so that none of them works in the next one."""
-    left = [name for name in names if name is not None]
-    for name in left:
-        here.workers.stop(name)
-        await here.workers.gone(name)
+    running_workers = [name for name in names if name is not None]
+    for name in running_workers:
+        system.workers.stop(name)
+        await system.workers.wait_for_end(name)
 
 
-async def _next(sight: Sight) -> None:
+async def _wait_for_preview(previews: PreviewWatch) -> None:
     """Wait for the next preview."""
-    seen, end = sight.at, time.monotonic() + PATIENCE
-    while sight.at == seen:
+    last_time, deadline = previews.preview_time, time.monotonic() + TIMEOUT_SECONDS
+    while previews.preview_time == last_time:
         await asyncio.sleep(0.002)
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise TimeoutError("The job did not go on.")
 
 
-async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not true():
+async def _wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while not condition():
             await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
-async def _eyes(here: Premises) -> AsyncIterator[Sight]:
+async def _watch_previews(system: BenchSystem) -> AsyncIterator[PreviewWatch]:
     """Subscribe to all previews, over a separate connection."""
-    bus = await Bus.connect(here.broker.url, here.broker.token)
-    sight = Sight()
-    task = asyncio.create_task(sight.follow(bus))
+    bus = await Bus.connect(system.broker.url, system.broker.token)
+    previews = PreviewWatch()
+    task = asyncio.create_task(previews.follow(bus))
     try:
-        yield sight
+        yield previews
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

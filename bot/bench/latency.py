@@ -10,34 +10,36 @@ import asyncio
 import random
 import time
 
-from bot.bench.figures import Row, at, row
-from bot.bench.premises import Premises, member
-from bot.bench.watch import watching
+from bot.bench.figures import FigureRow, make_row, percentile
+from bot.bench.premises import BenchSystem, make_member
+from bot.bench.watch import watch_jobs
 
-ROUNDS, QUICK = 150, 20
+ROUNDS, QUICK_ROUNDS = 150, 20
 STEPS = 40
 ROW_MS = 0.5
-P50, P99 = "enqueue → first step, idle, p50", "enqueue → first step, idle, p99"
-NAMES = (P50, P99)
+P50_NAME, P99_NAME = "enqueue → first step, idle, p50", "enqueue → first step, idle, p99"
+ROW_NAMES = (P50_NAME, P99_NAME)
 
 
-async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
+async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
     """Run one job at a time, each after the end of the one before and a short pause."""
-    await here.workers.start("worker", row_ms=ROW_MS)
-    rounds = QUICK if quick else ROUNDS
-    chance, waits, steps = random.Random(1), list[float](), list[float]()
-    async with watching(here.house.feed) as watch:
+    await system.workers.start("worker", row_ms=ROW_MS)
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    rng, waits, first_steps = random.Random(1), list[float](), list[float]()
+    async with watch_jobs(system.app.feed) as watch:
         for number in range(3 + rounds):
-            await asyncio.sleep(chance.uniform(0.02, 0.1))
-            asked = time.monotonic()
-            job = await here.imagine(f"a lamp --steps {STEPS} --count 1", member(number % 10))
-            ended = await watch.end(job)
+            await asyncio.sleep(rng.uniform(0.02, 0.1))
+            request_time = time.monotonic()
+            job = await system.imagine(f"a lamp --steps {STEPS} --count 1", make_member(number % 10))
+            end_time = await watch.wait_for_end(job)
             if number >= 3:  # the first ones fill caches
-                waits.append(1000 * (watch.shown.get(job, ended) - asked))  # without a preview: its end
-                steps.append(watch.first.get(job, STEPS))
-    note = f"{len(waits)} jobs; the first preview shows step {at(steps, 0.5):.0f} (p99 {at(steps, 0.99):.0f})"
-    note += f", a forward takes {ROW_MS * 2 + 1:g} ms; slowest {at(waits, 1.0):.0f} ms"
+                waits.append(
+                    1000 * (watch.first_preview_times.get(job, end_time) - request_time)
+                )  # without a preview: its end
+                first_steps.append(watch.first_steps.get(job, STEPS))
+    note = f"{len(waits)} jobs; the first preview shows step {percentile(first_steps, 0.5):.0f} (p99 {percentile(first_steps, 0.99):.0f})"
+    note += f", a forward takes {ROW_MS * 2 + 1:g} ms; slowest {percentile(waits, 1.0):.0f} ms"
     return [
-        row(name, database, at(waits, share), note, samples=len(waits), of=rounds)
-        for name, share in ((P50, 0.5), (P99, 0.99))
+        make_row(name, database, percentile(waits, quantile), note, samples=len(waits), expected=rounds)
+        for name, quantile in ((P50_NAME, 0.5), (P99_NAME, 0.99))
     ]

@@ -14,15 +14,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bot.bench import admitting, delivery, fairness, handing, latency, picking
-from bot.bench.cluster import cluster
-from bot.bench.figures import EMBEDDED, Row, as_json, as_table, missing
-from bot.bench.premises import premises
-from bot.refused import Refused
+from bot.bench.cluster import run_postgres
+from bot.bench.figures import SQLITE, FigureRow, format_json, format_table, missing_rows
+from bot.bench.premises import open_system
+from bot.refused import UserError
 from bot.store import Store
 
-Say = Callable[[str], None]
-DATABASES = (EMBEDDED, "PostgreSQL")
-PARTS = ("latency", "delivery", "admitting", "picking", "fairness", "handing")
+PrintLine = Callable[[str], None]
+DATABASES = (SQLITE, "PostgreSQL")
+MEASUREMENTS = ("latency", "delivery", "admitting", "picking", "fairness", "handing")
 
 
 def run(args: Sequence[str]) -> int:
@@ -31,75 +31,81 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter queues")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     parser.add_argument("--on", choices=DATABASES, action="append", help="one database alone; may be repeated")
-    parser.add_argument("--only", choices=PARTS, action="append", help="one part alone; may be repeated")
-    chosen = parser.parse_args(args)
-    rows = asyncio.run(measure(chosen.on or DATABASES, chosen.only or PARTS, quick=chosen.quick, say=_say))
-    print(as_json(rows) if chosen.json else as_table(rows))  # noqa: T201 - the command line's answer
+    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="one part alone; may be repeated")
+    arguments = parser.parse_args(args)
+    rows = asyncio.run(
+        measure(
+            arguments.on or DATABASES, arguments.only or MEASUREMENTS, quick=arguments.quick, print_line=_print_progress
+        )
+    )
+    print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
     return 0
 
 
-def _say(sentence: str) -> None:
+def _print_progress(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)  # noqa: T201
 
 
-async def measure(databases: Iterable[str], parts: Iterable[str], *, quick: bool, say: Say) -> list[Row]:
+async def measure(
+    databases: Iterable[str], parts: Iterable[str], *, quick: bool, print_line: PrintLine
+) -> list[FigureRow]:
     """Return all rows, part after part, on each of the databases."""
-    rows = list[Row]()
+    rows = list[FigureRow]()
     for part in parts:
         for database in databases:
-            say(f"{part}, {database}")
-            rows += await _part(part, database, quick)
+            print_line(f"{part}, {database}")
+            rows += await _run_part(part, database, quick)
     return rows
 
 
-async def _part(part: str, database: str, quick: bool) -> list[Row]:
+async def _run_part(part: str, database: str, quick: bool) -> list[FigureRow]:
     names = {
-        "latency": latency.NAMES, "delivery": delivery.NAMES, "admitting": admitting.NAMES,
-        "picking": picking.NAMES, "fairness": fairness.NAMES, "handing": handing.NAMES,
+        "latency": latency.ROW_NAMES, "delivery": delivery.ROW_NAMES, "admitting": admitting.ROW_NAMES,
+        "picking": picking.ROW_NAMES, "fairness": fairness.ROW_NAMES, "handing": handing.ROW_NAMES,
     }  # fmt: skip
     try:
-        return await _measured(part, database, quick)
-    except Refused as refused:
-        return missing(database, names[part], refused.sentence)
+        return await _measure_part(part, database, quick)
+    except UserError as error:
+        return missing_rows(database, names[part], error.sentence)
 
 
-async def _measured(part: str, database: str, quick: bool) -> list[Row]:
+async def _measure_part(part: str, database: str, quick: bool) -> list[FigureRow]:
     if part == "picking":
-        return await _picking(database, quick)
-    async with _url(database) as url:
+        return await _measure_picking(database, quick)
+    async with _fresh_database(database) as url:
         if part == "delivery":
             return await delivery.measure(url, database, quick=quick)
         if part == "fairness":
-            return await _fairness(url, database, quick)
-        async with premises(url) as here:
-            measured = {"latency": latency.measure, "admitting": admitting.measure, "handing": handing.measure}
-            return await measured[part](here, database, quick=quick)
+            return await _measure_fairness(url, database, quick)
+        async with open_system(url) as system:
+            functions = {"latency": latency.measure, "admitting": admitting.measure, "handing": handing.measure}
+            return await functions[part](system, database, quick=quick)
 
 
-async def _fairness(url: str | None, database: str, quick: bool) -> list[Row]:
-    async with premises(url) as here:
-        rows = await fairness.beside_one(here, database, quick=quick)
-    async with _url(database) as other, premises(other) as here:
-        return rows + await fairness.beside_nine(here, database, quick=quick)
+async def _measure_fairness(url: str | None, database: str, quick: bool) -> list[FigureRow]:
+    async with open_system(url) as system:
+        rows = await fairness.measure_beside_one(system, database, quick=quick)
+    async with _fresh_database(database) as second_url, open_system(second_url) as system:
+        return rows + await fairness.measure_beside_nine(system, database, quick=quick)
 
 
-async def _picking(database: str, quick: bool) -> list[Row]:
+async def _measure_picking(database: str, quick: bool) -> list[FigureRow]:
     """Measure with a separate store for each size of queue."""
-    async with AsyncExitStack() as parts:
-        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
         stores = list[Store]()
-        for number, _ in enumerate(picking.QUICK if quick else picking.SIZES):
-            url = await parts.enter_async_context(_url(database)) or picking.sqlite(folder, number)
+        for number, _ in enumerate(picking.QUICK_SIZES if quick else picking.QUEUE_SIZES):
+            url = await stack.enter_async_context(_fresh_database(database)) or picking.sqlite_url(folder, number)
             stores.append(store := await Store.open(url))
-            parts.push_async_callback(store.close)
+            stack.push_async_callback(store.close)
         return await picking.measure(stores, database, quick=quick)
 
 
 @asynccontextmanager
-async def _url(database: str) -> AsyncIterator[str | None]:
+async def _fresh_database(database: str) -> AsyncIterator[str | None]:
     """Yield the URL of a fresh database; None: SQLite in the installation's folder. Raise `Refused` if unavailable."""
-    if database == EMBEDDED:
+    if database == SQLITE:
         yield None
         return
-    async with cluster() as url:
+    async with run_postgres() as url:
         yield url

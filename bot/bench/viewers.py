@@ -14,59 +14,61 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from bot.bench.stamper import stamp_of
+from bot.bench.stamper import read_timestamp
 
-FRAME = b"event: frame"
-END = b"\r\n\r\n"
-STREAM = aiohttp.ClientTimeout(total=None, sock_connect=30)
-LARGE = 1 << 20
+FRAME_MARK = b"event: frame"
+EVENT_END = b"\r\n\r\n"
+STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30)
+BUFFER_BYTES = 1 << 20
 
 
-class Viewer:
+class StreamViewer:
     """One open page. `frames`: the arrival time of a frame's whole event, and the event."""
 
     def __init__(self) -> None:
         self.frames: list[tuple[float, bytes]] = []
-        self.open = asyncio.Event()
-        self._rest = b""
+        self.connected = asyncio.Event()
+        self._partial = b""
 
-    async def read(self, session: aiohttp.ClientSession) -> None:
+    async def read_stream(self, session: aiohttp.ClientSession) -> None:
         """Read until the stream ends."""
-        async with session.get("/api/events") as answer:
-            answer.raise_for_status()
-            async for piece in answer.content.iter_any():
-                self.open.set()
-                self.take(piece, time.monotonic())
+        async with session.get("/api/events") as response:
+            response.raise_for_status()
+            async for chunk in response.content.iter_any():
+                self.connected.set()
+                self.add_chunk(chunk, time.monotonic())
 
-    def take(self, piece: bytes, now: float) -> None:
+    def add_chunk(self, chunk: bytes, now: float) -> None:
         """Take a piece of the stream, which may hold the end of one event and the beginning of the next."""
-        *events, self._rest = (self._rest + piece).split(END)
-        self.frames += [(now, event) for event in events if FRAME in event]
+        *events, self._partial = (self._partial + chunk).split(EVENT_END)
+        self.frames += [(now, event) for event in events if FRAME_MARK in event]
 
-    def delays(self) -> list[float]:
+    def frame_delays(self) -> list[float]:
         """Return the milliseconds from each frame's sending to its arrival."""
-        return [1000 * (at - left) for at, event in self.frames for left in _stamps(event)]
+        return [1000 * (arrival - sent) for arrival, event in self.frames for sent in _send_times(event)]
 
 
-def _stamps(event: bytes) -> list[float]:
+def _send_times(event: bytes) -> list[float]:
     """Return when each of an event's frames was sent: its text is JSON, its pictures base64."""
-    [said] = [line for line in event.split(b"\r\n") if line.startswith(b"data: ")]
-    pictures = json.loads(said.removeprefix(b"data: "))["frames"].values()
-    return [stamp_of(base64.b64decode(picture)) for picture in pictures]
+    [data_line] = [line for line in event.split(b"\r\n") if line.startswith(b"data: ")]
+    pictures = json.loads(data_line.removeprefix(b"data: "))["frames"].values()
+    return [read_timestamp(base64.b64decode(picture)) for picture in pictures]
 
 
 @asynccontextmanager
-async def viewers(url: str, count: int) -> AsyncIterator[Sequence[Viewer]]:
+async def open_viewers(url: str, count: int) -> AsyncIterator[Sequence[StreamViewer]]:
     """Yield `count` viewers with open streams, each on its own connection."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=STREAM, read_bufsize=LARGE) as session:
-        readers = [Viewer() for _ in range(count)]
-        tasks = [asyncio.create_task(reader.read(session)) for reader in readers]
+    async with aiohttp.ClientSession(
+        url, connector=connector, timeout=STREAM_TIMEOUT, read_bufsize=BUFFER_BYTES
+    ) as session:
+        pages = [StreamViewer() for _ in range(count)]
+        tasks = [asyncio.create_task(page.read_stream(session)) for page in pages]
         try:
             async with asyncio.timeout(60):
-                for reader in readers:
-                    await reader.open.wait()
-            yield readers
+                for page in pages:
+                    await page.connected.wait()
+            yield pages
         finally:
             for task in tasks:
                 task.cancel()

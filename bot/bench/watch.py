@@ -10,54 +10,54 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from bot.feed import Developing, Feed, Settled
-from bot.states import State
+from bot.feed import Feed, JobEnded, JobProgress
+from bot.states import JobState
 
-PATIENCE = 180.0
+TIMEOUT_SECONDS = 180.0
 
 
-class Watch:
+class JobWatch:
     """`shown`: when a job's first preview came, so a step was run, decoded, sent and received."""
 
     def __init__(self) -> None:
-        self.shown: dict[str, float] = {}
-        self.step: dict[str, int] = {}
-        self.first: dict[str, int] = {}  # the step of a job's first preview
-        self.ended: dict[str, tuple[float, State]] = {}
-        self._news = asyncio.Event()
+        self.first_preview_times: dict[str, float] = {}
+        self.latest_steps: dict[str, int] = {}
+        self.first_steps: dict[str, int] = {}  # the step of a job's first preview
+        self.ends: dict[str, tuple[float, JobState]] = {}
+        self._changed = asyncio.Event()
 
     async def follow(self, feed: Feed) -> None:
         """Follow the feed until it closes."""
-        async with feed.subscribe() as moments:
-            async for moment in moments:
-                if isinstance(moment, Developing) and moment.frames:
-                    self.shown.setdefault(moment.job, time.monotonic())
-                    self.first.setdefault(moment.job, moment.step)
-                    self.step[moment.job] = moment.step
-                elif isinstance(moment, Settled):
-                    self.ended[moment.job] = (time.monotonic(), moment.state)
-                self._news.set()
+        async with feed.subscribe() as events:
+            async for event in events:
+                if isinstance(event, JobProgress) and event.frames:
+                    self.first_preview_times.setdefault(event.job, time.monotonic())
+                    self.first_steps.setdefault(event.job, event.step)
+                    self.latest_steps[event.job] = event.step
+                elif isinstance(event, JobEnded):
+                    self.ends[event.job] = (time.monotonic(), event.state)
+                self._changed.set()
 
-    async def until(self, true: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> None:
         """Wait until `true()` holds, checked at every event. Raise TimeoutError."""
         async with asyncio.timeout(seconds):
-            while not true():
-                self._news.clear()
-                await self._news.wait()
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
 
-    async def end(self, job: str) -> float:
+    async def wait_for_end(self, job: str) -> float:
         """Return when a job was finished. Raise RuntimeError if it ended otherwise."""
-        await self.until(lambda: job in self.ended)
-        at, state = self.ended[job]
+        await self.wait_until(lambda: job in self.ends)
+        end_time, state = self.ends[job]
         if state != "finished":
             raise RuntimeError(f"A job of the benchmark was {state}.")
-        return at
+        return end_time
 
 
 @asynccontextmanager
-async def watching(feed: Feed) -> AsyncIterator[Watch]:
+async def watch_jobs(feed: Feed) -> AsyncIterator[JobWatch]:
     """Yield a watch that follows the feed while the context lasts."""
-    watch = Watch()
+    watch = JobWatch()
     task = asyncio.create_task(watch.follow(feed))
     await asyncio.sleep(0)  # it is subscribed from now on
     try:

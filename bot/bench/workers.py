@@ -10,29 +10,29 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from bot.refused import Refused
+from bot.refused import UserError
 from engine.job import Presence
 
 READY_SECONDS = 180.0  # importing torch is slow where eight start at once
-NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
+BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
 
 
-class Workers:
+class SimulatedWorkers:
     """An async context manager that kills the remaining workers at its end. `seen` returns the announced workers."""
 
-    def __init__(self, url: str, token: str, folder: Path, seen: Callable[[], Mapping[str, Presence]]) -> None:
+    def __init__(self, url: str, token: str, folder: Path, presences: Callable[[], Mapping[str, Presence]]) -> None:
         if find_spec("torch") is None:
-            raise Refused("This needs the engine (torch is missing): pip install 'darkroom-bot[all]'.")
-        self._url, self._folder, self._seen = url, folder, seen
-        plain = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
-        self._environment = plain | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}
-        self._running: dict[str, asyncio.subprocess.Process] = {}
+            raise UserError("This needs the engine (torch is missing): pip install 'darkroom-bot[all]'.")
+        self._url, self._folder, self._presences = url, folder, presences
+        environment = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}
+        self._environment = environment | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
 
-    async def __aenter__(self) -> Workers:
+    async def __aenter__(self) -> SimulatedWorkers:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*(self.kill(name) for name in list(self._running)))
+        await asyncio.gather(*(self.kill(name) for name in list(self._processes)))
 
     async def start(self, name: str, *, row_ms: float, rows: int = 32) -> None:
         """Start a worker; return once it takes jobs."""
@@ -42,20 +42,20 @@ class Workers:
             process = await asyncio.create_subprocess_exec(
                 *command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self._running[name] = process
+        self._processes[name] = process
         async with asyncio.timeout(READY_SECONDS):
-            while name not in self._seen():
+            while name not in self._presences():
                 if process.returncode is not None:
                     raise RuntimeError(f"The worker {name} ended with code {process.returncode}: see {log.name}.")
                 await asyncio.sleep(0.02)
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the running workers."""
-        return {name: process.pid for name, process in self._running.items()}
+        return {name: process.pid for name, process in self._processes.items()}
 
     async def kill(self, name: str) -> None:
         """Kill a worker, as a power cut does: it hands nothing back."""
-        process = self._running.pop(name)
+        process = self._processes.pop(name)
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
@@ -63,8 +63,8 @@ class Workers:
     def stop(self, name: str) -> None:
         """Ask a worker to hand its jobs back and end; do not wait for that."""
         with suppress(ProcessLookupError):  # it has ended by itself
-            self._running[name].terminate()
+            self._processes[name].terminate()
 
-    async def gone(self, name: str) -> None:
+    async def wait_for_end(self, name: str) -> None:
         """Wait until a stopped worker has ended."""
-        await self._running.pop(name).wait()
+        await self._processes.pop(name).wait()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.chat import presenter
-from bot.chat.channel import check_channel, warning
-from bot.chat.notices import link
-from bot.chat.sight import sees
-from bot.chat.standing import permissions
-from bot.refused import Refused
-from bot.views import Member, Place, Ticket
+from bot.chat.channel import check_can_attach, permission_warning
+from bot.chat.notices import message_link
+from bot.chat.sight import can_see_channel
+from bot.chat.standing import guild_permissions
+from bot.refused import UserError
+from bot.views import AcceptedJob, Destination, Member
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Ask = Callable[[Member, Place], Awaitable[Sequence[Ticket]]]
+JobSubmitter = Callable[[Member, Destination], Awaitable[Sequence[AcceptedJob]]]
 
-SOON = 1.5  # seconds until we defer the response: Discord waits three
-GLANCE = 0.7  # seconds to read preference and rules before we defer
-TOKEN_LIVES = 14 * 60.0  # seconds that we use a token; Discord accepts it for fifteen minutes
-BROKEN = "Something broke on our side. It is logged; please try again."
+DEFER_AFTER = 1.5  # seconds until we defer the response: Discord waits three
+RULES_TIMEOUT = 0.7  # seconds to read preference and rules before we defer
+TOKEN_LIFETIME = 14 * 60.0  # seconds that we use a token; Discord accepts it for fifteen minutes
+INTERNAL_ERROR = "Something broke on our side. It is logged; please try again."
 
 
 def member_of(interaction: Interaction) -> Member:
     """Return who triggered the interaction, with their permissions here. A direct conversation has no moderators."""
     user, guild, channel = interaction.user, interaction.guild, interaction.channel
-    may = permissions(user)
+    member_permissions = guild_permissions(user)
     return Member(
         f"discord:{user.id}",
         user.display_name,
         guild_of(interaction),
-        moderator=may.manage_messages,
-        admin=may.manage_guild,
-        owner=guild is not None and guild.owner_id == user.id,
-        house=user.id in interaction.client.keepers,
+        is_moderator=member_permissions.manage_messages,
+        is_admin=member_permissions.manage_guild,
+        is_owner=guild is not None and guild.owner_id == user.id,
+        is_operator=user.id in interaction.client.operator_ids,
         roles=tuple(str(role.id) for role in user.roles) if isinstance(user, discord.Member) else (),
         channel=str(getattr(channel, "parent_id", None) or interaction.channel_id or ""),
-        age_restricted=_for_adults(channel),
-        sees=partial(sees, user),
+        age_restricted=_is_age_restricted(channel),
+        can_see=partial(can_see_channel, user),
     )
 
 
-def _for_adults(channel: object) -> bool:
+def _is_age_restricted(channel: object) -> bool:
     """Return whether the channel, or a thread's parent, is age-restricted."""
-    asked = getattr(channel, "is_nsfw", None)  # a direct conversation has no such method
-    return asked is not None and bool(asked())
+    is_nsfw = getattr(channel, "is_nsfw", None)  # a direct conversation has no such method
+    return is_nsfw is not None and bool(is_nsfw())
 
 
 def guild_of(interaction: Interaction) -> str:
@@ -68,9 +68,9 @@ def guild_of(interaction: Interaction) -> str:
     return f"discord:{interaction.guild_id}" if interaction.guild_id else f"discord:dm:{interaction.user.id}"
 
 
-def place_of(interaction: Interaction, now: float) -> Place:
+def destination_of(interaction: Interaction, now: float) -> Destination:
     """Return the destination of the response, with the token that edits it."""
-    return Place(
+    return Destination(
         "discord",
         {
             "guild": str(interaction.guild_id or ""),
@@ -78,132 +78,143 @@ def place_of(interaction: Interaction, now: float) -> Place:
             "user": str(interaction.user.id),
             "application": str(interaction.application_id),
             "token": interaction.token,
-            "token_until": str(now + TOKEN_LIVES),
+            "token_until": str(now + TOKEN_LIFETIME),
             "limit": str(interaction.filesize_limit),
         },
     )
 
 
-async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> None:
+async def respond_with_jobs(interaction: Interaction, submit: JobSubmitter, *, is_repeat: bool = False) -> None:
     """Run `ask` and send a card for each job; with `again` (a double click) link to the first job instead.
 
     Until this returns, the courier does not treat a missing message as lost, however long Discord takes.
     """
-    answering = interaction.client.answering
-    answering.add(interaction.token)
+    pending_tokens = interaction.client.pending_tokens
+    pending_tokens.add(interaction.token)
     try:
-        await _answer(interaction, ask, again)
+        await _respond_with_jobs(interaction, submit, is_repeat)
     finally:
-        answering.discard(interaction.token)
+        pending_tokens.discard(interaction.token)
 
 
-async def _answer(interaction: Interaction, ask: Ask, again: bool) -> None:
+async def _respond_with_jobs(interaction: Interaction, submit: JobSubmitter, is_repeat: bool) -> None:
     try:
-        check_channel(interaction)
-        asked = ask(member_of(interaction), place_of(interaction, time.time()))
-        tickets, announced = await _in_time(interaction, asked)
-    except Refused as refused:
-        await refuse(interaction, refused.sentence)
+        check_can_attach(interaction)
+        submission = submit(member_of(interaction), destination_of(interaction, time.time()))
+        accepted_jobs, deferred_ephemeral = await _await_or_defer(interaction, submission)
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)
         return
-    if again:
-        link = await _link(interaction, tickets[0].job)
-        await say(interaction, presenter.already(link))
+    if is_repeat:
+        address = await _message_address(interaction, accepted_jobs[0].job)
+        await send_ephemeral(interaction, presenter.render_duplicate(address))
         return
-    for number, ticket in enumerate(tickets):
+    for number, accepted_job in enumerate(accepted_jobs):
         try:
-            message = await _show(interaction, ticket, announced, first=number == 0)
-            await interaction.client.desk.deliveries.moved(ticket.job, message=str(message))
+            message = await _send_card(interaction, accepted_job, deferred_ephemeral, is_first=number == 0)
+            await interaction.client.services.deliveries.update_address(accepted_job.job, message=str(message))
         except Exception as error:  # the job is admitted anyway, and the courier finds or posts its message
-            known = isinstance(error, discord.HTTPException)
-            log.warning("job %s: its answer was not sent or not recorded: %s", ticket.job, error, exc_info=not known)
-    await _warn(interaction, tickets[-1])
+            is_discord_error = isinstance(error, discord.HTTPException)
+            log.warning(
+                "job %s: its answer was not sent or not recorded: %s",
+                accepted_job.job,
+                error,
+                exc_info=not is_discord_error,
+            )
+    await _warn_of_permissions(interaction, accepted_jobs[-1])
 
 
-async def _warn(interaction: Interaction, last: Ticket) -> None:
+async def _warn_of_permissions(interaction: Interaction, last_job: AcceptedJob) -> None:
     """Tell the member what the bot's missing permissions will prevent here later."""
-    said = warning(interaction, last.eta, TOKEN_LIVES)
-    if not said:
+    text = permission_warning(interaction, last_job.eta, TOKEN_LIFETIME)
+    if not text:
         return
     try:
-        quiet = discord.AllowedMentions.none()
-        await interaction.followup.send(f"-# {said}", ephemeral=True, allowed_mentions=quiet)
+        no_mentions = discord.AllowedMentions.none()
+        await interaction.followup.send(f"-# {text}", ephemeral=True, allowed_mentions=no_mentions)
     except discord.HTTPException as error:
         log.warning("a member was not told of missing permissions: %s", error)
 
 
-async def refuse(interaction: Interaction, sentence: str) -> None:
+async def send_refusal(interaction: Interaction, sentence: str) -> None:
     """Show the refusal to the member only."""
-    await say(interaction, presenter.refusal(sentence))
+    await send_ephemeral(interaction, presenter.render_refusal(sentence))
 
 
-async def sorry(interaction: Interaction) -> None:
+async def send_error(interaction: Interaction) -> None:
     """Apologise after an error of ours that is already logged, so that the member does not wait at a spinner."""
     try:
-        await say(interaction, BROKEN)
+        await send_ephemeral(interaction, INTERNAL_ERROR)
     except discord.HTTPException as error:
         log.warning("an apology could not be sent: %s", error)
 
 
-async def _in_time(
-    interaction: Interaction, asked: Awaitable[Sequence[Ticket]]
-) -> tuple[Sequence[Ticket], bool | None]:
+async def _await_or_defer(
+    interaction: Interaction, submission: Awaitable[Sequence[AcceptedJob]]
+) -> tuple[Sequence[AcceptedJob], bool | None]:
     """Return the jobs. The second value is None, or whether the response had to be deferred as ephemeral."""
-    task = asyncio.ensure_future(asked)
-    done, _ = await asyncio.wait({task}, timeout=SOON)
-    announced: bool | None = None
+    task = asyncio.ensure_future(submission)
+    done, _ = await asyncio.wait({task}, timeout=DEFER_AFTER)
+    deferred_ephemeral: bool | None = None
     if not done:
-        announced = await _likely_private(interaction)
-        await interaction.response.defer(thinking=True, ephemeral=announced)
-    return await task, announced
+        deferred_ephemeral = await _is_likely_private(interaction)
+        await interaction.response.defer(thinking=True, ephemeral=deferred_ephemeral)
+    return await task, deferred_ephemeral
 
 
-async def _likely_private(interaction: Interaction) -> bool:
+async def _is_likely_private(interaction: Interaction) -> bool:
     """Guess from preference and rules whether the results are private, as far as they load in time.
 
     The jobs themselves decide in the end.
     """
-    desk, member = interaction.client.desk, member_of(interaction)
+    services, member = interaction.client.services, member_of(interaction)
     try:
-        async with asyncio.timeout(GLANCE):
-            results = (await desk.administration.terms(member)).results
+        async with asyncio.timeout(RULES_TIMEOUT):
+            results = (await services.rule_admin.effective_rules(member)).results
             return results == "private" or (
-                results == "choice" and (await desk.preferences.of(member.id)).results == "private"
+                results == "choice" and (await services.preferences.load_preference(member.id)).results == "private"
             )
     except (TimeoutError, ConnectionError):
         return False
 
 
-async def _show(interaction: Interaction, ticket: Ticket, announced: bool | None, *, first: bool) -> int:
+async def _send_card(
+    interaction: Interaction, accepted_job: AcceptedJob, deferred_ephemeral: bool | None, *, is_first: bool
+) -> int:
     """Send the card of `ticket`, ephemeral if the job is private. Return its message's id."""
-    card = presenter.accepted(ticket, interaction.user.display_name, time.time())
-    view, quiet = interaction.client.controls(card) or discord.utils.MISSING, discord.AllowedMentions.none()
-    if first and announced is None:
-        sent = await interaction.response.send_message(
-            card.content, view=view, ephemeral=ticket.private, allowed_mentions=quiet
+    card = presenter.render_accepted(accepted_job, interaction.user.display_name, time.time())
+    view, no_mentions = interaction.client.build_view(card) or discord.utils.MISSING, discord.AllowedMentions.none()
+    if is_first and deferred_ephemeral is None:
+        response = await interaction.response.send_message(
+            card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=no_mentions
         )
-        return sent.message_id or (await interaction.original_response()).id
-    if first and announced == ticket.private:
-        return (await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=quiet)).id
-    if first:  # deferred with the wrong visibility, which is final: another message replaces it
-        await interaction.edit_original_response(content="…", allowed_mentions=quiet)
+        return response.message_id or (await interaction.original_response()).id
+    if is_first and deferred_ephemeral == accepted_job.is_private:
+        return (
+            await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=no_mentions)
+        ).id
+    if is_first:  # deferred with the wrong visibility, which is final: another message replaces it
+        await interaction.edit_original_response(content="…", allowed_mentions=no_mentions)
     message = await interaction.followup.send(
-        card.content, view=view, ephemeral=ticket.private, allowed_mentions=quiet, wait=True
+        card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=no_mentions, wait=True
     )
-    if first:
+    if is_first:
         await interaction.delete_original_response()
     return message.id
 
 
-async def say(interaction: Interaction, text: str) -> None:
+async def send_ephemeral(interaction: Interaction, text: str) -> None:
     """Send a sentence to the member only, even if the response was deferred as public."""
-    quiet = discord.AllowedMentions.none()
+    no_mentions = discord.AllowedMentions.none()
     if not interaction.response.is_done():
-        await interaction.response.send_message(text, ephemeral=True, allowed_mentions=quiet)
+        await interaction.response.send_message(text, ephemeral=True, allowed_mentions=no_mentions)
         return
-    await interaction.edit_original_response(content="…", allowed_mentions=quiet)  # only then may the next be ephemeral
-    await interaction.followup.send(text, ephemeral=True, allowed_mentions=quiet)
+    await interaction.edit_original_response(
+        content="…", allowed_mentions=no_mentions
+    )  # only then may the next be ephemeral
+    await interaction.followup.send(text, ephemeral=True, allowed_mentions=no_mentions)
     await interaction.delete_original_response()
 
 
-async def _link(interaction: Interaction, job: str) -> str:
-    return link((await interaction.client.desk.deliveries.place_of(job)).where)
+async def _message_address(interaction: Interaction, job: str) -> str:
+    return message_link((await interaction.client.services.deliveries.answer_destination(job)).address)

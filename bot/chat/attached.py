@@ -6,10 +6,10 @@ import io
 
 import discord
 
-from bot.chat.delivery import Picture
+from bot.chat.delivery import PictureFile
 from bot.chat.presenter import Card
 
 
-def attached(card: Card, picture: Picture) -> discord.File:
+def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
     """Return the file of a message that shows `card`."""
     return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
-from bot.desk.bringing import Remote
-from bot.images.intake import MOST_BYTES
-from bot.refused import Refused
+from bot.desk.bringing import RemoteFile
+from bot.images.intake import MAX_UPLOAD_BYTES
+from bot.refused import UserError
 
-MOST = MOST_BYTES  # bytes of one picture
-LOST = "Discord did not let me download {}. Please send it again."
+MAX_FILE_BYTES = MAX_UPLOAD_BYTES  # bytes of one picture
+DOWNLOAD_FAILED = "Discord did not let me download {}. Please send it again."
 
 
-class File(Protocol):
+class DiscordFile(Protocol):
     """Discord's description of a file: size in bytes and address."""
 
     @property
@@ -29,7 +29,7 @@ class File(Protocol):
 
 
 @dataclass(frozen=True)
-class Sent:
+class UploadedFile:
     """A file from a submitted form."""
 
     url: str
@@ -37,10 +37,10 @@ class Sent:
     filename: str
 
 
-def remote(file: File) -> Remote:
+def to_remote_file(file: DiscordFile) -> RemoteFile:
     """Return a reference that the services fetch later. Raises `Refused` (413) for a file that is too large."""
-    if file.size > MOST:
-        said = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and the limit is {MOST // 2**20} MiB."
-        raise Refused(said, 413)
-    ascii_only = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as HTTP sends it
-    return Remote(ascii_only, file.size, LOST.format(file.filename[:60] or "the file"))
+    if file.size > MAX_FILE_BYTES:
+        text = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and the limit is {MAX_FILE_BYTES // 2**20} MiB."
+        raise UserError(text, 413)
+    ascii_url = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as HTTP sends it
+    return RemoteFile(ascii_url, file.size, DOWNLOAD_FAILED.format(file.filename[:60] or "the file"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bot.prompt.flags import title
+from bot.prompt.flags import prompt_title
 
-WORDLESS = "without a prompt"  # a blend, or a job with an init image, needs none
+NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs none
 
 
-def called(prompt: str) -> str:
+def job_title(prompt: str) -> str:
     """Return the prompt without emphasis and flags, or `WORDLESS`."""
-    return title(prompt) or WORDLESS
+    return prompt_title(prompt) or NO_PROMPT

@@ -10,54 +10,58 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.chat.notices import LONG
-from bot.refused import Refused
-from bot.sentences import duration
+from bot.chat.notices import LONG_JOB_SECONDS
+from bot.refused import UserError
+from bot.sentences import format_duration
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
     Interaction = discord.Interaction[DarkroomClient]
 
-LATER = {  # needed once the token has expired or its message is gone; the values are Discord's names
+PERMISSIONS_AFTER_TOKEN = {  # needed once the token has expired or its message is gone; the values are Discord's names
     "view_channel": "View Channel",
     "send_messages": "Send Messages",
     "read_message_history": "Read Message History",
 }
-IN_THREADS = "Send Messages in Threads"  # replaces Send Messages
+SEND_IN_THREADS = "Send Messages in Threads"  # replaces Send Messages
 
 
-def check_channel(interaction: Interaction) -> None:
+def check_can_attach(interaction: Interaction) -> None:
     """Raise `Refused` (403) if the bot may not attach pictures here."""
     if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
-        raise Refused("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
+        raise UserError("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
 
-def warning(interaction: Interaction, eta: float | None, token: float) -> str:
+def permission_warning(interaction: Interaction, eta: float | None, token_seconds: float) -> str:
     """Return what will not work here for a job that ends in `eta` seconds (None: unknown); empty if all will.
 
     `token`: for how many seconds the response can be edited without any permission.
     """
-    lacking = missing(interaction)
-    if not lacking or (eta is not None and eta < LONG):
+    missing_names = missing_permissions(interaction)
+    if not missing_names or (eta is not None and eta < LONG_JOB_SECONDS):
         return ""
-    names = " and ".join(lacking) if len(lacking) < 3 else f"{', '.join(lacking[:-1])} and {lacking[-1]}"
+    names = (
+        " and ".join(missing_names)
+        if len(missing_names) < 3
+        else f"{', '.join(missing_names[:-1])} and {missing_names[-1]}"
+    )
     return (
-        f"I lack {names} here: I cannot ping you when it is done, and a job that takes longer than {duration(token)} "
+        f"I lack {names} here: I cannot ping you when it is done, and a job that takes longer than {format_duration(token_seconds)} "
         "comes to you as a direct message instead."
     )
 
 
-def missing(interaction: Interaction) -> list[str]:
+def missing_permissions(interaction: Interaction) -> list[str]:
     """Return the permissions that the bot lacks here for later, as Discord names them."""
     if interaction.guild_id is None:
         return []
-    may, channel = interaction.app_permissions, interaction.channel
+    app_permissions, channel = interaction.app_permissions, interaction.channel
     in_thread = isinstance(channel, discord.Thread)
-    needed = dict(LATER)
+    required_permissions = dict(PERMISSIONS_AFTER_TOKEN)
     if in_thread:
-        del needed["send_messages"]
-        needed["send_messages_in_threads"] = IN_THREADS
+        del required_permissions["send_messages"]
+        required_permissions["send_messages_in_threads"] = SEND_IN_THREADS
         if channel.locked:
-            needed["manage_threads"] = "Manage Threads (this one is locked)"
-    return [shown for name, shown in needed.items() if not getattr(may, name)]
+            required_permissions["manage_threads"] = "Manage Threads (this one is locked)"
+    return [title for name, title in required_permissions.items() if not getattr(app_permissions, name)]

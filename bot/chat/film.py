@@ -14,50 +14,50 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range, locale_str
 
-from bot.chat.answer import member_of, place_of
-from bot.chat.called import WORDLESS
-from bot.chat.channel import check_channel
-from bot.chat.permitted import permit, refusing
-from bot.chat.presenter import ALT
-from bot.chat.quiet import QUIET
-from bot.chat.which import recent_jobs
-from bot.desk.publishing import publishable
-from bot.images.film_formats import check_kind, kind_of
+from bot.chat.answer import destination_of, member_of
+from bot.chat.called import NO_PROMPT
+from bot.chat.channel import check_can_attach
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.presenter import MAX_ALT
+from bot.chat.quiet import NO_MENTIONS
+from bot.chat.which import recent_jobs_autocomplete
+from bot.desk.publishing import can_publish
+from bot.images.film_formats import check_film_format, parse_film_format
 from bot.images.gallery import NO_FILM
-from bot.refused import Refused
-from bot.sentences import quoted, shortened
+from bot.refused import UserError
+from bot.sentences import escape_discord, shorten
 from engine.job import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.images.film_formats import Kind
-    from bot.views import View
+    from bot.images.film_formats import FilmFormat
+    from bot.views import JobView
 
-Way = Literal["developing", "dissolving", "both", "walk"]
+FilmType = Literal["developing", "dissolving", "both", "walk"]
 FORMATS = [Choice(name=name, value=name.lower()) for name in ("WebP", "AVIF", "GIF", "MP4")]
-WAYS = [
-    Choice(name=locale_str(name), value=way)
-    for name, way in (
+FILM_TYPES = [
+    Choice(name=locale_str(name), value=film_type)
+    for name, film_type in (
         ("developing: out of the noise", "developing"), ("dissolving: into the noise", "dissolving"),
         ("there and back", "both"), ("interpolation: from prompt to prompt", "walk"),
     )
 ]  # fmt: skip
-SAID: Mapping[Way, tuple[str, str]] = MappingProxyType(
+CAPTIONS: Mapping[FilmType, tuple[str, str]] = MappingProxyType(
     {
         "developing": ("🎞️", "From noise to picture:"), "dissolving": ("🌫️", "From picture to noise:"),
         "both": ("🌫️", "From picture to noise and back:"), "walk": ("🚶", "Interpolation:"),
     }
 )  # fmt: skip
-MARGIN = 64 * 1024  # bytes of the size limit, for the rest of the request
-GLANCE = 1.5  # seconds to read the rules: Discord waits three for a first response
+UPLOAD_MARGIN = 64 * 1024  # bytes of the size limit, for the rest of the request
+RULES_TIMEOUT = 1.5  # seconds to read the rules: Discord waits three for a first response
 
 
 @dataclass(frozen=True)
-class Film:
+class FilmRequest:
     """A requested film: direction, file format, and the picture's index if the film shows one picture."""
 
-    way: Way = "developing"
-    kind: Kind = "webp"
+    film_type: FilmType = "developing"
+    file_format: FilmFormat = "webp"
     index: int = 0
 
 
@@ -68,7 +68,7 @@ class Film:
     kind="What the film shows",
     picture="Which of its pictures, for a film of one picture",
 )
-@app_commands.choices(format=FORMATS, kind=WAYS)
+@app_commands.choices(format=FORMATS, kind=FILM_TYPES)
 async def film(
     interaction: discord.Interaction[DarkroomClient],
     job: Range[str, 1, 300],
@@ -76,74 +76,82 @@ async def film(
     kind: str = "developing",
     picture: Range[int, 1, MAX_COUNT] = 1,
 ) -> None:
-    async with refusing(interaction):
-        view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
-        await permit(interaction, "film", view)
-        chosen: Way = next((way for way in get_args(Way) if way == kind), "developing")
-        await post_film(interaction, view, Film(chosen, kind_of(format), picture - 1))
+    async with reply_on_error(interaction):
+        view = await interaction.client.services.history.find_job(job, member_of(interaction))
+        await require_permission(interaction, "film", view)
+        film_type: FilmType = next((candidate for candidate in get_args(FilmType) if candidate == kind), "developing")
+        await send_film(interaction, view, FilmRequest(film_type, parse_film_format(format), picture - 1))
 
 
 @film.autocomplete("job")
-async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[app_commands.Choice[str]]:
-    return await recent_jobs(_has_film)(interaction, typed)
+async def suggest_jobs(
+    interaction: discord.Interaction[DarkroomClient], current: str
+) -> list[app_commands.Choice[str]]:
+    return await recent_jobs_autocomplete(_has_film)(interaction, current)
 
 
-def _has_film(view: View) -> bool:
-    return view.state == "finished" and bool(view.ladders) and view.deleted is None
+def _has_film(view: JobView) -> bool:
+    return view.state == "finished" and bool(view.ladder_images) and view.deleted_at is None
 
 
-async def _for_all(interaction: discord.Interaction[DarkroomClient], view: View) -> bool:
+async def _is_public(interaction: discord.Interaction[DarkroomClient], view: JobView) -> bool:
     """Return whether everybody here may see the film; False if the rules do not load in time."""
     member = member_of(interaction)
     try:
-        async with asyncio.timeout(GLANCE):
-            terms = await interaction.client.desk.administration.terms(member)
-            return await publishable(view, member, terms)
+        async with asyncio.timeout(RULES_TIMEOUT):
+            rules = await interaction.client.services.rule_admin.effective_rules(member)
+            return await can_publish(view, member, rules)
     except TimeoutError:
         return False
 
 
-async def post_film(interaction: discord.Interaction[DarkroomClient], view: View, wanted: Film = Film()) -> None:
+async def send_film(
+    interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest = FilmRequest()
+) -> None:
     """Send the film as the response to a command or a press, ephemeral where the rules do not allow it in public.
 
     Raises `Refused`.
     """
-    check_channel(interaction)
-    check_kind(wanted.kind)
-    if not _there(view, wanted):
-        raise Refused(NO_FILM, 404)
-    alone = not await _for_all(interaction, view)
-    await interaction.response.defer(ephemeral=alone, thinking=True)  # it may take more than three seconds
-    made = await _made(interaction, view, wanted)
-    sign, alt = SAID[wanted.way]
+    check_can_attach(interaction)
+    check_film_format(request.file_format)
+    if not _can_make_film(view, request):
+        raise UserError(NO_FILM, 404)
+    is_ephemeral = not await _is_public(interaction, view)
+    await interaction.response.defer(ephemeral=is_ephemeral, thinking=True)  # it may take more than three seconds
+    payload = await _render_film(interaction, view, request)
+    emoji, caption = CAPTIONS[request.film_type]
     file = discord.File(
-        io.BytesIO(made), f"darkroom-{view.id}-film.{wanted.kind}", description=shortened(f"{alt} {view.prompt}", ALT)
+        io.BytesIO(payload),
+        f"darkroom-{view.id}-film.{request.file_format}",
+        description=shorten(f"{caption} {view.prompt}", MAX_ALT),
     )
     message = await interaction.edit_original_response(
-        content=f"{sign} **{quoted(view.prompt or WORDLESS, 900)}** · {quoted(view.member_name, 64)}",
+        content=f"{emoji} **{escape_discord(view.prompt or NO_PROMPT, 900)}** · {escape_discord(view.member_name, 64)}",
         attachments=[file],
-        allowed_mentions=QUIET,
+        allowed_mentions=NO_MENTIONS,
     )
-    if not alone:
-        place = place_of(interaction, time.time())
-        place.where["message"] = str(message.id)
-        if not await interaction.client.desk.deliveries.filmed(view.id, place):  # deleted while the film was made
+    if not is_ephemeral:
+        destination = destination_of(interaction, time.time())
+        destination.address["message"] = str(message.id)
+        if not await interaction.client.services.deliveries.add_film(
+            view.id, destination
+        ):  # deleted while the film was made
             await interaction.delete_original_response()
 
 
-def _there(view: View, wanted: Film) -> bool:
+def _can_make_film(view: JobView, request: FilmRequest) -> bool:
     """Return whether the job has what the film needs: dissolving and interpolation need only its pictures."""
-    if wanted.way in ("dissolving", "walk"):
-        return view.state == "finished" and view.deleted is None and bool(view.pictures)
+    if request.film_type in ("dissolving", "walk"):
+        return view.state == "finished" and view.deleted_at is None and bool(view.pictures)
     return _has_film(view)
 
 
-async def _made(interaction: discord.Interaction[DarkroomClient], view: View, wanted: Film) -> bytes:
-    studio, limit = interaction.client.studio, interaction.filesize_limit - MARGIN
-    if wanted.way == "dissolving":
-        return await studio.dissolve(view.id, wanted.index, wanted.kind, limit)
-    if wanted.way == "both":
-        return await studio.there_and_back(view.id, wanted.index, wanted.kind, limit)
-    if wanted.way == "walk":
-        return await studio.walk(view.id, limit, wanted.kind)
-    return await studio.film(view.id, limit, wanted.kind)
+async def _render_film(interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest) -> bytes:
+    job_service, limit = interaction.client.job_service, interaction.filesize_limit - UPLOAD_MARGIN
+    if request.film_type == "dissolving":
+        return await job_service.render_noising_film(view.id, request.index, request.file_format, limit)
+    if request.film_type == "both":
+        return await job_service.render_noising_round_trip(view.id, request.index, request.file_format, limit)
+    if request.film_type == "walk":
+        return await job_service.render_interpolation(view.id, limit, request.file_format)
+    return await job_service.render_film(view.id, limit, request.file_format)

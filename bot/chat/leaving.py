@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import discord
 
-from bot.chat.presses.removal import routes
+from bot.chat.presses.removal import deletion_routes
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-async def take_away(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
+async def delete_forgotten_message(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
     """Delete one message; return False if Discord does not let us. Raises `ConnectionError` if it is unreachable."""
-    for route in routes(delivery):
+    for route in deletion_routes(delivery):
         try:
             await client.http.request(route)
         except discord.NotFound as error:

@@ -7,21 +7,21 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bot.access import Action, forbidden, subject_of
-from bot.chat.answer import member_of, refuse
-from bot.chat.sight import covered, why
-from bot.refused import Refused
+from bot.access import Action, forbidden_reason, job_ref
+from bot.chat.answer import member_of, send_refusal
+from bot.chat.sight import refusal_reason, with_channel_privacy
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     import discord
 
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, View
+    from bot.views import JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
 
 # Each command's and menu's action in the table. Missing ones act on a job and check it themselves.
-COMMANDS: Mapping[str, Action] = MappingProxyType(
+COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         "imagine": "imagine", "mix": "imagine", "walk": "imagine", "blend": "blend", "shorten": "prompt",
         "describe": "describe",
@@ -33,24 +33,26 @@ COMMANDS: Mapping[str, Action] = MappingProxyType(
     }
 )  # fmt: skip
 # They make jobs, or cost as much: the desk checks the rules itself.
-ADMITTED: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
+SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
 
 
-async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:
+async def require_permission(
+    interaction: discord.Interaction[DarkroomClient], action: Action, view: JobView | None = None
+) -> Member:
     """Return the member if they may do this (to this job). Raises `Refused` (403)."""
     member = member_of(interaction)
-    subject = None if view is None else subject_of(covered(view, interaction.user))
-    if reason := forbidden(action, member, subject, direct=interaction.guild_id is None):
-        raise Refused(why(reason, view), 403)
-    if action not in ADMITTED:
-        await interaction.client.desk.administration.allowed(member, action)
+    subject = None if view is None else job_ref(with_channel_privacy(view, interaction.user))
+    if reason := forbidden_reason(action, member, subject, in_direct_message=interaction.guild_id is None):
+        raise UserError(refusal_reason(reason, view), 403)
+    if action not in SELF_CHECKED_ACTIONS:
+        await interaction.client.services.rule_admin.check_command(member, action)
     return member
 
 
 @asynccontextmanager
-async def refusing(interaction: Interaction) -> AsyncIterator[None]:
+async def reply_on_error(interaction: Interaction) -> AsyncIterator[None]:
     """Catch a `Refused` from the body and show it to the member only."""
     try:
         yield
-    except Refused as refused:
-        await refuse(interaction, refused.sentence)
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)

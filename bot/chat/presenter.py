@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 from bot import sentences
 from bot.chat import rows
-from bot.chat.called import called
-from bot.chat.rows import Row
+from bot.chat.called import job_title
+from bot.chat.rows import ButtonRow
 from bot.images import held
-from bot.sentences import lasting, quoted
-from bot.views import Action, Ticket, View
+from bot.sentences import escape_discord, lasting_notes
+from bot.views import AcceptedJob, JobAction, JobView
 from engine.job import Recipe
 
-CONTENT, ALT = 2000, 1024
-REST_OF_WALK = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
+MAX_CONTENT, MAX_ALT = 2000, 1024
+PARTIAL_FILM_HINT = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
 
 
 @dataclass(frozen=True)
@@ -27,110 +27,137 @@ class Card:
     """One message: its text, its rows of buttons, and the picture's alt text."""
 
     content: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ButtonRow, ...] = ()
     alt: str = ""
 
 
-def accepted(ticket: Ticket, member: str, now: float) -> Card:
+def render_accepted(accepted_job: AcceptedJob, member_name: str, now: float) -> Card:
     """Return the first response to a request: its place in the queue, or what it waits for."""
-    state = _waiting(ticket.ahead, ticket.eta, ticket, now)
-    return Card(_text(ticket.prompt, quoted(member, 64), [f"⏳ {state}"], ticket.notes), rows.cancelling(ticket.job))
+    text = _waiting_text(accepted_job.jobs_ahead, accepted_job.eta, accepted_job, now)
+    return Card(
+        _render_content(accepted_job.prompt, escape_discord(member_name, 64), [f"⏳ {text}"], accepted_job.notes),
+        rows.build_cancel_rows(accepted_job.job),
+    )
 
 
-def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
+def render_waiting(view: JobView, ahead: int, eta: float | None, now: float) -> Card:
     """Return the card of a job that has not started."""
-    state = _waiting(ahead, eta, view, now)
-    return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], lasting(view.notes)), rows.cancelling(view.id))
+    text = _waiting_text(ahead, eta, view, now)
+    return Card(
+        _render_content(view.prompt, _author_and_origin(view), [f"⏳ {text}"], lasting_notes(view.notes)),
+        rows.build_cancel_rows(view.id),
+    )
 
 
-def loading(view: View, model: str, done: float, size: int = 0) -> Card:
+def render_loading(view: JobView, model: str, fraction: float, model_bytes: int = 0) -> Card:
     """Return the card of a job whose worker loads its model."""
-    lines = [f"⏳ {quoted(sentences.loading(model, done, size), 120)}"]
-    return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id))
+    lines = [f"⏳ {escape_discord(sentences.format_loading(model, fraction, model_bytes), 120)}"]
+    return Card(
+        _render_content(view.prompt, _author_and_origin(view), lines, lasting_notes(view.notes)),
+        rows.build_cancel_rows(view.id),
+    )
 
 
-def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
+def render_progress(view: JobView, step: int, total_steps: int, seconds_left: float, now: float) -> Card:
     """Return the card of a running job, at `step` of `of`."""
-    done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"
-    lines = [f"{done} · done {_moment(now + seconds_left)}"]
-    return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id), _alt(view))
+    progress = f"{sentences.progress_bar(step, total_steps, 12)} {sentences.percent_done(step, total_steps)} % · step {step} of {total_steps}"
+    lines = [f"{progress} · done {_timestamp(now + seconds_left)}"]
+    return Card(
+        _render_content(view.prompt, _author_and_origin(view), lines, lasting_notes(view.notes)),
+        rows.build_cancel_rows(view.id),
+        _alt_text(view),
+    )
 
 
-def ended(view: View) -> Card:
+def render_ended(view: JobView) -> Card:
     """Return the card of a job that is finished, failed or cancelled."""
     if view.state == "finished":
-        lines = [_footer(view), *(f"🔒 {line}" for line in held.lines(view))]
-        return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.finished(view), _alt(view))
-    cancelled = view.state == "cancelled"
-    said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
-    lines = [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"]
-    if isinstance(view.recipe, Recipe) and view.recipe.walk is not None:  # its finished parts have their own messages
-        lines.append(f"-# {REST_OF_WALK}")
-    return Card(_text(view.prompt, _whose(view), lines, ()), rows.again(view))
+        lines = [_render_footer(view), *(f"🔒 {line}" for line in held.hold_reasons(view))]
+        return Card(
+            _render_content(view.prompt, _author_and_origin(view), lines, lasting_notes(view.notes)),
+            rows.build_finished_rows(view),
+            _alt_text(view),
+        )
+    is_cancelled = view.state == "cancelled"
+    reason = view.reason or (
+        sentences.format_cancellation(view.step, view.total_steps) if is_cancelled else "It failed."
+    )
+    lines = [f"{'⏹️' if is_cancelled else '❌'} {escape_discord(reason, 500)}"]
+    if isinstance(view.task, Recipe) and view.task.walk is not None:  # its finished parts have their own messages
+        lines.append(f"-# {PARTIAL_FILM_HINT}")
+    return Card(_render_content(view.prompt, _author_and_origin(view), lines, ()), rows.build_retry_rows(view))
 
 
-def unshown(card: Card) -> Card:
+def note_too_large(card: Card) -> Card:
     """Add that the picture is larger than this server accepts."""
-    several = any(button.press == "up" for row in card.rows for button in row)
-    said = "-# The picture is too large for this server" + ("; U shows each one." if several else ".")
-    return replace(card, content=_fit([card.content, said], CONTENT))
+    has_several = any(button.kind == "up" for row in card.rows for button in row)
+    note = "-# The picture is too large for this server" + ("; U shows each one." if has_several else ".")
+    return replace(card, content=_fit_lines([card.content, note], MAX_CONTENT))
 
 
-def unkept(card: Card) -> Card:
+def note_missing(card: Card) -> Card:
     """Add that the pictures are deleted or corrupt."""
-    said = "-# Its picture cannot be shown: it is deleted or corrupt."
-    return replace(card, content=_fit([card.content, said], CONTENT))
+    note = "-# Its picture cannot be shown: it is deleted or corrupt."
+    return replace(card, content=_fit_lines([card.content, note], MAX_CONTENT))
 
 
-def queue(views: Sequence[View], now: float, hint: str = "", reader: str = "") -> str:
+def render_queue(views: Sequence[JobView], now: float, hint: str = "", reader: str = "") -> str:
     """List the running jobs, then the waiting ones in start order with their reasons, then `hint`.
 
     Others' private jobs appear to `reader` without prompt and name.
     """
     if not views:
         return "Nothing is running and nothing waits: a job starts at once."
-    shown = _fit([_line(number, view, now, reader) for number, view in enumerate(views, 1)], CONTENT - 40 - len(hint))
-    left = len(views) - shown.count("\n") - 1
-    more = f"… and {sentences.jobs(left)} more." if left else ""
-    return "\n".join(part for part in (shown, more, hint) if part)
+    text = _fit_lines(
+        [_queue_line(number, view, now, reader) for number, view in enumerate(views, 1)], MAX_CONTENT - 40 - len(hint)
+    )
+    omitted_count = len(views) - text.count("\n") - 1
+    more = f"… and {sentences.format_job_count(omitted_count)} more." if omitted_count else ""
+    return "\n".join(part for part in (text, more, hint) if part)
 
 
-def refusal(sentence: str) -> str:
+def render_refusal(sentence: str) -> str:
     """Return a refusal, escaped: the sentence may quote the member."""
-    return f"🚫 {quoted(sentence, CONTENT - 2)}"
+    return f"🚫 {escape_discord(sentence, MAX_CONTENT - 2)}"
 
 
-def already(link: str) -> str:
+def render_duplicate(address: str) -> str:
     """Return the response to a double click."""
-    return f"That is already on its way: {link}" if link else "That is already on its way."
+    return f"That is already on its way: {address}" if address else "That is already on its way."
 
 
-def _line(number: int, view: View, now: float, reader: str) -> str:
-    hidden = view.hidden_from(reader)
-    what = "a private picture" if hidden else f"{quoted(called(view.prompt), 60)} · {quoted(view.member_name, 32)}"
-    who = f"`{number}.` {what}"
-    done = "" if view.eta is None else f" · done {_moment(now + view.eta)}"
+def _queue_line(number: int, view: JobView, now: float, reader: str) -> str:
+    is_hidden = view.is_hidden_from(reader)
+    subject = (
+        "a private picture"
+        if is_hidden
+        else f"{escape_discord(job_title(view.prompt), 60)} · {escape_discord(view.member_name, 32)}"
+    )
+    head = f"`{number}.` {subject}"
+    eta_text = "" if view.eta is None else f" · done {_timestamp(now + view.eta)}"
     if view.state != "queued":
-        return f"{who} · ▶️ {sentences.percent(view.step, view.of)} %{done}"
-    why = "" if hidden else quoted(view.why, 120)
-    return f"{who} · ⏳ {why or _waiting(view.ahead or 0, None, view, now)}{done}"
+        return f"{head} · ▶️ {sentences.percent_done(view.step, view.total_steps)} %{eta_text}"
+    reason = "" if is_hidden else escape_discord(view.wait_reason, 120)
+    return f"{head} · ⏳ {reason or _waiting_text(view.jobs_ahead or 0, None, view, now)}{eta_text}"
 
 
-def _waiting(ahead: int, eta: float | None, job: Ticket | View, now: float) -> str:
-    text = sentences.waiting(ahead, None, worker=job.worker, starting=quoted(job.starting, 120))
-    return text if eta is None or not job.worker else f"{text[:-1]}, done {_moment(now + eta)}."
+def _waiting_text(ahead: int, eta: float | None, job: AcceptedJob | JobView, now: float) -> str:
+    text = sentences.format_queue_place(
+        ahead, None, has_worker=job.has_worker, startup_notice=escape_discord(job.startup_notice, 120)
+    )
+    return text if eta is None or not job.has_worker else f"{text[:-1]}, done {_timestamp(now + eta)}."
 
 
-def _moment(at: float) -> str:
+def _timestamp(unix_time: float) -> str:
     """Return a timestamp that each client counts down by itself, without an edit."""
-    return f"<t:{round(at)}:R>"
+    return f"<t:{round(unix_time)}:R>"
 
 
-def _whose(view: View) -> str:
+def _author_and_origin(view: JobView) -> str:
     """Return the author's name and the job's origin."""
-    name = quoted(view.member_name, 64)
-    number = view.parent[1] + 1 if view.parent else 1
-    origins: Mapping[Action, str] = {
+    name = escape_discord(view.member_name, 64)
+    number = view.parent_image[1] + 1 if view.parent_image else 1
+    origins: Mapping[JobAction, str] = {
         "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
         "reproduce": "made once more", "blend": "blended", "edit": f"edited from {number}",
         "zoom": f"zoomed out of {number}", "pan": f"panned from {number}", "branch": f"branched off {number}",
@@ -139,27 +166,31 @@ def _whose(view: View) -> str:
     return f"{name} · {origins[view.action]}" if view.action in origins else name
 
 
-def _text(prompt: str, whose: str, lines: Sequence[str], notes: Sequence[str]) -> str:
-    said = [f"**{quoted(called(prompt), 900)}** · {whose}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
-    return _fit(said, CONTENT)
+def _render_content(prompt: str, author: str, lines: Sequence[str], notes: Sequence[str]) -> str:
+    content = [
+        f"**{escape_discord(job_title(prompt), 900)}** · {author}",
+        *lines,
+        *(f"-# {escape_discord(note, 240)}" for note in notes),
+    ]
+    return _fit_lines(content, MAX_CONTENT)
 
 
-def _fit(lines: Sequence[str], limit: int) -> str:
+def _fit_lines(lines: Sequence[str], limit: int) -> str:
     """Return the lines that fit, whole: a cut inside one could break its escapes."""
-    kept: list[str] = []
+    result: list[str] = []
     for line in lines:
-        if sum(map(len, kept)) + len(kept) + len(line) > limit:
+        if sum(map(len, result)) + len(result) + len(line) > limit:
             break
-        kept.append(line)
-    return "\n".join(kept)
+        result.append(line)
+    return "\n".join(result)
 
 
-def _footer(view: View) -> str:
-    if isinstance(view.recipe, Recipe):
-        return sentences.footer(view.recipe, view.seconds, view.ms_per_step, view.enlargement)
-    shot = view.pictures[0]
-    return sentences.enlarged(view.recipe.factor, shot.width, shot.height, view.recipe.method)
+def _render_footer(view: JobView) -> str:
+    if isinstance(view.task, Recipe):
+        return sentences.format_footer(view.task, view.seconds, view.ms_per_step, view.enlargement)
+    picture = view.pictures[0]
+    return sentences.format_upscale(view.task.factor, picture.width, picture.height, view.task.method)
 
 
-def _alt(view: View) -> str:
-    return sentences.shortened(view.prompt, ALT)
+def _alt_text(view: JobView) -> str:
+    return sentences.shorten(view.prompt, MAX_ALT)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import discord
 
-QUIET = discord.AllowedMentions.none()
+NO_MENTIONS = discord.AllowedMentions.none()

@@ -10,37 +10,46 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.access import PRIVATE
+from bot.access import PRIVATE_JOB
 
 if TYPE_CHECKING:
-    from bot.views import View
+    from bot.views import JobView
 
-UNSEEN = "That job belongs to a channel that you cannot see."
+CHANNEL_HIDDEN = "That job belongs to a channel that you cannot see."
 
 
-def sees(user: discord.abc.User, channel: str) -> bool:
+def can_see_channel(user: discord.abc.User, channel: str) -> bool:
     """Return whether a member can view a channel of their server, as far as its channels are cached."""
     if not isinstance(user, discord.Member) or not channel.isdecimal():
         return True  # a direct conversation, or a job from before channels were recorded
-    found = user.guild.get_channel_or_thread(int(channel))
+    guild_channel = user.guild.get_channel_or_thread(int(channel))
     try:
-        return user.guild_permissions.administrator if found is None else found.permissions_for(user).view_channel
+        return (
+            user.guild_permissions.administrator
+            if guild_channel is None
+            else guild_channel.permissions_for(user).view_channel
+        )
     except discord.ClientException:  # a thread whose channel is not cached
         return False
 
 
-def covered(view: View, user: discord.abc.User) -> View:
+def with_channel_privacy(view: JobView, user: discord.abc.User) -> JobView:
     """Return the job as this member may see it: private if they cannot see its channel, unless it is theirs."""
-    if view.private or view.member_id == f"discord:{user.id}" or not _here(view, user) or sees(user, view.channel):
+    if (
+        view.is_private
+        or view.member_id == f"discord:{user.id}"
+        or not _is_same_guild(view, user)
+        or can_see_channel(user, view.channel)
+    ):
         return view
-    return replace(view, private=True)
+    return replace(view, is_private=True)
 
 
-def _here(view: View, user: discord.abc.User) -> bool:
+def _is_same_guild(view: JobView, user: discord.abc.User) -> bool:
     """Return whether the job is of this server; another check refuses those of other servers."""
     return isinstance(user, discord.Member) and view.guild == f"discord:{user.guild.id}"
 
 
-def why(reason: str, view: View | None) -> str:
+def refusal_reason(reason: str, view: JobView | None) -> str:
     """Return the sentence for a refusal about a job that `covered` may have made private."""
-    return UNSEEN if reason == PRIVATE and view is not None and not view.private else reason
+    return CHANNEL_HIDDEN if reason == PRIVATE_JOB and view is not None and not view.is_private else reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 import discord
 
 
-def permissions(user: discord.abc.User) -> discord.Permissions:
+def guild_permissions(user: discord.abc.User) -> discord.Permissions:
     """Return a member's permissions in their server; none in direct conversations, or if its roles are not cached."""
     if not isinstance(user, discord.Member) or user.guild.get_role(user.guild.id) is None:
         return discord.Permissions.none()

@@ -18,14 +18,14 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from bot.cli.options import Data
-from bot.refused import Refused
+from bot.refused import UserError
 
 if TYPE_CHECKING:
-    from bot.cli.archive import Packer
+    from bot.cli.archive import ArchiveWriter
     from bot.config import Settings
-    from bot.images.pictures import Pictures
+    from bot.images.pictures import PictureStore
 
-DUMPED = (
+USE_PG_DUMP = (
     "This store is PostgreSQL, which has a backup of its own: pg_dump --format=custom --file=darkroom.dump "
     "\"$DATABASE_URL\", and then `darkroom backup --pictures-only FILE.tar`."
 )  # fmt: skip
@@ -39,118 +39,128 @@ def backup(
     data: Data = None,
 ) -> None:
     """Copy the database and every picture into one file; the bot may run meanwhile."""
-    from bot.config import load
+    from bot.config import load_settings
 
-    settings = load(**({} if data is None else {"data": data}))
-    with written(file) as out:
-        kept, missing = asyncio.run(_packed(settings, out, pictures_only, file.absolute().parent))
-    typer.echo(f"{file}: {'' if pictures_only else 'the database and '}{kept} pictures and films.")
-    if missing:
-        said = "was deleted meanwhile or is not kept any more" if missing == 1 else "were deleted meanwhile or are lost"
-        typer.echo(f"{missing} of them {said}: not in the backup.")
+    settings = load_settings(**({} if data is None else {"data": data}))
+    with write_new_file(file) as archive_file:
+        picture_count, missing_count = asyncio.run(
+            _write_backup(settings, archive_file, pictures_only, file.absolute().parent)
+        )
+    typer.echo(f"{file}: {'' if pictures_only else 'the database and '}{picture_count} pictures and films.")
+    if missing_count:
+        reason = (
+            "was deleted meanwhile or is not kept any more"
+            if missing_count == 1
+            else "were deleted meanwhile or are lost"
+        )
+        typer.echo(f"{missing_count} of them {reason}: not in the backup.")
 
 
 @contextmanager
-def written(file: Path) -> Iterator[IO[bytes]]:
+def write_new_file(file: Path) -> Iterator[IO[bytes]]:
     """Yield a file that only its owner can read; name it `file` once it is complete and synced. Never overwrite.
 
     Raise `Refused`. An OSError without a number comes from the store or the picture store; its text says what is
     missing.
     """
-    draft: Path | None = None
+    temp_path: Path | None = None
     try:
         if file.exists():
-            raise _taken(file)
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        draft = Path(name)
-        with os.fdopen(descriptor, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        _name(draft, file)
+            raise _already_exists_error(file)
+        descriptor, temp_name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        temp_path = Path(temp_name)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        _link_into_place(temp_path, file)
     except OSError as error:
-        why = (error.strerror or str(error) or type(error).__name__).removesuffix(".")
-        raise Refused(f"{why}." if error.errno is None else f"{file} cannot be written: {why.lower()}.") from error
+        reason = (error.strerror or str(error) or type(error).__name__).removesuffix(".")
+        raise UserError(
+            f"{reason}." if error.errno is None else f"{file} cannot be written: {reason.lower()}."
+        ) from error
     finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
+        if temp_path is not None:
+            temp_path.unlink(missing_ok=True)
 
 
-def _name(draft: Path, file: Path) -> None:
+def _link_into_place(temp_path: Path, file: Path) -> None:
     """Link the draft as `file`, which replaces nothing. Rename it on a disk without hard links, as a USB stick."""
     try:
-        os.link(draft, file)
+        os.link(temp_path, file)
     except FileExistsError as error:
-        raise _taken(file) from error
+        raise _already_exists_error(file) from error
     except OSError:
         if os.path.lexists(file):
-            raise _taken(file) from None
-        draft.rename(file)
+            raise _already_exists_error(file) from None
+        temp_path.rename(file)
 
 
-def _taken(file: Path) -> Refused:
-    return Refused(f"{file} is there already: name another file.")
+def _already_exists_error(file: Path) -> UserError:
+    return UserError(f"{file} is there already: name another file.")
 
 
-async def _packed(settings: Settings, out: IO[bytes], pictures_only: bool, beside: Path) -> tuple[int, int]:
+async def _write_backup(
+    settings: Settings, stream: IO[bytes], pictures_only: bool, parent_folder: Path
+) -> tuple[int, int]:
     """Return how many pictures the backup has, and how many are missing."""
     import time
 
-    from bot.cli.archive import Manifest, Packer, digest
-    from bot.images.pictures import Pictures
+    from bot.cli.archive import ArchiveWriter, Manifest, file_sha256
+    from bot.images.pictures import PictureStore
 
-    async with _database(settings, pictures_only, beside) as (database, names):
-        packer = Packer(out)
-        packer.manifest(Manifest(time.time(), digest(database) if database else "", len(names)))
+    async with _copy_database(settings, pictures_only, parent_folder) as (database, picture_names):
+        packer = ArchiveWriter(stream)
+        packer.add_manifest(Manifest(time.time(), file_sha256(database) if database else "", len(picture_names)))
         if database:
-            packer.database(database)
-        missing = await _pictures(packer, Pictures(settings.pictures), names)
+            packer.add_database(database)
+        missing_count = await _add_pictures(packer, PictureStore(settings.pictures), picture_names)
         packer.close()
-    return len(names) - missing, missing
+    return len(picture_names) - missing_count, missing_count
 
 
 @asynccontextmanager
-async def _database(
-    settings: Settings, pictures_only: bool, beside: Path
+async def _copy_database(
+    settings: Settings, pictures_only: bool, parent_folder: Path
 ) -> AsyncIterator[tuple[Path | None, Sequence[str]]]:
     """Yield a copy of the database in a folder in `beside` (None for pictures only), and the pictures that it names."""
-    from bot.cli.at_the_store import none_there
+    from bot.cli.at_the_store import no_store_error
     from bot.store import Store, copying
 
-    source = copying.file_of(settings.database)
+    source = copying.find_sqlite_path(settings.database)
     if source is None and not pictures_only:
-        raise Refused(DUMPED)
+        raise UserError(USE_PG_DUMP)
     if source is not None and not source.exists():
-        raise none_there(settings)
+        raise no_store_error(settings)
     if pictures_only:
         store = await Store.open(settings.database)
         try:
-            names = await store.ask(copying.named)
+            picture_names = await store.read(copying.list_stored_hashes)
         finally:
             await store.close()
-        yield None, names
+        yield None, picture_names
         return
     assert source is not None
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=beside) as folder:
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=parent_folder) as folder:
         target = Path(folder) / "copy.sqlite"
         try:
-            copying.copy(source, target)
-            names = copying.contents(target)
-        except copying.Unusable as error:
-            raise Refused(str(error)) from error
-        yield target, names
+            copying.copy_database(source, target)
+            picture_names = copying.list_copy_hashes(target)
+        except copying.UnusableDatabase as error:
+            raise UserError(str(error)) from error
+        yield target, picture_names
 
 
-async def _pictures(packer: Packer, pictures: Pictures, names: Sequence[str]) -> int:
+async def _add_pictures(packer: ArchiveWriter, pictures: PictureStore, picture_names: Sequence[str]) -> int:
     """Add the pictures. Return how many are missing."""
-    from bot.images.pictures import Missing
+    from bot.images.pictures import ContentMissing
 
-    missing = 0
-    for sha256 in names:
+    missing_count = 0
+    for sha256 in picture_names:
         try:
             content = await pictures.get(sha256)
-        except Missing:
-            missing += 1
+        except ContentMissing:
+            missing_count += 1
         else:
-            packer.picture(sha256, content)
-    return missing
+            packer.add_picture(sha256, content)
+    return missing_count

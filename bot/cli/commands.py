@@ -7,36 +7,36 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-KINDS = {1: "/", 2: "member: ", 3: "message: "}
-NESTED = (1, 2)  # types of options that are subcommands
+TYPE_PREFIXES = {1: "/", 2: "member: ", 3: "message: "}
+SUBCOMMAND_TYPES = (1, 2)  # types of options that are subcommands
 
 
-def report(*, as_json: bool) -> tuple[str, bool]:
+def check_commands(*, as_json: bool) -> tuple[str, bool]:
     """Return the text to print, and whether everything is within its limit."""
-    from bot.chat.commands.counted import rows
-    from bot.chat.commands.registered import registered
+    from bot.chat.commands.counted import check_limits
+    from bot.chat.commands.registered import build_payload
 
-    tree = asyncio.run(registered())
-    counted = rows(tree)
-    passed = all(row.passed for row in counted)
+    tree = asyncio.run(build_payload())
+    limit_rows = check_limits(tree)
+    all_passed = all(row.is_within for row in limit_rows)
     if as_json:
-        found = {"commands": tree, "rows": [row.plain() for row in counted]}
-        return json.dumps(found, indent=1, ensure_ascii=False), passed
-    lines = [line for command in tree for line in _lines(command, KINDS[command.get("type", 1)])]
+        output = {"commands": tree, "rows": [row.to_json() for row in limit_rows]}
+        return json.dumps(output, indent=1, ensure_ascii=False), all_passed
+    lines = [line for command in tree for line in _format_command(command, TYPE_PREFIXES[command.get("type", 1)])]
     lines += [
-        f"{'ok  ' if row.passed else 'MISS'} {row.name}: {row.figure} {row.unit} (at most {row.most})"
-        for row in counted
+        f"{'ok  ' if row.is_within else 'MISS'} {row.name}: {row.value} {row.unit} (at most {row.limit})"
+        for row in limit_rows
     ]
-    return "\n".join(lines), passed
+    return "\n".join(lines), all_passed
 
 
-def _lines(command: Mapping[str, Any], before: str) -> Sequence[str]:
+def _format_command(command: Mapping[str, Any], prefix: str) -> Sequence[str]:
     """Return one line for each command or subcommand, with its options."""
     options = command.get("options") or []
-    inner = [option for option in options if option["type"] in NESTED]
-    name = f"{before}{command['name']}"
-    if inner:
-        return [line for option in inner for line in _lines(option, f"{name} ")]
-    given = " ".join(one["name"] if one.get("required") else f"[{one['name']}]" for one in options)
-    about = f"  {command['description']}" if command.get("description") else ""
-    return [f"{name} {given}".rstrip() + about]
+    subcommands = [option for option in options if option["type"] in SUBCOMMAND_TYPES]
+    name = f"{prefix}{command['name']}"
+    if subcommands:
+        return [line for option in subcommands for line in _format_command(option, f"{name} ")]
+    options_text = " ".join(option["name"] if option.get("required") else f"[{option['name']}]" for option in options)
+    description = f"  {command['description']}" if command.get("description") else ""
+    return [f"{name} {options_text}".rstrip() + description]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bot.refused import Refused
+from bot.refused import UserError
 
 
 @dataclass(frozen=True)
-class Developed:
+class ImagineResult:
     """A finished job. `pictures` are PNGs, `film` an animated WebP; `frames` counts the live previews."""
 
     id: str
@@ -21,55 +21,55 @@ class Developed:
     sampler: str
     pictures: tuple[bytes, ...]
     film: bytes | None
-    frames: int
+    preview_count: int
     seconds: float
     ms_per_step: float
 
 
-class Undeveloped(Exception):
+class GenerationError(Exception):
     """The job ended without pictures, not because of a bad request. The text is the reason, as a sentence."""
 
 
-def check_folder(out: Path) -> None:
+def check_output_folder(folder: Path) -> None:
     """Raise `Refused` if `out` cannot be written. Call it before any work is done."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".darkroom"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".darkroom"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise Refused(f"Pictures cannot be written to {out}: {(error.strerror or str(error)).lower()}.") from error
+        raise UserError(f"Pictures cannot be written to {folder}: {(error.strerror or str(error)).lower()}.") from error
 
 
-def save(developed: Developed, out: Path) -> tuple[list[Path], Path | None]:
+def save_result(result: ImagineResult, folder: Path) -> tuple[list[Path], Path | None]:
     """Write `ID-1.png` … and `ID-film.webp`; return their paths."""
-    pictures = [out / f"{developed.id}-{index + 1}.png" for index in range(len(developed.pictures))]
-    for path, png in zip(pictures, developed.pictures, strict=True):
+    picture_paths = [folder / f"{result.id}-{index + 1}.png" for index in range(len(result.pictures))]
+    for path, png in zip(picture_paths, result.pictures, strict=True):
         path.write_bytes(png)
-    if developed.film is None:
-        return pictures, None
-    film = out / f"{developed.id}-film.webp"
-    film.write_bytes(developed.film)
-    return pictures, film
+    if result.film is None:
+        return picture_paths, None
+    film_path = folder / f"{result.id}-film.webp"
+    film_path.write_bytes(result.film)
+    return picture_paths, film_path
 
 
-def as_json(developed: Developed, pictures: Sequence[Path], film: Path | None) -> dict[str, Any]:
+def to_dict(result: ImagineResult, picture_paths: Sequence[Path], film_path: Path | None) -> dict[str, Any]:
     """Return the one object that `imagine --json` prints."""
     return {
-        "id": developed.id,
-        "seed": developed.seed,
-        "steps": developed.steps,
-        "sampler": developed.sampler,
-        "pictures": [str(path) for path in pictures],
-        **_size(developed.pictures),
-        "film": None if film is None else str(film),
-        "frames": developed.frames,
-        "seconds": round(developed.seconds, 3),
-        "ms_per_step": round(developed.ms_per_step, 3),
+        "id": result.id,
+        "seed": result.seed,
+        "steps": result.steps,
+        "sampler": result.sampler,
+        "pictures": [str(path) for path in picture_paths],
+        **_picture_size(result.pictures),
+        "film": None if film_path is None else str(film_path),
+        "frames": result.preview_count,
+        "seconds": round(result.seconds, 3),
+        "ms_per_step": round(result.ms_per_step, 3),
     }
 
 
-def _size(pictures: Sequence[bytes]) -> dict[str, int]:
+def _picture_size(pictures: Sequence[bytes]) -> dict[str, int]:
     """Return width and height from the first picture's header (PNG specification, 11.2.2 IHDR): all are alike."""
     if not pictures:
         return {}

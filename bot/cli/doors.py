@@ -11,24 +11,24 @@ from typing import Annotated
 
 import typer
 
-from bot.cli.rules import EVERYWHERE, Data, Guild, member, run, tell
+from bot.cli.rules import EVERYWHERE, Data, Guild, administer, operator_member, print_change
 
-HOUSE = "this bot's operator"  # as members read the name
+OPERATOR_NAME = "this bot's operator"  # as members read the name
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; members read it when they are refused.")]
 
 
 def close(reason: Reason = "", guild: Guild = EVERYWHERE, data: Data = None) -> None:
     """Stop a server, or without --guild all: take no new jobs, cancel open ones and refund what they did not use."""
-    who = replace(member(guild), name=HOUSE)
-    change = run(data, lambda desk: desk.shut(who, reason))
+    operator = replace(operator_member(guild), name=OPERATOR_NAME)
+    change = administer(data, lambda admin: admin.mark_closed(operator, reason))
     if change is None:
         typer.echo("It is closed already.")
         return
-    tell(change)
+    print_change(change)
     typer.echo("A running bot cancels the open jobs there within seconds and refunds what they did not use.")
 
 
-def open_(guild: Guild = EVERYWHERE, data: Data = None) -> None:
+def reopen(guild: Guild = EVERYWHERE, data: Data = None) -> None:
     """Take new jobs again after close."""
-    tell(run(data, lambda desk: desk.open(member(guild))))
+    print_change(administer(data, lambda admin: admin.open_guild(operator_member(guild))))

@@ -10,39 +10,39 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bot.cli.broker import FOLDER, listening
-from bot.cli.up import HERE
-from bot.refused import Refused
+from bot.cli.broker import BROKER_FOLDER, parse_listen_address
+from bot.cli.up import LOCAL_WORKER
+from bot.refused import UserError
 from engine.bus import rights
-from engine.bus.enrolment import Enrolment
-from engine.bus.keys import FILE, BadKey, WorkerKey
+from engine.bus.enrolment import WorkerKeyAdmin
+from engine.bus.keys import KEY_FILE, BadKey, WorkerKey
 
 if TYPE_CHECKING:
     from bot.config import Settings
-    from engine.bus.server import Listening
+    from engine.bus.server import ListenAddress
 
-AT_ONCE = "The running broker knows it already."
-ALONE = "It listens on this machine only; set DARKROOM_NATS_LISTEN to change that (docs/workers.md)."
-LATER = "The broker is not running here; it reads the keys when it starts."
+APPLIED_NOTE = "The running broker knows it already."
+LOCAL_ONLY_NOTE = "It listens on this machine only; set DARKROOM_NATS_LISTEN to change that (docs/workers.md)."
+NOT_RUNNING_NOTE = "The broker is not running here; it reads the keys when it starts."
 
 
-def make(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
+def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
     """Make a key; return it as text for the person who starts that worker. Raise `Refused`."""
-    if name == HERE:
-        raise Refused(f"{HERE} is this machine's own worker, which needs no key: choose another name.", 400)
-    wanted = [one.strip() for one in pools.split(",") if one.strip()]
+    if name == LOCAL_WORKER:
+        raise UserError(f"{LOCAL_WORKER} is this machine's own worker, which needs no key: choose another name.", 400)
+    pool_names = [pool.strip() for pool in pools.split(",") if pool.strip()]
     try:
-        made, seed, taken = _enrolment(settings).enrol(name, wanted, datetime.now(UTC).date().isoformat())
+        key, seed, applied = _open_enrolment(settings).add_key(name, pool_names, datetime.now(UTC).date().isoformat())
     except (BadKey, OSError) as error:
-        raise Refused(str(error), 400) from error
-    url, (owner, account) = address(settings), rights.account(made.public, made.name, made.pools)
-    user = rights.user(made.public, made.name, made.pools)
-    command = f"DARKROOM_NATS_KEY={seed} {started(made, url)}"
+        raise UserError(str(error), 400) from error
+    url, (owner, account) = broker_address(settings), rights.build_account(key.public, key.name, key.pools)
+    user = rights.build_user(key.public, key.name, key.pools)
+    command = f"DARKROOM_NATS_KEY={seed} {worker_command(key, url)}"
     if as_json:
-        own = {"user": user, "account": {owner: account}, "exports": rights.exports()}
-        return _written(_plain(made) | {"seed": seed, "command": command, **own, "taken": taken})
+        account_fields = {"user": user, "account": {owner: account}, "exports": rights.build_exports()}
+        return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
     lines = [
-        f"The key of {made.name}, for {_pools(made)}. It is shown only now, and stored nowhere:", "", f"  {seed}", "",
+        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:", "", f"  {seed}", "",
         "On the machine of that worker:", "", f"  {command}", "",
     ]  # fmt: skip
     if settings.nats:
@@ -52,71 +52,80 @@ def make(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
             "",
             f"  {json.dumps(owner)} {json.dumps(account)}",
             "",
-            f"Its account {rights.HOUSE}, with the streams and the bot's user, needs this line (docs/workers.md):",
+            f"Its account {rights.MAIN_ACCOUNT}, with the streams and the bot's user, needs this line (docs/workers.md):",
             "",
-            f"  exports: {json.dumps(rights.exports())}",
+            f"  exports: {json.dumps(rights.build_exports())}",
         ]
     else:
-        lines += [AT_ONCE if taken else LATER, *([ALONE] if _listening(settings).alone else [])]
+        lines += [
+            APPLIED_NOTE if applied else NOT_RUNNING_NOTE,
+            *([LOCAL_ONLY_NOTE] if _listen_address(settings).is_loopback else []),
+        ]
     return "\n".join(lines)
 
 
-def revoke(settings: Settings, name: str, *, as_json: bool) -> str:
+def revoke_key(settings: Settings, name: str, *, as_json: bool) -> str:
     """Revoke a key; return what happened. Raise `Refused` if there is no such key."""
     try:
-        taken = _enrolment(settings).revoke(name)
+        applied = _open_enrolment(settings).revoke_key(name)
     except (BadKey, OSError) as error:
-        raise Refused(str(error), 404) from error
+        raise UserError(str(error), 404) from error
     if as_json:
-        return _written({"name": name, "revoked": True, "taken": taken})
+        return _to_json({"name": name, "revoked": True, "taken": applied})
     if settings.nats:
         return f"The key of {name} is forgotten here: take its account out of {settings.nats}, too."
-    closed = "The running broker has closed its connection; its jobs continue elsewhere."
-    return f"The key of {name} is revoked. {closed if taken else LATER}"
+    closed_note = "The running broker has closed its connection; its jobs continue elsewhere."
+    return f"The key of {name} is revoked. {closed_note if applied else NOT_RUNNING_NOTE}"
 
 
-def listed(settings: Settings, *, as_json: bool) -> str:
+def list_keys(settings: Settings, *, as_json: bool) -> str:
     """List every key without its secret half."""
     try:
-        known = _enrolment(settings).known()
+        keys = _open_enrolment(settings).list_keys()
     except BadKey as error:
-        raise Refused(str(error), 400) from error
+        raise UserError(str(error), 400) from error
     if as_json:
-        return _written([_plain(one) for one in known])
-    return "\n".join(f"{one.name:<24} {one.made}  {','.join(one.pools)}" for one in known) or "No worker has a key."
+        return _to_json([_to_dict(key) for key in keys])
+    return "\n".join(f"{key.name:<24} {key.made}  {','.join(key.pools)}" for key in keys) or "No worker has a key."
 
 
-def address(settings: Settings) -> str:
+def broker_address(settings: Settings) -> str:
     """Return the broker's address for such a worker, with HOST and PORT for what we do not know."""
     if settings.nats:
         return settings.nats
-    at = _listening(settings)
-    host = "HOST" if at.alone or at.host != at.near else f"[{at.host}]" if ":" in at.host else at.host
-    return f"{'tls' if at.certificate else 'nats'}://{host}:{'PORT' if at.alone else at.port}"
+    listen_address = _listen_address(settings)
+    host = (
+        "HOST"
+        if listen_address.is_loopback or listen_address.host != listen_address.local_host
+        else f"[{listen_address.host}]"
+        if ":" in listen_address.host
+        else listen_address.host
+    )
+    return f"{'tls' if listen_address.certificate else 'nats'}://{host}:{'PORT' if listen_address.is_loopback else listen_address.port}"
 
 
-def _listening(settings: Settings) -> Listening:
+def _listen_address(settings: Settings) -> ListenAddress:
     """Return where the running broker listens, whatever this shell's environment says; else where the next one will."""
-    return _enrolment(settings).listens() or listening(settings)
+    return _open_enrolment(settings).get_listen_address() or parse_listen_address(settings)
 
 
-def started(key: WorkerKey, url: str) -> str:
+def worker_command(key: WorkerKey, url: str) -> str:
     """Return the command line of that worker, without its secret."""
     pools = "" if key.pools == ("default",) else "".join(f" --pool {pool}" for pool in key.pools)
     return f"darkroom engine --nats {url} --name {key.name}{pools}"
 
 
-def _enrolment(settings: Settings) -> Enrolment:
-    return Enrolment(settings.data / FILE, settings.data / FOLDER)
+def _open_enrolment(settings: Settings) -> WorkerKeyAdmin:
+    return WorkerKeyAdmin(settings.data / KEY_FILE, settings.data / BROKER_FOLDER)
 
 
-def _pools(key: WorkerKey) -> str:
+def _describe_pools(key: WorkerKey) -> str:
     return f"the {'pool' if len(key.pools) == 1 else 'pools'} {', '.join(key.pools)}"
 
 
-def _plain(key: WorkerKey) -> dict[str, Any]:
+def _to_dict(key: WorkerKey) -> dict[str, Any]:
     return {"name": key.name, "public": key.public, "pools": list(key.pools), "made": key.made}
 
 
-def _written(value: Sequence[Any] | dict[str, Any]) -> str:
+def _to_json(value: Sequence[Any] | dict[str, Any]) -> str:
     return json.dumps(value, indent=2)

@@ -21,9 +21,9 @@ Lora = Annotated[
     list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA for the model; up to four times.")
 ]
 Count = Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")]
-Shape = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
-Away = Annotated[str | None, typer.Option(help="What to steer away from.")]
-Image = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
+AspectRatio = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
+InitImages = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
 Strength = Annotated[float | None, typer.Option(help="How much of it is drawn anew, 0.05 to 1.")]
 Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it is drawn anew.")]
 Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
@@ -39,30 +39,30 @@ Walk = Annotated[
 Frames = Annotated[int | None, typer.Option(help="How many pictures a walk has, 4 to 16.")]
 Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own fast setting.")]
 Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
+OutputFolder = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
 Film = Annotated[bool, typer.Option("--film", help="Also write the film of how they developed.")]
 
 
 def imagine(
     prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
-    interval: Interval = None, lora: Lora = None, count: Count = None, ar: Shape = None, no: Away = None,
-    image: Image = None, strength: Strength = None, mask: Mask = None, blend: Blend = False, branch: Branch = None,
+    interval: Interval = None, lora: Lora = None, count: Count = None, ar: AspectRatio = None, no: NegativePrompt = None,
+    image: InitImages = None, strength: Strength = None, mask: Mask = None, blend: Blend = False, branch: Branch = None,
     tile: Tile = False, mix: Mix = False, stop: Stop = None, chaos: Chaos = None, quality: Quality = None,
-    walk: Walk = None, frames: Frames = None, fast: Fast = False, model: Model = None, out: Out = Path(),
+    walk: Walk = None, frames: Frames = None, fast: Fast = False, model: Model = None, out: OutputFolder = Path(),
     film: Film = False, as_json: AsJson = False, data: Data = None,
 ) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
-    from bot.cli.bringing import told
-    from bot.cli.terminal import Wish, run
-    from bot.config import load
+    from bot.cli.bringing import split_arguments
+    from bot.cli.terminal import ImagineRequest, run_imagine
+    from bot.config import load_settings
 
-    words, bringing = told(prompt or (), image or (), mask, blend, branch)
+    prompt_text, inputs = split_arguments(prompt or (), image or (), mask, blend, branch)
     options: dict[str, object] = {
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "until": stop, "tile": tile or None, "mixed": mix or None, "chaos": chaos,
         "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip
-    said = {name: value for name, value in options.items() if value is not None}
-    wish = Wish(words, said, out, film, as_json, bringing)
-    raise typer.Exit(run(wish, load(**({} if data is None else {"data": data}))))
+    given_options = {name: value for name, value in options.items() if value is not None}
+    request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs)
+    raise typer.Exit(run_imagine(request, load_settings(**({} if data is None else {"data": data}))))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bot.cli.rules import discord
+from bot.cli.rules import prefix_discord_id
 
 app = typer.Typer(
     add_completion=False,
@@ -21,78 +21,78 @@ app = typer.Typer(
     help="Jobs of all members: list and show them, why one waits, cancel one, queue one again (docs/operations.md).",
 )
 
-Job = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its beginning.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its beginning.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 
 
 @app.command("list")
-def list_(
+def list_jobs(
     state: Annotated[
         list[str] | None, typer.Option(metavar="STATE", help="queued, sent, running, finished, …; or open, over.")
     ] = None,
-    guild: Annotated[str, typer.Option(metavar="ID", callback=discord, help="Of this server alone.")] = "",
+    guild: Annotated[str, typer.Option(metavar="ID", callback=prefix_discord_id, help="Of this server alone.")] = "",
     member: Annotated[
-        str, typer.Option(metavar="ID", callback=discord, help="Of this member alone, as discord:123.")
+        str, typer.Option(metavar="ID", callback=prefix_discord_id, help="Of this member alone, as discord:123.")
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
-    oldest: Annotated[bool, typer.Option("--oldest", help="The oldest first; else the newest.")] = False,
+    oldest_first: Annotated[bool, typer.Option("--oldest", help="The oldest first; else the newest.")] = False,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
     """List jobs, the newest first."""
     from bot.cli import jobs_plain, jobs_shown
-    from bot.cli.jobs_store import listed
+    from bot.cli.jobs_store import find_jobs
 
-    found = listed(data, state or [], guild, member, limit, oldest)
+    records = find_jobs(data, state or [], guild, member, limit, oldest_first)
     if as_json:
-        _print_json([jobs_plain.plain(one) for one in found])
-    elif found:
-        jobs_shown.table(found, time.time())
+        _print_json([jobs_plain.record_to_dict(record) for record in records])
+    elif records:
+        jobs_shown.print_table(records, time.time())
     else:
         typer.echo("There is no such job." if state or guild or member else "There is no job yet.")
 
 
 @app.command()
-def show(job: Job, as_json: AsJson = False, data: Data = None) -> None:
+def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Show everything that is known of one job."""
     from bot.cli import jobs_plain, jobs_shown
-    from bot.cli.jobs_store import whole
+    from bot.cli.jobs_store import load_details
 
-    found = whole(data, job)
+    details = load_details(data, job)
     if as_json:
-        _print_json(jobs_plain.everything(found))
+        _print_json(jobs_plain.details_to_dict(details))
     else:
-        jobs_shown.sheet(found)
+        jobs_shown.print_details(details)
 
 
 @app.command()
-def why(job: Job, as_json: AsJson = False, data: Data = None) -> None:
+def why(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Explain why a job waits."""
     from bot.cli import jobs_why
 
-    found = jobs_why.explain(data, job)
+    explanation = jobs_why.explain_wait(data, job)
     if as_json:
-        _print_json(found.plain())
+        _print_json(explanation.to_dict())
     else:
-        typer.echo(found.sentence)
+        typer.echo(explanation.sentence)
 
 
 @app.command()
-def cancel(job: Job, data: Data = None) -> None:
+def cancel(job: JobId, data: Data = None) -> None:
     """Cancel a job: at once while it waits, else at its next step."""
-    from bot.cli.jobs_store import cancelled
+    from bot.cli.jobs_store import cancel_job
 
-    typer.echo(cancelled(data, job))
+    typer.echo(cancel_job(data, job))
 
 
 @app.command()
-def requeue(job: Job, data: Data = None) -> None:
+def requeue(job: JobId, data: Data = None) -> None:
     """Take a job from its worker and put it back into the queue, as a new attempt."""
-    from bot.cli.jobs_store import requeued
+    from bot.cli.jobs_store import requeue_job
 
-    typer.echo(requeued(data, job))
+    typer.echo(requeue_job(data, job))
 
 
-def _print_json(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

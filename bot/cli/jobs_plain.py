@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 
-from bot.cli.jobs_store import Whole
-from bot.store import Record
+from bot.cli.jobs_store import JobDetails
+from bot.store import JobRecord
 from bot.views import Delivery
 from engine.job import Recipe
 
-SHOWN = ("guild", "channel", "message")  # the parts of a destination that are shown
+DESTINATION_FIELDS = ("guild", "channel", "message")  # the parts of a destination that are shown
 
 
-def plain(one: Record) -> dict[str, Any]:
+def record_to_dict(record: JobRecord) -> dict[str, Any]:
     """Return a job's row as plain values, without its recipe."""
     names = (
         "id", "state", "cancelling", "action", "guild", "channel", "member", "member_name", "tier", "pool", "model",
@@ -25,24 +25,33 @@ def plain(one: Record) -> dict[str, Any]:
         "deadline", "sent", "started", "ended", "seconds", "ms_per_step", "reason", "blame", "private", "check",
         "deleted", "prompt",
     )  # fmt: skip
-    found = {name: getattr(one, name) for name in names}
-    parent = None if one.parent is None else {"id": one.parent[0], "picture": one.parent[1] + 1}
-    return {**found, "parent": parent, "notes": list(one.notes)}
+    values = {name: getattr(record, name) for name in names}
+    parent = None if record.parent is None else {"id": record.parent[0], "picture": record.parent[1] + 1}
+    return {**values, "parent": parent, "notes": list(record.notes)}
 
 
-def everything(whole: Whole) -> dict[str, Any]:
+def details_to_dict(details: JobDetails) -> dict[str, Any]:
     """Return the row with recipe, states, destinations and pictures."""
-    kind = "recipe" if isinstance(whole.record.task, Recipe) else "enlarge"
+    kind = "recipe" if isinstance(details.record.task, Recipe) else "enlarge"
     return {
-        **plain(whole.record),
-        kind: msgspec.to_builtins(whole.record.task),
-        "states": [{name: value for name, value in vars(one).items() if name != "job"} for one in whole.history],
-        "places": [_place(one) for one in whole.deliveries],
-        "pictures": [{name: value for name, value in vars(one).items() if name != "job"} for one in whole.pictures],
+        **record_to_dict(details.record),
+        kind: msgspec.to_builtins(details.record.task),
+        "states": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.history],
+        "places": [_destination_to_dict(item) for item in details.deliveries],
+        "pictures": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.pictures],
     }
 
 
-def _place(one: Delivery) -> dict[str, Any]:
-    where = {name: one.place.where[name] for name in SHOWN if one.place.where.get(name)}
-    said = {"role": one.role, "kind": one.place.kind, "delivered": one.delivered, "reason": one.reason}
-    return {**where, **({"message": one.message} if one.message else {}), **said}
+def _destination_to_dict(delivery: Delivery) -> dict[str, Any]:
+    location = {
+        name: delivery.destination.address[name]
+        for name in DESTINATION_FIELDS
+        if delivery.destination.address.get(name)
+    }
+    status = {
+        "role": delivery.role,
+        "kind": delivery.destination.kind,
+        "delivered": delivery.delivered_at,
+        "reason": delivery.reason,
+    }
+    return {**location, **({"message": delivery.message} if delivery.message else {}), **status}

@@ -12,127 +12,135 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from bot.cli.at_the_store import at_the_store, settings_of
-from bot.refused import Refused
-from bot.sentences import duration, shortened
-from bot.states import ENDS, OPEN, State, over
-from bot.store import Record, Store, Stored, operating, places, reads
-from bot.store.operating import Sought
-from bot.store.records import Entry
+from bot.cli.at_the_store import load_store_settings, run_with_store
+from bot.refused import UserError
+from bot.sentences import format_duration, shorten
+from bot.states import END_STATES, OPEN_STATES, JobState, is_end
+from bot.store import JobRecord, Store, StoredPicture, operating, places, reads
+from bot.store.operating import JobFilter
+from bot.store.records import AuditEntry
 from bot.views import Delivery
 
 T = TypeVar("T")
-BEGINNING = re.compile(r"[0-9A-Z]{1,26}")
-GROUPS: Mapping[str, tuple[State, ...]] = {"open": OPEN, "over": ENDS}
-NEVER_BEGAN = "cancelled before it began; nothing was charged."
+ID_PREFIX = re.compile(r"[0-9A-Z]{1,26}")
+STATE_GROUPS: Mapping[str, tuple[JobState, ...]] = {"open": OPEN_STATES, "over": END_STATES}
+NEVER_STARTED = "cancelled before it began; nothing was charged."
 
 
 @dataclass(frozen=True)
-class Whole:
+class JobDetails:
     """One job with its history, its destinations and its pictures."""
 
-    record: Record
-    history: Sequence[Entry]
+    record: JobRecord
+    history: Sequence[AuditEntry]
     deliveries: Sequence[Delivery]
-    pictures: Sequence[Stored]
+    pictures: Sequence[StoredPicture]
 
 
-def listed(
-    data: Path | None, states: Sequence[str], guild: str, member: str, limit: int, oldest: bool
-) -> list[Record]:  # fmt: skip
+def find_jobs(
+    data: Path | None, states: Sequence[str], guild: str, member: str, limit: int, oldest_first: bool
+) -> list[JobRecord]:  # fmt: skip
     """Return the jobs. Raise `Refused` for an unknown state."""
-    wanted: tuple[State, ...] = tuple(state for name in states for state in _states(name))
-    return run(data, lambda store: store.ask(operating.listed, Sought(wanted, guild, member, limit, oldest)))
+    wanted_states: tuple[JobState, ...] = tuple(state for name in states for state in _parse_states(name))
+    return run_on_folder_store(
+        data,
+        lambda store: store.read(operating.list_jobs, JobFilter(wanted_states, guild, member, limit, oldest_first)),
+    )
 
 
-def _states(name: str) -> tuple[State, ...]:
-    known: tuple[State, ...] = get_args(State)
-    if name in GROUPS:
-        return GROUPS[name]
-    if name not in known:
-        raise Refused(f"“{shortened(name, 40)}” is no state: there are {', '.join([*known, *GROUPS])}.")
-    return tuple(state for state in known if state == name)
+def _parse_states(name: str) -> tuple[JobState, ...]:
+    known_states: tuple[JobState, ...] = get_args(JobState)
+    if name in STATE_GROUPS:
+        return STATE_GROUPS[name]
+    if name not in known_states:
+        raise UserError(f"“{shorten(name, 40)}” is no state: there are {', '.join([*known_states, *STATE_GROUPS])}.")
+    return tuple(state for state in known_states if state == name)
 
 
-def whole(data: Path | None, beginning: str) -> Whole:
+def load_details(data: Path | None, id_prefix: str) -> JobDetails:
     """Return one job, found by the beginning of its id."""
 
-    async def asked(store: Store) -> Whole:
-        record = await found(store, beginning)
+    async def load(store: Store) -> JobDetails:
+        record = await find_job(store, id_prefix)
         ids = [record.id]
-        shown = [*(await store.ask(places.deliveries, record.id)).values(), *await store.ask(places.films, record.id)]
-        return Whole(record, await store.ask(reads.history, ids), shown, await store.ask(reads.stored, ids))
+        deliveries = [
+            *(await store.read(places.list_deliveries, record.id)).values(),
+            *await store.read(places.list_films, record.id),
+        ]
+        return JobDetails(
+            record, await store.read(reads.list_audit, ids), deliveries, await store.read(reads.list_pictures, ids)
+        )
 
-    return run(data, asked)
+    return run_on_folder_store(data, load)
 
 
-def cancelled(data: Path | None, beginning: str) -> str:
+def cancel_job(data: Path | None, id_prefix: str) -> str:
     """Cancel a job; return what happened. Raise `Refused` if it has ended."""
 
-    async def asked(store: Store) -> str:
-        before = await found(store, beginning)
-        _open(before)
-        after = await store.write(operating.cancel, before.id, time.time())
-        if after is None or after.state != "cancelled":
-            _open(after or before)
+    async def cancel(store: Store) -> str:
+        record = await find_job(store, id_prefix)
+        _require_open(record)
+        updated = await store.write(operating.cancel_job, record.id, time.time())
+        if updated is None or updated.state != "cancelled":
+            _require_open(updated or record)
             return (
-                f"Job {before.id} is being cancelled: a running bot tells its worker within seconds, it stops at its "
+                f"Job {record.id} is being cancelled: a running bot tells its worker within seconds, it stops at its "
                 "next step, and only the steps it ran are charged."
             )
-        said = NEVER_BEGAN if after.started is None else f"cancelled; {_spent(after.charged)}."
-        return f"Job {before.id}: {said}"
+        outcome = NEVER_STARTED if updated.started is None else f"cancelled; {_describe_charge(updated.charged)}."
+        return f"Job {record.id}: {outcome}"
 
-    return run(data, asked)
+    return run_on_folder_store(data, cancel)
 
 
-def requeued(data: Path | None, beginning: str) -> str:
+def requeue_job(data: Path | None, id_prefix: str) -> str:
     """Put a job back into the queue; return what happened.
 
     Raise `Refused` if it has ended, waits or is being cancelled.
     """
 
-    async def asked(store: Store) -> str:
-        before = await found(store, beginning)
-        moved = await store.write(operating.requeue, before.id, time.time())
-        if moved is None:
-            now = await found(store, before.id)
-            _open(now)
-            raise Refused("It is being cancelled." if now.cancelling else "It waits in the queue already.")
-        there = f"; a running bot takes it from {before.worker} within seconds" if before.worker else ""
-        return f"Job {before.id} is in the queue again, as attempt {moved.record.attempt}{there}."
+    async def requeue(store: Store) -> str:
+        record = await find_job(store, id_prefix)
+        transition = await store.write(operating.requeue_job, record.id, time.time())
+        if transition is None:
+            current = await find_job(store, record.id)
+            _require_open(current)
+            raise UserError("It is being cancelled." if current.cancelling else "It waits in the queue already.")
+        worker_note = f"; a running bot takes it from {record.worker} within seconds" if record.worker else ""
+        return f"Job {record.id} is in the queue again, as attempt {transition.record.attempt}{worker_note}."
 
-    return run(data, asked)
-
-
-def _open(record: Record) -> None:
-    if over(record.state):
-        raise Refused(f"Too late: job {record.id} has {_verb(record.state)} already.")
+    return run_on_folder_store(data, requeue)
 
 
-def _verb(state: State) -> str:
+def _require_open(record: JobRecord) -> None:
+    if is_end(record.state):
+        raise UserError(f"Too late: job {record.id} has {_past_tense(record.state)} already.")
+
+
+def _past_tense(state: JobState) -> str:
     return "been cancelled" if state == "cancelled" else state
 
 
-def _spent(charged: float) -> str:
-    return f"{duration(charged)} of device time were charged" if charged else "nothing was charged"
+def _describe_charge(charged: float) -> str:
+    return f"{format_duration(charged)} of device time were charged" if charged else "nothing was charged"
 
 
-async def found(store: Store, beginning: str) -> Record:
+async def find_job(store: Store, id_prefix: str) -> JobRecord:
     """Return the one job whose id begins so. Raise `Refused` if there is none, or more than one."""
-    wanted = beginning.strip().upper()
-    if not BEGINNING.fullmatch(wanted):
-        raise Refused(f"“{shortened(beginning, 40)}” is no job's id: that has 26 letters and digits.")
-    ids = await store.ask(operating.named, wanted, 3)
+    prefix = id_prefix.strip().upper()
+    if not ID_PREFIX.fullmatch(prefix):
+        raise UserError(f"“{shorten(id_prefix, 40)}” is no job's id: that has 26 letters and digits.")
+    ids = await store.read(operating.list_job_ids, prefix, 3)
     if not ids:
-        raise Refused(f"There is no job {wanted}.")
+        raise UserError(f"There is no job {prefix}.")
     if len(ids) > 1:
-        raise Refused(f"More than one job begins with {wanted}, among them {ids[0]} and {ids[1]}: type more of it.")
-    record = await store.record(ids[0])
+        raise UserError(f"More than one job begins with {prefix}, among them {ids[0]} and {ids[1]}: type more of it.")
+    record = await store.get_job(ids[0])
     if record is None:
-        raise Refused(f"The record of job {ids[0]} is damaged and cannot be read.")
+        raise UserError(f"The record of job {ids[0]} is damaged and cannot be read.")
     return record
 
 
-def run(data: Path | None, act: Callable[[Store], Awaitable[T]]) -> T:
+def run_on_folder_store(data: Path | None, action: Callable[[Store], Awaitable[T]]) -> T:
     """Open the store, run `act`, close the store. Raise `Refused` if there is none."""
-    return at_the_store(settings_of(data).database, act)
+    return run_with_store(load_store_settings(data).database, action)

@@ -11,34 +11,34 @@ from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from engine.logline import Form, formatter
+from engine.logline import LogFormat, build_formatter
 
-LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-SHORT = "%(levelname)s: %(message)s"
-FILE_BYTES = 4 * 1024 * 1024
+FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+TERMINAL_FORMAT = "%(levelname)s: %(message)s"
+MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
 @contextmanager
-def keep_log(path: Path, form: Form = "text") -> Iterator[None]:
+def log_to_file(path: Path, log_format: LogFormat = "text") -> Iterator[None]:
     """Write the root logger's lines to `path` while the context lasts.
 
     Only the file's owner can read it. It is rotated at 4 MiB.
     """
     path.touch(mode=0o600)
-    file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=2, encoding="utf-8")
-    file.setFormatter(formatter(form, LINE))
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.INFO if form == "json" else logging.WARNING)
-    terminal.setFormatter(formatter(form, SHORT))
+    file_handler = RotatingFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
+    file_handler.setFormatter(build_formatter(log_format, FILE_FORMAT))
+    terminal_handler = logging.StreamHandler()
+    terminal_handler.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
+    terminal_handler.setFormatter(build_formatter(log_format, TERMINAL_FORMAT))
     root = logging.getLogger()
-    before = root.level
+    previous_level = root.level
     root.setLevel(logging.INFO)
-    root.addHandler(file)
-    root.addHandler(terminal)
+    root.addHandler(file_handler)
+    root.addHandler(terminal_handler)
     try:
         yield
     finally:
-        for handler in (file, terminal):
+        for handler in (file_handler, terminal_handler):
             root.removeHandler(handler)
             handler.close()
-        root.setLevel(before)
+        root.setLevel(previous_level)

@@ -15,118 +15,126 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from bot.cli.backup import written
+from bot.cli.backup import write_new_file
 from bot.cli.options import Data
-from bot.cli.rules import discord
-from bot.refused import Refused
+from bot.cli.rules import prefix_discord_id
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.config import Settings
-    from bot.desk.forgetting import Forgetting
+    from bot.desk.forgetting import DataDeletion
     from bot.store import Store
 
-PATIENCE_SECONDS = 15.0  # for a running bot to notice the request
-Member = Annotated[str, typer.Argument(metavar="MEMBER", callback=discord, help="As discord:123, or local:ann.")]
+FORGET_TIMEOUT = 15.0  # for a running bot to notice the request
+MemberId = Annotated[
+    str, typer.Argument(metavar="MEMBER", callback=prefix_discord_id, help="As discord:123, or local:ann.")
+]
 
 
 def forget(
-    member: Member,
+    member: MemberId,
     guild: Annotated[
-        str, typer.Option(metavar="ID", callback=discord, help="In this server only; otherwise everywhere.")
+        str, typer.Option(metavar="ID", callback=prefix_discord_id, help="In this server only; otherwise everywhere.")
     ] = "",
     data: Data = None,
 ) -> None:
     """Delete all jobs, pictures, messages and preferences of a member for good. Blocks stay."""
-    from bot.cli.at_the_store import at_the_store
+    from bot.cli.at_the_store import run_with_store
 
-    settings = _settings(data)
-    typer.echo(at_the_store(settings.database, lambda store: _forgotten(settings, store, member, guild)))
+    settings = _load_settings(data)
+    typer.echo(run_with_store(settings.database, lambda store: _forget_member(settings, store, member, guild)))
 
 
-async def _forgotten(settings: Settings, store: Store, member: str, guild: str) -> str:
+async def _forget_member(settings: Settings, store: Store, member: str, guild: str) -> str:
     """Delete what is kept of the member, here or by the running bot; return what happened as a sentence."""
-    from bot.cli.running import only_one
-    from bot.store import Deposed
+    from bot.cli.running import lock_data_folder
+    from bot.store import NotLeader
 
-    forgetting = _by_hand(settings, store)
-    about = await forgetting.ask(member, guild)
+    service = _build_forget_service(settings, store)
+    job_count = await service.request_deletion(member, guild)
     try:
-        with only_one(settings.data):
-            async with _fenced(settings, store):
-                await forgetting.round()
-            later = "when a bot runs next"
-    except (Refused, Deposed):
-        later = "one by one by the running bot"
-        await _watch(forgetting, member)
-    if await forgetting.under_way(member):
-        return f"{member}: {about} jobs are being forgotten; running jobs and Discord messages are deleted {later}."
-    return f"{member}: {about} jobs and all their data are deleted. Blocks and moderators' decisions stay."
+        with lock_data_folder(settings.data):
+            async with _hold_leader_term(settings, store):
+                await service.run_round()
+            timing = "when a bot runs next"
+    except (UserError, NotLeader):
+        timing = "one by one by the running bot"
+        await _wait_for_bot(service, member)
+    if await service.is_under_way(member):
+        return (
+            f"{member}: {job_count} jobs are being forgotten; running jobs and Discord messages are deleted {timing}."
+        )
+    return f"{member}: {job_count} jobs and all their data are deleted. Blocks and moderators' decisions stay."
 
 
 @asynccontextmanager
-async def _fenced(settings: Settings, store: Store) -> AsyncIterator[None]:
+async def _hold_leader_term(settings: Settings, store: Store) -> AsyncIterator[None]:
     """Hold a leader term where the folder's lock is not enough. Raise `Refused` if another bot leads."""
     if settings.database_url is None:
         yield
         return
-    from bot.leader import leading
+    from bot.leader import keep_lead
 
-    async with leading(None, typer.echo, lost=lambda _: None) as leader:  # our writes then raise `Deposed`
-        await leader.begin(store)
+    async with keep_lead(None, typer.echo, on_lost=lambda _: None) as leader:  # our writes then raise `Deposed`
+        await leader.begin_term(store)
         try:
             yield
         finally:
-            leader.end()
+            leader.note_close()
 
 
-def _by_hand(settings: Settings, store: Store) -> Forgetting:
+def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     """Build `Forgetting` without broker and front ends."""
-    from bot.desk.emptying import Emptying
-    from bot.desk.forgetting import Forgetting
+    from bot.desk.emptying import FileCleanup
+    from bot.desk.forgetting import DataDeletion
     from bot.feed import Feed
-    from bot.images.pictures import Pictures
+    from bot.images.pictures import PictureStore
 
-    async def wish(job: str) -> object:
-        return await store.wish(job, time.time())
+    async def request_cancel(job_id: str) -> object:
+        return await store.request_cancel(job_id, time.time())
 
-    return Forgetting(store, wish, Emptying(store, Pictures(settings.pictures)), Feed(), waits=True)
+    return DataDeletion(
+        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures)), Feed(), waits_for_discord=True
+    )
 
 
-async def _watch(forgetting: Forgetting, member: str) -> None:
-    ends = time.monotonic() + PATIENCE_SECONDS
-    while await forgetting.under_way(member) and time.monotonic() < ends:
+async def _wait_for_bot(service: DataDeletion, member: str) -> None:
+    deadline = time.monotonic() + FORGET_TIMEOUT
+    while await service.is_under_way(member) and time.monotonic() < deadline:
         await asyncio.sleep(0.25)
 
 
 def export(
-    member: Member,
+    member: MemberId,
     out: Annotated[Path, typer.Option(metavar="FILE.zip", help="The file to write; it must not exist yet.")],
     data: Data = None,
 ) -> None:
     """Write all that is kept of a member into one zip: jobs.json and their pictures."""
-    from bot.cli.at_the_store import at_the_store
+    from bot.cli.at_the_store import run_with_store
 
-    settings = _settings(data)
-    with written(out) as file:
-        jobs, pictures = at_the_store(settings.database, lambda store: _exported(settings, store, member, file))
-    typer.echo(f"{out}: {jobs} jobs and {pictures} pictures of {member}.")
+    settings = _load_settings(data)
+    with write_new_file(out) as file:
+        job_count, picture_count = run_with_store(
+            settings.database, lambda store: _export_member(settings, store, member, file)
+        )
+    typer.echo(f"{out}: {job_count} jobs and {picture_count} pictures of {member}.")
 
 
-async def _exported(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
+async def _export_member(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
     """Write the zip; return how many jobs and pictures are in it."""
-    from bot.desk.export import Export
-    from bot.images.pictures import Pictures
+    from bot.desk.export import DataExport
+    from bot.images.pictures import PictureStore
 
-    desk = Export(store, Pictures(settings.pictures))
-    contents = await desk.contents(member)
-    return len(contents.told["jobs"]), await desk.write(contents, file)
+    exporter = DataExport(store, PictureStore(settings.pictures))
+    contents = await exporter.collect_contents(member)
+    return len(contents.document["jobs"]), await exporter.write_zip(contents, file)
 
 
-def _settings(data: Path | None) -> Settings:
+def _load_settings(data: Path | None) -> Settings:
     """Return the settings. Raise `Refused` if there is no store, or no data folder beside a database elsewhere."""
-    from bot.cli.at_the_store import none_there, settings_of
+    from bot.cli.at_the_store import load_store_settings, no_store_error
 
-    settings = settings_of(data)
+    settings = load_store_settings(data)
     if not settings.data.exists():
-        raise none_there(settings)
+        raise no_store_error(settings)
     return settings

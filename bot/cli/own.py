@@ -17,221 +17,254 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from bot.cli.at_the_store import at_the_store, settings_of
-from bot.cli.bringing import Bringing, Rung
-from bot.cli.developed import Developed, Undeveloped
-from bot.cli.screen import Screen
-from bot.desk.begun import Otherwise, begun, branched, nearest_said, one_of, shaped, unused
-from bot.desk.origin import Origin, read
-from bot.desk.reach import reason
-from bot.desk.recipes import pinned, stations
+from bot.cli.at_the_store import load_store_settings, run_with_store
+from bot.cli.bringing import JobInputs, KeyframeRef
+from bot.cli.developed import GenerationError, ImagineResult
+from bot.cli.screen import ProgressDisplay
+from bot.desk.begun import (
+    BranchEdit,
+    branch_recipe,
+    nearest_step_note,
+    single_image,
+    unused_strength_note,
+    with_init_images,
+    with_input_aspect,
+)
+from bot.desk.origin import LoadedInitImages, decode_init_images
+from bot.desk.reach import refusal_reason
+from bot.desk.recipes import interpolation_recipes, pin_batch_shape
 from bot.images import rungs
-from bot.images.film import film as film_of
+from bot.images.film import render_film as film_of
 from bot.images.gallery import Gallery
-from bot.images.intake import Intake
-from bot.images.links import leading
-from bot.images.pictures import Pictures
-from bot.images.walk import walk as walk_of
-from bot.prompt import parse, recipe
-from bot.prompt.possible import check_possible
-from bot.refused import Refused
-from bot.store import Record, Store
+from bot.images.intake import UploadDecoder
+from bot.images.links import split_leading_links
+from bot.images.pictures import PictureStore
+from bot.images.walk import render_walk as walk_of
+from bot.prompt import build_recipe, parse
+from bot.prompt.possible import check_capabilities
+from bot.refused import UserError
+from bot.store import JobRecord, Store
 from bot.views import Member
-from engine.job import Frame, Job, Recipe, Share, Warm, cost
-from engine.sizes import loading
+from engine.job import BillingKey, Frame, Job, ModelInfo, Recipe, estimate_cost
+from engine.sizes import format_loading
 
 if TYPE_CHECKING:
     from bot.config import Settings
     from engine.families.family import Family
 
-DAY = 86_400.0
-OWNER = Share(tier="standard", guild="local", user="local:terminal")
-TERMINAL = Member("local:terminal", "Terminal", "local")
+DAY_SECONDS = 86_400.0
+TERMINAL_BILLING_KEY = BillingKey(tier="standard", guild="local", user="local:terminal")
+TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 
-def develop(
-    prompt: str, options: Mapping[str, object], settings: Settings, *, bringing: Bringing, film: bool, screen: Screen
-) -> Developed:
+def generate(
+    prompt: str,
+    options: Mapping[str, object],
+    settings: Settings,
+    *,
+    inputs: JobInputs,
+    film: bool,
+    display: ProgressDisplay,
+) -> ImagineResult:
     """Run one prompt here. Raise `Refused` for a bad request, `Undeveloped` for any other failure."""
-    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
-    if missing:
-        raise Refused(f"No Darkroom is running, and {missing[0]} is not installed: pip install 'darkroom-bot[all]'.")
-    if leading(prompt)[0]:
-        raise Refused("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
-    from engine.unfit import Unfit
+    missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    if missing_packages:
+        raise UserError(
+            f"No Darkroom is running, and {missing_packages[0]} is not installed: pip install 'darkroom-bot[all]'."
+        )
+    if split_leading_links(prompt)[0]:
+        raise UserError("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
+    from engine.unfit import JobRejected
 
     try:
-        if bringing.branch is not None:
-            return branched_here(prompt, options, settings, bringing.branch, film, screen)
-        return _develop(prompt, options, settings.data, bringing, film, screen)
-    except Unfit as error:
+        if inputs.keyframe is not None:
+            return branch_locally(prompt, options, settings, inputs.keyframe, film, display)
+        return _generate_here(prompt, options, settings.data, inputs, film, display)
+    except JobRejected as error:
         if error.blame == "member":
-            raise Refused(error.sentence) from error
-        raise Undeveloped(error.sentence) from error
+            raise UserError(error.sentence) from error
+        raise GenerationError(error.sentence) from error
 
 
-def _develop(
-    prompt: str, options: Mapping[str, object], data: Path, bringing: Bringing, film: bool, screen: Screen
-) -> Developed:
-    start = _origin(bringing, screen)
-    family, warm = _warm(_model(prompt, options), data, screen)
-    parts = _recipes(prompt, {**options, "model": None}, warm, screen, start)
-    walks, contents = parts[0].walk is not None, start.contents if start else {}
-    done = [_run(part, contents, family, warm, film and not walks, screen, data) for part in parts]
-    return _walked(done) if walks else done[0]
+def _generate_here(
+    prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay
+) -> ImagineResult:
+    init_images = _load_init_images(inputs, display)
+    family, model_info = _load_model(_model_name(prompt, options), data, display)
+    recipes = _build_recipes(prompt, {**options, "model": None}, model_info, display, init_images)
+    is_walk, contents = recipes[0].walk is not None, init_images.new_contents if init_images else {}
+    results = [_run_job(part, contents, family, model_info, film and not is_walk, display, data) for part in recipes]
+    return _join_walk(results) if is_walk else results[0]
 
 
-def _walked(parts: Sequence[Developed]) -> Developed:
+def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
     """Return the jobs of an interpolation as one, with its film."""
-    pictures = tuple(picture for part in parts for picture in part.pictures)
+    pictures = tuple(picture for result in results for picture in result.pictures)
     return replace(
-        parts[0], pictures=pictures, film=walk_of(pictures), frames=sum(part.frames for part in parts),
-        seconds=sum(part.seconds for part in parts),
+        results[0], pictures=pictures, film=walk_of(pictures), preview_count=sum(result.preview_count for result in results),
+        seconds=sum(result.seconds for result in results),
     )  # fmt: skip
 
 
-def _run(
-    made: Recipe, contents: Mapping[str, bytes], family: Family, warm: Warm, film: bool, screen: Screen, data: Path
-) -> Developed:
+def _run_job(
+    job_recipe: Recipe,
+    contents: Mapping[str, bytes],
+    family: Family,
+    model_info: ModelInfo,
+    film: bool,
+    display: ProgressDisplay,
+    data: Path,
+) -> ImagineResult:
     from engine import alone
-    from engine.map_files import MapFiles
+    from engine.map_files import MapStore
 
-    job, first = _job(made, warm, film), made.walk.first if made.walk else 0
-    families, maps = {family.name: family}, MapFiles(data)
-    done = alone.develop(job, families, contents, on_frame=lambda frame: _show(frame, screen, first), maps=maps)
-    return Developed(
+    job, first_index = _make_job(job_recipe, model_info, film), job_recipe.walk.first if job_recipe.walk else 0
+    families, maps = {family.name: family}, MapStore(data)
+    run_result = alone.run_locally(
+        job, families, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
+    )
+    return ImagineResult(
         id=job.id,
-        seed=made.seed,
-        steps=made.steps,
-        sampler=made.sampler,
-        pictures=tuple(done.pictures),
-        film=film_of(done.ladders, finals=done.pictures) if film else None,
-        frames=done.frames,
-        seconds=done.seconds,
-        ms_per_step=done.ms_per_step,
+        seed=job_recipe.seed,
+        steps=job_recipe.steps,
+        sampler=job_recipe.sampler,
+        pictures=tuple(run_result.pictures),
+        film=film_of(run_result.ladders, finals=run_result.pictures) if film else None,
+        preview_count=run_result.frame_count,
+        seconds=run_result.seconds,
+        ms_per_step=run_result.ms_per_step,
     )
 
 
-def _model(prompt: str, options: Mapping[str, object]) -> str:
+def _model_name(prompt: str, options: Mapping[str, object]) -> str:
     """Return a folder or a name; an option wins over the prompt's flag."""
-    named = options.get("model") or parse(prompt, None, wordless=True).requests[0].model
-    return str(named or "embedded")
+    chosen_model = options.get("model") or parse(prompt, None, allow_empty=True).prompts[0].model
+    return str(chosen_model or "embedded")
 
 
-def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
+def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Family, ModelInfo]:
     from engine import families
     from engine.calibration import calibrate
-    from engine.config import upscaler
-    from engine.device import best
+    from engine.config import upscaler_path
+    from engine.device import choose_device
     from engine.super_resolver import SuperResolver
 
     if "/" in model:
-        screen.say(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
+        display.print_note(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
     else:
-        screen.say(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
+        display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
     name = Path(model).name
-    screen.load(f"loading {name}", None)
-    device = best()
-    resolver = SuperResolver.find(upscaler(), device)
-    family = families.load(model, data, device=device, resolver=resolver, told=_told(name, model, data, screen))
-    screen.load(f"measuring {name}", None)
-    return family, calibrate(family, data / "calibration.json").warm(family)
+    display.show_loading(f"loading {name}", None)
+    device = choose_device()
+    resolver = SuperResolver.load(upscaler_path(), device)
+    family = families.load_model(
+        model, data, device=device, resolver=resolver, on_progress=_loading_callback(name, model, data, display)
+    )
+    display.show_loading(f"measuring {name}", None)
+    return family, calibrate(family, data / "calibration.json").to_model_info(family)
 
 
-def _told(name: str, model: str, data: Path, screen: Screen) -> Callable[[float], None]:
+def _loading_callback(name: str, model: str, data: Path, display: ProgressDisplay) -> Callable[[float], None]:
     """Return a callback that shows loading progress, in bytes where the model's files tell their size."""
-    size: list[int] = []  # measured at the first call: files from the hub are here by then
+    model_bytes: list[int] = []  # measured at the first call: files from the hub are here by then
 
-    def told(done: float) -> None:
-        if not size:
-            size.append(_size(model, data))
-        screen.load(loading(name, done, size[0]), round(100 * done))
+    def on_progress(fraction: float) -> None:
+        if not model_bytes:
+            model_bytes.append(_measure_model_bytes(model, data))
+        display.show_loading(format_loading(name, fraction, model_bytes[0]), round(100 * fraction))
 
-    return told
+    return on_progress
 
 
-def _size(model: str, data: Path) -> int:
-    from engine.device import best
-    from engine.families.formats import Choice
-    from engine.families.source import find
-    from engine.families.weighing import weigh
+def _measure_model_bytes(model: str, data: Path) -> int:
+    from engine.device import choose_device
+    from engine.families.formats import FormatChooser
+    from engine.families.source import find_model
+    from engine.families.weighing import estimate_bytes
 
-    own = data / "models"
-    if not any(path.exists() for path in (Path(model), own / model, own / f"{model}.safetensors")):
+    models_folder = data / "models"
+    if not any(path.exists() for path in (Path(model), models_folder / model, models_folder / f"{model}.safetensors")):
         return 0  # on the hub: a size is not worth another request
-    return weigh(find(model, data), Choice(best()))
+    return estimate_bytes(find_model(model, data), FormatChooser(choose_device()))
 
 
-def _origin(bringing: Bringing, screen: Screen) -> Origin | None:
+def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInitImages | None:
     """Decode the init images as the bot does, and print its notes about them."""
-    if not bringing.images:
+    if not inputs.images:
         return None
-    contents, mask = bringing.pictures(), bringing.painted()
+    contents, mask = inputs.read_pictures(), inputs.read_mask()
 
-    async def brought() -> Origin:
-        intake = Intake()
+    async def decode() -> LoadedInitImages:
+        decoder = UploadDecoder()
         try:
-            return await read(intake, contents, mask)
+            return await decode_init_images(decoder, contents, mask)
         finally:
-            await intake.close()
+            await decoder.close()
 
-    start = asyncio.run(brought())
-    for note in start.notes:
-        screen.say(note)
-    return start
+    init_images = asyncio.run(decode())
+    for note in init_images.notes:
+        display.print_note(note)
+    return init_images
 
 
-def _recipes(
-    prompt: str, options: Mapping[str, object], warm: Warm, screen: Screen, start: Origin | None
+def _build_recipes(
+    prompt: str, options: Mapping[str, object], model_info: ModelInfo, display: ProgressDisplay, init_images: LoadedInitImages | None
 ) -> list[Recipe]:  # fmt: skip
     """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
-    parsed = parse(prompt, warm, options=options, wordless=start is not None)
-    request = shaped(parsed.requests[0], start)
-    for note in (*parsed.notes, *unused(request, start)):
-        screen.say(note)
-    made = begun(recipe(request, warm, secrets.randbelow(2**32)), request, start)
-    parts = stations(made, request.walk, request.frames) if request.walk else [made]
-    check_possible(parts[0], warm)
-    return [pinned(part) for part in parts]
+    parsed = parse(prompt, model_info, options=options, allow_empty=init_images is not None)
+    request = with_input_aspect(parsed.prompts[0], init_images)
+    for note in (*parsed.notes, *unused_strength_note(request, init_images)):
+        display.print_note(note)
+    job_recipe = with_init_images(build_recipe(request, model_info, secrets.randbelow(2**32)), request, init_images)
+    recipes = interpolation_recipes(job_recipe, request.walk, request.frames) if request.walk else [job_recipe]
+    check_capabilities(recipes[0], model_info)
+    return [pin_batch_shape(part) for part in recipes]
 
 
-def branched_here(
-    prompt: str, options: Mapping[str, object], settings: Settings, rung: Rung, film: bool, screen: Screen
-) -> Developed:
+def branch_locally(
+    prompt: str,
+    options: Mapping[str, object],
+    settings: Settings,
+    keyframe: KeyframeRef,
+    film: bool,
+    display: ProgressDisplay,
+) -> ImagineResult:
     """Branch from a job in the store of this data folder. Raise `Refused` if it is not there."""
-    record, ladder = at_the_store(settings_of(settings.data).database, lambda store: _branching(store, settings, rung))
+    record, ladder = run_with_store(
+        load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
+    )
     assert isinstance(record.task, Recipe)
-    family, warm = _warm(record.task.model, settings.data, screen)
-    sha256, step = hashlib.sha256(ladder).hexdigest(), rungs.nearest(ladder, rung.step)
-    for note in nearest_said(step, rung.step):
-        screen.say(note)
-    other = Otherwise(record.prompt, prompt or None, options)
-    made = branched(one_of(record.task, rung.image), sha256, step, other, warm)
-    return _run(pinned(made), {sha256: ladder}, family, warm, film, screen, settings.data)
+    family, model_info = _load_model(record.task.model, settings.data, display)
+    sha256, step = hashlib.sha256(ladder).hexdigest(), rungs.nearest_branch_step(ladder, keyframe.step)
+    for note in nearest_step_note(step, keyframe.step):
+        display.print_note(note)
+    branch_edit = BranchEdit(record.prompt, prompt or None, options)
+    job_recipe = branch_recipe(single_image(record.task, keyframe.image), sha256, step, branch_edit, model_info)
+    return _run_job(pin_batch_shape(job_recipe), {sha256: ladder}, family, model_info, film, display, settings.data)
 
 
-async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Record, bytes]:
+async def _load_branch_source(store: Store, settings: Settings, keyframe: KeyframeRef) -> tuple[JobRecord, bytes]:
     """Return the job and its ladder, under the same checks as a running Darkroom applies to the terminal."""
-    record = await store.record(rung.job)
+    record = await store.get_job(keyframe.job)
     if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
-        raise Refused(f"There is no job {rung.job} here to branch from.")
-    if said := reason("branch", TERMINAL, record):
-        raise Refused(said, 403)
-    gallery = Gallery(store, Pictures(settings.pictures))
-    return record, await gallery.read(await gallery.ladder(rung.job, rung.image))
+        raise UserError(f"There is no job {keyframe.job} here to branch from.")
+    if refusal := refusal_reason("branch", TERMINAL_MEMBER, record):
+        raise UserError(refusal, 403)
+    gallery = Gallery(store, PictureStore(settings.pictures))
+    return record, await gallery.read_file(await gallery.find_ladder(keyframe.job, keyframe.image))
 
 
-def _job(made: Recipe, warm: Warm, film: bool) -> Job:
+def _make_job(job_recipe: Recipe, model_info: ModelInfo, film: bool) -> Job:
     return Job(
         id=str(ULID()),
-        task=made,
-        share=OWNER,
-        cost=cost(made, warm),
-        deadline=time.time() + DAY,
+        task=job_recipe,
+        share=TERMINAL_BILLING_KEY,
+        cost=estimate_cost(job_recipe, model_info),
+        deadline=time.time() + DAY_SECONDS,
         ladder=film,
     )
 
 
-def _show(frame: Frame, screen: Screen, first: int) -> None:
-    screen.step(frame.step, frame.of, frame.seconds_left)
-    screen.frame(first + frame.image, frame.picture)
+def _show_frame(frame: Frame, display: ProgressDisplay, first_index: int) -> None:
+    display.show_step(frame.step, frame.of, frame.seconds_left)
+    display.show_frame(first_index + frame.image, frame.picture)

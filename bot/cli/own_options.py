@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bot.cli.options import Data
-from bot.refused import Refused
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.config import Settings
     from bot.store import Store
 
-TERMINAL = "local:terminal"  # the terminal's member id, as in `bot.web.door`
+TERMINAL_MEMBER_ID = "local:terminal"  # the terminal's member id, as in `bot.web.door`
 
 
 def option(
@@ -26,34 +26,34 @@ def option(
     data: Data = None,
 ) -> None:
     """Define a flag alias for `darkroom imagine`: what --mine in a prompt stands for."""
-    from bot.cli.at_the_store import at_the_store, settings_of
+    from bot.cli.at_the_store import load_store_settings, run_with_store
 
     if bool(name) != (value is not None or delete) or (delete and value is not None):
-        raise Refused("A name goes with a value, or with --delete; without any, all options are listed.")
-    settings = settings_of(data)
-    typer.echo(at_the_store(settings.database, lambda store: _done(store, name, value or "", delete)))
+        raise UserError("A name goes with a value, or with --delete; without any, all options are listed.")
+    settings = load_store_settings(data)
+    typer.echo(run_with_store(settings.database, lambda store: _apply_option(store, name, value or "", delete)))
 
 
-async def _done(store: Store, name: str, value: str, delete: bool) -> str:
-    from bot.desk.options import Options
+async def _apply_option(store: Store, name: str, value: str, delete: bool) -> str:
+    from bot.desk.options import FlagAliases
 
-    options = Options(store, list)  # a terminal may use models that no store knows
+    options = FlagAliases(store, list)  # a terminal may use models that no store knows
     if delete:
-        return f"--{await options.drop(TERMINAL, name)} is deleted."
+        return f"--{await options.delete_alias(TERMINAL_MEMBER_ID, name)} is deleted."
     if name:
-        name = await options.put(TERMINAL, name, value)
-    mine = await options.of(TERMINAL)
-    shown = {name: mine[name]} if name else mine
-    return "\n".join(f"--{one}  {text}" for one, text in shown.items()) or "There is no option yet."
+        name = await options.set_alias(TERMINAL_MEMBER_ID, name, value)
+    aliases = await options.list_aliases(TERMINAL_MEMBER_ID)
+    selected = {name: aliases[name]} if name else aliases
+    return "\n".join(f"--{alias}  {text}" for alias, text in selected.items()) or "There is no option yet."
 
 
-def meant(prompt: str, settings: Settings) -> dict[str, str]:
+def load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
     """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
-    from bot.cli.at_the_store import at_the_store
-    from bot.prompt.own import foreign
+    from bot.cli.at_the_store import run_with_store
+    from bot.prompt.own import find_unknown_flags
     from bot.store import copying, options
 
-    database = copying.file_of(settings.database)
-    if not foreign(prompt) or (database is not None and not database.is_file()):
+    database = copying.find_sqlite_path(settings.database)
+    if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
         return {}
-    return at_the_store(settings.database, lambda store: store.ask(options.of, TERMINAL))
+    return run_with_store(settings.database, lambda store: store.read(options.list_flag_aliases, TERMINAL_MEMBER_ID))

@@ -16,13 +16,13 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from bot.refused import Refused
+from bot.refused import UserError
 
 if TYPE_CHECKING:
-    from bot.cli.archive import Manifest, Part
-    from bot.images.pictures import Pictures
+    from bot.cli.archive import ArchivePart, Manifest
+    from bot.images.pictures import PictureStore
 
-SHOWN = 3  # names of missing pictures
+MAX_NAMES_SHOWN = 3  # names of missing pictures
 
 
 def restore(
@@ -32,78 +32,86 @@ def restore(
     """Make a data folder from a backup; every picture is checked against its name."""
     data = data.expanduser().absolute()
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
-        raise Refused(f"{data} is not empty: name a new folder with --data, so that nothing is lost.")
-    with _staged(data) as stage, file.open("rb") as opened:
-        lines = asyncio.run(_unpack(opened, stage))
+        raise UserError(f"{data} is not empty: name a new folder with --data, so that nothing is lost.")
+    with _staging_folder(data) as staging, file.open("rb") as stream:
+        lines = asyncio.run(_unpack_backup(stream, staging))
     typer.echo("\n".join([f"Restored into {data}.", *lines]))
 
 
 @contextmanager
-def _staged(data: Path) -> Iterator[Path]:
+def _staging_folder(data: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `data` at the end; an error removes it."""
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{data.name}.restoring-", dir=data.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{data.name}.restoring-", dir=data.parent))
         try:
-            yield stage
-            stage.rename(data)  # replaces nothing but an empty folder
+            yield staging
+            staging.rename(data)  # replaces nothing but an empty folder
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        raise Refused(f"{data} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+        raise UserError(f"{data} cannot be written: {(error.strerror or str(error)).lower()}.") from error
 
 
-async def _unpack(file: IO[bytes], stage: Path) -> list[str]:
+async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
     """Write the parts into `stage`; return the lines to print."""
-    from bot.cli.archive import DATABASE, Manifest, unpacked
-    from bot.images.pictures import Pictures
+    from bot.cli.archive import DATABASE_NAME, Manifest, read_archive
+    from bot.images.pictures import PictureStore
 
-    pictures, kept, manifest = Pictures(stage / "pictures"), set[str](), None
-    for part in unpacked(file):
+    pictures, restored_names, manifest = PictureStore(staging / "pictures"), set[str](), None
+    for part in read_archive(file):
         if isinstance(part, Manifest):
             manifest = part
-        elif part.name == DATABASE:
-            await asyncio.to_thread(_database, part, manifest, stage / DATABASE)
+        elif part.name == DATABASE_NAME:
+            await asyncio.to_thread(_restore_database, part, manifest, staging / DATABASE_NAME)
         else:
-            kept.add(await _picture(part, pictures))
+            restored_names.add(await _restore_picture(part, pictures))
     if manifest is not None and manifest.database:
-        return _missing(stage / DATABASE, kept)
-    return [f"{len(kept)} pictures and films; put the dump of their database back with pg_restore."]
+        return _check_database(staging / DATABASE_NAME, restored_names)
+    return [f"{len(restored_names)} pictures and films; put the dump of their database back with pg_restore."]
 
 
-def _database(part: Part, manifest: Manifest | None, target: Path) -> None:
-    from bot.cli.archive import digest, spill
+def _restore_database(part: ArchivePart, manifest: Manifest | None, target: Path) -> None:
+    from bot.cli.archive import file_sha256, write_part
 
-    spill(part, target)
-    if manifest is None or digest(target) != manifest.database:
-        raise Refused("The database in this backup is not the one that was put into it: the file is damaged.")
+    write_part(part, target)
+    if manifest is None or file_sha256(target) != manifest.database:
+        raise UserError("The database in this backup is not the one that was put into it: the file is damaged.")
 
 
-async def _picture(part: Part, pictures: Pictures) -> str:
+async def _restore_picture(part: ArchivePart, pictures: PictureStore) -> str:
     import hashlib
 
-    from bot.cli.archive import reading
+    from bot.cli.archive import translate_errors
 
-    with reading():
+    with translate_errors():
         content = part.content.read(part.size)
     if len(content) != part.size or hashlib.sha256(content).hexdigest() != part.name:
-        raise Refused(f"The picture {part.name[:12]}… in this backup is not what its name says: the file is damaged.")
+        raise UserError(f"The picture {part.name[:12]}… in this backup is not what its name says: the file is damaged.")
     return await pictures.put(content)
 
 
-def _missing(database: Path, kept: set[str]) -> list[str]:
+def _check_database(database: Path, restored_names: set[str]) -> list[str]:
     """Check the database; return lines about it and the pictures that the backup lacks."""
     from bot.store import copying
 
     if not database.exists():
-        raise Refused("This backup ends before its database: the file is damaged.")
+        raise UserError("This backup ends before its database: the file is damaged.")
     try:
-        names = copying.contents(database)
-    except copying.Unusable as error:
-        raise Refused(f"The database in this backup cannot be used. {error}") from error
-    found = [f"The database and {len(kept)} pictures and films; jobs that were open go on when a bot starts there."]
-    if lost := [name for name in names if name not in kept]:
-        shown = ", ".join(f"{name[:12]}…" for name in lost[:SHOWN]) + (", …" if len(lost) > SHOWN else "")
-        said = "1 picture that it names is" if len(lost) == 1 else f"{len(lost)} pictures that it names are"
-        found.append(f"{said} not in the backup: {shown}")
-    return found
+        names = copying.list_copy_hashes(database)
+    except copying.UnusableDatabase as error:
+        raise UserError(f"The database in this backup cannot be used. {error}") from error
+    lines = [
+        f"The database and {len(restored_names)} pictures and films; jobs that were open go on when a bot starts there."
+    ]
+    if missing_names := [name for name in names if name not in restored_names]:
+        missing_text = ", ".join(f"{name[:12]}…" for name in missing_names[:MAX_NAMES_SHOWN]) + (
+            ", …" if len(missing_names) > MAX_NAMES_SHOWN else ""
+        )
+        missing_summary = (
+            "1 picture that it names is"
+            if len(missing_names) == 1
+            else f"{len(missing_names)} pictures that it names are"
+        )
+        lines.append(f"{missing_summary} not in the backup: {missing_text}")
+    return lines

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.refused import Refused
+from bot.refused import UserError
 
 if TYPE_CHECKING:
-    from bot.desk.administration import Administration
-    from bot.rules import Change, Rule, Scope
+    from bot.desk.administration import RuleAdmin
+    from bot.rules import Rule, RuleChange, Scope
     from bot.views import Member
 
 app = typer.Typer(
@@ -30,19 +30,19 @@ app = typer.Typer(
 EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is slow to import
 
 
-def discord(guild: str) -> str:
+def prefix_discord_id(identifier: str) -> str:
     """Prefix a bare number with `discord:`: it is a server or a member of Discord."""
-    return f"discord:{guild}" if guild.isascii() and guild.isdigit() else guild
+    return f"discord:{identifier}" if identifier.isascii() and identifier.isdigit() else identifier
 
 
 Guild = Annotated[
     str,
-    typer.Option(metavar="ID", callback=discord, help="A server by its id; local is the chatroom here."),
+    typer.Option(metavar="ID", callback=prefix_discord_id, help="A server by its id; local is the chatroom here."),
 ]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]
-House = Annotated[bool, typer.Option("--house", help="A ceiling for the server, which its admins cannot raise.")]
+Ceiling = Annotated[bool, typer.Option("--house", help="A ceiling for the server, which its admins cannot raise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 
@@ -50,45 +50,47 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_D
 @app.command()
 def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) -> None:
     """Show the rules of a server, or the ceilings over all servers."""
-    from bot.rules.reading import written
-    from bot.rules.telling import subject
+    from bot.rules.reading import format_setting_value
+    from bot.rules.telling import describe_subject
 
-    def line(rule: Rule) -> str:
-        whom = {"house": "ceiling", "guild": "server"}.get(rule.scope) or subject(rule.scope, rule.subject)
-        return f"{whom:<28} {rule.setting:<20} {_text(rule)}"
+    def format_rule(rule: Rule) -> str:
+        subject_name = {"house": "ceiling", "guild": "server"}.get(rule.scope) or describe_subject(
+            rule.scope, rule.subject
+        )
+        return f"{subject_name:<28} {rule.setting:<20} {format_value(rule)}"
 
-    def _text(rule: Rule) -> str:
-        return written(_setting(rule.setting), rule.value).replace("\n", ", ")
+    def format_value(rule: Rule) -> str:
+        return format_setting_value(_find_setting(rule.setting), rule.value).replace("\n", ", ")
 
-    rules = run(data, lambda desk: desk.rules(guild))
+    rules = administer(data, lambda admin: admin.list_rules(guild))
     if as_json:
         names = ("guild", "scope", "subject", "setting", "value")
-        _print_json([{name: getattr(rule, name) for name in names} | {"text": _text(rule)} for rule in rules])
+        _print_json([{name: getattr(rule, name) for name in names} | {"text": format_value(rule)} for rule in rules])
     else:
-        typer.echo("\n".join(map(line, rules)) or "No rules are set: the bot's defaults hold.")
+        typer.echo("\n".join(map(format_rule, rules)) or "No rules are set: the bot's defaults hold.")
 
 
 @app.command("set")
-def set_one(
+def set_rule(
     setting: Annotated[str, typer.Argument(help="Which setting, as cost_day.")],
     value: Annotated[str, typer.Argument(help="Its value, as 30 min, 512x512 or 'no limit'.")],
-    guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", house: House = False,
+    guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", ceiling: Ceiling = False,
     data: Data = None,
 ) -> None:  # fmt: skip
     """Set one rule."""
-    scope, subject = _whom(guild, channel, role, user, house)
-    tell(run(data, lambda desk: desk.set(member(guild), scope, subject, setting, value)))
+    scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
+    print_change(administer(data, lambda admin: admin.set_rule(operator_member(guild), scope, subject, setting, value)))
 
 
 @app.command()
 def unset(
     setting: Annotated[str, typer.Argument(help="Which setting.")],
-    guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", house: House = False,
+    guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", ceiling: Ceiling = False,
     data: Data = None,
 ) -> None:  # fmt: skip
     """Remove one rule."""
-    scope, subject = _whom(guild, channel, role, user, house)
-    tell(run(data, lambda desk: desk.unset(member(guild), scope, subject, setting)))
+    scope, subject = _resolve_scope(guild, channel, role, user, ceiling)
+    print_change(administer(data, lambda admin: admin.unset_rule(operator_member(guild), scope, subject, setting)))
 
 
 @app.command()
@@ -98,13 +100,13 @@ def budget(
     data: Data = None,
 ) -> None:
     """Set ceilings of a server that nobody there can raise, several at once: together_cost_day=10h cost_day=1h."""
-    given: dict[str, str | None] = {}
+    values: dict[str, str | None] = {}
     for limit in limits:
         name, equals, value = limit.partition("=")
         if not equals:
-            raise Refused(f"“{limit[:40]}” is no SETTING=VALUE, as in cost_day=1h.")
-        given[name.strip()] = value.strip() or None
-    tell(run(data, lambda desk: desk.budget(member(guild), guild, **given)))
+            raise UserError(f"“{limit[:40]}” is no SETTING=VALUE, as in cost_day=1h.")
+        values[name.strip()] = value.strip() or None
+    print_change(administer(data, lambda admin: admin.set_ceilings(operator_member(guild), guild, **values)))
 
 
 @app.command()
@@ -122,12 +124,17 @@ def explain(
 
     from bot.views import Member
 
-    who = Member(user, user, guild, roles=tuple(role or ()), channel=channel)
-    found = run(data, lambda desk: desk.explain(guild, who, setting))
+    member = Member(user, user, guild, roles=tuple(role or ()), channel=channel)
+    explanations = administer(data, lambda admin: admin.explain(guild, member, setting))
     if as_json:
-        _print_json([asdict(one) for one in found])
+        _print_json([asdict(explanation) for explanation in explanations])
     else:
-        typer.echo("\n".join(one.sentence + (f" Used: {one.used}." if one.used else "") for one in found))
+        typer.echo(
+            "\n".join(
+                explanation.sentence + (f" Used: {explanation.used}." if explanation.used else "")
+                for explanation in explanations
+            )
+        )
 
 
 @app.command()
@@ -139,7 +146,7 @@ def export(
     data: Data = None,
 ) -> None:
     """Print or write a server's rules as YAML."""
-    text = run(data, lambda desk: desk.export(guild))
+    text = administer(data, lambda admin: admin.export_yaml(guild))
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -147,17 +154,17 @@ def export(
 
 
 @app.command("import")
-def bring(
+def import_rules(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="YAML, as export writes it.")],
     guild: Guild = "local",
     data: Data = None,
 ) -> None:
     """Replace all rules of a server by those of a YAML file: all of it or nothing."""
-    from bot.rules.sheet import BYTES
+    from bot.rules.sheet import MAX_BYTES
 
-    with file.open("rb") as opened:
-        text = opened.read(BYTES + 1).decode("utf-8", "replace")
-    tell(run(data, lambda desk: desk.bring(member(guild), text)))
+    with file.open("rb") as stream:
+        text = stream.read(MAX_BYTES + 1).decode("utf-8", "replace")
+    print_change(administer(data, lambda admin: admin.import_yaml(operator_member(guild), text)))
 
 
 @app.command()
@@ -167,11 +174,11 @@ def log(
     data: Data = None,
 ) -> None:
     """Show who changed what, the newest first."""
-    from bot.rules.telling import summed
+    from bot.rules.telling import summarise_change
 
-    changes = run(data, lambda desk: desk.changes(guild, limit))
+    changes = administer(data, lambda admin: admin.list_changes(guild, limit))
     for change in changes:
-        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.at))}  {summed(change)}")
+        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.at))}  {summarise_change(change)}")
     if not changes:
         typer.echo("Nothing was changed.")
 
@@ -183,57 +190,59 @@ def undo(
     data: Data = None,
 ) -> None:
     """Undo a change."""
-    tell(run(data, lambda desk: desk.undo(member(guild), number)))
+    print_change(administer(data, lambda admin: admin.undo_change(operator_member(guild), number)))
 
 
-def member(guild: str) -> Member:
+def operator_member(guild: str) -> Member:
     """Return the operator as a member: only operators use this command line."""
     from bot.views import Member
 
-    return Member("house:terminal", "terminal", guild, house=True)
+    return Member("house:terminal", "terminal", guild, is_operator=True)
 
 
-def _whom(guild: str, channel: str, role: str, user: str, house: bool) -> tuple[Scope, str]:
+def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
     """Return the scope and subject of a rule. Raise `Refused` for more than one."""
-    given: list[tuple[Scope, str]] = [
+    choices: list[tuple[Scope, str]] = [
         *([("channel", channel)] if channel else []), *([("role", role)] if role else []),
-        *([("user", user)] if user else []), *([("house", "")] if house else []),
+        *([("user", user)] if user else []), *([("house", "")] if ceiling else []),
     ]  # fmt: skip
-    if len(given) > 1:
-        raise Refused("A rule is for one of --channel, --role, --user or --house.")
-    return given[0] if given else ("house" if guild == EVERYWHERE else "guild", "")
+    if len(choices) > 1:
+        raise UserError("A rule is for one of --channel, --role, --user or --house.")
+    return choices[0] if choices else ("house" if guild == EVERYWHERE else "guild", "")
 
 
-def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> Any:
+def administer(data: Path | None, action: Callable[[RuleAdmin], Awaitable[Any]]) -> Any:
     """Open the store, run `act` on its `Administration`, close the store."""
-    from bot.cli.at_the_store import at_the_store
-    from bot.config import load
-    from bot.desk.administration import Administration
+    from bot.cli.at_the_store import run_with_store
+    from bot.config import load_settings
+    from bot.desk.administration import RuleAdmin
 
-    settings = load(**({} if data is None else {"data": data}))
+    settings = load_settings(**({} if data is None else {"data": data}))
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    async def never(_job: str) -> str:
-        raise Refused("Jobs are cancelled by the running bot.")
+    async def refuse_cancel(_job: str) -> str:
+        raise UserError("Jobs are cancelled by the running bot.")
 
-    return at_the_store(settings.database, lambda store: act(Administration(store, never, limits=settings.limits)))
+    return run_with_store(
+        settings.database, lambda store: action(RuleAdmin(store, refuse_cancel, limits=settings.limits))
+    )
 
 
-def _setting(name: str) -> Any:
+def _find_setting(name: str) -> Any:
     from bot.rules import SETTINGS
 
     return SETTINGS[name]
 
 
-def tell(change: Change) -> None:
+def print_change(change: RuleChange) -> None:
     """Print what was changed, and how to undo it."""
-    from bot.rules.telling import described
+    from bot.rules.telling import describe_step
 
     for step in change.steps:
-        typer.echo(described(step))
+        typer.echo(describe_step(step))
     guild = "" if change.guild == EVERYWHERE else f" --guild {change.guild}"
     typer.echo(f"Change {change.number}: `darkroom rules undo {change.number}{guild}` takes it back.")
 
 
-def _print_json(found: list[Any]) -> None:
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+def _print_json(value: list[Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -14,40 +14,40 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bot.refused import Refused
+from bot.refused import UserError
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningInstance:
     """Address (`http://127.0.0.1:PORT`) and process id of a running bot."""
 
     url: str
     pid: int
 
 
-def find(data: Path) -> Running | None:
+def find_instance(data: Path) -> RunningInstance | None:
     """Return what `announce` left in this folder, or None. It may be stale: ask its /healthz before you trust it."""
     try:
-        found = json.loads((data / "running.json").read_text())
-        return Running(url=str(found["url"]), pid=int(found["pid"]))
+        content = json.loads((data / "running.json").read_text())
+        return RunningInstance(url=str(content["url"]), pid=int(content["pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def announce(data: Path, running: Running) -> None:
+def announce_instance(data: Path, instance: RunningInstance) -> None:
     """Write `running.json` atomically, readable by its owner only."""
-    draft = data / f"running.{os.getpid()}.json"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(asdict(running), file)
-    draft.replace(data / "running.json")
+    temp_path = data / f"running.{os.getpid()}.json"
+    with os.fdopen(os.open(temp_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(instance), file)
+    temp_path.replace(data / "running.json")
 
 
-def withdraw(data: Path) -> None:
+def withdraw_instance(data: Path) -> None:
     (data / "running.json").unlink(missing_ok=True)
 
 
 @contextmanager
-def only_one(data: Path, waits: Callable[[str], None] | None = None) -> Iterator[None]:
+def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the folder's lock. Raise `Refused` if another process holds it, or if the folder cannot be written.
 
     `waits`: called with a sentence on what we wait for. With it, we wait until the other process ends, however it does.
@@ -56,24 +56,24 @@ def only_one(data: Path, waits: Callable[[str], None] | None = None) -> Iterator
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise Refused(f"The data folder {data} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+        raise UserError(f"The data folder {data} cannot be used: {(error.strerror or str(error)).lower()}.") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            other = find(data)
-            where = f" at {other.url} (process {other.pid})" if other else ""
-            if waits is None:
-                said = f"Darkroom already runs on {data}{where}: stop it first, or name another --data."
-                raise Refused(said) from error
-            waits(f"Darkroom already runs on {data}{where}: this one stands by.")
+            holder = find_instance(data)
+            holder_text = f" at {holder.url} (process {holder.pid})" if holder else ""
+            if on_wait is None:
+                message = f"Darkroom already runs on {data}{holder_text}: stop it first, or name another --data."
+                raise UserError(message) from error
+            on_wait(f"Darkroom already runs on {data}{holder_text}: this one stands by.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port_free(host: str, port: int) -> None:
     """Raise `Refused` if nothing can listen there now."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
@@ -82,10 +82,10 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
             probe.listen(1)
     except OSError as error:
-        raise Refused(_why_not(host, port, error)) from error
+        raise UserError(_listen_error_text(host, port, error)) from error
 
 
-def _why_not(host: str, port: int, error: OSError) -> str:
+def _listen_error_text(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} is taken on {host}: choose another with --port."
     if error.errno == errno.EACCES:

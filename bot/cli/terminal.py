@@ -16,103 +16,113 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from bot.cli import remote
-from bot.cli.bringing import Bringing
-from bot.cli.developed import Developed, Undeveloped, as_json, check_folder, save
-from bot.cli.own_options import meant
-from bot.cli.running import find
-from bot.cli.screen import Screen
+from bot.cli.bringing import JobInputs
+from bot.cli.developed import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
+from bot.cli.own_options import load_aliases
+from bot.cli.running import find_instance
+from bot.cli.screen import ProgressDisplay
 from bot.prompt import parse
-from bot.prompt.own import STANDS, foreign
-from bot.prompt.permutations import literally
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.prompt.own import ALIAS_NOTE, find_unknown_flags
+from bot.prompt.permutations import escape_braces
+from bot.refused import UserError
+from bot.sentences import shorten
 from bot.web.auth import terminal_key
 from engine.job import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.config import Settings
 
-NOTHING = Bringing()
+NO_INPUTS = JobInputs()
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImagineRequest:
     """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags."""
 
     prompt: str
     options: dict[str, object]
-    out: Path
-    film: bool
+    output_folder: Path
+    with_film: bool
     as_json: bool
-    bringing: Bringing = NOTHING
+    inputs: JobInputs = NO_INPUTS
 
 
-def run(wish: Wish, settings: Settings) -> int:
+def run_imagine(request: ImagineRequest, settings: Settings) -> int:
     """Make, write and print the pictures; return the exit code. Raise `Refused` for a bad request."""
-    console = Console(file=sys.stderr if wish.as_json or not sys.stdout.isatty() else sys.stdout)
-    wish, count, notes = _read(wish, meant(wish.prompt, settings))
-    check_folder(wish.out)
+    console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
+    request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
+    check_output_folder(request.output_folder)
     try:
-        with Screen(console, count) as screen:
+        with ProgressDisplay(console, picture_count) as display:
             for note in notes:
-                screen.say(note)
-            developed = _develop(wish, settings, screen)
-    except Undeveloped as error:
+                display.print_note(note)
+            result = _generate(request, settings, display)
+    except GenerationError as error:
         sys.stderr.write(f"darkroom: {error}\n")
         return 1
-    pictures, film = save(developed, wish.out)
-    if wish.as_json:
-        sys.stdout.write(json.dumps(as_json(developed, pictures, film)) + "\n")
+    picture_paths, film_path = save_result(result, request.output_folder)
+    if request.as_json:
+        sys.stdout.write(json.dumps(to_dict(result, picture_paths, film_path)) + "\n")
         return 0
-    screen.show(list(developed.pictures))
-    _say(developed, [*pictures, *([film] if film else [])])
+    display.print_pictures(list(result.pictures))
+    _print_summary(result, [*picture_paths, *([film_path] if film_path else [])])
     return 0
 
 
-def _read(wish: Wish, own: Mapping[str, str]) -> tuple[Wish, int, list[str]]:
+def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tuple[ImagineRequest, int, list[str]]:
     """Return the wish with its flag aliases replaced, its number of pictures, and notes on the aliases.
 
     Raise `Refused` for what the grammar refuses, and for more than one job.
     """
-    options = {**wish.options, "model": None} if _elsewhere(wish) else wish.options
-    parsed = parse(wish.prompt, None, options=options, wordless=wish.bringing.anything, own=own)
-    first, *others = parsed.requests
-    if others:
-        raise Refused(f"This makes {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
-    count = first.frames if first.walk else first.count or (1 if wish.bringing.branch else MAX_COUNT)
-    if not own:
-        return wish, count, []
-    said = [STANDS.format(name, shortened(own[name], 100)) for name in foreign(wish.prompt)]
-    return replace(wish, prompt=literally(first.text)), count, said
+    options = {**request.options, "model": None} if _is_model_path(request) else request.options
+    parsed = parse(request.prompt, None, options=options, allow_empty=request.inputs.has_any, aliases=aliases)
+    first_request, *other_requests = parsed.prompts
+    if other_requests:
+        raise UserError(
+            f"This makes {1 + len(other_requests)} jobs, and a terminal develops one at a time: choose one."
+        )
+    picture_count = (
+        first_request.frames
+        if first_request.walk
+        else first_request.count or (1 if request.inputs.keyframe else MAX_COUNT)
+    )
+    if not aliases:
+        return request, picture_count, []
+    notes = [ALIAS_NOTE.format(name, shorten(aliases[name], 100)) for name in find_unknown_flags(request.prompt)]
+    return replace(request, prompt=escape_braces(first_request.text)), picture_count, notes
 
 
-def _elsewhere(wish: Wish) -> bool:
+def _is_model_path(request: ImagineRequest) -> bool:
     """Return whether the model is a folder or a hub name, which prompts cannot name: it then runs in this process."""
-    return "/" in str(wish.options.get("model") or "")
+    return "/" in str(request.options.get("model") or "")
 
 
-def _develop(wish: Wish, settings: Settings, screen: Screen) -> Developed:
+def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisplay) -> ImagineResult:
     """Use the bot that runs on this data folder, if any: its engine is warm, and the job joins its batch."""
-    running = None if _elsewhere(wish) else find(settings.data)
-    if running is not None:
-        found = asyncio.run(_in_the_house(running.url, wish, settings.data, screen))
-        if found is not None:
-            return found
-    from bot.cli.own import develop  # imports torch
+    instance = None if _is_model_path(request) else find_instance(settings.data)
+    if instance is not None:
+        result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
+        if result is not None:
+            return result
+    from bot.cli.own import generate  # imports torch
 
-    return develop(wish.prompt, wish.options, settings, bringing=wish.bringing, film=wish.film, screen=screen)
+    return generate(
+        request.prompt, request.options, settings, inputs=request.inputs, film=request.with_film, display=display
+    )
 
 
-async def _in_the_house(url: str, wish: Wish, data: Path, screen: Screen) -> Developed | None:
-    if not await remote.answers(url):
+async def _generate_remotely(
+    url: str, request: ImagineRequest, data: Path, display: ProgressDisplay
+) -> ImagineResult | None:
+    if not await remote.is_darkroom_running(url):
         return None  # running.json is stale
     key = await asyncio.to_thread(terminal_key, data)
-    asked = await asyncio.to_thread(wish.bringing.asked, wish.prompt, wish.options)
-    return await remote.develop(url, key, asked, film=wish.film, screen=screen)
+    api_request = await asyncio.to_thread(request.inputs.build_request, request.prompt, request.options)
+    return await remote.generate(url, key, api_request, film=request.with_film, display=display)
 
 
-def _say(developed: Developed, paths: list[Path]) -> None:
-    lines = [str(path) for path in paths]
-    said = f"{developed.steps} steps of {developed.sampler}, seed {developed.seed}, {developed.seconds:.1f} s"
+def _print_summary(result: ImagineResult, paths_written: list[Path]) -> None:
+    lines = [str(path) for path in paths_written]
+    summary = f"{result.steps} steps of {result.sampler}, seed {result.seed}, {result.seconds:.1f} s"
     sys.stdout.write("\n".join(lines) + "\n")
-    sys.stderr.write(f"{said}, {developed.ms_per_step:.1f} ms a step\n")
+    sys.stderr.write(f"{summary}, {result.ms_per_step:.1f} ms a step\n")

@@ -16,36 +16,38 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import TYPE_CHECKING, Any
 
 from bot.cli import broker, running
-from bot.cli.logbook import keep_log
-from bot.cli.running import Running, check_port, only_one
-from bot.cli.workshop import Workshop
-from bot.house import open_house
-from bot.leader import leading
-from bot.refused import Refused
-from bot.store import Unavailable
-from bot.turns import Loop
-from bot.web.app import address, open_chatroom, opened
-from engine.bus import Unreachable
+from bot.cli.logbook import log_to_file
+from bot.cli.running import RunningInstance, check_port_free, lock_data_folder
+from bot.cli.workshop import EngineProcess
+from bot.house import open_app
+from bot.leader import keep_lead
+from bot.refused import UserError
+from bot.store import DatabaseUnavailable
+from bot.turns import WatchdogLoop
+from bot.web.app import build_app, entry_address, run_server
+from engine.bus import BrokerUnreachable
 from engine.progress_lines import ProgressLines
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
 
     from bot.config import Settings
-    from bot.desk.studio import Studio
+    from bot.desk.studio import JobService
     from bot.leader import Leader
     from engine.bus import Bus
     from engine.job import ModelProgress
 
-HERE = "here"  # the name of the worker that we start
-GLANCE = 0.25  # seconds between two checks of the engine, until it is warm
+LOCAL_WORKER = "here"  # the name of the worker that we start
+POLL_SECONDS = 0.25  # seconds between two checks of the engine, until it is warm
 # secrets that a worker does not need
-NOT_THE_ENGINES = (
+BOT_SECRETS = (
     "DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY"
 )  # fmt: skip
 
 
-def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool, standby: bool = False) -> None:
+def run_bot(
+    settings: Settings, models: Sequence[str], *, memory: str = "", open_browser: bool, standby: bool = False
+) -> None:
     """Run until Ctrl-C or SIGTERM.
 
     Raise `Refused` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
@@ -53,78 +55,82 @@ def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bo
     12GB; if empty, the environment's. `standby`: if another process has the folder, wait for it.
     """
     if models:
-        check_there(settings)
-        check_size(memory)
+        check_classifier_folder(settings)
+        check_memory_size(memory)
     options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
     log_file = settings.data / "darkroom.log"
-    with only_one(settings.data, _say_line if standby else None), keep_log(log_file, settings.log):
+    with lock_data_folder(settings.data, _print_line if standby else None), log_to_file(log_file, settings.log):
         if settings.port:
-            check_port(settings.host, settings.port)
-        with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(_until_stopped(settings, models, options, show))
+            check_port_free(settings.host, settings.port)
+        with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
+            runner.run(_run_until_stopped(settings, models, options, open_browser))
 
 
-async def _until_stopped(settings: Settings, models: Sequence[str], options: Sequence[str], show: bool) -> None:
-    with _stops_on_signals() as asked:
+async def _run_until_stopped(
+    settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool
+) -> None:
+    with _cancel_on_signals() as stop_requested:
         try:
-            async with AsyncExitStack() as parts:
+            async with AsyncExitStack() as stack:
                 try:
-                    await _open(parts, settings, models, options, show)
-                except (Unavailable, Unreachable) as error:
-                    raise Refused(str(error)) from error
+                    await _start_parts(stack, settings, models, options, open_browser)
+                except (DatabaseUnavailable, BrokerUnreachable) as error:
+                    raise UserError(str(error)) from error
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
-            if not asked.is_set():
+            if not stop_requested.is_set():
                 raise
 
 
 @contextmanager
-def _stops_on_signals() -> Iterator[asyncio.Event]:
+def _cancel_on_signals() -> Iterator[asyncio.Event]:
     """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event tells that a signal did it."""
-    asked, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+    stop_requested, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
     def stop() -> None:
-        if not asked.is_set():
+        if not stop_requested.is_set():
             sys.stderr.write("\nStopping …\n")
-        asked.set()
+        stop_requested.set()
         task.cancel()
 
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(sign, stop)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, stop)
     try:
-        yield asked
+        yield stop_requested
     finally:
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(sign)
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(signal_number)
 
 
-async def _open(
-    parts: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], show: bool
+async def _start_parts(
+    stack: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool
 ) -> None:
     """Start every part in order; `parts` stops them in reverse order."""
-    way = await broker.find(parts, settings)
-    bus = await broker.join(parts, way)
-    leader = await parts.enter_async_context(_leading(settings, bus)) if is_shared(settings) else None
-    workshop, warming = None, asyncio.Event()
+    broker_address = await broker.find_broker(stack, settings)
+    bus = await broker.connect(stack, broker_address)
+    leader = await stack.enter_async_context(_hold_leadership(settings, bus)) if is_shared(settings) else None
+    engine_process, warmup = None, asyncio.Event()
     if models:
-        warming.set()
-        workshop = await parts.enter_async_context(_workshop(settings, options, way))
-    house = await parts.enter_async_context(open_house(settings, bus, leader=leader))
-    app = open_chatroom(settings, house.desk, warming, house.scrape)
-    port = await parts.enter_async_context(_listening(app, settings))
+        warmup.set()
+        engine_process = await stack.enter_async_context(_make_engine_process(settings, options, broker_address))
+    bot_app = await stack.enter_async_context(open_app(settings, bus, leader=leader))
+    web_app = build_app(settings, bot_app.services, warmup, bot_app.metrics_page)
+    port = await stack.enter_async_context(_serve_web(web_app, settings))
     if settings.discord_token is not None:
-        from bot.chat.client import serve  # costs 40 MB, so only with a token
+        from bot.chat.client import run_client  # costs 40 MB, so only with a token
 
-        await parts.enter_async_context(_beside(serve(settings, house.desk, house.metrics.edited), "discord"))
-    parts.enter_context(announced(settings, port))
-    page = address(settings, app, port)
-    _say(_welcome(settings, models, page))
-    if workshop is not None:
-        await parts.enter_async_context(_beside(say_loads(bus.progress.of), "loads"))
-        await parts.enter_async_context(_beside(say_when_warm(house.studio, workshop, warming), "warm"))
-    if show and _has_display():
-        await asyncio.to_thread(webbrowser.open, page)
+        await stack.enter_async_context(
+            _run_beside(run_client(settings, bot_app.services, bot_app.metrics.count_discord_request), "discord")
+        )
+    stack.enter_context(announce_address(settings, port))
+    page_url = entry_address(settings, web_app, port)
+    _print_text(_welcome_text(settings, models, page_url))
+    if engine_process is not None:
+        await stack.enter_async_context(_run_beside(print_load_progress(bus.model_progress.get_progress), "loads"))
+        await stack.enter_async_context(_run_beside(print_when_warm(bot_app.jobs, engine_process, warmup), "warm"))
+    if open_browser and _has_display():
+        await asyncio.to_thread(webbrowser.open, page_url)
 
 
 def is_shared(settings: Settings) -> bool:
@@ -132,50 +138,65 @@ def is_shared(settings: Settings) -> bool:
     return bool(settings.nats) or settings.database_url is not None
 
 
-def _leading(settings: Settings, bus: Bus) -> AbstractAsyncContextManager[Leader]:
+def _hold_leadership(settings: Settings, bus: Bus) -> AbstractAsyncContextManager[Leader]:
     """Hold the leader's lease and term. Our embedded broker elects nobody: there the term alone decides."""
-    return leading(bus if settings.nats else None, _say_line, url=settings.database)
+    return keep_lead(bus if settings.nats else None, _print_line, database_url=settings.database)
 
 
-def _workshop(settings: Settings, options: Sequence[str], way: broker.Way) -> Workshop:
+def _make_engine_process(
+    settings: Settings, options: Sequence[str], broker_address: broker.BrokerAddress
+) -> EngineProcess:
     """Return the engine's process. `options`: of the engine's command line, its models among them."""
-    command = [sys.executable, "-m", "engine", "serve", "--nats", way.url, "--name", HERE, "--data", str(settings.data)]
+    command = [
+        sys.executable,
+        "-m",
+        "engine",
+        "serve",
+        "--nats",
+        broker_address.url,
+        "--name",
+        LOCAL_WORKER,
+        "--data",
+        str(settings.data),
+    ]
     command += options
     if settings.check is not None:
         command += ["--check", str(settings.check)]
-    env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
-    return Workshop(
-        command, env | way.environment() | {"DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
+    env = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}
+    return EngineProcess(
+        command,
+        env | broker_address.worker_environment() | {"DARKROOM_PARENT": str(os.getpid())},
+        settings.data / "engine.log",
     )
 
 
-def check_there(settings: Settings) -> None:
+def check_classifier_folder(settings: Settings) -> None:
     """Raise `Refused` if the picture check has no model: otherwise the engine would restart again and again."""
     if settings.check is not None and not (settings.check / "config.json").is_file():
-        raise Refused(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
+        raise UserError(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
 
 
-def check_size(memory: str) -> None:
+def check_memory_size(memory: str) -> None:
     """Raise `Refused` for an invalid memory budget, for the same reason."""
     from engine.config import parse_size
 
     try:
         parse_size(memory or os.environ.get("DARKROOM_MEMORY") or "1GB")
     except ValueError as error:
-        raise Refused(f"--memory or DARKROOM_MEMORY: {error}.") from error
+        raise UserError(f"--memory or DARKROOM_MEMORY: {error}.") from error
 
 
 @asynccontextmanager
-async def _listening(app: Application, settings: Settings) -> AsyncIterator[int]:
+async def _serve_web(web_app: Application, settings: Settings) -> AsyncIterator[int]:
     try:
-        async with opened(app, settings.host, settings.port) as port:
+        async with run_server(web_app, settings.host, settings.port) as port:
             yield port
     except OSError as error:
-        raise Refused(f"Nobody can listen on {settings.host}:{settings.port}: {error.strerror}.") from error
+        raise UserError(f"Nobody can listen on {settings.host}:{settings.port}: {error.strerror}.") from error
 
 
 @asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+async def _run_beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Run `work` beside the body and cancel it with the body; an error of `work` ends the body too."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(work, name=name)
@@ -188,22 +209,24 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 @contextmanager
-def announced(settings: Settings, port: int) -> Iterator[None]:
+def announce_address(settings: Settings, port: int) -> Iterator[None]:
     """Announce our address to `darkroom imagine` on this machine: by loopback where we listen on all addresses."""
     host = settings.host.strip("[]")
     host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
-    running.announce(settings.data, Running(f"http://{f'[{host}]' if ':' in host else host}:{port}", os.getpid()))
+    running.announce_instance(
+        settings.data, RunningInstance(f"http://{f'[{host}]' if ':' in host else host}:{port}", os.getpid())
+    )
     try:
         yield
     finally:
-        running.withdraw(settings.data)
+        running.withdraw_instance(settings.data)
 
 
-def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
+def _welcome_text(settings: Settings, models: Sequence[str], page_url: str) -> str:
     discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
     engine = f"{', '.join(models)}, warming up" if models else "on other machines"
     return f"""
-  Darkroom is open: {page}
+  Darkroom is open: {page_url}
 
     model     {engine}
     Discord   {discord}
@@ -213,40 +236,42 @@ def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
 """
 
 
-async def say_loads(progress: Callable[[str], ModelProgress | None], say: Callable[[str], None] | None = None) -> None:
+async def print_load_progress(
+    progress: Callable[[str], ModelProgress | None], print_line: Callable[[str], None] | None = None
+) -> None:
     """Print the loading progress of our own engine, line by line, until cancelled."""
-    lines, loop = ProgressLines(say or _say_line), asyncio.get_running_loop()
+    lines, loop = ProgressLines(print_line or _print_line), asyncio.get_running_loop()
     while True:
-        if (now := progress(HERE)) is not None:
-            lines.hear(now, loop.time())
-        await asyncio.sleep(GLANCE)
+        if (model_progress := progress(LOCAL_WORKER)) is not None:
+            lines.update(model_progress, loop.time())
+        await asyncio.sleep(POLL_SECONDS)
 
 
-async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Event) -> None:
+async def print_when_warm(job_service: JobService, engine_process: EngineProcess, warmup: asyncio.Event) -> None:
     """Print a line for each model once the engine is ready, or one line if its first start fails.
 
     Either clears `warming`.
     """
-    while (presence := studio.workers().get(HERE)) is None or not presence.models:
-        if workshop.restarts:
-            warming.clear()
-            _say(f"  The engine stopped while it started; its log: {workshop.log_file}\n")
+    while (presence := job_service.live_workers().get(LOCAL_WORKER)) is None or not presence.models:
+        if engine_process.restart_count:
+            warmup.clear()
+            _print_text(f"  The engine stopped while it started; its log: {engine_process.log_file}\n")
             return
-        await asyncio.sleep(GLANCE)
-    warming.clear()
-    for warm in presence.models:
-        if not warm.loaded:
-            _say(f"  {warm.name} is offered, and loaded when somebody asks for it.\n")
+        await asyncio.sleep(POLL_SECONDS)
+    warmup.clear()
+    for model_info in presence.models:
+        if not model_info.loaded:
+            _print_text(f"  {model_info.name} is offered, and loaded when somebody asks for it.\n")
             continue
-        speed = f"{warm.row_ms:.1f} ms a row and step, {warm.steps} steps by default"
-        _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}.\n")
+        speed = f"{model_info.row_ms:.1f} ms a row and step, {model_info.steps} steps by default"
+        _print_text(f"  {model_info.name} is warm: {presence.device}, {model_info.dtype}, {speed}.\n")
 
 
-def _say_line(sentence: str) -> None:
-    _say(f"  {sentence}\n")
+def _print_line(sentence: str) -> None:
+    _print_text(f"  {sentence}\n")
 
 
-def _say(text: str) -> None:
+def _print_text(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # the reader of our output may have gone
         sys.stdout.write(text)
         sys.stdout.flush()

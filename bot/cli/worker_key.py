@@ -10,28 +10,28 @@ from typing import Annotated
 
 import typer
 
-from bot.refused import Refused
+from bot.refused import UserError
 
 
 def worker_key(
     name: Annotated[str, typer.Argument(help="The worker's name, which must be unique.")] = "",
     pools: Annotated[str, typer.Option(metavar="NAMES", help="The pools it may serve, as default,big.")] = "default",
     revoke: Annotated[bool, typer.Option("--revoke", help="Revoke the key; that worker is disconnected.")] = False,
-    known: Annotated[bool, typer.Option("--list", help="List the workers that have a key.")] = False,
+    list_keys: Annotated[bool, typer.Option("--list", help="List the workers that have a key.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a key for a worker on another machine: it opens that worker's part of the broker, and can be revoked."""
-    if bool(name) == known or (known and revoke):
-        raise Refused("Name one worker, or ask for --list.")
+    if bool(name) == list_keys or (list_keys and revoke):
+        raise UserError("Name one worker, or ask for --list.")
     from bot.cli import enrolling
-    from bot.config import load
+    from bot.config import load_settings
 
-    settings = load(**({"data": data} if data is not None else {}))
-    if known:
-        said = enrolling.listed(settings, as_json=as_json)
+    settings = load_settings(**({"data": data} if data is not None else {}))
+    if list_keys:
+        output = enrolling.list_keys(settings, as_json=as_json)
     elif revoke:
-        said = enrolling.revoke(settings, name, as_json=as_json)
+        output = enrolling.revoke_key(settings, name, as_json=as_json)
     else:
-        said = enrolling.make(settings, name, pools, as_json=as_json)
-    typer.echo(said)
+        output = enrolling.create_key(settings, name, pools, as_json=as_json)
+    typer.echo(output)

@@ -13,39 +13,39 @@ from types import TracebackType
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 30.0
+MAX_PAUSE = 30.0
 HEALTHY_SECONDS = 60.0  # after living this long, the pause is the first one again
-PATIENCE = 3.0  # seconds for a worker to hand back its jobs
-LOG_BYTES = 8 * 1024 * 1024
+STOP_TIMEOUT = 3.0  # seconds for a worker to hand back its jobs
+MAX_LOG_BYTES = 8 * 1024 * 1024
 
 
-class Workshop:
+class EngineProcess:
     """An async context manager in which the child runs. `restarts` counts its restarts."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
         self.command = tuple(command)
         self.env = dict(env)
         self.log_file = log_file
-        self.restarts = 0
+        self.restart_count = 0
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def __aenter__(self) -> Workshop:
+    async def __aenter__(self) -> EngineProcess:
         await self._start()
-        self._keeper = asyncio.create_task(self._keep(), name="workshop")
+        self._supervisor = asyncio.create_task(self._supervise(), name="workshop")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        await self._end()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._stop()
 
     async def _start(self) -> None:
         output = await asyncio.to_thread(self._open_log)
@@ -59,11 +59,11 @@ class Workshop:
 
     def _open_log(self) -> int:
         """Open the log to append to it; first rename one that is too large."""
-        if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
+        if self.log_file.exists() and self.log_file.stat().st_size > MAX_LOG_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".old.log"))
         return os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         """Return the end of the log's last line; the file has the rest."""
         try:
             with self.log_file.open("rb") as file:
@@ -73,24 +73,26 @@ class Workshop:
             return f"its log can't be read: {error.strerror}"
         return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "no output")
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
         while True:
             assert self._process is not None
-            born = loop.time()
+            start_time = loop.time()
             code = await self._process.wait()
-            if loop.time() - born > HEALTHY_SECONDS:
+            if loop.time() - start_time > HEALTHY_SECONDS:
                 pause = FIRST_PAUSE
-            self.restarts += 1
-            how = f"by signal {-code}" if code < 0 else f"with {code} ({await asyncio.to_thread(self._last_words)})"
-            log.error("the engine ended %s, starting it again in %.1f s", how, pause)
-            pause = await self._start_after(pause)
+            self.restart_count += 1
+            exit_reason = (
+                f"by signal {-code}" if code < 0 else f"with {code} ({await asyncio.to_thread(self._last_log_line)})"
+            )
+            log.error("the engine ended %s, starting it again in %.1f s", exit_reason, pause)
+            pause = await self._restart_after(pause)
 
-    async def _start_after(self, pause: float) -> float:
+    async def _restart_after(self, pause: float) -> float:
         """Start it after `pause`; try again while the machine lacks files, memory or disk. Return the next pause."""
         while True:
             await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(pause * 2, MAX_PAUSE)
             try:
                 await self._start()
             except OSError as error:
@@ -98,17 +100,17 @@ class Workshop:
             else:
                 return pause
 
-    async def _end(self) -> None:
+    async def _stop(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(STOP_TIMEOUT):
                 await process.wait()
         except TimeoutError:
-            log.warning("the engine did not stop in %.0f s and was ended", PATIENCE)
+            log.warning("the engine did not stop in %.0f s and was ended", STOP_TIMEOUT)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bot.desk.administration import Administration
+from bot.desk.administration import RuleAdmin
 from bot.desk.deliveries import Deliveries
-from bot.desk.describing import Describing
-from bot.desk.export import Export
-from bot.desk.forgetting import Forgetting
+from bot.desk.describing import ImageToPrompt
+from bot.desk.export import DataExport
+from bot.desk.forgetting import DataDeletion
 from bot.desk.moderation import Moderation
-from bot.desk.options import Options
+from bot.desk.options import FlagAliases
 from bot.desk.preferences import Preferences
-from bot.desk.review import Review
-from bot.desk.shelf import Shelf
-from bot.desk.shortening import Shortening
-from bot.desk.studio import Studio
+from bot.desk.review import PictureReview
+from bot.desk.shelf import History
+from bot.desk.shortening import PromptShortener
+from bot.desk.studio import JobService
 
 
 @dataclass(frozen=True)
-class Desk:
+class Services:
     """All services, by subject."""
 
-    studio: Studio
+    jobs: JobService
     deliveries: Deliveries
     preferences: Preferences
-    options: Options
-    administration: Administration
-    review: Review
-    shelf: Shelf
+    flag_aliases: FlagAliases
+    rule_admin: RuleAdmin
+    picture_review: PictureReview
+    history: History
     moderation: Moderation
-    forgetting: Forgetting
-    export: Export
-    shortening: Shortening
-    describing: Describing
+    data_deletion: DataDeletion
+    data_export: DataExport
+    prompt_shortener: PromptShortener
+    image_to_prompt: ImageToPrompt

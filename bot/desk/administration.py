@@ -13,38 +13,38 @@ from dataclasses import replace
 
 from bot import access
 from bot.desk.gate import check_action, check_open
-from bot.desk.usage import Allowance, allowance, line
+from bot.desk.usage import QuotaReport, quota_line, report_quotas
 from bot.limits import Limits
-from bot.refused import Refused
+from bot.refused import UserError
 from bot.rules import (
     EVERYWHERE,
-    LIMITABLE,
+    LIMITABLE_COMMANDS,
     SETTINGS,
-    Change,
+    EffectiveRules,
     Rule,
+    RuleChange,
+    RuleValue,
     Scope,
     Setting,
-    Terms,
-    Value,
     planning,
     presets,
     resolve,
     sheet,
 )
-from bot.rules.reading import read, read_list, setting
-from bot.rules.rule import addressed
-from bot.rules.telling import NOBODY, Explained, Names, because, shown
-from bot.rules.terms import applies
+from bot.rules.reading import find_setting, parse_list, parse_value
+from bot.rules.rule import normalise_subject
+from bot.rules.telling import NO_NAMES, DisplayNames, Explanation, explain_decision, format_for_sentence
+from bot.rules.terms import is_applicable
 from bot.store import Store, reads
 from bot.store import rules as kept
-from bot.store.ledger import Ledger, look
+from bot.store.ledger import Ledger, run_with_ledger
 from bot.views import Member
 
-NAME_LENGTH = 128
-SHOWN_CHANGES = 20
+MAX_NAME = 128
+MAX_CHANGES = 20
 
 
-class Administration:
+class RuleAdmin:
     """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and says what happened."""
 
     def __init__(
@@ -55,176 +55,224 @@ class Administration:
 
     # Reading
 
-    async def rules(self, guild: str) -> list[Rule]:
+    async def list_rules(self, guild: str) -> list[Rule]:
         """Return a guild's rules and the operator's ceilings for it, in a stable order."""
-        return await self._store.ask(kept.of_guild, guild)
+        return await self._store.read(kept.list_guild_rules, guild)
 
-    async def terms(self, member: Member) -> Terms:
+    async def effective_rules(self, member: Member) -> EffectiveRules:
         """Return the effective rules of a member where they are."""
-        return await self._store.ask(look, member, self._clock(), lambda ledger: self._terms(ledger, member))
+        return await self._store.read(
+            run_with_ledger, member, self._clock(), lambda ledger: self._resolve_rules(ledger, member)
+        )
 
-    async def allowed(self, member: Member, action: str) -> None:
+    async def check_command(self, member: Member, action: str) -> None:
         """Check that the rules let a member use a command that makes no job. Raises `Refused` (403).
 
         Checks only what the setting `commands` can forbid; the permission table decides who may act on whose job.
         """
-        if action not in LIMITABLE:
+        if action not in LIMITABLE_COMMANDS:
             return
-        terms = await self.terms(member)
-        check_open(replace(terms, closed=""))
-        check_action(terms, action)
+        effective_rules = await self.effective_rules(member)
+        check_open(replace(effective_rules, closed=""))
+        check_action(effective_rules, action)
 
-    async def allowance(self, member: Member) -> Allowance:
+    async def report_quotas(self, member: Member) -> QuotaReport:
         """Return a member's effective rules, with the use of each limit and when some of it frees."""
         now = self._clock()
-        return await self._store.ask(look, member, now, lambda ledger: allowance(self._terms(ledger, member), ledger))
+        return await self._store.read(
+            run_with_ledger, member, now, lambda ledger: report_quotas(self._resolve_rules(ledger, member), ledger)
+        )
 
-    async def explain(self, guild: str, who: Member, name: str | None = None, names: Names = NOBODY) -> list[Explained]:
+    async def explain(
+        self, guild: str, member: Member, setting_name: str | None = None, names: DisplayNames = NO_NAMES
+    ) -> list[Explanation]:
         """Explain each setting (or the one called `name`) for `who`: the value, the use, and which rule decides.
 
         `names`: how ids of channels, roles and users are shown, such as "@artists".
         """
-        asked = list(SETTINGS.values()) if name is None else [setting(name)]
-        there = replace(who, guild=guild)
+        settings = list(SETTINGS.values()) if setting_name is None else [find_setting(setting_name)]
+        subject = replace(member, guild=guild)
 
-        def answer(ledger: Ledger) -> list[Explained]:
-            rules, terms = ledger.rules(), self._terms(ledger, there)
-            return [self._explained(one.name, terms, rules, ledger, there, names) for one in asked]
+        def explain_all(ledger: Ledger) -> list[Explanation]:
+            rules, effective_rules = ledger.load_rules(), self._resolve_rules(ledger, subject)
+            return [
+                self._explain_setting(definition.name, effective_rules, rules, ledger, subject, names)
+                for definition in settings
+            ]
 
-        return await self._store.ask(look, there, self._clock(), answer)
+        return await self._store.read(run_with_ledger, subject, self._clock(), explain_all)
 
-    def _explained(
-        self, name: str, terms: Terms, rules: Sequence[Rule], ledger: Ledger, who: Member, names: Names
-    ) -> Explained:
-        one, near = SETTINGS[name], [rule for rule in rules if rule.setting == name and applies(rule, who)]
-        used = {cap: line(cap, ledger) for cap in terms.of(name)}
-        tight = min(used, key=lambda cap: (cap.limit - used[cap].used, cap.limit), default=None)
-        if tight is None:
-            said = because(one, terms, near, self._limits, names)
-            return Explained(name, shown(name, getattr(terms, name)), "", said, terms.because.get(name))
-        said, frees = because(one, terms, near, self._limits, names, tight), used[tight].frees
-        return Explained(name, shown(name, tight.limit), used[tight].share, said, tight.rule, frees, used[tight].taken)
+    def _explain_setting(
+        self,
+        name: str,
+        effective_rules: EffectiveRules,
+        rules: Sequence[Rule],
+        ledger: Ledger,
+        member: Member,
+        names: DisplayNames,
+    ) -> Explanation:
+        definition, matching_rules = (
+            SETTINGS[name],
+            [rule for rule in rules if rule.setting == name and is_applicable(rule, member)],
+        )
+        lines = {cap: quota_line(cap, ledger) for cap in effective_rules.limits_of(name)}
+        tightest_cap = min(lines, key=lambda cap: (cap.limit - lines[cap].used, cap.limit), default=None)
+        if tightest_cap is None:
+            explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names)
+            return Explanation(
+                name,
+                format_for_sentence(name, getattr(effective_rules, name)),
+                "",
+                explanation,
+                effective_rules.deciding_rules.get(name),
+            )
+        explanation, frees_at = (
+            explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_cap),
+            lines[tightest_cap].frees_at,
+        )
+        return Explanation(
+            name,
+            format_for_sentence(name, tightest_cap.limit),
+            lines[tightest_cap].usage_text,
+            explanation,
+            tightest_cap.rule,
+            frees_at,
+            lines[tightest_cap].used_share,
+        )
 
-    def _terms(self, ledger: Ledger, member: Member) -> Terms:
-        return resolve(ledger.rules(), member, self._limits)
+    def _resolve_rules(self, ledger: Ledger, member: Member) -> EffectiveRules:
+        return resolve(ledger.load_rules(), member, self._limits)
 
-    async def changes(self, guild: str, limit: int = SHOWN_CHANGES) -> list[Change]:
+    async def list_changes(self, guild: str, limit: int = MAX_CHANGES) -> list[RuleChange]:
         """Return the changes, newest first."""
-        return await self._store.ask(kept.log, guild, limit)
+        return await self._store.read(kept.list_changes, guild, limit)
 
-    async def export(self, guild: str) -> str:
+    async def export_yaml(self, guild: str) -> str:
         """Return a guild's rules as YAML (`bot.rules.sheet`), without the operator's ceilings and without `closed`."""
-        return sheet.out(await self.rules(guild))
+        return sheet.dump_rules(await self.list_rules(guild))
 
     # Writing
 
-    async def set(self, member: Member, scope: Scope, subject: str, name: str, text: str | list[str]) -> Change:
+    async def set_rule(
+        self, member: Member, scope: Scope, subject: str, name: str, text: str | list[str]
+    ) -> RuleChange:
         """Set one rule from typed text, or from the parts of a list, which may contain commas.
 
         `subject`: the id of a channel, role or user, or its mention; empty for guild and house.
         """
-        one, subject = self._settable(member, scope, name, subject)
-        value = read(one, text) if isinstance(text, str) else read_list(one, text)
-        return await self._change(member, "set", lambda now: planning.replaced(now, (scope, subject, one.name), value))
-
-    async def unset(self, member: Member, scope: Scope, subject: str, name: str) -> Change:
-        """Remove one rule."""
-        one, subject = self._settable(member, scope, name, subject)
-        return await self._change(member, "unset", lambda now: planning.replaced(now, (scope, subject, one.name), None))
-
-    async def preset(self, member: Member, name: str) -> Change:
-        """Set all values of a preset for the whole server, as one change."""
-        _permit("set", member)
-        values = presets.rules_of(presets.preset(name))
-        return await self._change(member, "preset", lambda now: planning.altered(now, values))
-
-    async def bring(self, member: Member, text: str) -> Change:
-        """Replace all rules of the guild by those of a YAML file, as one change."""
-        _permit("set", member)
-        values = await asyncio.to_thread(sheet.bring, text, member.guild)
-        return await self._change(member, "import", lambda now: planning.brought(now, values))
-
-    async def budget(self, member: Member, guild: str, **limits: str | None) -> Change:
-        """Set the operator's ceilings for a guild ("*": everywhere), by setting, as typed; None removes one."""
-        _permit("budget", member)
-        values: dict[tuple[str, str, str], Value | None] = {}
-        for name, text in limits.items():
-            one = setting(name)
-            planning.check_scope(one, guild, "house", "")
-            values["house", "", one.name] = None if text is None else read(one, text)
-        there = replace(member, guild=guild)
-        return await self._change(there, "budget", lambda now: planning.altered(now, values))
-
-    async def undo(self, member: Member, number: int | None = None) -> Change:
-        """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
-        _permit("settings", member)
-        return await self._store.write(
-            kept.undo, member.guild, number, _actor(member), lambda change: _permit_undo(member, change), self._clock()
+        definition, subject = self._check_settable(member, scope, name, subject)
+        value = parse_value(definition, text) if isinstance(text, str) else parse_list(definition, text)
+        return await self._write_change(
+            member, "set", lambda rules: planning.plan_rule(rules, (scope, subject, definition.name), value)
         )
 
-    async def close(self, member: Member, reason: str) -> int:
+    async def unset_rule(self, member: Member, scope: Scope, subject: str, name: str) -> RuleChange:
+        """Remove one rule."""
+        definition, subject = self._check_settable(member, scope, name, subject)
+        return await self._write_change(
+            member, "unset", lambda rules: planning.plan_rule(rules, (scope, subject, definition.name), None)
+        )
+
+    async def apply_preset(self, member: Member, name: str) -> RuleChange:
+        """Set all values of a preset for the whole server, as one change."""
+        _check_permission("set", member)
+        values = presets.preset_rules(presets.find_preset(name))
+        return await self._write_change(member, "preset", lambda rules: planning.plan_rules(rules, values))
+
+    async def import_yaml(self, member: Member, text: str) -> RuleChange:
+        """Replace all rules of the guild by those of a YAML file, as one change."""
+        _check_permission("set", member)
+        values = await asyncio.to_thread(sheet.load_rules, text, member.guild)
+        return await self._write_change(member, "import", lambda rules: planning.plan_import(rules, values))
+
+    async def set_ceilings(self, member: Member, guild: str, **limits: str | None) -> RuleChange:
+        """Set the operator's ceilings for a guild ("*": everywhere), by setting, as typed; None removes one."""
+        _check_permission("budget", member)
+        values: dict[tuple[str, str, str], RuleValue | None] = {}
+        for name, text in limits.items():
+            definition = find_setting(name)
+            planning.check_scope(definition, guild, "house", "")
+            values["house", "", definition.name] = None if text is None else parse_value(definition, text)
+        actor = replace(member, guild=guild)
+        return await self._write_change(actor, "budget", lambda rules: planning.plan_rules(rules, values))
+
+    async def undo_change(self, member: Member, number: int | None = None) -> RuleChange:
+        """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
+        _check_permission("settings", member)
+        return await self._store.write(
+            kept.undo_change,
+            member.guild,
+            number,
+            _actor(member),
+            lambda change: _check_undo(member, change),
+            self._clock(),
+        )
+
+    async def close_guild(self, member: Member, reason: str) -> int:
         """Close the guild (kill switch): admit no new job and cancel every open one. Return how many were cancelled.
 
         No job is admitted from the moment this begins. What a cancelled job did not use is refunded. If an outage
         interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.queue.shutting`).
         """
-        await self.shut(member, reason)
-        jobs = await self._store.ask(reads.open_of, None if member.guild == EVERYWHERE else member.guild)
+        await self.mark_closed(member, reason)
+        jobs = await self._store.read(reads.list_open_ids, None if member.guild == EVERYWHERE else member.guild)
         for job in jobs:
             await self._cancel(job)
         return len(jobs)
 
-    async def shut(self, member: Member, reason: str) -> Change | None:
+    async def mark_closed(self, member: Member, reason: str) -> RuleChange | None:
         """Close the guild; the running bot cancels its open jobs later. Returns None if it was closed the same way
         already.
         """
-        _permit("close", member)
-        value = planning.closing(reason, member.name)
-        key = (_closer(member), "", "closed")
-        if value in [rule.value for rule in await self.rules(member.guild) if rule.key == key]:
+        _check_permission("close", member)
+        value = planning.closed_value(reason, member.name)
+        key = (_closing_scope(member), "", "closed")
+        if value in [rule.value for rule in await self.list_rules(member.guild) if rule.key == key]:
             return None
-        return await self._change(member, "close", lambda now: planning.replaced(now, key, value))
+        return await self._write_change(member, "close", lambda rules: planning.plan_rule(rules, key, value))
 
-    async def open(self, member: Member) -> Change:
+    async def open_guild(self, member: Member) -> RuleChange:
         """Admit new jobs again. Only the operator opens what the operator has closed."""
-        _permit("close", member)
-        return await self._change(member, "open", lambda now: planning.reopened(now, house=member.house))
+        _check_permission("close", member)
+        return await self._write_change(
+            member, "open", lambda rules: planning.plan_reopening(rules, is_operator=member.is_operator)
+        )
 
-    async def _change(self, member: Member, what: str, plan: kept.Plan) -> Change:
-        return await self._store.write(kept.change, member.guild, what, _actor(member), plan, self._clock())
+    async def _write_change(self, member: Member, kind: str, changes: kept.ChangePlan) -> RuleChange:
+        return await self._store.write(kept.change_rules, member.guild, kind, _actor(member), changes, self._clock())
 
-    def _settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:
-        _permit("budget" if scope == "house" or member.guild == EVERYWHERE else "set", member)
-        one = setting(name)
-        if one.name == "closed":
-            raise Refused("A server is closed by close and opened by open, not by setting a value.")
-        whom = addressed(member.guild, scope, subject)
-        planning.check_scope(one, member.guild, scope, whom)
-        return one, whom
+    def _check_settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:
+        _check_permission("budget" if scope == "house" or member.guild == EVERYWHERE else "set", member)
+        definition = find_setting(name)
+        if definition.name == "closed":
+            raise UserError("A server is closed by close and opened by open, not by setting a value.")
+        address = normalise_subject(member.guild, scope, subject)
+        planning.check_scope(definition, member.guild, scope, address)
+        return definition, address
 
 
-def _closer(member: Member) -> Scope:
+def _closing_scope(member: Member) -> Scope:
     """Return the scope that closes: the operator closes another's server in a scope that its owner cannot open."""
-    return "house" if member.guild == EVERYWHERE or (member.house and not member.owner) else "guild"
+    return "house" if member.guild == EVERYWHERE or (member.is_operator and not member.is_owner) else "guild"
 
 
 def _actor(member: Member) -> tuple[str, str]:
-    return member.id, member.name[:NAME_LENGTH]
+    return member.id, member.name[:MAX_NAME]
 
 
-def _permit(action: access.Action, member: Member) -> None:
+def _check_permission(action: access.Action, member: Member) -> None:
     if member.guild == EVERYWHERE:
         action = "budget"
-    if reason := access.forbidden(action, member):
-        raise Refused(reason, 403)
+    if reason := access.forbidden_reason(action, member):
+        raise UserError(reason, 403)
 
 
-def undoing(change: Change) -> tuple[access.Action, ...]:
+def undo_permissions(change: RuleChange) -> tuple[access.Action, ...]:
     """Return the actions that a member must be permitted to undo a change: those that it took to make it."""
-    doors: access.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
-    return ("budget", doors) if any(step.scope == "house" for step in change.steps) else (doors,)
+    required: access.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
+    return ("budget", required) if any(step.scope == "house" for step in change.steps) else (required,)
 
 
-def _permit_undo(member: Member, change: Change) -> None:
-    for action in undoing(change):
-        _permit(action, member)
+def _check_undo(member: Member, change: RuleChange) -> None:
+    for action in undo_permissions(change):
+        _check_permission(action, member)

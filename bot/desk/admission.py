@@ -11,118 +11,137 @@ from dataclasses import replace
 
 from ulid import ULID
 
-from bot.desk.gate import Hour, check_early, passed
-from bot.desk.preferences import known
-from bot.desk.register import Register
-from bot.desk.screening import Screening
-from bot.images.held import notes
+from bot.desk.gate import QueueState, apply_rules, check_early
+from bot.desk.preferences import known_preferences
+from bot.desk.register import JobViews
+from bot.desk.screening import WordFilter
+from bot.images.held import unchecked_notes
 from bot.limits import Limits
-from bot.orders import Order, check_fits, scoped
-from bot.refused import Refused
+from bot.orders import JobRequest, check_fits, member_key
+from bot.refused import UserError
 from bot.rules import resolve
-from bot.sentences import GONE
-from bot.store import Draft, Record, Store, reads
-from bot.store.ledger import Ledger, look
-from bot.views import Action, Member, Place, Ticket
+from bot.sentences import INIT_IMAGE_GONE
+from bot.store import JobRecord, NewJob, Store, reads
+from bot.store.ledger import Ledger, run_with_ledger
+from bot.views import AcceptedJob, Destination, JobAction, Member
 from engine.job import Presence
 
-NAME_LENGTH = 128
-LIMIT = 429
+MAX_NAME = 128
+TOO_MANY = 429
 
 
 class Admission:
     """Admits job requests. `limits`: the defaults; `woken` is called after a job was admitted."""
 
     def __init__(
-        self, store: Store, register: Register, screening: Screening,
-        workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float, woken: Callable[[], None],
+        self, store: Store, job_views: JobViews, word_filter: WordFilter,
+        workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float, on_admitted: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._register, self._workers = store, register, workers
-        self._screening = screening
-        self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
+        self._store, self._job_views, self._workers = store, job_views, workers
+        self._word_filter = word_filter
+        self._limits, self._max_age, self._on_admitted, self._clock = limits, max_age, on_admitted, clock
 
-    async def take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
+    async def admit(
+        self, requests: Sequence[JobRequest], member: Member, destination: Destination, key: str | None
+    ) -> list[AcceptedJob]:
         """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `Refused`."""
         now = self._clock()
-        drafts = [self._draft(order, member, place, now) for order in orders]
+        drafts = [self._build_draft(request, member, destination, now) for request in requests]
         for draft in drafts:
             check_fits(draft)
-        await self._screening.check(drafts, member)
-        relaxed, key = any(order.relaxed for order in orders), scoped(key, member)
+        await self._word_filter.check_words(drafts, member)
+        relaxed, key = any(request.relaxed for request in requests), member_key(key, member)
         try:
-            records, new = await self._admit(drafts, key, relaxed, Hour(now, workers=bool(self._workers())))
-        except Refused as refused:
-            if refused.status != LIMIT:
+            records, is_new = await self._write_jobs(
+                drafts, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
+            )
+        except UserError as error:
+            if error.status != TOO_MANY:
                 raise
-            hour = await self._hour(member, now)  # only a refusal says when a place frees, and that takes reads
-            records, new = await self._admit(drafts, key, relaxed, hour)
-        if new:
-            self._woken()
-        return [await self._register.ticket(record) for record in records]
+            queue_state = await self._queue_state(
+                member, now
+            )  # only a refusal says when a place frees, and that takes reads
+            records, is_new = await self._write_jobs(drafts, key, relaxed, queue_state)
+        if is_new:
+            self._on_admitted()
+        return [await self._job_views.accepted_job(record) for record in records]
 
-    async def early(
-        self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
-    ) -> list[Ticket]:
+    async def check_early(
+        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[AcceptedJob]:
         """Check a request before its slow parts are read. Returns the jobs that the same `key` made before, else none.
 
         Raises `Refused` if the request would be refused anyway: `count` jobs, of which nothing more is known.
         """
-        mine = scoped(key, member)
-        if mine is not None and (records := await self._store.ask(reads.of_key, mine)):
-            return [await self._register.ticket(record) for record in records]
+        own_key = member_key(key, member)
+        if own_key is not None and (records := await self._store.read(reads.list_by_key, own_key)):
+            return [await self._job_views.accepted_job(record) for record in records]
         now = self._clock()
         try:
-            await self._ask(action, member, count, Hour(now, workers=bool(self._workers())), relaxed=relaxed)
-        except Refused as refused:
-            if refused.status == LIMIT:
-                await self._ask(action, member, count, await self._hour(member, now), relaxed=relaxed)
+            await self._check_usage(
+                action, member, count, QueueState(now, has_workers=bool(self._workers())), relaxed=relaxed
+            )
+        except UserError as error:
+            if error.status == TOO_MANY:
+                await self._check_usage(action, member, count, await self._queue_state(member, now), relaxed=relaxed)
             else:
-                await self._screening.turned_away(member, prompt)
+                await self._word_filter.note_blocked_attempt(member, prompt)
             raise
         return []
 
-    async def _ask(self, action: Action, member: Member, count: int, hour: Hour, *, relaxed: bool) -> None:
+    async def _check_usage(
+        self, action: JobAction, member: Member, count: int, queue_state: QueueState, *, relaxed: bool
+    ) -> None:
         def decide(ledger: Ledger) -> None:
-            terms = resolve(ledger.rules(), member, self._limits)
-            check_early(action, count, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
+            rules = resolve(ledger.load_rules(), member, self._limits)
+            check_early(
+                action, count, rules, ledger, known_preferences(ledger.load_preferences()), queue_state, relaxed=relaxed
+            )
 
-        await self._store.ask(look, member, hour.now, decide)
+        await self._store.read(run_with_ledger, member, queue_state.now, decide)
 
-    async def _admit(
-        self, drafts: Sequence[Draft], key: str | None, relaxed: bool, hour: Hour
-    ) -> tuple[list[Record], bool]:
+    async def _write_jobs(
+        self, drafts: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
+    ) -> tuple[list[JobRecord], bool]:
         member, workers = drafts[0].member, dict(self._workers())
 
-        def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
-            if any(_gone(draft, ledger) for draft in asked):
-                raise Refused(GONE, 404)
-            terms = resolve(ledger.rules(), member, self._limits)
-            taken = passed(asked, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
-            return [_checked(draft, workers) for draft in taken]
+        def decide(requested_drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
+            if any(_is_input_gone(draft, ledger) for draft in requested_drafts):
+                raise UserError(INIT_IMAGE_GONE, 404)
+            rules = resolve(ledger.load_rules(), member, self._limits)
+            admitted_drafts = apply_rules(
+                requested_drafts,
+                rules,
+                ledger,
+                known_preferences(ledger.load_preferences()),
+                queue_state,
+                relaxed=relaxed,
+            )
+            return [_with_picture_check(draft, workers) for draft in admitted_drafts]
 
-        return await self._store.admit(drafts, key, decide, hour.now)
+        return await self._store.admit_jobs(drafts, key, decide, queue_state.now)
 
-    async def _hour(self, member: Member, now: float) -> Hour:
-        free, room = await self._register.next_free(member.id), self._register.next_room()
-        return Hour(now, free, room, bool(self._workers()))
+    async def _queue_state(self, member: Member, now: float) -> QueueState:
+        member_frees_at, queue_frees_at = await self._job_views.next_free_at(member.id), self._job_views.any_free_at()
+        return QueueState(now, member_frees_at, queue_frees_at, bool(self._workers()))
 
-    def _draft(self, order: Order, member: Member, place: Place, now: float) -> Draft:
-        named = replace(member, name=member.name[:NAME_LENGTH])
-        return Draft(
-            id=str(ULID()), action=order.action, prompt=order.prompt, notes=order.notes, task=order.task, member=named,
-            place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
-            deadline=now + self._max_age, parent=order.parent, material=order.material,
+    def _build_draft(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:
+        short_named = replace(member, name=member.name[:MAX_NAME])
+        return NewJob(
+            id=str(ULID()), action=request.action, prompt=request.prompt, notes=request.notes, task=request.task, member=short_named,
+            destination=destination, pool=request.pool, model=request.model, cost=request.cost, created=now,
+            deadline=now + self._max_age, parent=request.parent_image, inputs=request.inputs,
         )  # fmt: skip
 
 
-def _gone(draft: Draft, ledger: Ledger) -> bool:
+def _is_input_gone(draft: NewJob, ledger: Ledger) -> bool:
     """Return whether an init image was deleted after it was found. Once it is noted, the job keeps it."""
-    contents = [one.sha256 for one in draft.material]
-    return bool(contents) and ledger.gone(draft.parent[0] if draft.parent else None, contents)
+    hashes = [file.sha256 for file in draft.inputs]
+    return bool(hashes) and ledger.is_input_deleted(draft.parent[0] if draft.parent else None, hashes)
 
 
-def _checked(draft: Draft, workers: Mapping[str, Presence]) -> Draft:
+def _with_picture_check(draft: NewJob, workers: Mapping[str, Presence]) -> NewJob:
     """Apply the picture check: never in an age-restricted channel; with a note if no worker can check."""
-    check = draft.check and not draft.member.age_restricted
-    return replace(draft, check=check, notes=(*draft.notes, *notes(check, draft.pool, workers)))
+    needs_check = draft.check and not draft.member.age_restricted
+    return replace(draft, check=needs_check, notes=(*draft.notes, *unchecked_notes(needs_check, draft.pool, workers)))

@@ -7,127 +7,139 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from bot.desk.origin import Origin
-from bot.desk.recipes import remixed
-from bot.prompt import Request, parse
-from bot.prompt.concepts import clean
-from bot.prompt.flags import split
-from bot.prompt.own import spelt
-from bot.prompt.permutations import expand, literally
+from bot.desk.origin import LoadedInitImages
+from bot.desk.recipes import remix_recipe
+from bot.prompt import ParsedPrompt, parse
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.flags import split_flags
+from bot.prompt.own import expand_flag_aliases
+from bot.prompt.permutations import escape_braces, expand_braces
 from bot.prompt.request import MAX_RATIO
-from bot.refused import Refused
-from engine.job import Branch, Recipe, Warm, of_image, onto, stream
+from bot.refused import UserError
+from engine.job import Branch, ModelInfo, Recipe, map_step, noise_seed, recipe_for_image
 
-OTHER_COURSE = "A branch continues the sampling of its parent: its {} cannot be changed."
-KEPT = ("sampler", "width", "height", "model", "eta")
-NONE_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
+FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
+FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
+NO_STEPS_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
 
 
-def shaped(request: Request, start: Origin | None) -> Request:
+def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> ParsedPrompt:
     """Return the request with the init image's aspect ratio, clamped to the allowed range, unless it has its own."""
-    if start is None or request.ar:
-        return request
-    width, height = start.size
-    longest = MAX_RATIO * min(width, height)
-    return replace(request, ar=(min(width, longest), min(height, longest)))
+    if loaded_images is None or parsed.ar:
+        return parsed
+    width, height = loaded_images.size
+    max_side = MAX_RATIO * min(width, height)
+    return replace(parsed, ar=(min(width, max_side), min(height, max_side)))
 
 
-def begun(recipe: Recipe, request: Request, start: Origin | None) -> Recipe:
+def with_init_images(recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> Recipe:
     """Return the recipe with its init images, if there are any."""
-    return recipe if start is None else msgspec.structs.replace(recipe, start=start.forward(request.strength))
+    return (
+        recipe
+        if loaded_images is None
+        else msgspec.structs.replace(recipe, start=loaded_images.recipe_part(parsed.strength))
+    )
 
 
-def unused(request: Request, start: Origin | None) -> tuple[str, ...]:
+def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> tuple[str, ...]:
     """Return a note if a strength is given without an init image."""
-    if start is not None or request.strength is None:
+    if loaded_images is not None or parsed.strength is None:
         return ()
     return ("--strength and --iw are for a picture to begin with, and there is none.",)
 
 
-def one_of(recipe: Recipe, image: int) -> Recipe:
+def single_image(recipe: Recipe, image: int) -> Recipe:
     """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance."""
-    one = of_image(recipe, image)
-    return msgspec.structs.replace(one, seed=stream(one, image), count=1, chaos=0.0, until=1.0, walk=None)
+    alone = recipe_for_image(recipe, image)
+    return msgspec.structs.replace(alone, seed=noise_seed(alone, image), count=1, chaos=0.0, until=1.0, walk=None)
 
 
 @dataclass(frozen=True)
-class Otherwise:
+class BranchEdit:
     """What changes from a keyframe on: a new prompt (with flags) in place of the `old` one, or flags alone.
 
     `options` as in `bot.prompt.parse`.
     """
 
-    old: str
-    text: str | None
+    old_prompt: str
+    new_prompt: str | None
     options: Mapping[str, object]
 
     @property
-    def words(self) -> str:
+    def shown_prompt(self) -> str:
         """The prompt that the new job is shown with."""
-        return self.old if self.text is None else " ".join(self.text.split())
+        return self.old_prompt if self.new_prompt is None else " ".join(self.new_prompt.split())
 
 
-def worded(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """Expand a member's flag aliases in a text for one job; with a note on each. Raises `Refused` for several
     permutations.
     """
-    if not own:
+    if not aliases:
         return text, ()
-    first, *more = expand(clean(text))
-    if more:
-        raise Refused("One job at a time: leave out the braces.")
-    made, notes = spelt(first, own)
-    return literally(made), notes
+    first, *further = expand_braces(clean_prompt(text))
+    if further:
+        raise UserError("One job at a time: leave out the braces.")
+    expanded_text, notes = expand_flag_aliases(first, aliases)
+    return escape_braces(expanded_text), notes
 
 
-def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm, models: Sequence[str] = ()) -> Recipe:
+def branch_recipe(
+    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_info: ModelInfo, models: Sequence[str] = ()
+) -> Recipe:
     """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `Refused` for changes that sampling rules
     out.
 
     Without changes it gives the same picture. A seed, or several pictures, also draw the noise at that keyframe anew.
     Another number of steps is that of the whole schedule: the rest is run in its share of them.
     """
-    made, fresh = base, False
-    if other.text is not None or other.options:
-        request = _request(other, base, models)
-        made, fresh = remixed(base, request, warm), request.seed is not None
-        if other.text is None:  # a frame of an interpolation has a prompt that nobody typed
-            made = msgspec.structs.replace(made, concepts=base.concepts, mixed=base.mixed)
-    for name in KEPT:
-        if getattr(made, name) != getattr(base, name):
-            raise Refused(OTHER_COURSE.format({"width": "shape", "height": "shape"}.get(name, name)))
-    start = _left(step, base.steps, made.steps, Branch(ladder=ladder, step=step, fresh=fresh or made.count > 1))
-    return msgspec.structs.replace(made, start=start, lineage=() if fresh else base.lineage)
+    branch, has_new_noise = base, False
+    if edit.new_prompt is not None or edit.options:
+        parsed = _parse_edit(edit, base, models)
+        branch, has_new_noise = remix_recipe(base, parsed, model_info), parsed.seed is not None
+        if edit.new_prompt is None:  # a frame of an interpolation has a prompt that nobody typed
+            branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed)
+    for name in FIXED_FIELDS:
+        if getattr(branch, name) != getattr(base, name):
+            raise UserError(FIXED_SETTING.format({"width": "shape", "height": "shape"}.get(name, name)))
+    branch_point = _move_branch_point(
+        step, base.steps, branch.steps, Branch(ladder=ladder, step=step, fresh=has_new_noise or branch.count > 1)
+    )
+    return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
 
 
-def _left(step: int, of: int, steps: int, start: Branch) -> Branch:
+def _move_branch_point(step: int, old_steps: int, new_steps: int, branch_point: Branch) -> Branch:
     """Move the branch point into a schedule of `steps` steps. Raises `Refused` if none remains after it."""
-    if steps == of:
-        return start
-    first = onto(step, of, steps)
-    if first >= steps:
-        raise Refused(NONE_LEFT.format(steps, step, of))
-    return msgspec.structs.replace(start, step=first, rung=step)
+    if new_steps == old_steps:
+        return branch_point
+    moved_step = map_step(step, old_steps, new_steps)
+    if moved_step >= new_steps:
+        raise UserError(NO_STEPS_LEFT.format(new_steps, step, old_steps))
+    return msgspec.structs.replace(branch_point, step=moved_step, rung=step)
 
 
-def _request(other: Otherwise, base: Recipe, models: Sequence[str]) -> Request:
+def _parse_edit(edit: BranchEdit, base: Recipe, models: Sequence[str]) -> ParsedPrompt:
     """Parse one request; flags in the old prompt no longer count."""
-    old = other.text is None
-    words = literally(split(other.old)[0]) if other.text is None else other.text
-    options = {"negative": base.negative, **other.options}
-    return single(words, options, models, "branch", wordless=old)
+    keeps_prompt = edit.new_prompt is None
+    text = escape_braces(split_flags(edit.old_prompt)[0]) if edit.new_prompt is None else edit.new_prompt
+    options = {"negative": base.negative, **edit.options}
+    return parse_one(text, options, models, "branch", allow_empty=keeps_prompt)
 
 
-def single(
-    text: str, options: Mapping[str, object], models: Sequence[str], what: str, *, wordless: bool = False
-) -> Request:  # fmt: skip
+def parse_one(
+    text: str, options: Mapping[str, object], models: Sequence[str], noun: str, *, allow_empty: bool = False
+) -> ParsedPrompt:  # fmt: skip
     """Parse a text for one job. Raises `Refused` for several."""
-    first, *more = parse(text, None, models=models, options=options, wordless=wordless).requests
-    if more:
-        raise Refused(f"One {what} at a time: leave out the braces and --repeat.")
+    first, *further = parse(text, None, models=models, options=options, allow_empty=allow_empty).prompts
+    if further:
+        raise UserError(f"One {noun} at a time: leave out the braces and --repeat.")
     return first
 
 
-def nearest_said(at: int, step: int) -> tuple[str, ...]:
+def nearest_step_note(actual: int, requested: int) -> tuple[str, ...]:
     """Return a note if the branch point is not the requested step."""
-    return () if at == step else (f"Branched at step {at}: the nearest to {step} that keeps its latents.",)
+    return (
+        ()
+        if actual == requested
+        else (f"Branched at step {actual}: the nearest to {requested} that keeps its latents.",)
+    )

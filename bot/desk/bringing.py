@@ -8,70 +8,74 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bot.images.intake import MOST_BYTES
-from bot.images.links import LOST, check, leading, shot_of
-from bot.images.reading import KEPT_SIDE
+from bot.images.intake import MAX_UPLOAD_BYTES
+from bot.images.links import FETCH_FAILED, check_link, parse_own_picture, split_leading_links
+from bot.images.reading import OUTPUT_SIDE
 
-READ = 3 * KEPT_SIDE * KEPT_SIDE  # the most bytes of one decoded picture
+DECODED_BYTES = 3 * OUTPUT_SIDE * OUTPUT_SIDE  # the most bytes of one decoded picture
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file at Discord. `size`: at most so many bytes, as Discord says; `lost`: the error text if it is gone."""
 
     url: str
-    size: int = MOST_BYTES
-    lost: str = LOST
+    max_bytes: int = MAX_UPLOAD_BYTES
+    missing_text: str = FETCH_FAILED
 
 
 @dataclass(frozen=True)
-class Finished:
+class JobImageRef:
     """A finished picture: its job, and its index counted from 0."""
 
     job: str
     index: int
 
 
-Piece = bytes | Remote | Finished
+ImageInput = bytes | RemoteFile | JobImageRef
 
 
 @dataclass(frozen=True)
-class Bring:
+class InitImages:
     """Init images in order, with an optional mask and optional weights."""
 
-    pictures: tuple[Piece, ...] = ()
-    mask: bytes | Remote | None = None
+    pictures: tuple[ImageInput, ...] = ()
+    mask: bytes | RemoteFile | None = None
     weights: tuple[float, ...] = ()
 
     @property
-    def room(self) -> int:
+    def memory_bytes(self) -> int:
         """The most bytes of memory that the files and their decoded pictures take until the job is written."""
-        return sum(_size(piece) + READ for piece in self._files())
+        return sum(_byte_size(upload) + DECODED_BYTES for upload in self._uploads())
 
-    def _files(self) -> Iterator[bytes | Remote]:
-        for piece in (*self.pictures, self.mask):
-            if isinstance(piece, (bytes, Remote)):
-                yield piece
+    def _uploads(self) -> Iterator[bytes | RemoteFile]:
+        for image in (*self.pictures, self.mask):
+            if isinstance(image, (bytes, RemoteFile)):
+                yield image
 
 
-def linked(text: str, bring: Bring | None, own: Sequence[str]) -> tuple[str, Bring | None]:
+def split_leading_urls(
+    text: str, init_images: InitImages | None, own_addresses: Sequence[str]
+) -> tuple[str, InitImages | None]:
     """Split leading URLs off a prompt; return the rest, and the init images with those pictures added.
 
     `own`: base addresses of our page, whose pictures are found by job. Raises `Refused` for any other address.
     """
-    urls, rest = leading(text)
+    urls, prompt = split_leading_links(text)
     if not urls:
-        return text, bring
-    bring = bring or Bring()
-    return rest, replace(bring, pictures=(*bring.pictures, *(_named(url, own) for url in urls)))
+        return text, init_images
+    init_images = init_images or InitImages()
+    return prompt, replace(
+        init_images, pictures=(*init_images.pictures, *(_resolve_url(url, own_addresses) for url in urls))
+    )
 
 
-def _named(url: str, own: Sequence[str]) -> Remote | Finished:
-    for base in own:
-        if (shot := shot_of(url, base)) is not None:
-            return Finished(shot[0], shot[1] - 1)
-    return Remote(check(url))
+def _resolve_url(url: str, own_addresses: Sequence[str]) -> RemoteFile | JobImageRef:
+    for base in own_addresses:
+        if (job_image := parse_own_picture(url, base)) is not None:
+            return JobImageRef(job_image[0], job_image[1] - 1)
+    return RemoteFile(check_link(url))
 
 
-def _size(piece: bytes | Remote) -> int:
-    return piece.size if isinstance(piece, Remote) else len(piece)
+def _byte_size(upload: bytes | RemoteFile) -> int:
+    return upload.max_bytes if isinstance(upload, RemoteFile) else len(upload)

@@ -8,28 +8,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from bot.images.pictures import Pictures
-from bot.store import Store, Stored, deleting
+from bot.images.pictures import PictureStore
+from bot.store import Store, StoredPicture, deleting
 
 log = logging.getLogger(__name__)
 
 
-class Emptying:
+class FileCleanup:
     """Call it with the files of deleted jobs."""
 
-    def __init__(self, store: Store, pictures: Pictures) -> None:
-        self._store, self._pictures = store, pictures
+    def __init__(self, store: Store, picture_store: PictureStore) -> None:
+        self._store, self._picture_store = store, picture_store
 
-    async def __call__(self, left: Sequence[Stored]) -> None:
-        for one in left:
+    async def __call__(self, files: Sequence[StoredPicture]) -> None:
+        for file in files:
             try:
-                await self._empty(one)
+                await self._remove_file(file)
             except OSError as error:
-                log.warning("job %s: a deleted picture is still kept: %s", one.job, error)
+                log.warning("job %s: a deleted picture is still kept: %s", file.job, error)
 
-    async def _empty(self, one: Stored) -> None:
+    async def _remove_file(self, file: StoredPicture) -> None:
         """Remove one file, in turn with tasks that store the same content."""
-        async with self._pictures.turn(one.sha256):
-            if await self._store.ask(deleting.unused, one.sha256):
-                await self._pictures.drop(one.sha256)
-            await self._store.write(deleting.emptied, one)
+        async with self._picture_store.lock(file.sha256):
+            if await self._store.read(deleting.is_unused, file.sha256):
+                await self._picture_store.delete(file.sha256)
+            await self._store.write(deleting.delete_picture_row, file)

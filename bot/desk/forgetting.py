@@ -12,26 +12,26 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from bot.desk.retention import emptied
-from bot.feed import Feed, Settled
-from bot.sentences import DELETED
-from bot.states import over
-from bot.store import Store, Stored, Unavailable, export, forgetting, keeping, places
-from bot.store.forgetting import Departure
-from bot.store.keeping import Why
+from bot.desk.retention import remove_all_files
+from bot.feed import Feed, JobEnded
+from bot.sentences import PICTURES_DELETED
+from bot.states import is_end
+from bot.store import DatabaseUnavailable, Store, StoredPicture, export, forgetting, keeping, places
+from bot.store.forgetting import ErasureRequest
+from bot.store.keeping import DeletionReason
 from bot.views import Delivery
-from engine.job import Malformed
+from engine.job import MalformedMessage
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # the command line writes requests beside this process
-ROUND_SECONDS = 1.0  # while a job has still to stop
-LONGEST_PAUSE = 60.0  # while everything left waits for a front end
-WHYS: tuple[Why, ...] = ("forgotten", "enlarged")
-Remove = Callable[[str, Delivery], Awaitable[bool]]
+POLL_SECONDS = 10.0  # the command line writes requests beside this process
+RETRY_SECONDS = 1.0  # while a job has still to stop
+MAX_PAUSE_SECONDS = 60.0  # while everything left waits for a front end
+REMOVAL_REASONS: tuple[DeletionReason, ...] = ("forgotten", "enlarged")
+DeleteMessage = Callable[[str, Delivery], Awaitable[bool]]
 
 
-class Forgetting:
+class DataDeletion:
     """Deletes members' data, for the bot and for the command line.
 
     A front end sets `take_away` to delete a message of a job: it returns False if the message must stay, and raises
@@ -40,101 +40,105 @@ class Forgetting:
 
     def __init__(
         self, store: Store, cancel: Callable[[str], Awaitable[object]],
-        empty: Callable[[Sequence[Stored]], Awaitable[None]], feed: Feed, *,
-        waits: bool, clock: Callable[[], float] = time.time,
+        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, *,
+        waits_for_discord: bool, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._cancel, self._empty, self._feed = store, cancel, empty, feed
-        self._waits, self._clock = waits, clock
-        self.take_away: Remove | None = None
-        self._wanted = asyncio.Event()
+        self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
+        self._waits_for_discord, self._clock = waits_for_discord, clock
+        self.delete_message: DeleteMessage | None = None
+        self._requested = asyncio.Event()
 
-    async def ask(self, member: str, guild: str = "") -> int:
+    async def request_deletion(self, member: str, guild: str = "") -> int:
         """Begin to delete a member's data, everywhere or in one guild; return the number of jobs. Idempotent."""
-        about = await self._store.write(forgetting.depart, Departure(member, guild, self._clock()))
-        self._wanted.set()
-        return about
+        job_count = await self._store.write(forgetting.request_erasure, ErasureRequest(member, guild, self._clock()))
+        self._requested.set()
+        return job_count
 
-    async def about(self, member: str) -> int:
+    async def count_jobs(self, member: str) -> int:
         """Return how many jobs of a member are stored."""
-        return await self._store.ask(export.amount, member)
+        return await self._store.read(export.count_jobs, member)
 
-    async def under_way(self, member: str) -> bool:
+    async def is_under_way(self, member: str) -> bool:
         """Return whether a member's deletion is unfinished."""
-        return any(one.member == member for one in await self._store.ask(forgetting.under_way))
+        return any(request.member == member for request in await self._store.read(forgetting.list_requests))
 
     async def run(self) -> None:
         """Work on deletion requests until cancelled."""
-        pause = LOOK_SECONDS
+        pause = POLL_SECONDS
         while True:
-            self._wanted.clear()
-            stopping, left = False, True
+            self._requested.clear()
+            has_running, has_requests = False, True
             try:
-                stopping = await self.round()
-                left = bool(await self._store.ask(forgetting.under_way))
-            except (Unavailable, OSError) as error:
+                has_running = await self.run_round()
+                has_requests = bool(await self._store.read(forgetting.list_requests))
+            except (DatabaseUnavailable, OSError) as error:
                 log.warning("forgetting: %s", error)
-            pause = ROUND_SECONDS if stopping else min(2 * pause, LONGEST_PAUSE) if left else LOOK_SECONDS
+            pause = (
+                RETRY_SECONDS if has_running else min(2 * pause, MAX_PAUSE_SECONDS) if has_requests else POLL_SECONDS
+            )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._wanted.wait()
+                    await self._requested.wait()
 
-    async def round(self) -> bool:
+    async def run_round(self) -> bool:
         """Do everything that can be done now; return True if a job has still to stop. Work for a front end waits
         longer.
         """
-        wishes = await self._store.ask(forgetting.under_way)
-        for one in wishes:
-            while await self._store.write(forgetting.take, one, self._clock()):
+        requests = await self._store.read(forgetting.list_requests)
+        for request in requests:
+            while await self._store.write(forgetting.mark_batch_deleted, request, self._clock()):
                 pass
-        stopping = await self._jobs()
-        for one in wishes:
-            await self._store.write(forgetting.forget, one)
-            await self._store.write(forgetting.finish, one)
-        return stopping
+        has_running = await self._delete_jobs()
+        for request in requests:
+            await self._store.write(forgetting.erase_member_data, request)
+            await self._store.write(forgetting.close_request, request)
+        return has_running
 
-    async def _jobs(self) -> bool:
-        after, stopping = "", False
-        while found := await self._store.ask(keeping.going, WHYS, after):
-            whys = dict(found)
-            stopped = [job for job in whys if await self._stopped(job)]
-            await emptied(self._store, self._empty, list(whys))
-            await self._close([job for job in stopped if await self._unshown(job)], whys)
-            after, stopping = found[-1][0], stopping or len(stopped) < len(whys)
-        return stopping
+    async def _delete_jobs(self) -> bool:
+        last_id, has_running = "", False
+        while marked_jobs := await self._store.read(keeping.list_marked, REMOVAL_REASONS, last_id):
+            reasons = dict(marked_jobs)
+            stopped_jobs = [job for job in reasons if await self._ensure_stopped(job)]
+            await remove_all_files(self._store, self._remove_files, list(reasons))
+            await self._remove_rows([job for job in stopped_jobs if await self._delete_messages(job)], reasons)
+            last_id, has_running = marked_jobs[-1][0], has_running or len(stopped_jobs) < len(reasons)
+        return has_running
 
-    async def _close(self, ready: Sequence[str], whys: Mapping[str, Why]) -> None:
+    async def _remove_rows(self, jobs: Sequence[str], reasons: Mapping[str, DeletionReason]) -> None:
         """Remove rows; rows of others' upscales stay with their owners."""
-        await self._store.write(keeping.drop, [job for job in ready if whys[job] == "forgotten"], self._clock())
-        await self._store.write(forgetting.settled, [job for job in ready if whys[job] == "enlarged"])
+        await self._store.write(
+            keeping.delete_rows, [job for job in jobs if reasons[job] == "forgotten"], self._clock()
+        )
+        await self._store.write(forgetting.close_upscale_deletions, [job for job in jobs if reasons[job] == "enlarged"])
 
-    async def _stopped(self, job: str) -> bool:
+    async def _ensure_stopped(self, job: str) -> bool:
         """Return whether a job has ended, readable or not; else cancel it and look again in the next round."""
-        state = await self._store.ask(forgetting.state, job)
+        state = await self._store.read(forgetting.read_state, job)
         if state is None:
             return True
-        if over(state):
-            self._feed.publish(Settled(job, state, DELETED))
+        if is_end(state):
+            self._feed.publish(JobEnded(job, state, PICTURES_DELETED))
             return True
         try:
             await self._cancel(job)
-        except (Malformed, TypeError) as error:  # ended as a corrupt row: at the start, or by the dispatcher
+        except (MalformedMessage, TypeError) as error:  # ended as a corrupt row: at the start, or by the dispatcher
             log.error("job %s: it is open, and its row cannot be read: %s", job, error)
         return False
 
-    async def _unshown(self, job: str) -> bool:
+    async def _delete_messages(self, job: str) -> bool:
         """Delete a job's messages; return whether none is left."""
-        for role, one in await self._store.ask(places.all_of, job):
-            if one.place.kind != "discord" or not one.message:
+        for role, delivery in await self._store.read(places.list_all_deliveries, job):
+            if delivery.destination.kind != "discord" or not delivery.message:
                 continue
-            if self.take_away is None:
-                if self._waits:
+            if self.delete_message is None:
+                if self._waits_for_discord:
                     return False
                 continue
             try:
-                if not await self.take_away(job, one):
+                if not await self.delete_message(job, delivery):
                     log.info("job %s: one of its messages stays: Discord does not let us delete it", job)
             except ConnectionError as error:
                 log.warning("job %s: %s", job, error)
                 return False
-            await self._store.write(forgetting.messages_gone, job, role)
+            await self._store.write(forgetting.delete_destination, job, role)
         return True

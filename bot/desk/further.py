@@ -12,222 +12,262 @@ from types import MappingProxyType
 import msgspec
 
 from bot.desk.admission import Admission
-from bot.desk.options import Options
-from bot.desk.origin import Origin
-from bot.desk.preferences import Strength
-from bot.desk.reach import permit_original
+from bot.desk.options import FlagAliases
+from bot.desk.origin import LoadedInitImages
+from bot.desk.preferences import VariationStrength
+from bot.desk.reach import check_original
 from bot.desk.recipes import (
-    RESOLVING_MS,
-    between,
-    beyond_seeds,
-    enlarged,
-    enlarging_cost,
-    enlarging_notes,
-    pinned,
-    remixed,
-    rerolled,
-    station,
-    varied,
-    walkable,
+    SUPER_RESOLVER_MS_PER_MP,
+    can_interpolate,
+    has_seed_overflow,
+    interpolate_images,
+    interpolation_frame,
+    largest_upscale,
+    pin_batch_shape,
+    remix_recipe,
+    reroll_recipe,
+    upscale_cost,
+    upscale_notes,
+    vary_recipe,
 )
-from bot.desk.register import Register
-from bot.desk.starting import Starting
+from bot.desk.register import JobViews
+from bot.desk.starting import InitImageLoader
 from bot.images.gallery import Gallery
-from bot.models import Models, Profile
-from bot.orders import Order, renewed, totalled
-from bot.prompt import parse, remarks
-from bot.refused import Refused
-from bot.store import Record
-from bot.views import Action, Member, Place, Ticket
-from engine.job import Enlarge, Recipe, cost
+from bot.models import CatalogEntry, ModelCatalog
+from bot.orders import JobRequest, add_total_cost, renew_recipe
+from bot.prompt import make_remarks, parse
+from bot.refused import UserError
+from bot.store import JobRecord
+from bot.views import AcceptedJob, Destination, JobAction, Member
+from engine.job import Recipe, UpscaleTask, estimate_cost
 
 # How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
 # by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
-STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
-DONE: Mapping[Action, str] = MappingProxyType(
+VARIATION_STRENGTHS: Mapping[VariationStrength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
+PAST_PARTICIPLES: Mapping[JobAction, str] = MappingProxyType(
     {
         "vary": "varied", "remix": "remixed", "edit": "edited", "zoom": "zoomed out of", "pan": "continued",
         "branch": "branched from",
     }
 )  # fmt: skip
-UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
-NO_SEED = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
-OWN_NOISE = "This is no walk: except for the first picture, the noise differs from that of the walk's pictures."
+NOT_INTERPOLABLE = (
+    "A walk goes between several finished pictures of one job, none of which is a variation of another one."
+)
+SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
+NOISE_DIFFERS = "This is no walk: except for the first picture, the noise differs from that of the walk's pictures."
 NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
 
 
-class Further:
+class VariationService:
     """The use cases. `fresh` draws a seed. Every method raises `Refused`; the same `key` again returns the same job."""
 
     def __init__(
-        self, models: Models, register: Register, gallery: Gallery, admission: Admission, starting: Starting,
-        options: Options, fresh: Callable[[], int],
+        self, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission, init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases, draw_seed: Callable[[], int],
     ) -> None:  # fmt: skip
-        self._models, self._register, self._gallery = models, register, gallery
-        self._admission, self._starting, self._options, self._fresh = admission, starting, options, fresh
+        self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
+        self._admission, self._init_image_loader, self._flag_aliases, self._draw_seed = (
+            admission,
+            init_image_loader,
+            flag_aliases,
+            draw_seed,
+        )
 
     async def vary(
-        self, job: str, index: int, member: Member, place: Place, *,
-        key: str | None = None, strength: float = STRENGTHS["subtle"],
-    ) -> Ticket:  # fmt: skip
+        self, job: str, index: int, member: Member, destination: Destination, *,
+        key: str | None = None, strength: float = VARIATION_STRENGTHS["subtle"],
+    ) -> AcceptedJob:  # fmt: skip
         """Make variations of one finished image; for an upscaled image, of its original."""
-        record, recipe, at = await self._original("vary", job, index, member)
-        made = varied(recipe, at or 0, _within(strength), self._fresh())
-        return await self._again("vary", record, at or 0, made, member, place, key)
+        record, recipe, image_index = await self._find_original("vary", job, index, member)
+        variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
+        return await self._admit_derived("vary", record, image_index or 0, variation, member, destination, key)
 
-    async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+    async def reroll(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
         """Run the same recipe with another seed."""
-        record = await self._register.record(job)
+        record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe):
-            raise Refused("An enlarged picture cannot be rolled again: roll its original.")
-        return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
+            raise UserError("An enlarged picture cannot be rolled again: roll its original.")
+        return await self._admit_derived(
+            "reroll", record, 0, reroll_recipe(record.task, self._draw_seed()), member, destination, key
+        )
 
-    async def walk_between(
-        self, job: str, member: Member, place: Place, *, key: str | None = None
-    ) -> list[Ticket]:  # fmt: skip
+    async def interpolate_pictures(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> list[AcceptedJob]:  # fmt: skip
         """Interpolate from each picture of a finished job to the next, as several jobs. Refused if one is held."""
-        record = await self._register.record(job)
-        if not isinstance(record.task, Recipe) or not walkable(record.task) or record.state != "finished":
-            raise Refused(NO_SEED if isinstance(record.task, Recipe) and beyond_seeds(record.task) else UNWALKABLE)
-        for index in range(record.task.count):
-            await self._gallery.stored(job, index)
-        profile = self._known(record.task.model)
-        if profile is None:
-            raise Refused(f"No worker has ever offered {record.task.model}.")
-        base, said = renewed(record.task, profile)
-        material, parent = await self._starting.of(record), (record.id, 0)
-        parts = [pinned(part) if base.bucket else part for part in between(base)]
-        orders = [
-            Order(
-                "walk", record.prompt, said, part, profile.pool, cost(part, profile.warm), parent, material=material
+        record = await self._job_views.load_record(job)
+        if not isinstance(record.task, Recipe) or not can_interpolate(record.task) or record.state != "finished":
+            raise UserError(
+                SEED_OVERFLOW
+                if isinstance(record.task, Recipe) and has_seed_overflow(record.task)
+                else NOT_INTERPOLABLE
             )
-            for part in parts
+        for index in range(record.task.count):
+            await self._gallery.find_visible(job, index)
+        entry = self._find_entry(record.task.model)
+        if entry is None:
+            raise UserError(f"No worker has ever offered {record.task.model}.")
+        base_recipe, notes = renew_recipe(record.task, entry)
+        inputs, parent = await self._init_image_loader.inputs_of(record), (record.id, 0)
+        recipes = [
+            pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
+        ]
+        requests = [
+            JobRequest(
+                "walk", record.prompt, notes, recipe, entry.pool, estimate_cost(recipe, entry.info), parent, inputs=inputs
+            )
+            for recipe in recipes
         ]  # fmt: skip
-        return await self._take(orders, member, place, key or f"walk:{job}:{self._fresh()}")
+        return await self._admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
 
-    async def reproduce(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+    async def reproduce(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
         """Run the same recipe and seed with a pinned batch shape: the same pixels as any other exact run."""
-        record = await self._register.record(job)
+        record = await self._job_views.load_record(job)
         if not isinstance(record.task, Recipe):
-            raise Refused("An enlarged picture cannot be reproduced: reproduce its original.")
+            raise UserError("An enlarged picture cannot be reproduced: reproduce its original.")
         notes = () if record.task.bucket else (NOT_EXACT,)
-        return await self._again("reproduce", record, 0, pinned(record.task), member, place, key, notes)
+        return await self._admit_derived(
+            "reproduce", record, 0, pin_batch_shape(record.task), member, destination, key, notes
+        )
 
     async def remix(
-        self, job: str, index: int | None, text: str, member: Member, place: Place, *,
+        self, job: str, index: int | None, text: str, member: Member, destination: Destination, *,
         key: str | None = None, strength: float | None = None, negative: str | None = None,
-    ) -> list[Ticket]:  # fmt: skip
+    ) -> list[AcceptedJob]:  # fmt: skip
         """Run a finished job with another prompt; `text` may have flags, and braces make several jobs.
 
         It keeps the noise. With a `strength` it makes variations of image `index`; without an index, a `strength` of 1
         is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
         is the negative prompt; None keeps the old one, "" removes it.
         """
-        record, recipe, index = await self._original("remix", job, index, member)
+        record, recipe, index = await self._find_original("remix", job, index, member)
         if strength is not None:
-            seed = self._fresh()
-            rolled = rerolled(msgspec.structs.replace(recipe, walk=None), seed)
-            recipe = rolled if index is None else varied(recipe, index, _within(strength), seed)
+            seed = self._draw_seed()
+            rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, walk=None), seed)
+            recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
         elif index is not None:
-            recipe = station(recipe, index)
-        recipe = await self._typed(record, recipe)
-        said, own = recipe.negative if negative is None else negative, await self._options.meant(member.id, text)
-        orders = await self._reworded(record, recipe, index, text, said, own)
-        return await self._take(orders, member, place, key)
+            recipe = interpolation_frame(recipe, index)
+        recipe = await self._reset_mixed(record, recipe)
+        new_negative, aliases = (
+            recipe.negative if negative is None else negative,
+            await self._flag_aliases.aliases_for(member.id, text),
+        )
+        requests = await self._remix_requests(record, recipe, index, text, new_negative, aliases)
+        return await self._admit(requests, member, destination, key)
 
-    async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+    async def upscale(
+        self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
         """Upscale one finished image."""
-        record = await self._register.record(job)
-        source = await self._gallery.stored(job, index)
-        pool, size = self._models.any_pool(record.pool), (source.width, source.height)
-        pace = self._models.resolving(pool)
-        task = enlarged(source.sha256, *size, "lanczos" if pace == 0 else "gan")
-        price = enlarging_cost(task, *size, pace or RESOLVING_MS)
-        order = Order("upscale", record.prompt, enlarging_notes(task, *size), task, pool, price, (job, index))
-        return (await self._admission.take([order], member, place, key))[0]
+        record = await self._job_views.load_record(job)
+        source = await self._gallery.find_visible(job, index)
+        pool, size = self._catalog.choose_live_pool(record.pool), (source.width, source.height)
+        ms_per_megapixel = self._catalog.upscale_ms(pool)
+        task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
+        task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
+        request = JobRequest("upscale", record.prompt, upscale_notes(task, *size), task, pool, task_cost, (job, index))
+        return (await self._admission.admit([request], member, destination, key))[0]
 
-    async def _early(
-        self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
-    ) -> list[Ticket]:
+    async def _check_early(
+        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[AcceptedJob]:
         """Check before anything slow is read; return the jobs that the same `key` made before. Raises `Refused`."""
-        return await self._admission.early(action, member, key, prompt, count=count, relaxed=relaxed)
+        return await self._admission.check_early(action, member, key, prompt, count=count, relaxed=relaxed)
 
-    async def _original(
-        self, action: Action, job: str, index: int | None, member: Member
-    ) -> tuple[Record, Recipe, int | None]:
+    async def _find_original(
+        self, action: JobAction, job: str, index: int | None, member: Member
+    ) -> tuple[JobRecord, Recipe, int | None]:
         """Return the job and image that were drawn, following an upscale to its original if the member may use that
         too.
         """
-        record = await self._register.record(job)
-        while isinstance(record.task, Enlarge) and record.parent:
-            index, record = record.parent[1], await self._register.record(record.parent[0])
-            permit_original(action, member, record)
+        record = await self._job_views.load_record(job)
+        while isinstance(record.task, UpscaleTask) and record.parent:
+            index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
+            check_original(action, member, record)
         if index is not None:
-            await self._gallery.stored(record.id, index)
+            await self._gallery.find_visible(record.id, index)
         if not isinstance(record.task, Recipe):
-            raise Refused(f"This picture cannot be {DONE[action]}.")
+            raise UserError(f"This picture cannot be {PAST_PARTICIPLES[action]}.")
         return record, record.task, index
 
-    async def _again(
-        self, action: Action, record: Record, index: int, made: Recipe, member: Member, place: Place, key: str | None,
+    async def _admit_derived(
+        self, action: JobAction, record: JobRecord, index: int, new_recipe: Recipe, member: Member, destination: Destination, key: str | None,
         notes: tuple[str, ...] = (),
-    ) -> Ticket:  # fmt: skip
+    ) -> AcceptedJob:  # fmt: skip
         """Admit a job from another one's recipe, on the pool that has its model now."""
-        pool, price = record.pool, record.cost
-        if profile := self._known(made.model):
-            made, said = renewed(made, profile)
-            pool, price, notes = profile.pool, cost(made, profile.warm), (*notes, *said)
-        material = await self._starting.of(record)
-        order = Order(action, record.prompt, notes, made, pool, price, (record.id, index), material=material)
-        return (await self._take([order], member, place, key))[0]
+        pool, job_cost = record.pool, record.cost
+        if entry := self._find_entry(new_recipe.model):
+            new_recipe, change_notes = renew_recipe(new_recipe, entry)
+            pool, job_cost, notes = entry.pool, estimate_cost(new_recipe, entry.info), (*notes, *change_notes)
+        inputs = await self._init_image_loader.inputs_of(record)
+        request = JobRequest(
+            action, record.prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs
+        )
+        return (await self._admit([request], member, destination, key))[0]
 
-    async def _take(
-        self, orders: Sequence[Order], member: Member, place: Place, key: str | None, new: Origin | None = None
-    ) -> list[Ticket]:
+    async def _admit(
+        self,
+        requests: Sequence[JobRequest],
+        member: Member,
+        destination: Destination,
+        key: str | None,
+        loaded_images: LoadedInitImages | None = None,
+    ) -> list[AcceptedJob]:
         """Admit requests; protect the files that they begin with while the jobs are written."""
-        material = [one for order in orders for one in order.material]
-        async with self._starting.kept(material, new.contents if new else None):
-            return await self._admission.take(totalled(orders), member, place, key)
+        inputs = [file for request in requests for file in request.inputs]
+        async with self._init_image_loader.protect_files(inputs, loaded_images.new_contents if loaded_images else None):
+            return await self._admission.admit(add_total_cost(requests), member, destination, key)
 
-    async def _reworded(
-        self, record: Record, base: Recipe, index: int | None, text: str, negative: str, own: Mapping[str, str]
-    ) -> list[Order]:
+    async def _remix_requests(
+        self, record: JobRecord, base: Recipe, index: int | None, text: str, negative: str, aliases: Mapping[str, str]
+    ) -> list[JobRequest]:
         """Return a request for each permutation of another prompt for `base`."""
-        profile = self._known(base.model)
-        if profile is None:
-            raise Refused(f"No worker has ever offered {base.model}: it cannot be remixed.")
-        base, said = renewed(base, profile)
-        parsed = parse(text, None, models=self._models.names(), options={"negative": negative}, own=own)
-        warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
-        warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), warm))
-        notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
-        material = await self._starting.of(record)
-        orders: list[Order] = []
-        for request in parsed.requests:
-            made, words = remixed(base, request, profile.warm), " ".join(request.text.split())
-            other = base.walk is not None and made.count > 1 and request.seed is None
-            price, told = cost(made, profile.warm), (OWN_NOISE,) if other else ()
-            orders.append(
-                Order(
-                    "remix", words, (*notes, *told), made, profile.pool, price, parent,
-                    relaxed=request.relaxed, material=material,
+        entry = self._find_entry(base.model)
+        if entry is None:
+            raise UserError(f"No worker has ever offered {base.model}: it cannot be remixed.")
+        base, change_notes = renew_recipe(base, entry)
+        parsed = parse(text, None, models=self._catalog.model_names(), options={"negative": negative}, aliases=aliases)
+        model_info = msgspec.structs.replace(entry.info, sampler=base.sampler)
+        warnings = (
+            note
+            for parsed_prompt in parsed.prompts
+            for note in make_remarks(replace(parsed_prompt, steps=base.steps), model_info)
+        )
+        notes, parent = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes))), (record.id, index or 0)
+        inputs = await self._init_image_loader.inputs_of(record)
+        requests: list[JobRequest] = []
+        for parsed_prompt in parsed.prompts:
+            new_recipe, shown_prompt = (
+                remix_recipe(base, parsed_prompt, entry.info),
+                " ".join(parsed_prompt.text.split()),
+            )
+            has_other_noise = base.walk is not None and new_recipe.count > 1 and parsed_prompt.seed is None
+            job_cost, noise_note = estimate_cost(new_recipe, entry.info), (NOISE_DIFFERS,) if has_other_noise else ()
+            requests.append(
+                JobRequest(
+                    "remix", shown_prompt, (*notes, *noise_note), new_recipe, entry.pool, job_cost, parent,
+                    relaxed=parsed_prompt.relaxed, inputs=inputs,
                 )
             )  # fmt: skip
-        return orders
+        return requests
 
-    async def _typed(self, record: Record, base: Recipe) -> Recipe:
+    async def _reset_mixed(self, record: JobRecord, base: Recipe) -> Recipe:
         """Return the recipe for another prompt: `mixed` stays, unless only an interpolation had set it."""
-        walked = base.mixed and await self._register.of_a_walk(record)
-        return msgspec.structs.replace(base, mixed=False) if walked else base
+        was_interpolated = base.mixed and await self._job_views.is_from_interpolation(record)
+        return msgspec.structs.replace(base, mixed=False) if was_interpolated else base
 
-    def _known(self, model: str) -> Profile | None:
+    def _find_entry(self, model: str) -> CatalogEntry | None:
         try:
-            return self._models.profile(model)
+            return self._catalog.find_entry(model)
         except KeyError:
             return None
 
 
-def _within(strength: float) -> float:
+def _check_strength(strength: float) -> float:
     if not 0 < strength <= 1:
-        raise Refused("A variation's strength is above 0 and at most 1.")
+        raise UserError("A variation's strength is above 0 and at most 1.")
     return strength

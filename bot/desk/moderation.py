@@ -12,24 +12,24 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bot.access import Action, Subject, forbidden
-from bot.desk.absent import absent
-from bot.desk.emptying import Emptying
-from bot.feed import Feed, Settled
-from bot.images.pictures import Pictures
+from bot.access import Action, JobRef, forbidden_reason
+from bot.desk.absent import missing_job_error
+from bot.desk.emptying import FileCleanup
+from bot.feed import Feed, JobEnded
+from bot.images.pictures import PictureStore
 from bot.incidents import Incident
-from bot.queue.cancelling import Cancelling
-from bot.refused import Refused
-from bot.rules import Terms
-from bot.sentences import DELETED, plain
-from bot.states import over
-from bot.store import Record, Store, Unavailable, deleting, incidents, places
-from bot.views import Delivery, Member, Role
+from bot.queue.cancelling import JobCanceller
+from bot.refused import UserError
+from bot.rules import EffectiveRules
+from bot.sentences import PICTURES_DELETED, clean_text
+from bot.states import is_end
+from bot.store import DatabaseUnavailable, JobRecord, Store, deleting, incidents, places
+from bot.views import Delivery, DeliveryRole, Member
 
 log = logging.getLogger(__name__)
 
-REASON = 500  # characters of a report
-SHOWN = 20  # incidents
+MAX_REASON = 500  # characters of a report
+MAX_INCIDENTS = 20  # incidents
 SWEEP_SECONDS = 600.0
 
 
@@ -42,7 +42,7 @@ class Deletion:
 
     job: str
     sentence: str
-    shown: Mapping[str, Mapping[Role, Delivery]]
+    deliveries: Mapping[str, Mapping[DeliveryRole, Delivery]]
     films: Mapping[str, Sequence[Delivery]]
 
 
@@ -66,108 +66,114 @@ class Moderation:
     """
 
     def __init__(
-        self, store: Store, pictures: Pictures, cancelling: Cancelling, feed: Feed,
-        terms: Callable[[Member], Awaitable[Terms]], *, clock: Callable[[], float] = time.time,
+        self, store: Store, picture_store: PictureStore, cancelling: JobCanceller, feed: Feed,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._cancelling, self._feed = store, cancelling, feed
-        self.empty = Emptying(store, pictures)
-        self._terms, self._clock = terms, clock
-        self.post: Callable[[Report], Awaitable[bool]] | None = None
+        self.remove_files = FileCleanup(store, picture_store)
+        self._effective_rules, self._clock = effective_rules, clock
+        self.post_report: Callable[[Report], Awaitable[bool]] | None = None
 
-    async def delete(self, job: str, member: Member) -> Deletion:
+    async def delete_pictures(self, job: str, member: Member) -> Deletion:
         """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""
-        record = await self._record(job)
-        _permit("delete", member, record)
-        ids = await self._store.ask(deleting.with_enlargements, job)
-        shown = {one: await self._store.ask(places.deliveries, one) for one in ids}
+        record = await self._find_record(job)
+        _check_permission("delete", member, record)
+        ids = await self._store.read(deleting.list_jobs_of_picture, job)
+        deliveries = {job_id: await self._store.read(places.list_deliveries, job_id) for job_id in ids}
         actor = (member.id, member.name)
-        marked = await self._store.write(deleting.mark, ids, actor, self._clock())
-        films = {one: await self._store.ask(places.films, one) for one in ids}  # no film is noted after the mark
-        for one in marked:
-            await self._stop(one)
-        await self.empty(await self._store.ask(deleting.leftovers, marked))  # the sweep removes those of others
-        said = "Deleted. Its pictures are gone for good." if job in marked else DELETED
-        return Deletion(job, said, shown, films)
+        marked_jobs = await self._store.write(deleting.mark_deleted, ids, actor, self._clock())
+        films = {
+            job_id: await self._store.read(places.list_films, job_id) for job_id in ids
+        }  # no film is noted after the mark
+        for job_id in marked_jobs:
+            await self._stop_job(job_id)
+        await self.remove_files(
+            await self._store.read(deleting.list_leftover_files, marked_jobs)
+        )  # the sweep removes those of others
+        sentence = "Deleted. Its pictures are gone for good." if job in marked_jobs else PICTURES_DELETED
+        return Deletion(job, sentence, deliveries, films)
 
-    async def _stop(self, job: str) -> None:
+    async def _stop_job(self, job: str) -> None:
         """Cancel a job that has not ended; tell subscribers about one that has."""
-        record = await self._record(job)
-        if not over(record.state):
+        record = await self._find_record(job)
+        if not is_end(record.state):
             await self._cancelling.cancel(job)
         else:
-            self._feed.publish(Settled(job, record.state, DELETED))
+            self._feed.publish(JobEnded(job, record.state, PICTURES_DELETED))
 
-    async def sweep(self) -> None:
+    async def remove_leftovers(self) -> None:
         """Remove the files of deleted jobs that no other job shares. A later sweep retries failures."""
-        await self.empty(await self._store.ask(deleting.leftovers))
+        await self.remove_files(await self._store.read(deleting.list_leftover_files))
 
-    async def keep_clean(self) -> None:
+    async def run_sweeps(self) -> None:
         """Sweep periodically until cancelled: a crash or an outage may have left files."""
         while True:
             try:
-                await self.sweep()
-            except Unavailable as error:
+                await self.remove_leftovers()
+            except DatabaseUnavailable as error:
                 log.warning("sweep: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def report(self, job: str, member: Member, reason: str) -> str:
+    async def report_picture(self, job: str, member: Member, reason: str) -> str:
         """Report a picture to the moderators, once for each member and job; say where the report went."""
-        record = await self._record(job)
-        _permit("report", member, record)
+        record = await self._find_record(job)
+        _check_permission("report", member, record)
         if record.deleted is not None:
-            raise Refused(DELETED, 404)
-        said = plain(reason)
-        if not said:
-            raise Refused("Say in a few words what is wrong with it.")
-        if len(said) > REASON:
-            raise Refused(f"A report has at most {REASON} characters; this one has {len(said)}.")
-        noted = (record.guild, member.id, member.name, said, self._clock(), job)
-        number = await self._store.write(incidents.report, *noted)
-        if await self._posted(record, member, number, said):
+            raise UserError(PICTURES_DELETED, 404)
+        reason_text = clean_text(reason)
+        if not reason_text:
+            raise UserError("Say in a few words what is wrong with it.")
+        if len(reason_text) > MAX_REASON:
+            raise UserError(f"A report has at most {MAX_REASON} characters; this one has {len(reason_text)}.")
+        row = (record.guild, member.id, member.name, reason_text, self._clock(), job)
+        number = await self._store.write(incidents.write_report, *row)
+        if await self._post_report(record, member, number, reason_text):
             return "Reported: the moderators of this server see it in their channel. Thank you."
         return "Reported: it stands in the list of the moderators of this server. Thank you."
 
-    async def _posted(self, record: Record, member: Member, number: int, said: str) -> bool:
+    async def _post_report(self, record: JobRecord, member: Member, number: int, reason: str) -> bool:
         """Post the report into the moderators' channel; return whether it is there. Their list has it in any case."""
-        channel = (await self._terms(member)).reports
-        if not channel or self.post is None:
+        channel = (await self._effective_rules(member)).reports
+        if not channel or self.post_report is None:
             return False
-        one = Report(number, record.guild, channel, record.id, record.member_name, member.name, said)
+        report = Report(number, record.guild, channel, record.id, record.member_name, member.name, reason)
         try:
-            return await self.post(one)
+            return await self.post_report(report)
         except Exception:
             log.exception("report %d: it could not be put into its channel", number)
             return False
 
-    async def incidents(self, member: Member, limit: int = SHOWN, *, waiting: bool = False) -> list[Incident]:
+    async def list_incidents(
+        self, member: Member, limit: int = MAX_INCIDENTS, *, undecided_only: bool = False
+    ) -> list[Incident]:
         """Return the newest incidents of the member's server; with `waiting` only undecided ones. For moderators."""
-        _permit("settings", member)
-        return await self._store.ask(incidents.newest, member.guild, limit, waiting=waiting)
+        _check_permission("settings", member)
+        return await self._store.read(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
 
-    async def close(self, number: int, member: Member) -> Incident:
+    async def close_incident(self, number: int, member: Member) -> Incident:
         """Close an incident. For moderators."""
-        _permit("dismiss", member)
+        _check_permission("dismiss", member)
         actor = (member.id, member.name)
-        return await self._store.write(incidents.close, member.guild, number, actor, self._clock())
+        return await self._store.write(incidents.close_incident, member.guild, number, actor, self._clock())
 
-    async def barred(self, whom: str, member: Member, reason: str) -> None:
+    async def note_block(self, blocked_name: str, member: Member, reason: str) -> None:
         """Note that `member` blocked `whom` (a name), and why; the block itself is a rule of `Administration`."""
-        _permit("set", member)
-        said = f"{whom}: {plain(reason)}" if plain(reason) else whom
-        noted = (member.guild, "barred", member.id, member.name, said, self._clock())
-        await self._store.write(incidents.note, *noted)
+        _check_permission("set", member)
+        detail = f"{blocked_name}: {clean_text(reason)}" if clean_text(reason) else blocked_name
+        row = (member.guild, "barred", member.id, member.name, detail, self._clock())
+        await self._store.write(incidents.write_incident, *row)
 
-    async def _record(self, job: str) -> Record:
+    async def _find_record(self, job: str) -> JobRecord:
         """Return a job's row, deleted or not."""
-        record = await self._store.record(job)
+        record = await self._store.get_job(job)
         if record is None:
-            raise await absent(self._store, job)
+            raise await missing_job_error(self._store, job)
         return record
 
 
-def _permit(action: Action, member: Member, record: Record | None = None) -> None:
-    subject = None
+def _check_permission(action: Action, member: Member, record: JobRecord | None = None) -> None:
+    job = None
     if record is not None:
-        subject = Subject(record.member, record.member_name, record.guild, record.private)
-    if reason := forbidden(action, member, subject):
-        raise Refused(reason, 403)
+        job = JobRef(record.member, record.member_name, record.guild, record.private)
+    if reason := forbidden_reason(action, member, job):
+        raise UserError(reason, 403)

@@ -12,155 +12,189 @@ from functools import partial
 
 import msgspec
 
-from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single, worded
-from bot.desk.bringing import Bring, Finished, Remote
-from bot.desk.further import Further
-from bot.desk.origin import Origin, origin
-from bot.desk.recipes import pinned, remixed, rerolled, resting
+from bot.desk.begun import BranchEdit, branch_recipe, expand_aliases, nearest_step_note, parse_one, single_image
+from bot.desk.bringing import InitImages, JobImageRef, RemoteFile
+from bot.desk.further import VariationService
+from bot.desk.origin import LoadedInitImages, combine_init_images
+from bot.desk.recipes import pin_batch_shape, remix_recipe, reroll_recipe, without_interpolation
 from bot.images import canvas, rungs
-from bot.images.intake import Brought
-from bot.images.pixels import size
-from bot.models import Profile
-from bot.orders import Order, renewed
-from bot.prompt import Request
-from bot.prompt.possible import check_possible
-from bot.prompt.request import fit
-from bot.refused import Refused
-from bot.store import Record
-from bot.views import Action, Member, Place, Ticket
-from engine.job import Recipe, cost
+from bot.images.intake import DecodedImage
+from bot.images.pixels import png_size
+from bot.models import CatalogEntry
+from bot.orders import JobRequest, renew_recipe
+from bot.prompt import ParsedPrompt
+from bot.prompt.possible import check_capabilities
+from bot.prompt.request import fit_size
+from bot.refused import UserError
+from bot.store import JobRecord
+from bot.views import AcceptedJob, Destination, JobAction, Member
+from engine.job import Recipe, estimate_cost
 
-ZOOMS = (1.5, 2.0)
+ZOOM_FACTORS = (1.5, 2.0)
 
 
-class Onward(Further):
+class EditService(VariationService):
     """The use cases that begin with a finished picture or one of its keyframes."""
 
     async def edit(
-        self, job: str, index: int, mask: bytes | Remote, member: Member, place: Place, *,
+        self, job: str, index: int, mask: bytes | RemoteFile, member: Member, destination: Destination, *,
         text: str | None = None, strength: float | None = None, key: str | None = None,
-    ) -> Ticket:  # fmt: skip
+    ) -> AcceptedJob:  # fmt: skip
         """Inpaint what is white in `mask` (an image file), with another prompt if `text` is given."""
-        record, recipe, index = await self._picture("edit", job, index, member)
-        text, notes = (None, ()) if text is None else await self._worded(text, member)
-        other = None if text is None else single(text, {"negative": recipe.negative}, self._models.names(), "job")
-        if known := await self._early("edit", member, key, record.prompt if text is None else text):
-            return known[0]
-        bring = Bring((Finished(record.id, index),), mask)
-        async with self._starting.opened(member, bring) as start:
-            return await self._begun("edit", record, recipe, index, start, member, place, key, other, strength, notes)
+        record, recipe, index = await self._find_picture("edit", job, index, member)
+        text, notes = (None, ()) if text is None else await self._expand_aliases(text, member)
+        new_prompt = (
+            None if text is None else parse_one(text, {"negative": recipe.negative}, self._catalog.model_names(), "job")
+        )
+        if existing_jobs := await self._check_early("edit", member, key, record.prompt if text is None else text):
+            return existing_jobs[0]
+        init_images = InitImages((JobImageRef(record.id, index),), mask)
+        async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
+            return await self._admit_with_init_images(
+                "edit", record, recipe, index, loaded_images, member, destination, key, new_prompt, strength, notes
+            )
 
     async def zoom(
-        self, job: str, index: int, factor: float, member: Member, place: Place, *, key: str | None = None
-    ) -> Ticket:  # fmt: skip
+        self, job: str, index: int, factor: float, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:  # fmt: skip
         """Shrink the picture and outpaint around it."""
-        if factor not in ZOOMS:
-            raise Refused(f"Zoom out by {ZOOMS[0]:g} or {ZOOMS[1]:g}.")
-        return await self._beyond("zoom", job, index, partial(canvas.zoomed_out, factor=factor), member, place, key)
+        if factor not in ZOOM_FACTORS:
+            raise UserError(f"Zoom out by {ZOOM_FACTORS[0]:g} or {ZOOM_FACTORS[1]:g}.")
+        return await self._outpaint(
+            "zoom", job, index, partial(canvas.zoom_out, factor=factor), member, destination, key
+        )
 
-    async def square(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+    async def zoom_to_square(
+        self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
         """Put the picture into the middle of a square and outpaint around it."""
-        _, recipe, _ = await self._picture("zoom", job, index, member)
+        _, recipe, _ = await self._find_picture("zoom", job, index, member)
         if recipe.width == recipe.height:
-            raise Refused("This picture is a square already.")
-        return await self._beyond("zoom", job, index, canvas.squared, member, place, key, shape=(1, 1))
+            raise UserError("This picture is a square already.")
+        return await self._outpaint(
+            "zoom", job, index, canvas.extend_to_square, member, destination, key, aspect=(1, 1)
+        )
 
     async def pan(
-        self, job: str, index: int, direction: canvas.Direction, member: Member, place: Place, *,
+        self, job: str, index: int, direction: canvas.Direction, member: Member, destination: Destination, *,
         key: str | None = None,
-    ) -> Ticket:  # fmt: skip
+    ) -> AcceptedJob:  # fmt: skip
         """Keep half of the picture and outpaint beyond its edge in one direction."""
-        return await self._beyond("pan", job, index, partial(canvas.panned, direction=direction), member, place, key)
+        return await self._outpaint(
+            "pan", job, index, partial(canvas.pan, direction=direction), member, destination, key
+        )
 
-    async def _beyond(
-        self, action: Action, job: str, index: int, make: Callable[[bytes], tuple[bytes, bytes]], member: Member,
-        place: Place, key: str | None, shape: tuple[int, int] | None = None,
-    ) -> Ticket:  # fmt: skip
+    async def _outpaint(
+        self, action: JobAction, job: str, index: int, draw_canvas: Callable[[bytes], tuple[bytes, bytes]], member: Member,
+        destination: Destination, key: str | None, aspect: tuple[int, int] | None = None,
+    ) -> AcceptedJob:  # fmt: skip
         """Outpaint a larger canvas around the picture; one at a time for each member."""
-        record, recipe, index = await self._picture(action, job, index, member)
-        if known := await self._early(action, member, key, record.prompt):
-            return known[0]
-        async with self._starting.turn(member):
-            made = await asyncio.to_thread(make, await self._gallery.picture(record.id, index))
-            return await self._begun(action, record, recipe, index, _canvas(*made), member, place, key, shape=shape)
+        record, recipe, index = await self._find_picture(action, job, index, member)
+        if existing_jobs := await self._check_early(action, member, key, record.prompt):
+            return existing_jobs[0]
+        async with self._init_image_loader.reserve_turn(member):
+            canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
+            return await self._admit_with_init_images(
+                action,
+                record,
+                recipe,
+                index,
+                _canvas_as_init(*canvas_and_mask),
+                member,
+                destination,
+                key,
+                aspect=aspect,
+            )
 
-    async def steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
+    async def list_branch_steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """Return the steps at which a branch may begin. Raises `Refused` (404)."""
-        record, _, index = await self._picture("branch", job, index, member)
-        return await self._gallery.branchable(record.id, index)
+        record, _, index = await self._find_picture("branch", job, index, member)
+        return await self._gallery.branch_steps(record.id, index)
 
     async def branch(
-        self, job: str, index: int, step: int, member: Member, place: Place, *,
+        self, job: str, index: int, step: int, member: Member, destination: Destination, *,
         text: str | None = None, exact: bool = False, key: str | None = None, **options: object,
-    ) -> Ticket:  # fmt: skip
+    ) -> AcceptedJob:  # fmt: skip
         """Branch at a keyframe: the nearest that keeps its latents, at or before `step` if there is one.
 
         `text`: another prompt, with flags; `options` as in `Studio.imagine`. Without either it gives the same picture,
         run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that keyframe anew;
         `steps` counts the whole schedule. `exact` pins the batch shape.
         """
-        record, recipe, index = await self._picture("branch", job, index, member)
-        if known := await self._early("branch", member, key, record.prompt if text is None else text):
-            return known[0]
-        material = await self._starting.ladder(record.id, index)
-        at = rungs.closest(await self._gallery.branchable(record.id, index), step)
-        base, said, profile = self._now(one_of(recipe, index))
-        text, stands = (None, ()) if text is None else await self._worded(text, member)
-        base = base if text is None else await self._typed(record, base)
-        other = Otherwise(record.prompt, text, options)
-        made = branched(base, material.sha256, at, other, profile.warm, self._models.names())
-        made = pinned(made) if exact and not made.bucket else made
-        notes, price = (*stands, *nearest_said(at, step), *said), cost(made, profile.warm)
-        order = Order(
-            "branch", other.words, notes, made, profile.pool, price, (record.id, index), material=(material,),
+        record, recipe, index = await self._find_picture("branch", job, index, member)
+        if existing_jobs := await self._check_early("branch", member, key, record.prompt if text is None else text):
+            return existing_jobs[0]
+        ladder = await self._init_image_loader.load_ladder(record.id, index)
+        nearest_step = rungs.closest_step(await self._gallery.branch_steps(record.id, index), step)
+        base_recipe, change_notes, entry = self._renew(single_image(recipe, index))
+        text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
+        base_recipe = base_recipe if text is None else await self._reset_mixed(record, base_recipe)
+        branch_edit = BranchEdit(record.prompt, text, options)
+        new_recipe = branch_recipe(
+            base_recipe, ladder.sha256, nearest_step, branch_edit, entry.info, self._catalog.model_names()
+        )
+        new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
+        notes, job_cost = (
+            (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes),
+            estimate_cost(new_recipe, entry.info),
+        )
+        request = JobRequest(
+            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool, job_cost, (record.id, index), inputs=(ladder,),
         )  # fmt: skip
-        return (await self._take([order], member, place, key))[0]
+        return (await self._admit([request], member, destination, key))[0]
 
-    async def _worded(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
-        return worded(text, await self._options.meant(member.id, text))
+    async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
+        return expand_aliases(text, await self._flag_aliases.aliases_for(member.id, text))
 
-    def _now(self, base: Recipe) -> tuple[Recipe, tuple[str, ...], Profile]:
-        profile = self._known(base.model)
-        if profile is None:
-            raise Refused(f"No worker has ever offered {base.model}.")
-        return *renewed(base, profile), profile
+    def _renew(self, base: Recipe) -> tuple[Recipe, tuple[str, ...], CatalogEntry]:
+        entry = self._find_entry(base.model)
+        if entry is None:
+            raise UserError(f"No worker has ever offered {base.model}.")
+        return *renew_recipe(base, entry), entry
 
-    async def _picture(self, action: Action, job: str, index: int, member: Member) -> tuple[Record, Recipe, int]:
-        record, recipe, at = await self._original(action, job, index, member)
-        return record, recipe, at or 0
+    async def _find_picture(
+        self, action: JobAction, job: str, index: int, member: Member
+    ) -> tuple[JobRecord, Recipe, int]:
+        record, recipe, image_index = await self._find_original(action, job, index, member)
+        return record, recipe, image_index or 0
 
-    async def _begun(
-        self, action: Action, record: Record, recipe: Recipe, index: int, start: Origin, member: Member, place: Place,
-        key: str | None, other: Request | None = None, strength: float | None = None, notes: tuple[str, ...] = (),
-        shape: tuple[int, int] | None = None,
-    ) -> Ticket:  # fmt: skip
+    async def _admit_with_init_images(
+        self, action: JobAction, record: JobRecord, recipe: Recipe, index: int, loaded_images: LoadedInitImages, member: Member, destination: Destination,
+        key: str | None, new_prompt: ParsedPrompt | None = None, strength: float | None = None, notes: tuple[str, ...] = (),
+        aspect: tuple[int, int] | None = None,
+    ) -> AcceptedJob:  # fmt: skip
         """Admit a job with init images in its parent's place, with its parent's prompt or `other`.
 
         It has its parent's size, or that of `shape` (width to height).
         """
-        base, said, profile = self._now(rerolled(resting(recipe, index), self._fresh()))
-        if shape is not None:
-            width, height = fit(shape, profile.warm)
-            base = msgspec.structs.replace(base, width=width, height=height)
-        words = record.prompt
-        if other is not None:
-            base, words = remixed(await self._typed(record, base), other, profile.warm), " ".join(other.text.split())
-            strength = other.strength if strength is None else strength
-        made = msgspec.structs.replace(base, start=start.forward(strength), lineage=())
-        check_possible(made, profile.warm)
-        order = Order(
-            action, words, (*notes, *said), made, profile.pool, cost(made, profile.warm), (record.id, index),
-            material=start.material,
+        new_recipe, change_notes, entry = self._renew(
+            reroll_recipe(without_interpolation(recipe, index), self._draw_seed())
+        )
+        if aspect is not None:
+            width, height = fit_size(aspect, entry.info)
+            new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
+        shown_prompt = record.prompt
+        if new_prompt is not None:
+            new_recipe, shown_prompt = (
+                remix_recipe(await self._reset_mixed(record, new_recipe), new_prompt, entry.info),
+                " ".join(new_prompt.text.split()),
+            )
+            strength = new_prompt.strength if strength is None else strength
+        edit_recipe = msgspec.structs.replace(new_recipe, start=loaded_images.recipe_part(strength), lineage=())
+        check_capabilities(edit_recipe, entry.info)
+        request = JobRequest(
+            action, shown_prompt, (*notes, *change_notes), edit_recipe, entry.pool, estimate_cost(edit_recipe, entry.info), (record.id, index),
+            inputs=loaded_images.inputs,
         )  # fmt: skip
-        return (await self._take([order], member, place, key, start))[0]
+        return (await self._admit([request], member, destination, key, loaded_images))[0]
 
 
-def _canvas(picture: bytes, mask: bytes) -> Origin:
+def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:
     """Return a canvas as init image. It was made here from a finished picture, so it needs no upload decoder."""
-    read, painted = (_read(png) for png in (picture, mask))
-    return origin([read], painted)
+    decoded_images, decoded_mask = (_wrap_png(png) for png in (picture, mask))
+    return combine_init_images([decoded_images], decoded_mask)
 
 
-def _read(png: bytes) -> Brought:
-    width, height = size(png) or (0, 0)  # ours: it has a header
-    return Brought(png, width, height, hashlib.sha256(png).hexdigest(), ())
+def _wrap_png(png: bytes) -> DecodedImage:
+    width, height = png_size(png) or (0, 0)  # ours: it has a header
+    return DecodedImage(png, width, height, hashlib.sha256(png).hexdigest(), ())

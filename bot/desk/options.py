@@ -7,43 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bot.prompt.concepts import clean
-from bot.prompt.own import foreign, name_of, value_of
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.own import find_unknown_flags, parse_alias_name, parse_alias_value
+from bot.refused import UserError
+from bot.sentences import shorten
 from bot.store import Store
 from bot.store import options as stored
 
-MOST = 20  # options of a member
+MAX_ALIASES = 20  # options of a member
 
 
-class Options:
+class FlagAliases:
     """Reads and writes flag aliases. `models`: the names that `--model` accepts."""
 
-    def __init__(self, store: Store, models: Callable[[], Sequence[str]]) -> None:
-        self._store, self._models = store, models
+    def __init__(self, store: Store, model_names: Callable[[], Sequence[str]]) -> None:
+        self._store, self._model_names = store, model_names
 
-    async def of(self, member: str) -> dict[str, str]:
+    async def list_aliases(self, member: str) -> dict[str, str]:
         """Return a member's flag aliases by name."""
-        return await self._store.ask(stored.of, member)
+        return await self._store.read(stored.list_flag_aliases, member)
 
-    async def meant(self, member: str, text: str) -> dict[str, str]:
+    async def aliases_for(self, member: str, text: str) -> dict[str, str]:
         """Return the aliases that `text` may use, without a read if all its flags are known.
 
         Raises `Refused` for a text longer than a prompt may be, and for braces that cannot be parsed.
         """
-        return await self.of(member) if foreign(clean(text)) else {}
+        return await self.list_aliases(member) if find_unknown_flags(clean_prompt(text)) else {}
 
-    async def put(self, member: str, name: str, value: str) -> str:
+    async def set_alias(self, member: str, name: str, value: str) -> str:
         """Set an alias from typed text; return its name. Raises `Refused`."""
-        name, value = name_of(name), value_of(value, self._models())
-        if not await self._store.write(stored.put, member, name, value, MOST):
-            raise Refused(f"You have {MOST} options, the most there are: delete one first.")
+        name, value = parse_alias_name(name), parse_alias_value(value, self._model_names())
+        if not await self._store.write(stored.put_flag_alias, member, name, value, MAX_ALIASES):
+            raise UserError(f"You have {MAX_ALIASES} options, the most there are: delete one first.")
         return name
 
-    async def drop(self, member: str, name: str) -> str:
+    async def delete_alias(self, member: str, name: str) -> str:
         """Delete an alias; return its name. Raises `Refused` (404) if there is none."""
-        bare = name.strip().lower().removeprefix("--")
-        if not await self._store.write(stored.drop, member, bare):
-            raise Refused(f"You have no option --{shortened(bare, 40)}.", 404)
-        return bare
+        bare_name = name.strip().lower().removeprefix("--")
+        if not await self._store.write(stored.delete_flag_alias, member, bare_name):
+            raise UserError(f"You have no option --{shorten(bare_name, 40)}.", 404)
+        return bare_name

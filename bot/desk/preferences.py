@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.refused import UserError
+from bot.sentences import shorten
 from bot.store import Store
 from bot.store import members as stored
 
 Speed = Literal["fast", "relaxed"]
-Results = Literal["public", "private"]
-Strength = Literal["subtle", "strong"]
-SUFFIX = 200  # characters
-WORDS: dict[str, tuple[str, ...]] = {
+Visibility = Literal["public", "private"]
+VariationStrength = Literal["subtle", "strong"]
+MAX_SUFFIX = 200  # characters
+CHOICES: dict[str, tuple[str, ...]] = {
     "speed": ("fast", "relaxed"),
     "results": ("public", "private"),
     "variation": ("subtle", "strong"),
 }
-YES, NO = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
+ON_WORDS, OFF_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Preference:
     direct: bool = False
     remix: bool = False
     speed: Speed = "fast"
-    results: Results = "public"
-    variation: Strength = "subtle"
+    results: Visibility = "public"
+    variation: VariationStrength = "subtle"
     suffix: str = ""
 
 
@@ -47,34 +47,34 @@ class Preferences:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def of(self, member: str) -> Preference:
+    async def load_preference(self, member: str) -> Preference:
         """Return a member's preferences; the defaults if none are set."""
-        return known(await self._store.ask(stored.preferences, member))
+        return known_preferences(await self._store.read(stored.load_preferences, member))
 
-    async def prefer(self, member: str, name: str, text: str) -> Preference:
+    async def set_preference(self, member: str, name: str, text: str) -> Preference:
         """Set one preference from typed text; an empty text resets it. Raises `Refused` (422)."""
         if name not in NAMES:
-            raise Refused(f"There is no preference “{shortened(name, 40)}”; there are {', '.join(NAMES)}.")
-        value = _read(name, text.strip()) if text.strip() else getattr(Preference(), name)
-        return known(await self._store.write(stored.prefer, member, {name: value}))
+            raise UserError(f"There is no preference “{shorten(name, 40)}”; there are {', '.join(NAMES)}.")
+        value = _parse_value(name, text.strip()) if text.strip() else getattr(Preference(), name)
+        return known_preferences(await self._store.write(stored.update_preferences, member, {name: value}))
 
 
-def _read(name: str, text: str) -> str | bool:
+def _parse_value(name: str, text: str) -> str | bool:
     if name == "suffix":
-        if len(text) > SUFFIX:
-            raise Refused(f"A suffix has at most {SUFFIX} characters; this one has {len(text)}.")
+        if len(text) > MAX_SUFFIX:
+            raise UserError(f"A suffix has at most {MAX_SUFFIX} characters; this one has {len(text)}.")
         return text
     word = text.casefold()
-    if name in WORDS:
-        if word not in WORDS[name]:
-            raise Refused(f"“{name}” is {' or '.join(WORDS[name])}, not “{shortened(text, 40)}”.")
+    if name in CHOICES:
+        if word not in CHOICES[name]:
+            raise UserError(f"“{name}” is {' or '.join(CHOICES[name])}, not “{shorten(text, 40)}”.")
         return word
-    if word not in YES + NO:
-        raise Refused(f"“{name}” is on or off, not “{shortened(text, 40)}”.")
-    return word in YES
+    if word not in ON_WORDS + OFF_WORDS:
+        raise UserError(f"“{name}” is on or off, not “{shorten(text, 40)}”.")
+    return word in ON_WORDS
 
 
-def known(values: dict[str, object]) -> Preference:
+def known_preferences(values: dict[str, object]) -> Preference:
     """Return the stored preferences that this version knows: an older or newer version may have written them."""
-    kept = {name: value for name, value in values.items() if name in NAMES}
-    return replace(Preference(), **kept)  # pyright: ignore[reportArgumentType] - written by `prefer` alone
+    known_values = {name: value for name, value in values.items() if name in NAMES}
+    return replace(Preference(), **known_values)  # pyright: ignore[reportArgumentType] - written by `prefer` alone

@@ -8,31 +8,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from bot.rules import Terms
-from bot.rules.words import found
-from bot.views import Member, View
+from bot.rules import EffectiveRules
+from bot.rules.words import find_match
+from bot.views import JobView, Member
 from engine.job import Recipe
 
 
-async def publishable(view: View, member: Member, terms: Terms) -> bool:
+async def can_publish(view: JobView, member: Member, rules: EffectiveRules) -> bool:
     """Return whether everybody where `member` is may see the job. `terms`: the member's effective rules there."""
-    if view.private or (view.guild, view.channel) != (member.guild, member.channel) or terms.results == "private":
+    if view.is_private or (view.guild, view.channel) != (member.guild, member.channel) or rules.results == "private":
         return False
-    if terms.check and not view.check and not member.age_restricted:
+    if rules.check and not view.needs_check and not member.age_restricted:
         return False  # made before the check was turned on
-    if not terms.words and not terms.patterns:
+    if not rules.words and not rules.patterns:
         return True
-    return not await asyncio.to_thread(_listed, view, terms)
+    return not await asyncio.to_thread(_has_forbidden_words, view, rules)
 
 
-def _listed(view: View, terms: Terms) -> bool:
+def _has_forbidden_words(view: JobView, rules: EffectiveRules) -> bool:
     """Return whether a word or pattern in the job is forbidden now."""
-    return any(found(text, terms.words, terms.patterns) is not None for text in _texts(view))
+    return any(find_match(text, rules.words, rules.patterns) is not None for text in _job_texts(view))
 
 
-def _texts(view: View) -> Iterable[str]:
+def _job_texts(view: JobView) -> Iterable[str]:
     yield view.prompt
-    if isinstance(view.recipe, Recipe):
-        yield " ".join(concept.text for concept in view.recipe.concepts)
-        if view.recipe.walk is not None and view.recipe.walk.to is not None:
-            yield view.recipe.walk.to
+    if isinstance(view.task, Recipe):
+        yield " ".join(concept.text for concept in view.task.concepts)
+        if view.task.walk is not None and view.task.walk.to is not None:
+            yield view.task.walk.to

@@ -6,23 +6,23 @@ behind it), this checks that one: else a public job would give access to a priva
 
 from __future__ import annotations
 
-from bot.access import Action, Subject, forbidden
-from bot.refused import Refused
-from bot.store import Record
+from bot.access import Action, JobRef, forbidden_reason
+from bot.refused import UserError
+from bot.store import JobRecord
 from bot.views import Member
 
-ORIGINAL = "This is an enlargement, and its original is not yours to go on from. {}"
+ORIGINAL_FORBIDDEN = "This is an enlargement, and its original is not yours to go on from. {}"
 
 
-def reason(action: Action, member: Member, record: Record) -> str | None:
+def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:
     """Return why `member` may not, as a sentence; None if they may. A job in a channel that they cannot see counts as
     private.
     """
-    hidden = record.private or not member.sees(record.channel)
-    return forbidden(action, member, Subject(record.member, record.member_name, record.guild, hidden))
+    is_hidden = record.private or not member.can_see(record.channel)
+    return forbidden_reason(action, member, JobRef(record.member, record.member_name, record.guild, is_hidden))
 
 
-def permit_original(action: Action, member: Member, record: Record) -> None:
+def check_original(action: Action, member: Member, record: JobRecord) -> None:
     """Raise `Refused` (403) if an upscale leads to a job that the member may not use."""
-    if said := reason(action, member, record):
-        raise Refused(ORIGINAL.format(said), 403)
+    if reason_text := refusal_reason(action, member, record):
+        raise UserError(ORIGINAL_FORBIDDEN.format(reason_text), 403)

@@ -5,111 +5,133 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from bot.desk.absent import absent
+from bot.desk.absent import missing_job_error
 from bot.limits import Limits
-from bot.queue.board import Board
-from bot.queue.forecast import Forecast, Spot
-from bot.states import over
-from bot.store import Record, Store, Stored, reads, walks
-from bot.views import Shot, Ticket, View
+from bot.queue.board import ActiveJobs
+from bot.queue.forecast import Forecast, QueuePlace
+from bot.states import is_end
+from bot.store import JobRecord, Store, StoredPicture, reads, walks
+from bot.views import AcceptedJob, JobView, PictureRef
 from engine.job import Recipe
 
-MOST_SHOWN = 100  # waiting jobs
+MAX_WAITING_SHOWN = 100  # waiting jobs
 
 
-class Register:
+class JobViews:
     """Reads jobs for front ends."""
 
     def __init__(
-        self, store: Store, board: Board, forecast: Forecast, *,
+        self, store: Store, active_jobs: ActiveJobs, forecast: Forecast, *,
         limits: Limits, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._board, self._forecast = store, board, forecast
+        self._store, self._active_jobs, self._forecast = store, active_jobs, forecast
         self._limits, self._clock = limits, clock
 
-    async def record(self, job: str) -> Record:
+    async def load_record(self, job: str) -> JobRecord:
         """Return a job's row. Raises `Refused` (404 or 410), also if its pictures were deleted."""
-        found = await self._store.record(job)
-        if found is None or found.deleted is not None:
-            raise await absent(self._store, job, deleted=found is not None)
-        return found
+        record = await self._store.get_job(job)
+        if record is None or record.deleted is not None:
+            raise await missing_job_error(self._store, job, is_deleted=record is not None)
+        return record
 
-    async def of_a_walk(self, record: Record) -> bool:
+    async def is_from_interpolation(self, record: JobRecord) -> bool:
         """Return whether an interpolation gave the recipe its mixed prompt: its own, or a parent's with the same prompt
         since.
         """
-        found: Record | None = record
-        while found is not None and isinstance(found.task, Recipe):
-            if found.task.walk is not None:
-                return found.task.walk.to is not None
-            parent = await self._store.record(found.parent[0]) if found.parent else None
-            found = parent if parent is not None and parent.prompt == found.prompt else None
+        ancestor: JobRecord | None = record
+        while ancestor is not None and isinstance(ancestor.task, Recipe):
+            if ancestor.task.walk is not None:
+                return ancestor.task.walk.to is not None
+            parent = await self._store.get_job(ancestor.parent[0]) if ancestor.parent else None
+            ancestor = parent if parent is not None and parent.prompt == ancestor.prompt else None
         return False
 
-    async def next_free(self, member: str) -> float | None:
+    async def next_free_at(self, member: str) -> float | None:
         """Return when the first of a member's jobs ends, for the sentence of a refusal; None if unknown.
 
         The end of a running job is known best; without one, it is the end of the first that waits.
         """
         now = self._clock()
-        runs = [run.record for run in self._board.runs.values() if run.record.member == member]
-        ends = [self._forecast.eta(record, None, now) for record in runs]
-        if not any(end is not None for end in ends):
-            first = {record.account: record for record in reversed(await self._store.ask(reads.queued_of, member))}
-            spots = [(record, await self._forecast.spot(record, rough=True)) for record in first.values()]
-            ends = [self._forecast.eta(record, spot, now) for record, spot in spots]
-        known = [end for end in ends if end is not None]
-        return now + min(known) if known else None
+        running = [
+            active_job.record for active_job in self._active_jobs.by_id.values() if active_job.record.member == member
+        ]
+        etas = [self._forecast.estimate_eta(record, None, now) for record in running]
+        if not any(end is not None for end in etas):
+            first_waiting = {
+                record.account: record
+                for record in reversed(await self._store.read(reads.list_queued_of_member, member))
+            }
+            places = [
+                (record, await self._forecast.get_place(record, allow_stale=True)) for record in first_waiting.values()
+            ]
+            etas = [self._forecast.estimate_eta(record, place, now) for record, place in places]
+        known_etas = [end for end in etas if end is not None]
+        return now + min(known_etas) if known_etas else None
 
-    def next_room(self) -> float | None:
+    def any_free_at(self) -> float | None:
         """Return when the first of all running jobs ends, so that another may start; None if unknown."""
-        now, runs = self._clock(), self._board.runs.values()
-        said = [run.said + run.left for run in runs if run.left is not None]
-        if said:  # each admission calls this: it must be cheap with a thousand runs
-            return max(now, min(said))
-        ends = (self._forecast.eta(run.record, None, now) for run in runs)
-        return next((now + end for end in ends if end is not None), None)
+        now, active_jobs = self._clock(), self._active_jobs.by_id.values()
+        known_ends = [
+            active_job.reported_at + active_job.reported_seconds_left
+            for active_job in active_jobs
+            if active_job.reported_seconds_left is not None
+        ]
+        if known_ends:  # each admission calls this: it must be cheap with a thousand runs
+            return max(now, min(known_ends))
+        etas = (self._forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
+        return next((now + eta for eta in etas if eta is not None), None)
 
-    async def ticket(self, record: Record) -> Ticket:
+    async def accepted_job(self, record: JobRecord) -> AcceptedJob:
         """Return the values that a member sees after a job was accepted."""
-        task, spot = record.task, await self._forecast.spot(record, rough=True)
+        task, place = record.task, await self._forecast.get_place(record, allow_stale=True)
         recipe = task if isinstance(task, Recipe) else None
-        return Ticket(
+        return AcceptedJob(
             job=record.id,
-            ahead=spot.ahead if spot else 0,
-            eta=self._forecast.eta(record, spot, self._clock()),
-            worker=self._forecast.worker(record.pool, record.model),
-            starting=self._forecast.starting(record.pool, record.model),
+            jobs_ahead=place.jobs_ahead if place else 0,
+            eta=self._forecast.estimate_eta(record, place, self._clock()),
+            has_worker=self._forecast.has_worker(record.pool, record.model),
+            startup_notice=self._forecast.describe_startup(record.pool, record.model),
             notes=record.notes,
             prompt=record.prompt,
             steps=record.steps,
             sampler=task.sampler if isinstance(task, Recipe) else task.method,
             seed=recipe.seed if recipe else 0,
-            count=record.images,
+            count=record.image_count,
             cost=record.cost,
-            private=record.private,
+            is_private=record.private,
         )
 
-    async def views(self, records: Sequence[Record]) -> list[View]:
+    async def build_views(self, records: Sequence[JobRecord]) -> list[JobView]:
         """Return views in the order of the records."""
-        kept: dict[str, list[Stored]] = {}
-        for one in await self._store.ask(reads.stored, [record.id for record in records]):
-            kept.setdefault(one.job, []).append(one)
-        walking = [one for one in records if isinstance(one.task, Recipe) and one.task.walk is not None]
-        filmed = await self._store.ask(walks.ended_last, walking) if walking else set[str]()
+        stored_files: dict[str, list[StoredPicture]] = {}
+        for file in await self._store.read(reads.list_pictures, [record.id for record in records]):
+            stored_files.setdefault(file.job, []).append(file)
+        interpolations = [one for one in records if isinstance(one.task, Recipe) and one.task.walk is not None]
+        film_enders = await self._store.read(walks.find_last_finished, interpolations) if interpolations else set[str]()
         return [
-            self._view(record, await self._forecast.spot(record), kept.get(record.id, []), record.id in filmed)
+            self._build_view(
+                record,
+                await self._forecast.get_place(record),
+                stored_files.get(record.id, []),
+                record.id in film_enders,
+            )
             for record in records
         ]
 
-    def _view(self, record: Record, spot: Spot | None, kept: Sequence[Stored], walk: bool) -> View:
-        images = [one for one in kept if one.kind == "image"]
-        run = self._board.runs.get(record.id)
-        return View(
+    def _build_view(
+        self,
+        record: JobRecord,
+        place: QueuePlace | None,
+        stored_files: Sequence[StoredPicture],
+        ends_interpolation: bool,
+    ) -> JobView:
+        images = [file for file in stored_files if file.kind == "image"]
+        active_job = self._active_jobs.by_id.get(record.id)
+        return JobView(
             id=record.id,
             state=record.state,
             prompt=record.prompt,
-            recipe=record.task,
+            task=record.task,
             member_id=record.member,
             member_name=record.member_name,
             guild=record.guild,
@@ -118,51 +140,61 @@ class Register:
             finished=record.ended,
             seconds=record.seconds,
             ms_per_step=record.ms_per_step,
-            ahead=spot.ahead if spot else None,
-            eta=None if over(record.state) else self._forecast.eta(record, spot, self._clock()),
+            jobs_ahead=place.jobs_ahead if place else None,
+            eta=None if is_end(record.state) else self._forecast.estimate_eta(record, place, self._clock()),
             reason=record.reason,
-            step=max(record.step, run.step) if run else record.step,
-            of=record.steps,
+            step=max(record.step, active_job.step) if active_job else record.step,
+            total_steps=record.steps,
             pictures=tuple(
-                Shot(one.image, one.sha256, one.width, one.height, one.verdict, one.reviewed) for one in images
+                PictureRef(file.image, file.sha256, file.width, file.height, file.verdict, file.reviewed)
+                for file in images
             ),
-            ladders=tuple(one.image for one in kept if one.kind == "ladder"),
-            parent=record.parent,
+            ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
+            parent_image=record.parent,
             action=record.action,
             notes=record.notes,
             cost=record.charged,
-            cancelling=record.cancelling,
-            worker=self._forecast.worker(record.pool, record.model),
-            starting=self._forecast.starting(record.pool, record.model),
-            why=self._forecast.why(record, spot, self._running(record)),
-            private=record.private,
-            check=record.check,
-            deleted=record.deleted,
+            is_cancelling=record.cancelling,
+            has_worker=self._forecast.has_worker(record.pool, record.model),
+            startup_notice=self._forecast.describe_startup(record.pool, record.model),
+            wait_reason=self._forecast.explain_wait(record, place, self._running_limit(record)),
+            is_private=record.private,
+            needs_check=record.check,
+            deleted_at=record.deleted,
             channel=record.channel,
-            walk=walk,
+            ends_interpolation=ends_interpolation,
         )
 
-    def _running(self, record: Record) -> int:
+    def _running_limit(self, record: JobRecord) -> int:
         """Return how many jobs of its member may run at once: by the rules at its admission, else the default."""
         caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
         return min(caps, default=self._limits.running)
 
-    async def queue(self, guild: str | None) -> list[View]:
+    async def load_queue(self, guild: str | None) -> list[JobView]:
         """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
-        active = await self._store.ask(reads.active)
-        outlook = await self._forecast.outlook()
-        if outlook.complete:
-            found = await self._store.ask(reads.some, list(outlook.spots))
-            waiting = [found[job] for job in outlook.spots if job in found and found[job].state == "queued"]
+        active = await self._store.read(reads.list_active)
+        layout = await self._forecast.get_layout()
+        if layout.is_complete:
+            records = await self._store.read(reads.get_jobs, list(layout.places))
+            waiting = [records[job] for job in layout.places if job in records and records[job].state == "queued"]
         else:
-            waiting = await self._store.ask(reads.queued, guild, MOST_SHOWN)
-        shown = [one for one in (*active, *waiting) if guild in (None, one.guild) and one.deleted is None]
-        return await self.views(shown[: len(active) + MOST_SHOWN])
+            waiting = await self._store.read(reads.list_queued, guild, MAX_WAITING_SHOWN)
+        visible_jobs = [
+            record for record in (*active, *waiting) if guild in (None, record.guild) and record.deleted is None
+        ]
+        return await self.build_views(visible_jobs[: len(active) + MAX_WAITING_SHOWN])
 
-    async def recent(self, guild: str | None, limit: int) -> list[View]:
+    async def load_recent(self, guild: str | None, limit: int) -> list[JobView]:
         """Return the newest jobs first."""
-        return await self.views(await self._store.ask(reads.newest, guild, limit))
+        return await self.build_views(await self._store.read(reads.list_newest, guild, limit))
 
 
-def _shot(one: Stored) -> Shot:
-    return Shot(one.image, one.sha256, one.width, one.height, one.verdict, one.reviewed)
+def _picture_ref(stored_file: StoredPicture) -> PictureRef:
+    return PictureRef(
+        stored_file.image,
+        stored_file.sha256,
+        stored_file.width,
+        stored_file.height,
+        stored_file.verdict,
+        stored_file.reviewed,
+    )

@@ -11,104 +11,108 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from bot.store import Store, Stored, Unavailable, deleting, keeping, spent
-from bot.store.keeping import REMOVED, Why
+from bot.store import DatabaseUnavailable, Store, StoredPicture, deleting, keeping, spent
+from bot.store.keeping import RETENTION_REASONS, DeletionReason
 
 log = logging.getLogger(__name__)
 
-DAY = 86_400.0
+DAY_SECONDS = 86_400.0
 SWEEP_SECONDS = 600.0
 GRACE_SECONDS = 3600.0  # size limits spare jobs that ended just now: their authors may want to mark favourites
-REMEMBERED = 400 * DAY  # how long the reason of a removal is kept
+REASON_SECONDS = 400 * DAY_SECONDS  # how long the reason of a removal is kept
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionLimits:
     """How long jobs are kept, and how many bytes of pictures. None: no limit."""
 
-    seconds: float | None = None
-    bytes: int | None = None
+    max_seconds: float | None = None
+    max_bytes: int | None = None
 
 
 class Retention:
     """Sweeps periodically. `empty` removes the files of deleted jobs that no other job shares."""
 
     def __init__(
-        self, store: Store, empty: Callable[[Sequence[Stored]], Awaitable[None]], keep: Keep, *,
+        self, store: Store, remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], limits: RetentionLimits, *,
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._empty, self._keep, self._clock = store, empty, keep, clock
+        self._store, self._remove_files, self._limits, self._clock = store, remove_files, limits, clock
 
     async def run(self) -> None:
         """Sweep periodically until cancelled."""
         while True:
             try:
                 await self.sweep()
-            except (Unavailable, OSError) as error:
+            except (DatabaseUnavailable, OSError) as error:
                 log.warning("retention: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def sweep(self) -> None:
         """Finish what was begun; then remove by age, then by size."""
-        await self._go_on()
-        await self._by_age()
-        await self._by_room()
-        await self._store.write(spent.lapse, self._clock())
-        while await self._store.write(keeping.lapse, self._clock() - REMEMBERED):
+        await self._finish_removals()
+        await self._remove_by_age()
+        await self._remove_by_size()
+        await self._store.write(spent.delete_old_charges, self._clock())
+        while await self._store.write(keeping.delete_old_reasons, self._clock() - REASON_SECONDS):
             pass
 
-    async def _by_age(self) -> None:
-        if self._keep.seconds is None:
+    async def _remove_by_age(self) -> None:
+        if self._limits.max_seconds is None:
             return
-        before = self._clock() - self._keep.seconds
-        while (old := await self._store.ask(keeping.expired, before)) and await self._let_go(old, "age"):
-            await self._go_on()
+        cutoff = self._clock() - self._limits.max_seconds
+        while (expired_jobs := await self._store.read(keeping.list_expired, cutoff)) and await self._mark_removed(
+            expired_jobs, "age"
+        ):
+            await self._finish_removals()
 
-    async def _by_room(self) -> None:
+    async def _remove_by_size(self) -> None:
         """Remove the oldest until pictures fit. Files that could not be removed count no more: else one outage would
         take all.
         """
-        if self._keep.bytes is None:
+        if self._limits.max_bytes is None:
             return
-        while (excess := await self._store.ask(keeping.used) - self._keep.bytes) > 0:
-            found = await self._store.ask(keeping.oldest, self._clock() - GRACE_SECONDS)
-            if not await self._let_go(_enough(found, excess), "room"):
+        while (excess := await self._store.read(keeping.sum_bytes) - self._limits.max_bytes) > 0:
+            oldest_jobs = await self._store.read(keeping.list_oldest, self._clock() - GRACE_SECONDS)
+            if not await self._mark_removed(_choose_until(oldest_jobs, excess), "room"):
                 log.warning("pictures take %d bytes more than DARKROOM_KEEP_GB; nothing more may be removed", excess)
                 return
-            await self._go_on()
+            await self._finish_removals()
 
-    async def _let_go(self, ids: Sequence[str], why: Why) -> list[str]:
-        going = await self._store.write(keeping.let_go, ids, why, self._clock()) if ids else []
-        if going:
-            log.info("removing %d jobs: %s", len(going), why)
-        return going
+    async def _mark_removed(self, ids: Sequence[str], reason: DeletionReason) -> list[str]:
+        marked_jobs = await self._store.write(keeping.mark_removed, ids, reason, self._clock()) if ids else []
+        if marked_jobs:
+            log.info("removing %d jobs: %s", len(marked_jobs), reason)
+        return marked_jobs
 
-    async def _go_on(self) -> None:
+    async def _finish_removals(self) -> None:
         """Empty and drop the marked jobs; the next sweep retries what cannot be emptied now."""
-        after = ""
-        while found := await self._store.ask(keeping.going, REMOVED, after):
-            ids = [job for job, _ in found]
-            await emptied(self._store, self._empty, ids)
-            await self._store.write(keeping.drop, ids, self._clock())
-            after = ids[-1]
+        last_id = ""
+        while marked_jobs := await self._store.read(keeping.list_marked, RETENTION_REASONS, last_id):
+            ids = [job for job, _ in marked_jobs]
+            await remove_all_files(self._store, self._remove_files, ids)
+            await self._store.write(keeping.delete_rows, ids, self._clock())
+            last_id = ids[-1]
 
 
-async def emptied(store: Store, empty: Callable[[Sequence[Stored]], Awaitable[None]], ids: Sequence[str]) -> None:
+async def remove_all_files(
+    store: Store, remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], ids: Sequence[str]
+) -> None:
     """Remove all files of these deleted jobs; returns as well if some cannot be removed now."""
-    before: list[Stored] = []
-    while (left := await store.ask(deleting.leftovers, ids)) and left != before:
-        await empty(left)
-        before = left
+    earlier: list[StoredPicture] = []
+    while (leftovers := await store.read(deleting.list_leftover_files, ids)) and leftovers != earlier:
+        await remove_files(leftovers)
+        earlier = leftovers
 
 
-def _enough(found: Sequence[tuple[str, int]], excess: int) -> list[str]:
+def _choose_until(sizes: Sequence[tuple[str, int]], excess: int) -> list[str]:
     """Return the first jobs whose bytes cover the excess. The next round accounts for files that they share with
     others.
     """
-    taken: list[str] = []
-    for job, size in found:
+    chosen_jobs: list[str] = []
+    for job, size in sizes:
         if excess <= 0:
             break
-        taken.append(job)
+        chosen_jobs.append(job)
         excess -= size
-    return taken
+    return chosen_jobs

@@ -14,82 +14,84 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
-from bot.incidents import Kind
+from bot.incidents import IncidentKind
 from bot.limits import Limits
-from bot.refused import Refused
-from bot.rules import EVERYWHERE, Rule, Terms, resolve
-from bot.rules.effort import Effort
-from bot.rules.words import Match, found
-from bot.sentences import shortened
-from bot.store import Draft, Store, incidents
-from bot.store.ledger import Ledger, look
+from bot.refused import UserError
+from bot.rules import EVERYWHERE, EffectiveRules, Rule, resolve
+from bot.rules.effort import MatchBudget
+from bot.rules.words import Match, find_match
+from bot.sentences import shorten
+from bot.store import NewJob, Store, incidents
+from bot.store.ledger import Ledger, run_with_ledger
 from bot.views import Member
 from engine.job import Recipe
 
-AT_ONCE = 3  # requests of one member that are matched or wait
-TANGLED = (
+MAX_REQUESTS = 3  # requests of one member that are matched or wait
+TOO_COMPLEX = (
     "This takes too long to check against the word list here: so many of its characters could mean several letters, "
     "or it is so long. Write it more plainly, or fewer prompts at once."
 )
-BUSY = f"{AT_ONCE} of your requests are being checked against the word list just now, the most at once. Try again soon."
+TOO_MANY_REQUESTS = f"{MAX_REQUESTS} of your requests are being checked against the word list just now, the most at once. Try again soon."
 
 
-class Screening:
+class WordFilter:
     """Checks requests. `limits`: the defaults; `thread`: the thread that matches."""
 
     def __init__(
         self, store: Store, thread: Executor, *, limits: Limits, clock: Callable[[], float] = time.time
     ) -> None:
         self._store, self._thread, self._limits, self._clock = store, thread, limits, clock
-        self._reading: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
 
-    async def turned_away(self, member: Member, prompt: str) -> None:
+    async def note_blocked_attempt(self, member: Member, prompt: str) -> None:
         """Note a blocked member's attempt that was refused before its text was checked."""
-        held = await self._store.ask(
-            look, member, self._clock(), lambda ledger: resolve(ledger.rules(), member, self._limits)
+        effective_rules = await self._store.read(
+            run_with_ledger, member, self._clock(), lambda ledger: resolve(ledger.load_rules(), member, self._limits)
         )  # fmt: skip
-        if held.blocked:
-            await self._note(member, "blocked", shortened(prompt, 200))
+        if effective_rules.blocked:
+            await self._note_incident(member, "blocked", shorten(prompt, 200))
 
-    async def check(self, drafts: Sequence[Draft], member: Member) -> None:
+    async def check_words(self, drafts: Sequence[NewJob], member: Member) -> None:
         """Check that no request contains a forbidden word or pattern. Raises `Refused` (422, 429)."""
 
-        def terms(ledger: Ledger) -> tuple[list[Rule], Terms]:
-            rules = ledger.rules()
+        def resolve_rules(ledger: Ledger) -> tuple[list[Rule], EffectiveRules]:
+            rules = ledger.load_rules()
             return rules, resolve(rules, member, self._limits)
 
-        rules, held = await self._store.ask(look, member, self._clock(), terms)
-        if held.blocked:  # admission refuses it; here it is only noted
-            await self._note(member, "blocked", shortened(drafts[0].prompt, 200))
+        rules, effective_rules = await self._store.read(run_with_ledger, member, self._clock(), resolve_rules)
+        if effective_rules.blocked:  # admission refuses it; here it is only noted
+            await self._note_incident(member, "blocked", shorten(drafts[0].prompt, 200))
             return
-        if not held.words and not held.patterns:
+        if not effective_rules.words and not effective_rules.patterns:
             return
-        texts = tuple(dict.fromkeys(text for draft in drafts for text in typed(draft)))
-        match, text = await self._read(texts, held, member)
+        texts = tuple(dict.fromkeys(text for draft in drafts for text in member_texts(draft)))
+        match, text = await self._match_texts(texts, effective_rules, member)
         if match is not None:
-            await self._note(member, "word", f"{_entry(match)} in “{shortened(text, 300)}”")
-            raise Refused(sentence(match, rules))
+            await self._note_incident(member, "word", f"{_entry_text(match)} in “{shorten(text, 300)}”")
+            raise UserError(refusal_sentence(match, rules))
 
-    async def _read(self, texts: Sequence[str], terms: Terms, member: Member) -> tuple[Match | None, str]:
+    async def _match_texts(
+        self, texts: Sequence[str], effective_rules: EffectiveRules, member: Member
+    ) -> tuple[Match | None, str]:
         """Match on the filter's thread. Raises `Refused` (429) if a member has too many requests at once."""
-        if self._reading[member.id] >= AT_ONCE:
-            raise Refused(BUSY, 429)
-        self._reading[member.id] += 1
-        reading = asyncio.get_running_loop().run_in_executor(self._thread, _first, texts, terms)
-        reading.add_done_callback(lambda _done: self._have_read(member.id))
-        return await asyncio.shield(reading)  # a cancelled caller does not stop the thread's work
+        if self._running[member.id] >= MAX_REQUESTS:
+            raise UserError(TOO_MANY_REQUESTS, 429)
+        self._running[member.id] += 1
+        matching = asyncio.get_running_loop().run_in_executor(self._thread, _first_match, texts, effective_rules)
+        matching.add_done_callback(lambda _future: self._release_slot(member.id))
+        return await asyncio.shield(matching)  # a cancelled caller does not stop the thread's work
 
-    def _have_read(self, member: str) -> None:
-        self._reading[member] -= 1
-        if not self._reading[member]:
-            del self._reading[member]
+    def _release_slot(self, member: str) -> None:
+        self._running[member] -= 1
+        if not self._running[member]:
+            del self._running[member]
 
-    async def _note(self, member: Member, kind: Kind, said: str) -> None:
-        noted = (member.guild, kind, member.id, member.name, said, self._clock())
-        await self._store.write(incidents.note, *noted)
+    async def _note_incident(self, member: Member, kind: IncidentKind, detail: str) -> None:
+        row = (member.guild, kind, member.id, member.name, detail, self._clock())
+        await self._store.write(incidents.write_incident, *row)
 
 
-def typed(draft: Draft) -> Iterable[str]:
+def member_texts(draft: NewJob) -> Iterable[str]:
     """Yield every text of a request that a member wrote: now, or for its parent."""
     yield draft.prompt
     if isinstance(draft.task, Recipe):
@@ -99,30 +101,30 @@ def typed(draft: Draft) -> Iterable[str]:
             yield draft.task.walk.to
 
 
-def _first(texts: Sequence[str], terms: Terms) -> tuple[Match | None, str]:
-    effort = Effort()
+def _first_match(texts: Sequence[str], effective_rules: EffectiveRules) -> tuple[Match | None, str]:
+    budget = MatchBudget()
     for text in texts:
-        if match := found(text, terms.words, terms.patterns, effort):
+        if match := find_match(text, effective_rules.words, effective_rules.patterns, budget):
             return match, text
     return None, ""
 
 
-def sentence(match: Match, rules: Iterable[Rule]) -> str:
+def refusal_sentence(match: Match, rules: Iterable[Rule]) -> str:
     """Say why a prompt is refused, and by whose list; a server's own list is named before the operator's."""
     if match.kind == "tangled":
-        return TANGLED
+        return TOO_COMPLEX
     setting = "words" if match.kind == "word" else "patterns"
-    listing = [one for one in rules if one.setting == setting and match.entry in _listed(one)]
-    ours = all(one.guild == EVERYWHERE or one.scope == "house" for one in listing)
-    whose = "of this bot's operator" if ours and listing else "of this server's admins"
+    matching_rules = [rule for rule in rules if rule.setting == setting and match.entry in _list_entries(rule)]
+    by_operator = all(rule.guild == EVERYWHERE or rule.scope == "house" for rule in matching_rules)
+    owner_part = "of this bot's operator" if by_operator and matching_rules else "of this server's admins"
     if match.kind == "word":
-        return f"“{shortened(match.entry, 60)}” may not be in a prompt here: it is on the word list {whose}."
-    return f"This prompt has something that a pattern {whose} does not allow."
+        return f"“{shorten(match.entry, 60)}” may not be in a prompt here: it is on the word list {owner_part}."
+    return f"This prompt has something that a pattern {owner_part} does not allow."
 
 
-def _listed(rule: Rule) -> Sequence[str]:
+def _list_entries(rule: Rule) -> Sequence[str]:
     return rule.value if isinstance(rule.value, tuple) else ()
 
 
-def _entry(match: Match) -> str:
-    return f"“{shortened(match.entry, 80)}”" if match.entry else "too many look-alike characters"
+def _entry_text(match: Match) -> str:
+    return f"“{shorten(match.entry, 80)}”" if match.entry else "too many look-alike characters"

@@ -10,61 +10,61 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from bot.access import Subject, forbidden
+from bot.access import JobRef, forbidden_reason
 from bot.desk.admission import Admission
-from bot.desk.begun import begun, shaped, unused
-from bot.desk.bringing import Bring, linked
-from bot.desk.onward import Onward
-from bot.desk.options import Options
-from bot.desk.origin import Origin
-from bot.desk.recipes import pinned, stations
-from bot.desk.register import Register
-from bot.desk.starting import Starting
+from bot.desk.begun import unused_strength_note, with_init_images, with_input_aspect
+from bot.desk.bringing import InitImages, split_leading_urls
+from bot.desk.onward import EditService
+from bot.desk.options import FlagAliases
+from bot.desk.origin import LoadedInitImages
+from bot.desk.recipes import interpolation_recipes, pin_batch_shape
+from bot.desk.register import JobViews
+from bot.desk.starting import InitImageLoader
 from bot.feed import Feed
-from bot.images.film_formats import Kind
+from bot.images.film_formats import FilmFormat
 from bot.images.gallery import Gallery
-from bot.images.reel import LIMIT
-from bot.models import Models
-from bot.orders import Order, assumed
-from bot.prompt import Parsed, parse, recipe, remarks
-from bot.prompt.possible import check_possible
-from bot.prompt.suffix import suffixed, walk_suffixed
-from bot.queue.cancelling import Cancelling
-from bot.queue.steering import Steering
-from bot.refused import Refused
-from bot.sentences import shortened, starting
-from bot.store import Record, Store, members
-from bot.views import Action, Member, Place, Shot, Ticket, View
-from engine.job import MAX_COUNT, ModelProgress, Presence, Warm, cost
+from bot.images.reel import MAX_FILM_BYTES
+from bot.models import ModelCatalog
+from bot.orders import JobRequest, offline_note
+from bot.prompt import ParseResult, build_recipe, make_remarks, parse
+from bot.prompt.possible import check_capabilities
+from bot.prompt.suffix import add_suffix, add_walk_suffix
+from bot.queue.cancelling import JobCanceller
+from bot.queue.steering import JobControl
+from bot.refused import UserError
+from bot.sentences import format_startup, shorten
+from bot.store import JobRecord, Store, members
+from bot.views import AcceptedJob, Destination, JobAction, JobView, Member, PictureRef
+from engine.job import MAX_COUNT, ModelInfo, ModelProgress, Presence, estimate_cost
 
-__all__ = ["Action", "Member", "Place", "Shot", "Studio", "Ticket", "View"]
+__all__ = ["AcceptedJob", "Destination", "JobAction", "JobService", "JobView", "Member", "PictureRef"]
 
-ADDED = "Your suffix was added: “{}”."
-SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
+SUFFIX_ADDED = "Your suffix was added: “{}”."
+SEED_COUNT = 2**32 - MAX_COUNT  # image i draws from seed + i
 
 
-class Studio(Onward):
+class JobService(EditService):
     """The use cases. `fresh` draws a seed. Jobs from finished pictures are in `Further` and `Onward`."""
 
     def __init__(
-        self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
-        starting: Starting, options: Options, cancelling: Cancelling, steering: Steering,
+        self, store: Store, feed: Feed, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, admission: Admission,
+        init_image_loader: InitImageLoader, flag_aliases: FlagAliases, cancelling: JobCanceller, job_control: JobControl,
         workers: Callable[[], Mapping[str, Presence]], *,
-        on_its_way: Callable[[], ModelProgress | None] = lambda: None,
-        clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+        startup_progress: Callable[[], ModelProgress | None] = lambda: None,
+        clock: Callable[[], float] = time.time, draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEED_COUNT),
     ) -> None:  # fmt: skip
-        super().__init__(models, register, gallery, admission, starting, options, fresh)
+        super().__init__(catalog, job_views, gallery, admission, init_image_loader, flag_aliases, draw_seed)
         self.feed = feed
-        self.addresses: tuple[str, ...] = ()  # of our page, which sets them once it knows them
-        self._store, self._cancelling, self._steering = store, cancelling, steering
-        self._workers, self._on_its_way, self._clock = workers, on_its_way, clock
+        self.page_addresses: tuple[str, ...] = ()  # of our page, which sets them once it knows them
+        self._store, self._cancelling, self._job_control = store, cancelling, job_control
+        self._workers, self._startup_progress, self._clock = workers, startup_progress, clock
 
     # Making
 
     async def imagine(
-        self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, suffix: str = "",
-        bring: Bring | None = None, action: Action = "imagine", **options: object,
-    ) -> list[Ticket]:  # fmt: skip
+        self, text: str, member: Member, destination: Destination, *, key: str | None = None, is_exact: bool = False, suffix: str = "",
+        init_images: InitImages | None = None, action: JobAction = "imagine", **options: object,
+    ) -> list[AcceptedJob]:  # fmt: skip
         """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
@@ -77,156 +77,195 @@ class Studio(Onward):
         `suffix` goes behind the prompt, with a note, as on each flag alias. `exact` pins the batch shape, so that load
         cannot change the last bits. The same `key` again returns the same jobs.
         """
-        text, bring = linked(text, bring, self.addresses)
-        ended = suffixed(text, suffix if text else "")
-        own, names = await self._options.meant(member.id, ended), self._models.names()
-        default = self._models.profile(None).warm
-        parsed = parse(ended, default, models=names, options=options, wordless=bring is not None, own=own)
-        added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
-        requests = tuple(
-            replace(one, walk=walk_suffixed(one.walk, suffix, own)) if one.walk else one for one in parsed.requests
+        text, init_images = split_leading_urls(text, init_images, self.page_addresses)
+        full_text = add_suffix(text, suffix if text else "")
+        aliases, model_names = await self._flag_aliases.aliases_for(member.id, full_text), self._catalog.model_names()
+        default_model = self._catalog.find_entry(None).info
+        parsed = parse(
+            full_text,
+            default_model,
+            models=model_names,
+            options=options,
+            allow_empty=init_images is not None,
+            aliases=aliases,
         )
-        parsed = Parsed(requests, (*added, *parsed.notes))
-        if key is None and any(one.walk for one in requests):
-            key = f"walk:{self._clock()}:{self._fresh()}"  # links the jobs of an interpolation
-        if bring is None:
-            return await self._take(self._orders(parsed, action, None, exact=exact), member, place, key)
-        action = "blend" if len(bring.pictures) > 1 else action
-        relaxed = any(request.relaxed for request in parsed.requests)
-        if known := await self._early(action, member, key, ended, count=len(parsed.requests), relaxed=relaxed):
-            return known
-        async with self._starting.opened(member, bring) as start:
-            return await self._take(self._orders(parsed, action, start, exact=exact), member, place, key, start)
+        suffix_notes = (SUFFIX_ADDED.format(shorten(suffix, 100)),) if full_text != text else ()
+        parsed_prompts = tuple(
+            replace(parsed_prompt, walk=add_walk_suffix(parsed_prompt.walk, suffix, aliases))
+            if parsed_prompt.walk
+            else parsed_prompt
+            for parsed_prompt in parsed.prompts
+        )
+        parsed = ParseResult(parsed_prompts, (*suffix_notes, *parsed.notes))
+        if key is None and any(parsed_prompt.walk for parsed_prompt in parsed_prompts):
+            key = f"walk:{self._clock()}:{self._draw_seed()}"  # links the jobs of an interpolation
+        if init_images is None:
+            return await self._admit(
+                self._build_requests(parsed, action, None, is_exact=is_exact), member, destination, key
+            )
+        action = "blend" if len(init_images.pictures) > 1 else action
+        relaxed = any(request.relaxed for request in parsed.prompts)
+        if existing_jobs := await self._check_early(
+            action, member, key, full_text, count=len(parsed.prompts), relaxed=relaxed
+        ):
+            return existing_jobs
+        async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
+            return await self._admit(
+                self._build_requests(parsed, action, loaded_images, is_exact=is_exact),
+                member,
+                destination,
+                key,
+                loaded_images,
+            )
 
-    def _orders(self, parsed: Parsed, action: Action, start: Origin | None, *, exact: bool) -> list[Order]:
+    def _build_requests(
+        self, parsed: ParseResult, action: JobAction, loaded_images: LoadedInitImages | None, *, is_exact: bool
+    ) -> list[JobRequest]:
         """Return the job requests. Raises `Refused` if a model cannot draw one."""
-        default, orders = self._models.profile(None), list[Order]()
-        for request in parsed.requests:
-            profile = self._models.profile(request.model) if request.model else default
-            made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
-            parts = stations(made, request.walk, request.frames) if request.walk else [made]
-            check_possible(parts[0], profile.warm)
-            parts = [pinned(part) if exact else part for part in parts]
-            told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
-            said = (*(start.notes if start else ()), *parsed.notes, *told, *unused(request, start))
-            notes = tuple(dict.fromkeys(said))
-            notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
-            orders += [
-                Order(
-                    action, " ".join(request.text.split()), notes, part, profile.pool, cost(part, profile.warm),
-                    relaxed=request.relaxed, material=start.material if start else (),
+        default_entry, requests = self._catalog.find_entry(None), list[JobRequest]()
+        for parsed_prompt in parsed.prompts:
+            entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
+            base_recipe = with_init_images(
+                build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.info, self._draw_seed()),
+                parsed_prompt,
+                loaded_images,
+            )
+            recipes = (
+                interpolation_recipes(base_recipe, parsed_prompt.walk, parsed_prompt.frames)
+                if parsed_prompt.walk
+                else [base_recipe]
+            )
+            check_capabilities(recipes[0], entry.info)
+            recipes = [pin_batch_shape(single_recipe) if is_exact else single_recipe for single_recipe in recipes]
+            model_notes = () if entry.info.name == default_entry.info.name else make_remarks(parsed_prompt, entry.info)
+            all_notes = (
+                *(loaded_images.notes if loaded_images else ()),
+                *parsed.notes,
+                *model_notes,
+                *unused_strength_note(parsed_prompt, loaded_images),
+            )
+            notes = tuple(dict.fromkeys(all_notes))
+            notes = notes if entry.is_live else (*notes, offline_note(entry, bool(self._workers())))
+            requests += [
+                JobRequest(
+                    action, " ".join(parsed_prompt.text.split()), notes, single_recipe, entry.pool, estimate_cost(single_recipe, entry.info),
+                    relaxed=parsed_prompt.relaxed, inputs=loaded_images.inputs if loaded_images else (),
                 )
-                for part in parts
+                for single_recipe in recipes
             ]  # fmt: skip
-        return orders
+        return requests
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; say what happened. Raises `Refused`."""
-        record = await self._register.record(job)
-        if reason := forbidden("cancel", member, _subject(record)):
-            raise Refused(reason, 403)
+        record = await self._job_views.load_record(job)
+        if reason := forbidden_reason("cancel", member, _job_ref(record)):
+            raise UserError(reason, 403)
         return await self._cancelling.cancel(job)
 
-    async def pause(self, job: str, member: Member, *, on: bool = True) -> str:
+    async def pause(self, job: str, member: Member, *, is_paused: bool = True) -> str:
         """Pause a running job, for a quarter of an hour at most, or with `on` False resume it.
 
         The permission is that to cancel. Not stored: a job that moves to another worker runs on. Raises `Refused`.
         """
-        record = await self._register.record(job)
-        if reason := forbidden("pause", member, _subject(record)):
-            raise Refused(reason, 403)
-        return await (self._steering.pause if on else self._steering.resume)(record)
+        record = await self._job_views.load_record(job)
+        if reason := forbidden_reason("pause", member, _job_ref(record)):
+            raise UserError(reason, 403)
+        return await (self._job_control.pause if is_paused else self._job_control.resume)(record)
 
-    async def prioritise(self, job: str, weight: float) -> str:
+    async def set_priority(self, job: str, weight: float) -> str:
         """Set a running job's share of its author's rows. For the operator. Not stored. Raises `Refused`."""
-        return await self._steering.prioritise(await self._register.record(job), weight)
+        return await self._job_control.prioritise(await self._job_views.load_record(job), weight)
 
-    async def favour(self, job: str, index: int, member: Member) -> bool:
+    async def toggle_favourite(self, job: str, index: int, member: Member) -> bool:
         """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `Refused`."""
-        await self._gallery.stored(job, index)
-        return await self._store.write(members.favour, member.id, job, index, self._clock())
+        await self._gallery.find_visible(job, index)
+        return await self._store.write(members.toggle_favourite, member.id, job, index, self._clock())
 
     # Looking
 
-    async def view(self, job: str) -> View:
+    async def load_view(self, job: str) -> JobView:
         """Return a job's view. Raises `Refused` (404)."""
-        return (await self._register.views([await self._register.record(job)]))[0]
+        return (await self._job_views.build_views([await self._job_views.load_record(job)]))[0]
 
-    async def queue(self, guild: str | None = None) -> list[View]:
+    async def load_queue(self, guild: str | None = None) -> list[JobView]:
         """Return active jobs, then waiting ones in fair order."""
-        return await self._register.queue(guild)
+        return await self._job_views.load_queue(guild)
 
-    async def recent(self, guild: str | None = None, limit: int = 50) -> list[View]:
+    async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
-        return await self._register.recent(guild, limit)
+        return await self._job_views.load_recent(guild, limit)
 
-    async def picture(self, job: str, index: int) -> bytes:
+    async def load_picture(self, job: str, index: int) -> bytes:
         """Return a finished image as PNG. Raises `Refused` (404)."""
-        return await self._gallery.picture(job, index)
+        return await self._gallery.read_picture(job, index)
 
-    async def shown(self, job: str, index: int) -> bytes:
+    async def load_shown_picture(self, job: str, index: int) -> bytes:
         """Return a finished image as everybody may see it: blurred while it is held. Raises `Refused` (404)."""
-        return await self._gallery.shown(job, index)
+        return await self._gallery.read_for_members(job, index)
 
-    async def all_shown(self, job: str) -> list[bytes]:
+    async def load_shown_pictures(self, job: str) -> list[bytes]:
         """Return every finished image of a job as everybody may see it. Raises `Refused` (404)."""
-        return await self._gallery.all_shown(job)
+        return await self._gallery.read_all_for_members(job)
 
-    async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
+    async def render_comparison(self, pictures: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
         """Return two to four finished images by job and index, side by side and labelled, as PNG. Raises `Refused`."""
-        return await self._gallery.compared(shots, labels)
+        return await self._gallery.render_comparison(pictures, labels)
 
-    async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+    async def render_film(self, job: str, limit: int = MAX_FILM_BYTES, kind: FilmFormat = "webp") -> bytes:
         """Return the film of a job's images, at most `limit` bytes. Raises `Refused`."""
-        return await self._gallery.film(job, limit, kind)
+        return await self._gallery.render_film(job, limit, kind)
 
-    async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+    async def render_interpolation(self, job: str, limit: int = MAX_FILM_BYTES, kind: FilmFormat = "webp") -> bytes:
         """Return the film of an interpolation over all its jobs, there and back, at most `limit` bytes. Raises
         `Refused`.
         """
-        return await self._gallery.walk(job, limit, kind)
+        return await self._gallery.render_walk(job, limit, kind)
 
-    async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+    async def render_noising_film(
+        self, job: str, index: int, kind: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
+    ) -> bytes:
         """Return an animation of one image turning into noise, at most `limit` bytes. Raises `Refused`."""
-        return await self._gallery.dissolve(job, index, kind, limit)
+        return await self._gallery.render_dissolve(job, index, kind, limit)
 
-    async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+    async def render_noising_round_trip(
+        self, job: str, index: int, kind: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
+    ) -> bytes:
         """Return an animation of one image turning into noise and developing again, at most `limit` bytes. Raises
         `Refused`.
         """
-        return await self._gallery.there_and_back(job, index, kind, limit)
+        return await self._gallery.render_dissolve_and_back(job, index, kind, limit)
 
-    async def sheet(self, job: str, index: int) -> bytes:
+    async def render_contact_sheet(self, job: str, index: int) -> bytes:
         """Return the keyframes at which a branch may begin as a labelled contact sheet, as WebP. Raises `Refused`."""
-        return await self._gallery.sheet(job, index)
+        return await self._gallery.render_contact_sheet(job, index)
 
-    async def rungs(self, job: str) -> list[int]:
+    async def list_keyframe_steps(self, job: str) -> list[int]:
         """Return the step of each keyframe of a job's film. Raises `Refused` (404)."""
-        return await self._gallery.rungs(job)
+        return await self._gallery.keyframe_steps(job)
 
-    async def rung(self, job: str, n: int) -> bytes:
+    async def render_keyframe_grid(self, job: str, keyframe: int) -> bytes:
         """Return the grid at keyframe `n`, counted from 0, as WebP. Raises `Refused` (404)."""
-        return await self._gallery.rung(job, n)
+        return await self._gallery.render_keyframe_grid(job, keyframe)
 
-    def workers(self) -> Mapping[str, Presence]:
+    def live_workers(self) -> Mapping[str, Presence]:
         """Return the live workers by name."""
         return self._workers()
 
-    def starting(self) -> str:
+    def startup_notice(self) -> str:
         """Return the sentence about a worker that is starting up; empty if none is."""
-        return starting(self._on_its_way())
+        return format_startup(self._startup_progress())
 
-    def models(self) -> list[Warm]:
+    def list_models(self) -> list[ModelInfo]:
         """Return the models that can be requested, those of live workers first."""
-        return [profile.warm for profile in self._models.profiles()]
+        return [profile.info for profile in self._catalog.entries()]
 
-    def model(self, name: str | None) -> Warm | None:
+    def find_model(self, name: str | None) -> ModelInfo | None:
         """Return a model by name, None if there is none; without a name, the default one."""
         try:
-            return self._models.profile(name or None).warm
+            return self._catalog.find_entry(name or None).info
         except KeyError:
             return None
 
 
-def _subject(record: Record) -> Subject:
-    return Subject(record.member, record.member_name, record.guild, record.private)
+def _job_ref(record: JobRecord) -> JobRef:
+    return JobRef(record.member, record.member_name, record.guild, record.private)

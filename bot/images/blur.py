@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from PIL import Image, ImageFilter
 
-from bot.images.pixels import Form, opened, resized, saved
+from bot.images.pixels import ImageFormat, decode_image, encode_image, resize_image
 
-GRAIN = 6  # pixels of the longer side before smoothing: too few to show any shape
-LARGEST = 512  # pixels of the longer side of the result: more would only add bytes
-MAX_FRAME = 1024 * 1024  # pixels of a preview frame, blurred or not
+BLUR_SIDE = 6  # pixels of the longer side before smoothing: too few to show any shape
+MAX_SIDE = 512  # pixels of the longer side of the result: more would only add bytes
+MAX_FRAME_PIXELS = 1024 * 1024  # pixels of a preview frame, blurred or not
 
 
-def blurred(payload: bytes, form: Form = "PNG", *, max_pixels: int | None = None) -> bytes:
+def blur_picture(payload: bytes, image_format: ImageFormat = "PNG", *, max_pixels: int | None = None) -> bytes:
     """Return the picture as a few colours, at most `LARGEST` pixels on its longer side. Raises `Unreadable`.
 
     It is averaged to a few pixels before it is smoothed: a sharpening filter can undo a blur alone.
     """
-    pixels = opened(payload) if max_pixels is None else opened(payload, max_pixels)
-    grains = pixels.resize(_scaled(pixels, GRAIN), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(1.0))
-    return saved(resized(grains, _scaled(pixels, LARGEST)), form, 80)
+    pixels = decode_image(payload) if max_pixels is None else decode_image(payload, max_pixels)
+    smoothed = pixels.resize(_scale_down(pixels, BLUR_SIDE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(1.0))
+    return encode_image(resize_image(smoothed, _scale_down(pixels, MAX_SIDE)), image_format, 80)
 
 
-def _scaled(pixels: Image.Image, longer: int) -> tuple[int, int]:
+def _scale_down(pixels: Image.Image, longer: int) -> tuple[int, int]:
     """Return the picture's size, scaled down so that its longer side is at most `longer`."""
     factor = min(1.0, longer / max(pixels.size))
     return max(1, round(pixels.width * factor)), max(1, round(pixels.height * factor))

@@ -13,60 +13,64 @@ from typing import Literal
 
 from PIL import Image, ImageFilter, ImageOps
 
-from bot.images.pixels import opened, saved
+from bot.images.pixels import decode_image, encode_image
 
 Direction = Literal["left", "right", "up", "down"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
-TOWARDS: dict[Direction, tuple[int, int]] = {"left": (1, 0), "right": (-1, 0), "up": (0, 1), "down": (0, -1)}
-HALF = 0.5  # share of the picture that a pan moves off the canvas
-BLUR = 0.06  # share of the shorter side
-OVERLAP = 0.02  # share of the shorter side: the seam is repainted, too
+PAN_VECTORS: dict[Direction, tuple[int, int]] = {"left": (1, 0), "right": (-1, 0), "up": (0, 1), "down": (0, -1)}
+PAN_FRACTION = 0.5  # share of the picture that a pan moves off the canvas
+BLUR_SHARE = 0.06  # share of the shorter side
+SEAM_SHARE = 0.02  # share of the shorter side: the seam is repainted, too
 
 
-def zoomed_out(png: bytes, factor: float) -> tuple[bytes, bytes]:
+def zoom_out(png: bytes, factor: float) -> tuple[bytes, bytes]:
     """Return the picture `factor` times smaller in the middle of its canvas, and the mask. Raises ValueError."""
     if not 1 < factor <= 16:
         raise ValueError(f"{factor} does not zoom out")
-    picture = opened(png)
-    smaller = (max(1, round(picture.width / factor)), max(1, round(picture.height / factor)))
-    return _centred(picture.resize(smaller, Image.Resampling.LANCZOS), picture.size)
+    picture = decode_image(png)
+    inner_size = (max(1, round(picture.width / factor)), max(1, round(picture.height / factor)))
+    return _place_centred(picture.resize(inner_size, Image.Resampling.LANCZOS), picture.size)
 
 
-def panned(png: bytes, direction: Direction, fraction: float = HALF) -> tuple[bytes, bytes]:
+def pan(png: bytes, direction: Direction, fraction: float = PAN_FRACTION) -> tuple[bytes, bytes]:
     """Return the picture moved against the direction by a fraction of its side, and the mask. Raises ValueError."""
     if not 0 < fraction < 1:
         raise ValueError(f"a pan by {fraction} is not between 0 and 1")
-    picture, (x, y) = opened(png), TOWARDS[direction]
-    return _laid(picture, picture.size, (round(x * fraction * picture.width), round(y * fraction * picture.height)))
+    picture, (x, y) = decode_image(png), PAN_VECTORS[direction]
+    return _place_on_canvas(
+        picture, picture.size, (round(x * fraction * picture.width), round(y * fraction * picture.height))
+    )
 
 
-def squared(png: bytes) -> tuple[bytes, bytes]:
+def extend_to_square(png: bytes) -> tuple[bytes, bytes]:
     """Return the picture in the middle of a square as wide as its longer side, and the mask (black for a square)."""
-    picture = opened(png)
+    picture = decode_image(png)
     side = max(picture.size)
-    return _centred(picture, (side, side))
+    return _place_centred(picture, (side, side))
 
 
-def outside(size: tuple[int, int], box: Box) -> bytes:
+def mask_outside(size: tuple[int, int], box: Box) -> bytes:
     """Return a PNG mask of that size, white outside the box."""
     mask = Image.new("L", size, 255)
     mask.paste(0, box)
-    return saved(mask, "PNG")
+    return encode_image(mask, "PNG")
 
 
-def _centred(inner: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
-    return _laid(inner, size, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
+def _place_centred(inner: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
+    return _place_on_canvas(inner, size, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
 
 
-def _laid(inner: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> tuple[bytes, bytes]:
-    short = min(size)
-    canvas = _mirrored(inner, size, at).filter(ImageFilter.GaussianBlur(BLUR * short))
-    canvas.paste(inner, at)
-    box = (at[0], at[1], at[0] + inner.width, at[1] + inner.height)
-    return saved(canvas, "PNG"), outside(size, _inside(box, size, max(1, round(OVERLAP * short))))
+def _place_on_canvas(inner: Image.Image, size: tuple[int, int], position: tuple[int, int]) -> tuple[bytes, bytes]:
+    shorter_side = min(size)
+    canvas = _fill_mirrored(inner, size, position).filter(ImageFilter.GaussianBlur(BLUR_SHARE * shorter_side))
+    canvas.paste(inner, position)
+    box = (position[0], position[1], position[0] + inner.width, position[1] + inner.height)
+    return encode_image(canvas, "PNG"), mask_outside(
+        size, _shrink_box(box, size, max(1, round(SEAM_SHARE * shorter_side)))
+    )
 
 
-def _inside(box: Box, size: tuple[int, int], seam: int) -> Box:
+def _shrink_box(box: Box, size: tuple[int, int], seam: int) -> Box:
     """Return the part of the box on the canvas, less a seam on each side where new area begins."""
     left, top, right, bottom = box
     return (
@@ -75,12 +79,12 @@ def _inside(box: Box, size: tuple[int, int], seam: int) -> Box:
     )  # fmt: skip
 
 
-def _mirrored(inner: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> Image.Image:
+def _fill_mirrored(inner: Image.Image, size: tuple[int, int], position: tuple[int, int]) -> Image.Image:
     """Return a canvas tiled with the picture and its mirror images."""
     canvas, (width, height) = Image.new("RGB", size), inner.size
-    for row in range(-(at[1] // height) - 1, (size[1] - at[1]) // height + 1):
-        for column in range(-(at[0] // width) - 1, (size[0] - at[0]) // width + 1):
-            turned = ImageOps.mirror(inner) if column % 2 else inner
-            turned = ImageOps.flip(turned) if row % 2 else turned
-            canvas.paste(turned, (at[0] + column * width, at[1] + row * height))
+    for row in range(-(position[1] // height) - 1, (size[1] - position[1]) // height + 1):
+        for column in range(-(position[0] // width) - 1, (size[0] - position[0]) // width + 1):
+            tile = ImageOps.mirror(inner) if column % 2 else inner
+            tile = ImageOps.flip(tile) if row % 2 else tile
+            canvas.paste(tile, (position[0] + column * width, position[1] + row * height))
     return canvas

@@ -21,34 +21,36 @@ from typing import BinaryIO, NoReturn
 
 from bot.images import reading
 
-ASKED, ANSWERED = struct.Struct(">cI"), struct.Struct(">BI")
+REQUEST_HEADER, ANSWER_HEADER = struct.Struct(">cI"), struct.Struct(">BI")
 READY = b"!"
-SAID, SLOW, DIED, STRANGE = range(4)  # how a child ended: with output, out of time, crashed, with too much output
-MOST_PNG = 64 * 1024 + reading.KEPT_SIDE * (1 + 3 * reading.KEPT_SIDE)  # raw pixels plus a PNG's overhead
-MOST_SAID = reading.HEAD.size + MOST_PNG
+OUTPUT, TIMED_OUT, CRASHED, OVERSIZED = range(
+    4
+)  # how a child ended: with output, out of time, crashed, with too much output
+MAX_PNG_BYTES = 64 * 1024 + reading.OUTPUT_SIDE * (1 + 3 * reading.OUTPUT_SIDE)  # raw pixels plus a PNG's overhead
+MAX_OUTPUT_BYTES = reading.HEADER.size + MAX_PNG_BYTES
 _PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38  # prctl(2): PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
 
 
 def main(seconds: float, memory: int) -> None:
     """Answer requests until the input closes. `seconds`: wall clock per upload. `memory`: bytes of address space."""
-    bound_to(os.getppid())
+    die_with_parent(os.getppid())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    reading.prepare()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    reading.prepare_pillow()
+    devnull = os.open(os.devnull, os.O_WRONLY)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     _write(sink, READY)
-    while len(head := source.read(ASKED.size)) == ASKED.size:
-        kind, length = ASKED.unpack(head)
+    while len(header := source.read(REQUEST_HEADER.size)) == REQUEST_HEADER.size:
+        kind, length = REQUEST_HEADER.unpack(header)
         content = source.read(length)
         if len(content) < length:
             return
-        end, said = _read_apart(kind, content, seconds, memory, nowhere)
-        _write(sink, ANSWERED.pack(end, len(said)))
-        _write(sink, said)
-        del content, said  # frees memory: the next request may be long in coming
+        exit_kind, output = _decode_in_child(kind, content, seconds, memory, devnull)
+        _write(sink, ANSWER_HEADER.pack(exit_kind, len(output)))
+        _write(sink, output)
+        del content, output  # frees memory: the next request may be long in coming
 
 
-def bound_to(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """End this process with `parent`, and let no program that it starts gain privileges.
 
     Only Linux has such a call. Elsewhere the process relies on the end of its input.
@@ -64,67 +66,69 @@ def bound_to(parent: int) -> None:
         os._exit(1)
 
 
-def confine(seconds: float, memory: int) -> None:
+def set_limits(seconds: float, memory: int) -> None:
     """Set resource limits: no new files, no processes, no file writes, limited CPU time and memory."""
-    whole = int(seconds) + 2  # the parent's wall-clock timeout comes first
-    bounds = [(resource.RLIMIT_CPU, whole), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 0)]
-    bounds.append((resource.RLIMIT_NPROC, 0))
+    cpu_seconds = int(seconds) + 2  # the parent's wall-clock timeout comes first
+    limits = [(resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 0)]
+    limits.append((resource.RLIMIT_NPROC, 0))
     if sys.platform == "linux":  # macOS refuses to bound an address space
-        bounds.append((resource.RLIMIT_AS, memory))
-    for which, most in bounds:
-        resource.setrlimit(which, (most, most))
+        limits.append((resource.RLIMIT_AS, memory))
+    for kind, limit in limits:
+        resource.setrlimit(kind, (limit, limit))
 
 
-def _read_apart(kind: reading.Kind, content: bytes, seconds: float, memory: int, nowhere: int) -> tuple[int, bytes]:
+def _decode_in_child(
+    kind: reading.UploadKind, content: bytes, seconds: float, memory: int, devnull: int
+) -> tuple[int, bytes]:
     """Decode one upload in a forked child. Return how the child ended, and its output. No child is left."""
-    began, (source, sink), us = time.monotonic(), os.pipe(), os.getpid()
+    start_time, (source, sink), parent_pid = time.monotonic(), os.pipe(), os.getpid()
     child = os.fork()
     if child == 0:
-        _be_child(kind, content, seconds, memory, (sink, nowhere, us))
+        _run_child(kind, content, seconds, memory, (sink, devnull, parent_pid))
     os.close(sink)
     try:
-        end, said = _collected(source, began + seconds)
+        exit_kind, output = _collect_output(source, start_time + seconds)
     finally:
         os.close(source)
         os.kill(child, signal.SIGKILL)  # the pid stays ours until `wait4`, whatever the child did
-        _, status, used = os.wait4(child, 0)
-    if end == SAID and not said:
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
-        end = SLOW if killed or used.ru_utime + used.ru_stime >= seconds else DIED
-    return end, said
+        _, status, usage = os.wait4(child, 0)
+    if exit_kind == OUTPUT and not output:
+        cpu_exceeded = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+        exit_kind = TIMED_OUT if cpu_exceeded or usage.ru_utime + usage.ru_stime >= seconds else CRASHED
+    return exit_kind, output
 
 
-def _be_child(
-    kind: reading.Kind, content: bytes, seconds: float, memory: int, ends: tuple[int, int, int]
+def _run_child(
+    kind: reading.UploadKind, content: bytes, seconds: float, memory: int, channels: tuple[int, int, int]
 ) -> NoReturn:  # fmt: skip
     """Decode the upload, write the answer to the pipe and exit. Does not return."""
-    sink, nowhere, parent = ends
+    sink, devnull, parent = channels
     try:
-        for known in (0, 1, 2):  # stdio goes to /dev/null: the child has neither the bot's pipes nor the log
-            os.dup2(nowhere, known)
-        bound_to(parent)
-        confine(seconds, memory)
-        said = memoryview(reading.answered(kind, content))
-        while said:
-            said = said[os.write(sink, said) :]
+        for descriptor in (0, 1, 2):  # stdio goes to /dev/null: the child has neither the bot's pipes nor the log
+            os.dup2(devnull, descriptor)
+        die_with_parent(parent)
+        set_limits(seconds, memory)
+        output = memoryview(reading.decode_upload(kind, content))
+        while output:
+            output = output[os.write(sink, output) :]
     finally:
         os._exit(0)
 
 
-def _collected(source: int, until: float) -> tuple[int, bytes]:
+def _collect_output(source: int, deadline: float) -> tuple[int, bytes]:
     """Read the pipe until it closes, within the time and size limits."""
-    parts, length = list[bytes](), 0
+    chunks, length = list[bytes](), 0
     while True:
-        left = until - time.monotonic()
-        if left <= 0 or not select.select([source], [], [], left)[0]:
-            return SLOW, b""
-        part = os.read(source, 1 << 20)
-        if not part:
-            return SAID, b"".join(parts)
-        parts.append(part)
-        length += len(part)
-        if length > MOST_SAID:
-            return STRANGE, b""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([source], [], [], remaining)[0]:
+            return TIMED_OUT, b""
+        chunk = os.read(source, 1 << 20)
+        if not chunk:
+            return OUTPUT, b"".join(chunks)
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > MAX_OUTPUT_BYTES:
+            return OVERSIZED, b""
 
 
 def _write(sink: BinaryIO, content: bytes) -> None:

@@ -14,12 +14,12 @@ from typing import Literal, get_args
 
 from PIL import Image, features
 
-from bot.images.pixels import PAPER
-from bot.refused import Refused
+from bot.images.pixels import BACKGROUND
+from bot.refused import UserError
 
-Kind = Literal["webp", "avif", "gif", "mp4"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-TYPES: Mapping[Kind, str] = MappingProxyType(
+FilmFormat = Literal["webp", "avif", "gif", "mp4"]
+FILM_FORMATS: tuple[FilmFormat, ...] = get_args(FilmFormat)
+MEDIA_TYPES: Mapping[FilmFormat, str] = MappingProxyType(
     {"webp": "image/webp", "avif": "image/avif", "gif": "image/gif", "mp4": "video/mp4"}
 )
 TICK_MS = 90  # an MP4 has one frame rate; a longer frame is repeated
@@ -30,38 +30,40 @@ _COLOURS = 255  # one of the 256 is left for pixels that do not change between f
 # Dithering keeps a GIF of noise or soft colours closer to its frames: half the error after a blur of one pixel. Without
 # it, a film of a grid has little more than half of the bytes.
 _GIF = ((_COLOURS, True), (_COLOURS, False), (64, False))  # colours, and whether to dither (Floyd-Steinberg)
-_SAMPLE = 64  # pixels a side that each frame contributes to the palette
-_SEVERAL = 48  # most frames that contribute to the palette
+_SAMPLE_SIDE = 64  # pixels a side that each frame contributes to the palette
+_MAX_SAMPLES = 48  # most frames that contribute to the palette
 
 
-def kind_of(text: str) -> Kind:
+def parse_film_format(text: str) -> FilmFormat:
     """Return the film format of that name. Raises `Refused` (422)."""
-    for kind in KINDS:
-        if kind == text.strip().lower().removeprefix("."):
-            return kind
-    raise Refused("A film is made as webp, avif, gif or mp4.")
+    for film_format in FILM_FORMATS:
+        if film_format == text.strip().lower().removeprefix("."):
+            return film_format
+    raise UserError("A film is made as webp, avif, gif or mp4.")
 
 
-def available() -> tuple[Kind, ...]:
+def available_formats() -> tuple[FilmFormat, ...]:
     """Return the formats that can be made here: GIF and WebP always."""
-    return tuple(kind for kind in KINDS if not _missing(kind))
+    return tuple(film_format for film_format in FILM_FORMATS if not _missing_reason(film_format))
 
 
-def check_kind(kind: Kind) -> None:
+def check_film_format(film_format: FilmFormat) -> None:
     """Raise `Refused` (422), with a remedy, for a format that cannot be made here."""
-    if why := _missing(kind):
-        raise Refused(why)
+    if reason := _missing_reason(film_format):
+        raise UserError(reason)
 
 
-def _missing(kind: Kind) -> str:
-    if kind == "avif" and not features.check("avif"):
+def _missing_reason(film_format: FilmFormat) -> str:
+    if film_format == "avif" and not features.check("avif"):
         return "AVIF films cannot be made here: this machine's Pillow comes without AVIF. WebP and GIF can."
-    if kind == "mp4" and find_spec("av") is None:
+    if film_format == "mp4" and find_spec("av") is None:
         return "MP4 films cannot be made here without an extra: pip install 'darkroom-bot[mp4]'. WebP and GIF can."
     return ""
 
 
-def encoded(frames: Sequence[Image.Image], durations: Sequence[int], kind: Kind, level: int = 0) -> bytes:
+def encode_frames(
+    frames: Sequence[Image.Image], durations: Sequence[int], film_format: FilmFormat, level: int = 0
+) -> bytes:
     """Encode RGB frames of one size, each shown for its milliseconds, as a looping file.
 
     `level`: 0 to 2, lower quality each. Whether an MP4 loops is up to its player. Raises `ValueError` for no frames, or
@@ -69,80 +71,89 @@ def encoded(frames: Sequence[Image.Image], durations: Sequence[int], kind: Kind,
     """
     if not frames or len({frame.size for frame in frames}) > 1 or len(frames) != len(durations):
         raise ValueError("a film has frames of one size, and a duration for each")
-    if kind == "mp4":
-        return _mp4(frames, durations, _CRF[level])
-    out, first, rest = io.BytesIO(), frames[0], list(frames[1:])
-    if kind == "webp":
+    if film_format == "mp4":
+        return _encode_mp4(frames, durations, _CRF[level])
+    buffer, first, other_frames = io.BytesIO(), frames[0], list(frames[1:])
+    if film_format == "webp":
         first.save(
-            out, "WEBP", save_all=True, append_images=rest, duration=list(durations), loop=0, quality=_WEBP[level],
+            buffer, "WEBP", save_all=True, append_images=other_frames, duration=list(durations), loop=0, quality=_WEBP[level],
             method=2,
         )  # fmt: skip
-    elif kind == "avif":
+    elif film_format == "avif":
         first.save(
-            out, "AVIF", save_all=True, append_images=rest, duration=list(durations), quality=_AVIF[level], speed=8,
+            buffer, "AVIF", save_all=True, append_images=other_frames, duration=list(durations), quality=_AVIF[level], speed=8,
             max_threads=1,
         )  # fmt: skip
     else:
-        first, *rest = _indexed(frames, *_GIF[level])
+        first, *other_frames = _to_palette(frames, *_GIF[level])
         first.save(
-            out, "GIF", save_all=True, append_images=rest, duration=list(durations), loop=0, optimize=False, disposal=1
+            buffer,
+            "GIF",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            loop=0,
+            optimize=False,
+            disposal=1,
         )
-    return _undated(out.getvalue()) if kind == "avif" else out.getvalue()
+    return _strip_timestamps(buffer.getvalue()) if film_format == "avif" else buffer.getvalue()
 
 
-def _indexed(frames: Sequence[Image.Image], colours: int, spread: bool) -> list[Image.Image]:
+def _to_palette(frames: Sequence[Image.Image], colours: int, use_dither: bool) -> list[Image.Image]:
     """Convert the frames to one shared palette: a palette per frame would flicker."""
-    every = -(-len(frames) // _SEVERAL)
-    taken = frames[::-1][::every]  # the last frame always contributes
-    strip = Image.new("RGB", (_SAMPLE, _SAMPLE * len(taken)))
-    for place, frame in enumerate(taken):
-        strip.paste(frame.resize((_SAMPLE, _SAMPLE), Image.Resampling.NEAREST), (0, place * _SAMPLE))
-    palette = strip.quantize(colours, Image.Quantize.MEDIANCUT)
-    dither = Image.Dither.FLOYDSTEINBERG if spread else Image.Dither.NONE
+    stride = -(-len(frames) // _MAX_SAMPLES)
+    samples = frames[::-1][::stride]  # the last frame always contributes
+    sample_strip = Image.new("RGB", (_SAMPLE_SIDE, _SAMPLE_SIDE * len(samples)))
+    for index, frame in enumerate(samples):
+        sample_strip.paste(
+            frame.resize((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.NEAREST), (0, index * _SAMPLE_SIDE)
+        )
+    palette = sample_strip.quantize(colours, Image.Quantize.MEDIANCUT)
+    dither = Image.Dither.FLOYDSTEINBERG if use_dither else Image.Dither.NONE
     return [frame.quantize(palette=palette, dither=dither) for frame in frames]
 
 
-def _mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: int) -> bytes:
+def _encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: int) -> bytes:
     """Encode H.264 for every player: 4:2:0, so with even sides. One thread: several slice a picture differently."""
     import av
     from av.codec.codec import UnknownCodecError
 
     width, height = (side + side % 2 for side in frames[0].size)
     ticks = [max(1, round(duration / TICK_MS)) for duration in durations]
-    out, options = io.BytesIO(), {"moov_size": str(_index(sum(ticks))), "fflags": "+bitexact"}
-    with av.open(out, "w", format="mp4", options=options) as container:
+    buffer, options = io.BytesIO(), {"moov_size": str(_mp4_index_bytes(sum(ticks))), "fflags": "+bitexact"}
+    with av.open(buffer, "w", format="mp4", options=options) as container:
         try:
             stream = container.add_stream("libx264", rate=Fraction(1000, TICK_MS), options={"crf": str(crf), **_X264})
         except UnknownCodecError as error:
-            raise Refused("MP4 films cannot be made here: this machine's PyAV comes without H.264.") from error
+            raise UserError("MP4 films cannot be made here: this machine's PyAV comes without H.264.") from error
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame, count in zip(frames, ticks, strict=True):
-            paper = Image.new("RGB", (width, height), PAPER)
-            paper.paste(frame)
+            canvas = Image.new("RGB", (width, height), BACKGROUND)
+            canvas.paste(frame)
             for _ in range(count):
-                container.mux(stream.encode(av.VideoFrame.from_image(paper)))
+                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
         container.mux(stream.encode())
-    return out.getvalue()
+    return buffer.getvalue()
 
 
-def _index(frames: int) -> int:
+def _mp4_index_bytes(frames: int) -> int:
     """Return the bytes to reserve at the start for an MP4's index: at the end, players would need the whole film."""
     return 2048 + 32 * frames
 
 
-def _undated(file: bytes) -> bytes:
+def _strip_timestamps(file: bytes) -> bytes:
     """Return the AVIF without its creation time, which libavif writes (ISO/IEC 14496-12, 8.2.2, 8.3.2 and 8.4.2)."""
-    made, waiting = bytearray(file), [(0, len(file))]
-    while waiting:
-        at, end = waiting.pop()
-        while at + 8 <= end:
-            size, name = int.from_bytes(file[at : at + 4], "big"), file[at + 4 : at + 8]
+    content, pending = bytearray(file), [(0, len(file))]
+    while pending:
+        offset, end = pending.pop()
+        while offset + 8 <= end:
+            size, name = int.from_bytes(file[offset : offset + 4], "big"), file[offset + 4 : offset + 8]
             if size < 8:  # up to the end of the file, or over 4 GB: the media data
                 break
             if name in (b"moov", b"trak", b"mdia"):
-                waiting.append((at + 8, at + size))
+                pending.append((offset + 8, offset + size))
             elif name in (b"mvhd", b"tkhd", b"mdhd"):
-                both = 16 if file[at + 8] else 8  # creation and modification time, of 64 or 32 bits
-                made[at + 12 : at + 12 + both] = bytes(both)
-            at += size
-    return bytes(made)
+                time_bytes = 16 if file[offset + 8] else 8  # creation and modification time, of 64 or 32 bits
+                content[offset + 12 : offset + 12 + time_bytes] = bytes(time_bytes)
+            offset += size
+    return bytes(content)

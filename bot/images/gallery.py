@@ -9,235 +9,257 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from bot.images import dissolve, film, labelled, rungs, walk
-from bot.images.blur import blurred
-from bot.images.closely import BY_MAP, Closely, Decode, Thumbnails, seen_closely
-from bot.images.film_formats import Kind, check_kind
+from bot.images.blur import blur_picture
+from bot.images.closely import NO_THUMBNAILS, DecodeLadder, ThumbnailDecoder, Thumbnails, apply_thumbnails
+from bot.images.film_formats import FilmFormat, check_film_format
 from bot.images.held import NO_FILM as HELD_FILM
-from bot.images.held import is_held, why
-from bot.images.made import Made
-from bot.images.pictures import Missing, Pictures
-from bot.images.pixels import Unreadable
-from bot.images.reel import LIMIT
-from bot.refused import Refused
-from bot.states import over
-from bot.store import Store, Stored, reviews, walks
+from bot.images.held import hold_reason, is_held
+from bot.images.made import AsyncCache
+from bot.images.pictures import ContentMissing, PictureStore
+from bot.images.pixels import UnreadableImage
+from bot.images.reel import MAX_FILM_BYTES
+from bot.refused import UserError
+from bot.states import is_end
+from bot.store import Store, StoredPicture, reviews, walks
 
-KEPT = 8  # files in memory; at most 10 MB each
-LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
-DRAWN = 2  # keyframe grids drawn at once
-GONE = "This picture is not kept any more."
+CACHED_FILES = 8  # files in memory; at most 10 MB each
+CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
+CONCURRENT_GRIDS = 2  # keyframe grids drawn at once
+PICTURE_GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
 NO_WALK = "There is no film of a walk with this job."
-UNDERWAY = "This walk is still under way: its film comes with the last of its pictures."
+WALK_UNFINISHED = "This walk is still under way: its film comes with the last of its pictures."
 NO_LADDER = "This picture has no keyframes to branch from."
 
 
 class Gallery:
     """Every method raises `Refused`: 404 if there is nothing to show, 403 for what the picture check holds."""
 
-    def __init__(self, store: Store, pictures: Pictures, decode: Decode | None = None) -> None:
+    def __init__(self, store: Store, pictures: PictureStore, decode: DecodeLadder | None = None) -> None:
         self._store, self._pictures = store, pictures
-        self._files: Made[bytes] = Made(KEPT)  # by kind and parts
-        self._bare: Made[list[bytes]] = Made(LADDERS)
-        self._closely = Closely(store, self.read, decode)
-        self._steps: Made[tuple[int, ...]] = Made(LADDERS)
-        self._drawn = asyncio.Semaphore(DRAWN)
+        self._file_cache: AsyncCache[bytes] = AsyncCache(CACHED_FILES)  # by kind and parts
+        self._bare_ladders: AsyncCache[list[bytes]] = AsyncCache(CACHED_LADDERS)
+        self._thumbnail_decoder = ThumbnailDecoder(store, self.read_file, decode)
+        self._branch_steps: AsyncCache[tuple[int, ...]] = AsyncCache(CACHED_LADDERS)
+        self._grid_slots = asyncio.Semaphore(CONCURRENT_GRIDS)
 
-    async def stored(self, job: str, index: int) -> Stored:
+    async def find_visible(self, job: str, index: int) -> StoredPicture:
         """Return the record of one finished image that may be shown, upscaled and varied."""
-        one, held = await self._image(job, index)
-        if held:
-            raise Refused(why(index, one), 403)
-        return one
+        stored, is_image_held = await self._find_image(job, index)
+        if is_image_held:
+            raise UserError(hold_reason(index, stored), 403)
+        return stored
 
-    async def _image(self, job: str, index: int) -> tuple[Stored, bool]:
+    async def _find_image(self, job: str, index: int) -> tuple[StoredPicture, bool]:
         """Return one finished image, and whether it is held."""
-        check, kept = await self._store.ask(reviews.kept, job)
-        for one in kept:
-            if one.kind == "image" and one.image == index:
-                return one, is_held(check, one)
-        raise Refused("There is no such picture.", 404)
+        check, files = await self._store.read(reviews.load_pictures, job)
+        for stored in files:
+            if stored.kind == "image" and stored.image == index:
+                return stored, is_held(check, stored)
+        raise UserError("There is no such picture.", 404)
 
-    async def picture(self, job: str, index: int) -> bytes:
+    async def read_picture(self, job: str, index: int) -> bytes:
         """Return one image as PNG."""
-        return await self.read(await self.stored(job, index))
+        return await self.read_file(await self.find_visible(job, index))
 
-    async def shown(self, job: str, index: int) -> bytes:
+    async def read_for_members(self, job: str, index: int) -> bytes:
         """Return one image as every member may see it: blurred while it is held."""
-        return await self._shown(*await self._image(job, index))
+        return await self._read_for_members(*await self._find_image(job, index))
 
-    async def _shown(self, one: Stored, held: bool) -> bytes:
-        content = await self.read(one)
+    async def _read_for_members(self, stored: StoredPicture, blur: bool) -> bytes:
+        content = await self.read_file(stored)
         try:
-            return await asyncio.to_thread(blurred, content) if held else content
-        except Unreadable as error:
-            raise Refused(GONE, 404) from error
+            return await asyncio.to_thread(blur_picture, content) if blur else content
+        except UnreadableImage as error:
+            raise UserError(PICTURE_GONE, 404) from error
 
-    async def all_shown(self, job: str) -> list[bytes]:
+    async def read_all_for_members(self, job: str) -> list[bytes]:
         """Return every finished image of a job, in order, each as `shown` returns it."""
-        check, kept = await self._store.ask(reviews.kept, job)
-        images = [one for one in kept if one.kind == "image"]
-        return [await self._shown(one, is_held(check, one)) for one in images]
+        check, files = await self._store.read(reviews.load_pictures, job)
+        images = [stored for stored in files if stored.kind == "image"]
+        return [await self._read_for_members(stored, is_held(check, stored)) for stored in images]
 
-    async def behind(self, job: str, index: int) -> bytes:
+    async def read_unblurred(self, job: str, index: int) -> bytes:
         """Return one image unblurred, held or not: only for moderators who decide about it."""
-        return await self.read((await self._image(job, index))[0])
+        return await self.read_file((await self._find_image(job, index))[0])
 
-    async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+    async def render_film(self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp") -> bytes:
         """Return the job's film, at most `limit` bytes. Raises `Refused` (422) for a format that cannot be made."""
-        check_kind(kind)
-        shown, finals = await self._filmed(job)
-        parts, limit = [*shown, *finals], min(limit, LIMIT)
+        check_film_format(film_format)
+        ladder_files, final_files = await self._film_parts(job)
+        parts, limit = [*ladder_files, *final_files], min(limit, MAX_FILM_BYTES)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            ladders, ends = contents[: len(shown)], contents[len(shown) :]
-            return film.film(ladders, finals=ends, kind=kind, limit=limit)
+            ladders, final_pictures = contents[: len(ladder_files)], contents[len(ladder_files) :]
+            return film.render_film(ladders, finals=final_pictures, film_format=film_format, limit=limit)
 
-        seen = await self._closely.look(job, shown)
-        return await self._made(("film", kind, str(limit)), parts, make, NO_FILM, seen)
+        thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, ladder_files)
+        return await self._render_cached(("film", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
 
-    async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+    async def render_walk(self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp") -> bytes:
         """Return the film of all jobs of a walk, there and back, at most `limit` bytes; held pictures are left out."""
-        check_kind(kind)
-        limit, shown = min(limit, LIMIT), await self._walked(job)
+        check_film_format(film_format)
+        limit, walk_images = min(limit, MAX_FILM_BYTES), await self._walk_images(job)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return walk.walk(contents, kind=kind, limit=limit)
+            return walk.render_walk(contents, film_format=film_format, limit=limit)
 
-        return await self._made(("walk", kind, str(limit)), shown, make, GONE)
+        return await self._render_cached(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
 
-    async def _walked(self, job: str) -> list[Stored]:
+    async def _walk_images(self, job: str) -> list[StoredPicture]:
         """Return the images of a walk that may be shown, in order. Raises `Refused` (404) if it has no film."""
-        shown: list[Stored] = []
-        for part in await self._store.ask(walks.parts, job):
-            if not over(part.state):
-                raise Refused(UNDERWAY, 404)
+        visible_images: list[StoredPicture] = []
+        for part in await self._store.read(walks.list_parts, job):
+            if not is_end(part.state):
+                raise UserError(WALK_UNFINISHED, 404)
             if part.deleted is None:
-                check, kept = await self._store.ask(reviews.kept, part.id)
-                shown += [one for one in kept if one.kind == "image" and not is_held(check, one)]
-        if len(shown) < 2:
-            raise Refused(NO_WALK, 404)
-        return shown
+                check, files = await self._store.read(reviews.load_pictures, part.id)
+                visible_images += [stored for stored in files if stored.kind == "image" and not is_held(check, stored)]
+        if len(visible_images) < 2:
+            raise UserError(NO_WALK, 404)
+        return visible_images
 
-    async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+    async def render_dissolve(
+        self, job: str, index: int, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
+    ) -> bytes:
         """Return a film of one image dissolving into noise, at most `limit` bytes."""
-        check_kind(kind)
-        limit = min(limit, LIMIT)
+        check_film_format(film_format)
+        limit = min(limit, MAX_FILM_BYTES)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return dissolve.dissolve(contents[0], dissolve.seed_of(contents[0]), kind=kind, limit=limit)
+            return dissolve.render_dissolve(
+                contents[0], dissolve.derive_seed(contents[0]), film_format=film_format, limit=limit
+            )
 
-        return await self._made(("dissolve", kind, str(limit)), [await self.stored(job, index)], make, GONE)
+        return await self._render_cached(
+            ("dissolve", film_format, str(limit)), [await self.find_visible(job, index)], make, PICTURE_GONE
+        )
 
-    async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+    async def render_dissolve_and_back(
+        self, job: str, index: int, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
+    ) -> bytes:
         """Return a film of one image dissolving into noise and forming again, at most `limit` bytes."""
-        check_kind(kind)
-        limit, parts = min(limit, LIMIT), [await self.stored(job, index), await self.ladder(job, index)]
+        check_film_format(film_format)
+        limit, parts = (
+            min(limit, MAX_FILM_BYTES),
+            [await self.find_visible(job, index), await self.find_ladder(job, index)],
+        )
 
         def make(contents: Sequence[bytes]) -> bytes:
             picture, ladder = contents
-            return dissolve.there_and_back(picture, ladder, dissolve.seed_of(picture), kind=kind, limit=limit)
+            return dissolve.render_dissolve_and_back(
+                picture, ladder, dissolve.derive_seed(picture), film_format=film_format, limit=limit
+            )
 
-        seen = await self._closely.look(job, parts[1:])
-        return await self._made(("there and back", kind, str(limit)), parts, make, NO_FILM, seen)
+        thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts[1:])
+        return await self._render_cached(("there and back", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
 
-    async def branchable(self, job: str, index: int) -> tuple[int, ...]:
+    async def branch_steps(self, job: str, index: int) -> tuple[int, ...]:
         """Return the steps at which an image can be branched, ascending; empty if its ladder keeps no latents."""
-        one = await self.ladder(job, index)
+        stored = await self.find_ladder(job, index)
 
         async def make() -> tuple[int, ...]:
-            return await asyncio.to_thread(rungs.branchable, await self.read(one))
+            return await asyncio.to_thread(rungs.branch_steps, await self.read_file(stored))
 
-        return await self._steps.of((one.sha256,), make)
+        return await self._branch_steps.get_or_make((stored.sha256,), make)
 
-    async def ladder(self, job: str, index: int) -> Stored:
+    async def find_ladder(self, job: str, index: int) -> StoredPicture:
         """Return the ladder of one image that may be shown."""
-        await self.stored(job, index)
-        _, kept = await self._store.ask(reviews.kept, job)
-        for one in kept:
-            if one.kind == "ladder" and one.image == index:
-                return one
-        raise Refused(NO_LADDER, 404)
+        await self.find_visible(job, index)
+        _, files = await self._store.read(reviews.load_pictures, job)
+        for stored in files:
+            if stored.kind == "ladder" and stored.image == index:
+                return stored
+        raise UserError(NO_LADDER, 404)
 
-    async def read(self, one: Stored) -> bytes:
+    async def read_file(self, stored: StoredPicture) -> bytes:
         """Return the bytes of a stored file."""
         try:
-            return await self._pictures.get(one.sha256)
-        except Missing as error:
-            raise Refused(GONE, 404) from error
+            return await self._pictures.get(stored.sha256)
+        except ContentMissing as error:
+            raise UserError(PICTURE_GONE, 404) from error
 
-    async def sheet(self, job: str, index: int) -> bytes:
+    async def render_contact_sheet(self, job: str, index: int) -> bytes:
         """Return the keyframes that can be branched as a WebP contact sheet, each labelled with its step."""
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return labelled.contact_sheet(contents[0])
+            return labelled.make_contact_sheet(contents[0])
 
-        parts = [await self.ladder(job, index)]
-        return await self._made(("sheet",), parts, make, rungs.UNREADABLE, await self._closely.look(job, parts))
-
-    async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
-        """Return 2 to 4 images, by job and index, side by side with a label under each, as PNG."""
-        if not 2 <= len(shots) <= 4 or len(labels) != len(shots):
-            raise Refused("Two to four pictures can be compared.")
-        parts = [await self.stored(job, index) for job, index in shots]
-        return await self._made(
-            ("compared", *labels), parts, lambda contents: labelled.compared(contents, labels), GONE
+        parts = [await self.find_ladder(job, index)]
+        return await self._render_cached(
+            ("sheet",), parts, make, rungs.UNREADABLE, await self._thumbnail_decoder.decode_thumbnails(job, parts)
         )
 
-    async def _made(
-        self, what: tuple[str, ...], parts: Sequence[Stored], make: Callable[[Sequence[bytes]], bytes], otherwise: str,
-        seen: Mapping[str, Thumbnails] = BY_MAP,
+    async def render_comparison(self, pictures: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
+        """Return 2 to 4 images, by job and index, side by side with a label under each, as PNG."""
+        if not 2 <= len(pictures) <= 4 or len(labels) != len(pictures):
+            raise UserError("Two to four pictures can be compared.")
+        parts = [await self.find_visible(job, index) for job, index in pictures]
+        return await self._render_cached(
+            ("compared", *labels), parts, lambda contents: labelled.compose_side_by_side(contents, labels), PICTURE_GONE
+        )
+
+    async def _render_cached(
+        self, key: tuple[str, ...], parts: Sequence[StoredPicture], render: Callable[[Sequence[bytes]], bytes], refusal: str,
+        thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS,
     ) -> bytes:  # fmt: skip
         """Return `make` of the parts' contents, or the cached result.
 
         `otherwise`: the refusal if a part is unreadable. `seen`: decoded thumbnails of ladders, by SHA-256.
         """
 
-        async def made() -> bytes:
+        async def render_file() -> bytes:
             try:
-                contents = [await self.read(one) for one in parts]
-                return await asyncio.to_thread(lambda: make(seen_closely(parts, contents, seen)))
-            except Unreadable as error:
-                raise Refused(otherwise, 404) from error
+                contents = [await self.read_file(stored) for stored in parts]
+                return await asyncio.to_thread(lambda: render(apply_thumbnails(parts, contents, thumbnails)))
+            except UnreadableImage as error:
+                raise UserError(refusal, 404) from error
 
-        return await self._files.of((*what, "decoded" if seen else "", *(one.sha256 for one in parts)), made)
+        return await self._file_cache.get_or_make(
+            (*key, "decoded" if thumbnails else "", *(stored.sha256 for stored in parts)), render_file
+        )
 
-    async def rungs(self, job: str) -> list[int]:
+    async def keyframe_steps(self, job: str) -> list[int]:
         """Return the step of each keyframe, for a slider."""
         try:
-            return await asyncio.to_thread(film.steps, await self._without_latents(job))
-        except Unreadable as error:
-            raise Refused(NO_FILM, 404) from error
+            return await asyncio.to_thread(film.keyframe_steps, await self._without_latents(job))
+        except UnreadableImage as error:
+            raise UserError(NO_FILM, 404) from error
 
-    async def rung(self, job: str, n: int) -> bytes:
+    async def render_keyframe_grid(self, job: str, index: int) -> bytes:
         """Return the grid at keyframe `n`, as WebP."""
         try:
             ladders = await self._without_latents(job)
-            async with self._drawn:
-                return await asyncio.to_thread(film.rung, ladders, n)
-        except (Unreadable, IndexError) as error:
-            raise Refused("There is no such keyframe.", 404) from error
+            async with self._grid_slots:
+                return await asyncio.to_thread(film.render_keyframe, ladders, index)
+        except (UnreadableImage, IndexError) as error:
+            raise UserError("There is no such keyframe.", 404) from error
 
     async def _without_latents(self, job: str) -> list[bytes]:
         """Return the job's ladders without latents; they are read once for all keyframes. Raises `Unreadable`."""
-        parts, _ = await self._filmed(job)
-        seen = await self._closely.look(job, parts)
+        parts, _ = await self._film_parts(job)
+        thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts)
 
         async def make() -> list[bytes]:
-            contents = [await self.read(one) for one in parts]
-            return await asyncio.to_thread(lambda: film.bare(seen_closely(parts, contents, seen)))
+            contents = [await self.read_file(stored) for stored in parts]
+            return await asyncio.to_thread(lambda: film.drop_latents(apply_thumbnails(parts, contents, thumbnails)))
 
-        return await self._bare.of(("decoded" if seen else "", *(one.sha256 for one in parts)), make)
+        return await self._bare_ladders.get_or_make(
+            ("decoded" if thumbnails else "", *(stored.sha256 for stored in parts)), make
+        )
 
-    async def _filmed(self, job: str) -> tuple[list[Stored], list[Stored]]:
+    async def _film_parts(self, job: str) -> tuple[list[StoredPicture], list[StoredPicture]]:
         """Return the ladders of the images that may be shown, and these images if all are there."""
-        check, kept = await self._store.ask(reviews.kept, job)
-        found = [one for one in kept if one.kind == "ladder"]
-        if not found:
-            raise Refused(NO_FILM, 404)
-        held = {one.image for one in kept if one.kind == "image" and is_held(check, one)}
-        if not (free := [one for one in found if one.image not in held]):
-            raise Refused(HELD_FILM, 403)
-        shown = {one.image for one in free}
-        finals = sorted((one for one in kept if one.kind == "image" and one.image in shown), key=lambda one: one.image)
-        return free, finals if len(finals) == len(free) else []
+        check, files = await self._store.read(reviews.load_pictures, job)
+        ladders = [stored for stored in files if stored.kind == "ladder"]
+        if not ladders:
+            raise UserError(NO_FILM, 404)
+        held_images = {stored.image for stored in files if stored.kind == "image" and is_held(check, stored)}
+        if not (visible_ladders := [stored for stored in ladders if stored.image not in held_images]):
+            raise UserError(HELD_FILM, 403)
+        visible_images = {stored.image for stored in visible_ladders}
+        finals = sorted(
+            (stored for stored in files if stored.kind == "image" and stored.image in visible_images),
+            key=lambda one: one.image,
+        )
+        return visible_ladders, finals if len(finals) == len(visible_ladders) else []

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bot.images.pixels import PAPER, Form, opened, resized, saved, text_of
+from bot.images.pixels import BACKGROUND, ImageFormat, decode_image, encode_image, read_recipe_text, resize_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CELL = 256
+CELL_SIZE = 256
 GAP = 4
-MAX_SHEET = 4096  # pixels on the longer side of a grid
-_TILE = (30, 30, 34)
+MAX_GRID_SIDE = 4096  # pixels on the longer side of a grid
+_TILE_COLOUR = (30, 30, 34)
 
 
 def compose(
     pictures: Sequence[bytes | None],
-    cell: int = CELL,
+    cell: int = CELL_SIZE,
     *,
-    form: Form = "PNG",
+    image_format: ImageFormat = "PNG",
     quality: int = 90,
     shape: tuple[int, int] = (1, 1),
 ) -> bytes:
@@ -35,59 +35,67 @@ def compose(
     picture that has one; the seeds of the others follow from it. Raises `Unreadable` for what is no PNG, JPEG or WebP
     picture of bounded size, `ValueError` for a number of pictures other than 1 to 4.
     """
-    made = sheet([None if one is None else opened(one) for one in pictures], cell, shape)
-    return saved(made, form, quality, _text(pictures) if form != "JPEG" else "")
+    canvas = compose_images([None if picture is None else decode_image(picture) for picture in pictures], cell, shape)
+    return encode_image(canvas, image_format, quality, _first_recipe_text(pictures) if image_format != "JPEG" else "")
 
 
-def sheet(pictures: Sequence[Image.Image | None], cell: int = CELL, shape: tuple[int, int] = (1, 1)) -> Image.Image:
+def compose_images(
+    pictures: Sequence[Image.Image | None], cell: int = CELL_SIZE, shape: tuple[int, int] = (1, 1)
+) -> Image.Image:
     """Do `compose` on pixels."""
     if not 1 <= len(pictures) <= 4:
         raise ValueError(f"a grid has 1 to 4 pictures, not {len(pictures)}")
     columns, rows = min(2, len(pictures)), (len(pictures) + 1) // 2
-    width, height = _cell(pictures, cell, shape, MAX_SHEET // columns - GAP)
-    across, down = columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
-    made = Image.new("RGB", (across, down), PAPER)
-    for place, picture in enumerate(pictures):
-        corner = (place % 2 * (width + GAP), place // 2 * (height + GAP))
-        tile = Image.new("RGB", (width, height), _TILE) if picture is None else resized(picture, (width, height))
-        made.paste(tile, corner)
-    return made
+    width, height = _cell_size(pictures, cell, shape, MAX_GRID_SIDE // columns - GAP)
+    grid_width, grid_height = columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
+    canvas = Image.new("RGB", (grid_width, grid_height), BACKGROUND)
+    for index, picture in enumerate(pictures):
+        position = (index % 2 * (width + GAP), index // 2 * (height + GAP))
+        tile = (
+            Image.new("RGB", (width, height), _TILE_COLOUR)
+            if picture is None
+            else resize_image(picture, (width, height))
+        )
+        canvas.paste(tile, position)
+    return canvas
 
 
-def _cell(pictures: Sequence[Image.Image | None], cell: int, shape: tuple[int, int], most: int) -> tuple[int, int]:
+def _cell_size(
+    pictures: Sequence[Image.Image | None], cell: int, shape: tuple[int, int], max_side: int
+) -> tuple[int, int]:
     """Return a tile's size: the largest picture's, its shorter side at least `cell`, its longer one at most `most`."""
     sizes = [picture.size for picture in pictures if picture is not None]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=shape)
-    return scaled(width, height, cell, most)
+    return scale_size(width, height, cell, max_side)
 
 
-def scaled(width: int, height: int, least: int, most: int) -> tuple[int, int]:
+def scale_size(width: int, height: int, min_side: int, max_side: int) -> tuple[int, int]:
     """Return a size of the same shape, its shorter side at least `least` unless the longer one would exceed `most`."""
-    factor = max(1.0, least / min(width, height))
-    factor = min(factor, most / max(width, height))
+    factor = max(1.0, min_side / min(width, height))
+    factor = min(factor, max_side / max(width, height))
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def under(picture: bytes, limit: int) -> tuple[bytes, Form] | None:
+def shrink_to_fit(picture: bytes, limit: int) -> tuple[bytes, ImageFormat] | None:
     """Return the picture in at most `limit` bytes: unchanged, as lossless WebP, then as lossy; None if nothing fits.
 
     Raises `Unreadable` if it must shrink the picture and cannot read it.
     """
     if len(picture) <= limit:
-        return picture, _form(picture)
-    pixels, text = opened(picture), text_of(picture)
+        return picture, _detect_format(picture)
+    pixels, text = decode_image(picture), read_recipe_text(picture)
     for quality in (100, 95, 90, 80, 65):
-        smaller = saved(pixels, "WEBP", quality, text)
-        if len(smaller) <= limit:
-            return smaller, "WEBP"
+        content = encode_image(pixels, "WEBP", quality, text)
+        if len(content) <= limit:
+            return content, "WEBP"
     return None
 
 
-def _text(pictures: Sequence[bytes | None]) -> str:
-    return next((text for text in (text_of(one) for one in pictures if one) if text), "")
+def _first_recipe_text(pictures: Sequence[bytes | None]) -> str:
+    return next((text for text in (read_recipe_text(picture) for picture in pictures if picture) if text), "")
 
 
-def _form(picture: bytes) -> Form:
+def _detect_format(picture: bytes) -> ImageFormat:
     if picture.startswith(b"\x89PNG"):
         return "PNG"
     return "JPEG" if picture.startswith(b"\xff\xd8") else "WEBP"

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from bot.views import View
+from bot.views import JobView
 from engine.job import Presence
 
 NO_CHECK = "No worker can check pictures now: a moderator must look at these before they are shown."
 NO_FILM = "Its pictures are held by the picture check, so there is no film to show yet."
 
 
-class Looked(Protocol):
+class ReviewStatus(Protocol):
     """The verdicts of the picture check and the moderators, as `Shot` and `Stored` have them."""
 
     @property
@@ -24,33 +24,33 @@ class Looked(Protocol):
     def reviewed(self) -> str: ...
 
 
-def is_held(check: bool, one: Looked) -> bool:
+def is_held(check: bool, status: ReviewStatus) -> bool:
     """Return whether a picture must not be shown now. A moderator's decision overrides the check."""
-    if one.reviewed:
-        return one.reviewed != "shown"
-    return check and one.verdict != "passed"
+    if status.reviewed:
+        return status.reviewed != "shown"
+    return check and status.verdict != "passed"
 
 
-def held(view: View) -> tuple[int, ...]:
+def held_images(view: JobView) -> tuple[int, ...]:
     """Return the images of a job that must not be shown now."""
-    return tuple(shot.index for shot in view.pictures if is_held(view.check, shot))
+    return tuple(picture.index for picture in view.pictures if is_held(view.needs_check, picture))
 
 
-def why(index: int, one: Looked) -> str:
+def hold_reason(index: int, status: ReviewStatus) -> str:
     """Return why a held picture is not shown, as a sentence."""
-    if one.reviewed:
+    if status.reviewed:
         return f"Picture {index + 1} stays hidden: a moderator has looked at it."
-    if one.verdict == "flagged":
+    if status.verdict == "flagged":
         return f"Picture {index + 1} is held by the picture check until a moderator has looked at it."
     return f"Picture {index + 1} could not be checked, so it is held until a moderator has looked at it."
 
 
-def lines(view: View) -> list[str]:
+def hold_reasons(view: JobView) -> list[str]:
     """Return a sentence for each held picture of a job."""
-    return [why(shot.index, shot) for shot in view.pictures if is_held(view.check, shot)]
+    return [hold_reason(picture.index, picture) for picture in view.pictures if is_held(view.needs_check, picture)]
 
 
-def notes(check: bool, pool: str, workers: Mapping[str, Presence]) -> tuple[str, ...]:
+def unchecked_notes(check: bool, pool: str, workers: Mapping[str, Presence]) -> tuple[str, ...]:
     """Return the note on an accepted job whose pictures no worker can check."""
-    able = any(one.checks and pool in one.pools for one in workers.values())
-    return (NO_CHECK,) if check and not able else ()
+    can_check = any(worker.checks and pool in worker.pools for worker in workers.values())
+    return (NO_CHECK,) if check and not can_check else ()

@@ -11,37 +11,42 @@ import logging
 from dataclasses import dataclass
 
 from bot.images import confined, reading
-from bot.images.plain import GREY, RGB, NotPlain, plain
-from bot.images.readers import Gone, Reader
-from bot.images.reading import KEPT_SIDE, MOST_PIXELS, MOST_SIDE, Kind
-from bot.refused import Refused, Status
+from bot.images.plain import GREY, RGB, InvalidPng, validate_png
+from bot.images.readers import DecoderGone, DecoderProcess
+from bot.images.reading import MAX_PIXELS, MAX_SIDE, OUTPUT_SIDE, UploadKind
+from bot.refused import HttpStatus, UserError
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 16 * 2**20
-SECONDS = 10.0  # wall clock, per upload
-MEMORY = 2**30  # bytes of address space: 7/8 of it suffice for `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
-READERS = 2  # uploads decoded at once
-LINE = 32  # uploads that wait: each is held in memory
-ALIKE = 0.02  # relative difference of two aspect ratios that count as equal
+MAX_UPLOAD_BYTES = 16 * 2**20
+DECODE_TIMEOUT = 10.0  # wall clock, per upload
+MEMORY_LIMIT = (
+    2**30
+)  # bytes of address space: 7/8 of it suffice for `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
+DECODER_COUNT = 2  # uploads decoded at once
+MAX_WAITING = 32  # uploads that wait: each is held in memory
+ASPECT_TOLERANCE = 0.02  # relative difference of two aspect ratios that count as equal
 
-_KINDS = ", ".join({"WEBP": "WebP"}.get(one, one) for one in reading.FORMATS[:-1]) + f" and {reading.FORMATS[-1]}"
-_MILLION = f"{MOST_PIXELS // 1_000_000} million"
-WHY: dict[bytes, tuple[str, Status]] = {
-    reading.NO_KIND: (f"The {{}} has a format that is not supported here: {_KINDS} are.", 422),
+_FORMAT_NAMES = (
+    ", ".join({"WEBP": "WebP"}.get(format_name, format_name) for format_name in reading.FORMATS[:-1])
+    + f" and {reading.FORMATS[-1]}"
+)
+_MILLION = f"{MAX_PIXELS // 1_000_000} million"
+ERRORS: dict[bytes, tuple[str, HttpStatus]] = {
+    reading.UNKNOWN_FORMAT: (f"The {{}} has a format that is not supported here: {_FORMAT_NAMES} are.", 422),
     reading.BROKEN: ("The {} is damaged and cannot be read: save it anew and try again.", 422),
-    reading.PIXELS: (f"The {{}} has too many pixels: up to {_MILLION} are read.", 413),
-    reading.SIDE: (f"The {{}} is too long: up to {MOST_SIDE} pixels a side are read.", 413),
-    reading.MEMORY: ("The {} takes too much memory to be read: save it smaller.", 413),
-    reading.EMPTY: ("Nothing is painted: what is white in the {} is drawn anew.", 422),
+    reading.TOO_MANY_PIXELS: (f"The {{}} has too many pixels: up to {_MILLION} are read.", 413),
+    reading.SIDE_TOO_LONG: (f"The {{}} is too long: up to {MAX_SIDE} pixels a side are read.", 413),
+    reading.OUT_OF_MEMORY: ("The {} takes too much memory to be read: save it smaller.", 413),
+    reading.EMPTY_MASK: ("Nothing is painted: what is white in the {} is drawn anew.", 422),
 }
-TOO_LONG = "The {} takes too long to be read: save it anew, or smaller."
-BROKE_OFF = "Reading the {} broke off: try again, or save it anew."
+TOO_SLOW = "The {} takes too long to be read: save it anew, or smaller."
+DECODER_FAILED = "Reading the {} broke off: try again, or save it anew."
 BUSY = "Too many pictures are being read just now: try again soon."
 
 
 @dataclass(frozen=True)
-class Brought:
+class DecodedImage:
     """A decoded upload: a PNG of pixels alone, RGB or (of a mask) grey. `notes` say what was changed."""
 
     png: bytes
@@ -51,119 +56,127 @@ class Brought:
     notes: tuple[str, ...] = ()
 
 
-class Intake:
+class UploadDecoder:
     """One per bot. The subprocesses start with the first upload and stay until `close`."""
 
-    def __init__(self, *, seconds: float = SECONDS, memory: int = MEMORY, readers: int = READERS) -> None:
-        self._seconds, self._memory = seconds, memory
-        self._turn, self._waiting = asyncio.Semaphore(readers), 0
-        self._idle: list[Reader] = []
-        self._all: set[Reader] = set()
+    def __init__(
+        self, *, timeout: float = DECODE_TIMEOUT, memory: int = MEMORY_LIMIT, decoder_count: int = DECODER_COUNT
+    ) -> None:
+        self._timeout, self._memory = timeout, memory
+        self._slots, self._waiting = asyncio.Semaphore(decoder_count), 0
+        self._idle_decoders: list[DecoderProcess] = []
+        self._decoders: set[DecoderProcess] = set()
         self._closed = False
 
-    async def read(self, content: bytes, *, what: str = "picture") -> Brought:
+    async def decode_picture(self, content: bytes, *, label: str = "picture") -> DecodedImage:
         """Decode a picture of any supported format to RGB. Raises `Refused` with a sentence about the `what`."""
-        head, png = await self._asked(reading.PICTURE, content, what)
-        return await asyncio.to_thread(_brought, head, png, RGB, what)
+        header, png = await self._request_decode(reading.PICTURE, content, label)
+        return await asyncio.to_thread(_build_image, header, png, RGB, label)
 
-    async def read_mask(self, content: bytes, *, shape: tuple[int, int] | None = None, what: str = "mask") -> Brought:
+    async def decode_mask(
+        self, content: bytes, *, shape: tuple[int, int] | None = None, label: str = "mask"
+    ) -> DecodedImage:
         """Decode a mask to grey: white is repainted. Raises `Refused`, also if nothing is white.
 
         `shape`: width and height of its picture. The mask may be smaller or larger, since both are scaled later. With
         another aspect ratio both would be cropped differently, and the mask would be misplaced.
         """
-        head, png = await self._asked(reading.MASK, content, what)
-        own = head[2], head[3]
-        if shape is not None and not _alike(own, shape):
-            of, wanted = f"{own[0]} × {own[1]}", f"{shape[0]} × {shape[1]}"
-            raise Refused(f"The {what} has {of} pixels, and its picture {wanted}: both must be of one shape.")
-        return await asyncio.to_thread(_brought, head, png, GREY, what)
+        header, png = await self._request_decode(reading.MASK, content, label)
+        mask_size = header[2], header[3]
+        if shape is not None and not _has_same_aspect(mask_size, shape):
+            size_text, shape_text = f"{mask_size[0]} × {mask_size[1]}", f"{shape[0]} × {shape[1]}"
+            raise UserError(
+                f"The {label} has {size_text} pixels, and its picture {shape_text}: both must be of one shape."
+            )
+        return await asyncio.to_thread(_build_image, header, png, GREY, label)
 
     async def close(self) -> None:
         """End every subprocess; uploads in progress fail."""
         self._closed = True
-        await asyncio.gather(*(reader.end() for reader in list(self._all)))
-        self._all.clear()
+        await asyncio.gather(*(decoder.kill() for decoder in list(self._decoders)))
+        self._decoders.clear()
 
-    async def _asked(self, kind: Kind, content: bytes, what: str) -> tuple[tuple[bytes, int, int, int], bytes]:
+    async def _request_decode(
+        self, kind: UploadKind, content: bytes, label: str
+    ) -> tuple[tuple[bytes, int, int, int], bytes]:
         """Return the head and the PNG of a decoded upload. Raises `Refused`."""
         if not content:
-            raise Refused(f"The {what} is empty.")
-        if len(content) > MOST_BYTES:
-            raise Refused(f"The {what} is too large: up to {MOST_BYTES // 2**20} MiB are read.", 413)
-        if self._closed or self._waiting >= LINE:
-            raise Refused(BUSY, 429)
+            raise UserError(f"The {label} is empty.")
+        if len(content) > MAX_UPLOAD_BYTES:
+            raise UserError(f"The {label} is too large: up to {MAX_UPLOAD_BYTES // 2**20} MiB are read.", 413)
+        if self._closed or self._waiting >= MAX_WAITING:
+            raise UserError(BUSY, 429)
         self._waiting += 1
         try:
-            async with self._turn:
-                end, said = await self._read(kind, content, what)
+            async with self._slots:
+                exit_kind, output = await self._decode_once(kind, content, label)
         finally:
             self._waiting -= 1
-        if end == confined.SLOW:
-            raise Refused(TOO_LONG.format(what))
-        if end != confined.SAID or len(said) < reading.HEAD.size:
-            log.warning("intake: an upload of %d bytes ended its decoder (%d)", len(content), end)
-            raise Refused(BROKE_OFF.format(what))
-        head = reading.HEAD.unpack_from(said)
-        if head[0] != reading.READ:
-            sentence, status = WHY.get(head[0], (BROKE_OFF, 422))
-            raise Refused(sentence.format(what), status)
-        return head, said[reading.HEAD.size :]
+        if exit_kind == confined.TIMED_OUT:
+            raise UserError(TOO_SLOW.format(label))
+        if exit_kind != confined.OUTPUT or len(output) < reading.HEADER.size:
+            log.warning("intake: an upload of %d bytes ended its decoder (%d)", len(content), exit_kind)
+            raise UserError(DECODER_FAILED.format(label))
+        header = reading.HEADER.unpack_from(output)
+        if header[0] != reading.DECODED:
+            sentence, status = ERRORS.get(header[0], (DECODER_FAILED, 422))
+            raise UserError(sentence.format(label), status)
+        return header, output[reading.HEADER.size :]
 
-    async def _read(self, kind: Kind, content: bytes, what: str) -> tuple[int, bytes]:
+    async def _decode_once(self, kind: UploadKind, content: bytes, label: str) -> tuple[int, bytes]:
         try:
-            reader = await self._taken()
-        except (Gone, OSError) as error:
+            decoder = await self._acquire_decoder()
+        except (DecoderGone, OSError) as error:
             log.error("intake: no decoder process: %s", error)
-            raise Refused("Pictures cannot be read just now: try again soon.", 429) from error
+            raise UserError("Pictures cannot be read just now: try again soon.", 429) from error
         try:
-            return await reader.ask(kind, content)
-        except Gone as error:
+            return await decoder.decode(kind, content)
+        except DecoderGone as error:
             log.warning("intake: a decoder process is gone: %s", error)
-            raise Refused(BROKE_OFF.format(what)) from error
+            raise UserError(DECODER_FAILED.format(label)) from error
         finally:
-            if reader.fit and not self._closed:
-                self._idle.append(reader)
+            if decoder.is_ready and not self._closed:
+                self._idle_decoders.append(decoder)
             else:
-                await self._ended(reader)
+                await self._end_decoder(decoder)
 
-    async def _taken(self) -> Reader:
+    async def _acquire_decoder(self) -> DecoderProcess:
         """Return a process that is idle and alive, else start one."""
-        while self._idle:
-            if (reader := self._idle.pop()).fit:
-                return reader
-            await self._ended(reader)
-        reader = await Reader.start(self._seconds, self._memory)
-        self._all.add(reader)
+        while self._idle_decoders:
+            if (decoder := self._idle_decoders.pop()).is_ready:
+                return decoder
+            await self._end_decoder(decoder)
+        decoder = await DecoderProcess.start(self._timeout, self._memory)
+        self._decoders.add(decoder)
         if self._closed:
-            await self._ended(reader)
-            raise Gone("closed")
-        return reader
+            await self._end_decoder(decoder)
+            raise DecoderGone("closed")
+        return decoder
 
-    async def _ended(self, reader: Reader) -> None:
-        await reader.end()
-        self._all.discard(reader)
+    async def _end_decoder(self, decoder: DecoderProcess) -> None:
+        await decoder.kill()
+        self._decoders.discard(decoder)
 
 
-def _alike(own: tuple[int, int], shape: tuple[int, int]) -> bool:
+def _has_same_aspect(size: tuple[int, int], shape: tuple[int, int]) -> bool:
     """Return whether two shapes are alike; a side may have been rounded when one picture was scaled down."""
-    return abs(own[0] * shape[1] / (own[1] * shape[0]) - 1) <= max(ALIKE, 1 / min(*own, *shape))
+    return abs(size[0] * shape[1] / (size[1] * shape[0]) - 1) <= max(ASPECT_TOLERANCE, 1 / min(*size, *shape))
 
 
-def _brought(head: tuple[bytes, int, int, int], png: bytes, colour: int, what: str) -> Brought:
+def _build_image(header: tuple[bytes, int, int, int], png: bytes, colour: int, label: str) -> DecodedImage:
     """Return the decoded upload. Raises `Refused` for an invalid PNG: then the subprocess cannot be trusted."""
-    _, done, *own = head
+    _, change_flags, *original_size = header
     try:
-        width, height = plain(png, KEPT_SIDE, colour)
-    except NotPlain as error:
+        width, height = validate_png(png, OUTPUT_SIDE, colour)
+    except InvalidPng as error:
         log.warning("intake: a decoded upload is no plain PNG: %s", error)
-        raise Refused(BROKE_OFF.format(what)) from error
+        raise UserError(DECODER_FAILED.format(label)) from error
     notes = {
         reading.ANIMATED: "It is animated: its first picture is taken.",
         reading.TRANSPARENT: "What is transparent in it was made white.",
-        reading.REDUCED: f"It was made smaller, from {own[0]} × {own[1]} to {width} × {height}.",
+        reading.REDUCED: f"It was made smaller, from {original_size[0]} × {original_size[1]} to {width} × {height}.",
     }
     if colour == GREY:
         notes.pop(reading.TRANSPARENT)
-    said = tuple(note for flag, note in notes.items() if done & flag)
-    return Brought(png, width, height, hashlib.sha256(png).hexdigest(), said)
+    applied_notes = tuple(note for flag, note in notes.items() if change_flags & flag)
+    return DecodedImage(png, width, height, hashlib.sha256(png).hexdigest(), applied_notes)

@@ -10,22 +10,22 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Made(Generic[T]):
+class AsyncCache(Generic[T]):
     """Keeps at most `most` results. A key names all that its result depends on."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._known: OrderedDict[tuple[str, ...], T] = OrderedDict()
-        self._turn = asyncio.Lock()
+    def __init__(self, max_results: int) -> None:
+        self._max_results = max_results
+        self._results: OrderedDict[tuple[str, ...], T] = OrderedDict()
+        self._lock = asyncio.Lock()
 
-    async def of(self, key: tuple[str, ...], make: Callable[[], Awaitable[T]]) -> T:
+    async def get_or_make(self, key: tuple[str, ...], make: Callable[[], Awaitable[T]]) -> T:
         """Return the result of that key, made by `make` if it is not cached. Only a new result waits for others."""
-        if key not in self._known:
-            async with self._turn:
-                if key not in self._known:
-                    self._known[key] = await make()
-                    while len(self._known) > self._most:
-                        self._known.popitem(last=False)
-                return self._known[key]
-        self._known.move_to_end(key)
-        return self._known[key]
+        if key not in self._results:
+            async with self._lock:
+                if key not in self._results:
+                    self._results[key] = await make()
+                    while len(self._results) > self._max_results:
+                        self._results.popitem(last=False)
+                return self._results[key]
+        self._results.move_to_end(key)
+        return self._results[key]

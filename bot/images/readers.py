@@ -14,84 +14,89 @@ from contextlib import suppress
 from pathlib import Path
 
 from bot.images import confined
-from bot.images.reading import Kind
+from bot.images.reading import UploadKind
 
 ROOT = Path(__file__).parents[2]
-STARTING = 30.0  # seconds until it is ready, on a busy machine
-GRACE = 5.0  # seconds beyond an upload's limit, after which the process itself hangs
-CODE = "import sys; sys.path.insert(0, {!r}); from bot.images.confined import main; main({!r}, {!r})"
-NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Pythons find their own library by these; they hold no secret
+START_TIMEOUT = 30.0  # seconds until it is ready, on a busy machine
+GRACE_SECONDS = 5.0  # seconds beyond an upload's limit, after which the process itself hangs
+START_CODE = "import sys; sys.path.insert(0, {!r}); from bot.images.confined import main; main({!r}, {!r})"
+PASSED_VARIABLES = (
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+)  # some Pythons find their own library by these; they hold no secret
 
 
-class Gone(Exception):
+class DecoderGone(Exception):
     """The process ended, hangs, or sent an invalid answer."""
 
 
-class Reader:
+class DecoderProcess:
     """Unusable after `Gone` or a cancellation; its owner calls `end`."""
 
-    def __init__(self, process: Process, seconds: float) -> None:
-        self._process, self._seconds, self._asking = process, seconds, False
+    def __init__(self, process: Process, timeout: float) -> None:
+        self._process, self._timeout, self._busy = process, timeout, False
 
     @classmethod
-    async def start(cls, seconds: float, memory: int) -> Reader:
+    async def start(cls, timeout: float, memory: int) -> DecoderProcess:
         """Start a process and wait until it is ready. Raises `Gone` or OSError.
 
         It gets no environment, so it knows no secret. Errors of its start go to our standard error; a child that has an
         upload has none.
         """
-        code = CODE.format(str(ROOT), float(seconds), int(memory))
+        code = START_CODE.format(str(ROOT), float(timeout), int(memory))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-c", code, stdin=PIPE, stdout=PIPE,
-            env={name: os.environ[name] for name in NEEDED if name in os.environ},
+            env={name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ},
             start_new_session=True,  # Ctrl-C is for the bot; and `end` kills the group, children included
         )  # fmt: skip
-        made = cls(process, seconds)
+        decoder = cls(process, timeout)
         try:
-            async with asyncio.timeout(STARTING):
-                if await made._source.readexactly(1) != confined.READY:
-                    raise Gone("not ready")
+            async with asyncio.timeout(START_TIMEOUT):
+                if await decoder._stdout.readexactly(1) != confined.READY:
+                    raise DecoderGone("not ready")
         except (EOFError, TimeoutError) as error:
-            await made.end()
-            raise Gone("did not start") from error
+            await decoder.kill()
+            raise DecoderGone("did not start") from error
         except BaseException:
-            await made.end()
+            await decoder.kill()
             raise
-        return made
+        return decoder
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     @property
-    def fit(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it can take a request."""
-        return self._process.returncode is None and not self._asking
+        return self._process.returncode is None and not self._busy
 
     @property
-    def _source(self) -> asyncio.StreamReader:
+    def _stdout(self) -> asyncio.StreamReader:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    async def ask(self, kind: Kind, content: bytes) -> tuple[int, bytes]:
+    async def decode(self, kind: UploadKind, content: bytes) -> tuple[int, bytes]:
         """Decode a file. Return how the child ended (`confined.SAID` and so on), and its output. Raises `Gone`."""
-        sink, self._asking = self._process.stdin, True
-        assert sink is not None
+        stdin, self._busy = self._process.stdin, True
+        assert stdin is not None
         try:
-            async with asyncio.timeout(self._seconds + GRACE):
-                sink.write(confined.ASKED.pack(kind, len(content)))
-                sink.write(content)
-                await sink.drain()
-                end, length = confined.ANSWERED.unpack(await self._source.readexactly(confined.ANSWERED.size))
-                if length > confined.MOST_SAID:
-                    raise Gone("an answer out of bounds")
-                said = await self._source.readexactly(length)
+            async with asyncio.timeout(self._timeout + GRACE_SECONDS):
+                stdin.write(confined.REQUEST_HEADER.pack(kind, len(content)))
+                stdin.write(content)
+                await stdin.drain()
+                exit_kind, length = confined.ANSWER_HEADER.unpack(
+                    await self._stdout.readexactly(confined.ANSWER_HEADER.size)
+                )
+                if length > confined.MAX_OUTPUT_BYTES:
+                    raise DecoderGone("an answer out of bounds")
+                output = await self._stdout.readexactly(length)
         except (OSError, EOFError, TimeoutError) as error:
-            raise Gone("no answer") from error
-        self._asking = False
-        return end, said
+            raise DecoderGone("no answer") from error
+        self._busy = False
+        return exit_kind, output
 
-    async def end(self) -> None:
+    async def kill(self) -> None:
         """Kill the process with its child and wait for it, even while the caller is being cancelled."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)

@@ -9,51 +9,51 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bot.refused import Refused
-from engine.job import Ladder, Malformed, decode
+from bot.refused import UserError
+from engine.job import Ladder, MalformedMessage, decode
 
 UNREADABLE = "The keyframes of this picture cannot be read any more."
-NOWHERE = "This picture has no keyframes to branch from: it has too few steps, or an earlier version made it."
+NO_KEYFRAMES = "This picture has no keyframes to branch from: it has too few steps, or an earlier version made it."
 
 
 @dataclass(frozen=True)
-class Stage:
+class Keyframe:
     """A keyframe after `step` steps. `branches`: whether a job can branch here. `thumbnail`: still encoded."""
 
     step: int
-    branches: bool
+    can_branch: bool
     thumbnail: bytes
 
 
-def stages(ladder: bytes) -> list[Stage]:
+def read_keyframes(ladder: bytes) -> list[Keyframe]:
     """Return the keyframes in the order of their steps, one per step. Raises `Refused` (404) for what is no ladder."""
     try:
-        read = decode(ladder, Ladder)
-    except Malformed as error:
-        raise Refused(UNREADABLE, 404) from error
-    whole = 4 * math.prod(read.shape)
-    found: dict[int, Stage] = {}
-    for rung in read.rungs:
-        kept = rung.latent is not None and len(rung.latent) == whole
+        decoded = decode(ladder, Ladder)
+    except MalformedMessage as error:
+        raise UserError(UNREADABLE, 404) from error
+    full_bytes = 4 * math.prod(decoded.shape)
+    keyframes: dict[int, Keyframe] = {}
+    for entry in decoded.rungs:
+        has_latents = entry.latent is not None and len(entry.latent) == full_bytes
         # After the last step nothing is left to change, and before the first nothing has been done.
-        stage = Stage(rung.step, kept and 1 <= rung.step < read.of, rung.thumbnail)
-        if stage.branches or rung.step not in found:
-            found[rung.step] = stage
-    return [found[step] for step in sorted(found)]
+        keyframe = Keyframe(entry.step, has_latents and 1 <= entry.step < decoded.of, entry.thumbnail)
+        if keyframe.can_branch or entry.step not in keyframes:
+            keyframes[entry.step] = keyframe
+    return [keyframes[step] for step in sorted(keyframes)]
 
 
-def branchable(ladder: bytes) -> tuple[int, ...]:
+def branch_steps(ladder: bytes) -> tuple[int, ...]:
     """Return the steps that can be branched, ascending; empty if there are none. Raises `Refused` (404)."""
-    return tuple(stage.step for stage in stages(ladder) if stage.branches)
+    return tuple(keyframe.step for keyframe in read_keyframes(ladder) if keyframe.can_branch)
 
 
-def nearest(ladder: bytes, step: int) -> int:
+def nearest_branch_step(ladder: bytes, step: int) -> int:
     """Return the last step at or below `step` that can be branched, else the first above. Raises `Refused` (404)."""
-    return closest(branchable(ladder), step)
+    return closest_step(branch_steps(ladder), step)
 
 
-def closest(places: Sequence[int], step: int) -> int:
+def closest_step(steps: Sequence[int], step: int) -> int:
     """Do `nearest` on known steps, in ascending order. Raises `Refused` (404) if there are none."""
-    if not places:
-        raise Refused(NOWHERE, 404)
-    return max((one for one in places if one <= step), default=places[0])
+    if not steps:
+        raise UserError(NO_KEYFRAMES, 404)
+    return max((candidate for candidate in steps if candidate <= step), default=steps[0])

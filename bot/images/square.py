@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from PIL import Image, ImageOps
 
-from bot.images.pixels import opened, saved
+from bot.images.pixels import decode_image, encode_image
 
-MOST_SIDE = 256  # pixels: even a PNG of pure noise is then below the limit of a request
+MAX_SIDE = 256  # pixels: even a PNG of pure noise is then below the limit of a request
 
 
-def square(png: bytes, side: int) -> bytes:
+def crop_square(png: bytes, side: int) -> bytes:
     """Return the middle of a picture as a PNG, `side` pixels wide and high, at most `MOST_SIDE`."""
-    least = min(side, MOST_SIDE)
-    return saved(ImageOps.fit(opened(png), (least, least), Image.Resampling.LANCZOS), "PNG")
+    bounded_side = min(side, MAX_SIDE)
+    return encode_image(ImageOps.fit(decode_image(png), (bounded_side, bounded_side), Image.Resampling.LANCZOS), "PNG")

@@ -6,43 +6,43 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from bot.refused import Refused
+from bot.refused import UserError
 
-MOST_BYTES = 384 * 2**20
-LINE = 64  # requests that wait for memory
+MAX_BYTES = 384 * 2**20
+MAX_WAITING = 64  # requests that wait for memory
 BUSY = "Too many pictures are being uploaded just now: try again soon."
 
 
-class Tray:
+class MemoryLimiter:
     """One per bot. A request that waits has downloaded nothing yet; requests are served in order."""
 
-    def __init__(self, most: int = MOST_BYTES, line: int = LINE) -> None:
-        self._most, self._line = most, line
-        self._turn, self._freed = asyncio.Lock(), asyncio.Event()
-        self._taken = self._waiting = 0
+    def __init__(self, max_bytes: int = MAX_BYTES, max_waiting: int = MAX_WAITING) -> None:
+        self._max_bytes, self._max_waiting = max_bytes, max_waiting
+        self._lock, self._released = asyncio.Lock(), asyncio.Event()
+        self._reserved = self._waiting = 0
 
     @property
-    def taken(self) -> int:
+    def reserved_bytes(self) -> int:
         """Bytes that are reserved now."""
-        return self._taken
+        return self._reserved
 
     @asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[None]:
+    async def reserve(self, size: int) -> AsyncIterator[None]:
         """Reserve `size` bytes while the body runs; more than the limit waits for all of it. Raises `Refused`."""
-        size = min(size, self._most)
-        if self._waiting >= self._line:
-            raise Refused(BUSY, 429)
+        size = min(size, self._max_bytes)
+        if self._waiting >= self._max_waiting:
+            raise UserError(BUSY, 429)
         self._waiting += 1
         try:
-            async with self._turn:
-                while self._taken + size > self._most:
-                    self._freed.clear()
-                    await self._freed.wait()
-                self._taken += size
+            async with self._lock:
+                while self._reserved + size > self._max_bytes:
+                    self._released.clear()
+                    await self._released.wait()
+                self._reserved += size
         finally:
             self._waiting -= 1
         try:
             yield
         finally:
-            self._taken -= size
-            self._freed.set()
+            self._reserved -= size
+            self._released.set()

@@ -10,43 +10,43 @@ from functools import lru_cache
 
 from PIL import Image
 
-from bot.images.film_formats import Kind
-from bot.images.pixels import opened, resized
-from bot.images.reel import HOLD_MS, LIMIT, Reel, Size, bounded, fitted
+from bot.images.film_formats import FilmFormat
+from bot.images.pixels import decode_image, resize_image
+from bot.images.reel import HOLD_MS, MAX_FILM_BYTES, Animation, Size, bound_size, encode_to_fit
 
-BETWEEN = 3  # frames from one picture to the next
-SIDE = 512  # pixels of the longer side at most: a film has up to 91 frames, all in memory at once
-SMALLEST = 256
+FRAMES_BETWEEN = 3  # frames from one picture to the next
+MAX_SIDE = 512  # pixels of the longer side at most: a film has up to 91 frames, all in memory at once
+MIN_SIDE = 256
 
 
-def walk(pictures: Sequence[bytes], *, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+def render_walk(pictures: Sequence[bytes], *, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES) -> bytes:
     """Return two to sixteen pictures of one size as a looping film, at most `limit` bytes.
 
     Both ends are held. Raises `Unreadable` for what is no picture, `Refused` if this format cannot be made here (422)
     or even the smallest does not fit (413), `ValueError` for fewer than two.
     """
-    return fitted(walking(pictures), kind, limit)
+    return encode_to_fit(animate_walk(pictures), film_format, limit)
 
 
-def walking(pictures: Sequence[bytes]) -> Reel:
+def animate_walk(pictures: Sequence[bytes]) -> Animation:
     """Return the frames of `walk`."""
     if len(pictures) < 2:
         raise ValueError("a walk has two pictures at least")
-    tiles = [opened(one) for one in pictures]
+    tiles = [decode_image(picture) for picture in pictures]
     width, height = tiles[0].size
-    grown = max(1.0, SMALLEST / min(width, height))
-    size = bounded((round(width * grown), round(height * grown)), SIDE)
-    stations = [resized(tile, size) for tile in tiles]
-    last = (len(stations) - 1) * BETWEEN
+    scale = max(1.0, MIN_SIDE / min(width, height))
+    size = bound_size((round(width * scale), round(height * scale)), MAX_SIDE)
+    images = [resize_image(tile, size) for tile in tiles]
+    last_position = (len(images) - 1) * FRAMES_BETWEEN
 
     @lru_cache(maxsize=1)
-    def at(place: int) -> Image.Image:
-        station, part = divmod(place, BETWEEN)
-        if not part:
-            return stations[station]
-        return Image.blend(stations[station], stations[station + 1], part / BETWEEN)
+    def frame_at(position: int) -> Image.Image:
+        picture_index, step = divmod(position, FRAMES_BETWEEN)
+        if not step:
+            return images[picture_index]
+        return Image.blend(images[picture_index], images[picture_index + 1], step / FRAMES_BETWEEN)
 
-    def draw(place: int, wanted: Size) -> Image.Image:
-        return resized(at(last - abs(last - place)), wanted)
+    def draw(index: int, frame_size: Size) -> Image.Image:
+        return resize_image(frame_at(last_position - abs(last_position - index)), frame_size)
 
-    return Reel(2 * last + 1, size, draw, {last: HOLD_MS})
+    return Animation(2 * last_position + 1, size, draw, {last_position: HOLD_MS})

@@ -8,20 +8,20 @@ from sqlalchemy import Connection, create_engine
 from bot.store.tables import metadata
 
 
-def _run(connection: Connection) -> None:
+def _migrate(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
-def _main() -> None:
-    given: Connection | None = context.config.attributes.get("connection")
-    if given is not None:
-        _run(given)
+def _run_migrations() -> None:
+    store_connection: Connection | None = context.config.attributes.get("connection")
+    if store_connection is not None:
+        _migrate(store_connection)
         return
     url = context.config.get_main_option("sqlalchemy.url") or ""
     with create_engine(url).connect() as connection:
-        _run(connection)
+        _migrate(connection)
 
 
-_main()
+_run_migrations()

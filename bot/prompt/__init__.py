@@ -10,116 +10,120 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bot.prompt.concepts import WORDLESS, clean, concepts
-from bot.prompt.flags import OURS, THEIRS, split
-from bot.prompt.loras import merged
-from bot.prompt.own import spelt
-from bot.prompt.permutations import MAX_JOBS, expand
-from bot.prompt.request import Request, recipe, remarks
-from bot.prompt.values import WEIGHED, read
-from bot.refused import Refused
-from bot.sentences import jobs, shortened
+from bot.prompt.concepts import EMPTY_CONCEPT, clean_prompt, parse_concepts
+from bot.prompt.flags import IGNORED_FLAGS, OUR_FLAGS, split_flags
+from bot.prompt.loras import merge_loras
+from bot.prompt.own import expand_flag_aliases
+from bot.prompt.permutations import MAX_JOBS, expand_braces
+from bot.prompt.request import ParsedPrompt, build_recipe, make_remarks
+from bot.prompt.values import WEIGHTS_IN_WALK, parse_value
+from bot.refused import UserError
+from bot.sentences import format_job_count, shorten
 from engine.job import MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from bot.prompt.flags import Given
-    from engine.job import Concept, Warm
+    from bot.prompt.flags import ParsedFlag
+    from engine.job import Concept, ModelInfo
 
-__all__ = ["Parsed", "Request", "parse", "recipe", "remarks"]
+__all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
-FIELDS = {
+FIELDS_BY_FLAG = {
     "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "until", "mix": "mixed",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParseResult:
     """One request per permutation, in order, and notes for the member."""
 
-    requests: tuple[Request, ...]
+    prompts: tuple[ParsedPrompt, ...]
     notes: tuple[str, ...]
 
 
 def parse(
-    text: str, defaults: Warm | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None,
-    wordless: bool = False, own: Mapping[str, str] | None = None,
-) -> Parsed:  # fmt: skip
+    text: str, default_model: ModelInfo | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None,
+    allow_empty: bool = False, aliases: Mapping[str, str] | None = None,
+) -> ParseResult:  # fmt: skip
     """Parse `text`. `defaults`: the model that is used if none is named; None while no worker is online.
 
     `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
     they win over flags; None, "" and False count as absent. `wordless`: the prompt may be empty. `own`: the member's
     flag aliases, by name. Raises `Refused`: one sentence about the first mistake.
     """
-    prompts = expand(clean(text))
-    notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []
-    requests: list[Request] = []
-    for prompt, stands in (spelt(prompt, own or {}) for prompt in prompts):
-        notes += stands
-        request, said = _request(prompt, models, options or {}, wordless)
-        requests += [request] * request.repeat
-        notes += said
-        if defaults is not None and request.model in (None, defaults.name):
-            notes += remarks(request, defaults)
-    if (made := sum(map(_jobs, requests))) > MAX_JOBS:
-        raise Refused(f"This makes {made} jobs; at most {MAX_JOBS} are taken at once.")
-    return Parsed(tuple(requests), tuple(dict.fromkeys(notes)))
+    prompts = expand_braces(clean_prompt(text))
+    notes = [f"The braces make {format_job_count(len(prompts))}."] if len(prompts) > 1 else []
+    parsed_prompts: list[ParsedPrompt] = []
+    for prompt, alias_notes in (expand_flag_aliases(prompt, aliases or {}) for prompt in prompts):
+        notes += alias_notes
+        parsed_prompt, prompt_notes = _parse_prompt(prompt, models, options or {}, allow_empty)
+        parsed_prompts += [parsed_prompt] * parsed_prompt.repeat
+        notes += prompt_notes
+        if default_model is not None and parsed_prompt.model in (None, default_model.name):
+            notes += make_remarks(parsed_prompt, default_model)
+    if (job_count := sum(map(_count_jobs, parsed_prompts))) > MAX_JOBS:
+        raise UserError(f"This makes {job_count} jobs; at most {MAX_JOBS} are taken at once.")
+    return ParseResult(tuple(parsed_prompts), tuple(dict.fromkeys(notes)))
 
 
-def _jobs(request: Request) -> int:
-    return -(-request.frames // MAX_COUNT) if request.walk else 1
+def _count_jobs(parsed_prompt: ParsedPrompt) -> int:
+    return -(-parsed_prompt.frames // MAX_COUNT) if parsed_prompt.walk else 1
 
 
-def _request(
-    prompt: str, models: Sequence[str], options: Mapping[str, object], wordless: bool
-) -> tuple[Request, list[str]]:
-    words, flags = split(prompt)
-    ours: dict[str, object] = {given.name: given.value for given in flags if given.name in OURS}
-    if added := [given.value for given in flags if given.name == "lora"]:
-        ours["lora"] = added
-    values: dict[str, Any] = {FIELDS.get(name, name): read(name, value, models) for name, value in ours.items()}
-    values = _joined(values, _read_options(options, models))
+def _parse_prompt(
+    prompt: str, models: Sequence[str], options: Mapping[str, object], allow_empty: bool
+) -> tuple[ParsedPrompt, list[str]]:
+    words, flags = split_flags(prompt)
+    flag_values: dict[str, object] = {flag.name: flag.value for flag in flags if flag.name in OUR_FLAGS}
+    if lora_values := [flag.value for flag in flags if flag.name == "lora"]:
+        flag_values["lora"] = lora_values
+    values: dict[str, Any] = {
+        FIELDS_BY_FLAG.get(name, name): parse_value(name, value, models) for name, value in flag_values.items()
+    }
+    values = _merge_values(values, _parse_options(options, models))
     if not words and values.get("negative"):
-        raise Refused("This only says what not to draw: put what should be drawn before --no.")
-    parts = (WORDLESS,) if wordless and not words else concepts(words)
-    if values.get("walk") and (len(parts) > 1 or not words):
-        raise Refused(WEIGHED if words else "A walk begins with words: put them before --walk.")
-    return Request(concepts=parts, text=prompt, words=words, **values), list(_notes(words, flags, parts))
+        raise UserError("This only says what not to draw: put what should be drawn before --no.")
+    prompt_concepts = (EMPTY_CONCEPT,) if allow_empty and not words else parse_concepts(words)
+    if values.get("walk") and (len(prompt_concepts) > 1 or not words):
+        raise UserError(WEIGHTS_IN_WALK if words else "A walk begins with words: put them before --walk.")
+    return ParsedPrompt(concepts=prompt_concepts, text=prompt, words=words, **values), list(
+        _make_notes(words, flags, prompt_concepts)
+    )
 
 
-def _joined(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _merge_values(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Merge flags and options. Options win, except that LoRAs of both are used."""
-    joined = flags | options
+    merged_values = flags | options
     if options.get("loras") and flags.get("loras"):
-        joined["loras"] = merged([*flags["loras"], *options["loras"]])
-    return joined
+        merged_values["loras"] = merge_loras([*flags["loras"], *options["loras"]])
+    return merged_values
 
 
-def _read_options(options: Mapping[str, object], models: Sequence[str]) -> dict[str, Any]:
-    names = {FIELDS.get(name, name): name for name in OURS if name != "iw"}
-    given = {FIELDS.get(name, name): value for name, value in options.items() if not _absent(value)}
-    for field in given:
+def _parse_options(options: Mapping[str, object], models: Sequence[str]) -> dict[str, Any]:
+    names = {FIELDS_BY_FLAG.get(name, name): name for name in OUR_FLAGS if name != "iw"}
+    option_values = {FIELDS_BY_FLAG.get(name, name): value for name, value in options.items() if not _is_absent(value)}
+    for field in option_values:
         if field not in names:
-            raise Refused(f"There is no option {shortened(field, 40)}.", 400)
-    return {field: read(names[field], value, models) for field, value in given.items()}
+            raise UserError(f"There is no option {shorten(field, 40)}.", 400)
+    return {field: parse_value(names[field], value, models) for field, value in option_values.items()}
 
 
-def _absent(value: object) -> bool:
+def _is_absent(value: object) -> bool:
     return value in (None, "", (), []) or value is False
 
 
-def _notes(words: str, flags: tuple[Given, ...], parts: tuple[Concept, ...]) -> Iterator[str]:
-    ignored = [given.written for given in flags if given.name in THEIRS]
-    if ignored:
-        yield f"Taken, but without effect here: {shortened(', '.join(dict.fromkeys(ignored)), 200)}."
-    names = [given.name for given in flags if given.name in OURS and given.name != "lora"]
+def _make_notes(words: str, flags: tuple[ParsedFlag, ...], prompt_concepts: tuple[Concept, ...]) -> Iterator[str]:
+    ignored_flags = [flag.text for flag in flags if flag.name in IGNORED_FLAGS]
+    if ignored_flags:
+        yield f"Taken, but without effect here: {shorten(', '.join(dict.fromkeys(ignored_flags)), 200)}."
+    names = [flag.name for flag in flags if flag.name in OUR_FLAGS and flag.name != "lora"]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"--{name} is given more than once: the last one counts."
-    for part in parts:
-        if not part.weight:
-            yield f"“{shortened(part.text, 40)}” has the weight 0: it is left out."
-    if len(parts) == 1 and parts[0].weight != 1:
+    for concept in prompt_concepts:
+        if not concept.weight:
+            yield f"“{shorten(concept.text, 40)}” has the weight 0: it is left out."
+    if len(prompt_concepts) == 1 and prompt_concepts[0].weight != 1:
         yield "Weights are relative to each other: a single one changes nothing."
     if "walk" in names:
         yield from (f"In a walk, --{name} changes nothing." for name in ("count", "chaos", "mix") if name in names)

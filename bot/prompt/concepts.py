@@ -6,72 +6,72 @@ import re
 
 from ftfy import fix_text
 
-from bot.refused import Refused
-from bot.sentences import plain, shortened
+from bot.refused import UserError
+from bot.sentences import clean_text, shorten
 from engine.job import MAX_CONCEPTS, Concept
 
 MAX_CHARACTERS = 2000
 MAX_WEIGHT = 100.0
-WORDLESS = Concept("")  # the empty prompt, allowed with an init image
+EMPTY_CONCEPT = Concept("")  # the empty prompt, allowed with an init image
 
 # The weight stands directly after `::`; text that only begins like a number ("::2nd") is no weight.
 _WEIGHT = re.compile(r"::(?:([+\-−–]?(?:[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6}))(?=[\s:,;.]|$))?")
 
 
-def clean(text: str) -> str:
+def clean_prompt(text: str) -> str:
     """Return the text on one line: mojibake fixed (ftfy), NFC, no control or invisible characters.
 
     Raises `Refused` for more than 2000 characters.
     """
     _check_length(text)
-    cleaned = plain(fix_text(text, uncurl_quotes=False))
+    cleaned = clean_text(fix_text(text, uncurl_quotes=False))
     _check_length(cleaned)
     return cleaned
 
 
 def _check_length(text: str) -> None:
     if len(text) > MAX_CHARACTERS:
-        raise Refused(f"A prompt may have {MAX_CHARACTERS} characters; this one has {len(text)}.")
+        raise UserError(f"A prompt may have {MAX_CHARACTERS} characters; this one has {len(text)}.")
 
 
-def concepts(words: str) -> tuple[Concept, ...]:
+def parse_concepts(words: str) -> tuple[Concept, ...]:
     """Return `red apple:: blue::-0.5` as concepts with the written weights (1 if there is none; 0 is kept).
 
     Raises `Refused` for a weight without words or out of range, more than 8 concepts, or a sum of weights not above 0.
     """
-    pieces = _WEIGHT.split(words)  # text, weight, text, weight, …, text
-    found = [_concept(text, weight) for text, weight in zip(pieces[0::2], pieces[1::2], strict=False)]
-    if pieces[-1].strip():
-        found.append(Concept(pieces[-1].strip()))
-    _check_sum(found)
-    if len(found) > MAX_CONCEPTS:
-        raise Refused(f"A prompt may have {MAX_CONCEPTS} weighted parts; this one has {len(found)}.")
-    return tuple(found)
+    parts = _WEIGHT.split(words)  # text, weight, text, weight, …, text
+    parsed_concepts = [_parse_concept(text, weight) for text, weight in zip(parts[0::2], parts[1::2], strict=False)]
+    if parts[-1].strip():
+        parsed_concepts.append(Concept(parts[-1].strip()))
+    _check_sum(parsed_concepts)
+    if len(parsed_concepts) > MAX_CONCEPTS:
+        raise UserError(f"A prompt may have {MAX_CONCEPTS} weighted parts; this one has {len(parsed_concepts)}.")
+    return tuple(parsed_concepts)
 
 
-def _concept(text: str, written: str | None) -> Concept:
-    weight = 1.0 if written is None else float(written.replace("−", "-").replace("–", "-"))
+def _parse_concept(text: str, weight_text: str | None) -> Concept:
+    weight = 1.0 if weight_text is None else float(weight_text.replace("−", "-").replace("–", "-"))
     text = text.strip()
     if not text:
-        raise Refused(f"There are no words before ::{written or ''} for it to weigh.")
+        raise UserError(f"There are no words before ::{weight_text or ''} for it to weigh.")
     if abs(weight) > MAX_WEIGHT:
-        raise Refused(f"The weight {weight:g} of “{shortened(text, 40)}” is not within ±{MAX_WEIGHT:g}.")
+        raise UserError(f"The weight {weight:g} of “{shorten(text, 40)}” is not within ±{MAX_WEIGHT:g}.")
     return Concept(text, weight)
 
 
-def _check_sum(found: list[Concept]) -> None:
-    if not found:
-        raise Refused("The prompt is empty: say what to draw, as in “terrier, looking up, white background”.")
-    total = sum(concept.weight for concept in found)
+def _check_sum(parsed_concepts: list[Concept]) -> None:
+    if not parsed_concepts:
+        raise UserError("The prompt is empty: say what to draw, as in “terrier, looking up, white background”.")
+    total = sum(concept.weight for concept in parsed_concepts)
     if total <= 1e-9:
-        raise Refused(f"The weights add up to {total:g}; they must add up to more than 0: what should be drawn?")
+        raise UserError(f"The weights add up to {total:g}; they must add up to more than 0: what should be drawn?")
 
 
-def balanced(parts: tuple[Concept, ...]) -> tuple[Concept, ...]:
+def balance_weights(weighted_concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
     """Return the concepts with relative weights: the positive ones add up to 1.
 
     So `a::2 b::1` is `a::4 b::2`, guidance keeps its strength with any number of concepts, and a negative concept
     steers away in proportion. Weights that add up to more than 0 then all lie between -1 and 1; those of 0 are dropped.
     """
-    positive = sum(part.weight for part in parts if part.weight > 0)
-    return tuple(Concept(part.text, part.weight / positive) for part in parts if part.weight)
+    positive = sum(concept.weight for concept in weighted_concepts if concept.weight > 0)
+    return tuple(Concept(concept.text, concept.weight / positive) for concept in weighted_concepts if concept.weight)

@@ -12,6 +12,6 @@ NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
 _MARK = re.compile(rf"\\([()\[\]\\])|:\s*{NUMBER}\s*\)|[()\[\]]")
 
 
-def bare(text: str) -> str:
+def remove_emphasis(text: str) -> str:
     """Remove emphasis, so that a word that it splits is one again: `g(or:1.3)e` becomes `gore`."""
     return _MARK.sub(lambda mark: mark[1] or "", text)

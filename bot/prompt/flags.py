@@ -12,14 +12,14 @@ from typing import Literal
 
 from rapidfuzz import fuzz, process
 
-from bot.prompt.emphasis import bare
-from bot.prompt.loras import RANGE as LORAS
-from bot.prompt.loras import untagged
-from bot.prompt.samplers import LISTED, leading
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.loras import VALUE_RANGE as LORAS
+from bot.prompt.loras import extract_tags
+from bot.prompt.samplers import SAMPLER_LIST, split_sampler
+from bot.refused import UserError
+from bot.sentences import shorten
 
-Takes = Literal["nothing", "number", "word", "words", "sampler"]
+FlagArgument = Literal["nothing", "number", "word", "words", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Flag:
     """One of our own flags. `range` describes its values, for help, autocomplete and refusals."""
 
     name: str
-    takes: Takes
-    range: str
-    about: str
+    argument: FlagArgument
+    value_range: str
+    description: str
 
 
-OURS = {
+OUR_FLAGS = {
     flag.name: flag
     for flag in (
         Flag("steps", "word", "1 to 1000", "how many sampler steps"),
@@ -43,7 +43,7 @@ OURS = {
         Flag("no", "words", "words, as in --no fog, text", "what to steer away from"),
         Flag("model", "word", "the name of a model", "which model draws"),
         Flag("lora", "word", LORAS, "a LoRA of the model; may be given more than once"),
-        Flag("sampler", "sampler", LISTED, "which sampler takes the steps"),
+        Flag("sampler", "sampler", SAMPLER_LIST, "which sampler takes the steps"),
         Flag("count", "word", "1 to 4", "how many pictures"),
         Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or of the model's own sampler"),
         Flag("relax", "nothing", "no value", "waits longer, and counts against no cost limit"),
@@ -70,7 +70,7 @@ ALIASES = {
 }  # fmt: skip
 
 # Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.
-THEIRS: dict[str, Takes] = {
+IGNORED_FLAGS: dict[str, FlagArgument] = {
     **dict.fromkeys(("video", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
     **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
     **dict.fromkeys(("version", "v", "stylize", "stylise", "s", "niji", "weird", "w"), "number"),
@@ -85,112 +85,116 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 
 
 @dataclass(frozen=True)
-class Given:
+class ParsedFlag:
     """A flag as it was written: our own or Midjourney's name for it, and its value ("" if it has none)."""
 
     name: str
     value: str
 
     @property
-    def written(self) -> str:
+    def text(self) -> str:
         """The flag for a note or a refusal: `--v 6`."""
-        return f"--{self.name} {shortened(self.value, 40)}".rstrip()
+        return f"--{self.name} {shorten(self.value, 40)}".rstrip()
 
 
-def split(text: str) -> tuple[str, tuple[Given, ...]]:
+def split_flags(text: str) -> tuple[str, tuple[ParsedFlag, ...]]:
     """Return the words of `text`, and its flags in order. Text after a flag's value belongs to the words again.
 
     `<lora:name:0.8>` is a flag too, wherever it stands: AUTOMATIC1111's way to write `--lora name:0.8`. Raises
     `Refused` for an unknown flag, naming the nearest one.
     """
-    text, tags = untagged(text)
+    text, tags = extract_tags(text)
     starts = list(_START.finditer(text))
     words = [text[: starts[0].start()] if starts else text]
-    flags = [Given("lora", tag) for tag in tags]
+    flags = [ParsedFlag("lora", tag) for tag in tags]
     ends = [start.start() for start in starts[1:]] + [len(text)]
     for start, end in zip(starts, ends, strict=False):
-        name = _known(start[1])
-        takes = OURS[name].takes if name in OURS else THEIRS[name]
-        value, rest = _value(takes, text[start.end() : end])
-        flags.append(Given(name, value))
+        name = _resolve_name(start[1])
+        argument = OUR_FLAGS[name].argument if name in OUR_FLAGS else IGNORED_FLAGS[name]
+        value, rest = _split_value(argument, text[start.end() : end])
+        flags.append(ParsedFlag(name, value))
         words.append(rest)
     return " ".join(" ".join(words).split()), tuple(flags)
 
 
 @dataclass(frozen=True)
-class Piece:
+class FlagSpan:
     """A flag in its place: its written name in lower case, its text up to the next flag, and what follows its name."""
 
     name: str
     text: str
-    after: str
+    tail: str
 
 
-def pieces(text: str) -> tuple[str, tuple[Piece, ...]]:
+def split_spans(text: str) -> tuple[str, tuple[FlagSpan, ...]]:
     """Return the text before the first flag, and all flags in order, known or not."""
     starts = list(_START.finditer(text))
     ends = [*(start.start() for start in starts), len(text)]
-    found = zip(starts, ends[1:], strict=True)
-    return text[: ends[0]], tuple(Piece(at[1].lower(), text[at.start() : to], text[at.end() : to]) for at, to in found)
+    spans = zip(starts, ends[1:], strict=True)
+    return text[: ends[0]], tuple(
+        FlagSpan(match[1].lower(), text[match.start() : end], text[match.end() : end]) for match, end in spans
+    )
 
 
 def is_known(name: str) -> bool:
     """Return whether it is a flag of ours or of Midjourney's, or another name for one."""
-    return name in OURS or name in ALIASES or name in THEIRS
+    return name in OUR_FLAGS or name in ALIASES or name in IGNORED_FLAGS
 
 
 @lru_cache(maxsize=2048)  # a job's title is needed again for each of its previews
-def title(text: str) -> str:
+def prompt_title(text: str) -> str:
     """Return the title of a job with the prompt `text`: its words without emphasis, its walk's end, its --no text.
 
     No other flag is part of it.
     """
     try:
-        words, flags = split(text)
-    except Refused:  # an older version knew the flag
+        words, flags = split_flags(text)
+    except UserError:  # an older version knew the flag
         return text
-    away, to = (next((given.value for given in reversed(flags) if given.name == name), "") for name in ("no", "walk"))
-    words, away, to = (" ".join(bare(one).split()) for one in (words, away, to))
-    words = f"{words} → {to}" if words and to else words
-    return f"{words} (no {away})" if words and away else words or text
+    negative, walk_end = (
+        next((flag.value for flag in reversed(flags) if flag.name == name), "") for name in ("no", "walk")
+    )
+    words, negative, walk_end = (" ".join(remove_emphasis(part).split()) for part in (words, negative, walk_end))
+    words = f"{words} → {walk_end}" if words and walk_end else words
+    return f"{words} (no {negative})" if words and negative else words or text
 
 
-def first_flag(text: str) -> int:
+def find_first_flag(text: str) -> int:
     """Return where the first flag of `text` begins; its length if there is none."""
-    found = _START.search(text)
-    return found.start() if found else len(text)
+    match = _START.search(text)
+    return match.start() if match else len(text)
 
 
-def parted(text: str) -> tuple[str, str]:
+def split_at_flags(text: str) -> tuple[str, str]:
     """Return the words before any flag, and the rest, each on one line."""
-    at = first_flag(text)
-    return " ".join(text[:at].split()), " ".join(text[at:].split())
+    flag_start = find_first_flag(text)
+    return " ".join(text[:flag_start].split()), " ".join(text[flag_start:].split())
 
 
-def _value(takes: Takes, text: str) -> tuple[str, str]:
-    if takes == "nothing":
+def _split_value(argument: FlagArgument, text: str) -> tuple[str, str]:
+    if argument == "nothing":
         return "", text
-    if takes == "words":
+    if argument == "words":
         return " ".join(text.split()), ""
-    if takes == "sampler":
-        return leading(text)
-    first, _, rest = text.strip().partition(" ")
-    if takes == "number" and not _NUMBER.fullmatch(first):
+    if argument == "sampler":
+        return split_sampler(text)
+    first_word, _, rest = text.strip().partition(" ")
+    if argument == "number" and not _NUMBER.fullmatch(first_word):
         return "", text
-    return first.rstrip(","), rest
+    return first_word.rstrip(","), rest
 
 
-def _known(written: str) -> str:
-    name = written.lower()
+def _resolve_name(typed_name: str) -> str:
+    name = typed_name.lower()
     name = ALIASES.get(name, name)
-    if name in OURS or name in THEIRS:
+    if name in OUR_FLAGS or name in IGNORED_FLAGS:
         return name
-    names = sorted({*OURS, *ALIASES, *(theirs for theirs in THEIRS if len(theirs) > 2)})
-    nearest = process.extractOne(name[:40], names, scorer=fuzz.ratio)[0]
-    hint = "without effect here" if nearest in THEIRS else about(nearest)
-    raise Refused(f"There is no flag --{shortened(written, 40)}; the nearest is --{nearest} ({hint}).")
+    names = sorted({*OUR_FLAGS, *ALIASES, *(ignored_name for ignored_name in IGNORED_FLAGS if len(ignored_name) > 2)})
+    nearest_name = process.extractOne(name[:40], names, scorer=fuzz.ratio)[0]
+    hint = "without effect here" if nearest_name in IGNORED_FLAGS else describe_values(nearest_name)
+    raise UserError(f"There is no flag --{shorten(typed_name, 40)}; the nearest is --{nearest_name} ({hint}).")
 
 
-def about(name: str) -> str:
+def describe_values(name: str) -> str:
     """Return what one of our flags takes, in words."""
-    return OURS[ALIASES.get(name, name)].range
+    return OUR_FLAGS[ALIASES.get(name, name)].value_range

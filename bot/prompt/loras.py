@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 from rapidfuzz import fuzz, process
 
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.refused import UserError
+from bot.sentences import shorten
 from engine.job import MAX_LORAS, Lora
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from engine.job import Warm
+    from engine.job import ModelInfo
 
-STRONGEST = 4.0  # as in `engine.job.Lora`
+MAX_WEIGHT = 4.0  # as in `engine.job.Lora`
 NONE = "none"  # removes the LoRAs of a remixed job
-RANGE = f"a name, or name:weight from -{STRONGEST:g} to {STRONGEST:g}, at most {MAX_LORAS} of them, or {NONE}"
-ENDING = ".safetensors"
+VALUE_RANGE = f"a name, or name:weight from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, at most {MAX_LORAS} of them, or {NONE}"
+FILE_SUFFIX = ".safetensors"
 
 _TAG = re.compile(r"<lora:([^<>]{0,200})>", re.IGNORECASE)
 _COMMAS = re.compile(r"\s*,(?:\s*,)*")  # left over from "fox, <lora:a>, <lora:b>, cute"
@@ -31,63 +31,65 @@ _DASHES = str.maketrans("–—−", "---")
 
 
 @dataclass(frozen=True)
-class Addition:
+class RequestedLora:
     """A requested LoRA; without a `weight`, its default weight applies."""
 
     name: str
     weight: float | None = None
 
 
-def untagged(text: str) -> tuple[str, tuple[str, ...]]:
+def extract_tags(text: str) -> tuple[str, tuple[str, ...]]:
     """Return `text` without its tags, and the content of each tag: "name:0.8"."""
     tags = tuple(match[1].strip() for match in _TAG.finditer(text))
     return (_COMMAS.sub(",", _TAG.sub(" ", text)).strip(" ,"), tags) if tags else (text, ())
 
 
-def read(written: Sequence[str]) -> tuple[Addition, ...]:
+def parse_loras(texts: Sequence[str]) -> tuple[RequestedLora, ...]:
     """Parse "name" or "name:0.8"; the last weight of a name counts. Empty for "none". Raises `Refused` for all else."""
-    if [one.strip().lower() for one in written] == [NONE]:
+    if [text.strip().lower() for text in texts] == [NONE]:
         return ()
-    return merged(_read(one) for one in written)
+    return merge_loras(_parse_lora(text) for text in texts)
 
 
-def merged(additions: Iterable[Addition]) -> tuple[Addition, ...]:
+def merge_loras(loras: Iterable[RequestedLora]) -> tuple[RequestedLora, ...]:
     """Return each name once, in order; of several with one name the last. Raises `Refused` for more than four."""
-    found = tuple({one.name.lower(): one for one in additions}.values())
-    if len(found) > MAX_LORAS:
-        raise Refused(f"--lora may stand for {MAX_LORAS} LoRAs at once; these are {len(found)}.")
-    return found
+    unique_loras = tuple({lora.name.lower(): lora for lora in loras}.values())
+    if len(unique_loras) > MAX_LORAS:
+        raise UserError(f"--lora may stand for {MAX_LORAS} LoRAs at once; these are {len(unique_loras)}.")
+    return unique_loras
 
 
-def _read(written: str) -> Addition:
-    name, colon, weight = (part.strip() for part in written.partition(":"))
-    name = name.removesuffix(ENDING)
+def _parse_lora(text: str) -> RequestedLora:
+    name, colon, weight = (part.strip() for part in text.partition(":"))
+    name = name.removesuffix(FILE_SUFFIX)
     weight = weight.translate(_DASHES)
-    strange = not _NAME.fullmatch(name) or bool(colon and not _WEIGHT.fullmatch(weight))
-    if strange or (colon and abs(float(weight)) > STRONGEST):
-        begins = f"--lora {shortened(written, 40)} is not possible" if written.strip() else "--lora needs a value"
-        raise Refused(f"{begins}: it takes {RANGE}.")
-    return Addition(name, float(weight) if colon else None)
+    is_invalid = not _NAME.fullmatch(name) or bool(colon and not _WEIGHT.fullmatch(weight))
+    if is_invalid or (colon and abs(float(weight)) > MAX_WEIGHT):
+        problem = f"--lora {shorten(text, 40)} is not possible" if text.strip() else "--lora needs a value"
+        raise UserError(f"{problem}: it takes {VALUE_RANGE}.")
+    return RequestedLora(name, float(weight) if colon else None)
 
 
-def matched(additions: Iterable[Addition], warm: Warm) -> tuple[Lora, ...]:
+def resolve_loras(requested_loras: Iterable[RequestedLora], model_info: ModelInfo) -> tuple[Lora, ...]:
     """Return the model's LoRAs with their revisions, without those of weight 0. Raises `Refused` for a missing one."""
-    known = {one.name.lower(): one for one in warm.loras}
-    found: list[Lora] = []
-    for one in additions:
-        if (lora := known.get(one.name.lower())) is None:
-            raise Refused(_missing(one.name, warm))
-        weight = lora.weight if one.weight is None else one.weight
+    available = {requested.name.lower(): requested for requested in model_info.loras}
+    resolved_loras: list[Lora] = []
+    for requested in requested_loras:
+        if (lora := available.get(requested.name.lower())) is None:
+            raise UserError(_missing_text(requested.name, model_info))
+        weight = lora.weight if requested.weight is None else requested.weight
         if not math.isclose(weight, 0.0, abs_tol=1e-9):
-            found.append(Lora(lora.name, weight, lora.revision))
-    return tuple(found)
+            resolved_loras.append(Lora(lora.name, weight, lora.revision))
+    return tuple(resolved_loras)
 
 
-def _missing(name: str, warm: Warm) -> str:
-    if not warm.loras:
+def _missing_text(name: str, model_info: ModelInfo) -> str:
+    if not model_info.loras:
         return (
-            f"There is no LoRA for {warm.name}: this bot's operator can put one, as {ENDING}, "
+            f"There is no LoRA for {model_info.name}: this bot's operator can put one, as {FILE_SUFFIX}, "
             "into loras/ in the worker's data folder."
         )
-    nearest = process.extractOne(name.lower(), {one.name: one.name.lower() for one in warm.loras}, scorer=fuzz.ratio)
-    return f"There is no LoRA {shortened(name, 40)} for {warm.name}; the nearest is {nearest[2]}."
+    nearest_match = process.extractOne(
+        name.lower(), {lora.name: lora.name.lower() for lora in model_info.loras}, scorer=fuzz.ratio
+    )
+    return f"There is no LoRA {shorten(name, 40)} for {model_info.name}; the nearest is {nearest_match[2]}."

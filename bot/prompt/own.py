@@ -8,83 +8,87 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from bot.prompt.concepts import clean
-from bot.prompt.flags import OURS, first_flag, is_known, pieces, split
-from bot.prompt.permutations import expand
-from bot.prompt.values import read
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.flags import OUR_FLAGS, find_first_flag, is_known, split_flags, split_spans
+from bot.prompt.permutations import expand_braces
+from bot.prompt.values import parse_value
+from bot.refused import UserError
+from bot.sentences import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-LONGEST = 500  # most characters of what an alias stands for
-NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
-STANDS = "--{} stands for “{}”."
+MAX_ALIAS_LENGTH = 500  # most characters of what an alias stands for
+ALIAS_NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
+ALIAS_NOTE = "--{} stands for “{}”."
 
 
-def foreign(text: str) -> tuple[str, ...]:
+def find_unknown_flags(text: str) -> tuple[str, ...]:
     """Return unknown flags in `text`, in braces too: perhaps aliases. Raises `Refused` for unreadable braces."""
-    flags = (one.name for prompt in expand(text) for one in pieces(prompt)[1])
+    flags = (flag.name for prompt in expand_braces(text) for flag in split_spans(prompt)[1])
     return tuple(dict.fromkeys(name for name in flags if not is_known(name)))
 
 
-def spelt(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+def expand_flag_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """Return `text` with the member's flag aliases expanded, and a note on each.
 
     An alias's words go behind the words before the first flag, so that they are no value of another flag; its flags go
     where it stood. Text after it belongs to the words, as behind any flag without a value. Raises `Refused` for more
     text than a prompt may have.
     """
-    if not own:
+    if not aliases:
         return text, ()
-    head, flags = pieces(text)
-    words, rest, used = [head], list[str](), list[str]()
-    for one in flags:
-        if is_known(one.name) or one.name not in own:
-            rest.append(one.text)
+    leading_text, flags = split_spans(text)
+    words, flag_texts, used_names = [leading_text], list[str](), list[str]()
+    for flag in flags:
+        if is_known(flag.name) or flag.name not in aliases:
+            flag_texts.append(flag.text)
             continue
-        value = own[one.name]
-        at = first_flag(value)
-        words += [value[:at], one.after]
-        rest.append(value[at:])
-        used.append(one.name)
-    if not used:
+        value = aliases[flag.name]
+        flag_start = find_first_flag(value)
+        words += [value[:flag_start], flag.tail]
+        flag_texts.append(value[flag_start:])
+        used_names.append(flag.name)
+    if not used_names:
         return text, ()
-    made = " ".join([_joined(words), *(piece.strip() for piece in rest if piece.strip())])
-    return clean(made), tuple(STANDS.format(name, shortened(own[name], 100)) for name in dict.fromkeys(used))
+    expanded_text = " ".join(
+        [_join_words(words), *(flag_text.strip() for flag_text in flag_texts if flag_text.strip())]
+    )
+    return clean_prompt(expanded_text), tuple(
+        ALIAS_NOTE.format(name, shorten(aliases[name], 100)) for name in dict.fromkeys(used_names)
+    )
 
 
-def _joined(words: Iterable[str]) -> str:
-    made = ""
-    for piece in filter(None, (one.strip() for one in words)):
-        made += piece if not made or piece[0] in ",.;:" else f" {piece}"
-    return made
+def _join_words(words: Iterable[str]) -> str:
+    text = ""
+    for word_text in filter(None, (word.strip() for word in words)):
+        text += word_text if not text or word_text[0] in ",.;:" else f" {word_text}"
+    return text
 
 
-def name_of(text: str) -> str:
+def parse_alias_name(text: str) -> str:
     """Return the name of an alias as it is stored. Raises `Refused` for an invalid name or one that is a flag."""
     name = text.strip().lower().removeprefix("--")
-    if not NAME.fullmatch(name):
-        raise Refused(
-            f"“{shortened(text, 40)}” is no name for an option: a word of up to 24 letters, digits and hyphens is, "
+    if not ALIAS_NAME.fullmatch(name):
+        raise UserError(
+            f"“{shorten(text, 40)}” is no name for an option: a word of up to 24 letters, digits and hyphens is, "
             "which begins with a letter."
         )
     if is_known(name):
-        raise Refused(f"--{name} is a flag already: choose another name.")
+        raise UserError(f"--{name} is a flag already: choose another name.")
     return name
 
 
-def value_of(text: str, models: Sequence[str]) -> str:
+def parse_alias_value(text: str, models: Sequence[str]) -> str:
     """Return what an alias stands for, cleaned. Raises `Refused`: a flag's own sentence if a flag in it is wrong."""
-    value = clean(text)
+    value = clean_prompt(text)
     if not value:
-        raise Refused("An option stands for words, flags or both: say which.")
-    if len(value) > LONGEST:
-        raise Refused(f"An option stands for at most {LONGEST} characters; these are {len(value)}.")
+        raise UserError("An option stands for words, flags or both: say which.")
+    if len(value) > MAX_ALIAS_LENGTH:
+        raise UserError(f"An option stands for at most {MAX_ALIAS_LENGTH} characters; these are {len(value)}.")
     if "{" in value or "}" in value:
-        raise Refused("An option stands for one text: braces belong into the prompt itself.")
-    for given in split(value)[1]:
-        if given.name in OURS:
-            read(given.name, given.value, models)
+        raise UserError("An option stands for one text: braces belong into the prompt itself.")
+    for flag in split_flags(value)[1]:
+        if flag.name in OUR_FLAGS:
+            parse_value(flag.name, flag.value, models)
     return value

@@ -4,64 +4,66 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bot.refused import Refused
-from engine.job import ALL_ALONG, WHOLE_SAMPLERS
+from bot.refused import UserError
+from engine.job import FULL_INTERVAL, PIPELINE_SAMPLERS
 
 if TYPE_CHECKING:
-    from engine.job import Recipe, Sampler, Warm
+    from engine.job import ModelInfo, Recipe, Sampler
 
 
-def interval(asked: tuple[float, float] | None, usual: tuple[float, float], sampler: Sampler, warm: Warm) -> tuple[
+def choose_interval(requested_interval: tuple[float, float] | None, default_interval: tuple[float, float], sampler: Sampler, model_info: ModelInfo) -> tuple[
     float, float
 ]:  # fmt: skip
     """Return the guidance interval: the requested one, else the usual one if sampler and model allow a choice."""
-    if asked is not None:
-        return asked
-    return ALL_ALONG if sampler in WHOLE_SAMPLERS or warm.guides == "network" else usual
+    if requested_interval is not None:
+        return requested_interval
+    return FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_info.guides == "network" else default_interval
 
 
-def check_possible(made: Recipe, warm: Warm) -> None:
+def check_capabilities(recipe: Recipe, model_info: ModelInfo) -> None:
     """Raise `Refused` if the model or the sampler cannot do what the recipe needs."""
-    if made.sampler not in warm.samplers:
-        raise Refused(f"{warm.name} does not take the sampler {made.sampler}: it takes {listed(warm.samplers)}.")
-    if warm.guides == "network":
-        _check_built_in(made)
-    check_sampler(made)
-    if made.mixed and any(part.weight <= 0 for part in made.concepts):
-        raise Refused("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
+    if recipe.sampler not in model_info.samplers:
+        raise UserError(
+            f"{model_info.name} does not take the sampler {recipe.sampler}: it takes {join_names(model_info.samplers)}."
+        )
+    if model_info.guides == "network":
+        _check_built_in_guidance(recipe)
+    check_sampler(recipe)
+    if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
+        raise UserError("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
 
 
-def _check_built_in(made: Recipe) -> None:
+def _check_built_in_guidance(recipe: Recipe) -> None:
     """Refuse a second row: a network that takes guidance as a number has none to steer away from."""
-    if made.negative:
-        raise Refused(
-            f"{made.model} takes no negative prompt, since guidance is built into its network: leave out --no."
+    if recipe.negative:
+        raise UserError(
+            f"{recipe.model} takes no negative prompt, since guidance is built into its network: leave out --no."
         )
-    if made.interval != ALL_ALONG:
-        raise Refused(
-            f"{made.model} has guidance built into its network, so it holds at every step: leave out --interval."
+    if recipe.guidance_interval != FULL_INTERVAL:
+        raise UserError(
+            f"{recipe.model} has guidance built into its network, so it holds at every step: leave out --interval."
         )
 
 
-def check_sampler(made: Recipe) -> None:
+def check_sampler(recipe: Recipe) -> None:
     """Raise `Refused` if the unmodified pipeline lacks what the recipe needs."""
-    if made.sampler not in WHOLE_SAMPLERS:
+    if recipe.sampler not in PIPELINE_SAMPLERS:
         return
-    whole = f"The sampler {made.sampler} is the unmodified pipeline"
-    if len(made.concepts) > 1:
-        raise Refused(f"{whole}, which reads one text: leave out the weights (::), or take another sampler.")
-    if made.lineage:
-        raise Refused(f"{whole}, which draws no variations: roll again, or ask for another sampler.")
-    if made.interval != ALL_ALONG:
-        raise Refused(f"{whole}, which guides at every step: leave out --interval, or take another sampler.")
-    if made.start is not None:
-        raise Refused(f"{whole}, which begins with noise alone: take another sampler, such as ddim.")
-    beyond = ((made.tile, "--tile"), (made.until < 1, "--stop"), (made.walk is not None, "--walk"))
-    for asked, flag in beyond:
-        if asked:
-            raise Refused(f"{whole}, which cannot do {flag}: leave it out, or take another sampler.")
+    pipeline_text = f"The sampler {recipe.sampler} is the unmodified pipeline"
+    if len(recipe.concepts) > 1:
+        raise UserError(f"{pipeline_text}, which reads one text: leave out the weights (::), or take another sampler.")
+    if recipe.lineage:
+        raise UserError(f"{pipeline_text}, which draws no variations: roll again, or ask for another sampler.")
+    if recipe.guidance_interval != FULL_INTERVAL:
+        raise UserError(f"{pipeline_text}, which guides at every step: leave out --interval, or take another sampler.")
+    if recipe.start is not None:
+        raise UserError(f"{pipeline_text}, which begins with noise alone: take another sampler, such as ddim.")
+    unsupported_features = ((recipe.tile, "--tile"), (recipe.until < 1, "--stop"), (recipe.walk is not None, "--walk"))
+    for is_used, flag in unsupported_features:
+        if is_used:
+            raise UserError(f"{pipeline_text}, which cannot do {flag}: leave it out, or take another sampler.")
 
 
-def listed(samplers: tuple[Sampler, ...]) -> str:
+def join_names(samplers: tuple[Sampler, ...]) -> str:
     """Join names: "ddpm, ddim and euler"."""
     return f"{', '.join(samplers[:-1])} and {samplers[-1]}" if len(samplers) > 1 else "".join(samplers)

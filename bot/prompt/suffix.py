@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bot.prompt.flags import first_flag, split
-from bot.prompt.own import spelt
-from bot.prompt.values import read
+from bot.prompt.flags import find_first_flag, split_flags
+from bot.prompt.own import expand_flag_aliases
+from bot.prompt.values import parse_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def suffixed(text: str, suffix: str) -> str:
+def add_suffix(text: str, suffix: str) -> str:
     """Insert `suffix` after the words of `text`; return `text` unchanged if the suffix is empty or already in it."""
     suffix = suffix.strip()
     if not suffix or " ".join(suffix.split()).casefold() in " ".join(text.split()).casefold():
         return text
-    at = first_flag(text)
-    words, flags = text[:at].rstrip(), text[at:]
-    joint = "" if suffix[0] in ",.;:" else " "
-    return f"{words}{joint}{suffix}{' ' if flags else ''}{flags}"
+    flag_start = find_first_flag(text)
+    words, flags = text[:flag_start].rstrip(), text[flag_start:]
+    separator = "" if suffix[0] in ",.;:" else " "
+    return f"{words}{separator}{suffix}{' ' if flags else ''}{flags}"
 
 
-def walk_suffixed(to: str, suffix: str, own: Mapping[str, str]) -> str:
+def add_walk_suffix(walk_end: str, suffix: str, aliases: Mapping[str, str]) -> str:
     """Append the words of `suffix` to the end of a walk; its flags are in the prompt and apply to the whole walk.
 
     `own`: the member's flag aliases. A suffix with braces differs in each prompt, and one with weights cannot be part
     of one text: neither is added here. Raises `Refused` if it becomes too long.
     """
-    if any(sign in suffix for sign in "{}"):
-        return to
-    words, _ = split(spelt(suffix, own)[0])
-    return to if "::" in words else str(read("walk", suffixed(to, words), ()))
+    if any(brace in suffix for brace in "{}"):
+        return walk_end
+    words, _ = split_flags(expand_flag_aliases(suffix, aliases)[0])
+    return walk_end if "::" in words else str(parse_value("walk", add_suffix(walk_end, words), ()))

@@ -10,46 +10,46 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-NOTHING = ""  # the text without words
-CLEARLY = 2.0  # standard errors by which a text must be better than another to replace it
-LEAST = 0.002  # and by how much at least, as a share of the error
+EMPTY_TEXT = ""  # the text without words
+MIN_STANDARD_ERRORS = 2.0  # standard errors by which a text must be better than another to replace it
+MIN_GAIN = 0.002  # and by how much at least, as a share of the error
 
 
-class Tally:
+class PromptScores:
     """The errors of one image."""
 
     def __init__(self) -> None:
         self._errors: dict[str, dict[int, float]] = {}
 
-    def add(self, texts: Sequence[str], first: int, errors: Sequence[Sequence[float]]) -> None:
+    def add(self, texts: Sequence[str], first_draw: int, errors: Sequence[Sequence[float]]) -> None:
         """Add the errors of each text at the draws from `first` on."""
-        for text, found in zip(texts, errors, strict=True):
-            self._errors.setdefault(text, {}).update(enumerate(found, first))
+        for text, text_errors in zip(texts, errors, strict=True):
+            self._errors.setdefault(text, {}).update(enumerate(text_errors, first_draw))
 
     @property
-    def tried(self) -> int:
+    def text_count(self) -> int:
         """The number of texts with words."""
-        return len(self._errors.keys() - {NOTHING})
+        return len(self._errors.keys() - {EMPTY_TEXT})
 
-    def missing(self, texts: Iterable[str], draws: range) -> list[str]:
+    def missing_texts(self, texts: Iterable[str], draws: range) -> list[str]:
         """Return the texts not tried with all of these draws yet, each once; the one without words among them."""
-        wanted = dict.fromkeys((NOTHING, *texts))
-        return [text for text in wanted if not self._errors.get(text, {}).keys() >= set(draws)]
+        required_texts = dict.fromkeys((EMPTY_TEXT, *texts))
+        return [text for text in required_texts if not self._errors.get(text, {}).keys() >= set(draws)]
 
     def gain(self, text: str, draws: range) -> float:
         """Return the share by which the error is lower than without words, over these draws."""
-        return 1.0 - statistics.fmean(self._share(text, draw) for draw in draws)
+        return 1.0 - statistics.fmean(self._error_share(text, draw) for draw in draws)
 
-    def best(self, texts: Iterable[str], draws: range, most: int) -> list[str]:
+    def best_texts(self, texts: Iterable[str], draws: range, count: int) -> list[str]:
         """Return the best of these texts over these draws, in order; of equal ones the earlier first."""
-        return sorted(dict.fromkeys(texts), key=lambda text: -self.gain(text, draws))[:most]
+        return sorted(dict.fromkeys(texts), key=lambda text: -self.gain(text, draws))[:count]
 
-    def clearly(self, text: str, other: str, draws: range) -> bool:
+    def is_clearly_better(self, text: str, other_text: str, draws: range) -> bool:
         """Return whether a text beats another by more than chance and than `LEAST`, over two draws at least."""
-        better = [self._share(other, draw) - self._share(text, draw) for draw in draws]
-        doubt = statistics.stdev(better) / math.sqrt(len(better))
-        return statistics.fmean(better) > max(LEAST, CLEARLY * doubt)
+        differences = [self._error_share(other_text, draw) - self._error_share(text, draw) for draw in draws]
+        standard_error = statistics.stdev(differences) / math.sqrt(len(differences))
+        return statistics.fmean(differences) > max(MIN_GAIN, MIN_STANDARD_ERRORS * standard_error)
 
-    def _share(self, text: str, draw: int) -> float:
-        without = self._errors[NOTHING][draw]
-        return self._errors[text][draw] / without if without > 0 else 1.0
+    def _error_share(self, text: str, draw: int) -> float:
+        baseline = self._errors[EMPTY_TEXT][draw]
+        return self._errors[text][draw] / baseline if baseline > 0 else 1.0

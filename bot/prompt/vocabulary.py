@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.job import Warm
+from engine.job import ModelInfo
 
 ANIMALS = """
 dog, cat, fox, wolf, bear, panda, koala, tiger, lion, horse, cow, pig, sheep, goat, ram, monkey, gorilla,
@@ -68,10 +68,10 @@ street, city, skyline, village, building, skyscraper, ruin, room, kitchen, bedro
 meadow, desert, beach, lake, river, waterfall, road, harbor, night sky, galaxy, landscape, statue, abstract pattern,
 text on a page, food on a plate, bowl of fruit, bouquet of flowers, glass of wine, cup of coffee, spaceship
 """
-SIDE, TOKENS = 64, 24  # of the embedded model: a model that is no larger was trained from it
+EMBEDDED_SIDE, EMBEDDED_TOKENS = 64, 24  # of the embedded model: a model that is no larger was trained from it
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _split_list(text: str) -> tuple[str, ...]:
     return tuple(" ".join(word.split()) for word in text.split(","))
 
 
@@ -84,43 +84,47 @@ class Vocabulary:
     """
 
     subjects: tuple[str, ...]
-    settings: tuple[tuple[str, ...], ...]
+    scenes: tuple[tuple[str, ...], ...]
     slots: tuple[tuple[str, ...], ...]
 
     @property
-    def besides(self) -> int:
+    def addition_count(self) -> int:
         """The number of texts in all slots."""
-        return sum(map(len, (*self.settings, *self.slots)))
+        return sum(map(len, (*self.scenes, *self.slots)))
 
 
-EVERYDAY = _listed(",".join((ANIMALS, FOOD, NATURE, THINGS, VEHICLES, PEOPLE)))
-COLOURED = tuple(f"{hue} {{}}" for hue in _listed(HUES))
-LEARNED = Vocabulary(
-    EVERYDAY,
+COMMON_SUBJECTS = _split_list(",".join((ANIMALS, FOOD, NATURE, THINGS, VEHICLES, PEOPLE)))
+COLOUR_TEMPLATES = tuple(f"{hue} {{}}" for hue in _split_list(HUES))
+EMBEDDED_VOCABULARY = Vocabulary(
+    COMMON_SUBJECTS,
     (
-        tuple(f"{{}}, {hue} background" for hue in _listed(HUES)),
+        tuple(f"{{}}, {hue} background" for hue in _split_list(HUES)),
         ("{}, 3d render", "{}, flat design", "{}, soft shading"),
     ),
-    (COLOURED,),
+    (COLOUR_TEMPLATES,),
 )
-GENERAL = Vocabulary(
-    (*EVERYDAY, *_listed(MORE_SUBJECTS)),
-    (tuple(f"{{}}, {medium}" for medium in _listed(MEDIA)),),
+GENERAL_VOCABULARY = Vocabulary(
+    (*COMMON_SUBJECTS, *_split_list(MORE_SUBJECTS)),
+    (tuple(f"{{}}, {medium}" for medium in _split_list(MEDIA)),),
     (
-        tuple(f"{{}}, {place}" for place in _listed(PLACES)),
-        COLOURED,
-        tuple(f"{{}}, {light}" for light in _listed(LIGHTS)),
+        tuple(f"{{}}, {place}" for place in _split_list(PLACES)),
+        COLOUR_TEMPLATES,
+        tuple(f"{{}}, {light}" for light in _split_list(LIGHTS)),
     ),
 )
 
 
-def filled(subject: str, said: Sequence[str]) -> str:
+def build_prompt(subject: str, additions: Sequence[str]) -> str:
     """Build a prompt: the subject, perhaps empty, with each addition around it."""
-    for one in said:
-        subject = one.format(subject).strip(" ,")
+    for addition in additions:
+        subject = addition.format(subject).strip(" ,")
     return subject
 
 
-def vocabulary(warm: Warm) -> Vocabulary:
+def choose_vocabulary(model_info: ModelInfo) -> Vocabulary:
     """Return the vocabulary for a model."""
-    return LEARNED if warm.size <= SIDE and warm.tokens <= TOKENS else GENERAL
+    return (
+        EMBEDDED_VOCABULARY
+        if model_info.size <= EMBEDDED_SIDE and model_info.tokens <= EMBEDDED_TOKENS
+        else GENERAL_VOCABULARY
+    )

@@ -10,120 +10,139 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
-from bot.images.pictures import Pictures
-from bot.images.pixels import opened, size
-from bot.queue.board import Board
-from bot.states import over
-from bot.store import End, Moved, Record, Store, Stored, reads
-from bot.store.deleting import unused
+from bot.images.pictures import PictureStore
+from bot.images.pixels import decode_image, png_size
+from bot.queue.board import ActiveJobs
+from bot.states import is_end
+from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition, reads
+from bot.store.deleting import is_unused
 from engine.bus import Bus
-from engine.job import Enlarge, Finished, Ladder, Method, Picture, Recipe, decode
+from engine.job import JobFinished, Ladder, PictureReady, Recipe, UpscaleMethod, UpscaleTask, decode
 
-MOST = 8  # largest upscale factor, width and height, of a super-resolver (`engine.job.Warm.enlargement`)
-LIMITS = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
+MAX_UPSCALE = 8  # largest upscale factor, width and height, of a super-resolver (`engine.job.Warm.enlargement`)
+MAX_BYTES = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
 
 
-class Incomplete(Exception):
+class IncompleteJob(Exception):
     """A worker reported a job as done before all of its pictures arrived."""
 
 
-class Wrong(ValueError):
+class WrongPicture(ValueError):
     """A picture does not match its report, or its job."""
 
 
-class Arrivals:
+class ResultIngest:
     """Stores incoming pictures of jobs."""
 
     def __init__(
-        self, store: Store, bus: Bus, board: Board, pictures: Pictures, *, clock: Callable[[], float] = time.time
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, pictures: PictureStore, *, clock: Callable[[], float] = time.time
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._board, self._pictures, self._clock = store, bus, board, pictures, clock
+        self._store, self._bus, self._active_jobs, self._pictures, self._clock = (
+            store,
+            bus,
+            active_jobs,
+            pictures,
+            clock,
+        )
 
-    async def take_in(self, values: Sequence[Picture], done: Finished | None = None) -> tuple[bool, Moved | None]:
+    async def ingest_pictures(
+        self, pictures: Sequence[PictureReady], finished: JobFinished | None = None
+    ) -> tuple[bool, Transition | None]:
         """Store pictures of one job and epoch, and finish it if `done` is given and none is missing.
 
         False: the job does not accept them any more. Raises `Wrong`, `NoBlob`, `Malformed` or `Unreadable`, and then
         stores none.
         """
-        about = (*values, done)[0]
-        assert about is not None
-        if values and not await self._is_wanted(values):
+        first_result = (*pictures, finished)[0]
+        assert first_result is not None
+        if pictures and not await self._is_accepted(pictures):
             return False, None
-        contents = await self._fetch(values)
-        found = [_stored(value, contents[value.sha256]) for value in values]
-        end = End(done.cost, done.seconds, done.ms_per_step) if done else None
-        methods: list[Method] = [value.method for value in values if value.method]
-        async with AsyncExitStack() as turns:
+        contents = await self._fetch_contents(pictures)
+        new_pictures = [_to_stored(picture, contents[picture.sha256]) for picture in pictures]
+        stats = JobStats(finished.cost, finished.seconds, finished.ms_per_step) if finished else None
+        methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
+        async with AsyncExitStack() as locks:
             for sha256 in sorted(contents):  # sorted everywhere, or two tasks would deadlock
-                await turns.enter_async_context(self._pictures.turn(sha256))
+                await locks.enter_async_context(self._pictures.lock(sha256))
             if contents:
                 await self._pictures.put_all(contents)
-            kept, moved = await self._store.take_in(about.job, about.epoch, found, end, self._clock(), *methods[:1])
-            for sha256 in () if kept else contents:
-                if await self._store.ask(unused, sha256):  # the job ended or was deleted meanwhile
-                    await self._pictures.drop(sha256)
-        return kept, moved
+            accepted, transition = await self._store.record_pictures(
+                first_result.job, first_result.epoch, new_pictures, stats, self._clock(), *methods[:1]
+            )
+            for sha256 in () if accepted else contents:
+                if await self._store.read(is_unused, sha256):  # the job ended or was deleted meanwhile
+                    await self._pictures.delete(sha256)
+        return accepted, transition
 
-    async def _is_wanted(self, values: Sequence[Picture]) -> bool:
+    async def _is_accepted(self, pictures: Sequence[PictureReady]) -> bool:
         """Return whether the job still accepts them. Raises `Wrong` for a picture that the job did not ask for."""
-        run = self._board.runs.get(values[0].job)  # SQL knows all pictures, also those missing here
-        record = run.record if run else await self._store.record(values[0].job)
-        if record is None or over(record.state) or values[0].epoch < record.epoch or record.deleted is not None:
+        active_job = self._active_jobs.by_id.get(pictures[0].job)  # SQL knows all pictures, also those missing here
+        record = active_job.record if active_job else await self._store.get_job(pictures[0].job)
+        if record is None or is_end(record.state) or pictures[0].epoch < record.epoch or record.deleted is not None:
             return False
-        for value in values:
-            _expected(value, record)
+        for picture in pictures:
+            _check_expected(picture, record)
         return True
 
-    async def _fetch(self, values: Sequence[Picture]) -> dict[str, bytes]:
+    async def _fetch_contents(self, pictures: Sequence[PictureReady]) -> dict[str, bytes]:
         """Fetch the bytes, by SHA-256, and check them. The bus has verified the hashes."""
-        asked = (self._bus.get_blob(value.sha256, min(LIMITS[value.kind], value.bytes)) for value in values)
+        downloads = (
+            self._bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes)) for picture in pictures
+        )
         contents: list[bytes] = []
-        for content in await asyncio.gather(*asked, return_exceptions=True):
+        for content in await asyncio.gather(*downloads, return_exceptions=True):
             if isinstance(content, BaseException):
                 raise content
             contents.append(content)
-        if values:
-            await asyncio.to_thread(_check_all, values, contents)
-        return {value.sha256: content for value, content in zip(values, contents, strict=True)}
+        if pictures:
+            await asyncio.to_thread(_check_pictures, pictures, contents)
+        return {value.sha256: content for value, content in zip(pictures, contents, strict=True)}
 
-    async def missing(self, record: Record) -> list[str]:
+    async def list_missing(self, record: JobRecord) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`."""
-        return record.missing(await self._store.ask(reads.stored, [record.id]))
+        return record.find_missing(await self._store.read(reads.list_pictures, [record.id]))
 
 
-def _stored(value: Picture, content: bytes) -> Stored:
-    sizes = (len(content), value.width, value.height)
-    return Stored(value.job, value.image, value.kind, value.sha256, *sizes, verdict=value.verdict)
+def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:
+    size_fields = (len(content), picture.width, picture.height)
+    return StoredPicture(
+        picture.job, picture.image, picture.kind, picture.sha256, *size_fields, verdict=picture.verdict
+    )
 
 
-def _check_all(values: Sequence[Picture], contents: Sequence[bytes]) -> None:
-    for value, content in zip(values, contents, strict=True):
-        check(value, content)
+def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes]) -> None:
+    for picture, content in zip(pictures, contents, strict=True):
+        check_picture(picture, content)
 
 
-def _expected(value: Picture, record: Record) -> None:
-    if value.image >= record.images or (value.kind == "ladder" and isinstance(record.task, Enlarge)):
-        raise Wrong(f"the job did not ask for {value.kind} {value.image}")
-    if value.kind == "image" and isinstance(record.task, Recipe):
-        asked, factor = (record.task.width, record.task.height), value.width // record.task.width
-        if not 1 <= factor <= MOST or (value.width, value.height) != (factor * asked[0], factor * asked[1]):
-            raise Wrong(f"the picture is {value.width} × {value.height}, no multiple of {asked[0]} × {asked[1]}")
+def _check_expected(picture: PictureReady, record: JobRecord) -> None:
+    if picture.image >= record.image_count or (picture.kind == "ladder" and isinstance(record.task, UpscaleTask)):
+        raise WrongPicture(f"the job did not ask for {picture.kind} {picture.image}")
+    if picture.kind == "image" and isinstance(record.task, Recipe):
+        requested, factor = (record.task.width, record.task.height), picture.width // record.task.width
+        if not 1 <= factor <= MAX_UPSCALE or (picture.width, picture.height) != (
+            factor * requested[0],
+            factor * requested[1],
+        ):
+            raise WrongPicture(
+                f"the picture is {picture.width} × {picture.height}, no multiple of {requested[0]} × {requested[1]}"
+            )
 
 
-def check(value: Picture, content: bytes) -> None:
+def check_picture(picture: PictureReady, content: bytes) -> None:
     """Check that the bytes are the announced PNG or ladder. Raises `Wrong`, `Malformed` or `Unreadable`.
 
     A valid header proves little, so the PNG is decoded entirely. CPU-heavy: async callers use a thread.
     """
-    if len(content) != value.bytes:
-        raise Wrong(f"{len(content)} bytes arrived, not {value.bytes}")
-    if value.kind == "ladder":
+    if len(content) != picture.bytes:
+        raise WrongPicture(f"{len(content)} bytes arrived, not {picture.bytes}")
+    if picture.kind == "ladder":
         ladder = decode(content, Ladder)
-        if (ladder.job, ladder.image) != (value.job, value.image):
-            raise Wrong("the ladder belongs to another picture")
+        if (ladder.job, ladder.image) != (picture.job, picture.image):
+            raise WrongPicture("the ladder belongs to another picture")
         if not ladder.rungs:
-            raise Wrong("the ladder has no keyframes")
-    elif size(content) != (value.width, value.height):
-        raise Wrong("the picture is not the PNG that was announced")
+            raise WrongPicture("the ladder has no keyframes")
+    elif png_size(content) != (picture.width, picture.height):
+        raise WrongPicture("the picture is not the PNG that was announced")
     else:
-        opened(content)
+        decode_image(content)

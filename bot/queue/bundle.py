@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from engine.bus import Delivered
-from engine.job import Finished, Picture, Result
+from engine.bus import BusMessage
+from engine.job import JobFinished, PictureReady, Result
 
-ROOM = 8 * 1024 * 1024  # most bytes of pictures in memory at once
+MAX_BYTES = 8 * 1024 * 1024  # most bytes of pictures in memory at once
 
 
-def bundle(
-    waiting: Sequence[Delivered[Result]], is_good: Callable[[Delivered[Result]], bool], room: int = ROOM
-) -> list[Delivered[Result]]:
+def select_batch(
+    pending: Sequence[BusMessage[Result]],
+    is_healthy: Callable[[BusMessage[Result]], bool],
+    byte_budget: int = MAX_BYTES,
+) -> list[BusMessage[Result]]:
     """Return the longest usable head of the queue; only the first result if it is of another kind, or not good.
 
     A result that is not good is stored alone, so that its fault affects no other.
     """
-    taken: list[Delivered[Result]] = []
-    known: set[tuple[str, int]] = set()
-    for one in waiting:
-        value = one.value
-        if not isinstance(value, Picture | Finished) or not is_good(one) or value.epoch != waiting[0].value.epoch:
+    batch: list[BusMessage[Result]] = []
+    slots: set[tuple[str, int]] = set()
+    for message in pending:
+        value = message.value
+        if (
+            not isinstance(value, PictureReady | JobFinished)
+            or not is_healthy(message)
+            or value.epoch != pending[0].value.epoch
+        ):
             break
-        if isinstance(value, Finished):
-            taken.append(one)
+        if isinstance(value, JobFinished):
+            batch.append(message)
             break
-        room -= value.bytes
-        if (taken and room < 0) or (value.kind, value.image) in known:
+        byte_budget -= value.bytes
+        if (batch and byte_budget < 0) or (value.kind, value.image) in slots:
             break
-        known.add((value.kind, value.image))
-        taken.append(one)
-    return taken or [waiting[0]]
+        slots.add((value.kind, value.image))
+        batch.append(message)
+    return batch or [pending[0]]

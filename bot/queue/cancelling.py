@@ -8,44 +8,57 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from bot.models import crews
-from bot.queue.board import Board
-from bot.queue.closing import Closing
-from bot.queue.patrol import spent
-from bot.refused import Refused
-from bot.states import over
+from bot.models import group_by_pool
+from bot.queue.board import ActiveJobs
+from bot.queue.closing import JobCompletion
+from bot.queue.patrol import cost_so_far
+from bot.refused import UserError
+from bot.states import is_end
 from bot.store import Store
-from engine.bus import Bus, Unreachable
+from engine.bus import BrokerUnreachable, Bus
 from engine.job import Presence
 
 log = logging.getLogger(__name__)
 
 
-class Cancelling:
+class JobCanceller:
     """Cancels one job at a time."""
 
     def __init__(
-        self, store: Store, bus: Bus, board: Board, closing: Closing, workers: Callable[[], Mapping[str, Presence]]
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        completion: JobCompletion,
+        workers: Callable[[], Mapping[str, Presence]],
     ) -> None:
-        self._store, self._bus, self._board, self._closing, self._workers = store, bus, board, closing, workers
+        self._store, self._bus, self._active_jobs, self._completion, self._workers = (
+            store,
+            bus,
+            active_jobs,
+            completion,
+            workers,
+        )
 
     async def cancel(self, job: str) -> str:
         """Cancel a job, and return a sentence on the outcome. Raises `Refused` (404) for an unknown job."""
-        record = await self._closing.wish(job)
+        record = await self._completion.request_cancel(job)
         if record is None:
-            raise Refused("There is no such job.", 404)
+            raise UserError("There is no such job.", 404)
         if record.state == "cancelled":
             return "Cancelled before it began; nothing was charged." if record.started is None else "Cancelled."
-        if over(record.state):
+        if is_end(record.state):
             return f"Too late: it has {record.state} already."
-        run = self._board.runs.get(job)
-        if run is not None:
-            run.record = record
+        active_job = self._active_jobs.by_id.get(job)
+        if active_job is not None:
+            active_job.record = record
         try:
             await self._bus.cancel(job)
-        except Unreachable as error:  # SQL has the flag, and the patrol repeats the tombstone
+        except BrokerUnreachable as error:  # SQL has the flag, and the patrol repeats the tombstone
             log.warning("job %s: %s", job, error)
-        if record.pool not in crews(self._workers()):
-            await self._closing.cancel(job, spent(run) if run else 0.0, why="no worker is alive")
+        if record.pool not in group_by_pool(self._workers()):
+            await self._completion.cancel(
+                job, cost_so_far(active_job) if active_job else 0.0, audit_note="no worker is alive"
+            )
             return "Cancelled; no worker was online."
         return "Cancelling: it stops at its next step, and only the steps it ran are charged."

@@ -11,119 +11,127 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from bot.feed import Feed, Settled
-from bot.queue.board import Board
-from bot.states import over
-from bot.store import Moved, Record, Store, reads
-from bot.store.weeding import UNREADABLE, weed
-from engine.bus import Bus, Unreachable
+from bot.feed import Feed, JobEnded
+from bot.queue.board import ActiveJobs
+from bot.states import is_end
+from bot.store import JobRecord, Store, Transition, reads
+from bot.store.weeding import UNREADABLE_TEXT, fail_unreadable_jobs
+from engine.bus import BrokerUnreachable, Bus
 from engine.job import Blame
 
 log = logging.getLogger(__name__)
 
-Cause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job is queued again
+RequeueCause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job is queued again
 
 
-class Closing:
+class JobCompletion:
     """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch."""
 
     def __init__(
-        self, store: Store, bus: Bus, board: Board, feed: Feed, *,
-        clock: Callable[[], float] = time.time, freed: Callable[[], None] = lambda: None,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *,
+        clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._board, self._feed, self._clock = store, bus, board, feed, clock
-        self.freed = freed  # called when rows may be free
-        self.ended: Callable[[Moved], None] = lambda _: None  # called at each end; the next at each requeue
-        self.returned: Callable[[Cause], None] = lambda _: None
+        self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
+        self.on_rows_freed = on_rows_freed  # called when rows may be free
+        self.on_end: Callable[[Transition], None] = lambda _: None  # called at each end; the next at each requeue
+        self.on_requeue: Callable[[RequeueCause], None] = lambda _: None
 
-    async def reload(self) -> list[Record]:
+    async def load_active(self) -> list[JobRecord]:
         """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
-        for job in await self._store.write(weed, self._clock()):
+        for job in await self._store.write(fail_unreadable_jobs, self._clock()):
             log.error("job %s: failed, since its row cannot be read", job)
-            self._board.drop(job)
-            self._feed.publish(Settled(job, "failed", UNREADABLE))
-        records = await self._store.ask(reads.active)
+            self._active_jobs.remove(job)
+            self._feed.publish(JobEnded(job, "failed", UNREADABLE_TEXT))
+        records = await self._store.read(reads.list_active)
         for record in records:
-            if record.id not in self._board.runs:
-                self._board.put(record, self._clock())
+            if record.id not in self._active_jobs.by_id:
+                self._active_jobs.put(record, self._clock())
         return records
 
-    async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Moved | None:
+    async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Transition | None:
         """Fail a job. The reserved cost is refunded unless the member is to blame."""
-        spent = None if blame == "member" else 0.0
-        moved = await self._store.end(
-            "fail", job, self._clock(), spent, epoch=epoch, why=blame, reason=reason, blame=blame
+        actual_cost = None if blame == "member" else 0.0
+        transition = await self._store.end_job(
+            "fail", job, self._clock(), actual_cost, epoch=epoch, audit_note=blame, reason=reason, blame=blame
         )
-        return await self.conclude(moved)
+        return await self.announce_and_clear(transition)
 
-    async def cancel(self, job: str, spent: float, *, epoch: int | None = None, why: str = "") -> Moved | None:
+    async def cancel(
+        self, job: str, actual_cost: float, *, epoch: int | None = None, audit_note: str = ""
+    ) -> Transition | None:
         """Cancel a job, and charge `spent` device-seconds."""
-        return await self.conclude(await self._store.end("cancel", job, self._clock(), spent, epoch=epoch, why=why))
+        return await self.announce_and_clear(
+            await self._store.end_job("cancel", job, self._clock(), actual_cost, epoch=epoch, audit_note=audit_note)
+        )
 
-    async def wish(self, job: str) -> Record | None:
+    async def request_cancel(self, job: str) -> JobRecord | None:
         """Cancel a waiting job at once, or flag a sent one. Return the job now, None if unknown."""
-        record, moved = await self._store.wish(job, self._clock())
-        await self.conclude(
-            moved, tombstone=moved is not None and moved.record.epoch > 0
+        record, transition = await self._store.request_cancel(job, self._clock())
+        await self.announce_and_clear(
+            transition, tombstone=transition is not None and transition.record.epoch > 0
         )  # an earlier worker may still run it
         return record
 
-    async def again(
-        self, job: str, *, step: int, why: str, reason: str = "", epoch: int | None = None, cause: Cause = "failed"
-    ) -> Moved | None:  # fmt: skip
+    async def requeue(
+        self, job: str, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None, cause: RequeueCause = "failed"
+    ) -> Transition | None:  # fmt: skip
         """Queue a job again, or fail it after too many attempts without progress."""
-        moved = await self._store.requeue(job, self._clock(), step=step, why=why, reason=reason, epoch=epoch)
-        if moved is None or over(moved.record.state):
-            return await self.conclude(moved)
-        await self.back(moved.record, why, cause)
-        return moved
+        transition = await self._store.requeue_job(
+            job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch
+        )
+        if transition is None or is_end(transition.record.state):
+            return await self.announce_and_clear(transition)
+        await self.announce_requeue(transition.record, audit_note, cause)
+        return transition
 
-    async def back(self, record: Record, why: str, cause: Cause) -> None:
+    async def announce_requeue(self, record: JobRecord, audit_note: str, cause: RequeueCause) -> None:
         """Tell board, broker and listeners that a job was queued again in SQL."""
-        run = self._board.runs.get(record.id)
-        if run is not None and run.record.attempt < record.attempt:  # else this attempt was sent meanwhile
-            self._board.drop(record.id)
-        self.returned(cause)
-        log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, why)
+        active_job = self._active_jobs.by_id.get(record.id)
+        if (
+            active_job is not None and active_job.record.attempt < record.attempt
+        ):  # else this attempt was sent meanwhile
+            self._active_jobs.remove(record.id)
+        self.on_requeue(cause)
+        log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
         await self._clear_attempt(replace(record, attempt=record.attempt - 1))
-        self.freed()
+        self.on_rows_freed()
 
-    async def take_back(self, job: str, epoch: int) -> None:
+    async def revoke_claim(self, job: str, epoch: int) -> None:
         """Revoke the claim of this epoch. Its worker stops at its next heartbeat without a report."""
         try:
-            await self._bus.revoke(job, epoch)
-        except Unreachable as error:  # the worker continues, and its results are accepted
+            await self._bus.revoke_claim(job, epoch)
+        except BrokerUnreachable as error:  # the worker continues, and its results are accepted
             log.warning("job %s: %s", job, error)
 
-    async def conclude(self, moved: Moved | None, *, tombstone: bool = False) -> Moved | None:
+    async def announce_and_clear(self, transition: Transition | None, *, tombstone: bool = False) -> Transition | None:
         """Announce a committed end and clear the broker; None passes through."""
-        if moved is None:
+        if transition is None:
             return None
-        self.tell(moved)
-        await self.clear(moved.record, tombstone=tombstone)
-        return moved
+        self.announce_end(transition)
+        await self.clear_broker(transition.record, tombstone=tombstone)
+        return transition
 
-    def tell(self, moved: Moved) -> None:
+    def announce_end(self, transition: Transition) -> None:
         """Announce a committed end to board, feed and listeners."""
-        record = moved.record
-        self._board.drop(record.id)
-        self.ended(moved)
-        self._feed.publish(Settled(record.id, record.state, record.reason))
-        self.freed()
+        record = transition.record
+        self._active_jobs.remove(record.id)
+        self.on_end(transition)
+        self._feed.publish(JobEnded(record.id, record.state, record.reason))
+        self.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)
 
-    async def _clear_attempt(self, record: Record) -> None:
+    async def _clear_attempt(self, record: JobRecord) -> None:
         """Remove one attempt's message from the broker, but not the next attempt's, which may follow at any moment."""
         try:
-            await self._bus.settle(record.job())
-        except Unreachable as error:  # two attempts are queued; the claim lets only one run
+            await self._bus.remove_dispatched(record.to_job())
+        except BrokerUnreachable as error:  # two attempts are queued; the claim lets only one run
             log.warning("job %s: %s", record.id, error)
 
-    async def clear(self, record: Record, *, tombstone: bool = False) -> None:
+    async def clear_broker(self, record: JobRecord, *, tombstone: bool = False) -> None:
         """Remove a job's messages from the broker. `tombstone`: also stop a worker that runs it."""
         try:
             if tombstone:
                 await self._bus.cancel(record.id)
-            await self._bus.settle(record.job(), every_attempt=True)
-        except Unreachable as error:
+            await self._bus.remove_dispatched(record.to_job(), every_attempt=True)
+        except BrokerUnreachable as error:
             log.warning("job %s: %s", record.id, error)

@@ -14,113 +14,116 @@ from contextlib import suppress
 
 import msgspec
 
-from bot.feed import Feed, Queued
-from bot.images.pictures import Missing, Pictures
+from bot.feed import Feed, QueueMoved
+from bot.images.pictures import ContentMissing, PictureStore
 from bot.limits import Limits
-from bot.models import Crew, Models, crews
-from bot.orders import renewed
-from bot.passing import Passing
-from bot.queue.board import Board
-from bot.queue.closing import Closing
-from bot.queue.forecast import Forecast, Spot
-from bot.rules.together import Together
-from bot.sentences import GONE
-from bot.store import Moved, Record, Store, Unavailable, Wish, rules
-from engine.bus import Bus, Unreachable
-from engine.job import Job, Malformed, Recipe, sources
-from engine.logline import about
+from bot.models import ModelCatalog, PoolSummary, group_by_pool
+from bot.orders import renew_recipe
+from bot.passing import QueueBypass
+from bot.queue.board import ActiveJobs
+from bot.queue.closing import JobCompletion
+from bot.queue.forecast import Forecast, QueuePlace
+from bot.rules.together import RunningLimits
+from bot.sentences import INIT_IMAGE_GONE
+from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
+from engine.bus import BrokerUnreachable, Bus
+from engine.job import Job, MalformedMessage, Recipe, required_blobs
+from engine.logline import log_context
 
 log = logging.getLogger(__name__)
 
-MOST_BEYOND, BEYOND = 12.0, 96  # most rows of newcomers beyond the workers' rows: as a share, and absolute
-NAP_SECONDS = 1.0  # longest sleep without a poke
-TELL_SECONDS = 1.0  # least time between two publications of queue places
+MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS = (
+    12.0,
+    96,
+)  # most rows of newcomers beyond the workers' rows: as a share, and absolute
+IDLE_SECONDS = 1.0  # longest sleep without a poke
+PUBLISH_SECONDS = 1.0  # least time between two publications of queue places
 
 
-def overbook(rows: int) -> float:
+def overbook_share(rows: int) -> float:
     """Return how far newcomers may exceed a pool's rows, as a share of them.
 
     A small pool has room for a grid or two: without this, nine members who arrive together would each wait for the
     last step of another before their first. In a large pool rows become free soon, so there the share is 1.
     """
-    return max(1.0, min(MOST_BEYOND, BEYOND / max(1, rows)))
+    return max(1.0, min(MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS / max(1, rows)))
 
 
 class Dispatcher:
     """Run `run` as a task."""
 
     def __init__(
-        self, store: Store, bus: Bus, board: Board, feed: Feed, forecast: Forecast, models: Models, pictures: Pictures,
-        closing: Closing, *, limits: Limits, clock: Callable[[], float] = time.time,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast, models: ModelCatalog, pictures: PictureStore,
+        completion: JobCompletion, *, limits: Limits, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._board, self._feed = store, bus, board, feed
-        self._forecast, self._models, self._pictures, self._closing = forecast, models, pictures, closing
+        self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
+        self._forecast, self._models, self._pictures, self._completion = forecast, models, pictures, completion
         self._limits, self._clock = limits, clock
-        self._passing = Passing()
-        self._poked = asyncio.Event()
-        self._lost = True  # the broker may lack jobs that SQL has as sent
-        self._told: dict[str, Queued] = {}
-        self._told_at = 0.0
+        self._bypass = QueueBypass()
+        self._wake_event = asyncio.Event()
+        self._must_republish = True  # the broker may lack jobs that SQL has as sent
+        self._published: dict[str, QueueMoved] = {}
+        self._published_at = 0.0
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Wake the dispatcher: something changed."""
-        self._poked.set()
+        self._wake_event.set()
 
-    async def lost(self) -> None:
+    async def handle_reconnect(self) -> None:
         """Publish everything again, since the broker was away."""
-        self._lost = True
-        self.poke()
+        self._must_republish = True
+        self.wake()
 
     async def prepare(self) -> None:
         """Load models, jobs and workers before the first request. Raises `Unreachable` and `Unavailable`."""
         await self._models.load()
-        await self._closing.reload()
-        self._bus.on_return(self.lost)
-        await self._bus.watch_workers(self.poke)
+        await self._completion.load_active()
+        self._bus.add_reconnect_callback(self.handle_reconnect)
+        await self._bus.watch_workers(self.wake)
 
     async def run(self) -> None:
         """Dispatch until cancelled. An outage of broker or database is waited out."""
         while True:
-            self._poked.clear()
+            self._wake_event.clear()
             try:
-                await self.round()
-            except (Unreachable, Unavailable) as error:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("dispatch: %s", error)
-                self._lost = True
-                await asyncio.sleep(NAP_SECONDS)
-            except Malformed as error:  # a corrupt row: the next round begins by failing it
+                self._must_republish = True
+                await asyncio.sleep(IDLE_SECONDS)
+            except MalformedMessage as error:  # a corrupt row: the next round begins by failing it
                 log.error("dispatch: %s", error)
-                self._lost = True
+                self._must_republish = True
             try:
-                async with asyncio.timeout(NAP_SECONDS):
-                    await self._poked.wait()
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._wake_event.wait()
             except TimeoutError:
                 continue
 
-    async def round(self) -> None:
+    async def run_round(self) -> None:
         """Dispatch all that fits now. Raises `Unreachable` and `Unavailable`."""
-        if self._lost:
+        if self._must_republish:
             await self._bus.declare()  # at the reconnection this may have failed on a full disk
             await self.republish()
-            self._lost = False
+            self._must_republish = False
         await self._models.refresh()
-        together = self._forecast.together = await self._store.ask(rules.together)
-        for crew in crews(self._bus.workers).values():
-            while moved := await self._next(crew, together):
-                self._board.put(moved.record, self._clock())
-                await self._submit_or_fail(moved.record)
-        await self._tell()
+        guild_caps = self._forecast.guild_caps = await self._store.read(rules.load_guild_caps)
+        for pool_info in group_by_pool(self._bus.workers).values():
+            while transition := await self._pick_next(pool_info, guild_caps):
+                self._active_jobs.put(transition.record, self._clock())
+                await self._submit_or_fail(transition.record)
+        await self._publish_places()
 
-    async def _next(self, crew: Crew, together: Together) -> Moved | None:
+    async def _pick_next(self, pool_info: PoolSummary, guild_caps: RunningLimits) -> Transition | None:
         """Mark the pool's next job as sent in SQL, and return the transition."""
         now = self._clock()
-        warm = self._passing.warm(crew.pool, crew.loaded, now)
-        wish = Wish(
-            crew.pool, crew.models, self._limits.running, together=together, passing=self._passing,
-            spare=self._board.spare(crew.pool, crew.rows, crew.free, now),
-            warm=None if crew.models <= warm else crew.models & warm,
+        loaded_models = self._bypass.bypass_models(pool_info.pool, pool_info.loaded_models, now)
+        request = PickRequest(
+            pool_info.pool, pool_info.models, self._limits.running, guild_caps=guild_caps, bypass=self._bypass,
+            paused_rows=self._active_jobs.count_paused_rows(pool_info.pool, pool_info.rows, pool_info.free_rows, now),
+            loaded_models=None if pool_info.models <= loaded_models else pool_info.models & loaded_models,
         )  # fmt: skip
-        return await self._store.pick(wish, crew.rows, overbook(crew.rows), now)
+        return await self._store.pick_job(request, pool_info.rows, overbook_share(pool_info.rows), now)
 
     async def republish(self) -> None:
         """Submit every sent or running job again; the broker ignores those that it has.
@@ -128,72 +131,79 @@ class Dispatcher:
         Skips a job with waiting results, since it may be done. A job that was claimed before the broker lost its store
         is submitted all the same: its claim is lost, and its worker has stopped.
         """
-        reported, first = await self._bus.reported(), await self._bus.first_epoch()
-        for record in await self._closing.reload():
-            if not record.cancelling and (record.id not in reported or 0 < record.epoch < first):
+        reported_jobs, first_epoch = await self._bus.list_reported_jobs(), await self._bus.read_first_epoch()
+        for record in await self._completion.load_active():
+            if not record.cancelling and (record.id not in reported_jobs or 0 < record.epoch < first_epoch):
                 await self._submit_or_fail(record)
 
-    async def _submit_or_fail(self, record: Record) -> None:
+    async def _submit_or_fail(self, record: JobRecord) -> None:
         """Submit a job, or fail it, so that a job which cannot be published does not block those behind it."""
         try:
-            with about(record.id):
+            with log_context(record.id):
                 await self.submit(record)
-        except (Unreachable, Unavailable):
+        except (BrokerUnreachable, DatabaseUnavailable):
             raise
         except Exception:
             log.exception("job %s: cannot be handed to a worker", record.id)
-            await self._closing.fail(record.id, "It could not be handed to a worker.", "us")
+            await self._completion.fail(record.id, "It could not be handed to a worker.", "us")
 
-    async def submit(self, record: Record) -> None:
+    async def submit(self, record: JobRecord) -> None:
         """Publish this attempt, with its input pictures. Idempotent. Raises `Unreachable`."""
         try:
-            for sha256 in sources(record.task):
+            for sha256 in required_blobs(record.task):
                 await self._bus.put_blob(await self._pictures.get(sha256))
-        except Missing:
-            await self._closing.fail(record.id, GONE, "us")
+        except ContentMissing:
+            await self._completion.fail(record.id, INIT_IMAGE_GONE, "us")
             return
-        except Unreachable:
+        except BrokerUnreachable:
             raise
         except OSError as error:  # the patrol submits it again; the jobs behind it do not wait
             log.warning("job %s: not sent yet: %s", record.id, error)
             return
-        if await self._bus.dispatch(self._newest(record)) and record.state == "running":
+        if await self._bus.dispatch(self._to_current_job(record)) and record.state == "running":
             log.warning("job %s: the broker had lost it, and it begins again", record.id)
-        if self._feed.watched(record.id):
-            await self._bus.want(record.id)
+        if self._feed.is_watched(record.id):
+            await self._bus.request_previews(record.id)
         log.info("job %s: sent, attempt %d", record.id, record.attempt)
 
-    def _newest(self, record: Record) -> Job:
+    def _to_current_job(self, record: JobRecord) -> Job:
         """Return the wire value. A job that has not started uses its model's current weights."""
-        job = record.job()
+        job = record.to_job()
         if isinstance(job.task, Recipe) and not record.step:
             with suppress(KeyError):
-                made, notes = renewed(job.task, self._models.profile(job.task.model))
+                task, notes = renew_recipe(job.task, self._models.find_entry(job.task.model))
                 if notes:
                     log.warning("job %s: %s", record.id, notes[0])
-                return msgspec.structs.replace(job, task=made)
+                return msgspec.structs.replace(job, task=task)
         return job
 
-    async def _tell(self) -> None:
+    async def _publish_places(self) -> None:
         """Publish the changed places of waiting jobs, if anybody listens."""
         now = self._clock()
-        if not self._feed.heard or now - self._told_at < TELL_SECONDS:
+        if not self._feed.has_subscribers or now - self._published_at < PUBLISH_SECONDS:
             return
-        self._told_at = now
-        outlook = await self._forecast.outlook()
-        told = {job: self._queued(job, spot) for job, spot in outlook.spots.items()}
-        for job, queued in told.items():
-            if not _alike(self._told.get(job), queued):
-                self._feed.publish(queued)
-        self._told = told
+        self._published_at = now
+        layout = await self._forecast.get_layout()
+        events = {job: self._to_queue_event(job, place) for job, place in layout.places.items()}
+        for job, event in events.items():
+            if not _is_same_place(self._published.get(job), event):
+                self._feed.publish(event)
+        self._published = events
 
-    def _queued(self, job: str, spot: Spot) -> Queued:
-        return Queued(job, spot.ahead, self._forecast.wait(spot), self._forecast.starting(spot.pool, spot.model))
+    def _to_queue_event(self, job: str, place: QueuePlace) -> QueueMoved:
+        return QueueMoved(
+            job,
+            place.jobs_ahead,
+            self._forecast.estimate_wait(place),
+            self._forecast.describe_startup(place.pool, place.model),
+        )
 
 
-def _alike(old: Queued | None, new: Queued) -> bool:
+def _is_same_place(old: QueueMoved | None, new: QueueMoved) -> bool:
     """Return True if a member would see no difference: the same place, and an ETA within 10 %."""
-    if old is None or (old.place, old.starting) != (new.place, new.starting):
+    if old is None or (old.jobs_ahead, old.startup_notice) != (new.jobs_ahead, new.startup_notice):
         return False
-    before, after = old.eta, new.eta
-    return before == after or (before is not None and after is not None and abs(before - after) <= 0.1 * before)
+    old_eta, new_eta = old.eta, new.eta
+    return old_eta == new_eta or (
+        old_eta is not None and new_eta is not None and abs(old_eta - new_eta) <= 0.1 * old_eta
+    )

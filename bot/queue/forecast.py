@@ -14,160 +14,187 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bot.crowd import Crowd
-from bot.fair import Account, Waiting, order
-from bot.models import Crew, crews
-from bot.queue.board import Board
-from bot.rules.together import Together
-from bot.sentences import starting
-from bot.store import Record, Store, reads
-from bot.waiting import Facts, why
+from bot.crowd import WaitEstimate
+from bot.fair import Account, WaitingJob, dispatch_order
+from bot.models import PoolSummary, group_by_pool
+from bot.queue.board import ActiveJobs
+from bot.rules.together import RunningLimits
+from bot.sentences import format_startup
+from bot.store import JobRecord, Store, reads
+from bot.waiting import WaitFacts, wait_reason
 from engine.job import ModelProgress, Presence
 
-MOST = 1000  # a longer queue is not laid out; its places are estimates
-CHEAP = 0.005  # seconds; a layout that took less is repeated at each call
-REST = 20  # a slower layout is reused for rough answers for this many times its duration
+MAX_JOBS = 1000  # a longer queue is not laid out; its places are estimates
+CHEAP_SECONDS = 0.005  # seconds; a layout that took less is repeated at each call
+REUSE_FACTOR = 20  # a slower layout is reused for rough answers for this many times its duration
 
 
 @dataclass(frozen=True)
-class Spot:
+class QueuePlace:
     """A place in the queue. `ahead`: jobs of the pool that start first; `work`: device-seconds until it is done.
 
     `others`: how many other members have a job ahead; 0 if not counted.
     """
 
-    ahead: int
-    work: float
+    jobs_ahead: int
+    device_seconds: float
     pool: str
     model: str
-    others: int = 0
+    members_ahead: int = 0
 
 
 @dataclass(frozen=True)
-class Outlook:
+class QueueLayout:
     """The queue laid out in fair order, pool by pool. `complete`: it was short enough; `crowds`: for estimates."""
 
-    spots: Mapping[str, Spot] = field(default_factory=dict)
-    crowds: Mapping[str, Crowd] = field(default_factory=dict)
-    complete: bool = True
+    places: Mapping[str, QueuePlace] = field(default_factory=dict)
+    estimates: Mapping[str, WaitEstimate] = field(default_factory=dict)
+    is_complete: bool = True
 
 
 class Forecast:
     """Answers about the queue; reads it at most once per change, so calls are cheap."""
 
     def __init__(
-        self, store: Store, board: Board, workers: Callable[[], Mapping[str, Presence]], *,
-        clock: Callable[[], float] = time.time, starting: Callable[[str], ModelProgress | None] = lambda pool: None,
-        size: Callable[[str], int] = lambda model: 0,
+        self, store: Store, active_jobs: ActiveJobs, workers: Callable[[], Mapping[str, Presence]], *,
+        clock: Callable[[], float] = time.time, get_startup_progress: Callable[[str], ModelProgress | None] = lambda pool: None,
+        get_model_size: Callable[[str], int] = lambda model: 0,
     ) -> None:  # fmt: skip
-        self._starting, self._size = starting, size
-        self._store, self._board, self._workers, self._clock = store, board, workers, clock
-        self.together = Together()  # as the dispatcher last read it
-        self._version, self._rested = -1, 0.0
-        self._outlook, self._laying = Outlook(), asyncio.Lock()
+        self._get_startup_progress, self._get_model_size = get_startup_progress, get_model_size
+        self._store, self._active_jobs, self._workers, self._clock = store, active_jobs, workers, clock
+        self.guild_caps = RunningLimits()  # as the dispatcher last read it
+        self._layout_version, self._reuse_until = -1, 0.0
+        self._layout, self._layout_lock = QueueLayout(), asyncio.Lock()
 
-    async def outlook(self, *, rough: bool = False) -> Outlook:
+    async def get_layout(self, *, allow_stale: bool = False) -> QueueLayout:
         """Return every waiting job's place. A `rough` answer may be a moment old."""
-        async with self._laying:
-            began, version = time.monotonic(), self._store.version
-            if version != self._version and (began >= self._rested or not rough):
-                self._outlook, self._version = await self._lay_out(), version
-                took = time.monotonic() - began
-                self._rested = began + (REST * took if took > CHEAP else 0.0)
-        return self._outlook
+        async with self._layout_lock:
+            started_at, version = time.monotonic(), self._store.version
+            if version != self._layout_version and (started_at >= self._reuse_until or not allow_stale):
+                self._layout, self._layout_version = await self._build_layout(), version
+                duration = time.monotonic() - started_at
+                self._reuse_until = started_at + (REUSE_FACTOR * duration if duration > CHEAP_SECONDS else 0.0)
+        return self._layout
 
-    async def _lay_out(self) -> Outlook:
-        crowds = {pool: Crowd(users) for pool, users in (await self._store.ask(reads.crowds)).items()}
-        found = await self._store.ask(reads.waiting, MOST)
-        if found is None:
-            return Outlook({}, crowds, complete=False)
-        waiting, accounts = found
-        pools: dict[str, list[tuple[Waiting, str]]] = {}
-        for one, model in waiting:
-            pools.setdefault(one.account.partition("/")[0], []).append((one, model))
-        return Outlook({job: spot for ones in pools.values() for job, spot in _spots(ones, accounts)}, crowds)
+    async def _build_layout(self) -> QueueLayout:
+        estimates = {
+            pool: WaitEstimate(member_jobs)
+            for pool, member_jobs in (await self._store.read(reads.summarise_waiting)).items()
+        }
+        queue_rows = await self._store.read(reads.load_waiting_queue, MAX_JOBS)
+        if queue_rows is None:
+            return QueueLayout({}, estimates, is_complete=False)
+        waiting_jobs, accounts = queue_rows
+        jobs_by_pool: dict[str, list[tuple[WaitingJob, str]]] = {}
+        for waiting_job, model in waiting_jobs:
+            jobs_by_pool.setdefault(waiting_job.account.partition("/")[0], []).append((waiting_job, model))
+        return QueueLayout(
+            {job: place for pool_jobs in jobs_by_pool.values() for job, place in _iter_places(pool_jobs, accounts)},
+            estimates,
+        )
 
-    async def spot(self, record: Record, *, rough: bool = False) -> Spot | None:
+    async def get_place(self, record: JobRecord, *, allow_stale: bool = False) -> QueuePlace | None:
         """Return a waiting job's place; None if it does not wait (any more)."""
         if record.state != "queued":
             return None
-        outlook = await self.outlook(rough=rough)
-        found = outlook.spots.get(record.id)
-        if found is not None or (outlook.complete and not (rough and self._version != self._store.version)):
-            return found
-        turn = await self._store.ask(reads.turn, record)
-        ahead, work = outlook.crowds.get(record.pool, Crowd()).before(turn)
-        return Spot(ahead, max(work, record.cost), record.pool, record.model)
+        layout = await self.get_layout(allow_stale=allow_stale)
+        known_place = layout.places.get(record.id)
+        if known_place is not None or (
+            layout.is_complete and not (allow_stale and self._layout_version != self._store.version)
+        ):
+            return known_place
+        earlier_jobs = await self._store.read(reads.count_earlier_jobs, record)
+        jobs_ahead, device_seconds = layout.estimates.get(record.pool, WaitEstimate()).estimate(earlier_jobs)
+        return QueuePlace(jobs_ahead, max(device_seconds, record.cost), record.pool, record.model)
 
-    def worker(self, pool: str, model: str) -> bool:
+    def has_worker(self, pool: str, model: str) -> bool:
         """Return True if a live worker of the pool offers the model."""
-        crew = crews(self._workers()).get(pool)
-        return crew is not None and (not model or model in crew.models)
+        pool_info = group_by_pool(self._workers()).get(pool)
+        return pool_info is not None and (not model or model in pool_info.models)
 
-    def starting(self, pool: str, model: str) -> str:
+    def describe_startup(self, pool: str, model: str) -> str:
         """Return the sentence about a starting worker of the pool; empty if a live one offers the model."""
-        if self.worker(pool, model):
+        if self.has_worker(pool, model):
             return ""
-        progress = self._starting(pool)
-        theirs = progress is not None and (not self._workers() or progress.model == model)
-        return starting(progress) if theirs else ""
+        progress = self._get_startup_progress(pool)
+        is_relevant = progress is not None and (not self._workers() or progress.model == model)
+        return format_startup(progress) if is_relevant else ""
 
-    def wait(self, spot: Spot) -> float | None:
+    def estimate_wait(self, place: QueuePlace) -> float | None:
         """Return the seconds until a waiting job is done; None if no worker can run it."""
-        if not self.worker(spot.pool, spot.model):
+        if not self.has_worker(place.pool, place.model):
             return None
-        crew = crews(self._workers())[spot.pool]
-        fetching = 0.0 if _loaded(crew, spot.model) else self._board.loads.seconds(spot.model, self._clock())
-        return (self._board.cost_left(spot.pool) + spot.work) / crew.workers + fetching
+        pool_info = group_by_pool(self._workers())[place.pool]
+        load_seconds = (
+            0.0
+            if _is_loaded(pool_info, place.model)
+            else self._active_jobs.load_times.estimate_seconds(place.model, self._clock())
+        )
+        return (
+            self._active_jobs.remaining_cost(place.pool) + place.device_seconds
+        ) / pool_info.worker_count + load_seconds
 
-    def eta(self, record: Record, spot: Spot | None, now: float) -> float | None:
+    def estimate_eta(self, record: JobRecord, place: QueuePlace | None, now: float) -> float | None:
         """Return the seconds until a job is done; None if it is over or no worker can run it."""
-        if spot is not None:
-            return self.wait(spot)
-        run = self._board.runs.get(record.id)
-        if run is None or not self.worker(record.pool, record.model):
+        if place is not None:
+            return self.estimate_wait(place)
+        active_job = self._active_jobs.by_id.get(record.id)
+        if active_job is None or not self.has_worker(record.pool, record.model):
             return None
-        said = run.seconds_left(now)
-        crew = crews(self._workers())[record.pool]
-        return self._board.cost_left(record.pool) / crew.workers if said is None else said
+        reported_seconds = active_job.estimate_seconds_left(now)
+        pool_info = group_by_pool(self._workers())[record.pool]
+        return (
+            self._active_jobs.remaining_cost(record.pool) / pool_info.worker_count
+            if reported_seconds is None
+            else reported_seconds
+        )
 
-    def why(self, record: Record, spot: Spot | None, running: int) -> str:
+    def explain_wait(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> str:
         """Return the sentence why a job waits; empty if it does not. `running`: the member's limit of jobs at once."""
-        return why(self._facts(record, spot, running)) if record.state == "queued" else ""
+        return wait_reason(self._collect_facts(record, place, member_limit)) if record.state == "queued" else ""
 
-    def _facts(self, record: Record, spot: Spot | None, running: int) -> Facts:
+    def _collect_facts(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> WaitFacts:
         workers, model, now = self._workers(), record.model, self._clock()
-        crew = crews(workers).get(record.pool)
-        runs = [run.record for run in self._board.runs.values()]
-        theirs = [one for one in runs if one.guild == record.guild]
-        return Facts(
+        pool_info = group_by_pool(workers).get(record.pool)
+        active_records = [active_job.record for active_job in self._active_jobs.by_id.values()]
+        guild_records = [other for other in active_records if other.guild == record.guild]
+        return WaitFacts(
             model=model,
-            starting=self.starting(record.pool, model),
-            anyone=bool(workers),
-            offered=self.worker(record.pool, model),
-            loaded=crew is None or _loaded(crew, model),
-            fetched=self._board.loads.done(model, now),
-            size=self._size(model),
-            fetching=self._board.loads.seconds(model, now),
-            mine=sum(one.member == record.member for one in runs),
-            mine_most=running,
-            guild=len(theirs),
-            guild_most=self.together.of(record.guild),
-            channel=sum(one.channel == record.channel for one in theirs),
-            channel_most=self.together.channels_of(record.guild).get(record.channel),
-            ahead=spot.ahead if spot else 0,
-            others=spot.others if spot else 0,
+            startup_notice=self.describe_startup(record.pool, model),
+            any_worker=bool(workers),
+            is_offered=self.has_worker(record.pool, model),
+            is_loaded=pool_info is None or _is_loaded(pool_info, model),
+            loaded_share=self._active_jobs.load_times.get_progress(model, now),
+            model_bytes=self._get_model_size(model),
+            load_seconds=self._active_jobs.load_times.estimate_seconds(model, now),
+            member_running=sum(one.member == record.member for one in active_records),
+            member_limit=member_limit,
+            guild_running=len(guild_records),
+            guild_limit=self.guild_caps.limit_of(record.guild),
+            channel_running=sum(one.channel == record.channel for one in guild_records),
+            channel_limit=self.guild_caps.channel_limits_of(record.guild).get(record.channel),
+            jobs_ahead=place.jobs_ahead if place else 0,
+            other_members=place.members_ahead if place else 0,
         )
 
 
-def _loaded(crew: Crew, model: str) -> bool:
-    return not model or model in crew.loaded
+def _is_loaded(pool_info: PoolSummary, model: str) -> bool:
+    return not model or model in pool_info.loaded_models
 
 
-def _spots(ones: list[tuple[Waiting, str]], accounts: Mapping[str, Account]) -> Iterator[tuple[str, Spot]]:
-    known, work, users = {one.job: (one, model) for one, model in ones}, 0.0, set[str]()
-    for ahead, job in enumerate(order(accounts, [one for one, _ in ones])):
-        one, model = known[job]
-        work += one.cost
-        yield job, Spot(ahead, work, one.account.partition("/")[0], model, len(users - {one.account}))
-        users.add(one.account)
+def _iter_places(
+    waiting_jobs: list[tuple[WaitingJob, str]], accounts: Mapping[str, Account]
+) -> Iterator[tuple[str, QueuePlace]]:
+    by_id, device_seconds, members = (
+        {waiting_job.job: (waiting_job, model) for waiting_job, model in waiting_jobs},
+        0.0,
+        set[str](),
+    )
+    for jobs_ahead, job in enumerate(dispatch_order(accounts, [one for one, _ in waiting_jobs])):
+        one, model = by_id[job]
+        device_seconds += one.cost
+        yield (
+            job,
+            QueuePlace(jobs_ahead, device_seconds, one.account.partition("/")[0], model, len(members - {one.account})),
+        )
+        members.add(one.account)

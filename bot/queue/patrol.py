@@ -10,116 +10,135 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from bot.models import crews
-from bot.queue.board import Board, Run
-from bot.queue.closing import Closing
-from bot.states import ACTIVE, over
-from bot.store import Moved, Record, Store, Unavailable, reads
-from engine.bus import Bus, Unreachable
-from engine.logline import about
+from bot.models import group_by_pool
+from bot.queue.board import ActiveJob, ActiveJobs
+from bot.queue.closing import JobCompletion
+from bot.states import ACTIVE_STATES, is_end
+from bot.store import DatabaseUnavailable, JobRecord, Store, Transition, reads
+from engine.bus import BrokerUnreachable, Bus
+from engine.logline import log_context
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 1.0
-WAITED = "It waited too long for a worker; nothing was charged."
-TOO_LONG = "It was not done in time; nothing was charged."
+INTERVAL_SECONDS = 1.0
+WAITED_TOO_LONG = "It waited too long for a worker; nothing was charged."
+RAN_TOO_LONG = "It was not done in time; nothing was charged."
 
 
 class Patrol:
     """Run `run` as a task. `lease`: seconds that a claim lasts without a renewal."""
 
     def __init__(
-        self, store: Store, bus: Bus, board: Board, closing: Closing, submit: Callable[[Record], Awaitable[None]], *,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion, submit: Callable[[JobRecord], Awaitable[None]], *,
         lease: float = 10.0, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._board, self._closing, self._submit = store, bus, board, closing, submit
+        self._store, self._bus, self._active_jobs, self._completion, self._submit = (
+            store,
+            bus,
+            active_jobs,
+            completion,
+            submit,
+        )
         self._lease, self._clock = lease, clock
-        self._asked: dict[str, float] = {}  # when a silent job's claim was last looked up
-        self._orphaned: dict[str, float] = {}  # since when a job has had no claim
+        self._checked_at: dict[str, float] = {}  # when a silent job's claim was last looked up
+        self._orphaned_since: dict[str, float] = {}  # since when a job has had no claim
 
     async def run(self) -> None:
         """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
-            await asyncio.sleep(min(EVERY_SECONDS, self._lease / 4))
+            await asyncio.sleep(min(INTERVAL_SECONDS, self._lease / 4))
             try:
-                await self.round()
-            except (Unreachable, Unavailable) as error:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("patrol: %s", error)
-                self._orphaned.clear()  # no worker could renew a claim meanwhile
+                self._orphaned_since.clear()  # no worker could renew a claim meanwhile
 
-    async def round(self) -> None:
+    async def run_round(self) -> None:
         """Check all jobs once. Raises `Unreachable` and `Unavailable`."""
-        for record in await self._store.ask(reads.overdue, self._clock()):
-            await self._expire(record)
-        for run in list(self._board.runs.values()):
-            if self._silent(run):
-                with about(run.record.id, run.record.worker):
-                    await self._look(run)
-        for known in (self._asked, self._orphaned):
-            for job in [job for job in known if job not in self._board.runs]:
-                del known[job]
+        for record in await self._store.read(reads.list_overdue, self._clock()):
+            await self._fail_overdue(record)
+        for active_job in list(self._active_jobs.by_id.values()):
+            if self._is_check_due(active_job):
+                with log_context(active_job.record.id, active_job.record.worker):
+                    await self._check_claim(active_job)
+        for times in (self._checked_at, self._orphaned_since):
+            for job in [job for job in times if job not in self._active_jobs.by_id]:
+                del times[job]
 
-    async def _expire(self, record: Record) -> None:
-        if await self._closing.fail(record.id, TOO_LONG if record.started else WAITED, "us"):
-            await self._closing.clear(record, tombstone=True)
+    async def _fail_overdue(self, record: JobRecord) -> None:
+        if await self._completion.fail(record.id, RAN_TOO_LONG if record.started else WAITED_TOO_LONG, "us"):
+            await self._completion.clear_broker(record, tombstone=True)
 
-    def _silent(self, run: Run) -> bool:
+    def _is_check_due(self, active_job: ActiveJob) -> bool:
         """Return True if its claim is due for a check: often for a cancelling or orphaned job, else once a lease."""
-        job, now = run.record.id, self._clock()
-        pause = self._lease / 4 if run.record.cancelling or job in self._orphaned else self._lease
-        return now - max(run.beat, self._asked.get(job, 0.0)) >= pause
+        job, now = active_job.record.id, self._clock()
+        interval = self._lease / 4 if active_job.record.cancelling or job in self._orphaned_since else self._lease
+        return now - max(active_job.last_heartbeat, self._checked_at.get(job, 0.0)) >= interval
 
-    async def _look(self, run: Run) -> None:
-        job, now = run.record.id, self._clock()
-        self._asked[job] = now
-        if await self._bus.holder(job) is not None:
-            run.beat = now
-            self._orphaned.pop(job, None)
-            if run.record.cancelling:
+    async def _check_claim(self, active_job: ActiveJob) -> None:
+        job, now = active_job.record.id, self._clock()
+        self._checked_at[job] = now
+        if await self._bus.get_holder(job) is not None:
+            active_job.last_heartbeat = now
+            self._orphaned_since.pop(job, None)
+            if active_job.record.cancelling:
                 await self._bus.cancel(job)
             return
-        alone = now - self._orphaned.setdefault(job, now)
-        if alone >= self._lease / 2 and await self._left(run):
+        orphaned_seconds = now - self._orphaned_since.setdefault(job, now)
+        if orphaned_seconds >= self._lease / 2 and await self._drop_if_inactive(active_job):
             return
-        if run.record.cancelling:
-            if alone >= self._lease / 4:
-                await self._closing.cancel(job, spent(run), why="nobody runs it")
-        elif self._board.behind > now:  # its worker may have released it because it is done
-            self._orphaned[job] = now
-        elif run.claimed:
-            await self._claim_lost(run, alone)
+        if active_job.record.cancelling:
+            if orphaned_seconds >= self._lease / 4:
+                await self._completion.cancel(job, cost_so_far(active_job), audit_note="nobody runs it")
+        elif self._active_jobs.results_behind_until > now:  # its worker may have released it because it is done
+            self._orphaned_since[job] = now
+        elif active_job.is_claimed:
+            await self._requeue_lost(active_job, orphaned_seconds)
         else:
-            await self._unclaimed(run, alone)
+            await self._handle_unclaimed(active_job, orphaned_seconds)
 
-    async def _left(self, run: Run) -> bool:
+    async def _drop_if_inactive(self, active_job: ActiveJob) -> bool:
         """Drop a run that is not active in SQL, and return True. Happens if a database reply was lost for too long."""
-        record = await self._store.record(run.record.id)
-        if record is not None and record.state in ACTIVE:
+        record = await self._store.get_job(active_job.record.id)
+        if record is not None and record.state in ACTIVE_STATES:
             return False
-        log.warning("job %s: it is %s, which was not announced", run.record.id, record.state if record else "deleted")
-        self._board.drop(run.record.id)
-        if record is not None and over(record.state):
-            self._closing.tell(Moved(record, run.record.state))
-        self._closing.freed()
+        log.warning(
+            "job %s: it is %s, which was not announced", active_job.record.id, record.state if record else "deleted"
+        )
+        self._active_jobs.remove(active_job.record.id)
+        if record is not None and is_end(record.state):
+            self._completion.announce_end(Transition(record, active_job.record.state))
+        self._completion.on_rows_freed()
         return True
 
-    async def _claim_lost(self, run: Run, alone: float) -> None:
+    async def _requeue_lost(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
         """Queue a job again if its claim is lost for three leases. The broker should have redelivered it within one."""
-        crew = crews(self._bus.workers).get(run.record.pool)
-        if alone >= 3 * self._lease and crew is not None and not crew.full(run.record.model):
-            await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it", cause="lost")
+        pool_info = group_by_pool(self._bus.workers).get(active_job.record.pool)
+        if (
+            orphaned_seconds >= 3 * self._lease
+            and pool_info is not None
+            and not pool_info.is_full(active_job.record.model)
+        ):
+            await self._completion.requeue(
+                active_job.record.id,
+                step=active_job.step,
+                audit_note=f"{active_job.record.worker} lost it",
+                cause="lost",
+            )
 
-    async def _unclaimed(self, run: Run, alone: float) -> None:
+    async def _handle_unclaimed(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
         """Publish an unclaimed job again, later requeue it: the broker may have lost it. Busy workers are normal."""
-        crew = crews(self._bus.workers).get(run.record.pool)
-        if crew is None or crew.full(run.record.model):
-            self._orphaned[run.record.id] = self._clock()
-        elif alone >= 6 * self._lease:
-            await self._closing.again(run.record.id, step=run.step, why="no worker took it", cause="untaken")
-        elif alone >= self._lease:
-            await self._submit(run.record)
+        pool_info = group_by_pool(self._bus.workers).get(active_job.record.pool)
+        if pool_info is None or pool_info.is_full(active_job.record.model):
+            self._orphaned_since[active_job.record.id] = self._clock()
+        elif orphaned_seconds >= 6 * self._lease:
+            await self._completion.requeue(
+                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="untaken"
+            )
+        elif orphaned_seconds >= self._lease:
+            await self._submit(active_job.record)
 
 
-def spent(run: Run) -> float:
+def cost_so_far(active_job: ActiveJob) -> float:
     """Return a run's cost so far in device-seconds, by its known steps."""
-    return max(0.0, run.record.cost - run.cost_left)
+    return max(0.0, active_job.record.cost - active_job.remaining_cost)

@@ -11,80 +11,93 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from bot.models import Crew, Models, crews
-from bot.queue.board import Board, Run
-from bot.queue.closing import Closing
-from bot.store import Record, Store, Unavailable, rerouting
-from engine.bus import Bus, Unreachable
+from bot.models import ModelCatalog, PoolSummary, group_by_pool
+from bot.queue.board import ActiveJob, ActiveJobs
+from bot.queue.closing import JobCompletion
+from bot.store import DatabaseUnavailable, JobRecord, Store, rerouting
+from engine.bus import BrokerUnreachable, Bus
 from engine.job import Presence, Recipe
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 2.0
-ANY = frozenset({""})  # the empty model name: any worker of the pool can run the job
+INTERVAL_SECONDS = 2.0
+ANY_MODEL = frozenset({""})  # the empty model name: any worker of the pool can run the job
 
 
-class Rerouting:
+class JobRerouter:
     """Run `run` as a task."""
 
     def __init__(
-        self, store: Store, bus: Bus, board: Board, closing: Closing, models: Models,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion, models: ModelCatalog,
         workers: Callable[[], Mapping[str, Presence]], *, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._board, self._closing = store, bus, board, closing
+        self._store, self._bus, self._active_jobs, self._completion = store, bus, active_jobs, completion
         self._models, self._workers, self._clock = models, workers, clock
-        self._after: dict[str, str] = {}  # pool → job after which the next round continues: some can never move
+        self._page_cursors: dict[str, str] = {}  # pool → job after which the next round continues: some can never move
 
     async def run(self) -> None:
         """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(INTERVAL_SECONDS)
             try:
-                await self.round()
-            except (Unreachable, Unavailable) as error:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("rerouting: %s", error)
 
-    async def round(self) -> None:
+    async def run_round(self) -> None:
         """Check all sent jobs, and one page of waiting jobs per pool. Raises `Unreachable` and `Unavailable`."""
-        live = crews(self._workers())
-        if not live:
+        live_pools = group_by_pool(self._workers())
+        if not live_pools:
             return
-        for run in [run for run in self._board.runs.values() if run.record.pool not in live]:
-            await self._come_back(run)
-        ways = {pool: _ways(pool, live) for pool in await self._store.ask(rerouting.pools)}
-        self._after = {pool: await self._page(pool, models) for pool, models in ways.items() if models}
+        for active_job in [run for run in self._active_jobs.by_id.values() if run.record.pool not in live_pools]:
+            await self._recall_job(active_job)
+        movable_models = {
+            pool: _find_movable_models(pool, live_pools)
+            for pool in await self._store.read(rerouting.list_waiting_pools)
+        }
+        self._page_cursors = {
+            pool: await self._move_page(pool, models) for pool, models in movable_models.items() if models
+        }
 
-    async def _page(self, pool: str, models: Collection[str]) -> str:
+    async def _move_page(self, pool: str, models: Collection[str]) -> str:
         """Move the movable jobs of one page. Return the job after which the next page begins, empty to start over."""
-        records, after = await self._store.ask(rerouting.waiting, pool, models, self._after.get(pool, ""))
+        records, cursor = await self._store.read(
+            rerouting.list_waiting_jobs, pool, models, self._page_cursors.get(pool, "")
+        )
         for record in records:
-            await self._move(record)
-        return after
+            await self._move_job(record)
+        return cursor
 
-    async def _come_back(self, run: Run) -> None:
+    async def _recall_job(self, active_job: ActiveJob) -> None:
         """Queue a job again that was sent to a pool without workers and has no claim, if another pool can run it."""
-        if self._elsewhere(run.record) is None or run.record.cancelling or self._board.behind > self._clock():
+        if (
+            self._find_other_pool(active_job.record) is None
+            or active_job.record.cancelling
+            or self._active_jobs.results_behind_until > self._clock()
+        ):
             return
-        if await self._bus.holder(run.record.id) is None:
-            why = f"nobody serves the pool {run.record.pool}"
-            await self._closing.again(run.record.id, step=run.step, why=why, cause="lost")
+        if await self._bus.get_holder(active_job.record.id) is None:
+            audit_note = f"nobody serves the pool {active_job.record.pool}"
+            await self._completion.requeue(
+                active_job.record.id, step=active_job.step, audit_note=audit_note, cause="lost"
+            )
 
-    async def _move(self, record: Record) -> None:
-        pool = self._elsewhere(record)
-        if pool is not None and await self._store.reroute(record.id, pool, self._clock()) is not None:
+    async def _move_job(self, record: JobRecord) -> None:
+        pool = self._find_other_pool(record)
+        if pool is not None and await self._store.reroute_job(record.id, pool, self._clock()) is not None:
             log.warning("job %s: from the pool %s to %s, where its model is offered", record.id, record.pool, pool)
-            self._closing.freed()
+            self._completion.on_rows_freed()
 
-    def _elsewhere(self, record: Record) -> str | None:
+    def _find_other_pool(self, record: JobRecord) -> str | None:
         """Return another pool that can run the job; None if there is none."""
         if isinstance(record.task, Recipe):
-            pool = self._models.pool_of(record.task.model, record.task.revision)
+            pool = self._models.choose_pool(record.task.model, record.task.revision)
         else:
-            pool = self._models.any_pool(record.pool)
+            pool = self._models.choose_live_pool(record.pool)
         return None if pool == record.pool else pool
 
 
-def _ways(pool: str, live: Mapping[str, Crew]) -> frozenset[str]:
+def _find_movable_models(pool: str, live_pools: Mapping[str, PoolSummary]) -> frozenset[str]:
     """Return the models for which a job may leave a pool: offered in another pool and not in this one."""
-    everywhere = frozenset[str]().union(*(crew.models for crew in live.values()))
-    return everywhere - live[pool].models if pool in live else everywhere | ANY
+    all_models = frozenset[str]().union(*(pool_info.models for pool_info in live_pools.values()))
+    return all_models - live_pools[pool].models if pool in live_pools else all_models | ANY_MODEL

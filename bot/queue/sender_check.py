@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from bot.queue.board import Board
-from engine.bus import Delivered, subjects
-from engine.job import Result, Started
+from bot.queue.board import ActiveJobs
+from engine.bus import BusMessage, subjects
+from engine.job import JobStarted, Result
 
 
-def sender_fault(delivered: Delivered[Result], board: Board) -> str:
+def find_sender_fault(message: BusMessage[Result], active_jobs: ActiveJobs) -> str:
     """Return why the sender may not report on this job; empty if it may.
 
     The broker forces a worker with its own key to send under its own name, which the subject contains. For a known
     epoch only the worker that started it may report. A newer epoch is a worker that took over.
     """
-    value = delivered.value
-    worker, job = subjects.speaker(delivered.msg.subject)
-    run = board.runs.get(value.job)
-    begun = run.record if run is not None and run.record.epoch == value.epoch else None
-    if job != value.job:
-        return f"it is about job {value.job}, but its subject says {job}"
-    if isinstance(value, Started) and value.worker != worker:
-        return f"{worker} reports a start of {value.worker}"
-    if begun is not None and begun.worker not in ("", worker):
-        return f"{worker} reports on a job of {begun.worker}"
+    result = message.value
+    worker, job = subjects.parse_result_subject(message.nats_msg.subject)
+    active_job = active_jobs.by_id.get(result.job)
+    claimed_record = active_job.record if active_job is not None and active_job.record.epoch == result.epoch else None
+    if job != result.job:
+        return f"it is about job {result.job}, but its subject says {job}"
+    if isinstance(result, JobStarted) and result.worker != worker:
+        return f"{worker} reports a start of {result.worker}"
+    if claimed_record is not None and claimed_record.worker not in ("", worker):
+        return f"{worker} reports on a job of {claimed_record.worker}"
     return ""

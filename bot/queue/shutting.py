@@ -11,36 +11,39 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from bot.rules import EVERYWHERE
-from bot.store import Store, Unavailable, reads, rules
-from engine.bus import Unreachable
+from bot.store import DatabaseUnavailable, Store, reads, rules
+from engine.bus import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 1.0
+INTERVAL_SECONDS = 1.0
 
 
-class Shutting:
+class ClosedGuildWatcher:
     """Run `run` as a task. `cancel` cancels one job and returns a sentence on the outcome."""
 
     def __init__(self, store: Store, cancel: Callable[[str], Awaitable[str]]) -> None:
         self._store, self._cancel = store, cancel
-        self._shut: frozenset[str] = frozenset()
+        self._closed_guilds: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
             try:
-                await self.round()
-            except (Unreachable, Unavailable) as error:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
                 log.warning("closed servers: %s", error)
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(INTERVAL_SECONDS)
 
-    async def round(self) -> None:
+    async def run_round(self) -> None:
         """Cancel open jobs in servers that were closed a round ago too, so that `/settings close` comes first."""
-        before, self._shut = self._shut, (await self._store.ask(rules.together)).shut
-        for guild in sorted(self._shut & before):
-            jobs = await self._store.ask(reads.open_of, None if guild == EVERYWHERE else guild)
-            for job in jobs:
+        closed_before, self._closed_guilds = (
+            self._closed_guilds,
+            (await self._store.read(rules.load_guild_caps)).closed_guilds,
+        )
+        for guild in sorted(self._closed_guilds & closed_before):
+            job_ids = await self._store.read(reads.list_open_ids, None if guild == EVERYWHERE else guild)
+            for job in job_ids:
                 await self._cancel(job)
-            if jobs:
-                log.info("%d jobs of a closed server were cancelled", len(jobs))
+            if job_ids:
+                log.info("%d jobs of a closed server were cancelled", len(job_ids))

@@ -11,50 +11,52 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bot.queue.board import Board
-from bot.refused import Refused
-from bot.states import over
-from bot.store import Record
-from engine.bus import Bus, Unreachable
-from engine.job import Recipe, Steer
+from bot.queue.board import ActiveJobs
+from bot.refused import UserError
+from bot.states import is_end
+from bot.store import JobRecord
+from engine.bus import BrokerUnreachable, Bus
+from engine.job import ControlMessage, Recipe
 
-PAUSED = "Paused: it keeps its place, and resumes by itself after 15 minutes, or sooner if others need the room."
-RESUMED = "Resumed."
-WEIGHED = "Its priority among the author's jobs is now {:g}."
-WHOLE = "An upscale is done in one go, so it cannot be paused or prioritised."
-WAITS = "It has not begun, so it cannot be paused or prioritised yet."
-AWAY = "The workers cannot be reached just now. Try again in a moment."
+PAUSED_TEXT = "Paused: it keeps its place, and resumes by itself after 15 minutes, or sooner if others need the room."
+RESUMED_TEXT = "Resumed."
+PRIORITY_TEXT = "Its priority among the author's jobs is now {:g}."
+UPSCALE_TEXT = "An upscale is done in one go, so it cannot be paused or prioritised."
+WAITING_TEXT = "It has not begun, so it cannot be paused or prioritised yet."
+BROKER_AWAY_TEXT = "The workers cannot be reached just now. Try again in a moment."
 
 
-class Steering:
+class JobControl:
     """Each method returns a sentence, or raises `Refused` if the job does not run or the broker is away."""
 
-    def __init__(self, bus: Bus, board: Board, *, clock: Callable[[], float] = time.time) -> None:
-        self._bus, self._board, self._clock = bus, board, clock
+    def __init__(self, bus: Bus, active_jobs: ActiveJobs, *, clock: Callable[[], float] = time.time) -> None:
+        self._bus, self._active_jobs, self._clock = bus, active_jobs, clock
 
-    async def pause(self, record: Record) -> str:
-        await self._say(record, Steer(job=record.id, deed="pause"))
-        self._board.paused.setdefault(record.id, self._clock())  # a second pause gets the remaining time of the first
-        return PAUSED
+    async def pause(self, record: JobRecord) -> str:
+        await self._send(record, ControlMessage(job=record.id, deed="pause"))
+        self._active_jobs.paused_since.setdefault(
+            record.id, self._clock()
+        )  # a second pause gets the remaining time of the first
+        return PAUSED_TEXT
 
-    async def resume(self, record: Record) -> str:
-        await self._say(record, Steer(job=record.id, deed="resume"))
-        self._board.paused.pop(record.id, None)
-        return RESUMED
+    async def resume(self, record: JobRecord) -> str:
+        await self._send(record, ControlMessage(job=record.id, deed="resume"))
+        self._active_jobs.paused_since.pop(record.id, None)
+        return RESUMED_TEXT
 
-    async def prioritise(self, record: Record, weight: float) -> str:
+    async def prioritise(self, record: JobRecord, weight: float) -> str:
         """Set the job's weight among the author's jobs: above 0, at most 1000, default 1."""
-        await self._say(record, Steer(job=record.id, deed="weigh", weight=weight))
-        return WEIGHED.format(weight)
+        await self._send(record, ControlMessage(job=record.id, deed="weigh", weight=weight))
+        return PRIORITY_TEXT.format(weight)
 
-    async def _say(self, record: Record, steer: Steer) -> None:
+    async def _send(self, record: JobRecord, message: ControlMessage) -> None:
         if not isinstance(record.task, Recipe):
-            raise Refused(WHOLE)
-        if over(record.state):
-            raise Refused(f"Too late: it has {record.state} already.")
+            raise UserError(UPSCALE_TEXT)
+        if is_end(record.state):
+            raise UserError(f"Too late: it has {record.state} already.")
         if record.state != "running":
-            raise Refused(WAITS)
+            raise UserError(WAITING_TEXT)
         try:
-            await self._bus.steer(steer)
-        except Unreachable as error:
-            raise Refused(AWAY) from error
+            await self._bus.send_control(message)
+        except BrokerUnreachable as error:
+            raise UserError(BROKER_AWAY_TEXT) from error

@@ -7,23 +7,23 @@ at once: by name, and as YAML.
 
 from __future__ import annotations
 
-from bot.rules.catalogue import LIMITABLE, SETTINGS, Setting
-from bot.rules.rule import ALL, EVERYWHERE, SCOPES, Change, Rule, Scope, Step, Value
-from bot.rules.terms import Cap, Terms, resolve
+from bot.rules.catalogue import LIMITABLE_COMMANDS, SETTINGS, Setting
+from bot.rules.rule import ALL, EVERYWHERE, SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.rules.terms import EffectiveRules, UsageLimit, resolve
 
 __all__ = [
     "ALL",
     "EVERYWHERE",
-    "LIMITABLE",
+    "LIMITABLE_COMMANDS",
     "SCOPES",
     "SETTINGS",
-    "Cap",
-    "Change",
+    "EffectiveRules",
     "Rule",
+    "RuleChange",
+    "RuleStep",
+    "RuleValue",
     "Scope",
     "Setting",
-    "Step",
-    "Terms",
-    "Value",
+    "UsageLimit",
     "resolve",
 ]

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EFFORT = 60_000  # steps; an ordinary prompt takes one or two per character, and a step some microseconds
+MAX_MATCH_STEPS = 60_000  # steps; an ordinary prompt takes one or two per character, and a step some microseconds
 
 
-class Tangled(Exception):
+class BudgetExceeded(Exception):
     """These texts cannot be matched within the limit."""
 
 
 @dataclass
-class Effort:
+class MatchBudget:
     """The steps that are left."""
 
-    left: int = EFFORT
+    steps_left: int = MAX_MATCH_STEPS
 
     def spend(self, steps: int) -> None:
         """Take `steps` off. Raises `Tangled` if fewer are left."""
-        self.left -= steps
-        if self.left < 0:
-            raise Tangled
+        self.steps_left -= steps
+        if self.steps_left < 0:
+            raise BudgetExceeded

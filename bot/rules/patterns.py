@@ -11,36 +11,38 @@ from typing import Any
 
 import re2
 
-from bot.refused import Refused
-from bot.rules.effort import Effort
-from bot.sentences import plain, shortened
+from bot.refused import UserError
+from bot.rules.effort import MatchBudget
+from bot.sentences import clean_text, shorten
 
-LONGEST = 200  # characters
-INSTRUCTIONS = 2000
-MEMORY = 1 << 18  # bytes
-A_STEP = 10_000  # instructions × bytes that take as long as a step, in RE2's worst case: a pattern outgrows its memory
+MAX_LENGTH = 200  # characters
+MAX_INSTRUCTIONS = 2000
+MAX_MEMORY = 1 << 18  # bytes
+WORK_PER_STEP = (
+    10_000  # instructions × bytes that take as long as a step, in RE2's worst case: a pattern outgrows its memory
+)
 
 
-def read_pattern(text: str) -> str:
+def parse_pattern(text: str) -> str:
     """Return a pattern, checked. Raises `Refused` (422) with RE2's reason."""
-    pattern = plain(text)
-    if not pattern or len(pattern) > LONGEST:
-        raise Refused(f"A pattern has 1 to {LONGEST} characters; this one has {len(pattern)}.")
-    shown = shortened(pattern, 60)
+    pattern = clean_text(text)
+    if not pattern or len(pattern) > MAX_LENGTH:
+        raise UserError(f"A pattern has 1 to {MAX_LENGTH} characters; this one has {len(pattern)}.")
+    excerpt = shorten(pattern, 60)
     try:
-        compiled = _compiled(pattern)
+        expression = _compile(pattern)
     except re2.error as error:
-        raise Refused(f"“{shown}” is no pattern of RE2: {shortened(_reason(error), 120)}.") from error
-    if compiled.programsize > INSTRUCTIONS:
-        raise Refused(
-            f"“{shown}” is too large a pattern: it makes {compiled.programsize} of {INSTRUCTIONS} instructions."
+        raise UserError(f"“{excerpt}” is no pattern of RE2: {shorten(_error_reason(error), 120)}.") from error
+    if expression.programsize > MAX_INSTRUCTIONS:
+        raise UserError(
+            f"“{excerpt}” is too large a pattern: it makes {expression.programsize} of {MAX_INSTRUCTIONS} instructions."
         )
-    if compiled.search(b"") or compiled.search(b"~"):
-        raise Refused(f"“{shown}” matches nearly everything: no prompt could be made.")
+    if expression.search(b"") or expression.search(b"~"):
+        raise UserError(f"“{excerpt}” matches nearly everything: no prompt could be made.")
     return pattern
 
 
-def first(readings: Sequence[str], patterns: Sequence[str], effort: Effort) -> str | None:
+def find_first_match(readings: Sequence[str], patterns: Sequence[str], budget: MatchBudget) -> str | None:
     """Return the first pattern that matches a reading of a text; patterns that RE2 rejects are skipped.
 
     Raises `Tangled` if that takes more than the `effort` that is left.
@@ -50,22 +52,22 @@ def first(readings: Sequence[str], patterns: Sequence[str], effort: Effort) -> s
         if not pattern:
             continue
         try:
-            compiled = _compiled(pattern)
+            expression = _compile(pattern)
         except re2.error:
             continue
-        effort.spend(compiled.programsize * sum(map(len, texts)) // A_STEP)
-        if any(compiled.search(text) for text in texts):
+        budget.spend(expression.programsize * sum(map(len, texts)) // WORK_PER_STEP)
+        if any(expression.search(text) for text in texts):
             return pattern
     return None
 
 
-def _compiled(pattern: str) -> Any:  # re2 has no public name for it
+def _compile(pattern: str) -> Any:  # re2 has no public name for it
     options = re2.Options()
-    options.max_mem, options.log_errors, options.case_sensitive, options.never_capture = MEMORY, False, False, True
+    options.max_mem, options.log_errors, options.case_sensitive, options.never_capture = MAX_MEMORY, False, False, True
     return re2.compile(pattern.encode(), options)
 
 
-def _reason(error: Exception) -> str:
+def _error_reason(error: Exception) -> str:
     """Return RE2's message, which is bytes and names the faulty part."""
-    said = error.args[0] if error.args else "it cannot be read"
-    return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+    message = error.args[0] if error.args else "it cannot be read"
+    return message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from bot.refused import Refused
+from bot.refused import UserError
 from bot.rules.catalogue import SETTINGS
-from bot.rules.reading import nearest, read
-from bot.rules.rule import Key, Value
-from bot.sentences import shortened
+from bot.rules.reading import nearest_name, parse_value
+from bot.rules.rule import RuleKey, RuleValue
+from bot.sentences import shorten
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Preset:
     """`values` by setting, as an admin would type them."""
 
     name: str
-    about: str
+    description: str
     values: Mapping[str, str]
 
 
-def _all(*presets: Preset) -> Mapping[str, Preset]:
+def _by_name(*presets: Preset) -> Mapping[str, Preset]:
     return MappingProxyType({preset.name: preset for preset in presets})
 
 
-PRESETS = _all(
+PRESETS = _by_name(
     Preset(
         "small server", "among friends: generous limits for each member, none for the whole server",
         MappingProxyType({"running": "3", "queued": "20", "cost_day": "2 h", "results": "choice", "speeds": "all"}),
@@ -49,14 +49,16 @@ PRESETS = _all(
 )  # fmt: skip
 
 
-def preset(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
     """Return the preset of that name. Raises `Refused` (422), naming the nearest one."""
-    found = PRESETS.get(" ".join(name.casefold().replace("_", " ").replace("-", " ").split()))
-    if found is None:
-        raise Refused(f"There is no preset “{shortened(name, 40)}”; the nearest is {nearest(name, tuple(PRESETS))}.")
-    return found
+    preset = PRESETS.get(" ".join(name.casefold().replace("_", " ").replace("-", " ").split()))
+    if preset is None:
+        raise UserError(
+            f"There is no preset “{shorten(name, 40)}”; the nearest is {nearest_name(name, tuple(PRESETS))}."
+        )
+    return preset
 
 
-def rules_of(one: Preset) -> dict[Key, Value]:
+def preset_rules(preset: Preset) -> dict[RuleKey, RuleValue]:
     """Return its values as rules for the whole server."""
-    return {("guild", "", name): read(SETTINGS[name], text) for name, text in one.values.items()}
+    return {("guild", "", name): parse_value(SETTINGS[name], text) for name, text in preset.values.items()}

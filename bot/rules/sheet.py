@@ -12,129 +12,132 @@ from typing import Any
 
 import yaml
 
-from bot.refused import Refused
+from bot.refused import UserError
 from bot.rules.catalogue import SETTINGS, Setting
-from bot.rules.reading import nearest, read, read_list, setting, written
-from bot.rules.rule import Key, Rule, Scope, Value, addressed, check_subject
-from bot.sentences import shortened
+from bot.rules.reading import find_setting, format_setting_value, nearest_name, parse_list, parse_value
+from bot.rules.rule import Rule, RuleKey, RuleValue, Scope, check_subject, normalise_subject
+from bot.sentences import shorten
 
-BYTES = 64 * 1024
-EVENTS = 20_000  # YAML events of a file: more than a server's rules make
+MAX_BYTES = 64 * 1024
+MAX_EVENTS = 20_000  # YAML events of a file: more than a server's rules make
 SECTIONS: Mapping[str, Scope] = {"server": "guild", "channels": "channel", "roles": "role", "users": "user"}
-ABSENT = ("closed",)  # a state and no rule: `close` and `open` set it
-HEAD = """\
+EXCLUDED_SETTINGS = ("closed",)  # a state and no rule: `close` and `open` set it
+HEADER = """\
 # The rules of one server. Import this file to replace all of its rules, as one change.
 # Settings, units and which rule decides: docs/limits.md
 """
 
 
-def out(rules: Iterable[Rule]) -> str:
+def dump_rules(rules: Iterable[Rule]) -> str:
     """Return a server's rules as YAML."""
-    found: dict[str, Any] = {"version": 1}
+    document: dict[str, Any] = {"version": 1}
     titles = {scope: title for title, scope in SECTIONS.items()}
     for rule in sorted(
         rules, key=lambda rule: (list(titles).index(rule.scope) if rule.scope in titles else 0, rule.key)
     ):
-        if rule.scope not in titles or rule.setting in ABSENT or rule.setting not in SETTINGS:
+        if rule.scope not in titles or rule.setting in EXCLUDED_SETTINGS or rule.setting not in SETTINGS:
             continue
-        section = found.setdefault(titles[rule.scope], {})
+        section = document.setdefault(titles[rule.scope], {})
         values = section if rule.scope == "guild" else section.setdefault(rule.subject, {})
-        values[rule.setting] = _native(SETTINGS[rule.setting], rule.value)
-    return HEAD + yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=110)
+        values[rule.setting] = _yaml_value(SETTINGS[rule.setting], rule.value)
+    return HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _native(one: Setting, value: Value) -> Any:
+def _yaml_value(setting: Setting, value: RuleValue) -> Any:
     """Return a value as YAML shows it best; `bring` parses its text."""
-    if isinstance(value, tuple) and one.kind == "texts":
+    if isinstance(value, tuple) and setting.kind == "texts":
         return list(value)
-    if isinstance(value, bool) or one.kind == "number":
+    if isinstance(value, bool) or setting.kind == "number":
         return value if not isinstance(value, tuple) else list(value)
-    return written(one, value)
+    return format_setting_value(setting, value)
 
 
-def bring(text: str, guild: str = "") -> dict[Key, Value]:
+def load_rules(text: str, guild: str = "") -> dict[RuleKey, RuleValue]:
     """Parse the rules of a file for `guild`. Raises `Refused` (422, 413) for the first mistake."""
-    if len(text.encode("utf-8", "replace")) > BYTES:
-        raise Refused(f"A rules file has at most {BYTES // 1024} KiB.", 413)
-    read_in = _tree(text)
-    found: dict[Key, Value] = {}
-    for title, (line, section) in _mapping(read_in, 1, "a rules file").items():
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise UserError(f"A rules file has at most {MAX_BYTES // 1024} KiB.", 413)
+    document = _parse_tree(text)
+    rules: dict[RuleKey, RuleValue] = {}
+    for title, (line, section) in _require_mapping(document, 1, "a rules file").items():
         if title == "version":
             if section != "1":
-                raise _wrong(line, f"this bot reads version 1, not “{shortened(str(section), 20)}”")
+                raise _line_error(line, f"this bot reads version 1, not “{shorten(str(section), 20)}”")
             continue
         if title not in SECTIONS:
-            raise _wrong(
-                line, f"there is no section “{shortened(title, 40)}”; the nearest is {nearest(title, tuple(SECTIONS))}"
+            raise _line_error(
+                line,
+                f"there is no section “{shorten(title, 40)}”; the nearest is {nearest_name(title, tuple(SECTIONS))}",
             )
         scope = SECTIONS[title]
         if scope == "guild":
-            found |= _rules(scope, "", section, line)
+            rules |= _load_section(scope, "", section, line)
             continue
-        for subject, (at, values) in _mapping(section, line, title).items():
-            whom = addressed(guild, scope, subject)
+        for subject, (subject_line, values) in _require_mapping(section, line, title).items():
+            subject_id = normalise_subject(guild, scope, subject)
             try:
-                check_subject(guild, scope, whom)
-            except Refused as refused:
-                raise _wrong(at, refused.sentence.rstrip(".")) from None
-            found |= _rules(scope, whom, values, at)
-    return found
+                check_subject(guild, scope, subject_id)
+            except UserError as error:
+                raise _line_error(subject_line, error.sentence.rstrip(".")) from None
+            rules |= _load_section(scope, subject_id, values, subject_line)
+    return rules
 
 
-def _rules(scope: Scope, subject: str, section: Any, line: int) -> dict[Key, Value]:
-    found: dict[Key, Value] = {}
-    for name, (at, value) in _mapping(section, line, subject or "server").items():
+def _load_section(scope: Scope, subject: str, section: Any, line: int) -> dict[RuleKey, RuleValue]:
+    rules: dict[RuleKey, RuleValue] = {}
+    for name, (value_line, value) in _require_mapping(section, line, subject or "server").items():
         try:
-            one = setting(name)
-            if one.name in ABSENT:
-                raise Refused(f"{one.name} cannot be imported: close and open are for the server's owner.")
-            if scope not in one.scopes:
-                raise Refused(f"{one.name} cannot be set for a {scope}.")
+            setting = find_setting(name)
+            if setting.name in EXCLUDED_SETTINGS:
+                raise UserError(f"{setting.name} cannot be imported: close and open are for the server's owner.")
+            if scope not in setting.scopes:
+                raise UserError(f"{setting.name} cannot be set for a {scope}.")
             if isinstance(value, dict) or (
                 isinstance(value, list) and not all(isinstance(part, str) for part in value)
             ):
-                raise Refused(f"{one.name} takes a value, or a list of values.")
-            found[scope, subject, one.name] = read_list(one, value) if isinstance(value, list) else read(one, value)
-        except Refused as refused:
-            raise _wrong(at, refused.sentence.rstrip(".")) from None
-    return found
+                raise UserError(f"{setting.name} takes a value, or a list of values.")
+            rules[scope, subject, setting.name] = (
+                parse_list(setting, value) if isinstance(value, list) else parse_value(setting, value)
+            )
+        except UserError as error:
+            raise _line_error(value_line, error.sentence.rstrip(".")) from None
+    return rules
 
 
-def _wrong(line: int, what: str) -> Refused:
-    return Refused(f"Line {line} of the file: {what}.")
+def _line_error(line: int, problem: str) -> UserError:
+    return UserError(f"Line {line} of the file: {problem}.")
 
 
-def _mapping(found: Any, line: int, what: str) -> dict[str, tuple[int, Any]]:
-    if found == "":
+def _require_mapping(node: Any, line: int, node_name: str) -> dict[str, tuple[int, Any]]:
+    if node == "":
         return {}
-    if not isinstance(found, dict):
-        raise _wrong(line, f"{what} must list names and values, as in “running: 3”")
-    return found
+    if not isinstance(node, dict):
+        raise _line_error(line, f"{node_name} must list names and values, as in “running: 3”")
+    return node
 
 
-def _tree(text: str) -> Any:
+def _parse_tree(text: str) -> Any:
     """Return mappings as {key: (line, value)}, lists of texts, and texts; at most four deep, against YAML bombs."""
-    stack: list[_Open] = [_Open(1)]
+    stack: list[_OpenNode] = [_OpenNode(1)]
     try:
         for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
             line = event.start_mark.line + 1
-            if count > EVENTS:
-                raise _wrong(line, f"it has more than {EVENTS} parts")
-            _take(stack, event, line)
+            if count > MAX_EVENTS:
+                raise _line_error(line, f"it has more than {MAX_EVENTS} parts")
+            _consume_event(stack, event, line)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = shortened(str(getattr(error, "problem", None) or "it is not YAML"), 100)
-        raise _wrong(mark.line + 1 if mark else 1, problem) from None
+        problem = shorten(str(getattr(error, "problem", None) or "it is not YAML"), 100)
+        raise _line_error(mark.line + 1 if mark else 1, problem) from None
     return stack[0].items[0] if stack[0].items else ""
 
 
-class _Open:
+class _OpenNode:
     """A mapping or list that is being parsed; `keys` is None for a list."""
 
-    def __init__(self, line: int, *, mapping: bool = False) -> None:
+    def __init__(self, line: int, *, is_mapping: bool = False) -> None:
         self.line, self.items = line, []
         self.items: list[Any]
-        self.keys: dict[str, tuple[int, Any]] | None = {} if mapping else None
+        self.keys: dict[str, tuple[int, Any]] | None = {} if is_mapping else None
         self.key: tuple[str, int] | None = None
 
     def put(self, value: Any, line: int) -> None:
@@ -142,28 +145,28 @@ class _Open:
             self.items.append(value)
         elif self.key is None:
             if not isinstance(value, str):
-                raise _wrong(line, "a name must be a text")
+                raise _line_error(line, "a name must be a text")
             if value in self.keys:
-                raise _wrong(line, f"“{shortened(value, 40)}” appears twice")
+                raise _line_error(line, f"“{shorten(value, 40)}” appears twice")
             self.key = (value, line)
         else:
             self.keys[self.key[0]] = (self.key[1], value)
             self.key = None
 
 
-def _take(stack: list[_Open], event: yaml.Event, line: int) -> None:
+def _consume_event(stack: list[_OpenNode], event: yaml.Event, line: int) -> None:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-        raise _wrong(line, "anchors and aliases (& and *) are not allowed")
+        raise _line_error(line, "anchors and aliases (& and *) are not allowed")
     if getattr(event, "tag", None):
-        raise _wrong(line, "tags (!) are not allowed")
+        raise _line_error(line, "tags (!) are not allowed")
     if isinstance(event, yaml.ScalarEvent):
         stack[-1].put(str(event.value), line)
     elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
         if len(stack) > 4:
-            raise _wrong(line, "it is nested too deep")
-        stack.append(_Open(line, mapping=isinstance(event, yaml.MappingStartEvent)))
+            raise _line_error(line, "it is nested too deep")
+        stack.append(_OpenNode(line, is_mapping=isinstance(event, yaml.MappingStartEvent)))
     elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-        closed = stack.pop()
-        stack[-1].put(closed.items if closed.keys is None else closed.keys, closed.line)
+        node = stack.pop()
+        stack[-1].put(node.items if node.keys is None else node.keys, node.line)
     elif isinstance(event, yaml.DocumentStartEvent) and stack[0].items:
-        raise _wrong(line, "it is more than one document")
+        raise _line_error(line, "it is more than one document")

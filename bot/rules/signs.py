@@ -7,61 +7,65 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-Kind = Literal["letter", "unspaced", "digit", "sign", "space"]
+CharacterKind = Literal["letter", "unspaced", "digit", "sign", "space"]
 
-STANDS = {
+SUBSTITUTES = {
     "0": "o", "1": "il", "2": "z", "3": "e", "4": "a", "5": "s", "6": "bg", "7": "t", "8": "b", "9": "g",
     "@": "a", "$": "s", "§": "s", "€": "e", "£": "l", "¢": "c", "¥": "y", "!": "i", "|": "il", "+": "t", "†": "t",
     "×": "x", "*": "aeiou", "#": "aeiou", "v": "u",
 }  # fmt: skip
-_PARTING = frozenset(',;:/&()[]{}<>"“”«»')  # these separate words, as a space does
+_SEPARATORS = frozenset(',;:/&()[]{}<>"“”«»')  # these separate words, as a space does
 _LIKE_LETTERS = frozenset("@$")  # nobody writes numbers with them
-_UNSPACED = (
+_UNSPACED_SCRIPTS = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3040, 0x30FF),
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
 
 
-class Sign(NamedTuple):
+class CharacterReadings(NamedTuple):
     """`letters`: its readings, itself first; `sure`: a true letter, or a sign that is only used for one."""
 
-    kind: Kind
+    kind: CharacterKind
     letters: str
-    sure: bool
+    is_certain: bool
 
 
 @lru_cache(maxsize=4096)
-def sign(character: str) -> Sign:
+def read_character(character: str) -> CharacterReadings:
     """Return the readings of a character of a normalised text."""
-    kind = _kind(character)
-    sure = kind in ("letter", "unspaced") or character in _LIKE_LETTERS
-    return Sign(kind, "" if kind == "space" else character + STANDS.get(character, ""), sure)
+    kind = _character_kind(character)
+    is_certain = kind in ("letter", "unspaced") or character in _LIKE_LETTERS
+    return CharacterReadings(kind, "" if kind == "space" else character + SUBSTITUTES.get(character, ""), is_certain)
 
 
-def _kind(character: str) -> Kind:
-    if character.isspace() or character in _PARTING:
+def _character_kind(character: str) -> CharacterKind:
+    if character.isspace() or character in _SEPARATORS:
         return "space"
     category = unicodedata.category(character)
     if category[0] in "LM":
-        return "unspaced" if any(first <= ord(character) <= last for first, last in _UNSPACED) else "letter"
+        return "unspaced" if any(first <= ord(character) <= last for first, last in _UNSPACED_SCRIPTS) else "letter"
     return "digit" if category[0] == "N" else "sign"
 
 
-def openings(signs: Sequence[Sign]) -> tuple[list[bool], list[bool]]:
+def word_starts(characters: Sequence[CharacterReadings]) -> tuple[list[bool], list[bool]]:
     """Return for each place whether a word may begin there: strictly, and with digits before it as in `1girl`."""
-    strict = [place == 0 or signs[place - 1].kind not in ("letter", "digit") for place in range(len(signs))]
+    strict = [index == 0 or characters[index - 1].kind not in ("letter", "digit") for index in range(len(characters))]
     loose: list[bool] = []
-    for place, free in enumerate(strict):
-        loose.append(free or (signs[place - 1].kind == "digit" and loose[place - 1]))
+    for index, at_boundary in enumerate(strict):
+        loose.append(at_boundary or (characters[index - 1].kind == "digit" and loose[index - 1]))
     return strict, loose
 
 
-def unsigned(text: str) -> str:
+def replace_substitutes(text: str) -> str:
     """Replace digits and signs inside words with the letters that they most likely stand for."""
     return " ".join(
-        _lettered(part) if any(sign(one).kind == "letter" for one in part) else part for part in text.split(" ")
+        _to_letters(part) if any(read_character(character).kind == "letter" for character in part) else part
+        for part in text.split(" ")
     )
 
 
-def _lettered(part: str) -> str:
-    return "".join(one if sign(one).kind == "letter" else STANDS.get(one, one)[0] for one in part)
+def _to_letters(part: str) -> str:
+    return "".join(
+        character if read_character(character).kind == "letter" else SUBSTITUTES.get(character, character)[0]
+        for character in part
+    )

@@ -20,27 +20,27 @@ from typing import Literal, cast
 
 from bot.limits import Limits
 from bot.rules.catalogue import SETTINGS, Setting
-from bot.rules.rule import ALL, EVERYWHERE, Rule, Scope, Value
+from bot.rules.rule import ALL, EVERYWHERE, Rule, RuleValue, Scope
 from bot.views import Member
 
-Whose = Literal["member here", "member everywhere", "channel", "guild"]
+UsageScope = Literal["member here", "member everywhere", "channel", "guild"]
 Results = Literal["public", "private", "choice"]
-COUNTED = ("running", "queued", "cost_day", "cost_month")
-NOTHING: Mapping[str, Rule | None] = MappingProxyType({})
+USAGE_SETTINGS = ("running", "queued", "cost_day", "cost_month")
+NO_RULES: Mapping[str, Rule | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Cap:
+class UsageLimit:
     """One limit on usage. `whose` usage counts, and where; `rule` is None for the bot's default."""
 
     setting: str
     limit: int
-    whose: Whose
+    usage_scope: UsageScope
     rule: Rule | None = None
 
 
 @dataclass(frozen=True)
-class Terms:
+class EffectiveRules:
     """Effective values, by the names of `bot.rules.catalogue`. Costs are device-seconds; `pixels` is an area.
 
     `caps` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of each. A
@@ -50,10 +50,10 @@ class Terms:
     running: int = 3
     queued: int = 7
     cost_day: int = 1800
-    cost_month: int = SETTINGS["cost_month"].most
-    steps: int = SETTINGS["steps"].most
-    pixels: int = SETTINGS["pixels"].most
-    count: int = SETTINGS["count"].most
+    cost_month: int = SETTINGS["cost_month"].maximum
+    steps: int = SETTINGS["steps"].maximum
+    pixels: int = SETTINGS["pixels"].maximum
+    count: int = SETTINGS["count"].maximum
     models: tuple[str, ...] = ALL
     samplers: tuple[str, ...] = ALL
     commands: tuple[str, ...] = ALL
@@ -71,52 +71,60 @@ class Terms:
     reports: str = ""
     previews: bool = True
     long_ping: int = 60
-    caps: tuple[Cap, ...] = ()
-    because: Mapping[str, Rule | None] = field(default_factory=lambda: NOTHING)
+    usage_limits: tuple[UsageLimit, ...] = ()
+    deciding_rules: Mapping[str, Rule | None] = field(default_factory=lambda: NO_RULES)
 
     def allows(self, setting: str, name: str) -> bool:
         """Return whether a list (models, samplers, commands, speeds) allows `name`."""
-        listed = cast("tuple[str, ...]", getattr(self, setting))
-        return listed == ALL or name in listed
+        allowed_names = cast("tuple[str, ...]", getattr(self, setting))
+        return allowed_names == ALL or name in allowed_names
 
-    def of(self, setting: str) -> tuple[Cap, ...]:
+    def limits_of(self, setting: str) -> tuple[UsageLimit, ...]:
         """Return the caps of one setting."""
-        return tuple(cap for cap in self.caps if cap.setting == setting)
+        return tuple(limit for limit in self.usage_limits if limit.setting == setting)
 
 
-def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> Terms:
+def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> EffectiveRules:
     """Return the terms of `member` where they are. `rules`: their guild's and those everywhere; others are ignored."""
-    mine = sorted((rule for rule in rules if _sound(rule) and applies(rule, member)), key=_near)
-    by: dict[str, list[Rule]] = {}
-    for rule in mine:
-        by.setdefault(rule.setting, []).append(rule)
-    values: dict[str, Value | None] = {}
-    because: dict[str, Rule | None] = {}
-    caps: list[Cap] = []
+    applicable_rules = sorted(
+        (rule for rule in rules if _is_valid(rule) and is_applicable(rule, member)), key=_sort_key
+    )
+    rules_by_setting: dict[str, list[Rule]] = {}
+    for rule in applicable_rules:
+        rules_by_setting.setdefault(rule.setting, []).append(rule)
+    values: dict[str, RuleValue | None] = {}
+    deciding_rules: dict[str, Rule | None] = {}
+    usage_limits: list[UsageLimit] = []
     for name, setting in SETTINGS.items():
-        found = by.get(name, [])
-        if name in COUNTED or name.startswith("together_"):
-            held = _together(name, found) if name.startswith("together_") else _counted(setting, found, defaults)
-            caps += [cap for cap in held if cap.limit < setting.most]
-            least = min(held, key=lambda cap: cap.limit, default=None)
-            values[name], because[name] = (least.limit, least.rule) if least else (None, None)
+        setting_rules = rules_by_setting.get(name, [])
+        if name in USAGE_SETTINGS or name.startswith("together_"):
+            limits = (
+                _shared_limits(name, setting_rules)
+                if name.startswith("together_")
+                else _member_limits(setting, setting_rules, defaults)
+            )
+            usage_limits += [limit for limit in limits if limit.limit < setting.maximum]
+            lowest = min(limits, key=lambda limit: limit.limit, default=None)
+            values[name], deciding_rules[name] = (lowest.limit, lowest.rule) if lowest else (None, None)
         else:
-            values[name], because[name] = _weighed(setting, found)
-    given = {name: value for name, value in values.items() if value is not None}
-    return Terms(**given, caps=tuple(caps), because=MappingProxyType(because))  # pyright: ignore[reportArgumentType]
+            values[name], deciding_rules[name] = _restricted_value(setting, setting_rules)
+    effective_values = {name: value for name, value in values.items() if value is not None}
+    return EffectiveRules(
+        **effective_values, usage_limits=tuple(usage_limits), deciding_rules=MappingProxyType(deciding_rules)
+    )  # pyright: ignore[reportArgumentType]
 
 
-def _sound(rule: Rule) -> bool:
+def _is_valid(rule: Rule) -> bool:
     setting = SETTINGS.get(rule.setting)
-    return setting is not None and rule.scope in setting.scopes and setting.takes(rule.value)
+    return setting is not None and rule.scope in setting.scopes and setting.is_valid(rule.value)
 
 
-def _near(rule: Rule) -> tuple[bool, int, str]:
+def _sort_key(rule: Rule) -> tuple[bool, int, str]:
     """Sort in a fixed order, so that of equal limits the nearest one decides."""
     return rule.guild == EVERYWHERE, ("user", "role", "channel", "guild", "house").index(rule.scope), rule.subject
 
 
-def applies(rule: Rule, member: Member) -> bool:
+def is_applicable(rule: Rule, member: Member) -> bool:
     """Return whether a rule is for this member where they are."""
     if rule.guild == EVERYWHERE:
         return rule.scope == "house" or (rule.scope == "user" and rule.subject == member.id)
@@ -128,26 +136,26 @@ def applies(rule: Rule, member: Member) -> bool:
     return rule.subject in subjects[rule.scope]
 
 
-def _own(setting: Setting, rules: Sequence[Rule]) -> Rule | None:
+def _nearest_own_rule(setting: Setting, rules: Sequence[Rule]) -> Rule | None:
     """Return the guild's own rule that decides: the nearest to the member."""
     for scope in ("user", "role", "channel", "guild"):
-        near = [rule for rule in rules if rule.scope == scope and rule.guild != EVERYWHERE]
-        if near:
-            return most_generous(setting, near) if scope == "role" else near[0]
+        nearest_rules = [rule for rule in rules if rule.scope == scope and rule.guild != EVERYWHERE]
+        if nearest_rules:
+            return most_generous_rule(setting, nearest_rules) if scope == "role" else nearest_rules[0]
     return None
 
 
-def ceilings(rules: Sequence[Rule]) -> list[Rule]:
+def find_ceilings(rules: Sequence[Rule]) -> list[Rule]:
     """Return the operator's ceilings: for this server, and everywhere (there, for the user before the general one)."""
-    here = [rule for rule in rules if rule.scope == "house" and rule.guild != EVERYWHERE]
-    wide = [rule for rule in rules if rule.guild == EVERYWHERE]
-    return here + sorted(wide, key=lambda rule: rule.scope == "house")[:1]
+    guild_ceilings = [rule for rule in rules if rule.scope == "house" and rule.guild != EVERYWHERE]
+    global_ceilings = [rule for rule in rules if rule.guild == EVERYWHERE]
+    return guild_ceilings + sorted(global_ceilings, key=lambda rule: rule.scope == "house")[:1]
 
 
-def most_generous(setting: Setting, rules: Sequence[Rule]) -> Rule:
+def most_generous_rule(setting: Setting, rules: Sequence[Rule]) -> Rule:
     """Return the most generous of several roles' rules. Lists are joined; a block always wins."""
 
-    def generous(rule: Rule) -> tuple[int, str]:
+    def generosity(rule: Rule) -> tuple[int, str]:
         value = rule.value
         if isinstance(value, tuple):
             return (10_000 if value == ALL else len(value)), rule.subject
@@ -157,58 +165,60 @@ def most_generous(setting: Setting, rules: Sequence[Rule]) -> Rule:
             return value, rule.subject
         return ("private", "public", "choice").index(value) if setting.name == "results" else 0, rule.subject
 
-    best = max(rules, key=generous)
+    best_rule = max(rules, key=generosity)
     lists = [rule.value for rule in rules if isinstance(rule.value, tuple)]
-    if len(lists) < 2 or best.value == ALL:
-        return best
-    joined = tuple(sorted({part for value in lists for part in value}))
-    return Rule(best.scope, best.subject, best.setting, joined, best.guild)
+    if len(lists) < 2 or best_rule.value == ALL:
+        return best_rule
+    joined_values = tuple(sorted({entry for value in lists for entry in value}))
+    return Rule(best_rule.scope, best_rule.subject, best_rule.setting, joined_values, best_rule.guild)
 
 
-def _counted(setting: Setting, rules: Sequence[Rule], defaults: Limits) -> list[Cap]:
+def _member_limits(setting: Setting, rules: Sequence[Rule], defaults: Limits) -> list[UsageLimit]:
     """Return the guild's own rule or the default, and the ceilings above it."""
-    own = _own(setting, rules)
-    caps = [_cap(rule) for rule in ([own] if own else []) + ceilings(rules)]
-    default = {"running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day)}
-    if own is None and setting.name in default:
-        caps.insert(0, Cap(setting.name, default[setting.name], "member everywhere"))
-    return caps
+    own_rule = _nearest_own_rule(setting, rules)
+    limits = [_to_limit(rule) for rule in ([own_rule] if own_rule else []) + find_ceilings(rules)]
+    default_limits = {"running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day)}
+    if own_rule is None and setting.name in default_limits:
+        limits.insert(0, UsageLimit(setting.name, default_limits[setting.name], "member everywhere"))
+    return limits
 
 
-def _cap(rule: Rule) -> Cap:
-    whose: Whose = "member everywhere" if rule.guild == EVERYWHERE else "member here"
-    return Cap(rule.setting, int(cast(int, rule.value)), whose, rule)
+def _to_limit(rule: Rule) -> UsageLimit:
+    usage_scope: UsageScope = "member everywhere" if rule.guild == EVERYWHERE else "member here"
+    return UsageLimit(rule.setting, int(cast(int, rule.value)), usage_scope, rule)
 
 
-def _together(name: str, rules: Sequence[Rule]) -> list[Cap]:
+def _shared_limits(name: str, rules: Sequence[Rule]) -> list[UsageLimit]:
     """Return every limit of one `together_` setting."""
-    house = sorted((rule for rule in rules if rule.scope == "house"), key=lambda rule: rule.guild == EVERYWHERE)[:1]
-    held = [rule for rule in rules if rule.scope in ("channel", "guild")] + house
-    return [Cap(name, int(cast(int, rule.value)), _population(rule), rule) for rule in held]
+    operator_rules = sorted(
+        (rule for rule in rules if rule.scope == "house"), key=lambda rule: rule.guild == EVERYWHERE
+    )[:1]
+    limiting_rules = [rule for rule in rules if rule.scope in ("channel", "guild")] + operator_rules
+    return [UsageLimit(name, int(cast(int, rule.value)), _usage_scope(rule), rule) for rule in limiting_rules]
 
 
-def _population(rule: Rule) -> Whose:
+def _usage_scope(rule: Rule) -> UsageScope:
     return "channel" if rule.scope == "channel" else "guild"
 
 
-def _weighed(setting: Setting, rules: Sequence[Rule]) -> tuple[Value | None, Rule | None]:
+def _restricted_value(setting: Setting, rules: Sequence[Rule]) -> tuple[RuleValue | None, Rule | None]:
     """Return the deciding rule's value within the ceilings, for a setting without usage. None: the default."""
-    own = _own(setting, rules)
-    value, because = (own.value, own) if own else (None, None)
-    for ceiling in ceilings(rules):
-        lowered = _lowered(setting, value, ceiling.value)
-        if lowered != value:
-            value, because = lowered, ceiling
-    return value, because
+    own_rule = _nearest_own_rule(setting, rules)
+    value, deciding_rule = (own_rule.value, own_rule) if own_rule else (None, None)
+    for ceiling in find_ceilings(rules):
+        restricted_value = _restrict(setting, value, ceiling.value)
+        if restricted_value != value:
+            value, deciding_rule = restricted_value, ceiling
+    return value, deciding_rule
 
 
-def _lowered(setting: Setting, value: Value | None, ceiling: Value) -> Value | None:
+def _restrict(setting: Setting, value: RuleValue | None, ceiling: RuleValue) -> RuleValue | None:
     if value is None or setting.kind == "text":
         return ceiling
     if setting.kind == "texts":
-        return tuple(sorted({*_list(value), *_list(ceiling)}))
+        return tuple(sorted({*_as_texts(value), *_as_texts(ceiling)}))
     if isinstance(value, tuple):
-        return _both(value, _list(ceiling))
+        return _intersect(value, _as_texts(ceiling))
     if isinstance(value, bool) or isinstance(ceiling, bool):
         return bool(value) or bool(ceiling)  # a ceiling can only forbid, or require the check
     if isinstance(value, int) and isinstance(ceiling, int):
@@ -216,11 +226,11 @@ def _lowered(setting: Setting, value: Value | None, ceiling: Value) -> Value | N
     return value if ceiling == "choice" else ceiling
 
 
-def _both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    if ALL in (one, other):
-        return one if other == ALL else other
-    return tuple(part for part in one if part in other)
+def _intersect(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    if ALL in (first, second):
+        return first if second == ALL else second
+    return tuple(entry for entry in first if entry in second)
 
 
-def _list(value: Value) -> tuple[str, ...]:
+def _as_texts(value: RuleValue) -> tuple[str, ...]:
     return value if isinstance(value, tuple) else ()

@@ -24,19 +24,19 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from bot.prompt.emphasis import bare
-from bot.refused import Refused
+from bot.prompt.emphasis import remove_emphasis
+from bot.refused import UserError
 from bot.rules import patterns as expressions
-from bot.rules.effort import Effort, Tangled
-from bot.rules.lookalikes import normalised
-from bot.rules.patterns import read_pattern
-from bot.rules.signs import sign, unsigned
-from bot.rules.wordtree import Node, first, grown
-from bot.sentences import plain, shortened
+from bot.rules.effort import BudgetExceeded, MatchBudget
+from bot.rules.lookalikes import normalise_text
+from bot.rules.patterns import parse_pattern
+from bot.rules.signs import read_character, replace_substitutes
+from bot.rules.wordtree import TrieNode, build_trie, find_first
+from bot.sentences import clean_text, shorten
 
-__all__ = ["Match", "found", "normalised", "read_pattern", "read_word"]
+__all__ = ["Match", "find_match", "normalise_text", "parse_pattern", "parse_word"]
 
-LONGEST, LISTED = 100, 500  # characters of a word, words of a list
+MAX_WORD_LENGTH, MAX_WORDS = 100, 500  # characters of a word, words of a list
 
 
 class Match(NamedTuple):
@@ -46,60 +46,70 @@ class Match(NamedTuple):
     entry: str
 
 
-def found(text: str, words: Sequence[str], patterns: Sequence[str] = (), effort: Effort | None = None) -> Match | None:
+def find_match(
+    text: str, words: Sequence[str], patterns: Sequence[str] = (), budget: MatchBudget | None = None
+) -> Match | None:
     """Return a forbidden word that `text` has, else a pattern, as they were listed; None if it has none.
 
     `effort`: the work that is left; None for that of a whole request.
     """
     if not words and not patterns:
         return None
-    effort = effort or Effort()
+    budget = budget or MatchBudget()
     try:
-        readings = dict.fromkeys((text, bare(text)))
-        return next((match for one in readings if (match := _found(one, words, patterns, effort))), None)
-    except Tangled:
+        readings = dict.fromkeys((text, remove_emphasis(text)))
+        return next(
+            (match for reading in readings if (match := _match_reading(reading, words, patterns, budget))), None
+        )
+    except BudgetExceeded:
         return Match("tangled", "")
 
 
-def _found(text: str, words: Sequence[str], patterns: Sequence[str], effort: Effort) -> Match | None:
+def _match_reading(text: str, words: Sequence[str], patterns: Sequence[str], budget: MatchBudget) -> Match | None:
     """Match one reading. Raises `Tangled`."""
-    seen = normalised(text)
-    word = first(seen, _tree(tuple(words)), effort)
+    normalised_text = normalise_text(text)
+    word = find_first(normalised_text, _build_tree(tuple(words)), budget)
     if word is not None:
         return Match("word", word)
-    pattern = expressions.first((text, seen, unsigned(seen)), patterns, effort)
+    pattern = expressions.find_first_match(
+        (text, normalised_text, replace_substitutes(normalised_text)), patterns, budget
+    )
     return None if pattern is None else Match("pattern", pattern)
 
 
-def read_word(text: str) -> str:
+def parse_word(text: str) -> str:
     """Return an entry of a word list, checked, on one line. Raises `Refused` (422)."""
-    word = plain(text)
-    if not word or len(word) > LONGEST:
-        raise Refused(f"A forbidden word has 1 to {LONGEST} characters; this one has {len(word)}.")
-    letters, _ = _letters(word)
-    shown = shortened(word, 40)
+    word = clean_text(text)
+    if not word or len(word) > MAX_WORD_LENGTH:
+        raise UserError(f"A forbidden word has 1 to {MAX_WORD_LENGTH} characters; this one has {len(word)}.")
+    letters, _ = _word_letters(word)
+    excerpt = shorten(word, 40)
     if not letters or (letters.isascii() and not any(map(str.isalnum, letters))):
-        raise Refused(f"“{shown}” has no letter in it: punctuation cannot be forbidden.")
-    if len(letters) == 1 and sign(letters).kind in ("letter", "digit"):
-        raise Refused(f"“{shown}” is a single letter or digit: a forbidden word has at least two.")
+        raise UserError(f"“{excerpt}” has no letter in it: punctuation cannot be forbidden.")
+    if len(letters) == 1 and read_character(letters).kind in ("letter", "digit"):
+        raise UserError(f"“{excerpt}” is a single letter or digit: a forbidden word has at least two.")
     return word
 
 
 @lru_cache(maxsize=32)
-def _tree(words: tuple[str, ...]) -> Node:
-    return grown(_entries(words[:LISTED]))
+def _build_tree(words: tuple[str, ...]) -> TrieNode:
+    return build_trie(_entries(words[:MAX_WORDS]))
 
 
 def _entries(words: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
     for word in words:
-        letters, prefix = _letters(word[:LONGEST])
+        letters, prefix = _word_letters(word[:MAX_WORD_LENGTH])
         if letters:
             yield letters, word, prefix
 
 
-def _letters(word: str) -> tuple[str, bool]:
+def _word_letters(word: str) -> tuple[str, bool]:
     """Return a listed word's letters, or the sign that it consists of, and whether it is a prefix."""
-    seen = " ".join(normalised(word).split())
-    stem = seen.rstrip("*")
-    kept = "".join(one for one in stem if one == " " or sign(one).kind in ("letter", "unspaced", "digit"))
-    return " ".join(kept.split()) or stem.replace(" ", ""), stem != seen
+    normalised_word = " ".join(normalise_text(word).split())
+    stem = normalised_word.rstrip("*")
+    letters = "".join(
+        character
+        for character in stem
+        if character == " " or read_character(character).kind in ("letter", "unspaced", "digit")
+    )
+    return " ".join(letters.split()) or stem.replace(" ", ""), stem != normalised_word

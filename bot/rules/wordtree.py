@@ -11,118 +11,143 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bot.rules.effort import Effort
-from bot.rules.signs import Sign, openings, sign
+from bot.rules.effort import MatchBudget
+from bot.rules.signs import CharacterReadings, read_character, word_starts
 
-OFTEN = frozenset("bdefglmnoprstz")  # letters that English often doubles
-GAP = 5  # characters between two letters of a word
-SPACED = 3  # letters that a word must have to be found with spaces between them
+OFTEN_DOUBLED = frozenset("bdefglmnoprstz")  # letters that English often doubles
+MAX_GAP = 5  # characters between two letters of a word
+MIN_SPACED_LETTERS = 3  # letters that a word must have to be found with spaces between them
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class TrieNode:
     """A node of the trie: `letter` was read, for the `run`th time in a row."""
 
     letter: str = ""
     run: int = 0
-    next: dict[str, Node] = field(default_factory=dict)
+    children: dict[str, TrieNode] = field(default_factory=dict)
     entry: str | None = None  # the listed word that ends here, as it was listed
     prefix: bool = False  # also matches at the beginning of longer words
-    lettered: bool = False  # it has a letter, so one must be left in a disguise
+    has_letter: bool = False  # it has a letter, so one must be left in a disguise
     length: int = 0
 
-    def done(self, count: int) -> bool:
+    def is_complete(self, count: int) -> bool:
         """Return whether its letter, read `count` times in a row, is a way to write it."""
-        return count == self.run or count >= 3 or self.run > 1 or self.letter not in OFTEN
+        return count == self.run or count >= 3 or self.run > 1 or self.letter not in OFTEN_DOUBLED
 
 
-class At(NamedTuple):
+class PartialMatch(NamedTuple):
     """A partial match of a word.
 
     `times`: its last letter in a row; `gap`: characters since that; `apart`: there was a gap between every two letters;
     `spaced`: with a space among them; `sure`: one true letter was read.
     """
 
-    node: Node
-    times: int
+    node: TrieNode
+    repeats: int
     gap: int
-    apart: bool
-    spaced: bool
-    sure: bool
+    all_apart: bool
+    has_space: bool
+    is_certain: bool
 
 
-def grown(words: Iterable[tuple[str, str, bool]]) -> Node:
+def build_trie(words: Iterable[tuple[str, str, bool]]) -> TrieNode:
     """Build the trie of (letters, the word as listed, whether it is a prefix)."""
-    root = Node()
-    for letters, listed, prefix in words:
+    root = TrieNode()
+    for letters, listed_word, prefix in words:
         node = root
         for letter in letters:
             run = node.run + 1 if letter == node.letter else 1
-            node = node.next.setdefault(letter, Node(letter, run))
-        node.entry, node.prefix, node.length = node.entry or listed, node.prefix or prefix, len(letters)
-        node.lettered = any(sign(letter).sure for letter in letters)
+            node = node.children.setdefault(letter, TrieNode(letter, run))
+        node.entry, node.prefix, node.length = node.entry or listed_word, node.prefix or prefix, len(letters)
+        node.has_letter = any(read_character(letter).is_certain for letter in letters)
     return root
 
 
-def first(text: str, root: Node, effort: Effort) -> str | None:
+def find_first(text: str, root: TrieNode, budget: MatchBudget) -> str | None:
     """Return the listed word that ends first in a normalised text, as it was listed. Raises `Tangled`."""
-    signs = [sign(one) for one in text]
-    strict, loose = openings(signs)
-    ends_strict, ends_loose = (list(reversed(ends)) for ends in openings(signs[::-1]))
-    ways: set[At] = set()
-    for place, one in enumerate(signs):
-        ways = {after for way in ways for after in _after(way, one)}
-        ways.update(_begun(root, one, strict[place], loose[place]))
-        effort.spend(len(ways))
-        for way in ways:
-            if _ended(way, one, ends_strict[place], ends_loose[place]):
-                return way.node.entry
+    characters = [read_character(character) for character in text]
+    strict_starts, loose_starts = word_starts(characters)
+    ends_strict, ends_loose = (list(reversed(boundaries)) for boundaries in word_starts(characters[::-1]))
+    matches: set[PartialMatch] = set()
+    for index, character in enumerate(characters):
+        matches = {continuation for match in matches for continuation in _continue_match(match, character)}
+        matches.update(_start_matches(root, character, strict_starts[index], loose_starts[index]))
+        budget.spend(len(matches))
+        for match in matches:
+            if _is_word_end(match, character, ends_strict[index], ends_loose[index]):
+                return match.node.entry
     return None
 
 
-def _begun(root: Node, one: Sign, strict: bool, loose: bool) -> Iterator[At]:
+def _start_matches(
+    root: TrieNode, character: CharacterReadings, at_strict_boundary: bool, at_loose_boundary: bool
+) -> Iterator[PartialMatch]:
     """Yield the matches that begin with this character."""
-    free = one.kind in ("unspaced", "sign")
-    for letter in one.letters:
-        node = root.next.get(letter)
-        if node is not None and (strict or (loose and not letter.isdigit()) or (free and letter == one.letters[0])):
-            yield At(node, 1, 0, True, False, one.sure)
+    is_unbounded = character.kind in ("unspaced", "sign")
+    for letter in character.letters:
+        node = root.children.get(letter)
+        if node is not None and (
+            at_strict_boundary
+            or (at_loose_boundary and not letter.isdigit())
+            or (is_unbounded and letter == character.letters[0])
+        ):
+            yield PartialMatch(node, 1, 0, True, False, character.is_certain)
 
 
-def _after(way: At, one: Sign) -> Iterator[At]:
+def _continue_match(match: PartialMatch, character: CharacterReadings) -> Iterator[PartialMatch]:
     """Yield the continuations of a match with the next character: as a letter, and as a gap."""
-    yield from _lettered(way, one)
-    if one.kind in ("space", "sign"):
-        yield from _gapped(way, one.kind == "space")
+    yield from _continue_with_letter(match, character)
+    if character.kind in ("space", "sign"):
+        yield from _continue_with_gap(match, character.kind == "space")
 
 
-def _lettered(way: At, one: Sign) -> Iterator[At]:
-    node, apart, sure = way.node, way.apart and way.gap > 0, way.sure or one.sure
-    for letter in one.letters:
-        same = letter == node.letter
-        child = node.next.get(letter)
-        if child is not None and (same or node.done(way.times)) and (way.gap or not way.spaced):
-            yield At(child, way.times + 1 if same else 1, 0, apart, way.spaced, sure)
-        if same:
-            yield At(node, min(way.times + 1, max(3, node.run)), 0, way.apart, way.spaced, sure)
+def _continue_with_letter(match: PartialMatch, character: CharacterReadings) -> Iterator[PartialMatch]:
+    node, all_apart, is_certain = (
+        match.node,
+        match.all_apart and match.gap > 0,
+        match.is_certain or character.is_certain,
+    )
+    for letter in character.letters:
+        is_same_letter = letter == node.letter
+        child = node.children.get(letter)
+        if (
+            child is not None
+            and (is_same_letter or node.is_complete(match.repeats))
+            and (match.gap or not match.has_space)
+        ):
+            yield PartialMatch(
+                child, match.repeats + 1 if is_same_letter else 1, 0, all_apart, match.has_space, is_certain
+            )
+        if is_same_letter:
+            yield PartialMatch(
+                node, min(match.repeats + 1, max(3, node.run)), 0, match.all_apart, match.has_space, is_certain
+            )
 
 
-def _gapped(way: At, space: bool) -> Iterator[At]:
-    node = way.node
-    between = node.letter == " "
-    if way.gap < GAP and (way.apart or between or not space):
-        yield way._replace(gap=way.gap + 1, spaced=way.spaced or (space and not between))
-    following = node.next.get(" ")
-    if following is not None and node.done(way.times):
-        yield At(following, 1, 1, way.apart, way.spaced, way.sure)
+def _continue_with_gap(match: PartialMatch, is_space: bool) -> Iterator[PartialMatch]:
+    node = match.node
+    at_word_gap = node.letter == " "
+    if match.gap < MAX_GAP and (match.all_apart or at_word_gap or not is_space):
+        yield match._replace(gap=match.gap + 1, has_space=match.has_space or (is_space and not at_word_gap))
+    next_node = node.children.get(" ")
+    if next_node is not None and node.is_complete(match.repeats):
+        yield PartialMatch(next_node, 1, 1, match.all_apart, match.has_space, match.is_certain)
 
 
-def _ended(way: At, one: Sign, strict: bool, loose: bool) -> bool:
+def _is_word_end(
+    match: PartialMatch, character: CharacterReadings, at_strict_boundary: bool, at_loose_boundary: bool
+) -> bool:
     """Return whether a listed word ends with this character."""
-    node = way.node
-    if node.entry is None or way.gap or not node.done(way.times) or (node.lettered and not way.sure):
+    node = match.node
+    if (
+        node.entry is None
+        or match.gap
+        or not node.is_complete(match.repeats)
+        or (node.has_letter and not match.is_certain)
+    ):
         return False
-    if way.spaced and node.length < SPACED and one.kind != "unspaced":
+    if match.has_space and node.length < MIN_SPACED_LETTERS and character.kind != "unspaced":
         return False
-    free = one.kind in ("unspaced", "sign") and node.letter == one.letters[0]
-    return node.prefix or free or strict or (loose and not node.letter.isdigit())
+    is_unbounded = character.kind in ("unspaced", "sign") and node.letter == character.letters[0]
+    return node.prefix or is_unbounded or at_strict_boundary or (at_loose_boundary and not node.letter.isdigit())

@@ -16,33 +16,45 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from bot.states import Move
+from bot.states import TransitionKind
 from bot.store import completion, moves, reads, rerouting, terms, writes
-from bot.store.accounts import Wish
-from bot.store.batch import Unavailable
-from bot.store.completion import End
-from bot.store.database import Database, database_at
-from bot.store.records import RELAXED, Draft, Moved, Record, Stored
-from bot.store.terms import Deposed, Term
-from bot.store.upgrading import upgrade
-from engine.job import Method, Warm
+from bot.store.accounts import PickRequest
+from bot.store.batch import DatabaseUnavailable
+from bot.store.completion import JobStats
+from bot.store.database import Database, select_driver
+from bot.store.records import RELAXED_TIER, JobRecord, NewJob, StoredPicture, Transition
+from bot.store.terms import LeaderTerm, NotLeader
+from bot.store.upgrading import migrate_tables
+from engine.job import ModelInfo, UpscaleMethod
 
-__all__ = ["Deposed", "Draft", "End", "Moved", "Record", "Store", "Stored", "Term", "Unavailable", "Wish", "identity"]
+__all__ = [
+    "DatabaseUnavailable",
+    "JobRecord",
+    "JobStats",
+    "LeaderTerm",
+    "NewJob",
+    "NotLeader",
+    "PickRequest",
+    "Store",
+    "StoredPicture",
+    "Transition",
+    "read_store_id",
+]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-WEIGHTS: Mapping[str, float] = MappingProxyType({RELAXED: 0.25})
-RESIGN_SECONDS = 3.0  # to end the leader term at shutdown; the database may be away
+TIER_WEIGHTS: Mapping[str, float] = MappingProxyType({RELAXED_TIER: 0.25})
+END_TERM_SECONDS = 3.0  # to end the leader term at shutdown; the database may be away
 
 
-async def identity(url: str) -> str:
+async def read_store_id(url: str) -> str:
     """Return the id of the store at a URL, or an empty string where it has none. Runs no migration. Raises `Refused`
     and `Unavailable`.
     """
-    database = await asyncio.to_thread(database_at, url)
+    database = await asyncio.to_thread(select_driver, url)
     try:
-        return await database.read(terms.identity)
+        return await database.read(terms.read_store_id)
     finally:
         await database.close()
 
@@ -53,18 +65,18 @@ class Store:
     `weights`: tier → weight in the fair order, for tiers whose weight is not 1.
     """
 
-    def __init__(self, database: Database, weights: Mapping[str, float] = WEIGHTS) -> None:
+    def __init__(self, database: Database, weights: Mapping[str, float] = TIER_WEIGHTS) -> None:
         self.database, self._weights = database, weights
         self.version = 0
         self._term: int | None = None  # our leader term; None: no fencing, nobody else writes here
-        self.resigns = False  # True: `close` ends our term, so the next leader need not wait
+        self.ends_term_on_close = False  # True: `close` ends our term, so the next leader need not wait
 
     @classmethod
-    async def open(cls, url: str, weights: Mapping[str, float] = WEIGHTS) -> Store:
+    async def open(cls, url: str, weights: Mapping[str, float] = TIER_WEIGHTS) -> Store:
         """Open the database at a URL and migrate its tables. Raises `Refused` and `Unavailable`."""
-        store = cls(await asyncio.to_thread(database_at, url), weights)
+        store = cls(await asyncio.to_thread(select_driver, url), weights)
         try:
-            await store.database.upgrade(upgrade)
+            await store.database.upgrade(migrate_tables)
         except BaseException:
             await store.close()
             raise
@@ -72,114 +84,140 @@ class Store:
 
     async def close(self) -> None:
         """Finish pending transactions, end our leader term, then close every connection."""
-        if self._term is not None and self.resigns:
-            with suppress(Unavailable, TimeoutError):
-                async with asyncio.timeout(RESIGN_SECONDS):
-                    await self.database.write(lambda connection, term=self._term: terms.end(connection, term))
+        if self._term is not None and self.ends_term_on_close:
+            with suppress(DatabaseUnavailable, TimeoutError):
+                async with asyncio.timeout(END_TERM_SECONDS):
+                    await self.database.write(lambda connection, term=self._term: terms.end_term(connection, term))
         await self.database.close()
 
-    async def write(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
+    async def write(self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `act` as one write transaction. It is committed when this returns."""
 
-        def fenced(connection: Connection) -> T:
+        def run_fenced(connection: Connection) -> T:
             if self._term is not None:
-                terms.check(connection, self._term)
-            return act(connection, *args, **options)
+                terms.check_term(connection, self._term)
+            return operation(connection, *args, **kwargs)
 
-        return await self.database.write(fenced)
+        return await self.database.write(run_fenced)
 
-    async def begin(self, holder: str = "", after: int | None = None) -> Term | None:
+    async def begin_term(self, holder: str = "", expected_term: int | None = None) -> LeaderTerm | None:
         """Begin our leader term: from now on writes of earlier leaders are refused, and ours once a later term begins.
 
         None: the newest term is not `after`, and no term was begun.
         """
-        ours = await self.database.write(lambda connection: terms.begin(connection, holder, after))
-        self._term = self._term if ours is None else ours.term
-        return ours
+        new_term = await self.database.write(lambda connection: terms.begin_term(connection, holder, expected_term))
+        self._term = self._term if new_term is None else new_term.term
+        return new_term
 
-    async def leads(self) -> bool:
+    async def is_leader(self) -> bool:
         """Return True if no later leader term has begun."""
-        return (await self.ask(terms.newest)).term == self._term
+        return (await self.read(terms.read_newest_term)).term == self._term
 
-    async def live(self) -> None:
+    async def record_heartbeat(self) -> None:
         """Record a heartbeat for the standbys to see. Raises `Deposed`."""
         if self._term is not None:
-            await self.write(terms.live, self._term)
+            await self.write(terms.record_heartbeat, self._term)
 
-    async def _move(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
+    async def _write_transition(
+        self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run `write`, and raise `version` unless `act` returns None (nothing changed)."""
-        done = await self.write(act, *args, **options)
-        if done is not None:
+        result = await self.write(operation, *args, **kwargs)
+        if result is not None:
             self.version += 1
-        return done
+        return result
 
-    async def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a read function in one snapshot of the tables: `await store.ask(reads.newest, guild, 50)`."""
-        return await self.database.read(lambda connection: question(connection, *args, **options))
+        return await self.database.read(lambda connection: query(connection, *args, **kwargs))
 
-    async def admit(
-        self, drafts: Sequence[Draft], key: str | None, decide: moves.Decide, now: float
-    ) -> tuple[list[Record], bool]:
+    async def admit_jobs(
+        self, new_jobs: Sequence[NewJob], key: str | None, decide: moves.AdmissionCheck, now: float
+    ) -> tuple[list[JobRecord], bool]:
         """Write the jobs that `decide` returns, with their destinations; True: they are new.
 
         `decide` runs on the store's thread, reads the ledger and raises `Refused` to write nothing. A known idempotency
         `key` returns the jobs that it made earlier, and False.
         """
-        return await self._move(moves.admit, drafts, key, decide, self._weights, now)
+        return await self._write_transition(moves.admit_jobs, new_jobs, key, decide, self._weights, now)
 
-    async def pick(self, wish: Wish, rows: int, overbook: float, now: float) -> Moved | None:
+    async def pick_job(self, request: PickRequest, rows: int, overbook_share: float, now: float) -> Transition | None:
         """Mark the next job in fair order as sent if the pool's `rows` have room for it; None if there is none."""
-        return await self._move(moves.pick, wish, rows, overbook, now)
+        return await self._write_transition(moves.pick_job, request, rows, overbook_share, now)
 
-    async def start(
-        self, job: str, epoch: int, worker: str, step: int, now: float, *, seen: int = 0, forgotten: bool = False
-    ) -> Moved | None:
+    async def start_job(
+        self,
+        job: str,
+        epoch: int,
+        worker: str,
+        step: int,
+        now: float,
+        *,
+        preview_step: int = 0,
+        snapshots_lost: bool = False,
+    ) -> Transition | None:
         """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
-        return await self._move(moves.start, job, epoch, worker, step, now, seen=seen, forgotten=forgotten)
+        return await self._write_transition(
+            moves.start_job, job, epoch, worker, step, now, preview_step=preview_step, snapshots_lost=snapshots_lost
+        )
 
-    async def requeue(
-        self, job: str, now: float, *, step: int, why: str, reason: str = "", epoch: int | None = None
-    ) -> Moved | None:
+    async def requeue_job(
+        self, job: str, now: float, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None
+    ) -> Transition | None:
         """Queue the job again as its next attempt, or fail it after too many without progress (see the record)."""
-        return await self._move(moves.requeue, job, now, step=step, why=why, reason=reason, epoch=epoch)
+        return await self._write_transition(
+            moves.requeue_job, job, now, step=step, audit_note=audit_note, reason=reason, epoch=epoch
+        )
 
-    async def end(
-        self, kind: Move, job: str, now: float, spent: float | None, *,
-        epoch: int | None = None, why: str = "", **values: object,
-    ) -> Moved | None:  # fmt: skip
+    async def end_job(
+        self, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
+        epoch: int | None = None, audit_note: str = "", **values: object,
+    ) -> Transition | None:  # fmt: skip
         """Finish, fail or cancel a job, and settle its charge to `spent` in the same transaction."""
-        return await self._move(moves.end, kind, job, now, spent, epoch=epoch, why=why, **values)
+        return await self._write_transition(
+            moves.end_job, kind, job, now, actual_cost, epoch=epoch, audit_note=audit_note, **values
+        )
 
-    async def reroute(self, job: str, pool: str, now: float) -> Record | None:
+    async def reroute_job(self, job: str, pool: str, now: float) -> JobRecord | None:
         """Move a waiting job to another pool; None if nothing changed."""
-        return await self._move(rerouting.reroute, job, pool, self._weights, now)
+        return await self._write_transition(rerouting.reroute_job, job, pool, self._weights, now)
 
-    async def wish(self, job: str, now: float) -> tuple[Record | None, Moved | None]:
+    async def request_cancel(self, job: str, now: float) -> tuple[JobRecord | None, Transition | None]:
         """Cancel a waiting job, or flag a sent one as cancelling. Return the job now, and the transition."""
-        return await self._move(moves.wish, job, now)
+        return await self._write_transition(moves.request_cancel, job, now)
 
-    async def keep(self, one: Stored, epoch: int, now: float, method: Method | None = None) -> bool:
+    async def record_picture(
+        self, picture: StoredPicture, epoch: int, now: float, method: UpscaleMethod | None = None
+    ) -> bool:
         """Record a finished picture. `method`: how the worker really made an upscale.
 
         False: the job is unknown or over, or a newer epoch has it.
         """
-        return (await self.take_in(one.job, epoch, [one], None, now, method))[0]
+        return (await self.record_pictures(picture.job, epoch, [picture], None, now, method))[0]
 
-    async def take_in(
-        self, job: str, epoch: int, found: Sequence[Stored], end: End | None, now: float, method: Method | None = None
-    ) -> tuple[bool, Moved | None]:
+    async def record_pictures(
+        self,
+        job: str,
+        epoch: int,
+        pictures: Sequence[StoredPicture],
+        stats: JobStats | None,
+        now: float,
+        method: UpscaleMethod | None = None,
+    ) -> tuple[bool, Transition | None]:
         """Record pictures of one job, and finish it if `end` is given and none is missing. One transaction.
 
         False: the job is unknown, deleted or over, or a newer epoch has it.
         """
-        kept, moved = await self.write(completion.take_in, job, epoch, found, end, now, method=method)
-        self.version += moved is not None
-        return kept, moved
+        accepted, transition = await self.write(
+            completion.record_pictures, job, epoch, pictures, stats, now, method=method
+        )
+        self.version += transition is not None
+        return accepted, transition
 
-    async def remember(self, warm: Warm, pool: str, now: float) -> None:
+    async def save_model(self, model: ModelInfo, pool: str, now: float) -> None:
         """Store a model's profile for times when no worker is online."""
-        await self.write(writes.remember, warm, pool, now)
+        await self.write(writes.save_model, model, pool, now)
 
-    async def record(self, job: str) -> Record | None:
+    async def get_job(self, job: str) -> JobRecord | None:
         """Return one job, or None."""
-        return (await self.ask(reads.some, [job])).get(job)
+        return (await self.read(reads.get_jobs, [job])).get(job)

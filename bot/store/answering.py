@@ -10,10 +10,10 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
-from bot.store.database import Database, database_at
-from bot.store.upgrading import Age, age
+from bot.store.database import Database, select_driver
+from bot.store.upgrading import SchemaAge, read_schema_age
 
-TABLES: dict[Age, str] = {
+SCHEMA_TEXTS: dict[SchemaAge, str] = {
     "none": "its tables are made at the first start",
     "old": "its tables are brought up to date at the next start",
     "today's": "its tables are up to date",
@@ -22,53 +22,55 @@ TABLES: dict[Age, str] = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class DatabaseReport:
     """One line about the database. `mend`: how to fix a problem; empty where there is none."""
 
-    says: str
-    mend: str = ""
+    summary: str
+    fix: str = ""
 
 
-async def answering(url: str) -> Answer:
+async def check_database(url: str) -> DatabaseReport:
     """Describe the database at a URL. Raises `Refused` and `Unavailable`."""
-    if url.startswith("sqlite") and not _exists(url):
-        return Answer(f"SQLite, {make_url(url).database} is made at the first start")
-    there = await asyncio.to_thread(database_at, url)
+    if url.startswith("sqlite") and not _file_exists(url):
+        return DatabaseReport(f"SQLite, {make_url(url).database} is made at the first start")
+    database = await asyncio.to_thread(select_driver, url)
     try:
-        return await _asked(there)
+        return await _query_database(database)
     finally:
-        await there.close()
+        await database.close()
 
 
-async def _asked(there: Database) -> Answer:
-    begun = time.monotonic()
-    name = await there.read(_name)
-    took = f"answers in {1000 * (time.monotonic() - begun):.0f} ms"
-    found = await there.read(age)
-    says = f"{name}, {took}; {TABLES[found]}"
-    if found == "unknown":
-        return Answer(says, "Install that version, or name another database with DATABASE_URL.")
-    if await there.read(_forgets):
-        return Answer(f"{says}; a power cut loses what it confirmed", "Set fsync and synchronous_commit to on in it.")
-    return Answer(says)
+async def _query_database(database: Database) -> DatabaseReport:
+    started_at = time.monotonic()
+    name = await database.read(_read_server_name)
+    latency = f"answers in {1000 * (time.monotonic() - started_at):.0f} ms"
+    schema_age = await database.read(read_schema_age)
+    summary = f"{name}, {latency}; {SCHEMA_TEXTS[schema_age]}"
+    if schema_age == "unknown":
+        return DatabaseReport(summary, "Install that version, or name another database with DATABASE_URL.")
+    if await database.read(_is_durability_off):
+        return DatabaseReport(
+            f"{summary}; a power cut loses what it confirmed", "Set fsync and synchronous_commit to on in it."
+        )
+    return DatabaseReport(summary)
 
 
-def _exists(url: str) -> bool:
+def _file_exists(url: str) -> bool:
     return Path(make_url(url).database or "").is_file()
 
 
-def _name(connection: Connection) -> str:
+def _read_server_name(connection: Connection) -> str:
     if connection.dialect.name == "sqlite":
         version = connection.execute(text("SELECT sqlite_version()")).scalar_one()
         return f"SQLite {version} in {connection.engine.url.database}"
-    asked = text("SELECT current_setting('server_version') AS version, current_database() AS name")
-    row = connection.execute(asked).one()
+    query = text("SELECT current_setting('server_version') AS version, current_database() AS name")
+    row = connection.execute(query).one()
     return f"PostgreSQL {row.version.split()[0]}, database {row.name}"
 
 
-def _forgets(connection: Connection) -> bool:
+def _is_durability_off(connection: Connection) -> bool:
     """Return True where PostgreSQL is configured not to wait for its disk. On SQLite our pragmas make it wait."""
     if connection.dialect.name == "sqlite":
         return False
-    asked = text("SELECT current_setting('fsync') = 'off' OR current_setting('synchronous_commit') = 'off'")
-    return bool(connection.execute(asked).scalar_one())
+    query = text("SELECT current_setting('fsync') = 'off' OR current_setting('synchronous_commit') = 'off'")
+    return bool(connection.execute(query).scalar_one())

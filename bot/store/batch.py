@@ -15,85 +15,87 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 T = TypeVar("T")
-Act = Callable[[Connection], T]
-Turn = tuple[Act[Any], "Future[Any]"]
+Operation = Callable[[Connection], T]
+PendingOperation = tuple[Operation[Any], "Future[Any]"]
 
-TOGETHER = 32  # most acts in one commit
+MAX_BATCH = 32  # most acts in one commit
 
 
-class Unavailable(ConnectionError):
+class DatabaseUnavailable(ConnectionError):
     """The database is full, locked or away: nothing was written, and it may work later."""
 
 
-def carried(error: BaseException) -> BaseException:
+def wrap_stop_iteration(error: BaseException) -> BaseException:
     """Replace StopIteration, which a future cannot raise: its awaiter would never wake."""
     return RuntimeError("an act raised StopIteration") if isinstance(error, StopIteration) else error
 
 
-class Waiting:
+class OperationQueue:
     """Acts in order of arrival. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._turns: deque[Turn] = deque()
+        self._pending: deque[PendingOperation] = deque()
 
-    def put(self, act: Act[T]) -> Future[T]:
+    def put(self, operation: Operation[T]) -> Future[T]:
         """Queue an act. The future has its result once it is committed."""
         future: Future[T] = Future()
-        self._turns.append((act, future))
+        self._pending.append((operation, future))
         return future
 
-    def take(self) -> list[Turn]:
+    def take_batch(self) -> list[PendingOperation]:
         """Return the acts that share the next commit, without those whose caller gave up."""
-        taken: list[Turn] = []
-        while self._turns and len(taken) < TOGETHER:
-            act, future = self._turns.popleft()
+        batch: list[PendingOperation] = []
+        while self._pending and len(batch) < MAX_BATCH:
+            operation, future = self._pending.popleft()
             if future.set_running_or_notify_cancel():
-                taken.append((act, future))
-        return taken
+                batch.append((operation, future))
+        return batch
 
 
-class Batch:
+class CommitBatch:
     """Acts within one transaction. `away` tells a fault of the database from one of an act."""
 
-    def __init__(self, turns: Sequence[Turn], away: Callable[[BaseException], bool]) -> None:
-        self._turns, self._away = turns, away
-        self._made: dict[Future[Any], Any] = {}
+    def __init__(self, pending: Sequence[PendingOperation], is_outage: Callable[[BaseException], bool]) -> None:
+        self._pending, self._is_outage = pending, is_outage
+        self._results: dict[Future[Any], Any] = {}
 
     def run(self, connection: Connection) -> None:
         """Run the acts in order. Raises what ends the transaction: a fault of the database, or that of a single act."""
-        for act, future in self._turns:
+        for operation, future in self._pending:
             try:
-                self._made[future] = act(connection) if len(self._turns) == 1 else self._apart(connection, act)
+                self._results[future] = (
+                    operation(connection) if len(self._pending) == 1 else self._run_in_savepoint(connection, operation)
+                )
             except BaseException as error:
-                if len(self._turns) == 1 or self._away(error):
+                if len(self._pending) == 1 or self._is_outage(error):
                     raise
-                future.set_exception(carried(error))
+                future.set_exception(wrap_stop_iteration(error))
 
-    def _apart(self, connection: Connection, act: Act[T]) -> T:
+    def _run_in_savepoint(self, connection: Connection, operation: Operation[T]) -> T:
         """Run one of several acts in a savepoint. An exception undoes only this act."""
         connection.exec_driver_sql("SAVEPOINT act")
         try:
-            result = act(connection)
+            result = operation(connection)
         except BaseException as error:
-            if not self._away(error):  # else the database may have rolled everything back
+            if not self._is_outage(error):  # else the database may have rolled everything back
                 connection.exec_driver_sql("ROLLBACK TO SAVEPOINT act")
                 connection.exec_driver_sql("RELEASE SAVEPOINT act")
             raise
         connection.exec_driver_sql("RELEASE SAVEPOINT act")
         return result
 
-    def committed(self) -> None:
+    def resolve_all(self) -> None:
         """Resolve every future with the result of its act."""
-        for future, result in self._made.items():
+        for future, result in self._results.items():
             future.set_result(result)
 
-    def failed(self, error: BaseException, why: str) -> None:
+    def fail_all(self, error: BaseException, reason: str) -> None:
         """Fail every future. Each gets a separate exception, since raising one adds to its traceback."""
-        if len(self._turns) == 1 and not self._away(error):
-            self._turns[0][1].set_exception(carried(error))
+        if len(self._pending) == 1 and not self._is_outage(error):
+            self._pending[0][1].set_exception(wrap_stop_iteration(error))
             return
-        for _, future in self._turns:
+        for _, future in self._pending:
             if not future.done():
-                away = Unavailable(f"The database cannot be used now: {why}.")
-                away.__cause__ = error
-                future.set_exception(away)
+                unavailable = DatabaseUnavailable(f"The database cannot be used now: {reason}.")
+                unavailable.__cause__ = error
+                future.set_exception(unavailable)

@@ -13,7 +13,7 @@ preferences = Table(
     Column("values", JSON, nullable=False),
 )
 
-options = Table(  # flag aliases
+flag_aliases = Table(  # flag aliases
     "options",
     metadata,
     Column("member", String(64), primary_key=True),

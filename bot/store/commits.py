@@ -13,43 +13,43 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from bot.store.tables import commits
+from bot.store.tables import commit_log
 
-LOCK = int.from_bytes(b"darkroom", "big")
-KEPT_SECONDS = 86_400.0  # rows of ended writers; every unknown outcome is resolved long before
+LOCK_ID = int.from_bytes(b"darkroom", "big")
+RETENTION_SECONDS = 86_400.0  # rows of ended writers; every unknown outcome is resolved long before
 
-_lock = text(f"SELECT pg_advisory_xact_lock({LOCK})")
-_wrote = text("pg_current_xact_id_if_assigned() IS NOT NULL")  # a transaction without writes needs no row
+_TAKE_LOCK = text(f"SELECT pg_advisory_xact_lock({LOCK_ID})")
+_HAS_WRITTEN = text("pg_current_xact_id_if_assigned() IS NOT NULL")  # a transaction without writes needs no row
 
 
 @dataclass(frozen=True)
-class Commit:
+class CommitId:
     """One transaction of one writer, by number."""
 
     writer: str
     number: int
 
 
-def lock(connection: Connection) -> None:
+def lock_writers(connection: Connection) -> None:
     """Wait for other writers to end, and hold them off until this transaction ends."""
-    connection.execute(_lock)
+    connection.execute(_TAKE_LOCK)
 
 
-def note(connection: Connection, commit: Commit, now: float) -> None:
+def record_commit(connection: Connection, commit: CommitId, now: float) -> None:
     """Write the commit's number; the last statement of a transaction. Raises if an earlier statement failed unseen."""
-    row = select(literal(commit.writer), literal(commit.number), literal(now)).where(_wrote)
-    written = insert(commits).from_select(["writer", "number", "at"], row)
+    row = select(literal(commit.writer), literal(commit.number), literal(now)).where(_HAS_WRITTEN)
+    statement = insert(commit_log).from_select(["writer", "number", "at"], row)
     connection.execute(
-        written.on_conflict_do_update(index_elements=["writer"], set_={"number": commit.number, "at": now})
+        statement.on_conflict_do_update(index_elements=["writer"], set_={"number": commit.number, "at": now})
     )
 
 
-def happened(connection: Connection, commit: Commit) -> bool:
+def is_committed(connection: Connection, commit: CommitId) -> bool:
     """Return whether the commit happened. Ask under the lock: else it may still be in progress."""
-    found = connection.execute(select(commits.c.number).where(commits.c.writer == commit.writer)).scalar()
-    return found == commit.number
+    newest_number = connection.execute(select(commit_log.c.number).where(commit_log.c.writer == commit.writer)).scalar()
+    return newest_number == commit.number
 
 
-def forget(connection: Connection, now: float) -> None:
+def delete_old_commits(connection: Connection, now: float) -> None:
     """Delete rows of writers that ended long ago."""
-    connection.execute(delete(commits).where(commits.c.at < now - KEPT_SECONDS))
+    connection.execute(delete(commit_log).where(commit_log.c.at < now - RETENTION_SECONDS))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from bot.store import moves, reads, writes
-from bot.store.records import Moved, Stored, record
-from engine.job import Method
+from bot.store.records import StoredPicture, Transition, decode_record
+from engine.job import UpscaleMethod
 
 
 @dataclass(frozen=True)
-class End:
+class JobStats:
     """A worker's figures for a finished job: `cost` in device-seconds, `seconds`, and milliseconds per step."""
 
     cost: float
@@ -24,19 +24,23 @@ class End:
     ms_per_step: float
 
 
-def take_in(
-    connection: Connection, job: str, epoch: int, found: Sequence[Stored], end: End | None, now: float, *,
-    method: Method | None = None,
-) -> tuple[bool, Moved | None]:  # fmt: skip
+def record_pictures(
+    connection: Connection, job: str, epoch: int, new_pictures: Sequence[StoredPicture], stats: JobStats | None, now: float, *,
+    method: UpscaleMethod | None = None,
+) -> tuple[bool, Transition | None]:  # fmt: skip
     """Record pictures of one job, and finish it if `end` is given and none is missing.
 
     False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
     """
-    row = writes.keep(connection, found, epoch, now, method) if found else writes.open_row(connection, job, epoch)
-    if row is None or end is None:
+    row = (
+        writes.insert_pictures(connection, new_pictures, epoch, now, method)
+        if new_pictures
+        else writes.lock_open_job(connection, job, epoch)
+    )
+    if row is None or stats is None:
         return row is not None, None
-    one = record(row)
-    if one.missing(reads.stored(connection, [job])):
+    job_record = decode_record(row)
+    if job_record.find_missing(reads.list_pictures(connection, [job])):
         return True, None
-    told = {"seconds": end.seconds, "ms_per_step": end.ms_per_step, "step": one.steps}
-    return True, moves.end(connection, "finish", job, now, end.cost, epoch=epoch, **told)
+    values = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
+    return True, moves.end_job(connection, "finish", job, now, stats.cost, epoch=epoch, **values)

@@ -8,14 +8,14 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
-from bot.refused import Refused
-from bot.store.batch import Act
-from bot.store.sqlite import Sqlite
+from bot.refused import UserError
+from bot.store.batch import Operation
+from bot.store.sqlite import SqliteDatabase
 
 T = TypeVar("T")
 
-NEEDED = ("asyncpg", "greenlet")  # packages that PostgreSQL needs
-MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
+POSTGRES_PACKAGES = ("asyncpg", "greenlet")  # packages that PostgreSQL needs
+DRIVER_MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
 
 
 class Database(Protocol):
@@ -31,17 +31,17 @@ class Database(Protocol):
         """The engine for reads."""
         ...
 
-    async def write(self, act: Act[T]) -> T:
+    async def write(self, operation: Operation[T]) -> T:
         """Run `act` and return its result once it is committed. Writers of all processes run one at a time, in the
         order of the calls. Raises what `act` raises, or `Unavailable`.
         """
         ...
 
-    async def upgrade(self, act: Act[None]) -> None:
+    async def upgrade(self, operation: Operation[None]) -> None:
         """Run `act` like `write`, for a migration that may take long."""
         ...
 
-    async def read(self, act: Act[T]) -> T:
+    async def read(self, operation: Operation[T]) -> T:
         """Run `act` on one snapshot of the tables. Raises what `act` raises, or `Unavailable`."""
         ...
 
@@ -50,12 +50,12 @@ class Database(Protocol):
         ...
 
 
-def database_at(url: str) -> Database:
+def select_driver(url: str) -> Database:
     """Return the driver for a URL, not connected yet. Raises `Refused` where its package is missing."""
     if url.startswith("sqlite"):
-        return Sqlite(make_url(url))
-    if any(find_spec(name) is None for name in NEEDED):
-        raise Refused(MISSING, 400)
-    from bot.store.postgres import Postgres
+        return SqliteDatabase(make_url(url))
+    if any(find_spec(name) is None for name in POSTGRES_PACKAGES):
+        raise UserError(DRIVER_MISSING, 400)
+    from bot.store.postgres import PostgresDatabase
 
-    return Postgres(url)
+    return PostgresDatabase(url)

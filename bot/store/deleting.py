@@ -12,84 +12,90 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, update
 
 from bot.store import heirs, incidents
-from bot.store.records import Stored
-from bot.store.tables import favourites, jobs, pictures, places
-from bot.store.walks import parts
+from bot.store.records import StoredPicture
+from bot.store.tables import destinations, favourites, jobs, pictures
+from bot.store.walks import list_parts
 
-AT_ONCE = 500  # most leftovers in one query
+MAX_LEFTOVERS = 500  # most leftovers in one query
 
 
-def with_enlargements(connection: Connection, job: str) -> list[str]:
+def list_jobs_of_picture(connection: Connection, job: str) -> list[str]:
     """Return the job and every upscale of its pictures, over or not: they are the same picture.
 
     All jobs of an interpolation are deleted together, since its film shows the pictures of each.
     """
-    found = [job, *(part.id for part in parts(connection, job) if part.id != job)]
-    newest = list(found)
-    while newest:
-        children = select(jobs.c.id).where(jobs.c.parent.in_(newest), jobs.c.action == "upscale")
-        newest = [row.id for row in connection.execute(children) if row.id not in found]
-        found += newest
-    return found
+    job_ids = [job, *(part.id for part in list_parts(connection, job) if part.id != job)]
+    frontier = list(job_ids)
+    while frontier:
+        children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
+        frontier = [row.id for row in connection.execute(children_query) if row.id not in job_ids]
+        job_ids += frontier
+    return job_ids
 
 
-def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
+def mark_deleted(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
     """Mark jobs as deleted, cancel their deliveries, and return those that were not deleted before. Other members' jobs
     that began with one of them keep their results and lose their input.
 
     Writes one incident, for the first job. A member who deletes an own job gets one only if it was reported: else they
     could flood the moderators' list.
     """
-    marked, told = withdraw(connection, ids, now)
-    gone = list(marked)
-    heirs.disinherit(connection, gone)
-    if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
-        others = [row.action for job, row in marked.items() if job != ids[0]]
-        enlarged, walked = others.count("upscale"), len(others) - others.count("upscale")
-        said = " and ".join(
-            [f"with {enlarged} upscaled"] * bool(enlarged) + [f"{walked} more of its interpolation"] * bool(walked)
+    marked_jobs, was_reported = mark_without_incident(connection, ids, now)
+    deleted_ids = list(marked_jobs)
+    heirs.release_inputs(connection, deleted_ids)
+    if ids[0] in marked_jobs and (was_reported or marked_jobs[ids[0]].member != actor[0]):
+        other_actions = [row.action for job, row in marked_jobs.items() if job != ids[0]]
+        upscale_count, interpolation_count = (
+            other_actions.count("upscale"),
+            len(other_actions) - other_actions.count("upscale"),
         )
-        incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
-    return gone
+        text = " and ".join(
+            [f"with {upscale_count} upscaled"] * bool(upscale_count)
+            + [f"{interpolation_count} more of its interpolation"] * bool(interpolation_count)
+        )
+        incidents.write_incident(connection, marked_jobs[ids[0]].guild, "deleted", *actor, text, now, ids[0])
+    return deleted_ids
 
 
-def withdraw(connection: Connection, ids: Sequence[str], now: float) -> tuple[dict[str, Row[*tuple[Any, ...]]], bool]:
+def mark_without_incident(
+    connection: Connection, ids: Sequence[str], now: float
+) -> tuple[dict[str, Row[*tuple[Any, ...]]], bool]:
     """Do as `mark` without an incident. Return each job's guild, member and action, and whether one was reported."""
-    marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
-    marked: dict[str, Row[*tuple[Any, ...]]] = {
+    statement = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
+    marked_jobs: dict[str, Row[*tuple[Any, ...]]] = {
         row.id: row
-        for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member, jobs.c.action))
+        for row in connection.execute(statement.returning(jobs.c.id, jobs.c.guild, jobs.c.member, jobs.c.action))
     }
-    gone = list(marked)
-    connection.execute(favourites.delete().where(favourites.c.job.in_(gone)))
+    deleted_ids = list(marked_jobs)
+    connection.execute(favourites.delete().where(favourites.c.job.in_(deleted_ids)))
     connection.execute(
-        update(places).where(places.c.job.in_(gone), places.c.delivered.is_(None)).values(delivered=now)
+        update(destinations).where(destinations.c.job.in_(deleted_ids), destinations.c.delivered.is_(None)).values(delivered=now)
     )  # fmt: skip
-    return marked, incidents.settle(connection, gone, now)
+    return marked_jobs, incidents.close_incidents(connection, deleted_ids, now)
 
 
-def leftovers(connection: Connection, ids: Sequence[str] | None = None) -> list[Stored]:
+def list_leftover_files(connection: Connection, ids: Sequence[str] | None = None) -> list[StoredPicture]:
     """Return pictures and ladders of deleted jobs (None: of any) whose files may still exist."""
-    gone = select(jobs.c.id).where(jobs.c.deleted.is_not(None))
-    gone = gone if ids is None else gone.where(jobs.c.id.in_(ids))
-    asked = select(pictures).where(pictures.c.job.in_(gone)).limit(AT_ONCE)
-    return [Stored(**row) for row in connection.execute(asked).mappings()]
+    deleted_ids_query = select(jobs.c.id).where(jobs.c.deleted.is_not(None))
+    deleted_ids_query = deleted_ids_query if ids is None else deleted_ids_query.where(jobs.c.id.in_(ids))
+    query = select(pictures).where(pictures.c.job.in_(deleted_ids_query)).limit(MAX_LEFTOVERS)
+    return [StoredPicture(**row) for row in connection.execute(query).mappings()]
 
 
-def unused(connection: Connection, sha256: str) -> bool:
+def is_unused(connection: Connection, sha256: str) -> bool:
     """Return True if no undeleted job has a picture of this content."""
-    asked = select(pictures.c.job).join(jobs, jobs.c.id == pictures.c.job)
-    return connection.execute(asked.where(pictures.c.sha256 == sha256, jobs.c.deleted.is_(None))).first() is None
+    query = select(pictures.c.job).join(jobs, jobs.c.id == pictures.c.job)
+    return connection.execute(query.where(pictures.c.sha256 == sha256, jobs.c.deleted.is_(None))).first() is None
 
 
-def unnamed(connection: Connection, names: Sequence[str]) -> list[str]:
+def find_unreferenced(connection: Connection, hashes: Sequence[str]) -> list[str]:
     """Return the contents that no job names, deleted or not."""
-    asked = select(pictures.c.sha256).where(pictures.c.sha256.in_(names))
-    known = set(connection.execute(asked).scalars())
-    return [name for name in names if name not in known]
+    query = select(pictures.c.sha256).where(pictures.c.sha256.in_(hashes))
+    known_hashes = set(connection.execute(query).scalars())
+    return [sha256 for sha256 in hashes if sha256 not in known_hashes]
 
 
-def emptied(connection: Connection, one: Stored) -> None:
+def delete_picture_row(connection: Connection, picture: StoredPicture) -> None:
     """Drop the row of a picture whose file was deleted or belongs to another job."""
-    same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
-    connection.execute(pictures.delete().where(*same, pictures.c.sha256 == one.sha256))
+    conditions = (pictures.c.job == picture.job, pictures.c.image == picture.image, pictures.c.kind == picture.kind)
+    connection.execute(pictures.delete().where(*conditions, pictures.c.sha256 == picture.sha256))

@@ -14,43 +14,51 @@ from typing import Any
 from sqlalchemy import Connection, Table
 from ulid import ULID
 
-from bot.fair import parent, paths
-from bot.store.records import Draft
+from bot.fair import account_paths, parent_path
+from bot.store.records import NewJob
 from bot.store.tables import accounts, jobs
-from engine.job import Share
+from engine.job import BillingKey
 
-TOGETHER = 2000  # rows per statement
-USERS_OF_A_GUILD = 100
+ROWS_PER_STATEMENT = 2000  # rows per statement
+USERS_PER_GUILD = 100
 
 
-def fill(connection: Connection, draft: Draft, count: int, users: int) -> None:
+def seed_queue(connection: Connection, template: NewJob, count: int, users: int) -> None:
     """Insert `count` jobs like the draft, by `users` members in turn, whose accounts have random virtual times."""
-    draws = random.Random(1)
-    shares = [Share(draft.member.tier, f"guild-{n // USERS_OF_A_GUILD}", f"user-{n}") for n in range(users)]
-    queued: dict[str, int] = {}
+    rng = random.Random(1)
+    billing_keys = [
+        BillingKey(template.member.tier, f"guild-{index // USERS_PER_GUILD}", f"user-{index}") for index in range(users)
+    ]
+    queued_by_path: dict[str, int] = {}
     for number in range(count):
-        for path in paths(draft.pool, shares[number % users]):
-            queued[path] = queued.get(path, 0) + 1
-    _insert(connection, accounts, (_account(path, waiting, draft, draws) for path, waiting in queued.items()))
-    _insert(connection, jobs, (_job(draft, shares[number % users], number) for number in range(count)))
+        for path in account_paths(template.pool, billing_keys[number % users]):
+            queued_by_path[path] = queued_by_path.get(path, 0) + 1
+    _insert_rows(
+        connection,
+        accounts,
+        (_account_row(path, queued_jobs, template, rng) for path, queued_jobs in queued_by_path.items()),
+    )
+    _insert_rows(
+        connection, jobs, (_job_row(template, billing_keys[number % users], number) for number in range(count))
+    )
     if connection.dialect.name == "postgresql":  # autovacuum would run it within a minute
         connection.exec_driver_sql("ANALYZE")
 
 
-def _account(path: str, queued: int, draft: Draft, draws: random.Random) -> dict[str, Any]:
-    user = path.count("/") == 3
+def _account_row(path: str, queued: int, template: NewJob, rng: random.Random) -> dict[str, Any]:
+    is_user = path.count("/") == 3
     return {
-        "path": path, "parent": parent(path), "virtual": draws.random() * draft.cost, "floor": 0.0, "weight": 1.0,
-        "queued": queued, "active": 0, "since": draft.created - draws.random() if user else None,
+        "path": path, "parent": parent_path(path), "virtual": rng.random() * template.cost, "floor": 0.0, "weight": 1.0,
+        "queued": queued, "active": 0, "since": template.created - rng.random() if is_user else None,
     }  # fmt: skip
 
 
-def _job(draft: Draft, share: Share, number: int) -> dict[str, Any]:
-    account = paths(draft.pool, share)[-1]
-    values = draft.values(None, number)
-    return values | {"id": str(ULID()), "member": share.user, "guild": share.guild, "account": account}
+def _job_row(template: NewJob, billing_key: BillingKey, number: int) -> dict[str, Any]:
+    account = account_paths(template.pool, billing_key)[-1]
+    values = template.to_row(None, number)
+    return values | {"id": str(ULID()), "member": billing_key.user, "guild": billing_key.guild, "account": account}
 
 
-def _insert(connection: Connection, table: Table, rows: Iterator[dict[str, Any]]) -> None:
-    while page := list(islice(rows, TOGETHER)):
-        connection.execute(table.insert(), page)
+def _insert_rows(connection: Connection, table: Table, rows: Iterator[dict[str, Any]]) -> None:
+    while chunk := list(islice(rows, ROWS_PER_STATEMENT)):
+        connection.execute(table.insert(), chunk)

@@ -12,20 +12,25 @@ from typing import cast
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
 
-from bot.states import State
+from bot.states import JobState
 from bot.store import heirs
-from bot.store.choices import options, preferences
-from bot.store.deleting import withdraw
-from bot.store.keeping import BATCH, note
-from bot.store.tables import accounts, favourites, incidents, jobs, places
-from bot.store.traces import departures, gone
+from bot.store.choices import flag_aliases, preferences
+from bot.store.deleting import mark_without_incident
+from bot.store.keeping import BATCH_SIZE, record_reasons
+from bot.store.tables import accounts, destinations, favourites, incidents, jobs
+from bot.store.traces import deleted_jobs, erasure_requests
 
-TOLD = ("word", "blocked", "report", "held")  # incidents of a member's acts; the other kinds are staff decisions
-FORGOTTEN = "deleted member"
+MEMBER_INCIDENT_KINDS = (
+    "word",
+    "blocked",
+    "report",
+    "held",
+)  # incidents of a member's acts; the other kinds are staff decisions
+DELETED_MEMBER = "deleted member"
 
 
 @dataclass(frozen=True)
-class Departure:
+class ErasureRequest:
     """A request to be forgotten: everywhere, or in one `guild`. Data newer than `asked` stays."""
 
     member: str
@@ -33,88 +38,100 @@ class Departure:
     asked: float
 
 
-def depart(connection: Connection, one: Departure) -> int:
+def request_erasure(connection: Connection, request: ErasureRequest) -> int:
     """Record the request and return how many jobs it covers. A pending one is extended to newer jobs."""
-    same = (departures.c.member == one.member, departures.c.guild == one.guild)
-    connection.execute(departures.delete().where(*same))
-    connection.execute(departures.insert().values(**vars(one)))
-    return int(connection.execute(select(func.count()).select_from(jobs).where(_theirs(one))).scalar_one())
+    conditions = (erasure_requests.c.member == request.member, erasure_requests.c.guild == request.guild)
+    connection.execute(erasure_requests.delete().where(*conditions))
+    connection.execute(erasure_requests.insert().values(**vars(request)))
+    return int(connection.execute(select(func.count()).select_from(jobs).where(_is_covered_job(request))).scalar_one())
 
 
-def under_way(connection: Connection) -> list[Departure]:
+def list_requests(connection: Connection) -> list[ErasureRequest]:
     """Return every pending request, the oldest first."""
-    found = connection.execute(select(departures).order_by(departures.c.asked)).mappings()
-    return [Departure(**row) for row in found]
+    rows = connection.execute(select(erasure_requests).order_by(erasure_requests.c.asked)).mappings()
+    return [ErasureRequest(**row) for row in rows]
 
 
-def take(connection: Connection, one: Departure, now: float) -> list[str]:
+def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: float) -> list[str]:
     """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: no more."""
-    asked = select(jobs.c.id).where(_theirs(one), ~_is_going()).order_by(jobs.c.id).limit(BATCH)
-    theirs = list(connection.execute(asked).scalars())
-    found, newest = set(theirs), theirs
-    while newest:
-        children = select(jobs.c.id).where(jobs.c.parent.in_(newest), jobs.c.action == "upscale")
-        newest = [job for job in connection.execute(children).scalars() if job not in found]
-        found |= set(newest)
-    withdraw(connection, sorted(found), now)
-    heirs.disinherit(connection, sorted(found))
-    connection.execute(gone.delete().where(gone.c.job.in_(theirs)))  # a job that retention removed keeps its messages
-    note(connection, theirs, "forgotten", now)
-    enlarged = select(jobs.c.id).where(jobs.c.id.in_(found), ~_theirs(one))
-    note(connection, list(connection.execute(enlarged).scalars()), "enlarged", now)
-    return sorted(found)
+    query = select(jobs.c.id).where(_is_covered_job(request), ~_is_being_erased()).order_by(jobs.c.id).limit(BATCH_SIZE)
+    member_job_ids = list(connection.execute(query).scalars())
+    job_ids, frontier = set(member_job_ids), member_job_ids
+    while frontier:
+        children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
+        frontier = [job for job in connection.execute(children_query).scalars() if job not in job_ids]
+        job_ids |= set(frontier)
+    mark_without_incident(connection, sorted(job_ids), now)
+    heirs.release_inputs(connection, sorted(job_ids))
+    connection.execute(
+        deleted_jobs.delete().where(deleted_jobs.c.job.in_(member_job_ids))
+    )  # a job that retention removed keeps its messages
+    record_reasons(connection, member_job_ids, "forgotten", now)
+    upscales_query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), ~_is_covered_job(request))
+    record_reasons(connection, list(connection.execute(upscales_query).scalars()), "enlarged", now)
+    return sorted(job_ids)
 
 
-def forget(connection: Connection, one: Departure) -> None:
+def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
     """Delete the member's data that belongs to no job: their choices, and their name in incidents."""
-    liked = [favourites.c.member == one.member, favourites.c.at <= one.asked]
-    if one.guild:
-        liked.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == one.guild)))
+    favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.asked]
+    if request.guild:
+        favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
     else:
-        connection.execute(preferences.delete().where(preferences.c.member == one.member))
-        connection.execute(options.delete().where(options.c.member == one.member))
-    connection.execute(favourites.delete().where(*liked))
-    noted = [incidents.c.actor == one.member, incidents.c.at <= one.asked]
-    noted += [incidents.c.guild == one.guild] if one.guild else []
-    told = and_(*noted, incidents.c.kind.in_(TOLD))
-    connection.execute(incidents.delete().where(told, incidents.c.closed.is_not(None)))
-    connection.execute(update(incidents).where(told).values(actor="", actor_name=FORGOTTEN))
+        connection.execute(preferences.delete().where(preferences.c.member == request.member))
+        connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
+    connection.execute(favourites.delete().where(*favourite_conditions))
+    incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.asked]
+    incident_conditions += [incidents.c.guild == request.guild] if request.guild else []
+    is_members_incident = and_(*incident_conditions, incidents.c.kind.in_(MEMBER_INCIDENT_KINDS))
+    connection.execute(incidents.delete().where(is_members_incident, incidents.c.closed.is_not(None)))
+    connection.execute(update(incidents).where(is_members_incident).values(actor="", actor_name=DELETED_MEMBER))
 
 
-def state(connection: Connection, job: str) -> State | None:
+def read_state(connection: Connection, job: str) -> JobState | None:
     """Return a job's state even if the rest of its row is corrupt; None where it has no row."""
-    return cast("State | None", connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none())
+    return cast(
+        "JobState | None", connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none()
+    )
 
 
-def messages_gone(connection: Connection, job: str, role: str) -> None:
+def delete_destination(connection: Connection, job: str, role: str) -> None:
     """Drop a destination whose message was deleted, or cannot be."""
-    connection.execute(places.delete().where(places.c.job == job, places.c.role == role))
+    connection.execute(destinations.delete().where(destinations.c.job == job, destinations.c.role == role))
 
 
-def settled(connection: Connection, ids: Sequence[str]) -> None:
+def close_upscale_deletions(connection: Connection, ids: Sequence[str]) -> None:
     """Close the deletion of others' upscales once pictures and messages are gone. Their rows stay."""
-    connection.execute(gone.delete().where(gone.c.job.in_(ids), gone.c.why == "enlarged"))
+    connection.execute(deleted_jobs.delete().where(deleted_jobs.c.job.in_(ids), deleted_jobs.c.why == "enlarged"))
 
 
-def finish(connection: Connection, one: Departure) -> bool:
+def close_request(connection: Connection, request: ErasureRequest) -> bool:
     """Close the request if no job of the member is left, and delete their idle accounts of the fair order."""
-    if connection.execute(select(jobs.c.id).where(_theirs(one)).limit(1)).first() is not None:
+    if connection.execute(select(jobs.c.id).where(_is_covered_job(request)).limit(1)).first() is not None:
         return False
-    escaped = one.member.replace("%", "%25").replace("/", "%2F")
-    here = [accounts.c.path.endswith(f"/{escaped}", autoescape=True), accounts.c.queued == 0, accounts.c.active == 0]
-    if one.guild:
-        guild = one.guild.replace("%", "%25").replace("/", "%2F")
-        here.append(accounts.c.path.endswith(f"/{guild}/{escaped}", autoescape=True))
-    newer = exists().where(jobs.c.account == accounts.c.path)
-    connection.execute(accounts.delete().where(*here, ~newer))
-    same = (departures.c.member == one.member, departures.c.guild == one.guild, departures.c.asked == one.asked)
-    return connection.execute(departures.delete().where(*same)).rowcount > 0
+    escaped_member = request.member.replace("%", "%25").replace("/", "%2F")
+    account_conditions = [
+        accounts.c.path.endswith(f"/{escaped_member}", autoescape=True),
+        accounts.c.queued == 0,
+        accounts.c.active == 0,
+    ]
+    if request.guild:
+        guild = request.guild.replace("%", "%25").replace("/", "%2F")
+        account_conditions.append(accounts.c.path.endswith(f"/{guild}/{escaped_member}", autoescape=True))
+    has_jobs = exists().where(jobs.c.account == accounts.c.path)
+    connection.execute(accounts.delete().where(*account_conditions, ~has_jobs))
+    conditions = (
+        erasure_requests.c.member == request.member,
+        erasure_requests.c.guild == request.guild,
+        erasure_requests.c.asked == request.asked,
+    )
+    return connection.execute(erasure_requests.delete().where(*conditions)).rowcount > 0
 
 
-def _theirs(one: Departure) -> ColumnElement[bool]:
-    mine = and_(jobs.c.member == one.member, jobs.c.created <= one.asked)
-    return and_(mine, jobs.c.guild == one.guild) if one.guild else mine
+def _is_covered_job(request: ErasureRequest) -> ColumnElement[bool]:
+    is_members_job = and_(jobs.c.member == request.member, jobs.c.created <= request.asked)
+    return and_(is_members_job, jobs.c.guild == request.guild) if request.guild else is_members_job
 
 
-def _is_going() -> ColumnElement[bool]:
-    return exists().where(gone.c.job == jobs.c.id, gone.c.why == "forgotten")
+def _is_being_erased() -> ColumnElement[bool]:
+    return exists().where(deleted_jobs.c.job == jobs.c.id, deleted_jobs.c.why == "forgotten")

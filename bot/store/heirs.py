@@ -15,59 +15,67 @@ from sqlalchemy.engine import RowMapping
 
 from bot.store.tables import jobs, pictures
 
-MADE, BEGUN = ("image", "ladder"), ("input", "mask", "branch")
-CANVAS = "canvas"  # the canvas of a derived job, kept as a leftover of the job that it shows
-OF_A_PICTURE = ("edit", "zoom", "pan")
-BRINGING = ("imagine", "blend", "zoom", "pan")  # their input is the member's: uploaded files, a canvas
+RESULT_KINDS, INPUT_KINDS = ("image", "ladder"), ("input", "mask", "branch")
+CANVAS_KIND = "canvas"  # the canvas of a derived job, kept as a leftover of the job that it shows
+PICTURE_ACTIONS = ("edit", "zoom", "pan")
+UPLOAD_ACTIONS = ("imagine", "blend", "zoom", "pan")  # their input is the member's: uploaded files, a canvas
 
 
-def disinherit(connection: Connection, ids: Sequence[str]) -> None:
+def release_inputs(connection: Connection, ids: Sequence[str]) -> None:
     """Remove from jobs that stay every input that came from these jobs: a result, or an uploaded picture."""
-    made = _contents(connection, jobs.c.id.in_(ids), pictures.c.kind.in_(MADE))
-    canvases = _rows(connection, jobs.c.parent.in_(ids), jobs.c.action.in_(OF_A_PICTURE), pictures.c.kind == "input")
-    theirs = _dead(connection, ids, made | {row["sha256"] for row in canvases})
-    _leave(connection, [row for row in canvases if row["sha256"] in theirs - made])
-    _take(connection, pictures.c.job.not_in(ids), theirs)
-    brought = _contents(connection, jobs.c.id.in_(ids), jobs.c.action.in_(BRINGING), pictures.c.kind.in_(BEGUN))
-    if lent := _dead(connection, ids, brought):  # another member may have uploaded the same file independently
-        _take(connection, pictures.c.job.in_(_heirs(connection, ids)), lent)
+    results = _select_hashes(connection, jobs.c.id.in_(ids), pictures.c.kind.in_(RESULT_KINDS))
+    canvases = _select_pictures(
+        connection, jobs.c.parent.in_(ids), jobs.c.action.in_(PICTURE_ACTIONS), pictures.c.kind == "input"
+    )
+    orphaned = _find_orphaned(connection, ids, results | {row["sha256"] for row in canvases})
+    _attach_canvases(connection, [row for row in canvases if row["sha256"] in orphaned - results])
+    _delete_inputs(connection, pictures.c.job.not_in(ids), orphaned)
+    uploads = _select_hashes(
+        connection, jobs.c.id.in_(ids), jobs.c.action.in_(UPLOAD_ACTIONS), pictures.c.kind.in_(INPUT_KINDS)
+    )
+    if orphaned_uploads := _find_orphaned(
+        connection, ids, uploads
+    ):  # another member may have uploaded the same file independently
+        _delete_inputs(connection, pictures.c.job.in_(_find_descendants(connection, ids)), orphaned_uploads)
 
 
-def _rows(connection: Connection, *where: ColumnElement[bool]) -> list[RowMapping]:
-    asked = select(pictures, jobs.c.parent).join(jobs, jobs.c.id == pictures.c.job)
-    return list(connection.execute(asked.where(*where)).mappings())
+def _select_pictures(connection: Connection, *conditions: ColumnElement[bool]) -> list[RowMapping]:
+    query = select(pictures, jobs.c.parent).join(jobs, jobs.c.id == pictures.c.job)
+    return list(connection.execute(query.where(*conditions)).mappings())
 
 
-def _contents(connection: Connection, *where: ColumnElement[bool]) -> set[str]:
-    return {row["sha256"] for row in _rows(connection, *where)}
+def _select_hashes(connection: Connection, *conditions: ColumnElement[bool]) -> set[str]:
+    return {row["sha256"] for row in _select_pictures(connection, *conditions)}
 
 
-def _dead(connection: Connection, ids: Sequence[str], names: Iterable[str]) -> set[str]:
+def _find_orphaned(connection: Connection, ids: Sequence[str], hashes: Iterable[str]) -> set[str]:
     """Return the contents that no remaining job has as a result."""
-    alive = (jobs.c.deleted.is_(None), jobs.c.id.not_in(ids), pictures.c.kind.in_(MADE))
-    names = set(names)
-    return names - _contents(connection, pictures.c.sha256.in_(names), *alive)
+    is_remaining_result = (jobs.c.deleted.is_(None), jobs.c.id.not_in(ids), pictures.c.kind.in_(RESULT_KINDS))
+    hashes = set(hashes)
+    return hashes - _select_hashes(connection, pictures.c.sha256.in_(hashes), *is_remaining_result)
 
 
-def _take(connection: Connection, whose: ColumnElement[bool], names: set[str]) -> None:
-    connection.execute(pictures.delete().where(whose, pictures.c.sha256.in_(names), pictures.c.kind.in_(BEGUN)))
+def _delete_inputs(connection: Connection, condition: ColumnElement[bool], hashes: set[str]) -> None:
+    connection.execute(
+        pictures.delete().where(condition, pictures.c.sha256.in_(hashes), pictures.c.kind.in_(INPUT_KINDS))
+    )
 
 
-def _leave(connection: Connection, canvases: Sequence[RowMapping]) -> None:
+def _attach_canvases(connection: Connection, canvases: Sequence[RowMapping]) -> None:
     """Attach canvases that only derived jobs had to the deleted job that they show, so that their files go too."""
     for row in canvases:
-        mine = (pictures.c.job == row["parent"], pictures.c.kind == CANVAS)
-        last = connection.execute(select(func.max(pictures.c.image)).where(*mine)).scalar_one()
-        values: dict[str, Any] = {one.name: row[one.name] for one in pictures.columns}
-        values |= {"job": row["parent"], "kind": CANVAS, "image": 0 if last is None else last + 1}
+        is_canvas_of_parent = (pictures.c.job == row["parent"], pictures.c.kind == CANVAS_KIND)
+        last_image = connection.execute(select(func.max(pictures.c.image)).where(*is_canvas_of_parent)).scalar_one()
+        values: dict[str, Any] = {column.name: row[column.name] for column in pictures.columns}
+        values |= {"job": row["parent"], "kind": CANVAS_KIND, "image": 0 if last_image is None else last_image + 1}
         connection.execute(pictures.insert().values(values))
 
 
-def _heirs(connection: Connection, ids: Sequence[str]) -> list[str]:
+def _find_descendants(connection: Connection, ids: Sequence[str]) -> list[str]:
     """Return all jobs made from these, directly or indirectly."""
-    found, newest = set(ids), list(ids)
-    while newest:
-        children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(newest))).scalars()
-        newest = [job for job in children if job not in found]
-        found |= set(newest)
-    return sorted(found - set(ids))
+    job_ids, frontier = set(ids), list(ids)
+    while frontier:
+        children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(frontier))).scalars()
+        frontier = [job for job in children if job not in job_ids]
+        job_ids |= set(frontier)
+    return sorted(job_ids - set(ids))

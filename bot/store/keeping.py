@@ -13,92 +13,115 @@ from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 
-from bot.states import ENDS, OPEN
+from bot.states import END_STATES, OPEN_STATES
 from bot.store import spent
-from bot.store.deleting import withdraw
-from bot.store.tables import favourites, incidents, jobs, pictures, places
-from bot.store.traces import gone
+from bot.store.deleting import mark_without_incident
+from bot.store.tables import destinations, favourites, incidents, jobs, pictures
+from bot.store.traces import deleted_jobs
 
-Why = Literal["age", "room", "forgotten", "enlarged"]
-REMOVED: tuple[Why, ...] = ("age", "room")  # removed by retention, at nobody's request
-BATCH = 200  # jobs in one transaction
+DeletionReason = Literal["age", "room", "forgotten", "enlarged"]
+RETENTION_REASONS: tuple[DeletionReason, ...] = ("age", "room")  # removed by retention, at nobody's request
+BATCH_SIZE = 200  # jobs in one transaction
 
 
-def expired(connection: Connection, before: float, limit: int = BATCH) -> list[str]:
+def list_expired(connection: Connection, ended_before: float, limit: int = BATCH_SIZE) -> list[str]:
     """Return removable jobs that ended at `before` or earlier, the oldest first."""
-    asked = select(jobs.c.id).where(jobs.c.ended <= before, _may_go(), _not_yet()).order_by(jobs.c.ended).limit(limit)
-    return list(connection.execute(asked).scalars())
+    query = (
+        select(jobs.c.id)
+        .where(jobs.c.ended <= ended_before, _is_removable(), _is_not_marked())
+        .order_by(jobs.c.ended)
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
 
 
-def oldest(connection: Connection, before: float, limit: int = BATCH) -> list[tuple[str, int]]:
+def list_oldest(connection: Connection, ended_before: float, limit: int = BATCH_SIZE) -> list[tuple[str, int]]:
     """Return removable jobs with pictures that ended at `before` or earlier, the oldest first, each with its bytes."""
     size = select(func.coalesce(func.sum(pictures.c.bytes), 0)).where(pictures.c.job == jobs.c.id).scalar_subquery()
-    asked = select(jobs.c.id, size.label("size")).where(jobs.c.ended <= before, jobs.c.deleted.is_(None), _may_go())
-    kept = asked.where(exists().where(pictures.c.job == jobs.c.id)).order_by(jobs.c.ended).limit(limit)
-    return [(row.id, int(row.size)) for row in connection.execute(kept)]
+    query = select(jobs.c.id, size.label("size")).where(
+        jobs.c.ended <= ended_before, jobs.c.deleted.is_(None), _is_removable()
+    )
+    query_with_pictures = query.where(exists().where(pictures.c.job == jobs.c.id)).order_by(jobs.c.ended).limit(limit)
+    return [(row.id, int(row.size)) for row in connection.execute(query_with_pictures)]
 
 
-def used(connection: Connection) -> int:
+def sum_bytes(connection: Connection) -> int:
     """Return the bytes of all pictures and ladders of undeleted jobs, each content counted once."""
-    kept = select(func.max(pictures.c.bytes).label("bytes")).join(jobs, jobs.c.id == pictures.c.job)
-    each = kept.where(jobs.c.deleted.is_(None)).group_by(pictures.c.sha256).subquery()
-    return int(connection.execute(select(func.coalesce(func.sum(each.c.bytes), 0))).scalar_one())
+    sizes = select(func.max(pictures.c.bytes).label("bytes")).join(jobs, jobs.c.id == pictures.c.job)
+    unique_sizes = sizes.where(jobs.c.deleted.is_(None)).group_by(pictures.c.sha256).subquery()
+    return int(connection.execute(select(func.coalesce(func.sum(unique_sizes.c.bytes), 0))).scalar_one())
 
 
-def let_go(connection: Connection, ids: Sequence[str], why: Why, now: float) -> list[str]:
+def mark_removed(connection: Connection, ids: Sequence[str], reason: DeletionReason, now: float) -> list[str]:
     """Take the first step for jobs that are still removable: a member may have made one a favourite meanwhile."""
-    asked = select(jobs.c.id).where(jobs.c.id.in_(ids), _may_go(), _not_yet())
-    going = list(connection.execute(asked).scalars())
-    withdraw(connection, going, now)
-    note(connection, going, why, now)
-    return going
+    query = select(jobs.c.id).where(jobs.c.id.in_(ids), _is_removable(), _is_not_marked())
+    removable_ids = list(connection.execute(query).scalars())
+    mark_without_incident(connection, removable_ids, now)
+    record_reasons(connection, removable_ids, reason, now)
+    return removable_ids
 
 
-def note(connection: Connection, ids: Sequence[str], why: Why, now: float) -> None:
+def record_reasons(connection: Connection, ids: Sequence[str], reason: DeletionReason, now: float) -> None:
     """Record why jobs were removed. An earlier reason stays."""
-    known = set(connection.execute(select(gone.c.job).where(gone.c.job.in_(ids))).scalars())
-    rows = [{"job": job, "at": now, "why": why} for job in ids if job not in known]
+    known_ids = set(connection.execute(select(deleted_jobs.c.job).where(deleted_jobs.c.job.in_(ids))).scalars())
+    rows = [{"job": job, "at": now, "why": reason} for job in ids if job not in known_ids]
     if rows:
-        connection.execute(gone.insert(), rows)
+        connection.execute(deleted_jobs.insert(), rows)
 
 
-def going(connection: Connection, whys: Sequence[Why], after: str = "", limit: int = BATCH) -> list[tuple[str, Why]]:
+def list_marked(
+    connection: Connection, reasons: Sequence[DeletionReason], after_job: str = "", limit: int = BATCH_SIZE
+) -> list[tuple[str, DeletionReason]]:
     """Return jobs after the first step whose rows still exist, in order, after id `after`."""
-    asked = select(gone.c.job, gone.c.why).join(jobs, jobs.c.id == gone.c.job)
-    asked = asked.where(gone.c.why.in_(whys), gone.c.job > after).order_by(gone.c.job).limit(limit)
-    return [(row.job, cast(Why, row.why)) for row in connection.execute(asked)]
+    query = select(deleted_jobs.c.job, deleted_jobs.c.why).join(jobs, jobs.c.id == deleted_jobs.c.job)
+    query = (
+        query.where(deleted_jobs.c.why.in_(reasons), deleted_jobs.c.job > after_job)
+        .order_by(deleted_jobs.c.job)
+        .limit(limit)
+    )
+    return [(row.job, cast(DeletionReason, row.why)) for row in connection.execute(query)]
 
 
-def drop(connection: Connection, ids: Sequence[str], now: float) -> list[str]:
+def delete_rows(connection: Connection, ids: Sequence[str], now: float) -> list[str]:
     """Take the last step: delete the rows of ended jobs without pictures. Their charges stay, anonymised."""
-    emptied = ~exists().where(pictures.c.job == jobs.c.id)
-    asked = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.deleted.is_not(None), jobs.c.state.in_(ENDS), emptied)
-    bare = list(connection.execute(asked).scalars())
-    spent.keep(connection, bare, now)
-    connection.execute(jobs.delete().where(jobs.c.id.in_(bare)))
-    return bare
+    has_no_pictures = ~exists().where(pictures.c.job == jobs.c.id)
+    query = select(jobs.c.id).where(
+        jobs.c.id.in_(ids), jobs.c.deleted.is_not(None), jobs.c.state.in_(END_STATES), has_no_pictures
+    )
+    emptied_ids = list(connection.execute(query).scalars())
+    spent.archive_charges(connection, emptied_ids, now)
+    connection.execute(jobs.delete().where(jobs.c.id.in_(emptied_ids)))
+    return emptied_ids
 
 
-def why_gone(connection: Connection, job: str) -> Why | None:
+def read_deletion_reason(connection: Connection, job: str) -> DeletionReason | None:
     """Return why a job was removed; None if unknown."""
-    found = connection.execute(select(gone.c.why).where(gone.c.job == job)).scalar_one_or_none()
-    return cast("Why | None", found)
+    reason = connection.execute(select(deleted_jobs.c.why).where(deleted_jobs.c.job == job)).scalar_one_or_none()
+    return cast("DeletionReason | None", reason)
 
 
-def lapse(connection: Connection, before: float, limit: int = BATCH) -> int:
+def delete_old_reasons(connection: Connection, recorded_before: float, limit: int = BATCH_SIZE) -> int:
     """Delete reasons recorded before `before`, unless the job's row still exists. Return how many."""
-    old = select(gone.c.job).where(gone.c.at <= before, ~exists().where(jobs.c.id == gone.c.job)).limit(limit)
-    return connection.execute(gone.delete().where(gone.c.job.in_(old))).rowcount
+    old_reasons = (
+        select(deleted_jobs.c.job)
+        .where(deleted_jobs.c.at <= recorded_before, ~exists().where(jobs.c.id == deleted_jobs.c.job))
+        .limit(limit)
+    )
+    return connection.execute(deleted_jobs.delete().where(deleted_jobs.c.job.in_(old_reasons))).rowcount
 
 
-def _may_go() -> ColumnElement[bool]:
-    liked = exists().where(favourites.c.job == jobs.c.id)
-    owed = exists().where(places.c.job == jobs.c.id, places.c.kind == "discord", places.c.delivered.is_(None))
-    asked = exists().where(incidents.c.job == jobs.c.id, incidents.c.closed.is_(None))
+def _is_removable() -> ColumnElement[bool]:
+    is_favourite = exists().where(favourites.c.job == jobs.c.id)
+    is_undelivered = exists().where(
+        destinations.c.job == jobs.c.id, destinations.c.kind == "discord", destinations.c.delivered.is_(None)
+    )
+    has_open_incident = exists().where(incidents.c.job == jobs.c.id, incidents.c.closed.is_(None))
     child = jobs.alias("child")
-    needed = exists().where(child.c.parent == jobs.c.id, child.c.state.in_(OPEN))  # an upscale reads its picture
-    return and_(jobs.c.state.in_(ENDS), ~liked, ~owed, ~asked, ~needed)
+    has_open_child = exists().where(
+        child.c.parent == jobs.c.id, child.c.state.in_(OPEN_STATES)
+    )  # an upscale reads its picture
+    return and_(jobs.c.state.in_(END_STATES), ~is_favourite, ~is_undelivered, ~has_open_incident, ~has_open_child)
 
 
-def _not_yet() -> ColumnElement[bool]:
-    return ~exists().where(gone.c.job == jobs.c.id)
+def _is_not_marked() -> ColumnElement[bool]:
+    return ~exists().where(deleted_jobs.c.job == jobs.c.id)

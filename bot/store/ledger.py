@@ -13,40 +13,40 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, func, select, union_all
 
-from bot.limits import Charge, Spending, Usage, spending
+from bot.limits import Charge, Spending, Usage, sum_spending
 from bot.rules import Rule
-from bot.rules.terms import Whose
-from bot.states import ACTIVE, OPEN
+from bot.rules.terms import UsageScope
+from bot.states import ACTIVE_STATES, OPEN_STATES
 from bot.store import members, rules
-from bot.store.heirs import MADE
-from bot.store.spent import veiled
+from bot.store.heirs import RESULT_KINDS
+from bot.store.spent import load_hasher
 from bot.store.tables import jobs, pictures
-from bot.store.traces import spent
+from bot.store.traces import archived_charges
 from bot.views import Member
 
 T = TypeVar("T")
 
 
-def _population(whose: Whose) -> list[ColumnElement[bool]]:
+def _scope_conditions(scope: UsageScope) -> list[ColumnElement[bool]]:
     """Filter a member's jobs by member only, and by guild later in Python: with both, SQLite scans the guild's jobs."""
-    if whose.startswith("member"):
+    if scope.startswith("member"):
         return [jobs.c.member == bindparam("member")]
-    theirs = [jobs.c.guild == bindparam("guild")]
-    return [*theirs, jobs.c.channel == bindparam("channel")] if whose == "channel" else theirs
+    is_in_guild = [jobs.c.guild == bindparam("guild")]
+    return [*is_in_guild, jobs.c.channel == bindparam("channel")] if scope == "channel" else is_in_guild
 
 
 @cache
-def _counted(whose: Whose) -> Select[*tuple[Any, ...]]:
+def _build_count_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
     """Count open jobs by state and guild. Cached: each admission runs it, and building takes longer than running."""
-    asked = select(jobs.c.state, jobs.c.guild, func.count().label("jobs"))
-    return asked.where(*_population(whose), jobs.c.state.in_(OPEN)).group_by(jobs.c.state, jobs.c.guild)
+    query = select(jobs.c.state, jobs.c.guild, func.count().label("jobs"))
+    return query.where(*_scope_conditions(scope), jobs.c.state.in_(OPEN_STATES)).group_by(jobs.c.state, jobs.c.guild)
 
 
 @cache
-def _charged(whose: Whose) -> Select[*tuple[Any, ...]]:
+def _build_charge_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
     """Select the charges since a time. Cached like `_counted`."""
-    asked = select(jobs.c.created.label("at"), jobs.c.charged, jobs.c.guild)
-    return asked.where(*_population(whose), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
+    query = select(jobs.c.created.label("at"), jobs.c.charged, jobs.c.guild)
+    return query.where(*_scope_conditions(scope), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
 
 
 class Ledger:
@@ -54,78 +54,99 @@ class Ledger:
 
     def __init__(self, connection: Connection, member: Member, now: float) -> None:
         self._connection, self._member, self._now = connection, member, now
-        self.usage = cache(self._usage)
-        self.spending = cache(self._spending)
+        self.get_usage = cache(self._count_usage)
+        self.get_spending = cache(self._sum_charges)
 
-    def rules(self) -> list[Rule]:
+    def load_rules(self) -> list[Rule]:
         """Return the rules of the member's guild, and those that hold everywhere."""
-        return rules.applying(self._connection, self._member.guild)
+        return rules.list_effective_rules(self._connection, self._member.guild)
 
-    def preferences(self) -> dict[str, object]:
+    def load_preferences(self) -> dict[str, object]:
         """Return the member's preferences as stored."""
-        return members.preferences(self._connection, self._member.id)
+        return members.load_preferences(self._connection, self._member.id)
 
-    def gone(self, parent: str | None, contents: Sequence[str]) -> bool:
+    def is_input_deleted(self, parent: str | None, contents: Sequence[str]) -> bool:
         """Return whether a job's input was deleted: its parent is, or only deleted jobs made the contents."""
-        asked = select(jobs.c.deleted).where(jobs.c.id == parent)
-        if self._connection.execute(asked).scalar_one_or_none() is not None:
+        query = select(jobs.c.deleted).where(jobs.c.id == parent)
+        if self._connection.execute(query).scalar_one_or_none() is not None:
             return True
-        made = select(pictures.c.sha256, jobs.c.deleted).join(jobs, jobs.c.id == pictures.c.job)
-        made = made.where(pictures.c.sha256.in_(contents), pictures.c.kind.in_(MADE))
-        alive: dict[str, bool] = {}
-        for row in self._connection.execute(made):
-            alive[row.sha256] = alive.get(row.sha256, False) or row.deleted is None
-        return not all(alive.values())
+        results_query = select(pictures.c.sha256, jobs.c.deleted).join(jobs, jobs.c.id == pictures.c.job)
+        results_query = results_query.where(pictures.c.sha256.in_(contents), pictures.c.kind.in_(RESULT_KINDS))
+        is_kept_by_hash: dict[str, bool] = {}
+        for row in self._connection.execute(results_query):
+            is_kept_by_hash[row.sha256] = is_kept_by_hash.get(row.sha256, False) or row.deleted is None
+        return not all(is_kept_by_hash.values())
 
-    def _told(self, **others: object) -> dict[str, object]:
+    def _params(self, **others: object) -> dict[str, object]:
         """Return the bound parameters for the statements of this module."""
         return {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel, **others}
 
-    def _counts(self, whose: Whose, guild: str) -> bool:
-        return whose != "member here" or guild == self._member.guild
+    def _is_counted(self, scope: UsageScope, guild: str) -> bool:
+        return scope != "member here" or guild == self._member.guild
 
-    def _usage(self, whose: Whose) -> Usage:
+    def _count_usage(self, scope: UsageScope) -> Usage:
         """Count active and waiting jobs."""
-        by: Counter[str] = Counter()
-        for row in self._connection.execute(_counted(whose), self._told()):
-            by[row.state] += int(row.jobs) * self._counts(whose, row.guild)
-        return Usage(running=sum(by[state] for state in ACTIVE), queued=by["queued"])
+        by_state: Counter[str] = Counter()
+        for row in self._connection.execute(_build_count_query(scope), self._params()):
+            by_state[row.state] += int(row.jobs) * self._is_counted(scope, row.guild)
+        return Usage(running=sum(by_state[state] for state in ACTIVE_STATES), queued=by_state["queued"])
 
-    def _spending(self, whose: Whose, window: float) -> Spending:
+    def _sum_charges(self, scope: UsageScope, window: float) -> Spending:
         """Sum the charges of the last `window` seconds. A charge counts from the creation of its job."""
-        lasting, told = self._lasting(whose, window), self._told(since=self._now - window)
-        if whose.startswith("member"):
-            rows = [row for row in self._connection.execute(_charged(whose), told) if self._counts(whose, row.guild)]
+        archive_queries, params = self._build_archive_queries(scope, window), self._params(since=self._now - window)
+        if scope.startswith("member"):
+            rows = [
+                row
+                for row in self._connection.execute(_build_charge_query(scope), params)
+                if self._is_counted(scope, row.guild)
+            ]
             charges = [Charge(row.at, row.charged) for row in rows]
-            charges += [Charge(row.at, row.charged) for asked in lasting for row in self._connection.execute(asked)]
-            return spending(charges, self._now, window)
-        recent = _charged(whose).params(told).with_only_columns(jobs.c.created.label("at"), jobs.c.charged)
-        charges = union_all(recent, *lasting).subquery()
-        total = select(func.coalesce(func.sum(charges.c.charged), 0.0))
-        used = float(self._connection.execute(total).scalar_one())
-        return Spending(used, window, lambda excess: self._leaves(charges, excess) + window)
+            charges += [
+                Charge(row.at, row.charged) for query in archive_queries for row in self._connection.execute(query)
+            ]
+            return sum_spending(charges, self._now, window)
+        recent_query = (
+            _build_charge_query(scope).params(params).with_only_columns(jobs.c.created.label("at"), jobs.c.charged)
+        )
+        charges = union_all(recent_query, *archive_queries).subquery()
+        total_query = select(func.coalesce(func.sum(charges.c.charged), 0.0))
+        used_seconds = float(self._connection.execute(total_query).scalar_one())
+        return Spending(used_seconds, window, lambda excess: self._find_release_time(charges, excess) + window)
 
-    def _lasting(self, whose: Whose, window: float) -> list[Select[*tuple[Any, ...]]]:
+    def _build_archive_queries(self, scope: UsageScope, window: float) -> list[Select[*tuple[Any, ...]]]:
         """Select the archived charges of removed jobs (`spent`); an empty list where there are none."""
-        hidden = veiled(self._connection)
-        if hidden is None:
+        hash_id = load_hasher(self._connection)
+        if hash_id is None:
             return []
-        me, asked = self._member, select(spent.c.at, spent.c.charged).where(spent.c.at > self._now - window)
-        if whose.startswith("member"):
-            mine = asked.where(spent.c.member == hidden("member", me.id))
-            return [mine if whose != "member here" else mine.where(spent.c.guild == hidden("guild", me.guild))]
-        theirs = asked.where(spent.c.guild == hidden("guild", me.guild))
-        return [theirs.where(spent.c.channel == hidden("channel", me.channel)) if whose == "channel" else theirs]
+        member, query = (
+            self._member,
+            select(archived_charges.c.at, archived_charges.c.charged).where(archived_charges.c.at > self._now - window),
+        )
+        if scope.startswith("member"):
+            member_query = query.where(archived_charges.c.member == hash_id("member", member.id))
+            return [
+                member_query
+                if scope != "member here"
+                else member_query.where(archived_charges.c.guild == hash_id("guild", member.guild))
+            ]
+        guild_query = query.where(archived_charges.c.guild == hash_id("guild", member.guild))
+        return [
+            guild_query.where(archived_charges.c.channel == hash_id("channel", member.channel))
+            if scope == "channel"
+            else guild_query
+        ]
 
-    def _leaves(self, charges: Subquery, excess: float) -> float:
+    def _find_release_time(self, charges: Subquery, excess: float) -> float:
         """Return the time of the charge whose expiry, with all older ones, frees `excess`."""
-        gone: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)  # charges of the same moment count together
-        oldest = select(charges.c.at, gone.label("gone")).subquery()
-        asked = select(func.min(oldest.c.at)).where(oldest.c.gone >= excess)
-        found = self._connection.execute(asked).scalar_one_or_none()
-        return self._now if found is None else float(found)
+        running_total: Any = func.sum(charges.c.charged).over(
+            order_by=charges.c.at
+        )  # charges of the same moment count together
+        totals = select(charges.c.at, running_total.label("gone")).subquery()
+        query = select(func.min(totals.c.at)).where(totals.c.gone >= excess)
+        released_at = self._connection.execute(query).scalar_one_or_none()
+        return self._now if released_at is None else float(released_at)
 
 
-def look(connection: Connection, member: Member, now: float, act: Callable[[Ledger], T]) -> T:
+def run_with_ledger(connection: Connection, member: Member, now: float, operation: Callable[[Ledger], T]) -> T:
     """Run `act` on a ledger: `await store.ask(look, member, now, act)`."""
-    return act(Ledger(connection, member, now))
+    return operation(Ledger(connection, member, now))

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from bot.refused import Refused
+from bot.refused import UserError
 from bot.store import commits
-from bot.store.batch import Act
-from bot.store.faults import Unreached, away, dead, why
+from bot.store.batch import Operation
+from bot.store.faults import ConnectFailed, describe_error, is_connection_lost, is_outage
 
 log = logging.getLogger(__name__)
 
@@ -20,60 +20,60 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def alone(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def write_transaction(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """Open a transaction under the writers' lock. It is rolled back unless the body commits."""
-    connection, _ = await _started(pool, commits.lock)
+    connection, _ = await _begin(pool, commits.lock_writers)
     try:
         yield connection
     except BaseException as error:
-        await _back(connection, error)
+        await _release(connection, error)
         raise
-    await _back(connection)
+    await _release(connection)
 
 
-async def asked(pool: AsyncEngine, act: Act[T]) -> T:
+async def run_read(pool: AsyncEngine, operation: Operation[T]) -> T:
     """Run `act` in one read transaction."""
-    connection, found = await _started(pool, act)
-    await _back(connection)
-    return found
+    connection, result = await _begin(pool, operation)
+    await _release(connection)
+    return result
 
 
-async def _started(pool: AsyncEngine, act: Act[T]) -> tuple[AsyncConnection, T]:
+async def _begin(pool: AsyncEngine, operation: Operation[T]) -> tuple[AsyncConnection, T]:
     """Return a connection and the result of `act` on it. A connection that died while idle is replaced once."""
-    connection = await _dialled(pool)
+    connection = await _connect(pool)
     try:
-        return connection, await connection.run_sync(act)
+        return connection, await connection.run_sync(operation)
     except BaseException as error:
-        await _back(connection, error)
-        if not dead(error):
+        await _release(connection, error)
+        if not is_connection_lost(error):
             raise
-    connection = await _dialled(pool)
+    connection = await _connect(pool)
     try:
-        return connection, await connection.run_sync(act)
+        return connection, await connection.run_sync(operation)
     except BaseException as error:
-        await _back(connection, error)
+        await _release(connection, error)
         raise
 
 
-async def _dialled(pool: AsyncEngine) -> AsyncConnection:
+async def _connect(pool: AsyncEngine) -> AsyncConnection:
     """Connect. Raises `Unreached` for any cause: server down or full, wrong password, no such database."""
     try:
         return await pool.connect()
-    except Refused:
+    except UserError:
         raise
     except Exception as error:
-        raise Unreached(why(error)) from error
+        raise ConnectFailed(describe_error(error)) from error
 
 
-async def _back(connection: AsyncConnection, error: BaseException | None = None) -> None:
+async def _release(connection: AsyncConnection, error: BaseException | None = None) -> None:
     """Return a connection, which rolls back what was not committed. After a database fault it is discarded."""
-    if error is not None and away(error):
+    if error is not None and is_outage(error):
         with suppress(Exception):
             await connection.invalidate(error)
     try:
         await connection.close()
-    except Exception as worse:
-        log.debug("a connection could not be returned to the pool: %s", why(worse))
+    except Exception as close_error:
+        log.debug("a connection could not be returned to the pool: %s", describe_error(close_error))
         with suppress(Exception):
             await connection.invalidate()
         await connection.close()

@@ -9,35 +9,35 @@ from sqlalchemy import Connection, bindparam, select
 from bot.store.choices import preferences as chosen
 from bot.store.tables import favourites
 
-MOST = 500  # most favourites in a list
-_CHOSEN = select(chosen.c["values"]).where(chosen.c.member == bindparam("member"))
+MAX_FAVOURITES = 500  # most favourites in a list
+_SELECT_PREFERENCES = select(chosen.c["values"]).where(chosen.c.member == bindparam("member"))
 
 
-def preferences(connection: Connection, member: str) -> dict[str, object]:
+def load_preferences(connection: Connection, member: str) -> dict[str, object]:
     """Return the preferences as stored; empty if there are none."""
-    found = connection.execute(_CHOSEN, {"member": member}).scalar_one_or_none()
-    return dict(found or {})
+    stored_values = connection.execute(_SELECT_PREFERENCES, {"member": member}).scalar_one_or_none()
+    return dict(stored_values or {})
 
 
-def prefer(connection: Connection, member: str, changed: Mapping[str, object]) -> dict[str, object]:
+def update_preferences(connection: Connection, member: str, changes: Mapping[str, object]) -> dict[str, object]:
     """Change some of a member's preferences, and return all of them."""
-    values = {**preferences(connection, member), **changed}
+    values = {**load_preferences(connection, member), **changes}
     connection.execute(chosen.delete().where(chosen.c.member == member))
     connection.execute(chosen.insert().values({"member": member, "values": values}))
     return values
 
 
-def favour(connection: Connection, member: str, job: str, image: int, now: float) -> bool:
+def toggle_favourite(connection: Connection, member: str, job: str, image: int, now: float) -> bool:
     """Toggle a favourite; True if it is one now."""
-    same = (favourites.c.member == member, favourites.c.job == job, favourites.c.image == image)
-    if connection.execute(favourites.delete().where(*same)).rowcount:
+    conditions = (favourites.c.member == member, favourites.c.job == job, favourites.c.image == image)
+    if connection.execute(favourites.delete().where(*conditions)).rowcount:
         return False
     connection.execute(favourites.insert().values(member=member, job=job, image=image, at=now))
     return True
 
 
-def favoured(connection: Connection, member: str) -> list[tuple[str, int]]:
+def list_favourites(connection: Connection, member: str) -> list[tuple[str, int]]:
     """Return a member's favourites as (job, image), the newest first."""
-    asked = select(favourites.c.job, favourites.c.image).where(favourites.c.member == member)
-    rows = connection.execute(asked.order_by(favourites.c.at.desc()).limit(MOST))
+    query = select(favourites.c.job, favourites.c.image).where(favourites.c.member == member)
+    rows = connection.execute(query.order_by(favourites.c.at.desc()).limit(MAX_FAVOURITES))
     return [(row.job, row.image) for row in rows]

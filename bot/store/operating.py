@@ -11,59 +11,59 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select, update
 
-from bot.states import State
+from bot.states import JobState
 from bot.store import reads
-from bot.store.moves import move, note, wish
-from bot.store.records import Entry, Moved, Record
-from bot.store.tables import jobs, moves
+from bot.store.moves import make_transition, request_cancel, write_audit_line
+from bot.store.records import AuditEntry, JobRecord, Transition
+from bot.store.tables import audit_lines, jobs
 
-CANCELLED = "cancelled at the command line"
-AGAIN = "asked for at the command line"
-OVERLAP = 200  # audit lines that are read again: another process may commit a smaller number later
+CANCEL_NOTE = "cancelled at the command line"
+REQUEUE_NOTE = "asked for at the command line"
+OVERLAP_LINES = 200  # audit lines that are read again: another process may commit a smaller number later
 
 
 @dataclass(frozen=True)
-class Sought:
+class JobFilter:
     """A job filter; an empty field matches all. Newest first, or oldest first with `oldest`."""
 
-    states: Sequence[State] = ()
+    states: Sequence[JobState] = ()
     guild: str = ""
     member: str = ""
     limit: int = 20
-    oldest: bool = False
+    oldest_first: bool = False
 
 
-def listed(connection: Connection, sought: Sought) -> list[Record]:
+def list_jobs(connection: Connection, job_filter: JobFilter) -> list[JobRecord]:
     """Return the matching jobs, deleted ones included."""
-    asked = select(jobs).order_by(jobs.c.id if sought.oldest else jobs.c.id.desc()).limit(sought.limit)
-    if sought.states:
-        asked = asked.where(jobs.c.state.in_(sought.states))
-    if sought.guild:
-        asked = asked.where(jobs.c.guild == sought.guild)
-    if sought.member:
-        asked = asked.where(jobs.c.member == sought.member)
-    return reads.records(connection, asked)
+    query = select(jobs).order_by(jobs.c.id if job_filter.oldest_first else jobs.c.id.desc()).limit(job_filter.limit)
+    if job_filter.states:
+        query = query.where(jobs.c.state.in_(job_filter.states))
+    if job_filter.guild:
+        query = query.where(jobs.c.guild == job_filter.guild)
+    if job_filter.member:
+        query = query.where(jobs.c.member == job_filter.member)
+    return reads.load_records(connection, query)
 
 
-def named(connection: Connection, beginning: str, most: int) -> list[str]:
+def list_job_ids(connection: Connection, prefix: str, limit: int) -> list[str]:
     """Return at most `most` job ids with this prefix, the newest first."""
-    asked = select(jobs.c.id).where(jobs.c.id.startswith(beginning, autoescape=True))
-    return list(connection.execute(asked.order_by(jobs.c.id.desc()).limit(most)).scalars())
+    query = select(jobs.c.id).where(jobs.c.id.startswith(prefix, autoescape=True))
+    return list(connection.execute(query.order_by(jobs.c.id.desc()).limit(limit)).scalars())
 
 
-def cancel(connection: Connection, job: str, now: float) -> Record | None:
+def cancel_job(connection: Connection, job: str, now: float) -> JobRecord | None:
     """End a waiting job, or flag a sent one as cancelling. Return the job now; None if there is none."""
-    record, moved = wish(connection, job, now)
-    if moved is not None:
-        line = (moves.c.job == job, moves.c.target == "cancelled")
-        connection.execute(update(moves).where(*line).values(why=CANCELLED))
+    record, transition = request_cancel(connection, job, now)
+    if transition is not None:
+        conditions = (audit_lines.c.job == job, audit_lines.c.target == "cancelled")
+        connection.execute(update(audit_lines).where(*conditions).values(why=CANCEL_NOTE))
     elif record is not None and record.cancelling:
         row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one()
-        note(connection, row, record.state, now, CANCELLED)
+        write_audit_line(connection, row, record.state, now, CANCEL_NOTE)
     return record
 
 
-def requeue(connection: Connection, job: str, now: float) -> Moved | None:
+def requeue_job(connection: Connection, job: str, now: float) -> Transition | None:
     """Queue a sent or running job again as its next attempt, and reset its count of attempts without progress.
 
     None if no worker has it. A running bot revokes the claim (`bot.queue.noticing`), and the job resumes from its
@@ -73,19 +73,23 @@ def requeue(connection: Connection, job: str, now: float) -> Moved | None:
     if row is None or row["cancelling"]:
         return None
     values = {"attempt": row["attempt"] + 1, "worker": "", "barren": 0}
-    return move(connection, "requeue", job, now, why=AGAIN, **values)
+    return make_transition(connection, "requeue", job, now, audit_note=REQUEUE_NOTE, **values)
 
 
-def newest(connection: Connection) -> int:
+def read_last_line(connection: Connection) -> int:
     """Return the number of the last audit line."""
-    return int(connection.execute(select(func.coalesce(func.max(moves.c.id), 0))).scalar_one())
+    return int(connection.execute(select(func.coalesce(func.max(audit_lines.c.id), 0))).scalar_one())
 
 
-def since(connection: Connection, number: int) -> tuple[int, dict[int, Entry]]:
+def list_external_changes(connection: Connection, after_line: int) -> tuple[int, dict[int, AuditEntry]]:
     """Return the last audit line, and the outside changes after line `number` or up to `OVERLAP` lines before it."""
-    last = newest(connection)
-    asked = select(moves).where(moves.c.id > number - OVERLAP, moves.c.id <= last, moves.c.why.in_((CANCELLED, AGAIN)))
-    found: dict[int, Entry] = {}
-    for row in connection.execute(asked.order_by(moves.c.id)).mappings():
-        found[row["id"]] = Entry(**{name: value for name, value in row.items() if name != "id"})
-    return last, found
+    last_line = read_last_line(connection)
+    query = select(audit_lines).where(
+        audit_lines.c.id > after_line - OVERLAP_LINES,
+        audit_lines.c.id <= last_line,
+        audit_lines.c.why.in_((CANCEL_NOTE, REQUEUE_NOTE)),
+    )
+    entries: dict[int, AuditEntry] = {}
+    for row in connection.execute(query.order_by(audit_lines.c.id)).mappings():
+        entries[row["id"]] = AuditEntry(**{name: value for name, value in row.items() if name != "id"})
+    return last_line, entries

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
-from bot.store.choices import options
+from bot.store.choices import flag_aliases
 
 
-def of(connection: Connection, member: str) -> dict[str, str]:
+def list_flag_aliases(connection: Connection, member: str) -> dict[str, str]:
     """Return a member's flag aliases by name, in alphabetical order."""
-    asked = select(options.c.name, options.c.value).where(options.c.member == member)
-    return dict(sorted((row.name, row.value) for row in connection.execute(asked)))
+    query = select(flag_aliases.c.name, flag_aliases.c.value).where(flag_aliases.c.member == member)
+    return dict(sorted((row.name, row.value) for row in connection.execute(query)))
 
 
-def put(connection: Connection, member: str, name: str, value: str, most: int) -> bool:
+def put_flag_alias(connection: Connection, member: str, name: str, value: str, max_count: int) -> bool:
     """Store a flag alias, replacing one of the same name. False: the member has `most` already, and nothing changed."""
-    others = [one for one in of(connection, member) if one != name]
-    if len(others) >= most:
+    others = [other for other in list_flag_aliases(connection, member) if other != name]
+    if len(others) >= max_count:
         return False
-    drop(connection, member, name)
-    connection.execute(options.insert().values(member=member, name=name, value=value))
+    delete_flag_alias(connection, member, name)
+    connection.execute(flag_aliases.insert().values(member=member, name=name, value=value))
     return True
 
 
-def drop(connection: Connection, member: str, name: str) -> bool:
+def delete_flag_alias(connection: Connection, member: str, name: str) -> bool:
     """Delete a flag alias; True if it existed."""
-    same = (options.c.member == member, options.c.name == name)
-    return connection.execute(options.delete().where(*same)).rowcount > 0
+    conditions = (flag_aliases.c.member == member, flag_aliases.c.name == name)
+    return connection.execute(flag_aliases.delete().where(*conditions)).rowcount > 0

@@ -20,150 +20,150 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ulid import ULID
 
 from bot.store import commits
-from bot.store.batch import Act, Batch, Unavailable, Waiting, carried
-from bot.store.commits import Commit
-from bot.store.dialling import LONG, Patience, engine
-from bot.store.faults import away, why
-from bot.store.lending import alone, asked
+from bot.store.batch import CommitBatch, DatabaseUnavailable, Operation, OperationQueue, wrap_stop_iteration
+from bot.store.commits import CommitId
+from bot.store.dialling import MIGRATION_TIMEOUTS, Timeouts, create_pool
+from bot.store.faults import describe_error, is_outage
+from bot.store.lending import run_read, write_transaction
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 READERS = 4
-READING = {"isolation_level": "REPEATABLE READ", "execution_options": {"postgresql_readonly": True}}
+READ_OPTIONS = {"isolation_level": "REPEATABLE READ", "execution_options": {"postgresql_readonly": True}}
 CLOSE_SECONDS = 5.0
-GLANCE_SECONDS = 0.1  # between two tries to learn the outcome of a commit
+POLL_SECONDS = 0.1  # between two tries to learn the outcome of a commit
 
 
-class Postgres:
+class PostgresDatabase:
     """A `Database` on a server."""
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
-        self._url, self._patience = url, patience or Patience()
-        self._writing = engine(url, self._patience, 1, {})
-        self._reading = engine(url, self._patience, READERS, READING)
-        self.writer, self.reader = self._writing.sync_engine, self._reading.sync_engine
-        self._waiting, self._name, self._number = Waiting(), str(ULID()), 0
+    def __init__(self, url: str, timeouts: Timeouts | None = None) -> None:
+        self._url, self._timeouts = url, timeouts or Timeouts()
+        self._write_pool = create_pool(url, self._timeouts, 1, {})
+        self._read_pool = create_pool(url, self._timeouts, READERS, READ_OPTIONS)
+        self.writer, self.reader = self._write_pool.sync_engine, self._read_pool.sync_engine
+        self._operations, self._writer_name, self._commit_number = OperationQueue(), str(ULID()), 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._committing = False
+        self._is_committing = False
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="store", daemon=True)
         self._thread.start()
 
-    async def write(self, act: Act[T]) -> T:
+    async def write(self, operation: Operation[T]) -> T:
         """Run `act` and return its result once it is committed. Raises what `act` raises, or `Unavailable`."""
-        future = self._waiting.put(act)
-        self._loop.call_soon_threadsafe(self._wake)
+        future = self._operations.put(operation)
+        self._loop.call_soon_threadsafe(self._start_writing)
         return await asyncio.wrap_future(future)
 
-    async def read(self, act: Act[T]) -> T:
+    async def read(self, operation: Operation[T]) -> T:
         """Run `act` on one snapshot of the tables; it may run twice. Raises what `act` raises, or `Unavailable`."""
-        return await self._hop(lambda: self._look(act))
+        return await self._run_on_loop(lambda: self._run_read(operation))
 
-    async def upgrade(self, act: Act[None]) -> None:
+    async def upgrade(self, operation: Operation[None]) -> None:
         """Run `act` like `write`, and wait long for it and for other processes. Raises `Refused` for a wrong URL."""
-        await self._hop(lambda: self._alter(act))
+        await self._run_on_loop(lambda: self._run_migration(operation))
 
     async def close(self) -> None:
         """Finish pending transactions, close every connection and end the thread."""
-        await self._hop(self._finish)
+        await self._run_on_loop(self._close_pools)
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
 
-    async def _hop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _run_on_loop(self, start_work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run on the store's loop. Cancelling the caller does not stop running work: it would cost a connection."""
         future: Future[T] = Future()
 
-        async def answering() -> None:
+        async def resolve_future() -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(await work())
+                    future.set_result(await start_work())
                 except BaseException as error:
-                    future.set_exception(carried(error))
+                    future.set_exception(wrap_stop_iteration(error))
 
-        self._loop.call_soon_threadsafe(self._start, answering)
+        self._loop.call_soon_threadsafe(self._start_task, resolve_future)
         return await asyncio.wrap_future(future)
 
-    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = self._loop.create_task(work())
+    def _start_task(self, start_work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = self._loop.create_task(start_work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _wake(self) -> None:
-        if not self._committing:
-            self._committing = True
-            self._start(self._write)
+    def _start_writing(self) -> None:
+        if not self._is_committing:
+            self._is_committing = True
+            self._start_task(self._write_batches)
 
-    async def _write(self) -> None:
+    async def _write_batches(self) -> None:
         """Commit waiting acts, batch after batch, until none is left."""
         try:
-            while turns := self._waiting.take():
-                await self._commit(Batch(turns, away))
+            while pending := self._operations.take_batch():
+                await self._commit_batch(CommitBatch(pending, is_outage))
         finally:
-            self._committing = False
+            self._is_committing = False
 
-    async def _commit(self, batch: Batch) -> None:
-        self._number += 1
-        commit, ending = Commit(self._name, self._number), False
+    async def _commit_batch(self, batch: CommitBatch) -> None:
+        self._commit_number += 1
+        commit_id, is_commit_sent = CommitId(self._writer_name, self._commit_number), False
         try:
-            async with alone(self._writing) as connection:
-                if commit.number == 1:
-                    await connection.run_sync(commits.forget, time.time())
+            async with write_transaction(self._write_pool) as connection:
+                if commit_id.number == 1:
+                    await connection.run_sync(commits.delete_old_commits, time.time())
                 await connection.run_sync(batch.run)
-                await connection.run_sync(commits.note, commit, time.time())
-                ending = True
+                await connection.run_sync(commits.record_commit, commit_id, time.time())
+                is_commit_sent = True
                 await connection.commit()
         except BaseException as error:
-            if ending and await self._happened(commit):
-                batch.committed()
+            if is_commit_sent and await self._is_committed(commit_id):
+                batch.resolve_all()
             else:
-                batch.failed(error, why(error))
+                batch.fail_all(error, describe_error(error))
         else:
-            batch.committed()
+            batch.resolve_all()
 
-    async def _happened(self, commit: Commit) -> bool:
+    async def _is_committed(self, commit_id: CommitId) -> bool:
         """Return whether a commit with a lost reply happened; False too if the server does not return in time."""
-        until = self._loop.time() + self._patience.doubt
+        deadline = self._loop.time() + self._timeouts.commit_check
         while True:
             try:
-                async with alone(self._writing) as connection:
-                    return await connection.run_sync(commits.happened, commit)
+                async with write_transaction(self._write_pool) as connection:
+                    return await connection.run_sync(commits.is_committed, commit_id)
             except Exception as error:
-                if self._loop.time() > until or not away(error):
-                    log.error("cannot tell whether the last commit happened: %s", why(error))
+                if self._loop.time() > deadline or not is_outage(error):
+                    log.error("cannot tell whether the last commit happened: %s", describe_error(error))
                     return False
-            await asyncio.sleep(GLANCE_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _look(self, act: Act[T]) -> T:
+    async def _run_read(self, operation: Operation[T]) -> T:
         try:
-            return await asked(self._reading, act)
+            return await run_read(self._read_pool, operation)
         except Exception as error:
-            if not away(error):
+            if not is_outage(error):
                 raise
-            raise Unavailable(f"The database cannot be used now: {why(error)}.") from error
+            raise DatabaseUnavailable(f"The database cannot be used now: {describe_error(error)}.") from error
 
-    async def _alter(self, act: Act[None]) -> None:
-        altering = engine(self._url, LONG, 1, {})
+    async def _run_migration(self, operation: Operation[None]) -> None:
+        migration_pool = create_pool(self._url, MIGRATION_TIMEOUTS, 1, {})
         try:
-            async with alone(altering) as connection:
-                await connection.run_sync(act)
+            async with write_transaction(migration_pool) as connection:
+                await connection.run_sync(operation)
                 await connection.commit()
-        except (DBAPIError, Unavailable) as error:  # such as a role without the right to create tables
-            raise Unavailable(f"The database cannot be used now: {why(error)}.") from error
+        except (DBAPIError, DatabaseUnavailable) as error:  # such as a role without the right to create tables
+            raise DatabaseUnavailable(f"The database cannot be used now: {describe_error(error)}.") from error
         finally:
-            await _left(altering)
+            await _dispose_pool(migration_pool)
 
-    async def _finish(self) -> None:
-        others = self._tasks - {asyncio.current_task()}
-        if others:
-            await asyncio.wait(others)
-        await _left(self._writing)
-        await _left(self._reading)
+    async def _close_pools(self) -> None:
+        other_tasks = self._tasks - {asyncio.current_task()}
+        if other_tasks:
+            await asyncio.wait(other_tasks)
+        await _dispose_pool(self._write_pool)
+        await _dispose_pool(self._read_pool)
 
 
-async def _left(pool: AsyncEngine) -> None:
+async def _dispose_pool(pool: AsyncEngine) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await pool.dispose()

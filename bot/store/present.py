@@ -9,28 +9,28 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from bot.states import OPEN, State
+from bot.states import OPEN_STATES, JobState
 from bot.store.tables import jobs
 
 
 @dataclass(frozen=True)
-class Group:
+class JobGroup:
     """Jobs of one state, tier and pool: their number, their batch rows, and when the oldest was created."""
 
-    state: State
+    state: JobState
     tier: str
     pool: str
     jobs: int
     rows: int
-    oldest: float
+    oldest_created: float
 
 
-def groups(connection: Connection) -> list[Group]:
+def count_open_jobs(connection: Connection) -> list[JobGroup]:
     """Return the counts of all jobs that are not over."""
-    by = (jobs.c.state, jobs.c.tier, jobs.c.pool)
-    asked = select(*by, func.count(), func.sum(jobs.c.rows), func.min(jobs.c.created))
-    rows = connection.execute(asked.where(jobs.c.state.in_(OPEN)).group_by(*by)).all()
+    group_columns = (jobs.c.state, jobs.c.tier, jobs.c.pool)
+    query = select(*group_columns, func.count(), func.sum(jobs.c.rows), func.min(jobs.c.created))
+    rows = connection.execute(query.where(jobs.c.state.in_(OPEN_STATES)).group_by(*group_columns)).all()
     return [
-        Group(state, tier, pool, int(count), int(taken), float(oldest))
-        for state, tier, pool, count, taken, oldest in rows
+        JobGroup(state, tier, pool, int(count), int(row_sum), float(oldest))
+        for state, tier, pool, count, row_sum, oldest in rows
     ]

@@ -10,32 +10,32 @@ from typing import Any, cast
 
 from sqlalchemy import RowMapping
 
-from bot.fair import paths
-from bot.states import State
-from bot.views import Action, Material, Member, Place
-from engine.job import Blame, Enlarge, Job, Recipe, Share, Task, decode, encode, rows
+from bot.fair import account_paths
+from bot.states import JobState
+from bot.views import Destination, JobAction, Member, StoredInput
+from engine.job import BillingKey, Blame, Job, Recipe, Task, UpscaleTask, count_rows, decode, encode
 
-RELAXED = "relaxed"  # the tier whose jobs cost no quota
-NOT_BEGUN: Mapping[str, object] = MappingProxyType({
+RELAXED_TIER = "relaxed"  # the tier whose jobs cost no quota
+INITIAL_VALUES: Mapping[str, object] = MappingProxyType({
     "billed": 0.0, "attempt": 1, "barren": 0, "step": 0, "epoch": 0, "worker": "", "cancelling": False, "reason": "",
     "blame": "",
 })  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Draft:
+class NewJob:
     """A job that is not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970.
 
     `running_here`, `running_everywhere`: the most jobs that the member may run at once in the guild, and in all guilds.
     """
 
     id: str
-    action: Action
+    action: JobAction
     prompt: str
     notes: tuple[str, ...]
     task: Task
     member: Member
-    place: Place
+    destination: Destination
     pool: str
     model: str
     cost: float
@@ -47,21 +47,21 @@ class Draft:
     check: bool = False
     running_here: int | None = None
     running_everywhere: int | None = None
-    material: tuple[Material, ...] = ()
+    inputs: tuple[StoredInput, ...] = ()
 
     @property
-    def share(self) -> Share:
+    def billing_key(self) -> BillingKey:
         """The key under which the job is charged."""
-        return Share(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
+        return BillingKey(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
 
-    def job(self) -> Job:
+    def to_job(self) -> Job:
         """Return the wire value of the first attempt."""
         return Job(
-            id=self.id, task=self.task, share=self.share, cost=self.cost, pool=self.pool, deadline=self.deadline,
+            id=self.id, task=self.task, share=self.billing_key, cost=self.cost, pool=self.pool, deadline=self.deadline,
             check=self.check,
         )  # fmt: skip
 
-    def values(self, key: str | None, ordinal: int) -> dict[str, object]:
+    def to_row(self, key: str | None, ordinal: int) -> dict[str, object]:
         """Return the new row of the table `jobs`."""
         recipe = self.task if isinstance(self.task, Recipe) else None
         return {
@@ -87,39 +87,39 @@ class Draft:
             "weight": self.weight,
             "pool": self.pool,
             "model": self.model,
-            "account": paths(self.pool, self.share)[-1],
-            "rows": rows(recipe) if recipe else 1,
+            "account": account_paths(self.pool, self.billing_key)[-1],
+            "rows": count_rows(recipe) if recipe else 1,
             "cost": self.cost,
-            "charged": 0.0 if self.member.tier == RELAXED else self.cost,
+            "charged": 0.0 if self.member.tier == RELAXED_TIER else self.cost,
             "created": self.created,
             "deadline": self.deadline,
-            **NOT_BEGUN,
+            **INITIAL_VALUES,
         }
 
-    def brought(self) -> list[dict[str, object]]:
+    def input_rows(self) -> list[dict[str, object]]:
         """Return the rows of the table `pictures` for the inputs, numbered from 0 within each kind."""
-        seen: Counter[str] = Counter()
-        rows: list[dict[str, object]] = []
-        for one in self.material:
-            rows.append(
+        next_index: Counter[str] = Counter()
+        picture_rows: list[dict[str, object]] = []
+        for stored_input in self.inputs:
+            picture_rows.append(
                 {
-                    "job": self.id, "image": seen[one.kind], "kind": one.kind, "sha256": one.sha256,
-                    "bytes": one.bytes, "width": one.width, "height": one.height,
+                    "job": self.id, "image": next_index[stored_input.kind], "kind": stored_input.kind, "sha256": stored_input.sha256,
+                    "bytes": stored_input.bytes, "width": stored_input.width, "height": stored_input.height,
                 }
             )  # fmt: skip
-            seen[one.kind] += 1
-        return rows
+            next_index[stored_input.kind] += 1
+        return picture_rows
 
 
 @dataclass(frozen=True)
-class Record:
+class JobRecord:
     """A job's row. `bot.store.tables` explains the columns."""
 
     id: str
     key: str | None
     ordinal: int
-    state: State
-    action: Action
+    state: JobState
+    action: JobAction
     parent: tuple[str, int] | None
     prompt: str
     notes: tuple[str, ...]
@@ -164,24 +164,24 @@ class Record:
         return self.task.steps if isinstance(self.task, Recipe) else 1
 
     @property
-    def images(self) -> int:
+    def image_count(self) -> int:
         """The number of pictures that the job makes."""
         return self.task.count if isinstance(self.task, Recipe) else 1
 
-    def missing(self, kept: Iterable[Stored]) -> list[str]:
+    def find_missing(self, pictures: Iterable[StoredPicture]) -> list[str]:
         """Return the expected results that are not among `kept`, as `image 0` or `ladder 0`."""
-        here = {(one.kind, one.image) for one in kept}
-        kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.job().ladder else ["image"]
-        asked = [(kind, image) for kind in kinds for image in range(self.images)]
-        return [f"{kind} {image}" for kind, image in asked if (kind, image) not in here]
+        present = {(picture.kind, picture.image) for picture in pictures}
+        kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.to_job().ladder else ["image"]
+        expected = [(kind, image) for kind in kinds for image in range(self.image_count)]
+        return [f"{kind} {image}" for kind, image in expected if (kind, image) not in present]
 
-    def job(self) -> Job:
+    def to_job(self) -> Job:
         """Return the wire value of this attempt."""
-        share = Share(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
+        billing_key = BillingKey(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
         return Job(
             id=self.id,
             task=self.task,
-            share=share,
+            share=billing_key,
             cost=self.cost,
             pool=self.pool,
             attempt=self.attempt,
@@ -191,7 +191,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPicture:
     """One picture or ladder of a job, named by the SHA-256 of its content."""
 
     job: str
@@ -206,7 +206,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Entry:
+class AuditEntry:
     """One audit line: a transition of a job, with its time and reason."""
 
     job: str
@@ -219,19 +219,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Moved:
+class Transition:
     """A transition that happened: the record after it and the state before it."""
 
-    record: Record
-    source: State
+    record: JobRecord
+    old_state: JobState
 
 
-def record(row: RowMapping) -> Record:
+def decode_record(row: RowMapping) -> JobRecord:
     """Convert a row of the table `jobs`. Raises `Malformed` if its task does not match the wire contract."""
     values: dict[str, Any] = {str(name): value for name, value in row.items()}
     parent, index = values.pop("parent"), values.pop("parent_index")
     values["parent"] = None if parent is None else (cast(str, parent), cast(int, index))
     values["notes"] = tuple(values["notes"])
-    values["task"] = decode(values["task"], cast("type[Task]", Recipe | Enlarge))
+    values["task"] = decode(values["task"], cast("type[Task]", Recipe | UpscaleTask))
     values["blame"] = values["blame"] or None
-    return Record(**values)
+    return JobRecord(**values)

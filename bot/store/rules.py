@@ -8,136 +8,161 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select
 
-from bot.refused import Refused
-from bot.rules import EVERYWHERE, Change, Rule, Step, Value
-from bot.rules.planning import undone
-from bot.rules.together import SETTINGS, Together
-from bot.store.tables import changes
+from bot.refused import UserError
+from bot.rules import EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue
+from bot.rules.planning import plan_undo
+from bot.rules.together import LIMIT_SETTINGS, RunningLimits
+from bot.store.tables import rule_changes
 from bot.store.tables import rules as kept
 
-KEPT_CHANGES = 500  # per guild; older changes cannot be undone
-Rules = dict[tuple[str, str, str], Value]
-Plan = Callable[[Rules], Sequence[Step]]
-_APPLYING = select(kept).where(kept.c.guild.in_(bindparam("guilds", expanding=True)))  # run twice at each admission
+MAX_CHANGES = 500  # per guild; older changes cannot be undone
+RuleValues = dict[tuple[str, str, str], RuleValue]
+ChangePlan = Callable[[RuleValues], Sequence[RuleStep]]
+_SELECT_EFFECTIVE = select(kept).where(
+    kept.c.guild.in_(bindparam("guilds", expanding=True))
+)  # run twice at each admission
 
 
-def applying(connection: Connection, guild: str) -> list[Rule]:
+def list_effective_rules(connection: Connection, guild: str) -> list[Rule]:
     """Return a guild's rules, and those that hold everywhere."""
-    found = connection.execute(_APPLYING, {"guilds": [guild, EVERYWHERE]})
-    return [_rule(row) for row in found.mappings()]
+    result = connection.execute(_SELECT_EFFECTIVE, {"guilds": [guild, EVERYWHERE]})
+    return [_to_rule(row) for row in result.mappings()]
 
 
-def of_guild(connection: Connection, guild: str) -> list[Rule]:
+def list_guild_rules(connection: Connection, guild: str) -> list[Rule]:
     """Return a guild's own rules, in a fixed order."""
-    asked = select(kept).where(kept.c.guild == guild).order_by(kept.c.scope, kept.c.subject, kept.c.setting)
-    return [_rule(row) for row in connection.execute(asked).mappings()]
+    query = select(kept).where(kept.c.guild == guild).order_by(kept.c.scope, kept.c.subject, kept.c.setting)
+    return [_to_rule(row) for row in connection.execute(query).mappings()]
 
 
-def together(connection: Connection) -> Together:
+def load_guild_caps(connection: Connection) -> RunningLimits:
     """Return the caps on the running jobs of all members together, for every guild that has such a rule."""
-    found = connection.execute(select(kept).where(kept.c.setting.in_(SETTINGS)))
-    return Together.of_rules([_rule(row) for row in found.mappings()])
+    result = connection.execute(select(kept).where(kept.c.setting.in_(LIMIT_SETTINGS)))
+    return RunningLimits.from_rules([_to_rule(row) for row in result.mappings()])
 
 
-def change(
-    connection: Connection, guild: str, what: str, actor: tuple[str, str], plan: Plan, now: float,
+def change_rules(
+    connection: Connection, guild: str, action: str, actor: tuple[str, str], plan_steps: ChangePlan, now: float,
     undoes: int | None = None,
-) -> Change:  # fmt: skip
+) -> RuleChange:  # fmt: skip
     """Apply the steps that `plan` makes of the current rules, and log them as one change. `plan` raises `Refused`."""
-    before: Rules = {rule.key: rule.value for rule in of_guild(connection, guild)}
-    steps = tuple(plan(before))
+    old_values: RuleValues = {rule.key: rule.value for rule in list_guild_rules(connection, guild)}
+    steps = tuple(plan_steps(old_values))
     for step in steps:
-        _write(connection, guild, step)
-    values = {"guild": guild, "at": now, "actor": actor[0], "actor_name": actor[1], "what": what, "undoes": undoes}
-    written = [[step.scope, step.subject, step.setting, _json(step.before), _json(step.after)] for step in steps]
-    made = connection.execute(changes.insert().values(**values, steps=written).returning(changes.c.id))
-    number = int(made.scalar_one())
-    _forget(connection, guild)
-    return Change(number, guild, now, actor[0], actor[1], what, steps, undoes)
+        _write_step(connection, guild, step)
+    values = {"guild": guild, "at": now, "actor": actor[0], "actor_name": actor[1], "what": action, "undoes": undoes}
+    step_rows = [
+        [step.scope, step.subject, step.setting, _to_json(step.before), _to_json(step.after)] for step in steps
+    ]
+    result = connection.execute(rule_changes.insert().values(**values, steps=step_rows).returning(rule_changes.c.id))
+    number = int(result.scalar_one())
+    _prune_changes(connection, guild)
+    return RuleChange(number, guild, now, actor[0], actor[1], action, steps, undoes)
 
 
-def _write(connection: Connection, guild: str, step: Step) -> None:
-    same = {"guild": guild, "scope": step.scope, "subject": step.subject, "setting": step.setting}
-    connection.execute(kept.delete().where(and_(*(kept.c[name] == value for name, value in same.items()))))
+def _write_step(connection: Connection, guild: str, step: RuleStep) -> None:
+    key_values = {"guild": guild, "scope": step.scope, "subject": step.subject, "setting": step.setting}
+    connection.execute(kept.delete().where(and_(*(kept.c[name] == value for name, value in key_values.items()))))
     if step.after is not None:
-        connection.execute(kept.insert().values(**same, value=_json(step.after)))
+        connection.execute(kept.insert().values(**key_values, value=_to_json(step.after)))
 
 
-def _forget(connection: Connection, guild: str) -> None:
-    oldest = select(changes.c.id).where(changes.c.guild == guild).order_by(changes.c.id.desc())
-    last = connection.execute(oldest.offset(KEPT_CHANGES).limit(1)).scalar_one_or_none()
-    if last is not None:
-        connection.execute(changes.delete().where(changes.c.guild == guild, changes.c.id <= last))
+def _prune_changes(connection: Connection, guild: str) -> None:
+    newest_first = select(rule_changes.c.id).where(rule_changes.c.guild == guild).order_by(rule_changes.c.id.desc())
+    last_number = connection.execute(newest_first.offset(MAX_CHANGES).limit(1)).scalar_one_or_none()
+    if last_number is not None:
+        connection.execute(rule_changes.delete().where(rule_changes.c.guild == guild, rule_changes.c.id <= last_number))
 
 
-def log(connection: Connection, guild: str, limit: int) -> list[Change]:
+def list_changes(connection: Connection, guild: str, limit: int) -> list[RuleChange]:
     """Return changes, the newest first."""
-    return _changes(connection, guild, limit=limit)
+    return _select_changes(connection, guild, limit=limit)
 
 
-def one(connection: Connection, guild: str, number: int) -> Change | None:
+def get_change(connection: Connection, guild: str, number: int) -> RuleChange | None:
     """Return a change by its number; None if the guild has no such change (any more)."""
-    return next(iter(_changes(connection, guild, changes.c.id == number, limit=1)), None)
+    return next(iter(_select_changes(connection, guild, rule_changes.c.id == number, limit=1)), None)
 
 
-def _changes(connection: Connection, guild: str, *which: Any, limit: int) -> list[Change]:
-    later = changes.alias("later")
-    back = select(func.max(later.c.id)).where(later.c.undoes == changes.c.id, later.c.guild == guild)
-    asked = select(changes, back.scalar_subquery().label("undone")).where(changes.c.guild == guild, *which)
-    rows = connection.execute(asked.order_by(changes.c.id.desc()).limit(limit))
-    return [_change(row) for row in rows.mappings()]
+def _select_changes(connection: Connection, guild: str, *conditions: Any, limit: int) -> list[RuleChange]:
+    later_changes = rule_changes.alias("later")
+    undone_by = select(func.max(later_changes.c.id)).where(
+        later_changes.c.undoes == rule_changes.c.id, later_changes.c.guild == guild
+    )
+    query = select(rule_changes, undone_by.scalar_subquery().label("undone")).where(
+        rule_changes.c.guild == guild, *conditions
+    )
+    rows = connection.execute(query.order_by(rule_changes.c.id.desc()).limit(limit))
+    return [_to_change(row) for row in rows.mappings()]
 
 
-def undo(
-    connection: Connection, guild: str, number: int | None, actor: tuple[str, str], permit: Callable[[Change], None],
+def undo_change(
+    connection: Connection, guild: str, number: int | None, actor: tuple[str, str], check_permission: Callable[[RuleChange], None],
     now: float,
-) -> Change:  # fmt: skip
+) -> RuleChange:  # fmt: skip
     """Undo a change by a new change. Raises `Refused` if `permit` does, or if a later change touched the same rules.
 
     Without a number, undo the newest change that is no undo, was not undone, and that `permit` accepts.
     """
-    found = _newest(connection, guild, permit) if number is None else one(connection, guild, number)
-    if found is None:
-        raise Refused("There is nothing to undo." if number is None else f"There is no change {number} here.", 404)
-    permit(found)
-    later = last_of(connection, guild, [step.key for step in found.steps], found.number)
-    return change(connection, guild, "undo", actor, lambda rules: undone(rules, found, later), now, found.number)
+    target = (
+        _find_undoable(connection, guild, check_permission) if number is None else get_change(connection, guild, number)
+    )
+    if target is None:
+        raise UserError("There is nothing to undo." if number is None else f"There is no change {number} here.", 404)
+    check_permission(target)
+    later_number = find_later_change(connection, guild, [step.key for step in target.steps], target.number)
+    return change_rules(
+        connection,
+        guild,
+        "undo",
+        actor,
+        lambda rule_values: plan_undo(rule_values, target, later_number),
+        now,
+        target.number,
+    )
 
 
-def _newest(connection: Connection, guild: str, permit: Callable[[Change], None]) -> Change | None:
-    for found in _changes(connection, guild, changes.c.undoes.is_(None), limit=KEPT_CHANGES):
-        if found.undone is None:
-            with suppress(Refused):
-                permit(found)
-                return found
+def _find_undoable(
+    connection: Connection, guild: str, check_permission: Callable[[RuleChange], None]
+) -> RuleChange | None:
+    for candidate in _select_changes(connection, guild, rule_changes.c.undoes.is_(None), limit=MAX_CHANGES):
+        if candidate.undone is None:
+            with suppress(UserError):
+                check_permission(candidate)
+                return candidate
     return None
 
 
-def last_of(connection: Connection, guild: str, keys: Sequence[tuple[str, str, str]], after: int) -> int | None:
+def find_later_change(
+    connection: Connection, guild: str, keys: Sequence[tuple[str, str, str]], after_number: int
+) -> int | None:
     """Return the newest change after number `after` that touched one of these rules, or None."""
-    for found in _changes(connection, guild, changes.c.id > after, limit=KEPT_CHANGES):
-        if any(step.key in keys for step in found.steps):
-            return found.number
+    for candidate in _select_changes(connection, guild, rule_changes.c.id > after_number, limit=MAX_CHANGES):
+        if any(step.key in keys for step in candidate.steps):
+            return candidate.number
     return None
 
 
-def _rule(row: RowMapping) -> Rule:
-    return Rule(row["scope"], row["subject"], row["setting"], _value(row["value"]), row["guild"])
+def _to_rule(row: RowMapping) -> Rule:
+    return Rule(row["scope"], row["subject"], row["setting"], _to_value(row["value"]), row["guild"])
 
 
-def _change(row: RowMapping) -> Change:
-    steps = tuple(Step(step[0], step[1], step[2], _maybe(step[3]), _maybe(step[4])) for step in row["steps"])
+def _to_change(row: RowMapping) -> RuleChange:
+    steps = tuple(
+        RuleStep(step[0], step[1], step[2], _to_optional_value(step[3]), _to_optional_value(step[4]))
+        for step in row["steps"]
+    )
     values: Mapping[str, Any] = {name: value for name, value in row.items() if name not in ("id", "steps")}
-    return Change(number=row["id"], steps=steps, **values)
+    return RuleChange(number=row["id"], steps=steps, **values)
 
 
-def _json(value: Value | None) -> Any:
+def _to_json(value: RuleValue | None) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _maybe(value: Any) -> Value | None:
-    return None if value is None else _value(value)
+def _to_optional_value(value: Any) -> RuleValue | None:
+    return None if value is None else _to_value(value)
 
 
-def _value(value: Any) -> Value:
+def _to_value(value: Any) -> RuleValue:
     return tuple(value) if isinstance(value, list) else value

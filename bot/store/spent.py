@@ -13,55 +13,55 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, select
 
-from bot.limits import MONTH
+from bot.limits import MONTH_SECONDS
 from bot.store.tables import jobs
-from bot.store.traces import spent, veil
+from bot.store.traces import archived_charges, charge_keys
 
-Veil = Callable[[str, str], str]
+IdHasher = Callable[[str, str], str]
 KEY_BYTES = 32
-LONGEST = MONTH  # the longest window of any limit
-_KEY = select(veil.c.key)
+MAX_WINDOW = MONTH_SECONDS  # the longest window of any limit
+_SELECT_KEY = select(charge_keys.c.key)
 
 
-def keep(connection: Connection, ids: Sequence[str], now: float) -> None:
+def archive_charges(connection: Connection, ids: Sequence[str], now: float) -> None:
     """Archive these jobs' charges that still count. Call it once, when their rows are deleted."""
-    asked = select(jobs.c.member, jobs.c.guild, jobs.c.channel, jobs.c.created, jobs.c.charged)
-    counted = asked.where(jobs.c.id.in_(ids), jobs.c.charged > 0, jobs.c.created > now - LONGEST)
-    found = connection.execute(counted).all()
-    if not found:
+    query = select(jobs.c.member, jobs.c.guild, jobs.c.channel, jobs.c.created, jobs.c.charged)
+    counted_query = query.where(jobs.c.id.in_(ids), jobs.c.charged > 0, jobs.c.created > now - MAX_WINDOW)
+    charge_rows = connection.execute(counted_query).all()
+    if not charge_rows:
         return
-    hidden = veiled(connection) or _made(connection)
+    hash_id = load_hasher(connection) or _create_hasher(connection)
     rows = [
         {
-            "member": hidden("member", row.member), "guild": hidden("guild", row.guild),
-            "channel": hidden("channel", row.channel), "at": row.created, "charged": row.charged,
+            "member": hash_id("member", row.member), "guild": hash_id("guild", row.guild),
+            "channel": hash_id("channel", row.channel), "at": row.created, "charged": row.charged,
         }
-        for row in found
+        for row in charge_rows
     ]  # fmt: skip
-    connection.execute(spent.insert(), rows)
+    connection.execute(archived_charges.insert(), rows)
 
 
-def veiled(connection: Connection) -> Veil | None:
+def load_hasher(connection: Connection) -> IdHasher | None:
     """Return the function (kind, id) → hash; None if no charge is archived."""
-    key = connection.execute(_KEY).scalar_one_or_none()
-    return None if key is None else _veil(bytes(key))
+    key = connection.execute(_SELECT_KEY).scalar_one_or_none()
+    return None if key is None else _make_hasher(bytes(key))
 
 
-def _made(connection: Connection) -> Veil:
+def _create_hasher(connection: Connection) -> IdHasher:
     key = secrets.token_bytes(KEY_BYTES)
-    connection.execute(veil.insert().values(id=1, key=key))
-    return _veil(key)
+    connection.execute(charge_keys.insert().values(id=1, key=key))
+    return _make_hasher(key)
 
 
-def _veil(key: bytes) -> Veil:
-    def hidden(kind: str, text: str) -> str:
+def _make_hasher(key: bytes) -> IdHasher:
+    def hash_id(kind: str, text: str) -> str:
         return hmac.new(key, f"{kind}:{text}".encode(), hashlib.sha256).hexdigest()
 
-    return hidden
+    return hash_id
 
 
-def lapse(connection: Connection, now: float) -> None:
+def delete_old_charges(connection: Connection, now: float) -> None:
     """Delete charges that no limit counts any more, and the key with the last of them."""
-    connection.execute(spent.delete().where(spent.c.at <= now - LONGEST))
-    if connection.execute(select(spent.c.id).limit(1)).first() is None:
-        connection.execute(veil.delete())
+    connection.execute(archived_charges.delete().where(archived_charges.c.at <= now - MAX_WINDOW))
+    if connection.execute(select(archived_charges.c.id).limit(1)).first() is None:
+        connection.execute(charge_keys.delete())

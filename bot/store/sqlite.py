@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from bot.store.batch import Act, Batch, Unavailable, Waiting, carried
+from bot.store.batch import CommitBatch, DatabaseUnavailable, Operation, OperationQueue, wrap_stop_iteration
 
 T = TypeVar("T")
 
@@ -22,88 +22,91 @@ PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreig
 READERS = 2
 
 
-class Sqlite:
+class SqliteDatabase:
     """A `Database` in one file."""
 
     def __init__(self, url: URL) -> None:
-        where = url.set(drivername="sqlite")
-        self.writer, self.reader = _engine(where, "BEGIN IMMEDIATE", 1), _engine(where, "BEGIN", READERS)
-        self._waiting = Waiting()
-        self._writing = ThreadPoolExecutor(1, "store-writer")
-        self._reading = ThreadPoolExecutor(READERS, "store-reader")
+        sqlite_url = url.set(drivername="sqlite")
+        self.writer, self.reader = (
+            _create_engine(sqlite_url, "BEGIN IMMEDIATE", 1),
+            _create_engine(sqlite_url, "BEGIN", READERS),
+        )
+        self._operations = OperationQueue()
+        self._write_thread = ThreadPoolExecutor(1, "store-writer")
+        self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
 
-    async def write(self, act: Act[T]) -> T:
+    async def write(self, operation: Operation[T]) -> T:
         """Run `act` and return its result once it is committed. Raises what `act` raises, or `Unavailable`."""
-        future = self._waiting.put(act)
-        self._writing.submit(self._together)
+        future = self._operations.put(operation)
+        self._write_thread.submit(self._commit_next_batch)
         return await asyncio.wrap_future(future)
 
-    async def upgrade(self, act: Act[None]) -> None:
+    async def upgrade(self, operation: Operation[None]) -> None:
         """Run `act` like `write`: a migration is an ordinary transaction here."""
-        await self.write(act)
+        await self.write(operation)
 
-    async def read(self, act: Act[T]) -> T:
+    async def read(self, operation: Operation[T]) -> T:
         """Run `act` on one snapshot of the tables."""
-        return await asyncio.get_running_loop().run_in_executor(self._reading, self._look, act)
+        return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._run_read, operation)
 
     async def close(self) -> None:
         """Finish pending acts, then end the threads and close their connections."""
-        await asyncio.to_thread(self._writing.shutdown)
-        await asyncio.to_thread(self._reading.shutdown)
+        await asyncio.to_thread(self._write_thread.shutdown)
+        await asyncio.to_thread(self._read_threads.shutdown)
         self.writer.dispose()
         self.reader.dispose()
 
-    def _together(self) -> None:
+    def _commit_next_batch(self) -> None:
         """Commit the next batch of waiting acts. A call may find none left."""
-        turns = self._waiting.take()
-        if not turns:
+        pending = self._operations.take_batch()
+        if not pending:
             return
-        batch = Batch(turns, away)
+        batch = CommitBatch(pending, is_outage)
         try:
             with self.writer.begin() as connection:
                 batch.run(connection)
         except BaseException as error:
-            batch.failed(error, _why(error))
+            batch.fail_all(error, _describe_error(error))
         else:
-            batch.committed()
+            batch.resolve_all()
 
-    def _look(self, act: Act[T]) -> T:
+    def _run_read(self, operation: Operation[T]) -> T:
         try:
             with self.reader.begin() as connection:
-                return act(connection)
+                return operation(connection)
         except StopIteration as error:
-            raise carried(error) from error
+            raise wrap_stop_iteration(error) from error
         except DatabaseError as error:
-            if not away(error):
+            if not is_outage(error):
                 raise
-            raise Unavailable(f"The database cannot be used now: {_why(error)}.") from error
+            raise DatabaseUnavailable(f"The database cannot be used now: {_describe_error(error)}.") from error
 
 
-def away(error: BaseException) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Return True if the database is at fault: locked, full, missing, or not a database."""
     return isinstance(error, OperationalError) or type(error) is DatabaseError
 
 
-def _why(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     return str(error.orig if isinstance(error, DatabaseError) else error)
 
 
-def _engine(url: URL, begin: str, connections: int) -> Engine:
+def _create_engine(url: URL, begin_statement: str, pool_size: int) -> Engine:
     """Create an engine whose transactions begin with the statement `begin`."""
     options = {"check_same_thread": False, "isolation_level": None}
     engine = create_engine(  # parameters are prompts and tokens: no error and no log shows them
-        url, pool_size=connections, max_overflow=0, hide_parameters=True, connect_args=options
+        url, pool_size=pool_size, max_overflow=0, hide_parameters=True, connect_args=options
     )
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+    def _set_pragmas(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
         cursor = connection.cursor()
         for pragma in PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
-    def _begun(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
-        connection.exec_driver_sql(begin)
+    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.exec_driver_sql(begin_statement)
 
     return engine

@@ -25,8 +25,12 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by INTEGER only, which is 64-bit there
-PATH = String(512).with_variant(String(512, collation="C"), "postgresql")  # sorted by code points, as in `bot.fair`
+ROW_NUMBER = BigInteger().with_variant(
+    Integer(), "sqlite"
+)  # SQLite numbers rows by INTEGER only, which is 64-bit there
+PATH_TYPE = String(512).with_variant(
+    String(512, collation="C"), "postgresql"
+)  # sorted by code points, as in `bot.fair`
 
 jobs = Table(
     "jobs",
@@ -54,7 +58,7 @@ jobs = Table(
     Column("weight", Float, nullable=False),
     Column("pool", String(64), nullable=False),
     Column("model", String(64), nullable=False),  # empty: any worker of the pool
-    Column("account", PATH, nullable=False),  # the user's account in the fair order
+    Column("account", PATH_TYPE, nullable=False),  # the user's account in the fair order
     Column("rows", Integer, nullable=False),
     Column("cost", Float, nullable=False),  # reserved at admission
     Column("charged", Float, nullable=False),  # counts against quotas: the reserve first, the real cost at the end
@@ -90,7 +94,7 @@ jobs = Table(
     Index("jobs_ended", "ended"),
 )
 
-places = Table(  # one row for each destination of a job
+destinations = Table(  # one row for each destination of a job
     "places",
     metadata,
     Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
@@ -122,8 +126,8 @@ pictures = Table(
 accounts = Table(  # the fair order: pool → tier → guild → user
     "accounts",
     metadata,
-    Column("path", PATH, primary_key=True),
-    Column("parent", PATH, nullable=False),
+    Column("path", PATH_TYPE, primary_key=True),
+    Column("parent", PATH_TYPE, nullable=False),
     Column("virtual", Float, nullable=False),  # cost ÷ weight consumed so far, compared among siblings
     Column("floor", Float, nullable=False),  # virtual time at which its children are being served
     Column("weight", Float, nullable=False),
@@ -147,7 +151,7 @@ accounts = Table(  # the fair order: pool → tier → guild → user
     ),
 )
 
-terms = Table(  # leader terms: each new leader raises the number, and older leaders' writes are refused
+leader_terms = Table(  # leader terms: each new leader raises the number, and older leaders' writes are refused
     "terms",
     metadata,
     Column("name", String(16), primary_key=True),
@@ -158,7 +162,7 @@ terms = Table(  # leader terms: each new leader raises the number, and older lea
     Column("store", String(26), nullable=False, server_default=""),  # the store's id, created with the first term
 )
 
-commits = Table(  # the last commit of each writer, PostgreSQL only: see `bot.store.commits`
+commit_log = Table(  # the last commit of each writer, PostgreSQL only: see `bot.store.commits`
     "commits",
     metadata,
     Column("writer", String(26), primary_key=True),
@@ -166,10 +170,10 @@ commits = Table(  # the last commit of each writer, PostgreSQL only: see `bot.st
     Column("at", Float, nullable=False),
 )
 
-moves = Table(  # the audit: one row for each transition
+audit_lines = Table(  # the audit: one row for each transition
     "moves",
     metadata,
-    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("at", Float, nullable=False),
     Column("source", String(16), nullable=False),
@@ -200,24 +204,24 @@ rules = Table(  # guild "*" and scope "house" hold the operator's rules
     Index("rules_setting", "setting"),
 )
 
-changes = Table(  # log of rule changes, with the data to undo them
+rule_changes = Table(  # log of rule changes, with the data to undo them
     "changes",
     metadata,
-    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("guild", String(64), nullable=False),
     Column("at", Float, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("actor_name", String(128), nullable=False),
     Column("what", String(32), nullable=False),
     Column("steps", JSON, nullable=False),  # [scope, subject, setting, value before, value after]; null: no rule
-    Column("undoes", NUMBER),
+    Column("undoes", ROW_NUMBER),
     Index("changes_guild", "guild", "id"),
 )
 
 incidents = Table(  # events for moderators: refused words, blocks, reports, deletions, reviews
     "incidents",
     metadata,
-    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("guild", String(64), nullable=False),
     Column("at", Float, nullable=False),
     Column("kind", String(32), nullable=False),

@@ -12,19 +12,21 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, inspect, select, update
 from ulid import ULID
 
-from bot.store.batch import Unavailable
-from bot.store.tables import terms
+from bot.store.batch import DatabaseUnavailable
+from bot.store.tables import leader_terms
 
-BOT = "bot"
-_TERM = select(terms.c.term).where(terms.c.name == BOT).with_for_update(read=True)  # run in each write transaction
+TERM_NAME = "bot"
+_SELECT_TERM = (
+    select(leader_terms.c.term).where(leader_terms.c.name == TERM_NAME).with_for_update(read=True)
+)  # run in each write transaction
 
 
-class Deposed(Unavailable):
+class NotLeader(DatabaseUnavailable):
     """A later leader writes to this database: this bot must stop."""
 
 
 @dataclass(frozen=True)
-class Term:
+class LeaderTerm:
     """A leader term. `beat` grows while its holder lives. `over`: it ended cleanly. `store`: the store's id."""
 
     term: int = 0
@@ -34,49 +36,57 @@ class Term:
     store: str = ""
 
 
-def begin(connection: Connection, holder: str = "", after: int | None = None) -> Term | None:
+def begin_term(connection: Connection, holder: str = "", expected_term: int | None = None) -> LeaderTerm | None:
     """Begin the next term as ours. None: the newest is not `after` any more, so read it again."""
-    before = _last(connection, lock=True)
-    if after is not None and before.term != after:
+    old_term = _read_term(connection, lock=True)
+    if expected_term is not None and old_term.term != expected_term:
         return None
-    ours = Term(before.term + 1, holder, 0, False, before.store or str(ULID()))
-    if before.term:
-        connection.execute(update(terms).where(terms.c.name == BOT).values(**asdict(ours)))
+    new_term = LeaderTerm(old_term.term + 1, holder, 0, False, old_term.store or str(ULID()))
+    if old_term.term:
+        connection.execute(update(leader_terms).where(leader_terms.c.name == TERM_NAME).values(**asdict(new_term)))
     else:
-        connection.execute(terms.insert().values(name=BOT, **asdict(ours)))
-    return ours
+        connection.execute(leader_terms.insert().values(name=TERM_NAME, **asdict(new_term)))
+    return new_term
 
 
-def newest(connection: Connection) -> Term:
+def read_newest_term(connection: Connection) -> LeaderTerm:
     """Return the current leader's term; before the first, one that is over."""
-    return _last(connection)
+    return _read_term(connection)
 
 
-def check(connection: Connection, term: int) -> None:
+def check_term(connection: Connection, term: int) -> None:
     """Raise `Deposed` unless `term` is the newest. Nobody can begin another during this transaction."""
-    if connection.execute(_TERM).scalar() != term:
-        raise Deposed("Another bot has taken over.")
+    if connection.execute(_SELECT_TERM).scalar() != term:
+        raise NotLeader("Another bot has taken over.")
 
 
-def live(connection: Connection, term: int) -> None:
+def record_heartbeat(connection: Connection, term: int) -> None:
     """Record a heartbeat of the holder."""
-    connection.execute(update(terms).where(terms.c.name == BOT, terms.c.term == term).values(beat=terms.c.beat + 1))
+    connection.execute(
+        update(leader_terms)
+        .where(leader_terms.c.name == TERM_NAME, leader_terms.c.term == term)
+        .values(beat=leader_terms.c.beat + 1)
+    )
 
 
-def end(connection: Connection, term: int) -> None:
+def end_term(connection: Connection, term: int) -> None:
     """End the term, so that the next leader need not wait for the lease to expire."""
-    connection.execute(update(terms).where(terms.c.name == BOT, terms.c.term == term).values(over=True))
+    connection.execute(
+        update(leader_terms).where(leader_terms.c.name == TERM_NAME, leader_terms.c.term == term).values(over=True)
+    )
 
 
-def identity(connection: Connection) -> str:
+def read_store_id(connection: Connection) -> str:
     """Return the store's id, for tables of any version; empty if no term has one yet."""
-    there = inspect(connection)
-    if not there.has_table(terms.name) or all(one["name"] != "store" for one in there.get_columns(terms.name)):
+    inspector = inspect(connection)
+    if not inspector.has_table(leader_terms.name) or all(
+        column["name"] != "store" for column in inspector.get_columns(leader_terms.name)
+    ):
         return ""
-    return _last(connection).store
+    return _read_term(connection).store
 
 
-def _last(connection: Connection, *, lock: bool = False) -> Term:
-    asked = select(terms).where(terms.c.name == BOT)
-    found = connection.execute(asked.with_for_update() if lock else asked).mappings().first()
-    return Term(**{name: value for name, value in found.items() if name != "name"}) if found else Term()
+def _read_term(connection: Connection, *, lock: bool = False) -> LeaderTerm:
+    query = select(leader_terms).where(leader_terms.c.name == TERM_NAME)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    return LeaderTerm(**{name: value for name, value in row.items() if name != "name"}) if row else LeaderTerm()

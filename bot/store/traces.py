@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Float, Index, Integer, LargeBinary, String, Table
 
-from bot.store.tables import NUMBER, metadata
+from bot.store.tables import ROW_NUMBER, metadata
 
-gone = Table(  # jobs that are or were removed; the job's own row may not exist any more
+deleted_jobs = Table(  # jobs that are or were removed; the job's own row may not exist any more
     "gone",
     metadata,
     Column("job", String(26), primary_key=True),
@@ -16,7 +16,7 @@ gone = Table(  # jobs that are or were removed; the job's own row may not exist 
     Index("gone_why", "why", "job"),
 )
 
-departures = Table(  # pending requests of members to be forgotten
+erasure_requests = Table(  # pending requests of members to be forgotten
     "departures",
     metadata,
     Column("member", String(64), primary_key=True),
@@ -24,10 +24,10 @@ departures = Table(  # pending requests of members to be forgotten
     Column("asked", Float, nullable=False),  # newer data stays
 )
 
-spent = Table(  # charges of removed jobs, while a limit counts them; hashes instead of ids
+archived_charges = Table(  # charges of removed jobs, while a limit counts them; hashes instead of ids
     "spent",
     metadata,
-    Column("id", NUMBER, primary_key=True, autoincrement=True),
+    Column("id", ROW_NUMBER, primary_key=True, autoincrement=True),
     Column("member", String(64), nullable=False),
     Column("guild", String(64), nullable=False),
     Column("channel", String(64), nullable=False),
@@ -38,7 +38,7 @@ spent = Table(  # charges of removed jobs, while a limit counts them; hashes ins
     Index("spent_at", "at"),
 )
 
-veil = Table(  # the key of these hashes, while there are any
+charge_keys = Table(  # the key of these hashes, while there are any
     "veil",
     metadata,
     Column("id", Integer, primary_key=True),

@@ -11,66 +11,70 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, bindparam, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from bot.states import ACTIVE, TRANSITIONS, Move, State
-from bot.store.accounts import shift
-from bot.store.tables import jobs, moves
+from bot.states import ACTIVE_STATES, TRANSITIONS, JobState, TransitionKind
+from bot.store.accounts import adjust_counts
+from bot.store.tables import audit_lines, jobs
 
-_LOCKED = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
-_LINE = moves.insert()
+_SELECT_LOCKED = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
+_INSERT_AUDIT_LINE = audit_lines.insert()
 
 
-def change(
-    connection: Connection, kind: Move, job: str, now: float, *,
-    epoch: int | None = None, why: str = "", **values: object,
-) -> tuple[RowMapping, State] | None:  # fmt: skip
+def apply_transition(
+    connection: Connection, kind: TransitionKind, job: str, now: float, *,
+    epoch: int | None = None, audit_note: str = "", **values: object,
+) -> tuple[RowMapping, JobState] | None:  # fmt: skip
     """Apply the move. Return the new row and the old state. None: no such job, its state does not allow it, or a newer
     epoch has it.
     """
-    rule = TRANSITIONS[kind]
-    before = locked(connection, job)
-    if before is None:
+    transition = TRANSITIONS[kind]
+    old_row = lock_job(connection, job)
+    if old_row is None:
         return None
-    fence = {} if epoch is None else {"fence": epoch}
+    fence_params = {} if epoch is None else {"fence": epoch}
     values |= {} if epoch is None else {"epoch": epoch}
-    told = {f"new_{name}": value for name, value in values.items()}
-    changed = connection.execute(_moving(kind, tuple(values), bool(fence)), {"job": job} | fence | told)
-    row = changed.mappings().first()
+    value_params = {f"new_{name}": value for name, value in values.items()}
+    result = connection.execute(
+        _build_update(kind, tuple(values), bool(fence_params)), {"job": job} | fence_params | value_params
+    )
+    row = result.mappings().first()
     if row is None:
         return None
-    _tally(connection, row["account"], before["state"], rule.target)
-    note(connection, row, before["state"], now, why)
-    return row, before["state"]
+    _update_counts(connection, row["account"], old_row["state"], transition.target)
+    write_audit_line(connection, row, old_row["state"], now, audit_note)
+    return row, old_row["state"]
 
 
 @cache
-def _moving(kind: Move, names: tuple[str, ...], fenced: bool) -> ReturningUpdate[Any]:
+def _build_update(kind: TransitionKind, names: tuple[str, ...], is_fenced: bool) -> ReturningUpdate[Any]:
     """Build the UPDATE. Cached for each set of arguments: building takes longer than running."""
-    rule = TRANSITIONS[kind]
-    moving = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.state.in_(rule.sources))
-    if fenced:
-        moving = moving.where(jobs.c.epoch <= bindparam("fence"))
-    return moving.values(state=rule.target, **{name: bindparam(f"new_{name}") for name in names}).returning(jobs)
+    transition = TRANSITIONS[kind]
+    statement = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.state.in_(transition.sources))
+    if is_fenced:
+        statement = statement.where(jobs.c.epoch <= bindparam("fence"))
+    return statement.values(state=transition.target, **{name: bindparam(f"new_{name}") for name in names}).returning(
+        jobs
+    )
 
 
-def locked(connection: Connection, job: str) -> RowMapping | None:
+def lock_job(connection: Connection, job: str) -> RowMapping | None:
     """Return the job's row, locked until this transaction ends."""
-    return connection.execute(_LOCKED, {"job": job}).mappings().first()
+    return connection.execute(_SELECT_LOCKED, {"job": job}).mappings().first()
 
 
-def _tally(connection: Connection, account: str, source: State, target: State) -> None:
+def _update_counts(connection: Connection, account: str, source: JobState, target: JobState) -> None:
     """Update the accounts' job counts for a transition."""
 
-    def weigh(state: State) -> tuple[int, int]:
-        return (int(state == "queued"), int(state in ACTIVE))
+    def count_state(state: JobState) -> tuple[int, int]:
+        return (int(state == "queued"), int(state in ACTIVE_STATES))
 
-    (queued, active), (queues, acts) = weigh(source), weigh(target)
-    shift(connection, account, queued=queues - queued, active=acts - active)
+    (old_queued, old_active), (new_queued, new_active) = count_state(source), count_state(target)
+    adjust_counts(connection, account, queued=new_queued - old_queued, active=new_active - old_active)
 
 
-def note(connection: Connection, row: RowMapping, source: str, now: float, why: str) -> None:
+def write_audit_line(connection: Connection, row: RowMapping, source: str, now: float, audit_note: str) -> None:
     """Write one audit line."""
-    line = {
+    values = {
         "job": row["id"], "at": now, "source": source, "target": row["state"], "attempt": row["attempt"],
-        "epoch": row["epoch"], "why": why,
+        "epoch": row["epoch"], "why": audit_note,
     }  # fmt: skip
-    connection.execute(_LINE, line)
+    connection.execute(_INSERT_AUDIT_LINE, values)

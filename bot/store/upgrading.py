@@ -11,37 +11,37 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from bot.refused import Refused
+from bot.refused import UserError
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
-Age = Literal["none", "old", "today's", "unknown"]
+SchemaAge = Literal["none", "old", "today's", "unknown"]
 
 
-def upgrade(connection: Connection, to: str = "head") -> None:
+def migrate_tables(connection: Connection, revision: str = "head") -> None:
     """Migrate the tables to `to`. Of two processes that start at once, the second waits and finds it done.
 
     Raises `Refused` for tables of a later version.
     """
-    if age(connection) == "unknown":
-        raise Refused(
+    if read_schema_age(connection) == "unknown":
+        raise UserError(
             "The database is of a later version of Darkroom: install that version, or set another database.", 400
         )
-    command.upgrade(_config(connection), to)
+    command.upgrade(_alembic_config(connection), revision)
 
 
-def age(connection: Connection) -> Age:
+def read_schema_age(connection: Connection) -> SchemaAge:
     """Return the age of the database's tables; `unknown` is a later version than this."""
-    found = MigrationContext.configure(connection).get_current_revision()
-    script = ScriptDirectory.from_config(_config(connection))
-    if found is None:
+    current_revision = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory.from_config(_alembic_config(connection))
+    if current_revision is None:
         return "none"
-    if found == script.get_current_head():
+    if current_revision == script.get_current_head():
         return "today's"
-    return "old" if found in {one.revision for one in script.walk_revisions()} else "unknown"
+    return "old" if current_revision in {known.revision for known in script.walk_revisions()} else "unknown"
 
 
-def _config(connection: Connection) -> Config:
+def _alembic_config(connection: Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection

@@ -10,61 +10,65 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from sqlalchemy import Connection, select
 
-from bot.states import over
-from bot.store.reads import of_key, records
-from bot.store.records import Record
+from bot.states import is_end
+from bot.store.reads import list_by_key, load_records
+from bot.store.records import JobRecord
 from bot.store.tables import jobs
-from engine.job import Recipe, Walk
+from engine.job import Interpolation, Recipe
 
 
-def parts(connection: Connection, job: str) -> list[Record]:
+def list_parts(connection: Connection, job: str) -> list[JobRecord]:
     """Return all jobs of a job's interpolation, in their order on the way; empty if it belongs to none."""
-    found = records(connection, select(jobs).where(jobs.c.id == job))
-    return _of(connection, found[0]) if found else []
+    job_records = load_records(connection, select(jobs).where(jobs.c.id == job))
+    return _find_interpolation(connection, job_records[0]) if job_records else []
 
 
-def ended_last(connection: Connection, some: Iterable[Record]) -> set[str]:
+def find_last_finished(connection: Connection, job_records: Iterable[JobRecord]) -> set[str]:
     """Return those of these jobs that finished last in an interpolation that is entirely over."""
-    found: set[str] = set()
-    for one in some:
-        whole = _of(connection, one) if over(one.state) else []
-        finished = [part for part in whole if part.state == "finished"]
-        if finished and all(over(part.state) for part in whole):
-            last = max(finished, key=lambda part: (part.ended or 0.0, part.id))
-            found |= {one.id} & {last.id}
-    return found
+    last_ids: set[str] = set()
+    for job_record in job_records:
+        group = _find_interpolation(connection, job_record) if is_end(job_record.state) else []
+        finished = [part for part in group if part.state == "finished"]
+        if finished and all(is_end(part.state) for part in group):
+            last_part = max(finished, key=lambda part: (part.ended or 0.0, part.id))
+            last_ids |= {job_record.id} & {last_part.id}
+    return last_ids
 
 
-def _of(connection: Connection, one: Record) -> list[Record]:
-    if _way(one) is None:
+def _find_interpolation(connection: Connection, job_record: JobRecord) -> list[JobRecord]:
+    if _get_interpolation(job_record) is None:
         return []
-    together: Sequence[Record] = of_key(connection, one.key) if one.key else [one]
-    walks = _cut(part for part in together if _alike(part, one))
-    return next((walk for walk in walks if one.id in {part.id for part in walk}), [])
+    request_jobs: Sequence[JobRecord] = list_by_key(connection, job_record.key) if job_record.key else [job_record]
+    groups = _split_interpolations(part for part in request_jobs if _is_same_interpolation(part, job_record))
+    return next((group for group in groups if job_record.id in {part.id for part in group}), [])
 
 
-def _cut(together: Iterable[Record]) -> list[list[Record]]:
+def _split_interpolations(request_jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
     """Split the ordered jobs of one request into interpolations. A request may ask for the same one twice."""
-    walks, before = list[list[Record]](), -1
-    for part in together:
-        if (way := _way(part)) is None:
+    groups, last_position = list[list[JobRecord]](), -1
+    for part in request_jobs:
+        if (interpolation := _get_interpolation(part)) is None:
             continue
-        if not walks or way.first <= before:
-            walks.append([])
-        walks[-1].append(part)
-        before = way.first
-    return walks
+        if not groups or interpolation.first <= last_position:
+            groups.append([])
+        groups[-1].append(part)
+        last_position = interpolation.first
+    return groups
 
 
-def _way(one: Record) -> Walk | None:
-    return one.task.walk if isinstance(one.task, Recipe) else None
+def _get_interpolation(job_record: JobRecord) -> Interpolation | None:
+    return job_record.task.walk if isinstance(job_record.task, Recipe) else None
 
 
-def _alike(one: Record, other: Record) -> bool:
+def _is_same_interpolation(job_record: JobRecord, other: JobRecord) -> bool:
     """Return True if recipe and interpolation are equal but for the position. A request may make several."""
     first, second = (
-        msgspec.structs.replace(each.task, count=1, bucket=None, walk=None)
-        for each in (one, other) if isinstance(each.task, Recipe)
+        msgspec.structs.replace(either.task, count=1, bucket=None, walk=None)
+        for either in (job_record, other) if isinstance(either.task, Recipe)
     )  # fmt: skip
-    ways = {msgspec.structs.replace(way, first=0) for each in (one, other) if (way := _way(each)) is not None}
-    return first == second and len(ways) == 1
+    interpolations = {
+        msgspec.structs.replace(interpolation, first=0)
+        for each in (job_record, other)
+        if (interpolation := _get_interpolation(each)) is not None
+    }
+    return first == second and len(interpolations) == 1

@@ -7,34 +7,41 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, RowMapping, select
 
-from bot.states import OPEN
-from bot.store.accounts import bill
-from bot.store.records import record
+from bot.states import OPEN_STATES
+from bot.store.accounts import add_cost
+from bot.store.records import decode_record
 from bot.store.tables import jobs
-from bot.store.transition import change
-from engine.job import Malformed
+from bot.store.transition import apply_transition
+from engine.job import MalformedMessage
 
-UNREADABLE = "Its database entry cannot be read any more; nothing was charged."
+UNREADABLE_TEXT = "Its database entry cannot be read any more; nothing was charged."
 
 
-def weed(connection: Connection, now: float) -> list[str]:
+def fail_unreadable_jobs(connection: Connection, now: float) -> list[str]:
     """Fail every unreadable open job without charge, and return their ids. Reads all open jobs."""
-    rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN)).order_by(jobs.c.id)).mappings().all()
-    spoilt = [row for row in rows if not _readable(row)]
-    for row in spoilt:
-        _fail(connection, row, now)
-    return [row["id"] for row in spoilt]
+    rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN_STATES)).order_by(jobs.c.id)).mappings().all()
+    unreadable = [row for row in rows if not _is_readable(row)]
+    for row in unreadable:
+        _fail_job(connection, row, now)
+    return [row["id"] for row in unreadable]
 
 
-def _readable(row: RowMapping) -> bool:
+def _is_readable(row: RowMapping) -> bool:
     try:
-        record(row)
-    except (Malformed, TypeError):
+        decode_record(row)
+    except (MalformedMessage, TypeError):
         return False
     return True
 
 
-def _fail(connection: Connection, row: RowMapping, now: float) -> None:
-    values = {"reason": UNREADABLE, "blame": "us", "ended": now, "cancelling": False, "charged": 0.0, "billed": 0.0}
-    if change(connection, "fail", row["id"], now, why="unreadable", **values) is not None:
-        bill(connection, row["account"], -row["billed"])
+def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:
+    values = {
+        "reason": UNREADABLE_TEXT,
+        "blame": "us",
+        "ended": now,
+        "cancelling": False,
+        "charged": 0.0,
+        "billed": 0.0,
+    }
+    if apply_transition(connection, "fail", row["id"], now, audit_note="unreadable", **values) is not None:
+        add_cost(connection, row["account"], -row["billed"])

@@ -8,68 +8,78 @@ from typing import cast
 import msgspec
 from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
-from bot.states import OPEN
-from bot.store.records import Stored
-from bot.store.reviews import note_held
+from bot.states import OPEN_STATES
+from bot.store.records import StoredPicture
+from bot.store.reviews import write_held_incident
 from bot.store.tables import jobs, models, pictures
-from engine.job import Enlarge, Method, Recipe, Task, Warm, decode, encode
+from engine.job import ModelInfo, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
 
 # Built once: building a statement takes longer than SQLite takes to run it.
-_OPEN = select(jobs).where(jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None))
-_OPEN = _OPEN.where(jobs.c.state.in_(OPEN)).with_for_update()
-_KNOWN = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(pictures.c.job == bindparam("job"))
-_AGAIN = pictures.delete().where(pictures.c.job == bindparam("job"), pictures.c.image == bindparam("at"))
-_AGAIN = _AGAIN.where(pictures.c.kind == bindparam("as"))
-_KEPT = pictures.insert()
+_SELECT_OPEN = select(jobs).where(
+    jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None)
+)
+_SELECT_OPEN = _SELECT_OPEN.where(jobs.c.state.in_(OPEN_STATES)).with_for_update()
+_SELECT_VERDICTS = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(
+    pictures.c.job == bindparam("job")
+)
+_DELETE_PICTURE = pictures.delete().where(pictures.c.job == bindparam("job"), pictures.c.image == bindparam("at"))
+_DELETE_PICTURE = _DELETE_PICTURE.where(pictures.c.kind == bindparam("as"))
+_INSERT_PICTURES = pictures.insert()
 
 
-def keep(
-    connection: Connection, found: Sequence[Stored], epoch: int, now: float, method: Method | None = None
+def insert_pictures(
+    connection: Connection,
+    new_pictures: Sequence[StoredPicture],
+    epoch: int,
+    now: float,
+    method: UpscaleMethod | None = None,
 ) -> RowMapping | None:
     """Record pictures and ladders of one job, and return its row. None: it is unknown, over, or a newer epoch has it.
 
     An upscale's task gets the method really used: a worker without a super-resolver uses Lanczos, and the job's view
     must say so.
     """
-    job = found[0].job
-    row = open_row(connection, job, epoch)
+    job = new_pictures[0].job
+    row = lock_open_job(connection, job, epoch)
     if row is None:
         return None
-    places = {(one.image, one.kind) for one in found}
-    before = {(each.image, each.kind): each.verdict for each in connection.execute(_KNOWN, {"job": job})}
-    for image, kind in places & before.keys():
-        connection.execute(_AGAIN, {"job": job, "at": image, "as": kind})
-    connection.execute(_KEPT, [vars(one) for one in found])
+    slots = {(picture.image, picture.kind) for picture in new_pictures}
+    old_verdicts = {
+        (known.image, known.kind): known.verdict for known in connection.execute(_SELECT_VERDICTS, {"job": job})
+    }
+    for image, kind in slots & old_verdicts.keys():
+        connection.execute(_DELETE_PICTURE, {"job": job, "at": image, "as": kind})
+    connection.execute(_INSERT_PICTURES, [vars(one) for one in new_pictures])
     if method is not None:
-        _enlarged(connection, job, row["task"], method)
+        _set_upscale_method(connection, job, row["task"], method)
     if row["check"]:
-        for one in found:
-            note_held(connection, one, before.get((one.image, one.kind)), now)
+        for one in new_pictures:
+            write_held_incident(connection, one, old_verdicts.get((one.image, one.kind)), now)
     return row
 
 
-def open_row(connection: Connection, job: str, epoch: int) -> RowMapping | None:
+def lock_open_job(connection: Connection, job: str, epoch: int) -> RowMapping | None:
     """Return the row of a job that still accepts pictures, locked until this transaction ends."""
-    return connection.execute(_OPEN, {"job": job, "epoch": epoch}).mappings().first()
+    return connection.execute(_SELECT_OPEN, {"job": job, "epoch": epoch}).mappings().first()
 
 
-def _enlarged(connection: Connection, job: str, task: bytes, method: Method) -> None:
-    asked = decode(task, cast("type[Task]", Recipe | Enlarge))
-    if isinstance(asked, Enlarge) and asked.method != method:
-        done = encode(msgspec.structs.replace(asked, method=method))
-        connection.execute(update(jobs).where(jobs.c.id == job).values(task=done))
+def _set_upscale_method(connection: Connection, job: str, task: bytes, method: UpscaleMethod) -> None:
+    old_task = decode(task, cast("type[Task]", Recipe | UpscaleTask))
+    if isinstance(old_task, UpscaleTask) and old_task.method != method:
+        new_task = encode(msgspec.structs.replace(old_task, method=method))
+        connection.execute(update(jobs).where(jobs.c.id == job).values(task=new_task))
 
 
-def remember(connection: Connection, warm: Warm, pool: str, now: float) -> None:
+def save_model(connection: Connection, model: ModelInfo, pool: str, now: float) -> None:
     """Store a model's profile in place of an older one."""
-    connection.execute(models.delete().where(models.c.name == warm.name))
-    connection.execute(models.insert().values(name=warm.name, warm=encode(warm), pool=pool, seen=now))
+    connection.execute(models.delete().where(models.c.name == model.name))
+    connection.execute(models.insert().values(name=model.name, warm=encode(model), pool=pool, seen=now))
 
 
-def let_go(connection: Connection, job: str, epoch: int) -> bool:
+def record_hand_back(connection: Connection, job: str, epoch: int) -> bool:
     """Record that the worker handed the job back: the next start will not count as an attempt without progress.
 
     False: it did so already, or another worker has the job.
     """
-    held = (jobs.c.id == job, jobs.c.epoch == epoch, jobs.c.state == "running", jobs.c.worker != "")
-    return connection.execute(update(jobs).where(*held).values(worker="", barren=jobs.c.barren - 1)).rowcount == 1
+    conditions = (jobs.c.id == job, jobs.c.epoch == epoch, jobs.c.state == "running", jobs.c.worker != "")
+    return connection.execute(update(jobs).where(*conditions).values(worker="", barren=jobs.c.barren - 1)).rowcount == 1

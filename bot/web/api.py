@@ -11,25 +11,25 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from bot.desk.bringing import Bring, Finished
-from bot.refused import Refused
-from bot.views import Place, Ticket
+from bot.desk.bringing import InitImages, JobImageRef
+from bot.refused import UserError
+from bot.views import AcceptedJob, Destination
 from bot.web import shown
-from bot.web.body import Brought, body_of, form_of
-from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
-from bot.web.live import STUDIO, at_work, permitted, visible, within_reach
-from bot.web.prints import index_of, shot_of
+from bot.web.body import FormFiles, read_body, read_form
+from bot.web.door import GUILD, HOST_POLICY, SESSION_TOKENS, VISITOR, member_of
+from bot.web.live import STUDIO, require_permitted, require_stoppable, require_visible, workers_payload
+from bot.web.prints import find_picture, picture_index_of
 
-BESIDES = ("prompt", "exact", "shots", "weights")
+NOT_OPTIONS = ("prompt", "exact", "shots", "weights")
 
 
-class Priority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PriorityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs/{id}/priority`."""
 
     weight: Annotated[float, msgspec.Meta(gt=0, le=1000)]
 
 
-class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs`. The options mean the same as the prompt's flags, and override them."""
 
     prompt: str
@@ -59,160 +59,168 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def options(self) -> dict[str, Any]:
         """Return the flags that the request sets."""
-        said = msgspec.structs.asdict(self)
-        return {name: value for name, value in said.items() if name not in BESIDES and value is not None}
+        values = msgspec.structs.asdict(self)
+        return {name: value for name, value in values.items() if name not in NOT_OPTIONS and value is not None}
 
 
 def routes() -> list[web.RouteDef]:
-    job = "/api/jobs/{id}"
+    base = "/api/jobs/{id}"
     return [
         web.get("/healthz", healthz),
-        web.get("/api/room", room),
-        web.post("/api/invitations", invite),
-        web.get("/api/jobs", jobs),
-        web.post("/api/jobs", imagine),
-        web.get(job, one),
-        web.delete(job, cancel),
-        web.post(job + "/pause", pause),
-        web.post(job + "/resume", resume),
-        web.post(job + "/priority", prioritise),
-        web.post(job + "/vary/{n}", vary),
-        web.post(job + "/upscale/{n}", upscale),
-        web.post(job + "/reroll", reroll),
-        web.post(job + "/walk", walk),
+        web.get("/api/room", get_workers),
+        web.post("/api/invitations", create_invitation),
+        web.get("/api/jobs", list_jobs),
+        web.post("/api/jobs", create_jobs),
+        web.get(base, get_job),
+        web.delete(base, cancel_job),
+        web.post(base + "/pause", pause_job),
+        web.post(base + "/resume", resume_job),
+        web.post(base + "/priority", set_priority),
+        web.post(base + "/vary/{n}", vary),
+        web.post(base + "/upscale/{n}", upscale),
+        web.post(base + "/reroll", reroll),
+        web.post(base + "/walk", interpolate),
     ]
 
 
 async def healthz(request: web.Request) -> web.Response:
     """Return that the server is up, and the number of workers."""
-    workers = request.app[STUDIO].workers()
+    workers = request.app[STUDIO].live_workers()
     return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
 
 
-async def room(request: web.Request) -> web.Response:
+async def get_workers(request: web.Request) -> web.Response:
     """Return the live workers."""
-    return web.json_response(at_work(request.app))
+    return web.json_response(workers_payload(request.app))
 
 
-async def invite(request: web.Request) -> web.Response:
+async def create_invitation(request: web.Request) -> web.Response:
     """Make a one-time address for one more visitor, who comes as a guest."""
-    if request.app[DOOR].open:
-        raise Refused("This room is for this computer only; there is nobody to invite.", 422)
-    if not request[VISITOR].owner:
-        raise Refused("Only the owner of this room may invite.", 403)
-    token = request.app[GATE].invite()
+    if request.app[HOST_POLICY].is_local:
+        raise UserError("This room is for this computer only; there is nobody to invite.", 422)
+    if not request[VISITOR].is_owner:
+        raise UserError("Only the owner of this room may invite.", 403)
+    token = request.app[SESSION_TOKENS].create_invitation()
     return web.json_response({"path": f"/?token={token}"}, status=201)
 
 
-async def jobs(request: web.Request) -> web.Response:
+async def list_jobs(request: web.Request) -> web.Response:
     """Return the running jobs, the waiting ones in their order, and the last finished ones."""
-    studio, reader = request.app[STUDIO], member_of(request)
-    queue, recent = await studio.queue(GUILD), await studio.recent(GUILD)
-    waiting = {view.id for view in queue}
-    done = [view for view in recent if view.id not in waiting]
-    seen = [view for view in [*queue, *done] if not view.hidden_from(reader.id)]
-    return web.json_response({"jobs": [shown.job(view, reader) for view in seen]})
+    job_service, reader = request.app[STUDIO], member_of(request)
+    queue, recent = await job_service.load_queue(GUILD), await job_service.load_recent(GUILD)
+    queued_ids = {view.id for view in queue}
+    ended_views = [view for view in recent if view.id not in queued_ids]
+    views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
+    return web.json_response({"jobs": [shown.serialize_job(view, reader) for view in views]})
 
 
-async def imagine(request: web.Request) -> web.Response:
+async def create_jobs(request: web.Request) -> web.Response:
     """Submit a prompt: one job, or several where it holds permutations. A form may carry init images."""
-    async with form_of(request, Order) as (order, brought):
-        tickets = await request.app[STUDIO].imagine(
-            order.prompt, member_of(request), place_of(request), key=key_of(request), exact=order.exact,
-            bring=await _brought(request, order, brought), **order.options(),
+    async with read_form(request, JobBody) as (body, files):
+        accepted_jobs = await request.app[STUDIO].imagine(
+            body.prompt, member_of(request), destination_of(request), key=idempotency_key_of(request), is_exact=body.exact,
+            init_images=await _init_images(request, body, files), **body.options(),
         )  # fmt: skip
-    answer = shown.accepted(tickets)
-    return web.json_response(answer, status=201, headers={"Location": answer["url"]})
+    payload = shown.serialize_all_accepted(accepted_jobs)
+    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
 
 
-async def _brought(request: web.Request, order: Order, brought: Brought) -> Bring | None:
+async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
     """Return the order's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
-    if not (brought.pictures or brought.mask or order.shots):
+    if not (files.pictures or files.mask or body.shots):
         return None
-    if brought.pictures and order.shots:
-        raise Refused("Use either pictures of your own or finished ones, not both at once.")
-    shots = [Finished(*await shot_of(request, named)) for named in order.shots]
-    return Bring((*brought.pictures, *shots), brought.mask, tuple(order.weights))
+    if files.pictures and body.shots:
+        raise UserError("Use either pictures of your own or finished ones, not both at once.")
+    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.shots]
+    return InitImages((*files.pictures, *finished_pictures), files.mask, tuple(body.weights))
 
 
-async def one(request: web.Request) -> web.Response:
+async def get_job(request: web.Request) -> web.Response:
     """Return one job."""
-    return web.json_response(shown.job(await visible(request), member_of(request)))
+    return web.json_response(shown.serialize_job(await require_visible(request), member_of(request)))
 
 
-async def cancel(request: web.Request) -> web.Response:
+async def cancel_job(request: web.Request) -> web.Response:
     """Cancel a job that this visitor may stop."""
-    job = await within_reach(request)
+    job = await require_stoppable(request)
     sentence = await request.app[STUDIO].cancel(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
-async def pause(request: web.Request) -> web.Response:
+async def pause_job(request: web.Request) -> web.Response:
     """Pause a running job at its step, for a quarter of an hour at most."""
-    job = await within_reach(request, "pause")
+    job = await require_stoppable(request, "pause")
     sentence = await request.app[STUDIO].pause(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
-async def resume(request: web.Request) -> web.Response:
+async def resume_job(request: web.Request) -> web.Response:
     """Resume a paused job."""
-    job = await within_reach(request, "pause")
-    sentence = await request.app[STUDIO].pause(job, member_of(request), on=False)
+    job = await require_stoppable(request, "pause")
+    sentence = await request.app[STUDIO].pause(job, member_of(request), is_paused=False)
     return web.json_response({"id": job, "sentence": sentence})
 
 
-async def prioritise(request: web.Request) -> web.Response:
+async def set_priority(request: web.Request) -> web.Response:
     """Set a running job's share of its author's rows; only for the room's owner."""
-    if not request[VISITOR].owner:
-        raise Refused("Only the owner of this room may set priorities.", 403)
-    job, said = request.match_info["id"], await body_of(request, Priority)
-    return web.json_response({"id": job, "sentence": await request.app[STUDIO].prioritise(job, said.weight)})
+    if not request[VISITOR].is_owner:
+        raise UserError("Only the owner of this room may set priorities.", 403)
+    job, body = request.match_info["id"], await read_body(request, PriorityBody)
+    return web.json_response({"id": job, "sentence": await request.app[STUDIO].set_priority(job, body.weight)})
 
 
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: make variations of a picture."""
-    view, index = await permitted(request, "vary"), index_of(request)
-    made = await request.app[STUDIO].vary(view.id, index, member_of(request), place_of(request), key=key_of(request))
-    return made_of(made)
+    view, index = await require_permitted(request, "vary"), picture_index_of(request)
+    accepted_job = await request.app[STUDIO].vary(
+        view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
 
 
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: upscale a picture."""
-    view, index = await permitted(request, "upscale"), index_of(request)
-    made = await request.app[STUDIO].upscale(view.id, index, member_of(request), place_of(request), key=key_of(request))
-    return made_of(made)
+    view, index = await require_permitted(request, "upscale"), picture_index_of(request)
+    accepted_job = await request.app[STUDIO].upscale(
+        view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
 
 
 async def reroll(request: web.Request) -> web.Response:
     """Run the same prompt with another seed."""
-    view = await permitted(request, "reroll")
-    made = await request.app[STUDIO].reroll(view.id, member_of(request), place_of(request), key=key_of(request))
-    return made_of(made)
+    view = await require_permitted(request, "reroll")
+    accepted_job = await request.app[STUDIO].reroll(
+        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
 
 
-async def walk(request: web.Request) -> web.Response:
+async def interpolate(request: web.Request) -> web.Response:
     """Interpolate from each picture to the next, as several jobs."""
-    view, studio = await permitted(request, "walk"), request.app[STUDIO]
-    made = await studio.walk_between(view.id, member_of(request), place_of(request), key=key_of(request))
-    answer = shown.accepted(made)
-    return web.json_response(answer, status=201, headers={"Location": answer["url"]})
+    view, job_service = await require_permitted(request, "walk"), request.app[STUDIO]
+    accepted_jobs = await job_service.interpolate_pictures(
+        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    payload = shown.serialize_all_accepted(accepted_jobs)
+    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
 
 
-def place_of(request: web.Request) -> Place:
-    return Place("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
+def destination_of(request: web.Request) -> Destination:
+    return Destination("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
 
 
-def key_of(request: web.Request) -> str | None:
+def idempotency_key_of(request: web.Request) -> str | None:
     """Return the studio's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
-    sent = request.headers.get("Idempotency-Key")
-    if sent is None:
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
         return None
-    if not (1 <= len(sent) <= 200 and sent.isprintable()):
-        raise Refused("An Idempotency-Key has 1 to 200 printable characters.", 400)
-    wish = "\n".join([member_of(request).id, request.method, request.path, sent])
-    return "web:" + hashlib.sha256(wish.encode()).hexdigest()[:40]
+    if not (1 <= len(header) <= 200 and header.isprintable()):
+        raise UserError("An Idempotency-Key has 1 to 200 printable characters.", 400)
+    text = "\n".join([member_of(request).id, request.method, request.path, header])
+    return "web:" + hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def made_of(made: Ticket) -> web.Response:
-    answer = shown.accepted([made])
-    return web.json_response(answer, status=201, headers={"Location": answer["url"]})
+def created_response(accepted_job: AcceptedJob) -> web.Response:
+    payload = shown.serialize_all_accepted([accepted_job])
+    return web.json_response(payload, status=201, headers={"Location": payload["url"]})

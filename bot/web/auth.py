@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bot.refused import Refused
+from bot.refused import UserError
 
-COOKIE = "darkroom"
+COOKIE_NAME = "darkroom"
 KEY_BYTES = 32
-PROXIED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
-OPEN_INVITATIONS = 20  # more make the oldest lapse
-FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
-OURS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
-FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # headers that a proxy adds
-SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+PROXY_REFUSED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
+MAX_INVITATIONS = 20  # more make the oldest lapse
+FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
+CUSTOM_HEADERS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # headers that a proxy adds
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Visitor:
     """A person at the page. An owner runs this room and may cancel any job; a guest only their own."""
 
     id: str
-    owner: bool
+    is_owner: bool
 
 
-def name_of(host: str) -> str:
+def parse_host_name(host: str) -> str:
     """Return the bare lower-case name of a Host header or an authority, without its port; empty if it is none."""
     try:
         parts = urlsplit(f"//{host}")
@@ -44,7 +44,7 @@ def name_of(host: str) -> str:
     return "" if parts.path or parts.query or parts.fragment or "@" in host else name
 
 
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _parse_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(name)
     except ValueError:
@@ -53,92 +53,98 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def is_loopback(name: str) -> bool:
     """Return whether this name can only mean this computer."""
-    address = _address(name)
+    address = _parse_address(name)
     return name == "localhost" or (address is not None and address.is_loopback)
 
 
 @dataclass(frozen=True)
-class Door:
+class HostPolicy:
     """The hosts and origins that this room answers to: its bound address, PUBLIC_URL and allowed hosts."""
 
-    bound: str
-    public: str = ""
-    allowed: frozenset[str] = frozenset()
+    bound_host: str
+    public_host: str = ""
+    allowed_hosts: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, bound: str, public_url: str, allowed: Iterable[str]) -> Door:
+    def from_settings(cls, bound_host: str, public_url: str, allowed_hosts: Iterable[str]) -> HostPolicy:
         """Build one. `public_url`: as `https://pictures.example`; `allowed`: host names with or without a port."""
-        names = frozenset(filter(None, (name_of(host.strip()) for host in allowed)))
-        return cls(bound.strip("[]").lower(), urlsplit(public_url).netloc.lower(), names)
+        names = frozenset(filter(None, (parse_host_name(host.strip()) for host in allowed_hosts)))
+        return cls(bound_host.strip("[]").lower(), urlsplit(public_url).netloc.lower(), names)
 
     @property
-    def open(self) -> bool:
+    def is_local(self) -> bool:
         """True where only this computer can connect: no token is needed then."""
-        others = [name for name in (name_of(self.public), *self.allowed) if name and not is_loopback(name)]
-        return is_loopback(self.bound) and not others
+        other_hosts = [
+            name for name in (parse_host_name(self.public_host), *self.allowed_hosts) if name and not is_loopback(name)
+        ]
+        return is_loopback(self.bound_host) and not other_hosts
 
-    def knows(self, host: str) -> bool:
+    def is_known_host(self, host: str) -> bool:
         """Return whether a Host header names this room. An address is safe from DNS rebinding, which needs a name."""
-        name = name_of(host)
-        if is_loopback(name) or name in self.allowed or (name and name == name_of(self.public)):
+        name = parse_host_name(host)
+        if is_loopback(name) or name in self.allowed_hosts or (name and name == parse_host_name(self.public_host)):
             return True
-        return not is_loopback(self.bound) and _address(name) is not None
+        return not is_loopback(self.bound_host) and _parse_address(name) is not None
 
-    def is_ours(self, origin: str, host: str) -> bool:
+    def is_own_origin(self, origin: str, host: str) -> bool:
         """Return whether a page of this origin is ours: of the host that was requested, or of the public address."""
         parts = urlsplit(origin)
-        return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public} - {""}
+        return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public_host} - {""}
 
-    def check(self, method: str, headers: Mapping[str, str]) -> None:
+    def check_request(self, method: str, headers: Mapping[str, str]) -> None:
         """Refuse an unknown Host or a foreign Origin (403), and what a form of another site could send (400).
 
         A room for this computer only treats every visitor as its owner, so it refuses proxied requests.
         """
-        if self.open and any(name in headers for name in FORWARDED):
-            raise Refused(PROXIED, 403)
+        if self.is_local and any(name in headers for name in PROXY_HEADERS):
+            raise UserError(PROXY_REFUSED, 403)
         host = headers.get("Host", "")
-        if not self.knows(host):
-            raise Refused(f"This room doesn't answer to the name {name_of(host)!r}; ALLOWED_HOSTS can add it.", 403)
+        if not self.is_known_host(host):
+            raise UserError(
+                f"This room doesn't answer to the name {parse_host_name(host)!r}; ALLOWED_HOSTS can add it.", 403
+            )
         origin = headers.get("Origin")
-        if origin is not None and not self.is_ours(origin, host):
-            raise Refused("Another site's page may not use this room.", 403)
-        foreign = headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
-        if foreign and origin is None and not _is_visit(method, headers):
-            raise Refused("Another site's page may not use this room.", 403)
-        if method not in SAFE and _is_form(headers) and not _brings(headers):
-            raise Refused("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 400)
+        if origin is not None and not self.is_own_origin(origin, host):
+            raise UserError("Another site's page may not use this room.", 403)
+        is_cross_site = headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
+        if is_cross_site and origin is None and not _is_navigation(method, headers):
+            raise UserError("Another site's page may not use this room.", 403)
+        if method not in SAFE_METHODS and _is_form(headers) and not _is_own_upload(headers):
+            raise UserError("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 400)
 
 
-def _is_visit(method: str, headers: Mapping[str, str]) -> bool:
+def _is_navigation(method: str, headers: Mapping[str, str]) -> bool:
     """Return whether this is a followed link, which may come from anywhere."""
-    return method in SAFE and headers.get("Sec-Fetch-Mode") == "navigate"
+    return method in SAFE_METHODS and headers.get("Sec-Fetch-Mode") == "navigate"
 
 
 def _is_form(headers: Mapping[str, str]) -> bool:
     """Return whether this could be a form, which any site may send unasked ("simple" in the Fetch standard)."""
-    return _kind(headers) in FORMS
+    return _content_type(headers) in FORM_TYPES
 
 
-def _brings(headers: Mapping[str, str]) -> bool:
+def _is_own_upload(headers: Mapping[str, str]) -> bool:
     """Return whether this is a form with files that no other site's page can send.
 
     Only scripts can add these headers. A script of another site must ask first (CORS preflight), and nothing here
     allows it.
     """
-    ours = any(name in headers for name in OURS) or headers.get("Authorization", "").startswith("Bearer ")
-    return ours and _kind(headers) == "multipart/form-data"
+    has_own_header = any(name in headers for name in CUSTOM_HEADERS) or headers.get("Authorization", "").startswith(
+        "Bearer "
+    )
+    return has_own_header and _content_type(headers) == "multipart/form-data"
 
 
-def _kind(headers: Mapping[str, str]) -> str:
+def _content_type(headers: Mapping[str, str]) -> str:
     return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-def _bytes(text: str) -> bytes:
+def _header_bytes(text: str) -> bytes:
     """Return a header's bytes as they came: aiohttp keeps bytes that are not UTF-8 as surrogates."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def key_of(folder: Path) -> bytes:
+def load_or_create_key(folder: Path) -> bytes:
     """Return the room's secret: 32 bytes in `web.key` (mode 600), made at the first start. Cookies outlive restarts by
     it.
 
@@ -147,73 +153,73 @@ def key_of(folder: Path) -> bytes:
     path = folder / "web.key"
     key = path.read_bytes() if path.exists() else b""
     if key and len(key) != KEY_BYTES:
-        raise Refused(f"{path.name} in the data folder is damaged: remove it, and start again.", 400)
+        raise UserError(f"{path.name} in the data folder is damaged: remove it, and start again.", 400)
     return key or _new_key(path)
 
 
 def _new_key(path: Path) -> bytes:
     """Write a new key to a draft and rename it: a crash leaves the whole key, or none."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    temp_path = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temp_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(secrets.token_bytes(KEY_BYTES))
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    temp_path.replace(path)
     return path.read_bytes()
 
 
 def terminal_key(folder: Path) -> str:
     """Return what `darkroom imagine` sends as `Authorization: Bearer …`; it needs access to the data folder."""
-    return hmac.new(key_of(folder), b"terminal", "sha256").hexdigest()
+    return hmac.new(load_or_create_key(folder), b"terminal", "sha256").hexdigest()
 
 
-class Gate:
+class SessionTokens:
     """One-time invitations and signed cookies. Invitations are kept in memory; cookies need only the key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._invitations: dict[str, bool] = {}
 
-    def invite(self, *, owner: bool = False) -> str:
+    def create_invitation(self, *, for_owner: bool = False) -> str:
         """Return a token that lets one visitor in, once. Too many guest tokens drop the oldest, never an owner's."""
-        guests = [token for token, owners in self._invitations.items() if not owners]
-        if not owner and len(guests) >= OPEN_INVITATIONS:
-            del self._invitations[guests[0]]
+        guest_tokens = [token for token, is_owner_token in self._invitations.items() if not is_owner_token]
+        if not for_owner and len(guest_tokens) >= MAX_INVITATIONS:
+            del self._invitations[guest_tokens[0]]
         token = secrets.token_urlsafe(24)
-        self._invitations[token] = owner
+        self._invitations[token] = for_owner
         return token
 
-    def gains(self, token: str, visitor: Visitor | None) -> bool:
+    def would_upgrade(self, token: str, visitor: Visitor | None) -> bool:
         """Return whether the token would raise this visitor: a stranger to guest, or anyone to owner."""
-        owner = self._invitations.get(token)
-        return owner is not None and (visitor is None or (owner and not visitor.owner))
+        for_owner = self._invitations.get(token)
+        return for_owner is not None and (visitor is None or (for_owner and not visitor.is_owner))
 
     def redeem(self, token: str) -> Visitor | None:
         """Use the token up; return its visitor, or None."""
-        owner = self._invitations.pop(token, None)
-        return None if owner is None else self.greet(owner=owner)
+        for_owner = self._invitations.pop(token, None)
+        return None if for_owner is None else self.create_visitor(is_owner=for_owner)
 
-    def greet(self, *, owner: bool) -> Visitor:
+    def create_visitor(self, *, is_owner: bool) -> Visitor:
         """Return a new visitor."""
-        return Visitor(secrets.token_hex(8), owner)
+        return Visitor(secrets.token_hex(8), is_owner)
 
-    def seal(self, visitor: Visitor) -> str:
+    def sign_cookie(self, visitor: Visitor) -> str:
         """Return the visitor as a signed cookie."""
-        text = f"{'owner' if visitor.owner else 'guest'}.{visitor.id}"
+        text = f"{'owner' if visitor.is_owner else 'guest'}.{visitor.id}"
         return f"{text}.{self._sign(text)}"
 
-    def unseal(self, cookie: str) -> Visitor | None:
+    def read_cookie(self, cookie: str) -> Visitor | None:
         """Return the visitor of a cookie, or None if this room did not sign it."""
         text, _, signature = cookie.rpartition(".")
-        if not hmac.compare_digest(_bytes(signature), self._sign(text).encode()):
+        if not hmac.compare_digest(_header_bytes(signature), self._sign(text).encode()):
             return None
-        role, _, name = text.partition(".")
-        return Visitor(name, role == "owner")
+        role, _, visitor_id = text.partition(".")
+        return Visitor(visitor_id, role == "owner")
 
-    def is_terminal(self, authorization: str) -> bool:
+    def is_terminal_key(self, authorization: str) -> bool:
         """Return whether the header carries the key of `terminal_key`."""
         expected = "Bearer " + hmac.new(self._key, b"terminal", "sha256").hexdigest()
-        return hmac.compare_digest(_bytes(authorization), expected.encode())
+        return hmac.compare_digest(_header_bytes(authorization), expected.encode())
 
     def _sign(self, text: str) -> str:
-        return hmac.new(self._key, b"visitor:" + _bytes(text), "sha256").hexdigest()
+        return hmac.new(self._key, b"visitor:" + _header_bytes(text), "sha256").hexdigest()

@@ -7,45 +7,45 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from bot.desk.review import Review
-from bot.refused import Refused
+from bot.desk.review import PictureReview
+from bot.refused import UserError
 from bot.web import shown
 from bot.web.door import member_of
-from bot.web.live import visible
-from bot.web.prints import NOT_YET, index_of
+from bot.web.live import require_visible
+from bot.web.prints import NO_STORE, picture_index_of
 
-REVIEW = web.AppKey("review", Review)
+REVIEW = web.AppKey("review", PictureReview)
 
 
 def routes() -> list[web.RouteDef]:
-    picture = "/api/jobs/{id}/pictures/{n}"
+    base = "/api/jobs/{id}/pictures/{n}"
     return [
-        web.get(picture + "/held.png", look),
-        web.post(picture + "/show", show),
-        web.post(picture + "/hide", hide),
+        web.get(base + "/held.png", get_held_picture),
+        web.post(base + "/show", show_picture),
+        web.post(base + "/hide", hide_picture),
     ]
 
 
-async def look(request: web.Request) -> web.Response:
+async def get_held_picture(request: web.Request) -> web.Response:
     """Return a held picture as it is."""
-    view, index = await visible(request), index_of(request)
-    pictures = dict(await request.app[REVIEW].look(view.id, member_of(request)))
+    view, index = await require_visible(request), picture_index_of(request)
+    pictures = dict(await request.app[REVIEW].load_held_pictures(view.id, member_of(request)))
     if index not in pictures:
-        raise Refused(f"Picture {index + 1} is not held.", 404)
-    return web.Response(body=pictures[index], content_type="image/png", headers={"Cache-Control": NOT_YET})
+        raise UserError(f"Picture {index + 1} is not held.", 404)
+    return web.Response(body=pictures[index], content_type="image/png", headers={"Cache-Control": NO_STORE})
 
 
-async def show(request: web.Request) -> web.Response:
+async def show_picture(request: web.Request) -> web.Response:
     """Show the picture to everybody; return the job."""
-    return await _decided(request, show=True)
+    return await _decide(request, is_shown=True)
 
 
-async def hide(request: web.Request) -> web.Response:
+async def hide_picture(request: web.Request) -> web.Response:
     """Keep the picture hidden; return the job."""
-    return await _decided(request, show=False)
+    return await _decide(request, is_shown=False)
 
 
-async def _decided(request: web.Request, *, show: bool) -> web.Response:
-    view, index, member = await visible(request), index_of(request), member_of(request)
-    decided = await request.app[REVIEW].decide(view.id, index, member, show=show)
-    return web.json_response(shown.job(decided, member))
+async def _decide(request: web.Request, *, is_shown: bool) -> web.Response:
+    view, index, member = await require_visible(request), picture_index_of(request), member_of(request)
+    decided_view = await request.app[REVIEW].decide(view.id, index, member, show=is_shown)
+    return web.json_response(shown.serialize_job(decided_view, member))

@@ -8,38 +8,38 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from bot.desk.describing import Describing
-from bot.refused import Refused
-from bot.web.body import form_of
+from bot.desk.describing import ImageToPrompt
+from bot.refused import UserError
+from bot.web.body import read_form
 from bot.web.door import member_of
 
-DESCRIBING = web.AppKey("describing", Describing)
+IMAGE_TO_PROMPT = web.AppKey("describing", ImageToPrompt)
 
 
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The part `order` of the form, beside one part `picture`. Without a model, the default one is used."""
 
     model: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.post("/api/describe", describe)]
+    return [web.post("/api/describe", describe_picture)]
 
 
-async def describe(request: web.Request) -> web.Response:
+async def describe_picture(request: web.Request) -> web.Response:
     """Return prompts for the picture, which takes seconds."""
-    said, picture = await _asked(request)
-    found = await request.app[DESCRIBING].describe(picture, member_of(request), said.model)
-    prompts = [asdict(one) for one in found.words]
+    body, picture = await _read_picture(request)
+    result = await request.app[IMAGE_TO_PROMPT].suggest_prompts(picture, member_of(request), body.model)
+    prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(
-        {"model": found.model, "tried": found.tried, "prompts": prompts, "sentence": found.sentence,
-         "notes": list(found.notes)}
+        {"model": result.model, "tried": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
+         "notes": list(result.notes)}
     )  # fmt: skip
 
 
-async def _asked(request: web.Request) -> tuple[Question, bytes]:
+async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:
     """Read the form. Other forms may be sent while this picture is scored: scoring has its own queue."""
-    async with form_of(request, Question) as (said, brought):
-        if len(brought.pictures) != 1 or brought.mask is not None:
-            raise Refused("The form needs one part `picture`, beside `order`.", 400)
-        return said, brought.pictures[0]
+    async with read_form(request, DescribeBody) as (body, files):
+        if len(files.pictures) != 1 or files.mask is not None:
+            raise UserError("The form needs one part `picture`, beside `order`.", 400)
+        return body, files.pictures[0]

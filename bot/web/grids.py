@@ -12,42 +12,42 @@ from weakref import WeakValueDictionary
 
 from bot.images import grid
 
-AT_ONCE = 2  # each takes a core, and tens of megabytes of pixels
-MOST = 48
-MOST_BYTES = 64 * 1024 * 1024
+MAX_CONCURRENT = 2  # each takes a core, and tens of megabytes of pixels
+MAX_GRIDS = 48
+MAX_BYTES = 64 * 1024 * 1024
 
 
-class Grids:
+class GridCache:
     """An LRU cache of grids. A key names what a grid is made of, so an entry never changes."""
 
     def __init__(self, cell: int) -> None:
         self._cell = cell
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._making: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = (
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = (
             WeakValueDictionary()
         )  # an entry lives while a request waits
-        self._kept: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
-        self._bytes = 0
+        self._entries: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+        self._total_bytes = 0
 
-    async def of(self, key: tuple[str, ...], pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
+    async def get(self, key: tuple[str, ...], load_pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
         """Return the grid of `key`; compose it from `pictures()`, which is called only on a miss."""
-        if (kept := self._look(key)) is not None:
-            return kept
-        one_at_a_time = self._making.setdefault(key, asyncio.Lock())
-        async with one_at_a_time, self._turns:
-            if (kept := self._look(key)) is not None:  # composed while we waited
-                return kept
-            made = await asyncio.to_thread(grid.compose, await pictures(), self._cell)
-            self._keep(key, made)
-            return made
+        if (entry := self._lookup(key)) is not None:
+            return entry
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock, self._slots:
+            if (entry := self._lookup(key)) is not None:  # composed while we waited
+                return entry
+            payload = await asyncio.to_thread(grid.compose, await load_pictures(), self._cell)
+            self._store(key, payload)
+            return payload
 
-    def _look(self, key: tuple[str, ...]) -> bytes | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def _lookup(self, key: tuple[str, ...]) -> bytes | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
 
-    def _keep(self, key: tuple[str, ...], made: bytes) -> None:
-        self._bytes += len(made) - len(self._kept.get(key, b""))
-        self._kept[key] = made
-        while len(self._kept) > MOST or self._bytes > MOST_BYTES:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
+    def _store(self, key: tuple[str, ...], payload: bytes) -> None:
+        self._total_bytes += len(payload) - len(self._entries.get(key, b""))
+        self._entries[key] = payload
+        while len(self._entries) > MAX_GRIDS or self._total_bytes > MAX_BYTES:
+            self._total_bytes -= len(self._entries.popitem(last=False)[1])

@@ -8,26 +8,26 @@ from __future__ import annotations
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from bot.refused import Refused
-from bot.scrape import Scrape
-from bot.web.door import METRICS, VISITOR
+from bot.refused import UserError
+from bot.scrape import MetricsPage
+from bot.web.door import METRICS_PATH, VISITOR
 
-SCRAPE = web.AppKey("scrape", Scrape)
+METRICS_SNAPSHOT = web.AppKey("scrape", MetricsPage)
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get(METRICS, metrics), web.get("/api/refused", refused)]
+    return [web.get(METRICS_PATH, get_metrics), web.get("/api/refused", list_refused)]
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def get_metrics(request: web.Request) -> web.Response:
     """Return all metrics in the format that the scraper prefers."""
-    encode, kind = choose_encoder(request.headers.get("Accept", ""))
-    body = await request.app[SCRAPE].page(encode)
-    return web.Response(body=body, headers={"Content-Type": kind})
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    body = await request.app[METRICS_SNAPSHOT].render(encode)
+    return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-async def refused(request: web.Request) -> web.Response:
+async def list_refused(request: web.Request) -> web.Response:
     """Return what was refused of workers in the last minute. It may hold text of anybody at the broker."""
-    if not request[VISITOR].owner:
-        raise Refused("Only the owner of this room may see what it refuses.", 403)
-    return web.json_response({"refused": request.app[SCRAPE].refused()})
+    if not request[VISITOR].is_owner:
+        raise UserError("Only the owner of this room may see what it refuses.", 403)
+    return web.json_response({"refused": request.app[METRICS_SNAPSHOT].refused_messages()})

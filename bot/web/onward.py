@@ -10,35 +10,35 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
-from bot.refused import Refused
-from bot.web.api import key_of, made_of, place_of
-from bot.web.body import body_of, form_of
+from bot.refused import UserError
+from bot.web.api import created_response, destination_of, idempotency_key_of
+from bot.web.body import read_body, read_form
 from bot.web.door import member_of
-from bot.web.live import STUDIO, permitted
-from bot.web.prints import index_of
+from bot.web.live import STUDIO, require_permitted
+from bot.web.prints import picture_index_of
 
 
-class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EditBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The part `order` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old one."""
 
     prompt: str | None = None
     strength: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None
 
 
-class Zoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ZoomBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs/{id}/zoom/{n}`. `square`: until the picture is square, whatever the factor."""
 
     factor: float = 2.0
     square: bool = False
 
 
-class Pan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs/{id}/pan/{n}`."""
 
     direction: Literal["left", "right", "up", "down"]
 
 
-class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/jobs/{id}/branch/{n}`. The options mean the same as the prompt's flags."""
 
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
@@ -52,62 +52,70 @@ class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def options(self) -> dict[str, Any]:
         """Return the options that the request sets."""
-        said = {name: getattr(self, name) for name in ("steps", "seed", "guidance", "count", "negative")}
-        return {name: value for name, value in said.items() if value is not None}
+        values = {name: getattr(self, name) for name in ("steps", "seed", "guidance", "count", "negative")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def routes() -> list[web.RouteDef]:
-    job = "/api/jobs/{id}"
+    base = "/api/jobs/{id}"
     return [
-        web.post(job + "/edit/{n}", edit),
-        web.post(job + "/zoom/{n}", zoom),
-        web.post(job + "/pan/{n}", pan),
-        web.get(job + "/branch/{n}", steps),
-        web.post(job + "/branch/{n}", branch),
+        web.post(base + "/edit/{n}", edit),
+        web.post(base + "/zoom/{n}", zoom),
+        web.post(base + "/pan/{n}", pan),
+        web.get(base + "/branch/{n}", list_steps),
+        web.post(base + "/branch/{n}", branch),
     ]
 
 
 async def edit(request: web.Request) -> web.Response:
     """Inpaint a picture where the mask is white."""
-    view, index = await permitted(request, "edit"), index_of(request)
-    async with form_of(request, Edit) as (said, brought):
-        if brought.mask is None or brought.pictures:
-            raise Refused("The form needs a part `mask`: white where the picture shall be drawn anew.", 400)
-        made = await request.app[STUDIO].edit(
-            view.id, index, brought.mask, member_of(request), place_of(request),
-            text=said.prompt, strength=said.strength, key=key_of(request),
+    view, index = await require_permitted(request, "edit"), picture_index_of(request)
+    async with read_form(request, EditBody) as (body, files):
+        if files.mask is None or files.pictures:
+            raise UserError("The form needs a part `mask`: white where the picture shall be drawn anew.", 400)
+        accepted_job = await request.app[STUDIO].edit(
+            view.id, index, files.mask, member_of(request), destination_of(request),
+            text=body.prompt, strength=body.strength, key=idempotency_key_of(request),
         )  # fmt: skip
-    return made_of(made)
+    return created_response(accepted_job)
 
 
 async def zoom(request: web.Request) -> web.Response:
     """Zoom out: outpaint around the picture."""
-    view, index = await permitted(request, "zoom"), index_of(request)
-    said, who = await body_of(request, Zoom), (member_of(request), place_of(request))
-    if said.square:
-        return made_of(await request.app[STUDIO].square(view.id, index, *who, key=key_of(request)))
-    return made_of(await request.app[STUDIO].zoom(view.id, index, said.factor, *who, key=key_of(request)))
+    view, index = await require_permitted(request, "zoom"), picture_index_of(request)
+    body, context = await read_body(request, ZoomBody), (member_of(request), destination_of(request))
+    if body.square:
+        return created_response(
+            await request.app[STUDIO].zoom_to_square(view.id, index, *context, key=idempotency_key_of(request))
+        )
+    return created_response(
+        await request.app[STUDIO].zoom(view.id, index, body.factor, *context, key=idempotency_key_of(request))
+    )
 
 
 async def pan(request: web.Request) -> web.Response:
     """Outpaint beyond one edge of the picture."""
-    view, index = await permitted(request, "pan"), index_of(request)
-    said, who = await body_of(request, Pan), (member_of(request), place_of(request))
-    return made_of(await request.app[STUDIO].pan(view.id, index, said.direction, *who, key=key_of(request)))
+    view, index = await require_permitted(request, "pan"), picture_index_of(request)
+    body, context = await read_body(request, PanBody), (member_of(request), destination_of(request))
+    return created_response(
+        await request.app[STUDIO].pan(view.id, index, body.direction, *context, key=idempotency_key_of(request))
+    )
 
 
-async def steps(request: web.Request) -> web.Response:
+async def list_steps(request: web.Request) -> web.Response:
     """Return the steps to branch from."""
-    view, index = await permitted(request, "branch"), index_of(request)
-    return web.json_response({"steps": list(await request.app[STUDIO].steps(view.id, index, member_of(request)))})
+    view, index = await require_permitted(request, "branch"), picture_index_of(request)
+    return web.json_response(
+        {"steps": list(await request.app[STUDIO].list_branch_steps(view.id, index, member_of(request)))}
+    )
 
 
 async def branch(request: web.Request) -> web.Response:
     """Branch from one of these steps."""
-    view, index = await permitted(request, "branch"), index_of(request)
-    said = await body_of(request, Branch)
-    made = await request.app[STUDIO].branch(
-        view.id, index, said.step, member_of(request), place_of(request),
-        text=said.prompt, exact=said.exact, key=key_of(request), **said.options(),
+    view, index = await require_permitted(request, "branch"), picture_index_of(request)
+    body = await read_body(request, BranchBody)
+    accepted_job = await request.app[STUDIO].branch(
+        view.id, index, body.step, member_of(request), destination_of(request),
+        text=body.prompt, exact=body.exact, key=idempotency_key_of(request), **body.options(),
     )  # fmt: skip
-    return made_of(made)
+    return created_response(accepted_job)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from bot.desk.options import Options
-from bot.web.body import body_of
+from bot.desk.options import FlagAliases
+from bot.web.body import read_body
 from bot.web.door import member_of
 
-OPTIONS = web.AppKey("options", Options)
+FLAG_ALIASES = web.AppKey("options", FlagAliases)
 
 
-class Option(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FlagAliasBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `PUT /api/prefer/options`. Without a value the alias is deleted."""
 
     name: str
@@ -20,16 +20,20 @@ class Option(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get("/api/prefer/options", mine), web.put("/api/prefer/options", note)]
+    return [web.get("/api/prefer/options", list_aliases), web.put("/api/prefer/options", set_alias)]
 
 
-async def mine(request: web.Request) -> web.Response:
+async def list_aliases(request: web.Request) -> web.Response:
     """Return the visitor's flag aliases, and what they stand for."""
-    return web.json_response({"options": await request.app[OPTIONS].of(member_of(request).id)})
+    return web.json_response({"options": await request.app[FLAG_ALIASES].list_aliases(member_of(request).id)})
 
 
-async def note(request: web.Request) -> web.Response:
+async def set_alias(request: web.Request) -> web.Response:
     """Set or delete one of the visitor's flag aliases; return them all."""
-    said, options, member = await body_of(request, Option), request.app[OPTIONS], member_of(request).id
-    await (options.put(member, said.name, said.value) if said.value.strip() else options.drop(member, said.name))
-    return await mine(request)
+    body, aliases, member_id = await read_body(request, FlagAliasBody), request.app[FLAG_ALIASES], member_of(request).id
+    await (
+        aliases.set_alias(member_id, body.name, body.value)
+        if body.value.strip()
+        else aliases.delete_alias(member_id, body.name)
+    )
+    return await list_aliases(request)

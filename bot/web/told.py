@@ -6,36 +6,36 @@ import json
 from collections import OrderedDict
 from typing import Any
 
-from bot.feed import Developing, Queued, Readying
+from bot.feed import JobProgress, ModelLoading, QueueMoved
 from bot.web import shown
 
-Told = Queued | Readying | Developing
-REMEMBERED = 256  # jobs
+LiveEvent = QueueMoved | ModelLoading | JobProgress
+MAX_JOBS = 256  # jobs
 
 
-class Texts:
+class EventCache:
     """The last encoded event of each job. The feed gives the same object to all pages that keep up."""
 
     def __init__(self) -> None:
-        self._last: OrderedDict[str, tuple[Told, bytes]] = OrderedDict()
+        self._last: OrderedDict[str, tuple[LiveEvent, bytes]] = OrderedDict()
 
-    def of(self, moment: Told) -> bytes:
+    def encode(self, job_event: LiveEvent) -> bytes:
         """Return the event in its wire format (HTML, 9.2.6: the event stream's format). JSON has no line ends."""
-        last = self._last.get(moment.job)
-        if last is None or last[0] is not moment:
-            event, value = spoken(moment)
-            last = self._last[moment.job] = moment, f"event: {event}\r\ndata: {json.dumps(value)}\r\n\r\n".encode()
-            self._last.move_to_end(moment.job)
-            if len(self._last) > REMEMBERED:
+        last = self._last.get(job_event.job)
+        if last is None or last[0] is not job_event:
+            name, value = serialize_event(job_event)
+            last = self._last[job_event.job] = job_event, f"event: {name}\r\ndata: {json.dumps(value)}\r\n\r\n".encode()
+            self._last.move_to_end(job_event.job)
+            if len(self._last) > MAX_JOBS:
                 self._last.popitem(last=False)
         return last[1]
 
 
-def spoken(moment: Told) -> tuple[str, dict[str, Any]]:
+def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:
     """Return the event's name and its value for JSON."""
-    if isinstance(moment, Developing):
-        return "frame", shown.frame(moment)
-    if isinstance(moment, Readying):
-        return "loading", shown.loading(moment)
-    place = {"place": moment.place, "eta": moment.eta, "starting": moment.starting}
-    return "queued", {"id": moment.job, "state": "queued", **place}
+    if isinstance(job_event, JobProgress):
+        return "frame", shown.serialize_frame(job_event)
+    if isinstance(job_event, ModelLoading):
+        return "loading", shown.serialize_loading(job_event)
+    payload = {"place": job_event.jobs_ahead, "eta": job_event.eta, "starting": job_event.startup_notice}
+    return "queued", {"id": job_event.job, "state": "queued", **payload}

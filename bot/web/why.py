@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from bot.refused import Refused
-from bot.web.door import GATE
+from bot.refused import UserError
+from bot.web.door import SESSION_TOKENS
 from bot.web.live import STUDIO
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get("/api/jobs/{id}/why", why)]
+    return [web.get("/api/jobs/{id}/why", get_wait_reason)]
 
 
-async def why(request: web.Request) -> web.Response:
+async def get_wait_reason(request: web.Request) -> web.Response:
     """Return what only the running bot knows: the reason for the wait, the job's step, and when it will be done."""
-    if not request.app[GATE].is_terminal(request.headers.get("Authorization", "")):
-        raise Refused("Only the terminal of this machine may ask for that.", 403)
-    view = await request.app[STUDIO].view(request.match_info["id"])
+    if not request.app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
+        raise UserError("Only the terminal of this machine may ask for that.", 403)
+    view = await request.app[STUDIO].load_view(request.match_info["id"])
     return web.json_response(
-        {"id": view.id, "state": view.state, "why": view.why, "place": view.ahead, "eta": view.eta, "step": view.step}
+        {
+            "id": view.id,
+            "state": view.state,
+            "why": view.wait_reason,
+            "place": view.jobs_ahead,
+            "eta": view.eta,
+            "step": view.step,
+        }
     )

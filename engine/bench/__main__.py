@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from engine.bench.claims import Sides
-    from engine.bench.row import Row
+    from engine.bench.claims import ComparedModels
+    from engine.bench.row import FigureRow
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -33,51 +33,55 @@ def bench(
 
     Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. `bench discord` measures the bot.
     """
-    from engine.bench.claims import both
-    from engine.bench.row import as_json, as_table
+    from engine.bench.claims import load_models
+    from engine.bench.row import format_json, format_table
 
-    with tempfile.TemporaryDirectory() as fresh:
-        sides = both(Path(fresh))
+    with tempfile.TemporaryDirectory() as temp_folder:
+        models = load_models(Path(temp_folder))
     if plot:
-        return _plot(sides, plot)
-    rows = list(_rows(sides, quick))
-    typer.echo(as_json(rows) if json else as_table(rows))
+        return _plot_users(models, plot)
+    rows = list(_measure_rows(models, quick))
+    typer.echo(format_json(rows) if json else format_table(rows))
 
 
-def _rows(sides: Sides, quick: bool) -> Iterator[Row]:
-    from engine.bench.card import card_rows
-    from engine.bench.claims import all_rows, quick_rows
-    from engine.bench.day import day_rows
-    from engine.bench.service import service_rows
+def _measure_rows(models: ComparedModels, quick: bool) -> Iterator[FigureRow]:
+    from engine.bench.card import measure_gpu_rows
+    from engine.bench.claims import measure_all_rows, measure_quick_rows
+    from engine.bench.day import simulate_day_rows
+    from engine.bench.service import measure_service_rows
 
-    yield from quick_rows(sides, _say) if quick else all_rows(sides, _say)
+    yield from measure_quick_rows(models, _print_progress) if quick else measure_all_rows(models, _print_progress)
     if not quick:
-        _say("a busy server's day, simulated")
-        yield from day_rows()
-        yield from card_rows(_say)
-    _say("the running program, measured from outside")
-    yield from service_rows()
+        _print_progress("a busy server's day, simulated")
+        yield from simulate_day_rows()
+        yield from measure_gpu_rows(_print_progress)
+    _print_progress("the running program, measured from outside")
+    yield from measure_service_rows()
 
 
-def _plot(sides: Sides, path: Path) -> None:
+def _plot_users(models: ComparedModels, path: Path) -> None:
     from engine.bench import users
-    from engine.bench.crowd import cast
-    from engine.calibration import device_name
+    from engine.bench.crowd import cast_pipeline
+    from engine.calibration import read_device_name
 
-    load = replace(sides.load, steps=users.STEPS)
-    found = users.measure(sides.family, cast(sides.pipeline, load.dtype), load, _say)
-    users.plot(
-        found, path, f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {device_name(sides.family.device)}"
+    load = replace(models.load, steps=users.STEPS)
+    measurements = users.measure_user_counts(
+        models.family, cast_pipeline(models.pipeline, load.dtype), load, _print_progress
     )
-    _say(f"{path}: {len(found)} numbers of users, both systems in {load.dtype}")
+    users.plot_measurements(
+        measurements,
+        path,
+        f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {read_device_name(models.family.device)}",
+    )
+    _print_progress(f"{path}: {len(measurements)} numbers of users, both systems in {load.dtype}")
 
 
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
+def _print_progress(message: str) -> None:
+    typer.echo(message, err=True)
 
 
-def main(args: list[str] | None = None) -> int:
-    return int(app(args, prog_name="darkroom bench", standalone_mode=False) or 0)
+def main(argv: list[str] | None = None) -> int:
+    return int(app(argv, prog_name="darkroom bench", standalone_mode=False) or 0)
 
 
 if __name__ == "__main__":

@@ -9,27 +9,27 @@ from io import BytesIO
 
 from PIL import Image
 
-from engine.job import Forward, Source
+from engine.job import ImageToImage, InitImage
 
 STRENGTH = 0.5
 
 
-def start() -> Forward:
+def make_image_to_image() -> ImageToImage:
     """Return the init image as a recipe names it."""
-    picture, mask = blobs()
-    return Forward((Source(picture),), STRENGTH, mask)
+    image_hash, mask_hash = make_blobs()
+    return ImageToImage((InitImage(image_hash),), STRENGTH, mask_hash)
 
 
 @lru_cache(maxsize=1)
-def blobs() -> Mapping[str, bytes]:
+def make_blobs() -> Mapping[str, bytes]:
     """Return the PNGs by SHA-256: a gradient picture and a mask whose right half is white."""
     gradient = Image.linear_gradient("L")
-    picture = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
     mask = gradient.rotate(90).point([0] * 128 + [255] * 128)
-    return {hashlib.sha256(content).hexdigest(): content for content in (_png(picture), _png(mask))}
+    return {hashlib.sha256(content).hexdigest(): content for content in (_encode_png(image), _encode_png(mask))}
 
 
-def _png(picture: Image.Image) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

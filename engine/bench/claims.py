@@ -11,94 +11,103 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench import network, overhead, previews, throughput
-from engine.bench.crowd import USERS, Load, cast
-from engine.bench.moving import moving_rows
-from engine.bench.parity import parity_rows
-from engine.bench.row import Row
+from engine.bench.crowd import USERS, Workload, cast_pipeline
+from engine.bench.moving import measure_resume_rows
+from engine.bench.parity import measure_parity_rows
+from engine.bench.row import FigureRow
 from engine.calibration import Calibration, calibrate
-from engine.families.embedded import assemble, load_embedded
+from engine.families.embedded import build_pipeline, load_embedded
 from engine.families.family import Family
 
 STEPS = 50  # throughput: enough for steps to dominate the time, few enough for three rounds
-LONG = 200  # for the time of a step outside the network
-WAITED, WAITED_QUICKLY = 1000, 200  # previews: our advantage grows with the jobs' length
-Say = Callable[[str], None]
+OVERHEAD_STEPS = 200  # for the time of a step outside the network
+PREVIEW_STEPS, QUICK_PREVIEW_STEPS = 1000, 200  # previews: our advantage grows with the jobs' length
+PrintProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Sides:
+class ComparedModels:
     """The embedded model twice: our calibrated family, and the diffusers pipeline in float32, its default."""
 
     family: Family
     pipeline: Any
-    found: Calibration
+    calibration: Calibration
 
     @property
-    def load(self) -> Load:
+    def load(self) -> Workload:
         """Return the load with the number format and batch limit that a worker would use here."""
-        return Load(STEPS, self.found.dtype, rows=self.found.rows)
+        return Workload(STEPS, self.calibration.dtype, batch_limit=self.calibration.rows)
 
 
-def both(data: Path) -> Sides:
+def load_models(data_folder: Path) -> ComparedModels:
     family = load_embedded()
-    return Sides(family, assemble(), calibrate(family, data / "calibration.json"))
+    return ComparedModels(family, build_pipeline(), calibrate(family, data_folder / "calibration.json"))
 
 
-def quick_rows(sides: Sides, say: Say) -> Iterator[Row]:
+def measure_quick_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
     """Yield the rows of the README's first claims."""
-    family, pipeline, load = sides.family, sides.pipeline, sides.load
-    yield from _by_default(sides, say)
-    say("time to the preview at a tenth")
-    yield sooner(pipeline, family, replace(load, steps=WAITED_QUICKLY), "≥ 15")
-    say(f"throughput against diffusers in {load.dtype}, and the network alone")
-    yield throughput.equal_dtype(pipeline, family, load, "≥ 0.95")
+    family, pipeline, load = models.family, models.pipeline, models.load
+    yield from _measure_default_rows(models, print_progress)
+    print_progress("time to the preview at a tenth")
+    yield compare_preview_times(pipeline, family, replace(load, steps=QUICK_PREVIEW_STEPS), "≥ 15")
+    print_progress(f"throughput against diffusers in {load.dtype}, and the network alone")
+    yield throughput.compare_equal_dtype(pipeline, family, load, "≥ 0.95")
 
 
-def all_rows(sides: Sides, say: Say) -> Iterator[Row]:
+def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
     """Yield every row for the embedded model, ordered so that the diffusers pipeline is cast only once."""
-    family, pipeline, load = sides.family, sides.pipeline, sides.load
-    yield from _by_default(sides, say)
-    say(f"time to the preview at a tenth of {WAITED} steps: diffusers takes minutes")
-    yield sooner(pipeline, family, replace(load, steps=WAITED), "≥ 25")
-    yield any_preview(family, replace(load, steps=WAITED))
-    say(f"throughput against diffusers in {load.dtype}, and the network alone")
-    yield throughput.equal_dtype(pipeline, family, load, "≥ 0.95")
-    yield throughput.of_four(pipeline, family, load)
-    say("guidance interval, mixed load, init images")
-    yield throughput.interval(family, load)
-    yield throughput.mixed(family, load)
-    yield throughput.begun(family, load)
-    say("time of a step outside the network")
-    yield from network.packed_rows(family, load.dtype)
-    yield overhead.outside_the_network(family, replace(load, steps=LONG))
-    yield overhead.watched(family, load)
-    yield overhead.cancelled(family, load)
-    yield overhead.beside_a_flood(family, replace(load, count=4), sides.found.bucket_ms)
-    yield overhead.beside_a_flood(family, load, sides.found.bucket_ms)
-    say("killed and resumed")
-    yield from moving_rows(family, load)
-    say("against diffusers compiled")
-    yield throughput.compiled(cast(pipeline, load.dtype), family, load)
+    family, pipeline, load = models.family, models.pipeline, models.load
+    yield from _measure_default_rows(models, print_progress)
+    print_progress(f"time to the preview at a tenth of {PREVIEW_STEPS} steps: diffusers takes minutes")
+    yield compare_preview_times(pipeline, family, replace(load, steps=PREVIEW_STEPS), "≥ 25")
+    yield measure_first_preview(family, replace(load, steps=PREVIEW_STEPS))
+    print_progress(f"throughput against diffusers in {load.dtype}, and the network alone")
+    yield throughput.compare_equal_dtype(pipeline, family, load, "≥ 0.95")
+    yield throughput.compare_four_pictures(pipeline, family, load)
+    print_progress("guidance interval, mixed load, init images")
+    yield throughput.compare_guidance_interval(family, load)
+    yield throughput.compare_mixed_load(family, load)
+    yield throughput.compare_init_images(family, load)
+    print_progress("time of a step outside the network")
+    yield from network.measure_forward_rows(family, load.dtype)
+    yield overhead.measure_step_overhead(family, replace(load, steps=OVERHEAD_STEPS))
+    yield overhead.measure_preview_overhead(family, load)
+    yield overhead.measure_cancel_delay(family, load)
+    yield overhead.measure_flood_slowdown(family, replace(load, count=4), models.calibration.bucket_ms)
+    yield overhead.measure_flood_slowdown(family, load, models.calibration.bucket_ms)
+    print_progress("killed and resumed")
+    yield from measure_resume_rows(family, load)
+    print_progress("against diffusers compiled")
+    yield throughput.compare_compiled(cast_pipeline(pipeline, load.dtype), family, load)
 
 
-def _by_default(sides: Sides, say: Say) -> Iterator[Row]:
+def _measure_default_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
     """Yield the rows that need the diffusers pipeline in float32, its default."""
-    say(f"embedded model, {USERS} users, ours in {sides.load.dtype}, at most {sides.load.rows} rows a forward")
-    yield from parity_rows(sides.pipeline, sides.family)
-    say("throughput against diffusers as it runs by default")
-    yield throughput.by_default(sides.pipeline, sides.family, sides.load, "≥ 4")
+    print_progress(
+        f"embedded model, {USERS} users, ours in {models.load.dtype}, at most {models.load.batch_limit} rows a forward"
+    )
+    yield from measure_parity_rows(models.pipeline, models.family)
+    print_progress("throughput against diffusers as it runs by default")
+    yield throughput.compare_default(models.pipeline, models.family, models.load, "≥ 4")
 
 
-def sooner(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
+def compare_preview_times(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
     """Compare the p95 time at which users see the preview at a tenth of the steps: diffusers' by ours."""
-    theirs, ours = previews.in_turn(pipeline, family, load), previews.together(family, load)
-    times = previews.p95(theirs), previews.p95(ours)
+    diffusers_times, engine_times = (
+        previews.time_pipeline_previews(pipeline, family, load),
+        previews.time_engine_previews(family, load),
+    )
+    percentiles = previews.percentile_95(diffusers_times), previews.percentile_95(engine_times)
     name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
-    note = f"{times[1]:.2f} s instead of {times[0]:.1f}"
-    return Row(name, times[0] / times[1], goal, "×", note, min(len(theirs), len(ours)), load.users)
+    note = f"{percentiles[1]:.2f} s instead of {percentiles[0]:.1f}"
+    return FigureRow(
+        name, percentiles[0] / percentiles[1], goal, "×", note, min(len(diffusers_times), len(engine_times)), load.users
+    )
 
 
-def any_preview(family: Family, load: Load) -> Row:
-    seen = previews.together(family, load, share=0.0)
+def measure_first_preview(family: Family, load: Workload) -> FigureRow:
+    preview_times = previews.time_engine_previews(family, load, step_share=0.0)
     name = f"p95 time to any preview, {load.users} users"
-    return Row(name, previews.p95(seen), "≤ 0.5", "s", samples=len(seen), of=load.users)
+    return FigureRow(
+        name, previews.percentile_95(preview_times), "≤ 0.5", "s", samples=len(preview_times), planned=load.users
+    )

@@ -10,96 +10,109 @@ import math
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
-from engine.bench.arrivals import Arrival, day
-from engine.bench.row import Row
-from engine.bench.simulated import LIMIT, InTurn, Seen, Together, alone
+from engine.bench.arrivals import Arrival, generate_day
+from engine.bench.row import FigureRow
+from engine.bench.simulated import (
+    BATCH_LIMIT,
+    BatchedSimulation,
+    SequentialSimulation,
+    SimulationResult,
+    compute_isolated_seconds,
+)
 
 SEED = 7
-BACKLOGGED = 8  # users of equal demand for Jain's index
-HOUR = 3600.0
+BACKLOGGED_USERS = 8  # users of equal demand for Jain's index
+HOUR_SECONDS = 3600.0
 
 
-def day_rows(seed: int = SEED) -> list[Row]:
+def simulate_day_rows(seed: int = SEED) -> list[FigureRow]:
     """Return the simulation's rows; without simpy, one row that says so."""
     if find_spec("simpy") is None:
-        missing = "simpy is missing: pip install 'darkroom-bot[bench]'"
-        return [Row("a simulated day", None, None, "", missing)]
-    return [*compared(day(seed)), *fairness()]
+        missing_note = "simpy is missing: pip install 'darkroom-bot[bench]'"
+        return [FigureRow("a simulated day", None, None, "", missing_note)]
+    return [*compare_orders(generate_day(seed)), *measure_fairness()]
 
 
-def compared(arrivals: Sequence[Arrival]) -> list[Row]:
+def compare_orders(arrivals: Sequence[Arrival]) -> list[FigureRow]:
     """Run both orders on the same arrivals and return their rows."""
-    ours, rival = Together(arrivals).run(), InTurn(arrivals).run()
-    both = sorted(ours.finished.keys() & rival.finished.keys())
-    times = {job.job: alone(job) for job in arrivals}
+    batched, sequential = BatchedSimulation(arrivals).run(), SequentialSimulation(arrivals).run()
+    finished_in_both = sorted(batched.finish_seconds.keys() & sequential.finish_seconds.keys())
+    isolated_seconds = {arrival.job_id: compute_isolated_seconds(arrival) for arrival in arrivals}
     rows = [
-        Row(
+        FigureRow(
             "simulated day: jobs that finished",
-            len(both),
+            len(finished_in_both),
             None,
             "",
             f"of {len(arrivals)}; the others cancelled",
-            len(both),
+            len(finished_in_both),
         )
     ]
-    for name, seen in (("ours", ours), ("one after another", rival)):
-        slow = [seen.finished[job] / times[job] for job in both]
-        first = [seen.preview[job] for job in both]
-        for share in (50, 95):
-            for told, values, unit in (("first preview", first, "s"), ("time in the system / time alone", slow, "×")):
-                figure = percentile(values, share)
-                rows.append(Row(f"{told} p{share}, {name}", figure, None, unit, samples=len(values)))
-        rows.append(Row(f"rows filled while busy, {name}", filled(seen), None, "%", f"of {LIMIT} a forward"))
+    for name, result in (("ours", batched), ("one after another", sequential)):
+        slowdowns = [result.finish_seconds[job_id] / isolated_seconds[job_id] for job_id in finished_in_both]
+        preview_seconds = [result.preview_seconds[job_id] for job_id in finished_in_both]
+        for percent in (50, 95):
+            for quantity, values, unit in (
+                ("first preview", preview_seconds, "s"),
+                ("time in the system / time alone", slowdowns, "×"),
+            ):
+                figure = percentile(values, percent)
+                rows.append(FigureRow(f"{quantity} p{percent}, {name}", figure, None, unit, samples=len(values)))
+        rows.append(
+            FigureRow(f"rows filled while busy, {name}", fill_percent(result), None, "%", f"of {BATCH_LIMIT} a forward")
+        )
     return rows
 
 
-def fairness() -> list[Row]:
+def measure_fairness() -> list[FigureRow]:
     """Return the rows that show how much one user can slow another."""
     return [
-        Row("one job of four pictures beside another user's 20 jobs / alone", beside(4), "≤ 2.1", "×"),
-        Row("the same for a job of one picture", beside(1), "≤ 2.1", "×"),
-        _equal("one size", (512,)),
-        _equal("three sizes", (512, 768, 1024)),
+        FigureRow("one job of four pictures beside another user's 20 jobs / alone", measure_slowdown(4), "≤ 2.1", "×"),
+        FigureRow("the same for a job of one picture", measure_slowdown(1), "≤ 2.1", "×"),
+        _measure_share_equality("one size", (512,)),
+        _measure_share_equality("three sizes", (512, 768, 1024)),
     ]
 
 
-def beside(images: int) -> float:
+def measure_slowdown(image_count: int) -> float:
     """Return how many times longer a job takes when another user's twenty jobs are already running."""
     flood = [Arrival(f"flood {number}", 0.0, "flood", "guild") for number in range(20)]
-    lone = Arrival("lone", 10.0, "lone", "guild", images=images)
-    return Together([*flood, lone]).run().finished["lone"] / alone(lone)
+    lone_arrival = Arrival("lone", 10.0, "lone", "guild", images=image_count)
+    return BatchedSimulation([*flood, lone_arrival]).run().finish_seconds["lone"] / compute_isolated_seconds(
+        lone_arrival
+    )
 
 
-def _equal(told: str, sizes: Sequence[int]) -> Row:
-    found = shares(sizes)
-    name = f"Jain index of eight backlogged users, {told}"
-    return Row(name, jain(found), "≥ 0.99", "", samples=len(found), of=BACKLOGGED)
+def _measure_share_equality(size_text: str, sizes: Sequence[int]) -> FigureRow:
+    cost_shares = measure_cost_shares(sizes)
+    name = f"Jain index of eight backlogged users, {size_text}"
+    return FigureRow(name, jain_index(cost_shares), "≥ 0.99", "", samples=len(cost_shares), planned=BACKLOGGED_USERS)
 
 
-def shares(sizes: Sequence[int]) -> list[float]:
+def measure_cost_shares(sizes: Sequence[int]) -> list[float]:
     """Return each user's row-steps weighted by cost; all users have more to do than an hour allows."""
     jobs = [
         Arrival(f"{user}.{number}", float(user), f"user {user}", "guild", sizes[user % len(sizes)], steps=1000)
-        for user in range(BACKLOGGED)
+        for user in range(BACKLOGGED_USERS)
         for number in range(3)
     ]
-    return [*Together(jobs, until=HOUR).run().cost.values()]
+    return [*BatchedSimulation(jobs, end_time=HOUR_SECONDS).run().cost_by_member.values()]
 
 
-def jain(values: Iterable[float]) -> float:
+def jain_index(values: Iterable[float]) -> float:
     """Return Jain's index (Σ x)² / (n Σ x²): 1 if all values are equal (Jain, Chiu and Hawe 1984), NaN if all are 0."""
-    each = [*values]
-    return sum(each) ** 2 / (len(each) * sum(value * value for value in each)) if any(each) else math.nan
+    numbers = [*values]
+    return sum(numbers) ** 2 / (len(numbers) * sum(value * value for value in numbers)) if any(numbers) else math.nan
 
 
-def percentile(values: Iterable[float], share: int) -> float:
+def percentile(values: Iterable[float], percent: int) -> float:
     """Return the smallest value that is at least as large as `share` % of the values; NaN if there are none."""
     ordered = sorted(values)
-    return ordered[max(0, -(-share * len(ordered) // 100) - 1)] if ordered else math.nan
+    return ordered[max(0, -(-percent * len(ordered) // 100) - 1)] if ordered else math.nan
 
 
-def filled(seen: Seen) -> float:
+def fill_percent(result: SimulationResult) -> float:
     """Return how full the forwards were, in percent of their rows without padding; NaN if there were none."""
-    forwards = sum(seen.filled.values())
-    rows = sum(rows * count for rows, count in seen.filled.items())
-    return 100.0 * rows / (LIMIT * forwards) if forwards else math.nan
+    forward_count = sum(result.forwards_by_rows.values())
+    row_count = sum(rows * count for rows, count in result.forwards_by_rows.items())
+    return 100.0 * row_count / (BATCH_LIMIT * forward_count) if forward_count else math.nan

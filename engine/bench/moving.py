@@ -9,73 +9,83 @@ import msgspec
 import numpy as np
 import torch
 
-from engine.bench.crowd import Load
-from engine.bench.row import Row
-from engine.engine import Developed, Engine
+from engine.bench.crowd import Workload
+from engine.bench.row import FigureRow
+from engine.engine import Engine, LatentsDone
 from engine.families.family import Family
 from engine.job import Job, decode, encode
 from engine.job import Snapshot as Saved
 
-KILLS = 12
+KILL_COUNT = 12
 SEED = 5
-FAR = 120.0  # dB for equal pictures
+EQUAL_PSNR = 120.0  # dB for equal pictures
 
 
-def moving_rows(family: Family, load: Load) -> list[Row]:
+def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
     """Kill and resume jobs in batches with other jobs: once pinned to a batch layout (`exact`), once not."""
-    random, jobs = Random(SEED), load.jobs(family)
-    pinned = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
-    equal, worst = 0, FAR
-    for number in range(KILLS):
-        job, k = pinned[number % len(pinned)], random.randrange(1, load.steps)
-        others = [other for other in pinned if other.id != job.id]
-        equal += torch.equal(_whole(family, job), _killed(family, job, random.sample(others, 3 % len(others)), k))
-    for number in range(KILLS):
+    random, jobs = Random(SEED), load.make_jobs(family)
+    pinned_jobs = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
+    equal_count, worst_psnr = 0, EQUAL_PSNR
+    for number in range(KILL_COUNT):
+        job, kill_step = pinned_jobs[number % len(pinned_jobs)], random.randrange(1, load.steps)
+        other_jobs = [other_job for other_job in pinned_jobs if other_job.id != job.id]
+        equal_count += torch.equal(
+            _run_uninterrupted(family, job),
+            _run_resumed(family, job, random.sample(other_jobs, 3 % len(other_jobs)), kill_step),
+        )
+    for number in range(KILL_COUNT):
         job = jobs[number % len(jobs)]
-        others = [mate for mate in random.sample(jobs, random.randrange(len(jobs))) if mate.id != job.id]
-        straight, moved = _whole(family, job), _killed(family, job, others, random.randrange(1, load.steps))
-        worst = min(worst, psnr(family, straight, moved))
+        other_jobs = [
+            other_job for other_job in random.sample(jobs, random.randrange(len(jobs))) if other_job.id != job.id
+        ]
+        uninterrupted, resumed = (
+            _run_uninterrupted(family, job),
+            _run_resumed(family, job, other_jobs, random.randrange(1, load.steps)),
+        )
+        worst_psnr = min(worst_psnr, decoded_psnr(family, uninterrupted, resumed))
     return [
-        Row(
-            f"killed and resumed {KILLS} times, exact: equal to the bit", equal, f"= {KILLS}", "pictures",
-            samples=KILLS, of=max(1, KILLS),
+        FigureRow(
+            f"killed and resumed {KILL_COUNT} times, exact: equal to the bit", equal_count, f"= {KILL_COUNT}", "pictures",
+            samples=KILL_COUNT, planned=max(1, KILL_COUNT),
         ),
-        Row(
-            f"killed and resumed {KILLS} times beside others, {load.dtype}: worst", worst, None, "dB", samples=KILLS,
-            of=max(1, KILLS),
+        FigureRow(
+            f"killed and resumed {KILL_COUNT} times beside others, {load.dtype}: worst", worst_psnr, None, "dB", samples=KILL_COUNT,
+            planned=max(1, KILL_COUNT),
         ),
     ]  # fmt: skip
 
 
-def _whole(family: Family, job: Job) -> torch.Tensor:
+def _run_uninterrupted(family: Family, job: Job) -> torch.Tensor:
     engine = Engine({family.name: family})
     engine.add(job)
-    return _finish(engine, job)
+    return _run_to_end(engine, job)
 
 
-def _killed(family: Family, job: Job, mates: list[Job], k: int) -> torch.Tensor:
+def _run_resumed(family: Family, job: Job, other_jobs: list[Job], kill_step: int) -> torch.Tensor:
     """Run `k` steps in one engine and the rest in another beside `mates`; between them the snapshot is serialised."""
     engine = Engine({family.name: family})
     engine.add(job)
-    for _ in range(k):
+    for _ in range(kill_step):
         engine.step()
-    saved = [decode(encode(each), Saved) for each in engine.snapshots(job.id, 1)]
-    other = Engine({family.name: family})
-    for mate in mates:
-        other.add(mate)
-    other.add(job, saved)
-    return _finish(other, job)
+    snapshots = [decode(encode(snapshot), Saved) for snapshot in engine.take_snapshots(job.id, 1)]
+    second_engine = Engine({family.name: family})
+    for other_job in other_jobs:
+        second_engine.add(other_job)
+    second_engine.add(job, snapshots)
+    return _run_to_end(second_engine, job)
 
 
-def _finish(engine: Engine, job: Job) -> torch.Tensor:
+def _run_to_end(engine: Engine, job: Job) -> torch.Tensor:
     while True:
         for event in engine.step():
-            if isinstance(event, Developed) and event.job == job.id:
+            if isinstance(event, LatentsDone) and event.job == job.id:
                 return event.latents
 
 
-def psnr(family: Family, one: torch.Tensor, other: torch.Tensor) -> float:
+def decoded_psnr(family: Family, first_latents: torch.Tensor, second_latents: torch.Tensor) -> float:
     """Return the PSNR between the decoded pictures in dB."""
-    a, b = (np.asarray(family.decode(each), dtype=np.float64) for each in (one, other))
-    error = float(((a - b) ** 2).mean())
-    return min(FAR, 10 * math.log10(255**2 / error)) if error else FAR
+    first_picture, second_picture = (
+        np.asarray(family.decode(latents), dtype=np.float64) for latents in (first_latents, second_latents)
+    )
+    mean_squared_error = float(((first_picture - second_picture) ** 2).mean())
+    return min(EQUAL_PSNR, 10 * math.log10(255**2 / mean_squared_error)) if mean_squared_error else EQUAL_PSNR

@@ -10,71 +10,79 @@ from statistics import median
 import torch
 
 from engine.bench.crowd import USERS
-from engine.bench.row import Row
-from engine.families.family import TORCH, Family
-from engine.families.nets import placed
-from engine.families.pipelined import Pipelined
+from engine.bench.row import FigureRow
+from engine.families.family import TORCH_DTYPES, Family
+from engine.families.nets import place_network
+from engine.families.pipelined import DiffusersFamily
 from engine.job import Dtype
-from engine.measurement import probe
+from engine.measurement import probe_recipe
 
 ROUNDS = 15
-WARMING = 3  # uncounted forwards: they build kernels and pack weights
+WARMUP_FORWARDS = 3  # uncounted forwards: they build kernels and pack weights
 
 
-def gain(family: Family, dtype: Dtype, rounds: int | None = None) -> float:
+def measure_batch_speedup(family: Family, dtype: Dtype, rounds: int | None = None) -> float:
     """Return how much faster the network runs sixteen rows at once than two at a time: the most that batching can gain.
 
     Uses the pipeline's plain network, not our engine's forward.
     """
-    few, many = (plain(family, rows, dtype) for rows in (2, 2 * USERS))
-    times = [(clock(few), clock(many)) for _ in range((rounds or ROUNDS) + WARMING)][WARMING:]
+    run_few_rows, run_many_rows = (make_plain_forward(family, rows, dtype) for rows in (2, 2 * USERS))
+    times = [(time_call(run_few_rows), time_call(run_many_rows)) for _ in range((rounds or ROUNDS) + WARMUP_FORWARDS)][
+        WARMUP_FORWARDS:
+    ]
     return USERS * median(each for each, _ in times) / median(each for _, each in times)
 
 
-def packed_rows(family: Family, dtype: Dtype) -> list[Row]:
+def measure_forward_rows(family: Family, dtype: Dtype) -> list[FigureRow]:
     """Compare our forward with packed weights against the plain network."""
-    found = []
+    results = []
     for rows in (2, 2 * USERS):
-        both = plain(family, rows, dtype), ours(family, rows, dtype)
-        times = [(clock(both[0]), clock(both[1])) for _ in range(ROUNDS + WARMING)][WARMING:]
+        forwards = make_plain_forward(family, rows, dtype), make_engine_forward(family, rows, dtype)
+        times = [(time_call(forwards[0]), time_call(forwards[1])) for _ in range(ROUNDS + WARMUP_FORWARDS)][
+            WARMUP_FORWARDS:
+        ]
         figure = median(each for each, _ in times) / median(each for _, each in times)
-        found.append(Row(f"a forward of {rows} rows, {dtype}: plain network / ours", figure, None, "×"))
-    return found
+        results.append(FigureRow(f"a forward of {rows} rows, {dtype}: plain network / ours", figure, None, "×"))
+    return results
 
 
-def plain(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
+def make_plain_forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
     """Return a function that runs one forward of the unmodified network at the native size."""
-    x, t, texts = _inputs(family, rows)
-    assert isinstance(family, Pipelined)  # the benchmark's families are
-    net = placed(copy.deepcopy(getattr(family.pipeline, family.network)), family.device, dtype)
-    kind = TORCH[dtype]
+    x, t, conditioning = _make_inputs(family, rows)
+    assert isinstance(family, DiffusersFamily)  # the benchmark's families are
+    network = place_network(copy.deepcopy(getattr(family.pipeline, family.network_name)), family.device, dtype)
+    torch_dtype = TORCH_DTYPES[dtype]
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
-        return net(x.to(kind), t, encoder_hidden_states=texts[0].to(kind), return_dict=False)[0]
+        return network(x.to(torch_dtype), t, encoder_hidden_states=conditioning[0].to(torch_dtype), return_dict=False)[
+            0
+        ]
 
     return forward
 
 
-def ours(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
+def make_engine_forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
     """Return a function that runs one forward of our engine."""
-    x, t, texts = _inputs(family, rows)
+    x, t, conditioning = _make_inputs(family, rows)
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
-        return family.denoise(x, t, texts, dtype)
+        return family.denoise(x, t, conditioning, dtype)
 
     return forward
 
 
-def _inputs(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+def _make_inputs(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     x = torch.randn(rows, *family.latent_shape(family.size, family.size), device=family.device)
-    texts = tuple(part.expand(rows, *part.shape) for part in family.condition("cat", probe(family)))
-    return x, torch.full((rows,), 500.0, device=family.device), texts
+    conditioning = tuple(
+        part.expand(rows, *part.shape) for part in family.encode_conditioning("cat", probe_recipe(family))
+    )
+    return x, torch.full((rows,), 500.0, device=family.device), conditioning
 
 
-def clock(run: Callable[[], object]) -> float:
+def time_call(function: Callable[[], object]) -> float:
     """Return the seconds that one call takes."""
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
+    started_at = time.perf_counter()
+    function()
+    return time.perf_counter() - started_at

@@ -14,165 +14,182 @@ from tempfile import TemporaryDirectory
 import msgspec
 import torch
 
-from engine.bench.crowd import Load
-from engine.bench.row import Row
-from engine.cores import Kind
-from engine.engine import Developed, Engine, Stepped
-from engine.families.family import Conditions, Family
+from engine.bench.crowd import Workload
+from engine.bench.row import FigureRow
+from engine.cores import WorkKind
+from engine.engine import Engine, LatentsDone, StepDone
+from engine.families.family import Conditioning, Family
 from engine.job import Dtype, Frame, Job, Lora
-from engine.lane import Lane
-from engine.map_files import MapFiles
-from engine.preview import fit
+from engine.lane import DecodeWorker
+from engine.map_files import MapStore
+from engine.preview import fit_preview_map
 
 ROUNDS = 3
-SAVED_EVERY = 2.0  # seconds between two snapshots, as in `engine.worker.keeping`
-SHOWN_EVERY = 0.5  # seconds between two frames of an image: more than Discord's budget lets through
+SNAPSHOT_SECONDS = 2.0  # seconds between two snapshots, as in `engine.worker.keeping`
+PREVIEW_SECONDS = 0.5  # seconds between two frames of an image: more than Discord's budget lets through
 
 
-class Timed:
+class TimedFamily:
     """Wraps a family and times its forwards."""
 
     def __init__(self, family: Family) -> None:
-        self._family, self.seconds = family, 0.0
+        self._family, self.forward_seconds = family, 0.0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._family, name)
 
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
-        begun = time.perf_counter()
-        out = self._family.denoise(x, t, texts, dtype, loras)
+        started_at = time.perf_counter()
+        output = self._family.denoise(x, t, conditioning, dtype, loras)
         if self._family.device.type == "cuda":
             torch.cuda.synchronize(self._family.device)
-        self.seconds += time.perf_counter() - begun
-        return out
+        self.forward_seconds += time.perf_counter() - started_at
+        return output
 
 
-def outside_the_network(family: Family, load: Load) -> Row:
+def measure_step_overhead(family: Family, load: Workload) -> FigureRow:
     """Measure the milliseconds of a step outside the network, with eight jobs and no watchers."""
-    timed, jobs = Timed(family), load.jobs(family)
-    engine = Engine({family.name: timed}, rows=load.rows)  # pyright: ignore[reportArgumentType] # it delegates to the family
-    _add(engine, jobs)
-    steps, warming = load.steps - 1, 4
-    for _ in range(warming):
+    timed_family, jobs = TimedFamily(family), load.make_jobs(family)
+    engine = Engine({family.name: timed_family}, rows=load.batch_limit)  # pyright: ignore[reportArgumentType] # it delegates to the family
+    _add_jobs(engine, jobs)
+    step_count, warmup_steps = load.steps - 1, 4
+    for _ in range(warmup_steps):
         engine.step()
-    timed.seconds, begun = 0.0, time.perf_counter()
-    for _ in range(steps - warming):
+    timed_family.forward_seconds, started_at = 0.0, time.perf_counter()
+    for _ in range(step_count - warmup_steps):
         engine.step()
-    whole = time.perf_counter() - begun
-    step, outside = (1000 * each / (steps - warming) for each in (whole, whole - timed.seconds))
+    total_seconds = time.perf_counter() - started_at
+    step_ms, overhead_ms = (
+        1000 * seconds / (step_count - warmup_steps)
+        for seconds in (total_seconds, total_seconds - timed_family.forward_seconds)
+    )
     name = "time outside the network a step, 8 jobs"
-    if step >= 20:
-        return Row(name, 100 * outside / step, "≤ 2", "%", f"{outside:.2f} ms of {step:.1f}")
-    return Row(name, outside, "≤ 0.4", "ms", f"of {step:.1f} ms")
+    if step_ms >= 20:
+        return FigureRow(name, 100 * overhead_ms / step_ms, "≤ 2", "%", f"{overhead_ms:.2f} ms of {step_ms:.1f}")
+    return FigureRow(name, overhead_ms, "≤ 0.4", "ms", f"of {step_ms:.1f} ms")
 
 
-def watched(family: Family, load: Load) -> Row:
+def measure_preview_overhead(family: Family, load: Workload) -> FigureRow:
     """Measure the slowdown when every image is previewed twice a second and snapshots are taken."""
     ratios = []
-    with TemporaryDirectory(ignore_cleanup_errors=True) as data:
-        maps = MapFiles(Path(data))
-        maps.write(family.revision, fit(family))  # the engine does this once, when idle
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        map_store = MapStore(Path(folder))
+        map_store.write(family.revision, fit_preview_map(family))  # the engine does this once, when idle
         for _ in range(ROUNDS):
-            alone = _stepping(family, load, maps, seen=False)
-            ratios.append(_stepping(family, load, maps, seen=True) / alone)
-    added = 100 * (median(ratios) - 1)
-    note = f"8 images, a frame of each every {SHOWN_EVERY:g} s, snapshots every {SAVED_EVERY:g} s, the ladder"
-    return Row("previews, snapshots and ladder at 50 steps, of the step time", added, "≤ 5", "%", note)
+            unwatched_seconds = _time_steps(family, load, map_store, is_watched=False)
+            ratios.append(_time_steps(family, load, map_store, is_watched=True) / unwatched_seconds)
+    added_percent = 100 * (median(ratios) - 1)
+    note = f"8 images, a frame of each every {PREVIEW_SECONDS:g} s, snapshots every {SNAPSHOT_SECONDS:g} s, the ladder"
+    return FigureRow("previews, snapshots and ladder at 50 steps, of the step time", added_percent, "≤ 5", "%", note)
 
 
-def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
+def _time_steps(family: Family, load: Workload, map_store: MapStore, is_watched: bool) -> float:
     """Return the seconds of all steps and ladders, without the decoding of finished pictures."""
-    engine, jobs = Engine({family.name: family}, rows=load.rows), replace(load, ladder=seen).jobs(family)
-    lane = Lane({family.name: family}, maps=maps)
-    _add(engine, jobs)
-    by_id = {job.id: job for job in jobs}
+    engine, jobs = (
+        Engine({family.name: family}, rows=load.batch_limit),
+        replace(load, ladder=is_watched).make_jobs(family),
+    )
+    decode_worker = DecodeWorker({family.name: family}, map_store=map_store)
+    _add_jobs(engine, jobs)
+    jobs_by_id = {job.id: job for job in jobs}
     for job in jobs:
-        engine.watch(job.id, seen)
-    begun = saved = time.perf_counter()
-    due, frames, ladders, developed = dict[str, float](), list[Future[Frame]](), list[Future[bytes]](), 0
-    while not engine.idle:
-        with lane.cores.held(Kind.STEP):
+        engine.watch(job.id, is_watched)
+    started_at = last_snapshot_at = time.perf_counter()
+    next_frame_at, frames, ladders, finished_count = dict[str, float](), list[Future[Frame]](), list[Future[bytes]](), 0
+    while not engine.is_idle:
+        with decode_worker.cores.hold(WorkKind.STEP):
             events = engine.step()
         now = time.perf_counter()
         for event in events:
-            if seen and isinstance(event, Stepped) and event.x0 is not None and now >= due.get(event.job, 0.0):
-                due[event.job] = now + SHOWN_EVERY
-                frames.append(lane.frame(event, by_id[event.job], 0, 0.0))
-            developed += isinstance(event, Developed)
-            if seen and isinstance(event, Developed):
-                ladders.append(lane.ladder(event, by_id[event.job]))
-        if seen and now - saved >= SAVED_EVERY:
-            saved = now
+            if (
+                is_watched
+                and isinstance(event, StepDone)
+                and event.x0 is not None
+                and now >= next_frame_at.get(event.job, 0.0)
+            ):
+                next_frame_at[event.job] = now + PREVIEW_SECONDS
+                frames.append(decode_worker.render_frame(event, jobs_by_id[event.job], 0, 0.0))
+            finished_count += isinstance(event, LatentsDone)
+            if is_watched and isinstance(event, LatentsDone):
+                ladders.append(decode_worker.encode_ladder(event, jobs_by_id[event.job]))
+        if is_watched and now - last_snapshot_at >= SNAPSHOT_SECONDS:
+            last_snapshot_at = now
             for job in jobs:
-                engine.snapshots(job.id, 1)
+                engine.take_snapshots(job.id, 1)
     for ladder in ladders:
         ladder.result()
-    took = time.perf_counter() - begun
-    lane.close()
-    _insist(developed, load.users * load.count)
-    if seen and not [frame.result() for frame in frames if not frame.cancelled()]:
+    seconds = time.perf_counter() - started_at
+    decode_worker.close()
+    _check_finished(finished_count, load.users * load.count)
+    if is_watched and not [frame.result() for frame in frames if not frame.cancelled()]:
         raise RuntimeError("no preview was shown: there is no figure")
-    return took
+    return seconds
 
 
-def _insist(developed: int, wanted: int) -> None:
+def _check_finished(finished_count: int, expected_count: int) -> None:
     """Raise RuntimeError if pictures failed: a failed job takes no time and would look fast."""
-    if not 0 < developed == wanted:
-        raise RuntimeError(f"{developed} pictures were finished, not {wanted}: there is no figure")
+    if not 0 < finished_count == expected_count:
+        raise RuntimeError(f"{finished_count} pictures were finished, not {expected_count}: there is no figure")
 
 
-def cancelled(family: Family, load: Load) -> Row:
+def measure_cancel_delay(family: Family, load: Workload) -> FigureRow:
     """Count the steps that still run with a job's rows after it was cancelled."""
-    engine, jobs = Engine({family.name: family}, rows=load.rows), load.jobs(family)
-    _add(engine, jobs)
-    begun = any(_steps(event, jobs[0]) for _ in range(load.users) for event in engine.step())
+    engine, jobs = Engine({family.name: family}, rows=load.batch_limit), load.make_jobs(family)
+    _add_jobs(engine, jobs)
+    has_started = any(_is_step_of(event, jobs[0]) for _ in range(load.users) for event in engine.step())
     engine.cancel(jobs[0].id)
-    late = 0
-    while any(_steps(event, jobs[0]) for event in engine.step()):
-        late += 1
+    late_steps = 0
+    while any(_is_step_of(event, jobs[0]) for event in engine.step()):
+        late_steps += 1
     for job in jobs[1:]:
         engine.cancel(job.id)
-    return Row("steps until a cancelled job's rows are free", late, "≤ 1", "steps", samples=int(begun))
+    return FigureRow(
+        "steps until a cancelled job's rows are free", late_steps, "≤ 1", "steps", samples=int(has_started)
+    )
 
 
-def _steps(event: object, job: Job) -> bool:
-    return isinstance(event, Stepped) and event.job == job.id
+def _is_step_of(event: object, job: Job) -> bool:
+    return isinstance(event, StepDone) and event.job == job.id
 
 
-def beside_a_flood(family: Family, load: Load, times: Mapping[int, float]) -> Row:
+def measure_flood_slowdown(family: Family, load: Workload, forward_times: Mapping[int, float]) -> FigureRow:
     """Compare one job beside another user's twenty with the same job alone. `times` are the calibrated times."""
-    lone, *_ = load.jobs(family)
-    flood = [of_another(job, 100 + number) for number, job in enumerate(replace(load, users=20).jobs(family))]
-    lasts = partial(_until, family, load, times, lone)
-    ratios = [lasts(flood) / lasts(()) for _ in range(ROUNDS)]
+    lone_job, *_ = load.make_jobs(family)
+    other_jobs = [
+        reassign_job(job, 100 + number) for number, job in enumerate(replace(load, users=20).make_jobs(family))
+    ]
+    time_lone_job = partial(_time_lone_job, family, load, forward_times, lone_job)
+    ratios = [time_lone_job(other_jobs) / time_lone_job(()) for _ in range(ROUNDS)]
     name = f"one job of {load.count} beside another user's 20 / alone"
-    return Row(name, median(ratios), "≤ 3.5" if load.count == 1 else "≤ 2.1", "×")
+    return FigureRow(name, median(ratios), "≤ 3.5" if load.count == 1 else "≤ 2.1", "×")
 
 
-def of_another(job: Job, number: int) -> Job:
+def reassign_job(job: Job, job_number: int) -> Job:
     """Return the same job under another id, for one other user."""
     share = msgspec.structs.replace(job.share, user="the other")
-    return msgspec.structs.replace(job, id=f"{number:026d}", share=share)
+    return msgspec.structs.replace(job, id=f"{job_number:026d}", share=share)
 
 
-def _until(family: Family, load: Load, times: Mapping[int, float], lone: Job, others: Sequence[Job]) -> float:
+def _time_lone_job(
+    family: Family, load: Workload, forward_times: Mapping[int, float], lone_job: Job, other_jobs: Sequence[Job]
+) -> float:
     """Return the seconds until the lone job's steps are done; the other jobs run before it arrives."""
-    engine = Engine({family.name: family}, rows=load.rows, times={family.name: times})
-    _add(engine, others)
+    engine = Engine({family.name: family}, rows=load.batch_limit, forward_times={family.name: forward_times})
+    _add_jobs(engine, other_jobs)
     for _ in range(3):
         engine.step()
-    begun = time.perf_counter()
-    engine.add(lone)
-    developed = 0
-    while engine.snapshots(lone.id, 1):
-        developed += sum(isinstance(event, Developed) and event.job == lone.id for event in engine.step())
-    took = time.perf_counter() - begun
-    _insist(developed, load.count)
-    return took
+    started_at = time.perf_counter()
+    engine.add(lone_job)
+    finished_count = 0
+    while engine.take_snapshots(lone_job.id, 1):
+        finished_count += sum(isinstance(event, LatentsDone) and event.job == lone_job.id for event in engine.step())
+    seconds = time.perf_counter() - started_at
+    _check_finished(finished_count, load.count)
+    return seconds
 
 
-def _add(engine: Engine, jobs: Sequence[Job]) -> None:
+def _add_jobs(engine: Engine, jobs: Sequence[Job]) -> None:
     for job in jobs:
         engine.add(job)

@@ -8,38 +8,47 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.bench.crowd import Load, call
-from engine.bench.row import Row
-from engine.bench.tables import table_rows
-from engine.engine import Developed, Engine
+from engine.bench.crowd import Workload, run_pipeline
+from engine.bench.row import FigureRow
+from engine.bench.tables import measure_plan_rows
+from engine.engine import Engine, LatentsDone
 from engine.families.family import Family
 from engine.job import Job
 
 STEPS = 25
 
 
-def parity_rows(pipeline: Any, family: Family) -> list[Row]:
+def measure_parity_rows(pipeline: Any, family: Family) -> list[FigureRow]:
     """Return the parity rows. `pipeline` must be in float32: the goals are about the arithmetic, not about bf16."""
-    jobs = Load(STEPS, "float32").jobs(family)
-    theirs = call(pipeline, jobs[0], output_type="latent")[0]
-    alone, together = (_latents(family, some)[jobs[0].id] for some in (jobs[:1], jobs))
-    theirs_seen, ours_seen = (np.asarray(family.decode(each), dtype=np.float64) for each in (theirs, together))
+    jobs = Workload(STEPS, "float32").make_jobs(family)
+    diffusers_latents = run_pipeline(pipeline, jobs[0], output_type="latent")[0]
+    single_latents, batched_latents = (_run_jobs(family, batch_jobs)[jobs[0].id] for batch_jobs in (jobs[:1], jobs))
+    diffusers_picture, engine_picture = (
+        np.asarray(family.decode(latents), dtype=np.float64) for latents in (diffusers_latents, batched_latents)
+    )
     return [
-        *table_rows(dict(pipeline.scheduler.config)),
-        Row("latents against diffusers, same batch shape", float((alone - theirs).abs().max()), "≤ 1e-4", "absolute"),
-        Row("picture against diffusers, other batch shape", _psnr(theirs_seen, ours_seen), "≥ 60", "dB"),
+        *measure_plan_rows(dict(pipeline.scheduler.config)),
+        FigureRow(
+            "latents against diffusers, same batch shape",
+            float((single_latents - diffusers_latents).abs().max()),
+            "≤ 1e-4",
+            "absolute",
+        ),
+        FigureRow(
+            "picture against diffusers, other batch shape", _psnr(diffusers_picture, engine_picture), "≥ 60", "dB"
+        ),
     ]
 
 
-def _latents(family: Family, jobs: list[Job]) -> dict[str, torch.Tensor]:
-    engine, found = Engine({family.name: family}), dict[str, torch.Tensor]()
+def _run_jobs(family: Family, jobs: list[Job]) -> dict[str, torch.Tensor]:
+    engine, latents = Engine({family.name: family}), dict[str, torch.Tensor]()
     for job in jobs:
         engine.add(job)
-    while not engine.idle:
-        found |= {event.job: event.latents for event in engine.step() if isinstance(event, Developed)}
-    return found
+    while not engine.is_idle:
+        latents |= {event.job: event.latents for event in engine.step() if isinstance(event, LatentsDone)}
+    return latents
 
 
-def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = float(((a - b) ** 2).mean())
-    return 10 * math.log10(255**2 / error) if error else 120.0  # bit-equal: reported as 120
+def _psnr(picture: np.ndarray, other_picture: np.ndarray) -> float:
+    mean_squared_error = float(((picture - other_picture) ** 2).mean())
+    return 10 * math.log10(255**2 / mean_squared_error) if mean_squared_error else 120.0  # bit-equal: reported as 120

@@ -8,52 +8,59 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.crowd import Load, call, events
-from engine.engine import Stepped
+from engine.bench.crowd import Workload, run_engine, run_pipeline
+from engine.engine import StepDone
 from engine.families.family import Family
 
 
-def together(family: Family, load: Load, share: float = 0.1) -> list[float]:
+def time_engine_previews(family: Family, load: Workload, step_share: float = 0.1) -> list[float]:
     """Return the seconds until each user sees our decoded preview at `share` of the steps (0: any), ascending."""
-    begun, seen = time.perf_counter(), dict[str, float]()
-    for event in events(family, load, watched=True):
-        if not isinstance(event, Stepped) or event.x0 is None or event.k < load.steps * share or event.job in seen:
+    started_at, preview_times = time.perf_counter(), dict[str, float]()
+    for event in run_engine(family, load, with_previews=True):
+        if (
+            not isinstance(event, StepDone)
+            or event.x0 is None
+            or event.step < load.steps * step_share
+            or event.job in preview_times
+        ):
             continue
         family.decode(event.x0)
-        seen[event.job] = time.perf_counter() - begun
-        if len(seen) == load.users:
+        preview_times[event.job] = time.perf_counter() - started_at
+        if len(preview_times) == load.users:
             break
-    return sorted(seen.values())
+    return sorted(preview_times.values())
 
 
-def in_turn(pipeline: Any, family: Family, load: Load, share: float = 0.1) -> list[float]:
+def time_pipeline_previews(pipeline: Any, family: Family, load: Workload, step_share: float = 0.1) -> list[float]:
     """Return the same for the pipeline: its step callback decodes, and later users wait for whole jobs."""
-    begun, seen = time.perf_counter(), list[float]()
+    started_at, preview_times = time.perf_counter(), list[float]()
 
-    def look(_: Any, k: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
-        if k + 1 == max(1, int(load.steps * share)):
+    def record_preview(_: Any, step: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 == max(1, int(load.steps * step_share)):
             family.decode(state["latents"][0].float())
-            seen.append(time.perf_counter() - begun)
+            preview_times.append(time.perf_counter() - started_at)
         return state
 
-    *before, last = load.jobs(family)
-    for job in before:
-        call(pipeline, job, callback_on_step_end=look)
-    call(pipeline, last, callback_on_step_end=_until(look, seen, load.users))
-    return sorted(seen)
+    *earlier_jobs, last_job = load.make_jobs(family)
+    for job in earlier_jobs:
+        run_pipeline(pipeline, job, callback_on_step_end=record_preview)
+    run_pipeline(
+        pipeline, last_job, callback_on_step_end=_stop_after_preview(record_preview, preview_times, load.users)
+    )
+    return sorted(preview_times)
 
 
-def _until(look: Any, seen: list[float], users: int) -> Any:
+def _stop_after_preview(callback: Any, preview_times: list[float], user_count: int) -> Any:
     """Wrap the callback to stop the last job after its preview: nothing is measured after that."""
 
-    def wrapped(pipeline: Any, k: int, t: Any, state: dict[str, Any]) -> dict[str, Any]:
-        state = look(pipeline, k, t, state)
-        pipeline._interrupt = len(seen) == users
+    def stopping_callback(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        state = callback(pipeline, step, timestep, state)
+        pipeline._interrupt = len(preview_times) == user_count
         return state
 
-    return wrapped
+    return stopping_callback
 
 
-def p95(values: list[float]) -> float:
+def percentile_95(values: list[float]) -> float:
     """Return the 95th percentile by linear interpolation, numpy's definition; NaN if there are no values."""
     return float(np.percentile(values, 95)) if values else math.nan

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_AT_MOST = "≤"
+AT_MOST_SIGN = "≤"
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """One figure. `goal` reads "≥ 3.5", "≤ 200" or "= 1"; None means that the figure has no goal.
 
     A figure of None could not be measured, and `note` says why. `samples` were taken of the `of` planned: fewer miss
@@ -27,7 +27,7 @@ class Row:
     unit: str
     note: str = ""
     samples: int = 1
-    of: int = 1
+    planned: int = 1
 
     def __post_init__(self) -> None:
         """Drop a figure that has no samples or is not finite."""
@@ -38,47 +38,47 @@ class Row:
     def remark(self) -> str:
         """Return the note, after a sentence about missing samples."""
         if self.samples < 1:
-            lacking = f"nothing was measured: 0 of {self.of:,}"
-        elif self.samples < self.of:
-            lacking = f"only {self.samples:,} of {self.of:,} were measured"
+            missing_text = f"nothing was measured: 0 of {self.planned:,}"
+        elif self.samples < self.planned:
+            missing_text = f"only {self.samples:,} of {self.planned:,} were measured"
         else:
-            lacking = "no figure could be computed" if self.figure is None and not self.note else ""
-        return "; ".join(filter(None, (lacking, self.note)))
+            missing_text = "no figure could be computed" if self.figure is None and not self.note else ""
+        return "; ".join(filter(None, (missing_text, self.note)))
 
     @property
-    def passed(self) -> bool:
-        if self.figure is None or self.samples < self.of:
+    def meets_goal(self) -> bool:
+        if self.figure is None or self.samples < self.planned:
             return False
         if self.goal is None:
             return True
         sign, bound = self.goal.split()
         if sign == "=":
             return self.figure == float(bound)
-        return self.figure <= float(bound) if sign == _AT_MOST else self.figure >= float(bound)
+        return self.figure <= float(bound) if sign == AT_MOST_SIGN else self.figure >= float(bound)
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         row: dict[str, object] = {
             "name": self.name,
             "figure": self.figure,
             "goal": self.goal,
             "unit": self.unit,
-            "pass": self.passed,
+            "pass": self.meets_goal,
         }
-        several = {"samples": self.samples, "of": self.of} if self.of > 1 or self.samples != 1 else {}
-        return row | ({"note": self.remark} if self.remark else {}) | several
+        sample_counts = {"samples": self.samples, "of": self.planned} if self.planned > 1 or self.samples != 1 else {}
+        return row | ({"note": self.remark} if self.remark else {}) | sample_counts
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    return json.dumps([row.plain() for row in rows], indent=1, ensure_ascii=False)
+def format_json(rows: Sequence[FigureRow]) -> str:
+    return json.dumps([row.to_dict() for row in rows], indent=1, ensure_ascii=False)
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[FigureRow]) -> str:
     """Return one line a row, with the goal beside the figure and a mark if it was missed."""
     lines: list[str] = []
     for row in rows:
         figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
         goal = f" (goal {row.goal})" if row.goal else ""
-        mark = "—   " if row.figure is None else "ok  " if row.passed else "MISS"
+        mark = "—   " if row.figure is None else "ok  " if row.meets_goal else "MISS"
         lines.append(f"{mark} {row.name}: {figure}{goal}")
         if row.remark:
             lines.append(f"       {row.remark}")

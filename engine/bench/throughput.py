@@ -15,116 +15,130 @@ from typing import Any
 import torch
 
 from engine.bench import crowd, network
-from engine.bench.crowd import USERS, Load
-from engine.bench.row import Row
+from engine.bench.crowd import USERS, Workload
+from engine.bench.row import FigureRow
 from engine.families.family import Family
-from engine.families.pipelined import Pipelined
-from engine.job import Recipe, row_steps
+from engine.families.pipelined import DiffusersFamily
+from engine.job import Recipe, count_row_steps
 
 log = logging.getLogger(__name__)
 
 ROUNDS = 3
-Say = Callable[[str], None]
+PrintProgress = Callable[[str], None]
 
 
-def faster(pipeline: Any, family: Family, load: Load, rounds: int | None = None) -> float:
+def measure_speedup(pipeline: Any, family: Family, load: Workload, rounds: int | None = None) -> float:
     """Return our pictures a second divided by the pipeline's."""
-    _warm(pipeline, family, load)
-    return median(_ratio(pipeline, family, load) for _ in range(rounds or ROUNDS))
+    _warm_up(pipeline, family, load)
+    return median(_measure_round(pipeline, family, load) for _ in range(rounds or ROUNDS))
 
 
-def _ratio(pipeline: Any, family: Family, load: Load) -> float:
+def _measure_round(pipeline: Any, family: Family, load: Workload) -> float:
     """Run one round. The pipeline encodes each job's prompt anew, so our cache is emptied."""
-    if isinstance(family, Pipelined):
-        family.forget_texts()
-    return crowd.serve_in_turn(pipeline, family, load) / crowd.serve_together(family, load)
+    if isinstance(family, DiffusersFamily):
+        family.clear_text_cache()
+    return crowd.time_diffusers(pipeline, family, load) / crowd.time_engine(family, load)
 
 
-def by_default(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
+def compare_default(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
     """Compare with `pipeline` in float32, as diffusers loads it."""
     name = f"{load.users} users × {load.count} picture: images/s against diffusers by default"
-    return Row(name, faster(pipeline, family, load), goal, "×")
+    return FigureRow(name, measure_speedup(pipeline, family, load), goal, "×")
 
 
-def equal_dtype(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
+def compare_equal_dtype(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
     """Divide our gain over the pipeline in our number format by the bare network's gain from sixteen rows at once."""
-    crowd.cast(pipeline, load.dtype)
-    _warm(pipeline, family, load)
-    rounds = [(_ratio(pipeline, family, load), network.gain(family, load.dtype)) for _ in range(ROUNDS)]
-    ours, bare = (median(each) for each in zip(*rounds, strict=True))
-    note = f"{ours:.2f} × faster where the bare network gains {bare:.2f} ×"
-    return Row("the same in equal dtype, as a share of the bare network's batch gain", ours / bare, goal, "", note)
+    crowd.cast_pipeline(pipeline, load.dtype)
+    _warm_up(pipeline, family, load)
+    rounds = [
+        (_measure_round(pipeline, family, load), network.measure_batch_speedup(family, load.dtype))
+        for _ in range(ROUNDS)
+    ]
+    engine_speedup, network_speedup = (median(round_values) for round_values in zip(*rounds, strict=True))
+    note = f"{engine_speedup:.2f} × faster where the bare network gains {network_speedup:.2f} ×"
+    return FigureRow(
+        "the same in equal dtype, as a share of the bare network's batch gain",
+        engine_speedup / network_speedup,
+        goal,
+        "",
+        note,
+    )
 
 
-def of_four(pipeline: Any, family: Family, load: Load) -> Row:
+def compare_four_pictures(pipeline: Any, family: Family, load: Workload) -> FigureRow:
     """Compare jobs of four pictures, which the pipeline batches itself; both in our number format."""
-    crowd.cast(pipeline, load.dtype)
-    four = replace(load, count=4)
-    return Row(f"{USERS} users × 4 pictures: images/s, equal dtype", faster(pipeline, family, four), "≥ 1.15", "×")
+    crowd.cast_pipeline(pipeline, load.dtype)
+    four_picture_load = replace(load, count=4)
+    return FigureRow(
+        f"{USERS} users × 4 pictures: images/s, equal dtype",
+        measure_speedup(pipeline, family, four_picture_load),
+        "≥ 1.15",
+        "×",
+    )
 
 
-def compiled(pipeline: Any, family: Family, load: Load) -> Row:
+def compare_compiled(pipeline: Any, family: Family, load: Workload) -> FigureRow:
     """Compare with the pipeline's network compiled by torch, in our number format. Compile time is not counted."""
     name = f"{USERS} users × 1 picture: images/s against diffusers compiled, equal dtype"
     if not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")):
-        return Row(name, None, "≥ 1.5", "×", "there is no C++ compiler here, which torch.compile needs")
-    crowd.cast(pipeline, load.dtype)
-    plain = pipeline.unet.forward
-    pipeline.unet.forward = torch.compile(plain, dynamic=False)
+        return FigureRow(name, None, "≥ 1.5", "×", "there is no C++ compiler here, which torch.compile needs")
+    crowd.cast_pipeline(pipeline, load.dtype)
+    eager_forward = pipeline.unet.forward
+    pipeline.unet.forward = torch.compile(eager_forward, dynamic=False)
     try:
-        if why := _fails(pipeline, family, load):
-            return Row(name, None, "≥ 1.5", "×", f"torch could not compile the network: {why}")
-        return Row(name, faster(pipeline, family, load), "≥ 1.5", "×")
+        if error_name := _find_compile_error(pipeline, family, load):
+            return FigureRow(name, None, "≥ 1.5", "×", f"torch could not compile the network: {error_name}")
+        return FigureRow(name, measure_speedup(pipeline, family, load), "≥ 1.5", "×")
     finally:
-        pipeline.unet.forward = plain
+        pipeline.unet.forward = eager_forward
 
 
-def _fails(pipeline: Any, family: Family, load: Load) -> str:
+def _find_compile_error(pipeline: Any, family: Family, load: Workload) -> str:
     """Return the name of the error that torch's compiler raises on its first use, or nothing."""
     try:
-        crowd.serve_in_turn(pipeline, family, replace(load, steps=2, users=1))
+        crowd.time_diffusers(pipeline, family, replace(load, steps=2, users=1))
     except RuntimeError as error:  # all of its failures are RuntimeErrors
         log.warning("torch.compile: %s", error)
         return type(error).__name__
     return ""
 
 
-def interval(family: Family, load: Load) -> Row:
+def compare_guidance_interval(family: Family, load: Workload) -> FigureRow:
     """Compare guidance in the family's interval with guidance at every step.
 
     `train evaluate` shows the pictures' side.
     """
-    within = replace(load, interval=family.interval)
-    crowd.serve_together(family, replace(within, steps=8))
-    ratios = [crowd.serve_together(family, load) / crowd.serve_together(family, within) for _ in range(ROUNDS)]
-    first, last = family.interval
-    note = f"guidance from {first:g} to {last:g} of the steps; `train evaluate --only guidance` has its pictures"
-    return Row("guidance interval on, against off: images/s", median(ratios), "≥ 1.3", "×", note)
+    interval_load = replace(load, guidance_interval=family.interval)
+    crowd.time_engine(family, replace(interval_load, steps=8))
+    ratios = [crowd.time_engine(family, load) / crowd.time_engine(family, interval_load) for _ in range(ROUNDS)]
+    interval_start, interval_end = family.interval
+    note = f"guidance from {interval_start:g} to {interval_end:g} of the steps; `train evaluate --only guidance` has its pictures"
+    return FigureRow("guidance interval on, against off: images/s", median(ratios), "≥ 1.3", "×", note)
 
 
-def mixed(family: Family, load: Load) -> Row:
+def compare_mixed_load(family: Family, load: Workload) -> FigureRow:
     """Compare row-steps a second of a mix of samplers, steps and guidance with a load of one kind."""
-    other = replace(load, mixed=True)
-    crowd.serve_together(family, replace(other, steps=8))
-    ratios = [crowd.serve_together(family, load) / crowd.serve_together(family, other) for _ in range(ROUNDS)]
-    ratio = median(ratios) * _row_steps(family, other) / _row_steps(family, load)
-    return Row("mixed load against an equal one of one kind: row-steps/s", ratio, "≥ 0.95", "×")
+    mixed_load = replace(load, mixed=True)
+    crowd.time_engine(family, replace(mixed_load, steps=8))
+    ratios = [crowd.time_engine(family, load) / crowd.time_engine(family, mixed_load) for _ in range(ROUNDS)]
+    ratio = median(ratios) * _count_row_steps(family, mixed_load) / _count_row_steps(family, load)
+    return FigureRow("mixed load against an equal one of one kind: row-steps/s", ratio, "≥ 0.95", "×")
 
 
-def begun(family: Family, load: Load) -> Row:
+def compare_init_images(family: Family, load: Workload) -> FigureRow:
     """Compare jobs from an init image and a mask with as many steps of others; encoding counts, too."""
-    other = replace(load, begun=True)
-    crowd.serve_together(family, replace(other, steps=8))
-    ratio = median(crowd.serve_together(family, load) / crowd.serve_together(family, other) for _ in range(ROUNDS))
-    return Row("begun with a picture and a mask, against words alone: images/s", ratio, "≥ 0.95", "×")
+    init_image_load = replace(load, with_init_image=True)
+    crowd.time_engine(family, replace(init_image_load, steps=8))
+    ratio = median(crowd.time_engine(family, load) / crowd.time_engine(family, init_image_load) for _ in range(ROUNDS))
+    return FigureRow("begun with a picture and a mask, against words alone: images/s", ratio, "≥ 0.95", "×")
 
 
-def _row_steps(family: Family, load: Load) -> int:
-    return sum(row_steps(job.task) for job in load.jobs(family) if isinstance(job.task, Recipe))
+def _count_row_steps(family: Family, load: Workload) -> int:
+    return sum(count_row_steps(job.task) for job in load.make_jobs(family) if isinstance(job.task, Recipe))
 
 
-def _warm(pipeline: Any, family: Family, load: Load) -> None:
+def _warm_up(pipeline: Any, family: Family, load: Workload) -> None:
     """Run both sides briefly before the first round, to build kernels and pack weights."""
-    brief = replace(load, steps=4, users=load.users)
-    crowd.serve_together(family, brief)
-    crowd.serve_in_turn(pipeline, family, replace(brief, users=1))
+    brief_load = replace(load, steps=4, users=load.users)
+    crowd.time_engine(family, brief_load)
+    crowd.time_diffusers(pipeline, family, replace(brief_load, users=1))

@@ -7,16 +7,27 @@
 
 from __future__ import annotations
 
-from engine.bus.blobs import NoBlob
-from engine.bus.botside import BotSide, NobodyAnswers
-from engine.bus.claims import Claim, Fenced, Holder
-from engine.bus.deliveries import Delivered
-from engine.bus.link import Ended, Unreachable
-from engine.bus.streams import Kept
-from engine.bus.workerside import WorkerSide
+from engine.bus.blobs import BlobMissing
+from engine.bus.botside import BotClient, NoWorkerAnswers
+from engine.bus.claims import Claim, ClaimHolder, StaleEpoch
+from engine.bus.deliveries import BusMessage
+from engine.bus.link import BrokerUnreachable, ConnectionEnded
+from engine.bus.streams import BusLimits
+from engine.bus.workerside import WorkerClient
 
-__all__ = ["Bus", "Claim", "Delivered", "Ended", "Fenced", "Holder", "Kept", "NoBlob", "NobodyAnswers", "Unreachable"]
+__all__ = [
+    "BlobMissing",
+    "BrokerUnreachable",
+    "Bus",
+    "BusLimits",
+    "BusMessage",
+    "Claim",
+    "ClaimHolder",
+    "ConnectionEnded",
+    "NoWorkerAnswers",
+    "StaleEpoch",
+]
 
 
-class Bus(BotSide, WorkerSide):
+class Bus(BotClient, WorkerClient):
     """One connection for a whole process: `bus = await Bus.connect(url, token)`, then `await bus.declare()`."""

@@ -20,16 +20,16 @@ from nats.js.errors import NotFoundError
 
 from engine.bus import subjects
 
-CHUNK = 1024 * 1024
-SMALL = 128 * 1024  # bytes
-MOST_CHUNKS = 1024  # removed one by one: 1 GiB; an untrusted entry may claim any number
+CHUNK_BYTES = 1024 * 1024
+SMALL_BYTES = 128 * 1024  # bytes
+MAX_CHUNKS = 1024  # removed one by one: 1 GiB; an untrusted entry may claim any number
 
 
-class NoBlob(LookupError):
+class BlobMissing(LookupError):
     """The blob is missing, too large, or its bytes do not match its name."""
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class BlobEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """An object's metadata as its bucket stores it (NATS ADR-20). `nuid` names the subjects of its chunks."""
 
     name: str
@@ -42,78 +42,78 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     deleted: bool = False
 
 
-class Blobs:
+class BlobStore:
     """The blob bucket. `max_age`: time to live in seconds. `scoped`: our key may not purge it."""
 
-    def __init__(self, js: JetStreamContext, max_age: float, *, scoped: bool = False) -> None:
-        self._js, self._scoped = js, scoped
-        self._fresh = timedelta(seconds=max_age / 2)
+    def __init__(self, js: JetStreamContext, max_age: float, *, has_worker_key: bool = False) -> None:
+        self._js, self._has_worker_key = js, has_worker_key
+        self._reuse_age = timedelta(seconds=max_age / 2)
 
     async def put(self, content: bytes) -> str:
         """Store the bytes and return their SHA-256; reuse a copy younger than half of `max_age`."""
-        sum_ = await _sum(content)
-        sha = sum_.hex()
-        old = await self._entry(sha)
-        if old is not None and self._young(old):
+        sha_bytes = await _hash_content(content)
+        sha = sha_bytes.hex()
+        old_entry = await self._read_entry(sha)
+        if old_entry is not None and self._is_fresh(old_entry):
             return sha
-        nuid, chunks = secrets.token_hex(16), range(0, len(content), CHUNK)
+        nuid, chunks = secrets.token_hex(16), range(0, len(content), CHUNK_BYTES)
         for number, start in enumerate(chunks):
-            await self._js.publish(subjects.blob_part(nuid, number), content[start : start + CHUNK])
-        digest = f"SHA-256={base64.urlsafe_b64encode(sum_).decode()}"
+            await self._js.publish(subjects.blob_chunk(nuid, number), content[start : start + CHUNK_BYTES])
+        digest = f"SHA-256={base64.urlsafe_b64encode(sha_bytes).decode()}"
         written = datetime.now(UTC).isoformat()
-        await self._write(Entry(sha, subjects.BLOBS, nuid, len(content), written, len(chunks), digest))
-        if old is not None:
-            await self._empty(old)
+        await self._write_entry(BlobEntry(sha, subjects.BLOBS, nuid, len(content), written, len(chunks), digest))
+        if old_entry is not None:
+            await self._remove_chunks(old_entry)
         return sha
 
-    def _young(self, entry: Entry) -> bool:
+    def _is_fresh(self, entry: BlobEntry) -> bool:
         try:
-            return datetime.now(UTC) - datetime.fromisoformat(entry.mtime) < self._fresh
+            return datetime.now(UTC) - datetime.fromisoformat(entry.mtime) < self._reuse_age
         except (ValueError, TypeError):
             return False
 
-    async def _entry(self, sha: str) -> Entry | None:
+    async def _read_entry(self, sha: str) -> BlobEntry | None:
         """Return the blob's entry; None where there is none or it is unreadable."""
         try:
-            msg = await self._js.get_msg(subjects.BLOBS_STREAM, subject=subjects.blob(sha), direct=True)
-            entry = msgspec.json.decode(msg.data or b"", type=Entry)
+            msg = await self._js.get_msg(subjects.BLOBS_STREAM, subject=subjects.blob_entry(sha), direct=True)
+            entry = msgspec.json.decode(msg.data or b"", type=BlobEntry)
         except (NotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         return None if entry.deleted or not _is_token(entry.nuid) else entry
 
-    async def _write(self, entry: Entry) -> None:
-        await self._js.publish(subjects.blob(entry.name), msgspec.json.encode(entry))
+    async def _write_entry(self, entry: BlobEntry) -> None:
+        await self._js.publish(subjects.blob_entry(entry.name), msgspec.json.encode(entry))
 
-    async def _empty(self, entry: Entry) -> None:
+    async def _remove_chunks(self, entry: BlobEntry) -> None:
         """Remove the chunks. A client that may not purge overwrites them with empty ones."""
-        if not self._scoped:
-            await self._js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_part(entry.nuid, ">"))
+        if not self._has_worker_key:
+            await self._js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_chunk(entry.nuid, ">"))
             return
-        for number in range(min(entry.chunks, MOST_CHUNKS)):
-            await self._js.publish(subjects.blob_part(entry.nuid, number), b"")
+        for number in range(min(entry.chunks, MAX_CHUNKS)):
+            await self._js.publish(subjects.blob_chunk(entry.nuid, number), b"")
 
     async def get(self, sha: str, limit: int) -> bytes:
         """Return the bytes. Raises `NoBlob`, also for more than `limit` bytes."""
-        entry = await self._entry(sha)
+        entry = await self._read_entry(sha)
         if entry is None:
-            raise NoBlob(f"There is no blob {sha[:12]}.")
+            raise BlobMissing(f"There is no blob {sha[:12]}.")
         if not 0 <= entry.size <= limit:
-            raise NoBlob(f"Blob {sha[:12]} is larger than {limit} bytes.")
+            raise BlobMissing(f"Blob {sha[:12]} is larger than {limit} bytes.")
         try:
-            content = await self._content(entry)
+            content = await self._read_content(entry)
         except NotFoundError as error:
-            raise NoBlob(f"There is no blob {sha[:12]}.") from error
-        if (await _sum(content)).hex() != sha:
-            raise NoBlob(f"Blob {sha[:12]} is damaged.")
+            raise BlobMissing(f"There is no blob {sha[:12]}.") from error
+        if (await _hash_content(content)).hex() != sha:
+            raise BlobMissing(f"Blob {sha[:12]} is damaged.")
         return content
 
-    async def _content(self, entry: Entry) -> bytes:
+    async def _read_content(self, entry: BlobEntry) -> bytes:
         try:
-            return await self._chunks(subjects.blob_part(entry.nuid, ">"), entry.size)
+            return await self._read_chunks(subjects.blob_chunk(entry.nuid, ">"), entry.size)
         except NotFoundError:
-            return await self._chunks(subjects.blob_parts(entry.nuid), entry.size)
+            return await self._read_chunks(subjects.legacy_blob_chunks(entry.nuid), entry.size)
 
-    async def _chunks(self, subject: str, size: int) -> bytes:
+    async def _read_chunks(self, subject: str, size: int) -> bytes:
         """Read chunk after chunk by direct requests: no consumer, and no waiting for a missing chunk."""
         content, position = bytearray(), 1
         while len(content) < size:
@@ -126,10 +126,10 @@ class Blobs:
 
     async def drop(self, sha: str) -> None:
         """Remove a blob that is no longer needed; a missing one is fine."""
-        entry = await self._entry(sha)
+        entry = await self._read_entry(sha)
         if entry is not None:
-            await self._write(Entry(sha, subjects.BLOBS, entry.nuid, deleted=True))
-            await self._empty(entry)
+            await self._write_entry(BlobEntry(sha, subjects.BLOBS, entry.nuid, deleted=True))
+            await self._remove_chunks(entry)
 
 
 def _is_token(nuid: str) -> bool:
@@ -137,8 +137,8 @@ def _is_token(nuid: str) -> bool:
     return nuid.isascii() and nuid.isalnum()
 
 
-async def _sum(content: bytes) -> bytes:
+async def _hash_content(content: bytes) -> bytes:
     """Return the SHA-256. Small content is hashed on the loop: a thread costs more than the hash."""
-    if len(content) <= SMALL:
+    if len(content) <= SMALL_BYTES:
         return hashlib.sha256(content).digest()
     return await asyncio.to_thread(lambda: hashlib.sha256(content).digest())

@@ -17,14 +17,15 @@ from nats.errors import BadSubscriptionError, ConnectionClosedError, NoResponder
 from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
-from engine.bus.deliveries import Delivered, Pull
-from engine.bus.hearing import answered
-from engine.bus.link import Unreachable, reaching
-from engine.bus.presences import Presences
-from engine.bus.progress import ProgressBoard
-from engine.bus.station import Act, Station
-from engine.bus.streams import Kept, ensure_consumer, pool_consumer, settle_consumer
+from engine.bus.deliveries import BusMessage, PullConsumer
+from engine.bus.hearing import has_reply_header
+from engine.bus.link import BrokerUnreachable, translate_errors
+from engine.bus.presences import WorkerRegistry
+from engine.bus.progress import ModelProgressRegistry
+from engine.bus.station import BusBase, ReconnectCallback
+from engine.bus.streams import BusLimits, ensure_consumer, pool_consumer_config, result_consumer_config
 from engine.job import (
+    ControlMessage,
     DecodeReply,
     DecodeRequest,
     DescribeReply,
@@ -33,53 +34,60 @@ from engine.job import (
     EmbedRequest,
     Frame,
     Job,
-    Loading,
-    Malformed,
+    JobModelLoading,
+    MalformedMessage,
     ModelProgress,
     Presence,
     Result,
-    Steer,
     decode,
+    downgrade_job,
     encode,
-    readable,
 )
 
 log = logging.getLogger(__name__)
 
-FULL = 10077  # JetStream's code for a full stream, also for a second message on a full subject
+STREAM_FULL = 10077  # JetStream's code for a full stream, also for a second message on a full subject
 RESULTS_AT_ONCE = 64
-DESCRIBERS_ASKED, DESCRIBERS_PAUSE = 4, 0.5  # attempts, and seconds between them
-DESCRIBING_SECONDS, DECODING_SECONDS = 50.0, 12.0  # longer than a worker spends on one request
-NOBODY = "503"  # the server's status for a request without subscribers
+DESCRIBE_TRIES, DESCRIBE_PAUSE = 4, 0.5  # attempts, and seconds between them
+DESCRIBE_TIMEOUT, DECODE_TIMEOUT = 50.0, 12.0  # longer than a worker spends on one request
+NO_RESPONDERS = "503"  # the server's status for a request without subscribers
 
-Errors = tuple[tuple[float, ...], ...]  # one row a text, one value a noise draw
+PredictionErrors = tuple[tuple[float, ...], ...]  # one row a text, one value a noise draw
 
 
-class NobodyAnswers(RuntimeError):
+class NoWorkerAnswers(RuntimeError):
     """No worker could answer a request; the message says why."""
 
 
-class BotSide(Station):
-    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
-        super().__init__(client, kept, again, scoped)
+class BotClient(BusBase):
+    def __init__(
+        self,
+        client: Client,
+        limits: BusLimits,
+        reconnect_callbacks: list[ReconnectCallback],
+        has_worker_key: bool = False,
+    ) -> None:
+        super().__init__(client, limits, reconnect_callbacks, has_worker_key)
         self._tombstones = self._bucket(subjects.CANCELLED)
         self._pools: set[str] = set()  # whose consumers exist
-        self._presences = Presences(kept.lease, self.refused)
-        self.progress = ProgressBoard(self.refused)
+        self._registry = WorkerRegistry(limits.lease, self.rejections)
+        self.model_progress = ModelProgressRegistry(self.rejections)
 
     async def dispatch(self, job: Job) -> bool:
         """Send a job to the workers of its pool, in a form that the oldest of them can read.
 
         Returns False when this attempt is already in the queue, which is fine.
         """
-        oldest = min((one.v for one in self.workers.values() if job.pool in one.pools), default=job.task.v)
-        payload = encode(readable(job, oldest))
-        with reaching("dispatch"):
+        oldest_version = min(
+            (presence.v for presence in self.workers.values() if job.pool in presence.pools), default=job.task.v
+        )
+        payload = encode(downgrade_job(job, oldest_version))
+        with translate_errors("dispatch"):
             try:
-                await self._offer(job.pool)
+                await self._prepare_pool(job.pool)
                 await self.js.publish(subjects.work(job), payload, stream=subjects.WORK)
             except APIError as error:
-                if error.err_code == FULL and "per subject" in (error.description or ""):
+                if error.err_code == STREAM_FULL and "per subject" in (error.description or ""):
                     return False
                 raise
         return True
@@ -89,171 +97,179 @@ class BotSide(Station):
         self._pools.clear()
         await super().declare(pools)
 
-    async def _offer(self, pool: str) -> None:
+    async def _prepare_pool(self, pool: str) -> None:
         """Make the pool's consumer. A worker with its own key may pull from it, but not make it."""
         if pool not in self._pools:
-            await ensure_consumer(self.js, subjects.WORK, pool_consumer(pool, self.kept.lease))
+            await ensure_consumer(self.js, subjects.WORK, pool_consumer_config(pool, self.limits.lease))
             self._pools.add(pool)
 
-    async def settle(self, job: Job, *, every_attempt: bool = False) -> None:
+    async def remove_dispatched(self, job: Job, *, every_attempt: bool = False) -> None:
         """Remove a job's dispatched message from the queue: this attempt's, or every attempt's. None there is fine."""
-        subject = subjects.work_of(job.pool, job.id) if every_attempt else subjects.work(job)
-        with reaching("settle"):
+        subject = subjects.all_attempts(job.pool, job.id) if every_attempt else subjects.work(job)
+        with translate_errors("settle"):
             await self.js.purge_stream(subjects.WORK, subject=subject)
 
-    async def results(self) -> AsyncIterator[Delivered[Result]]:
+    async def consume_results(self) -> AsyncIterator[BusMessage[Result]]:
         """Yield every result in order until acknowledged. One that is handed back comes again later, out of order."""
-        kind: type[Result] = Result  # pyright: ignore[reportAssignmentType]
-        pull = Pull(self.client, self.js, subjects.RESULTS, settle_consumer(), kind, self.dead, batch=RESULTS_AT_ONCE)
+        result_type: type[Result] = Result  # pyright: ignore[reportAssignmentType]
+        consumer = PullConsumer(
+            self.client,
+            self.js,
+            subjects.RESULTS,
+            result_consumer_config(),
+            result_type,
+            self.dead_letters,
+            batch=RESULTS_AT_ONCE,
+        )
         try:
             while True:
-                if (delivered := await _patient(pull)) is not None:
-                    yield delivered
+                if (message := await _next_result(consumer)) is not None:
+                    yield message
         finally:
-            await pull.close()
+            await consumer.close()
 
-    def frames(self) -> AsyncIterator[Frame]:
+    def watch_frames(self) -> AsyncIterator[Frame]:
         """Yield live previews. A slow reader gets only the newest of each image."""
-        return self._newest(subjects.FRAMES_ALL, Frame, lambda one: (one.job, one.image))
+        return self._iter_latest(subjects.FRAMES_ALL, Frame, lambda frame: (frame.job, frame.image))
 
-    def loadings(self) -> AsyncIterator[Loading]:
+    def watch_loadings(self) -> AsyncIterator[JobModelLoading]:
         """Yield model loading progress. A slow reader gets only the newest of each job."""
-        return self._newest(subjects.LOADING_ALL, Loading, lambda one: one.job)
+        return self._iter_latest(subjects.LOADING_ALL, JobModelLoading, lambda loading: loading.job)
 
-    async def reported(self) -> set[str]:
+    async def list_reported_jobs(self) -> set[str]:
         """Return the jobs that have unread results."""
-        with reaching("list the unread results"):
-            told = await self.js.stream_info(subjects.RESULTS, subjects_filter=f"{subjects.RESULTS}.>")
-        return {subjects.speaker(subject)[1] for subject in told.state.subjects or {}}
+        with translate_errors("list the unread results"):
+            info = await self.js.stream_info(subjects.RESULTS, subjects_filter=f"{subjects.RESULTS}.>")
+        return {subjects.parse_result_subject(subject)[1] for subject in info.state.subjects or {}}
 
-    async def first_epoch(self) -> int:
+    async def read_first_epoch(self) -> int:
         """Return the least valid epoch. Older claims are from before the broker lost its store."""
-        with reaching("read the first epoch"):
-            told = await self.js.stream_info(subjects.kv_stream(subjects.CLAIMS))
-        return told.config.first_seq or 0
+        with translate_errors("read the first epoch"):
+            info = await self.js.stream_info(subjects.kv_stream(subjects.CLAIMS))
+        return info.config.first_seq or 0
 
-    async def want(self, job: str) -> None:
+    async def request_previews(self, job: str) -> None:
         """Ask for a job's previews. Repeat every 5 s while somebody watches: a worker believes it for 10 s."""
-        with reaching("ask for previews"):
-            await self.client.publish(subjects.want(job))
+        with translate_errors("ask for previews"):
+            await self.client.publish(subjects.preview_request(job))
 
-    async def steer(self, steer: Steer) -> None:
+    async def send_control(self, steer: ControlMessage) -> None:
         """Pause, resume or reweigh a job at the worker that runs it now. Sent once and not stored."""
-        with reaching("steer a job"):
-            await self.client.publish(subjects.steer(steer.job), encode(steer))
+        with translate_errors("steer a job"):
+            await self.client.publish(subjects.control(steer.job), encode(steer))
 
     async def cancel(self, job: str) -> None:
         """Write a tombstone. Workers read it when they claim the job, and listen for it while they run it."""
-        with reaching("cancel"):
+        with translate_errors("cancel"):
             await self._tombstones.put(job, b"1")
 
     async def watch_workers(self, on_change: Callable[[], None] = lambda: None) -> None:
         """Start to keep `workers` up to date. `on_change` is called when a worker comes, goes or changes."""
-        self._presences.on_change = on_change
-        with reaching("watch the workers"):
-            await self.client.subscribe(subjects.kv_subject(subjects.WORKERS, ">"), cb=self._presences.on_message)
-            await self.client.subscribe(subjects.PROGRESS_ALL, cb=self.progress.on_message)
+        self._registry.on_change = on_change
+        with translate_errors("watch the workers"):
+            await self.client.subscribe(subjects.kv_subject(subjects.WORKERS, ">"), cb=self._registry.on_message)
+            await self.client.subscribe(subjects.PROGRESS_ALL, cb=self.model_progress.on_message)
             stream = subjects.kv_stream(subjects.WORKERS)
             info = await self.js.stream_info(stream, subjects_filter=subjects.kv_subject(subjects.WORKERS, ">"))
             for subject in info.state.subjects or {}:
-                await self._note_worker(stream, subject)
+                await self._load_worker(stream, subject)
 
-    async def _note_worker(self, stream: str, subject: str) -> None:
+    async def _load_worker(self, stream: str, subject: str) -> None:
         try:
             message = await self.js.get_msg(stream, subject=subject)  # a direct reply would carry reply headers itself
         except NotFoundError:
             return
-        if answered(b64decode(message.hdrs or "")):
-            self.refused.note(f"the entry at {subject}", "it is a reply of the broker, not a worker's message")
+        if has_reply_header(b64decode(message.hdrs or "")):
+            self.rejections.record(f"the entry at {subject}", "it is a reply of the broker, not a worker's message")
             return
-        self._presences.hear(subject, message.data or b"", message.headers or {})
+        self._registry.handle_message(subject, message.data or b"", message.headers or {})
 
     @property
     def workers(self) -> dict[str, Presence]:
         """Live workers by name; empty before `watch_workers`."""
-        return self._presences.alive()
+        return self._registry.get_live_workers()
 
-    def starting(self, pool: str | None = None) -> ModelProgress | None:
+    def get_startup_progress(self, pool: str | None = None) -> ModelProgress | None:
         """Return what a worker is doing before it is ready, in one pool or in any; None where no worker is starting."""
-        return self.progress.newest(pool, but=self.workers)
+        return self.model_progress.get_newest(pool, excluded=self.workers)
 
-    def presences(self) -> dict[str, Presence]:
+    def get_workers(self) -> dict[str, Presence]:
         return self.workers
 
     async def embed(self, texts: Sequence[str], timeout: float = 10.0) -> tuple[tuple[float, ...], ...]:
         """Return one unit vector a text (up to 64). Raises `NobodyAnswers`."""
         request = encode(EmbedRequest(texts=tuple(texts)))
-        with reaching("embed"):
+        with translate_errors("embed"):
             try:
-                reply = decode(await self._asked(subjects.EMBED, request, timeout), EmbedReply)
-            except (NoRespondersError, TimeoutError, Malformed) as error:
-                raise NobodyAnswers("No worker that understands text is online.") from error
+                reply = decode(await self._request(subjects.EMBED, request, timeout), EmbedReply)
+            except (NoRespondersError, TimeoutError, MalformedMessage) as error:
+                raise NoWorkerAnswers("No worker that understands text is online.") from error
         if reply.error or len(reply.vectors) != len(texts):
-            raise NobodyAnswers(reply.error or "A worker answered with the wrong number of vectors.")
+            raise NoWorkerAnswers(reply.error or "A worker answered with the wrong number of vectors.")
         return reply.vectors
 
-    async def describe(self, request: DescribeRequest, timeout: float = DESCRIBING_SECONDS) -> Errors:
+    async def describe(self, request: DescribeRequest, timeout: float = DESCRIBE_TIMEOUT) -> PredictionErrors:
         """Return the prediction error of each text at each noise draw. Raises `NobodyAnswers`.
 
         A worker may be busy or about to stop, so up to four attempts are made.
         """
         reply = await self._describe(request, timeout)
-        for _ in range(DESCRIBERS_ASKED - 1):
+        for _ in range(DESCRIBE_TRIES - 1):
             if not (reply.error and reply.elsewhere):
                 break
-            await asyncio.sleep(DESCRIBERS_PAUSE)
+            await asyncio.sleep(DESCRIBE_PAUSE)
             reply = await self._describe(request, timeout)
         if reply.error:
-            raise NobodyAnswers(reply.error)
-        if [len(one) for one in reply.errors] != [request.draws] * len(request.texts):
-            raise NobodyAnswers("A worker answered with the wrong number of errors.")
+            raise NoWorkerAnswers(reply.error)
+        if [len(row) for row in reply.errors] != [request.draws] * len(request.texts):
+            raise NoWorkerAnswers("A worker answered with the wrong number of errors.")
         return reply.errors
 
     async def _describe(self, request: DescribeRequest, timeout: float) -> DescribeReply:
-        with reaching("describe"):
+        with translate_errors("describe"):
             try:
                 return decode(
-                    await self._asked(subjects.describe(request.model), encode(request), timeout), DescribeReply
+                    await self._request(subjects.describe(request.model), encode(request), timeout), DescribeReply
                 )
             except NoRespondersError as error:
-                said = f"No worker that is online has {request.model} in memory: draw something with it first."
-                raise NobodyAnswers(said) from error
-            except (TimeoutError, Malformed) as error:
-                raise NobodyAnswers("The worker did not answer in time.") from error
+                text = f"No worker that is online has {request.model} in memory: draw something with it first."
+                raise NoWorkerAnswers(text) from error
+            except (TimeoutError, MalformedMessage) as error:
+                raise NoWorkerAnswers("The worker did not answer in time.") from error
 
-    async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODING_SECONDS) -> tuple[bytes, ...]:
+    async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODE_TIMEOUT) -> tuple[bytes, ...]:
         """Return a thumbnail, not validated, for each of the latents, from this pool. Raises `NobodyAnswers`."""
-        with reaching("decode"):
+        with translate_errors("decode"):
             try:
                 reply = decode(
-                    await self._asked(subjects.decode(pool, request.model), encode(request), timeout), DecodeReply
+                    await self._request(subjects.decode(pool, request.model), encode(request), timeout), DecodeReply
                 )
-            except (NoRespondersError, TimeoutError, Malformed) as error:
-                raise NobodyAnswers("No worker can decode this now.") from error
+            except (NoRespondersError, TimeoutError, MalformedMessage) as error:
+                raise NoWorkerAnswers("No worker can decode this now.") from error
         if len(reply.thumbnails) == len(request.latents):
             return reply.thumbnails
-        raise NobodyAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
+        raise NoWorkerAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
 
-    async def _asked(self, subject: str, request: bytes, timeout: float) -> bytes:
+    async def _request(self, subject: str, request: bytes, timeout: float) -> bytes:
         """Send a request and return the reply. Uses a reply subject that remote workers may publish to."""
-        answers = subjects.vectors(secrets.token_hex(16))
-        subscription = await self.client.subscribe(answers)
+        reply_subject = subjects.reply(secrets.token_hex(16))
+        subscription = await self.client.subscribe(reply_subject)
         try:
-            await self.client.publish(subject, request, reply=answers)
-            answer = await subscription.next_msg(timeout)
+            await self.client.publish(subject, request, reply=reply_subject)
+            reply = await subscription.next_msg(timeout)
         finally:
             with suppress(BadSubscriptionError, ConnectionClosedError):
                 await subscription.unsubscribe()
-        if (answer.headers or {}).get("Status") == NOBODY:
+        if (reply.headers or {}).get("Status") == NO_RESPONDERS:
             raise NoRespondersError
-        return answer.data
+        return reply.data
 
 
-async def _patient(pull: Pull[Result]) -> Delivered[Result] | None:
+async def _next_result(consumer: PullConsumer[Result]) -> BusMessage[Result] | None:
     """Return the next result. Log an outage and wait."""
     try:
-        return await pull.next(1.0)
-    except Unreachable as error:
+        return await consumer.next_message(1.0)
+    except BrokerUnreachable as error:
         log.warning("%s", error)
         await asyncio.sleep(0.5)
         return None

@@ -18,22 +18,22 @@ from types import TracebackType
 
 from engine.bus import keys
 from engine.bus.server import (
-    USER,
+    MAIN_USER,
     BrokerError,
-    Listening,
-    configuration,
-    free_port,
-    keep_store,
-    running,
-    server_path,
+    ListenAddress,
+    build_configuration,
+    find_free_port,
+    find_server,
+    find_server_pid,
+    migrate_store,
 )
 
-__all__ = ["Broker", "BrokerError", "Listening", "server_path"]
+__all__ = ["Broker", "BrokerError", "ListenAddress", "find_server"]
 
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0  # a large store takes a while to read
-LONGEST_PAUSE = 5.0
+MAX_PAUSE = 5.0
 HEALTHY_SECONDS = 30.0  # after this uptime the next restart is immediate again
 
 
@@ -45,19 +45,29 @@ class Broker:
     """
 
     def __init__(
-        self, folder: Path, port: int = 0, token: str = "", *, at: Listening | None = None, workers: Path | None = None
+        self,
+        folder: Path,
+        port: int = 0,
+        token: str = "",
+        *,
+        listen_address: ListenAddress | None = None,
+        workers: Path | None = None,
     ) -> None:
         self.folder, self.workers = folder, workers
-        at = at or Listening(port=port)
-        self.at = at if at.port else replace(at, port=free_port())
-        self.port = self.at.port
-        self.token = f"{USER}:{token or secrets.token_hex(24)}"
-        host = f"[{self.at.near}]" if ":" in self.at.near else self.at.near
-        self.url = f"{'tls' if self.at.certificate else 'nats'}://{host}:{self.port}"
+        listen_address = listen_address or ListenAddress(port=port)
+        self.listen_address = listen_address if listen_address.port else replace(listen_address, port=find_free_port())
+        self.port = self.listen_address.port
+        self.token = f"{MAIN_USER}:{token or secrets.token_hex(24)}"
+        host = (
+            f"[{self.listen_address.local_host}]"
+            if ":" in self.listen_address.local_host
+            else self.listen_address.local_host
+        )
+        self.url = f"{'tls' if self.listen_address.certificate else 'nats'}://{host}:{self.port}"
         self.restarts = 0
         self._server = Path()
         self._process: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._lock: int | None = None
 
     @property
@@ -68,12 +78,12 @@ class Broker:
         try:
             await asyncio.to_thread(self._prepare)
             await self._end_orphan()
-            await asyncio.to_thread(keep_store, self.folder)
+            await asyncio.to_thread(migrate_store, self.folder)
             await self._start()
         except BaseException:
             await self._stop()
             raise
-        self._watch = asyncio.create_task(self._keep(), name="broker")
+        self._watch_task = asyncio.create_task(self._keep_running(), name="broker")
         return self
 
     async def __aexit__(
@@ -84,7 +94,7 @@ class Broker:
     def _prepare(self) -> None:
         """Make the private folder, take the lock, and write the configuration file (mode 600: it holds the token)."""
         self.folder = self.folder.resolve()
-        self._server = server_path()
+        self._server = find_server()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -96,25 +106,25 @@ class Broker:
         if self.workers is None:
             return self._configure([])
         try:
-            with keys.locked(self.workers):
-                self._configure(keys.read(self.workers))
+            with keys.lock_file(self.workers):
+                self._configure(keys.read_keys(self.workers))
         except keys.BadKey as error:
             raise BrokerError(str(error)) from error
 
     def _configure(self, workers: list[keys.WorkerKey]) -> None:
-        text = configuration(self.folder, self.at, self.token.partition(":")[2], workers)
-        keys.replace(self.folder / "nats.conf", text.encode())
+        text = build_configuration(self.folder, self.listen_address, self.token.partition(":")[2], workers)
+        keys.replace_file(self.folder / "nats.conf", text.encode())
 
     async def _end_orphan(self) -> None:
         """End the server of a killed parent. We hold the lock, so it has no living parent."""
-        pid = await asyncio.to_thread(running, self.folder)
+        pid = await asyncio.to_thread(find_server_pid, self.folder)
         if pid is None:
             return
         log.warning("broker: ending a server that was left behind (pid %d)", pid)
-        for sign in (signal.SIGTERM, signal.SIGKILL):
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
             for _ in range(50):
                 try:
-                    os.kill(pid, sign)
+                    os.kill(pid, signal_number)
                 except ProcessLookupError:
                     return
                 await asyncio.sleep(0.1)
@@ -127,18 +137,18 @@ class Broker:
         )  # fmt: skip
         try:
             async with asyncio.timeout(READY_SECONDS):
-                while not await self._answers():
+                while not await self._is_ready():
                     if self._process.returncode is not None:
-                        raise BrokerError(f"nats-server stopped at its start: {await self._last_words()}")
+                        raise BrokerError(f"nats-server stopped at its start: {await self._read_last_error()}")
                     await asyncio.sleep(0.02)
         except TimeoutError as error:
-            words = await self._last_words()
-            raise BrokerError(f"nats-server did not answer in {READY_SECONDS:.0f} s: {words}") from error
+            last_error = await self._read_last_error()
+            raise BrokerError(f"nats-server did not answer in {READY_SECONDS:.0f} s: {last_error}") from error
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         """Whether the server greets with INFO, which it does once its store is read."""
         try:
-            reader, writer = await asyncio.open_connection(self.at.near, self.port)
+            reader, writer = await asyncio.open_connection(self.listen_address.local_host, self.port)
         except OSError:
             return False
         try:
@@ -149,7 +159,7 @@ class Broker:
         finally:
             writer.close()
 
-    async def _last_words(self) -> str:
+    async def _read_last_error(self) -> str:
         try:
             text = await asyncio.to_thread((self.folder / "nats.log").read_text, errors="replace")
         except OSError:
@@ -159,26 +169,26 @@ class Broker:
             (line for line in reversed(lines) if "[FTL]" in line or "[ERR]" in line), lines[-1] if lines else ""
         )
 
-    async def _keep(self) -> None:
+    async def _keep_running(self) -> None:
         """Restart the server while the context lives; pauses grow from 0.1 s to 5 s."""
         pause, loop = 0.1, asyncio.get_running_loop()
         while True:
             assert self._process is not None
-            born = loop.time()
+            started_at = loop.time()
             code = await self._process.wait()
-            if loop.time() - born > HEALTHY_SECONDS:
+            if loop.time() - started_at > HEALTHY_SECONDS:
                 pause = 0.1
             log.error("broker: nats-server ended with %s, starting it again in %.1f s", code, pause)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(pause * 2, MAX_PAUSE)
             self.restarts += 1
             try:
                 await self._start()
             except (BrokerError, OSError) as error:  # OSError: the program could not be executed
                 log.error("broker: %s", error)
-                await self._end()
+                await self._end_process()
 
-    async def _end(self) -> None:
+    async def _end_process(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -191,10 +201,10 @@ class Broker:
             await process.wait()
 
     async def _stop(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-        await self._end()
+        if self._watch_task is not None:
+            self._watch_task.cancel()
+            await asyncio.gather(self._watch_task, return_exceptions=True)
+        await self._end_process()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

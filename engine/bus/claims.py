@@ -16,17 +16,17 @@ import msgspec
 from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from engine.job import Epoch, Malformed, Name, decode, encode
+from engine.job import Epoch, MalformedMessage, Name, decode, encode
 
-TRIES = 3  # renewals are seconds apart: one between our read and write is rare, three never happen
+MAX_TRIES = 3  # renewals are seconds apart: one between our read and write is rare, three never happen
 WRONG_LAST_SEQUENCE = {10071, 10164}  # the two error codes of nats-server's JSStreamWrongLastSequence*
 
 
-class Fenced(Exception):
+class StaleEpoch(Exception):
     """A worker with a newer epoch runs the job: stop, and publish nothing."""
 
 
-class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ClaimHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A claim's value. `epoch` 0, as at its creation, means the entry's own revision."""
 
     worker: Name
@@ -47,55 +47,55 @@ class Claims:
     def __init__(self, bucket: KeyValue) -> None:
         self._bucket = bucket
 
-    async def take(self, job: str, worker: str) -> Claim | None:
+    async def acquire(self, job: str, worker: str) -> Claim | None:
         """Create the claim; None while another one lives, our own earlier one included."""
-        value = encode(Holder(worker=worker))
+        value = encode(ClaimHolder(worker=worker))
         with suppress(KeyWrongLastSequenceError, KeyNotFoundError):  # not found: it lapsed between two requests
             try:
                 revision = await self._bucket.create(job, value)
             except KeyWrongLastSequenceError:
-                if (nobodys := await self._unreadable(job)) is None:
+                if (unreadable_revision := await self._find_unreadable(job)) is None:
                     return None
-                revision = await self._bucket.update(job, value, last=nobodys)
+                revision = await self._bucket.update(job, value, last=unreadable_revision)
             return Claim(job, worker, revision, revision)
         return None
 
-    async def _unreadable(self, job: str) -> int | None:
+    async def _find_unreadable(self, job: str) -> int | None:
         """Return the revision of an unreadable entry; None where the entry is readable."""
         entry = await self._bucket.get(job)
         try:
-            decode(entry.value or b"", Holder)
-        except Malformed:
+            decode(entry.value or b"", ClaimHolder)
+        except MalformedMessage:
             return entry.revision
         return None
 
-    async def holder(self, job: str) -> Holder | None:
+    async def get_holder(self, job: str) -> ClaimHolder | None:
         """Return who runs the job, with the epoch filled in; None when nobody does."""
         try:
             entry = await self._bucket.get(job)
-            value = decode(entry.value or b"", Holder)
-        except (KeyNotFoundError, Malformed):
+            value = decode(entry.value or b"", ClaimHolder)
+        except (KeyNotFoundError, MalformedMessage):
             return None
-        return Holder(worker=value.worker, epoch=value.epoch or entry.revision or 0)
+        return ClaimHolder(worker=value.worker, epoch=value.epoch or entry.revision or 0)
 
     async def renew(self, claim: Claim) -> bool:
         """Extend the claim by one lease. False: it is lost for good."""
-        value = encode(Holder(worker=claim.worker, epoch=claim.epoch))
+        value = encode(ClaimHolder(worker=claim.worker, epoch=claim.epoch))
         for _ in range(2):
             try:
                 claim.revision = await self._bucket.update(claim.job, value, last=claim.revision)
                 return True
             except KeyWrongLastSequenceError:
-                if not await self._still_ours(claim):
+                if not await self._is_still_ours(claim):
                     return False
         return False
 
-    async def _still_ours(self, claim: Claim) -> bool:
+    async def _is_still_ours(self, claim: Claim) -> bool:
         """Whether the entry has our epoch. After a renewal whose reply got lost, only the revision has changed."""
         try:
             entry = await self._bucket.get(claim.job)
-            value = decode(entry.value or b"", Holder)
-        except (KeyNotFoundError, Malformed):
+            value = decode(entry.value or b"", ClaimHolder)
+        except (KeyNotFoundError, MalformedMessage):
             return False
         if (value.epoch or entry.revision) != claim.epoch or entry.revision is None:
             return False
@@ -104,7 +104,7 @@ class Claims:
 
     async def release(self, claim: Claim) -> None:
         """Delete the claim, unless it was lost already."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             with suppress(KeyWrongLastSequenceError):  # changed in between: renew again, or learn of the loss
                 if await self.renew(claim):
                     await self._delete(claim.job, claim.revision)
@@ -112,12 +112,12 @@ class Claims:
 
     async def revoke(self, job: str, epoch: int) -> bool:
         """Delete the claim of this epoch. False: there is none, or it has another epoch."""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             with suppress(KeyWrongLastSequenceError):  # renewed in between
                 try:
                     entry = await self._bucket.get(job)
-                    value = decode(entry.value or b"", Holder)
-                except (KeyNotFoundError, Malformed):
+                    value = decode(entry.value or b"", ClaimHolder)
+                except (KeyNotFoundError, MalformedMessage):
                     return False
                 if (value.epoch or entry.revision) != epoch:
                     return False
@@ -125,10 +125,10 @@ class Claims:
                 return True
         return False
 
-    async def _delete(self, job: str, last: int | None) -> None:
+    async def _delete(self, job: str, revision: int | None) -> None:
         """Raise `KeyWrongLastSequenceError` like the bucket's update; its delete raises a bare `APIError`."""
         try:
-            await self._bucket.delete(job, last=last)
+            await self._bucket.delete(job, last=revision)
         except APIError as error:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 raise KeyWrongLastSequenceError(description=error.description) from error

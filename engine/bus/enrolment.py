@@ -13,68 +13,71 @@ from pathlib import Path
 
 from engine.bus import keys
 from engine.bus.keys import BadKey, WorkerKey
-from engine.bus.server import Listening, listens, running, with_workers
+from engine.bus.server import ListenAddress, find_server_pid, parse_listen_address, replace_workers
 
-TAKEN_SECONDS = 10.0
-READINGS = 2  # reloads: the first adds a new account, the second its imports (nats-server 2.15)
-TAKEN, REFUSED = "Reloaded server configuration", "Failed to reload server configuration"  # in the server's log
+RELOAD_SECONDS = 10.0
+RELOADS_FOR_NEW = 2  # reloads: the first adds a new account, the second its imports (nats-server 2.15)
+RELOADED_TEXT, RELOAD_FAILED_TEXT = (
+    "Reloaded server configuration",
+    "Failed to reload server configuration",
+)  # in the server's log
 
 
-class Enrolment:
+class WorkerKeyAdmin:
     """The keys of one data folder. Every method blocks, and raises `BadKey` on failure."""
 
-    def __init__(self, file: Path, broker: Path) -> None:
+    def __init__(self, key_file: Path, broker_folder: Path) -> None:
         """`broker`: the folder of the embedded broker, whether it runs or not."""
-        self._file, self._broker = file, broker
+        self._key_file, self._broker_folder = key_file, broker_folder
 
-    def known(self) -> list[WorkerKey]:
-        return keys.read(self._file)
+    def list_keys(self) -> list[WorkerKey]:
+        return keys.read_keys(self._key_file)
 
-    def listens(self) -> Listening | None:
+    def get_listen_address(self) -> ListenAddress | None:
         """Return where the running server listens; None where none runs."""
-        folder = self._broker.resolve()
+        folder = self._broker_folder.resolve()
         try:
-            return listens((folder / "nats.conf").read_text()) if running(folder) else None
+            return parse_listen_address((folder / "nats.conf").read_text()) if find_server_pid(folder) else None
         except (OSError, ValueError):
             return None
 
-    def enrol(self, name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str, bool]:
+    def add_key(self, name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str, bool]:
         """Return a new key, its seed, and whether a running server has loaded it."""
-        made, seed = keys.make(name, pools, day)
-        with keys.locked(self._file):
-            known = keys.read(self._file)
-            if any(one.name == name for one in known):
+        new_key, seed = keys.create_key(name, pools, day)
+        with keys.lock_file(self._key_file):
+            known_keys = keys.read_keys(self._key_file)
+            if any(worker_key.name == name for worker_key in known_keys):
                 raise BadKey(f"{name} has a key already; revoke that first.")
             try:
-                return made, seed, self._keep([*known, made], new=True)
+                return new_key, seed, self._save_and_reload([*known_keys, new_key], is_new_key=True)
             except BadKey:
-                keys.write(self._file, known)  # undo: its seed was never shown
+                keys.write_keys(self._key_file, known_keys)  # undo: its seed was never shown
                 raise
 
-    def revoke(self, name: str) -> bool:
+    def revoke_key(self, name: str) -> bool:
         """Return whether a running server has reloaded and closed that worker's connection."""
-        with keys.locked(self._file):
-            known = keys.read(self._file)
-            left = [one for one in known if one.name != name]
-            if len(left) == len(known):
+        with keys.lock_file(self._key_file):
+            known_keys = keys.read_keys(self._key_file)
+            remaining_keys = [worker_key for worker_key in known_keys if worker_key.name != name]
+            if len(remaining_keys) == len(known_keys):
                 raise BadKey(f"No worker named {name} has a key.")
             try:
-                return self._keep(left)
+                return self._save_and_reload(remaining_keys)
             except BadKey as error:
                 raise BadKey(f"The key is revoked from the broker's next start on: {error}") from error
 
-    def _keep(self, known: Sequence[WorkerKey], *, new: bool = False) -> bool:
+    def _save_and_reload(self, known_keys: Sequence[WorkerKey], *, is_new_key: bool = False) -> bool:
         """Write the file first: its keys count from the next start on, even where the reload fails."""
-        keys.write(self._file, known)
-        folder = self._broker.resolve()
-        pid = running(folder)
+        keys.write_keys(self._key_file, known_keys)
+        folder = self._broker_folder.resolve()
+        pid = find_server_pid(folder)
         if pid is None:
             return False
-        config, said = folder / "nats.conf", folder / "nats.log"
+        config, log_path = folder / "nats.conf", folder / "nats.log"
         try:
-            keys.replace(config, with_workers(config.read_text(), known).encode())
-            for _ in range(READINGS if new else 1):
-                _read(pid, said)
+            keys.replace_file(config, replace_workers(config.read_text(), known_keys).encode())
+            for _ in range(RELOADS_FOR_NEW if is_new_key else 1):
+                _reload_server(pid, log_path)
         except ProcessLookupError:
             return False
         except BadKey:
@@ -84,22 +87,22 @@ class Enrolment:
         return True
 
 
-def _read(pid: int, said: Path) -> None:
+def _reload_server(pid: int, log_path: Path) -> None:
     """Make the server reload its configuration, and wait until it has."""
-    before = said.stat().st_size if said.exists() else 0
+    old_size = log_path.stat().st_size if log_path.exists() else 0
     os.kill(pid, signal.SIGHUP)
-    _taken(said, before)
+    _wait_for_reload(log_path, old_size)
 
 
-def _taken(said: Path, before: int) -> None:
+def _wait_for_reload(log_path: Path, old_size: int) -> None:
     """Wait until the server logs the reload."""
-    end = time.monotonic() + TAKEN_SECONDS
-    while time.monotonic() < end:
-        text = said.read_bytes() if said.exists() else b""
-        new = text[before:] if len(text) >= before else text  # the server may have rotated its log
-        if REFUSED.encode() in new:
-            raise BadKey(f"The running broker refused its new configuration: see {said}.")
-        if TAKEN.encode() in new:
+    deadline = time.monotonic() + RELOAD_SECONDS
+    while time.monotonic() < deadline:
+        text = log_path.read_bytes() if log_path.exists() else b""
+        new_text = text[old_size:] if len(text) >= old_size else text  # the server may have rotated its log
+        if RELOAD_FAILED_TEXT.encode() in new_text:
+            raise BadKey(f"The running broker refused its new configuration: see {log_path}.")
+        if RELOADED_TEXT.encode() in new_text:
             return
         time.sleep(0.02)
-    raise BadKey(f"The running broker did not confirm the change within {TAKEN_SECONDS:.0f} s: see {said}.")
+    raise BadKey(f"The running broker did not confirm the change within {RELOAD_SECONDS:.0f} s: see {log_path}.")

@@ -21,26 +21,26 @@ from nats.protocol import parser
 
 log = logging.getLogger(__name__)
 
-ANSWERED = "Nats-Stream"  # header of a broker reply: the stream that it comes from
-STATUS = ("Status", "Description")
+REPLY_HEADER = "Nats-Stream"  # header of a broker reply: the stream that it comes from
+STATUS_HEADERS = ("Status", "Description")
 FLUSH_SECONDS = 10
-PAUSES = (0.02, 0.1)  # seconds before a request without responders is sent again
+RETRY_PAUSES = (0.02, 0.1)  # seconds before a request without responders is sent again
 SUBJECT_CHARS = 512  # far more than any of ours; the server closes a connection that sends a 4 KB line
 _SPACES = str.maketrans(dict.fromkeys("\v\f", "\N{REPLACEMENT CHARACTER}"))  # which no valid subject contains
 _NAME = rb"([^ \t\r\n]+)"  # the server ends a name only at these
 _HEAD = rb"[ \t]+" + _NAME + rb"[ \t]+" + _NAME + rb"[ \t]+(" + _NAME + rb"[ \t]+)?"
 
 
-def answered(block: bytes) -> bool:
+def has_reply_header(block: bytes) -> bool:
     """Whether this header block belongs to a broker reply.
 
     The broker appends its headers to the message's own. An open or empty line in these could hide them from a line
     parser, so the whole block is searched.
     """
-    return f"{ANSWERED}:".lower().encode() in block.lower()
+    return f"{REPLY_HEADER}:".lower().encode() in block.lower()
 
 
-class Hearing(Client):
+class HardenedClient(Client):
     """A NATS client whose read loop survives malformed messages."""
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
@@ -52,14 +52,14 @@ class Hearing(Client):
             return None
         block = bytes(headers)
         try:
-            found = await super()._process_headers(block)
+            parsed = await super()._process_headers(block)
         except (ValueError, IndexError) as error:
             log.warning("broker: a message's headers cannot be read: %s", error)
-            found = self._parse_header_lines(block.partition(b"\r\n")[2])
-        if answered(block):
-            found = {name: value for name, value in (found or {}).items() if name not in STATUS}
-            found.setdefault(ANSWERED, "")
-        return found
+            parsed = self._parse_header_lines(block.partition(b"\r\n")[2])
+        if has_reply_header(block):
+            parsed = {name: value for name, value in (parsed or {}).items() if name not in STATUS_HEADERS}
+            parsed.setdefault(REPLY_HEADER, "")
+        return parsed
 
     async def flush(self, timeout: int = FLUSH_SECONDS) -> None:
         """Flush pending bytes first: the base class sends its ping ahead of them, so the pong would not cover them."""
@@ -77,7 +77,7 @@ class Hearing(Client):
         While the server reloads its configuration, the route from a worker's account to the main account is cut for an
         instant.
         """
-        for pause in PAUSES if self._inbox_prefix.count(b".") else ():
+        for pause in RETRY_PAUSES if self._inbox_prefix.count(b".") else ():
             try:
                 return await super().request(subject, payload, timeout, old_style, headers)
             except NoRespondersError:
@@ -89,18 +89,18 @@ class Hearing(Client):
     ) -> Msg:  # fmt: skip
         """Build a message with a publishable subject: its dead letter's subject contains it."""
         return self.msg_class(
-            subject=_readable(subject), reply=_readable(reply), data=data, headers=headers, _client=self, _sid=sid
+            subject=_to_readable(subject), reply=_to_readable(reply), data=data, headers=headers, _client=self, _sid=sid
         )
 
 
-def _readable(name: bytes) -> str:
+def _to_readable(name: bytes) -> str:
     return name.decode(errors="replace").translate(_SPACES)[:SUBJECT_CHARS]
 
 
-def _split_as_the_server_does() -> None:
+def _patch_parser() -> None:
     """Replace the parser's module-level patterns: it has no other hook."""
     parser.MSG_RE = re.compile(rb"\AMSG" + _HEAD + rb"(\d+)\r\n")
     parser.HMSG_RE = re.compile(rb"\AHMSG" + _HEAD + rb"(\d+)[ \t]+(\d+)\r\n")
 
 
-_split_as_the_server_does()
+_patch_parser()

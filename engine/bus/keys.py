@@ -16,8 +16,8 @@ from msgspec import Meta
 
 from engine.job import Name
 
-FILE = "worker-keys.json"  # in the data folder, not in the broker's, which may be deleted
-SEED = re.compile(r"SU[A-Z2-7]{56}")
+KEY_FILE = "worker-keys.json"  # in the data folder, not in the broker's, which may be deleted
+SEED_PATTERN = re.compile(r"SU[A-Z2-7]{56}")
 
 
 class BadKey(ValueError):
@@ -33,14 +33,14 @@ class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     made: Annotated[str, Meta(max_length=10)]
 
 
-def make(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
+def create_key(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
     """Return a new key and its seed, which is stored nowhere. Raises `BadKey` for an invalid name."""
     import nkeys  # lazily: it loads libsodium
 
     seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER).decode()
-    plain = {"name": name, "public": public(seed), "pools": list(dict.fromkeys(pools)), "made": day}
+    fields = {"name": name, "public": derive_public_key(seed), "pools": list(dict.fromkeys(pools)), "made": day}
     try:
-        return msgspec.convert(plain, WorkerKey), seed
+        return msgspec.convert(fields, WorkerKey), seed
     except msgspec.ValidationError as error:
         raise BadKey(
             "A worker and its pools have names of up to 64 letters, digits, dots, hyphens and underscores, "
@@ -48,13 +48,13 @@ def make(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
         ) from error
 
 
-def public(seed: str) -> str:
+def derive_public_key(seed: str) -> str:
     """Return the public half. Raises `BadKey` where the seed fails its checksum."""
     import nkeys
 
     try:
         prefix, raw = nkeys.decode_seed(seed.encode())
-        if not SEED.fullmatch(seed) or nkeys.encode_seed(raw, prefix).decode() != seed:
+        if not SEED_PATTERN.fullmatch(seed) or nkeys.encode_seed(raw, prefix).decode() != seed:
             raise ValueError("not what its sum says")
         return bytes(nkeys.from_seed(seed.encode()).public_key).decode()  # bytes at runtime, despite its annotation
     except (nkeys.NkeysError, ValueError) as error:
@@ -63,7 +63,7 @@ def public(seed: str) -> str:
         ) from error
 
 
-def read(path: Path) -> list[WorkerKey]:
+def read_keys(path: Path) -> list[WorkerKey]:
     """Return every key of the file; none where there is no file. Raises `BadKey` where it is unreadable."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[WorkerKey])
@@ -73,28 +73,28 @@ def read(path: Path) -> list[WorkerKey]:
         raise BadKey(f"The file of workers' keys, {path}, cannot be read: {error}.") from error
 
 
-def write(path: Path, keys: Sequence[WorkerKey]) -> None:
+def write_keys(path: Path, keys: Sequence[WorkerKey]) -> None:
     """Write the file atomically, mode 600."""
-    replace(path, msgspec.json.format(msgspec.json.encode(keys)) + b"\n")
+    replace_file(path, msgspec.json.format(msgspec.json.encode(keys)) + b"\n")
 
 
-def replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Replace a file atomically by one of mode 600."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    draft_path = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(path)
+    draft_path.replace(path)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     """Lock the keys, and the configuration made from them, against other processes."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    lock_fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        os.close(lock_fd)

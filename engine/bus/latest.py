@@ -12,22 +12,22 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Latest(Generic[K, V]):
+class LatestByKey(Generic[K, V]):
     """`put` never waits. `get` waits for a value and takes the key that has waited longest."""
 
     def __init__(self) -> None:
         self._values: dict[K, V] = {}
-        self._filled = asyncio.Event()
+        self._has_values = asyncio.Event()
 
     def put(self, key: K, value: V) -> None:
         """Replace an earlier value in place: the key keeps its turn."""
         self._values[key] = value
-        self._filled.set()
+        self._has_values.set()
 
     async def get(self) -> V:
         while not self._values:
-            self._filled.clear()
-            await self._filled.wait()
+            self._has_values.clear()
+            await self._has_values.wait()
         return self._values.pop(next(iter(self._values)))
 
     def __len__(self) -> int:

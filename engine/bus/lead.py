@@ -13,22 +13,22 @@ from nats.js.errors import KeyWrongLastSequenceError, NotFoundError
 from nats.js.kv import KV_DEL, KV_OP, KeyValue
 
 from engine.bus import subjects
-from engine.bus.claims import TRIES, Claim, Claims, Holder
-from engine.bus.hearing import answered
-from engine.bus.leases import Leases
-from engine.job import Malformed, decode, encode
+from engine.bus.claims import MAX_TRIES, Claim, ClaimHolder, Claims
+from engine.bus.hearing import has_reply_header
+from engine.bus.leases import LeaderLease
+from engine.job import MalformedMessage, decode, encode
 
 
 @dataclass(frozen=True)
-class Found:
+class LeaderEntry:
     """The entry at the key. `holder` None: nobody's. `free`: missing or released, not overwritten."""
 
     revision: int = 0
-    holder: Holder | None = None
-    free: bool = True
+    holder: ClaimHolder | None = None
+    is_free: bool = True
 
 
-class Leads(Claims):
+class LeaderClaims(Claims):
     """Claims whose entries may be forged, since a worker key can redirect a broker reply to this bucket.
 
     Such a reply may look like a holder or a tombstone. Only the stored message has the headers of a reply, so entries
@@ -42,52 +42,52 @@ class Leads(Claims):
         stream, prefix = subjects.kv_stream(subjects.LEADERS), subjects.kv_subject(subjects.LEADERS, "")
         super().__init__(KeyValue(subjects.LEADERS, stream, prefix, js, direct=False))
         self._js, self._stream, self._prefix, self._seconds = js, stream, prefix, seconds
-        self._patient = math.inf  # until then a forged entry may hide a leader; inf before the first look
+        self._wait_until = math.inf  # until then a forged entry may hide a leader; inf before the first look
 
-    async def take(self, job: str, worker: str) -> Claim | None:
-        for _ in range(TRIES):
-            found = await self._found(job)
-            if not self._may_have(found):
+    async def acquire(self, job: str, worker: str) -> Claim | None:
+        for _ in range(MAX_TRIES):
+            entry = await self._read_entry(job)
+            if not self._can_acquire(entry):
                 return None
             with suppress(KeyWrongLastSequenceError):
-                revision = await self._bucket.update(job, encode(Holder(worker=worker)), last=found.revision)
-                self._patient = -math.inf
+                revision = await self._bucket.update(job, encode(ClaimHolder(worker=worker)), last=entry.revision)
+                self._wait_until = -math.inf
                 return Claim(job, worker, revision, revision)
         return None
 
-    def _may_have(self, found: Found) -> bool:
+    def _can_acquire(self, entry: LeaderEntry) -> bool:
         now = asyncio.get_running_loop().time()
-        if found.holder is not None or (not found.free and self._patient == math.inf):
-            self._patient = now + self._seconds
-        return found.holder is None and (found.free or now >= self._patient)
+        if entry.holder is not None or (not entry.is_free and self._wait_until == math.inf):
+            self._wait_until = now + self._seconds
+        return entry.holder is None and (entry.is_free or now >= self._wait_until)
 
-    async def holder(self, job: str) -> Holder | None:
-        return (await self._found(job)).holder
+    async def get_holder(self, job: str) -> ClaimHolder | None:
+        return (await self._read_entry(job)).holder
 
-    async def _still_ours(self, claim: Claim) -> bool:
-        found = await self._found(claim.job)
-        if found.holder is None or found.holder.epoch != claim.epoch:
+    async def _is_still_ours(self, claim: Claim) -> bool:
+        entry = await self._read_entry(claim.job)
+        if entry.holder is None or entry.holder.epoch != claim.epoch:
             return False
-        claim.revision = found.revision
+        claim.revision = entry.revision
         return True
 
-    async def _found(self, key: str) -> Found:
+    async def _read_entry(self, key: str) -> LeaderEntry:
         try:
-            stored = await self._js.get_msg(self._stream, subject=f"{self._prefix}{key}")
+            message = await self._js.get_msg(self._stream, subject=f"{self._prefix}{key}")
         except NotFoundError:
-            return Found()
-        revision = stored.seq or 0
-        if answered(b64decode(stored.hdrs or "")):
-            return Found(revision, free=False)
-        if (stored.headers or {}).get(KV_OP) == KV_DEL:
-            return Found(revision)
+            return LeaderEntry()
+        revision = message.seq or 0
+        if has_reply_header(b64decode(message.hdrs or "")):
+            return LeaderEntry(revision, is_free=False)
+        if (message.headers or {}).get(KV_OP) == KV_DEL:
+            return LeaderEntry(revision)
         try:
-            holder = decode(stored.data or b"", Holder)
-        except Malformed:
-            return Found(revision, free=False)
-        return Found(revision, Holder(worker=holder.worker, epoch=holder.epoch or revision))
+            holder = decode(message.data or b"", ClaimHolder)
+        except MalformedMessage:
+            return LeaderEntry(revision, is_free=False)
+        return LeaderEntry(revision, ClaimHolder(worker=holder.worker, epoch=holder.epoch or revision))
 
 
-def leases(js: JetStreamContext, seconds: float) -> Leases:
+def open_leader_lease(js: JetStreamContext, seconds: float) -> LeaderLease:
     """Return the leader lease of the bots on one broker."""
-    return Leases(Leads(js, seconds), seconds)
+    return LeaderLease(LeaderClaims(js, seconds), seconds)

@@ -19,55 +19,55 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from engine.bus import subjects
-from engine.bus.hearing import Hearing
-from engine.bus.keys import BadKey, public
+from engine.bus.hearing import HardenedClient
+from engine.bus.keys import BadKey, derive_public_key
 
 log = logging.getLogger(__name__)
 
 PENDING_BYTES = 32 * 1024 * 1024  # buffered while the broker is away; the largest message is 8 MB
-GLANCE_SECONDS = 0.5
-LASTING: dict[str, Any] = {
+POLL_SECONDS = 0.5
+CLIENT_OPTIONS: dict[str, Any] = {
     "connect_timeout": 5, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.25, "pending_size": PENDING_BYTES,
     "ping_interval": 10, "max_outstanding_pings": 3,
 }  # fmt: skip
-REFUSED = "authorization violation"
+AUTH_FAILURE = "authorization violation"
 
 
-class Unreachable(ConnectionError):
+class BrokerUnreachable(ConnectionError):
     """The broker did not answer in time, or refused; the message names the operation."""
 
 
-class Ended(RuntimeError):
+class ConnectionEnded(RuntimeError):
     """The connection has ended for good, though we did not close it: the process must be restarted."""
 
 
 @contextmanager
-def reaching(what: str) -> Iterator[None]:
+def translate_errors(operation: str) -> Iterator[None]:
     """Turn every failure of the client library inside into `Unreachable("what: why")`, and lose no cancellation.
 
     Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that arrives together with
     the result (python/cpython#86296); a loop around it would then run for ever.
     """
-    before = _cancellings()
+    old_count = _count_cancellations()
     try:
         yield
     except (nats.errors.Error, TimeoutError, OSError) as error:
-        if _cancellings() > before:
+        if _count_cancellations() > old_count:
             raise asyncio.CancelledError from error
         reason = str(error) or type(error).__name__
-        raise Unreachable(f"The broker could not be reached to {what}: {reason}.") from error
-    if _cancellings() > before:
+        raise BrokerUnreachable(f"The broker could not be reached to {operation}: {reason}.") from error
+    if _count_cancellations() > old_count:
         raise asyncio.CancelledError
 
 
-def _cancellings() -> int:
+def _count_cancellations() -> int:
     """Return how often this task was cancelled."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 
 
 @dataclass(frozen=True)
-class Right:
+class Credentials:
     """Credentials of a connection, and its name.
 
     `token`: shared token, or `user:password`. `key`: the seed of a worker key, in place of a token. `authority`: a file
@@ -77,59 +77,65 @@ class Right:
     name: str
     token: str = ""
     key: str = ""
-    authority: Path | None = None
+    ca_file: Path | None = None
 
-    def options(self, url: str) -> dict[str, Any]:
+    def to_client_options(self, url: str) -> dict[str, Any]:
         """Return the client library's options. Raises `Unreachable` where the key or the file is invalid."""
-        return self._secret() | ({"tls": _trusting(self.authority, url)} if url.startswith("tls://") else {})
+        return self._auth_options() | (
+            {"tls": _create_tls_context(self.ca_file, url)} if url.startswith("tls://") else {}
+        )
 
-    def _secret(self) -> dict[str, Any]:
+    def _auth_options(self) -> dict[str, Any]:
         if self.key:
             try:
-                public(self.key)
+                derive_public_key(self.key)
             except BadKey as error:
-                raise Unreachable(str(error)) from error
+                raise BrokerUnreachable(str(error)) from error
             return {"nkeys_seed_str": self.key, "inbox_prefix": subjects.inbox(self.name)}
         user, colon, password = self.token.partition(":")  # as in an address: token@host, user:password@host
         return {"user": user, "password": password} if colon else {"token": self.token or None}
 
 
-def _trusting(authority: Path | None, url: str) -> ssl.SSLContext:
+def _create_tls_context(ca_file: Path | None, url: str) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=authority)
+        context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise Unreachable(f"The certificates in {authority} cannot be read: {error}.") from error
-    if authority is not None:
+        raise BrokerUnreachable(f"The certificates in {ca_file} cannot be read: {error}.") from error
+    if ca_file is not None:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may be the broker's own certificate
-        context.check_hostname = not _is_here(url)  # no certificate names the loopback address
+        context.check_hostname = not _is_loopback(url)  # no certificate names the loopback address
     return context
 
 
-def _is_here(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     try:
         return ip_address(urlsplit(url).hostname or "").is_loopback
     except ValueError:
         return False
 
 
-async def connect(url: str, right: Right, patience: float, on_return: Callable[[], Awaitable[None]]) -> Client:
+async def connect(
+    url: str, credentials: Credentials, timeout: float, after_reconnect: Callable[[], Awaitable[None]]
+) -> Client:
     """Return a client that reconnects after every loss and then calls `on_return`; `stays` describes the one exception.
 
     Raises `Unreachable` when the first connection takes longer than `patience` seconds, or the broker refuses us.
     """
-    options = await asyncio.to_thread(right.options, url)
-    client = Hearing()
-    last: list[Exception] = []
-    joined, ending = asyncio.Event(), set[asyncio.Task[None]]()
+    options = await asyncio.to_thread(credentials.to_client_options, url)
+    client = HardenedClient()
+    last_errors: list[Exception] = []
+    connected_event, close_tasks = asyncio.Event(), set[asyncio.Task[None]]()
 
     async def on_error(error: Exception) -> None:
-        if not any("Authorization" in str(known) for known in last):  # errors after a refusal are only its consequences
-            last[:] = [error]
+        if not any(
+            "Authorization" in str(earlier) for earlier in last_errors
+        ):  # errors after a refusal are only its consequences
+            last_errors[:] = [error]
         log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
-        if REFUSED in str(error).lower():  # the client would retry for ever, with the same result
-            if not joined.is_set():
+        if AUTH_FAILURE in str(error).lower():  # the client would retry for ever, with the same result
+            if not connected_event.is_set():
                 raise error
-            ending.add(asyncio.create_task(client.close()))
+            close_tasks.add(asyncio.create_task(client.close()))
 
     async def on_loss() -> None:
         if not client.is_closed:  # else we closed it ourselves
@@ -137,30 +143,30 @@ async def connect(url: str, right: Right, patience: float, on_return: Callable[[
 
     async def on_reconnect() -> None:
         log.info("broker: connected again")
-        await on_return()
+        await after_reconnect()
 
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await client.connect(
-                servers=[url], name=right.name, error_cb=on_error, disconnected_cb=on_loss,
-                reconnected_cb=on_reconnect, **LASTING, **options,
+                servers=[url], name=credentials.name, error_cb=on_error, disconnected_cb=on_loss,
+                reconnected_cb=on_reconnect, **CLIENT_OPTIONS, **options,
             )  # fmt: skip
     except (nats.errors.Error, TimeoutError, OSError) as error:
         await client.close()
-        reason = last[0] if last else error
-        raise Unreachable(_said(url, right, reason)) from error
-    joined.set()
+        reason = last_errors[0] if last_errors else error
+        raise BrokerUnreachable(_describe_failure(url, credentials, reason)) from error
+    connected_event.set()
     return client
 
 
-def _said(url: str, right: Right, reason: BaseException) -> str:
-    why = str(reason) or type(reason).__name__
-    if REFUSED in why.lower():
-        return f"The broker at {url} does not accept this {'key' if right.key else 'token'}: {why}."
-    return f"No broker answers at {url}: {why}."
+def _describe_failure(url: str, credentials: Credentials, reason: BaseException) -> str:
+    text = str(reason) or type(reason).__name__
+    if AUTH_FAILURE in text.lower():
+        return f"The broker at {url} does not accept this {'key' if credentials.key else 'token'}: {text}."
+    return f"No broker answers at {url}: {text}."
 
 
-async def stays(client: Client, ours: Callable[[], bool]) -> None:
+async def wait_until_closed(client: Client, is_closed_by_us: Callable[[], bool]) -> None:
     """Return when the client is closed and `ours` says that we closed it; raise `Ended` when it closed by itself.
 
     It closes by itself, without reconnecting, after a server error: a message beyond the limits, or a revoked token or
@@ -168,8 +174,8 @@ async def stays(client: Client, ours: Callable[[], bool]) -> None:
     polls because the client's `closed_cb` stays silent when the error comes during a reconnection.
     """
     while not client.is_closed:
-        await asyncio.sleep(GLANCE_SECONDS)
-    if not ours():
+        await asyncio.sleep(POLL_SECONDS)
+    if not is_closed_by_us():
         reason = str(client.last_error or "no reason given")
         log.critical("broker: the connection has ended for good: %s", reason)
-        raise Ended(f"The connection to the broker has ended for good: {reason}.")
+        raise ConnectionEnded(f"The connection to the broker has ended for good: {reason}.")

@@ -12,68 +12,78 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from engine.logline import escaped
+from engine.logline import escape
 
 log = logging.getLogger(__name__)
 
-MOST = 64  # refusals kept
-AGAIN = 600.0  # seconds until the same one is logged again
-LINES, WINDOW = 20, 60.0  # at most so many log lines in so many seconds
-WHO_CHARS, WHY_CHARS = 120, 300
-RECENT = 60.0  # seconds: a live worker repeats its message long before
+MAX_KEPT = 64  # refusals kept
+REPEAT_SECONDS = 600.0  # seconds until the same one is logged again
+MAX_LINES, WINDOW_SECONDS = 20, 60.0  # at most so many log lines in so many seconds
+SUBJECT_CHARS, REASON_CHARS = 120, 300
+RECENT_SECONDS = 60.0  # seconds: a live worker repeats its message long before
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """Equal messages of one sender: how often they came, the last time, and the last time they were logged."""
 
-    who: str
-    why: str
+    subject: str
+    reason: str
     count: int
-    at: float
-    logged: float | None = None
+    last_at: float
+    logged_at: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.who}, which is refused: {self.why}"
+        return f"{self.subject}, which is refused: {self.reason}"
 
 
-class Refusals:
+class RejectionLog:
     """`clock` is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._kept: OrderedDict[tuple[str, str], Refusal] = OrderedDict()
-        self._began, self._lines, self._unsaid = clock(), 0, 0
+        self._rejections: OrderedDict[tuple[str, str], Rejection] = OrderedDict()
+        self._window_start, self._logged_lines, self._suppressed = clock(), 0, 0
 
-    def note(self, who: str, why: str) -> None:
+    def record(self, subject: str, reason: str) -> None:
         """Count a refusal. `who` says what was sent; `why` is the reason. Both may contain untrusted text."""
-        key = _short(who, WHO_CHARS), _short(why, WHY_CHARS)
-        now, known = self._clock(), self._kept.pop(key, None)
-        one = replace(known, count=known.count + 1, at=now) if known else Refusal(*key, count=1, at=now)
-        self._kept[key] = self._logged(one, now) if one.logged is None or now - one.logged >= AGAIN else one
-        if len(self._kept) > MOST:
-            self._kept.popitem(last=False)
+        key = _shorten(subject, SUBJECT_CHARS), _shorten(reason, REASON_CHARS)
+        now, earlier = self._clock(), self._rejections.pop(key, None)
+        rejection = (
+            replace(earlier, count=earlier.count + 1, last_at=now) if earlier else Rejection(*key, count=1, last_at=now)
+        )
+        self._rejections[key] = (
+            self._log_rejection(rejection, now)
+            if rejection.logged_at is None or now - rejection.logged_at >= REPEAT_SECONDS
+            else rejection
+        )
+        if len(self._rejections) > MAX_KEPT:
+            self._rejections.popitem(last=False)
 
-    def recent(self) -> list[Refusal]:
+    def list_recent(self) -> list[Rejection]:
         """Return what was refused within the last minute, newest first."""
-        return [one for one in reversed(self._kept.values()) if self._clock() - one.at <= RECENT]
+        return [
+            rejection
+            for rejection in reversed(self._rejections.values())
+            if self._clock() - rejection.last_at <= RECENT_SECONDS
+        ]
 
-    def _logged(self, one: Refusal, now: float) -> Refusal:
+    def _log_rejection(self, rejection: Rejection, now: float) -> Rejection:
         """Log the refusal and return it with its log time, unless the log has enough lines."""
-        if now - self._began >= WINDOW:
-            self._began, self._lines = now, 0
-        if self._lines >= LINES:
-            self._unsaid += 1
-            return one
-        self._lines += 1
-        more = f" ({one.count} times by now)" if one.count > 1 else ""
-        more += f"; {self._unsaid} others were refused meanwhile" if self._unsaid else ""
-        log.warning("%s%s", one, more)
-        self._unsaid = 0
-        return replace(one, logged=now)
+        if now - self._window_start >= WINDOW_SECONDS:
+            self._window_start, self._logged_lines = now, 0
+        if self._logged_lines >= MAX_LINES:
+            self._suppressed += 1
+            return rejection
+        self._logged_lines += 1
+        suffix = f" ({rejection.count} times by now)" if rejection.count > 1 else ""
+        suffix += f"; {self._suppressed} others were refused meanwhile" if self._suppressed else ""
+        log.warning("%s%s", rejection, suffix)
+        self._suppressed = 0
+        return replace(rejection, logged_at=now)
 
 
-def _short(text: str, most: int) -> str:
+def _shorten(text: str, limit: int) -> str:
     """Return `text` on one line, of at most `most` characters."""
-    said = escaped(text[:most])
-    return said if len(said) <= most and len(text) <= most else f"{said[: most - 1]}…"
+    shortened = escape(text[:limit])
+    return shortened if len(shortened) <= limit and len(text) <= limit else f"{shortened[: limit - 1]}…"

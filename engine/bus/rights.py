@@ -15,94 +15,94 @@ from collections.abc import Sequence
 
 from engine.bus import subjects
 
-SAID_TO_ALL = (subjects.kv_subject(subjects.CANCELLED, "*"), subjects.WANT_ALL, subjects.STEER_ALL)
-ANSWERS = {"max": 1, "expires": "1m"}  # to shared requests: one reply each, to the inbox that the request names
-SHARED = (subjects.EMBED, subjects.DESCRIBE_ALL)
+BROADCASTS = (subjects.kv_subject(subjects.CANCELLED, "*"), subjects.PREVIEW_REQUESTS_ALL, subjects.CONTROL_ALL)
+RESPONSE_LIMITS = {"max": 1, "expires": "1m"}  # to shared requests: one reply each, to the inbox that the request names
+SHARED_REQUESTS = (subjects.EMBED, subjects.DESCRIBE_ALL)
 API = "$JS.API"
-HOUSE = "darkroom"  # the main account, with the streams: for the bot and clients with the token
-NOTHING = "nothing"  # a subject without subscribers
+MAIN_ACCOUNT = "darkroom"  # the main account, with the streams: for the bot and clients with the token
+DEAD_SUBJECT = "nothing"  # a subject without subscribers
 INFO = f"{API}.INFO"
 
 
-def may_publish(name: str, pools: Sequence[str]) -> list[str]:
+def list_publish_subjects(name: str, pools: Sequence[str]) -> list[str]:
     """Return what a worker may publish: its results, frames, presence, progress, pulls, claims, snapshots and blobs."""
-    mine = subjects.token(name)
+    worker_token = subjects.to_token(name)
     claims = subjects.kv_subject(subjects.CLAIMS, "*")
     workers = (subjects.kv_subject(subjects.WORKERS, subjects.presence_key(name, pool)) for pool in pools)
     progress = (subjects.progress(name, pool) for pool in pools)
     snapshots = subjects.kv_subject(subjects.SNAPSHOTS, "*.*")
-    parts, names = subjects.blob_part("*", "*"), f"$O.{subjects.BLOBS}.M.*"
+    chunk_subjects, entry_subjects = subjects.blob_chunk("*", "*"), f"$O.{subjects.BLOBS}.M.*"
     return [
-        f"{subjects.RESULTS}.{mine}.*", subjects.FRAMES_ALL, subjects.LOADING_ALL, *workers, *progress, claims,
-        snapshots, parts, names, *_read(subjects.CLAIMS, "*"), *_read(subjects.SNAPSHOTS, "*.*"),
-        *_read(subjects.CANCELLED, "*"),
-        f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}", f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}.{names}",
-        *(subject for pool in pools for subject in _pulls(pool)),
+        f"{subjects.RESULTS}.{worker_token}.*", subjects.FRAMES_ALL, subjects.LOADING_ALL, *workers, *progress, claims,
+        snapshots, chunk_subjects, entry_subjects, *_direct_get_subjects(subjects.CLAIMS, "*"), *_direct_get_subjects(subjects.SNAPSHOTS, "*.*"),
+        *_direct_get_subjects(subjects.CANCELLED, "*"),
+        f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}", f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}.{entry_subjects}",
+        *(subject for pool in pools for subject in _pull_subjects(pool)),
     ]  # fmt: skip
 
 
-def _read(bucket: str, key: str) -> tuple[str]:
+def _direct_get_subjects(bucket: str, key: str) -> tuple[str]:
     """Allow to read the newest value of a known key: no key list, no history."""
     return (f"{API}.DIRECT.GET.{subjects.kv_stream(bucket)}.{subjects.kv_subject(bucket, key)}",)
 
 
-def _pulls(pool: str) -> tuple[str, ...]:
+def _pull_subjects(pool: str) -> tuple[str, ...]:
     """Allow the use of a pool's consumer, which the bot has made: pull, acknowledge, dead-letter."""
     consumer = f"{subjects.WORK}.{subjects.pool_consumer(pool)}"
     return (
         f"{API}.CONSUMER.INFO.{consumer}",
         f"{API}.CONSUMER.MSG.NEXT.{consumer}",
         f"$JS.ACK.{consumer}.>",
-        subjects.dead(subjects.pool_filter(pool)),
+        subjects.dead_letter(subjects.pool_filter(pool)),
     )
 
 
-def may_hear(name: str, pools: Sequence[str]) -> list[str]:
+def list_subscribe_subjects(name: str, pools: Sequence[str]) -> list[str]:
     """Return what a worker may subscribe to: its inbox, broadcasts, and shared requests through queue groups.
 
     Latents are a member's picture, so only the pool that made it receives decode requests.
     """
-    groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBERS}")
-    decodes = (f"{one} {subjects.DECODERS}" for one in _decodes(pools))
-    return [f"{subjects.inbox(name)}.>", *SAID_TO_ALL, *groups, *decodes]
+    groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBE_GROUP}")
+    decode_subjects = (f"{subject} {subjects.DECODE_GROUP}" for subject in _decode_subjects(pools))
+    return [f"{subjects.inbox(name)}.>", *BROADCASTS, *groups, *decode_subjects]
 
 
-def _decodes(pools: Sequence[str]) -> list[str]:
+def _decode_subjects(pools: Sequence[str]) -> list[str]:
     """Return the subjects of decode requests for any model in these pools."""
     return [subjects.decode(pool, "*") for pool in pools]
 
 
-def exports() -> list[dict[str, str]]:
+def build_exports() -> list[dict[str, str]]:
     """Return the main account's exports for the configuration: everything that any worker may import."""
     any_pool = subjects.pool_consumer("*")
-    services = [one.replace(any_pool, "*") for one in may_publish("*", ["*"])]
-    offered = [{"service": one} for one in (*services, subjects.VECTORS_ALL, NOTHING)]
-    return [*offered, *({"stream": one} for one in (*SAID_TO_ALL, *SHARED, *_decodes(["*"])))]
+    services = [subject.replace(any_pool, "*") for subject in list_publish_subjects("*", ["*"])]
+    service_exports = [{"service": one} for one in (*services, subjects.REPLIES_ALL, DEAD_SUBJECT)]
+    return [*service_exports, *({"stream": one} for one in (*BROADCASTS, *SHARED_REQUESTS, *_decode_subjects(["*"])))]
 
 
-def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str, object]]:
+def build_account(public_key: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str, object]]:
     """Return the name of a worker's account and its entry for `accounts { … }` in a NATS configuration.
 
     `$JS.API.INFO` is mapped to a dead subject. Otherwise the account gets the server's own `$JS.API.>`, which answers
     beside the main account's.
     """
-    services = (*may_publish(name, pools), subjects.VECTORS_ALL)
-    heard = (*SAID_TO_ALL, *SHARED, *_decodes(pools))
+    services = (*list_publish_subjects(name, pools), subjects.REPLIES_ALL)
+    streams = (*BROADCASTS, *SHARED_REQUESTS, *_decode_subjects(pools))
     imports: list[dict[str, object]] = [
-        {"service": {"account": HOUSE, "subject": NOTHING}, "to": INFO},
-        *({"service": {"account": HOUSE, "subject": one}} for one in services),
-        *({"stream": {"account": HOUSE, "subject": one}} for one in heard),
+        {"service": {"account": MAIN_ACCOUNT, "subject": DEAD_SUBJECT}, "to": INFO},
+        *({"service": {"account": MAIN_ACCOUNT, "subject": subject}} for subject in services),
+        *({"stream": {"account": MAIN_ACCOUNT, "subject": one}} for one in streams),
     ]
-    return f"worker-{name}", {"users": [user(public, name, pools)], "imports": imports}
+    return f"worker-{name}", {"users": [build_user(public_key, name, pools)], "imports": imports}
 
 
-def user(public: str, name: str, pools: Sequence[str]) -> dict[str, object]:
+def build_user(public_key: str, name: str, pools: Sequence[str]) -> dict[str, object]:
     """Return the user entry of a worker's account."""
     return {
-        "nkey": public,
+        "nkey": public_key,
         "permissions": {
-            "publish": {"allow": may_publish(name, pools)},
-            "subscribe": {"allow": may_hear(name, pools)},
-            "allow_responses": ANSWERS,
+            "publish": {"allow": list_publish_subjects(name, pools)},
+            "subscribe": {"allow": list_subscribe_subjects(name, pools)},
+            "allow_responses": RESPONSE_LIMITS,
         },
     }

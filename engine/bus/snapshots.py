@@ -14,9 +14,9 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from engine.bus import subjects
-from engine.bus.blobs import Blobs, NoBlob
-from engine.bus.claims import Fenced
-from engine.job import MAX_COUNT, Epoch, Malformed, Sha256, Snapshot, decode, encode
+from engine.bus.blobs import BlobMissing, BlobStore
+from engine.bus.claims import StaleEpoch
+from engine.job import MAX_COUNT, Epoch, MalformedMessage, Sha256, Snapshot, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -31,41 +31,43 @@ class Elsewhere(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tru
     sha256: Sha256
 
 
-class Snapshots:
+class SnapshotStore:
     """The snapshots bucket. `scoped`: our key may not purge a stream, so a dropped snapshot leaves a delete marker."""
 
-    def __init__(self, js: JetStreamContext, bucket: KeyValue, blobs: Blobs, *, scoped: bool = False) -> None:
-        self._js, self._bucket, self._blobs, self._scoped = js, bucket, blobs, scoped
-        self._seen: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
+    def __init__(
+        self, js: JetStreamContext, bucket: KeyValue, blobs: BlobStore, *, has_worker_key: bool = False
+    ) -> None:
+        self._js, self._bucket, self._blobs, self._has_worker_key = js, bucket, blobs, has_worker_key
+        self._own_writes: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
 
     async def put(self, snapshot: Snapshot) -> None:
         """Write the snapshot. Raises `Fenced` if a newer epoch has written that image."""
         key = subjects.snapshot_key(snapshot.job, snapshot.image)
-        value, blob = await self._packed(snapshot)
+        value, blob = await self._pack(snapshot)
         for _ in range(3):
-            epoch, revision, before = self._seen.get(key) or await self._stored(key)
+            epoch, revision, old_blob = self._own_writes.get(key) or await self._read_stored(key)
             if epoch > snapshot.epoch:
-                self._seen.pop(key, None)
-                raise Fenced(f"image {snapshot.image} has a snapshot of a newer epoch")
+                self._own_writes.pop(key, None)
+                raise StaleEpoch(f"image {snapshot.image} has a snapshot of a newer epoch")
             try:
-                written = await self._bucket.update(key, value, last=revision)
+                new_revision = await self._bucket.update(key, value, last=revision)
             except KeyWrongLastSequenceError:
-                self._seen.pop(key, None)
+                self._own_writes.pop(key, None)
                 continue
-            self._seen[key] = (snapshot.epoch, written, blob)
-            if before and before != blob:
-                await self._blobs.drop(before)
+            self._own_writes[key] = (snapshot.epoch, new_revision, blob)
+            if old_blob and old_blob != blob:
+                await self._blobs.drop(old_blob)
             return
-        raise Fenced(f"somebody else is writing snapshots of image {snapshot.image}")
+        raise StaleEpoch(f"somebody else is writing snapshots of image {snapshot.image}")
 
-    async def _packed(self, snapshot: Snapshot) -> tuple[bytes, str]:
+    async def _pack(self, snapshot: Snapshot) -> tuple[bytes, str]:
         value = encode(snapshot)
         if len(value) <= LARGEST_VALUE:
             return value, ""
         sha = await self._blobs.put(value)
         return encode(Elsewhere(epoch=snapshot.epoch, sha256=sha)), sha
 
-    async def _stored(self, key: str) -> tuple[int, int, str]:
+    async def _read_stored(self, key: str) -> tuple[int, int, str]:
         """Return (epoch, revision, blob) of the stored value. Anyone may overwrite an unreadable value."""
         try:
             entry = await self._bucket.get(key)
@@ -74,17 +76,17 @@ class Snapshots:
         revision = entry.revision or 0
         try:
             value = decode(entry.value or b"", Snapshot | Elsewhere)  # pyright: ignore[reportArgumentType]
-        except Malformed as error:
+        except MalformedMessage as error:
             log.error("snapshot %s is unreadable: %s", key, error)
             return 0, revision, ""
         return value.epoch, revision, value.sha256 if isinstance(value, Elsewhere) else ""
 
     async def get(self, job: str) -> list[Snapshot]:
         """Return a job's snapshots in the order of its images. Unreadable ones are logged and left out."""
-        found = await asyncio.gather(*(self._get(job, image) for image in range(MAX_COUNT)))
-        return [snapshot for snapshot in found if snapshot is not None]
+        snapshots = await asyncio.gather(*(self._read_image(job, image) for image in range(MAX_COUNT)))
+        return [snapshot for snapshot in snapshots if snapshot is not None]
 
-    async def _get(self, job: str, image: int) -> Snapshot | None:
+    async def _read_image(self, job: str, image: int) -> Snapshot | None:
         key = subjects.snapshot_key(job, image)
         try:
             entry = await self._bucket.get(key)
@@ -93,16 +95,16 @@ class Snapshots:
                 value = decode(await self._blobs.get(value.sha256, LARGEST_SNAPSHOT), Snapshot)
         except KeyNotFoundError:
             return None
-        except (Malformed, NoBlob) as error:
+        except (MalformedMessage, BlobMissing) as error:
             log.error("snapshot %s is unreadable: %s", key, error)
             return None
         return value if (value.job, value.image) == (job, image) else None
 
     async def drop(self, job: str) -> None:
         """Delete a finished job's snapshots; a purge leaves no delete marker."""
-        blobs = [self._seen.pop(key, (0, 0, ""))[2] for key in self._keys(job)]
-        if self._scoped:
-            await asyncio.gather(*(self._mark(key) for key in self._keys(job)))
+        blobs = [self._own_writes.pop(key, (0, 0, ""))[2] for key in self._image_keys(job)]
+        if self._has_worker_key:
+            await asyncio.gather(*(self._delete_if_present(key) for key in self._image_keys(job)))
         else:
             await self._js.purge_stream(
                 subjects.kv_stream(subjects.SNAPSHOTS), subject=subjects.kv_subject(subjects.SNAPSHOTS, f"{job}.*")
@@ -111,7 +113,7 @@ class Snapshots:
             if blob:
                 await self._blobs.drop(blob)
 
-    async def _mark(self, key: str) -> None:
+    async def _delete_if_present(self, key: str) -> None:
         """Delete a key that exists. Most images of a short job have none: a look costs less than a useless marker."""
         try:
             await self._bucket.get(key)
@@ -119,11 +121,11 @@ class Snapshots:
             return
         await self._bucket.delete(key)
 
-    def forget(self, job: str) -> None:
+    def forget_writes(self, job: str) -> None:
         """Forget our own writes, and leave the snapshots to the next owner."""
-        for key in self._keys(job):
-            self._seen.pop(key, None)
+        for key in self._image_keys(job):
+            self._own_writes.pop(key, None)
 
     @staticmethod
-    def _keys(job: str) -> list[str]:
+    def _image_keys(job: str) -> list[str]:
         return [subjects.snapshot_key(job, image) for image in range(MAX_COUNT)]

@@ -18,142 +18,152 @@ from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
 
 from engine.bus import subjects
-from engine.bus.blobs import Blobs
+from engine.bus.blobs import BlobStore
 from engine.bus.deliveries import DeadLetters
-from engine.bus.latest import Latest
-from engine.bus.link import Right, Unreachable, connect, reaching, stays
-from engine.bus.refusals import Refusals
-from engine.bus.streams import Kept, declare, is_there
-from engine.job import Malformed, decode
+from engine.bus.latest import LatestByKey
+from engine.bus.link import BrokerUnreachable, Credentials, connect, translate_errors, wait_until_closed
+from engine.bus.refusals import RejectionLog
+from engine.bus.streams import BusLimits, declare_streams, has_consumer
+from engine.job import MalformedMessage, decode
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 5.0
-GLANCE_SECONDS = 0.1
-FORBIDDEN = "The broker does not let this key serve {pool}: a key is for one worker name and its pools ({error})."
-Act = Callable[[], Awaitable[None]]
+REPLY_SECONDS = 5.0
+POLL_SECONDS = 0.1
+POOL_FORBIDDEN = "The broker does not let this key serve {pool}: a key is for one worker name and its pools ({error})."
+ReconnectCallback = Callable[[], Awaitable[None]]
 V = TypeVar("V")
 
 
-class Station:
+class BusBase:
     """One connection, shared by a whole process. Make it by `connect`, then call `declare`."""
 
-    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
-        self.client, self.kept, self.scoped = client, kept, scoped  # scoped: connected with a worker key
-        self.js = client.jetstream(timeout=ANSWER_SECONDS)
-        self.refused = Refusals()
-        self.dead = DeadLetters(self.js, self.refused)
-        self.blobs = Blobs(self.js, kept.blob_age, scoped=scoped)
-        self._again, self._left = again, False
+    def __init__(
+        self,
+        client: Client,
+        limits: BusLimits,
+        reconnect_callbacks: list[ReconnectCallback],
+        has_worker_key: bool = False,
+    ) -> None:
+        self.client, self.limits, self.has_worker_key = (
+            client,
+            limits,
+            has_worker_key,
+        )  # scoped: connected with a worker key
+        self.js = client.jetstream(timeout=REPLY_SECONDS)
+        self.rejections = RejectionLog()
+        self.dead_letters = DeadLetters(self.js, self.rejections)
+        self.blobs = BlobStore(self.js, limits.blob_age, has_worker_key=has_worker_key)
+        self._reconnect_callbacks, self._is_closing = reconnect_callbacks, False
 
     @classmethod
     async def connect(
-        cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", authority: Path | None = None,
-        kept: Kept | None = None, patience: float = 15.0,
+        cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", ca_file: Path | None = None,
+        limits: BusLimits | None = None, timeout: float = 15.0,
     ) -> Self:  # fmt: skip
         """Connect to `url`. Raises `Unreachable` after `patience` seconds, or where token or key is refused.
 
         `key` and `authority` are those of `engine.bus.link.Right`. With a key we are the worker `name`.
         """
-        again: list[Act] = []
+        reconnect_callbacks: list[ReconnectCallback] = []
 
-        async def on_return() -> None:
-            for act in list(again):
+        async def run_callbacks() -> None:
+            for callback in list(reconnect_callbacks):
                 try:
-                    await act()
-                except Unreachable as error:
+                    await callback()
+                except BrokerUnreachable as error:
                     log.error("after the reconnection: %s", error)
 
-        client = await connect(url, Right(name, token, key, authority), patience, on_return)
-        return cls(client, kept or Kept(), again, bool(key))
+        client = await connect(url, Credentials(name, token, key, ca_file), timeout, run_callbacks)
+        return cls(client, limits or BusLimits(), reconnect_callbacks, bool(key))
 
     async def declare(self, pools: Sequence[str] = ()) -> None:
         """Make missing streams and buckets, now and after every reconnection, since the store may be new.
 
         With a worker key, only check that the key is for us and for `pools`: the bot makes what is missing.
         """
-        with reaching("declare its streams"):
-            await (self._look(pools) if self.scoped else declare(self.js, self.kept))
-        if not self._again:
-            self._again.append(partial(self.declare, pools))
+        with translate_errors("declare its streams"):
+            await (self._check_access(pools) if self.has_worker_key else declare_streams(self.js, self.limits))
+        if not self._reconnect_callbacks:
+            self._reconnect_callbacks.append(partial(self.declare, pools))
 
-    async def _look(self, pools: Sequence[str]) -> None:
+    async def _check_access(self, pools: Sequence[str]) -> None:
         """Check access to the pools' consumers: the broker reports a forbidden request as a connection error."""
-        before = self.client.last_error
+        old_error = self.client.last_error
         for pool in pools:
-            asked = asyncio.ensure_future(is_there(self.js, subjects.WORK, subjects.pool_consumer(pool)))
+            check_task = asyncio.ensure_future(has_consumer(self.js, subjects.WORK, subjects.pool_consumer(pool)))
             try:
-                while not asked.done():
-                    await asyncio.wait((asked,), timeout=GLANCE_SECONDS)
+                while not check_task.done():
+                    await asyncio.wait((check_task,), timeout=POLL_SECONDS)
                     error = self.client.last_error
-                    if error is not before and "permissions violation" in str(error):
-                        raise Unreachable(FORBIDDEN.format(pool=pool, error=error))
+                    if error is not old_error and "permissions violation" in str(error):
+                        raise BrokerUnreachable(POOL_FORBIDDEN.format(pool=pool, error=error))
             finally:
-                asked.cancel()
-            if not await asked:
+                check_task.cancel()
+            if not await check_task:
                 log.info("no job was ever sent to the pool %s", pool)
 
-    def on_return(self, act: Act) -> None:
+    def add_reconnect_callback(self, callback: ReconnectCallback) -> None:
         """Run `act` after every reconnection, once the streams exist again; a dispatcher publishes again there."""
-        self._again.append(act)
+        self._reconnect_callbacks.append(callback)
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         return self.client.is_connected
 
-    async def hold(self) -> None:
+    async def wait_closed(self) -> None:
         """Return when we close the connection. Raises `Ended` when it ends for good by itself."""
-        await stays(self.client, lambda: self._left)
+        await wait_until_closed(self.client, lambda: self._is_closing)
 
     async def close(self) -> None:
-        self._left = True
+        self._is_closing = True
         try:
-            with reaching("close the connection"):
-                await asyncio.wait_for(self.client.close(), ANSWER_SECONDS)
-        except Unreachable as error:
+            with translate_errors("close the connection"):
+                await asyncio.wait_for(self.client.close(), REPLY_SECONDS)
+        except BrokerUnreachable as error:
             log.debug("%s", error)
 
     def _bucket(self, name: str) -> KeyValue:
         return KeyValue(name, subjects.kv_stream(name), subjects.kv_subject(name, ""), self.js, direct=True)
 
     @asynccontextmanager
-    async def _listening(self, subject: str, on: Callable[[Msg], None]) -> AsyncIterator[None]:
+    async def _listen(self, subject: str, handler: Callable[[Msg], None]) -> AsyncIterator[None]:
         """Call `on` with every message on a subject while the context lasts."""
 
         async def receive(msg: Msg) -> None:
-            on(msg)
+            handler(msg)
 
-        with reaching(f"listen to {subject}"):
+        with translate_errors(f"listen to {subject}"):
             subscription = await self.client.subscribe(subject, cb=receive)
-            await self.client.flush(timeout=int(ANSWER_SECONDS))
+            await self.client.flush(timeout=int(REPLY_SECONDS))
         try:
             yield
         finally:
             if self.client.is_connected:
                 await subscription.unsubscribe()
 
-    async def _newest(self, subject: str, kind: type[V], key: Callable[[V], Hashable]) -> AsyncIterator[V]:
+    async def _iter_latest(self, subject: str, value_type: type[V], key: Callable[[V], Hashable]) -> AsyncIterator[V]:
         """Yield a subject's values. A slow reader gets only the newest of each key."""
-        latest: Latest[Hashable, V] = Latest()
+        latest: LatestByKey[Hashable, V] = LatestByKey()
 
-        def keep(msg: Msg) -> None:
+        def store_value(msg: Msg) -> None:
             try:
-                value = decode(msg.data, kind)
-            except Malformed as error:
-                self.dead.note(msg.subject, str(error))
+                value = decode(msg.data, value_type)
+            except MalformedMessage as error:
+                self.dead_letters.record_bad_message(msg.subject, str(error))
             else:
                 latest.put(key(value), value)
 
-        async with self._listening(subject, keep):
+        async with self._listen(subject, store_value):
             while True:
                 yield await latest.get()
 
     async def put_blob(self, content: bytes) -> str:
         """Store bytes and return their SHA-256, which names them."""
-        with reaching("store a blob"):
+        with translate_errors("store a blob"):
             return await self.blobs.put(content)
 
     async def get_blob(self, sha256: str, limit: int) -> bytes:
         """Return a blob of at most `limit` bytes, checked against its name. Raises `NoBlob`."""
-        with reaching("fetch a blob"):
+        with translate_errors("fetch a blob"):
             return await self.blobs.get(sha256, limit)

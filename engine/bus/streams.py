@@ -19,17 +19,17 @@ from engine.bus import subjects
 
 DAY = 86_400.0
 MIB = 1024 * 1024
-NO_ROOM = 10047  # "insufficient storage resources available"
-PAUSES = (0.0, 0.1, 0.3, 1.0)  # seconds
+OUT_OF_STORAGE = 10047  # "insufficient storage resources available"
+RETRY_PAUSES = (0.0, 0.1, 0.3, 1.0)  # seconds
 
 
 @dataclass(frozen=True)
-class Kept:
+class BusLimits:
     """Retention in seconds and size limits in bytes; the sizes sum to less than the broker's `FILE_BYTES`."""
 
     lease: float = 10.0  # a claim and a worker's presence live this long without renewal; also `ack_wait`
     max_age: float = 7 * DAY  # cancel tombstones, snapshots, dead letters
-    leading: float = 4.0  # the leader lease: a standby takes over when it expires
+    leader_lease: float = 4.0  # the leader lease: a standby takes over when it expires
     blob_age: float = DAY  # pictures in transit: the bot copies them within seconds
     work_bytes: int = 256 * MIB
     result_bytes: int = 1024 * MIB
@@ -38,12 +38,12 @@ class Kept:
     dead_bytes: int = 64 * MIB
 
     @property
-    def beat(self) -> float:
+    def renewal_interval(self) -> float:
         """Seconds between renewals: two may be lost and the lease still holds."""
         return self.lease * 0.3
 
 
-def _bucket(name: str, ttl: float, **extra: object) -> StreamConfig:
+def _bucket_config(name: str, ttl: float, **extra: object) -> StreamConfig:
     """Return a key-value bucket's stream, in the client library's layout."""
     config = StreamConfig(
         name=subjects.kv_stream(name), subjects=[subjects.kv_subject(name, ">")], max_msgs_per_subject=1,
@@ -53,7 +53,7 @@ def _bucket(name: str, ttl: float, **extra: object) -> StreamConfig:
     return config.evolve(**extra)
 
 
-def streams(kept: Kept, now: float) -> list[StreamConfig]:
+def build_stream_configs(limits: BusLimits, now: float) -> list[StreamConfig]:
     """Return all stream configurations. `now`: seconds since 1970.
 
     Claim revisions are the epochs, and SQL rejects an older epoch. So a new claims stream must start above every epoch
@@ -63,35 +63,35 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
         StreamConfig(
             name=subjects.WORK, subjects=[f"{subjects.WORK}.>"], retention=RetentionPolicy.WORK_QUEUE,
             max_msgs_per_subject=1, discard=DiscardPolicy.NEW, discard_new_per_subject=True, storage=StorageType.FILE,
-            max_bytes=kept.work_bytes,
+            max_bytes=limits.work_bytes,
         ),
         StreamConfig(
             name=subjects.RESULTS, subjects=[f"{subjects.RESULTS}.>"], retention=RetentionPolicy.WORK_QUEUE,
-            max_bytes=kept.result_bytes, discard=DiscardPolicy.NEW, storage=StorageType.FILE,  # none is ever dropped
+            max_bytes=limits.result_bytes, discard=DiscardPolicy.NEW, storage=StorageType.FILE,  # none is ever dropped
         ),
         StreamConfig(
-            name=subjects.DEAD, subjects=[f"{subjects.DEAD}.>"], max_age=kept.max_age, max_bytes=kept.dead_bytes,
+            name=subjects.DEAD_LETTERS, subjects=[f"{subjects.DEAD_LETTERS}.>"], max_age=limits.max_age, max_bytes=limits.dead_bytes,
             discard=DiscardPolicy.OLD, storage=StorageType.FILE,
         ),
-        _bucket(subjects.CLAIMS, kept.lease, first_seq=int(now * 1000)),
-        _bucket(subjects.LEADERS, kept.leading),
-        _bucket(subjects.WORKERS, kept.lease, storage=StorageType.MEMORY),
-        _bucket(subjects.CANCELLED, kept.max_age),
+        _bucket_config(subjects.CLAIMS, limits.lease, first_seq=int(now * 1000)),
+        _bucket_config(subjects.LEADERS, limits.leader_lease),
+        _bucket_config(subjects.WORKERS, limits.lease, storage=StorageType.MEMORY),
+        _bucket_config(subjects.CANCELLED, limits.max_age),
         # A full bucket drops its oldest snapshots. That costs steps, but so would refusing new ones.
-        _bucket(subjects.SNAPSHOTS, kept.max_age, max_bytes=kept.snapshot_bytes, discard=DiscardPolicy.OLD),
+        _bucket_config(subjects.SNAPSHOTS, limits.max_age, max_bytes=limits.snapshot_bytes, discard=DiscardPolicy.OLD),
         # Each chunk of a blob has its own subject. A full bucket drops its oldest, which were copied long ago.
         StreamConfig(
             name=subjects.BLOBS_STREAM, subjects=[f"$O.{subjects.BLOBS}.{part}.>" for part in "CM"],
-            max_age=kept.blob_age, max_bytes=kept.blob_bytes, discard=DiscardPolicy.OLD, storage=StorageType.FILE,
+            max_age=limits.blob_age, max_bytes=limits.blob_bytes, discard=DiscardPolicy.OLD, storage=StorageType.FILE,
             max_msgs_per_subject=1, allow_direct=True,
         ),
     ]  # fmt: skip
 
 
-def settle_consumer() -> ConsumerConfig:
+def result_consumer_config() -> ConsumerConfig:
     """Return the durable consumer of results. A killed bot gets its unacknowledged results again after `ack_wait`."""
     return ConsumerConfig(
-        durable_name=subjects.SETTLE,
+        durable_name=subjects.RESULT_CONSUMER,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=15.0,
         max_deliver=-1,
@@ -99,57 +99,59 @@ def settle_consumer() -> ConsumerConfig:
     )
 
 
-def pool_consumer(pool: str, lease: float) -> ConsumerConfig:
+def pool_consumer_config(pool: str, lease: float) -> ConsumerConfig:
     return ConsumerConfig(
         durable_name=subjects.pool_consumer(pool), filter_subject=subjects.pool_filter(pool),
         ack_policy=AckPolicy.EXPLICIT, ack_wait=lease, max_deliver=-1, max_ack_pending=100_000,
     )  # fmt: skip
 
 
-async def declare(js: JetStreamContext, kept: Kept) -> None:
+async def declare_streams(js: JetStreamContext, limits: BusLimits) -> None:
     """Make missing streams, and fix those of earlier versions. Raises the client library's errors."""
-    wanted = streams(kept, time.time())
-    await asyncio.gather(*(_ensure(js, config) for config in wanted))
+    configs = build_stream_configs(limits, time.time())
+    await asyncio.gather(*(_ensure_stream(js, config) for config in configs))
 
 
-async def _ensure(js: JetStreamContext, config: StreamConfig) -> None:
+async def _ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     """Make a stream, with retries: processes that make it at once each reserve its bytes, which may not fit."""
     assert config.name is not None
-    for pause in PAUSES:
+    for pause in RETRY_PAUSES:
         await asyncio.sleep(pause)
         try:
-            found = await js.stream_info(config.name)
+            info = await js.stream_info(config.name)
         except NotFoundError:
-            if await _made(js, config, last=pause == PAUSES[-1]):
+            if await _try_create(js, config, is_last_try=pause == RETRY_PAUSES[-1]):
                 return
         else:
-            await _mend(js, found.config, config)
+            await _update_stream(js, info.config, config)
             return
 
 
-async def _mend(js: JetStreamContext, found: StreamConfig, wanted: StreamConfig) -> None:
+async def _update_stream(js: JetStreamContext, current: StreamConfig, target: StreamConfig) -> None:
     """Fix older streams, where a worker key could purge buckets by a header and a blob's chunks shared one subject."""
-    most = found.max_msgs_per_subject
-    if most != wanted.max_msgs_per_subject and await _one_each(js, wanted.name or "", subjects.blob_parts("*")):
-        most = wanted.max_msgs_per_subject
-    better = replace(found, allow_rollup_hdrs=False, max_msgs_per_subject=most)
-    if better != found:
-        await js.update_stream(better)
+    max_per_subject = current.max_msgs_per_subject
+    if max_per_subject != target.max_msgs_per_subject and await _has_one_per_subject(
+        js, target.name or "", subjects.legacy_blob_chunks("*")
+    ):
+        max_per_subject = target.max_msgs_per_subject
+    updated = replace(current, allow_rollup_hdrs=False, max_msgs_per_subject=max_per_subject)
+    if updated != current:
+        await js.update_stream(updated)
 
 
-async def _one_each(js: JetStreamContext, stream: str, pattern: str) -> bool:
+async def _has_one_per_subject(js: JetStreamContext, stream: str, pattern: str) -> bool:
     """Whether each of these subjects holds at most one message. Otherwise a limit of one would delete messages."""
-    told = await js.stream_info(stream, subjects_filter=pattern)
-    return all(count <= 1 for count in (told.state.subjects or {}).values())
+    info = await js.stream_info(stream, subjects_filter=pattern)
+    return all(count <= 1 for count in (info.state.subjects or {}).values())
 
 
-async def _made(js: JetStreamContext, config: StreamConfig, *, last: bool) -> bool:
+async def _try_create(js: JetStreamContext, config: StreamConfig, *, is_last_try: bool) -> bool:
     try:
         await js.add_stream(config)
     except BadRequestError:  # another process was first, with another millisecond in first_seq
         await js.stream_info(config.name or "")
     except APIError as error:
-        if last or error.err_code != NO_ROOM:
+        if is_last_try or error.err_code != OUT_OF_STORAGE:
             raise
         return False
     return True
@@ -164,7 +166,7 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
         await js.add_consumer(stream, config)
 
 
-async def is_there(js: JetStreamContext, stream: str, consumer: str) -> bool:
+async def has_consumer(js: JetStreamContext, stream: str, consumer: str) -> bool:
     """Whether a consumer exists. For workers with their own key, which may look but not make."""
     try:
         await js.consumer_info(stream, consumer)

@@ -12,7 +12,7 @@ from engine.job import Job
 
 WORK = "work"
 RESULTS = "results"
-DEAD = "dead"
+DEAD_LETTERS = "dead"
 CLAIMS = "claims"
 LEADERS = "leaders"
 SNAPSHOTS = "snapshots"
@@ -21,55 +21,55 @@ WORKERS = "workers"
 BLOBS = "blobs"
 BLOBS_STREAM = f"OBJ_{BLOBS}"
 EMBED = "embed"
-SETTLE = "settle"  # the durable consumer of results
+RESULT_CONSUMER = "settle"  # the durable consumer of results
 
 FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
-WANT_ALL = "want.*"
-STEER_ALL = "steer.*"
+PREVIEW_REQUESTS_ALL = "want.*"
+CONTROL_ALL = "steer.*"
 PROGRESS_ALL = "progress.*.*"
-VECTORS_ALL = "vectors.*"
+REPLIES_ALL = "vectors.*"
 DESCRIBE_ALL = "describe.*"
-DESCRIBERS = "describe"  # queue group: workers share these requests
-DECODERS = "decode"  # queue group: workers share decode requests
+DESCRIBE_GROUP = "describe"  # queue group: workers share these requests
+DECODE_GROUP = "decode"  # queue group: workers share decode requests
 
 
-def token(name: str) -> str:
+def to_token(name: str) -> str:
     """Return a contract name as one subject token or consumer name."""
     return name.replace(".", "=")
 
 
 def inbox(worker: str) -> str:
     """Return where replies to a worker with its own key go: no other worker can subscribe there."""
-    return f"_INBOX.{token(worker)}"
+    return f"_INBOX.{to_token(worker)}"
 
 
 def work(job: Job) -> str:
     """Return a dispatch subject. It contains the attempt, so a requeue is never taken for a duplicate."""
-    return f"{WORK}.{token(job.pool)}.{job.id}.{job.attempt}"
+    return f"{WORK}.{to_token(job.pool)}.{job.id}.{job.attempt}"
 
 
-def work_of(pool: str, job: str) -> str:
+def all_attempts(pool: str, job: str) -> str:
     """Return the pattern for every attempt of a job."""
-    return f"{WORK}.{token(pool)}.{job}.*"
+    return f"{WORK}.{to_token(pool)}.{job}.*"
 
 
 def pool_filter(pool: str) -> str:
-    return f"{WORK}.{token(pool)}.>"
+    return f"{WORK}.{to_token(pool)}.>"
 
 
 def pool_consumer(pool: str) -> str:
-    return f"pool-{token(pool)}"
+    return f"pool-{to_token(pool)}"
 
 
 def result(worker: str, job: str) -> str:
-    return f"{RESULTS}.{token(worker)}.{job}"
+    return f"{RESULTS}.{to_token(worker)}.{job}"
 
 
-def speaker(subject: str) -> tuple[str, str]:
+def parse_result_subject(subject: str) -> tuple[str, str]:
     """Return worker and job of a result's subject. A worker with its own key cannot publish under another's name."""
-    _, _, rest = subject.partition(".")
-    worker, _, job = rest.partition(".")
+    _, _, worker_and_job = subject.partition(".")
+    worker, _, job = worker_and_job.partition(".")
     return worker.replace("=", "."), job
 
 
@@ -82,28 +82,28 @@ def loading(job: str) -> str:
     return f"loading.{job}"
 
 
-def want(job: str) -> str:
+def preview_request(job: str) -> str:
     return f"want.{job}"
 
 
-def steer(job: str) -> str:
+def control(job: str) -> str:
     """Return the subject for pause, resume and weight of a job; the worker that runs it listens."""
     return f"steer.{job}"
 
 
-def vectors(request: str) -> str:
+def reply(request: str) -> str:
     """Return the subject for a reply to the bot: remote workers cannot reach its inboxes."""
     return f"vectors.{request}"
 
 
 def describe(model: str) -> str:
     """Return the subject of image-to-prompt requests, for workers with this model."""
-    return f"describe.{token(model)}"
+    return f"describe.{to_token(model)}"
 
 
 def decode(pool: str, model: str) -> str:
     """Return the subject of decode requests, for workers with this model in the pool that made the picture."""
-    return f"decode.{token(pool)}.{token(model)}"
+    return f"decode.{to_token(pool)}.{to_token(model)}"
 
 
 def progress(worker: str, pool: str) -> str:
@@ -111,14 +111,14 @@ def progress(worker: str, pool: str) -> str:
     return f"progress.{presence_key(worker, pool)}"
 
 
-def progressing(subject: str) -> tuple[str, str]:
+def parse_progress_subject(subject: str) -> tuple[str, str]:
     """Return worker and pool of a progress subject."""
     _, worker, pool = subject.split(".")
     return worker.replace("=", "."), pool.replace("=", ".")
 
 
-def dead(subject: str) -> str:
-    return f"{DEAD}.{subject}"
+def dead_letter(subject: str) -> str:
+    return f"{DEAD_LETTERS}.{subject}"
 
 
 def snapshot_key(job: str, image: int) -> str:
@@ -127,27 +127,27 @@ def snapshot_key(job: str, image: int) -> str:
 
 def presence_key(worker: str, pool: str) -> str:
     """Return the key of a presence. There is one for each pool, so the broker can limit a worker key to its pools."""
-    return f"{token(worker)}.{token(pool)}"
+    return f"{to_token(worker)}.{to_token(pool)}"
 
 
-def announced(subject: str) -> tuple[str, str]:
+def parse_presence_subject(subject: str) -> tuple[str, str]:
     """Return worker and pool of a presence's subject; empty where it does not name both."""
     tokens = subject.removeprefix(kv_subject(WORKERS, "")).split(".")
     worker, pool = tokens if len(tokens) == 2 else ("", "")
     return worker.replace("=", "."), pool.replace("=", ".")
 
 
-def blob(sha: str) -> str:
+def blob_entry(sha: str) -> str:
     """Return the subject of a blob's entry: its name in base64, as in the client library's object store."""
     return f"$O.{BLOBS}.M.{urlsafe_b64encode(sha.encode()).decode()}"
 
 
-def blob_part(nuid: str, part: int | str) -> str:
+def blob_chunk(nuid: str, number: int | str) -> str:
     """Return the subject of one chunk of a blob; a newer message replaces it."""
-    return f"{blob_parts(nuid)}.{part}"
+    return f"{legacy_blob_chunks(nuid)}.{number}"
 
 
-def blob_parts(nuid: str) -> str:
+def legacy_blob_chunks(nuid: str) -> str:
     """Return the subject that older data folders use for all chunks of a blob."""
     return f"$O.{BLOBS}.C.{nuid}"
 

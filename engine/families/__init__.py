@@ -9,28 +9,28 @@ if TYPE_CHECKING:
     import torch
 
     from engine.families.family import Family
-    from engine.families.opening import Opened, Told
-    from engine.families.source import Source
+    from engine.families.opening import LoadedPipeline, OnProgress
+    from engine.families.source import ModelSource
     from engine.super_resolver import SuperResolver
 
 
-def load(
+def load_model(
     name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    told: Told | None = None, large: int | None = None,
+    on_progress: OnProgress | None = None, large_threshold: int | None = None,
 ) -> Family:  # fmt: skip
     """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
     `resolver` upscales a small model's pictures. `told` receives the progress. `large`: as in `Choice`. Raises `Unfit`.
     """
-    from engine.families.embedded import NAME, load_embedded
-    from engine.families.pipelined import Pipelined
-    from engine.families.source import find
+    from engine.families.embedded import EMBEDDED_MODEL, load_embedded
+    from engine.families.pipelined import DiffusersFamily
+    from engine.families.source import find_model
 
-    if name_or_path == NAME:
+    if name_or_path == EMBEDDED_MODEL:
         family: Family = load_embedded(device, resolver=resolver)
     else:
-        family = load_source(find(name_or_path, data), device, resolver, told, large)
-    if isinstance(family, Pipelined):
+        family = load_source(find_model(name_or_path, data), device, resolver, on_progress, large_threshold)
+    if isinstance(family, DiffusersFamily):
         family.lora_folder = data / "loras"
     return family
 
@@ -39,52 +39,56 @@ def load_folder(
     source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
 ) -> Family:
     """Load a folder, or a hub name. Raises `Unfit` where it is no model in safetensors."""
-    from engine.families.opening import folder_of
-    from engine.families.source import Source
+    from engine.families.opening import find_folder
+    from engine.families.source import ModelSource
 
-    return load_source(Source(name, folder_of(source)), device, resolver)
+    return load_source(ModelSource(name, find_folder(source)), device, resolver)
 
 
 def load_source(
-    source: Source, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    told: Told | None = None, large: int | None = None,
+    source: ModelSource, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    on_progress: OnProgress | None = None, large_threshold: int | None = None,
 ) -> Family:  # fmt: skip
     """Load a located model. Raises `Unfit` where it is no model in safetensors."""
     import torch
 
-    from engine.families.checkpoint import open_file
-    from engine.families.formats import LARGE, Choice
-    from engine.families.opening import open_folder
-    from engine.families.pipelined import Pipelined
+    from engine.families.checkpoint import load_file_pipeline
+    from engine.families.formats import LARGE_PARAMETERS, FormatChooser
+    from engine.families.opening import load_folder_pipeline
+    from engine.families.pipelined import DiffusersFamily
 
-    choice = Choice(torch.device(device), LARGE if large is None else large)
-    opened = (open_file if source.is_file else open_folder)(source.path, source.name, choice, told)
-    family = _family(opened, source.name, source.fingerprint(), device, resolver)
-    if isinstance(family, Pipelined) and opened.held is not None:
-        family.hold_one(opened.held, opened.reopen)
+    format_chooser = FormatChooser(
+        torch.device(device), LARGE_PARAMETERS if large_threshold is None else large_threshold
+    )
+    loaded = (load_file_pipeline if source.is_file else load_folder_pipeline)(
+        source.path, source.name, format_chooser, on_progress
+    )
+    family = _make_family(loaded, source.name, source.compute_fingerprint(), device, resolver)
+    if isinstance(family, DiffusersFamily) and loaded.single_format is not None:
+        family.use_single_format(loaded.single_format, loaded.reload)
     return family
 
 
-def _family(
-    opened: Opened, name: str, revision: str, device: torch.device | str, resolver: SuperResolver | None
+def _make_family(
+    loaded: LoadedPipeline, name: str, revision: str, device: torch.device | str, resolver: SuperResolver | None
 ) -> Family:
-    from engine.families.coalesced import Coalesced
+    from engine.families.coalesced import GenericFamily
     from engine.families.consistency import as_stable_diffusion
     from engine.families.stable_diffusion import StableDiffusion
-    from engine.families.table import BY_PIPELINE
+    from engine.families.table import FAMILY_BY_PIPELINE
 
-    kind = type(opened.pipeline).__name__
-    if kind == "LatentConsistencyModelPipeline":
-        return StableDiffusion(as_stable_diffusion(opened.pipeline), name, revision, device)
-    if kind == "StableDiffusionPipeline":
-        return StableDiffusion(opened.pipeline, name, revision, device, resolver=resolver)
-    if kind in BY_PIPELINE:
-        return BY_PIPELINE[kind](opened.pipeline, name, revision, device)
-    return Coalesced(opened.pipeline, name, revision, device)
+    class_name = type(loaded.pipeline).__name__
+    if class_name == "LatentConsistencyModelPipeline":
+        return StableDiffusion(as_stable_diffusion(loaded.pipeline), name, revision, device)
+    if class_name == "StableDiffusionPipeline":
+        return StableDiffusion(loaded.pipeline, name, revision, device, resolver=resolver)
+    if class_name in FAMILY_BY_PIPELINE:
+        return FAMILY_BY_PIPELINE[class_name](loaded.pipeline, name, revision, device)
+    return GenericFamily(loaded.pipeline, name, revision, device)
 
 
-def model_name(name_or_path: str) -> str:
+def make_model_name(name_or_path: str) -> str:
     """Return a name that `engine.job.Name` allows: the last part of a path or hub name, without a file's suffix."""
-    from engine.families.source import model_name
+    from engine.families.source import make_model_name
 
-    return model_name(name_or_path)
+    return make_model_name(name_or_path)

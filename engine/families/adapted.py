@@ -18,119 +18,119 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.families.additions import Addition
-from engine.families.quiet import quiet
+from engine.families.additions import LoraFile
+from engine.families.quiet import silence_libraries
 from engine.memory import is_out_of_memory
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 log = logging.getLogger(__name__)
 
-KEPT = 8  # LoRAs in one copy; beyond that it is remade, which costs no memory and little time
+LORAS_PER_COPY = 8  # LoRAs in one copy; beyond that it is remade, which costs no memory and little time
 
-_PART = re.compile(r"lora(_B|_up|\.up|_linear_layer\.up)\b.*\.weight$")  # one for each changed layer
+_LAYER_KEY = re.compile(r"lora(_B|_up|\.up|_linear_layer\.up)\b.*\.weight$")  # one for each changed layer
 
 
-class Adapted:
+class LoraPipeline:
     """A copy of a pipeline with LoRAs in its network `net` and its text encoders. `pipeline` itself stays unchanged."""
 
-    def __init__(self, pipeline: Any, network: str, net: Any) -> None:
-        if not available():
-            raise Unfit("LoRAs need the package peft, which this worker lacks.", "worker")
+    def __init__(self, pipeline: Any, network_name: str, net: Any) -> None:
+        if not is_peft_available():
+            raise JobRejected("LoRAs need the package peft, which this worker lacks.", "worker")
         if not hasattr(pipeline, "load_lora_weights"):
-            raise Unfit(f"LoRAs cannot be added to a {type(pipeline).__name__}.", "model")
-        self.net, self._source, self._network = net, pipeline, network
-        self._begin()
+            raise JobRejected(f"LoRAs cannot be added to a {type(pipeline).__name__}.", "model")
+        self.net, self._original, self._network_name = net, pipeline, network_name
+        self._reset()
 
-    def switched(self, weights: Mapping[Addition, float]) -> Any:
+    def set_loras(self, weights: Mapping[LoraFile, float]) -> Any:
         """Return the pipeline with exactly these LoRAs at these weights, which add up. Raises `Unfit`."""
-        if tuple(weights.items()) == self._on:
+        if tuple(weights.items()) == self._active_weights:
             return self.pipeline
-        if len(self._parts | {one.revision for one in weights}) > KEPT:
-            self._begin()
-        with loading():
-            for one in weights:
-                if one.revision not in self._parts:
-                    self._load(one)
-            strengths: dict[str, float] = {}
-            for one, weight in weights.items():  # the same file under two names adds up
-                strengths[_adapter(one)] = strengths.get(_adapter(one), 0.0) + weight
-            self.pipeline.set_adapters(list(strengths), list(strengths.values()))
-        self._on = tuple(weights.items())
+        if len(self._loaded_revisions | {lora.revision for lora in weights}) > LORAS_PER_COPY:
+            self._reset()
+        with lora_loading_context():
+            for lora in weights:
+                if lora.revision not in self._loaded_revisions:
+                    self._load_lora(lora)
+            adapter_weights: dict[str, float] = {}
+            for lora, weight in weights.items():  # the same file under two names adds up
+                adapter_weights[_make_adapter_name(lora)] = adapter_weights.get(_make_adapter_name(lora), 0.0) + weight
+            self.pipeline.set_adapters(list(adapter_weights), list(adapter_weights.values()))
+        self._active_weights = tuple(weights.items())
         return self.pipeline
 
-    def has(self, some: Iterable[Addition]) -> bool:
+    def has_loras(self, loras: Iterable[LoraFile]) -> bool:
         """Whether all of these are loaded."""
-        return all(one.revision in self._parts for one in some)
+        return all(lora.revision in self._loaded_revisions for lora in loras)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         """Make fresh copies without LoRAs."""
-        self.pipeline = copy.copy(self._source)
-        self._parts: set[str] = set()
-        self._on: tuple[tuple[Addition, float], ...] = ()
-        self._modules: list[tuple[Any, Any]] = []  # (copy, original)
-        for name in getattr(self._source, "_lora_loadable_modules", ()):
-            part = self.net if name == self._network else getattr(self._source, name, None)
+        self.pipeline = copy.copy(self._original)
+        self._loaded_revisions: set[str] = set()
+        self._active_weights: tuple[tuple[LoraFile, float], ...] = ()
+        self._copied_modules: list[tuple[Any, Any]] = []  # (copy, original)
+        for name in getattr(self._original, "_lora_loadable_modules", ()):
+            part = self.net if name == self._network_name else getattr(self._original, name, None)
             if isinstance(part, torch.nn.Module):
-                vars(self.pipeline)[name] = _twin(part)
-                self._modules.append((vars(self.pipeline)[name], part))
+                vars(self.pipeline)[name] = _copy_sharing_tensors(part)
+                self._copied_modules.append((vars(self.pipeline)[name], part))
 
-    def _load(self, one: Addition) -> None:
-        adapter, parts = _adapter(one), count(one)
+    def _load_lora(self, lora: LoraFile) -> None:
+        adapter, layer_count = _make_adapter_name(lora), count_layers(lora)
         try:
             self.pipeline.load_lora_weights(
-                str(one.path.parent), weight_name=one.path.name, adapter_name=adapter, use_safetensors=True,
+                str(lora.path.parent), weight_name=lora.path.name, adapter_name=adapter, use_safetensors=True,
                 local_files_only=True,
             )  # fmt: skip
         except Exception as error:  # untrusted files, many conversions: any error is possible
-            self._begin()
+            self._reset()
             if is_out_of_memory(error):
                 raise
-            raise _unfit(one, str(error)) from error
-        layers = (layer for each, _ in self._modules for layer in each.modules())
-        taken = sum(adapter in getattr(layer, "lora_A", ()) for layer in layers)
-        if taken < max(1, parts):
-            self._begin()
-            raise _unfit(one, f"only {taken} of its {parts} layers fit")
-        for each, like in self._modules:
-            first = next(like.parameters())
+            raise _reject_lora(lora, str(error)) from error
+        layers = (layer for copied, _ in self._copied_modules for layer in copied.modules())
+        fitting_count = sum(adapter in getattr(layer, "lora_A", ()) for layer in layers)
+        if fitting_count < max(1, layer_count):
+            self._reset()
+            raise _reject_lora(lora, f"only {fitting_count} of its {layer_count} layers fit")
+        for each, original in self._copied_modules:
+            parameter = next(original.parameters())
             torch.nn.Module.to(
-                each.eval().requires_grad_(False), first.device, first.dtype
+                each.eval().requires_grad_(False), parameter.device, parameter.dtype
             )  # shared tensors are already there
-        self._parts.add(one.revision)
+        self._loaded_revisions.add(lora.revision)
 
 
-def available() -> bool:
+def is_peft_available() -> bool:
     """Whether PEFT is installed: without it diffusers reads no LoRA."""
     return find_spec("peft") is not None
 
 
-def _twin(module: Any) -> Any:
+def _copy_sharing_tensors(module: Any) -> Any:
     """Copy a module, sharing all its tensors."""
     return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
 
 
-def _adapter(one: Addition) -> str:
+def _make_adapter_name(lora: LoraFile) -> str:
     """Return PEFT's name for it, which may not contain a dot."""
-    return f"of_{one.revision}"
+    return f"of_{lora.revision}"
 
 
-def count(one: Addition) -> int:
+def count_layers(lora: LoraFile) -> int:
     """Return how many layers its file changes. Raises `Unfit` where it is unreadable."""
     try:
-        with safe_open(one.path, framework="pt") as file:
-            return sum(_PART.search(key) is not None for key in list(file.keys()))
+        with safe_open(lora.path, framework="pt") as file:
+            return sum(_LAYER_KEY.search(key) is not None for key in list(file.keys()))
     except (OSError, SafetensorError) as error:
-        raise Unfit(f"The LoRA {one.name} cannot be read as safetensors.", "worker") from error
+        raise JobRejected(f"The LoRA {lora.name} cannot be read as safetensors.", "worker") from error
 
 
-def _unfit(one: Addition, why: str) -> Unfit:
-    log.info("the LoRA %s does not fit: %s", one.name, why)
-    return Unfit(f"The LoRA {one.name} does not fit this model.", "model")
+def _reject_lora(lora: LoraFile, reason: str) -> JobRejected:
+    log.info("the LoRA %s does not fit: %s", lora.name, reason)
+    return JobRejected(f"The LoRA {lora.name} does not fit this model.", "model")
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def lora_loading_context() -> Iterator[None]:
     """Load outside of inference mode, whose tensors cannot be used elsewhere, and without library warnings."""
-    with torch.inference_mode(False), quiet(), warnings.catch_warnings():
+    with torch.inference_mode(False), silence_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second LoRA in one network
         yield

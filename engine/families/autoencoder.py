@@ -8,26 +8,26 @@ from typing import Any
 
 import torch
 
-from engine.families.latents import shift_of
+from engine.families.latents import get_shift
 from engine.families.tiles import decode_within_memory
 
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return pixels `[1, 3, height, width]` in -1…1, float32, of scaled latents `[channels, height, width]`."""
-    scaled = latents[None].to(device, torch.float32) / vae.config.scaling_factor + shift_of(vae.config)
-    with precisely(vae):
+    scaled = latents[None].to(device, torch.float32) / vae.config.scaling_factor + get_shift(vae.config)
+    with avoid_overflow(vae):
         return decode_within_memory(vae, scaled.to(vae.dtype))
 
 
 def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return scaled latents `[channels, height, width]`, float32: the encoder's mean for pixels in -1…1."""
-    with precisely(vae):
+    with avoid_overflow(vae):
         mean = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mean[0].float()
-    return (mean - shift_of(vae.config)) * vae.config.scaling_factor
+    return (mean - get_shift(vae.config)) * vae.config.scaling_factor
 
 
 @contextmanager
-def precisely(vae: Any) -> Iterator[None]:
+def avoid_overflow(vae: Any) -> Iterator[None]:
     """Use float32 for an autoencoder whose configuration says that float16 overflows, as diffusers does for SDXL."""
     overflows = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
     if overflows:

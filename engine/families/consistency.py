@@ -7,35 +7,35 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from engine.families.distilled import guidance_for
-from engine.families.family import Conditions
-from engine.job import Guides
+from engine.families.distilled import choose_guidance
+from engine.families.family import Conditioning
+from engine.job import GuidanceKind
 
-GUIDANCE = 8.0  # for models trained with 3 to 15
+DEFAULT_GUIDANCE = 8.0  # for models trained with 3 to 15
 
 
 def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
     """Return the parts as a Stable Diffusion pipeline, which has more inputs and differs only in its sampler."""
     parts = {**pipeline.components, "safety_checker": None, "feature_extractor": None, "scheduler": None}
-    made = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    made.register_modules(scheduler=pipeline.scheduler)  # unchanged: the constructor would "correct" it
-    return made
+    converted_pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    converted_pipeline.register_modules(scheduler=pipeline.scheduler)  # unchanged: the constructor would "correct" it
+    return converted_pipeline
 
 
-def guides_of(pipeline: Any) -> Guides:
+def detect_guides(pipeline: Any) -> GuidanceKind:
     """Return whether guidance is an input of the pipeline's U-Net, or a second row."""
     return "rows" if pipeline.unet.config.get("time_cond_proj_dim") is None else "network"
 
 
-def usual_guidance(pipeline: Any, name: str, usual: float) -> float:
+def choose_default_guidance(pipeline: Any, name: str, family_default: float) -> float:
     """Return the default guidance of a Stable Diffusion of this name; `usual` is its family's."""
-    return GUIDANCE if guides_of(pipeline) == "network" else guidance_for(name, usual)
+    return DEFAULT_GUIDANCE if detect_guides(pipeline) == "network" else choose_guidance(name, family_default)
 
 
-def embedded_guidance(pipeline: Any, guidance: float, device: torch.device) -> Conditions:
+def embed_guidance(pipeline: Any, guidance: float, device: torch.device) -> Conditioning:
     """Return the guidance input `[width]`, float32; nothing where the network takes none."""
-    if guides_of(pipeline) == "rows":
+    if detect_guides(pipeline) == "rows":
         return ()
     width = pipeline.unet.config.time_cond_proj_dim
-    embedded = pipeline.get_guidance_scale_embedding(torch.tensor([guidance - 1]), embedding_dim=width)
-    return (embedded[0].to(device),)
+    embedding = pipeline.get_guidance_scale_embedding(torch.tensor([guidance - 1]), embedding_dim=width)
+    return (embedding[0].to(device),)

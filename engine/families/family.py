@@ -8,15 +8,19 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from engine.job import Dtype, Guides, Lora, Recipe, Sampler
+from engine.job import Dtype, GuidanceKind, Lora, Recipe, Sampler
 from engine.plan import Plan
 
-TORCH: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SMALL = 128  # native side in pixels; up to it, previews are decoded and final pictures upscaled
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SMALL_MODEL_SIZE = 128  # native side in pixels; up to it, previews are decoded and final pictures upscaled
 
 # Network inputs beside latents and timesteps, for one text or stacked for a batch's rows. Token states come first, then
 # other inputs of the model (a pooled text, sizes in pixels, a mask). Their shapes are part of the batch key.
-Conditions = tuple[torch.Tensor, ...]
+Conditioning = tuple[torch.Tensor, ...]
 
 
 class Family(Protocol):
@@ -29,10 +33,10 @@ class Family(Protocol):
     size: int  # native side in pixels
     multiple: int  # sides are multiples of this
     tokens: int  # the most that the text encoder reads
-    guides: Guides
+    guides: GuidanceKind
     guidance: float  # default
     interval: tuple[float, float]  # default: the fractions of the steps between which guidance holds
-    enlargement: int  # the finished picture's sides are the recipe's times this
+    upscale_factor: int  # the finished picture's sides are the recipe's times this
     upscaler: str  # name of the upscaler; empty where there is none
 
     @property
@@ -46,12 +50,12 @@ class Family(Protocol):
         """Return (channels, height, width) of the latents of a picture of this size in pixels."""
         ...
 
-    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+    def encode_conditioning(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
         """Encode one text of a recipe, in one fixed shape, float32 on the device; one at a time, cached."""
         ...
 
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
         """Return the network's output, float32, for `[rows, …]` latents, `[rows]` timesteps, `[rows, …]` conditions."""
         ...
@@ -70,7 +74,7 @@ class Family(Protocol):
 
 
 @runtime_checkable
-class Formatted(Protocol):
+class HasFormats(Protocol):
     """A family that lists the number formats worth timing: a large network exists in only one."""
 
     @property
@@ -78,52 +82,54 @@ class Formatted(Protocol):
 
 
 @runtime_checkable
-class HeldOnce(Protocol):
+class HasSingleFormat(Protocol):
     """A family that may be in memory in one number format at a time; `held_once` says whether it is."""
 
     @property
-    def held_once(self) -> bool: ...
+    def is_single_format(self) -> bool: ...
 
-    def holds(self, dtype: Dtype) -> bool:
+    def has_format(self, dtype: Dtype) -> bool:
         """Whether it can run in this format without loading."""
         ...
 
-    def net(self, dtype: Dtype) -> object:
+    def get_network(self, dtype: Dtype) -> object:
         """Return the network in this format; reload the model if needed."""
         ...
 
 
-def is_here(family: Family) -> bool:
+def is_loaded(family: Family) -> bool:
     """Whether the weights are in memory: while a large model is reloaded in another format they are not."""
-    return not (isinstance(family, HeldOnce) and family.held_once) or any(family.holds(dtype) for dtype in TORCH)
+    return not (isinstance(family, HasSingleFormat) and family.is_single_format) or any(
+        family.has_format(dtype) for dtype in TORCH_DTYPES
+    )
 
 
 @runtime_checkable
 class HasNetwork(Protocol):
     """A family that can prepare its network for a number format."""
 
-    def net(self, dtype: Dtype) -> object: ...
+    def get_network(self, dtype: Dtype) -> object: ...
 
 
 @runtime_checkable
-class Rehearsed(Protocol):
+class TimedAtNativeSize(Protocol):
     """A family whose timing forward always has its native size."""
 
-    rehearsed: bool
+    timed_at_native_size: bool
 
 
 @runtime_checkable
-class Accustomed(Protocol):
+class HasDefaultSampling(Protocol):
     """A family that may have default steps and a default sampler."""
 
-    usual: tuple[int, Sampler] | None
+    default_sampling: tuple[int, Sampler] | None
 
 
 @runtime_checkable
 class TakesLoras(Protocol):
     """A family whose networks accept LoRAs (Hu et al. 2021)."""
 
-    def loras(self) -> tuple[Lora, ...]:
+    def list_loras(self) -> tuple[Lora, ...]:
         """Return the LoRAs that fit, each at weight 1."""
         ...
 
@@ -131,25 +137,25 @@ class TakesLoras(Protocol):
         """Return the recipe with each LoRA's revision, and load the LoRAs. Raises `Unfit`."""
         ...
 
-    def for_good(self, recipe: Recipe) -> Any:
+    def make_lora_pipeline(self, recipe: Recipe) -> Any:
         """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `Unfit`."""
         ...
 
 
 @runtime_checkable
-class Spells(Protocol):
+class EncodesPrompts(Protocol):
     """A family that encodes prompts for its pipeline's own call: once for all images, with weights and long texts."""
 
-    def spelt(self, recipe: Recipe) -> dict[str, Any]:
+    def encode_prompt_arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Return that call's arguments for a recipe's prompts."""
         ...
 
 
-class Worded(Family, Protocol):
+class TokenConditioned(Family, Protocol):
     """A family whose only condition is token states, so that one can calculate with them."""
 
     scheduler_config: Mapping[str, Any]
 
-    def encode(self, text: str) -> torch.Tensor:
+    def encode_text(self, text: str) -> torch.Tensor:
         """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
         ...

@@ -9,16 +9,19 @@ import numpy as np
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 
-def shift(scheduler_config: Mapping[str, Any], tokens: int) -> float:
+def compute_mu(scheduler_config: Mapping[str, Any], tokens: int) -> float:
     """Return mu for a picture of `tokens` image tokens: larger pictures need more noise (Esser et al. 2024).
 
     A straight line through two points of the configuration, with diffusers' defaults.
     """
-    least, most = scheduler_config.get("base_image_seq_len", 256), scheduler_config.get("max_image_seq_len", 4096)
-    lowest, highest = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)
-    return float(calculate_shift(tokens, least, most, lowest, highest))
+    min_tokens, max_tokens = (
+        scheduler_config.get("base_image_seq_len", 256),
+        scheduler_config.get("max_image_seq_len", 4096),
+    )
+    min_shift, max_shift = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)
+    return float(calculate_shift(tokens, min_tokens, max_tokens, min_shift, max_shift))
 
 
-def evenly(steps: int) -> tuple[float, ...]:
+def make_even_sigmas(steps: int) -> tuple[float, ...]:
     """Return the noise levels of `steps` steps before the shift: from 1 to 1/steps, evenly."""
     return tuple(np.linspace(1.0, 1.0 / steps, steps).tolist())

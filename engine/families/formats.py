@@ -11,81 +11,87 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.families.family import TORCH
+from engine.families.family import TORCH_DTYPES
 from engine.families.parts import Part
 from engine.families.table import has_family
 from engine.job import Dtype
-from engine.strands.shell import NETWORKS
+from engine.strands.shell import NETWORK_NAMES
 
-LARGE = 100_000_000  # parameters: a model with a larger part is held in one format
-HUGE = 1_000_000_000  # parameters: a larger model never takes more bytes than its files
-HALVES: tuple[Dtype, ...] = ("bfloat16", "float16")
+LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is held in one format
+HUGE_PARAMETERS = 1_000_000_000  # parameters: a larger model never takes more bytes than its files
+HALF_FORMATS: tuple[Dtype, ...] = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Formats:
+class PartFormats:
     """The number format of each part, by name.
 
     `held`: the format of a large model; None: the model is small. `copies`: whether a float32 network also has a copy.
     """
 
-    of: Mapping[str, Dtype]
-    held: Dtype | None = None
-    copies: bool = True
+    by_part: Mapping[str, Dtype]
+    single_format: Dtype | None = None
+    has_network_copy: bool = True
 
-    def size(self, found: Sequence[Part]) -> int:
+    def count_bytes(self, parts: Sequence[Part]) -> int:
         """Return the bytes of a model of these parts, its network's copy included."""
-        least = sum(part.parameters * TORCH[self.of[part.name]].itemsize for part in found)
-        return least + (sum(2 * part.parameters for part in found if self._has_copy(part)) if self.copies else 0)
+        part_bytes = sum(part.parameters * TORCH_DTYPES[self.by_part[part.name]].itemsize for part in parts)
+        return part_bytes + (
+            sum(2 * part.parameters for part in parts if self._is_copied(part)) if self.has_network_copy else 0
+        )
 
-    def _has_copy(self, part: Part) -> bool:
-        return part.name in NETWORKS and self.of[part.name] == "float32"
+    def _is_copied(self, part: Part) -> bool:
+        return part.name in NETWORK_NAMES and self.by_part[part.name] == "float32"
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormatChooser:
     """Chooses for one device. A part of more than `large` parameters makes a model large."""
 
     device: torch.device
-    large: int = LARGE
+    large_threshold: int = LARGE_PARAMETERS
 
-    def formats(self, pipeline: str, found: Sequence[Part]) -> Formats:
+    def choose_formats(self, class_name: str, parts: Sequence[Part]) -> PartFormats:
         """Choose for a pipeline class and its parts. An empty class name counts as one with a family."""
-        largest = max(found, key=lambda part: part.parameters, default=None)
-        if largest is None or largest.parameters <= self.large:
-            return Formats({part.name: "float32" for part in found})
-        held = preferred_dtype(self.device, largest.stored)
-        if held == "float32" and largest.parameters > HUGE:
-            held = largest.stored
-        return self.formats_in(held, pipeline, found)
+        largest = max(parts, key=lambda part: part.parameters, default=None)
+        if largest is None or largest.parameters <= self.large_threshold:
+            return PartFormats({part.name: "float32" for part in parts})
+        dtype = choose_single_format(self.device, largest.stored_dtype)
+        if dtype == "float32" and largest.parameters > HUGE_PARAMETERS:
+            dtype = largest.stored_dtype
+        return self.make_single_formats(dtype, class_name, parts)
 
-    def formats_in(self, held: Dtype, pipeline: str, found: Sequence[Part]) -> Formats:
+    def make_single_formats(self, dtype: Dtype, class_name: str, parts: Sequence[Part]) -> PartFormats:
         """Return the formats of a large model held in `held`. Without a family of ours only its large parts are."""
-        if not pipeline or has_family(pipeline):
-            return Formats({part.name: held for part in found}, held, copies=False)
-        return Formats({part.name: held if part.parameters > self.large else "float32" for part in found}, held)
+        if not class_name or has_family(class_name):
+            return PartFormats({part.name: dtype for part in parts}, dtype, has_network_copy=False)
+        return PartFormats(
+            {part.name: dtype if part.parameters > self.large_threshold else "float32" for part in parts}, dtype
+        )
 
-    def sizes(self, pipeline: str, found: Sequence[Part]) -> dict[Dtype, int]:
+    def estimate_sizes(self, class_name: str, parts: Sequence[Part]) -> dict[Dtype, int]:
         """Return the bytes in each format that the model may be loaded in; empty for a small model."""
-        if self.formats(pipeline, found).copies:
+        if self.choose_formats(class_name, parts).has_network_copy:
             return {}
-        return {dtype: self.formats_in(dtype, pipeline, found).size(found) for dtype in TORCH}
+        return {dtype: self.make_single_formats(dtype, class_name, parts).count_bytes(parts) for dtype in TORCH_DTYPES}
 
 
-def stored_formats(found: Sequence[Part]) -> Formats:
+def choose_training_formats(parts: Sequence[Part]) -> PartFormats:
     """Return formats for training: float32, except for parts too large for that."""
-    return Formats({part.name: part.stored if part.parameters > HUGE else "float32" for part in found})
+    return PartFormats(
+        {part.name: part.stored_dtype if part.parameters > HUGE_PARAMETERS else "float32" for part in parts}
+    )
 
 
-def preferred_dtype(device: torch.device, stored: Dtype) -> Dtype:
+def choose_single_format(device: torch.device, stored_dtype: Dtype) -> Dtype:
     """Return the format for a large model: half the bits where the device computes with them, else float32.
 
     On a GPU that is the files' half format, if the GPU supports it. On a processor it is bfloat16, whatever the files
     have.
     """
     if device.type == "cuda":
-        able: tuple[Dtype, ...] = HALVES if torch.cuda.is_bf16_supported() else ("float16",)
-        return stored if stored in able else able[0]
+        supported: tuple[Dtype, ...] = HALF_FORMATS if torch.cuda.is_bf16_supported() else ("float16",)
+        return stored_dtype if stored_dtype in supported else supported[0]
     return "bfloat16" if has_bfloat16() else "float32"
 
 

@@ -7,47 +7,52 @@ from typing import Any
 
 import torch
 
-from engine.families.packed import Packs, can_pack
-from engine.families.recorded import Graphs
+from engine.families.packed import PackedCopies, can_pack
+from engine.families.recorded import GraphCache
 from engine.job import Dtype
-from engine.strands.call import cast
+from engine.strands.call import cast_tensors
 
 Inputs = tuple[torch.Tensor, ...]
 
 
-class Forwards:
+class ForwardRunner:
     """The forwards of one model."""
 
     def __init__(self, net: Any, device: torch.device) -> None:
         self._may_record = device.type == "cuda"
-        self._packs = Packs() if device.type == "cpu" and can_pack(net) else None
-        self._graphs: Graphs | None = None
-        self._told: tuple[Inputs, Inputs] = (), ()  # the last conditions, and the same in the network's dtype
+        self._packed_copies = PackedCopies() if device.type == "cpu" and can_pack(net) else None
+        self._graphs: GraphCache | None = None
+        self._last_conditioning: tuple[Inputs, Inputs] = (
+            (),
+            (),
+        )  # the last conditions, and the same in the network's dtype
 
-    def leave_as_it_is(self) -> None:
+    def disable_optimizations(self) -> None:
         """Disable packing and recording."""
-        self._packs = self._graphs = None
+        self._packed_copies = self._graphs = None
         self._may_record = False
 
-    def record(self) -> None:
+    def enable_cuda_graphs(self) -> None:
         """From now on, record recurring shapes as CUDA graphs; no effect on a processor."""
         if self._may_record:
-            self._graphs = Graphs()
+            self._graphs = GraphCache()
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Release everything that refers to the network."""
-        self._packs, self._told = None, ((), ())
+        self._packed_copies, self._last_conditioning = None, ((), ())
         if self._graphs is not None:
-            self._graphs = Graphs()
+            self._graphs = GraphCache()
 
-    def tell(self, texts: Inputs, kind: torch.dtype) -> Inputs:
+    def cast_conditioning(self, conditioning: Inputs, dtype: torch.dtype) -> Inputs:
         """Return the conditions in `kind`: the same tensors as last time for the same input, as at the next step."""
-        given, told = self._told
-        same = len(given) == len(texts) and all(one is other for one, other in zip(given, texts, strict=True))
-        if not same or any(each.dtype != kind for each in told):
-            told = tuple(cast(each, kind) for each in texts)
-            self._told = texts, told
-        return told
+        last_inputs, last_cast = self._last_conditioning
+        is_same = len(last_inputs) == len(conditioning) and all(
+            one is other for one, other in zip(last_inputs, conditioning, strict=True)
+        )
+        if not is_same or any(each.dtype != dtype for each in last_cast):
+            last_cast = tuple(cast_tensors(each, dtype) for each in conditioning)
+            self._last_conditioning = conditioning, last_cast
+        return last_cast
 
     def run(
         self, net: Any, dtype: Dtype, inputs: Inputs, predict: Callable[[Any, Inputs], torch.Tensor]
@@ -55,7 +60,7 @@ class Forwards:
         """Return `predict(net, inputs)`. The inputs are x, t, and conditions, which may recur."""
         shapes = (dtype, *(each.shape for each in inputs))
         if self._graphs is not None:
-            return self._graphs.run(shapes, inputs, lambda given: predict(net, given))
-        if self._packs is not None:
-            return self._packs.run(net, shapes, lambda network: predict(network, inputs), inputs[2:])
+            return self._graphs.run(shapes, inputs, lambda graph_inputs: predict(net, graph_inputs))
+        if self._packed_copies is not None:
+            return self._packed_copies.run(net, shapes, lambda network: predict(network, inputs), inputs[2:])
         return predict(net, inputs)

@@ -9,49 +9,49 @@ from typing import Any, Protocol
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from engine.families.family import TORCH
+from engine.families.family import TORCH_DTYPES
 from engine.families.substitutes import substitute_layers
 from engine.job import Dtype
 
-Reopen = Callable[[Dtype], Any]
+Reload = Callable[[Dtype], Any]
 
 
-class Nets(Protocol):
+class Networks(Protocol):
     """`dtypes`: the number formats worth timing."""
 
     dtypes: tuple[Dtype, ...]
 
-    def holds(self, dtype: Dtype) -> bool:
+    def has_format(self, dtype: Dtype) -> bool:
         """Whether the network is available in `dtype` without loading."""
         ...
 
-    def of(self, dtype: Dtype) -> Any:
+    def get_network(self, dtype: Dtype) -> Any:
         """Return the network in this format, on the device."""
         ...
 
 
-class Copies:
+class NetworkCopies:
     """Copies of a float32 network, which stays. On a processor it is the float32 copy; bfloat16 gets substitutes."""
 
     def __init__(self, master: Any, device: torch.device) -> None:
         self._master, self._device = master, device
-        self.dtypes: tuple[Dtype, ...] = ("float32", _half(device))
-        self._nets: dict[Dtype, Any] = {}
+        self.dtypes: tuple[Dtype, ...] = ("float32", _choose_half_format(device))
+        self._networks: dict[Dtype, Any] = {}
 
-    def holds(self, dtype: Dtype) -> bool:
+    def has_format(self, dtype: Dtype) -> bool:
         return True
 
-    def of(self, dtype: Dtype) -> Any:
-        if dtype not in self._nets:
-            same = self._device.type == "cpu" and dtype == "float32"
-            net = placed(self._master if same else copy.deepcopy(self._master), self._device, dtype)
+    def get_network(self, dtype: Dtype) -> Any:
+        if dtype not in self._networks:
+            uses_master = self._device.type == "cpu" and dtype == "float32"
+            net = place_network(self._master if uses_master else copy.deepcopy(self._master), self._device, dtype)
             if self._device.type == "cpu" and dtype == "bfloat16":
                 substitute_layers(net)
-            self._nets[dtype] = net
-        return self._nets[dtype]
+            self._networks[dtype] = net
+        return self._networks[dtype]
 
 
-class OneCopy:
+class SingleNetwork:
     """A large model's network, held in one format at a time. For another format the model is loaded again.
 
     `forget` is called first, so that other holders release the current network. On a processor the weights stay in
@@ -59,48 +59,48 @@ class OneCopy:
     """
 
     def __init__(
-        self, net: Any, dtype: Dtype, device: torch.device, reopen: Reopen, forget: Callable[[], None]
+        self, net: Any, dtype: Dtype, device: torch.device, reload: Reload, release: Callable[[], None]
     ) -> None:
-        self._device, self._reopen, self._forget = device, reopen, forget
-        self._net, self._dtype = _moved(net, device), dtype
+        self._device, self._reload, self._release = device, reload, release
+        self._network, self._dtype = _move_network(net, device), dtype
         self.dtypes: tuple[Dtype, ...] = (dtype,)
 
-    def holds(self, dtype: Dtype) -> bool:
-        return dtype == self._dtype and self._net is not None
+    def has_format(self, dtype: Dtype) -> bool:
+        return dtype == self._dtype and self._network is not None
 
-    def of(self, dtype: Dtype) -> Any:
-        if not self.holds(dtype):
-            self._forget()
-            self._net = None  # before loading: there is no room for two
+    def get_network(self, dtype: Dtype) -> Any:
+        if not self.has_format(dtype):
+            self._release()
+            self._network = None  # before loading: there is no room for two
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             with torch.inference_mode(False):
-                net = self._reopen(dtype)
-            self._net, self._dtype = _moved(net, self._device), dtype
-        return self._net
+                net = self._reload(dtype)
+            self._network, self._dtype = _move_network(net, self._device), dtype
+        return self._network
 
 
-def placed(net: Any, device: torch.device, dtype: Dtype) -> Any:
+def place_network(net: Any, device: torch.device, dtype: Dtype) -> Any:
     """Move the module itself to the device."""
-    torch.nn.Module.to(net, device, TORCH[dtype])  # the subclass's `to` gives needless warnings
+    torch.nn.Module.to(net, device, TORCH_DTYPES[dtype])  # the subclass's `to` gives needless warnings
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def own_copy(module: Any) -> Any:
+def detach_from_file(module: Any) -> Any:
     """Copy the module's weights out of their mapped file, which is then released.
 
     Weights of a convolutional autoencoder become channels-last: it decodes faster, in less memory.
     """
-    convolves = isinstance(module, AutoencoderKL)
+    is_convolutional = isinstance(module, AutoencoderKL)
     for tensor in (*module.parameters(), *module.buffers()):
-        form = torch.channels_last if convolves and tensor.dim() == 4 else torch.contiguous_format
-        tensor.data = tensor.data.clone(memory_format=form)
+        memory_format = torch.channels_last if is_convolutional and tensor.dim() == 4 else torch.contiguous_format
+        tensor.data = tensor.data.clone(memory_format=memory_format)
     return module
 
 
-def take_modules(pipeline: Any, other: Any) -> None:
+def replace_modules(pipeline: Any, source: Any) -> None:
     """Replace the pipeline's modules by those of another one."""
-    for part, module in other.components.items():
+    for part, module in source.components.items():
         if isinstance(module, torch.nn.Module):
             setattr(pipeline, part, module)
 
@@ -112,13 +112,13 @@ def drop_modules(pipeline: Any) -> None:
             setattr(pipeline, part, None)
 
 
-def _moved(net: Any, device: torch.device) -> Any:
+def _move_network(net: Any, device: torch.device) -> Any:
     torch.nn.Module.to(net, device)
     if device.type == "cuda":
         net.to(memory_format=torch.channels_last)
     return net.eval().requires_grad_(False)
 
 
-def _half(device: torch.device) -> Dtype:
+def _choose_half_format(device: torch.device) -> Dtype:
     """Return bfloat16 where the hardware supports it: float16 overflows in some networks."""
     return "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"

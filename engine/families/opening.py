@@ -15,161 +15,179 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from engine.families.casting import read_as
-from engine.families.family import TORCH
-from engine.families.formats import Choice, Formats, stored_formats
-from engine.families.parts import Part, classes, parts, pipeline_class, read_index
-from engine.families.quiet import quiet
-from engine.families.revision import UNUSED
-from engine.families.source import find
+from engine.families.casting import read_tensors
+from engine.families.family import TORCH_DTYPES
+from engine.families.formats import FormatChooser, PartFormats, choose_training_formats
+from engine.families.parts import Part, find_part_classes, find_pipeline_class, list_parts, read_index
+from engine.families.quiet import silence_libraries
+from engine.families.revision import UNUSED_PARTS
+from engine.families.source import find_model
 from engine.job import Dtype
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
-Told = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
-WRONG = (
+OnProgress = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
+LOAD_ERRORS = (
     OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, ArithmeticError,
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
 
-def folder_of(source: str) -> Path:
+def find_folder(source: str) -> Path:
     """Return a folder, or fetch a hub name into one. Raises `Unfit`."""
-    return Path(source) if Path(source).is_dir() else find(source, Path()).path
+    return Path(source) if Path(source).is_dir() else find_model(source, Path()).path
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedPipeline:
     """`held`: the number format of a large model. `reopen` loads its pipeline in another one."""
 
     pipeline: Any
-    held: Dtype | None
-    reopen: Callable[[Dtype], Any]
+    single_format: Dtype | None
+    reload: Callable[[Dtype], Any]
 
 
-def open_pipeline(folder: Path, name: str) -> Any:
+def load_training_pipeline(folder: Path, name: str) -> Any:
     """Load a folder's pipeline for training. Raises `Unfit` where it is no such model in safetensors."""
-    return _open(folder, name, stored_formats(weighed(folder, name)), None)
+    return _load(folder, name, choose_training_formats(inspect_folder(folder, name)), None)
 
 
-def open_folder(folder: Path, name: str, choice: Choice, told: Told | None = None) -> Opened:
+def load_folder_pipeline(
+    folder: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
+) -> LoadedPipeline:
     """Load a folder's pipeline for generation. Raises `Unfit` where it is no such model in safetensors."""
-    found, pipeline = weighed(folder, name), read_index(folder, name)["_class_name"]
-    formats = choice.formats(pipeline, found)
+    parts, class_name = inspect_folder(folder, name), read_index(folder, name)["_class_name"]
+    formats = format_chooser.choose_formats(class_name, parts)
 
-    def reopen(dtype: Dtype) -> Any:
-        return _open(folder, name, choice.formats_in(dtype, pipeline, found), None)
+    def reload(dtype: Dtype) -> Any:
+        return _load(folder, name, format_chooser.make_single_formats(dtype, class_name, parts), None)
 
-    return Opened(_open(folder, name, formats, told), formats.held, reopen)
+    return LoadedPipeline(_load(folder, name, formats, on_progress), formats.single_format, reload)
 
 
-def _open(folder: Path, name: str, formats: Formats, told: Told | None) -> Any:
+def _load(folder: Path, name: str, formats: PartFormats, on_progress: OnProgress | None) -> Any:
     index = read_index(folder, name)
-    kind, found = pipeline_class(index, name), weighed(folder, name)
-    loaded = one_by_one(found, lambda part: _part(folder, part, TORCH[formats.of[part.name]], name), told)
+    pipeline_type, parts = find_pipeline_class(index, name), inspect_folder(folder, name)
+    loaded_parts = load_parts(
+        parts, lambda part: _load_part(folder, part, TORCH_DTYPES[formats.by_part[part.name]], name), on_progress
+    )
     try:
-        with quiet():
-            pipeline = kind.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, **loaded, **unused(index)
+        with silence_libraries():
+            pipeline = pipeline_type.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, **loaded_parts, **make_unused_arguments(index)
             )
-    except WRONG as error:
-        raise unloadable(name) from error
-    return checked(pipeline, name)
+    except LOAD_ERRORS as error:
+        raise make_load_error(name) from error
+    return prepare_pipeline(pipeline, name)
 
 
-def weighed(folder: Path, name: str) -> list[Part]:
+def inspect_folder(folder: Path, name: str) -> list[Part]:
     """Return the parts of a folder that have weights. Raises `Unfit` where anything is wrong with them."""
     index = read_index(folder, name)
-    pipeline_class(index, name)
-    return parts(folder, classes(index, name))
+    find_pipeline_class(index, name)
+    return list_parts(folder, find_part_classes(index, name))
 
 
-def one_by_one(found: Sequence[Part], load: Callable[[Part], Any], told: Told | None) -> dict[str, Any]:
+def load_parts(
+    parts: Sequence[Part], load_part: Callable[[Part], Any], on_progress: OnProgress | None
+) -> dict[str, Any]:
     """Load every part, by name; report progress before each, and after the last."""
-    loaded: dict[str, Any] = {}
-    whole, done = max(1, sum(part.parameters for part in found)), 0
-    for part in found:
-        if told is not None:
-            told(done / whole)
-        loaded[part.name] = load(part)
-        done += part.parameters
-    if told is not None:
-        told(1.0)
-    return loaded
+    loaded_parts: dict[str, Any] = {}
+    total_parameters, loaded_parameters = max(1, sum(part.parameters for part in parts)), 0
+    for part in parts:
+        if on_progress is not None:
+            on_progress(loaded_parameters / total_parameters)
+        loaded_parts[part.name] = load_part(part)
+        loaded_parameters += part.parameters
+    if on_progress is not None:
+        on_progress(1.0)
+    return loaded_parts
 
 
-def unused(index: Mapping[str, Any]) -> dict[str, Any]:
+def make_unused_arguments(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts that we do not use, as the pipeline's arguments: None."""
-    without: dict[str, Any] = {part: None for part in UNUSED if part in index}
-    return without | {"requires_safety_checker": False} if "safety_checker" in index else without
+    arguments: dict[str, Any] = {part: None for part in UNUSED_PARTS if part in index}
+    return arguments | {"requires_safety_checker": False} if "safety_checker" in index else arguments
 
 
-def _part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
-    cast = part.files if dtype != TORCH[part.stored] else ()
-    kind = part.kind if dtype == torch.float32 and not cast else careful(part.kind, dtype, cast)
+def _load_part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
+    converted_files = part.files if dtype != TORCH_DTYPES[part.stored_dtype] else ()
+    part_class = (
+        part.part_class
+        if dtype == torch.float32 and not converted_files
+        else guard_default_dtype(part.part_class, dtype, converted_files)
+    )
     try:
-        with quiet():
-            module = kind.from_pretrained(
+        with silence_libraries():
+            module = part_class.from_pretrained(
                 str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
             )
-    except WRONG as error:
-        why = f"its {part.name} is damaged"
-        raise Unfit(f"The model {name} is not a model that can be loaded: {why}.", "model") from error
-    module.__class__ = part.kind
+    except LOAD_ERRORS as error:
+        reason = f"its {part.name} is damaged"
+        raise JobRejected(f"The model {name} is not a model that can be loaded: {reason}.", "model") from error
+    module.__class__ = part.part_class
     return module
 
 
-def careful(kind: Any, wanted: torch.dtype, cast: Sequence[Path] = ()) -> Any:
+def guard_default_dtype(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path] = ()) -> Any:
     """Return the class as a subclass that leaves torch's default dtype alone while it is built.
 
     Both libraries change that default for the whole process, while another thread may be drawing noise with it. `cast`:
     files in another format, read a slice at a time.
     """
 
-    class OfDiffusers(kind):
+    class DiffusersPart(part_class):
         @classmethod
         def _set_default_torch_dtype(cls, dtype: torch.dtype) -> torch.dtype:
             return torch.get_default_dtype()
 
         @classmethod
-        def _load_pretrained_model(cls, model: Any, state_dict: Any, *rest: Any, **named: Any) -> Any:
-            if cast:
+        def _load_pretrained_model(cls, model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
+            if converted_files:
                 sharded = state_dict is None
-                state_dict = read_as(cast, wanted, _exact(model))
+                state_dict = read_tensors(converted_files, target_dtype, _list_float32_names(model))
                 if not sharded:
                     model._fix_state_dict_keys_on_load(state_dict)
-            return super()._load_pretrained_model(model, state_dict, *rest, **named)
+            return super()._load_pretrained_model(model, state_dict, *others, **options)
 
-    class OfTransformers(kind):
-        def __init__(self, *given: Any, **named: Any) -> None:
-            super().__init__(*given, **named)
+    class TransformersPart(part_class):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             for parameter in self.parameters():  # no memory yet; weights take the dtype of these
-                parameter.data = parameter.data.to(wanted)
+                parameter.data = parameter.data.to(target_dtype)
 
         @classmethod
-        def get_init_context(cls, dtype: torch.dtype, *rest: Any, **named: Any) -> Any:
-            return super().get_init_context(torch.get_default_dtype(), *rest, **named)
+        def get_init_context(cls, dtype: torch.dtype, *others: Any, **options: Any) -> Any:
+            return super().get_init_context(torch.get_default_dtype(), *others, **options)
 
         @staticmethod
-        def _load_pretrained_model(model: Any, state_dict: Any, *rest: Any, **named: Any) -> Any:
-            read = read_as(cast, wanted, _exact(model)) if cast else state_dict
-            return kind._load_pretrained_model(model, read, *rest, **named)
+        def _load_pretrained_model(model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
+            weights = (
+                read_tensors(converted_files, target_dtype, _list_float32_names(model))
+                if converted_files
+                else state_dict
+            )
+            return part_class._load_pretrained_model(model, weights, *others, **options)
 
-    made = OfDiffusers if hasattr(kind, "_set_default_torch_dtype") else OfTransformers
-    made.__name__, made.__qualname__, made.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    return made
+    guarded_class = DiffusersPart if hasattr(part_class, "_set_default_torch_dtype") else TransformersPart
+    guarded_class.__name__, guarded_class.__qualname__, guarded_class.__module__ = (
+        part_class.__name__,
+        part_class.__qualname__,
+        part_class.__module__,
+    )
+    return guarded_class
 
 
-def _exact(model: Any) -> set[str]:
+def _list_float32_names(model: Any) -> set[str]:
     """Return name fragments of weights that the library keeps in float32."""
     names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    return {one for name in names for one in getattr(model, name, None) or ()}
+    return {fragment for name in names for fragment in getattr(model, name, None) or ()}
 
 
-def unloadable(name: str) -> Unfit:
-    return Unfit(f"The model {name} is not a model that can be loaded.", "model")
+def make_load_error(name: str) -> JobRejected:
+    return JobRejected(f"The model {name} is not a model that can be loaded.", "model")
 
 
-def checked(pipeline: Any, name: str) -> Any:
+def prepare_pipeline(pipeline: Any, name: str) -> Any:
     """Turn off progress bars. Raises `Unfit` where the pipeline needs more than a prompt."""
     _refuse_other_inputs(pipeline, name)
     pipeline.set_progress_bar_config(disable=True)
@@ -182,6 +200,6 @@ def _refuse_other_inputs(pipeline: Any, name: str) -> None:
         return
     network = pipeline.unet.config
     if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
-        raise Unfit(
+        raise JobRejected(
             f"The model {name} needs more than a prompt (inpainting, depth …), which is not supported.", "model"
         )

@@ -23,9 +23,9 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-WORTH = 2  # forwards of a shape before it is packed
-MOST_BYTES = 512 * 2**20  # of all packed copies of a model
-LARGEST = 100_000_000  # parameters: too few copies of a larger network would fit
+FORWARDS_BEFORE_PACKING = 2  # forwards of a shape before it is packed
+MAX_PACKED_BYTES = 512 * 2**20  # of all packed copies of a model
+MAX_PARAMETERS = 100_000_000  # parameters: too few copies of a larger network would fit
 
 Predict = Callable[[Any], torch.Tensor]  # runs one forward of the given network
 _OPERATORS = (
@@ -33,69 +33,74 @@ _OPERATORS = (
 )  # fmt: skip
 
 
-class Packs:
+class PackedCopies:
     """Copies that share all but the packed weights, up to `most` bytes; the least recently used goes first."""
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
-        self._most = most
-        self._seen: Counter[Hashable] = Counter()
-        self._packed: OrderedDict[Hashable, Any] = OrderedDict()
+    def __init__(self, max_bytes: int = MAX_PACKED_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._shape_counts: Counter[Hashable] = Counter()
+        self._copies: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def run(self, net: Any, shapes: Hashable, predict: Predict, texts: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+    def run(
+        self, net: Any, shapes: Hashable, predict: Predict, recurring_inputs: Sequence[torch.Tensor] = ()
+    ) -> torch.Tensor:
         """Run `predict` on the network, or faster on its packed copy for these shapes, with the same bits.
 
         `texts` are the inputs that may recur; nobody writes into them.
         """
-        if shapes in self._packed:
-            self._packed.move_to_end(shapes)
-            return predict(self._packed[shapes])
-        self._seen[shapes] += 1
-        if self._seen[shapes] < WORTH:
+        if shapes in self._copies:
+            self._copies.move_to_end(shapes)
+            return predict(self._copies[shapes])
+        self._shape_counts[shapes] += 1
+        if self._shape_counts[shapes] < FORWARDS_BEFORE_PACKING:
             return predict(net)
-        out, self._packed[shapes] = _try(net, predict, texts)
-        del self._seen[shapes]
-        weighs = sum(each.nbytes for each in net.parameters())
-        while len(self._packed) > 1 and len(self._packed) * weighs > self._most:
-            self._packed.popitem(last=False)
+        out, self._copies[shapes] = _try_packing(net, predict, recurring_inputs)
+        del self._shape_counts[shapes]
+        copy_bytes = sum(each.nbytes for each in net.parameters())
+        while len(self._copies) > 1 and len(self._copies) * copy_bytes > self._max_bytes:
+            self._copies.popitem(last=False)
         return out
 
 
 def can_pack(net: Any) -> bool:
     """Whether this build of torch has the operators, and the network is small enough for copies."""
-    here = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
-    return here and sum(each.numel() for each in net.parameters()) <= LARGEST
+    has_operators = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    return has_operators and sum(each.numel() for each in net.parameters()) <= MAX_PARAMETERS
 
 
-def _try(net: Any, predict: Predict, texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+def _try_packing(net: Any, predict: Predict, recurring_inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
     """Return the plain network's output, and the network for later calls: the packed copy if its output is equal."""
-    with _recording(net, texts) as (shapes, readers):
+    with _record_layers(net, recurring_inputs) as (shapes, text_modules):
         out = predict(net)
     try:
-        packed = _pack(net, shapes, readers)
-        same = torch.equal(predict(packed), out)
+        packed = _make_packed_copy(net, shapes, text_modules)
+        is_equal = torch.equal(predict(packed), out)
     except RuntimeError as error:  # an operator that this processor lacks
         log.info("the weights are not packed: %s", error)
         return out, net
-    return out, packed if same else net
+    return out, packed if is_equal else net
 
 
 @contextmanager
-def _recording(net: Any, texts: Sequence[torch.Tensor]) -> Iterator[tuple[dict[str, torch.Size], list[str]]]:
+def _record_layers(
+    net: Any, recurring_inputs: Sequence[torch.Tensor]
+) -> Iterator[tuple[dict[str, torch.Size], list[str]]]:
     """Record in a forward: each packable layer's input shape by name, and the modules whose only input is a text."""
     shapes: dict[str, torch.Size] = {}
-    readers: list[str] = []
+    text_modules: list[str] = []
 
-    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def record_input(name: str, module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _is_packable(module):
             shapes[name] = inputs[0].shape
-        if len(inputs) == 1 and not named and any(inputs[0] is each for each in texts):
-            readers.append(name)
+        if len(inputs) == 1 and not kwargs and any(inputs[0] is each for each in recurring_inputs):
+            text_modules.append(name)
 
     hooks = [
-        each.register_forward_pre_hook(partial(record, name), with_kwargs=True) for name, each in net.named_modules()
+        each.register_forward_pre_hook(partial(record_input, name), with_kwargs=True)
+        for name, each in net.named_modules()
     ]
     try:
-        yield shapes, readers
+        yield shapes, text_modules
     finally:
         for hook in hooks:
             hook.remove()
@@ -106,37 +111,37 @@ def _is_packable(module: nn.Module) -> bool:
     return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
 
 
-def _pack(net: Any, shapes: dict[str, torch.Size], readers: Sequence[str] = ()) -> Any:
+def _make_packed_copy(net: Any, shapes: dict[str, torch.Size], text_modules: Sequence[str] = ()) -> Any:
     """Return a copy that shares the parameters, with packable layers and readers of texts replaced."""
     packed = copy.deepcopy(net, {id(each): each for each in (*net.parameters(), *net.buffers())})
     for name, shape in shapes.items():
-        parent, _, last = name.rpartition(".")
+        parent, _, attribute = name.rpartition(".")
         module = net.get_submodule(name)
-        layer = _Convolution(module, shape) if isinstance(module, nn.Conv2d) else _Linear(module, shape)
-        setattr(packed.get_submodule(parent), last, layer)
-    for name in reversed(readers):  # nested modules first
-        parent, _, last = name.rpartition(".")
-        setattr(packed.get_submodule(parent), last, _Reader(packed.get_submodule(name)))
+        layer = _PackedConvolution(module, shape) if isinstance(module, nn.Conv2d) else _PackedLinear(module, shape)
+        setattr(packed.get_submodule(parent), attribute, layer)
+    for name in reversed(text_modules):  # nested modules first
+        parent, _, attribute = name.rpartition(".")
+        setattr(packed.get_submodule(parent), attribute, _CachedModule(packed.get_submodule(name)))
     return packed
 
 
-class _Reader(nn.Module):
+class _CachedModule(nn.Module):
     """Caches a module's output for the last text."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = module
-        self._last: tuple[torch.Tensor | None, Any] = None, None
+        self._cached: tuple[torch.Tensor | None, Any] = None, None
 
     def forward(self, text: torch.Tensor) -> Any:
-        known, made = self._last  # one read: another thread may run the same copy
-        if known is not text:
-            made = self._module(text)
-            self._last = text, made
-        return made
+        last_text, output = self._cached  # one read: another thread may run the same copy
+        if last_text is not text:
+            output = self._module(text)
+            self._cached = text, output
+        return output
 
 
-class _Linear(nn.Module):
+class _PackedLinear(nn.Module):
     """y = x·Wᵀ + b, with W in oneDNN's blocks for a given number of rows."""
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
@@ -148,14 +153,14 @@ class _Linear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._blocks, self.bias, "none", [], "")
 
 
-class _Convolution(nn.Module):
+class _PackedConvolution(nn.Module):
     """A 2D convolution with weights in oneDNN's blocks for one input shape."""
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
         super().__init__()
         self.weight, self.bias = module.weight, module.bias
-        self._how = (module.padding, module.stride, module.dilation, module.groups)
-        self._blocks = torch.ops.mkldnn._reorder_convolution_weight(module.weight.detach(), *self._how, list(shape))
+        self._options = (module.padding, module.stride, module.dilation, module.groups)
+        self._blocks = torch.ops.mkldnn._reorder_convolution_weight(module.weight.detach(), *self._options, list(shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(x, self._blocks, self.bias, *self._how, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, self._blocks, self.bias, *self._options, "none", [], "")

@@ -12,29 +12,29 @@ from threading import Lock
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-_lock, _loading, _found = Lock(), list[None](), ExitStack()
+_lock, _active_loads, _saved_settings = Lock(), list[None](), ExitStack()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Report only errors while a model loads: a missing pooler of the text encoder, for example, is intended."""
     with _lock:
-        if not _loading:
-            _silence()
-        _loading.append(None)
+        if not _active_loads:
+            _silence_all()
+        _active_loads.append(None)
     try:
         yield
     finally:
         with _lock:
-            _loading.pop()
-            if not _loading:
-                _found.close()
+            _active_loads.pop()
+            if not _active_loads:
+                _saved_settings.close()
 
 
-def _silence() -> None:
+def _silence_all() -> None:
     for library in (diffusers_logging, transformers_logging):
-        _found.callback(library.set_verbosity, library.get_verbosity())
+        _saved_settings.callback(library.set_verbosity, library.get_verbosity())
         if library.is_progress_bar_enabled():
-            _found.callback(library.enable_progress_bar)
+            _saved_settings.callback(library.enable_progress_bar)
         library.set_verbosity_error()
         library.disable_progress_bar()

@@ -16,19 +16,19 @@ import torch
 
 log = logging.getLogger(__name__)
 
-WORTH = 3  # forwards of a shape before it is recorded
-MOST = 12  # graphs; each holds the memory of one forward
+FORWARDS_BEFORE_RECORDING = 3  # forwards of a shape before it is recorded
+MAX_GRAPHS = 12  # graphs; each holds the memory of one forward
 
 Inputs = tuple[torch.Tensor, ...]
 Predict = Callable[[Inputs], torch.Tensor]
 
 
-class Graphs:
+class GraphCache:
     """Recorded forwards by shape; the least recently used is dropped first."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._seen: Counter[Hashable] = Counter()
+    def __init__(self, max_graphs: int = MAX_GRAPHS) -> None:
+        self._max_graphs = max_graphs
+        self._shape_counts: Counter[Hashable] = Counter()
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
 
     def run(self, shapes: Hashable, inputs: Inputs, predict: Predict) -> torch.Tensor:
@@ -44,12 +44,12 @@ class Graphs:
             self._graphs.move_to_end(shapes)
             graph = self._graphs[shapes]
             return predict(inputs) if graph is None else graph.replay(inputs)
-        self._seen[shapes] += 1
+        self._shape_counts[shapes] += 1
         out = predict(inputs)
-        if self._seen[shapes] >= WORTH:
-            self._graphs[shapes] = _record(inputs, predict, out)
-            del self._seen[shapes]
-        while len(self._graphs) > self._most:
+        if self._shape_counts[shapes] >= FORWARDS_BEFORE_RECORDING:
+            self._graphs[shapes] = _record_graph(inputs, predict, out)
+            del self._shape_counts[shapes]
+        while len(self._graphs) > self._max_graphs:
             self._graphs.popitem(last=False)
         return out
 
@@ -60,23 +60,23 @@ class _Graph:
         self._graph: Any = torch.cuda.CUDAGraph()
         # Another thread may load a model meanwhile, which must not break the recording.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._out = predict(self._inputs)
+            self._output = predict(self._inputs)
 
     def replay(self, inputs: Inputs) -> torch.Tensor:
-        for place, given in zip(self._inputs, inputs, strict=True):
-            place.copy_(given, non_blocking=True)
+        for buffer, tensor in zip(self._inputs, inputs, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
         self._graph.replay()
-        return self._out.clone()
+        return self._output.clone()
 
 
-def _record(inputs: Inputs, predict: Predict, expected: torch.Tensor) -> _Graph | None:
+def _record_graph(inputs: Inputs, predict: Predict, expected: torch.Tensor) -> _Graph | None:
     try:
         graph = _Graph(inputs, predict)
-        got = graph.replay(inputs)
+        output = graph.replay(inputs)
     except RuntimeError as error:
         log.warning("this network cannot be recorded as a CUDA graph, and runs without one: %s", error)
         return None
-    if not torch.equal(got, expected):
+    if not torch.equal(output, expected):
         log.warning("a CUDA graph gives other bits than the plain forward, which is used instead")
         return None
     return graph

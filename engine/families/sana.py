@@ -12,46 +12,46 @@ from typing import Any
 import torch
 from PIL import Image
 
-from engine.families.distilled import guidance_for
-from engine.families.family import Conditions
-from engine.families.pipelined import Pipelined
-from engine.families.wording import Wording
+from engine.families.distilled import choose_guidance
+from engine.families.family import Conditioning
+from engine.families.pipelined import DiffusersFamily
+from engine.families.wording import PromptKey
 
 GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300
 MULTIPLE = 32  # the pipeline accepts no other sides
 
 
-class Sana(Pipelined):
+class Sana(DiffusersFamily):
     """Conditions: the text's states, and a mask of the tokens that are text."""
 
-    spellings = ("prompt_embeds", "prompt_attention_mask")
+    prompt_arguments = ("prompt_embeds", "prompt_attention_mask")
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
         network = pipeline.transformer.config
         self.tokens = TOKENS
-        self.size = int(network.sample_size) * self.factor
-        self.multiple = math.lcm(MULTIPLE, self.factor * int(network.patch_size))
+        self.size = int(network.sample_size) * self.pixels_per_latent
+        self.multiple = math.lcm(MULTIPLE, self.pixels_per_latent * int(network.patch_size))
         # The pipeline's default instruction for Gemma.
         self._instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
 
-    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, mask, _, _ = pipeline.encode_prompt(
-            wording.text, False, device=self.device, max_sequence_length=TOKENS,
-            complex_human_instruction=None if wording.negative else self._instruction,
+            prompt.text, False, device=self.device, max_sequence_length=TOKENS,
+            complex_human_instruction=None if prompt.negative else self._instruction,
         )  # fmt: skip
         return states[0].float(), mask[0]
 
-    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
-        states, mask = texts
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, mask = conditioning
         out = net(
             x, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * net.config.timestep_scale,
             return_dict=False,
         )[0]  # fmt: skip
-        return out[:, : self.channels]  # a network with a learned variance appends it
+        return out[:, : self.latent_channels]  # a network with a learned variance appends it
 
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:

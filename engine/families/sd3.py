@@ -6,44 +6,44 @@ from typing import Any
 
 import torch
 
-from engine.families.distilled import guidance_for
-from engine.families.family import Conditions
-from engine.families.flow import shift
-from engine.families.pipelined import Pipelined
-from engine.families.wording import Wording
+from engine.families.distilled import choose_guidance
+from engine.families.family import Conditioning
+from engine.families.flow import compute_mu
+from engine.families.pipelined import DiffusersFamily
+from engine.families.wording import PromptKey
 from engine.job import Sampler
-from engine.plan import Plan, Timing, plan
-from engine.unfit import Unfit
+from engine.plan import Plan, TimestepOptions, plan
+from engine.unfit import JobRejected
 
 GUIDANCE = 7.0  # the pipeline's own default
 TOKENS = 256  # of T5; the CLIPs read 77
 
 
-class StableDiffusion3(Pipelined):
+class StableDiffusion3(DiffusersFamily):
     """Conditions: token states of all three text encoders, concatenated, and the CLIPs' pooled texts."""
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
         network = pipeline.transformer.config
         self.tokens = TOKENS if pipeline.text_encoder_3 is not None else int(pipeline.tokenizer.model_max_length)
-        self.size = int(network.sample_size) * self.factor
-        self.multiple = self.factor * int(network.patch_size)
-        self._longest = int(network.pos_embed_max_size) * self.multiple
+        self.size = int(network.sample_size) * self.pixels_per_latent
+        self.multiple = self.pixels_per_latent * int(network.patch_size)
+        self._max_side = int(network.pos_embed_max_size) * self.multiple
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        if max(width, height) > self._longest:  # the network has no more positions
-            raise Unfit(f"With {self.name}, a side has at most {self._longest} pixels.", "member")
-        mu = shift(self.scheduler_config, width * height // self.multiple**2)
-        return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu))
+        if max(width, height) > self._max_side:  # the network has no more positions
+            raise JobRejected(f"With {self.name}, a side has at most {self._max_side} pixels.", "member")
+        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu))
 
-    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         states, _, pooled, _ = pipeline.encode_prompt(
-            wording.text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+            prompt.text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
         )
         return states[0].float(), pooled[0].float()
 
-    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
-        states, pooled = texts
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, pooled = conditioning
         return net(x, encoder_hidden_states=states, pooled_projections=pooled, timestep=t, return_dict=False)[0]

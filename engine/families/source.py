@@ -10,17 +10,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.families.revision import fingerprint, fingerprint_of_file, together
-from engine.unfit import Unfit
+from engine.families.revision import combine_fingerprints, fingerprint_file, fingerprint_folder
+from engine.unfit import JobRejected
 
-ENDING = ".safetensors"
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+SAFETENSORS_SUFFIX = ".safetensors"
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _PATHLIKE = re.compile(r"^[~./\\]|\\|/.*/|^[A-Za-z]:|/$")  # no hub name looks like this
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """`path` is a folder, or one file of weights."""
 
     name: str
@@ -30,39 +30,45 @@ class Source:
     def is_file(self) -> bool:
         return self.path.is_file()
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Return twelve hex digits that change with weights and configurations. Reads up to 128 MiB a file."""
         if not self.is_file:
-            return fingerprint(self.path)
-        configs = configs_beside(self.path)
-        return together(fingerprint_of_file(self.path), fingerprint(configs) if configs else "")
+            return fingerprint_folder(self.path)
+        configs = find_configs_folder(self.path)
+        return combine_fingerprints(fingerprint_file(self.path), fingerprint_folder(configs) if configs else "")
 
 
-def find(name_or_path: str, data: Path) -> Source:
+def find_model(name_or_path: str, data: Path) -> ModelSource:
     """Locate a model. Raises `Unfit` with one sentence where there is none of that name, or only a pickle."""
-    own = data / "models"
-    places = (own / f"{name_or_path}{ENDING}", own / name_or_path, Path(name_or_path)) if name_or_path else ()
-    for path in places:
+    models_folder = data / "models"
+    candidates = (
+        (models_folder / f"{name_or_path}{SAFETENSORS_SUFFIX}", models_folder / name_or_path, Path(name_or_path))
+        if name_or_path
+        else ()
+    )
+    for path in candidates:
         if _exists(path):
             _refuse_other_files(path)
-            return Source(model_name(name_or_path), path)
-    if Path(name_or_path).suffix.lower() in (ENDING, *PICKLES) or _PATHLIKE.search(name_or_path):
-        raise Unfit(f"There is no model at {name_or_path[:200]}: neither a folder nor a file.", "model")
-    if not _HUB.fullmatch(name_or_path):
-        raise Unfit(f"{name_or_path[:100]!r} is no name of a model: a folder, a file, or a name on the hub.", "model")
-    return Source(model_name(name_or_path), _downloaded(name_or_path))
+            return ModelSource(make_model_name(name_or_path), path)
+    if Path(name_or_path).suffix.lower() in (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES) or _PATHLIKE.search(name_or_path):
+        raise JobRejected(f"There is no model at {name_or_path[:200]}: neither a folder nor a file.", "model")
+    if not _HUB_NAME.fullmatch(name_or_path):
+        raise JobRejected(
+            f"{name_or_path[:100]!r} is no name of a model: a folder, a file, or a name on the hub.", "model"
+        )
+    return ModelSource(make_model_name(name_or_path), _download(name_or_path))
 
 
-def model_name(name_or_path: str) -> str:
+def make_model_name(name_or_path: str) -> str:
     """Return a name that `engine.job.Name` allows: the last part of a path or hub name, without a file's suffix."""
-    last = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", last.removesuffix(ENDING)).lstrip("._-")[:64]
+    base_name = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", base_name.removesuffix(SAFETENSORS_SUFFIX)).lstrip("._-")[:64]
     if not name:
-        raise Unfit(f"A model needs a name of letters and digits; {name_or_path!r} has none.", "worker")
+        raise JobRejected(f"A model needs a name of letters and digits; {name_or_path!r} has none.", "worker")
     return name
 
 
-def configs_beside(path: Path) -> Path | None:
+def find_configs_folder(path: Path) -> Path | None:
     """Return a file's folder of configurations: beside it, with its name without suffix; None where there is none."""
     folder = path.with_suffix("")
     return folder if folder.is_dir() else None
@@ -76,19 +82,19 @@ def _exists(path: Path) -> bool:
 
 
 def _refuse_other_files(path: Path) -> None:
-    if path.is_dir() or path.suffix.lower() == ENDING:
+    if path.is_dir() or path.suffix.lower() == SAFETENSORS_SUFFIX:
         return
-    if path.suffix.lower() in PICKLES:
-        why = "is a pickle, which can run code when it is opened: convert it to safetensors"
-        raise Unfit(f"The model {path.name} {why}.", "model")
-    raise Unfit(f"The model {path.name} is neither a folder nor a file of safetensors.", "model")
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        reason = "is a pickle, which can run code when it is opened: convert it to safetensors"
+        raise JobRejected(f"The model {path.name} {reason}.", "model")
+    raise JobRejected(f"The model {path.name} is neither a folder nor a file of safetensors.", "model")
 
 
-def _downloaded(source: str) -> Path:
+def _download(hub_name: str) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(source, use_safetensors=True, safety_checker=None))
+        return Path(DiffusionPipeline.download(hub_name, use_safetensors=True, safety_checker=None))
     except (OSError, ValueError) as error:
-        sentence = f"There is no model {source}: neither a folder nor one on the hub in safetensors."
-        raise Unfit(sentence, "model") from error
+        sentence = f"There is no model {hub_name}: neither a folder nor one on the hub in safetensors."
+        raise JobRejected(sentence, "model") from error

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from torch.nn import functional
 
-FEW = 64  # keys: from as many on, bfloat16 is faster
+MIN_BFLOAT16_KEYS = 64  # keys: from as many on, bfloat16 is faster
 
 
 def substitute_layers(net: nn.Module) -> None:
@@ -21,27 +21,27 @@ def substitute_layers(net: nn.Module) -> None:
     for each in net.modules():
         if type(each) is nn.GroupNorm:
             each.__class__ = _GroupNorm
-        elif type(each) is Attention and _is_plain(each):
-            each.set_processor(_Attend())  # pyright: ignore[reportArgumentType] # it takes any processor
+        elif type(each) is Attention and _is_plain_attention(each):
+            each.set_processor(_AttentionProcessor())  # pyright: ignore[reportArgumentType] # it takes any processor
 
 
-def _is_plain(module: Attention) -> bool:
+def _is_plain_attention(module: Attention) -> bool:
     """Whether it only attends: no norms inside, no residual."""
     norms = module.spatial_norm, module.group_norm, module.norm_q, module.norm_k, module.norm_cross
-    within = any(norms) or module.residual_connection or module.rescale_output_factor != 1
-    return type(module.processor) is AttnProcessor2_0 and not within
+    has_extras = any(norms) or module.residual_connection or module.rescale_output_factor != 1
+    return type(module.processor) is AttnProcessor2_0 and not has_extras
 
 
 class _GroupNorm(nn.GroupNorm):
     """Computes the same sums, on a channels-first copy."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
-        normed = super().forward(input.contiguous())
-        return normed.contiguous(memory_format=torch.channels_last) if last else normed
+        is_channels_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        normalized = super().forward(input.contiguous())
+        return normalized.contiguous(memory_format=torch.channels_last) if is_channels_last else normalized
 
 
-class _Attend(AttnProcessor2_0):
+class _AttentionProcessor(AttnProcessor2_0):
     """Attends in float32 where the keys are few."""
 
     def __call__(
@@ -50,9 +50,9 @@ class _Attend(AttnProcessor2_0):
     ) -> torch.Tensor:  # fmt: skip
         if attention_mask is not None or hidden_states.dim() != 3:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
-        told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        read = attn.to_q(hidden_states), attn.to_k(told), attn.to_v(told)
-        wide = torch.float32 if told.shape[1] < FEW else hidden_states.dtype
-        q, k, v = (each.unflatten(-1, (attn.heads, -1)).transpose(1, 2).to(wide) for each in read)
-        seen = functional.scaled_dot_product_attention(q, k, v).to(hidden_states.dtype)
-        return attn.to_out[0](seen.transpose(1, 2).flatten(2))
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        projections = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        dtype = torch.float32 if context.shape[1] < MIN_BFLOAT16_KEYS else hidden_states.dtype
+        q, k, v = (each.unflatten(-1, (attn.heads, -1)).transpose(1, 2).to(dtype) for each in projections)
+        attended = functional.scaled_dot_product_attention(q, k, v).to(hidden_states.dtype)
+        return attn.to_out[0](attended.transpose(1, 2).flatten(2))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from engine.families.flux import Flux
-from engine.families.pipelined import Pipelined
+from engine.families.pipelined import DiffusersFamily
 from engine.families.sana import Sana
 from engine.families.sd3 import StableDiffusion3
 from engine.families.sdxl import StableDiffusionXL
 from engine.families.zimage import ZImage
 
 # Loaded separately: a small one also takes a super-resolver.
-STABLE_DIFFUSION = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
-BY_PIPELINE: dict[str, type[Pipelined]] = {
+STABLE_DIFFUSION_PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
@@ -20,6 +20,6 @@ BY_PIPELINE: dict[str, type[Pipelined]] = {
 }
 
 
-def has_family(pipeline: str) -> bool:
+def has_family(class_name: str) -> bool:
     """Whether a family of ours runs pipelines of this class."""
-    return pipeline in (*STABLE_DIFFUSION, *BY_PIPELINE)
+    return class_name in (*STABLE_DIFFUSION_PIPELINES, *FAMILY_BY_PIPELINE)

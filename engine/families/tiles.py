@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from engine.budget import room_for_pictures
+from engine.budget import memory_for_pictures
 from engine.memory import is_out_of_memory
-from engine.sizes import said
+from engine.sizes import format_size
 
 log = logging.getLogger(__name__)
 
 TILE, OVERLAP = 512, 128  # pixels along a side
-CHANNELS_LAST, CONTIGUOUS = 6, 8  # a decoder's peak memory in layers of its first block's size; measured
+CHANNELS_LAST_LAYERS, CONTIGUOUS_LAYERS = 6, 8  # a decoder's peak memory in layers of its first block's size; measured
 Decode = Callable[[torch.Tensor], torch.Tensor]
 Span = tuple[int, torch.Tensor]  # a tile's first latent along a side, and its weight at each of its pixels
 
@@ -30,32 +30,36 @@ def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     def decode(part: torch.Tensor) -> torch.Tensor:
         return vae.decode(part, return_dict=False)[0].float()
 
-    factor = pixels_a_latent(vae)
+    factor = get_pixels_per_latent(vae)
     if factor * max(latents.shape[-2:]) <= TILE:
         return decode(latents)  # a tile would take as much
-    size, room = activation_bytes(vae, latents), room_for_pictures(latents.device)
-    if size <= room:
+    needed_bytes, free_bytes = estimate_decode_bytes(vae, latents), memory_for_pictures(latents.device)
+    if needed_bytes <= free_bytes:
         try:
             return decode(latents)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-    log.warning("a decode needs about %s and %s is free: it is decoded in tiles", said(size), said(room))
+    log.warning(
+        "a decode needs about %s and %s is free: it is decoded in tiles",
+        format_size(needed_bytes),
+        format_size(free_bytes),
+    )
     return decode_tiles(decode, latents, factor)
 
 
-def activation_bytes(vae: Any, latents: torch.Tensor) -> int:
+def estimate_decode_bytes(vae: Any, latents: torch.Tensor) -> int:
     """Predict the memory of a whole decode besides weights, in bytes; 0 where the configuration does not say."""
-    channels = _channels(vae)
+    channels = _list_channels(vae)
     if not channels:
         return 0
-    height, width = (side * pixels_a_latent(vae) for side in latents.shape[-2:])
-    return _layers(vae) * height * width * channels[0] * latents.element_size()
+    height, width = (side * get_pixels_per_latent(vae) for side in latents.shape[-2:])
+    return _estimate_peak_layers(vae) * height * width * channels[0] * latents.element_size()
 
 
-def pixels_a_latent(vae: Any) -> int:
+def get_pixels_per_latent(vae: Any) -> int:
     """Return pixels a latent along a side: each block of the decoder but one doubles it."""
-    return 2 ** max(0, len(_channels(vae)) - 1) if _channels(vae) else 8
+    return 2 ** max(0, len(_list_channels(vae)) - 1) if _list_channels(vae) else 8
 
 
 def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Tensor:
@@ -63,16 +67,16 @@ def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Te
     height, width = latents.shape[-2:]
     tile, overlap = max(2, TILE // factor), max(1, OVERLAP // factor)
     pixels = torch.zeros(1, 3, height * factor, width * factor, device=latents.device)
-    for top, down in spans(height, tile, overlap, factor):
-        for left, across in spans(width, tile, overlap, factor):
+    for top, row_weights in split_into_spans(height, tile, overlap, factor):
+        for left, column_weights in split_into_spans(width, tile, overlap, factor):
             decoded = decode(latents[..., top : top + tile, left : left + tile].contiguous())
-            weights = (down[:, None] * across).to(decoded.device)
-            high, wide = weights.shape
-            pixels[..., top * factor :, left * factor :][..., :high, :wide] += decoded * weights
+            weights = (row_weights[:, None] * column_weights).to(decoded.device)
+            tile_height, tile_width = weights.shape
+            pixels[..., top * factor :, left * factor :][..., :tile_height, :tile_width] += decoded * weights
     return pixels
 
 
-def spans(length: int, tile: int, overlap: int, factor: int) -> list[Span]:
+def split_into_spans(length: int, tile: int, overlap: int, factor: int) -> list[Span]:
     """Return the tiles along a side: equally spaced, of one size. At every pixel their weights sum to one."""
     if length <= tile:
         return [(0, torch.ones(length * factor))]
@@ -86,13 +90,13 @@ def spans(length: int, tile: int, overlap: int, factor: int) -> list[Span]:
     return [(start, (weight / total[start * factor : (start + tile) * factor]).float()) for start in starts]
 
 
-def _channels(vae: Any) -> list[int]:
+def _list_channels(vae: Any) -> list[int]:
     """Return the channels of the decoder's blocks, from the pixels' end."""
     return list(vae.config.get("decoder_block_out_channels") or vae.config.get("block_out_channels") or ())
 
 
-def _layers(vae: Any) -> int:
+def _estimate_peak_layers(vae: Any) -> int:
     """Return a decoder's peak memory in layers: channels-last weights need fewer copies."""
-    wide = [weight for weight in vae.parameters() if weight.dim() == 4 and min(weight.shape) > 1]
-    last = wide and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in wide)
-    return CHANNELS_LAST if last else CONTIGUOUS
+    kernels = [weight for weight in vae.parameters() if weight.dim() == 4 and min(weight.shape) > 1]
+    is_channels_last = kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+    return CHANNELS_LAST_LAYERS if is_channels_last else CONTIGUOUS_LAYERS

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.families.checkpoint import weighed_file
-from engine.families.embedded import WEIGHTS, minilm
-from engine.families.formats import Choice, stored_formats
-from engine.families.opening import weighed
-from engine.families.parts import Part, counted, read_index
-from engine.families.source import Source, configs_beside
+from engine.families.checkpoint import inspect_file
+from engine.families.embedded import WEIGHTS_FOLDER, find_minilm_folder
+from engine.families.formats import FormatChooser, choose_training_formats
+from engine.families.opening import inspect_folder
+from engine.families.parts import Part, count_parameters, read_index
+from engine.families.source import ModelSource, find_configs_folder
 from engine.job import Dtype
 
 
-def weigh(source: Source, choice: Choice) -> int:
+def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
     """Return the bytes of a model. Raises `Unfit` where something is wrong with its files."""
-    pipeline, found = _looked_at(source)
-    return choice.formats(pipeline, found).size(found)
+    class_name, parts = _inspect_source(source)
+    return format_chooser.choose_formats(class_name, parts).count_bytes(parts)
 
 
-def weigh_in(source: Source, choice: Choice) -> dict[Dtype, int]:
+def estimate_bytes_by_format(source: ModelSource, format_chooser: FormatChooser) -> dict[Dtype, int]:
     """Return the bytes in each number format that a large model may be loaded in; empty for a small model."""
-    return choice.sizes(*_looked_at(source))
+    return format_chooser.estimate_sizes(*_inspect_source(source))
 
 
-def weigh_embedded(weights: Path = WEIGHTS) -> int:
+def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
     """Return the bytes of the embedded model. Raises `Unfit` where its text encoder is missing."""
-    folders = (weights / "unet", weights / "vae", minilm())
-    found = [Part(each.name, None, counted(sorted(each.glob("*.safetensors")))[0], "float32") for each in folders]
-    return stored_formats(found).size(found)
+    folders = (weights / "unet", weights / "vae", find_minilm_folder())
+    parts = [
+        Part(each.name, None, count_parameters(sorted(each.glob("*.safetensors")))[0], "float32") for each in folders
+    ]
+    return choose_training_formats(parts).count_bytes(parts)
 
 
-def _looked_at(source: Source) -> tuple[str, list[Part]]:
+def _inspect_source(source: ModelSource) -> tuple[str, list[Part]]:
     """Return the pipeline's class name (empty where no configuration says it) and its parts."""
-    configs = configs_beside(source.path) if source.is_file else source.path
-    found = (weighed_file if source.is_file else weighed)(source.path, source.name)
-    return read_index(configs, source.name)["_class_name"] if configs else "", found
+    configs = find_configs_folder(source.path) if source.is_file else source.path
+    parts = (inspect_file if source.is_file else inspect_folder)(source.path, source.name)
+    return read_index(configs, source.name)["_class_name"] if configs else "", parts

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from engine.families.family import Conditions
-from engine.job import Lora, Recipe, unconditional
+from engine.families.family import Conditioning
+from engine.job import Lora, Recipe, needs_unconditional_row
 
 
-class Wording(NamedTuple):
+class PromptKey(NamedTuple):
     """Equal ones are encoded once."""
 
     text: str
@@ -18,12 +18,14 @@ class Wording(NamedTuple):
     loras: tuple[Lora, ...] = ()
 
 
-def texts_of(recipe: Recipe) -> list[str]:
+def list_texts(recipe: Recipe) -> list[str]:
     """Return every text that has a row in some step."""
-    negative = [recipe.negative] if any(unconditional(recipe, held) for held in (True, False)) else []
+    negative = (
+        [recipe.negative] if any(needs_unconditional_row(recipe, is_guided) for is_guided in (True, False)) else []
+    )
     return [*(concept.text for concept in recipe.concepts), *negative]
 
 
-def bytes_of(texts: Mapping[Wording, Conditions]) -> int:
+def count_bytes(cache: Mapping[PromptKey, Conditioning]) -> int:
     """Return the memory of cached texts."""
-    return sum(part.nbytes for each in texts.values() for part in each)
+    return sum(part.nbytes for conditioning in cache.values() for part in conditioning)

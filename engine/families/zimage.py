@@ -10,54 +10,54 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from engine.families.distilled import guidance_for
-from engine.families.family import Conditions
-from engine.families.flow import evenly, shift
-from engine.families.pipelined import Pipelined
-from engine.families.wording import Wording
+from engine.families.distilled import choose_guidance
+from engine.families.family import Conditioning
+from engine.families.flow import compute_mu, make_even_sigmas
+from engine.families.pipelined import DiffusersFamily
+from engine.families.wording import PromptKey
 from engine.job import Sampler
-from engine.plan import Plan, Timing, plan
+from engine.plan import Plan, TimestepOptions, plan
 
 GUIDANCE = 6.0  # the pipeline's default of 5, as our G
 TOKENS = 512
-SIDE = 128  # latents along a native side: the pipeline's 1024 pixels
+NATIVE_LATENTS = 128  # latents along a native side: the pipeline's 1024 pixels
 PATCH = 2
 
 
-class ZImage(Pipelined):
+class ZImage(DiffusersFamily):
     """Conditions: the text's states, padded to one length so that texts share a batch, and the unpadded length.
 
     The length stays on the CPU: the network takes a list of texts, so the host must know where each ends.
     """
 
     no_guidance = 0.0
-    unable = ("heun", "unipc", "dpmpp_3m")
+    unsupported_samplers = ("heun", "unipc", "dpmpp_3m")
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
         self.tokens = TOKENS
-        self.size = SIDE * self.factor
-        self.multiple = PATCH * self.factor
-        self.forwards.leave_as_it_is()  # text lengths vary inside, and a packed copy or a graph would fix them
+        self.size = NATIVE_LATENTS * self.pixels_per_latent
+        self.multiple = PATCH * self.pixels_per_latent
+        self.forward_runner.disable_optimizations()  # text lengths vary inside, and a packed copy or a graph would fix them
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        mu = shift(self.scheduler_config, width * height // self.multiple**2)
-        return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu, sigmas=evenly(steps)))
+        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
 
-    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
         (states,), _ = pipeline.encode_prompt(
-            wording.text, self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+            prompt.text, self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
         )
         return pad(states.float(), (0, 0, 0, TOKENS - len(states))), torch.tensor(len(states))
 
-    def _spelling(self, conditions: Conditions) -> dict[str, Any]:
+    def _make_prompt_arguments(self, conditions: Conditioning) -> dict[str, Any]:
         states, length = conditions
         return {"prompt_embeds": [states[: int(length)]]}
 
-    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
-        states, lengths = texts
-        spoken = [row[:length] for row, length in zip(states, lengths.tolist(), strict=True)]
-        out = net(list(x.unsqueeze(2)), (1000 - t) / 1000, spoken, return_dict=False)[0]
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, lengths = conditioning
+        unpadded = [row[:length] for row, length in zip(states, lengths.tolist(), strict=True)]
+        out = net(list(x.unsqueeze(2)), (1000 - t) / 1000, unpadded, return_dict=False)[0]
         return -torch.stack(out).squeeze(2)

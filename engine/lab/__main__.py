@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from engine.lab.opening import WORDS, asked, room
+from engine.lab.opening import DEFAULT_WORDS, clean_prompt, open_context
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
-Sum = Annotated[str, typer.Argument(help='Such as "royalty + woman - 1.5*man"; put phrases with + or - in quotes.')]
-Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or GIF; the square in its middle is used.")]
+WordSum = Annotated[str, typer.Argument(help='Such as "royalty + woman - 1.5*man"; put phrases with + or - in quotes.')]
+PictureFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or GIF; the square in its middle is used.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 16, help="The same seed gives the same noise.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Steps of DDIM.")]
@@ -25,8 +25,8 @@ Guidance = Annotated[float | None, typer.Option(min=1, max=30, help="How closely
 Model = Annotated[str, typer.Option(help="Model folder or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
 WordList = Annotated[Path, typer.Option("--words", metavar="FILE", help="A JSON list of words to choose from.")]
-Told = Annotated[str, typer.Option("--words", help="The prompt; empty by default.")]
-OUT, SEED, STEPS, EMBEDDED = Path("out/lab"), 7, 40, "embedded"
+Prompt = Annotated[str, typer.Option("--words", help="The prompt; empty by default.")]
+DEFAULT_OUT, DEFAULT_SEED, DEFAULT_STEPS, DEFAULT_MODEL = Path("out/lab"), 7, 40, "embedded"
 
 
 @app.callback()
@@ -36,42 +36,47 @@ def lab() -> None:
 
 @app.command()
 def nearest(
-    sum_: Sum, words: WordList = WORDS, top: Annotated[int, typer.Option(min=1, max=100)] = 10, as_json: AsJson = False
+    sum_: WordSum,
+    words: WordList = DEFAULT_WORDS,
+    top: Annotated[int, typer.Option(min=1, max=100)] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """List the words nearest to a sum of words."""
     from engine.lab import nearest as search
-    from engine.lab.sums import read, written
+    from engine.lab.sums import format_sum, parse_sum
     from engine.worker.embedding import Embedder
 
-    terms, vocabulary, embed = read(sum_), search.vocabulary(words), Embedder()
+    terms, vocabulary, embed = parse_sum(sum_), search.read_vocabulary(words), Embedder()
     typer.echo(f"Reading {len(vocabulary):,} words …", err=True)
-    found = search.nearest(embed, terms, search.Known.of(embed, vocabulary), top)
+    matches = search.find_nearest_words(embed, terms, search.Vocabulary.embed_words(embed, vocabulary), top)
     if as_json:
-        listed = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in found]
-        typer.echo(json.dumps({"sum": written(terms), "of": len(vocabulary), "nearest": listed}, ensure_ascii=False))
+        match_list = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in matches]
+        typer.echo(
+            json.dumps({"sum": format_sum(terms), "of": len(vocabulary), "nearest": match_list}, ensure_ascii=False)
+        )
         return
-    typer.echo(f"{written(terms)}, nearest of {len(vocabulary):,} words:")
-    for word, cosine in found:
+    typer.echo(f"{format_sum(terms)}, nearest of {len(vocabulary):,} words:")
+    for word, cosine in matches:
         typer.echo(f"  {cosine:.3f}  {word}")
 
 
 @app.command()
 def mix(
-    sum_: Sum,
+    sum_: WordSum,
     count: Annotated[int, typer.Option(min=1, max=8, help="Number of seeds.")] = 3,
     stairs: Annotated[bool, typer.Option("--stairs", help="The last term grows from 0 to its weight.")] = False,
-    out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
+    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None, model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Draw a sum of words: mixed in embedding space, and as composable rows."""
     from engine.lab import arithmetic, showing
-    from engine.lab.sums import read
+    from engine.lab.sums import parse_sum
 
-    terms = read(sum_)
-    showing.folder(out)
-    with room(model, steps, guidance, seed) as opened:
-        shown = arithmetic.stairs(opened, terms) if stairs else arithmetic.mix(opened, terms, count)
-    showing.keep(shown, out, as_json=as_json)
+    terms = parse_sum(sum_)
+    showing.ensure_folder(out)
+    with open_context(model, steps, guidance, seed) as context:
+        result = arithmetic.draw_weight_steps(context, terms) if stairs else arithmetic.draw_mix(context, terms, count)
+    showing.write_result(result, out, as_json=as_json)
 
 
 @app.command()
@@ -80,96 +85,100 @@ def walk(
     end: Annotated[str, typer.Argument(metavar="TO", help="Another.")],
     frames: Annotated[int, typer.Option(min=2, max=120)] = 12,
     seeds: Annotated[tuple[int, int] | None, typer.Option(help="Two seeds: the noise is interpolated, too.")] = None,
-    out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
+    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None, model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Interpolate from one prompt to another in equal steps, as a contact sheet and as a film."""
     from engine.lab import showing
     from engine.lab import walk as walking
 
-    showing.folder(out)
-    with room(model, steps, guidance, seed) as opened:
-        shown = walking.walk(opened, asked(start), asked(end), frames, seeds)
-    showing.keep(shown, out, as_json=as_json)
+    showing.ensure_folder(out)
+    with open_context(model, steps, guidance, seed) as context:
+        result = walking.interpolate_prompts(context, clean_prompt(start), clean_prompt(end), frames, seeds)
+    showing.write_result(result, out, as_json=as_json)
 
 
 @app.command()
-def roundtrip(picture: Picture, out: Out = OUT, model: Model = EMBEDDED, as_json: AsJson = False) -> None:
+def roundtrip(
+    picture: PictureFile, out: Out = DEFAULT_OUT, model: Model = DEFAULT_MODEL, as_json: AsJson = False
+) -> None:
     """Send a picture through the autoencoder and back."""
     from engine.lab import autoencoder, pictures, showing
 
-    before = pictures.opened(picture)
-    showing.folder(out)
-    with room(model, STEPS, None, SEED) as opened:
-        shown = autoencoder.roundtrip(opened, before)
-    showing.keep(shown, out, as_json=as_json)
+    original = pictures.open_picture(picture)
+    showing.ensure_folder(out)
+    with open_context(model, DEFAULT_STEPS, None, DEFAULT_SEED) as context:
+        result = autoencoder.show_round_trip(context, original)
+    showing.write_result(result, out, as_json=as_json)
 
 
 @app.command()
 def blend(
-    a: Picture,
-    b: Picture,
+    a: PictureFile,
+    b: PictureFile,
     share: Annotated[float, typer.Option(min=0, max=1, help="Share of the second picture.")] = 0.5,
     strength: Annotated[float, typer.Option(min=0, max=1, help="How much noise is added before denoising.")] = 0.4,
-    words: Told = "",
-    out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
+    words: Prompt = "",
+    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None, model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Mix two pictures: as pixels, as latents, and through the network."""
     from engine.lab import autoencoder, pictures, showing
 
-    first, second = pictures.opened(a), pictures.opened(b)
-    showing.folder(out)
-    with room(model, steps, guidance, seed) as opened:
-        shown = autoencoder.blend(opened, first, second, share=share, strength=strength, words=asked(words))
-    showing.keep(shown, out, as_json=as_json)
+    first, second = pictures.open_picture(a), pictures.open_picture(b)
+    showing.ensure_folder(out)
+    with open_context(model, steps, guidance, seed) as context:
+        result = autoencoder.blend_pictures(
+            context, first, second, share=share, strength=strength, prompt=clean_prompt(words)
+        )
+    showing.write_result(result, out, as_json=as_json)
 
 
 @app.command()
 def forward(
-    picture: Picture,
-    words: Told = "",
-    out: Out = OUT, seed: Seed = SEED, guidance: Guidance = None, model: Model = EMBEDDED, as_json: AsJson = False,
+    picture: PictureFile,
+    words: Prompt = "",
+    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, guidance: Guidance = None, model: Model = DEFAULT_MODEL, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show a picture at eight levels of noise, and the network's estimate of x0 at each."""
     from engine.lab import forward as noising
     from engine.lab import pictures, showing
 
-    clean = pictures.opened(picture)
-    showing.folder(out)
-    with room(model, STEPS, guidance, seed) as opened:
-        shown = noising.forward(opened, clean, asked(words))
-    showing.keep(shown, out, as_json=as_json)
+    original = pictures.open_picture(picture)
+    showing.ensure_folder(out)
+    with open_context(model, DEFAULT_STEPS, guidance, seed) as context:
+        result = noising.show_forward_process(context, original, clean_prompt(words))
+    showing.write_result(result, out, as_json=as_json)
 
 
 @app.command()
 def lesson(
     name: Annotated[str, typer.Option(help="Writes NAME.md, and its pictures into a folder NAME.")] = "lesson",
-    words: WordList = WORDS,
-    out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
+    words: WordList = DEFAULT_WORDS,
+    out: Out = DEFAULT_OUT, seed: Seed = DEFAULT_SEED, steps: Steps = DEFAULT_STEPS, guidance: Guidance = None, model: Model = DEFAULT_MODEL,
 ) -> None:  # fmt: skip
     """Run all experiments with fixed prompts and pictures and write one page.
 
     `--out docs --name lab` renews docs/lab.md.
     """
     from engine.lab import lesson as course
-    from engine.lab.nearest import vocabulary
+    from engine.lab.nearest import read_vocabulary
     from engine.worker.embedding import Embedder
 
-    known = vocabulary(words)
-    with room(model, steps, guidance, seed) as opened:
-        typer.echo(str(course.lesson(opened, Embedder(), known, out, name)))
+    word_list = read_vocabulary(words)
+    with open_context(model, steps, guidance, seed) as context:
+        typer.echo(str(course.write_lesson(context, Embedder(), word_list, out, name)))
 
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line and return the exit code. A mistake of the caller's prints one sentence and returns 2."""
-    from engine.unfit import Unfit
+    from engine.unfit import JobRejected
 
     try:
-        given = sys.argv[1:] if args is None else args
-        return int(app(given or ["--help"], prog_name="darkroom lab", standalone_mode=False) or 0)
-    except Unfit as unfit:
-        typer.echo(f"darkroom: {unfit.sentence}", err=True)
+        arguments = sys.argv[1:] if args is None else args
+        return int(app(arguments or ["--help"], prog_name="darkroom lab", standalone_mode=False) or 0)
+    except JobRejected as error:
+        typer.echo(f"darkroom: {error.sentence}", err=True)
         return 2
 
 

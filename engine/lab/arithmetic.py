@@ -6,75 +6,79 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.lab.mixing import balanced, mixed, positive
-from engine.lab.room import Room, Shown
-from engine.lab.sheet import Tile, sheet
-from engine.lab.sums import Term, written
-from engine.sampling import Drawing
-from engine.unfit import Unfit
+from engine.lab.mixing import balance_weights, mix_states, positive_sum
+from engine.lab.room import ExperimentResult, LabContext
+from engine.lab.sheet import Tile, draw_sheet
+from engine.lab.sums import Term, format_sum
+from engine.sampling import SamplingInput
+from engine.unfit import JobRejected
 
-WAYS = ("mixed in embedding space", "composable rows")
-STAIRS = 5
-SENTENCE = (
+METHODS = ("mixed in embedding space", "composable rows")
+WEIGHT_STEPS = 5
+MIX_SUMMARY = (
     "Each row starts from the same noise: first each term alone, then one conditioning, the sum of token states, "
     "then a network row for each term, their outputs summed with weights whose positive part is scaled to 1."
 )
 
 
-def mix(room: Room, terms: Sequence[Term], count: int = 3) -> Shown:
+def draw_mix(context: LabContext, terms: Sequence[Term], count: int = 3) -> ExperimentResult:
     """Draw each term alone, the embedding mix and the composable rows, from `count` seeds. Raises `Unfit`."""
     if not any(term.weight > 0 for term in terms):
-        raise Unfit("At least one term must have a plus sign.", "member")
-    starts = [room.noise(number) for number in range(count)]
-    drawings = [drawing for start in starts for drawing in _row(room, terms, start)]
-    pictures = room.develop(drawings)
-    captions = [*(term.text for term in terms), *WAYS]
-    across = len(captions)
+        raise JobRejected("At least one term must have a plus sign.", "member")
+    noises = [context.initial_noise(number) for number in range(count)]
+    drawings = [drawing for noise in noises for drawing in _row_drawings(context, terms, noise)]
+    pictures = context.render_pictures(drawings)
+    captions = [*(term.text for term in terms), *METHODS]
+    columns = len(captions)
     rows = [
-        [Tile(picture, caption) for picture, caption in zip(pictures[at : at + across], captions, strict=True)]
-        for at in range(0, len(pictures), across)
+        [Tile(picture, caption) for picture, caption in zip(pictures[offset : offset + columns], captions, strict=True)]
+        for offset in range(0, len(pictures), columns)
     ]
-    figures = {"terms": {term.text: term.weight for term in terms}, "seeds": [room.seed + n for n in range(count)]}
-    return Shown("mix", sheet(written(terms), rows), SENTENCE, figures)
+    figures = {"terms": {term.text: term.weight for term in terms}, "seeds": [context.seed + n for n in range(count)]}
+    return ExperimentResult("mix", draw_sheet(format_sum(terms), rows), MIX_SUMMARY, figures)
 
 
-def stairs(room: Room, terms: Sequence[Term]) -> Shown:
+def draw_weight_steps(context: LabContext, terms: Sequence[Term]) -> ExperimentResult:
     """Draw the sum while the last term's weight grows from 0 to its value in equal steps, from one seed."""
-    *others, last = terms
-    weights = [last.weight * number / (STAIRS - 1) for number in range(STAIRS)]
-    sums = [[*others, Term(last.text, weight)] for weight in weights]
-    if not all(any(term.weight > 0 for term in each) for each in sums):
-        raise Unfit("A term before the last must have a plus sign, since the last one begins at 0.", "member")
-    whole = positive(term.weight for term in others)  # for all stairs, so that the others keep their guidance
-    pairs = [_row(room, each, room.noise(), whole)[-2:] for each in sums]
-    pictures = room.develop([drawing for way in zip(*pairs, strict=True) for drawing in way])
-    captions = [f"{weight:+.3g} {last.text}, {way}" for way in WAYS for weight in weights]
+    *other_terms, last_term = terms
+    weights = [last_term.weight * number / (WEIGHT_STEPS - 1) for number in range(WEIGHT_STEPS)]
+    sums = [[*other_terms, Term(last_term.text, weight)] for weight in weights]
+    if not all(any(term.weight > 0 for term in sum_terms) for sum_terms in sums):
+        raise JobRejected("A term before the last must have a plus sign, since the last one begins at 0.", "member")
+    total_weight = positive_sum(
+        term.weight for term in other_terms
+    )  # for all stairs, so that the others keep their guidance
+    pairs = [_row_drawings(context, sum_terms, context.initial_noise(), total_weight)[-2:] for sum_terms in sums]
+    pictures = context.render_pictures([drawing for method in zip(*pairs, strict=True) for drawing in method])
+    captions = [f"{weight:+.3g} {last_term.text}, {method}" for method in METHODS for weight in weights]
     tiles = [Tile(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
-    figures = {"terms": {term.text: term.weight for term in terms}, "weights": weights, "seeds": [room.seed]}
-    sentence = (
-        f"The weight of “{last.text}” grows from 0 to {last.weight:g} and the other terms stay, in both ways of mixing."
+    figures = {"terms": {term.text: term.weight for term in terms}, "weights": weights, "seeds": [context.seed]}
+    summary = f"The weight of “{last_term.text}” grows from 0 to {last_term.weight:g} and the other terms stay, in both ways of mixing."
+    return ExperimentResult(
+        "stairs", draw_sheet(format_sum(terms), [tiles[:WEIGHT_STEPS], tiles[WEIGHT_STEPS:]]), summary, figures
     )
-    return Shown("stairs", sheet(written(terms), [tiles[:STAIRS], tiles[STAIRS:]]), sentence, figures)
 
 
-def _row(room: Room, terms: Sequence[Term], start: torch.Tensor, whole: float | None = None) -> list[Drawing]:
-    states = [room.family.encode(term.text) for term in terms]
-    empty = room.family.encode("")
+def _row_drawings(
+    context: LabContext, terms: Sequence[Term], noise: torch.Tensor, total_weight: float | None = None
+) -> list[SamplingInput]:
+    states = [context.family.encode_text(term.text) for term in terms]
+    empty = context.family.encode_text("")
     weights = [term.weight for term in terms]
-    alone = [room.told(state, start) for state in states]
-    mix = room.told(mixed(empty, states, weights), start)
-    return [*alone, mix, composed(room, states, weights, start, whole)]
+    single_drawings = [context.make_drawing(state, noise) for state in states]
+    mix_drawing = context.make_drawing(mix_states(empty, states, weights), noise)
+    return [*single_drawings, mix_drawing, compose_drawing(context, states, weights, noise, total_weight)]
 
 
-def composed(
-    room: Room, states: Sequence[torch.Tensor], weights: Sequence[float], start: torch.Tensor,
-    whole: float | None = None,
-) -> Drawing:  # fmt: skip
+def compose_drawing(
+    context: LabContext, states: Sequence[torch.Tensor], weights: Sequence[float], noise: torch.Tensor,
+    total_weight: float | None = None,
+) -> SamplingInput:  # fmt: skip
     """Return the drawing u + guidance·Σ wᵢ(cᵢ - u) (Liu et al.
 
     2022), as the bot's `::` does, weights balanced likewise.
 
     `whole` is the sum of weights that counts as 1; by default the sum of the positive weights.
     """
-    steer = tuple(room.guidance * weight for weight in balanced(weights, whole))
-    return Drawing(start, torch.stack([room.family.encode(""), *states]), steer)
+    coefficients = tuple(context.guidance * weight for weight in balance_weights(weights, total_weight))
+    return SamplingInput(noise, torch.stack([context.family.encode_text(""), *states]), coefficients)

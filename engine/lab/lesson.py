@@ -10,75 +10,84 @@ from dataclasses import replace
 from pathlib import Path
 from string import Template
 
-from engine.lab.arithmetic import mix, stairs
-from engine.lab.autoencoder import blend, roundtrip
-from engine.lab.forward import forward
-from engine.lab.nearest import Embed, Known, nearest
-from engine.lab.room import Room, Shown
-from engine.lab.showing import film, folder, writing
-from engine.lab.stills import apple, cat
-from engine.lab.sums import read
-from engine.lab.walk import walk
+from engine.lab.arithmetic import draw_mix, draw_weight_steps
+from engine.lab.autoencoder import blend_pictures, show_round_trip
+from engine.lab.forward import show_forward_process
+from engine.lab.nearest import EmbedTexts, Vocabulary, find_nearest_words
+from engine.lab.room import ExperimentResult, LabContext
+from engine.lab.showing import ensure_folder, translate_write_errors, write_film
+from engine.lab.stills import draw_apple, draw_cat
+from engine.lab.sums import parse_sum
+from engine.lab.walk import interpolate_prompts
 
-TEXT = Path(__file__).with_name("lesson.md")
-SUMS = ("king + woman - man", "royalty + woman - man", "sun + night - day", "fruit + yellow", "cat + wild + big")
-SUM, AMOUNT = "royalty + woman - man", "cat face + 2*blue"
-WALK = ("sun, blue background", "full moon, black background")
-TOLD = "cat face, blue background"
-QUALITY = 82
+TEMPLATE_FILE = Path(__file__).with_name("lesson.md")
+TABLE_SUMS = ("king + woman - man", "royalty + woman - man", "sun + night - day", "fruit + yellow", "cat + wild + big")
+MIX_SUM, WEIGHT_STEPS_SUM = "royalty + woman - man", "cat face + 2*blue"
+WALK_PROMPTS = ("sun, blue background", "full moon, black background")
+FORWARD_PROMPT = "cat face, blue background"
+WEBP_QUALITY = 82
 
 
-def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str = "lesson") -> Path:
+def write_lesson(
+    context: LabContext, embed_texts: EmbedTexts, words: Sequence[str], out: Path, name: str = "lesson"
+) -> Path:
     """Write `NAME.md` into `out` and its pictures into `out/NAME`.
 
     Overwrites both; one machine writes the same bytes.
     """
-    pictures = folder(out / name)
-    shown = _shown(room)
-    with writing(pictures):
-        chapters = {each.name: _kept(each, pictures) for each in shown}
-        for title, still in (("cat", cat()), ("apple", apple())):
-            still.save(pictures / f"{title}.png")
-    settings = f"{room.steps} steps of DDIM, guidance {room.guidance:g}, seed {room.seed}"
-    model = f"{room.family.name} {room.family.revision}"
-    names = {"pictures": pictures.name, "sum": SUM, "amount_sum": AMOUNT, "a": WALK[0], "b": WALK[1], "told": TOLD}
-    text = Template(TEXT.read_text("utf-8")).substitute(
-        chapters, **names, nearest=_table(embed, words), settings=settings, model=model
+    pictures = ensure_folder(out / name)
+    results = _run_experiments(context)
+    with translate_write_errors(pictures):
+        chapters = {result.name: _write_chapter(result, pictures) for result in results}
+        for title, picture in (("cat", draw_cat()), ("apple", draw_apple())):
+            picture.save(pictures / f"{title}.png")
+    settings = f"{context.steps} steps of DDIM, guidance {context.guidance:g}, seed {context.seed}"
+    model = f"{context.family.name} {context.family.revision}"
+    names = {
+        "pictures": pictures.name,
+        "sum": MIX_SUM,
+        "amount_sum": WEIGHT_STEPS_SUM,
+        "a": WALK_PROMPTS[0],
+        "b": WALK_PROMPTS[1],
+        "told": FORWARD_PROMPT,
+    }
+    text = Template(TEMPLATE_FILE.read_text("utf-8")).substitute(
+        chapters, **names, nearest=_nearest_words_table(embed_texts, words), settings=settings, model=model
     )
     page = out / f"{name}.md"
-    with writing(page):
+    with translate_write_errors(page):
         page.write_text(text, "utf-8")
     return page
 
 
-def _shown(room: Room) -> list[Shown]:
+def _run_experiments(context: LabContext) -> list[ExperimentResult]:
     """Run all experiments that have a picture, in the page's order."""
-    seeds = (room.seed, room.seed + 1)
+    seeds = (context.seed, context.seed + 1)
     return [
-        mix(room, read(SUM)),
-        stairs(room, read(AMOUNT)),
-        walk(room, *WALK),
-        replace(walk(room, *WALK, seeds=seeds), name="noises", frames=()),
-        roundtrip(room, cat()),
-        blend(room, apple(), cat()),
-        forward(room, cat(), TOLD),
+        draw_mix(context, parse_sum(MIX_SUM)),
+        draw_weight_steps(context, parse_sum(WEIGHT_STEPS_SUM)),
+        interpolate_prompts(context, *WALK_PROMPTS),
+        replace(interpolate_prompts(context, *WALK_PROMPTS, seeds=seeds), name="noises", frames=()),
+        show_round_trip(context, draw_cat()),
+        blend_pictures(context, draw_apple(), draw_cat()),
+        show_forward_process(context, draw_cat(), FORWARD_PROMPT),
     ]
 
 
-def _kept(shown: Shown, pictures: Path) -> str:
+def _write_chapter(result: ExperimentResult, pictures: Path) -> str:
     """Write a result's pictures and return the Markdown that shows them."""
-    shown.sheet.save(pictures / f"{shown.name}.webp", quality=QUALITY, method=6)
-    lines = [f"![{shown.sentence}]({pictures.name}/{shown.name}.webp)"]
-    if shown.frames:
-        film(shown.frames, pictures / f"{shown.name}-film.webp")
-        lines.append(f"![The same as a film]({pictures.name}/{shown.name}-film.webp)")
-    return "\n\n".join([*lines, f"*{shown.sentence}*"])
+    result.sheet.save(pictures / f"{result.name}.webp", quality=WEBP_QUALITY, method=6)
+    lines = [f"![{result.summary}]({pictures.name}/{result.name}.webp)"]
+    if result.frames:
+        write_film(result.frames, pictures / f"{result.name}-film.webp")
+        lines.append(f"![The same as a film]({pictures.name}/{result.name}-film.webp)")
+    return "\n\n".join([*lines, f"*{result.summary}*"])
 
 
-def _table(embed: Embed, words: Sequence[str]) -> str:
+def _nearest_words_table(embed_texts: EmbedTexts, words: Sequence[str]) -> str:
     lines = ["| sum | nearest words, each with its cosine |", "|---|---|"]
-    known = Known.of(embed, words)
-    for each in SUMS:
-        found = nearest(embed, read(each), known, 5)
-        lines.append(f"| `{each}` | {', '.join(f'{word} {cosine:.2f}' for word, cosine in found)} |")
+    vocabulary = Vocabulary.embed_words(embed_texts, words)
+    for expression in TABLE_SUMS:
+        matches = find_nearest_words(embed_texts, parse_sum(expression), vocabulary, 5)
+        lines.append(f"| `{expression}` | {', '.join(f'{word} {cosine:.2f}' for word, cosine in matches)} |")
     return "\n".join(lines)

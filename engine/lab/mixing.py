@@ -10,7 +10,7 @@ import torch
 from engine.noise import slerp
 
 
-def mixed(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+def mix_states(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """Return e + Σ wᵢ(sᵢ - e): a sum of texts relative to the empty text e.
 
     Every text's states share what marks the text's begin and its padding, and so does e. A plain sum would multiply
@@ -18,27 +18,27 @@ def mixed(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence
     any weights. If the weights add up to 1, e cancels out and this is the plain sum; without terms it is the empty
     text.
     """
-    whole = empty.double()
-    total = whole.clone()
+    base = empty.double()
+    total = base.clone()
     for state, weight in zip(states, weights, strict=True):
-        total = total + weight * (state.double() - whole)
+        total = total + weight * (state.double() - base)
     return total.to(empty.dtype)
 
 
-def positive(weights: Iterable[float]) -> float:
+def positive_sum(weights: Iterable[float]) -> float:
     """Return the sum of the positive weights."""
     return math.fsum(weight for weight in weights if weight > 0)
 
 
-def balanced(weights: Sequence[float], whole: float | None = None) -> tuple[float, ...]:
+def balance_weights(weights: Sequence[float], total: float | None = None) -> tuple[float, ...]:
     """Divide the weights by `whole`, by default by their positive sum: guidance then keeps its strength.
 
     The bot's `::` does the same. Raises ValueError if no weight is positive.
     """
-    whole = positive(weights) if whole is None else whole
-    if whole <= 0:
+    total = positive_sum(weights) if total is None else total
+    if total <= 0:
         raise ValueError("no weight is positive")
-    return tuple(weight / whole for weight in weights)
+    return tuple(weight / total for weight in weights)
 
 
 def lerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
@@ -46,7 +46,7 @@ def lerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     return (1 - share) * a + share * b
 
 
-def turned(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+def interpolate_on_arc(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     """Interpolate on an arc: the direction by `slerp`, the length linearly between the two lengths."""
     lengths = float(a.norm()), float(b.norm())
     if min(lengths) == 0:
@@ -55,17 +55,17 @@ def turned(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     return direction * ((1 - share) * lengths[0] + share * lengths[1])
 
 
-def walked(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+def interpolate_states(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     """Interpolate token states `[tokens, features]` of two texts, each token on its own arc.
 
     The encoder ends in a layer norm, so a token's states are about equally long (of MiniLM within a tenth). Halfway
     along a straight line they would be shorter, by a sixth where one noun becomes another, and carry less. An arc keeps
     their length.
     """
-    return torch.stack([turned(x, y, share) for x, y in zip(a, b, strict=True)])
+    return torch.stack([interpolate_on_arc(x, y, share) for x, y in zip(a, b, strict=True)])
 
 
-def noised(x0: torch.Tensor, noise: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
     """Apply the forward process in one step: x = alpha·x0 + sigma·noise (Ho et al. 2020, equation 4)."""
     return alpha * x0 + sigma * noise
 

@@ -10,62 +10,72 @@ from pathlib import Path
 import torch
 
 from engine.lab.sums import Term
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
-MOST_WORDS = 50_000
-MOST_BYTES = 8 << 20
+MAX_WORDS = 50_000
+MAX_BYTES = 8 << 20
 BATCH = 256
 
-Embed = Callable[[Sequence[str]], list[list[float]]]
+EmbedTexts = Callable[[Sequence[str]], list[list[float]]]
 
 
-def vocabulary(file: Path) -> tuple[str, ...]:
+def read_vocabulary(file: Path) -> tuple[str, ...]:
     """Read the words of a JSON list, or of the list under `words`. Raises `Unfit`."""
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise Unfit(f"{file.name} is too large for a list of words: at most {MOST_BYTES >> 20} MB.", "member")
+        if file.stat().st_size > MAX_BYTES:
+            raise JobRejected(f"{file.name} is too large for a list of words: at most {MAX_BYTES >> 20} MB.", "member")
         content = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise Unfit(f"There is no list of words {file.name}: name one with --words.", "member") from None
+        raise JobRejected(f"There is no list of words {file.name}: name one with --words.", "member") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise Unfit(f"{file.name} is not a list of words in JSON.", "member") from error
+        raise JobRejected(f"{file.name} is not a list of words in JSON.", "member") from error
     words = content.get("words") if isinstance(content, dict) else content
-    if not isinstance(words, list) or not 0 < len(words) <= MOST_WORDS or not all(_is_word(word) for word in words):
-        raise Unfit(f"{file.name} must hold a list of 1 to {MOST_WORDS:,} short texts.", "member")
+    if not isinstance(words, list) or not 0 < len(words) <= MAX_WORDS or not all(_is_word(word) for word in words):
+        raise JobRejected(f"{file.name} must hold a list of 1 to {MAX_WORDS:,} short texts.", "member")
     return tuple(dict.fromkeys(words))
 
 
 @dataclass(frozen=True)
-class Known:
+class Vocabulary:
     """Words and their vectors `[words, features]`, in the same order."""
 
     words: tuple[str, ...]
     vectors: torch.Tensor
 
     @classmethod
-    def of(cls, embed: Embed, words: Sequence[str]) -> Known:
+    def embed_words(cls, embed_texts: EmbedTexts, words: Sequence[str]) -> Vocabulary:
         """Embed the words; takes seconds for thousands. Batches texts of similar length to save padding."""
-        ordered = sorted(words, key=lambda word: (len(word), word))
-        vectors = [vector for at in range(0, len(ordered), BATCH) for vector in embed(ordered[at : at + BATCH])]
-        return cls(tuple(ordered), torch.tensor(vectors))
+        sorted_words = sorted(words, key=lambda word: (len(word), word))
+        vectors = [
+            vector
+            for start in range(0, len(sorted_words), BATCH)
+            for vector in embed_texts(sorted_words[start : start + BATCH])
+        ]
+        return cls(tuple(sorted_words), torch.tensor(vectors))
 
 
-def nearest(embed: Embed, terms: Sequence[Term], known: Known, most: int = 10) -> list[tuple[str, float]]:
+def find_nearest_words(
+    embed_texts: EmbedTexts, terms: Sequence[Term], candidates: Vocabulary, count: int = 10
+) -> list[tuple[str, float]]:
     """Return the `most` words with the largest cosine to Σ wᵢ·vᵢ, without the terms themselves. Raises `Unfit`.
 
     Sentence vectors have unit length, so only a term's weight counts, not its number of words.
     """
     weights = torch.tensor([term.weight for term in terms])
-    total = weights @ torch.tensor(embed([term.text for term in terms]))
+    total = weights @ torch.tensor(embed_texts([term.text for term in terms]))
     if float(total.norm()) < 1e-6:
-        raise Unfit("The terms cancel each other out: nothing is left to look for.", "member")
-    own = {term.text.lower() for term in terms}
-    cosines = known.vectors @ (total / total.norm())
+        raise JobRejected("The terms cancel each other out: nothing is left to look for.", "member")
+    term_texts = {term.text.lower() for term in terms}
+    cosines = candidates.vectors @ (total / total.norm())
     order = cosines.argsort(descending=True, stable=True).tolist()
-    found = [(known.words[index], float(cosines[index])) for index in order if known.words[index].lower() not in own]
-    if not found:
-        raise Unfit("The list has no other words than those of the sum.", "member")
-    return found[:most]
+    matches = [
+        (candidates.words[index], float(cosines[index]))
+        for index in order
+        if candidates.words[index].lower() not in term_texts
+    ]
+    if not matches:
+        raise JobRejected("The list has no other words than those of the sum.", "member")
+    return matches[:count]
 
 
 def _is_word(word: object) -> bool:

@@ -8,53 +8,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 if TYPE_CHECKING:
-    from engine.families.family import Worded
-    from engine.lab.room import Room
+    from engine.families.family import TokenConditioned
+    from engine.lab.room import LabContext
 
-WORDS = Path(__file__).parent.parent / "weights" / "words.json"
-MAX_CHARACTERS = 2000  # of a prompt, as in the bot
+DEFAULT_WORDS = Path(__file__).parent.parent / "weights" / "words.json"
+MAX_PROMPT_LENGTH = 2000  # of a prompt, as in the bot
 
 
 @contextmanager
-def room(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[Room]:
+def open_context(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[LabContext]:
     """Open a model with its settings; a bar counts the steps. Raises `Unfit`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from engine.lab.room import Room
+    from engine.lab.room import LabContext
 
-    family = loaded(model)
+    family = load_family(model)
     columns = (TextColumn("developing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("developing", total=None)
-        chosen = family.guidance if guidance is None else guidance
-        yield Room(family, steps, chosen, seed, lambda done, of: bar.update(task, completed=done, total=of))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress_bar:
+        task = progress_bar.add_task("developing", total=None)
+        guidance_scale = family.guidance if guidance is None else guidance
+        yield LabContext(
+            family,
+            steps,
+            guidance_scale,
+            seed,
+            lambda finished, total: progress_bar.update(task, completed=finished, total=total),
+        )
 
 
-def loaded(model: str) -> Worded:
+def load_family(model: str) -> TokenConditioned:
     """Load any model that the engine loads, or a training run's folder, which has no text encoder."""
-    from engine.config import default_data, upscaler
-    from engine.device import best
-    from engine.families import load
+    from engine.config import default_data, upscaler_path
+    from engine.device import choose_device
+    from engine.families import load_model
     from engine.families.embedded import load_embedded
     from engine.families.stable_diffusion import StableDiffusion
     from engine.super_resolver import SuperResolver
 
-    folder, device = Path(model), best()
-    resolver = SuperResolver.find(upscaler(), device)
+    folder, device = Path(model), choose_device()
+    resolver = SuperResolver.load(upscaler_path(), device)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
         return load_embedded(device, folder, resolver)
-    family = load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver)
+    family = load_model(
+        model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver
+    )
     if not isinstance(family, StableDiffusion) or family.guides != "rows":
-        raise Unfit(f"The lab takes Stable Diffusion 1.x and 2.x; {family.name} is something else.", "model")
+        raise JobRejected(f"The lab takes Stable Diffusion 1.x and 2.x; {family.name} is something else.", "model")
     return family
 
 
-def asked(prompt: str) -> str:
+def clean_prompt(prompt: str) -> str:
     """Return a prompt on one line. Raises `Unfit` if it is too long."""
-    if len(prompt) > MAX_CHARACTERS:
-        raise Unfit(f"A prompt may have {MAX_CHARACTERS} characters; this one has {len(prompt)}.", "member")
-    return " ".join("".join(mark if mark.isprintable() else " " for mark in prompt).split())
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise JobRejected(f"A prompt may have {MAX_PROMPT_LENGTH} characters; this one has {len(prompt)}.", "member")
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in prompt).split())

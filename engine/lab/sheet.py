@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 192
-GAP, TEXT, TITLE, LINES = 12, 13, 17, 2
-INK, PAPER, FAINT = (34, 34, 38), (255, 255, 255), (226, 226, 230)
+TILE_SIDE = 192
+GAP, TEXT_SIZE, TITLE_SIZE, MAX_LINES = 12, 13, 17, 2
+TEXT_COLOUR, PAGE_COLOUR, FRAME_COLOUR = (34, 34, 38), (255, 255, 255), (226, 226, 230)
 # Replacements for characters that Pillow's built-in font lacks. That font makes sheets equal on every machine.
-_SPELLED = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "“": '"', "”": '"', "’": "'", "…": "...", "→": "to"})
+_REPLACEMENTS = str.maketrans(
+    {"−": "-", "–": "-", "—": "-", "×": "x", "“": '"', "”": '"', "’": "'", "…": "...", "→": "to"}
+)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -22,70 +24,77 @@ class Tile:
 
     picture: Image.Image
     caption: str = ""
-    hard: bool = False
+    is_pixelated: bool = False
 
 
-def sheet(title: str, rows: Sequence[Sequence[Tile | None]], tile: int = TILE) -> Image.Image:
+def draw_sheet(title: str, rows: Sequence[Sequence[Tile | None]], tile_side: int = TILE_SIDE) -> Image.Image:
     """Draw the rows under a title; None leaves a cell empty."""
-    font, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
-    across = max(len(row) for row in rows)
-    lines = [max(len(_wrapped(each.caption, tile, font)) for each in row if each) for row in rows]
-    heights = [tile + 6 + count * (TEXT + 4) + GAP for count in lines]
-    width = GAP + across * (tile + GAP)
-    heading = _wrapped(title, width - 2 * GAP, large)
-    top = GAP + len(heading) * (TITLE + 5) + 4
-    page = Image.new("RGB", (width, top + sum(heights)), PAPER)
+    font, large = ImageFont.load_default(TEXT_SIZE), ImageFont.load_default(TITLE_SIZE)
+    columns = max(len(row) for row in rows)
+    line_counts = [max(len(_wrap(cell.caption, tile_side, font)) for cell in row if cell) for row in rows]
+    heights = [tile_side + 6 + count * (TEXT_SIZE + 4) + GAP for count in line_counts]
+    width = GAP + columns * (tile_side + GAP)
+    title_lines = _wrap(title, width - 2 * GAP, large)
+    top = GAP + len(title_lines) * (TITLE_SIZE + 5) + 4
+    page = Image.new("RGB", (width, top + sum(heights)), PAGE_COLOUR)
     draw = ImageDraw.Draw(page)
-    _text(draw, (GAP, GAP), heading, large, TITLE + 5)
+    _draw_text(draw, (GAP, GAP), title_lines, large, TITLE_SIZE + 5)
     for number, row in enumerate(rows):
         y = top + sum(heights[:number])
-        for column, each in enumerate(row):
-            if each:
-                _place(page, draw, (GAP + column * (tile + GAP), y), each, tile, font)
+        for column, cell in enumerate(row):
+            if cell:
+                _draw_tile(page, draw, (GAP + column * (tile_side + GAP), y), cell, tile_side, font)
     return page
 
 
-def plain(text: str) -> str:
+def to_ascii(text: str) -> str:
     """Rewrite the text with characters that the font has."""
-    apart = unicodedata.normalize("NFKD", text.translate(_SPELLED))
-    kept = (mark for mark in apart if not unicodedata.combining(mark))
-    return "".join(mark if " " <= mark <= "~" else "?" for mark in kept)
+    decomposed = unicodedata.normalize("NFKD", text.translate(_REPLACEMENTS))
+    letters = (letter for letter in decomposed if not unicodedata.combining(letter))
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
 
 
-def _place(
-    page: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], each: Tile, tile: int, font: Font
+def _draw_tile(
+    page: Image.Image, draw: ImageDraw.ImageDraw, position: tuple[int, int], cell: Tile, tile_side: int, font: Font
 ) -> None:
-    scale = tile / max(each.picture.size)
-    size = (max(1, round(each.picture.width * scale)), max(1, round(each.picture.height * scale)))
-    how = Image.Resampling.NEAREST if each.hard else Image.Resampling.LANCZOS
-    shown = each.picture.convert("RGB").resize(size, how)
-    left, top = at[0] + (tile - size[0]) // 2, at[1] + (tile - size[1]) // 2
-    page.paste(shown, (left, top))
-    draw.rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline=FAINT)
-    _text(draw, (at[0], at[1] + tile + 5), _wrapped(each.caption, tile, font), font, TEXT + 4)
+    scale = tile_side / max(cell.picture.size)
+    size = (max(1, round(cell.picture.width * scale)), max(1, round(cell.picture.height * scale)))
+    resampling = Image.Resampling.NEAREST if cell.is_pixelated else Image.Resampling.LANCZOS
+    thumbnail = cell.picture.convert("RGB").resize(size, resampling)
+    left, top = position[0] + (tile_side - size[0]) // 2, position[1] + (tile_side - size[1]) // 2
+    page.paste(thumbnail, (left, top))
+    draw.rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline=FRAME_COLOUR)
+    _draw_text(
+        draw, (position[0], position[1] + tile_side + 5), _wrap(cell.caption, tile_side, font), font, TEXT_SIZE + 4
+    )
 
 
-def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], font: Font, height: int) -> None:
+def _draw_text(
+    draw: ImageDraw.ImageDraw, position: tuple[int, int], lines: Sequence[str], font: Font, height: int
+) -> None:
     for number, line in enumerate(lines):
-        draw.text((at[0], at[1] + number * height), line, fill=INK, font=font)
+        draw.text((position[0], position[1] + number * height), line, fill=TEXT_COLOUR, font=font)
 
 
-def _wrapped(text: str, width: int, font: Font) -> list[str]:
+def _wrap(text: str, width: int, font: Font) -> list[str]:
     """Wrap to at most `LINES` lines of `width` pixels; a longer text ends in dots."""
-    words, lines = plain(text).split(), [""]
+    words, lines = to_ascii(text).split(), [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
-    cut = len(lines) > LINES
-    shown = lines[:LINES]
-    return [_cut(line, width, font, dots=cut and number == LINES - 1) for number, line in enumerate(shown)]
+    is_cut = len(lines) > MAX_LINES
+    visible_lines = lines[:MAX_LINES]
+    return [
+        _truncate(line, width, font, add_dots=is_cut and number == MAX_LINES - 1)
+        for number, line in enumerate(visible_lines)
+    ]
 
 
-def _cut(line: str, width: int, font: Font, *, dots: bool) -> str:
-    end = "..." if dots or font.getlength(line) > width else ""
-    while line and font.getlength(line + end) > width:
+def _truncate(line: str, width: int, font: Font, *, add_dots: bool) -> str:
+    ending = "..." if add_dots or font.getlength(line) > width else ""
+    while line and font.getlength(line + ending) > width:
         line = line[:-1]
-    return line + end
+    return line + ending

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-from engine.lab.mixing import walked
-from engine.lab.room import Room, Shown
-from engine.lab.sheet import Tile, sheet
+from engine.lab.mixing import interpolate_states
+from engine.lab.room import ExperimentResult, LabContext
+from engine.lab.sheet import Tile, draw_sheet
 from engine.noise import slerp
-from engine.sampling import Drawing, initial
-from engine.unfit import Unfit
+from engine.sampling import SamplingInput, initial_noise
+from engine.unfit import JobRejected
 
-ACROSS = 6
-SEEDS = 2**32  # the bot's range of seeds
+COLUMNS = 6
+SEED_COUNT = 2**32  # the bot's range of seeds
 
 
-def walk(room: Room, a: str, b: str, frames: int = 12, seeds: tuple[int, int] | None = None) -> Shown:
+def interpolate_prompts(
+    context: LabContext, start_prompt: str, end_prompt: str, frames: int = 12, seeds: tuple[int, int] | None = None
+) -> ExperimentResult:
     """Draw `frames` pictures in equal steps from `a` to `b`. Raises `Unfit` for seeds out of range."""
-    if any(not 0 <= each < SEEDS for each in seeds or ()):
-        raise Unfit(f"A seed is a number from 0 to {SEEDS - 1}.", "member")
+    if any(not 0 <= seed < SEED_COUNT for seed in seeds or ()):
+        raise JobRejected(f"A seed is a number from 0 to {SEED_COUNT - 1}.", "member")
     shares = [number / (frames - 1) for number in range(frames)]
-    pictures = room.develop([_point(room, a, b, share, seeds) for share in shares])
+    pictures = context.render_pictures(
+        [_make_frame(context, start_prompt, end_prompt, share, seeds) for share in shares]
+    )
     tiles = [Tile(picture, f"{share:.0%}") for picture, share in zip(pictures, shares, strict=True)]
-    rows = [tiles[at : at + ACROSS] for at in range(0, frames, ACROSS)]
-    sentence = (
-        f"The conditioning moves from “{a}” to “{b}” while "
+    rows = [tiles[offset : offset + COLUMNS] for offset in range(0, frames, COLUMNS)]
+    summary = (
+        f"The conditioning moves from “{start_prompt}” to “{end_prompt}” while "
         + ("the noise moves on an arc from one seed to the other" if seeds else "the noise stays the same")
         + "; the frames in between belong to no prompt that can be typed."
     )
-    figures = {"from": a, "to": b, "shares": [round(share, 4) for share in shares], "seeds": list(seeds or [room.seed])}
-    return Shown("walk", sheet(f"{a} → {b}", rows, tile=160), sentence, figures, [*pictures, *pictures[-2:0:-1]])
+    figures = {
+        "from": start_prompt,
+        "to": end_prompt,
+        "shares": [round(share, 4) for share in shares],
+        "seeds": list(seeds or [context.seed]),
+    }
+    return ExperimentResult(
+        "walk",
+        draw_sheet(f"{start_prompt} → {end_prompt}", rows, tile_side=160),
+        summary,
+        figures,
+        [*pictures, *pictures[-2:0:-1]],
+    )
 
 
-def _point(room: Room, a: str, b: str, share: float, seeds: tuple[int, int] | None) -> Drawing:
-    start = room.noise()
+def _make_frame(
+    context: LabContext, start_prompt: str, end_prompt: str, share: float, seeds: tuple[int, int] | None
+) -> SamplingInput:
+    noise = context.initial_noise()
     if seeds:
-        start = slerp(initial(room.family, seeds[0]), initial(room.family, seeds[1]), share)
-    return room.told(walked(room.family.encode(a), room.family.encode(b), share), start)
+        noise = slerp(initial_noise(context.family, seeds[0]), initial_noise(context.family, seeds[1]), share)
+    return context.make_drawing(
+        interpolate_states(context.family.encode_text(start_prompt), context.family.encode_text(end_prompt), share),
+        noise,
+    )

@@ -12,37 +12,41 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from engine.job import WHOLE_SAMPLERS
+from engine.job import PIPELINE_SAMPLERS
 from engine.plan.probe import COLUMNS, NotTabled, Plan, probe
 from engine.plan.samplers import SAMPLERS, TABLED, build_scheduler, is_flow, samplers_for
-from engine.plan.timing import Mistimed, Timing
+from engine.plan.timing import TimestepError, TimestepOptions
 
 __all__ = [
     "COLUMNS",
     "SAMPLERS",
     "TABLED",
-    "Mistimed",
     "NotTabled",
     "Plan",
-    "Timing",
+    "TimestepError",
+    "TimestepOptions",
     "build_scheduler",
     "is_flow",
     "plan",
     "samplers_for",
 ]
 
-WHY_WHOLE = {
+NOT_TABLED_REASONS = {
     "heun": "Heun's method runs the network twice a step, which cannot be batched by step.",
     "unipc": "UniPC corrects its previous step afterwards, which cannot be batched by step.",
     "kdpm2": "KDPM2 runs the network twice a step, which cannot be batched by step.",
     "dpmpp_3m": "A solver of third order looks back two steps, which cannot be batched by step.",
     "native": "A model's own scheduler may do anything, which cannot be batched by step.",
 }
-_FAILS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+_PROBE_ERRORS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def plan(
-    scheduler_config: Mapping[str, Any], sampler: str, steps: int, eta: float = 0.0, timing: Timing = Timing()
+    scheduler_config: Mapping[str, Any],
+    sampler: str,
+    steps: int,
+    eta: float = 0.0,
+    timing: TimestepOptions = TimestepOptions(),
 ) -> Plan:
     """Return the table of `sampler` for a model's scheduler configuration; cached. Raises ValueError with a sentence.
 
@@ -53,26 +57,30 @@ def plan(
 
 
 @lru_cache(maxsize=256)
-def _plan(scheduler_config: str, sampler: str, steps: int, eta: float, timing: Timing) -> Plan:
+def _plan(scheduler_config: str, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> Plan:
     config = json.loads(scheduler_config)
     scheduler = build_scheduler(config, sampler)
-    if sampler in WHOLE_SAMPLERS:
-        raise NotTabled(WHY_WHOLE[sampler])
+    if sampler in PIPELINE_SAMPLERS:
+        raise NotTabled(NOT_TABLED_REASONS[sampler])
     if str(config.get("variance_type")).startswith("learned"):
         raise NotTabled("This model's network predicts the variance, too, which cannot be batched by step.")
     try:
         # At zero terminal SNR, DDIM with eta 1 takes the root of 1 - a - s², which is 0 ± rounding: diffusers itself
         # returns NaN there. Slightly less noise avoids it.
-        found = probe(scheduler, steps, eta, timing)
-        found = probe(build_scheduler(config, sampler), steps, eta * (1 - 1e-6), timing) if eta and not found else found
-    except (NotTabled, Mistimed):
+        table_plan = probe(scheduler, steps, eta, timing)
+        table_plan = (
+            probe(build_scheduler(config, sampler), steps, eta * (1 - 1e-6), timing)
+            if eta and not table_plan
+            else table_plan
+        )
+    except (NotTabled, TimestepError):
         raise
-    except _FAILS as error:  # diffusers raises these for too many steps or a bad configuration
-        raise ValueError(_too_many(sampler, steps)) from error
-    if found is None:
-        raise ValueError(_too_many(sampler, steps))
-    return found
+    except _PROBE_ERRORS as error:  # diffusers raises these for too many steps or a bad configuration
+        raise ValueError(_too_many_steps(sampler, steps)) from error
+    if table_plan is None:
+        raise ValueError(_too_many_steps(sampler, steps))
+    return table_plan
 
 
-def _too_many(sampler: str, steps: int) -> str:
+def _too_many_steps(sampler: str, steps: int) -> str:
     return f"The sampler {sampler} cannot take {steps} steps with this model's noise schedule."

@@ -20,23 +20,25 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from engine.plan.timing import Timing, set_timesteps
+from engine.plan.timing import TimestepOptions, set_timesteps
 
 COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 
-X, OUT, HISTORY, NOISE, AGAIN = range(5)  # rows of the basis: one of each, noise twice, then the tests
+X, OUT, HISTORY, NOISE, NOISE_TWICE = range(5)  # rows of the basis: one of each, noise twice, then the tests
 MAGNITUDES = (0.01, 300.0, 1e6)  # Euler's latents at zero terminal SNR reach 2e4; beyond, no picture results
 _SEED = 7
 _TOLERANCE = 1e-9
-_NOTHING = 1e-13  # residue of subtracting N·noise if a coefficient is zero
+_RESIDUE = 1e-13  # residue of subtracting N·noise if a coefficient is zero
 
-CLIPS = "This model's scheduler clips or thresholds its samples, which cannot be batched by step."
-BENDS = "This sampler is not linear or remembers more than one step, which cannot be batched by step."
-TWICE = "This sampler takes more than one evaluation of the network a step, which cannot be batched by step."
+CLIPS_SAMPLES = "This model's scheduler clips or thresholds its samples, which cannot be batched by step."
+NOT_LINEAR = "This sampler is not linear or remembers more than one step, which cannot be batched by step."
+SEVERAL_EVALUATIONS = (
+    "This sampler takes more than one evaluation of the network a step, which cannot be batched by step."
+)
 
 
-Asked = tuple[torch.Tensor, torch.Tensor | None, bool]
-Asking = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Asked]
+StepResult = tuple[torch.Tensor, torch.Tensor | None, bool]
+StepProbe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], StepResult]
 
 
 class NotTabled(ValueError):
@@ -55,149 +57,172 @@ class Plan:
 
     table: np.ndarray
     init_sigma: float
-    draws: tuple[int, ...]
+    draw_counts: tuple[int, ...]
 
     @property
     def steps(self) -> int:
         return len(self.table)
 
     @property
-    def keeps_history(self) -> bool:
+    def has_history(self) -> bool:
         """Whether it is a multistep sampler: the previous x0 enters the next step."""
         return bool(self.table[:, COLUMNS.index("M")].any())
 
-    def draws_noise(self, k: int) -> bool:
-        return self.draws[k + 1] > self.draws[k]
+    def has_noise_draw(self, k: int) -> bool:
+        return self.draw_counts[k + 1] > self.draw_counts[k]
 
-    def level(self, k: int) -> tuple[float, float]:
+    def noise_level(self, k: int) -> tuple[float, float]:
         """Return (alpha, sigma) before step `k`; after the last step there is no noise."""
         if k >= self.steps:
             return 1.0, 0.0
         alpha, sigma = self.table[k, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
         return float(alpha), float(sigma)
 
-    def begun(self, first: int) -> Plan:
+    def starting_at(self, first_step: int) -> Plan:
         """Return the plan of an image that starts at step `first` without history; it counts noise from there."""
-        return self.alone(first).drawn(first, 1) if first else self
+        return self.without_history(first_step).with_draw_count(first_step, 1) if first_step else self
 
-    def alone(self, first: int) -> Plan:
+    def without_history(self, first_step: int) -> Plan:
         """Return the plan without the history that a multistep sampler uses at step `first`.
 
         That step is of first order, as if the previous x0 had been the same: M·h with h = x0 = P·x + Q·out.
         """
         table = self.table.copy()
         a, b, m, p, q = (COLUMNS.index(name) for name in "ABMPQ")
-        table[first, a] += table[first, m] * table[first, p]
-        table[first, b] += table[first, m] * table[first, q]
-        table[first, m] = 0.0
+        table[first_step, a] += table[first_step, m] * table[first_step, p]
+        table[first_step, b] += table[first_step, m] * table[first_step, q]
+        table[first_step, m] = 0.0
         table.setflags(write=False)
         return replace(self, table=table)
 
-    def drawn(self, first: int, before: int) -> Plan:
+    def with_draw_count(self, first_step: int, draw_count: int) -> Plan:
         """Return the plan with `before` noise draws before step `first`."""
-        return replace(self, draws=tuple(before + max(0, count - self.draws[first]) for count in self.draws))
+        return replace(
+            self,
+            draw_counts=tuple(draw_count + max(0, count - self.draw_counts[first_step]) for count in self.draw_counts),
+        )
 
 
-def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: Timing = Timing()) -> Plan | None:
+def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions()) -> Plan | None:
     """Return the plan, or None if the scheduler divides by zero. `scheduler` cannot be used afterwards.
 
     Raises `NotTabled`, `Mistimed`, and any error of diffusers.
     """
     set_timesteps(scheduler, steps, timing)
     if len(scheduler.timesteps) != steps:
-        raise NotTabled(TWICE)
+        raise NotTabled(SEVERAL_EVALUATIONS)
     init_sigma, bases = float(getattr(scheduler, "init_noise_sigma", 1.0)), _bases(steps)
-    answers = _answers(scheduler, bases, eta)
-    clips = scheduler.config.get("thresholding") or scheduler.config.get("clip_sample")
-    otherwise, none = CLIPS if clips else BENDS, [False] * steps
-    inputs, estimates = (_coefficients(bases, each, none, otherwise) for each in (answers.inputs, answers.estimates))
-    onward = _coefficients(bases, answers.onward, answers.drawn, otherwise)
-    if estimates[:, HISTORY:].nan_to_num().any():
-        raise NotTabled(BENDS)
-    times = scheduler.timesteps[:, None].double()
-    columns = (times, inputs[:, :OUT], onward, estimates[:, :HISTORY], _flat(answers.levels))
+    step_results = _probe_steps(scheduler, bases, eta)
+    is_clipping = scheduler.config.get("thresholding") or scheduler.config.get("clip_sample")
+    reason, no_draws = CLIPS_SAMPLES if is_clipping else NOT_LINEAR, [False] * steps
+    input_coefficients, x0_coefficients = (
+        _coefficients(bases, results, no_draws, reason) for results in (step_results.network_inputs, step_results.x0s)
+    )
+    x_coefficients = _coefficients(bases, step_results.next_samples, step_results.drew_noise, reason)
+    if x0_coefficients[:, HISTORY:].nan_to_num().any():
+        raise NotTabled(NOT_LINEAR)
+    timesteps = scheduler.timesteps[:, None].double()
+    columns = (
+        timesteps,
+        input_coefficients[:, :OUT],
+        x_coefficients,
+        x0_coefficients[:, :HISTORY],
+        _flatten_results(step_results.noise_levels),
+    )
     table = torch.cat(columns, dim=1).numpy()
-    if clips and not np.isfinite(table).all():
-        raise NotTabled(CLIPS)  # clipping would hide this and make a finite picture
+    if is_clipping and not np.isfinite(table).all():
+        raise NotTabled(CLIPS_SAMPLES)  # clipping would hide this and make a finite picture
     table.setflags(write=False)
-    return Plan(table, init_sigma, tuple(accumulate(answers.drawn, initial=1))) if np.isfinite(table).all() else None
+    return (
+        Plan(table, init_sigma, tuple(accumulate(step_results.drew_noise, initial=1)))
+        if np.isfinite(table).all()
+        else None
+    )
 
 
-class _Answers(NamedTuple):
+class _ProbeResults(NamedTuple):
     """Results of each step on the basis: network input, x', x0, whether it drew noise, and (alpha, sigma)."""
 
-    inputs: list[torch.Tensor]
-    onward: list[torch.Tensor]
-    estimates: list[torch.Tensor]
-    drawn: list[bool]
-    levels: list[torch.Tensor]
+    network_inputs: list[torch.Tensor]
+    next_samples: list[torch.Tensor]
+    x0s: list[torch.Tensor]
+    drew_noise: list[bool]
+    noise_levels: list[torch.Tensor]
 
 
-def _answers(scheduler: Any, bases: torch.Tensor, eta: float) -> _Answers:
-    ask, untouched, answers = _asking(scheduler, eta), copy.copy(scheduler), _Answers([], [], [], [], [])
+def _probe_steps(scheduler: Any, bases: torch.Tensor, eta: float) -> _ProbeResults:
+    probe_step, pristine, step_results = (
+        _build_step_probe(scheduler, eta),
+        copy.copy(scheduler),
+        _ProbeResults([], [], [], [], []),
+    )
     for k, (t, basis) in enumerate(zip(scheduler.timesteps, bases, strict=True)):
-        x, out, h = (Wide(column.view(-1, 1, 1, 1)) for column in basis.T)
-        answers.levels.append(_level(scheduler, t))
-        answers.inputs.append(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x)
-        onward, x0, drew = ask(t, x, out, h)
-        answers.onward.append(onward)
-        answers.estimates.append(_straight(untouched, k, t, x, out) if x0 is None else x0)
-        answers.drawn.append(drew)
-    return answers
+        x, out, h = (UncastableTensor(column.view(-1, 1, 1, 1)) for column in basis.T)
+        step_results.noise_levels.append(_noise_level_at(scheduler, t))
+        step_results.network_inputs.append(
+            scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        )
+        next_sample, x0, drew = probe_step(t, x, out, h)
+        step_results.next_samples.append(next_sample)
+        step_results.x0s.append(_step_to_x0(pristine, k, t, x, out) if x0 is None else x0)
+        step_results.drew_noise.append(drew)
+    return step_results
 
 
-def _asking(scheduler: Any, eta: float) -> Asking:
+def _build_step_probe(scheduler: Any, eta: float) -> StepProbe:
     """Return a function that probes one step: t, x, out, h → (x', x0 or None, whether noise was drawn)."""
-    taken, generator = inspect.signature(scheduler.step).parameters, torch.Generator()
-    extra: dict[str, Any] = {"eta": eta} if "eta" in taken else {}
-    always = str(scheduler.config.get("algorithm_type")).startswith("sde")
-    if always:  # DPM++ SDE draws at every step, in float32, which would round N
-        extra["variance_noise"] = Wide(_noise(AGAIN + 1 + len(MAGNITUDES)))
-    elif "generator" in taken:
-        extra["generator"] = generator
+    parameters, generator = inspect.signature(scheduler.step).parameters, torch.Generator()
+    step_arguments: dict[str, Any] = {"eta": eta} if "eta" in parameters else {}
+    is_always_noisy = str(scheduler.config.get("algorithm_type")).startswith("sde")
+    if is_always_noisy:  # DPM++ SDE draws at every step, in float32, which would round N
+        step_arguments["variance_noise"] = UncastableTensor(_noise(NOISE_TWICE + 1 + len(MAGNITUDES)))
+    elif "generator" in parameters:
+        step_arguments["generator"] = generator
 
-    def ask(t: torch.Tensor, x: torch.Tensor, out: torch.Tensor, h: torch.Tensor) -> Asked:
-        untouched = generator.manual_seed(_SEED).get_state()
+    def probe_step(t: torch.Tensor, x: torch.Tensor, out: torch.Tensor, h: torch.Tensor) -> StepResult:
+        state_before = generator.manual_seed(_SEED).get_state()
         if hasattr(scheduler, "model_outputs"):  # a multistep scheduler stores its history
             scheduler.model_outputs[-1] = h
-        result = scheduler.step(out, t, x, **extra)
+        result = scheduler.step(out, t, x, **step_arguments)
         x0 = result.get("pred_original_sample", result.get("denoised"))
         if x0 is None and hasattr(scheduler, "model_outputs"):
             x0 = scheduler.model_outputs[-1]
-        return result["prev_sample"], x0, always or not torch.equal(generator.get_state(), untouched)
+        return result["prev_sample"], x0, is_always_noisy or not torch.equal(generator.get_state(), state_before)
 
-    return ask
+    return probe_step
 
 
-def _straight(untouched: Any, k: int, t: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _step_to_x0(scheduler_before: Any, k: int, t: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Return the x0 of a scheduler that reports none: a step from `k` straight to its last noise level."""
-    if not isinstance(untouched, FlowMatchEulerDiscreteScheduler):
+    if not isinstance(scheduler_before, FlowMatchEulerDiscreteScheduler):
         raise NotTabled("This sampler does not report its x0, the estimate of the finished picture.")
-    scheduler: Any = copy.copy(untouched)
+    scheduler: Any = copy.copy(scheduler_before)
     scheduler.sigmas = torch.cat([scheduler.sigmas[: k + 1], scheduler.sigmas[-1:], scheduler.sigmas[k + 2 :]])
     scheduler.set_begin_index(k)
     return scheduler.step(out, t, x, generator=torch.Generator().manual_seed(_SEED))["prev_sample"]
 
 
-def _coefficients(bases: torch.Tensor, results: list[torch.Tensor], drawn: list[bool], otherwise: str) -> torch.Tensor:
+def _coefficients(
+    bases: torch.Tensor, results: list[torch.Tensor], drew_noise: list[bool], reason: str
+) -> torch.Tensor:
     """Return (A, B, M, N) of every step from the basis, after superposition has shown that there is nothing else.
 
     Raises `NotTabled` with the sentence `otherwise`. Non-finite values stay NaN.
     """
-    y = _flat(results)
-    finite = y.isfinite().all(dim=1)
-    noise = _noise(y.shape[1]).flatten() * torch.tensor(drawn)[:, None]
-    n = (y[:, NOISE] / noise[:, NOISE]).where(torch.tensor(drawn), 0.0)[:, None]
-    found = (y - n * noise)[:, :NOISE]
-    expected = torch.einsum("srb,sb->sr", bases, found) + n * noise
-    scale = torch.einsum("srb,sb->sr", bases.abs(), found.abs()) + (n * noise).abs()
-    if ((y - expected).abs() > _TOLERANCE * scale + _NOTHING)[finite].any():
-        raise NotTabled(otherwise)
-    coefficients = torch.cat([found, n], dim=1)
-    return coefficients.where(coefficients.abs() >= _NOTHING, 0.0).where(finite[:, None], math.nan)
+    y = _flatten_results(results)
+    is_finite = y.isfinite().all(dim=1)
+    noise = _noise(y.shape[1]).flatten() * torch.tensor(drew_noise)[:, None]
+    noise_coefficient = (y[:, NOISE] / noise[:, NOISE]).where(torch.tensor(drew_noise), 0.0)[:, None]
+    solved = (y - noise_coefficient * noise)[:, :NOISE]
+    expected = torch.einsum("srb,sb->sr", bases, solved) + noise_coefficient * noise
+    scale = torch.einsum("srb,sb->sr", bases.abs(), solved.abs()) + (noise_coefficient * noise).abs()
+    if ((y - expected).abs() > _TOLERANCE * scale + _RESIDUE)[is_finite].any():
+        raise NotTabled(reason)
+    coefficients = torch.cat([solved, noise_coefficient], dim=1)
+    return coefficients.where(coefficients.abs() >= _RESIDUE, 0.0).where(is_finite[:, None], math.nan)
 
 
-def _flat(results: list[torch.Tensor]) -> torch.Tensor:
+def _flatten_results(results: list[torch.Tensor]) -> torch.Tensor:
     """Return the steps' results as `[steps, …]`."""
     return torch.stack([result.as_subclass(torch.Tensor).flatten().double() for result in results])
 
@@ -206,9 +231,9 @@ def _noise(rows: int) -> torch.Tensor:
     return torch.randn(rows, 1, 1, 1, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
 
 
-def _level(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
+def _noise_level_at(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
     """Return (alpha, sigma) of the forward process at the next step."""
-    x0, noise = (Wide(column.view(-1, 1)) for column in torch.eye(2, dtype=torch.float64))
+    x0, noise = (UncastableTensor(column.view(-1, 1)) for column in torch.eye(2, dtype=torch.float64))
     if hasattr(scheduler, "add_noise"):
         return scheduler.add_noise(x0, noise, t.expand(2))
     return scheduler.scale_noise(x0, t.expand(2), noise)
@@ -216,18 +241,20 @@ def _level(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
 
 def _bases(steps: int) -> torch.Tensor:
     """Return `[steps, rows, 3]`: x, out and h of each row. The tests differ per step, so no memory can fit them."""
-    fixed = torch.eye(AGAIN + 1, HISTORY + 1, dtype=torch.float64).expand(steps, -1, -1)
-    some = torch.rand(steps, len(MAGNITUDES), 3, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
+    basis_rows = torch.eye(NOISE_TWICE + 1, HISTORY + 1, dtype=torch.float64).expand(steps, -1, -1)
+    test_values = torch.rand(
+        steps, len(MAGNITUDES), 3, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64
+    )
     signs = torch.tensor([[1, 1, -1], [1, -1, 1], [-1, 1, 1]])
-    tests = (some + 0.5) * signs * torch.tensor(MAGNITUDES, dtype=torch.float64).view(-1, 1)
-    return torch.cat([fixed, tests], dim=1)
+    tests = (test_values + 0.5) * signs * torch.tensor(MAGNITUDES, dtype=torch.float64).view(-1, 1)
+    return torch.cat([basis_rows, tests], dim=1)
 
 
-class Wide(torch.Tensor):
+class UncastableTensor(torch.Tensor):
     """A float64 tensor that cannot be cast: Euler and DPM++ cast their sample to float32, which would round A by 1e-5.
 
     The scheduler's own tensors stay float32 on purpose: parity includes their rounding (1 - beta loses four digits).
     """
 
-    def to(self, *_args: object, **_kwargs: object) -> Wide:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def to(self, *_args: object, **_kwargs: object) -> UncastableTensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self

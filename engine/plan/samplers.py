@@ -25,20 +25,20 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.job import WHOLE_SAMPLERS, Sampler
+from engine.job import PIPELINE_SAMPLERS, Sampler
 
-Way = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
+SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
-TABLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name not in WHOLE_SAMPLERS)
+TABLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name not in PIPELINE_SAMPLERS)
 
-_EVEN: dict[str, object] = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
-_KARRAS = _EVEN | {"use_karras_sigmas": True}
+_NO_OTHER_SIGMAS: dict[str, object] = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
+_KARRAS = _NO_OTHER_SIGMAS | {"use_karras_sigmas": True}
 _2M: dict[str, object] = {"solver_order": 2, "algorithm_type": "dpmsolver++"}
 # With Karras or similar noise levels diffusers ignores that a flow's levels end at 1.
-_FLOW = _EVEN | {"use_karras_sigmas": False, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_FLOW = _NO_OTHER_SIGMAS | {"use_karras_sigmas": False, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
-BY_NOISE: dict[str, Way] = {
+NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (DDIMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
@@ -53,7 +53,7 @@ BY_NOISE: dict[str, Way] = {
     "kdpm2": (KDPM2DiscreteScheduler, {}),
     "dpmpp_3m": (DPMSolverMultistepScheduler, _2M | {"solver_order": 3}),
 }
-BY_FLOW: dict[str, Way] = {
+FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {
     "euler": (FlowMatchEulerDiscreteScheduler, {}),
     "dpmpp_2m": (DPMSolverMultistepScheduler, _2M | _FLOW),
     "heun": (FlowMatchHeunDiscreteScheduler, {}),
@@ -62,7 +62,7 @@ BY_FLOW: dict[str, Way] = {
 }
 # StableDiffusionPipeline writes these into its scheduler's configuration; without them latents differ by 8e-3. They are
 # defaults: a value in the configuration wins, as in every pipeline.
-AS_THE_PIPELINE = {"steps_offset": 1, "clip_sample": False}
+PIPELINE_DEFAULTS = {"steps_offset": 1, "clip_sample": False}
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -80,38 +80,46 @@ def samplers_for(scheduler_config: Mapping[str, Any]) -> tuple[Sampler, ...]:
     It decides by the name alone. If the model's scheduler clips, or its network predicts the variance, `plan` still
     refuses a table.
     """
-    return tuple(name for name in SAMPLERS if not _refusal(scheduler_config, name))
+    return tuple(name for name in SAMPLERS if not _refusal_reason(scheduler_config, name))
 
 
 def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
     """Return the diffusers scheduler that `sampler` means for this model. Raises ValueError with a sentence."""
-    sentence = _refusal(scheduler_config, sampler)
-    if sentence:
-        raise ValueError(sentence)
-    kind, fixed = (_own(scheduler_config), {}) if sampler == "native" else _ways(scheduler_config)[sampler]
-    assert kind is not None  # `_refusal` checked it
-    config = {**scheduler_config} if sampler == "native" else {**AS_THE_PIPELINE, **_shifts(scheduler_config), **fixed}
-    known = inspect.signature(kind).parameters
+    refusal = _refusal_reason(scheduler_config, sampler)
+    if refusal:
+        raise ValueError(refusal)
+    scheduler_class, overrides = (
+        (_native_scheduler_class(scheduler_config), {})
+        if sampler == "native"
+        else _schedulers_for(scheduler_config)[sampler]
+    )
+    assert scheduler_class is not None  # `_refusal` checked it
+    config = (
+        {**scheduler_config}
+        if sampler == "native"
+        else {**PIPELINE_DEFAULTS, **_with_both_shifts(scheduler_config), **overrides}
+    )
+    parameters = inspect.signature(scheduler_class).parameters
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
-            return kind(**{name: value for name, value in config.items() if name in known})
+            return scheduler_class(**{name: value for name, value in config.items() if name in parameters})
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"The sampler {sampler} does not know this model's noise schedule.") from error
 
 
-def _refusal(config: Mapping[str, Any], sampler: str) -> str:
+def _refusal_reason(config: Mapping[str, Any], sampler: str) -> str:
     """Return why a model cannot use a sampler, or an empty text."""
-    own = _own(config)
+    scheduler_class = _native_scheduler_class(config)
     if sampler not in SAMPLERS:
         return f"There is no sampler called {sampler}."
     if sampler == "native":
-        return "" if own else "This model's files do not name its own scheduler."
-    if sampler not in _ways(config):
+        return "" if scheduler_class else "This model's files do not name its own scheduler."
+    if sampler not in _schedulers_for(config):
         return f"The sampler {sampler} does not work with flow-matching models; euler and dpmpp_2m do."
     if is_flow(config):
-        return _refusal_of_flow(config, sampler)
-    if own and "beta_start" not in inspect.signature(own).parameters:
+        return _flow_refusal_reason(config, sampler)
+    if scheduler_class and "beta_start" not in inspect.signature(scheduler_class).parameters:
         return "This model's noise schedule is its own, so the only sampler it has is native."
     if sampler in ("heun", "kdpm2") and config.get("rescale_betas_zero_snr"):
         return f"The sampler {sampler} cannot begin at pure noise, as this model does."
@@ -120,7 +128,7 @@ def _refusal(config: Mapping[str, Any], sampler: str) -> str:
     return ""
 
 
-def _refusal_of_flow(config: Mapping[str, Any], sampler: str) -> str:
+def _flow_refusal_reason(config: Mapping[str, Any], sampler: str) -> str:
     if sampler == "heun" and config.get("use_dynamic_shifting"):
         return "The sampler heun is not for models whose noise schedule depends on the picture's size."
     if sampler != "euler" and config.get("invert_sigmas"):
@@ -128,20 +136,22 @@ def _refusal_of_flow(config: Mapping[str, Any], sampler: str) -> str:
     return ""
 
 
-def _ways(config: Mapping[str, Any]) -> dict[str, Way]:
-    return BY_FLOW if is_flow(config) else BY_NOISE
+def _schedulers_for(config: Mapping[str, Any]) -> dict[str, SchedulerSpec]:
+    return FLOW_SCHEDULERS if is_flow(config) else NOISE_SCHEDULERS
 
 
-def _own(config: Mapping[str, Any]) -> type | None:
+def _native_scheduler_class(config: Mapping[str, Any]) -> type | None:
     """Return the class that a configuration names, if it is a diffusers scheduler; the file is untrusted."""
     name = config.get("_class_name")
     if not isinstance(name, str) or not name.isidentifier():
         return None
-    found = getattr(import_module("diffusers"), name, None)
-    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+    scheduler_class = getattr(import_module("diffusers"), name, None)
+    return (
+        scheduler_class if isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin) else None
+    )
 
 
-def _shifts(config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_both_shifts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration with the flow's shift under both names that schedulers use for it."""
     shift = config.get("shift", config.get("flow_shift"))
     return {**config, "shift": shift, "flow_shift": shift} if shift is not None else dict(config)

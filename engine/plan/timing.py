@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 
-class Mistimed(ValueError):
+class TimestepError(ValueError):
     """The noise levels do not fit the sampler or the model. The text is a sentence."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimestepOptions:
     """A pipeline's arguments to `set_timesteps` besides the number of steps; hashable.
 
     `mu` shifts a noise schedule for the picture's size, and counts only for dynamic shifting (as in diffusers).
@@ -27,34 +27,34 @@ class Timing:
     sigmas: tuple[float, ...] | None = None
 
 
-def set_timesteps(scheduler: Any, steps: int, timing: Timing = Timing()) -> None:
+def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = TimestepOptions()) -> None:
     """Set the timesteps as pipelines do. Raises `Mistimed`, or diffusers' error for too many steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of divisions by zero: that step is not finite
-        _pass_on(scheduler, steps, timing)
-    if timing.sigmas is not None and len(scheduler.timesteps) != steps:
-        raise Mistimed("There must be as many noise levels as steps.")
+        _call_set_timesteps(scheduler, steps, options)
+    if options.sigmas is not None and len(scheduler.timesteps) != steps:
+        raise TimestepError("There must be as many noise levels as steps.")
     if len(scheduler.timesteps) == steps + 1 and scheduler.timesteps[-1] < 0:
-        _drop_the_last(scheduler, steps)
+        _drop_last_timestep(scheduler, steps)
     if hasattr(scheduler, "set_begin_index"):  # otherwise, if two steps share a first timestep, diffusers skips one
         scheduler.set_begin_index(0)
 
 
-def _pass_on(scheduler: Any, steps: int, timing: Timing) -> None:
-    shifts = scheduler.config.get("use_dynamic_shifting")
-    if shifts and timing.mu is None:
-        raise Mistimed("This model's noise schedule depends on the picture's size, which is missing.")
-    shift = {"mu": timing.mu} if shifts else {}
-    if timing.sigmas is None or scheduler.config.get("use_flow_sigmas"):
-        scheduler.set_timesteps(steps, **shift)
+def _call_set_timesteps(scheduler: Any, steps: int, options: TimestepOptions) -> None:
+    has_dynamic_shift = scheduler.config.get("use_dynamic_shifting")
+    if has_dynamic_shift and options.mu is None:
+        raise TimestepError("This model's noise schedule depends on the picture's size, which is missing.")
+    shift_arguments = {"mu": options.mu} if has_dynamic_shift else {}
+    if options.sigmas is None or scheduler.config.get("use_flow_sigmas"):
+        scheduler.set_timesteps(steps, **shift_arguments)
     elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(sigmas=list(timing.sigmas), **shift)
+        scheduler.set_timesteps(sigmas=list(options.sigmas), **shift_arguments)
     else:
-        raise Mistimed("This sampler makes its own noise levels and accepts no others.")
+        raise TimestepError("This sampler makes its own noise levels and accepts no others.")
 
 
-def _drop_the_last(scheduler: Any, steps: int) -> None:
+def _drop_last_timestep(scheduler: Any, steps: int) -> None:
     """Drop timestep -1: with 62 numbers of steps (61, 103, …) "trailing" spacing yields one too many by rounding."""
     scheduler.timesteps = scheduler.timesteps[:steps]
     scheduler.num_inference_steps = steps

@@ -27,35 +27,35 @@ from typing import Generic
 
 from engine.scheduler.group import Group
 from engine.scheduler.shares import E, Entry, Seat
-from engine.scheduler.turns import Turns
+from engine.scheduler.turns import GroupTurns
 
 __all__ = ["Entry", "Scheduler"]
-MOST_WEIGHT = 1000.0
+MAX_WEIGHT = 1000.0
 
 
 class Scheduler(Generic[E]):
     """A group's turn lasts `hold` steps or `quantum` of cost (milliseconds, if entries have a price)."""
 
-    def __init__(self, hold: int = 8, quantum: float = 1000.0) -> None:
-        self._turns: Turns[E] = Turns(hold, quantum)
+    def __init__(self, turn_steps: int = 8, quantum: float = 1000.0) -> None:
+        self._group_turns: GroupTurns[E] = GroupTurns(turn_steps, quantum)
         self._groups: dict[Hashable, Group[E]] = {}
         self._seats: dict[int, Seat[E]] = {}  # by the entry's id
         self._paused: dict[int, Seat[E]] = {}
         self._paused_jobs: set[str] = set()
         self._newcomers: set[str] = set()  # jobs that were never served
         self._weights: dict[str, float] = {}  # of jobs, among jobs of the same user
-        self._offer: tuple[Group[E], dict[int, float]] | None = None  # the proposal of `next`, and its costs
-        self._changed = False
-        self._arrived = 0
-        self._step = 0
+        self._proposal: tuple[Group[E], dict[int, float]] | None = None  # the proposal of `next`, and its costs
+        self._is_stale = False
+        self._arrival_count = 0
+        self._step_count = 0
 
     @property
-    def rows(self) -> int:
+    def active_rows(self) -> int:
         """Rows a step of all entries that are not paused."""
         return sum(seat.entry.rows for seat in self._seats.values())
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether no entries are here, or all are paused."""
         return not self._seats
 
@@ -63,23 +63,23 @@ class Scheduler(Generic[E]):
         return len(self._seats) + len(self._paused)
 
     def __contains__(self, job: str) -> bool:
-        return any(seat.names[3] == job for seats in (self._seats, self._paused) for seat in seats.values())
+        return any(seat.account_path[3] == job for seats in (self._seats, self._paused) for seat in seats.values())
 
     def add(self, entry: E) -> None:
         share = entry.share
         names = (share.tier, share.guild, share.user, entry.job)
-        self._arrived += 1
+        self._arrival_count += 1
         if entry.job not in self:
             self._newcomers.add(entry.job)
-        seat = Seat(entry, self._arrived, names, self._turns.whole)
+        seat = Seat(entry, self._arrival_count, names, self._group_turns.root)
         self._paused[id(entry)] = seat
         if entry.job not in self._paused_jobs:
-            self._enter(id(entry))
+            self._activate(id(entry))
 
     def remove(self, entry: E) -> None:
         """Remove the entry. Raises KeyError if it is unknown."""
         if id(entry) in self._seats:
-            self._exit(id(entry))
+            self._deactivate(id(entry))
         del self._paused[id(entry)]
         if entry.job not in self:
             self._paused_jobs.discard(entry.job)
@@ -90,41 +90,41 @@ class Scheduler(Generic[E]):
         """Give the job no rows and no credit from the next step on, until it is resumed. Unknown jobs are ignored."""
         if job in self:
             self._paused_jobs.add(job)
-        for number in self._of(job, self._seats):
-            self._exit(number)
+        for entry_id in self._entry_ids(job, self._seats):
+            self._deactivate(entry_id)
 
     def resume(self, job: str) -> None:
         """Continue the job: its debts remain, and it gains no credit for the pause."""
         self._paused_jobs.discard(job)
-        for number in self._of(job, self._paused):
-            self._enter(number)
+        for entry_id in self._entry_ids(job, self._paused):
+            self._activate(entry_id)
 
-    def prioritise(self, job: str, weight: float) -> None:
+    def set_job_weight(self, job: str, weight: float) -> None:
         """Give the job `weight` times the rows of its user's jobs of weight 1; other users lose nothing.
 
         Raises ValueError if the weight is not above 0 and at most 1000.
         """
-        if not 0.0 < weight <= MOST_WEIGHT:
-            raise ValueError(f"a job's weight is above 0 and at most {MOST_WEIGHT:g}, not {weight:g}")
+        if not 0.0 < weight <= MAX_WEIGHT:
+            raise ValueError(f"a job's weight is above 0 and at most {MAX_WEIGHT:g}, not {weight:g}")
         if job not in self:
             return
         self._weights[job] = weight
-        for number in self._of(job, self._seats):
-            self._seats[number].job.weight = weight
-        self._changed = True
+        for entry_id in self._entry_ids(job, self._seats):
+            self._seats[entry_id].job_node.weight = weight
+        self._is_stale = True
 
-    def next(self, limit: int, limits: Mapping[Hashable, int] = MappingProxyType({})) -> list[E]:
+    def next_batch(self, limit: int, limits: Mapping[Hashable, int] = MappingProxyType({})) -> list[E]:
         """Return the next batch, at most `limit` rows (a single wider entry runs alone). [] when idle. Changes nothing.
 
         `limits`: the batch limits of keys that have their own.
         """
         self._regroup()
-        seat = self._turns.next()
+        seat = self._group_turns.next_seat()
         if seat is None:
             return []
         group = self._groups[seat.key]
-        batch = group.fill(limits.get(seat.key, limit), self._step)
-        self._offer = group, {seat.number: seat.cost for seat in batch}
+        batch = group.choose_batch(limits.get(seat.key, limit), self._step_count)
+        self._proposal = group, {seat.number: seat.cost for seat in batch}
         return [seat.entry for seat in batch]
 
     def charge(self, batch: Sequence[E], cost: float | None = None) -> None:
@@ -132,65 +132,65 @@ class Scheduler(Generic[E]):
 
         `cost`: the forward's cost if it is not the sum of its rows (padding); it is charged to the group.
         """
-        if self._offer is None:
+        if self._proposal is None:
             return
-        group, costs = self._offer
+        group, costs = self._proposal
         seats = [self._seats[id(entry)] for entry in batch if id(entry) in self._seats]
-        ran = [seat for seat in seats if seat.number in costs and seat.number in group.seats]
-        self._offer = None
-        if not ran:
+        served = [seat for seat in seats if seat.number in costs and seat.number in group.seats]
+        self._proposal = None
+        if not served:
             return
-        self._lay_claims()
-        self._step += 1
-        each = [costs[seat.number] for seat in ran]
-        group.charge(ran, each, self._step)
-        self._turns.charge(group, sum(each) if cost is None else cost, self._step)
+        self._update_shares()
+        self._step_count += 1
+        seat_costs = [costs[seat.number] for seat in served]
+        group.charge(served, seat_costs, self._step_count)
+        self._group_turns.charge(group, sum(seat_costs) if cost is None else cost, self._step_count)
 
-    def _of(self, job: str, seats: Mapping[int, Seat[E]]) -> list[int]:
-        return [number for number, seat in seats.items() if seat.names[3] == job]
+    def _entry_ids(self, job: str, seats: Mapping[int, Seat[E]]) -> list[int]:
+        return [entry_id for entry_id, seat in seats.items() if seat.account_path[3] == job]
 
-    def _levels(self, seat: Seat[E]) -> tuple[float, ...]:
+    def _path_weights(self, seat: Seat[E]) -> tuple[float, ...]:
         weight = seat.entry.share.weight
-        return weight, weight, weight, self._weights.get(seat.names[3], 1.0)
+        return weight, weight, weight, self._weights.get(seat.account_path[3], 1.0)
 
-    def _enter(self, number: int) -> None:
-        seat = self._seats[number] = self._paused.pop(number)
-        seat.job = self._turns.whole.join(seat, self._levels(seat))
-        self._sit(seat, seat.entry.key)
-        self._changed = True
+    def _activate(self, entry_id: int) -> None:
+        seat = self._seats[entry_id] = self._paused.pop(entry_id)
+        seat.job_node = self._group_turns.root.add_seat(seat, self._path_weights(seat))
+        self._join_group(seat, seat.entry.key)
+        self._is_stale = True
 
-    def _exit(self, number: int) -> None:
-        seat = self._paused[number] = self._seats.pop(number)
-        seat.job.leave(seat)
-        self._rise(seat)
-        self._changed = True
+    def _deactivate(self, entry_id: int) -> None:
+        seat = self._paused[entry_id] = self._seats.pop(entry_id)
+        seat.job_node.remove_seat(seat)
+        self._leave_group(seat)
+        self._is_stale = True
 
-    def _sit(self, seat: Seat[E], key: Hashable) -> None:
+    def _join_group(self, seat: Seat[E], key: Hashable) -> None:
         if key not in self._groups:
             self._groups[key] = Group(key, self._newcomers)
         self._groups[key].join(seat)
 
-    def _rise(self, seat: Seat[E]) -> None:
+    def _leave_group(self, seat: Seat[E]) -> None:
         group = self._groups[seat.key]
         group.leave(seat)
         if not group.seats:
             del self._groups[seat.key]
-            self._turns.forget(group)
-            if self._offer is not None and self._offer[0] is group:
-                self._offer = None
+            self._group_turns.drop_group(group)
+            if self._proposal is not None and self._proposal[0] is group:
+                self._proposal = None
 
     def _regroup(self) -> None:
         """Move entries whose key has changed to the group of their next step."""
         for seat in self._seats.values():
             key = seat.entry.key
             if key is not seat.key and key != seat.key:
-                self._rise(seat)
-                self._sit(seat, key)
-                self._changed = True
-        self._lay_claims()
+                self._leave_group(seat)
+                self._join_group(seat, key)
+                self._is_stale = True
+        self._update_shares()
 
-    def _lay_claims(self) -> None:
-        if self._changed:
-            self._changed = False
+    def _update_shares(self) -> None:
+        if self._is_stale:
+            self._is_stale = False
             for group in self._groups.values():
-                group.lay_claims(self._turns.whole)
+                group.update_shares(self._group_turns.root)

@@ -10,10 +10,10 @@ from collections.abc import Hashable
 from heapq import heapify, heappop, heapreplace
 from typing import Generic
 
-from engine.scheduler.patience import Demand, Patience
-from engine.scheduler.shares import E, Node, Seat
+from engine.scheduler.patience import Demand, StepTimeLimiter
+from engine.scheduler.shares import E, Seat, ShareNode
 
-PATIENCE = 8  # steps for which new jobs may delay an overtaken image
+MAX_OVERTAKEN_STEPS = 8  # steps for which new jobs may delay an overtaken image
 
 
 class Group(Generic[E]):
@@ -24,208 +24,227 @@ class Group(Generic[E]):
 
     def __init__(self, key: Hashable, newcomers: set[str]) -> None:
         self.key, self._newcomers = key, newcomers
-        self.root: Node[E] = Node()
+        self.group_root: ShareNode[E] = ShareNode()
         self.seats: dict[int, Seat[E]] = {}  # by number
-        self.rates: list[tuple[Node[E], float]] = []
-        self.nodes: list[Node[E]] = []  # of its tree
-        self.passed: list[Seat[E]] = []  # seats that the proposed batch overtakes
-        self.fullest = 0.0  # the cost of the most expensive batch so far
-        self._patience = Patience()
+        self.rates: list[tuple[ShareNode[E], float]] = []
+        self.nodes: list[ShareNode[E]] = []  # of its tree
+        self.overtaken: list[Seat[E]] = []  # seats that the proposed batch overtakes
+        self.highest_cost = 0.0  # the cost of the most expensive batch so far
+        self._step_time_limiter = StepTimeLimiter()
 
     def join(self, seat: Seat[E]) -> None:
-        seat.key, seat.here, seat.since = self.key, self.root.join(seat), None
+        seat.key, seat.group_node, seat.overtaken_at = self.key, self.group_root.add_seat(seat), None
         self.seats[seat.number] = seat
 
     def leave(self, seat: Seat[E]) -> None:
-        assert seat.here is not None
-        seat.here.leave(seat)
+        assert seat.group_node is not None
+        seat.group_node.remove_seat(seat)
         del self.seats[seat.number]
 
-    def lay_claims(self, whole: Node[E]) -> None:
+    def update_shares(self, tree_root: ShareNode[E]) -> None:
         """Recompute claims and rates, after an entry joined, left, paused or changed its weight."""
-        self.nodes, self.rates = list(self.root.beneath()), []
-        self._claim(self.root, whole)
-        self._rate(self.root, whole, 1.0)
+        self.nodes, self.rates = list(self.group_root.descendants()), []
+        self._set_work_share(self.group_root, tree_root)
+        self._set_rates(self.group_root, tree_root, 1.0)
 
-    def _claim(self, node: Node[E], whole: Node[E]) -> float:
+    def _set_work_share(self, node: ShareNode[E], tree_node: ShareNode[E]) -> float:
         """Return the part of the node's share in this group: for a job with three of four images here, 3/4."""
-        node.weight = whole.weight
+        node.weight = tree_node.weight
         if node.seats:
-            node.claim = len(node.seats) / len(whole.seats)
+            node.work_share = len(node.seats) / len(tree_node.seats)
         else:
-            total = sum(child.weight for child in whole.children.values())
-            mine = [(child, whole.children[child.name]) for child in node.children.values()]
-            node.claim = sum(above.weight * self._claim(child, above) for child, above in mine) / total
-        return node.claim
+            total_weight = sum(child.weight for child in tree_node.children.values())
+            child_pairs = [(child, tree_node.children[child.name]) for child in node.children.values()]
+            node.work_share = (
+                sum(tree_child.weight * self._set_work_share(child, tree_child) for child, tree_child in child_pairs)
+                / total_weight
+            )
+        return node.work_share
 
-    def _rate(self, node: Node[E], whole: Node[E], part: float) -> None:
-        total = sum(child.weight * child.claim for child in node.children.values())
+    def _set_rates(self, node: ShareNode[E], tree_node: ShareNode[E], node_share: float) -> None:
+        total_weight = sum(child.weight * child.work_share for child in node.children.values())
         for child in node.children.values():
-            above, share = whole.children[child.name], part * child.weight * child.claim / total
-            child.part = share
-            self.rates.append((above, share / child.weight))
-            self._rate(child, above, share)
+            tree_child, child_share = (
+                tree_node.children[child.name],
+                node_share * child.weight * child.work_share / total_weight,
+            )
+            child.device_share = child_share
+            self.rates.append((tree_child, child_share / child.weight))
+            self._set_rates(child, tree_child, child_share)
 
-    def fill(self, limit: int, step: int) -> list[Seat[E]]:
+    def choose_batch(self, limit: int, step: int) -> list[Seat[E]]:
         """Return the next batch, in order of arrival; a single wider seat runs alone. Changes no times."""
-        self.passed = []
+        self.overtaken = []
         seats = list(self.seats.values())
         rows = 0
         for seat in seats:
-            seat.look()
-            seat.chosen = False
+            seat.refresh()
+            seat.is_chosen = False
             rows += seat.rows
-        limit = self._patience.bound(self._demands(seats), limit, seats[0].times) if seats else limit
+        limit = (
+            self._step_time_limiter.limit_rows(self._user_demands(seats), limit, seats[0].forward_times)
+            if seats
+            else limit
+        )
         if rows <= limit:
             return seats
-        return sorted(self._fill(limit, step), key=_number)
+        return sorted(self._fill_fairly(limit, step), key=_by_arrival)
 
-    def _demands(self, seats: list[Seat[E]]) -> list[Demand]:
+    def _user_demands(self, seats: list[Seat[E]]) -> list[Demand]:
         """Return the rows that each user has now."""
         rows: dict[tuple[str, ...], int] = {}
-        parts: dict[tuple[str, ...], float] = {}
+        device_shares: dict[tuple[str, ...], float] = {}
         for seat in seats:
-            assert seat.here is not None
-            assert seat.here.parent is not None
-            user = seat.names[:3]
-            rows[user], parts[user] = rows.get(user, 0) + seat.rows, seat.here.parent.part
-        return [Demand(user, rows[user], parts[user]) for user in rows]
+            assert seat.group_node is not None
+            assert seat.group_node.parent is not None
+            user = seat.account_path[:3]
+            rows[user], device_shares[user] = rows.get(user, 0) + seat.rows, seat.group_node.parent.device_share
+        return [Demand(user, rows[user], device_shares[user]) for user in rows]
 
-    def _fill(self, limit: int, step: int) -> list[Seat[E]]:
+    def _fill_fairly(self, limit: int, step: int) -> list[Seat[E]]:
         for node in self.nodes:
-            node.ahead, node.overdue = node.time, False
+            node.planned_time, node.is_overtaken = node.time, False
         batch: list[Seat[E]] = []
-        for seat in self._first(step):
+        for seat in self._leading_seats(step):
             if not batch or seat.rows <= limit:
-                _take(seat, batch)
+                _add_to_batch(seat, batch)
                 limit -= seat.rows
-        _queue(self.root)
-        late: list[Seat[E]] = []
-        while limit > 0 and self.root.heap:
-            job = self.root
+        _sort_beneath(self.group_root)
+        too_wide: list[Seat[E]] = []
+        while limit > 0 and self.group_root.heap:
+            job = self.group_root
             while not job.queue:
                 job = job.heap[0][3]
             seat = job.queue.pop()
             if batch and seat.rows > limit:
-                late.append(seat)
+                too_wide.append(seat)
             else:
-                _take(seat, batch)
+                _add_to_batch(seat, batch)
                 limit -= seat.rows
-                self._pass(late)
-            _reorder(job)
+                self._mark_overtaken(too_wide)
+            _update_heaps(job)
         return batch
 
-    def _pass(self, late: list[Seat[E]]) -> None:
+    def _mark_overtaken(self, too_wide: list[Seat[E]]) -> None:
         """Note that seats too wide for the remaining rows were overtaken; each user's first goes first next time."""
-        for seat in late:
-            assert seat.here is not None
-            assert seat.here.parent is not None
-            if not seat.here.parent.overdue:
-                seat.here.parent.overdue = True
-                self.passed.append(seat)
-        late.clear()
+        for seat in too_wide:
+            assert seat.group_node is not None
+            assert seat.group_node.parent is not None
+            if not seat.group_node.parent.is_overtaken:
+                seat.group_node.parent.is_overtaken = True
+                self.overtaken.append(seat)
+        too_wide.clear()
 
-    def _first(self, step: int) -> list[Seat[E]]:
+    def _leading_seats(self, step: int) -> list[Seat[E]]:
         """Return the seats before the fair order: new jobs, then overtaken seats; long overtaken ones come first of
         all.
         """
-        overdue = sorted((seat for seat in self.seats.values() if seat.since is not None), key=_since)
-        old = [seat for seat in overdue if _since(seat) + PATIENCE < step]
-        new: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
+        overtaken = sorted((seat for seat in self.seats.values() if seat.overtaken_at is not None), key=_by_overtaking)
+        long_overtaken = [seat for seat in overtaken if _by_overtaking(seat) + MAX_OVERTAKEN_STEPS < step]
+        newcomers: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
         for seat in self.seats.values():
-            if seat.names[3] in self._newcomers and seat.names[:3] not in new and self._may_lead(seat):
-                new[seat.names[:3]] = seat
-        order = {seat.number: seat for seat in (*old, *new.values(), *overdue)}
-        return list(order.values())
+            if (
+                seat.account_path[3] in self._newcomers
+                and seat.account_path[:3] not in newcomers
+                and self._can_lead(seat)
+            ):
+                newcomers[seat.account_path[:3]] = seat
+        leading = {seat.number: seat for seat in (*long_overtaken, *newcomers.values(), *overtaken)}
+        return list(leading.values())
 
-    def _may_lead(self, seat: Seat[E]) -> bool:
+    def _can_lead(self, seat: Seat[E]) -> bool:
         """A new job goes first unless its owner is more than a batch ahead; so many one-step jobs gain nothing."""
-        assert seat.here is not None
-        owners = [*seat.here.path()][1:]
+        assert seat.group_node is not None
+        owners = [*seat.group_node.path()][1:]
         return all(
-            node.parent is None or (node.time - node.parent.now()) * node.weight * node.claim <= self.fullest
+            node.parent is None
+            or (node.time - node.parent.virtual_time()) * node.weight * node.work_share <= self.highest_cost
             for node in owners
         )
 
-    def charge(self, ran: list[Seat[E]], costs: list[float], step: int) -> None:
+    def charge(self, served: list[Seat[E]], costs: list[float], step: int) -> None:
         """Charge the served seats."""
-        self.fullest = max(self.fullest, sum(costs))
-        self._patience.charge(_rows_by_user(ran))
-        self.root.taken = 0
+        self.highest_cost = max(self.highest_cost, sum(costs))
+        self._step_time_limiter.charge(_rows_by_user(served))
+        self.group_root.served_count = 0
         for node in self.nodes:
-            node.taken = 0
-        for seat, cost in zip(ran, costs, strict=True):
-            assert seat.here is not None
-            seat.since = None
-            self._newcomers.discard(seat.names[3])
-            for node in seat.here.path():
-                node.time += cost / (node.weight * node.claim)
-                node.taken += 1
-                node.last = step
-        for parent in {node.parent for seat in ran if seat.here for node in seat.here.path()}:
+            node.served_count = 0
+        for seat, cost in zip(served, costs, strict=True):
+            assert seat.group_node is not None
+            seat.overtaken_at = None
+            self._newcomers.discard(seat.account_path[3])
+            for node in seat.group_node.path():
+                node.time += cost / (node.weight * node.work_share)
+                node.served_count += 1
+                node.last_step = step
+        for parent in {node.parent for seat in served if seat.group_node for node in seat.group_node.path()}:
             assert parent is not None
-            _level(parent)
-        for seat in self.passed:
-            if seat.since is None and seat.number in self.seats:
-                seat.since = step
-        self.passed = []
+            _catch_up_served(parent)
+        for seat in self.overtaken:
+            if seat.overtaken_at is None and seat.number in self.seats:
+                seat.overtaken_at = step
+        self.overtaken = []
 
 
 def _rows_by_user(seats: list[Seat[E]]) -> dict[Hashable, int]:
     rows: dict[Hashable, int] = {}
     for seat in seats:
-        rows[seat.names[:3]] = rows.get(seat.names[:3], 0) + seat.rows
+        rows[seat.account_path[:3]] = rows.get(seat.account_path[:3], 0) + seat.rows
     return rows
 
 
-def _take(seat: Seat[E], batch: list[Seat[E]]) -> None:
-    assert seat.here is not None
-    seat.chosen = True
+def _add_to_batch(seat: Seat[E], batch: list[Seat[E]]) -> None:
+    assert seat.group_node is not None
+    seat.is_chosen = True
     batch.append(seat)
-    for node in seat.here.path():
-        node.ahead += seat.cost / (node.weight * node.claim)
+    for node in seat.group_node.path():
+        node.planned_time += seat.cost / (node.weight * node.work_share)
 
 
-def _queue(node: Node[E]) -> bool:
+def _sort_beneath(node: ShareNode[E]) -> bool:
     """Sort everything beneath the node, the least served first. Return False if nothing is left."""
     if node.seats:
-        node.queue = [seat for seat in node.seats if not seat.chosen]
+        node.queue = [seat for seat in node.seats if not seat.is_chosen]
         if len(node.queue) > 1:
-            node.queue.sort(key=_furthest)
+            node.queue.sort(key=_by_progress)
         return bool(node.queue)
-    node.heap = [(child.ahead, child.last, child.serial, child) for child in node.children.values() if _queue(child)]
+    node.heap = [
+        (child.planned_time, child.last_step, child.serial, child)
+        for child in node.children.values()
+        if _sort_beneath(child)
+    ]
     heapify(node.heap)
     return bool(node.heap)
 
 
-def _reorder(job: Node[E]) -> None:
+def _update_heaps(job: ShareNode[E]) -> None:
     """Update the heaps above a job that was on top of each: its time or its queue has changed."""
-    node, left = job, bool(job.queue)
+    node, has_more = job, bool(job.queue)
     while (parent := node.parent) is not None:
-        if left:
-            heapreplace(parent.heap, (node.ahead, node.last, node.serial, node))
+        if has_more:
+            heapreplace(parent.heap, (node.planned_time, node.last_step, node.serial, node))
         else:
             heappop(parent.heap)
-        node, left = parent, bool(parent.heap)
+        node, has_more = parent, bool(parent.heap)
 
 
-def _level(parent: Node[E]) -> None:
+def _catch_up_served(parent: ShareNode[E]) -> None:
     """Raise nodes that got all they asked for to the least served waiting sibling: they are owed nothing."""
     children = parent.children.values()
-    waiting = [child.time for child in children if child.taken < child.size]
-    now = min(waiting) if waiting else max(child.time for child in children)
+    waiting = [child.time for child in children if child.served_count < child.image_count]
+    least_time = min(waiting) if waiting else max(child.time for child in children)
     for child in children:
-        if child.taken == child.size and child.time < now:
-            child.time = now
+        if child.served_count == child.image_count and child.time < least_time:
+            child.time = least_time
 
 
-def _furthest(seat: Seat[E]) -> tuple[int, int]:
+def _by_progress(seat: Seat[E]) -> tuple[int, int]:
     return -seat.entry.k, -seat.number
 
 
-def _number(seat: Seat[E]) -> int:
+def _by_arrival(seat: Seat[E]) -> int:
     return seat.number
 
 
-def _since(seat: Seat[E]) -> int:
-    return -1 if seat.since is None else seat.since
+def _by_overtaking(seat: Seat[E]) -> int:
+    return -1 if seat.overtaken_at is None else seat.overtaken_at

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-KEPT = 0.85  # share of a full batch's rows a second that is kept
+MIN_THROUGHPUT_SHARE = 0.85  # share of a full batch's rows a second that is kept
 
-Times = Mapping[int, float]
+ForwardTimes = Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -24,79 +24,86 @@ class Demand:
     share: float
 
 
-class Patience:
+class StepTimeLimiter:
     """The state of one group. `bound` proposes and changes nothing; `charge` counts what has run."""
 
     def __init__(self) -> None:
-        self._saved: dict[Hashable, float] = {}  # milliseconds; negative: a debt
+        self._saved_ms: dict[Hashable, float] = {}  # milliseconds; negative: a debt
         self._allowances: dict[Hashable, tuple[int, float]] = {}  # (rows, milliseconds) of the last proposal
-        self._times: Times = {}
-        self._full = 0.0
+        self._forward_times: ForwardTimes = {}
+        self._full_batch_ms = 0.0
 
-    def bound(self, demands: Sequence[Demand], limit: int, times: Times) -> int:
+    def limit_rows(self, demands: Sequence[Demand], limit: int, forward_times: ForwardTimes) -> int:
         """Return the most rows of the next batch, at most `limit`."""
-        self._allowances, self._times = {}, times
-        if len(demands) < 2 or not times:
+        self._allowances, self._forward_times = {}, forward_times
+        if len(demands) < 2 or not forward_times:
             return limit
-        full = min(limit, sum(each.rows for each in demands))
-        self._full = forward_ms(times, full)
+        full_rows = min(limit, sum(demand.rows for demand in demands))
+        self._full_batch_ms = forward_ms(forward_times, full_rows)
         self._allowances = {
-            each.user: (min(each.rows, full), forward_ms(times, min(each.rows, full)) / each.share) for each in demands
+            each.user: (min(each.rows, full_rows), forward_ms(forward_times, min(each.rows, full_rows)) / each.share)
+            for each in demands
         }
-        tight = {user for user, (_, allowance) in self._allowances.items() if allowance < self._full * (1 - 1e-9)}
-        if not tight:
+        limited_users = {
+            user for user, (_, allowance) in self._allowances.items() if allowance < self._full_batch_ms * (1 - 1e-9)
+        }
+        if not limited_users:
             return limit
-        least = 1 + sum(self._allowances[user][0] for user in tight)
-        sizes = efficient_sizes(times, least, full)
-        frugal = frugal_ms(times, sizes)
-        for user in tight:
+        min_rows = 1 + sum(self._allowances[user][0] for user in limited_users)
+        sizes = efficient_sizes(forward_times, min_rows, full_rows)
+        efficient_time = efficient_ms(forward_times, sizes)
+        for user in limited_users:
             rows, allowance = self._allowances[user]
-            self._allowances[user] = rows, max(allowance, frugal)
-        room = min(self._allowances[user][1] + self._saved.get(user, 0.0) for user in tight)
-        return max((size for size in sizes if forward_ms(times, size) <= room), default=sizes[0])
+            self._allowances[user] = rows, max(allowance, efficient_time)
+        available_ms = min(self._allowances[user][1] + self._saved_ms.get(user, 0.0) for user in limited_users)
+        return max((size for size in sizes if forward_ms(forward_times, size) <= available_ms), default=sizes[0])
 
     def charge(self, rows: Mapping[Hashable, int]) -> None:
         """Account for the rows of each user that ran in one batch."""
-        took = forward_ms(self._times, sum(rows.values())) if self._allowances else 0.0
-        saved: dict[Hashable, float] = {}
-        for user, (wanted, allowance) in self._allowances.items():
-            left = self._saved.get(user, 0.0) + allowance * rows.get(user, 0) / wanted - took
-            saved[user] = max(-self._full, min(self._full, left))
-        self._saved, self._allowances = saved, {}
+        batch_ms = forward_ms(self._forward_times, sum(rows.values())) if self._allowances else 0.0
+        balances: dict[Hashable, float] = {}
+        for user, (user_rows, allowance) in self._allowances.items():
+            balance = self._saved_ms.get(user, 0.0) + allowance * rows.get(user, 0) / user_rows - batch_ms
+            balances[user] = max(-self._full_batch_ms, min(self._full_batch_ms, balance))
+        self._saved_ms, self._allowances = balances, {}
 
 
-def forward_ms(times: Times, rows: int) -> float:
+def forward_ms(forward_times: ForwardTimes, rows: int) -> float:
     """Return the milliseconds for these rows: of the next timed size; beyond the largest, of several forwards."""
-    largest = max(times)
-    whole, rest = divmod(rows, largest)
-    return whole * times[largest] + (times[min(size for size in times if size >= rest)] if rest else 0.0)
+    largest = max(forward_times)
+    full_forwards, rest_rows = divmod(rows, largest)
+    return full_forwards * forward_times[largest] + (
+        forward_times[min(size for size in forward_times if size >= rest_rows)] if rest_rows else 0.0
+    )
 
 
-def efficient_sizes(times: Times, least: int, full: int) -> list[int]:
+def efficient_sizes(forward_times: ForwardTimes, min_rows: int, max_rows: int) -> list[int]:
     """Return the sizes from at least `least` rows to `full` that no mixture of two others beats."""
-    sizes = sorted({min(size, full) for size in times if size >= least} | {full})
+    sizes = sorted({min(size, max_rows) for size in forward_times if size >= min_rows} | {max_rows})
     hull: list[int] = []
     for size in sizes:
-        while len(hull) > 1 and _gain(times, hull[-2], hull[-1]) <= _gain(times, hull[-1], size):
+        while len(hull) > 1 and _marginal_throughput(forward_times, hull[-2], hull[-1]) <= _marginal_throughput(
+            forward_times, hull[-1], size
+        ):
             hull.pop()
         hull.append(size)
     return hull
 
 
-def frugal_ms(times: Times, sizes: Sequence[int]) -> float:
+def efficient_ms(forward_times: ForwardTimes, sizes: Sequence[int]) -> float:
     """Return the shortest mean time of mixed efficient sizes with `KEPT` of the largest's rows a millisecond."""
-    wanted = KEPT * sizes[-1] / forward_ms(times, sizes[-1])
+    min_throughput = MIN_THROUGHPUT_SHARE * sizes[-1] / forward_ms(forward_times, sizes[-1])
     few = sizes[0]
     for many in sizes[1:]:
-        if few / forward_ms(times, few) >= wanted:
+        if few / forward_ms(forward_times, few) >= min_throughput:
             break
-        if many / forward_ms(times, many) >= wanted:
-            gain = _gain(times, few, many)
-            return (gain * forward_ms(times, few) - few) / (gain - wanted)
+        if many / forward_ms(forward_times, many) >= min_throughput:
+            marginal = _marginal_throughput(forward_times, few, many)
+            return (marginal * forward_ms(forward_times, few) - few) / (marginal - min_throughput)
         few = many
-    return forward_ms(times, few)
+    return forward_ms(forward_times, few)
 
 
-def _gain(times: Times, few: int, many: int) -> float:
+def _marginal_throughput(forward_times: ForwardTimes, few: int, many: int) -> float:
     """Return rows a millisecond that the larger batch adds."""
-    return (many - few) / max(forward_ms(times, many) - forward_ms(times, few), 1e-9)
+    return (many - few) / max(forward_ms(forward_times, many) - forward_ms(forward_times, few), 1e-9)

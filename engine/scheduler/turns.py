@@ -10,50 +10,50 @@ from __future__ import annotations
 from typing import Generic
 
 from engine.scheduler.group import Group
-from engine.scheduler.shares import E, Node, Seat
+from engine.scheduler.shares import E, Seat, ShareNode
 
 
-class Turns(Generic[E]):
+class GroupTurns(Generic[E]):
     """A turn lasts `hold` steps or `quantum` of cost, whichever comes first, or until its group is empty."""
 
-    def __init__(self, hold: int, quantum: float) -> None:
-        self.whole: Node[E] = Node()
-        self._hold, self._quantum = hold, quantum
+    def __init__(self, turn_steps: int, quantum: float) -> None:
+        self.root: ShareNode[E] = ShareNode()
+        self._turn_steps, self._quantum = turn_steps, quantum
         self._group: Group[E] | None = None
-        self._steps, self._spent = 0, 0.0
+        self._turn_steps_done, self._turn_cost = 0, 0.0
 
     @property
-    def over(self) -> bool:
-        return self._steps >= self._hold or self._spent >= self._quantum
+    def is_over(self) -> bool:
+        return self._turn_steps_done >= self._turn_steps or self._turn_cost >= self._quantum
 
-    def next(self) -> Seat[E] | None:
+    def next_seat(self) -> Seat[E] | None:
         """Return a seat of the group that runs next: the current one until its turn is over. Changes no times."""
-        if self._group is not None and self._group.seats and not self.over:
+        if self._group is not None and self._group.seats and not self.is_over:
             return next(iter(self._group.seats.values()))
-        node = self.whole
+        node = self.root
         while node.children:
-            node = min(node.children.values(), key=_order)
-        return min(node.seats, key=_step, default=None)
+            node = min(node.children.values(), key=_by_service)
+        return min(node.seats, key=_by_progress, default=None)
 
-    def forget(self, group: Group[E]) -> None:
+    def drop_group(self, group: Group[E]) -> None:
         """Drop a group without seats, so that its images can be freed."""
         if group is self._group:
             self._group = None
 
     def charge(self, group: Group[E], cost: float, step: int) -> None:
         """Charge a group for one step."""
-        if group is not self._group or self.over:
-            self._group, self._steps, self._spent = group, 0, 0.0
-        self._steps += 1
-        self._spent += cost
+        if group is not self._group or self.is_over:
+            self._group, self._turn_steps_done, self._turn_cost = group, 0, 0.0
+        self._turn_steps_done += 1
+        self._turn_cost += cost
         for node, rate in group.rates:
             node.time += cost * rate
-            node.last = step
+            node.last_step = step
 
 
-def _order(node: Node[E]) -> tuple[float, int, int]:
-    return node.time, node.last, node.serial
+def _by_service(node: ShareNode[E]) -> tuple[float, int, int]:
+    return node.time, node.last_step, node.serial
 
 
-def _step(seat: Seat[E]) -> tuple[int, int]:
+def _by_progress(seat: Seat[E]) -> tuple[int, int]:
     return seat.entry.k, seat.number

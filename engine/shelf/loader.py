@@ -13,57 +13,61 @@ from typing import TypeVar
 import torch
 
 from engine.memory import is_out_of_memory
-from engine.one_core import take_one_core
-from engine.unfit import Unfit
+from engine.one_core import limit_to_one_core
+from engine.unfit import JobRejected
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Beat = Callable[[], None]
+ReportActivity = Callable[[], None]
 
 
-class GivenUp(Exception):
+class LoadAbandoned(Exception):
     """No job waits for the model any more."""
 
 
-class Loader:
+class ModelLoader:
     """`busy` is called at the start and at every progress, `rest` at the end."""
 
-    def __init__(self, busy: Beat = lambda: None, rest: Beat = lambda: None) -> None:
-        self.busy, self.rest = busy, rest
+    def __init__(
+        self, report_activity: ReportActivity = lambda: None, report_idle: ReportActivity = lambda: None
+    ) -> None:
+        self.report_activity, self.report_idle = report_activity, report_idle
 
-    async def run(self, name: str, work: Callable[[Beat], T]) -> T:
+    async def run(self, name: str, work: Callable[[ReportActivity], T]) -> T:
         """Run `work` in a daemon thread. Turns every failure into an `Unfit` with one sentence."""
         future: Future[T] = Future()
         cores = torch.get_num_threads()
-        threading.Thread(target=self._work, args=(future, name, work, cores), name="loader", daemon=True).start()
+        threading.Thread(
+            target=self._run_in_thread, args=(future, name, work, cores), name="loader", daemon=True
+        ).start()
         return await asyncio.wrap_future(future)
 
-    def _work(self, future: Future[T], name: str, work: Callable[[Beat], T], cores: int) -> None:
+    def _run_in_thread(self, future: Future[T], name: str, work: Callable[[ReportActivity], T], cores: int) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        self.busy()
+        self.report_activity()
         try:
-            take_one_core(cores)
-            free()
-            future.set_result(work(self.busy))
-        except (Unfit, GivenUp) as error:
+            limit_to_one_core(cores)
+            free_memory()
+            future.set_result(work(self.report_activity))
+        except (JobRejected, LoadAbandoned) as error:
             future.set_exception(error)
         except Exception as error:
             log.exception("%s could not be loaded", name)
-            future.set_exception(_unfit(name, error))
+            future.set_exception(_make_error(name, error))
         finally:
-            self.rest()
+            self.report_idle()
 
 
-def free() -> None:
+def free_memory() -> None:
     """Free dropped models now: the next model needs their memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _unfit(name: str, error: Exception) -> Unfit:
+def _make_error(name: str, error: Exception) -> JobRejected:
     if is_out_of_memory(error):
-        return Unfit(f"There is not enough memory to load the model {name}.", "worker")
-    return Unfit(f"The model {name} could not be loaded.", "worker")
+        return JobRejected(f"There is not enough memory to load the model {name}.", "worker")
+    return JobRejected(f"The model {name} could not be loaded.", "worker")

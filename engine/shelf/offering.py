@@ -14,167 +14,187 @@ import torch
 from msgspec.structs import replace
 
 from engine import families
-from engine.calibration import Calibration, calibrate, keep
-from engine.families.additions import additions
-from engine.families.checkpoint import configurations
-from engine.families.embedded import NAME, WEIGHTS
+from engine.calibration import Calibration, calibrate, store_calibration
+from engine.families.additions import find_loras
+from engine.families.checkpoint import find_configs
+from engine.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
 from engine.families.family import Family
-from engine.families.formats import Choice
-from engine.families.opening import Told
-from engine.families.pipelined import Pipelined
-from engine.families.revision import fingerprint, together
-from engine.families.source import Source, find
-from engine.families.weighing import weigh, weigh_embedded, weigh_in
-from engine.job import Dtype, ModelProgress, Warm
-from engine.shelf import Model, offered, too_large
-from engine.shelf.loader import free
-from engine.shelf.offered import Offered
-from engine.shelf.stock import Stock
+from engine.families.formats import FormatChooser
+from engine.families.opening import OnProgress
+from engine.families.pipelined import DiffusersFamily
+from engine.families.revision import combine_fingerprints, fingerprint_folder
+from engine.families.source import ModelSource, find_model
+from engine.families.weighing import estimate_bytes, estimate_bytes_by_format, estimate_embedded_bytes
+from engine.job import Dtype, ModelInfo, ModelProgress
+from engine.shelf import ModelEntry, make_too_large_error, offered
+from engine.shelf.loader import free_memory
+from engine.shelf.offered import CatalogEntry
+from engine.shelf.stock import LoadedModels
 from engine.super_resolver import SuperResolver
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[ModelProgress], None]
-CALIBRATIONS = "calibration.json"
-LORAS = "loras"  # a folder in the data folder
+ReportProgress = Callable[[ModelProgress], None]
+CALIBRATION_FILE = "calibration.json"
+LORA_FOLDER = "loras"  # a folder in the data folder
 
 
 @dataclass(frozen=True)
-class Place:
+class LoadContext:
     """Model directory, device and settings; `graphs` and `offload` as in `engine.config.Settings`."""
 
     data: Path
     device: torch.device
     resolver: SuperResolver | None
     build: str
-    graphs: bool = False
-    offload: bool = False
+    use_cuda_graphs: bool = False
+    use_cpu_offload: bool = False
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredModel:
     """A discovered model: size, catalog key and entry (None: unknown), and how to load it. `sizes` as in `Model`."""
 
     name: str
     size: int
-    identity: str
-    open: Callable[[Told | None], Family]
-    known: Offered | None
-    sizes: Mapping[Dtype, int]
+    catalog_key: str
+    load: Callable[[OnProgress | None], Family]
+    catalog_entry: CatalogEntry | None
+    size_by_format: Mapping[Dtype, int]
 
 
-def find_all(names: Sequence[str], place: Place) -> list[Found]:
+def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
     """Find every model. Raises `Unfit` where one is missing, or two have one name."""
-    kept, found, loras = offered.read(place.data), list[Found](), _loras(place.data)
-    for given in names:
-        one = _found(given, place, kept, loras)
-        if any(one.name == other.name for other in found):
-            raise Unfit(f"Two models are called {one.name}; rename the folder of one.", "worker")
-        found.append(one)
-    return found
+    catalog, discovered, lora_fingerprint = (
+        offered.read_catalog(context.data),
+        list[DiscoveredModel](),
+        _fingerprint_loras(context.data),
+    )
+    for name_or_path in names:
+        model = _discover(name_or_path, context, catalog, lora_fingerprint)
+        if any(model.name == other.name for other in discovered):
+            raise JobRejected(f"Two models are called {model.name}; rename the folder of one.", "worker")
+        discovered.append(model)
+    return discovered
 
 
-def stocked(
-    found: Sequence[Found], place: Place, stock: Stock, tell: Tell = lambda _: None
-) -> list[tuple[Model, Calibration]]:  # fmt: skip
+def load_models(
+    discovered: Sequence[DiscoveredModel], context: LoadContext, loaded_models: LoadedModels, report: ReportProgress = lambda _: None
+) -> list[tuple[ModelEntry, Calibration]]:  # fmt: skip
     """Load the first model, which most jobs use, and before it every model without a catalog entry. Raises `Unfit`.
 
     `tell` is called at each stage, in this thread.
     """
-    for one in found:
-        if one.size > stock.budget:
-            raise too_large(one.name, one.size, stock.budget)
-    learnt = {one.name: _learnt(one, place, stock, tell, wanted=one is found[0]) for one in (*found[1:], found[0])}
-    _keep(found, learnt, place.data)
-    return [(_model(one, learnt[one.name], place), learnt[one.name].found) for one in found]
+    for model in discovered:
+        if model.size > loaded_models.budget:
+            raise make_too_large_error(model.name, model.size, loaded_models.budget)
+    entries = {
+        model.name: _load_or_read_entry(model, context, loaded_models, report, must_load=model is discovered[0])
+        for model in (*discovered[1:], discovered[0])
+    }
+    _write_catalog(discovered, entries, context.data)
+    return [(_make_model_entry(model, entries[model.name], context), entries[model.name].found) for model in discovered]
 
 
-def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Found:
-    source = None if given == NAME else find(given, place.data)
-    choice = Choice(place.device)
-    name, size, revision = _looked_at(source, choice) if source else _embedded()
-    upscaler = place.resolver.fingerprint if place.resolver else ""
-    identity = offered.identity(name, revision, place.device, upscaler, place.build, loras)
+def _discover(
+    name_or_path: str, context: LoadContext, catalog: dict[str, CatalogEntry], lora_fingerprint: str
+) -> DiscoveredModel:
+    source = None if name_or_path == EMBEDDED_MODEL else find_model(name_or_path, context.data)
+    format_chooser = FormatChooser(context.device)
+    name, size, revision = _inspect_source(source, format_chooser) if source else _inspect_embedded()
+    upscaler = context.resolver.fingerprint if context.resolver else ""
+    catalog_key = offered.make_key(name, revision, context.device, upscaler, context.build, lora_fingerprint)
 
-    def opened(told: Told | None) -> Family:
-        family = _opened(source, place, told)
-        if source is not None and source.fingerprint() != revision:
-            raise Unfit(f"The files of the model {name} have changed: restart this worker.", "worker")
-        return _settled(family, place)
+    def load(on_progress: OnProgress | None) -> Family:
+        family = _load_family(source, context, on_progress)
+        if source is not None and source.compute_fingerprint() != revision:
+            raise JobRejected(f"The files of the model {name} have changed: restart this worker.", "worker")
+        return _configure_family(family, context)
 
-    sizes = weigh_in(source, choice) if source else dict[Dtype, int]()
-    return Found(name, size, identity, opened, kept.get(identity), sizes)
+    size_by_format = estimate_bytes_by_format(source, format_chooser) if source else dict[Dtype, int]()
+    return DiscoveredModel(name, size, catalog_key, load, catalog.get(catalog_key), size_by_format)
 
 
-def _looked_at(source: Source, choice: Choice) -> tuple[str, int, str]:
+def _inspect_source(source: ModelSource, format_chooser: FormatChooser) -> tuple[str, int, str]:
     """Return name, size and revision; fetch what the model needs from the hub now, never while jobs run."""
-    size = weigh(source, choice)  # first: its errors say what is wrong with the files
+    size = estimate_bytes(source, format_chooser)  # first: its errors say what is wrong with the files
     if source.is_file:
-        configurations(source.path, source.name)
-    return source.name, size, source.fingerprint()
+        find_configs(source.path, source.name)
+    return source.name, size, source.compute_fingerprint()
 
 
-def _opened(source: Source | None, place: Place, told: Told | None) -> Family:
+def _load_family(source: ModelSource | None, context: LoadContext, on_progress: OnProgress | None) -> Family:
     """Load the files found at the start: a hub name is not looked up again."""
     if source is None:
-        return families.load(NAME, place.data, device=place.device, resolver=place.resolver)
-    family = families.load_source(source, place.device, place.resolver, told)
-    if isinstance(family, Pipelined):
-        family.lora_folder = place.data / LORAS
+        return families.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
+    family = families.load_source(source, context.device, context.resolver, on_progress)
+    if isinstance(family, DiffusersFamily):
+        family.lora_folder = context.data / LORA_FOLDER
     return family
 
 
-def _loras(data: Path) -> str:
+def _fingerprint_loras(data: Path) -> str:
     """Return a fingerprint of all LoRAs by name and weights."""
-    return together(*(f"{one.name} {one.revision}" for one in found)) if (found := additions(data / LORAS)) else ""
+    return (
+        combine_fingerprints(*(f"{lora.name} {lora.revision}" for lora in loras))
+        if (loras := find_loras(data / LORA_FOLDER))
+        else ""
+    )
 
 
-def _settled(family: Family, place: Place) -> Family:
+def _configure_family(family: Family, context: LoadContext) -> Family:
     """Apply offloading and CUDA graphs where the model supports them."""
-    if isinstance(family, Pipelined):
-        if place.offload:
+    if isinstance(family, DiffusersFamily):
+        if context.use_cpu_offload:
             family.offload()
-        if place.graphs:
-            family.forwards.record()
+        if context.use_cuda_graphs:
+            family.forward_runner.enable_cuda_graphs()
     return family
 
 
-def _embedded() -> tuple[str, int, str]:
-    return NAME, weigh_embedded(), fingerprint(WEIGHTS)
+def _inspect_embedded() -> tuple[str, int, str]:
+    return EMBEDDED_MODEL, estimate_embedded_bytes(), fingerprint_folder(WEIGHTS_FOLDER)
 
 
-def _learnt(one: Found, place: Place, stock: Stock, tell: Tell, *, wanted: bool) -> Offered:
+def _load_or_read_entry(
+    model: DiscoveredModel,
+    context: LoadContext,
+    loaded_models: LoadedModels,
+    report: ReportProgress,
+    *,
+    must_load: bool,
+) -> CatalogEntry:
     """Return the entry of a model; load it where there is none, or where it is `wanted` in memory."""
-    if one.known is not None and not wanted:
-        log.info("%s is loaded when a job needs it", one.name)
-        return one.known
-    stock.reserve(one.name, one.size)
-    free()
-    loading = ModelProgress(model=one.name, phase="load", size=one.size)
-    tell(loading)
-    family = one.open(lambda done: tell(replace(loading, done=min(1.0, done))))
-    stock.put(one.name, family)
-    if one.known is None:
-        tell(replace(loading, phase="measure", done=1.0))
-    found = calibrate(family, place.data / CALIBRATIONS)
-    tell(replace(loading, phase="ready", done=1.0))
-    return Offered(found.warm(family), found, one.size)
+    if model.catalog_entry is not None and not must_load:
+        log.info("%s is loaded when a job needs it", model.name)
+        return model.catalog_entry
+    loaded_models.reserve(model.name, model.size)
+    free_memory()
+    loading = ModelProgress(model=model.name, phase="load", size=model.size)
+    report(loading)
+    family = model.load(lambda fraction: report(replace(loading, done=min(1.0, fraction))))
+    loaded_models.add(model.name, family)
+    if model.catalog_entry is None:
+        report(replace(loading, phase="measure", done=1.0))
+    calibration = calibrate(family, context.data / CALIBRATION_FILE)
+    report(replace(loading, phase="ready", done=1.0))
+    return CatalogEntry(calibration.to_model_info(family), calibration, model.size)
 
 
-def _model(one: Found, learnt: Offered, place: Place) -> Model:
-    kept = [learnt]
+def _make_model_entry(model: DiscoveredModel, entry: CatalogEntry, context: LoadContext) -> ModelEntry:
+    entries = [entry]
 
-    def renew(family: Family) -> Warm:
-        return kept[-1].found.warm(family)
+    def make_info(family: Family) -> ModelInfo:
+        return entries[-1].found.to_model_info(family)
 
-    def refine(found: Calibration, family: Family) -> None:
-        kept[:] = [Offered(found.repriced(kept[-1].warm), found, one.size)]
-        keep(place.data / CALIBRATIONS, family, found)
-        offered.keep(place.data, {one.identity: kept[-1]})
+    def save_calibration(calibration: Calibration, family: Family) -> None:
+        entries[:] = [CatalogEntry(calibration.with_current_costs(entries[-1].warm), calibration, model.size)]
+        store_calibration(context.data / CALIBRATION_FILE, family, calibration)
+        offered.write_entries(context.data, {model.catalog_key: entries[-1]})
 
-    return Model(one.name, one.size, learnt.warm, one.open, renew, refine, one.sizes)
+    return ModelEntry(model.name, model.size, entry.warm, model.load, make_info, save_calibration, model.size_by_format)
 
 
-def _keep(found: Sequence[Found], learnt: dict[str, Offered], data: Path) -> None:
-    offered.keep(data, {one.identity: learnt[one.name] for one in found})
+def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CatalogEntry], data: Path) -> None:
+    offered.write_entries(data, {model.catalog_key: entries[model.name] for model in discovered})

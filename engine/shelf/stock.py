@@ -12,7 +12,7 @@ from types import MappingProxyType
 from engine.families.family import Family
 
 
-class Stock:
+class LoadedModels:
     """`budget` and all sizes are bytes. `families` is a live view that other threads may read."""
 
     def __init__(self, budget: int) -> None:
@@ -23,43 +23,43 @@ class Stock:
         self.families: Mapping[str, Family] = MappingProxyType(self._families)
 
     @property
-    def taken(self) -> int:
+    def used_bytes(self) -> int:
         return sum(self._sizes.values())
 
-    def users(self, name: str) -> int:
+    def count_users(self, name: str) -> int:
         """Return how many jobs use it now."""
         return self._users[name]
 
-    def reserve(self, name: str, size: int, spared: frozenset[str] = frozenset()) -> bool:
+    def reserve(self, name: str, size: int, protected: frozenset[str] = frozenset()) -> bool:
         """Make room for a model to load, or to change its size. Drop idle models, the least recently used first.
 
         Returns False, and drops nothing, where all idle models but the `spared` would not make enough room.
         """
-        idle = [other for other in self._families if not self._users[other] and other not in spared | {name}]
-        more = size - self._sizes.get(name, 0)
-        if self.taken - sum(self._sizes[other] for other in idle) + more > self.budget:
+        idle = [other for other in self._families if not self._users[other] and other not in protected | {name}]
+        extra_bytes = size - self._sizes.get(name, 0)
+        if self.used_bytes - sum(self._sizes[other] for other in idle) + extra_bytes > self.budget:
             return False
         for other in [each for each in self._sizes if each in idle]:
-            if self.taken + more <= self.budget:
+            if self.used_bytes + extra_bytes <= self.budget:
                 break
             self._drop(other)
         self._sizes[name] = size
         return True
 
-    def put(self, name: str, family: Family) -> None:
+    def add(self, name: str, family: Family) -> None:
         """Add a loaded model in its reserved room."""
         self._families[name] = family
         self._sizes.move_to_end(name)
 
-    def give_up(self, name: str) -> None:
+    def cancel_reservation(self, name: str) -> None:
         """Free the room of a model that will not be loaded."""
         self._sizes.pop(name, None)
 
-    def hold(self, name: str) -> None:
+    def acquire(self, name: str) -> None:
         self._users[name] += 1
         self._sizes.move_to_end(name)
 
-    def let_go(self, name: str) -> None:
+    def release(self, name: str) -> None:
         self._users[name] -= 1
 
     def _drop(self, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-TIMES = ("timestep", "timesteps", "t", "r", "timestep_ratio")
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "r", "timestep_ratio")
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -26,92 +26,109 @@ class Forward:
     """A network's forward, computed in `kind` and returned in float32; None: unchanged. Timesteps keep their dtype."""
 
     net: Any
-    kind: torch.dtype | None = None
+    dtype: torch.dtype | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def parameter_names(self) -> tuple[str, ...]:
         return tuple(inspect.signature(self.net.forward).parameters)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.kind is None:
+        if self.dtype is None:
             return self.net.forward(*args, **kwargs)
-        names = self.names
-        args = tuple(each if names[n] in TIMES else cast(each, self.kind) for n, each in enumerate(args))
-        kwargs = {name: each if name in TIMES else cast(each, self.kind) for name, each in kwargs.items()}
-        return cast(self.net.forward(*args, **kwargs), torch.float32)
+        names = self.parameter_names
+        args = tuple(
+            each if names[n] in TIMESTEP_NAMES else cast_tensors(each, self.dtype) for n, each in enumerate(args)
+        )
+        kwargs = {
+            name: each if name in TIMESTEP_NAMES else cast_tensors(each, self.dtype) for name, each in kwargs.items()
+        }
+        return cast_tensors(self.net.forward(*args, **kwargs), torch.float32)
 
 
 @dataclass(frozen=True)
-class Call:
+class NetworkCall:
     """Calls may be joined only if their `signature` is equal. `rows`: of the network's batch."""
 
     forward: Forward
-    names: tuple[str, ...]  # of the positional arguments
+    argument_names: tuple[str, ...]  # of the positional arguments
     arguments: Arguments
     rows: int
     signature: Hashable
-    times: tuple[Any, ...] = ()  # its timesteps: numbers, or tensors with or without a dimension
+    timesteps: tuple[Any, ...] = ()  # its timesteps: numbers, or tensors with or without a dimension
 
 
-class Reader:
+class CallAnalyzer:
     """Analyses one caller's calls to `forward`; caches digests of tensors that come again unchanged."""
 
     def __init__(self, forward: Forward) -> None:
-        self.forward, self._names = forward, forward.names
-        self._seen: dict[str, tuple[torch.Tensor, int, str]] = {}
+        self.forward, self._parameter_names = forward, forward.parameter_names
+        self._digests: dict[str, tuple[torch.Tensor, int, str]] = {}
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        names = self._names[: len(args)]
-        named = {**dict(zip(names, args, strict=False)), **kwargs}
-        rows = count(named.get(self._names[0]) if self._names else None)
+    def analyze(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NetworkCall:
+        names = self._parameter_names[: len(args)]
+        values = {**dict(zip(names, args, strict=False)), **kwargs}
+        rows = count_rows(values.get(self._parameter_names[0]) if self._parameter_names else None)
         if rows == 0 or len(names) < len(args):  # it cannot be analysed, so it joins no other
-            return Call(self.forward, names, (args, kwargs), max(1, rows), object())
-        marks = tuple((name, self._mark(named[name], rows, name)) for name in sorted(named))
-        times = tuple(named[name] for name in TIMES if isinstance(named.get(name), int | float | torch.Tensor))
-        network = weakref.ref(self.forward.net)  # weak: a cached signature must not keep it in memory
-        return Call(self.forward, names, (args, kwargs), rows, (network, self.forward.kind, marks), times)
+            return NetworkCall(self.forward, names, (args, kwargs), max(1, rows), object())
+        signatures = tuple((name, self._make_signature(values[name], rows, name)) for name in sorted(values))
+        timesteps = tuple(
+            values[name] for name in TIMESTEP_NAMES if isinstance(values.get(name), int | float | torch.Tensor)
+        )
+        network_ref = weakref.ref(self.forward.net)  # weak: a cached signature must not keep it in memory
+        return NetworkCall(
+            self.forward, names, (args, kwargs), rows, (network_ref, self.forward.dtype, signatures), timesteps
+        )
 
-    def _mark(self, value: Any, rows: int, path: str) -> Hashable:
+    def _make_signature(self, value: Any, rows: int, path: str) -> Hashable:
         """Return the part of the signature for this part of the arguments."""
-        if is_time(value, path):
+        if is_timestep(value, path):
             return "time"  # integers and floats can be joined: every network makes floats of them
         if isinstance(value, torch.Tensor):
-            kind = (str(value.dtype), str(value.device))
+            tensor_type = (str(value.dtype), str(value.device))
             if is_rows(value, rows):
-                return ("rows", tuple(value.shape[1:]), *kind)
-            return ("same", tuple(value.shape), *kind, self._content(value, path))
+                return ("rows", tuple(value.shape[1:]), *tensor_type)
+            return ("same", tuple(value.shape), *tensor_type, self._digest_tensor(value, path))
         if is_rows(value, rows):
-            return ("rows", frozenset(self._entry(each, f"{path}[{n}]") for n, each in enumerate(value)))
+            return ("rows", frozenset(self._make_entry_signature(each, f"{path}[{n}]") for n, each in enumerate(value)))
         if isinstance(value, Mapping):
-            return ("dict", *((key, self._mark(value[key], rows, f"{path}.{key}")) for key in sorted(value)))
+            return ("dict", *((key, self._make_signature(value[key], rows, f"{path}.{key}")) for key in sorted(value)))
         if isinstance(value, list | tuple):
-            return (type(value).__name__, *(self._mark(each, rows, f"{path}.{n}") for n, each in enumerate(value)))
+            return (
+                type(value).__name__,
+                *(self._make_signature(each, rows, f"{path}.{n}") for n, each in enumerate(value)),
+            )
         return (type(value).__name__, value if isinstance(value, Hashable) else id(value))
 
-    def _entry(self, value: Any, path: str) -> Hashable:
+    def _make_entry_signature(self, value: Any, path: str) -> Hashable:
         """Return the same for one entry of a list with one entry per row."""
-        return (value.shape, str(value.dtype)) if isinstance(value, torch.Tensor) else self._mark(value, -1, path)
+        return (
+            (value.shape, str(value.dtype))
+            if isinstance(value, torch.Tensor)
+            else self._make_signature(value, -1, path)
+        )
 
-    def _content(self, tensor: torch.Tensor, path: str) -> str:
+    def _digest_tensor(self, tensor: torch.Tensor, path: str) -> str:
         """Return a digest of a *one for all* tensor (positions, say). It waits for the device, so it is cached."""
         version = -1 if tensor.is_inference() else tensor._version
-        known = self._seen.get(path)
-        if version < 0 or known is None or known[0] is not tensor or known[1] != version:
-            plain = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-            known = (tensor, version, hashlib.sha256(plain.numpy().tobytes()).hexdigest())
-            self._seen[path] = known
-        return known[2]
+        cached = self._digests.get(path)
+        if version < 0 or cached is None or cached[0] is not tensor or cached[1] != version:
+            content = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
+            cached = (tensor, version, hashlib.sha256(content.numpy().tobytes()).hexdigest())
+            self._digests[path] = cached
+        return cached[2]
 
 
-def count(first: Any) -> int:
+def count_rows(argument: Any) -> int:
     """Return the rows of a network's first argument, its noisy input; 0 if it is no batch or list of tensors."""
-    if isinstance(first, torch.Tensor):
-        return len(first) if first.dim() else 0
-    return len(first) if isinstance(first, list) and all(isinstance(each, torch.Tensor) for each in first) else 0
+    if isinstance(argument, torch.Tensor):
+        return len(argument) if argument.dim() else 0
+    return (
+        len(argument) if isinstance(argument, list) and all(isinstance(each, torch.Tensor) for each in argument) else 0
+    )
 
 
-def is_time(value: Any, path: str) -> bool:
-    if isinstance(value, bool) or path not in TIMES:
+def is_timestep(value: Any, path: str) -> bool:
+    if isinstance(value, bool) or path not in TIMESTEP_NAMES:
         return False
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.dim() == 0)
 
@@ -122,78 +139,78 @@ def is_rows(value: Any, rows: int) -> bool:
     return isinstance(value, list) and len(value) == rows
 
 
-def cast(value: Any, kind: torch.dtype) -> Any:
+def cast_tensors(value: Any, dtype: torch.dtype) -> Any:
     """Return the value with every floating-point tensor in another dtype."""
     if isinstance(value, torch.Tensor):
-        return value.to(kind) if value.is_floating_point() else value
+        return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, Mapping):
-        return type(value)(**{key: cast(each, kind) for key, each in value.items()})
-    return type(value)(cast(each, kind) for each in value) if type(value) in (list, tuple) else value
+        return type(value)(**{key: cast_tensors(each, dtype) for key, each in value.items()})
+    return type(value)(cast_tensors(each, dtype) for each in value) if type(value) in (list, tuple) else value
 
 
-def times_differ(calls: Sequence[Call]) -> bool:
+def has_different_timesteps(calls: Sequence[NetworkCall]) -> bool:
     """Return whether calls have different timesteps. Waits for the device."""
-    first = {tuple(float(torch.as_tensor(t).flatten()[0]) for t in call.times) for call in calls}
-    return len(first) > 1
+    timesteps = {tuple(float(torch.as_tensor(t).flatten()[0]) for t in call.timesteps) for call in calls}
+    return len(timesteps) > 1
 
 
-def joined(calls: Sequence[Call], padding: int = 0) -> Arguments:
+def join_calls(calls: Sequence[NetworkCall], padding: int = 0) -> Arguments:
     """Return the arguments of calls of equal signature as one call; `padding` repeats the first row that often.
 
     A single call without padding stays unchanged.
     """
     if len(calls) == 1 and not padding:
         return calls[0].arguments
-    counts, every = [call.rows for call in calls], [call.arguments for call in calls]
-    names, (_, kwargs) = calls[0].names, every[0]
-    join = partial(_join, counts=counts, padding=padding, device=_device(every[0]))
-    args = tuple(join([each[0][n] for each in every], name=name) for n, name in enumerate(names))
-    return args, {name: join([each[1][name] for each in every], name=name) for name in kwargs}
+    counts, call_arguments = [call.rows for call in calls], [call.arguments for call in calls]
+    names, (_, kwargs) = calls[0].argument_names, call_arguments[0]
+    join_argument = partial(_join_values, counts=counts, padding=padding, device=_find_device(call_arguments[0]))
+    args = tuple(join_argument([each[0][n] for each in call_arguments], name=name) for n, name in enumerate(names))
+    return args, {name: join_argument([each[1][name] for each in call_arguments], name=name) for name in kwargs}
 
 
-def _device(arguments: Arguments) -> torch.device | None:
+def _find_device(arguments: Arguments) -> torch.device | None:
     """Return the device of the first tensor with a dimension: a network takes a row of timesteps only from its own."""
     args, kwargs = arguments
-    flat = [part for each in (*args, *kwargs.values()) for part in (each if isinstance(each, list) else [each])]
-    return next((part.device for part in flat if isinstance(part, torch.Tensor) and part.dim()), None)
+    leaves = [part for each in (*args, *kwargs.values()) for part in (each if isinstance(each, list) else [each])]
+    return next((part.device for part in leaves if isinstance(part, torch.Tensor) and part.dim()), None)
 
 
-def _join(
+def _join_values(
     values: Sequence[Any], counts: Sequence[int], padding: int, device: torch.device | None, name: str = ""
 ) -> Any:
     first = values[0]
-    if is_time(first, name):
-        each = [torch.as_tensor(t, dtype=_wide(t)) for t in values]
-        kind = each[0].dtype if len({t.dtype for t in each}) == 1 else torch.float32
-        times = [t.to(device, kind).expand(n) for t, n in zip(each, counts, strict=True)]
-        return torch.cat([*times, *[times[0][:1]] * padding])
+    if is_timestep(first, name):
+        tensors = [torch.as_tensor(t, dtype=_choose_dtype(t)) for t in values]
+        dtype = tensors[0].dtype if len({t.dtype for t in tensors}) == 1 else torch.float32
+        timesteps = [t.to(device, dtype).expand(n) for t, n in zip(tensors, counts, strict=True)]
+        return torch.cat([*timesteps, *[timesteps[0][:1]] * padding])
     if is_rows(first, counts[0]):
         if isinstance(first, torch.Tensor):
             return torch.cat([*values, *[first[:1]] * padding])
         return [each for value in values for each in value] + first[:1] * padding
     if isinstance(first, Mapping):
-        return {key: _join([value[key] for value in values], counts, padding, device) for key in first}
+        return {key: _join_values([value[key] for value in values], counts, padding, device) for key in first}
     if isinstance(first, list | tuple):
-        return type(first)(_join(each, counts, padding, device) for each in zip(*values, strict=True))
+        return type(first)(_join_values(each, counts, padding, device) for each in zip(*values, strict=True))
     return first
 
 
-def _wide(t: Any) -> torch.dtype | None:
+def _choose_dtype(t: Any) -> torch.dtype | None:
     """Return the dtype that the networks themselves give a number."""
     return torch.float64 if isinstance(t, float) else None
 
 
-def split(output: Any, counts: Sequence[int], whole: int) -> list[Any]:
+def split_output(output: Any, counts: Sequence[int], total_rows: int) -> list[Any]:
     """Return each call's part of an output of `whole` rows. Raises ValueError if it does not consist of rows."""
     if output is None or isinstance(output, bool | int | float | str):
         return [output] * len(counts)
-    if is_rows(output, whole):
+    if is_rows(output, total_rows):
         starts = [sum(counts[:n]) for n in range(len(counts))]
         return [output[start : start + n] for start, n in zip(starts, counts, strict=True)]
     if isinstance(output, Mapping):  # diffusers' outputs are both dictionaries and dataclasses
-        parts = {key: split(value, counts, whole) for key, value in output.items()}
+        parts = {key: split_output(value, counts, total_rows) for key, value in output.items()}
         return [type(output)(**{key: part[n] for key, part in parts.items()}) for n in range(len(counts))]
     if isinstance(output, list | tuple):
-        each = [split(value, counts, whole) for value in output]
-        return [type(output)(part[n] for part in each) for n in range(len(counts))]
+        items = [split_output(value, counts, total_rows) for value in output]
+        return [type(output)(part[n] for part in items) for n in range(len(counts))]
     raise ValueError("the network's output does not consist of rows")

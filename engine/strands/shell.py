@@ -14,29 +14,29 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.strands.call import Call, Forward, Reader
+from engine.strands.call import CallAnalyzer, Forward, NetworkCall
 
-NETWORKS = (
+NETWORK_NAMES = (
     "unet",
     "transformer",
     "transformer_2",
     "prior",
     "decoder",
 )  # the networks that a pipeline runs at each step
-ESTIMATES = (  # schedulers whose result tuple ends with x0
+X0_SCHEDULERS = (  # schedulers whose result tuple ends with x0
     "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
     "LCMScheduler", "LMSDiscreteScheduler",
 )  # fmt: skip
-MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # schedulers that store x0
+MULTISTEP_SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # schedulers that store x0
 
-Ask = Callable[[Call], Any]
-Tell = Callable[["Moved"], None]
-Real = Callable[[str, Any], Forward]  # attribute name and the pipeline's network → the forward to run
+RunCall = Callable[[NetworkCall], Any]
+OnSamplerStep = Callable[["SamplerProgress"], None]
+MakeForward = Callable[[str, Any], Forward]  # attribute name and the pipeline's network → the forward to run
 
 
 @dataclass(frozen=True)
-class Moved:
+class SamplerProgress:
     """A sampler has done `step` of `of` evaluations: its sample, and its x0 if known.
 
     Samplers such as Heun's need several evaluations per step.
@@ -44,47 +44,49 @@ class Moved:
 
     sampler: int  # its scheduler's identity: a pipeline may have several
     step: int
-    of: int
+    total_steps: int
     sample: torch.Tensor
     x0: torch.Tensor | None
 
 
-def shell_of(pipeline: Any, ask: Ask, tell: Tell, real: Real, scheduler: Any = None) -> Any:
+def clone_pipeline(
+    pipeline: Any, run_call: RunCall, on_step: OnSamplerStep, make_forward: MakeForward, scheduler: Any = None
+) -> Any:
     """Return a clone of `pipeline`, with `scheduler` in place of its own if given. Its progress bar is off."""
-    shells = _Shells(ask, tell, real)
+    cloner = _PipelineCloner(run_call, on_step, make_forward)
     if scheduler is not None:
-        shells.known[id(pipeline.scheduler)] = watched(scheduler, tell)
-    return shells.of(pipeline)
+        cloner.clones[id(pipeline.scheduler)] = watch_scheduler(scheduler, on_step)
+    return cloner.clone(pipeline)
 
 
-class _Shells:
+class _PipelineCloner:
     """Clones a pipeline. Nested pipelines share schedulers, and so do their clones."""
 
-    def __init__(self, ask: Ask, tell: Tell, real: Real) -> None:
-        self._ask, self._tell, self._real = ask, tell, real
-        self.known: dict[int, Any] = {}
+    def __init__(self, run_call: RunCall, on_step: OnSamplerStep, make_forward: MakeForward) -> None:
+        self._run_call, self._on_step, self._make_forward = run_call, on_step, make_forward
+        self.clones: dict[int, Any] = {}
 
-    def of(self, pipeline: Any) -> Any:
-        shell = copy.copy(pipeline)
+    def clone(self, pipeline: Any) -> Any:
+        clone = copy.copy(pipeline)
         for name, part in list(vars(pipeline).items()):
-            vars(shell)[name] = self._part(name, part)
-        shell.set_progress_bar_config(disable=True)
-        return shell
+            vars(clone)[name] = self._clone_part(name, part)
+        clone.set_progress_bar_config(disable=True)
+        return clone
 
-    def _part(self, name: str, part: Any) -> Any:
-        ours = isinstance(part, SchedulerMixin) or _is_pipeline(part)
-        if not ours and not (isinstance(part, torch.nn.Module) and name in NETWORKS):
+    def _clone_part(self, name: str, part: Any) -> Any:
+        is_cloned = isinstance(part, SchedulerMixin) or _is_pipeline(part)
+        if not is_cloned and not (isinstance(part, torch.nn.Module) and name in NETWORK_NAMES):
             return part
-        if id(part) not in self.known:
-            self.known[id(part)] = self._made(name, part)
-        return self.known[id(part)]
+        if id(part) not in self.clones:
+            self.clones[id(part)] = self._make_clone(name, part)
+        return self.clones[id(part)]
 
-    def _made(self, name: str, part: Any) -> Any:
+    def _make_clone(self, name: str, part: Any) -> Any:
         if _is_pipeline(part):
-            return self.of(part)
+            return self.clone(part)
         if isinstance(part, SchedulerMixin):
-            return watched(part, self._tell)
-        return double(self._real(name, part), self._ask)
+            return watch_scheduler(part, self._on_step)
+        return wrap_network(self._make_forward(name, part), self._run_call)
 
 
 def _is_pipeline(part: Any) -> bool:
@@ -95,51 +97,53 @@ def _is_pipeline(part: Any) -> bool:
     return isinstance(part, DiffusionPipeline)
 
 
-def double(real: Forward, ask: Ask) -> Any:
+def wrap_network(real_forward: Forward, run_call: RunCall) -> Any:
     """Return a network with the same weights whose forward calls `ask`. It reports float32 as its dtype."""
-    twin, reader = copy.copy(real.net), Reader(real)
+    network_copy, analyzer = copy.copy(real_forward.net), CallAnalyzer(real_forward)
 
-    @wraps(real.net.forward)
+    @wraps(real_forward.net.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return ask(reader.read(args, kwargs))
+        return run_call(analyzer.analyze(args, kwargs))
 
-    twin.forward = forward
-    if real.kind is not None:
-        kind = type(twin)
-        twin.__class__ = type(kind.__name__, (kind,), {"dtype": property(lambda self: torch.float32)})
-    return twin
+    network_copy.forward = forward
+    if real_forward.dtype is not None:
+        network_class = type(network_copy)
+        network_copy.__class__ = type(
+            network_class.__name__, (network_class,), {"dtype": property(lambda self: torch.float32)}
+        )
+    return network_copy
 
 
-def watched(scheduler: Any, tell: Tell) -> Any:
+def watch_scheduler(scheduler: Any, on_step: OnSamplerStep) -> Any:
     """Return a copy of a scheduler that reports each step. It has its own class, so that copies of it work too."""
-    own, kind = copy.deepcopy(scheduler), type(scheduler)
+    scheduler_copy, scheduler_class = copy.deepcopy(scheduler), type(scheduler)
 
-    @wraps(kind.step)
+    @wraps(scheduler_class.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = kind.step(self, *args, **kwargs)
-        self.steps_told = getattr(self, "steps_told", 0) + 1
-        sample, x0 = _sample(result), _estimate(self, kind.__name__, args, result)
-        tell(Moved(id(self), self.steps_told, len(self.timesteps), sample, x0))
+        result = scheduler_class.step(self, *args, **kwargs)
+        self.reported_steps = getattr(self, "reported_steps", 0) + 1
+        sample, x0 = _get_sample(result), _get_x0(self, scheduler_class.__name__, args, result)
+        on_step(SamplerProgress(id(self), self.reported_steps, len(self.timesteps), sample, x0))
         return result
 
-    own.__class__ = type(kind.__name__, (kind,), {"step": step})
-    return own
+    scheduler_copy.__class__ = type(scheduler_class.__name__, (scheduler_class,), {"step": step})
+    return scheduler_copy
 
 
-def _sample(result: Any) -> torch.Tensor:
+def _get_sample(result: Any) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result.prev_sample
 
 
-def _estimate(scheduler: Any, kind: str, args: tuple[Any, ...], result: Any) -> torch.Tensor | None:
+def _get_x0(scheduler: Any, class_name: str, args: tuple[Any, ...], result: Any) -> torch.Tensor | None:
     """Return the scheduler's own x0, or None if it is not known to have one."""
     if isinstance(result, dict) and result.get("pred_original_sample") is not None:
         return result["pred_original_sample"]
-    if kind in ESTIMATES and isinstance(result, tuple) and len(result) > 1:
+    if class_name in X0_SCHEDULERS and isinstance(result, tuple) and len(result) > 1:
         return result[1]
     config = scheduler.config
-    if kind in MULTISTEP and (config.get("predict_x0") or "++" in str(config.get("algorithm_type"))):
+    if class_name in MULTISTEP_SCHEDULERS and (config.get("predict_x0") or "++" in str(config.get("algorithm_type"))):
         return scheduler.model_outputs[-1]
-    if kind == "FlowMatchEulerDiscreteScheduler" and len(args) >= 3 and scheduler.step_index:
+    if class_name == "FlowMatchEulerDiscreteScheduler" and len(args) >= 3 and scheduler.step_index:
         sigma = scheduler.sigmas[scheduler.step_index - 1]  # x = (1 - sigma)·x0 + sigma·noise (Lipman et al. 2022)
         return args[2].float() - sigma * args[0].float()
     return None

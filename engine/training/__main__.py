@@ -16,10 +16,10 @@ from engine.training.commands.evaluate import evaluate
 from engine.training.commands.judge import judge
 from engine.training.commands.lora import lora
 from engine.training.commands.measure import export, measure
-from engine.training.commands.progress import say
+from engine.training.commands.progress import print_status
 from engine.training.commands.upscaler import upscaler
 from engine.training.commands.words import words
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 app = typer.Typer(
     help="Train the parts of the embedded model, and models of your own.",
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-WRONG, STOPPED = 2, 130
+EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 @app.callback()
@@ -50,24 +50,28 @@ app.command()(words)
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code. By contract a ValueError is a mistake of the caller's."""
     try:
-        given = list(sys.argv[1:] if args is None else args) or ["--help"]
-        return int(app(given, prog_name="darkroom train", standalone_mode=False) or 0)
+        arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+        return int(app(arguments, prog_name="darkroom train", standalone_mode=False) or 0)
     except typer.TyperException as error:
-        return _wrong(error.format_message(), error.exit_code or WRONG)
+        return _report_error(error.format_message(), error.exit_code or EXIT_USAGE_ERROR)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bot", "engine"):
             raise
-        return _wrong(f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'.", WRONG)
+        return _report_error(
+            f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'.", EXIT_USAGE_ERROR
+        )
     except OSError as error:
-        return _wrong(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", WRONG)
-    except (Unfit, ValueError) as error:
-        return _wrong(str(error), WRONG)
+        return _report_error(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_USAGE_ERROR
+        )
+    except (JobRejected, ValueError) as error:
+        return _report_error(str(error), EXIT_USAGE_ERROR)
     except (KeyboardInterrupt, typer.Abort):
-        return _wrong("Stopped.", STOPPED)
+        return _report_error("Stopped.", EXIT_INTERRUPTED)
 
 
-def _wrong(sentence: str, code: int) -> int:
-    say(f"darkroom train: {' '.join(sentence.split())}")
+def _report_error(message: str, code: int) -> int:
+    print_status(f"darkroom train: {' '.join(message.split())}")
     return code
 
 

@@ -9,23 +9,27 @@ import numpy as np
 import torch
 
 
-def batch_at(seed: int, step: int, total: int, batch: int) -> np.ndarray:
+def batch_indices(seed: int, step: int, total: int, batch_size: int) -> np.ndarray:
     """Return the row numbers of this step, `batch` of `total`: each row comes once an epoch."""
-    epoch, place = divmod(step, total // batch)
-    return np.random.default_rng([seed, epoch]).permutation(total)[place * batch : (place + 1) * batch]
+    epoch, batch_number = divmod(step, total // batch_size)
+    return np.random.default_rng([seed, epoch]).permutation(total)[
+        batch_number * batch_size : (batch_number + 1) * batch_size
+    ]
 
 
-def draws_at(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the generator for noise, timesteps and all else that a step draws."""
     return torch.Generator().manual_seed((seed << 32) + step)
 
 
-def strata(count: int, chance: torch.Generator) -> torch.Tensor:
+def stratified_uniforms(count: int, generator: torch.Generator) -> torch.Tensor:
     """Return one number in each `count`-th of 0 … 1, shuffled, [count]: a batch then covers all noise levels evenly."""
-    return (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
+    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
 
 
-def silenced(states: torch.Tensor, empty: torch.Tensor, share: float, chance: torch.Generator) -> torch.Tensor:
+def drop_conditioning(
+    states: torch.Tensor, empty: torch.Tensor, share: float, generator: torch.Generator
+) -> torch.Tensor:
     """Replace a `share` of token states [n, tokens, width] by the empty text's, for guidance (Ho & Salimans 2021)."""
-    silent = torch.rand(len(states), generator=chance) < share
-    return torch.where(silent.view(-1, 1, 1), empty, states)
+    drop_mask = torch.rand(len(states), generator=generator) < share
+    return torch.where(drop_mask.view(-1, 1, 1), empty, states)

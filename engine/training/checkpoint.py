@@ -20,43 +20,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-SHARD = "40MB"  # no file of the repository is larger than 45 MB
+MAX_SHARD_SIZE = "40MB"  # no file of the repository is larger than 45 MB
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any], also: Mapping[str, str] = {}) -> None:
+def save(
+    path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any], metadata: Mapping[str, str] = {}
+) -> None:
     """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one.
 
     The position and `also` go into the file's metadata. Raises OSError, also for a full disk; the old file is then
     still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.fresh")
-    fresh.unlink(missing_ok=True)
+    temp_path = path.with_name(f"{path.name}.fresh")
+    temp_path.unlink(missing_ok=True)
     try:
-        with writing(path):
+        with translate_write_errors(path):
             save_file(
-                {name: one.contiguous() for name, one in tensors.items()},
-                fresh,
-                {"position": json.dumps(position), **also},
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                temp_path,
+                {"position": json.dumps(position), **metadata},
             )
-        _flush(fresh)
-        os.replace(fresh, path)
+        _sync_to_disk(temp_path)
+        os.replace(temp_path, path)
     except OSError:
-        fresh.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    _sync_to_disk(path.parent)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace a small file atomically: a reader sees the old text or the new one."""
-    fresh = path.with_name(f"{path.name}.fresh")
-    fresh.unlink(missing_ok=True)
-    fresh.write_text(text, "utf-8")
-    _flush(fresh)
-    os.replace(fresh, path)
+    temp_path = path.with_name(f"{path.name}.fresh")
+    temp_path.unlink(missing_ok=True)
+    temp_path.write_text(text, "utf-8")
+    _sync_to_disk(temp_path)
+    os.replace(temp_path, path)
 
 
-def readable(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Give weights the permissions of other new files; safetensors writes them for the owner only."""
     mask = os.umask(0)
     os.umask(mask)
@@ -65,7 +67,7 @@ def readable(folder: Path) -> None:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def translate_write_errors(target: Path) -> Iterator[None]:
     """Turn safetensors' error about a full or read-only disk into an OSError."""
     try:
         yield
@@ -82,29 +84,29 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, json.loads(file.metadata()["position"])
 
 
-def position(path: Path) -> dict[str, Any]:
+def read_position(path: Path) -> dict[str, Any]:
     """Read only the position, no tensors. Raises ValueError if the file is not a complete checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()["position"])
-        if isinstance(said, dict):
-            return said
+            content = json.loads(file.metadata()["position"])
+        if isinstance(content, dict):
+            return content
         raise TypeError
     except (SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a complete checkpoint: start over with --fresh.") from error
 
 
-def export(network: UNet2DConditionModel, folder: Path) -> None:
+def export_network(network: UNet2DConditionModel, folder: Path) -> None:
     """Write the network in fp16, sharded, for `UNet2DConditionModel.from_pretrained`."""
-    half = copy.deepcopy(network)
-    torch.nn.Module.half(half)
-    half.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
+    half_network = copy.deepcopy(network)
+    torch.nn.Module.half(half_network)
+    half_network.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
     config = folder / "config.json"
-    kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
-    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")  # the original path is private
+    public_config = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(public_config, indent=2, sort_keys=True) + "\n")  # the original path is private
 
 
-def _flush(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

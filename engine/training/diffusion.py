@@ -23,22 +23,22 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.training.chance import batch_at, draws_at, silenced, strata
-from engine.training.latents import Cached
-from engine.training.learner import Learner, falling, warming
-from engine.training.muon import suits
-from engine.training.run import Losses
-from engine.training.validate import develop, noised, rows, sample, v_mse, write_sheet
+from engine.training.chance import batch_indices, drop_conditioning, step_generator, stratified_uniforms
+from engine.training.latents import LatentCache
+from engine.training.learner import Learner, cosine_decay, warmup_factor
+from engine.training.muon import is_hidden_matrix
+from engine.training.run import Metrics
+from engine.training.validate import add_noise, decode_latents, measure_v_mse, read_rows, sample_latents, write_sheet
 
 SCRATCH = "scratch"  # instead of a model's name: the embedded model's architecture with new network weights
-GRAFTED = "add_embedding."
+ADDED_LAYERS = "add_embedding."
 # Distribution of the timesteps: (share of the timesteps, share of the draws) up to there. Below 0.2 the noise is less
 # than what our autoencoder adds by itself (deviation 0.59); above 0.65 only the prompt says what the picture shows.
-DRAWN = ((0.0, 0.0), (0.2, 0.04), (0.4, 0.16), (0.65, 0.45), (1.0, 1.0))
+TIMESTEP_DISTRIBUTION = ((0.0, 0.0), (0.2, 0.04), (0.4, 0.16), (0.65, 0.45), (1.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Settings:
+class DiffusionSettings:
     """The settings that stay the same for a whole run."""
 
     rate: float = 8e-4
@@ -51,53 +51,59 @@ class Settings:
     seed: int = 0
 
 
-def warped(shares: Tensor) -> Tensor:
+def warp_timesteps(uniforms: Tensor) -> Tensor:
     """Map uniform numbers, float [n], to shares of the timesteps by the distribution `DRAWN`."""
-    timesteps, draws = zip(*DRAWN, strict=True)
-    return torch.from_numpy(np.interp(shares.numpy(), draws, timesteps)).float()
+    timesteps, draws = zip(*TIMESTEP_DISTRIBUTION, strict=True)
+    return torch.from_numpy(np.interp(uniforms.numpy(), draws, timesteps)).float()
 
 
-def graft(source: UNet2DConditionModel) -> UNet2DConditionModel:
+def add_text_embedding(source: UNet2DConditionModel) -> UNet2DConditionModel:
     """Add an embedding of the pooled text to the time embedding; the network still predicts exactly what `source` does.
 
     The new LayerNorm starts at weight 0 and bias 0, so it adds nothing until it is trained.
     """
     if source.config["addition_embed_type"] == "text":
         return source
-    said = {name: value for name, value in source.config.items() if not name.startswith("_")}
-    grown = UNet2DConditionModel(**{**said, "addition_embed_type": "text"})
-    missing, unexpected = grown.load_state_dict(source.state_dict(), strict=False)
-    if unexpected or not all(name.startswith(GRAFTED) for name in missing):
+    config = {name: value for name, value in source.config.items() if not name.startswith("_")}
+    extended_network = UNet2DConditionModel(**{**config, "addition_embed_type": "text"})
+    missing, unexpected = extended_network.load_state_dict(source.state_dict(), strict=False)
+    if unexpected or not all(name.startswith(ADDED_LAYERS) for name in missing):
         raise ValueError("the starting network has parts that the new one lacks")
     for name in ("weight", "bias"):
-        torch.nn.init.zeros_(grown.get_parameter(f"{GRAFTED}norm2.{name}"))
-    return grown
+        torch.nn.init.zeros_(extended_network.get_parameter(f"{ADDED_LAYERS}norm2.{name}"))
+    return extended_network
 
 
-def open_network(folder: Path) -> UNet2DConditionModel:
+def load_network(folder: Path) -> UNet2DConditionModel:
     """Load a network of the diffusers layout in fp32 for training, with the added text embedding."""
     torch.manual_seed(0)  # initial weights of the added layers
-    return graft(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True))
+    return add_text_embedding(
+        UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+    )
 
 
-def fresh_network(folder: Path, seed: int) -> UNet2DConditionModel:
+def build_network(folder: Path, seed: int) -> UNet2DConditionModel:
     """Build an untrained network of the architecture in `folder`; the same for the same seed."""
     config = json.loads((folder / "config.json").read_text())
     torch.manual_seed(seed)
-    return graft(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
+    return add_text_embedding(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
-class Trainer:
+class DiffusionTrainer:
     """Trains a network, with its optimizers and moving average. `samples` counts pictures seen."""
 
-    def __init__(self, network: UNet2DConditionModel, cache: Cached, alphas: Tensor, settings: Settings) -> None:
+    def __init__(
+        self, network: UNet2DConditionModel, cache: LatentCache, alphas: Tensor, settings: DiffusionSettings
+    ) -> None:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
         network.set_attn_processor(AttnProcessor())  # at 64 pixels 10 % faster a step than fused attention
         self.network, self.cache, self.alphas, self.settings = network.train(), cache, alphas, settings
-        self.learner = Learner("network", network, ema=settings.ema, matrices=suits, decay=settings.decay)
+        self.learner = Learner(
+            "network", network, ema=settings.ema, is_muon_matrix=is_hidden_matrix, weight_decay=settings.decay
+        )
         self.device = next(network.parameters()).device
-        self.empty = torch.from_numpy(cache.empty).float()
-        self.batch = min(settings.batch, len(cache))
+        self.empty_states = torch.from_numpy(cache.empty_states).float()
+        self.batch_size = min(settings.batch, len(cache))
         self.steps = 0
 
     @property
@@ -106,64 +112,72 @@ class Trainer:
 
     @property
     def samples(self) -> int:
-        return self.steps * self.batch
+        return self.steps * self.batch_size
 
     @property
     def rate(self) -> float:
         return self.learner.rate
 
-    def step(self, share: float) -> Losses:
+    def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
-        mixed, times, states, wanted = (one.to(self.device) for one in self._next())
+        noisy, timesteps, states, target = (tensor.to(self.device) for tensor in self._next_batch())
         with torch.autocast(self.device.type, torch.bfloat16):
-            guess = self.network(mixed, times, encoder_hidden_states=states, return_dict=False)[0]
-        loss = F.mse_loss(guess.float(), wanted)
+            prediction = self.network(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        loss = F.mse_loss(prediction.float(), target)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
         loss.backward()
-        rate = self.settings.rate * warming(self.steps, self.settings.warm) * falling(share)
-        self.learner.move(rate, clip=self.settings.clip)
+        rate = self.settings.rate * warmup_factor(self.steps, self.settings.warm) * cosine_decay(progress)
+        self.learner.update(rate, clip=self.settings.clip)
         self.steps += 1
         return {"loss": float(loss.detach())}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, by name."""
-        return self.learner.tensors()
+        return self.learner.state_tensors()
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
         self.learner.restore(tensors)
         self.steps = steps
 
-    def _next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _next_batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         settings = self.settings
-        clean, states = rows(self.cache, np.sort(batch_at(settings.seed, self.steps, len(self.cache), self.batch)))
-        chance = draws_at(settings.seed, self.steps)
-        times = (warped(strata(self.batch, chance)) * len(self.alphas)).long().clamp_(max=len(self.alphas) - 1)
-        states = silenced(states, self.empty, settings.unconditioned, chance)
-        mixed, wanted = noised(clean, torch.randn(clean.shape, generator=chance), self.alphas[times])
-        return mixed.contiguous(memory_format=torch.channels_last), times, states, wanted
+        clean, states = read_rows(
+            self.cache, np.sort(batch_indices(settings.seed, self.steps, len(self.cache), self.batch_size))
+        )
+        generator = step_generator(settings.seed, self.steps)
+        timesteps = (
+            (warp_timesteps(stratified_uniforms(self.batch_size, generator)) * len(self.alphas))
+            .long()
+            .clamp_(max=len(self.alphas) - 1)
+        )
+        states = drop_conditioning(states, self.empty_states, settings.unconditioned, generator)
+        noisy, target = add_noise(clean, torch.randn(clean.shape, generator=generator), self.alphas[timesteps])
+        return noisy.contiguous(memory_format=torch.channels_last), timesteps, states, target
 
 
 @dataclass(frozen=True)
-class Judge:
+class DiffusionEvaluator:
     """Evaluates the averaged network of `trainer` on variants and on fixed prompts [n, tokens, width].
 
     `figure` names the error over the variants: `v_mse` only if they are never trained on.
     """
 
-    trainer: Trainer
-    held_back: Cached
-    prompts: Tensor
+    trainer: DiffusionTrainer
+    held_back_cache: LatentCache
+    prompt_states: Tensor
     autoencoder: AutoencoderKL
     scheduler: DDIMScheduler
-    figure: str = "v_mse"
+    metric_name: str = "v_mse"
 
-    def figures(self) -> Losses:
-        return {self.figure: v_mse(self.trainer.average, self.held_back, self.trainer.alphas)}
+    def evaluate(self) -> Metrics:
+        return {self.metric_name: measure_v_mse(self.trainer.average, self.held_back_cache, self.trainer.alphas)}
 
-    def sheet(self, path: Path) -> None:
+    def draw_sheet(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        prompts, empty = (one.to(self.trainer.device) for one in (self.prompts, self.trainer.empty))
-        latents = sample(self.trainer.average, prompts, empty, self.scheduler)
-        write_sheet(path, list(develop(self.autoencoder, latents.cpu())))
+        prompt_states, empty_states = (
+            tensor.to(self.trainer.device) for tensor in (self.prompt_states, self.trainer.empty_states)
+        )
+        latents = sample_latents(self.trainer.average, prompt_states, empty_states, self.scheduler)
+        write_sheet(path, list(decode_latents(self.autoencoder, latents.cpu())))

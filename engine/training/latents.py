@@ -23,27 +23,27 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from engine.families.embedded import TOKENS, load_text_encoder
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.pixels import Told, as_images
-from engine.training.pictures.variants import variant
+from engine.training.pictures.pixels import ProgressCallback, as_images
+from engine.training.pictures.variants import render_variant
 
-FORMAT = 3  # raise it when captions or variants change, so that old caches are not used
-BATCH = 128
+CACHE_FORMAT = 3  # raise it when captions or variants change, so that old caches are not used
+ENCODE_BATCH = 128
 
 
 @dataclass(frozen=True)
-class Cached:
+class LatentCache:
     """Training data: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty` [tokens, width]."""
 
     latents: np.ndarray
     states: np.ndarray
-    empty: np.ndarray
+    empty_states: np.ndarray
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.latents)
 
 
-class TextStates:
+class CaptionEncoder:
     """Frozen MiniLM: captions → the last hidden states of 24 tokens, as the pipeline passes them to the network."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: BertModel) -> None:
@@ -58,32 +58,32 @@ class TextStates:
         return self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
 
 
-def text_states() -> TextStates:
+def load_caption_encoder() -> CaptionEncoder:
     """Load MiniLM from the installed wheel. Raises `Unfit` if it is missing or not the one we trained with."""
-    return TextStates(*load_text_encoder())
+    return CaptionEncoder(*load_text_encoder())
 
 
 @torch.inference_mode()
-def encode(autoencoder: AutoencoderKL, pixels: np.ndarray) -> Tensor:
+def encode_latents(autoencoder: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     """Encode uint8 [n, h, w, 3] to the posterior's mean, fp32 [n, c, h/8, w/8]."""
     with torch.autocast("cpu", torch.bfloat16):
         latents = autoencoder.encode(as_images(pixels), return_dict=False)[0].mean
     return latents.float() * autoencoder.config["scaling_factor"]
 
 
-def digest(network: nn.Module) -> str:
+def hash_network(network: nn.Module) -> str:
     """Hash every tensor of a network and its latents' scaling factor, as hex digits."""
-    found = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
+    hasher = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
     for name, tensor in sorted(network.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
-def open_cache(folder: Path) -> Cached:
+def open_cache(folder: Path) -> LatentCache:
     """Memory-map a finished cache."""
     listing = json.loads((folder / "variants.json").read_text())
-    return Cached(
+    return LatentCache(
         np.load(folder / "latents.npy", mmap_mode="r"),
         np.load(folder / "states.npy", mmap_mode="r"),
         np.load(folder / "empty.npy"),
@@ -92,7 +92,7 @@ def open_cache(folder: Path) -> Cached:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedBatch:
     """Some rows of a cache: latents [n, c, h, w], token states [n, tokens, width], and a description of each row."""
 
     latents: Tensor
@@ -100,13 +100,15 @@ class Encoded:
     listing: list[dict[str, str]]
 
 
-def opened_or_written(target: Path, batches: Iterable[Encoded], empty: Tensor, total: int, told: Told) -> Cached:
+def open_or_write_cache(
+    cache_folder: Path, batches: Iterable[EncodedBatch], empty_states: Tensor, total: int, on_progress: ProgressCallback
+) -> LatentCache:
     """Open the cache `target`, or write it from `batches`, `total` rows together."""
-    if target.exists():
-        return open_cache(target)
-    partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if cache_folder.exists():
+        return open_cache(cache_folder)
+    partial_folder = cache_folder.with_suffix(".partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
     files: dict[str, np.memmap] = {}
     listing: list[dict[str, str]] = []
     for batch in batches:
@@ -114,50 +116,54 @@ def opened_or_written(target: Path, batches: Iterable[Encoded], empty: Tensor, t
         for name, rows in (("latents", batch.latents), ("states", batch.states)):
             if name not in files:
                 shape = (total, *rows.shape[1:])
-                files[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.float16, shape)
+                files[name] = np.lib.format.open_memmap(partial_folder / f"{name}.npy", "w+", np.float16, shape)
             files[name][span] = rows.numpy()
         listing += batch.listing
-        told(len(listing), total)
+        on_progress(len(listing), total)
     if len(listing) != total:
         raise ValueError(f"{len(listing)} of {total} variants were made")
     for file in files.values():
         file.flush()
-    np.save(partial / "empty.npy", empty.numpy())
-    (partial / "variants.json").write_text(json.dumps(listing))
-    partial.rename(target)
-    return open_cache(target)
+    np.save(partial_folder / "empty.npy", empty_states.numpy())
+    (partial_folder / "variants.json").write_text(json.dumps(listing))
+    partial_folder.rename(cache_folder)
+    return open_cache(cache_folder)
 
 
-def cached(
+def open_variant_cache(
     folder: Path,
     pictures: Sequence[Artwork],
     pairs: Sequence[tuple[int, int]],
-    encoders: tuple[AutoencoderKL, TextStates],
+    encoders: tuple[AutoencoderKL, CaptionEncoder],
     *,
     seed: int,
-    told: Told = lambda done, of: None,
-) -> Cached:
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> LatentCache:
     """Open or build the cache of these (picture, number) pairs under `folder`, as these encoders encode them."""
-    autoencoder, text = encoders
-    drawn = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
-    key = f"{FORMAT}/{seed}/{digest(autoencoder)}/{digest(text.encoder)}/{drawn}"
+    autoencoder, caption_encoder = encoders
+    pair_keys = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
+    key = f"{CACHE_FORMAT}/{seed}/{hash_network(autoencoder)}/{hash_network(caption_encoder.encoder)}/{pair_keys}"
     target = folder / f"variants-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return opened_or_written(
-        target, _encoded(pictures, pairs, autoencoder, text, seed), text([""])[0], len(pairs), told
+    return open_or_write_cache(
+        target,
+        _encode_variants(pictures, pairs, autoencoder, caption_encoder, seed),
+        caption_encoder([""])[0],
+        len(pairs),
+        on_progress,
     )
 
 
-def _encoded(
+def _encode_variants(
     pictures: Sequence[Artwork],
     pairs: Sequence[tuple[int, int]],
     autoencoder: AutoencoderKL,
-    text: TextStates,
+    caption_encoder: CaptionEncoder,
     seed: int,
-) -> Iterator[Encoded]:
-    for start in range(0, len(pairs), BATCH):
-        some = [variant(pictures[index], number, seed) for index, number in pairs[start : start + BATCH]]
-        yield Encoded(
-            encode(autoencoder, np.stack([one.pixels for one in some])),
-            text([one.caption for one in some]),
-            [{"key": one.key, "licence": one.licence, "caption": one.caption} for one in some],
+) -> Iterator[EncodedBatch]:
+    for start in range(0, len(pairs), ENCODE_BATCH):
+        batch = [render_variant(pictures[index], number, seed) for index, number in pairs[start : start + ENCODE_BATCH]]
+        yield EncodedBatch(
+            encode_latents(autoencoder, np.stack([item.pixels for item in batch])),
+            caption_encoder([item.caption for item in batch]),
+            [{"key": item.key, "licence": item.licence, "caption": item.caption} for item in batch],
         )

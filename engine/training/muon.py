@@ -20,26 +20,26 @@ POLYNOMIALS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
 )
-MATCHING = 0.2  # the root mean square of AdamW's updates
-SMALLEST = 64  # smallest side of a matrix; below, orthogonality gains nothing
+ADAMW_UPDATE_RMS = 0.2  # the root mean square of AdamW's updates
+MIN_MATRIX_SIDE = 64  # smallest side of a matrix; below, orthogonality gains nothing
 
 
 @torch.no_grad()
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Return the nearest matrix `[rows, columns]` with singular values of about 1; computes in bf16, returns fp32."""
-    tall = matrix.size(0) > matrix.size(1)
-    x = (matrix.T if tall else matrix).bfloat16().contiguous()
+    is_tall = matrix.size(0) > matrix.size(1)
+    x = (matrix.T if is_tall else matrix).bfloat16().contiguous()
     x = x / (x.norm() * 1.01 + 1e-7)
     for a, b, c in POLYNOMIALS:
         gram = x @ x.T
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.T if tall else x).float()
+    return (x.T if is_tall else x).float()
 
 
-def suits(name: str, parameter: Tensor) -> bool:
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Tell whether a parameter is an inner matrix of a network: no vector, and not in the first or last layer."""
-    outer = name.startswith(("conv_in.", "conv_out."))
-    return not outer and parameter.ndim >= 2 and min(parameter.size(0), parameter[0].numel()) >= SMALLEST
+    is_outer = name.startswith(("conv_in.", "conv_out."))
+    return not is_outer and parameter.ndim >= 2 and min(parameter.size(0), parameter[0].numel()) >= MIN_MATRIX_SIDE
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,13 +55,19 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group["lr"], group["weight_decay"], group["momentum"])
+                    self._update_parameter(
+                        parameter, parameter.grad, group["lr"], group["weight_decay"], group["momentum"]
+                    )
 
-    def _move(self, parameter: Tensor, gradient: Tensor, rate: float, decay: float, keep: float) -> None:
+    def _update_parameter(
+        self, parameter: Tensor, gradient: Tensor, rate: float, weight_decay: float, momentum_decay: float
+    ) -> None:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - keep)
-        ahead = gradient.lerp(momentum, keep).reshape(parameter.size(0), -1)  # Nesterov
-        update = orthogonal(ahead).view(parameter.shape)
-        parameter.mul_(1 - rate * decay).add_(update, alpha=-rate * MATCHING * math.sqrt(max(ahead.shape)))
+        momentum = state["momentum"].lerp_(gradient, 1 - momentum_decay)
+        lookahead = gradient.lerp(momentum, momentum_decay).reshape(parameter.size(0), -1)  # Nesterov
+        update = orthogonalize(lookahead).view(parameter.shape)
+        parameter.mul_(1 - rate * weight_decay).add_(
+            update, alpha=-rate * ADAMW_UPDATE_RMS * math.sqrt(max(lookahead.shape))
+        )

@@ -18,10 +18,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from engine.training.latents import Cached
+from engine.training.latents import LatentCache
 from engine.training.pictures.pixels import as_pictures
 
-PROMPTS = (
+SHEET_PROMPTS = (
     "terrier, looking up, cute, white background", "red apple", "blue car", "cat with sunglasses",
     "dog", "puppy, blue background", "kitten, 3d render", "automobile", "vessel, flat design",
     "pizza", "green apple, white background", "blue apple, white background", "purple octopus, black background",
@@ -32,7 +32,7 @@ PROMPTS = (
 )  # fmt: skip
 
 
-def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
     """Return x_t and v (Salimans & Ho 2022, eq.
 
     11, appendix D): x_t = a·x + s·ε, v = a·ε − s·x; ᾱ has one value a row.
@@ -42,35 +42,35 @@ def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor
     return signal * clean + sigma * noise, signal * noise - sigma * clean
 
 
-def rows(cache: Cached, index: np.ndarray) -> tuple[Tensor, Tensor]:
+def read_rows(cache: LatentCache, index: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return latents and token states of these variants, fp32."""
     return torch.from_numpy(cache.latents[index]).float(), torch.from_numpy(cache.states[index]).float()
 
 
 @torch.inference_mode()
-def v_mse(network: UNet2DConditionModel, cache: Cached, alphas: Tensor, *, batch: int = 64) -> float:
+def measure_v_mse(network: UNet2DConditionModel, cache: LatentCache, alphas: Tensor, *, batch: int = 64) -> float:
     """Return the mean squared error of v over the whole cache, each variant at one stratified timestep."""
     total, steps, device = len(cache), len(alphas), next(network.parameters()).device
-    order = np.random.default_rng(0).permutation(total)
-    times = torch.from_numpy(((order + 0.5) * steps / total).astype(np.int64))
+    permutation = np.random.default_rng(0).permutation(total)
+    timesteps = torch.from_numpy(((permutation + 0.5) * steps / total).astype(np.int64))
     noise = torch.randn((total, *cache.latents.shape[1:]), generator=torch.Generator().manual_seed(0))
-    wrong = 0.0
+    error_sum = 0.0
     for start in range(0, total, batch):
         index = np.arange(start, min(start + batch, total))
-        clean, states = rows(cache, index)
-        mixed, wanted = noised(clean, noise[index], alphas[times[index]])
-        mixed, at, states = (one.to(device) for one in (mixed, times[index], states))
+        clean, states = read_rows(cache, index)
+        noisy, target = add_noise(clean, noise[index], alphas[timesteps[index]])
+        noisy, batch_timesteps, states = (tensor.to(device) for tensor in (noisy, timesteps[index], states))
         with torch.autocast(device.type, torch.bfloat16):
-            guess = network(mixed, at, encoder_hidden_states=states, return_dict=False)[0]
-        wrong += float((guess.float().cpu() - wanted).square().mean(dim=(1, 2, 3)).sum())
-    return wrong / total
+            prediction = network(noisy, batch_timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        error_sum += float((prediction.float().cpu() - target).square().mean(dim=(1, 2, 3)).sum())
+    return error_sum / total
 
 
 @torch.inference_mode()
-def sample(
+def sample_latents(
     network: UNet2DConditionModel,
     states: Tensor,
-    empty: Tensor,
+    empty_states: Tensor,
     scheduler: DDIMScheduler,
     *,
     steps: int = 40,
@@ -81,29 +81,33 @@ def sample(
     shape = (config["in_channels"], config["sample_size"], config["sample_size"])
     latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(len(states))])
     latents = latents.to(states.device)
-    both = torch.cat([empty.expand_as(states), states])
+    guided_states = torch.cat([empty_states.expand_as(states), states])
     scheduler.set_timesteps(steps)
-    for time in scheduler.timesteps:
+    for timestep in scheduler.timesteps:
         with torch.autocast(states.device.type, torch.bfloat16):
-            guess = network(latents.repeat(2, 1, 1, 1), time, encoder_hidden_states=both, return_dict=False)[0]
-        without, towards = guess.float().chunk(2)
-        latents = scheduler.step(without + guidance * (towards - without), int(time), latents, return_dict=False)[0]
+            prediction = network(
+                latents.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=guided_states, return_dict=False
+            )[0]
+        unconditional, conditional = prediction.float().chunk(2)
+        latents = scheduler.step(
+            unconditional + guidance * (conditional - unconditional), int(timestep), latents, return_dict=False
+        )[0]
     return latents
 
 
 @torch.inference_mode()
-def develop(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
+def decode_latents(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Decode latents to uint8 [n, h, w, 3]."""
     return as_pictures(autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0])
 
 
-def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, enlarge: int = 2) -> None:
+def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, zoom: int = 2) -> None:
     """Write one PNG of all pictures in reading order, at most `columns` in a line, replaced atomically."""
     columns = min(columns, len(pictures))
     blank = np.full_like(pictures[0], 255)
-    padded = [*pictures, *[blank] * (-len(pictures) % columns)]
-    lines = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]
+    cells = [*pictures, *[blank] * (-len(pictures) % columns)]
+    lines = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
     sheet = Image.fromarray(np.concatenate(lines))
-    fresh = path.with_suffix(".fresh")
-    sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.NEAREST).save(fresh, "PNG")
-    os.replace(fresh, path)
+    temp_path = path.with_suffix(".fresh")
+    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(temp_path, "PNG")
+    os.replace(temp_path, path)

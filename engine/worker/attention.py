@@ -9,52 +9,52 @@ import asyncio
 import logging
 import time
 
-from engine.bus import Bus, Unreachable
-from engine.worker.roster import Roster
+from engine.bus import BrokerUnreachable, Bus
+from engine.worker.roster import ActiveRuns
 from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-WANTED_SECONDS = 10.0
-PAUSE = 0.25
+WATCH_SECONDS = 10.0
+RETRY_SECONDS = 0.25
 
 
-class Attention:
+class WatchedJobs:
     """Makes the engine watch exactly the jobs that are watched."""
 
-    def __init__(self, bus: Bus, roster: Roster) -> None:
-        self._bus, self._roster = bus, roster
-        self._until: dict[str, float] = {}
+    def __init__(self, bus: Bus, active_runs: ActiveRuns) -> None:
+        self._bus, self._active_runs = bus, active_runs
+        self._watch_ends: dict[str, float] = {}
 
-    def wanted(self, job: str) -> bool:
-        return self._until.get(job, 0.0) > time.monotonic()
+    def is_watched(self, job: str) -> bool:
+        return self._watch_ends.get(job, 0.0) > time.monotonic()
 
     async def listen(self) -> None:
         """Receive watch requests, for ever."""
         while True:
             try:
-                async for job in self._bus.wants():
-                    self._want(job)
-            except Unreachable as error:
+                async for job in self._bus.watch_preview_requests():
+                    self._extend_watch(job)
+            except BrokerUnreachable as error:
                 log.warning("%s", error)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY_SECONDS)
 
-    def _want(self, job: str) -> None:
-        self._until[job] = time.monotonic() + WANTED_SECONDS
-        run = self._roster.get(job)
-        if run is not None and not run.watched:
-            self._watch(run, True)
+    def _extend_watch(self, job: str) -> None:
+        self._watch_ends[job] = time.monotonic() + WATCH_SECONDS
+        run = self._active_runs.get(job)
+        if run is not None and not run.is_watched:
+            self._set_watched(run, True)
 
-    def lapse(self) -> None:
+    def drop_expired(self) -> None:
         """Stop watching jobs without a recent request."""
-        self._until = {job: until for job, until in self._until.items() if self.wanted(job)}
-        for run in self._roster:
-            if run.watched and not self.wanted(run.job.id):
-                self._watch(run, False)
+        self._watch_ends = {job: end for job, end in self._watch_ends.items() if self.is_watched(job)}
+        for run in self._active_runs:
+            if run.is_watched and not self.is_watched(run.job.id):
+                self._set_watched(run, False)
 
-    def _watch(self, run: Run, on: bool) -> None:
-        run.watched = on
-        self._roster.spawn(self._tell(run, on))
+    def _set_watched(self, run: Run, is_watched: bool) -> None:
+        run.is_watched = is_watched
+        self._active_runs.spawn(self._update_engine(run, is_watched))
 
-    async def _tell(self, run: Run, on: bool) -> None:
-        await self._roster.thread.call(lambda engine: engine.watch(run.job.id, on))
+    async def _update_engine(self, run: Run, is_watched: bool) -> None:
+        await self._active_runs.thread.call(lambda engine: engine.watch(run.job.id, is_watched))

@@ -14,77 +14,77 @@ import torch
 
 from engine.blame import DeviceLost
 from engine.families.family import Family
-from engine.job import DecodeReply, DecodeRequest, Warm, decode_ms
-from engine.lane import Lane
-from engine.shelf import Shelf
-from engine.unfit import Unfit
-from engine.worker.model_use import Turn, hold_model
+from engine.job import DecodeReply, DecodeRequest, ModelInfo, estimate_decode_ms
+from engine.lane import DecodeWorker
+from engine.shelf import ModelCache
+from engine.unfit import JobRejected
+from engine.worker.model_use import RequestSlot, use_model
 
 log = logging.getLogger(__name__)
 
-MOST_MS = 5000.0  # of one request, by the model's calibration
-SECONDS = 10.0  # for one request; the bot does not wait much longer
-BUSY = "This worker is busy with other keyframes: try again in a moment."
-SLOW = "This worker is too slow, or too busy, to decode these keyframes now."
-WRONG = "These latents do not fit the model or the picture's size."
+MAX_DECODE_MS = 5000.0  # of one request, by the model's calibration
+TIMEOUT_SECONDS = 10.0  # for one request; the bot does not wait much longer
+BUSY_ERROR = "This worker is busy with other keyframes: try again in a moment."
+SLOW_ERROR = "This worker is too slow, or too busy, to decode these keyframes now."
+WRONG_LATENTS_ERROR = "These latents do not fit the model or the picture's size."
 
 
-class Decoding:
+class DecodeService:
     """Belongs to the event loop."""
 
-    def __init__(self, lane: Lane, shelf: Shelf) -> None:
-        self._lane, self._shelf = lane, shelf
-        self._turn = Turn()
+    def __init__(self, decode_worker: DecodeWorker, model_cache: ModelCache) -> None:
+        self._decode_worker, self._model_cache = decode_worker, model_cache
+        self._slot = RequestSlot()
 
-    async def answer(self, asked: DecodeRequest) -> DecodeReply:
+    async def answer_request(self, request: DecodeRequest) -> DecodeReply:
         """Return the thumbnails, or the reason why there are none. Raises only cancellation."""
-        return await self._answer(asked) if self._turn.is_free else DecodeReply(error=BUSY)
+        return await self._answer_request(request) if self._slot.is_free else DecodeReply(error=BUSY_ERROR)
 
     def close(self) -> None:
         """End the current request at once: the decode worker will not finish it."""
-        self._turn.close()
+        self._slot.close()
 
-    async def _answer(self, asked: DecodeRequest) -> DecodeReply:
+    async def _answer_request(self, request: DecodeRequest) -> DecodeReply:
         try:
-            held = hold_model(self._shelf, asked.model, asked.revision)
-            async with self._turn.take(SECONDS), held as (family, warm):
-                _check_time(asked, warm)
-                return DecodeReply(thumbnails=await self._thumbnails(asked, family))
-        except Unfit as error:
+            model_use = use_model(self._model_cache, request.model, request.revision)
+            async with self._slot.occupy(TIMEOUT_SECONDS), model_use as (family, info):
+                _check_time(request, info)
+                return DecodeReply(thumbnails=await self._decode_thumbnails(request, family))
+        except JobRejected as error:
             return DecodeReply(error=error.sentence[:500])
         except TimeoutError:
-            return DecodeReply(error=SLOW)
+            return DecodeReply(error=SLOW_ERROR)
         except DeviceLost:  # the engine's thread finds out too, and ends the worker
             return DecodeReply(error="This worker has lost its device.")
         except Exception:
             log.exception("keyframes could not be decoded")
             return DecodeReply(error="This worker failed to decode the keyframes.")
 
-    async def _thumbnails(self, asked: DecodeRequest, family: Family) -> tuple[bytes, ...]:
+    async def _decode_thumbnails(self, request: DecodeRequest, family: Family) -> tuple[bytes, ...]:
         """Decode one after another, so that a finished job's decode waits for at most one of them."""
-        made = list[bytes]()
-        for latents in list(tensors(asked, family)):
-            future = self._lane.decode_thumbnail(asked.model, latents, asked.tile)
-            made.append(await asyncio.wrap_future(future))
-        return tuple(made)
+        thumbnails = list[bytes]()
+        for latents in list(parse_latents(request, family)):
+            future = self._decode_worker.decode_thumbnail(request.model, latents, request.tile)
+            thumbnails.append(await asyncio.wrap_future(future))
+        return tuple(thumbnails)
 
 
-def tensors(asked: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
+def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
     """Yield the latents as tensors. Raises `Unfit` where one has the wrong size or is not finite."""
     try:
-        shape = family.latent_shape(asked.width, asked.height)
+        shape = family.latent_shape(request.width, request.height)
     except ValueError as error:
-        raise Unfit(WRONG, "member") from error
-    for latents in asked.latents:
+        raise JobRejected(WRONG_LATENTS_ERROR, "member") from error
+    for latents in request.latents:
         if len(latents) != 2 * shape[0] * shape[1] * shape[2]:
-            raise Unfit(WRONG, "member")
+            raise JobRejected(WRONG_LATENTS_ERROR, "member")
         values = np.frombuffer(latents, dtype=np.float16).astype(np.float32)
         if not np.isfinite(values).all():
-            raise Unfit(WRONG, "member")
+            raise JobRejected(WRONG_LATENTS_ERROR, "member")
         yield torch.from_numpy(values.reshape(shape))
 
 
-def _check_time(asked: DecodeRequest, warm: Warm) -> None:
+def _check_time(request: DecodeRequest, info: ModelInfo) -> None:
     """Raise `Unfit` where the request would take too long."""
-    if decode_ms(warm, asked.width, asked.height, len(asked.latents)) > MOST_MS:
-        raise Unfit(SLOW, "worker")
+    if estimate_decode_ms(info, request.width, request.height, len(request.latents)) > MAX_DECODE_MS:
+        raise JobRejected(SLOW_ERROR, "worker")

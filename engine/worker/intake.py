@@ -13,25 +13,25 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from engine.bus import Bus, Claim, Delivered, Unreachable
-from engine.job import Enlarge, Job, Snapshot, Started
-from engine.logline import about
-from engine.unfit import Unfit
-from engine.worker.outcome import Outcome
-from engine.worker.output import Output
-from engine.worker.roster import Roster
+from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
+from engine.job import Job, JobStarted, Snapshot, UpscaleTask
+from engine.logline import log_context
+from engine.unfit import JobRejected
+from engine.worker.outcome import ResultPublisher
+from engine.worker.output import RunOutput
+from engine.worker.roster import ActiveRuns
 from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-CLAIMED_ELSEWHERE = 0.5  # seconds until we try again: the other worker's lease may be expiring
-ODD_PAUSE = 1.0
-TRIES = 3
+CLAIM_RETRY_SECONDS = 0.5  # seconds until we try again: the other worker's lease may be expiring
+ERROR_RETRY_SECONDS = 1.0
+MAX_TRIES = 3
 PASS_ON_SECONDS = 0.05  # times the number of deliveries: the next idle worker gets it almost at once
-LONGEST_PASS_ON = 1.0  # for a job that nobody takes: workers that cannot run it must not spin
-REMEMBERED = 256  # passed-on jobs: each is logged once
-Admit = Callable[[Run, Sequence[Snapshot]], Awaitable[None]]
-Elsewhere = Callable[[Job], str]
+MAX_PASS_ON_SECONDS = 1.0  # for a job that nobody takes: workers that cannot run it must not spin
+MAX_REMEMBERED_JOBS = 256  # passed-on jobs: each is logged once
+AdmitRun = Callable[[Run, Sequence[Snapshot]], Awaitable[None]]
+FindRejection = Callable[[Job], str]
 
 
 class Intake:
@@ -41,116 +41,125 @@ class Intake:
     """
 
     def __init__(
-        self, bus: Bus, worker: str, roster: Roster, outcome: Outcome, output: Output, admit: Admit,
-        elsewhere: Elsewhere,
+        self, bus: Bus, worker_name: str, active_runs: ActiveRuns, result_publisher: ResultPublisher, output: RunOutput, admit: AdmitRun,
+        find_rejection: FindRejection,
     ) -> None:  # fmt: skip
-        self._bus, self._worker, self._roster = bus, worker, roster
-        self._outcome, self._output, self._admit, self._elsewhere = outcome, output, admit, elsewhere
-        self._passed: deque[str] = deque(maxlen=REMEMBERED)
-        self._errors: Counter[str] = Counter()  # unexpected ones, by job
+        self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
+        self._result_publisher, self._output, self._admit, self._find_rejection = (
+            result_publisher,
+            output,
+            admit,
+            find_rejection,
+        )
+        self._passed_on_jobs: deque[str] = deque(maxlen=MAX_REMEMBERED_JOBS)
+        self._error_counts: Counter[str] = Counter()  # unexpected ones, by job
 
-    async def take(self, delivered: Delivered[Job]) -> None:
+    async def accept(self, delivery: BusMessage[Job]) -> None:
         """Do everything up to the first step. Raises only cancellation."""
-        job = delivered.value
-        if (mine := self._roster.get(job.id)) is not None:
-            mine.handles[job.attempt] = delivered  # redelivered to us, or requeued while we still run it
+        job = delivery.value
+        if (known_run := self._active_runs.get(job.id)) is not None:
+            known_run.handles[job.attempt] = delivery  # redelivered to us, or requeued while we still run it
             return
-        with about(job.id):
-            if why := self._elsewhere(job):
-                await self._pass_on(delivered, why)
-            elif (claim := await self._claimed(delivered)) is not None:
-                await self._begin(self._entered(delivered, claim))
+        with log_context(job.id):
+            if reason := self._find_rejection(job):
+                await self._pass_on(delivery, reason)
+            elif (claim := await self._claim_job(delivery)) is not None:
+                await self._begin_run(self._enter_run(delivery, claim))
 
-    async def _pass_on(self, delivered: Delivered[Job], why: str) -> None:
+    async def _pass_on(self, delivery: BusMessage[Job], reason: str) -> None:
         """Hand the job to another worker of the pool, without a result and without counting an attempt."""
-        job = delivered.value.id
-        if job not in self._passed:
-            self._passed.append(job)
-            log.info("job %s is for another worker of the pool: %s", job, why)
+        job_id = delivery.value.id
+        if job_id not in self._passed_on_jobs:
+            self._passed_on_jobs.append(job_id)
+            log.info("job %s is for another worker of the pool: %s", job_id, reason)
         try:
-            await delivered.nak(min(LONGEST_PASS_ON, PASS_ON_SECONDS * delivered.tries))
-        except Unreachable as error:  # unanswered, the message comes back after a lease
-            log.warning("job %s: %s", job, error)
+            await delivery.nak(min(MAX_PASS_ON_SECONDS, PASS_ON_SECONDS * delivery.delivery_count))
+        except BrokerUnreachable as error:  # unanswered, the message comes back after a lease
+            log.warning("job %s: %s", job_id, error)
 
-    async def _claimed(self, delivered: Delivered[Job]) -> Claim | None:
+    async def _claim_job(self, delivery: BusMessage[Job]) -> Claim | None:
         try:
-            claim = await self._bus.claim(delivered.value.id, self._worker)
+            claim = await self._bus.claim_job(delivery.value.id, self._worker_name)
             if claim is None:
-                await delivered.nak(CLAIMED_ELSEWHERE)
+                await delivery.nak(CLAIM_RETRY_SECONDS)
             return claim
         except asyncio.CancelledError:  # the worker stops
-            await delivered.nak()
+            await delivery.nak()
             raise
-        except Unreachable as error:  # unanswered, the message comes back after a lease
-            log.warning("job %s: %s", delivered.value.id, error)
+        except BrokerUnreachable as error:  # unanswered, the message comes back after a lease
+            log.warning("job %s: %s", delivery.value.id, error)
             return None
 
-    def _entered(self, delivered: Delivered[Job], claim: Claim) -> Run:
-        job = delivered.value
-        run = Run(job, claim, time.monotonic(), handles={job.attempt: delivered})
+    def _enter_run(self, delivery: BusMessage[Job], claim: Claim) -> Run:
+        job = delivery.value
+        run = Run(job, claim, time.monotonic(), handles={job.attempt: delivery})
         if (task := asyncio.current_task()) is not None:
             run.tasks.add(task)
-        self._roster.enter(run)
+        self._active_runs.add(run)
         return run
 
-    async def _begin(self, run: Run) -> None:
+    async def _begin_run(self, run: Run) -> None:
         try:
-            await self._start(run)
-        except Unfit as error:
-            await self._outcome.failed(run, error.sentence, error.blame)
-        except Unreachable as error:
+            await self._start_run(run)
+        except JobRejected as error:
+            await self._result_publisher.fail_run(run, error.sentence, error.blame)
+        except BrokerUnreachable as error:
             log.warning("job %s is handed back: %s", run.job.id, error)
-            await self._back(run)
+            await self._hand_back(run)
         except Exception:
             log.exception("job %s could not be started", run.job.id)
-            await self._odd(run)
+            await self._handle_error(run)
         else:
-            self._errors.pop(run.job.id, None)
+            self._error_counts.pop(run.job.id, None)
 
-    async def _start(self, run: Run) -> None:
-        cancelled, snapshots = await asyncio.gather(
+    async def _start_run(self, run: Run) -> None:
+        is_cancelled, snapshots = await asyncio.gather(
             self._bus.is_cancelled(run.job.id), self._bus.get_snapshots(run.job.id)
         )
-        if cancelled:
-            if run.end():
-                await self._outcome.cancelled(run, 0)
+        if is_cancelled:
+            if run.try_end():
+                await self._result_publisher.publish_cancelled(run, 0)
             return
-        if isinstance(run.job.task, Enlarge):
-            await self._announce(run, 0)
-            await self._output.enlarge(run)
+        if isinstance(run.job.task, UpscaleTask):
+            await self._announce_start(run, 0)
+            await self._output.run_upscale(run)
             return
-        step = run.resume(snapshots)
+        step = run.restore_progress(snapshots)
         log.info("job %s begins at step %d (epoch %d)", run.job.id, step, run.claim.epoch)
-        both = asyncio.gather(self._announce(run, step), self._admit(run, snapshots), return_exceptions=True)
-        for outcome in await both:  # Started is published before a failure
-            if isinstance(outcome, BaseException):
-                raise outcome
+        start_steps = asyncio.gather(
+            self._announce_start(run, step), self._admit(run, snapshots), return_exceptions=True
+        )
+        for result in await start_steps:  # Started is published before a failure
+            if isinstance(result, BaseException):
+                raise result
 
-    async def _announce(self, run: Run, step: int) -> None:
-        await self._outcome.say(Started(job=run.job.id, epoch=run.claim.epoch, worker=self._worker, step=step))
-        run.announced.set()
+    async def _announce_start(self, run: Run, step: int) -> None:
+        await self._result_publisher.publish(
+            JobStarted(job=run.job.id, epoch=run.claim.epoch, worker=self._worker_name, step=step)
+        )
+        run.start_announced.set()
 
-    async def _odd(self, run: Run) -> None:
+    async def _handle_error(self, run: Run) -> None:
         """Handle an unexpected error: after three tries, dead-letter the message and fail the job.
 
         Tries are counted here. The broker's count includes deliveries that were handed back or passed on.
         """
-        await self._roster.stop(run)
-        self._errors[run.job.id] += 1
-        if self._errors[run.job.id] < TRIES:
-            await self._back(run, ODD_PAUSE)
+        await self._active_runs.stop_run(run)
+        self._error_counts[run.job.id] += 1
+        if self._error_counts[run.job.id] < MAX_TRIES:
+            await self._hand_back(run, ERROR_RETRY_SECONDS)
             return
-        del self._errors[run.job.id]
+        del self._error_counts[run.job.id]
         try:
-            await run.handles.pop(max(run.handles)).lay_aside("three tries, three errors")
-        except Unreachable as error:
+            await run.handles.pop(max(run.handles)).dead_letter("three tries, three errors")
+        except BrokerUnreachable as error:
             log.warning("job %s: %s", run.job.id, error)
-        await self._outcome.failed(run, "The engine failed at this job three times.", "us")
+        await self._result_publisher.fail_run(run, "The engine failed at this job three times.", "us")
 
-    async def _back(self, run: Run, delay: float = 0.0) -> None:
-        run.end()
-        await self._roster.stop(run)  # the engine may have it already
+    async def _hand_back(self, run: Run, delay: float = 0.0) -> None:
+        run.try_end()
+        await self._active_runs.stop_run(run)  # the engine may have it already
         try:
-            await self._outcome.give_back(run, delay)
-        except Unreachable as error:
+            await self._result_publisher.release_run(run, delay)
+        except BrokerUnreachable as error:
             log.warning("job %s: %s", run.job.id, error)

@@ -9,73 +9,80 @@ import asyncio
 import logging
 import time
 
-from engine.bus import Bus, Unreachable
-from engine.worker.outcome import Outcome
-from engine.worker.pulse import Pulse
-from engine.worker.roster import Roster
+from engine.bus import BrokerUnreachable, Bus
+from engine.worker.outcome import ResultPublisher
+from engine.worker.pulse import Watchdog
+from engine.worker.roster import ActiveRuns
 from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.25
+RETRY_SECONDS = 0.25
 
 
 class Stuck(RuntimeError):
     """The engine or the decode worker missed a deadline or crashed: the process must be restarted."""
 
 
-class Lease:
+class Heartbeats:
     """Heartbeats, and the tombstones that cancel a run."""
 
-    def __init__(self, bus: Bus, roster: Roster, outcome: Outcome, pulse: Pulse) -> None:
-        self._bus, self._roster, self._outcome, self._pulse = bus, roster, outcome, pulse
+    def __init__(
+        self, bus: Bus, active_runs: ActiveRuns, result_publisher: ResultPublisher, watchdog: Watchdog
+    ) -> None:
+        self._bus, self._active_runs, self._result_publisher, self._watchdog = (
+            bus,
+            active_runs,
+            result_publisher,
+            watchdog,
+        )
 
-    async def beat(self) -> None:
+    async def renew_runs(self) -> None:
         """Renew for ever. Raises `Stuck` when a deadline was missed."""
         while True:
-            if (late := self._pulse.late()) is not None:
-                raise Stuck(late)
-            await asyncio.gather(*(self._renew(run) for run in self._roster))
-            self._roster.changed.set()
-            await asyncio.sleep(self._bus.kept.beat)
+            if (missed_deadline := self._watchdog.find_missed_deadline()) is not None:
+                raise Stuck(missed_deadline)
+            await asyncio.gather(*(self._renew_run(run) for run in self._active_runs))
+            self._active_runs.presence_changed.set()
+            await asyncio.sleep(self._bus.limits.renewal_interval)
 
-    async def _renew(self, run: Run) -> None:
+    async def _renew_run(self, run: Run) -> None:
         try:
             for handle in list(run.handles.values()):
                 await handle.in_progress()
-            asked = time.monotonic()
-            if await self._bus.renew(run.claim):
-                run.renewed = asked
-            elif run in self._roster:
-                lost = self._roster.lose(run, "its claim has lapsed or gone to another worker")
-                self._roster.spawn(lost)  # it waits for the engine's current step; the heartbeat must not
-        except Unreachable as error:
+            request_time = time.monotonic()
+            if await self._bus.renew_claim(run.claim):
+                run.renewal_time = request_time
+            elif run in self._active_runs:
+                abandonment = self._active_runs.abandon(run, "its claim has lapsed or gone to another worker")
+                self._active_runs.spawn(abandonment)  # it waits for the engine's current step; the heartbeat must not
+        except BrokerUnreachable as error:
             log.warning("job %s: %s", run.job.id, error)
 
-    async def watch(self) -> None:
+    async def watch_cancels(self) -> None:
         """Receive cancels, for ever."""
         while True:
             try:
                 async for job in self._bus.watch_cancelled():
-                    self._cancel(job)
-            except Unreachable as error:
+                    self._cancel_run(job)
+            except BrokerUnreachable as error:
                 log.warning("%s", error)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY_SECONDS)
 
-    async def look_again(self) -> None:
+    async def recheck_cancels(self) -> None:
         """Check every run for a cancel that was missed during an outage."""
-        for run in self._roster:
+        for run in self._active_runs:
             if await self._bus.is_cancelled(run.job.id):
-                self._cancel(run.job.id)
+                self._cancel_run(run.job.id)
 
-    def _cancel(self, job: str) -> None:
-        run = self._roster.get(job)
-        if run is not None and run.end():
-            self._roster.spawn(self._cancelled(run))
+    def _cancel_run(self, job: str) -> None:
+        run = self._active_runs.get(job)
+        if run is not None and run.try_end():
+            self._active_runs.spawn(self._finish_cancel(run))
 
-    async def _cancelled(self, run: Run) -> None:
+    async def _finish_cancel(self, run: Run) -> None:
         try:
-            steps = await self._roster.stop(run)
-            await self._outcome.cancelled(run, min(steps, run.last))
-        except Unreachable as error:
-            await self._roster.lose(run, str(error))
+            steps = await self._active_runs.stop_run(run)
+            await self._result_publisher.publish_cancelled(run, min(steps, run.end_step))
+        except BrokerUnreachable as error:
+            await self._active_runs.abandon(run, str(error))

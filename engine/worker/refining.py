@@ -9,62 +9,77 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from engine.calibration import Calibration
-from engine.events import Ran
+from engine.events import BatchRun
 from engine.families.family import Family
 from engine.job import Recipe
 from engine.refinement import Refinement
-from engine.shelf import Shelf
-from engine.worker.roster import Roster
+from engine.shelf import ModelCache
+from engine.worker.roster import ActiveRuns
 
-EVERY_SECONDS = 5.0
+UPDATE_SECONDS = 5.0
 
 
-class Refining:
+class CalibrationUpdater:
     """`stepped` runs in the engine's thread, `decoded` in the decode worker's, `refine` in the event loop."""
 
     def __init__(
-        self, shelf: Shelf, roster: Roster, found: Mapping[str, Calibration], on_rows: Callable[[int], None]
+        self,
+        model_cache: ModelCache,
+        active_runs: ActiveRuns,
+        calibrations: Mapping[str, Calibration],
+        on_rows: Callable[[int], None],
     ) -> None:
-        self._shelf, self._roster, self._on_rows = shelf, roster, on_rows
-        self._known = {name: Refinement(one) for name, one in found.items()}
-        self._since: list[tuple[Ran, float]] = []  # steps that may still be running on the device
+        self._model_cache, self._active_runs, self._on_rows = model_cache, active_runs, on_rows
+        self._refinements = {name: Refinement(calibration) for name, calibration in calibrations.items()}
+        self._unsynchronized_steps: list[tuple[BatchRun, float]] = []  # steps that may still be running on the device
 
-    def stepped(self, ran: Ran | None, ms: float) -> None:
+    def record_step(self, batch: BatchRun | None, ms: float) -> None:
         """Record a step's time. A device runs asynchronously, so times count only after a synchronisation."""
-        if ran is None or (self._since and self._since[0][0].alike != ran.alike):
-            self._since.clear()
+        if batch is None or (
+            self._unsynchronized_steps and self._unsynchronized_steps[0][0].timing_key != batch.timing_key
+        ):
+            self._unsynchronized_steps.clear()
             return
-        self._since.append((ran, ms))
-        if ran.waited:
-            took = sum(each for _, each in self._since) / sum(one.forwards for one, _ in self._since)
-            self._since.clear()
-            self._note(ran, took)
+        self._unsynchronized_steps.append((batch, ms))
+        if batch.is_synchronised:
+            forward_ms = sum(each for _, each in self._unsynchronized_steps) / sum(
+                one.forward_count for one, _ in self._unsynchronized_steps
+            )
+            self._unsynchronized_steps.clear()
+            self._record_forward(batch, forward_ms)
 
-    def decoded(self, recipe: Recipe, ms: float) -> None:
+    def record_decode(self, recipe: Recipe, ms: float) -> None:
         """Record the time of a finished picture."""
-        family, known = self._shelf.families.get(recipe.model), self._known.get(recipe.model)
-        if family is not None and known is not None and recipe.width == recipe.height == family.size:
-            known.note_decode(ms)
+        family, refinement = self._model_cache.families.get(recipe.model), self._refinements.get(recipe.model)
+        if family is not None and refinement is not None and recipe.width == recipe.height == family.size:
+            refinement.note_decode(ms)
 
-    async def refine(self) -> None:
+    async def update_regularly(self) -> None:
         """Apply new calibrations regularly, for ever."""
         while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            for name, known in self._known.items():
-                if (found := known.renew()) is not None:
-                    await self._tell(name, found)
+            await asyncio.sleep(UPDATE_SECONDS)
+            for name, refinement in self._refinements.items():
+                if (calibration := refinement.refine()) is not None:
+                    await self._apply_calibration(name, calibration)
 
-    async def _tell(self, name: str, found: Calibration) -> None:
-        await self._roster.thread.call(lambda engine: engine.adjust(name, found.row_ms, found.rows, found.bucket_ms))
-        self._on_rows(found.rows)
-        await asyncio.to_thread(self._shelf.refine, name, found)
-        self._roster.changed.set()
+    async def _apply_calibration(self, name: str, calibration: Calibration) -> None:
+        await self._active_runs.thread.call(
+            lambda engine: engine.set_calibration(name, calibration.row_ms, calibration.rows, calibration.bucket_ms)
+        )
+        self._on_rows(calibration.rows)
+        await asyncio.to_thread(self._model_cache.update_calibration, name, calibration)
+        self._active_runs.presence_changed.set()
 
-    def _note(self, ran: Ran, ms: float) -> None:
-        family, known = self._shelf.families.get(ran.model), self._known.get(ran.model)
-        if family is not None and known is not None and _is_native(ran, family) and ran.dtype == known.found.dtype:
-            known.note_forward(ran.rows, ms)
+    def _record_forward(self, batch: BatchRun, ms: float) -> None:
+        family, refinement = self._model_cache.families.get(batch.model), self._refinements.get(batch.model)
+        if (
+            family is not None
+            and refinement is not None
+            and _is_native(batch, family)
+            and batch.dtype == refinement.calibration.dtype
+        ):
+            refinement.note_forward(batch.rows, ms)
 
 
-def _is_native(ran: Ran, family: Family) -> bool:
-    return ran.shape == family.latent_shape(family.size, family.size) and not ran.loras
+def _is_native(batch: BatchRun, family: Family) -> bool:
+    return batch.shape == family.latent_shape(family.size, family.size) and not batch.has_loras

@@ -6,22 +6,22 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 
-from engine.lane import Lane
+from engine.lane import DecodeWorker
 from engine.worker.run import Run
 from engine.worker.thread import EngineThread
 
 log = logging.getLogger(__name__)
 
 
-class Roster:
+class ActiveRuns:
     """`changed` is set when the worker's presence is out of date."""
 
-    def __init__(self, thread: EngineThread, lane: Lane) -> None:
-        self.thread, self._lane = thread, lane
-        self.changed = asyncio.Event()
-        self.on_leave: Callable[[Run], None] = lambda _: None
+    def __init__(self, thread: EngineThread, decode_worker: DecodeWorker) -> None:
+        self.thread, self._decode_worker = thread, decode_worker
+        self.presence_changed = asyncio.Event()
+        self.on_remove: Callable[[Run], None] = lambda _: None
         self._runs: dict[str, Run] = {}
-        self._errands: set[asyncio.Task[None]] = set()
+        self._worker_tasks: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._runs.values()))
@@ -40,46 +40,46 @@ class Roster:
         """Rows of the batch that all runs occupy."""
         return sum(run.rows for run in self)
 
-    def enter(self, run: Run) -> None:
+    def add(self, run: Run) -> None:
         self._runs[run.job.id] = run
-        self.changed.set()
+        self.presence_changed.set()
 
-    def leave(self, run: Run) -> None:
+    def remove(self, run: Run) -> None:
         if run in self:
             del self._runs[run.job.id]
-            self._lane.forget(run.job.id)
-            self.on_leave(run)
-            self.changed.set()
+            self._decode_worker.forget_job(run.job.id)
+            self.on_remove(run)
+            self.presence_changed.set()
 
     def spawn(self, work: Coroutine[object, object, None], run: Run | None = None) -> None:
         """Start a task of a run, which ends with the run, or of the worker."""
-        into = self._errands if run is None else run.tasks
+        tasks = self._worker_tasks if run is None else run.tasks
         task = asyncio.create_task(work)
-        into.add(task)
-        task.add_done_callback(into.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
-    def cease(self, run: Run) -> None:
+    def cancel_tasks(self, run: Run) -> None:
         """Cancel every task of a run except the current one."""
         for task in run.tasks - {asyncio.current_task()}:
             task.cancel()
 
-    async def stop(self, run: Run) -> int:
+    async def stop_run(self, run: Run) -> int:
         """End a run's tasks, remove it from the engine, and return the steps done."""
-        self.cease(run)
+        self.cancel_tasks(run)
         steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
-        return max(steps, *run.done.values())
+        return max(steps, *run.steps_done.values())
 
-    async def lose(self, run: Run, why: str) -> None:
+    async def abandon(self, run: Run, reason: str) -> None:
         """Stop a run without a result: the new holder of its claim reports on the job. Only the first call acts."""
         if run not in self:
             return
-        log.warning("job %s is stopped: %s", run.job.id, why)
-        run.end()
-        self.leave(run)
-        await self.stop(run)
+        log.warning("job %s is stopped: %s", run.job.id, reason)
+        run.try_end()
+        self.remove(run)
+        await self.stop_run(run)
 
     async def close(self) -> None:
         """Cancel the worker's tasks; runs end their own."""
-        for task in self._errands:
+        for task in self._worker_tasks:
             task.cancel()
-        await asyncio.gather(*self._errands, return_exceptions=True)
+        await asyncio.gather(*self._worker_tasks, return_exceptions=True)

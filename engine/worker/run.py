@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from engine.bus.claims import Claim
-from engine.bus.deliveries import Delivered
-from engine.engine import Engine, Stepped
-from engine.job import Job, Recipe, Snapshot, rows
+from engine.bus.deliveries import BusMessage
+from engine.engine import Engine, StepDone
+from engine.job import Job, Recipe, Snapshot, count_rows
 
 SMOOTHING = 0.05  # weight of the newest step in the pace
 
@@ -23,85 +23,89 @@ class Run:
 
     job: Job
     claim: Claim
-    began: float
-    handles: dict[int, Delivered[Job]] = field(default_factory=dict)
-    done: dict[int, int] = field(default_factory=dict)  # image → steps done
-    saved: dict[int, int] = field(default_factory=dict)  # image → steps done, in the last snapshots
-    todo: set[int] = field(default_factory=set)  # images whose pictures are not published yet
-    fresh: dict[int, Stepped] = field(default_factory=dict)  # image → the step to show next
+    start_time: float
+    handles: dict[int, BusMessage[Job]] = field(default_factory=dict)
+    steps_done: dict[int, int] = field(default_factory=dict)  # image → steps done
+    steps_saved: dict[int, int] = field(default_factory=dict)  # image → steps done, in the last snapshots
+    unpublished_images: set[int] = field(default_factory=set)  # images whose pictures are not published yet
+    pending_previews: dict[int, StepDone] = field(default_factory=dict)  # image → the step to show next
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    announced: asyncio.Event = field(default_factory=asyncio.Event)  # Started is published
-    ended: bool = False
-    renewed: float = 0.0  # when its claim was last renewed
-    held: str = ""  # the model kept in memory for it
-    watched: bool = False
-    paused: asyncio.TimerHandle | None = None  # the timer that ends its pause
-    rested: float = 0.0  # seconds of its pauses that have ended
+    start_announced: asyncio.Event = field(default_factory=asyncio.Event)  # Started is published
+    is_ended: bool = False
+    renewal_time: float = 0.0  # when its claim was last renewed
+    model_in_use: str = ""  # the model kept in memory for it
+    is_watched: bool = False
+    pause_timer: asyncio.TimerHandle | None = None  # the timer that ends its pause
+    paused_seconds: float = 0.0  # seconds of its pauses that have ended
     weight: float = 1.0  # relative to other jobs of its member
-    pace: float = 0.0  # seconds a step of one image
-    stepped: float = 0.0  # when its last step ended, or the engine admitted it
-    run_here: int = 0  # steps of single images that this worker ran
+    seconds_per_step: float = 0.0  # seconds a step of one image
+    last_step_time: float = 0.0  # when its last step ended, or the engine admitted it
+    image_steps_run: int = 0  # steps of single images that this worker ran
 
     def __post_init__(self) -> None:
-        self.todo = set(range(self.count))
-        self.done = dict.fromkeys(range(self.count), self.first)
+        self.unpublished_images = set(range(self.image_count))
+        self.steps_done = dict.fromkeys(range(self.image_count), self.first_step)
 
     @property
-    def count(self) -> int:
+    def image_count(self) -> int:
         return self.job.task.count if isinstance(self.job.task, Recipe) else 1
 
     @property
-    def first(self) -> int:
+    def first_step(self) -> int:
         """The step that it begins with, unless it is resumed."""
-        return self.job.task.first if isinstance(self.job.task, Recipe) else 0
+        return self.job.task.first_step if isinstance(self.job.task, Recipe) else 0
 
     @property
-    def last(self) -> int:
+    def end_step(self) -> int:
         """The step that it ends before."""
-        return self.job.task.last if isinstance(self.job.task, Recipe) else 0
+        return self.job.task.end_step if isinstance(self.job.task, Recipe) else 0
 
     @property
     def rows(self) -> int:
         """Rows of the batch that it occupies."""
-        return rows(self.job.task) if isinstance(self.job.task, Recipe) and self.paused is None else 0
+        return count_rows(self.job.task) if isinstance(self.job.task, Recipe) and self.pause_timer is None else 0
 
-    def steer(self, engine: Engine) -> None:
+    def apply_control(self, engine: Engine) -> None:
         """Set pause and weight in the engine, between two steps, also for a job that it has yet to admit."""
-        (engine.resume if self.paused is None else engine.pause)(self.job.id)
-        engine.prioritise(self.job.id, self.weight)
+        (engine.resume if self.pause_timer is None else engine.pause)(self.job.id)
+        engine.set_job_weight(self.job.id, self.weight)
 
-    def resume(self, snapshots: Iterable[Snapshot]) -> int:
+    def restore_progress(self, snapshots: Iterable[Snapshot]) -> int:
         """Record the images' progress from snapshots, and return the least step."""
         for snapshot in snapshots:
-            if snapshot.image in self.done:
-                self.done[snapshot.image] = self.saved[snapshot.image] = min(snapshot.k, self.last)
-        return min(self.done.values(), default=0)
+            if snapshot.image in self.steps_done:
+                self.steps_done[snapshot.image] = self.steps_saved[snapshot.image] = min(snapshot.k, self.end_step)
+        return min(self.steps_done.values(), default=0)
 
-    def step(self, images: Sequence[tuple[int, int]], moment: float) -> None:
+    def record_step(self, images: Sequence[tuple[int, int]], moment: float) -> None:
         """Record (image, steps done) of each image that has just stepped."""
-        seconds = (moment - self.stepped) / len(images)
+        seconds = (moment - self.last_step_time) / len(images)
         for image, k in images:
-            self.done[image] = k
-            self.pace = self.pace + SMOOTHING * (seconds - self.pace) if self.pace else seconds
-        self.stepped = moment
-        self.run_here += len(images)
+            self.steps_done[image] = k
+            self.seconds_per_step = (
+                self.seconds_per_step + SMOOTHING * (seconds - self.seconds_per_step)
+                if self.seconds_per_step
+                else seconds
+            )
+        self.last_step_time = moment
+        self.image_steps_run += len(images)
 
     @property
     def seconds_left(self) -> float:
-        left = sum(self.last - k for k in self.done.values())
-        return max(0.0, left * self.pace)
+        steps_left = sum(self.end_step - k for k in self.steps_done.values())
+        return max(0.0, steps_left * self.seconds_per_step)
 
     @property
-    def unsaved(self) -> bool:
+    def has_unsaved_steps(self) -> bool:
         """Whether it has progressed since its last snapshots."""
-        return any(k != self.saved.get(image, self.first) for image, k in self.done.items())
+        return any(k != self.steps_saved.get(image, self.first_step) for image, k in self.steps_done.items())
 
-    def end(self) -> bool:
+    def try_end(self) -> bool:
         """Return True to the first caller only, which decides how the run ends."""
-        first, self.ended = not self.ended, True
-        return first
+        is_first, self.is_ended = not self.is_ended, True
+        return is_first
 
-    def spent(self, steps: int) -> float:
+    def compute_cost(self, steps: int) -> float:
         """Return the cost up to step `steps`, in device-seconds, at the price when it was admitted."""
-        whole = self.last - self.first
-        return self.job.cost * max(0.0, min(1.0, (steps - self.first) / whole)) if whole > 0 else 0.0
+        total_steps = self.end_step - self.first_step
+        return self.job.cost * max(0.0, min(1.0, (steps - self.first_step) / total_steps)) if total_steps > 0 else 0.0

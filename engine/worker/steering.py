@@ -11,83 +11,85 @@ import logging
 import time
 from collections.abc import Callable
 
-from engine.bus import Bus, Unreachable
-from engine.job import Recipe, Steer
-from engine.worker.roster import Roster
+from engine.bus import BrokerUnreachable, Bus
+from engine.job import ControlMessage, Recipe
+from engine.worker.roster import ActiveRuns
 from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-MOST_SECONDS = 900.0  # sum of a job's pauses
-AGAIN = 0.25
-LOOK = 0.5  # seconds between checks whether another model needs the memory of a paused job's
+MAX_PAUSE_SECONDS = 900.0  # sum of a job's pauses
+RETRY_SECONDS = 0.25
+CHECK_SECONDS = 0.5  # seconds between checks whether another model needs the memory of a paused job's
 
 
-class Steering:
+class RunControl:
     """Ignores messages about jobs that are not here.
 
     `crowded`: whether a job has waited long enough for memory that models in use occupy. Then every pause ends.
     """
 
-    def __init__(self, bus: Bus, roster: Roster, crowded: Callable[[], bool] = lambda: False) -> None:
-        self._bus, self._roster, self._crowded = bus, roster, crowded
+    def __init__(
+        self, bus: Bus, active_runs: ActiveRuns, is_memory_contended: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._bus, self._active_runs, self._is_memory_contended = bus, active_runs, is_memory_contended
 
     async def listen(self) -> None:
         """Receive pauses and weights, for ever."""
-        self._roster.spawn(self._make_room())
-        await self._hear()
+        self._active_runs.spawn(self._end_pauses_for_memory())
+        await self._receive_messages()
 
-    async def _make_room(self) -> None:
+    async def _end_pauses_for_memory(self) -> None:
         while True:
-            await asyncio.sleep(LOOK)
-            for run in self._roster if self._crowded() else ():
-                if run.paused is not None and run.held:
-                    self._lapse(run)
+            await asyncio.sleep(CHECK_SECONDS)
+            for run in self._active_runs if self._is_memory_contended() else ():
+                if run.pause_timer is not None and run.model_in_use:
+                    self._end_pause(run)
 
-    async def _hear(self) -> None:
+    async def _receive_messages(self) -> None:
         while True:
             try:
-                async for steer in self._bus.steers():
-                    self._take(steer)
-            except Unreachable as error:
+                async for message in self._bus.watch_control_messages():
+                    self._apply_message(message)
+            except BrokerUnreachable as error:
                 log.warning("%s", error)
-                await asyncio.sleep(AGAIN)
+                await asyncio.sleep(RETRY_SECONDS)
 
-    def _take(self, steer: Steer) -> None:
-        run = self._roster.get(steer.job)
-        if run is None or run.ended or not isinstance(run.job.task, Recipe):
+    def _apply_message(self, message: ControlMessage) -> None:
+        run = self._active_runs.get(message.job)
+        if run is None or run.is_ended or not isinstance(run.job.task, Recipe):
             return
-        if steer.deed == "weigh":
-            run.weight = steer.weight
-        elif steer.deed == "pause":
+        if message.deed == "weigh":
+            run.weight = message.weight
+        elif message.deed == "pause":
             self._pause(run)
         else:
             _unpause(run)
-        self._roster.changed.set()  # a paused job's rows are free
-        self._roster.spawn(self._tell(run))
+        self._active_runs.presence_changed.set()  # a paused job's rows are free
+        self._active_runs.spawn(self._update_engine(run))
 
     def _pause(self, run: Run) -> None:
         """Pause a run; all its pauses share one time limit."""
-        left = MOST_SECONDS - run.rested
-        if run.paused is None and left > 0:
-            run.paused = asyncio.get_running_loop().call_later(left, self._lapse, run)
+        seconds_left = MAX_PAUSE_SECONDS - run.paused_seconds
+        if run.pause_timer is None and seconds_left > 0:
+            run.pause_timer = asyncio.get_running_loop().call_later(seconds_left, self._end_pause, run)
 
-    def _lapse(self, run: Run) -> None:
+    def _end_pause(self, run: Run) -> None:
         _unpause(run)
-        if run in self._roster and not run.ended:
+        if run in self._active_runs and not run.is_ended:
             log.info("job %s resumes: its pause was too long, or other models need the memory of its model", run.job.id)
-            self._roster.changed.set()
-            self._roster.spawn(self._tell(run))
+            self._active_runs.presence_changed.set()
+            self._active_runs.spawn(self._update_engine(run))
 
-    async def _tell(self, run: Run) -> None:
+    async def _update_engine(self, run: Run) -> None:
         """Apply the run's state when the engine gets to it, so the order of two calls does not matter."""
-        await self._roster.thread.call(run.steer)
+        await self._active_runs.thread.call(run.apply_control)
 
 
 def _unpause(run: Run) -> None:
-    if run.paused is not None:
-        left = run.paused.when() - asyncio.get_running_loop().time()
-        run.rested = MOST_SECONDS - max(0.0, left)
-        run.paused.cancel()
-        run.paused = None
-        run.stepped = time.monotonic()  # the pause must not count in its pace
+    if run.pause_timer is not None:
+        seconds_left = run.pause_timer.when() - asyncio.get_running_loop().time()
+        run.paused_seconds = MAX_PAUSE_SECONDS - max(0.0, seconds_left)
+        run.pause_timer.cancel()
+        run.pause_timer = None
+        run.last_step_time = time.monotonic()  # the pause must not count in its pace

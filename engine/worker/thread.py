@@ -17,11 +17,11 @@ from typing import TypeVar
 import torch
 
 from engine.blame import DeviceLost
-from engine.cores import Cores, Kind
+from engine.cores import CoreTurns, WorkKind
 from engine.engine import Engine, Event
-from engine.events import Ran
-from engine.watch import Watch
-from engine.worker.pulse import Pulse
+from engine.events import BatchRun
+from engine.watch import Stopwatch
+from engine.worker.pulse import Watchdog
 
 T = TypeVar("T")
 Command = Callable[[], None]
@@ -35,21 +35,21 @@ class EngineThread:
     """
 
     def __init__(
-        self, engine: Engine, pulse: Pulse, on_events: Callable[[list[Event], float], None],
-        on_crash: Callable[[BaseException], None], cores: Cores | None = None,
+        self, engine: Engine, watchdog: Watchdog, on_events: Callable[[list[Event], float], None],
+        on_crash: Callable[[BaseException], None], cores: CoreTurns | None = None,
     ) -> None:  # fmt: skip
-        self._engine, self._pulse, self._cores = engine, pulse, cores or Cores()
+        self._engine, self._watchdog, self._cores = engine, watchdog, cores or CoreTurns()
         self._on_events, self._on_crash = on_events, on_crash
-        self.on_ran: Callable[[Ran | None, float], None] = lambda ran, ms: None  # in this thread
+        self.on_step: Callable[[BatchRun | None, float], None] = lambda batch, ms: None  # in this thread
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, args=(torch.get_num_threads(),), name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), name="engine", daemon=True)
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def call(self, act: Callable[[Engine], T], kind: Kind | None = None) -> T:
+    async def call(self, action: Callable[[Engine], T], kind: WorkKind | None = None) -> T:
         """Run `act` between two steps and return, or raise, its result.
 
         An `act` that computes names its `kind` and waits for its turn on the cores; others do not wait.
@@ -57,65 +57,65 @@ class EngineThread:
         future: Future[T] = Future()
 
         def command() -> None:
-            with nullcontext() if kind is None else self._cores.held(kind):
-                self._fulfil(future, act)
+            with nullcontext() if kind is None else self._cores.hold(kind):
+                self._run_action(future, action)
 
         self._inbox.put(command)
         return await asyncio.wrap_future(future)
 
-    def _fulfil(self, future: Future[T], act: Callable[[Engine], T]) -> None:
+    def _run_action(self, future: Future[T], action: Callable[[Engine], T]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            with self._pulse.phase("the engine", "encode"):
-                future.set_result(act(self._engine))
+            with self._watchdog.time_phase("the engine", "encode"):
+                future.set_result(action(self._engine))
         except BaseException as error:
             future.set_exception(error)
             if isinstance(error, DeviceLost):
                 raise
 
-    async def stop(self, patience: float = 1.0) -> None:
+    async def stop(self, timeout: float = 1.0) -> None:
         """Ask the thread to end and wait briefly. It is a daemon, so a stuck one does not block the process's exit."""
         self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join, patience)
+        await asyncio.to_thread(self._thread.join, timeout)
 
-    def _work(self, cores: int) -> None:
+    def _run(self, cores: int) -> None:
         torch.set_num_threads(cores)  # not another thread's setting: the number changes the last bits of results
         try:
-            while self._obey():
-                if not self._engine.idle:
-                    self._step()
+            while self._run_commands():
+                if not self._engine.is_idle:
+                    self._run_step()
         except BaseException as error:
-            self._tell(self._on_crash, error)
+            self._call_on_loop(self._on_crash, error)
         finally:
             self._engine.close()
 
-    def _obey(self) -> bool:
+    def _run_commands(self) -> bool:
         """Run all queued calls; wait for one when the engine is idle. Return False to end."""
-        wait = self._engine.idle
+        is_blocking = self._engine.is_idle
         while True:
             try:
-                command = self._inbox.get(block=wait)
+                command = self._inbox.get(block=is_blocking)
             except queue.Empty:
                 return True
             if command is None:
                 return False
             command()
-            wait = False
+            is_blocking = False
 
-    def _step(self) -> None:
+    def _run_step(self) -> None:
         if not self._engine.wait_for_work():  # without holding the cores: pipelines in threads compute on one core each
             return
-        with self._cores.held(Kind.STEP), self._pulse.phase("the engine", "step"):
-            watch = Watch()
+        with self._cores.hold(WorkKind.STEP), self._watchdog.time_phase("the engine", "step"):
+            stopwatch = Stopwatch()
             events = self._engine.step()
-            self.on_ran(self._engine.ran, watch.ms())
+            self.on_step(self._engine.last_batch, stopwatch.elapsed_ms())
         if events:
-            self._tell(self._on_events, events, time.monotonic())
+            self._call_on_loop(self._on_events, events, time.monotonic())
         else:
             time.sleep(0.001)  # no events: give the pipelines' threads a moment
 
-    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+    def _call_on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(what, *arguments)
+            self._loop.call_soon_threadsafe(callback, *arguments)

@@ -13,25 +13,25 @@ from typing import Any, Literal
 import pytest
 import pytest_asyncio
 
-from bot.config import Settings, load
-from bot.house import House, open_house
+from bot.config import Settings, load_settings
+from bot.house import App, open_app
 from bot.store import Store
-from bot.views import Member, Place
-from engine.bus import Bus, Delivered, Kept, Unreachable
+from bot.views import Destination, Member
+from engine.bus import BrokerUnreachable, Bus, BusLimits, BusMessage
 from engine.bus.broker import Broker
 from engine.job import (
-    Cancelled,
-    Finished,
     Frame,
     Job,
+    JobCancelled,
+    JobFinished,
+    JobStarted,
+    Keyframe,
     Ladder,
-    Method,
-    Picture,
+    ModelInfo,
+    PictureReady,
     Presence,
     Recipe,
-    Rung,
-    Started,
-    Warm,
+    UpscaleMethod,
     encode,
 )
 from migrated import migrated
@@ -53,8 +53,8 @@ def png(width: int, height: int, shade: int = 128) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def warm(name: str = "embedded", revision: str = "1") -> Warm:
-    return Warm(
+def warm(name: str = "embedded", revision: str = "1") -> ModelInfo:
+    return ModelInfo(
         name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
         sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
@@ -70,7 +70,7 @@ class Apprentice:
         self.revision = "1"
         self.enlargement = 1  # scale of its finished pictures
         self.enlarge_ms = 0.0  # the time of its super-resolver
-        self.method: Method | None = None  # the upscale method that it reports
+        self.method: UpscaleMethod | None = None  # the upscale method that it reports
         self.begun: list[str] = []
         self.go = asyncio.Event()  # set: jobs run to their end; clear: they wait halfway
         self.go.set()
@@ -100,14 +100,14 @@ class Apprentice:
             finally:
                 self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
 
-    async def _pull(self) -> Delivered[Job] | None:
+    async def _pull(self) -> BusMessage[Job] | None:
         """Like the real worker, it waits out an outage of the broker."""
         if self.full:
             await asyncio.sleep(0.1)
             return None
         try:
-            return await self.bus.pull(["default"], timeout=0.5)
-        except Unreachable:
+            return await self.bus.pull_job(["default"], timeout=0.5)
+        except BrokerUnreachable:
             await asyncio.sleep(0.1)
             return None
 
@@ -115,7 +115,7 @@ class Apprentice:
         """The next job, for a test that acts as the worker: one that is silent for a lease gets no jobs."""
         for _ in range(10):
             await self.announce()
-            if (delivered := await self.bus.pull(["default"], timeout=0.5)) is not None:
+            if (delivered := await self.bus.pull_job(["default"], timeout=0.5)) is not None:
                 return delivered.value
         raise AssertionError("no job came")
 
@@ -129,9 +129,9 @@ class Apprentice:
 
     async def _announce_forever(self) -> None:
         while not self._over:
-            with suppress(Unreachable):
+            with suppress(BrokerUnreachable):
                 await self.announce()
-            await asyncio.sleep(self.bus.kept.beat)
+            await asyncio.sleep(self.bus.limits.renewal_interval)
 
     async def _watch_cancellations(self) -> None:
         async for job in self.bus.watch_cancelled():
@@ -142,7 +142,7 @@ class Apprentice:
 
     async def _run_job(self, delivered) -> None:
         job = delivered.value
-        claim = await self.bus.claim(job.id, self.name)
+        claim = await self.bus.claim_job(job.id, self.name)
         if claim is None:
             await delivered.nak(0.1)
             return
@@ -151,24 +151,24 @@ class Apprentice:
             if await self.bus.is_cancelled(job.id):
                 raise asyncio.CancelledError
             self.begun.append(job.id)
-            await self.say(Started(job=job.id, epoch=claim.epoch, worker=self.name))
+            await self.say(JobStarted(job=job.id, epoch=claim.epoch, worker=self.name))
             await self.go.wait()
             await self.work(job, claim.epoch)
         except asyncio.CancelledError:
             if self.gone:
                 raise
             ran = job.id in self.begun  # a job cancelled before its first step costs nothing
-            await self.say(Cancelled(job=job.id, epoch=claim.epoch, steps=10 * ran, cost=ran * job.cost / 4))
+            await self.say(JobCancelled(job=job.id, epoch=claim.epoch, steps=10 * ran, cost=ran * job.cost / 4))
         finally:
             heartbeats.cancel()
             self.held.pop(job.id, None)
         await delivered.ack()
-        await self.bus.release(claim)
+        await self.bus.release_claim(claim)
 
     async def _send_heartbeats(self, claim, delivered) -> None:
         while True:
-            await asyncio.sleep(self.bus.kept.beat)
-            await self.bus.renew(claim)
+            await asyncio.sleep(self.bus.limits.renewal_interval)
+            await self.bus.renew_claim(claim)
             await delivered.in_progress()
 
     async def say(self, result) -> None:
@@ -185,7 +185,7 @@ class Apprentice:
             await self.picture(job, epoch, image)
             if recipe:
                 await self.ladder(job, epoch, image)
-        await self.say(Finished(job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0))
+        await self.say(JobFinished(job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0))
 
     async def frame(self, job: Job, epoch: int, image: int, step: int) -> None:
         assert isinstance(job.task, Recipe)
@@ -202,16 +202,16 @@ class Apprentice:
         )
 
     async def ladder(self, job: Job, epoch: int, image: int) -> None:
-        rungs = tuple(Rung(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20))
+        rungs = tuple(Keyframe(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20))
         content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
         await self.keep(job, epoch, image, "ladder", content, 64)
 
     async def keep(
         self, job: Job, epoch: int, image: int, kind: Literal["image", "ladder"], content: bytes, side: int,
-        method: Method | None = None,
+        method: UpscaleMethod | None = None,
     ) -> None:  # fmt: skip
         sha = await self.bus.put_blob(content)
-        picture = Picture(
+        picture = PictureReady(
             job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side,
             method=method,
         )  # fmt: skip
@@ -225,18 +225,18 @@ class Workplace:
         self.stack, self.broker, self.settings = stack, broker, settings
 
     async def bus(self) -> Bus:
-        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=LEASE))
+        bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=LEASE))
         await bus.declare()
         self.stack.push_async_callback(bus.close)
         return bus
 
-    async def house(self, **more: Any) -> House:
-        return await self.stack.enter_async_context(open_house(self.settings, await self.bus(), **more))
+    async def house(self, **more: Any) -> App:
+        return await self.stack.enter_async_context(open_app(self.settings, await self.bus(), **more))
 
     @asynccontextmanager
-    async def visit(self) -> AsyncIterator[House]:
+    async def visit(self) -> AsyncIterator[App]:
         """An app that closes before the test ends."""
-        async with open_house(self.settings, await self.bus()) as house:
+        async with open_app(self.settings, await self.bus()) as house:
             yield house
 
     async def hand(self, name: str) -> Apprentice:
@@ -259,7 +259,7 @@ class Workplace:
 
 @pytest_asyncio.fixture
 async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
-    settings = load(data=tmp_path / "data")
+    settings = load_settings(data=tmp_path / "data")
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(tmp_path / "nats"))
         yield Workplace(stack, broker, settings)
@@ -343,5 +343,5 @@ def ann() -> Member:
 
 
 @pytest.fixture
-def here() -> Place:
-    return Place("web", {"room": "1"})
+def here() -> Destination:
+    return Destination("web", {"room": "1"})

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from bot.access import ACTIONS, SAID, STANDINGS, TABLE, Action, Standing, Subject, forbidden, standing, subject_of
+from bot.access import (
+    ACTIONS,
+    PERMISSIONS,
+    ROLE_TITLES,
+    ROLES,
+    Action,
+    JobRef,
+    Role,
+    forbidden_reason,
+    job_ref,
+    role_of,
+)
 from bot.views import Member
 from samples import a_view
 
@@ -23,7 +34,7 @@ AUTHOR = "discord:author"
 DIRECT = f"discord:dm:{AUTHOR.removeprefix('discord:')}"
 
 # The roles behind each word of the table below.
-WHO: dict[str, set[Standing]] = {
+WHO: dict[str, set[Role]] = {
     "everyone": {"member", "moderator", "admin", "owner", "house"},
     "moderators": {"moderator", "admin", "owner", "house"},
     "admins": {"admin", "owner", "house"},
@@ -103,29 +114,29 @@ ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(actio
 MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
 
-def a_member(who: Standing, *, author: bool = False, guild: str = HERE) -> Member:
+def a_member(who: Role, *, author: bool = False, guild: str = HERE) -> Member:
     """A member of this role with only the flag that it needs: no flag implies a lower one."""
     plain = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
     return plain if who == "member" else replace(plain, **{who: True})
 
 
-def a_case(relation: str, who: Standing, *, direct: bool) -> tuple[Member, Subject | None]:
+def a_case(relation: str, who: Role, *, direct: bool) -> tuple[Member, JobRef | None]:
     """A member in a server or alone with the bot, and the job that they act on."""
     here = DIRECT if direct else HERE
     if relation == "none":
         return a_member(who, guild=here), None
     guild = ELSEWHERE if relation == "elsewhere" else here
     member = a_member(who, author=relation == "own", guild=here)
-    return member, Subject(AUTHOR, "Ann", guild, private=relation == "private")
+    return member, JobRef(AUTHOR, "Ann", guild, is_private=relation == "private")
 
 
 def relations(action: Action) -> tuple[str, ...]:
     return ("none",) if expected_cells(action)[1] == "-" else RELATIONS
 
 
-def every_case() -> Iterator[tuple[Action, str, Standing, bool]]:
+def every_case() -> Iterator[tuple[Action, str, Role, bool]]:
     for action in ACTIONS:
-        for relation, who, direct in itertools.product(relations(action), STANDINGS, (False, True)):
+        for relation, who, direct in itertools.product(relations(action), ROLES, (False, True)):
             yield action, relation, who, direct
 
 
@@ -138,9 +149,9 @@ def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
         for direct in (False, True):
             may = {
                 who
-                for who in STANDINGS
+                for who in ROLES
                 for member, subject in [a_case(relation, who, direct=direct)]
-                if forbidden(action, member, subject, direct=direct) is None
+                if forbidden_reason(action, member, subject, in_direct_message=direct) is None
             }
             assert may == (set() if direct and place == "server" else WHO[cell]), (relation, direct)
 
@@ -148,47 +159,47 @@ def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
 def test_an_action_about_no_job_rejects_a_job() -> None:
     for action in set(ACTIONS) - set(ABOUT_JOBS):
         with pytest.raises(ValueError, match="acts on no job"):
-            forbidden(action, a_member("house"), Subject(AUTHOR, "Ann", HERE))
+            forbidden_reason(action, a_member("house"), JobRef(AUTHOR, "Ann", HERE))
 
 
 def test_the_expected_table_lists_every_action() -> None:
     assert [row.split()[0] for row in EXPECTED.strip().split("\n")] == list(ACTIONS)
-    assert set(TABLE) == set(ACTIONS)
+    assert set(PERMISSIONS) == set(ACTIONS)
 
 
 def test_an_author_can_always_cancel_and_delete_their_own_jobs() -> None:
-    jobs = [Subject(AUTHOR, "Ann", guild, private) for guild in (HERE, ELSEWHERE, DIRECT) for private in (False, True)]
-    for who, subject, direct in itertools.product(STANDINGS, jobs, (False, True)):
+    jobs = [JobRef(AUTHOR, "Ann", guild, private) for guild in (HERE, ELSEWHERE, DIRECT) for private in (False, True)]
+    for who, subject, direct in itertools.product(ROLES, jobs, (False, True)):
         author = a_member(who, author=True)
-        assert forbidden("cancel", author, subject, direct=direct) is None
-        assert forbidden("delete", author, subject, direct=direct) is None
+        assert forbidden_reason("cancel", author, subject, in_direct_message=direct) is None
+        assert forbidden_reason("delete", author, subject, in_direct_message=direct) is None
 
 
 def test_only_the_operator_moderates_jobs_of_another_server() -> None:
-    for action, who in itertools.product(ABOUT_JOBS, STANDINGS):
+    for action, who in itertools.product(ABOUT_JOBS, ROLES):
         member, subject = a_case("elsewhere", who, direct=False)
-        may = forbidden(action, member, subject) is None
+        may = forbidden_reason(action, member, subject) is None
         assert may == (who == "house" and action in MODERATED)
 
 
 def test_plain_members_cannot_use_private_jobs_of_others() -> None:
     for action in ABOUT_JOBS:
         member, subject = a_case("private", "member", direct=False)
-        assert forbidden(action, member, subject) is not None
+        assert forbidden_reason(action, member, subject) is not None
 
 
 def test_only_the_author_can_use_a_private_job() -> None:
     """Moderators delete it or decide about held pictures; they cannot use it."""
-    for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, STANDINGS):
+    for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, ROLES):
         member, subject = a_case("private", who, direct=False)
-        assert forbidden(action, member, subject) == "That job is private: only its author may use it."
+        assert forbidden_reason(action, member, subject) == "That job is private: only its author may use it."
 
 
 def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
     rows: set[tuple[Action, str, bool]] = {(action, relation, direct) for action, relation, _, direct in every_case()}
     for action, relation, direct in rows:
         row = [
-            forbidden(action, *a_case(relation, who, direct=direct), direct=direct) is None for who in STANDINGS
+            forbidden_reason(action, *a_case(relation, who, direct=direct), in_direct_message=direct) is None for who in ROLES
         ]  # fmt: skip
         assert row == sorted(row), (action, relation)
 
@@ -198,19 +209,19 @@ def test_the_highest_role_counts() -> None:
     for values in itertools.product((False, True), repeat=4):
         member = replace(a_member("member"), **dict(zip(flags, values, strict=True)))
         highest = [flag for flag, has in zip(flags, values, strict=True) if has]
-        assert standing(member) == (highest[-1] if highest else "member")
+        assert role_of(member) == (highest[-1] if highest else "member")
 
 
 def test_every_refusal_is_a_known_sentence() -> None:
     refusals = set[str]()
     for action, relation, who, direct in every_case():
-        sentence = forbidden(action, *a_case(relation, who, direct=direct), direct=direct)
+        sentence = forbidden_reason(action, *a_case(relation, who, direct=direct), in_direct_message=direct)
         refusals |= {sentence} if sentence else set()
     assert refusals == set(SENTENCES.strip().split("\n"))
 
 
 def test_the_subject_is_taken_from_the_view() -> None:
-    assert subject_of(a_view(private=True)) == Subject("discord:1", "Alice", "discord:2", True)
+    assert job_ref(a_view(private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
 
 
 def actions_in_code() -> set[str]:
@@ -243,9 +254,9 @@ COLUMNS = (
 
 def render_page() -> str:
     """`docs/access.md`, for admins."""
-    role_names = {**SAID, "member": "everyone"}
+    role_names = {**ROLE_TITLES, "member": "everyone"}
 
-    def cell(least: Standing | None) -> str:
+    def cell(least: Role | None) -> str:
         return "–" if least is None else role_names[least].partition(" (")[0]
 
     lines = [
@@ -254,7 +265,7 @@ def render_page() -> str:
         "This page is for admins and moderators. It is generated from `bot/access.py`, which the bot asks before",
         "every command, button and reaction. Each column names the lowest role that may act; every higher role may,",
         "too. From the lowest:",
-        ", ".join(role_names[who] for who in STANDINGS) + ".",
+        ", ".join(role_names[who] for who in ROLES) + ".",
         "",
         "Quotas and blocks are rules, not permissions: `/settings`. In `/moderation`, moderators may use `incidents`",
         "and `held`. `words`, `block`, `unblock`, `reports` and `check` change this server's settings, so admins may",
@@ -268,10 +279,14 @@ def render_page() -> str:
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|---|---|---|---|",
     ]
-    for permit in TABLE.values():
-        others = [cell(permit.others), cell(permit.private), "this bot's operator" if permit.house else "–"]
-        direct = "yes" if permit.direct else "no"
-        cells = [permit.deed, cell(permit.own), *(others if permit.jobs else ["", "", ""]), direct]
+    for permit in PERMISSIONS.values():
+        others = [
+            cell(permit.others_role),
+            cell(permit.private_role),
+            "this bot's operator" if permit.operator_elsewhere else "–",
+        ]
+        direct = "yes" if permit.in_direct_messages else "no"
+        cells = [permit.phrase, cell(permit.own_role), *(others if permit.concerns_jobs else ["", "", ""]), direct]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(every_refusal())), ""])
 
@@ -282,8 +297,8 @@ def every_refusal() -> set[str]:
     for action, relation, who, direct in every_case():
         member, subject = a_case(relation, who, direct=direct)
         if subject is not None:
-            subject = Subject(subject.author, "*the author*", subject.guild, subject.private)
-        found |= {forbidden(action, member, subject, direct=direct) or ""}
+            subject = JobRef(subject.author, "*the author*", subject.guild, subject.is_private)
+        found |= {forbidden_reason(action, member, subject, in_direct_message=direct) or ""}
     return found - {""}
 
 

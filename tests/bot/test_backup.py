@@ -23,17 +23,17 @@ from unittest.mock import Mock
 
 import pytest
 
-from bot.chat.post.mail import bucket, lives
+from bot.chat.post.mail import edit_bucket, is_token_valid
 from bot.cli import backup as backup_cli
 from bot.cli import restore as restore_cli
-from bot.cli.archive import Manifest, Packer
-from bot.config import load
-from bot.house import open_house
-from bot.images.pictures import Pictures
-from bot.refused import Refused
-from bot.states import over
-from bot.store import Store, Unavailable, copying, places, reads
-from bot.views import Place
+from bot.cli.archive import ArchiveWriter, Manifest
+from bot.config import load_settings
+from bot.house import open_app
+from bot.images.pictures import PictureStore
+from bot.refused import UserError
+from bot.states import is_end
+from bot.store import DatabaseUnavailable, Store, copying, places, reads
+from bot.views import Destination
 from engine.bus import Bus
 from engine.bus.broker import Broker
 from kept import asked, draft, finished
@@ -104,7 +104,7 @@ async def test_jobs_accepted_before_the_backup_end_once_in_the_restored_app(tmp_
             await bot.wait()
     assert file.stat().st_mode & 0o777 == 0o600
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no temporary file is left"
-    with pytest.raises(Refused, match="is not empty"):
+    with pytest.raises(UserError, match="is not empty"):
         await asyncio.to_thread(restore_cli.restore, file, data)
     await asyncio.to_thread(restore_cli.restore, file, new)
     await _check_restored_app(tmp_path, data, new, finished_jobs, open_jobs, later_jobs)
@@ -116,24 +116,24 @@ async def _check_restored_app(
     async with broker_with_worker(tmp_path / "new-nats") as (broker, _):
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
-        async with open_house(load(data=new), bus) as house:
+        async with open_app(load_settings(data=new), bus) as house:
 
             async def ended() -> bool:
-                found = await house.store.ask(reads.some, [*finished_jobs, *open_jobs])
+                found = await house.store.read(reads.get_jobs, [*finished_jobs, *open_jobs])
                 assert set(found) == {*finished_jobs, *open_jobs}, "every job accepted before is here"
-                return all(over(record.state) for record in found.values())
+                return all(is_end(record.state) for record in found.values())
 
             await until(ended)
-            known = list(await house.store.ask(reads.some, [*finished_jobs, *open_jobs, *later_jobs]))
-            history = await house.store.ask(reads.history, known)
+            known = list(await house.store.read(reads.get_jobs, [*finished_jobs, *open_jobs, *later_jobs]))
+            history = await house.store.read(reads.list_audit, known)
             ends = [entry.job for entry in history if entry.target == "finished"]
             assert {*finished_jobs, *open_jobs} <= set(ends)
             assert len(ends) == len(set(ends))
-            before = Pictures(data / "pictures")
-            pictures = await house.store.ask(reads.stored, finished_jobs)
+            before = PictureStore(data / "pictures")
+            pictures = await house.store.read(reads.list_pictures, finished_jobs)
             assert len(pictures) == len(finished_jobs) * 4, "two pictures each, and a ladder for each"
             for one in pictures:
-                assert await house.pictures.get(one.sha256) == await before.get(one.sha256)
+                assert await house.picture_store.get(one.sha256) == await before.get(one.sha256)
         await bus.close()
 
 
@@ -142,7 +142,7 @@ async def _check_restored_app(
 
 async def _make_small_store(data: Path) -> list[str]:
     data.mkdir()
-    store, pictures = await Store.open(load(data=data).database), Pictures(data / "pictures")
+    store, pictures = await Store.open(load_settings(data=data).database), PictureStore(data / "pictures")
     jobs = [await finished(store, pictures, draft(at=1.0 + n), f"own {n}", "shared") for n in range(3)]
     await store.close()
     return jobs
@@ -169,16 +169,18 @@ def test_a_backup_restores_database_and_pictures_but_no_keys(
         return {path.name: path.read_bytes() for path in (data / "pictures").rglob("*") if path.is_file()}
 
     assert pictures(new) == pictures(tmp_path / "data")
-    assert copying.contents(new / "darkroom.sqlite") == copying.contents(tmp_path / "data" / "darkroom.sqlite")
+    assert copying.list_copy_hashes(new / "darkroom.sqlite") == copying.list_copy_hashes(
+        tmp_path / "data" / "darkroom.sqlite"
+    )
     assert not (new / "web.key").exists(), "a backup has no keys"
     assert new.stat().st_mode & 0o777 == 0o700
     (tmp_path / "empty").mkdir()
     restore_cli.restore(backup_file, tmp_path / "empty")
-    with pytest.raises(Refused, match="is not empty"):
+    with pytest.raises(UserError, match="is not empty"):
         restore_cli.restore(backup_file, tmp_path / "empty")
-    with pytest.raises(Refused, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         backup_cli.backup(backup_file, data=tmp_path / "data")
-    with pytest.raises(Refused, match="There is no store in"):
+    with pytest.raises(UserError, match="There is no store in"):
         backup_cli.backup(tmp_path / "b.tar", data=tmp_path / "nowhere")
 
 
@@ -189,9 +191,9 @@ GONE = "Z29uZSBhbmQgZGVsZXRlZA"
 async def _make_discord_jobs(data: Path) -> list[str]:
     """Two jobs whose answers have a token. The deleted destination of a third still lies in the file."""
     data.mkdir()
-    store = await Store.open(load(data=data).database)
+    store = await Store.open(load_settings(data=data).database)
     where = [WHERE, WHERE, {**WHERE, "token": GONE}]
-    jobs = [await asked(store, draft(at=1.0 + n, place=Place("discord", one))) for n, one in enumerate(where)]
+    jobs = [await asked(store, draft(at=1.0 + n, place=Destination("discord", one))) for n, one in enumerate(where)]
     await store.close()
     with contextlib.closing(sqlite3.connect(data / "darkroom.sqlite")) as connection, connection:
         connection.execute("PRAGMA secure_delete=OFF")  # SQLite's default, which some distributions change
@@ -199,9 +201,9 @@ async def _make_discord_jobs(data: Path) -> list[str]:
     return jobs[:2]
 
 
-async def _places(data: Path, jobs: list[str]) -> list[Place | None]:
-    store = await Store.open(load(data=data).database)
-    found = [await store.ask(places.place, job) for job in jobs]
+async def _places(data: Path, jobs: list[str]) -> list[Destination | None]:
+    store = await Store.open(load_settings(data=data).database)
+    found = [await store.read(places.get_destination, job) for job in jobs]
     await store.close()
     return found
 
@@ -217,10 +219,12 @@ def test_a_backup_keeps_channels_but_not_interaction_tokens(tmp_path: Path) -> N
     restore_cli.restore(tmp_path / "b.tar", tmp_path / "new")
     for place in asyncio.run(_places(tmp_path / "new", jobs)):
         assert place is not None
-        assert place == Place("discord", {name: value for name, value in WHERE.items() if name != "token"})
-        assert not lives(place.where, 0.0)
-        assert bucket(place.where, 0.0) == "channel:2"
-    assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Place("discord", WHERE), "the running bot keeps its own"
+        assert place == Destination("discord", {name: value for name, value in WHERE.items() if name != "token"})
+        assert not is_token_valid(place.address, 0.0)
+        assert edit_bucket(place.address, 0.0) == "channel:2"
+    assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Destination("discord", WHERE), (
+        "the running bot keeps its own"
+    )
 
 
 def test_backup_and_restore_both_name_missing_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,8 +245,8 @@ def test_a_pictures_only_backup_goes_with_a_database_dump(tmp_path: Path, capsys
     restore_cli.restore(tmp_path / "p.tar", tmp_path / "new")
     assert "4 pictures and films; put the dump of their database back" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["pictures"]
-    assert copying.file_of("postgresql+psycopg://localhost/darkroom") is None
-    assert "pg_dump" in backup_cli.DUMPED
+    assert copying.find_sqlite_path("postgresql+psycopg://localhost/darkroom") is None
+    assert "pg_dump" in backup_cli.USE_PG_DUMP
 
 
 def entries_of(file: Path) -> dict[str, bytes]:
@@ -262,7 +266,7 @@ def write_tar(file: Path, parts: dict[str, bytes], **odd: tarfile.TarInfo) -> Pa
 def assert_restore_fails(file: Path, tmp_path: Path, match: str) -> None:
     """The restore fails with one sentence and leaves no file, inside the folder or outside."""
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(Refused, match=match):
+    with pytest.raises(UserError, match=match):
         restore_cli.restore(file, tmp_path / "new")
     assert set(tmp_path.rglob("*")) == before
 
@@ -413,9 +417,9 @@ def test_a_database_of_another_kind_or_version_is_refused(backup_file: Path, tmp
         file.write_bytes(entries_of(backup_file)["darkroom.sqlite"])
         subprocess.run([sys.executable, "-c", CHANGE_SCRIPT, file, change], check=True)
         with bad.open("wb") as out:
-            packer = Packer(out)
-            packer.manifest(Manifest(1.0, hashlib.sha256(file.read_bytes()).hexdigest(), 0))
-            packer.database(file)
+            packer = ArchiveWriter(out)
+            packer.add_manifest(Manifest(1.0, hashlib.sha256(file.read_bytes()).hexdigest(), 0))
+            packer.add_database(file)
             packer.close()
         assert_restore_fails(bad, tmp_path, name)
 
@@ -429,8 +433,8 @@ def test_a_full_disk_leaves_no_partial_backup(
     def raise_disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Packer, "picture", raise_disk_full)
-    with pytest.raises(Refused, match="cannot be written: no space left on device"):
+    monkeypatch.setattr(ArchiveWriter, "add_picture", raise_disk_full)
+    with pytest.raises(UserError, match="cannot be written: no space left on device"):
         backup_cli.backup(tmp_path / "b.tar", data=tmp_path / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
     shutil.rmtree(tmp_path / "data")
@@ -444,34 +448,34 @@ def test_a_failing_backup_names_the_part_that_failed(
     def fails(where: object, name: str, error: Exception, alone: bool) -> str:
         with monkeypatch.context() as patched:
             patched.setattr(where, name, Mock(side_effect=error))
-            with pytest.raises(Refused) as caught:
+            with pytest.raises(UserError) as caught:
                 backup_cli.backup(file, pictures_only=alone, data=data)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
         return caught.value.sentence
 
     for name in ("open", "ask"):
-        away = Unavailable("The database cannot be used now: it is away.")
+        away = DatabaseUnavailable("The database cannot be used now: it is away.")
         assert fails(Store, name, away, alone=True) == str(away)
     bucket = OSError("The picture store cannot be used now: no route")
     for alone in (True, False):
-        assert fails(Pictures, "get", bucket, alone=alone) == f"{bucket}."
+        assert fails(PictureStore, "get", bucket, alone=alone) == f"{bucket}."
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_backup_overwrites_no_file_that_appeared_meanwhile(
     backup_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:  # fmt: skip
-    file, real = tmp_path / "b.tar", Packer.close
+    file, real = tmp_path / "b.tar", ArchiveWriter.close
     if not links:  # as on a USB stick
         monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(1, "Operation not permitted")))
 
-    def slow(packer: Packer) -> None:
+    def slow(packer: ArchiveWriter) -> None:
         file.write_text("another's")
         real(packer)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Packer, "close", slow)
-        with pytest.raises(Refused, match="is there already"):
+        patched.setattr(ArchiveWriter, "close", slow)
+        with pytest.raises(UserError, match="is there already"):
             backup_cli.backup(file, data=tmp_path / "data")
     assert file.read_text() == "another's"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "data", "small.tar"]

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from bot.bench import admitting, cluster, delivery, fairness, figures, handing, latency, picking, queue, scale
-from bot.bench.cluster import cluster as private_postgresql
+from bot.bench.cluster import run_postgres as private_postgresql
 from bot.bench.premises import cpu_seconds
 
 pytestmark = pytest.mark.may_block("it opens folders and starts processes, as a command does")
@@ -23,14 +23,14 @@ def discard(sentence: str) -> None:
 
 @pytest.mark.asyncio
 async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "QUICK", 2)
-    monkeypatch.setattr(picking, "QUICK", (100, 1_000))
-    monkeypatch.setattr(picking, "FEW", 10)
-    monkeypatch.setattr(figures, "GOALS", {**figures.GOALS, picking.P50.format(100, 10): (None, "ms")})
-    rows = await queue.measure(["SQLite"], ["latency", "picking"], quick=True, say=discard)
+    monkeypatch.setattr(latency, "QUICK_ROUNDS", 2)
+    monkeypatch.setattr(picking, "QUICK_SIZES", (100, 1_000))
+    monkeypatch.setattr(picking, "QUICK_PICKS", 10)
+    monkeypatch.setattr(figures, "GOALS", {**figures.GOALS, picking.P50_NAME.format(100, 10): (None, "ms")})
+    rows = await queue.measure(["SQLite"], ["latency", "picking"], quick=True, print_line=discard)
     assert [each.name.rpartition(" (")[2] for each in rows] == ["SQLite)"] * len(rows)
     assert all(each.figure is not None for each in rows)
-    exponents = [each for each in rows if each.name.startswith(picking.EXPONENT)]  # below 0 where nothing grows
+    exponents = [each for each in rows if each.name.startswith(picking.EXPONENT_NAME)]  # below 0 where nothing grows
     assert len(exponents) == 1
     assert all(each.figure >= 0 for each in rows if each.figure is not None and each not in exponents)
 
@@ -39,37 +39,37 @@ async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", ["delivery", "admitting", "fairness", "handing"])
 async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAGES", 5)
-    monkeypatch.setattr(delivery, "QUICK", 12)
-    monkeypatch.setattr(admitting, "QUICK", 0.5)
+    monkeypatch.setattr(delivery, "PAGE_COUNT", 5)
+    monkeypatch.setattr(delivery, "QUICK_FRAMES", 12)
+    monkeypatch.setattr(admitting, "QUICK_SECONDS", 0.5)
     monkeypatch.setattr(admitting, "USERS", 10)
-    for name, value in (("LONG", fairness.SHORT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 4.0)):
+    for name, value in (("LONG", fairness.SHORT_PROMPT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 4.0)):
         monkeypatch.setattr(fairness, name, value)
-    rows = await queue.measure(["SQLite"], [part], quick=True, say=discard)
+    rows = await queue.measure(["SQLite"], [part], quick=True, print_line=discard)
     assert rows
-    assert [each.name for each in rows if each.figure is None or each.samples < each.of] == []
+    assert [each.name for each in rows if each.figure is None or each.samples < each.planned] == []
 
 
 @pytest.mark.asyncio
 async def test_the_scale_bench_measures_one_and_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "WORKERS", (1, 2))
     monkeypatch.setattr(scale, "ROW_MS", 10.0)
-    monkeypatch.setattr(scale, "QUICK", 4.0)
-    monkeypatch.setattr(scale, "WARMING", 0.2)
-    rows = await scale.measure(quick=True, say=discard)
+    monkeypatch.setattr(scale, "QUICK_SECONDS", 4.0)
+    monkeypatch.setattr(scale, "WARMUP_SECONDS", 0.2)
+    rows = await scale.measure(quick=True, print_line=discard)
     names = ["jobs a second, 1 worker", "jobs a second, 2 workers", "efficiency of 2 workers"]
     assert [each.name for each in rows] == names
     assert all("the broker" in each.note for each in rows[:2])
-    assert [each.name for each in rows if each.figure is None or each.samples < each.of] == []
+    assert [each.name for each in rows if each.figure is None or each.samples < each.planned] == []
 
 
 def test_without_postgresql_its_rows_do_not_pass(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "programs", lambda: None)
+    monkeypatch.setattr(cluster, "find_programs", lambda: None)
     assert queue.run(["--json", "--quick", "--on", "PostgreSQL", "--only", "handing"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [each["name"] for each in rows] == [f"{name} (PostgreSQL)" for name in handing.NAMES]
+    assert [each["name"] for each in rows] == [f"{name} (PostgreSQL)" for name in handing.ROW_NAMES]
     assert {(each["pass"], each["note"]) for each in rows} == {(False, "No PostgreSQL is installed here.")}
 
 

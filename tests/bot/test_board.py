@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from msgspec.structs import replace as replace_frame
 
-from bot.queue.board import PAUSED, Board
-from bot.store import Record
-from engine.job import Concept, Frame, Loading, Recipe
+from bot.queue.board import MAX_PAUSE_SECONDS, ActiveJobs
+from bot.store import JobRecord
+from engine.job import Concept, Frame, JobModelLoading, Recipe
 
 RECIPE = Recipe(
     concepts=(Concept(text="apple"),), model="embedded", sampler="ddpm", steps=20, seed=7, guidance=3.0, width=64,
@@ -19,8 +19,8 @@ RECIPE = Recipe(
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFGH"]
 
 
-def a_record(job: str, pool: str, cost: float, step: int = 0) -> Record:
-    return Record(
+def a_record(job: str, pool: str, cost: float, step: int = 0) -> JobRecord:
+    return JobRecord(
         id=job, key=None, ordinal=0, state="running", action="imagine", parent=None, prompt="apple", notes=(),
         task=RECIPE, member="a", member_name="A", guild="g", tier="standard", weight=1.0, pool=pool, model="embedded",
         account="a", rows=8, cost=cost, charged=cost, billed=0.0, attempt=1, barren=0, step=step, epoch=1, worker="w",
@@ -35,83 +35,83 @@ def a_frame(job: str, step: int) -> Frame:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_remaining_cost_equals_a_fresh_count(seed: int) -> None:
-    chance, board = random.Random(seed), Board()
+    chance, board = random.Random(seed), ActiveJobs()
     for _ in range(300):
         job, step = chance.choice(JOBS), chance.randrange(21)
         match chance.choice(["put", "frame", "frame", "drop"]):
             case "put":
                 board.put(a_record(job, chance.choice(["default", "large"]), chance.random(), step), 1.0)
             case "frame":
-                board.frame(a_frame(job, step), 2.0)
+                board.record_frame(a_frame(job, step), 2.0)
             case _:
-                board.drop(job)
+                board.remove(job)
         for pool in ("default", "large", "nobody's"):
-            expected = sum(run.cost_left for run in board.runs.values() if run.record.pool == pool)
-            assert board.cost_left(pool) == pytest.approx(expected, abs=1e-9)
+            expected = sum(run.remaining_cost for run in board.by_id.values() if run.record.pool == pool)
+            assert board.remaining_cost(pool) == pytest.approx(expected, abs=1e-9)
     for job in JOBS:
-        board.drop(job)
-    assert board.cost_left("default") == 0.0
+        board.remove(job)
+    assert board.remaining_cost("default") == 0.0
 
 
-def a_loading(job: str, epoch: int, model: str = "embedded") -> Loading:
-    return Loading(job=job, epoch=epoch, model=model, done=0.5)
+def a_loading(job: str, epoch: int, model: str = "embedded") -> JobModelLoading:
+    return JobModelLoading(job=job, epoch=epoch, model=model, done=0.5)
 
 
 def test_model_loading_counts_as_a_heartbeat_unless_it_is_foreign_or_late() -> None:
-    board = Board()
+    board = ActiveJobs()
     board.put(a_record(JOBS[0], "default", 1.0), 1.0)
     foreign = a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 2**62), a_loading(JOBS[0], 1, "large")
     for bad in foreign:
-        assert board.loading(bad, 2.0) is None
-    run = board.runs[JOBS[0]]
-    assert run.beat == 1.0
-    assert board.loading(a_loading(JOBS[0], 1), 2.0) is run
-    assert run.beat == 2.0
-    assert board.frame(a_frame(JOBS[0], 1), 3.0) is run
-    assert board.loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview came before"
+        assert board.record_loading(bad, 2.0) is None
+    run = board.by_id[JOBS[0]]
+    assert run.last_heartbeat == 1.0
+    assert board.record_loading(a_loading(JOBS[0], 1), 2.0) is run
+    assert run.last_heartbeat == 2.0
+    assert board.record_frame(a_frame(JOBS[0], 1), 3.0) is run
+    assert board.record_loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview came before"
     board.put(a_record(JOBS[0], "default", 1.0), 5.0)
-    assert board.loading(a_loading(JOBS[0], 1), 6.0) is None
+    assert board.record_loading(a_loading(JOBS[0], 1), 6.0) is None
     board.put(replace(a_record(JOBS[0], "default", 1.0), epoch=2), 7.0)
-    assert board.loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker loads it"
+    assert board.record_loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker loads it"
 
 
 def test_a_frame_of_another_epoch_changes_nothing() -> None:
-    board = Board()
+    board = ActiveJobs()
     run = board.put(a_record(JOBS[0], "p", 8.0, step=3), 1.0)
     for epoch in (0, 2, 2**62):
-        assert board.frame(replace_frame(a_frame(JOBS[0], 20), epoch=epoch), 2.0) is None
-    assert (run.epoch, run.step, run.beat, board.cost_left("p")) == (1, 3, 1.0, 8.0 * 17 / 20)
+        assert board.record_frame(replace_frame(a_frame(JOBS[0], 20), epoch=epoch), 2.0) is None
+    assert (run.epoch, run.step, run.last_heartbeat, board.remaining_cost("p")) == (1, 3, 1.0, 8.0 * 17 / 20)
 
 
 def test_a_frame_before_the_start_report_is_shown_but_counts_no_step() -> None:
-    board = Board()
+    board = ActiveJobs()
     waiting = _as_sent(a_record(JOBS[0], "p", 8.0))
     run = board.put(waiting, 1.0)
-    assert board.frame(a_frame(JOBS[0], 20), 2.0) is None, "it is of the earlier claim"
-    assert board.frame(replace_frame(a_frame(JOBS[0], 20), epoch=2**62), 2.0) is run
-    assert (run.step, board.cost_left("p")) == (0, 8.0)
+    assert board.record_frame(a_frame(JOBS[0], 20), 2.0) is None, "it is of the earlier claim"
+    assert board.record_frame(replace_frame(a_frame(JOBS[0], 20), epoch=2**62), 2.0) is run
+    assert (run.step, board.remaining_cost("p")) == (0, 8.0)
     began = board.put(replace(waiting, state="running", epoch=7), 3.0)
-    assert board.loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview came before"
-    assert board.frame(replace_frame(a_frame(JOBS[0], 5), epoch=7), 4.0) is began
+    assert board.record_loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview came before"
+    assert board.record_frame(replace_frame(a_frame(JOBS[0], 5), epoch=7), 4.0) is began
     assert began.step == 5
 
 
-def _as_sent(record: Record) -> Record:
+def _as_sent(record: JobRecord) -> JobRecord:
     return replace(record, state="sent")
 
 
 def test_rows_of_paused_jobs_are_spare_if_their_workers_agree() -> None:
-    board, first, second, third = Board(), *JOBS[:3]
+    board, first, second, third = ActiveJobs(), *JOBS[:3]
     for job in (first, second):
         board.put(a_record(job, "p", 1.0), 0.0)
-    assert board.spare("p", 16, 8, 1.0) == 0, "no job is paused: the workers only lag behind"
-    board.paused[first] = 1.0
-    assert board.spare("p", 16, 0, 2.0) == 0, "it continues, or another job has its rows"
-    assert board.spare("p", 16, 8, 2.0) == 8
-    assert board.spare("p", 16, 16, 2.0) == 8, "no more rows than the paused jobs have"
-    assert board.spare("q", 16, 8, 2.0) == 0
+    assert board.count_paused_rows("p", 16, 8, 1.0) == 0, "no job is paused: the workers only lag behind"
+    board.paused_since[first] = 1.0
+    assert board.count_paused_rows("p", 16, 0, 2.0) == 0, "it continues, or another job has its rows"
+    assert board.count_paused_rows("p", 16, 8, 2.0) == 8
+    assert board.count_paused_rows("p", 16, 16, 2.0) == 8, "no more rows than the paused jobs have"
+    assert board.count_paused_rows("q", 16, 8, 2.0) == 0
     board.put(_as_sent(a_record(third, "p", 1.0)), 0.0)
-    assert board.spare("p", 16, 8, 2.0) == 8, "the third job counts as using its rows"
-    assert board.spare("p", 16, 8, 1.0 + PAUSED) == 0
-    board.frame(a_frame(first, 5), 3.0)
-    assert first not in board.paused, "it continues"
+    assert board.count_paused_rows("p", 16, 8, 2.0) == 8, "the third job counts as using its rows"
+    assert board.count_paused_rows("p", 16, 8, 1.0 + MAX_PAUSE_SECONDS) == 0
+    board.record_frame(a_frame(first, 5), 3.0)
+    assert first not in board.paused_since, "it continues"

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.queue.bundle import bundle
-from engine.job import Failed, Finished, Picture, Started
+from bot.queue.bundle import select_batch
+from engine.job import JobFailed, JobFinished, JobStarted, PictureReady
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 KINDS = ("picture", "picture", "picture", "ladder", "finished", "failed", "started")
@@ -17,11 +17,11 @@ KINDS = ("picture", "picture", "picture", "ladder", "finished", "failed", "start
 
 def make_report(kind, epoch, image, size, good):
     values = {
-        "started": lambda: Started(job=JOB, epoch=epoch, worker="hand"),
-        "failed": lambda: Failed(job=JOB, epoch=epoch, reason="no", blame="model"),
-        "finished": lambda: Finished(job=JOB, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0),
+        "started": lambda: JobStarted(job=JOB, epoch=epoch, worker="hand"),
+        "failed": lambda: JobFailed(job=JOB, epoch=epoch, reason="no", blame="model"),
+        "finished": lambda: JobFinished(job=JOB, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0),
     }
-    value = values[kind]() if kind in values else Picture(
+    value = values[kind]() if kind in values else PictureReady(
         job=JOB, image=image, epoch=epoch, kind="ladder" if kind == "ladder" else "image", sha256="0" * 64, bytes=size,
         width=64, height=64,
     )  # fmt: skip
@@ -36,7 +36,7 @@ REPORTS = st.builds(
 
 @given(st.lists(REPORTS, min_size=1, max_size=12))
 def test_a_bundle_is_the_longest_prefix_that_may_be_stored_together(waiting):
-    prefix = bundle(waiting, is_good, 100)
+    prefix = select_batch(waiting, is_good, 100)
     assert prefix
     assert prefix == waiting[: len(prefix)]
     if len(prefix) > 1:
@@ -50,15 +50,15 @@ def is_good(one: Any) -> bool:
 
 
 def is_good_picture(one):
-    return one.good and isinstance(one.value, Picture)
+    return one.good and isinstance(one.value, PictureReady)
 
 
 def can_join(before, one):
     pictures = [each.value for each in before]
     if not one.good or one.value.epoch != pictures[0].epoch or not all(map(is_good_picture, before)):
         return False
-    if isinstance(one.value, Finished):
+    if isinstance(one.value, JobFinished):
         return True
-    if not isinstance(one.value, Picture) or sum(each.bytes for each in [*pictures, one.value]) > 100:
+    if not isinstance(one.value, PictureReady) or sum(each.bytes for each in [*pictures, one.value]) > 100:
         return False
     return (one.value.kind, one.value.image) not in {(each.kind, each.image) for each in pictures}

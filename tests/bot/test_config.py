@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bot.config import Settings, load
+from bot.config import Settings, load_settings
 from bot.limits import Limits
-from bot.refused import Refused
+from bot.refused import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_defaults_need_no_environment(tmp_path):
-    settings = load()
+    settings = load_settings()
     assert settings.data == tmp_path / ".local/share/darkroom"
     assert settings.database == f"sqlite:///{settings.data}/darkroom.sqlite"
     assert settings.pictures == str(settings.data / "pictures")
@@ -34,7 +34,7 @@ def test_the_command_line_overrides_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("DARKROOM_PORT", "8000")
     monkeypatch.setenv("ALLOWED_HOSTS", "one.example, two.example,")
     monkeypatch.setenv("DISCORD_TOKEN", "")
-    settings = load(port=0)
+    settings = load_settings(port=0)
     assert settings.data == tmp_path / "a"
     assert settings.port == 0
     assert settings.allowed_hosts == ("one.example", "two.example")
@@ -43,8 +43,8 @@ def test_the_command_line_overrides_the_environment(monkeypatch, tmp_path):
 
 def test_the_data_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
-    assert load().data == tmp_path / "xdg" / "darkroom"
-    assert load(data=Path("~/here")).data == tmp_path / "here"
+    assert load_settings().data == tmp_path / "xdg" / "darkroom"
+    assert load_settings(data=Path("~/here")).data == tmp_path / "here"
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_the_data_folder_follows_xdg(monkeypatch, tmp_path):
 )
 def test_a_bad_value_gives_one_line_that_names_it_and_shows_no_secret(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(Refused) as caught:
-        load()
+    with pytest.raises(UserError) as caught:
+        load_settings()
     assert caught.value.sentence.startswith(f"{name} is not valid: ")
     assert "\n" not in caught.value.sentence
     assert "hunter2" not in caught.value.sentence
@@ -71,14 +71,14 @@ def test_a_bad_value_gives_one_line_that_names_it_and_shows_no_secret(monkeypatc
 
 
 def test_a_bad_value_on_the_command_line_is_named_too():
-    with pytest.raises(Refused, match=r"^DARKROOM_PORT is not valid: "):
-        load(port=-1)
+    with pytest.raises(UserError, match=r"^DARKROOM_PORT is not valid: "):
+        load_settings(port=-1)
 
 
 def test_settings_are_frozen_and_hide_secrets_in_their_repr(monkeypatch):
     monkeypatch.setenv("DISCORD_TOKEN", "hunter2")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///x?password=hunter2")
-    settings = load()
+    settings = load_settings()
     assert "hunter2" not in repr(settings)
     assert settings.database.endswith("hunter2")
     with pytest.raises(ValidationError):

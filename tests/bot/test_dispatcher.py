@@ -11,25 +11,25 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from bot.config import load
-from bot.feed import Queued, Settled
-from bot.queue.dispatcher import overbook
+from bot.config import load_settings
+from bot.feed import JobEnded, QueueMoved
+from bot.queue.dispatcher import overbook_share
 from bot.store import operating, reads
-from bot.store.records import Entry
+from bot.store.records import AuditEntry
 from bot.views import Member
 from engine.bus import subjects
-from engine.job import Failed, Started
+from engine.job import JobFailed, JobStarted
 
 BOB = Member("local:bob", "Bob", "local")
 
 
 async def submit_jobs(house, member, here, times=1, text="a lamp --count 4"):
-    return [(await house.studio.imagine(text, member, here))[0].job for _ in range(times)]
+    return [(await house.jobs.imagine(text, member, here))[0].job for _ in range(times)]
 
 
 def read_states(house, jobs):
     async def read():
-        found = await house.store.ask(reads.some, jobs)
+        found = await house.store.read(reads.get_jobs, jobs)
         return [found[job].state for job in jobs]
 
     return read()
@@ -43,12 +43,12 @@ def all_have_state(house, jobs, *allowed):
 
 
 async def wait_for_worker(house, until):
-    await until(lambda: house.studio.workers())
+    await until(lambda: house.jobs.live_workers())
 
 
 @pytest.mark.parametrize(("rows", "beyond"), [(1, 12), (8, 96), (16, 96), (32, 96), (96, 96), (320, 320)])
 def test_pools_with_fewer_rows_are_overbooked_more(rows, beyond):
-    assert rows * overbook(rows) == beyond
+    assert rows * overbook_share(rows) == beyond
 
 
 @pytest.mark.asyncio
@@ -62,10 +62,10 @@ async def test_dispatch_stays_within_the_workers_rows_and_lets_a_newcomer_in(wor
     (other,) = await submit_jobs(house, BOB, here)
     await until(lambda: other in apprentice.begun)
     assert await read_states(house, mine) == ["running", "running", "queued", "queued"]
-    queue = await house.studio.queue("local")
+    queue = await house.jobs.load_queue("local")
     assert [view.id for view in queue] == [mine[0], mine[1], other, mine[2], mine[3]]
-    assert [view.ahead for view in queue] == [None, None, None, 0, 1]
-    assert queue[-1].why == "1 ahead of it."
+    assert [view.jobs_ahead for view in queue] == [None, None, None, 0, 1]
+    assert queue[-1].wait_reason == "1 ahead of it."
     assert queue[-1].eta > queue[-2].eta > 0
     apprentice.go.set()
     await until(all_have_state(house, [*mine, other], "finished"))
@@ -79,9 +79,9 @@ async def test_a_members_running_jobs_stay_within_their_limit(workplace, until, 
     await wait_for_worker(house, until)
     mine = await submit_jobs(house, ann, here, 5)
     await until(lambda: len(apprentice.begun) == 3)
-    await house.dispatcher.round()
+    await house.dispatcher.run_round()
     assert await read_states(house, mine) == ["running"] * 3 + ["queued"] * 2
-    assert (await house.studio.view(mine[3])).why.startswith("3 of this member's run already")
+    assert (await house.jobs.load_view(mine[3])).wait_reason.startswith("3 of this member's run already")
     apprentice.go.set()
     await until(all_have_state(house, mine, "finished"))
 
@@ -89,12 +89,12 @@ async def test_a_members_running_jobs_stay_within_their_limit(workplace, until, 
 @pytest.mark.asyncio
 async def test_without_a_worker_a_job_waits_and_says_so(workplace, until, ann, here):
     house = await workplace.house()
-    (ticket,) = await house.studio.imagine("a lamp", ann, here)
-    assert (ticket.worker, ticket.eta) == (False, None)
+    (ticket,) = await house.jobs.imagine("a lamp", ann, here)
+    assert (ticket.has_worker, ticket.eta) == (False, None)
     assert any("No worker is online" in note for note in ticket.notes)
     assert (ticket.steps, ticket.sampler) == (1000, "ddpm")
-    view = await house.studio.view(ticket.job)
-    assert (view.state, view.worker, view.why) == ("queued", False, "No worker is online for embedded.")
+    view = await house.jobs.load_view(ticket.job)
+    assert (view.state, view.has_worker, view.wait_reason) == ("queued", False, "No worker is online for embedded.")
     await workplace.worker()
     await until(all_have_state(house, [ticket.job], "finished"))
 
@@ -109,7 +109,7 @@ async def test_a_job_with_a_corrupt_row_fails_and_the_jobs_behind_it_run(workpla
         await workplace.worker()
         await until(all_have_state(house, [fine], "finished"))
         async with asyncio.timeout(10):
-            while not isinstance(moment := await anext(moments), Settled):
+            while not isinstance(moment := await anext(moments), JobEnded):
                 continue
     assert moment.state == "failed"
 
@@ -123,7 +123,7 @@ async def test_places_in_the_queue_are_published(workplace, until, ann, here):
             places = {}
             while places.keys() != {first, second}:
                 moment = await anext(moments)
-                assert isinstance(moment, Queued)
+                assert isinstance(moment, QueueMoved)
                 places[moment.job] = moment
     assert [places[first].place, places[second].place] == [0, 1]
     assert places[first].eta is None
@@ -198,11 +198,11 @@ async def test_a_job_of_a_dead_worker_continues_elsewhere_and_ends_once(workplac
     await wait_for_worker(house, until)
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "running"))
-    first = await house.store.record(job)
+    first = await house.store.get_job(job)
     await apprentice.vanish(task)
     await workplace.worker("second")
     await until(all_have_state(house, [job], "finished"))
-    record = await house.store.record(job)
+    record = await house.store.get_job(job)
     assert record.worker == "second"
     assert record.epoch > first.epoch
     assert record.attempt == 1
@@ -217,13 +217,13 @@ async def test_a_job_without_a_claim_is_queued_again(workplace, until, ann, here
     await wait_for_worker(house, until)
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "sent"))
-    delivered = await apprentice.bus.pull(["default"], timeout=2)
+    delivered = await apprentice.bus.pull_job(["default"], timeout=2)
     await delivered.ack()
-    await apprentice.say(Started(job=job, epoch=5, worker="liar"))
+    await apprentice.say(JobStarted(job=job, epoch=5, worker="liar"))
     await until(all_have_state(house, [job], "running"))
     await workplace.worker("honest")
     await until(all_have_state(house, [job], "finished"), 20)
-    record = await house.store.record(job)
+    record = await house.store.get_job(job)
     assert (record.attempt, record.worker) == (2, "honest")
 
 
@@ -231,29 +231,29 @@ async def test_a_job_without_a_claim_is_queued_again(workplace, until, ann, here
 async def test_a_job_that_always_fails_at_its_worker_gets_three_attempts_and_costs_nothing(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
-    apprentice.way = lambda job, epoch: Failed(
+    apprentice.way = lambda job, epoch: JobFailed(
         job=job.id, epoch=epoch, reason="The device is gone.", blame="worker", retry=True
     )
     await wait_for_worker(house, until)
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "failed"))
-    record = await house.store.record(job)
+    record = await house.store.get_job(job)
     assert (record.reason, record.blame, record.charged) == ("The device is gone.", "worker", 0.0)
     assert apprentice.begun == [job] * 3
 
 
 @pytest.mark.asyncio
 async def test_a_job_that_waits_too_long_fails_and_costs_nothing(workplace, until, ann, here):
-    workplace.settings = load(data=workplace.settings.data, max_age=60)
+    workplace.settings = load_settings(data=workplace.settings.data, max_age=60)
     now = [1_000_000.0]
     house = await workplace.house(clock=lambda: now[0])
     (job,) = await submit_jobs(house, ann, here)
     now[0] += 59
-    await house.patrol.round()
-    assert (await house.studio.view(job)).state == "queued"
+    await house.patrol.run_round()
+    assert (await house.jobs.load_view(job)).state == "queued"
     now[0] += 2
-    await house.patrol.round()
-    view = await house.studio.view(job)
+    await house.patrol.run_round()
+    view = await house.jobs.load_view(job)
     assert (view.state, view.cost) == ("failed", 0.0)
     assert "waited too long" in view.reason
 
@@ -262,8 +262,8 @@ async def test_a_job_that_waits_too_long_fails_and_costs_nothing(workplace, unti
 async def test_a_running_job_past_its_deadline_fails_with_a_reason_of_its_own(workplace, until, ann, here):
     house, _, job = await _start_running_job(workplace, until, ann, here)
     house.patrol._clock = lambda: time.time() + workplace.settings.max_age + 1
-    await house.patrol.round()
-    view = await house.studio.view(job)
+    await house.patrol.run_round()
+    view = await house.jobs.load_view(job)
     assert (view.state, view.reason) == ("failed", "It was not done in time; nothing was charged.")
 
 
@@ -275,7 +275,7 @@ async def test_a_waiting_job_is_sent_with_the_current_weights_of_its_model(workp
     await apprentice.announce()
     await wait_for_worker(house, until)
     (job,) = await submit_jobs(house, ann, here)
-    assert (await house.studio.view(job)).recipe.revision == "1"
+    assert (await house.jobs.load_view(job)).task.revision == "1"
     apprentice.revision, apprentice.rows = "2", 32
     again = await apprentice.handed()
     assert (again.id, again.task.revision) == (job, "2")
@@ -289,14 +289,14 @@ async def test_a_job_can_be_cancelled_in_every_state(workplace, until, ann, here
     await wait_for_worker(house, until)
     running, waiting = await submit_jobs(house, ann, here, 2)
     await until(all_have_state(house, [running], "running"))
-    assert "nothing was charged" in await house.studio.cancel(waiting, ann)
+    assert "nothing was charged" in await house.jobs.cancel(waiting, ann)
     assert await read_states(house, [waiting]) == ["cancelled"]
-    assert (await house.studio.cancel(running, ann)).startswith("Cancelling")
+    assert (await house.jobs.cancel(running, ann)).startswith("Cancelling")
     await until(all_have_state(house, [running], "cancelled"))
-    assert await house.studio.cancel(running, ann) == "Cancelled."
-    record = await house.store.record(running)
+    assert await house.jobs.cancel(running, ann) == "Cancelled."
+    record = await house.store.get_job(running)
     assert record.charged == pytest.approx(record.cost / 4)
-    assert not house.board.runs
+    assert not house.active_jobs.by_id
 
 
 @pytest.mark.asyncio
@@ -304,24 +304,24 @@ async def test_a_job_without_a_worker_is_cancelled_at_once(workplace, until, ann
     _, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
     await asyncio.sleep(1.2)  # the worker's presence lapses
     house = await workplace.house()
-    assert "no worker" in await house.studio.cancel(jobs[0], ann)
+    assert "no worker" in await house.jobs.cancel(jobs[0], ann)
     assert await read_states(house, jobs[:1]) == ["cancelled"]
-    assert (await house.store.record(jobs[0])).charged == 0.0
+    assert (await house.store.get_job(jobs[0])).charged == 0.0
 
 
 @pytest.mark.asyncio
 async def test_no_worker_counts_as_lost_while_its_reports_wait(workplace, until, ann, here):
     house, apprentice, job = await _start_running_job(workplace, until, ann, here)
-    run, now = house.board.runs[job], time.time()
-    assert await house.bus.revoke(job, run.record.epoch)
-    house.patrol._orphaned[job] = now - 60.0
-    house.board.behind = now + 60.0
-    await house.patrol._look(run)
-    assert (await house.store.record(job)).attempt == 1, "its worker may be done, and its report may still wait"
-    house.patrol._orphaned[job] = now - 60.0
-    house.board.behind = now - 1.0
-    await house.patrol._look(run)
-    assert (await house.store.record(job)).attempt == 2
+    run, now = house.active_jobs.by_id[job], time.time()
+    assert await house.bus.revoke_claim(job, run.record.epoch)
+    house.patrol._orphaned_since[job] = now - 60.0
+    house.active_jobs.results_behind_until = now + 60.0
+    await house.patrol._check_claim(run)
+    assert (await house.store.get_job(job)).attempt == 1, "its worker may be done, and its report may still wait"
+    house.patrol._orphaned_since[job] = now - 60.0
+    house.active_jobs.results_behind_until = now - 1.0
+    await house.patrol._check_claim(run)
+    assert (await house.store.get_job(job)).attempt == 2
     apprentice.go.set()
     await until(all_have_state(house, [job], "finished"))
 
@@ -329,13 +329,13 @@ async def test_no_worker_counts_as_lost_while_its_reports_wait(workplace, until,
 @pytest.mark.asyncio
 async def test_a_late_requeue_takes_no_claim_from_the_next_worker(workplace, until, ann, here):
     house, _, job = await _start_running_job(workplace, until, ann, here)
-    record = await house.store.record(job)
-    line = Entry(job, time.time(), "running", "queued", record.attempt, 0, operating.AGAIN)
+    record = await house.store.get_job(job)
+    line = AuditEntry(job, time.time(), "running", "queued", record.attempt, 0, operating.REQUEUE_NOTE)
     for epoch in (0, record.epoch - 1):
-        await house.noticing._notice(replace(line, epoch=epoch))
-        assert (await house.bus.holder(job)).epoch == record.epoch
-    await house.noticing._notice(replace(line, epoch=record.epoch))
-    assert await house.bus.holder(job) is None
+        await house.external_changes._apply_change(replace(line, epoch=epoch))
+        assert (await house.bus.get_holder(job)).epoch == record.epoch
+    await house.external_changes._apply_change(replace(line, epoch=record.epoch))
+    assert await house.bus.get_holder(job) is None
 
 
 @pytest.mark.asyncio
@@ -345,7 +345,7 @@ async def test_streams_that_could_not_be_created_at_reconnection_are_created_lat
     await wait_for_worker(house, until)
     for stream in (subjects.RESULTS, subjects.WORK):
         await house.bus.js.delete_stream(stream)
-    await house.dispatcher.lost()
+    await house.dispatcher.handle_reconnect()
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "finished"))
 
@@ -359,7 +359,7 @@ async def test_the_patrol_ends_a_cancelled_job_that_no_worker_answers(workplace,
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "running"))
     await apprentice.vanish(task)
-    assert (await house.studio.cancel(job, ann)).startswith("Cancelling")
+    assert (await house.jobs.cancel(job, ann)).startswith("Cancelling")
     await until(all_have_state(house, [job], "cancelled"))
 
 
@@ -368,17 +368,17 @@ async def test_a_job_that_finished_while_the_bot_was_away_is_not_sent_again(work
     hand = await workplace.hand("hand")
     async with workplace.visit() as house:
         await hand.announce()
-        await until(lambda: house.studio.workers())
-        (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
+        await until(lambda: house.jobs.live_workers())
+        (ticket,) = await house.jobs.imagine("a lamp --count 1", ann, here)
         async with asyncio.timeout(10):
-            while (delivered := await hand.bus.pull(["default"], timeout=0.5)) is None:
+            while (delivered := await hand.bus.pull_job(["default"], timeout=0.5)) is None:
                 await hand.announce()
-    claim = await hand.bus.claim(ticket.job, "hand")
-    await hand.say(Started(job=ticket.job, epoch=claim.epoch, worker="hand"))
+    claim = await hand.bus.claim_job(ticket.job, "hand")
+    await hand.say(JobStarted(job=ticket.job, epoch=claim.epoch, worker="hand"))
     await hand.work(delivered.value, claim.epoch)
     await delivered.ack()
     before = (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq
     house = await workplace.house()
     await until(all_have_state(house, [ticket.job], "finished"))
-    await house.dispatcher.round()
+    await house.dispatcher.run_round()
     assert (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq == before

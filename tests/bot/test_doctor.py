@@ -13,13 +13,21 @@ import pytest
 from aiohttp import web
 
 from bot.cli import doctor
-from bot.cli.doctor import Finding, broker, discord, disk, port, python, report
-from bot.cli.running import Running, announce
-from bot.config import Settings, load
+from bot.cli.doctor import (
+    Finding,
+    check_broker,
+    check_chatroom_port,
+    check_discord,
+    check_disk,
+    check_python,
+    findings_to_json,
+)
+from bot.cli.running import RunningInstance, announce_instance
+from bot.config import Settings, load_settings
 
 
 def _settings(tmp_path: Path, **changes: object) -> Settings:
-    return load(data=tmp_path, **changes)
+    return load_settings(data=tmp_path, **changes)
 
 
 @asynccontextmanager
@@ -43,7 +51,7 @@ async def _discord_api(status: int) -> AsyncIterator[str]:
 
 async def _check_token(tmp_path: Path, token: str, status: int = 200) -> Finding:
     async with _discord_api(status) as api:
-        return await asyncio.to_thread(discord, _settings(tmp_path, discord_token=token, discord_api=api))
+        return await asyncio.to_thread(check_discord, _settings(tmp_path, discord_token=token, discord_api=api))
 
 
 @pytest.mark.asyncio
@@ -68,7 +76,7 @@ async def test_a_discord_outage_does_not_blame_the_token(tmp_path: Path) -> None
 
 def test_an_unreachable_discord_leaves_the_token_unchecked(tmp_path: Path, free_port: int) -> None:
     api = f"http://127.0.0.1:{free_port}/api"
-    found = discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
+    found = check_discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
     assert not found.ok
     assert "unchecked" in found.says
     assert "secret-token" not in str(found)
@@ -76,53 +84,53 @@ def test_an_unreachable_discord_leaves_the_token_unchecked(tmp_path: Path, free_
 
 def test_no_token_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISCORD_TOKEN", raising=False)
-    found = discord(_settings(tmp_path))
+    found = check_discord(_settings(tmp_path))
     assert found.ok
     assert "DISCORD_TOKEN" in found.mend
 
 
 def test_a_port_in_use_is_reported(tmp_path: Path, free_port: int) -> None:
     settings = _settings(tmp_path, port=free_port)
-    assert port(settings) == Finding("port", True, f"127.0.0.1:{free_port} is free")
+    assert check_chatroom_port(settings) == Finding("port", True, f"127.0.0.1:{free_port} is free")
     with socket.create_server(("127.0.0.1", free_port)):
-        found = port(settings)
+        found = check_chatroom_port(settings)
         assert not found.ok
         assert "--port" in found.mend
 
 
 def test_a_stale_announcement_is_ignored(tmp_path: Path, free_port: int) -> None:
-    announce(tmp_path, Running(f"http://127.0.0.1:{free_port}", 1))
-    assert port(_settings(tmp_path, port=free_port)).says == f"127.0.0.1:{free_port} is free"
+    announce_instance(tmp_path, RunningInstance(f"http://127.0.0.1:{free_port}", 1))
+    assert check_chatroom_port(_settings(tmp_path, port=free_port)).says == f"127.0.0.1:{free_port} is free"
 
 
 def test_a_full_or_unusable_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert disk(tmp_path / "not" / "yet" / "there").ok or "GiB" in disk(tmp_path).says
-    monkeypatch.setattr(doctor, "NEEDED_BYTES", 1)
-    assert disk(tmp_path).ok
-    monkeypatch.setattr(doctor, "NEEDED_BYTES", 2**62)
-    found = disk(tmp_path)
+    assert check_disk(tmp_path / "not" / "yet" / "there").ok or "GiB" in check_disk(tmp_path).says
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1)
+    assert check_disk(tmp_path).ok
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 2**62)
+    found = check_disk(tmp_path)
     assert not found.ok
     assert "DARKROOM_DATA" in found.mend
     (tmp_path / "file").touch()
-    assert not disk(tmp_path / "file").ok
+    assert not check_disk(tmp_path / "file").ok
 
 
 def test_an_unreachable_broker_is_reported(tmp_path: Path, free_port: int) -> None:
-    assert broker(_settings(tmp_path, nats="")).ok
+    assert check_broker(_settings(tmp_path, nats="")).ok
     url = f"nats://127.0.0.1:{free_port}"
-    found = broker(_settings(tmp_path, nats=url))
+    found = check_broker(_settings(tmp_path, nats=url))
     assert not found.ok
     assert "DARKROOM_NATS" in found.mend
     with socket.create_server(("127.0.0.1", free_port)):
-        assert broker(_settings(tmp_path, nats=url)).ok
+        assert check_broker(_settings(tmp_path, nats=url)).ok
 
 
 def test_a_finding_prints_its_line_and_its_remedy(tmp_path: Path) -> None:
-    assert python().ok
+    assert check_python().ok
     assert str(Finding("port", False, "taken", "Use another.")) == (
         "BAD port      taken\n              → Use another."
     )  # fmt: skip
     assert "\n" not in str(Finding("port", True, "free"))
-    assert json.loads(report([Finding("port", True, "free")])) == [
+    assert json.loads(findings_to_json([Finding("port", True, "free")])) == [
         {"name": "port", "ok": True, "says": "free", "mend": ""}
     ]

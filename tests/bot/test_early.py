@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
-from bot.desk.bringing import Bring, Remote
-from bot.images.links import Gone
-from bot.refused import Refused
+from bot.desk.bringing import InitImages, RemoteFile
+from bot.images.links import FileUnavailable
+from bot.refused import UserError
 from bot.store import incidents
 from bot.views import Member
 from tests.bot.conftest import png
 from tests.bot.test_onward import over
 
 pytestmark = pytest.mark.asyncio
-ADA = Member("local:ada", "Ada", "local", moderator=True, admin=True, owner=True)
+ADA = Member("local:ada", "Ada", "local", is_moderator=True, is_admin=True, is_owner=True)
 BOB = Member("local:bob", "Bob", "local")
 AT = "https://cdn.discordapp.com/a.png"
 
@@ -36,7 +36,7 @@ class DiscordFiles:
         await self.go.wait()
         self.running -= 1
         if "gone" in url:
-            raise Gone
+            raise FileUnavailable
         return png(32, 32)
 
 
@@ -46,35 +46,34 @@ def outside() -> DiscordFiles:
 
 
 async def test_a_request_that_the_rules_refuse_fetches_nothing(
-    workplace, until, ann, here, outside
-):  # fmt: skip
+    workplace, until, ann, here, outside):  # fmt: skip
     house = await workplace.house(outside=outside)
-    rules, bring = house.desk.administration, Bring((Remote(AT),), Remote(AT + "?mask"))
+    rules, bring = house.services.rule_admin, InitImages((RemoteFile(AT),), RemoteFile(AT + "?mask"))
 
     async def assert_refused(sentence: str, text: str = "a lamp") -> None:
-        with pytest.raises(Refused, match=sentence):
-            await house.studio.imagine(text, ann, here, bring=bring)
+        with pytest.raises(UserError, match=sentence):
+            await house.jobs.imagine(text, ann, here, init_images=bring)
 
     for scope, whom, name, value, sentence in (
         ("user", ann.id, "blocked", "yes", "You are blocked"),
         ("guild", "", "commands", "blend", "may not use imagine"),
         ("guild", "", "cost_day", "0", "day's limit is reached: 0 s of 0 s"),
     ):
-        await rules.set(ADA, scope, whom, name, value)
+        await rules.set_rule(ADA, scope, whom, name, value)
         await assert_refused(sentence)
-        await rules.undo(ADA)
-    await house.desk.preferences.prefer(ann.id, "results", "private")
-    await rules.set(ADA, "guild", "", "results", "public")
+        await rules.undo_change(ADA)
+    await house.services.preferences.set_preference(ann.id, "results", "private")
+    await rules.set_rule(ADA, "guild", "", "results", "public")
     await assert_refused("you prefer private ones")
-    await rules.undo(ADA)
+    await rules.undo_change(ADA)
     for name, value in (("running", "1"), ("queued", "1")):
-        await rules.set(ADA, "guild", "", name, value)
-    await house.studio.imagine("{a, b} lamp", ann, here)
+        await rules.set_rule(ADA, "guild", "", name, value)
+    await house.jobs.imagine("{a, b} lamp", ann, here)
     await assert_refused("Your queue is full")
     await assert_refused("3 jobs are too many", "{a, b, c} lamp")
-    noted = await house.store.ask(incidents.newest, "local", 20, waiting=False)
+    noted = await house.store.read(incidents.list_incidents, "local", 20, waiting=False)
     assert "blocked" in {one.kind for one in noted}, "moderators still see the attempt"
-    await rules.close(ADA, "holidays")
+    await rules.close_guild(ADA, "holidays")
     await assert_refused("closed for new pictures")
     assert outside.urls == []
 
@@ -82,17 +81,17 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
 async def test_an_invalid_prompt_fetches_nothing(workplace, ann, here, outside):
     house = await workplace.house(outside=outside)
     for text in ("a lamp --steps 5000", "a lamp --nonsense", "{a, b} lamp --repeat 10 --count 4 {c, d, e, f}"):
-        with pytest.raises(Refused):
-            await house.studio.imagine(text, ann, here, bring=Bring((Remote(AT),)))
+        with pytest.raises(UserError):
+            await house.jobs.imagine(text, ann, here, init_images=InitImages((RemoteFile(AT),)))
     assert outside.urls == []
 
 
 async def test_a_repeated_request_is_neither_fetched_nor_refused_again(workplace, until, ann, here, outside):
     house = await workplace.house(outside=outside)
-    bring = Bring((Remote(AT),))
-    (one,) = await house.studio.imagine("a lamp", ann, here, bring=bring, key="wish")
-    await house.desk.administration.set(ADA, "guild", "", "queued", "0")
-    (again,) = await house.studio.imagine("a lamp", ann, here, bring=bring, key="wish")
+    bring = InitImages((RemoteFile(AT),))
+    (one,) = await house.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
+    await house.services.rule_admin.set_rule(ADA, "guild", "", "queued", "0")
+    (again,) = await house.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
     assert (again.job, outside.urls) == (one.job, [AT])
 
 
@@ -101,43 +100,45 @@ async def test_each_member_fetches_one_image_at_a_time_and_delays_no_other(workp
     outside.go.clear()
 
     def submit(who: Member, url: str):
-        return asyncio.create_task(house.studio.imagine("a lamp", who, here, bring=Bring((Remote(url),))))
+        return asyncio.create_task(house.jobs.imagine("a lamp", who, here, init_images=InitImages((RemoteFile(url),))))
 
     ann_tasks = [submit(ann, f"{AT}?{number}") for number in range(4)]
     await until(lambda: outside.urls)
     bob_task = submit(BOB, AT + "?bob")
     await until(lambda: len(outside.urls) == 2)
-    with pytest.raises(Refused, match="under way already"):
+    with pytest.raises(UserError, match="under way already"):
         await submit(ann, AT)
     assert (len(outside.urls), outside.most_at_once) == (2, 2)
     outside.go.set()
     await asyncio.gather(*ann_tasks, bob_task)
     assert outside.most_at_once == 2
-    assert house.studio._starting._tray.taken == 0
+    assert house.jobs._init_image_loader._memory_limiter.reserved_bytes == 0
 
 
 async def test_an_image_gone_at_discord_is_reported_and_frees_the_members_turn(workplace, until, ann, here, outside):
     house = await workplace.house(outside=outside)
     await workplace.worker()
-    with pytest.raises(Refused, match="lost it") as refusal:
-        await house.studio.imagine("", ann, here, bring=Bring((Remote(AT + "?gone", lost="lost it"),)))
+    with pytest.raises(UserError, match="lost it") as refusal:
+        await house.jobs.imagine(
+            "", ann, here, init_images=InitImages((RemoteFile(AT + "?gone", missing_text="lost it"),))
+        )
     assert refusal.value.status == 404
-    (ticket,) = await house.studio.imagine("", ann, here, bring=Bring((Remote(AT),)))
+    (ticket,) = await house.jobs.imagine("", ann, here, init_images=InitImages((RemoteFile(AT),)))
     assert (await over(house, ticket.job, until)).state == "finished"
 
 
 async def test_edits_zooms_pans_and_branches_check_the_rules_before_a_fetch(workplace, until, ann, here, outside):
     house = await workplace.house(outside=outside)
     await workplace.worker()
-    (ticket,) = await house.studio.imagine("a lamp --steps 40 --count 1", ann, here)
+    (ticket,) = await house.jobs.imagine("a lamp --steps 40 --count 1", ann, here)
     first = await over(house, ticket.job, until)
-    with pytest.raises(Refused, match="One job at a time"):
-        await house.studio.edit(first.id, 0, Remote(AT), BOB, here, text="{a, b}")
-    await house.desk.administration.set(ADA, "guild", "", "commands", "imagine")
+    with pytest.raises(UserError, match="One job at a time"):
+        await house.jobs.edit(first.id, 0, RemoteFile(AT), BOB, here, text="{a, b}")
+    await house.services.rule_admin.set_rule(ADA, "guild", "", "commands", "imagine")
     for ask in (
-        house.studio.edit(first.id, 0, Remote(AT), BOB, here), house.studio.zoom(first.id, 0, 2.0, BOB, here),
-        house.studio.pan(first.id, 0, "up", BOB, here), house.studio.branch(first.id, 0, 20, BOB, here),
+        house.jobs.edit(first.id, 0, RemoteFile(AT), BOB, here), house.jobs.zoom(first.id, 0, 2.0, BOB, here),
+        house.jobs.pan(first.id, 0, "up", BOB, here), house.jobs.branch(first.id, 0, 20, BOB, here),
     ):  # fmt: skip
-        with pytest.raises(Refused, match="You may not use"):
+        with pytest.raises(UserError, match="You may not use"):
             await ask
     assert outside.urls == []

@@ -16,41 +16,41 @@ from sqlalchemy import select, update
 
 from bot import leader as leader_module
 from bot.cli import members as members_cli
-from bot.cli.running import only_one
-from bot.config import load
-from bot.desk.absent import absent
-from bot.desk.emptying import Emptying
-from bot.desk.export import Export
-from bot.desk.forgetting import Forgetting
+from bot.cli.running import lock_data_folder
+from bot.config import load_settings
+from bot.desk.absent import missing_job_error
+from bot.desk.emptying import FileCleanup
+from bot.desk.export import DataExport
+from bot.desk.forgetting import DataDeletion
 from bot.feed import Feed
-from bot.images.pictures import Pictures
-from bot.refused import Refused
-from bot.store import Store, Unavailable, forgetting, incidents, members, places, reads, terms
+from bot.images.pictures import PictureStore
+from bot.refused import UserError
+from bot.store import DatabaseUnavailable, Store, forgetting, incidents, members, places, reads, terms
 from bot.store.ledger import Ledger
 from bot.store.tables import accounts, metadata
 from bot.store.tables import jobs as job_rows
-from bot.store.traces import spent
-from bot.store.weeding import weed
-from bot.views import Delivery, Member, Place
+from bot.store.traces import archived_charges
+from bot.store.weeding import fail_unreadable_jobs
+from bot.views import Delivery, Destination, Member
 from kept import SIZE, asked, draft, files, finished
 
 pytestmark = pytest.mark.asyncio
 # As long as Discord's ids, so that no random job id contains them.
 ANN, BOB = "discord:70010000000000001", "discord:70020000000000002"
 NOW = 1000.0
-SHOWN = Place("discord", {"channel": "5", "message": "60"})
+SHOWN = Destination("discord", {"channel": "5", "message": "60"})
 
 
 @pytest_asyncio.fixture
-async def pictures(tmp_path: Any) -> Pictures:
-    return await asyncio.to_thread(Pictures, tmp_path / "pictures")
+async def pictures(tmp_path: Any) -> PictureStore:
+    return await asyncio.to_thread(PictureStore, tmp_path / "pictures")
 
 
-def make_forgetting(store: Store, pictures: Pictures, *, waits: bool = False, now: float = NOW) -> Forgetting:
+def make_forgetting(store: Store, pictures: PictureStore, *, waits: bool = False, now: float = NOW) -> DataDeletion:
     async def cancel(job: str) -> object:
-        return await store.wish(job, now)
+        return await store.request_cancel(job, now)
 
-    return Forgetting(store, cancel, Emptying(store, pictures), Feed(), waits=waits, clock=lambda: now)
+    return DataDeletion(store, cancel, FileCleanup(store, pictures), Feed(), waits_for_discord=waits, clock=lambda: now)
 
 
 async def all_rows(store: Store) -> str:
@@ -59,15 +59,15 @@ async def all_rows(store: Store) -> str:
     def read(connection: Any) -> str:
         return "\n".join(str(row) for table in metadata.sorted_tables for row in connection.execute(table.select()))
 
-    return await store.ask(read)
+    return await store.read(read)
 
 
 async def spending(store: Store, user: str) -> float:
     member = Member(user, user, "local", channel="room")
-    return await store.ask(lambda c: Ledger(c, member, NOW).spending("member everywhere", 86400.0).spent)
+    return await store.read(lambda c: Ledger(c, member, NOW).get_spending("member everywhere", 86400.0).total_cost)
 
 
-async def populate(store: Store, pictures: Pictures) -> dict[str, str]:
+async def populate(store: Store, pictures: PictureStore) -> dict[str, str]:
     """Stores everything that there can be about Ann and Bob; returns their jobs."""
     jobs = {
         "done": await finished(store, pictures, draft(ANN, at=10), "ann's", "both's"),
@@ -78,11 +78,11 @@ async def populate(store: Store, pictures: Pictures) -> dict[str, str]:
     enlarged = draft(BOB, at=14, action="upscale", parent=(jobs["done"], 0))
     jobs["enlarged"] = await finished(store, pictures, enlarged, "ann's, larger")
     for member in (ANN, BOB):
-        await store.write(members.prefer, member, {"suffix": f"as {member} likes it"})
-        await store.write(incidents.note, "local", "word", member, member, "a word", NOW - 1)
-    await store.write(members.favour, ANN, jobs["bob's"], 0, 20.0)
-    await store.write(members.favour, BOB, jobs["done"], 0, 20.0)
-    await store.write(incidents.report, "local", ANN, "Ann 70010000000000001", "rude", 21.0, jobs["bob's"])
+        await store.write(members.update_preferences, member, {"suffix": f"as {member} likes it"})
+        await store.write(incidents.write_incident, "local", "word", member, member, "a word", NOW - 1)
+    await store.write(members.toggle_favourite, ANN, jobs["bob's"], 0, 20.0)
+    await store.write(members.toggle_favourite, BOB, jobs["done"], 0, 20.0)
+    await store.write(incidents.write_report, "local", ANN, "Ann 70010000000000001", "rude", 21.0, jobs["bob's"])
     return jobs
 
 
@@ -90,47 +90,47 @@ async def test_all_data_of_a_member_is_deleted_and_none_of_others(store, picture
     jobs = await populate(store, pictures)
     before = await spending(store, ANN)
     desk = make_forgetting(store, pictures)
-    assert await desk.about(ANN) == 3
-    assert await desk.ask(ANN) == 3
-    assert await desk.under_way(ANN)
-    await desk.round()
-    assert await desk.round() is False
-    assert not await desk.under_way(ANN)
+    assert await desk.count_jobs(ANN) == 3
+    assert await desk.request_deletion(ANN) == 3
+    assert await desk.is_under_way(ANN)
+    await desk.run_round()
+    assert await desk.run_round() is False
+    assert not await desk.is_under_way(ANN)
     text = await all_rows(store)
     assert "70010000000000001" not in text
     assert "70020000000000002" in text
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"bob's", "both's"}
-    assert set(await store.ask(reads.some, list(jobs.values()))) == {jobs["bob's"], jobs["enlarged"]}
-    assert (await absent(store, jobs["done"])).status == 410
+    assert set(await store.read(reads.get_jobs, list(jobs.values()))) == {jobs["bob's"], jobs["enlarged"]}
+    assert (await missing_job_error(store, jobs["done"])).status == 410
     assert (before, await spending(store, ANN)) == (8.0, 4.0), "spent cost stays; the job that never ran is refunded"
-    (report,) = await store.ask(incidents.newest, "local", 9, waiting=True)
-    assert (report.actor_name, report.said, report.job) == (forgetting.FORGOTTEN, "rude", jobs["bob's"])
-    assert await store.ask(members.favoured, BOB) == []
+    (report,) = await store.read(incidents.list_incidents, "local", 9, waiting=True)
+    assert (report.actor_name, report.said, report.job) == (forgetting.DELETED_MEMBER, "rude", jobs["bob's"])
+    assert await store.read(members.list_favourites, BOB) == []
 
 
 async def test_data_of_other_servers_and_later_jobs_stay(store, pictures):
     jobs = await populate(store, pictures)
     desk = make_forgetting(store, pictures)
-    await desk.ask(ANN, "discord:9")
+    await desk.request_deletion(ANN, "discord:9")
     later = await asked(store, draft(ANN, at=NOW + 1, guild="discord:9"))
-    await desk.round()
-    assert await store.record(jobs["elsewhere"]) is None
-    assert all([await store.record(job) for job in (jobs["done"], jobs["waits"], later)])
-    assert await store.ask(members.preferences, ANN) != {}
-    await desk.ask(ANN)
-    await desk.round()
-    await desk.round()
-    assert await store.record(jobs["done"]) is None
-    assert await store.record(later), "it came after the deletion request"
-    remaining = await store.ask(lambda c: c.execute(accounts.select().where(accounts.c.queued > 0)).all())
+    await desk.run_round()
+    assert await store.get_job(jobs["elsewhere"]) is None
+    assert all([await store.get_job(job) for job in (jobs["done"], jobs["waits"], later)])
+    assert await store.read(members.load_preferences, ANN) != {}
+    await desk.request_deletion(ANN)
+    await desk.run_round()
+    await desk.run_round()
+    assert await store.get_job(jobs["done"]) is None
+    assert await store.get_job(later), "it came after the deletion request"
+    remaining = await store.read(lambda c: c.execute(accounts.select().where(accounts.c.queued > 0)).all())
     assert any("70010000000000001" in row.path for row in remaining), "it keeps its place in the queue"
 
 
 async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_away(store, pictures):
     job = await finished(store, pictures, draft(ANN, at=10, place=SHOWN), "ann's")
-    await store.write(places.moved, job, SHOWN.where)
-    await store.write(places.delivered, job, 11.0)
-    await store.write(places.add_film, job, Place("discord", {"channel": "5", "message": "61"}), 11.0)
+    await store.write(places.update_destination, job, SHOWN.address)
+    await store.write(places.mark_delivered, job, 11.0)
+    await store.write(places.add_film, job, Destination("discord", {"channel": "5", "message": "61"}), 11.0)
     desk, removed, answers = make_forgetting(store, pictures, waits=True), [], [True, ConnectionError("away"), False]
 
     async def take_away(_job: str, one: Delivery) -> bool:
@@ -140,18 +140,18 @@ async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_away
             raise answer
         return answer
 
-    await desk.ask(ANN)
-    await desk.round()
-    assert await desk.under_way(ANN), "nothing can delete its messages yet"
-    assert await store.ask(reads.stored, [job]) == [], "its pictures go at once"
-    desk.take_away = take_away
-    await desk.round()
-    assert await desk.under_way(ANN)
-    await desk.round()
+    await desk.request_deletion(ANN)
+    await desk.run_round()
+    assert await desk.is_under_way(ANN), "nothing can delete its messages yet"
+    assert await store.read(reads.list_pictures, [job]) == [], "its pictures go at once"
+    desk.delete_message = take_away
+    await desk.run_round()
+    assert await desk.is_under_way(ANN)
+    await desk.run_round()
     assert sorted(removed[:2]) == ["60", "61"]
     assert removed[2] == removed[1], "a deleted message is not deleted again"
-    assert not await desk.under_way(ANN)
-    assert await store.record(job) is None
+    assert not await desk.is_under_way(ANN)
+    assert await store.get_job(job) is None
 
 
 class PowerCut(BaseException):
@@ -164,7 +164,7 @@ async def test_a_deletion_that_is_killed_at_any_write_continues(local, pictures,
         await store.write(lambda c: [c.execute(table.delete()) for table in reversed(metadata.sorted_tables)])
         jobs = await populate(store, pictures)
         desk, writes_left = make_forgetting(store, pictures), [steps]
-        await desk.ask(ANN)
+        await desk.request_deletion(ANN)
         real = store.write
 
         async def broken(*args: Any, writes_left: list[int] = writes_left, real: Any = real, **options: Any) -> Any:
@@ -176,16 +176,16 @@ async def test_a_deletion_that_is_killed_at_any_write_continues(local, pictures,
         with monkeypatch.context() as patched:
             patched.setattr(store, "write", broken)
             with contextlib.suppress(PowerCut):
-                while await desk.under_way(ANN):
-                    await desk.round()
+                while await desk.is_under_way(ANN):
+                    await desk.run_round()
         again = make_forgetting(store, pictures)
-        while await again.under_way(ANN):
-            await again.round()
+        while await again.is_under_way(ANN):
+            await again.run_round()
         text = await all_rows(store)
         assert "70010000000000001" not in text, steps
         assert await spending(store, ANN) == 4.0, steps
         assert await asyncio.to_thread(files, tmp_path / "pictures") == {"bob's", "both's"}
-        assert await store.record(jobs["bob's"])
+        assert await store.get_job(jobs["bob's"])
         if writes_left[0] >= 0:
             assert steps > 5
             return
@@ -195,22 +195,22 @@ async def test_a_deletion_that_is_killed_at_any_write_continues(local, pictures,
 async def test_running_jobs_are_cancelled_before_they_are_deleted(workplace, until, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
-    await until(lambda: house.studio.workers())
+    await until(lambda: house.jobs.live_workers())
     apprentice.go.clear()
     ann = Member(ANN, "Ann", "local")
-    jobs = [(await house.studio.imagine("a lamp --count 1", ann, here))[0].job for _ in range(4)]
+    jobs = [(await house.jobs.imagine("a lamp --count 1", ann, here))[0].job for _ in range(4)]
     await until(lambda: apprentice.begun)
-    assert await house.desk.forgetting.ask(ANN) == 4
+    assert await house.services.data_deletion.request_deletion(ANN) == 4
 
     async def is_forgotten() -> bool:
-        return not await house.desk.forgetting.under_way(ANN)
+        return not await house.services.data_deletion.is_under_way(ANN)
 
     await until(is_forgotten, 20)
-    assert await house.store.ask(reads.some, jobs) == {}
+    assert await house.store.read(reads.get_jobs, jobs) == {}
     assert not apprentice.held
-    with pytest.raises(Refused, match="its author had everything removed"):
-        await house.studio.view(jobs[0])
-    charged = await house.store.ask(lambda c: c.execute(spent.select()).all())
+    with pytest.raises(UserError, match="its author had everything removed"):
+        await house.jobs.load_view(jobs[0])
+    charged = await house.store.read(lambda c: c.execute(archived_charges.select()).all())
     assert len(charged) == len(apprentice.begun), "jobs that ran are charged and counted without a name"
 
 
@@ -219,16 +219,16 @@ async def test_a_job_with_an_unreadable_row_is_deleted_once_it_is_over(store, pi
     waiting = await asked(store, draft(ANN, at=12))
     await store.write(lambda c: c.execute(update(job_rows).values(task=b"\0")) and None)
     desk = make_forgetting(store, pictures)
-    await desk.ask(ANN)
-    assert await desk.round() is True, "the waiting job cannot be cancelled and blocks no other"
-    remaining = await store.ask(lambda c: c.execute(select(job_rows.c.id, job_rows.c.state)).all())
+    await desk.request_deletion(ANN)
+    assert await desk.run_round() is True, "the waiting job cannot be cancelled and blocks no other"
+    remaining = await store.read(lambda c: c.execute(select(job_rows.c.id, job_rows.c.state)).all())
     assert [tuple(row) for row in remaining] == [(waiting, "queued")]
     assert f"job {waiting}: " in caplog.text
     assert f"job {job}: " not in caplog.text
-    assert await store.write(weed, NOW) == [waiting]
+    assert await store.write(fail_unreadable_jobs, NOW) == [waiting]
     caplog.clear()
-    assert await desk.round() is False
-    assert not await desk.under_way(ANN)
+    assert await desk.run_round() is False
+    assert not await desk.is_under_way(ANN)
     assert "70010000000000001" not in await all_rows(store)
     assert caplog.text == ""
 
@@ -238,22 +238,22 @@ async def test_a_job_with_an_unreadable_row_is_deleted_once_it_is_over(store, pi
 
 @pytest.mark.may_block("the command line is on its own")
 async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_path, capsys, monkeypatch):
-    settings = load(data=tmp_path)
+    settings = load_settings(data=tmp_path)
     store = await Store.open(settings.database)
-    pictures = Pictures(settings.pictures)
+    pictures = PictureStore(settings.pictures)
     job = await finished(store, pictures, draft(ANN, at=10), "ann's")
     shown = await finished(store, pictures, draft(ANN, at=10, place=SHOWN), "shown")
-    await store.write(places.moved, shown, SHOWN.where)
-    await store.write(places.delivered, shown, 11.0)
-    monkeypatch.setattr(members_cli, "PATIENCE_SECONDS", 0.1)
-    with only_one(tmp_path):
+    await store.write(places.update_destination, shown, SHOWN.address)
+    await store.write(places.mark_delivered, shown, 11.0)
+    monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
+    with lock_data_folder(tmp_path):
         await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
     assert "are deleted one by one by the running bot" in capsys.readouterr().out
-    assert await store.record(job), "the running bot deletes it"
+    assert await store.get_job(job), "the running bot deletes it"
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
     assert "are deleted when a bot runs next" in capsys.readouterr().out
-    assert await store.record(job) is None
-    assert await store.record(shown), "its message is still there"
+    assert await store.get_job(job) is None
+    assert await store.get_job(shown), "its message is still there"
     assert files(tmp_path / "pictures") == set()
     await asyncio.to_thread(members_cli.forget, BOB, "", tmp_path)
     assert f"{BOB}: 0 jobs and all their data are deleted" in capsys.readouterr().out
@@ -261,53 +261,53 @@ async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_p
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, database, capsys, monkeypatch):
-    monkeypatch.setattr(members_cli, "PATIENCE_SECONDS", 0.1)
+async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, database: str, capsys, monkeypatch):
+    monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
     monkeypatch.setattr(leader_module, "BEAT_SECONDS", 0.2)
     monkeypatch.setenv("DATABASE_URL", database)
-    store, pictures = await Store.open(database), Pictures(load(data=tmp_path).pictures)
+    store, pictures = await Store.open(database), PictureStore(load_settings(data=tmp_path).pictures)
     job = await finished(store, pictures, draft(ANN, at=10), "ann's")
-    async with leader_module.leading(None, print, lost=print) as leader:
-        await leader.begin(store)
+    async with leader_module.keep_lead(None, print, on_lost=print) as leader:
+        await leader.begin_term(store)
         await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
         assert "are deleted one by one by the running bot" in capsys.readouterr().out
-        assert await store.record(job), "the running bot deletes it"
-        assert await store.leads()
-        leader.end()
+        assert await store.get_job(job), "the running bot deletes it"
+        assert await store.is_leader()
+        leader.note_close()
     await store.close()
     after = await Store.open(database)
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
     assert "all their data are deleted" in capsys.readouterr().out
-    assert await after.record(job) is None
-    term = await after.ask(terms.newest)
+    assert await after.get_job(job) is None
+    term = await after.read(terms.read_newest_term)
     assert (term.term, term.over) == (2, True), "it wrote under its own leader term, which has ended"
     await after.close()
 
 
 @pytest.mark.may_block("the command line is on its own")
-async def test_a_bot_that_starts_meanwhile_takes_over_the_deletion(tmp_path, database, capsys, monkeypatch):
-    real, bot = Forgetting.round, await Store.open(database)
+async def test_a_bot_that_starts_meanwhile_takes_over_the_deletion(tmp_path, database: str, capsys, monkeypatch):
+    real, bot = DataDeletion.run_round, await Store.open(database)
 
-    async def slow(one: Forgetting) -> bool:
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(bot.begin(), loop))
+    async def slow(one: DataDeletion) -> bool:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(bot.begin_term(), loop))
         return await real(one)
 
     loop = asyncio.get_running_loop()
-    job = await finished(bot, await asyncio.to_thread(Pictures, tmp_path / "pictures"), draft(ANN, at=10), "ann's")
-    monkeypatch.setattr(members_cli, "PATIENCE_SECONDS", 0.1)
+    job = await finished(bot, await asyncio.to_thread(PictureStore, tmp_path / "pictures"), draft(ANN, at=10), "ann's")
+    monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
     monkeypatch.setenv("DATABASE_URL", database)
-    monkeypatch.setattr(Forgetting, "round", slow)
+    monkeypatch.setattr(DataDeletion, "run_round", slow)
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
     assert "are deleted one by one by the running bot" in capsys.readouterr().out
-    assert await bot.record(job)
+    assert await bot.get_job(job)
     await bot.close()
 
 
 # Export
 
 
-async def unpack(desk: Export, limit: int = 10_000_000) -> tuple[dict[str, Any], dict[str, bytes]]:
-    parcel = await desk.parcel(ANN, limit)
+async def unpack(desk: DataExport, limit: int = 10_000_000) -> tuple[dict[str, Any], dict[str, bytes]]:
+    parcel = await desk.build_archive(ANN, limit)
     with zipfile.ZipFile(io.BytesIO(parcel.content)) as archive:
         found = {name: archive.read(name) for name in archive.namelist()}
     return json.loads(found.pop("jobs.json")), found
@@ -315,8 +315,10 @@ async def unpack(desk: Export, limit: int = 10_000_000) -> tuple[dict[str, Any],
 
 async def test_an_export_has_all_data_of_a_member_and_none_of_others(store, pictures):
     jobs = await populate(store, pictures)
-    await store.write(places.moved, jobs["done"], {"token": "secret", "user": "70010000000000001", "channel": "5"})
-    data, found = await unpack(Export(store, pictures, clock=lambda: NOW))
+    await store.write(
+        places.update_destination, jobs["done"], {"token": "secret", "user": "70010000000000001", "channel": "5"}
+    )
+    data, found = await unpack(DataExport(store, pictures, clock=lambda: NOW))
     assert [one["id"] for one in data["jobs"]] == [jobs["done"], jobs["elsewhere"], jobs["waits"]]
     first = data["jobs"][0]
     assert (first["prompt"], first["charged"], first["settings"]["seed"]) == (f"a lamp for {ANN}", 2.0, 7)
@@ -335,21 +337,21 @@ async def test_an_export_has_all_data_of_a_member_and_none_of_others(store, pict
 async def test_an_export_leaves_out_too_large_and_hidden_pictures(store, pictures):
     jobs = await populate(store, pictures)
     await store.write(lambda c: c.exec_driver_sql(f"UPDATE pictures SET reviewed='hidden' WHERE job='{jobs['done']}'"))
-    desk = Export(store, pictures, clock=lambda: NOW)
+    desk = DataExport(store, pictures, clock=lambda: NOW)
     data, found = await unpack(desk)
     assert list(found) == [f"pictures/{jobs['elsewhere']}-1.png"]
     assert data["jobs"][0]["pictures"] == []
-    small = await desk.parcel(ANN, SIZE + 3000)
-    assert (small.jobs, small.pictures, small.left) == (3, 0, 1)
-    with pytest.raises(Refused, match="too large"):
-        await desk.parcel(ANN, 100)
+    small = await desk.build_archive(ANN, SIZE + 3000)
+    assert (small.job_count, small.picture_count, small.omitted_pictures) == (3, 0, 1)
+    with pytest.raises(UserError, match="too large"):
+        await desk.build_archive(ANN, 100)
 
 
 @pytest.mark.may_block("the command line is on its own")
 async def test_the_command_writes_an_export(tmp_path, capsys):
-    settings = load(data=tmp_path / "data")
+    settings = load_settings(data=tmp_path / "data")
     store = await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")
-    await populate(store, Pictures(settings.pictures))
+    await populate(store, PictureStore(settings.pictures))
     await store.close()
     out = tmp_path / "ann.zip"
     await asyncio.to_thread(members_cli.export, ANN, out, settings.data)
@@ -358,15 +360,25 @@ async def test_the_command_writes_an_export(tmp_path, capsys):
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() is None
         assert len(archive.namelist()) == 4
-    with pytest.raises(Refused, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         await asyncio.to_thread(members_cli.export, ANN, out, settings.data)
-    with pytest.raises(Refused, match="There is no store"):
+    with pytest.raises(UserError, match="There is no store"):
         await asyncio.to_thread(members_cli.export, ANN, tmp_path / "b.zip", tmp_path / "nowhere")
 
 
 FAULTS = [
-    (Store, "ask", Unavailable("The database cannot be used now: it is away."), "The database cannot be used now: it"),
-    (Pictures, "get", OSError("The picture store cannot be used now: no route"), "The picture store cannot be used n"),
+    (
+        Store,
+        "ask",
+        DatabaseUnavailable("The database cannot be used now: it is away."),
+        "The database cannot be used now: it",
+    ),
+    (
+        PictureStore,
+        "get",
+        OSError("The picture store cannot be used now: no route"),
+        "The picture store cannot be used n",
+    ),
     (zipfile.ZipFile, "writestr", OSError(28, "No space left on device"), "ann.zip cannot be written: no space left"),
 ]
 
@@ -377,12 +389,12 @@ async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
     tmp_path, capsys, monkeypatch, where, name, error, said
 ):  # fmt: skip
     store = await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")
-    await populate(store, Pictures(tmp_path / "data" / "pictures"))
+    await populate(store, PictureStore(tmp_path / "data" / "pictures"))
     await store.close()
     out = tmp_path / "ann.zip"
     with monkeypatch.context() as patched:
         patched.setattr(where, name, Mock(side_effect=error))
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(UserError) as caught:
             await asyncio.to_thread(members_cli.export, ANN, out, tmp_path / "data")
     assert said in caught.value.sentence
     assert ("cannot be written" in caught.value.sentence) == (name == "writestr")
@@ -395,14 +407,14 @@ async def test_a_failing_export_leaves_no_file_and_names_the_part_that_failed(
 async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(tmp_path, monkeypatch):
     out, data = tmp_path / "ann.zip", _make_folder(tmp_path / "data")
     for act in (lambda: members_cli.export(ANN, out, data), lambda: members_cli.forget(ANN, "", data)):
-        with pytest.raises(Refused, match="There is no store in"):
+        with pytest.raises(UserError, match="There is no store in"):
             await asyncio.to_thread(act)
         monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'other.sqlite'}")
-        with pytest.raises(Refused, match="There is no store in"):
+        with pytest.raises(UserError, match="There is no store in"):
             await asyncio.to_thread(act)
         assert sorted(tmp_path.rglob("*")) == [data]
         monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/darkroom")
-        with pytest.raises(Refused, match="The database cannot be used now"):
+        with pytest.raises(UserError, match="The database cannot be used now"):
             await asyncio.to_thread(act)
         assert sorted(tmp_path.rglob("*")) == [data]
         monkeypatch.delenv("DATABASE_URL")
@@ -411,14 +423,14 @@ async def test_export_and_forget_create_no_store_and_fail_with_a_sentence(tmp_pa
 @pytest.mark.may_block("the command line is on its own")
 async def test_an_export_overwrites_no_file_that_appeared_meanwhile(tmp_path, monkeypatch):
     await (await Store.open(f"sqlite:///{_make_folder(tmp_path / 'data') / 'darkroom.sqlite'}")).close()
-    out, real = tmp_path / "ann.zip", Export.write
+    out, real = tmp_path / "ann.zip", DataExport.write_zip
 
     async def slow(*args: Any, **options: Any) -> int:
         out.write_text("another's")
         return await real(*args, **options)
 
-    monkeypatch.setattr(Export, "write", slow)
-    with pytest.raises(Refused, match="is there already: name another file"):
+    monkeypatch.setattr(DataExport, "write_zip", slow)
+    with pytest.raises(UserError, match="is there already: name another file"):
         await asyncio.to_thread(members_cli.export, ANN, out, tmp_path / "data")
     assert out.read_text() == "another's"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ann.zip", "data"]

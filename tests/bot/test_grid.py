@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bot.images.grid import GAP, compose, under
-from bot.images.pixels import PAPER, Form, Unreadable, opened, saved
+from bot.images.grid import GAP, compose, shrink_to_fit
+from bot.images.pixels import BACKGROUND, ImageFormat, UnreadableImage, decode_image, encode_image
 
 RED, GREEN, BLUE, WHITE = (220, 20, 20), (20, 200, 20), (20, 20, 220), (240, 240, 240)
 
@@ -26,7 +26,7 @@ def picture(colour: tuple[int, ...] = RED, size: tuple[int, int] = (64, 64), for
 
 def noise(size: tuple[int, int] = (256, 256)) -> bytes:
     grains = bytes(place * place * 7 // 5 % 251 for place in range(size[0] * size[1] * 3))
-    return saved(Image.frombytes("RGB", size, grains), "PNG")
+    return encode_image(Image.frombytes("RGB", size, grains), "PNG")
 
 
 def pixels(payload: bytes) -> Image.Image:
@@ -42,7 +42,7 @@ def test_each_picture_is_in_its_place() -> None:
     sheet = pixels(compose([picture(RED), picture(GREEN), picture(BLUE), picture(WHITE)]))
     centres = [(128, 128), (128 + 256 + GAP, 128), (128, 128 + 256 + GAP), (128 + 256 + GAP, 128 + 256 + GAP)]
     assert [sheet.getpixel(centre) for centre in centres] == [RED, GREEN, BLUE, WHITE]
-    assert sheet.getpixel((256 + GAP // 2, 10)) == PAPER
+    assert sheet.getpixel((256 + GAP // 2, 10)) == BACKGROUND
 
 
 def test_an_unfinished_picture_is_a_dark_tile_of_the_same_size() -> None:
@@ -61,14 +61,14 @@ def test_large_pictures_keep_their_size_up_to_the_largest_grid() -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_every_format_is_read_and_written_with_the_same_bytes_twice(form: Form) -> None:
-    grid = compose([picture(form=form), None], form=form)
+def test_every_format_is_read_and_written_with_the_same_bytes_twice(form: ImageFormat) -> None:
+    grid = compose([picture(form=form), None], image_format=form)
     assert Image.open(io.BytesIO(grid)).format == form
-    assert grid == compose([picture(form=form), None], form=form)
+    assert grid == compose([picture(form=form), None], image_format=form)
 
 
 def test_transparent_pixels_get_the_colour_of_the_paper() -> None:
-    assert opened(picture((255, 0, 0, 0))).getpixel((5, 5)) == PAPER
+    assert decode_image(picture((255, 0, 0, 0))).getpixel((5, 5)) == BACKGROUND
 
 
 @pytest.mark.parametrize("count", [0, 5])
@@ -90,13 +90,13 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(4097, 4096), (10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_decompression_bombs_are_refused_before_they_are_decoded(size: tuple[int, int]) -> None:
-    with pytest.raises(Unreadable):
-        opened(bomb(*size))
+    with pytest.raises(UnreadableImage):
+        decode_image(bomb(*size))
 
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM"])
 def test_other_formats_are_refused(form: str) -> None:
-    with pytest.raises(Unreadable, match="PNG, JPEG, WEBP"):
+    with pytest.raises(UnreadableImage, match="PNG, JPEG, WEBP"):
         compose([picture(form=form)])
 
 
@@ -107,16 +107,16 @@ def test_damaged_bytes_are_read_or_refused(data: st.DataObject, form: str) -> No
     for _ in range(data.draw(st.integers(0, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    with suppress(Unreadable):
-        assert opened(damaged).mode == "RGB"
+    with suppress(UnreadableImage):
+        assert decode_image(damaged).mode == "RGB"
 
 
 def test_a_picture_is_compressed_to_fit_a_limit() -> None:
     whole = noise()
-    assert under(whole, len(whole)) == (whole, "PNG")
-    result = under(whole, len(whole) * 2 // 3)
+    assert shrink_to_fit(whole, len(whole)) == (whole, "PNG")
+    result = shrink_to_fit(whole, len(whole) * 2 // 3)
     assert result is not None
     assert result[1] == "WEBP"
     assert len(result[0]) <= len(whole) * 2 // 3
     assert pixels(result[0]).size == (256, 256)
-    assert under(whole, 100) is None
+    assert shrink_to_fit(whole, 100) is None

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 from ulid import ULID
 
-from bot.limits import DAY
-from bot.rules.terms import Whose
-from bot.store import Draft, Store, Wish, deleting, shelf
-from bot.store.filling import fill
+from bot.limits import DAY_SECONDS
+from bot.rules.terms import UsageScope
+from bot.store import NewJob, PickRequest, Store, deleting, shelf
+from bot.store.filling import seed_queue
 from bot.store.ledger import Ledger
-from bot.views import Member, Place
+from bot.views import Destination, Member
 from engine.job import Concept, Recipe
 
 RECIPE = Recipe(
@@ -23,10 +23,10 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def draft(user: str, channel: str, **more: Any) -> Draft:
-    return Draft(
+def draft(user: str, channel: str, **more: Any) -> NewJob:
+    return NewJob(
         id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE,
-        member=Member(user, user, "g", channel=channel), place=Place("web", {}), pool="default", model="embedded",
+        member=Member(user, user, "g", channel=channel), destination=Destination("web", {}), pool="default", model="embedded",
         cost=1.0, created=1.0, deadline=2.0, **more,
     )  # fmt: skip
 
@@ -60,36 +60,36 @@ def explain(connection: Connection, statements: list[tuple[str, Any]]) -> list[s
 
 async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
     with StatementRecorder(store.database.reader, "SELECT") as statements:
-        await store.ask(question, *args)
-    return await store.ask(explain, statements)
+        await store.read(question, *args)
+    return await store.read(explain, statements)
 
 
 async def fill_queue(store: Store) -> None:
     """Queues ten thousand jobs of a thousand members."""
-    await store.write(fill, draft("seed", "1"), 10_000, 1000)
+    await store.write(seed_queue, draft("seed", "1"), 10_000, 1000)
 
 
 @pytest.mark.asyncio
 async def test_pick_and_admission_use_indexes_however_long_the_queue_is(store):
     await fill_queue(store)
     with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as picking:
-        assert await store.pick(Wish("default", ("embedded",), running=10**6), 1000, 1.0, 1001.0)
+        assert await store.pick_job(PickRequest("default", ("embedded",), member_limit=10**6), 1000, 1.0, 1001.0)
     with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as admitting:
-        await store.admit([draft("ann", "1")], "key", read_all_limits, 1.0)
+        await store.admit_jobs([draft("ann", "1")], "key", read_all_limits, 1.0)
     assert 8 <= len(picking) <= 20
     assert 8 <= len(admitting) <= 30
-    for plan in await store.ask(explain, picking + admitting):
+    for plan in await store.read(explain, picking + admitting):
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"Seq Scan on {table}" in plan], plan
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"SCAN {table}" in plan], plan
-    assert not [plan for plan in await store.ask(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
+    assert not [plan for plan in await store.read(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
 
 
-def read_all_limits(taken: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+def read_all_limits(taken: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
     """Reads as much as a rule that needs everything."""
-    ledger.rules()
-    for whose in get_args(Whose):
-        ledger.usage(whose)
-        ledger.spending(whose, DAY)
+    ledger.load_rules()
+    for whose in get_args(UsageScope):
+        ledger.get_usage(whose)
+        ledger.get_spending(whose, DAY_SECONDS)
     return taken
 
 
@@ -103,11 +103,11 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
         draft("bob", "1", private=True),
         draft("bob", "1"),
     ]
-    await store.admit(drafts, None, lambda taken, _ledger: taken, 1.0)
+    await store.admit_jobs(drafts, None, lambda taken, _ledger: taken, 1.0)
     first, _, third, _, last = (one.id for one in drafts)
-    assert [one.id for one in await store.ask(shelf.near, "ann", "g", "1", 9)] == [last, third, first]
-    assert [one.id for one in await store.ask(shelf.near, "ann", "g", "1", 2)] == [last, third]
-    found = await plans(store, shelf.near, "ann", "g", "1", 2)
+    assert [one.id for one in await store.read(shelf.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
+    assert [one.id for one in await store.read(shelf.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
+    found = await plans(store, shelf.list_nearby_jobs, "ann", "g", "1", 2)
     assert len(found) == 2
     assert not [plan for plan in found if "SCAN" in plan or "TEMP B-TREE" in plan]
 
@@ -115,8 +115,11 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_leftovers_are_found_by_the_index_of_deleted_jobs(store):
-    await store.admit([draft("ann", "1") for _ in range(3)], None, lambda taken, _ledger: taken, 1.0)
-    (everywhere,), (one,) = await plans(store, deleting.leftovers), await plans(store, deleting.leftovers, ["0" * 26])
+    await store.admit_jobs([draft("ann", "1") for _ in range(3)], None, lambda taken, _ledger: taken, 1.0)
+    (everywhere,), (one,) = (
+        await plans(store, deleting.list_leftover_files),
+        await plans(store, deleting.list_leftover_files, ["0" * 26]),
+    )
     assert "SCAN pictures" not in everywhere + one
     assert "SCAN jobs" not in one
     assert "INDEX jobs_deleted" in everywhere

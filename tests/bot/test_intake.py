@@ -23,10 +23,10 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from bot.images import intake as intake_module
-from bot.images.intake import LINE, MOST_BYTES, Brought, Intake
-from bot.images.plain import RGB, NotPlain, plain
+from bot.images.intake import MAX_UPLOAD_BYTES, MAX_WAITING, DecodedImage, UploadDecoder
+from bot.images.plain import RGB, InvalidPng, validate_png
 from bot.images.reading import FORMATS
-from bot.refused import Refused
+from bot.refused import UserError
 
 pytestmark = pytest.mark.asyncio
 HALVES = np.zeros((24, 48, 3), np.uint8)
@@ -35,8 +35,8 @@ Until = Callable[..., Any]
 
 
 @pytest_asyncio.fixture
-async def intake() -> AsyncIterator[Intake]:
-    opened = Intake()
+async def intake() -> AsyncIterator[UploadDecoder]:
+    opened = UploadDecoder()
     yield opened
     await opened.close()
 
@@ -65,43 +65,43 @@ def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def pixels(picture: Brought) -> np.ndarray[Any, Any]:
+def pixels(picture: DecodedImage) -> np.ndarray[Any, Any]:
     with Image.open(io.BytesIO(picture.png)) as opened:
         assert (opened.size, opened.info) == ((picture.width, picture.height), {})
         return np.asarray(opened.convert("RGB"), int)
 
 
-def is_near(found: Brought, expected: np.ndarray[Any, Any], most: float = 6) -> bool:
+def is_near(found: DecodedImage, expected: np.ndarray[Any, Any], most: float = 6) -> bool:
     actual = pixels(found)
     return actual.shape == expected.shape and float(np.abs(actual - expected.astype(int)).mean()) < most
 
 
-async def assert_refused(intake: Intake, content: bytes, match: str, status: int = 422) -> None:
-    with pytest.raises(Refused, match=match) as refusal:
-        await intake.read(content)
+async def assert_refused(intake: UploadDecoder, content: bytes, match: str, status: int = 422) -> None:
+    with pytest.raises(UserError, match=match) as refusal:
+        await intake.decode_picture(content)
     assert refusal.value.status == status
     assert refusal.value.sentence.endswith(".")
 
 
-def decoder_processes(intake: Intake) -> list[psutil.Process]:
-    readers = {reader.pid for reader in intake._all}
+def decoder_processes(intake: UploadDecoder) -> list[psutil.Process]:
+    readers = {reader.pid for reader in intake._decoders}
     found = [psutil.Process(pid) for pid in readers]
     return [*found, *(one for parent in found for one in parent.children(recursive=True))]
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_every_format_is_read(intake: Intake, form: str) -> None:
+async def test_every_format_is_read(intake: UploadDecoder, form: str) -> None:
     options = {"quality": 95} if form in ("JPEG", "WEBP", "AVIF") else {}
     content = saved(Image.fromarray(HALVES), form, **options)
-    found = await intake.read(content)
+    found = await intake.decode_picture(content)
     assert is_near(found, HALVES)
     assert found.notes == ()
-    assert (await intake.read(content)).sha256 == found.sha256, "the same bytes again, in another process"
-    assert plain(found.png, 64, RGB) == (48, 24)
+    assert (await intake.decode_picture(content)).sha256 == found.sha256, "the same bytes again, in another process"
+    assert validate_png(found.png, 64, RGB) == (48, 24)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-async def test_every_mode_becomes_rgb(intake: Intake, mode: str) -> None:
+async def test_every_mode_becomes_rgb(intake: UploadDecoder, mode: str) -> None:
     grey = Image.linear_gradient("L").resize((64, 32))
     if mode == "I;16":
         picture = Image.fromarray(np.asarray(grey, np.uint16) * 257)
@@ -109,89 +109,91 @@ async def test_every_mode_becomes_rgb(intake: Intake, mode: str) -> None:
         picture = grey.convert("RGB").convert(mode) if mode == "RGBA" else grey.convert(mode)
     expected = np.asarray(grey.convert("1") if mode == "1" else grey, int)
     expected = np.where(expected == 1, 255, expected) if mode == "1" else expected
-    assert is_near(await intake.read(saved(picture)), np.repeat(expected[..., None], 3, 2), 8)
+    assert is_near(await intake.decode_picture(saved(picture)), np.repeat(expected[..., None], 3, 2), 8)
 
 
-async def test_transparent_pixels_become_white(intake: Intake) -> None:
+async def test_transparent_pixels_become_white(intake: UploadDecoder) -> None:
     layer = np.dstack([HALVES, np.where(HALVES[..., 0] > 100, 255, 0).astype(np.uint8)])
     white = HALVES.copy()
     white[:, 24:] = 255
     for form in ("PNG", "WEBP"):
-        found = await intake.read(saved(Image.fromarray(layer), form, lossless=True))
+        found = await intake.decode_picture(saved(Image.fromarray(layer), form, lossless=True))
         assert is_near(found, white, 1)
         assert found.notes == ("What is transparent in it was made white.",)
     palette = Image.fromarray(HALVES).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
-    found = await intake.read(saved(palette, transparency=int(np.asarray(palette)[0, 30])))
+    found = await intake.decode_picture(saved(palette, transparency=int(np.asarray(palette)[0, 30])))
     assert is_near(found, white, 1)
 
 
-async def test_photographs_are_turned_upright_and_lose_their_metadata(intake: Intake) -> None:
+async def test_photographs_are_turned_upright_and_lose_their_metadata(intake: UploadDecoder) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "A camera"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 8.0, 14.0)
     content = saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=exif, comment=b"my home")
     assert b"A camera" in content
-    found = await intake.read(content)
+    found = await intake.decode_picture(content)
     assert is_near(found, np.rot90(HALVES, -1), 6)
-    assert plain(found.png, 64, RGB) == (24, 48)
+    assert validate_png(found.png, 64, RGB) == (24, 48)
     text = PngInfo()
     text.add_text("parameters", "a secret prompt")
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>", zip=True)
     for orientation, upright in ((3, np.rot90(HALVES, 2)), (8, np.rot90(HALVES)), (99, HALVES), (1, HALVES)):
         exif[ExifTags.Base.Orientation] = orientation
-        assert is_near(await intake.read(saved(Image.fromarray(HALVES), exif=exif, pnginfo=text)), upright, 1)
+        assert is_near(await intake.decode_picture(saved(Image.fromarray(HALVES), exif=exif, pnginfo=text)), upright, 1)
 
 
-async def test_circular_exif_is_read(intake: Intake) -> None:
+async def test_circular_exif_is_read(intake: UploadDecoder) -> None:
     """An IFD that names itself as the next one, and as its own EXIF part."""
     entry = struct.pack("<HHIIHHII", 0x8769, 4, 1, 8, 0x0112, 3, 1, 6)
     body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", 8)
-    found = await intake.read(saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=body))
+    found = await intake.decode_picture(saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=body))
     assert (found.width, found.height) in ((24, 48), (48, 24))
 
 
-async def test_colour_profiles_are_applied(intake: Intake) -> None:
+async def test_colour_profiles_are_applied(intake: UploadDecoder) -> None:
     """A profile with red and blue exchanged changes the picture; a damaged profile is ignored."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     at = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(profile[131])}
     red, blue = (profile[at[tag] + 4 : at[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
     profile[at[b"rXYZ"] + 4 : at[b"rXYZ"] + 12], profile[at[b"bXYZ"] + 4 : at[b"bXYZ"] + 12] = blue, red
-    exchanged = await intake.read(saved(Image.fromarray(HALVES), icc_profile=bytes(profile)))
+    exchanged = await intake.decode_picture(saved(Image.fromarray(HALVES), icc_profile=bytes(profile)))
     assert is_near(exchanged, HALVES[..., ::-1], 3)
     for damaged in (b"no profile", bytes(profile[:200]), bytes(profile[:128]) + b"\xff" * 300):
-        assert is_near(await intake.read(saved(Image.fromarray(HALVES), icc_profile=damaged)), HALVES, 1)
+        assert is_near(await intake.decode_picture(saved(Image.fromarray(HALVES), icc_profile=damaged)), HALVES, 1)
 
 
-async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(intake: Intake) -> None:
+async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(intake: UploadDecoder) -> None:
     """CMYK with a LAB profile keeps its pixels."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     content = saved(Image.fromarray(HALVES).convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
-    assert is_near(await intake.read(content), HALVES)
+    assert is_near(await intake.decode_picture(content), HALVES)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", *(["AVIF"] if "AVIF" in FORMATS else [])])
-async def test_of_an_animation_only_the_first_frame_is_taken(intake: Intake, form: str) -> None:
+async def test_of_an_animation_only_the_first_frame_is_taken(intake: UploadDecoder, form: str) -> None:
     others = [Image.new("RGB", (48, 24), (0, shade, 0)) for shade in (90, 180)]
     options = {} if form in ("GIF", "PNG") else {"quality": 95}
-    found = await intake.read(saved(Image.fromarray(HALVES), form, save_all=True, append_images=others, **options))
+    found = await intake.decode_picture(
+        saved(Image.fromarray(HALVES), form, save_all=True, append_images=others, **options)
+    )
     assert is_near(found, HALVES)
     assert found.notes == ("It is animated: its first picture is taken.",)
 
 
-async def test_an_animation_of_ten_thousand_frames_is_read_quickly(intake: Intake) -> None:
+async def test_an_animation_of_ten_thousand_frames_is_read_quickly(intake: UploadDecoder) -> None:
     content = saved(Image.new("P", (16, 16)), "GIF")
     frame = content[content.index(b"\x2c", 13) : -1]
     began = time.monotonic()
-    found = await intake.read(content[:-1] + (b"\x21\xf9\x04\0\1\0\0\0" + frame) * 10_000 + b";")
+    found = await intake.decode_picture(content[:-1] + (b"\x21\xf9\x04\0\1\0\0\0" + frame) * 10_000 + b";")
     assert time.monotonic() - began < 3
     assert found.notes == ("It is animated: its first picture is taken.",)
 
 
-async def test_large_pictures_are_scaled_down(intake: Intake) -> None:
+async def test_large_pictures_are_scaled_down(intake: UploadDecoder) -> None:
     wide = Image.fromarray(HALVES).resize((4800, 2400), Image.Resampling.NEAREST)
     for form in ("PNG", "JPEG"):
-        found = await intake.read(saved(wide, form))
+        found = await intake.decode_picture(saved(wide, form))
         assert (found.width, found.height) == (2048, 1024)
         assert found.notes == ("It was made smaller, from 4800 × 2400 to 2048 × 1024.",)
         shades = pixels(found)
@@ -199,21 +201,21 @@ async def test_large_pictures_are_scaled_down(intake: Intake) -> None:
         assert np.abs(shades[500, -100] - HALVES[0, -1].astype(int)).max() < 4
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    found = await intake.read(saved(wide, "JPEG", exif=exif))
+    found = await intake.decode_picture(saved(wide, "JPEG", exif=exif))
     assert found.notes == ("It was made smaller, from 2400 × 4800 to 1024 × 2048.",)
-    thin = await intake.read(saved(Image.new("RGB", (16_000, 1))))
+    thin = await intake.decode_picture(saved(Image.new("RGB", (16_000, 1))))
     assert (thin.width, thin.height) == (2048, 1)
 
 
-async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(intake: Intake) -> None:
-    await intake.read(saved(Image.fromarray(HALVES)))  # starts the process
+async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(intake: UploadDecoder) -> None:
+    await intake.decode_picture(saved(Image.fromarray(HALVES)))  # starts the process
     began = time.monotonic()
     bomb = raw_png(30_000, 30_000, 1, 0, deflated_zeros(30_000 * 3751))
     assert len(bomb) < 200_000
     await assert_refused(intake, bomb, r"The picture has too many pixels: up to 40 million are read\.", 413)
     await assert_refused(intake, raw_png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too many pixels", 413)
     await assert_refused(intake, raw_png(16_385, 8, 8, 2, b""), "too long: up to 16384 pixels a side", 413)
-    await assert_refused(intake, bytes(MOST_BYTES + 1), "too large: up to 16 MiB", 413)
+    await assert_refused(intake, bytes(MAX_UPLOAD_BYTES + 1), "too large: up to 16 MiB", 413)
     lying = bytearray(saved(Image.new("P", (16, 16)), "GIF"))
     at = lying.index(b"\x2c\0\0\0\0", 13)
     lying[at + 5 : at + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame larger than its screen
@@ -221,7 +223,7 @@ async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(intake: 
     assert time.monotonic() - began < 5
 
 
-async def test_files_that_are_no_picture_are_refused(intake: Intake) -> None:
+async def test_files_that_are_no_picture_are_refused(intake: UploadDecoder) -> None:
     whole = saved(Image.fromarray(HALVES))
     kinds = "has a format that is not supported here: PNG, JPEG, WebP, GIF"
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
@@ -232,20 +234,20 @@ async def test_files_that_are_no_picture_are_refused(intake: Intake) -> None:
     damaged = "is damaged and cannot be read"
     for content in (whole[:60], whole[:-30], whole[:33], raw_png(0, 9, 8, 2, b""), b"\xff\xd8\xff\xe0", b"GIF89a"):
         await assert_refused(intake, content, damaged)
-    half = await intake.read(raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 5)))
+    half = await intake.decode_picture(raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 5)))
     assert (half.width, half.height) == (10, 10), "it has five of its ten rows: Pillow reads the others as black"
-    with pytest.raises(Refused, match="The second picture has a format that is not supported"):
-        await intake.read(b"hello", what="second picture")
+    with pytest.raises(UserError, match="The second picture has a format that is not supported"):
+        await intake.decode_picture(b"hello", label="second picture")
 
 
-async def test_decompression_bombs_do_not_inflate_without_limit(intake: Intake) -> None:
+async def test_decompression_bombs_do_not_inflate_without_limit(intake: UploadDecoder) -> None:
     """In a text, in a profile, after the last row: none is inflated, or only up to a limit."""
     rows, gigabyte = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
     for more in (chunk(b"zTXt", b"a\0\0" + gigabyte), chunk(b"iCCP", b"a\0\0" + gigabyte)):
         began = time.monotonic()
         await assert_refused(intake, raw_png(10, 10, 8, 2, rows, more), "is damaged")
         assert time.monotonic() - began < 5
-    found = await intake.read(raw_png(10, 10, 8, 2, deflated_zeros(2**28)))
+    found = await intake.decode_picture(raw_png(10, 10, 8, 2, deflated_zeros(2**28)))
     assert (found.width, found.height, len(found.png) < 1000) == (10, 10, True)
 
 
@@ -259,14 +261,14 @@ def slow_jpeg() -> bytes:
 
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
-    content, intake = await asyncio.to_thread(slow_jpeg), Intake(seconds=1.0)
-    assert len(content) < MOST_BYTES
+    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder(timeout=1.0)
+    assert len(content) < MAX_UPLOAD_BYTES
     try:
         began = time.monotonic()
         await assert_refused(intake, content, "takes too long to be read")
         assert 0.9 < time.monotonic() - began < 5
         (reader,) = decoder_processes(intake)
-        assert (await intake.read(saved(Image.fromarray(HALVES)))).width == 48
+        assert (await intake.decode_picture(saved(Image.fromarray(HALVES)))).width == 48
         assert [one.pid for one in decoder_processes(intake)] == [reader.pid], "only the child process ended"
     finally:
         await intake.close()
@@ -274,10 +276,10 @@ async def test_a_picture_that_takes_too_long_is_refused() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
 async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
-    intake = Intake(memory=128 * 2**20)
+    intake = UploadDecoder(memory=128 * 2**20)
     try:
         await assert_refused(intake, raw_png(6000, 6000, 8, 2, deflated_zeros(18_001 * 6000)), "too much memory", 413)
-        assert (await intake.read(saved(Image.fromarray(HALVES)))).width == 48
+        assert (await intake.decode_picture(saved(Image.fromarray(HALVES)))).width == 48
     finally:
         await intake.close()
 
@@ -299,79 +301,79 @@ async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mod
     if mode == "P":
         large.info["transparency"] = 0
     content = await asyncio.to_thread(lambda: saved(large, form, **options.get(form, {})))
-    intake = Intake(memory=intake_module.MEMORY * 7 // 8, seconds=60)
+    intake = UploadDecoder(memory=intake_module.MEMORY_LIMIT * 7 // 8, timeout=60)
     try:
-        assert (await intake.read(content)).width == 2048
+        assert (await intake.decode_picture(content)).width == 2048
     finally:
         await intake.close()
 
 
-async def test_masks_become_grey_and_bad_masks_are_refused(intake: Intake) -> None:
+async def test_masks_become_grey_and_bad_masks_are_refused(intake: UploadDecoder) -> None:
     strokes = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
     strokes.paste((255, 255, 255, 255), (5, 5, 20, 20))
-    found = await intake.read_mask(saved(strokes), shape=(40, 30))
+    found = await intake.decode_mask(saved(strokes), shape=(40, 30))
     with Image.open(io.BytesIO(found.png)) as grey:
         assert (grey.mode, grey.getextrema(), grey.getbbox()) == ("L", (0, 255), (5, 5, 20, 20))
     assert found.notes == ()
-    with pytest.raises(Refused, match=r"The mask has 40 × 30 pixels, and its picture 64 × 64"):
-        await intake.read_mask(saved(strokes), shape=(64, 64))
+    with pytest.raises(UserError, match=r"The mask has 40 × 30 pixels, and its picture 64 × 64"):
+        await intake.decode_mask(saved(strokes), shape=(64, 64))
     for empty in (Image.new("L", (40, 30), 100), Image.new("RGBA", (40, 30), (255, 255, 255, 0))):
-        with pytest.raises(Refused, match="Nothing is painted"):
-            await intake.read_mask(saved(empty))
-    with pytest.raises(Refused, match="The mask has a format that is not supported"):
-        await intake.read_mask(b"hello")
+        with pytest.raises(UserError, match="Nothing is painted"):
+            await intake.decode_mask(saved(empty))
+    with pytest.raises(UserError, match="The mask has a format that is not supported"):
+        await intake.decode_mask(b"hello")
 
 
 async def test_a_killed_decoder_process_ends_one_picture_only(until: Until) -> None:
     """First the child is killed, then its parent: each ends one picture and nothing else."""
-    content, intake, small = await asyncio.to_thread(slow_jpeg), Intake(), saved(Image.fromarray(HALVES))
+    content, intake, small = await asyncio.to_thread(slow_jpeg), UploadDecoder(), saved(Image.fromarray(HALVES))
     try:
         for which in (1, 0):
-            reading = asyncio.create_task(intake.read(content))
+            reading = asyncio.create_task(intake.decode_picture(content))
             await until(lambda: len(decoder_processes(intake)) == 2)
             decoder_processes(intake)[which].send_signal(signal.SIGKILL)
-            with pytest.raises(Refused, match="Reading the picture broke off"):
+            with pytest.raises(UserError, match="Reading the picture broke off"):
                 await reading
-            assert (await intake.read(small)).width == 48
+            assert (await intake.decode_picture(small)).width == 48
         idle = decoder_processes(intake)[0]
         idle.send_signal(signal.SIGKILL)
-        await until(lambda: not [one for one in intake._all if one.fit])
-        assert (await intake.read(small)).width == 48
+        await until(lambda: not [one for one in intake._decoders if one.is_ready])
+        assert (await intake.decode_picture(small)).width == 48
     finally:
         await intake.close()
     assert not idle.is_running()
 
 
 async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_closes(until: Until) -> None:
-    content, intake = await asyncio.to_thread(slow_jpeg), Intake()
-    task = asyncio.create_task(intake.read(content))
+    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    task = asyncio.create_task(intake.decode_picture(content))
     await until(lambda: len(decoder_processes(intake)) == 2)
     processes = decoder_processes(intake)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
-    task = asyncio.create_task(intake.read(content))
+    task = asyncio.create_task(intake.decode_picture(content))
     await until(lambda: len(decoder_processes(intake)) == 2)
     processes = decoder_processes(intake)
     await intake.close()
-    with pytest.raises(Refused, match="broke off"):
+    with pytest.raises(UserError, match="broke off"):
         await task
     await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
-    with pytest.raises(Refused):
-        await intake.read(content)
+    with pytest.raises(UserError):
+        await intake.decode_picture(content)
 
 
 async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(until: Until) -> None:
-    small, intake, most = saved(Image.fromarray(HALVES)), Intake(), 0
+    small, intake, most = saved(Image.fromarray(HALVES)), UploadDecoder(), 0
     try:
-        tasks = [asyncio.create_task(intake.read(small)) for _ in range(LINE)]
+        tasks = [asyncio.create_task(intake.decode_picture(small)) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0)
-        with pytest.raises(Refused, match="Too many pictures") as refusal:
-            await intake.read(small)
+        with pytest.raises(UserError, match="Too many pictures") as refusal:
+            await intake.decode_picture(small)
         assert refusal.value.status == 429
         while not all(one.done() for one in tasks):
-            most = max(most, len(intake._all))
+            most = max(most, len(intake._decoders))
             await asyncio.sleep(0.005)
         assert len({one.result().sha256 for one in tasks}) == 1
         assert most == 2
@@ -384,8 +386,8 @@ async def test_the_decoder_process_has_no_secrets_files_or_rights(
     until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISCORD_TOKEN", "a secret")
-    content, intake = await asyncio.to_thread(slow_jpeg), Intake()
-    task = asyncio.create_task(intake.read(content))
+    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    task = asyncio.create_task(intake.decode_picture(content))
     try:
         await until(
             lambda: (
@@ -394,7 +396,7 @@ async def test_the_decoder_process_has_no_secrets_files_or_rights(
             )
         )
         parent, child = decoder_processes(intake)
-        for limit, most in (("FSIZE", 0), ("NPROC", 0), ("CORE", 0), ("AS", intake_module.MEMORY), ("CPU", 12)):
+        for limit, most in (("FSIZE", 0), ("NPROC", 0), ("CORE", 0), ("AS", intake_module.MEMORY_LIMIT), ("CPU", 12)):
             assert child.rlimit(getattr(psutil, f"RLIMIT_{limit}")) == (most, most)
         assert set(parent.environ()) | set(child.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
         status = await asyncio.to_thread(Path(f"/proc/{child.pid}/status").read_text)
@@ -457,11 +459,11 @@ async def test_a_hostile_decoder_process_is_not_trusted(
     from bot.images import readers
 
     code = LIAR.format(root=str(readers.ROOT)).replace("{", "{{").replace("}", "}}") + "#{!r}{!r}{!r}"
-    monkeypatch.setattr(readers, "CODE", code)
-    intake = Intake(seconds=2.0)
+    monkeypatch.setattr(readers, "START_CODE", code)
+    intake = UploadDecoder(timeout=2.0)
     try:
-        with pytest.raises(Refused, match=r"broke off|too long"):
-            await intake.read(lie.replace("ends", "sys._getframe(2).f_locals['sink']").encode())
+        with pytest.raises(UserError, match=r"broke off|too long"):
+            await intake.decode_picture(lie.replace("ends", "sys._getframe(2).f_locals['sink']").encode())
         await until(lambda: len(decoder_processes(intake)) <= 1)
     finally:
         await intake.close()
@@ -469,7 +471,7 @@ async def test_a_hostile_decoder_process_is_not_trusted(
 
 async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:
     rows = zlib.compress((b"\0" + bytes(30)) * 10)
-    assert plain(raw_png(10, 10, 8, 2, rows), 10, RGB) == (10, 10)
+    assert validate_png(raw_png(10, 10, 8, 2, rows), 10, RGB) == (10, 10)
     good = raw_png(10, 10, 8, 2, rows)
     for bad in (
         good[:-1], good + b"\0", good[:40] + b"\1" + good[41:],
@@ -478,5 +480,5 @@ async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:
         raw_png(10, 10, 8, 2, zlib.compress((b"\5" + bytes(30)) * 10)), raw_png(10, 10, 8, 2, rows + b"\0"),
         raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)), b"", good[:8], good[:8] + bytes(40),
     ):  # fmt: skip
-        with pytest.raises(NotPlain):
-            plain(bad, 10, RGB)
+        with pytest.raises(InvalidPng):
+            validate_png(bad, 10, RGB)

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from bot.__main__ import main
-from bot.cli.up import announced
-from bot.feed import Settled
+from bot.cli.up import announce_address
+from bot.feed import JobEnded
 from bot.store import reads
-from bot.views import Member, Place
-from bot.web.app import open_chatroom, opened
+from bot.views import Destination, Member
+from bot.web.app import build_app, run_server
 
-WEB = Place("web", {})
+WEB = Destination("web", {})
 BOB = Member("discord:5", "Bob\x1b[2J", "discord:7")
-DISCORD = Place("discord", {"guild": "7", "channel": "8", "message": "9", "token": "very-secret", "token_until": "9e9"})
+DISCORD = Destination(
+    "discord", {"guild": "7", "channel": "8", "message": "9", "token": "very-secret", "token_until": "9e9"}
+)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def darkroom(monkeypatch, tmp_path, capsys):
 
 async def wait_for(until, house, job: str, state: str) -> None:
     async def has_state() -> bool:
-        record = await house.store.record(job)
+        record = await house.store.get_job(job)
         return record.state == state
 
     await until(has_state)
@@ -52,8 +54,8 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
     assert "There is no store in" in await darkroom("list", fails=True)
     async with workplace.visit() as house:
         assert await darkroom("list") == "There is no job yet.\n"
-        (mine,) = await house.studio.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
-        (theirs,) = await house.studio.imagine("a very long prompt " * 20, BOB, DISCORD)
+        (mine,) = await house.jobs.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
+        (theirs,) = await house.jobs.imagine("a very long prompt " * 20, BOB, DISCORD)
     table = (await darkroom("list")).splitlines()
     assert [line.split()[0] for line in table] == ["job", theirs.job, mine.job]
     assert max(map(len, table)) <= 100
@@ -81,7 +83,7 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
 @pytest.mark.asyncio
 async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, ann):
     async with workplace.visit() as house:
-        tickets = [(await house.studio.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
+        tickets = [(await house.jobs.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
     same = tickets[0].job[:5]
     for words, sentence in (
         (("show", "zzz"), "There is no job ZZZ."),
@@ -104,25 +106,25 @@ async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, a
 @pytest.mark.asyncio
 async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, until):
     house = await workplace.house()
-    (waiting,) = await house.studio.imagine("a lamp", ann, WEB)
-    (behind,) = await house.studio.imagine("a lamp", ann, WEB)
-    assert (await house.studio.view(behind.job)).ahead == 1
+    (waiting,) = await house.jobs.imagine("a lamp", ann, WEB)
+    (behind,) = await house.jobs.imagine("a lamp", ann, WEB)
+    assert (await house.jobs.load_view(behind.job)).jobs_ahead == 1
     async with house.feed.subscribe(waiting.job) as moments:
         await darkroom("cancel", waiting.job)
         async for moment in moments:
-            if isinstance(moment, Settled):
+            if isinstance(moment, JobEnded):
                 assert moment.state == "cancelled"
                 break
-    assert (await house.studio.view(behind.job)).ahead == 0
+    assert (await house.jobs.load_view(behind.job)).jobs_ahead == 0
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
     await wait_for(until, house, behind.job, "running")
     output = await darkroom("cancel", behind.job)
     assert "a running bot tells its worker within seconds" in output
     await wait_for(until, house, behind.job, "cancelled")
-    history = await house.store.ask(reads.history, [behind.job])
+    history = await house.store.read(reads.list_audit, [behind.job])
     assert [entry.why for entry in history if entry.source == entry.target] == ["cancelled at the command line"]
-    record = await house.store.record(behind.job)
+    record = await house.store.get_job(behind.job)
     assert 0 < record.charged < record.cost
     outcome = {"outcome": "cancelled"}
     await until(lambda: house.metrics.registry.get_sample_value("darkroom_job_seconds_count", outcome) == 2)
@@ -133,14 +135,14 @@ async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkro
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    (ticket,) = await house.studio.imagine("a lamp --count 1", ann, WEB)
+    (ticket,) = await house.jobs.imagine("a lamp --count 1", ann, WEB)
     await wait_for(until, house, ticket.job, "running")
     output = await darkroom("requeue", ticket.job[:-1])
     bot_part = "a running bot takes it from apprentice within seconds"
     assert output == f"Job {ticket.job} is in the queue again, as attempt 2; {bot_part}.\n"
 
     def sent_again() -> bool:
-        run = house.board.runs.get(ticket.job)
+        run = house.active_jobs.by_id.get(ticket.job)
         return run is not None and run.record.attempt == 2
 
     await until(sent_again)
@@ -160,13 +162,13 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    tickets = [(await house.studio.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
+    tickets = [(await house.jobs.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
     await until(lambda: len(apprentice.begun) == 3)
     await wait_for(until, house, tickets[0].job, "running")
     settings = workplace.settings
-    app = await asyncio.to_thread(open_chatroom, settings, house.desk)
-    async with opened(app, "127.0.0.1", 0) as port:
-        with announced(settings, port):
+    app = await asyncio.to_thread(build_app, settings, house.services)
+    async with run_server(app, "127.0.0.1", 0) as port:
+        with announce_address(settings, port):
             answer = json.loads(await darkroom("why", tickets[3].job, "--json"))
             running = await darkroom("why", tickets[0].job)
     assert answer["bot"] is True

@@ -19,13 +19,13 @@ import pytest
 
 from bot import heartbeat
 from bot import leader as leading_module
-from bot.leader import DEPOSED, Leader, leading
-from bot.refused import Refused
-from bot.store import Deposed, Store, Term, Unavailable, identity, reads, terms
-from bot.store.database import database_at
-from bot.store.upgrading import upgrade
-from bot.turns import Loop, now
-from engine.bus import Bus, Holder, Kept
+from bot.leader import EXIT_CODE, Leader, keep_lead
+from bot.refused import UserError
+from bot.store import DatabaseUnavailable, LeaderTerm, NotLeader, Store, read_store_id, reads, terms
+from bot.store.database import select_driver
+from bot.store.upgrading import migrate_tables
+from bot.turns import WatchdogLoop, boot_seconds
+from engine.bus import Bus, BusLimits, ClaimHolder
 from engine.job import decode, encode
 
 ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
@@ -33,15 +33,15 @@ ENV = {name: value for name, value in os.environ.items() if not name.startswith(
 
 def test_the_check_of_leadership_runs_before_other_callbacks():
     calls: list[str] = []
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
         loop = runner.get_loop()
-        assert isinstance(loop, Loop)
-        loop.turns.look = lambda: calls.append("look")
+        assert isinstance(loop, WatchdogLoop)
+        loop.selector.before_iteration = lambda: calls.append("look")
         runner.run(asyncio.sleep(0))
         loop.call_soon(calls.append, "work")
         calls.clear()
         runner.run(asyncio.sleep(0))
-        loop.turns.look = None
+        loop.selector.before_iteration = None
     assert calls.index("look") < calls.index("work")
 
 
@@ -50,20 +50,20 @@ async def test_an_older_leader_term_writes_nothing_any_more(tmp_path):
     url = f"sqlite:///{tmp_path / 'one.sqlite'}"
     first, second = await Store.open(url), await Store.open(url)
     await first.write(lambda _: None)  # nobody leads, so no term is needed
-    await first.begin()
-    await second.begin()
-    assert (await first.leads(), await second.leads()) == (False, True)
-    with pytest.raises(Deposed):
+    await first.begin_term()
+    await second.begin_term()
+    assert (await first.is_leader(), await second.is_leader()) == (False, True)
+    with pytest.raises(NotLeader):
         await first.write(lambda _: None)
     await second.write(lambda _: None)
-    await first.begin()
-    assert not await second.leads()
+    await first.begin_term()
+    assert not await second.is_leader()
     for store in (first, second):
         await store.close()
 
 
 async def _bus(workplace: Any) -> Bus:
-    bus = await Bus.connect(workplace.broker.url, workplace.broker.token, kept=Kept(leading=1.0))
+    bus = await Bus.connect(workplace.broker.url, workplace.broker.token, limits=BusLimits(leader_lease=1.0))
     workplace.stack.push_async_callback(bus.close)
     await bus.declare()
     return bus
@@ -78,24 +78,24 @@ async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(workplac
     first, second = await _bus(workplace), await _bus(workplace)
 
     async def follow() -> Store:
-        async with leading(second, notices.append, lost=lost.append) as leader:
+        async with keep_lead(second, notices.append, on_lost=lost.append) as leader:
             store = await Store.open(workplace.settings.database)
-            await leader.begin(store)
-            leader.end()
+            await leader.begin_term(store)
+            leader.note_close()
             return store
 
     workplace.settings.data.mkdir(parents=True)
-    async with leading(first, notices.append, lost=lost.append) as leader:
+    async with keep_lead(first, notices.append, on_lost=lost.append) as leader:
         following = asyncio.create_task(follow())
         await until(lambda: notices)
         assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", notices[0])
         await asyncio.sleep(1.5)  # longer than the lease: it is renewed
         assert not following.done()
         store = await Store.open(workplace.settings.database)
-        await leader.begin(store)
-        leader.end()
+        await leader.begin_term(store)
+        leader.note_close()
     other = await following
-    assert not await store.leads()
+    assert not await store.is_leader()
     assert lost == []
     for one in (store, other):
         await one.close()
@@ -107,18 +107,18 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workpla
     lost: list[str] = []
     workplace.settings.data.mkdir(parents=True)
     bus = await _bus(workplace)
-    async with leading(bus, print, lost=lost.append) as leader:
+    async with keep_lead(bus, print, on_lost=lost.append) as leader:
         store, other = [await Store.open(workplace.settings.database) for _ in range(2)]
-        await leader.begin(store)
-        leader._until = 0.0
-        await asyncio.to_thread(leader.look)  # it blocks by design
+        await leader.begin_term(store)
+        leader._proven_until = 0.0
+        await asyncio.to_thread(leader.check_lead)  # it blocks by design
         assert lost == [], "the term is ours"
-        assert leader._until > 0
-        await other.begin()
+        assert leader._proven_until > 0
+        await other.begin_term()
 
         def look() -> None:
-            leader._until = 0.0  # just before, because the lease is still renewed
-            leader.look()
+            leader._proven_until = 0.0  # just before, because the lease is still renewed
+            leader.check_lead()
 
         await asyncio.to_thread(look)  # it blocks by design
         assert lost[0] == "Another bot has begun to write to this database."
@@ -128,7 +128,7 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workpla
         await bus.js.purge_stream("KV_leaders")
         lost.clear()
         await until(lambda: "Another bot has led meanwhile." in lost)
-        leader.end()
+        leader.note_close()
         for one in (store, other):
             await one.close()
 
@@ -137,42 +137,42 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workpla
 def short_intervals(monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
     monkeypatch.setattr(leading_module, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 0.6)
-    monkeypatch.setattr(heartbeat, "GLANCE_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 0.6)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.02)
 
 
 @asynccontextmanager
 async def lead_with_store(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIterator[tuple[Store, Leader]]:
     """Like the app, it closes the store before the leader resigns."""
-    async with leading(bus, print, lost=lost.append) as leader:
+    async with keep_lead(bus, print, on_lost=lost.append) as leader:
         store = await Store.open(url)
         try:
-            await leader.begin(store)
+            await leader.begin_term(store)
             yield store, leader
         finally:
-            leader.end()
+            leader.note_close()
             await store.close()
 
 
 @pytest.mark.asyncio
 async def test_without_a_shared_broker_a_second_bot_is_refused_while_the_first_lives(
-    database, short_intervals, monkeypatch
+    database: str, short_intervals, monkeypatch
 ):
     lost: list[str] = []
     async with lead_with_store(database, lost) as (first, _):
-        with pytest.raises(Refused, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
+        with pytest.raises(UserError, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
             async with lead_with_store(database, lost):
                 pass
-        assert await first.leads()
+        assert await first.is_leader()
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 60.0)
-    monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 60.0)
+    monkeypatch.setattr(heartbeat, "DEAD_SECONDS", 60.0)
     async with asyncio.timeout(5), lead_with_store(database, lost) as (second, _):  # the first ended cleanly
-        assert await second.leads()
+        assert await second.is_leader()
     assert lost == []
 
 
 @pytest.mark.asyncio
-async def test_of_two_bots_that_start_at_once_one_is_refused(database, short_intervals):
+async def test_of_two_bots_that_start_at_once_one_is_refused(database: str, short_intervals):
     lost: list[str] = []
     one_ended = asyncio.Event()
 
@@ -185,30 +185,30 @@ async def test_of_two_bots_that_start_at_once_one_is_refused(database, short_int
 
     async with asyncio.timeout(20):
         ends = await asyncio.gather(bot(), bot(), return_exceptions=True)
-    assert sorted(map(type, ends), key=str) == sorted([type(None), Refused], key=str)
+    assert sorted(map(type, ends), key=str) == sorted([type(None), UserError], key=str)
     assert lost == []
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("led", [False, True], ids=["alone", "led"])
 async def test_a_new_leader_gives_one_that_ended_uncleanly_the_time_to_notice(
-    workplace, database, short_intervals, led
+    workplace, database: str, short_intervals, led
 ):
     before, lost = await Store.open(database), list[str]()
-    await before.begin("bot-that-was-cut-off")  # and sends no heartbeat
-    began = now()
+    await before.begin_term("bot-that-was-cut-off")  # and sends no heartbeat
+    began = boot_seconds()
     async with lead_with_store(database, lost, await _bus(workplace) if led else None) as (after, _):
-        assert now() - began >= heartbeat.HEARD_SECONDS + leading_module.NOTICE_SECONDS
-        assert await after.leads()
-        with pytest.raises(Deposed):
+        assert boot_seconds() - began >= heartbeat.DEAD_SECONDS + leading_module.NOTICE_SECONDS
+        assert await after.is_leader()
+        with pytest.raises(NotLeader):
             await before.write(lambda _: None)
     await before.close()
 
 
 @pytest.mark.asyncio
-async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_open(database, short_intervals):
+async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_open(database: str, short_intervals):
     before = await Store.open(database)
-    await before.begin("bot-that-was-cut-off")
+    await before.begin_term("bot-that-was-cut-off")
 
     async def bot() -> None:
         async with lead_with_store(database, []):
@@ -216,96 +216,96 @@ async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_o
 
     stopped = asyncio.create_task(bot())
     async with asyncio.timeout(5):
-        while await before.leads():
+        while await before.is_leader():
             await asyncio.sleep(0.02)
     stopped.cancel()
     await asyncio.wait([stopped])
-    assert not (await before.ask(terms.newest)).over
+    assert not (await before.read(terms.read_newest_term)).over
     await before.close()
 
 
 @pytest.mark.asyncio
-async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database, short_intervals, until):
+async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database: str, short_intervals, until):
     lost: list[str] = []
     async with lead_with_store(database, lost) as (first, _):
         other = await Store.open(database)
-        await other.begin()
+        await other.begin_term()
         await until(lambda: lost)
         assert lost[0] == "Another bot has begun to write to this database."
-        with pytest.raises(Deposed):
+        with pytest.raises(NotLeader):
             await first.write(lambda _: None)
         await other.close()
 
 
 @pytest.mark.asyncio
-async def test_without_a_lease_the_check_blocks_only_after_a_suspension(database, short_intervals, monkeypatch):
-    monkeypatch.setattr(leading_module, "READ_SECONDS", 60.0)
+async def test_without_a_lease_the_check_blocks_only_after_a_suspension(database: str, short_intervals, monkeypatch):
+    monkeypatch.setattr(leading_module, "CONFIRM_SECONDS", 60.0)
     lost: list[str] = []
     async with lead_with_store(database, lost) as (_, leader):
         other = await Store.open(database)
-        await other.begin()
-        leader._until, leader._turned = 0.0, now()
-        await asyncio.to_thread(leader.look)
+        await other.begin_term()
+        leader._proven_until, leader._checked_at = 0.0, boot_seconds()
+        await asyncio.to_thread(leader.check_lead)
         assert lost == [], "awake: the term is read beside the work"
-        leader._turned = 0.0
+        leader._checked_at = 0.0
         await other.close()
-        await asyncio.to_thread(leader.look)
+        await asyncio.to_thread(leader.check_lead)
         assert lost == ["Another bot has begun to write to this database."]
         lost.clear()
-        leader._turned = 0.0
-        monkeypatch.setattr(leader, "_confirm", _raise_unavailable)
-        await asyncio.to_thread(leader.look)
+        leader._checked_at = 0.0
+        monkeypatch.setattr(leader, "_confirm_term", _raise_unavailable)
+        await asyncio.to_thread(leader.check_lead)
         assert lost == [], "the database is away for every bot"
 
 
 async def _raise_unavailable() -> None:
-    raise Unavailable("away")
+    raise DatabaseUnavailable("away")
 
 
 @pytest.mark.asyncio
-async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database, short_intervals, monkeypatch):
+async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database: str, short_intervals, monkeypatch):
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 60.0)
     async with lead_with_store(database, [], await _bus(workplace)) as (store, leader):
-        assert await heartbeat.heard(store)
-        leader._leased = 0.0
-        assert not await heartbeat.heard(store)
+        assert await heartbeat.is_leader_alive(store)
+        leader._lease_until = 0.0
+        assert not await heartbeat.is_leader_alive(store)
 
 
 @pytest.mark.asyncio
-async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, database, short_intervals, fresh):
+async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, database: str, short_intervals, fresh):
     other = await Store.open(await asyncio.to_thread(fresh, "sqlite"))
-    assert await identity(str(other.database.writer.url)) == ""
-    await other.begin()
-    assert len(await identity(str(other.database.writer.url))) == 26
+    assert await read_store_id(str(other.database.writer.url)) == ""
+    await other.begin_term()
+    assert len(await read_store_id(str(other.database.writer.url))) == 26
     notices: list[str] = []
     async with lead_with_store(database, [], await _bus(workplace)) as (store, _):
         for url in (str(other.database.writer.url), f"sqlite:///{workplace.settings.data.parent / 'new.sqlite'}"):
             with pytest.raises(
-                Refused, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
+                UserError, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
             ) as no:
-                async with asyncio.timeout(10), leading(await _bus(workplace), notices.append, url=url):
+                async with asyncio.timeout(10), keep_lead(await _bus(workplace), notices.append, database_url=url):
                     pass
             assert no.value.status == 400
         notices.clear()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(3), leading(await _bus(workplace), notices.append, url=database):
+            async with asyncio.timeout(3), keep_lead(await _bus(workplace), notices.append, database_url=database):
                 pass
         assert len(notices) == 1
-        assert await store.leads()
+        assert await store.is_leader()
     await other.close()
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_a_database_of_an_earlier_version_has_no_id(bare):
-    old = await asyncio.to_thread(database_at, bare)
+async def test_a_database_of_an_earlier_version_has_no_id(bare: str):
+    old = await asyncio.to_thread(select_driver, bare)
     try:
-        assert await old.read(terms.identity) == ""
-        await old.upgrade(lambda connection: upgrade(connection, "0009"))
+        assert await old.read(terms.read_store_id) == ""
+        await old.upgrade(lambda connection: migrate_tables(connection, "0009"))
         await old.write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
-        assert await old.read(terms.identity) == ""
-        await old.upgrade(upgrade)
-        assert await old.read(terms.newest) == Term(7, over=False)
+        assert await old.read(terms.read_store_id) == ""
+        await old.upgrade(migrate_tables)
+        assert await old.read(terms.read_newest_term) == LeaderTerm(7, over=False)
     finally:
         await old.close()
 
@@ -313,7 +313,7 @@ async def test_a_database_of_an_earlier_version_has_no_id(bare):
 def test_a_bot_name_leaves_room_for_the_store_id(monkeypatch):
     monkeypatch.setattr(heartbeat.socket, "gethostname", lambda: "a_long.name." * 9)
     monkeypatch.setattr(heartbeat.os, "getpid", lambda: 4194304)
-    assert decode(encode(Holder(worker=f"{heartbeat.here()}.{'0' * 26}")), Holder)
+    assert decode(encode(ClaimHolder(worker=f"{heartbeat.process_name()}.{'0' * 26}")), ClaimHolder)
 
 
 class Bot:
@@ -396,15 +396,15 @@ async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_whe
     store = await Store.open(f"sqlite:///{workplace.settings.data / 'shared.sqlite'}")
 
     async def all_finished() -> bool:
-        found = await store.ask(reads.some, jobs)
+        found = await store.read(reads.get_jobs, jobs)
         return {found[job].state for job in jobs} == {"finished"}
 
     await until(all_finished, 60)
     second.process.send_signal(signal.SIGCONT)
     async with asyncio.timeout(30):
-        assert await second.process.wait() == DEPOSED
+        assert await second.process.wait() == EXIT_CODE
     assert third.process.returncode is None
-    moves = await store.ask(reads.history, jobs)
+    moves = await store.read(reads.list_audit, jobs)
     assert sorted(entry.job for entry in moves if entry.target == "finished") == sorted(jobs)
     await store.close()
     with sqlite3.connect(workplace.settings.data / "shared.sqlite") as connection:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event
 from ulid import ULID
 
-from bot.limits import DAY, MONTH
-from bot.rules.terms import Whose
-from bot.states import over
-from bot.store import Draft, Moved, Record, Store, Wish
-from bot.store.ledger import Ledger, look
-from bot.views import Member, Place
+from bot.limits import DAY_SECONDS, MONTH_SECONDS
+from bot.rules.terms import UsageScope
+from bot.states import is_end
+from bot.store import JobRecord, NewJob, PickRequest, Store, Transition
+from bot.store.ledger import Ledger, run_with_ledger
+from bot.views import Destination, Member
 from engine.job import Concept, Recipe
 from migrated import migrated
 
@@ -28,7 +28,7 @@ RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
     height=64, dtype="float32",
 )  # fmt: skip
-EVERYTHING = Wish("default", ("embedded",), running=10**6)
+EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 MEMBERS = [
     Member("ann", "Ann", "g", channel="a"), Member("ann", "Ann", "h", channel="c"),
     Member("bob", "Bob", "g", channel="b"), Member("ann", "Ann", "g", "relaxed", channel="a"),
@@ -36,16 +36,16 @@ MEMBERS = [
 COST = 10.0
 
 
-def draft(member: Member, **more: Any) -> Draft:
+def draft(member: Member, **more: Any) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE, "member": member,
-        "place": Place("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST, "created": NOW,
+        "place": Destination("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST, "created": NOW,
         "deadline": NOW + 3600,
     }  # fmt: skip
-    return Draft(**(values | more))
+    return NewJob(**(values | more))
 
 
-def admit_all(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
+def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
     return drafts
 
 
@@ -71,20 +71,20 @@ class Bookkeeper:
         self.open.add(job)
         self.charged[job] = 0.0 if member.tier == "relaxed" else COST
 
-    def record_end(self, record: Record) -> None:
+    def record_end(self, record: JobRecord) -> None:
         """Happens once for each job, so that no refund is repeated."""
         assert record.id in self.open
         self.open.remove(record.id)
         assert 0.0 <= record.charged <= self.charged[record.id]
         self.charged[record.id] = record.charged
 
-    def sums(self, whose: Whose, asker: Member) -> tuple[float, int]:
+    def sums(self, whose: UsageScope, asker: Member) -> tuple[float, int]:
         """Device-seconds charged, and jobs that are open."""
         jobs = [job for job, member in self.jobs.items() if _counts(whose, member, asker)]
         return sum(self.charged[job] for job in jobs), sum(job in self.open for job in jobs)
 
 
-def _counts(whose: Whose, member: Member, asker: Member) -> bool:
+def _counts(whose: UsageScope, member: Member, asker: Member) -> bool:
     if whose == "member everywhere":
         return member.id == asker.id
     if member.guild != asker.guild:
@@ -95,19 +95,19 @@ def _counts(whose: Whose, member: Member, asker: Member) -> bool:
 async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: int, step: int, spent: float | None):
     if action == "admit" or not book.jobs:
         member = MEMBERS[which % len(MEMBERS)]
-        records, _ = await store.admit([draft(member)], None, admit_all, NOW)
+        records, _ = await store.admit_jobs([draft(member)], None, admit_all, NOW)
         book.record_admission(records[0].id, member)
         return None
     if action == "pick":
-        return await store.pick(EVERYTHING, 16, 1.0, NOW + 1)
+        return await store.pick_job(EVERYTHING, 16, 1.0, NOW + 1)
     job = list(book.jobs)[which % len(book.jobs)]
     if action == "start":
-        return await store.start(job, epoch, "w", step, NOW + 2)
+        return await store.start_job(job, epoch, "w", step, NOW + 2)
     if action == "requeue":
-        return await store.requeue(job, NOW + 3, step=step, why="w")
+        return await store.requeue_job(job, NOW + 3, step=step, audit_note="w")
     if action == "wish":
-        return (await store.wish(job, NOW + 4))[1]
-    return await store.end(action, job, NOW + 5, spent, epoch=epoch)  # pyright: ignore[reportArgumentType]
+        return (await store.request_cancel(job, NOW + 4))[1]
+    return await store.end_job(action, job, NOW + 5, spent, epoch=epoch)  # pyright: ignore[reportArgumentType]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -118,8 +118,8 @@ def test_usage_is_the_cost_spent_and_is_refunded_once(sequence) -> None:
         file.write_bytes(migrated())
         store = await Store.open(f"sqlite:///{file}")
         for step in sequence:
-            moved: Moved | None = await act(store, book, *step)
-            if moved is not None and over(moved.record.state):
+            moved: Transition | None = await act(store, book, *step)
+            if moved is not None and is_end(moved.record.state):
                 book.record_end(moved.record)
             await compare(store, book)
         await store.close()
@@ -131,13 +131,13 @@ def test_usage_is_the_cost_spent_and_is_refunded_once(sequence) -> None:
 
 async def compare(store: Store, book: Bookkeeper) -> None:
     def read(ledger: Ledger) -> list[tuple[float, int]]:
-        populations: tuple[Whose, ...] = get_args(Whose)
-        found = [(ledger.spending(whose, DAY).spent, ledger.usage(whose)) for whose in populations]
+        populations: tuple[UsageScope, ...] = get_args(UsageScope)
+        found = [(ledger.get_spending(whose, DAY_SECONDS).total_cost, ledger.get_usage(whose)) for whose in populations]
         return [(spent, usage.running + usage.queued) for spent, usage in found]
 
     for asker in MEMBERS[:3]:
-        found = await store.ask(look, asker, NOW + 6, read)
-        expected = [book.sums(whose, asker) for whose in get_args(Whose)]
+        found = await store.read(run_with_ledger, asker, NOW + 6, read)
+        expected = [book.sums(whose, asker) for whose in get_args(UsageScope)]
         assert [count for _, count in found] == [count for _, count in expected]
         assert [spent for spent, _ in found] == pytest.approx([spent for spent, _ in expected])
         assert min(spent for spent, _ in found) >= 0.0
@@ -145,37 +145,37 @@ async def compare(store: Store, book: Bookkeeper) -> None:
 
 @pytest.mark.asyncio
 async def test_quota_frees_at_the_same_time_for_one_member_and_for_all(store):
-    await store.admit(
+    await store.admit_jobs(
         [draft(MEMBERS[0], created=NOW - 10 * n, cost=float(n)) for n in range(1, 6)], None, admit_all, NOW
     )
 
     def read(ledger: Ledger) -> list[tuple[float, float]]:
-        mine, everybodys = ledger.spending("member here", DAY), ledger.spending("guild", DAY)
-        return [(mine.leaves(excess), everybodys.leaves(excess)) for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)]
+        mine, everybodys = ledger.get_spending("member here", DAY_SECONDS), ledger.get_spending("guild", DAY_SECONDS)
+        return [(mine.frees_at(excess), everybodys.frees_at(excess)) for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)]
 
-    found = await store.ask(look, MEMBERS[0], NOW, read)
-    assert [mine for mine, _ in found] == [NOW + DAY - 10 * n for n in (5, 5, 4, 4, 1, 1)]
+    found = await store.read(run_with_ledger, MEMBERS[0], NOW, read)
+    assert [mine for mine, _ in found] == [NOW + DAY_SECONDS - 10 * n for n in (5, 5, 4, 4, 1, 1)]
     assert all(mine == everybodys for mine, everybodys in found)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
-    await store.admit([draft(MEMBERS[n % 4]) for n in range(200)], None, admit_all, NOW)
+    await store.admit_jobs([draft(MEMBERS[n % 4]) for n in range(200)], None, admit_all, NOW)
     statements: list[tuple[str, Any]] = []
 
     def keep(_connection, _cursor, statement, parameters, _context, _many):
         statements.append((statement, parameters))
 
     def read(ledger: Ledger) -> None:
-        ledger.rules()
-        for whose in get_args(Whose):
-            ledger.usage(whose)
-            for window in (DAY, MONTH):
-                ledger.spending(whose, window).leaves(1.0)
+        ledger.load_rules()
+        for whose in get_args(UsageScope):
+            ledger.get_usage(whose)
+            for window in (DAY_SECONDS, MONTH_SECONDS):
+                ledger.get_spending(whose, window).frees_at(1.0)
 
     event.listen(store.database.reader, "before_cursor_execute", keep)
-    await store.ask(look, MEMBERS[0], NOW, read)
+    await store.read(run_with_ledger, MEMBERS[0], NOW, read)
     event.remove(store.database.reader, "before_cursor_execute", keep)
     selects = [(sql, values) for sql, values in statements if sql.startswith("SELECT")]
     assert len(selects) == 1 + 4 + 4 + 8 * 2  # spent cost: from jobs, and from what is left of deleted ones
@@ -186,7 +186,7 @@ async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
             for sql, values in selects
         ]
 
-    for (sql, _), plan in zip(selects, await store.ask(plans), strict=True):
+    for (sql, _), plan in zip(selects, await store.read(plans), strict=True):
         assert "SCAN jobs" not in plan, sql
         assert "SCAN rules" not in plan, sql
         if "jobs.member =" in sql:
@@ -203,19 +203,19 @@ async def test_no_query_runs_twice(store):
 
     def read(ledger: Ledger) -> None:
         for _ in range(3):
-            ledger.usage("guild")
-            ledger.spending("member here", DAY)
+            ledger.get_usage("guild")
+            ledger.get_spending("member here", DAY_SECONDS)
 
-    await store.ask(look, MEMBERS[0], NOW, read)
+    await store.read(run_with_ledger, MEMBERS[0], NOW, read)
     assert sum("FROM jobs" in sql for sql in statements) == 2
 
 
 @pytest.mark.asyncio
 async def test_a_job_without_cost_frees_no_quota(store):
     relaxed = draft(MEMBERS[3], created=NOW - 500.0)
-    await store.admit([relaxed, draft(MEMBERS[0], created=NOW - 100.0)], None, admit_all, NOW)
+    await store.admit_jobs([relaxed, draft(MEMBERS[0], created=NOW - 100.0)], None, admit_all, NOW)
 
     def frees(ledger: Ledger) -> list[float]:
-        return [ledger.spending(whose, DAY).leaves(0.0) for whose in get_args(Whose)]
+        return [ledger.get_spending(whose, DAY_SECONDS).frees_at(0.0) for whose in get_args(UsageScope)]
 
-    assert await store.ask(look, MEMBERS[0], NOW, frees) == [NOW - 100.0 + DAY] * 4
+    assert await store.read(run_with_ledger, MEMBERS[0], NOW, frees) == [NOW - 100.0 + DAY_SECONDS] * 4

@@ -9,32 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.limits import (
-    DAY,
-    MONTH,
-    ROUNDING,
+    COST_TOLERANCE,
+    DAY_SECONDS,
+    MONTH_SECONDS,
     Charge,
     Limits,
     Usage,
     check_cost,
-    check_places,
-    check_waiting,
-    spending,
+    check_job_count,
+    check_shared_queue,
+    sum_spending,
 )
-from bot.refused import Refused
+from bot.refused import UserError
 
 NOW = 1_800_000_000.0
 DEFAULTS = Limits()
 
 
-def answer(check: Callable[[], None]) -> Refused | None:
+def answer(check: Callable[[], None]) -> UserError | None:
     try:
         check()
-    except Refused as refused:
+    except UserError as refused:
         return refused
     return None
 
 
-def refusal(check: Callable[[], None]) -> Refused:
+def refusal(check: Callable[[], None]) -> UserError:
     refused = answer(check)
     assert refused is not None
     assert refused.status == 429
@@ -42,14 +42,14 @@ def refusal(check: Callable[[], None]) -> Refused:
 
 
 def queue_check(usage: Usage, *, count: int = 1, by: str = "") -> Callable[[], None]:
-    return lambda: check_places(DEFAULTS.running, DEFAULTS.queued, usage, NOW, count=count, by=by)
+    return lambda: check_job_count(DEFAULTS.running, DEFAULTS.queued, usage, NOW, count=count, set_by=by)
 
 
 def cost_check(
-    spent: list[Charge], cost: float, *, limit: float = DEFAULTS.cost_day, window: float = DAY, now: float = NOW,
+    spent: list[Charge], cost: float, *, limit: float = DEFAULTS.cost_day, window: float = DAY_SECONDS, now: float = NOW,
     **said: str,
 ) -> Callable[[], None]:  # fmt: skip
-    return lambda: check_cost(limit, spending(spent, now, window), cost, now, **said)
+    return lambda: check_cost(limit, sum_spending(spent, now, window), cost, now, **said)
 
 
 def test_default_limits() -> None:
@@ -59,12 +59,12 @@ def test_default_limits() -> None:
 def test_three_run_seven_wait_and_the_eleventh_is_refused() -> None:
     for jobs in range(10):
         queue_check(Usage(running=min(3, jobs), queued=max(0, jobs - 3)))()
-    refused = refusal(queue_check(Usage(running=3, queued=7, next_free=NOW + 90)))
+    refused = refusal(queue_check(Usage(running=3, queued=7, next_free_at=NOW + 90)))
     assert refused.sentence == (
         "Your queue is full: at most 3 of yours run at once and 7 more wait; you have 3 running and 7 waiting. "
         "A place frees in about 1 min 30 s."
     )
-    assert refused.frees == NOW + 90
+    assert refused.retry_at == NOW + 90
 
 
 def test_ten_may_wait_while_nothing_runs() -> None:
@@ -73,7 +73,7 @@ def test_ten_may_wait_while_nothing_runs() -> None:
 
 
 def test_without_a_worker_a_refusal_names_no_time() -> None:
-    assert "A place frees when a worker comes." in refusal(queue_check(Usage(queued=10, workers=False))).sentence
+    assert "A place frees when a worker comes." in refusal(queue_check(Usage(queued=10, has_workers=False))).sentence
     assert "A place frees when a job before it is done." in refusal(queue_check(Usage(queued=10))).sentence
 
 
@@ -84,30 +84,34 @@ def test_permutations_count_together() -> None:
 
 
 def test_a_server_can_have_its_own_queue_limit() -> None:
-    check_waiting(20, Usage(queued=19), NOW, whose="This server's")
-    refused = refusal(lambda: check_waiting(20, Usage(queued=20), NOW, whose="This server's", by="Ann set that."))
+    check_shared_queue(20, Usage(queued=19), NOW, owner="This server's")
+    refused = refusal(
+        lambda: check_shared_queue(20, Usage(queued=20), NOW, owner="This server's", set_by="Ann set that.")
+    )
     assert refused.sentence == (
         "This server's queue is full: 20 of 20 waiting jobs are taken. A place frees when a job before it is done. "
         "Ann set that."
     )
-    soon = refusal(lambda: check_waiting(20, Usage(queued=20, next_free=NOW + 9), NOW, whose="This server's"))
+    soon = refusal(lambda: check_shared_queue(20, Usage(queued=20, next_free_at=NOW + 9), NOW, owner="This server's"))
     assert soon.sentence.endswith("A place frees in about 9 s at the earliest.")
-    assert soon.frees is None
+    assert soon.retry_at is None
 
 
 def test_the_daily_quota_has_a_rolling_window() -> None:
-    cost_check([Charge(NOW - DAY, 1800.0)], 1800.0)()
-    refused = refusal(cost_check([Charge(NOW - DAY + 3600, 1000.0), Charge(NOW - 60, 700.0)], 200.0))
+    cost_check([Charge(NOW - DAY_SECONDS, 1800.0)], 1800.0)()
+    refused = refusal(cost_check([Charge(NOW - DAY_SECONDS + 3600, 1000.0), Charge(NOW - 60, 700.0)], 200.0))
     assert refused.sentence == (
         "Your day's limit is reached: 28 min 20 s of 30 min device time used in the last 24 hours, and this needs "
         "3 min 20 s of device time. Enough frees in about 1 h."
     )
-    assert refused.frees == NOW + 3600
+    assert refused.retry_at == NOW + 3600
 
 
 def test_the_monthly_quota_has_a_rolling_window() -> None:
-    cost_check([Charge(NOW - MONTH, 1800.0)], 1800.0, window=MONTH)()
-    refused = refusal(cost_check([Charge(NOW - MONTH + 3600, 1800.0)], 60.0, window=MONTH, whose="This server's"))
+    cost_check([Charge(NOW - MONTH_SECONDS, 1800.0)], 1800.0, window=MONTH_SECONDS)()
+    refused = refusal(
+        cost_check([Charge(NOW - MONTH_SECONDS + 3600, 1800.0)], 60.0, window=MONTH_SECONDS, whose="This server's")
+    )
     assert refused.sentence == (
         "This server's month's limit is reached: 30 min of 30 min device time used in the last 30 days, and this needs "
         "1 min of device time. Enough frees in about 1 h."
@@ -120,10 +124,10 @@ def test_a_job_above_the_whole_quota_is_refused_without_a_time() -> None:
         "Too large: this needs 33 min 20 s of device time, and your limit is 30 min in 24 hours. Fewer --steps cost "
         "less. Ann set that."
     )
-    assert refused.frees is None
+    assert refused.retry_at is None
 
 
-charges = st.lists(st.builds(Charge, at=st.floats(NOW - 2 * DAY, NOW), cost=st.floats(0, 2000)), max_size=20)
+charges = st.lists(st.builds(Charge, at=st.floats(NOW - 2 * DAY_SECONDS, NOW), cost=st.floats(0, 2000)), max_size=20)
 
 
 @settings(deadline=None)
@@ -131,11 +135,11 @@ charges = st.lists(st.builds(Charge, at=st.floats(NOW - 2 * DAY, NOW), cost=st.f
 def test_a_refused_job_is_admitted_when_quota_frees(spent: list[Charge], cost: float) -> None:
     refused = answer(cost_check(spent, cost))
     if refused is None:
-        assert spending(spent, NOW).spent + cost <= DEFAULTS.cost_day + ROUNDING
+        assert sum_spending(spent, NOW).total_cost + cost <= DEFAULTS.cost_day + COST_TOLERANCE
         return
-    assert refused.frees is not None
-    assert NOW < refused.frees <= NOW + DAY
-    cost_check(spent, cost, now=refused.frees)()
+    assert refused.retry_at is not None
+    assert NOW < refused.retry_at <= NOW + DAY_SECONDS
+    cost_check(spent, cost, now=refused.retry_at)()
 
 
 @settings(deadline=None)

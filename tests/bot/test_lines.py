@@ -7,18 +7,18 @@ import asyncio
 import pytest
 
 from bot import lines
-from bot.images.tray import Tray
-from bot.lines import Lines
-from bot.refused import Refused
+from bot.images.tray import MemoryLimiter
+from bot.lines import PerMemberLimit
+from bot.refused import UserError
 
 pytestmark = pytest.mark.asyncio
 
 
 async def test_a_member_waits_only_for_their_own_tasks() -> None:
-    line, order, go = Lines(most=3), list[str](), asyncio.Event()
+    line, order, go = PerMemberLimit(max_requests=3), list[str](), asyncio.Event()
 
     async def one(who: str, name: str) -> None:
-        async with line.turn(who):
+        async with line.reserve(who):
             order.append(name)
             await go.wait()
 
@@ -26,22 +26,22 @@ async def test_a_member_waits_only_for_their_own_tasks() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert order == ["a1", "b1"]
-    with pytest.raises(Refused, match="under way already"):
+    with pytest.raises(UserError, match="under way already"):
         await one("ann", "a4")
     tasks[1].cancel()
     await asyncio.sleep(0)
     go.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == ["a1", "b1", "a3"]
-    assert line._lines == {}, "no member is remembered"
-    assert lines.MOST > 1
+    assert line._queues == {}, "no member is remembered"
+    assert lines.MAX_REQUESTS > 1
 
 
 async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> None:
-    tray, order = Tray(most=10, line=3), list[str]()
+    tray, order = MemoryLimiter(max_bytes=10, max_waiting=3), list[str]()
 
     async def one(name: str, size: int, until: asyncio.Event) -> None:
-        async with tray.room(size):
+        async with tray.reserve(size):
             order.append(name)
             await until.wait()
 
@@ -52,18 +52,18 @@ async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> Non
         asyncio.create_task(one("c", 1, second)),
     ]
     await asyncio.sleep(0.01)
-    assert (order, tray.taken) == (["a"], 6), "a small request does not pass a large one"
+    assert (order, tray.reserved_bytes) == (["a"], 6), "a small request does not pass a large one"
     late = asyncio.create_task(one("d", 99, second))
     await asyncio.sleep(0.01)
-    with pytest.raises(Refused, match="Too many pictures"):
+    with pytest.raises(UserError, match="Too many pictures"):
         await one("e", 1, second)
     late.cancel()
     first.set()
     await asyncio.sleep(0.01)
-    assert (order, tray.taken) == (["a", "b", "c"], 7)
+    assert (order, tray.reserved_bytes) == (["a", "b", "c"], 7)
     tasks[1].cancel()
     second.set()
     await asyncio.gather(*tasks, late, return_exceptions=True)
-    async with tray.room(99):
-        assert tray.taken == 10, "a request above the limit takes all of it"
-    assert tray.taken == 0
+    async with tray.reserve(99):
+        assert tray.reserved_bytes == 10, "a request above the limit takes all of it"
+    assert tray.reserved_bytes == 0

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from bot.images import links
-from bot.images.intake import MOST_BYTES
-from bot.images.links import allowed, check, fetch, shot_of
-from bot.refused import Refused
+from bot.images.intake import MAX_UPLOAD_BYTES
+from bot.images.links import check_link, fetch_file, is_allowed, parse_own_picture
+from bot.refused import UserError
 
 HOSTS = ("cdn.discordapp.com", "media.discordapp.net")
 ATTACHED = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
@@ -89,18 +89,18 @@ jar:https://cdn.discordapp.com/a.png!/
 
 @pytest.mark.parametrize("url", [*TRICKS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))])
 def test_no_url_trick_is_allowed(url: str) -> None:
-    assert not allowed(url)
-    assert not allowed(url, OWN)
-    with pytest.raises(Refused, match="Only pictures that were uploaded to Discord or here"):
-        check(url)
+    assert not is_allowed(url)
+    assert not is_allowed(url, OWN)
+    with pytest.raises(UserError, match="Only pictures that were uploaded to Discord or here"):
+        check_link(url)
 
 
 def test_links_that_discord_hands_out_are_allowed() -> None:
     for host in HOSTS:
         for url in (f"https://{host}/attachments/1/2/a%20cat-(1)_~.png", f"https://{host}:443/a.png?ex=1&width=8"):
-            assert check(url) == url
-    assert check(ATTACHED) == ATTACHED
-    assert not allowed(ATTACHED + "a" * links.MOST_URL)
+            assert check_link(url) == url
+    assert check_link(ATTACHED) == ATTACHED
+    assert not is_allowed(ATTACHED + "a" * links.MAX_URL_LENGTH)
 
 
 AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | st.characters(), max_size=60)
@@ -109,7 +109,7 @@ AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | 
 @given(st.one_of(st.text(), st.builds("https://{}".format, AUTHORITY), st.builds("{}{}{}".format, st.text(max_size=5),
        st.sampled_from([ATTACHED, *(f"https://{host}" for host in HOSTS)]), AUTHORITY)))  # fmt: skip
 def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
-    if allowed(url):
+    if is_allowed(url):
         assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
         split = urlsplit(url)
         assert (split.scheme, split.hostname in HOSTS, split.username, split.port in (None, 443)) == (
@@ -118,18 +118,18 @@ def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
 
 
 def test_links_to_the_pages_own_pictures_are_recognised() -> None:
-    assert shot_of(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN) == (JOB, 3)
-    assert shot_of(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN + "/") == (JOB, 3)
-    assert allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
+    assert parse_own_picture(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN) == (JOB, 3)
+    assert parse_own_picture(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN + "/") == (JOB, 3)
+    assert is_allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
     for url in (
         f"{OWN}/api/jobs/{JOB}/pictures/0.png", f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",
         f"{OWN}/api/jobs/{JOB}/film.webp", f"{OWN}/api/jobs/{JOB}/pictures/1.png\n",
         f"{OWN}/api/jobs/../{JOB}/pictures/1.png", f"{OWN}.evil.example/api/jobs/{JOB}/pictures/1.png",
         f"https://pictures.example@evil.example/api/jobs/{JOB}/pictures/1.png",
     ):  # fmt: skip
-        assert not allowed(url, OWN)
+        assert not is_allowed(url, OWN)
     for own in (None, "", "/", "javascript:", "https://"):
-        assert not allowed(f"{own or ''}/api/jobs/{JOB}/pictures/1.png", own)
+        assert not is_allowed(f"{own or ''}/api/jobs/{JOB}/pictures/1.png", own)
 
 
 SENT = web.AppKey("SENT", list[int])
@@ -198,14 +198,14 @@ async def _send_too_much(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
     await response.prepare(request)
     with suppress(ConnectionError):
-        for _ in range(4 * MOST_BYTES >> 20):
+        for _ in range(4 * MAX_UPLOAD_BYTES >> 20):
             await response.write(bytes(1 << 20))
             request.app[SENT][0] += 1 << 20
     return response
 
 
 async def _announce_too_much(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(MOST_BYTES + 1)})
+    response = web.StreamResponse(headers={"Content-Length": str(MAX_UPLOAD_BYTES + 1)})
     await response.prepare(request)
     await response.write(b"a")
     return response
@@ -228,19 +228,19 @@ async def test_a_fetch_follows_no_redirect_and_stops_at_the_size_limit(certifica
         return ways[request.path](request) if request.path in ways else web.Response(status=404)
 
     async with discord(answer, certificate, free_port) as (session, here, sent):
-        assert await fetch(session, "https://cdn.discordapp.com/cat.png?ex=1") == b"a cat"
+        assert await fetch_file(session, "https://cdn.discordapp.com/cat.png?ex=1") == b"a cat"
         for path, match, status in (
             ("away", "cannot be fetched", 404), ("gone", "cannot be fetched", 404),
             ("squeezed", "cannot be fetched", 404),
             ("long", "up to 16 MiB", 413), ("announced", "up to 16 MiB", 413),
         ):  # fmt: skip
-            with pytest.raises(Refused, match=match) as refusal:
-                await fetch(session, f"https://cdn.discordapp.com/{path}")
+            with pytest.raises(UserError, match=match) as refusal:
+                await fetch_file(session, f"https://cdn.discordapp.com/{path}")
             assert refusal.value.status == status
         for url in (*TRICKS, f"{OWN}/api/jobs/{JOB}/pictures/1.png"):
-            with pytest.raises(Refused, match="Only pictures"):
-                await fetch(session, url)
-        assert sent[0] < 3 * MOST_BYTES, "the server never sent the rest"
+            with pytest.raises(UserError, match="Only pictures"):
+                await fetch_file(session, url)
+        assert sent[0] < 3 * MAX_UPLOAD_BYTES, "the server never sent the rest"
         assert set(here.asked) == {"cdn.discordapp.com"}, "no other name was looked up"
 
 
@@ -253,15 +253,15 @@ async def test_a_fetch_without_an_answer_fails_in_time(
         await asyncio.sleep(60)
         return web.Response()
 
-    monkeypatch.setattr(links, "SECONDS", 0.3)
+    monkeypatch.setattr(links, "FETCH_TIMEOUT", 0.3)
     async with discord(never, certificate, free_port) as (session, _, _):
-        with pytest.raises(Refused, match="cannot be fetched"):
-            await fetch(session, ATTACHED)
+        with pytest.raises(UserError, match="cannot be fetched"):
+            await fetch_file(session, ATTACHED)
 
 
 @pytest.mark.asyncio
 async def test_a_server_without_a_trusted_certificate_is_refused(free_port: int) -> None:
     """No server listens there, or its certificate is untrusted: neither is Discord."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_LocalResolver(free_port))) as session:
-        with pytest.raises(Refused, match="cannot be fetched"):
-            await fetch(session, ATTACHED)
+        with pytest.raises(UserError, match="cannot be fetched"):
+            await fetch_file(session, ATTACHED)

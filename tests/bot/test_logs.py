@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.cli.logbook import keep_log
-from bot.config import load
-from bot.refused import Refused
-from engine.logline import JsonLine, TextLine, about, job_of
+from bot.cli.logbook import log_to_file
+from bot.config import load_settings
+from bot.refused import UserError
+from engine.logline import JsonFormatter, TextFormatter, job_of, log_context
 
 JOB, OTHER = "01JZ0000000000000000000001", "01JZ0000000000000000000002"
 LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -38,24 +38,24 @@ def test_any_message_is_one_line_and_a_traceback_is_indented(message, error_text
         raise ValueError(error_text)
     except ValueError as error:
         plain, faulty = record("job %s: %s", JOB, message), record("%s", message, error=error)
-    assert len(TextLine(LINE).format(plain).splitlines()) == 1
-    first, *others = TextLine(LINE).format(faulty).splitlines()
+    assert len(TextFormatter(LINE).format(plain).splitlines()) == 1
+    first, *others = TextFormatter(LINE).format(faulty).splitlines()
     assert BEGINS.match(first)
     assert others
     assert all(line.startswith("    ") and line.isprintable() for line in others)
     for each in (plain, faulty):
-        (line,) = JsonLine().format(each).splitlines()
+        (line,) = JsonFormatter().format(each).splitlines()
         assert message in json.loads(line)["message"]
-    assert error_text in json.loads(JsonLine().format(faulty))["exception"]
+    assert error_text in json.loads(JsonFormatter().format(faulty))["exception"]
 
 
 def test_a_forged_line_stays_inside_its_own():
-    line = TextLine(LINE).format(record("refused: %s", FORGED))
+    line = TextFormatter(LINE).format(record("refused: %s", FORGED))
     assert line.endswith(r"refused: x\n2026-01-01 00:00:00,000 ERROR   bot: all is lost\r\x1b[2K\u2028y")
 
 
 def test_a_json_line_has_every_field():
-    found = json.loads(JsonLine("here").format(record("job %s: sent", JOB)))
+    found = json.loads(JsonFormatter("here").format(record("job %s: sent", JOB)))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
         "level": "warning", "logger": "bot.queue", "message": f"job {JOB}: sent", "job": JOB, "worker": "here",
@@ -64,13 +64,13 @@ def test_a_json_line_has_every_field():
 
 def test_a_log_line_names_its_job():
     assert job_of(record("the broker is away")) == ""
-    with about(JOB, "desk"):
+    with log_context(JOB, "desk"):
         assert job_of(record("the broker is away")) == JOB
         assert job_of(record("job %s: gone", OTHER)) == OTHER
         assert job_of(record("gone", job=OTHER)) == OTHER
-        assert json.loads(JsonLine("here").format(record("again")))["worker"] == "desk"
-        assert TextLine("%(message)s").format(record("the broker is away")) == f"the broker is away (job {JOB})"
-        with about(OTHER):
+        assert json.loads(JsonFormatter("here").format(record("again")))["worker"] == "desk"
+        assert TextFormatter("%(message)s").format(record("the broker is away")) == f"the broker is away (job {JOB})"
+        with log_context(OTHER):
             assert job_of(record("again")) == OTHER
         assert job_of(record("again")) == JOB
     assert job_of(record("again")) == ""
@@ -82,19 +82,19 @@ async def test_tasks_of_a_job_inherit_it_and_other_tasks_do_not():
         await asyncio.sleep(0)
         return job_of(record("again"))
 
-    with about(JOB):
+    with log_context(JOB):
         inside = asyncio.create_task(job_of_task())
     outside = asyncio.create_task(job_of_task())
     assert await asyncio.gather(inside, outside) == [JOB, ""]
 
 
 def test_the_log_setting_is_read_and_a_bad_value_gives_a_sentence(monkeypatch, tmp_path):
-    assert load(data=tmp_path).log == "text"
+    assert load_settings(data=tmp_path).log == "text"
     monkeypatch.setenv("DARKROOM_LOG", "json")
-    assert load(data=tmp_path).log == "json"
+    assert load_settings(data=tmp_path).log == "json"
     monkeypatch.setenv("DARKROOM_LOG", "xml")
-    with pytest.raises(Refused, match="DARKROOM_LOG is not valid: input should be 'text' or 'json'"):
-        load(data=tmp_path)
+    with pytest.raises(UserError, match="DARKROOM_LOG is not valid: input should be 'text' or 'json'"):
+        load_settings(data=tmp_path)
 
 
 def test_a_worker_writes_json_lines_to_stderr():
@@ -112,13 +112,13 @@ def test_a_worker_writes_json_lines_to_stderr():
 @pytest.mark.asyncio
 async def test_a_search_for_a_job_finds_all_its_log_lines(workplace, until, ann, here, tmp_path):
     log = tmp_path / "darkroom.log"
-    with keep_log(log, "json"):
+    with log_to_file(log, "json"):
         house = await workplace.house()
         await workplace.worker()
-        (ticket,) = await house.studio.imagine("a lamp\nERROR: --seed 1", ann, here)
+        (ticket,) = await house.jobs.imagine("a lamp\nERROR: --seed 1", ann, here)
 
         async def is_finished() -> bool:
-            return (await house.studio.view(ticket.job)).state == "finished"
+            return (await house.jobs.load_view(ticket.job)).state == "finished"
 
         await until(is_finished)
     lines = [json.loads(line) for line in log.read_text().splitlines()]

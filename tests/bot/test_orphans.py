@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bot.desk.orphans import DAY, FEW, Orphans
-from bot.images.pictures import Pictures
+from bot.desk.orphans import DAY_SECONDS, MIN_SUSPICIOUS, OrphanFiles
+from bot.images.pictures import PictureStore
 from bot.store import Store
 from kept import content, draft, files, finished
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest_asyncio.fixture
-async def pictures(tmp_path: Any) -> Pictures:
-    return await asyncio.to_thread(Pictures, tmp_path / "pictures")
+async def pictures(tmp_path: Any) -> PictureStore:
+    return await asyncio.to_thread(PictureStore, tmp_path / "pictures")
 
 
-def orphan_sweeper(store: Store, pictures: Pictures, days: float = 2.0) -> Orphans:
-    return Orphans(store, pictures, clock=lambda: time.time() + days * DAY)
+def orphan_sweeper(store: Store, pictures: PictureStore, days: float = 2.0) -> OrphanFiles:
+    return OrphanFiles(store, pictures, clock=lambda: time.time() + days * DAY_SECONDS)
 
 
 async def test_a_file_that_no_job_names_is_deleted_after_a_day(local, pictures, tmp_path):
@@ -39,7 +39,7 @@ async def test_a_file_that_a_job_names_during_the_sweep_stays(local, pictures):
     await finished(local, pictures, draft(), "named")
     name = await pictures.put(content("late"))
     sweeper = orphan_sweeper(local, pictures)
-    async with pictures.turn(name):
+    async with pictures.lock(name):
         task = asyncio.create_task(sweeper.sweep())
         await asyncio.sleep(0.2)
         await finished(local, pictures, draft(), "late")
@@ -47,7 +47,7 @@ async def test_a_file_that_a_job_names_during_the_sweep_stays(local, pictures):
     assert await pictures.has(name)
 
 
-@pytest.mark.parametrize(("own", "foreign"), [(0, 2), (FEW + 2, FEW + 1)])
+@pytest.mark.parametrize(("own", "foreign"), [(0, 2), (MIN_SUSPICIOUS + 2, MIN_SUSPICIOUS + 1)])
 async def test_the_picture_store_of_another_database_is_not_touched(local, pictures, caplog, own, foreign):
     for number in range(own):
         await finished(local, pictures, draft(), f"own {number}")

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bot.cli.bringing import Bringing, Rung
-from bot.cli.own import _branching, _origin, _warm
-from bot.cli.screen import Screen
-from bot.config import load
-from bot.images.pictures import Pictures
-from bot.refused import Refused
-from bot.store import Store, Stored
-from engine.bench.small_models import build
+from bot.cli.bringing import JobInputs, KeyframeRef
+from bot.cli.own import _load_branch_source, _load_init_images, _load_model
+from bot.cli.screen import ProgressDisplay
+from bot.config import load_settings
+from bot.images.pictures import PictureStore
+from bot.refused import UserError
+from bot.store import Store, StoredPicture
+from engine.bench.small_models import save_small_pipeline
 from kept import asked, draft
 
 
@@ -27,8 +27,8 @@ def test_the_terminal_says_how_an_init_image_was_changed(tmp_path: Path) -> None
     frames = [Image.new("RGB", (32, 32), shade) for shade in ("red", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     out = io.StringIO()
-    with Screen(Console(file=out), 1) as screen:
-        start = _origin(Bringing((path,)), screen)
+    with ProgressDisplay(Console(file=out), 1) as screen:
+        start = _load_init_images(JobInputs((path,)), screen)
     assert start is not None
     assert start.notes
     assert all(note in " ".join(out.getvalue().split()) for note in start.notes)
@@ -36,19 +36,22 @@ def test_the_terminal_says_how_an_init_image_was_changed(tmp_path: Path) -> None
 
 @pytest.mark.asyncio
 async def test_the_terminal_finds_a_ladder_as_the_bot_does(local: Store, tmp_path: Path) -> None:
-    settings = load(data=tmp_path)
-    pictures = await asyncio.to_thread(Pictures, settings.pictures)
+    settings = load_settings(data=tmp_path)
+    pictures = await asyncio.to_thread(PictureStore, settings.pictures)
     job = await asked(local, draft())
     for kind, image, content in (("image", 0, b"picture"), ("ladder", 0, b"rungs"), ("image", 1, b"other")):
         sha = await pictures.put(content)
-        assert await local.keep(Stored(job, image, kind, sha, len(content), 64, 64, "passed"), 0, 0.0)
-    assert (await _branching(local, settings, Rung(job, 0, 4)))[1] == b"rungs"
-    for rung, why in ((Rung(job, 1, 4), "no keyframes to branch from"), (Rung("0" * 26, 0, 4), "There is no job")):
-        with pytest.raises(Refused, match=why):
-            await _branching(local, settings, rung)
+        assert await local.record_picture(StoredPicture(job, image, kind, sha, len(content), 64, 64, "passed"), 0, 0.0)
+    assert (await _load_branch_source(local, settings, KeyframeRef(job, 0, 4)))[1] == b"rungs"
+    for rung, why in (
+        (KeyframeRef(job, 1, 4), "no keyframes to branch from"),
+        (KeyframeRef("0" * 26, 0, 4), "There is no job"),
+    ):
+        with pytest.raises(UserError, match=why):
+            await _load_branch_source(local, settings, rung)
 
 
-class RecordingScreen(Screen):
+class RecordingScreen(ProgressDisplay):
     """Remembers what its progress line says of a model."""
 
     def __init__(self) -> None:
@@ -60,9 +63,9 @@ class RecordingScreen(Screen):
 
 
 def test_the_terminals_own_model_is_loaded_with_progress_in_bytes_and_measured(tmp_path: Path) -> None:
-    build("sd", tmp_path / "models" / "tiny")
+    save_small_pipeline("sd", tmp_path / "models" / "tiny")
     screen = RecordingScreen()
-    _warm("tiny", tmp_path, screen)
+    _load_model("tiny", tmp_path, screen)
     sentences = [sentence for sentence, _ in screen.loads]
     assert (sentences[0], sentences[-1]) == ("loading tiny", "measuring tiny")
     assert len(sentences) > 4

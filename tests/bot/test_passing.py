@@ -13,10 +13,10 @@ from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.pool import StaticPool
 from ulid import ULID
 
-from bot.passing import LOAD, Passing
-from bot.store import Draft, Moved, Wish, moves
+from bot.passing import MAX_BYPASS_SECONDS, QueueBypass
+from bot.store import NewJob, PickRequest, Transition, moves
 from bot.store.tables import accounts, metadata
-from bot.views import Member, Place
+from bot.views import Destination, Member
 from engine.job import Concept, Recipe
 
 RECIPE = Recipe(
@@ -41,22 +41,22 @@ def database() -> Iterator[Connection]:
 def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **more: Any) -> str:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE,
-        "member": Member(user, user, more.pop("guild", "g"), tier), "place": Place("web", {}), "pool": "default",
+        "member": Member(user, user, more.pop("guild", "g"), tier), "place": Destination("web", {}), "pool": "default",
         "model": "embedded", "cost": SECONDS, "created": now, "deadline": 10.0**9,
     }  # fmt: skip
-    (record,) = moves.insert(connection, [Draft(**(values | more))], None, {"meagre": 0.001})
+    (record,) = moves.insert_jobs(connection, [NewJob(**(values | more))], None, {"meagre": 0.001})
     return record.id
 
 
 def pick_job(
-    connection: Connection, passing: Passing, now: float, *, overbook: float = 1.0, **more: Any
-) -> Moved | None:
-    wish = Wish("default", more.pop("models", ("embedded",)), 1000, passing=passing, **more)
-    return moves.pick(connection, wish, ROWS, overbook, now)
+    connection: Connection, passing: QueueBypass, now: float, *, overbook: float = 1.0, **more: Any
+) -> Transition | None:
+    wish = PickRequest("default", more.pop("models", ("embedded",)), 1000, bypass=passing, **more)
+    return moves.pick_job(connection, wish, ROWS, overbook, now)
 
 
 def finish_job(connection: Connection, job: str, now: float) -> None:
-    moves.end(connection, "finish", job, now, SECONDS)
+    moves.end_job(connection, "finish", job, now, SECONDS)
 
 
 @settings(max_examples=5, deadline=None)
@@ -65,7 +65,7 @@ def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiters, st
     """Members of a tier of weight 0.001 wait while others keep coming. Each is dispatched within `EVERY` × (k + 1)
     dispatches after becoming overdue, where k members have waited longer. Newcomers cannot fill the overbooked rows.
     """
-    passing = Passing(patience=PATIENCE, every=EVERY)
+    passing = QueueBypass(patience=PATIENCE, overdue_interval=EVERY)
     with database() as connection:
         poor = {add_job(connection, f"poor{n}", 0.0, "meagre"): n for n in range(waiters)}
         more = [add_job(connection, f"poor{n}", 0.0, "meagre") for n in range(waiters)]  # a second job each, for later
@@ -92,7 +92,7 @@ def test_every_wait_is_bounded_whatever_the_weight_and_the_newcomers(waiters, st
 
 
 def test_a_served_member_waits_again_and_a_flood_gains_nothing():
-    passing = Passing(patience=PATIENCE, every=2)
+    passing = QueueBypass(patience=PATIENCE, overdue_interval=2)
     with database() as connection:
         for _ in range(20):
             add_job(connection, "flood", 0.0)
@@ -109,7 +109,7 @@ def test_a_served_member_waits_again_and_a_flood_gains_nothing():
 
 
 def test_an_overdue_member_who_may_not_run_delays_no_one():
-    passing = Passing(patience=PATIENCE, every=1)
+    passing = QueueBypass(patience=PATIENCE, overdue_interval=1)
     with database() as connection:
         add_job(connection, "other", 0.0, model="elsewhere")
         add_job(connection, "capped", 1.0, running_everywhere=0)
@@ -123,13 +123,13 @@ def count_loads(prefers: bool, jobs: list[str]) -> tuple[int, float]:
     """Simulates a device that holds one model, and jobs of two members. Returns the number of loads, and the longest
     time for which a job that was next was bypassed.
     """
-    passing, load_seconds = Passing(patience=10.0**6), 3.0  # of a load
+    passing, load_seconds = QueueBypass(patience=10.0**6), 3.0  # of a load
     with database() as connection:
         for number, model in enumerate(jobs):
             add_job(connection, f"of {model}", 0.0, model=model, id=f"{number:026}")
         now, memory, count, first, longest = 0.0, "", 0, dict[str, float](), 0.0
         for _ in jobs:
-            warm = passing.warm("default", {memory} if memory else set(), now) if prefers else None
+            warm = passing.bypass_models("default", {memory} if memory else set(), now) if prefers else None
             head = _next_in_fair_order(connection, now)
             first.setdefault(head, now)
             moved = pick_job(connection, passing, now, models=("a", "b"), warm=warm)
@@ -145,7 +145,7 @@ def count_loads(prefers: bool, jobs: list[str]) -> tuple[int, float]:
 def _next_in_fair_order(connection: Connection, now: float) -> str:
     """The job that would be next by the fair order alone."""
     inside = connection.begin_nested()
-    moved = pick_job(connection, Passing(patience=10.0**6), now, models=("a", "b"))
+    moved = pick_job(connection, QueueBypass(patience=10.0**6), now, models=("a", "b"))
     inside.rollback()
     assert moved is not None
     return moved.record.id
@@ -156,28 +156,30 @@ def test_alternating_models_are_loaded_far_less_often():
     with_it, longest = count_loads(True, ["a", "b"] * 10)
     assert without == 20
     assert with_it <= without / 5
-    assert longest <= LOAD + 5.0  # plus the job that was running
+    assert longest <= MAX_BYPASS_SECONDS + 5.0  # plus the job that was running
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.sampled_from("ab"), min_size=1, max_size=20))
 def test_no_job_is_bypassed_for_longer_than_the_limit(models):
     _, longest = count_loads(True, models)
-    assert longest <= LOAD + 5.0
+    assert longest <= MAX_BYPASS_SECONDS + 5.0
 
 
 def test_a_model_that_is_loading_goes_first_until_it_is_loaded():
-    passing = Passing()
-    assert passing.warm("p", {"a"}, 0.0) == {"a"}
-    passing.sent("p", "job", 1.0, fetches="b")
-    assert passing.warm("p", {"a"}, 2.0) == {"b"}
-    assert passing.warm("p", {"a", "b"}, 3.0) == {"a", "b"}
-    assert passing.warm("p", {"a"}, 1.0 + 1000 * LOAD) == {"a"}, "a load that never ends is forgotten"
+    passing = QueueBypass()
+    assert passing.bypass_models("p", {"a"}, 0.0) == {"a"}
+    passing.note_dispatch("p", "job", 1.0, loads_model="b")
+    assert passing.bypass_models("p", {"a"}, 2.0) == {"b"}
+    assert passing.bypass_models("p", {"a", "b"}, 3.0) == {"a", "b"}
+    assert passing.bypass_models("p", {"a"}, 1.0 + 1000 * MAX_BYPASS_SECONDS) == {"a"}, (
+        "a load that never ends is forgotten"
+    )
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 3)), max_size=60))
 def test_a_job_may_be_bypassed_for_a_limited_time(looks):
-    passing, first = Passing(), dict[str, float]()
+    passing, first = QueueBypass(), dict[str, float]()
     for now, job in sorted(looks):
         since = first.setdefault(str(job), now)
-        assert passing.may_pass(str(job), now) == (now - since < LOAD)
+        assert passing.can_bypass(str(job), now) == (now - since < MAX_BYPASS_SECONDS)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bot.feed import Settled
+from bot.feed import JobEnded
 
 
 @pytest.mark.asyncio
@@ -15,22 +15,24 @@ async def test_a_change_in_sql_whose_reply_was_lost_reaches_the_active_jobs(work
     app = await workplace.house()
     worker, running = await workplace.worker()
     worker.go.clear()
-    await until(lambda: app.studio.workers())
-    (ticket,) = await app.studio.imagine("a lamp", ann, here)
+    await until(lambda: app.jobs.live_workers())
+    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
     job = ticket.job
-    await until(lambda: job in app.board.runs and app.board.runs[job].claimed)
+    await until(lambda: job in app.active_jobs.by_id and app.active_jobs.by_id[job].is_claimed)
     async with app.feed.subscribe(job) as events:
         if how == "finish":
-            await app.store.end("finish", job, time.time(), 1.0)  # as with a commit whose reply was lost
+            await app.store.end_job("finish", job, time.time(), 1.0)  # as with a commit whose reply was lost
         else:
-            await app.store.requeue(job, time.time(), step=0, why="lost")
+            await app.store.requeue_job(job, time.time(), step=0, audit_note="lost")
         await worker.vanish(running)
         if how == "finish":
             async for event in events:
-                if isinstance(event, Settled):
+                if isinstance(event, JobEnded):
                     assert event.state == "finished"
                     break
-            await until(lambda: job not in app.board.runs)
+            await until(lambda: job not in app.active_jobs.by_id)
         else:
             await workplace.worker("another")
-            await until(lambda: job in app.board.runs and app.board.runs[job].record.worker == "another", 20)
+            await until(
+                lambda: job in app.active_jobs.by_id and app.active_jobs.by_id[job].record.worker == "another", 20
+            )

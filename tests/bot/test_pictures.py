@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.exceptions import GenericError
 
-from bot.images.pictures import Missing, Pictures, Spoiled
+from bot.images.pictures import ContentCorrupt, ContentMissing, PictureStore
 
 ABC = hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.asyncio
 async def test_content_is_stored_under_its_hash(tmp_path: Path) -> None:
-    pictures = Pictures(tmp_path / "deep" / "pictures")
+    pictures = PictureStore(tmp_path / "deep" / "pictures")
     assert not await pictures.has(ABC)
     assert await pictures.put(b"abc") == ABC
     assert await pictures.put(b"abc") == ABC
@@ -32,26 +32,26 @@ async def test_content_is_stored_under_its_hash(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_another_process_finds_the_content(tmp_path: Path) -> None:
-    await Pictures(tmp_path).put(b"abc")
-    assert await Pictures(f"file://{tmp_path}").get(ABC) == b"abc"
+    await PictureStore(tmp_path).put(b"abc")
+    assert await PictureStore(f"file://{tmp_path}").get(ABC) == b"abc"
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["0" * 64, "", "../../etc/passwd", ABC.upper(), ABC + "\n", "sha256/" + ABC[:57]])
 async def test_absent_content_and_invalid_names_are_missing(tmp_path: Path, name: str) -> None:
-    pictures = Pictures(tmp_path)
+    pictures = PictureStore(tmp_path)
     await pictures.put(b"abc")
     assert not await pictures.has(name)
-    with pytest.raises(Missing):
+    with pytest.raises(ContentMissing):
         await pictures.get(name)
 
 
 @pytest.mark.asyncio
 async def test_a_truncated_file_is_detected_and_repaired(tmp_path: Path) -> None:
-    pictures = Pictures(tmp_path)
+    pictures = PictureStore(tmp_path)
     await pictures.put(b"abc")
     (tmp_path / "sha256" / ABC[:2] / ABC[2:4] / ABC).write_bytes(b"ab")
-    with pytest.raises(Spoiled):
+    with pytest.raises(ContentCorrupt):
         await pictures.get(ABC)
     await pictures.put(b"abc")
     assert await pictures.get(ABC) == b"abc"
@@ -59,7 +59,7 @@ async def test_a_truncated_file_is_detected_and_repaired(tmp_path: Path) -> None
 
 @pytest.mark.asyncio
 async def test_an_unusable_store_is_an_outage_and_not_a_missing_picture(tmp_path: Path) -> None:
-    pictures = Pictures(tmp_path)
+    pictures = PictureStore(tmp_path)
     (tmp_path / "sha256").write_bytes(b"a file where its folder should be")
     with pytest.raises(OSError, match="The picture store cannot be used now"):
         await pictures.put(b"abc")
@@ -70,16 +70,16 @@ async def test_an_unusable_store_is_an_outage_and_not_a_missing_picture(tmp_path
 
 @pytest.mark.asyncio
 async def test_dropped_content_is_gone_and_dropping_twice_is_no_error(tmp_path: Path) -> None:
-    pictures = Pictures(tmp_path)
+    pictures = PictureStore(tmp_path)
     await pictures.put(b"abc")
-    await pictures.drop(ABC)
-    await pictures.drop(ABC)
+    await pictures.delete(ABC)
+    await pictures.delete(ABC)
     assert not await pictures.has(ABC)
 
 
 @pytest.mark.asyncio
 async def test_many_puts_at_once_all_succeed(tmp_path: Path) -> None:
-    pictures = Pictures(tmp_path)
+    pictures = PictureStore(tmp_path)
     payloads = [bytes([n]) * 10_000 for n in range(30)] + [b"same"] * 10
     names = await asyncio.gather(*(pictures.put(payload) for payload in payloads))
     assert [await pictures.get(name) for name in names] == payloads
@@ -89,7 +89,7 @@ async def test_many_puts_at_once_all_succeed(tmp_path: Path) -> None:
 @given(st.binary(max_size=2000))
 def test_any_bytes_come_back_from_a_store_given_by_url(payload: bytes) -> None:
     async def round_trip() -> None:
-        pictures = Pictures("memory:///")
+        pictures = PictureStore("memory:///")
         name = await pictures.put(payload)
         assert name == hashlib.sha256(payload).hexdigest()
         assert await pictures.get(name) == payload
@@ -99,7 +99,7 @@ def test_any_bytes_come_back_from_a_store_given_by_url(payload: bytes) -> None:
 
 @pytest.mark.asyncio
 async def test_put_all_writes_every_file_before_the_first_sync(tmp_path: Path, monkeypatch) -> None:
-    pictures, calls = Pictures(tmp_path), []
+    pictures, calls = PictureStore(tmp_path), []
     put, sync = obstore.put, os.fsync
     monkeypatch.setattr(obstore, "put", lambda *args: (calls.append("put"), put(*args)))
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ async def test_put_all_writes_every_file_before_the_first_sync(tmp_path: Path, m
 
 @pytest.mark.asyncio
 async def test_put_all_by_url_finishes_every_put_before_it_raises(monkeypatch) -> None:
-    pictures = Pictures("memory:///")
+    pictures = PictureStore("memory:///")
     put, payloads = obstore.put_async, {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd")}
 
     async def put_or_fail(store, path, payload):

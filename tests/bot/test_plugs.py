@@ -32,9 +32,9 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
     for _ in range(2):  # a third worker lost at the same step would make it a poison job
         async with workplace.visit() as app:
             worker, running = await workplace.worker(f"w{rng.randrange(10**6)}", rows=rng.choice([8, 16, 64]))
-            await until(lambda app=app: app.studio.workers())
+            await until(lambda app=app: app.jobs.live_workers())
             for member in members:
-                (ticket,) = await app.studio.imagine("a lamp --count 2", member, here)
+                (ticket,) = await app.jobs.imagine("a lamp --count 2", member, here)
                 tickets.append(ticket.job)
                 await asyncio.sleep(rng.random() * 0.05)
             await asyncio.sleep(rng.random() * 0.2)
@@ -45,18 +45,18 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
     await workplace.worker("last")
 
     async def is_over():
-        found = await app.store.ask(reads.some, tickets)
+        found = await app.store.read(reads.get_jobs, tickets)
         return all(record.ended for record in found.values())
 
     await until(is_over, 40)
-    records = await app.store.ask(reads.some, tickets)
+    records = await app.store.read(reads.get_jobs, tickets)
     assert {record.state for record in records.values()} == {"finished"}
     assert all(record.charged == pytest.approx(record.cost / 2) for record in records.values())
-    stored = await app.store.ask(reads.stored, tickets)
+    stored = await app.store.read(reads.list_pictures, tickets)
     assert len(stored) == len(tickets) * 4
     for one in stored:
-        assert await app.pictures.get(one.sha256)
-    moves = await app.store.ask(reads.history, tickets)
+        assert await app.picture_store.get(one.sha256)
+    moves = await app.store.read(reads.list_audit, tickets)
     assert sorted(move.job for move in moves if move.target == "finished") == sorted(tickets)
 
 
@@ -66,24 +66,24 @@ async def test_a_broker_that_keeps_losing_its_store_makes_no_poison_job(workplac
     jobs: list[str] = []
 
     def run():
-        return app.board.runs[jobs[0]]
+        return app.active_jobs.by_id[jobs[0]]
 
     for times in range(5):
         worker, running = await workplace.worker(f"w{times}")
         worker.go.clear()
-        await until(lambda: app.studio.workers())
+        await until(lambda: app.jobs.live_workers())
         if not jobs:
-            jobs.append((await app.studio.imagine("a lamp", ann, here))[0].job)
-        await until(lambda name=worker.name: jobs[0] in app.board.runs and run().record.worker == name, 30)
-        await worker.frame(run().record.job(), run().epoch, 0, 20)
+            jobs.append((await app.jobs.imagine("a lamp", ann, here))[0].job)
+        await until(lambda name=worker.name: jobs[0] in app.active_jobs.by_id and run().record.worker == name, 30)
+        await worker.frame(run().record.to_job(), run().epoch, 0, 20)
         await until(lambda: run().step == 20)
         await worker.vanish(running)
         await _kill_broker(workplace, store=True)
     await workplace.worker("last")
 
     async def is_over():
-        return (await app.store.record(jobs[0])).ended
+        return (await app.store.get_job(jobs[0])).ended
 
     await until(is_over, 30)
-    record = await app.store.record(jobs[0])
+    record = await app.store.get_job(jobs[0])
     assert (record.state, record.reason, record.charged) == ("finished", "", pytest.approx(record.cost / 2))

@@ -13,9 +13,9 @@ from aiohttp import web
 from rich.console import Console
 
 from bot.cli import remote
-from bot.cli.bringing import Asked
-from bot.cli.developed import Undeveloped
-from bot.cli.screen import Screen
+from bot.cli.bringing import ApiRequest
+from bot.cli.developed import GenerationError
+from bot.cli.screen import ProgressDisplay
 
 pytestmark = pytest.mark.asyncio
 FINISHED = {
@@ -53,8 +53,8 @@ async def test_only_a_running_darkroom_is_recognised(status: int, said: str, our
         return web.Response(status=status, text=said)
 
     async with serve(web.get("/healthz", healthz)) as url:
-        assert await remote.answers(url) is ours
-    assert not await remote.answers(url)  # it no longer runs
+        assert await remote.is_darkroom_running(url) is ours
+    assert not await remote.is_darkroom_running(url)  # it no longer runs
 
 
 class FakeServer:
@@ -84,8 +84,10 @@ async def follow_job(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Any
     monkeypatch.setattr("bot.cli.remote.asyncio.sleep", skip_sleep)
     routes = web.post("/api/jobs", server.imagine), web.get("/api/jobs/J/events", server.events)
     async with serve(*routes) as url:
-        with Screen(Console(quiet=True), 1) as screen:
-            return await remote.develop(url, "key", Asked("/api/jobs", {"prompt": "a"}), film=False, screen=screen)
+        with ProgressDisplay(Console(quiet=True), 1) as screen:
+            return await remote.generate(
+                url, "key", ApiRequest("/api/jobs", {"prompt": "a"}), film=False, display=screen
+            )
 
 
 async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,30 +99,30 @@ async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypa
 
 async def test_a_silent_stream_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer(breaks=99, silent=True)
-    with pytest.raises(Undeveloped, match="went away"):
+    with pytest.raises(GenerationError, match="went away"):
         await follow_job(server, monkeypatch)
-    assert server.opened == remote.TRIES
+    assert server.opened == remote.MAX_RECONNECTS
 
 
 async def test_finished_parts_of_an_interpolation_stay_when_another_fails() -> None:
     text = io.StringIO()
     lost = {**FINISHED, "id": "K", "state": "failed", "reason": "The worker has no memory left for it."}
-    with Screen(Console(file=text, width=200), 1) as screen:
-        assert remote._finished([FINISHED, lost, FINISHED], screen) == [FINISHED, FINISHED]
-        with pytest.raises(Undeveloped, match="no memory left"):
-            remote._finished([lost, lost], screen)
+    with ProgressDisplay(Console(file=text, width=200), 1) as screen:
+        assert remote._select_finished([FINISHED, lost, FINISHED], screen) == [FINISHED, FINISHED]
+        with pytest.raises(GenerationError, match="no memory left"):
+            remote._select_finished([lost, lost], screen)
     assert text.getvalue().count("Part 2 of 3 has no pictures: The worker has no memory left for it.") == 1
 
 
 async def test_a_loading_model_is_shown_until_the_first_step() -> None:
     text = io.StringIO()
-    with Screen(Console(file=text, force_terminal=True, width=80), 1) as screen:
+    with ProgressDisplay(Console(file=text, force_terminal=True, width=80), 1) as screen:
         for percent in (10, 40):
             progress = {"id": "J", "model": "sd-1.5", "percent": percent, "sentence": f"loading sd-1.5, {percent} %"}
-            remote._show("loading", progress, screen)
+            remote._show_event("loading", progress, screen)
             screen._live.refresh()
         assert "loading sd-1.5, 10 %" in text.getvalue()
         assert "loading sd-1.5, 40 %" in text.getvalue()
-        remote._show("frame", {"step": 1, "of": 4, "seconds_left": 3.0, "frames": {}}, screen)
+        remote._show_event("frame", {"step": 1, "of": 4, "seconds_left": 3.0, "frames": {}}, screen)
         screen._live.refresh()
     assert "step 1 of 4" in text.getvalue()

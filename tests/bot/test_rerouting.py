@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from bot.models import Models, crews
-from bot.queue.board import Board
-from bot.queue.rerouting import Rerouting
+from bot.models import ModelCatalog, group_by_pool
+from bot.queue.board import ActiveJobs
+from bot.queue.rerouting import JobRerouter
 from bot.store import Store, reads
-from bot.store.rerouting import MOST
-from engine.job import Enlarge, Presence, Warm
+from bot.store.rerouting import PAGE_SIZE
+from engine.job import ModelInfo, Presence, UpscaleTask
 from kept import RECIPE, draft
 
-WARM = Warm(
+WARM = ModelInfo(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
     sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
@@ -32,8 +32,8 @@ def presence(
 
 
 def choose_pool(*workers: Presence, revision: str = "", model: str = "embedded") -> str | None:
-    models = Models(None, lambda: {one.worker: one for one in workers}, lambda: 0.0)  # pyright: ignore[reportArgumentType]
-    return models.pool_of(model, revision)
+    models = ModelCatalog(None, lambda: {one.worker: one for one in workers}, lambda: 0.0)  # pyright: ignore[reportArgumentType]
+    return models.choose_pool(model, revision)
 
 
 def test_a_job_goes_to_the_cheapest_pool_and_among_equals_to_the_least_busy():
@@ -52,13 +52,13 @@ def test_another_revision_is_another_model():
 
 def test_loaded_models_count_where_rows_are_free():
     idle, full = presence("a", "p", 4.0), presence("b", "p", 4.0, free=0, model="other")
-    assert crews({"a": idle, "b": full})["p"].loaded == {"embedded"}
-    assert crews({"b": full})["p"].loaded == {"other"}
+    assert group_by_pool({"a": idle, "b": full})["p"].loaded_models == {"embedded"}
+    assert group_by_pool({"b": full})["p"].loaded_models == {"other"}
 
 
 async def _have_moved(app: Any, jobs: list[str]) -> bool:
     await app.rerouting.round()
-    records = await app.store.ask(reads.some, jobs)
+    records = await app.store.read(reads.get_jobs, jobs)
     return all(records[job].pool == "other" for job in jobs)
 
 
@@ -67,24 +67,24 @@ async def test_jobs_of_a_dead_pool_run_in_another(workplace, until, ann, here):
     app = await workplace.house()
     first = await workplace.hand("first")
     await first.announce()
-    await until(lambda: app.studio.workers())
-    tickets = [(await app.studio.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
-    await app.dispatcher.round()
-    records = await app.store.ask(reads.some, tickets)
+    await until(lambda: app.jobs.live_workers())
+    tickets = [(await app.jobs.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
+    await app.dispatcher.run_round()
+    records = await app.store.read(reads.get_jobs, tickets)
     assert {record.pool for record in records.values()} == {"default"}
     assert {record.state for record in records.values()} == {"sent", "queued"}
     second = await workplace.hand("second")
     second.pools = ("other",)
     announcing = asyncio.create_task(_keep_announcing(second))
-    await until(lambda: set(app.studio.workers()) == {"second"})
+    await until(lambda: set(app.jobs.live_workers()) == {"second"})
     await until(lambda: _have_moved(app, tickets))
-    history = await app.store.ask(reads.history, tickets)
+    history = await app.store.read(reads.list_audit, tickets)
     assert sum(entry.why.startswith("from pool default") for entry in history) == len(tickets)
     for _ in range(5):
-        await app.dispatcher.round()
-    records = await app.store.ask(reads.some, tickets)
+        await app.dispatcher.run_round()
+    records = await app.store.read(reads.get_jobs, tickets)
     assert sum(record.state == "sent" for record in records.values()) == 3, "only as many as may run at once"
-    delivered = await second.bus.pull(["other"], timeout=5)
+    delivered = await second.bus.pull_job(["other"], timeout=5)
     assert delivered is not None
     assert delivered.value.id in tickets
     announcing.cancel()
@@ -100,70 +100,70 @@ async def _keep_announcing(worker: Any) -> None:
 # More jobs wait in a dead pool than one round looks at
 
 
-def build_rerouting(store: Store, *workers: Presence) -> tuple[Rerouting, dict[str, Presence]]:
+def build_rerouting(store: Store, *workers: Presence) -> tuple[JobRerouter, dict[str, Presence]]:
     """A rerouting over the store alone, and the workers that it sees, to which a test may add."""
     crew = {one.worker: one for one in workers}
-    models, closing = Models(store, lambda: crew, lambda: 0.0), SimpleNamespace(freed=lambda: None)
-    return Rerouting(store, None, Board(), closing, models, lambda: crew), crew  # pyright: ignore[reportArgumentType]
+    models, closing = ModelCatalog(store, lambda: crew, lambda: 0.0), SimpleNamespace(on_rows_freed=lambda: None)
+    return JobRerouter(store, None, ActiveJobs(), closing, models, lambda: crew), crew  # pyright: ignore[reportArgumentType]
 
 
 async def queue_jobs(store: Store, pool: str, count: int, *, model: str = "embedded", revision: str = "") -> list[str]:
     """Queues `count` jobs, each younger than all before it."""
-    first = len(await store.ask(reads.queued, None, 10_000))
+    first = len(await store.read(reads.list_queued, None, 10_000))
     one = replace(draft(), pool=pool, model=model, task=msgspec.structs.replace(RECIPE, model=model, revision=revision))
     drafts = [replace(one, id=f"{first + number:026}") for number in range(count)]
-    await store.admit(drafts, None, lambda batch, _ledger: batch, 1.0)
+    await store.admit_jobs(drafts, None, lambda batch, _ledger: batch, 1.0)
     return [each.id for each in drafts]
 
 
 async def queued_jobs(store: Store, pool: str) -> list[str]:
     """The queued jobs of a pool, oldest first."""
-    return [one.id for one in await store.ask(reads.queued, None, 10_000) if one.pool == pool]
+    return [one.id for one in await store.read(reads.list_queued, None, 10_000) if one.pool == pool]
 
 
 @pytest.mark.asyncio
 async def test_jobs_that_no_pool_can_run_do_not_block_others(store):
-    stay = await queue_jobs(store, "gpu", MOST + 50, model="sdxl")
+    stay = await queue_jobs(store, "gpu", PAGE_SIZE + 50, model="sdxl")
     go = await queue_jobs(store, "gpu", 5)
     rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0))
-    await rerouting.round()
+    await rerouting.run_round()
     assert await queued_jobs(store, "cpu") == go
     assert await queued_jobs(store, "gpu") == stay
 
 
 @pytest.mark.asyncio
 async def test_jobs_that_cannot_move_are_skipped_and_checked_again(store):
-    stay = await queue_jobs(store, "gpu", MOST + 50, revision="7")
+    stay = await queue_jobs(store, "gpu", PAGE_SIZE + 50, revision="7")
     go = await queue_jobs(store, "gpu", 5)
     await queue_jobs(store, "cpu", 1)
     rerouting, crew = build_rerouting(store, presence("a", "cpu", 400.0))
     for _ in range(2):
-        await rerouting.round()
+        await rerouting.run_round()
     assert (await queued_jobs(store, "cpu"))[:-1] == go
     crew["b"] = presence("b", "new", 4.0, revision="7")
     for _ in range(2):
-        await rerouting.round()
+        await rerouting.run_round()
     assert await queued_jobs(store, "new") == stay
     assert await queued_jobs(store, "gpu") == []
 
 
 @pytest.mark.asyncio
 async def test_the_oldest_jobs_move_first(store):
-    jobs = await queue_jobs(store, "gpu", MOST + 50)
+    jobs = await queue_jobs(store, "gpu", PAGE_SIZE + 50)
     rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0))
-    await rerouting.round()
-    assert await queued_jobs(store, "cpu") == jobs[:MOST]
-    await rerouting.round()
+    await rerouting.run_round()
+    assert await queued_jobs(store, "cpu") == jobs[:PAGE_SIZE]
+    await rerouting.run_round()
     assert await queued_jobs(store, "cpu") == jobs
 
 
 @pytest.mark.asyncio
 async def test_a_job_for_any_worker_leaves_only_a_dead_pool(store):
-    one = replace(draft(), model="", task=Enlarge(source="a" * 64))
+    one = replace(draft(), model="", task=UpscaleTask(source="a" * 64))
     await queue_jobs(store, "gpu", 1, model="sdxl")
     drafts = [replace(one, id=pool.upper().rjust(26, "0"), pool=pool) for pool in ("cpu", "gpu")]
-    await store.admit(drafts, None, lambda batch, _ledger: batch, 1.0)
+    await store.admit_jobs(drafts, None, lambda batch, _ledger: batch, 1.0)
     rerouting, _ = build_rerouting(store, presence("a", "cpu", 400.0), presence("b", "new", 4.0, model="other"))
-    await rerouting.round()
+    await rerouting.run_round()
     assert await queued_jobs(store, "cpu") == [each.id for each in drafts]
     assert len(await queued_jobs(store, "gpu")) == 1

@@ -13,19 +13,19 @@ import pytest_asyncio
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from sqlalchemy import select
 
-from bot.feed import Developing, Settled
-from bot.house import House
-from bot.images.blur import LARGEST, blurred
-from bot.images.held import NO_CHECK, held, is_held, lines, notes
-from bot.images.pixels import Unreadable, opened
-from bot.refused import Refused
-from bot.store.records import Stored
+from bot.feed import JobEnded, JobProgress
+from bot.house import App
+from bot.images.blur import MAX_SIDE, blur_picture
+from bot.images.held import NO_CHECK, held_images, hold_reasons, is_held, unchecked_notes
+from bot.images.pixels import UnreadableImage, decode_image
+from bot.refused import UserError
+from bot.store.records import StoredPicture
 from bot.store.tables import incidents
-from bot.views import Member, Place, View
+from bot.views import Destination, JobView, Member
 from engine.job import Presence
 from painter import Painter, stop
 
-MODERATOR = Member("local:mo", "Mo", "local", moderator=True)
+MODERATOR = Member("local:mo", "Mo", "local", is_moderator=True)
 BOB = Member("local:bob", "Bob", "local")
 
 
@@ -53,25 +53,25 @@ def detail(picture: Image.Image) -> float:
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_a_blurred_picture_cannot_be_recognised_or_sharpened(form: Any) -> None:
     source = draw_face(form)
-    hidden = opened(blurred(source, form))
+    hidden = decode_image(blur_picture(source, form))
     assert hidden.size == (256, 192)
-    assert detail(opened(source)) > 20
+    assert detail(decode_image(source)) > 20
     assert detail(hidden) < 2
     assert detail(hidden.filter(ImageFilter.UnsharpMask(40, 500, 0))) < 8
-    assert blurred(source, form) == blurred(source, form)
+    assert blur_picture(source, form) == blur_picture(source, form)
 
 
 def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
-    large = opened(blurred(draw_face(size=(3000, 1000))))
-    assert large.size == (LARGEST, round(LARGEST / 3))
+    large = decode_image(blur_picture(draw_face(size=(3000, 1000))))
+    assert large.size == (MAX_SIDE, round(MAX_SIDE / 3))
     entries = io.BytesIO()
     Image.new("RGB", (64, 64)).save(entries, "PNG", comment="a secret")
-    assert not Image.open(io.BytesIO(blurred(entries.getvalue()))).info
-    assert opened(blurred(draw_face(size=(1, 900)))).size == (1, LARGEST)
-    with pytest.raises(Unreadable):
-        blurred(b"no picture")
-    with pytest.raises(Unreadable):
-        blurred(draw_face(size=(100, 100)), max_pixels=99)
+    assert not Image.open(io.BytesIO(blur_picture(entries.getvalue()))).info
+    assert decode_image(blur_picture(draw_face(size=(1, 900)))).size == (1, MAX_SIDE)
+    with pytest.raises(UnreadableImage):
+        blur_picture(b"no picture")
+    with pytest.raises(UnreadableImage):
+        blur_picture(draw_face(size=(100, 100)), max_pixels=99)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,16 @@ def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
 def test_the_verdict_and_the_review_decide_what_is_held(
     check: bool, verdict: str, reviewed: str, expected: bool
 ) -> None:
-    assert is_held(check, Stored("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed)) is expected
+    assert is_held(check, StoredPicture("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed)) is expected
 
 
 def test_a_job_that_no_worker_can_check_says_so() -> None:
     plain = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
     able = presence_with_check(plain, "two")
-    assert notes(True, "default", {}) == notes(True, "default", {"one": plain}) == (NO_CHECK,)
-    assert notes(True, "other", {"two": able}) == (NO_CHECK,)
-    assert notes(True, "default", {"one": plain, "two": able}) == ()
-    assert notes(False, "default", {}) == ()
+    assert unchecked_notes(True, "default", {}) == unchecked_notes(True, "default", {"one": plain}) == (NO_CHECK,)
+    assert unchecked_notes(True, "other", {"two": able}) == (NO_CHECK,)
+    assert unchecked_notes(True, "default", {"one": plain, "two": able}) == ()
+    assert unchecked_notes(False, "default", {}) == ()
 
 
 def presence_with_check(one: Presence, name: str) -> Presence:
@@ -108,24 +108,24 @@ def presence_with_check(one: Presence, name: str) -> Presence:
 class CheckedApp:
     """An app with the picture check on, and a worker whose verdicts a test chooses."""
 
-    app: House
+    app: App
     painter: Painter
     until: Any
 
     async def ask(self, text: str, member: Member = BOB) -> str:
-        (ticket,) = await self.app.studio.imagine(text, member, Place("web", {}))
+        (ticket,) = await self.app.jobs.imagine(text, member, Destination("web", {}))
         return ticket.job
 
-    async def done(self, job: str) -> View:
+    async def done(self, job: str) -> JobView:
         async def is_over() -> bool:
-            return (await self.app.studio.view(job)).state == "finished"
+            return (await self.app.jobs.load_view(job)).state == "finished"
 
         await self.until(is_over)
-        return await self.app.studio.view(job)
+        return await self.app.jobs.load_view(job)
 
     async def incidents(self) -> list[tuple[str, str, str]]:
         query = select(incidents).order_by(incidents.c.id)
-        rows = await self.app.store.ask(lambda connection: connection.execute(query).mappings().all())
+        rows = await self.app.store.read(lambda connection: connection.execute(query).mappings().all())
         return [(row["kind"], row["actor"], row["said"]) for row in rows]
 
 
@@ -135,17 +135,17 @@ async def checked_app(workplace: Any, until: Any) -> AsyncIterator[CheckedApp]:
     painter.checks = True
     await check_all(app)
     task = asyncio.create_task(painter.run())
-    await until(lambda: app.studio.workers())
+    await until(lambda: app.jobs.live_workers())
     yield CheckedApp(app, painter, until)
     await stop(task)
 
 
-ADMIN = Member("local:ada", "Ada", "local", admin=True)
+ADMIN = Member("local:ada", "Ada", "local", is_admin=True)
 
 
-async def check_all(app: House, value: str = "on") -> None:
+async def check_all(app: App, value: str = "on") -> None:
     """Sets the guild's rule that its pictures are checked."""
-    await app.desk.administration.set(ADMIN, "guild", "", "check", value)
+    await app.services.rule_admin.set_rule(ADMIN, "guild", "", "check", value)
 
 
 @pytest.mark.asyncio
@@ -153,21 +153,23 @@ async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp
     checked_app.painter.verdicts = {1: "flagged", 2: "unchecked"}
     job = await checked_app.ask("a lamp --seed 3")
     view = await checked_app.done(job)
-    assert view.check
+    assert view.needs_check
     assert [shot.verdict for shot in view.pictures] == ["passed", "flagged", "unchecked", "passed"]
-    assert held(view) == (1, 2)
-    assert lines(view) == [
+    assert held_images(view) == (1, 2)
+    assert hold_reasons(view) == [
         "Picture 2 is held by the picture check until a moderator has looked at it.",
         "Picture 3 could not be checked, so it is held until a moderator has looked at it.",
     ]
-    studio = checked_app.app.studio
+    studio = checked_app.app.jobs
     for index in (0, 3):
-        assert await studio.picture(job, index) == await studio.shown(job, index)
+        assert await studio.load_picture(job, index) == await studio.load_shown_picture(job, index)
     for index in (1, 2):
-        with pytest.raises(Refused, match=f"Picture {index + 1} ") as refused:
-            await studio.picture(job, index)
+        with pytest.raises(UserError, match=f"Picture {index + 1} ") as refused:
+            await studio.load_picture(job, index)
         assert refused.value.status == 403
-        assert await studio.shown(job, index) == blurred(await checked_app.app.desk.review._gallery.behind(job, index))
+        assert await studio.load_shown_picture(job, index) == blur_picture(
+            await checked_app.app.services.picture_review._gallery.read_unblurred(job, index)
+        )
 
 
 @pytest.mark.asyncio
@@ -175,91 +177,99 @@ async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: Chec
     checked_app.painter.verdicts = {1: "flagged"}
     job = await checked_app.ask("a lamp --seed 3")
     await checked_app.done(job)
-    studio, place = checked_app.app.studio, Place("web", {})
+    studio, place = checked_app.app.jobs, Destination("web", {})
     for act in (studio.vary, studio.upscale):
-        with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
+        with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
             await act(job, 1, BOB, place)
-    with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
-        await studio.walk_between(job, BOB, place)
+    with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
+        await studio.interpolate_pictures(job, BOB, place)
     await studio.upscale(job, 0, BOB, place)
-    view = await checked_app.app.desk.review.decide(job, 1, MODERATOR, show=True)
-    assert held(view) == ()
-    assert await studio.picture(job, 1)
+    view = await checked_app.app.services.picture_review.decide(job, 1, MODERATOR, show=True)
+    assert held_images(view) == ()
+    assert await studio.load_picture(job, 1)
     checked_app.painter.verdicts = {0: "flagged"}
     upscaled = (await studio.upscale(job, 1, BOB, place)).job
-    assert held(await checked_app.done(upscaled)) == (0,), "an upscaled picture has a check of its own"
+    assert held_images(await checked_app.done(upscaled)) == (0,), "an upscaled picture has a check of its own"
 
 
 @pytest.mark.asyncio
 async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    job, studio = await checked_app.ask("a lamp --count 2"), checked_app.app.studio
+    job, studio = await checked_app.ask("a lamp --count 2"), checked_app.app.jobs
     await checked_app.done(job)
-    without_it = opened(await studio.rung(job, 0))
-    await checked_app.app.desk.review.decide(job, 0, MODERATOR, show=True)
-    with_it = opened(await studio.rung(job, 0))
+    without_it = decode_image(await studio.render_keyframe_grid(job, 0))
+    await checked_app.app.services.picture_review.decide(job, 0, MODERATOR, show=True)
+    with_it = decode_image(await studio.render_keyframe_grid(job, 0))
     assert with_it.width > 1.5 * without_it.width
     single = await checked_app.ask("a lamp --count 1")
     await checked_app.done(single)
-    for request in (studio.film(single), studio.rungs(single), studio.rung(single, 0)):
-        with pytest.raises(Refused, match="held by the picture check, so there is no film"):
+    for request in (
+        studio.render_film(single),
+        studio.list_keyframe_steps(single),
+        studio.render_keyframe_grid(single, 0),
+    ):
+        with pytest.raises(UserError, match="held by the picture check, so there is no film"):
             await request
 
 
 @pytest.mark.asyncio
 async def test_moderators_decide_and_every_decision_is_recorded(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
-    job, review = await checked_app.ask("a lamp --count 3"), checked_app.app.desk.review
+    job, review = await checked_app.ask("a lamp --count 3"), checked_app.app.services.picture_review
     await checked_app.done(job)
     entries = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
              ("held", BOB.id, "Picture 2 could not be checked.")]  # fmt: skip
     assert await checked_app.incidents() == entries
-    pictures = await review.look(job, MODERATOR)
+    pictures = await review.load_held_pictures(job, MODERATOR)
     assert [index for index, _ in pictures] == [0, 1]
-    assert opened(pictures[1][1]).getpixel((5, 5)) == (90, 20 + 10 * ((await seed_of(checked_app, job)) % 20), 128)
-    assert held(await review.decide(job, 0, MODERATOR, show=False)) == (0, 1)
-    assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)
-    assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # a second time changes nothing
-    with pytest.raises(Refused, match="Picture 1 stays hidden: a moderator has looked at it"):
-        await checked_app.app.studio.picture(job, 0)
+    assert decode_image(pictures[1][1]).getpixel((5, 5)) == (
+        90,
+        20 + 10 * ((await seed_of(checked_app, job)) % 20),
+        128,
+    )
+    assert held_images(await review.decide(job, 0, MODERATOR, show=False)) == (0, 1)
+    assert held_images(await review.decide(job, 1, MODERATOR, show=True)) == (0,)
+    assert held_images(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # a second time changes nothing
+    with pytest.raises(UserError, match="Picture 1 stays hidden: a moderator has looked at it"):
+        await checked_app.app.jobs.load_picture(job, 0)
     entries += [
         ("denied", MODERATOR.id, "Picture 1 is kept hidden."),
         ("approved", MODERATOR.id, "Picture 2 is shown."),
     ]
     assert await checked_app.incidents() == entries
-    assert held(await review.decide(job, 0, MODERATOR, show=True)) == ()
+    assert held_images(await review.decide(job, 0, MODERATOR, show=True)) == ()
     assert (await checked_app.incidents())[-1] == ("approved", MODERATOR.id, "Picture 1 is shown.")
 
 
 async def seed_of(checked_app: CheckedApp, job: str) -> int:
-    task: Any = (await checked_app.app.studio.view(job)).recipe
+    task: Any = (await checked_app.app.jobs.load_view(job)).task
     return int(task.seed)
 
 
 @pytest.mark.asyncio
 async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    review = checked_app.app.desk.review
+    review = checked_app.app.services.picture_review
     checked_app.painter.going.clear()
     job = await checked_app.ask("a lamp --count 2")
-    with pytest.raises(Refused, match="not finished"):
+    with pytest.raises(UserError, match="not finished"):
         await review.decide(job, 0, MODERATOR, show=True)
     checked_app.painter.going.set()
     await checked_app.done(job)
-    for member in (BOB, Member("local:eve", "Eve", "elsewhere", moderator=True)):
-        for act in (review.look(job, member), review.decide(job, 0, member, show=True)):
-            with pytest.raises(Refused) as refused:
+    for member in (BOB, Member("local:eve", "Eve", "elsewhere", is_moderator=True)):
+        for act in (review.load_held_pictures(job, member), review.decide(job, 0, member, show=True)):
+            with pytest.raises(UserError) as refused:
                 await act
             assert refused.value.status == 403
-    with pytest.raises(Refused, match="Picture 2 is not held"):
+    with pytest.raises(UserError, match="Picture 2 is not held"):
         await review.decide(job, 1, MODERATOR, show=False)
-    with pytest.raises(Refused, match="no such picture"):
+    with pytest.raises(UserError, match="no such picture"):
         await review.decide(job, 3, MODERATOR, show=True)
-    with pytest.raises(Refused, match="no such job"):
+    with pytest.raises(UserError, match="no such job"):
         await review.decide("0" * 26, 0, MODERATOR, show=True)
     await review.decide(job, 0, MODERATOR, show=True)
-    with pytest.raises(Refused, match="No picture of this job is held"):
-        await review.look(job, MODERATOR)
+    with pytest.raises(UserError, match="No picture of this job is held"):
+        await review.load_held_pictures(job, MODERATOR)
 
 
 @pytest.mark.asyncio
@@ -270,16 +280,18 @@ async def test_previews_are_blurred_until_the_check_has_passed_their_image(check
     async with checked_app.app.feed.subscribe() as events:
         await checked_app.ask("a lamp --count 2")
         async for event in events:
-            if isinstance(event, Developing):
+            if isinstance(event, JobProgress):
                 for image, jpeg in event.frames.items():
                     frames[image].append((event.step, jpeg))
-            if isinstance(event, Settled):
+            if isinstance(event, JobEnded):
                 break
-    clear = {image: [step for step, jpeg in previews if detail(opened(jpeg)) > 5] for image, previews in frames.items()}
+    clear = {
+        image: [step for step, jpeg in previews if detail(decode_image(jpeg)) > 5] for image, previews in frames.items()
+    }
     assert clear[1] == []
     assert clear[0]
     assert min(clear[0]) >= 8, "40 % of 20 steps"
-    assert [step for step, jpeg in frames[0] if detail(opened(jpeg)) <= 5]
+    assert [step for step, jpeg in frames[0] if detail(decode_image(jpeg)) <= 5]
 
 
 def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
@@ -289,11 +301,11 @@ def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
 @pytest.mark.asyncio
 async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: CheckedApp) -> None:
     checked_app.painter.checks = False
-    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.studio.workers().values()))
-    (ticket,) = await checked_app.app.studio.imagine("a lamp", BOB, Place("web", {}))
+    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.jobs.live_workers().values()))
+    (ticket,) = await checked_app.app.jobs.imagine("a lamp", BOB, Destination("web", {}))
     assert NO_CHECK in ticket.notes
     view = await checked_app.done(ticket.job)
-    assert held(view) == (0, 1, 2, 3)
+    assert held_images(view) == (0, 1, 2, 3)
     assert NO_CHECK in view.notes
     assert [kind for kind, _, _ in await checked_app.incidents()] == ["held"] * 4
 
@@ -306,9 +318,9 @@ async def test_nothing_is_held_without_the_rule_or_in_age_restricted_channels(ch
     await check_all(checked_app.app, "off")
     plain = await checked_app.done(await checked_app.ask("a lamp --count 1"))
     for view in (adults, plain):
-        assert not view.check
-        assert held(view) == ()
-        assert await checked_app.app.studio.picture(view.id, 0)
+        assert not view.needs_check
+        assert held_images(view) == ()
+        assert await checked_app.app.jobs.load_picture(view.id, 0)
     assert await checked_app.incidents() == []
 
 
@@ -321,11 +333,11 @@ async def test_moderators_see_the_pictures_that_wait_for_them(checked_app: Check
     await checked_app.done(second)
     checked_app.painter.verdicts = {}
     await checked_app.done(await checked_app.ask("a chair"))
-    review = checked_app.app.desk.review
-    assert [view.id for view in await review.waiting(MODERATOR, 10)] == [first, second]
-    assert [view.id for view in await review.waiting(MODERATOR, 1)] == [first]
+    review = checked_app.app.services.picture_review
+    assert [view.id for view in await review.list_waiting(MODERATOR, 10)] == [first, second]
+    assert [view.id for view in await review.list_waiting(MODERATOR, 1)] == [first]
     await review.decide(first, 0, MODERATOR, show=False)
-    assert [view.id for view in await review.waiting(MODERATOR, 10)] == [second]
-    assert await review.waiting(Member("local:eve", "Eve", "elsewhere", moderator=True), 10) == []
-    with pytest.raises(Refused, match="Only moderators"):
-        await review.waiting(BOB, 10)
+    assert [view.id for view in await review.list_waiting(MODERATOR, 10)] == [second]
+    assert await review.list_waiting(Member("local:eve", "Eve", "elsewhere", is_moderator=True), 10) == []
+    with pytest.raises(UserError, match="Only moderators"):
+        await review.list_waiting(BOB, 10)

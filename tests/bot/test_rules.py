@@ -11,28 +11,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.limits import Limits
-from bot.refused import Refused
-from bot.rules import ALL, EVERYWHERE, SETTINGS, Change, Rule, Scope, Step, Value, planning, presets, resolve
+from bot.refused import UserError
+from bot.rules import (
+    ALL,
+    EVERYWHERE,
+    SETTINGS,
+    Rule,
+    RuleChange,
+    RuleStep,
+    RuleValue,
+    Scope,
+    planning,
+    presets,
+    resolve,
+)
 from bot.rules.catalogue import Setting
-from bot.rules.reading import read, read_list, setting, written
-from bot.rules.telling import because, described, set_by, summed
-from bot.rules.terms import COUNTED, applies
-from bot.rules.together import Together
+from bot.rules.reading import find_setting, format_setting_value, parse_list, parse_value
+from bot.rules.telling import describe_step, explain_decision, set_by_sentence, summarise_change
+from bot.rules.terms import USAGE_SETTINGS, is_applicable
+from bot.rules.together import RunningLimits
 from bot.views import Member
 
 ANN = Member("ann", "Ann", "g", roles=("artists", "members"), channel="studio")
 DEFAULTS = Limits()
-NUMBERS = (*COUNTED, "steps", "pixels", "count")
+NUMBERS = (*USAGE_SETTINGS, "steps", "pixels", "count")
 SUBJECTS = {
     "house": ("",), "guild": ("",), "channel": ("studio", "lobby"), "role": ("artists", "members", "others"),
     "user": ("ann", "bob"),
 }  # fmt: skip
 
 
-def values(one: Setting) -> st.SearchStrategy[Value]:
+def values(one: Setting) -> st.SearchStrategy[RuleValue]:
     """Any value that a setting can have."""
     if one.kind in ("number", "cost", "seconds", "size"):
-        return st.integers(one.least, one.most)
+        return st.integers(one.minimum, one.maximum)
     if one.kind == "switch":
         return st.booleans()
     if one.kind == "choice":
@@ -51,7 +63,7 @@ def values(one: Setting) -> st.SearchStrategy[Value]:
     return st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1, max_size=40)
 
 
-def _lists(parts: st.SearchStrategy[str]) -> st.SearchStrategy[Value]:
+def _lists(parts: st.SearchStrategy[str]) -> st.SearchStrategy[RuleValue]:
     some = st.sets(parts, min_size=1, max_size=5)
     some = some.filter(lambda ruleset: not {part.casefold() for part in ruleset} & {"all", "none", "*"})
     return some.map(lambda ruleset: tuple(sorted(ruleset, key=lambda part: (part.casefold(), part))))
@@ -78,7 +90,7 @@ def documented_value(name: str, ruleset: list[Rule]) -> int:
     roles = [
         value for (guild, scope, role), value in mine.items() if (guild, scope) == ("g", "role") and role in ANN.roles
     ]
-    default = {"running": 3, "queued": 7, "cost_day": 1800}.get(name, SETTINGS[name].most)
+    default = {"running": 3, "queued": 7, "cost_day": 1800}.get(name, SETTINGS[name].maximum)
     for value in (
         mine.get(("g", "user", "ann")), max(roles, default=None), mine.get(("g", "channel", "studio")),
         mine.get(("g", "guild", "")), default,
@@ -91,25 +103,27 @@ def documented_value(name: str, ruleset: list[Rule]) -> int:
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from([*COUNTED, "steps", "pixels", "count"]).flatmap(lambda name: st.tuples(st.just(name), rules(name)))
+    st.sampled_from([*USAGE_SETTINGS, "steps", "pixels", "count"]).flatmap(
+        lambda name: st.tuples(st.just(name), rules(name))
+    )
 )
 def test_the_precedence_is_as_documented(drawn: tuple[str, list[Rule]]) -> None:
     name, ruleset = drawn
     terms = resolve(ruleset, ANN, DEFAULTS)
     assert getattr(terms, name) == documented_value(name, ruleset)
-    decides = terms.because[name]
+    decides = terms.deciding_rules[name]
     if decides is not None:
         assert decides.value == getattr(terms, name)
         assert any(decides == rule for rule in ruleset)
-    assert min((cap.limit for cap in terms.of(name)), default=SETTINGS[name].most) == (
-        getattr(terms, name) if name in COUNTED else SETTINGS[name].most
+    assert min((cap.limit for cap in terms.limits_of(name)), default=SETTINGS[name].maximum) == (
+        getattr(terms, name) if name in USAGE_SETTINGS else SETTINGS[name].maximum
     )
 
 
 @settings(deadline=None)
 @given(rules(), st.randoms())
 def test_the_order_and_rules_for_others_do_not_matter(ruleset: list[Rule], rng) -> None:
-    shuffled = [rule for rule in ruleset if applies(rule, ANN)]
+    shuffled = [rule for rule in ruleset if is_applicable(rule, ANN)]
     rng.shuffle(shuffled)
     assert resolve(shuffled, ANN, DEFAULTS) == resolve(ruleset, ANN, DEFAULTS)
 
@@ -122,7 +136,7 @@ def test_an_operators_ceiling_can_only_restrict(ruleset: list[Rule], more: list[
     before, after = resolve(free, ANN, DEFAULTS), resolve(free + ceilings, ANN, DEFAULTS)
     for one in SETTINGS.values():
         old, new = getattr(before, one.name), getattr(after, one.name)
-        if one.numeric:
+        if one.is_numeric:
             assert new is not None or old is None
             assert old is None or new <= old
         elif one.kind == "switch" and one.name != "previews":
@@ -149,39 +163,41 @@ def test_the_documented_example_holds() -> None:
         Rule("house", "", "cost_day", 7200, "g"),
     ]
     terms = resolve(ruleset, ANN, DEFAULTS)
-    assert because(SETTINGS["cost_day"], terms, ruleset, DEFAULTS, {"artists": "@artists"}) == (
+    assert explain_decision(SETTINGS["cost_day"], terms, ruleset, DEFAULTS, {"artists": "@artists"}) == (
         "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; this bot's operator allows "
         "at most 2 h here."
     )
-    assert terms.because["cost_day"] == ruleset[1]
-    assert set_by(ruleset[1]) == "This server's admins set that for a role of yours."
+    assert terms.deciding_rules["cost_day"] == ruleset[1]
+    assert set_by_sentence(ruleset[1]) == "This server's admins set that for a role of yours."
 
 
 def test_without_rules_the_defaults_hold_and_count_in_all_servers() -> None:
     terms = resolve([], ANN, DEFAULTS)
     assert (terms.running, terms.queued, terms.cost_day) == (3, 7, 1800)
-    assert {(cap.setting, cap.whose) for cap in terms.caps} == {
+    assert {(cap.setting, cap.usage_scope) for cap in terms.usage_limits} == {
         (name, "member everywhere") for name in ("running", "queued", "cost_day")
     }
-    assert because(SETTINGS["running"], terms, [], DEFAULTS) == (
+    assert explain_decision(SETTINGS["running"], terms, [], DEFAULTS) == (
         "running is 3: no rule is set, so this bot's default holds."
     )
 
 
 def test_a_servers_rule_counts_use_there_and_a_ceiling_counts_use_on_all_servers() -> None:
     ruleset = [Rule("guild", "", "cost_day", 600, "g"), Rule("house", "", "cost_day", 900, EVERYWHERE)]
-    caps = resolve(ruleset, ANN, DEFAULTS).of("cost_day")
-    assert [(cap.limit, cap.whose) for cap in caps] == [(600, "member here"), (900, "member everywhere")]
+    caps = resolve(ruleset, ANN, DEFAULTS).limits_of("cost_day")
+    assert [(cap.limit, cap.usage_scope) for cap in caps] == [(600, "member here"), (900, "member everywhere")]
 
 
 def test_unlimited_lifts_the_default() -> None:
-    terms = resolve([Rule("user", "ann", "cost_day", SETTINGS["cost_day"].most, "g")], ANN, DEFAULTS)
-    assert terms.of("cost_day") == ()
-    assert terms.cost_day == SETTINGS["cost_day"].most
-    assert terms.because["cost_day"] is not None
+    terms = resolve([Rule("user", "ann", "cost_day", SETTINGS["cost_day"].maximum, "g")], ANN, DEFAULTS)
+    assert terms.limits_of("cost_day") == ()
+    assert terms.cost_day == SETTINGS["cost_day"].maximum
+    assert terms.deciding_rules["cost_day"] is not None
     one = SETTINGS["cost_day"]
-    assert read(one, "unlimited") == read(one, "No limit") == one.most, "each of these texts means no limit"
-    assert written(one, one.most) == "no limit", "it is written as every card writes it"
+    assert parse_value(one, "unlimited") == parse_value(one, "No limit") == one.maximum, (
+        "each of these texts means no limit"
+    )
+    assert format_setting_value(one, one.maximum) == "no limit", "it is written as every card writes it"
 
 
 def test_one_blocked_role_blocks_the_member() -> None:
@@ -200,9 +216,12 @@ def test_lists_of_several_roles_add_up_and_a_ceiling_cuts_them() -> None:
 
 
 def test_an_invalid_rule_is_ignored() -> None:
-    wrong: list[Value] = [True, "many", ("a",), -1, 10**12, ""]
+    wrong: list[RuleValue] = [True, "many", ("a",), -1, 10**12, ""]
     ruleset = [
-        Rule("guild", "", name, value, "g") for name, one in SETTINGS.items() for value in wrong if not one.takes(value)
+        Rule("guild", "", name, value, "g")
+        for name, one in SETTINGS.items()
+        for value in wrong
+        if not one.is_valid(value)
     ]
     assert len(ruleset) > 100
     strange = [Rule("guild", "", "of a later version", 1, "g"), Rule("user", "ann", "words", ("a",), "g")]
@@ -222,11 +241,11 @@ def test_shared_limits_apply_side_by_side_and_a_servers_budget_replaces_the_gene
         Rule("house", "", "together_cost_day", 80, "g"),
         Rule("house", "", "together_cost_day", 10, EVERYWHERE),
     ]
-    caps = resolve(ruleset, ANN, DEFAULTS).of("together_cost_day")
-    assert sorted((cap.limit, cap.whose) for cap in caps) == [(50, "channel"), (80, "guild"), (100, "guild")]
-    running = Together.of_rules([replace(rule, setting="together_running") for rule in ruleset])
-    assert (running.of("g"), running.of("other")) == (80, 10)
-    assert running.channels_of("g") == {"studio": 50, "lobby": 5}
+    caps = resolve(ruleset, ANN, DEFAULTS).limits_of("together_cost_day")
+    assert sorted((cap.limit, cap.usage_scope) for cap in caps) == [(50, "channel"), (80, "guild"), (100, "guild")]
+    running = RunningLimits.from_rules([replace(rule, setting="together_running") for rule in ruleset])
+    assert (running.limit_of("g"), running.limit_of("other")) == (80, 10)
+    assert running.channel_limits_of("g") == {"studio": 50, "lobby": 5}
 
 
 # Values as text
@@ -234,14 +253,14 @@ def test_shared_limits_apply_side_by_side_and_a_servers_budget_replaces_the_gene
 
 @settings(deadline=None, max_examples=400)
 @given(st.sampled_from(sorted(SETTINGS)).flatmap(lambda name: st.tuples(st.just(name), values(SETTINGS[name]))))
-def test_a_written_value_reads_back_the_same(drawn: tuple[str, Value]) -> None:
+def test_a_written_value_reads_back_the_same(drawn: tuple[str, RuleValue]) -> None:
     name, value = drawn
     one = SETTINGS[name]
     if one.kind == "texts":
         assert isinstance(value, tuple)
-        assert read_list(one, list(value)) == value
+        assert parse_list(one, list(value)) == value
     else:
-        assert read(one, written(one, value)) == value
+        assert parse_value(one, format_setting_value(one, value)) == value
 
 
 @pytest.mark.parametrize(
@@ -257,8 +276,8 @@ def test_a_written_value_reads_back_the_same(drawn: tuple[str, Value]) -> None:
         ("patterns", "a{1,3}\nb", ("a{1,3}", "b")), ("long_ping", "2 min", 120), ("running", " 5 ", 5),
     ],
 )  # fmt: skip
-def test_values_are_read_as_admins_type_them(name: str, text: str, value: Value) -> None:
-    assert read(SETTINGS[name], text) == value
+def test_values_are_read_as_admins_type_them(name: str, text: str, value: RuleValue) -> None:
+    assert parse_value(SETTINGS[name], text) == value
 
 
 @pytest.mark.parametrize(
@@ -281,8 +300,8 @@ def test_values_are_read_as_admins_type_them(name: str, text: str, value: Value)
     ],
 )  # fmt: skip
 def test_each_mistake_is_one_clear_sentence(name: str, text: str, said: str) -> None:
-    with pytest.raises(Refused) as refused:
-        read(SETTINGS[name], text)
+    with pytest.raises(UserError) as refused:
+        parse_value(SETTINGS[name], text)
     assert said in refused.value.sentence
     assert len(refused.value.sentence) < 250
 
@@ -291,15 +310,15 @@ def test_each_mistake_is_one_clear_sentence(name: str, text: str, said: str) -> 
 @given(st.sampled_from(sorted(SETTINGS)), st.text(max_size=60))
 def test_any_text_is_read_or_refused(name: str, text: str) -> None:
     one = SETTINGS[name]
-    with contextlib.suppress(Refused):
-        value = read(one, text)
-        assert one.kind == "texts" or read(one, written(one, value)) == value
+    with contextlib.suppress(UserError):
+        value = parse_value(one, text)
+        assert one.kind == "texts" or parse_value(one, format_setting_value(one, value)) == value
 
 
 def test_a_setting_is_found_or_the_nearest_is_suggested() -> None:
-    assert setting(" Cost-Day ") is SETTINGS["cost_day"]
-    with pytest.raises(Refused, match="There is no setting “cost_dya”; the nearest is cost_day"):
-        setting("cost_dya")
+    assert find_setting(" Cost-Day ") is SETTINGS["cost_day"]
+    with pytest.raises(UserError, match="There is no setting “cost_dya”; the nearest is cost_day"):
+        find_setting("cost_dya")
 
 
 # Changes
@@ -312,17 +331,17 @@ def test_an_import_reaches_its_rules_and_undo_restores_the_old_ones(old: list[Ru
     target = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "house"}
     target = {key: value for key, value in target.items() if key[2] != "closed"}
     try:
-        steps = planning.brought(before, target)
-    except Refused:
+        steps = planning.plan_import(before, target)
+    except UserError:
         return
     after = _apply(before, steps)
     untouched = {key: value for key, value in before.items() if key[0] == "house" or key[2] == "closed"}
     assert after == {**untouched, **target}
-    change = Change(1, "g", 0.0, "ann", "Ann", "import", steps)
-    assert _apply(after, planning.undone(after, change, None)) == before
+    change = RuleChange(1, "g", 0.0, "ann", "Ann", "import", steps)
+    assert _apply(after, planning.plan_undo(after, change, None)) == before
 
 
-def _apply(before: dict, steps: tuple[Step, ...]) -> dict:
+def _apply(before: dict, steps: tuple[RuleStep, ...]) -> dict:
     after = dict(before)
     for step in steps:
         assert after.get(step.key) == step.before
@@ -337,63 +356,69 @@ def test_a_setting_is_refused_where_it_makes_no_sense() -> None:
         ("words", "g", "user", "ann"), ("running", EVERYWHERE, "guild", ""), ("running", "g", "user", ""),
         ("running", "g", "guild", "ann"), ("running", "g", "user", "x" * 65), ("reports", EVERYWHERE, "house", ""),
     ):  # fmt: skip
-        with pytest.raises(Refused):
+        with pytest.raises(UserError):
             planning.check_scope(SETTINGS[one], guild, scope, subject)  # pyright: ignore[reportArgumentType]
     planning.check_scope(SETTINGS["running"], EVERYWHERE, "user", "ann")
 
 
 def test_a_server_has_a_bounded_number_of_rules() -> None:
-    many: dict = {("user", f"u{n}", "running"): 1 for n in range(planning.MOST_RULES)}
-    with pytest.raises(Refused, match="A server has at most 1000 rules; it has 1000, and these are 1 more"):
-        planning.replaced(many, ("user", "one more", "running"), 2)
-    assert planning.replaced(many, ("user", "u1", "running"), 2)
+    many: dict = {("user", f"u{n}", "running"): 1 for n in range(planning.MAX_RULES)}
+    with pytest.raises(UserError, match="A server has at most 1000 rules; it has 1000, and these are 1 more"):
+        planning.plan_rule(many, ("user", "one more", "running"), 2)
+    assert planning.plan_rule(many, ("user", "u1", "running"), 2)
     for scope, name, value in (("guild", "closed", "abuse"), ("house", "running", 1)):
-        assert planning.replaced(many, (scope, "", name), value), "a full server can still be closed"
+        assert planning.plan_rule(many, (scope, "", name), value), "a full server can still be closed"
 
 
 def test_undo_cannot_exceed_the_number_of_rules_of_a_server() -> None:
-    first = {("user", f"u{n}", "running"): 1 for n in range(planning.MOST_RULES)}
-    wiped = Change(1, "g", 0.0, "ann", "Ann", "import", planning.brought(first, {("user", "x", "queued"): 1}))
+    first = {("user", f"u{n}", "running"): 1 for n in range(planning.MAX_RULES)}
+    wiped = RuleChange(1, "g", 0.0, "ann", "Ann", "import", planning.plan_import(first, {("user", "x", "queued"): 1}))
     now: dict = {("user", f"v{n}", "running"): 1 for n in range(5)} | {("user", "x", "queued"): 1}
-    with pytest.raises(Refused, match="A server has at most 1000 rules; it has 6, and these are 999 more"):
-        planning.undone(now, wiped, None)
-    assert planning.undone({("user", "x", "queued"): 1}, wiped, None)
+    with pytest.raises(UserError, match="A server has at most 1000 rules; it has 6, and these are 999 more"):
+        planning.plan_undo(now, wiped, None)
+    assert planning.plan_undo({("user", "x", "queued"): 1}, wiped, None)
 
 
 def test_all_rules_of_a_server_have_a_limited_length_together() -> None:
     models = tuple(f"{n:064}" for n in range(50))
     many: dict = {("user", f"u{n}", "models"): models for n in range(62)}
-    with pytest.raises(Refused, match="All rules of a server have at most 200,000 characters together"):
-        planning.replaced(many, ("user", "one more", "models"), models)
-    wiped = Change(1, "g", 0.0, "ann", "Ann", "import", planning.brought(many, {("user", "x", "models"): models}))
-    with pytest.raises(Refused, match="Shorten or remove some lists first"):
-        planning.undone({("user", "x", "models"): models, ("user", "y", "models"): models[:45],
+    with pytest.raises(UserError, match="All rules of a server have at most 200,000 characters together"):
+        planning.plan_rule(many, ("user", "one more", "models"), models)
+    wiped = RuleChange(
+        1, "g", 0.0, "ann", "Ann", "import", planning.plan_import(many, {("user", "x", "models"): models})
+    )
+    with pytest.raises(UserError, match="Shorten or remove some lists first"):
+        planning.plan_undo({("user", "x", "models"): models, ("user", "y", "models"): models[:45],
                          ("user", "z", "models"): models}, wiped, None)  # fmt: skip
-    assert planning.replaced(many, ("user", "u1", "models"), models[:3])
+    assert planning.plan_rule(many, ("user", "u1", "models"), models[:3])
 
 
 def test_presets_set_only_valid_values() -> None:
     for one in presets.PRESETS.values():
-        for (scope, subject, name), value in presets.rules_of(one).items():
+        for (scope, subject, name), value in presets.preset_rules(one).items():
             planning.check_scope(SETTINGS[name], "g", "guild", "")
-            assert (scope, subject, read(SETTINGS[name], written(SETTINGS[name], value))) == ("guild", "", value)
-    assert presets.preset("Large-Server").name == "large server"
-    with pytest.raises(Refused, match="There is no preset “contst”; the nearest is contest"):
-        presets.preset("contst")
+            assert (scope, subject, parse_value(SETTINGS[name], format_setting_value(SETTINGS[name], value))) == (
+                "guild",
+                "",
+                value,
+            )
+    assert presets.find_preset("Large-Server").name == "large server"
+    with pytest.raises(UserError, match="There is no preset “contst”; the nearest is contest"):
+        presets.find_preset("contst")
 
 
 def test_a_change_is_described_in_words() -> None:
-    step = Step("role", "7", "cost_day", 1800, 3600)
-    assert described(step, {"7": "@artists"}) == "cost_day for @artists: 30 min → 1 h"
-    assert summed(Change(4, "g", 0.0, "ann", "Ann", "set", (step,), None, 9)) == (
+    step = RuleStep("role", "7", "cost_day", 1800, 3600)
+    assert describe_step(step, {"7": "@artists"}) == "cost_day for @artists: 30 min → 1 h"
+    assert summarise_change(RuleChange(4, "g", 0.0, "ann", "Ann", "set", (step,), None, 9)) == (
         "4: set by Ann: cost_day for role 7: 30 min → 1 h (undone by 9)"
     )
 
 
 def test_a_closing_reason_has_a_limited_length_and_names_who_closed() -> None:
-    assert planning.closing("too much. ", "Ann") == "too much (closed by Ann)"
-    assert planning.closing("", "Ann") == "no reason given (closed by Ann)"
-    assert len(planning.closing("x" * 5000, "y" * 500)) <= SETTINGS["closed"].most
+    assert planning.closed_value("too much. ", "Ann") == "too much (closed by Ann)"
+    assert planning.closed_value("", "Ann") == "no reason given (closed by Ann)"
+    assert len(planning.closed_value("x" * 5000, "y" * 500)) <= SETTINGS["closed"].maximum
 
 
 def test_the_limits_page_names_every_setting_and_preset() -> None:

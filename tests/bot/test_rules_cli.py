@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bot.__main__ import main
-from bot.refused import Refused
-from bot.views import Member, Place
+from bot.refused import UserError
+from bot.views import Destination, Member
 
 
 def run_rules_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
@@ -96,48 +96,48 @@ def test_mistakes_are_one_sentence(rules, words, said):
 async def test_a_running_bot_applies_rules_from_the_terminal(workplace, monkeypatch, capsys):
     app = await workplace.house()
     bob = Member("discord:5", "Bob", "g")
-    await app.studio.imagine("a lamp", bob, Place("web", {}))
+    await app.jobs.imagine("a lamp", bob, Destination("web", {}))
 
     def run_command() -> int:
         return run_rules_command(monkeypatch, workplace.settings.data, "set", "steps", "10", "--guild", "g")
 
     assert await asyncio.to_thread(run_command) == 0
-    with pytest.raises(Refused, match="at most 10 are allowed here"):
-        await app.studio.imagine("a lamp", bob, Place("web", {}))
+    with pytest.raises(UserError, match="at most 10 are allowed here"):
+        await app.jobs.imagine("a lamp", bob, Destination("web", {}))
 
 
 @pytest.mark.asyncio
 async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace, monkeypatch, capsys, until):
     app = await workplace.house()
-    bob, eve = Member("discord:5", "Bob", "discord:7", owner=True), Member("discord:6", "Eve", "discord:8")
-    here = Place("web", {})
+    bob, eve = Member("discord:5", "Bob", "discord:7", is_owner=True), Member("discord:6", "Eve", "discord:8")
+    here = Destination("web", {})
 
     async def run_command(*words: str, code: int = 0) -> str:
         assert await asyncio.to_thread(run_rules_command, monkeypatch, workplace.settings.data, *words) == code
         return "".join(capsys.readouterr())
 
     async def state(job: str) -> tuple[str, float]:
-        record = await app.store.record(job)
+        record = await app.store.get_job(job)
         return record.state, record.charged
 
     async def is_cancelled(job: str) -> bool:
         return await state(job) == ("cancelled", 0.0)
 
-    mine, theirs = [(await app.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
+    mine, theirs = [(await app.jobs.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
     assert "cancels the open jobs there within seconds" in await run_command(
         "close", "--guild", "7", "--reason", "abuse"
     )
     assert "It is closed already." in await run_command("close", "--guild", "7", "--reason", "abuse")
-    with pytest.raises(Refused, match=r"closed .*abuse \(closed by this bot's operator\)"):
-        await app.studio.imagine("a lamp", bob, here)
-    with pytest.raises(Refused, match="only they can open it"):
-        await app.desk.administration.open(bob)
+    with pytest.raises(UserError, match=r"closed .*abuse \(closed by this bot's operator\)"):
+        await app.jobs.imagine("a lamp", bob, here)
+    with pytest.raises(UserError, match="only they can open it"):
+        await app.services.rule_admin.open_guild(bob)
     await until(lambda: is_cancelled(mine))
     assert (await state(theirs))[0] == "queued"
     await run_command("close", "--reason", "moving")
     await until(lambda: is_cancelled(theirs))
     await run_command("open")
-    await app.studio.imagine("a lamp", eve, here)
+    await app.jobs.imagine("a lamp", eve, here)
     await run_command("open", "--guild", "7")
-    await app.studio.imagine("a lamp", bob, here)
+    await app.jobs.imagine("a lamp", bob, here)
     assert "It is open already." in await run_command("open", "--guild", "7", code=2)

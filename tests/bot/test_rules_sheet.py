@@ -7,19 +7,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.refused import Refused
-from bot.rules import SETTINGS, Rule, Scope, Value, sheet
+from bot.refused import UserError
+from bot.rules import SETTINGS, Rule, RuleValue, Scope, sheet
 from bot.rules.catalogue import Setting
-from bot.rules.sheet import ABSENT, BYTES, SECTIONS
+from bot.rules.sheet import EXCLUDED_SETTINGS, MAX_BYTES, SECTIONS
 
 WORDS = st.from_regex(r"[a-z]{2,10}", fullmatch=True)
 TEXTS = st.sets(WORDS, min_size=1, max_size=4).map(lambda some: tuple(sorted(some)))
 IDS = st.from_regex(r"(discord:)?[0-9]{1,20}", fullmatch=True)
 
 
-def values(one: Setting) -> st.SearchStrategy[Value]:
+def values(one: Setting) -> st.SearchStrategy[RuleValue]:
     if one.kind in ("number", "cost", "seconds", "size"):
-        return st.integers(one.least, one.most)
+        return st.integers(one.minimum, one.maximum)
     if one.kind == "switch":
         return st.booleans()
     if one.kind == "choice":
@@ -35,7 +35,7 @@ def values(one: Setting) -> st.SearchStrategy[Value]:
 def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
     ruleset: dict[tuple[str, str, str], Rule] = {}
     for _ in range(draw(st.integers(0, 15))):
-        one = SETTINGS[draw(st.sampled_from(sorted(set(SETTINGS) - set(ABSENT))))]
+        one = SETTINGS[draw(st.sampled_from(sorted(set(SETTINGS) - set(EXCLUDED_SETTINGS))))]
         scopes: list[Scope] = [scope for scope in one.scopes if scope != "house"]
         scope = draw(st.sampled_from(scopes))
         subject = "" if scope == "guild" else draw(IDS)
@@ -47,14 +47,14 @@ def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
 @settings(deadline=None)
 @given(rules())
 def test_exported_rules_import_unchanged(ruleset: dict[tuple[str, str, str], Rule]) -> None:
-    text = sheet.out(ruleset.values())
-    assert sheet.bring(text) == {key: rule.value for key, rule in ruleset.items() if rule.scope != "house"}
+    text = sheet.dump_rules(ruleset.values())
+    assert sheet.load_rules(text) == {key: rule.value for key, rule in ruleset.items() if rule.scope != "house"}
     assert text.startswith("# The rules of one server.")
     assert set(yaml.safe_load(text)) <= {"version", *SECTIONS}
 
 
 def test_the_import_reads_yaml_as_admins_write_it() -> None:
-    ruleset = sheet.bring(
+    ruleset = sheet.load_rules(
         """
         # comments are kept out of the way
         version: 1
@@ -82,7 +82,7 @@ def test_the_import_reads_yaml_as_admins_write_it() -> None:
         ("role", "123", "blocked"): True,
         ("user", "discord:7", "steps"): 100,
     }
-    assert sheet.bring("") == sheet.bring("# nothing\n") == sheet.bring("server:") == {}
+    assert sheet.load_rules("") == sheet.load_rules("# nothing\n") == sheet.load_rules("server:") == {}
 
 
 @pytest.mark.parametrize(
@@ -110,25 +110,25 @@ def test_the_import_reads_yaml_as_admins_write_it() -> None:
         ("[" * 5000, "Line 1 of the file: it is nested too deep."),
         ("server: {words: [" + "a," * 25_000 + "]}", "it has more than"),
         ("\x00", "Line 1 of the file: it is not YAML."),
-        ("# " + "x" * BYTES, "A rules file has at most 64 KiB."),
+        ("# " + "x" * MAX_BYTES, "A rules file has at most 64 KiB."),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
-    with pytest.raises(Refused) as refused:
-        sheet.bring(text)
+    with pytest.raises(UserError) as refused:
+        sheet.load_rules(text)
     assert said in refused.value.sentence
     assert len(refused.value.sentence) < 300
 
 
 def test_an_invalid_id_is_refused() -> None:
     for subject in ('"7\\n8"', '"7\\u202e"'):
-        with pytest.raises(Refused, match=r"Line 2 of the file: An id has 1 to 64 printable characters\."):
-            sheet.bring(f"users:\n  {subject}: {{steps: 1}}")
+        with pytest.raises(UserError, match=r"Line 2 of the file: An id has 1 to 64 printable characters\."):
+            sheet.load_rules(f"users:\n  {subject}: {{steps: 1}}")
     for section, scope in (("users", "user"), ("roles", "role")):
-        with pytest.raises(Refused, match=f"“a.b” is no id: on Discord the id of a {scope} is a number"):
-            sheet.bring(f"{section}:\n  a.b: {{steps: 1}}", "discord:1")
-    assert sheet.bring("users: {a.b: {steps: 1}}", "local")
-    assert list(sheet.bring("users: {'<@7>': {steps: 1}}", "discord:1")) == [("user", "discord:7", "steps")]
+        with pytest.raises(UserError, match=f"“a.b” is no id: on Discord the id of a {scope} is a number"):
+            sheet.load_rules(f"{section}:\n  a.b: {{steps: 1}}", "discord:1")
+    assert sheet.load_rules("users: {a.b: {steps: 1}}", "local")
+    assert list(sheet.load_rules("users: {'<@7>': {steps: 1}}", "discord:1")) == [("user", "discord:7", "steps")]
 
 
 BOMB = "a: &a [x,x,x]\n" + "".join(
@@ -137,15 +137,15 @@ BOMB = "a: &a [x,x,x]\n" + "".join(
 
 
 def test_a_yaml_bomb_is_refused_at_its_first_anchor() -> None:
-    with pytest.raises(Refused, match=r"Line 1 of the file: anchors and aliases"):
-        sheet.bring(BOMB)
+    with pytest.raises(UserError, match=r"Line 1 of the file: anchors and aliases"):
+        sheet.load_rules(BOMB)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=300) | st.text(alphabet="server:rolsunig 0123\n\t-[]{}&*!'\"#,?|>%@", max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        ruleset = sheet.bring(text)
-    except Refused:
+        ruleset = sheet.load_rules(text)
+    except UserError:
         return
     assert all(setting in SETTINGS for _, _, setting in ruleset)

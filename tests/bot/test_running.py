@@ -12,21 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli.running import Running, announce, check_port, find, only_one, withdraw
-from bot.cli.up import announced
-from bot.config import load
-from bot.refused import Refused
+from bot.cli.running import (
+    RunningInstance,
+    announce_instance,
+    check_port_free,
+    find_instance,
+    lock_data_folder,
+    withdraw_instance,
+)
+from bot.cli.up import announce_address
+from bot.config import load_settings
+from bot.refused import UserError
 
 
 def test_an_announced_bot_is_found_until_it_withdraws(tmp_path: Path) -> None:
-    here = Running("http://127.0.0.1:8189", 42)
-    announce(tmp_path, here)
-    assert find(tmp_path) == here
+    here = RunningInstance("http://127.0.0.1:8189", 42)
+    announce_instance(tmp_path, here)
+    assert find_instance(tmp_path) == here
     assert json.loads((tmp_path / "running.json").read_text()) == {"url": here.url, "pid": 42}
     assert stat.S_IMODE((tmp_path / "running.json").stat().st_mode) == 0o600
-    withdraw(tmp_path)
-    assert find(tmp_path) is None
-    withdraw(tmp_path)  # twice is no error
+    withdraw_instance(tmp_path)
+    assert find_instance(tmp_path) is None
+    withdraw_instance(tmp_path)  # twice is no error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -35,20 +42,20 @@ def test_an_announced_bot_is_found_until_it_withdraws(tmp_path: Path) -> None:
 )
 def test_a_damaged_announcement_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
-    assert find(tmp_path) is None
+    assert find_instance(tmp_path) is None
 
 
 def test_a_second_bot_on_a_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    announce(tmp_path, Running("http://127.0.0.1:9", 42))
-    with only_one(tmp_path):
+    announce_instance(tmp_path, RunningInstance("http://127.0.0.1:9", 42))
+    with lock_data_folder(tmp_path):
         with (
-            pytest.raises(Refused, match=r"already runs on .* at http://127.0.0.1:9 \(process 42\)"),
-            only_one(tmp_path),
+            pytest.raises(UserError, match=r"already runs on .* at http://127.0.0.1:9 \(process 42\)"),
+            lock_data_folder(tmp_path),
         ):
             pass
-        with pytest.raises(Refused), only_one(tmp_path):
+        with pytest.raises(UserError), lock_data_folder(tmp_path):
             pass
-    with only_one(tmp_path):  # free again
+    with lock_data_folder(tmp_path):  # free again
         pass
 
 
@@ -61,38 +68,38 @@ with only_one(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.rea
     with other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(Refused), only_one(tmp_path):
+        with pytest.raises(UserError), lock_data_folder(tmp_path):
             pass
         other.kill()
         other.wait()
-    with only_one(tmp_path):
+    with lock_data_folder(tmp_path):
         pass
 
 
 def test_an_impossible_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Refused, match="cannot be used"), only_one(tmp_path / "file" / "inside"):
+    with pytest.raises(UserError, match="cannot be used"), lock_data_folder(tmp_path / "file" / "inside"):
         pass
 
 
 def test_only_its_owner_may_read_the_data_folder(tmp_path: Path) -> None:
-    with only_one(tmp_path / "new"):
+    with lock_data_folder(tmp_path / "new"):
         assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
 def test_a_port_in_use_is_refused_in_one_sentence(free_port: int) -> None:
-    check_port("127.0.0.1", free_port)
+    check_port_free("127.0.0.1", free_port)
     with socket.create_server(("127.0.0.1", free_port)):
-        with pytest.raises(Refused) as caught:
-            check_port("127.0.0.1", free_port)
+        with pytest.raises(UserError) as caught:
+            check_port_free("127.0.0.1", free_port)
         assert caught.value.sentence == f"Port {free_port} is taken on 127.0.0.1: choose another with --port."
-    check_port("127.0.0.1", free_port)
+    check_port_free("127.0.0.1", free_port)
 
 
 def test_an_address_in_brackets_is_accepted(free_port: int) -> None:
-    check_port("[127.0.0.1]", free_port)
-    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(Refused, match=f"Port {free_port} is taken"):
-        check_port("[127.0.0.1]", free_port)
+    check_port_free("[127.0.0.1]", free_port)
+    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(UserError, match=f"Port {free_port} is taken"):
+        check_port_free("[127.0.0.1]", free_port)
 
 
 @pytest.mark.parametrize(
@@ -105,17 +112,17 @@ def test_an_address_in_brackets_is_accepted(free_port: int) -> None:
     ],
 )
 def test_a_bot_is_found_whatever_address_it_binds(tmp_path: Path, host: str, url: str) -> None:
-    with announced(load(data=tmp_path, host=host), 7):
-        assert find(tmp_path) == Running(url, os.getpid())
-    assert find(tmp_path) is None
+    with announce_address(load_settings(data=tmp_path, host=host), 7):
+        assert find_instance(tmp_path) == RunningInstance(url, os.getpid())
+    assert find_instance(tmp_path) is None
 
 
 def test_a_foreign_address_is_refused(free_port: int) -> None:
-    with pytest.raises(Refused, match="Nobody can listen"):
-        check_port("192.0.2.1", free_port)  # TEST-NET-1 is nobody's (RFC 5737)
+    with pytest.raises(UserError, match="Nobody can listen"):
+        check_port_free("192.0.2.1", free_port)  # TEST-NET-1 is nobody's (RFC 5737)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named ports are a matter of this system")
 def test_an_unknown_host_name_is_refused() -> None:
-    with pytest.raises(Refused, match="Nobody can listen"):
-        check_port("no such host", 8189)
+    with pytest.raises(UserError, match="Nobody can listen"):
+        check_port_free("no such host", 8189)

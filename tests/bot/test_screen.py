@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bot.cli.screen import Screen
+from bot.cli.screen import ProgressDisplay
 
 
 def _jpeg(colour: str, size: int = 64) -> bytes:
@@ -24,58 +24,58 @@ def _console(*, terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_a_pipe_gets_sentences_only() -> None:
     console, text = _console(terminal=False)
-    with Screen(console, 4) as screen:
-        screen.wait(2, 30.0)
-        screen.say("Taken, but without effect here: --v 6.")
-        screen.step(3, 10, 4.0)
-        screen.frame(0, _jpeg("red"))
-        screen.show([_jpeg("red")])
+    with ProgressDisplay(console, 4) as screen:
+        screen.show_queue(2, 30.0)
+        screen.print_note("Taken, but without effect here: --v 6.")
+        screen.show_step(3, 10, 4.0)
+        screen.show_frame(0, _jpeg("red"))
+        screen.print_pictures([_jpeg("red")])
     assert text.getvalue() == "Taken, but without effect here: --v 6.\n"
-    assert screen.frames == 1
+    assert screen.frame_count == 1
 
 
 def test_a_terminal_shows_the_queue_the_steps_and_the_picture() -> None:
     console, text = _console(terminal=True)
-    with Screen(console, 4) as screen:
-        screen.wait(2, 30.0)
+    with ProgressDisplay(console, 4) as screen:
+        screen.show_queue(2, 30.0)
         screen._live.refresh()
         assert "2 ahead in the queue" in text.getvalue()
-        screen.load("loading sd-1.5, 40 %", 40)
+        screen.show_loading("loading sd-1.5, 40 %", 40)
         screen._live.refresh()
         assert "loading sd-1.5, 40 %" in text.getvalue()
-        screen.load("loading sd-1.5", None)
-        screen.step(370, 1000, 12.4)
+        screen.show_loading("loading sd-1.5", None)
+        screen.show_step(370, 1000, 12.4)
         screen._live.refresh()
         assert "step 370 of 1000, 12 s left" in text.getvalue()
         before = len(text.getvalue())
-        screen.frame(1, _jpeg("red"))
+        screen.show_frame(1, _jpeg("red"))
         screen._live.refresh()
         assert len(text.getvalue()) > before + 200  # a picture takes some characters
-    assert screen.frames == 1
+    assert screen.frame_count == 1
 
 
 def test_only_the_picture_stays_on_the_screen() -> None:
     console, text = _console(terminal=True)
-    with Screen(console, 1) as screen:
+    with ProgressDisplay(console, 1) as screen:
         pass
     before = len(text.getvalue())
-    screen.show([_jpeg("blue")])
+    screen.print_pictures([_jpeg("blue")])
     assert text.getvalue()[before:].count("\n") >= 5
-    assert screen.frames == 0
+    assert screen.frame_count == 0
 
 
 @pytest.mark.parametrize("payload", [b"", b"not a picture", _jpeg("red")[:80]])
 def test_a_broken_preview_is_left_out(payload: bytes) -> None:
     console, _ = _console(terminal=True)
-    with Screen(console, 4) as screen:
-        screen.frame(0, payload)
-        screen.frame(7, _jpeg("red"))
+    with ProgressDisplay(console, 4) as screen:
+        screen.show_frame(0, payload)
+        screen.show_frame(7, _jpeg("red"))
         screen._live.refresh()
-    assert screen.frames == 2
+    assert screen.frame_count == 2
 
 
 def test_text_from_others_is_not_markup() -> None:
     console, text = _console(terminal=False)
-    with Screen(console, 1) as screen:
-        screen.say("[bold]a[/bold] [link=http://x]b")
+    with ProgressDisplay(console, 1) as screen:
+        screen.print_note("[bold]a[/bold] [link=http://x]b")
     assert text.getvalue() == "[bold]a[/bold] [link=http://x]b\n"

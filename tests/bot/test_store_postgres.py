@@ -16,13 +16,13 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from ulid import ULID
 
-from bot.limits import check_places
-from bot.refused import Refused
-from bot.store import Draft, Store, Unavailable, Wish, reads
-from bot.store.dialling import Patience
+from bot.limits import check_job_count
+from bot.refused import UserError
+from bot.store import DatabaseUnavailable, NewJob, PickRequest, Store, reads
+from bot.store.dialling import Timeouts
 from bot.store.ledger import Ledger
-from bot.store.postgres import Postgres
-from bot.views import Member, Place
+from bot.store.postgres import PostgresDatabase
+from bot.views import Destination, Member
 from engine.job import Concept, Recipe
 from postgres import PASSWORD, Server
 
@@ -34,29 +34,29 @@ RECIPE = Recipe(
 )  # fmt: skip
 # Ends every session of a test.
 END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ~ '^d'"
-SHORT = Patience(connect=1.0, lock=0.3, statement=1.0, doubt=20.0)
+SHORT = Timeouts(connect=1.0, lock=0.3, statement=1.0, commit_check=20.0)
 
 
-def draft(user: str = "ann", **more: Any) -> Draft:
+def draft(user: str = "ann", **more: Any) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE,
-        "member": Member(user, user, "g"), "place": Place("web", {}), "pool": "default", "model": "embedded",
+        "member": Member(user, user, "g"), "place": Destination("web", {}), "pool": "default", "model": "embedded",
         "cost": 1.0, "created": 1000.0, "deadline": 2000.0,
     }  # fmt: skip
-    return Draft(**(values | more))
+    return NewJob(**(values | more))
 
 
-def admit_all(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
+def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
     return drafts
 
 
 async def admit_job(store: Store, **more: Any) -> str:
-    records, _ = await store.admit([draft(**more)], None, admit_all, 1000.0)
+    records, _ = await store.admit_jobs([draft(**more)], None, admit_all, 1000.0)
     return records[0].id
 
 
 async def job_ids(store: Store) -> set[str]:
-    return {record.id for record in await store.ask(reads.newest, None, 10_000)}
+    return {record.id for record in await store.read(reads.list_newest, None, 10_000)}
 
 
 @pytest_asyncio.fixture
@@ -84,11 +84,11 @@ async def test_a_session_that_dies_in_a_transaction_keeps_nothing(server_and_sto
         connection.execute(text("INSERT INTO terms VALUES ('x', 1)"))
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
-    with pytest.raises(Unavailable, match="terminating connection"):
+    with pytest.raises(DatabaseUnavailable, match="terminating connection"):
         await store.write(die)
-    with pytest.raises(Unavailable):
-        await store.ask(lambda connection: connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())")))
-    assert await store.ask(lambda connection: connection.execute(text("SELECT count(*) FROM terms")).scalar()) == 0
+    with pytest.raises(DatabaseUnavailable):
+        await store.read(lambda connection: connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())")))
+    assert await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM terms")).scalar()) == 0
     assert await admit_job(store) in await job_ids(store)
 
 
@@ -100,7 +100,7 @@ async def test_a_server_that_is_down_is_reported_at_once_and_found_again(
     await asyncio.to_thread(server.stop)
     try:
         for act in (admit_job(store), job_ids(store)):
-            with pytest.raises(Unavailable, match="cannot be used now"):
+            with pytest.raises(DatabaseUnavailable, match="cannot be used now"):
                 await act
     finally:
         await asyncio.to_thread(server.start)
@@ -110,11 +110,11 @@ async def test_a_server_that_is_down_is_reported_at_once_and_found_again(
 
 async def test_a_read_only_server_counts_as_away_until_it_is_writable(server_and_store: tuple[Server, Store]) -> None:
     server, store = server_and_store
-    (name,) = await store.ask(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
+    (name,) = await store.read(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
     alter = f"ALTER DATABASE {name} SET default_transaction_read_only ="
     await asyncio.to_thread(server.sql, f"{alter} on")
     await asyncio.to_thread(server.sql, END_SESSIONS)
-    with pytest.raises(Unavailable, match="read-only"):
+    with pytest.raises(DatabaseUnavailable, match="read-only"):
         await admit_job(store)
     await asyncio.to_thread(server.sql, f"{alter} off")
     assert await admit_job(store) in await job_ids(store)
@@ -122,23 +122,23 @@ async def test_a_read_only_server_counts_as_away_until_it_is_writable(server_and
 
 async def test_a_reader_cannot_write(server_and_store: tuple[Server, Store]) -> None:
     _, store = server_and_store
-    with pytest.raises((Unavailable, DBAPIError), match="read-only"):
-        await store.ask(lambda connection: connection.execute(text("INSERT INTO terms VALUES ('x', 1)")) and None)
+    with pytest.raises((DatabaseUnavailable, DBAPIError), match="read-only"):
+        await store.read(lambda connection: connection.execute(text("INSERT INTO terms VALUES ('x', 1)")) and None)
 
 
 async def test_limits_hold_across_processes(server_and_store: tuple[Server, Store], postgres: Server) -> None:
     _, store = server_and_store
-    (name,) = await store.ask(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
+    (name,) = await store.read(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
     other = await Store.open(postgres.url(name))
 
-    def decide(drafts: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
-        check_places(3, 4, ledger.usage("member everywhere"), 1000.0)
+    def decide(drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
+        check_job_count(3, 4, ledger.get_usage("member everywhere"), 1000.0)
         return drafts
 
     async def ask(of: Store) -> int:
         try:
-            await of.admit([draft()], None, decide, 1000.0)
-        except Refused:
+            await of.admit_jobs([draft()], None, decide, 1000.0)
+        except UserError:
             return 0
         return 1
 
@@ -150,7 +150,7 @@ async def test_limits_hold_across_processes(server_and_store: tuple[Server, Stor
 
 async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(postgres: Server) -> None:
     url = postgres.url(await asyncio.to_thread(postgres.database))
-    slow, quick = Postgres(url), Postgres(url, SHORT)
+    slow, quick = PostgresDatabase(url), PostgresDatabase(url, SHORT)
     has_started = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -160,7 +160,7 @@ async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(post
 
     holding = asyncio.create_task(slow.write(hold_lock))
     await has_started.wait()
-    with pytest.raises(Unavailable, match="lock timeout"):
+    with pytest.raises(DatabaseUnavailable, match="lock timeout"):
         await quick.write(lambda _: None)
     await holding
     await quick.write(lambda _: None)
@@ -169,7 +169,7 @@ async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(post
 
 
 async def test_a_server_that_hangs_blocks_no_request_for_ever(postgres: Server) -> None:
-    driver = Postgres(postgres.url(await asyncio.to_thread(postgres.database), port=True), SHORT)
+    driver = PostgresDatabase(postgres.url(await asyncio.to_thread(postgres.database), port=True), SHORT)
     await driver.write(lambda _: None)
     await driver.read(lambda _: None)
     sessions = await asyncio.to_thread(postgres.sessions)
@@ -182,7 +182,7 @@ async def test_a_server_that_hangs_blocks_no_request_for_ever(postgres: Server) 
     finally:
         for session in sessions:
             session.send_signal(signal.SIGCONT)
-    assert [type(each) for each in outcomes] == [Unavailable] * 2
+    assert [type(each) for each in outcomes] == [DatabaseUnavailable] * 2
     assert time.monotonic() - start < 60
     assert await driver.write(select_one) == 1
     await driver.close()
@@ -200,7 +200,7 @@ def select_one(connection: Connection) -> int:
 )  # fmt: skip
 async def test_no_message_contains_the_password(postgres: Server, caplog: Any, wrong: str) -> None:
     caplog.set_level(0)
-    with pytest.raises((Unavailable, Refused)) as caught:
+    with pytest.raises((DatabaseUnavailable, UserError)) as caught:
         await Store.open(wrong.format(p=PASSWORD, port=postgres.port))
     messages, cause = [str(caught.value)], caught.value.__cause__
     while cause is not None:
@@ -222,7 +222,7 @@ async def test_without_its_driver_one_sentence_says_what_to_install(monkeypatch:
     monkeypatch.setattr(
         import_module("bot.store.database"), "find_spec", lambda name: None if name == "asyncpg" else object()
     )
-    with pytest.raises(Refused, match=r"pip install 'darkroom-bot\[postgres\]'"):
+    with pytest.raises(UserError, match=r"pip install 'darkroom-bot\[postgres\]'"):
         await Store.open("postgresql://darkroom@/darkroom")
 
 
@@ -238,8 +238,8 @@ async def test_stores_that_open_at_once_create_the_tables_once(postgres: Server)
 async def test_a_character_that_postgresql_cannot_store_is_left_out(server_and_store: tuple[Server, Store]) -> None:
     _, store = server_and_store
     job = await admit_job(store)
-    await store.pick(Wish("default", ("embedded",), running=9), 64, 1.0, 1001.0)
-    moved = await store.end("fail", job, 1002.0, 0.0, reason="a\0b")
+    await store.pick_job(PickRequest("default", ("embedded",), member_limit=9), 64, 1.0, 1001.0)
+    moved = await store.end_job("fail", job, 1002.0, 0.0, reason="a\0b")
     assert moved is not None
     assert moved.record.reason == "ab"
 
@@ -302,7 +302,7 @@ async def test_the_outcome_of_a_commit_whose_reply_is_lost_is_found_out(postgres
         assert proxy.armed == ""
         assert await job_ids(store) == {first, second}
         proxy.armed = "everything"
-        with pytest.raises(Unavailable):
+        with pytest.raises(DatabaseUnavailable):
             await admit_job(store)
         assert proxy.armed == ""
         assert await job_ids(store) == {first, second}
@@ -313,14 +313,14 @@ async def test_every_acknowledged_admission_survives_crashes_of_the_server(
 ) -> None:
     server, store = server_and_store
     acknowledged: list[str] = []
-    refusals: list[Unavailable] = []
+    refusals: list[DatabaseUnavailable] = []
     is_running = True
 
     async def member(user: str) -> None:
         while is_running:
             try:
                 acknowledged.append(await admit_job(store, user=user))
-            except Unavailable as error:
+            except DatabaseUnavailable as error:
                 refusals.append(error)
                 await asyncio.sleep(0.02)
 

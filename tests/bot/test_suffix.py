@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.prompt import parse
-from bot.prompt.suffix import suffixed, walk_suffixed
+from bot.prompt.suffix import add_suffix, add_walk_suffix
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from bot.prompt.suffix import suffixed, walk_suffixed
     ],
 )
 def test_a_suffix_goes_after_the_words_and_before_the_flags(text: str, suffix: str, made: str) -> None:
-    assert suffixed(text, suffix) == made
+    assert add_suffix(text, suffix) == made
 
 
 def test_what_is_typed_wins_over_the_suffix() -> None:
-    (request,) = parse(suffixed("apple --seed 7", "pale --seed 9 --steps 20"), None).requests
+    (request,) = parse(add_suffix("apple --seed 7", "pale --seed 9 --steps 20"), None).prompts
     assert (request.words, request.seed, request.steps) == ("apple pale", 7, 20)
 
 
@@ -46,10 +46,10 @@ def test_what_is_typed_wins_over_the_suffix() -> None:
     ],
 )
 def test_the_end_of_an_interpolation_takes_only_the_words_of_a_suffix(suffix: str, made: str) -> None:
-    assert walk_suffixed("a cat", suffix, {"mine": "pale --seed 7"}) == made
+    assert add_walk_suffix("a cat", suffix, {"mine": "pale --seed 7"}) == made
 
 
 @given(st.text(max_size=80), st.text(max_size=40))
 def test_a_suffix_is_added_only_once(text: str, suffix: str) -> None:
-    once = suffixed(text, suffix)
-    assert suffixed(once, suffix) == once
+    once = add_suffix(text, suffix)
+    assert add_suffix(once, suffix) == once

@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import Connection, create_engine, select
 from ulid import ULID
 
-from bot.fair import ancestry
-from bot.states import ACTIVE, ENDS, TRANSITIONS
-from bot.store import Draft, Wish, moves, rerouting
+from bot.fair import ancestor_paths
+from bot.states import ACTIVE_STATES, END_STATES, TRANSITIONS
+from bot.store import NewJob, PickRequest, moves, rerouting
 from bot.store.tables import accounts, jobs, metadata
-from bot.store.tables import moves as audit
-from bot.views import Member, Place
+from bot.store.tables import audit_lines as audit
+from bot.views import Destination, Member
 from engine.job import Concept, Recipe
 
 RECIPE = Recipe(
@@ -30,10 +30,10 @@ STORE = Path(moves.__file__).parent
 POOLS = ("default", "other")
 
 
-def draft(user: str, tier: str, cost: float) -> Draft:
-    return Draft(
+def draft(user: str, tier: str, cost: float) -> NewJob:
+    return NewJob(
         id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE, member=Member(user, user, "g", tier),
-        place=Place("web", {}), pool="default", model="embedded", cost=cost, created=0.0, deadline=10.0**9,
+        destination=Destination("web", {}), pool="default", model="embedded", cost=cost, created=0.0, deadline=10.0**9,
     )  # fmt: skip
 
 
@@ -57,22 +57,22 @@ class Jobs(RuleBasedStateMachine):
         return ids[which % len(ids)]
 
     def _note(self, moved: Any) -> None:
-        if moved is not None and moved.record.state in ENDS:
+        if moved is not None and moved.record.state in END_STATES:
             assert moved.record.id not in self.ends, "a job ends once"
             self.ends[moved.record.id] = (moved.record.state, moved.record.charged)
 
     @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
     def admit(self, user: str, tier: str, cost: float) -> None:
-        moves.insert(self.connection, [draft(user, tier, cost)], None, {})
+        moves.insert_jobs(self.connection, [draft(user, tier, cost)], None, {})
 
     @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
     def send(self, pool: str, rows: int, seconds: float) -> None:
         self.now += seconds
-        self._note(moves.pick(self.connection, Wish(pool, ("embedded",), 3), rows, 1.0, self.now))
+        self._note(moves.pick_job(self.connection, PickRequest(pool, ("embedded",), 3), rows, 1.0, self.now))
 
     @rule(which=st.integers(0, 9), pool=st.sampled_from(POOLS))
     def move_away(self, which: int, pool: str) -> None:
-        rerouting.reroute(self.connection, self._job(which), pool, {}, self.now)
+        rerouting.reroute_job(self.connection, self._job(which), pool, {}, self.now)
 
     @rule(which=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
         ["start", "requeue", "finish", "fail", "cancel"]), spent=st.floats(0, 1000))  # fmt: skip
@@ -86,7 +86,7 @@ class Jobs(RuleBasedStateMachine):
         kind, job, *more = self.reports[which % len(self.reports)]
         before = self._row(job)
         self._apply(kind, job, *more)
-        if before["state"] in ENDS or before["epoch"] > more[0]:
+        if before["state"] in END_STATES or before["epoch"] > more[0]:
             assert self._row(job) == before, "a report of an ended job or an older epoch changes nothing"
 
     def _row(self, job: str) -> dict[str, Any]:
@@ -94,16 +94,16 @@ class Jobs(RuleBasedStateMachine):
 
     def _apply(self, kind: Any, job: str, epoch: int, step: int, spent: float) -> None:
         if kind == "start":
-            moved = moves.start(self.connection, job, epoch, "w", step, self.now)
+            moved = moves.start_job(self.connection, job, epoch, "w", step, self.now)
         elif kind == "requeue":
-            moved = moves.requeue(self.connection, job, self.now, step=step, why="w", epoch=epoch)
+            moved = moves.requeue_job(self.connection, job, self.now, step=step, audit_note="w", epoch=epoch)
         else:
-            moved = moves.end(self.connection, kind, job, self.now, spent, epoch=epoch)
+            moved = moves.end_job(self.connection, kind, job, self.now, spent, epoch=epoch)
         self._note(moved)
 
     @rule(which=st.integers(0, 9))
     def request_cancel(self, which: int) -> None:
-        self._note(moves.wish(self.connection, self._job(which), self.now)[1])
+        self._note(moves.request_cancel(self.connection, self._job(which), self.now)[1])
 
     @invariant()
     def all_agree(self) -> None:
@@ -116,17 +116,21 @@ class Jobs(RuleBasedStateMachine):
             self._check_audit(row)
 
     def _check_ends(self, rows: list[dict[str, Any]]) -> None:
-        over = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in ENDS}
+        over = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in END_STATES}
         assert over == self.ends
         assert all(0 <= row["charged"] <= row["cost"] for row in rows)
 
     def _check_counts(self, rows: list[dict[str, Any]]) -> None:
         expected: dict[str, list[float]] = {}
         for row in rows:
-            for level in ancestry(row["account"]):
+            for level in ancestor_paths(row["account"]):
                 queued, active, billed = expected.setdefault(level, [0, 0, 0.0])
                 state = row["state"]
-                expected[level] = [queued + (state == "queued"), active + (state in ACTIVE), billed + row["billed"]]
+                expected[level] = [
+                    queued + (state == "queued"),
+                    active + (state in ACTIVE_STATES),
+                    billed + row["billed"],
+                ]
         for one in self.connection.execute(select(accounts)):
             queued, active, billed = expected.get(one.path, [0, 0, 0.0])
             assert (one.queued, one.active) == (queued, active), one.path
@@ -143,8 +147,8 @@ class Jobs(RuleBasedStateMachine):
             matches = [one for one in TRANSITIONS.values() if line.source in one.sources and one.target == line.target]
             assert moved or matches
             assert line.epoch >= last.epoch
-        assert sum(line.target in ENDS for line in lines) == (row["state"] in ENDS)
-        requeued_epochs = [line.epoch for line in lines if line.source in ACTIVE and line.target == "queued"]
+        assert sum(line.target in END_STATES for line in lines) == (row["state"] in END_STATES)
+        requeued_epochs = [line.epoch for line in lines if line.source in ACTIVE_STATES and line.target == "queued"]
         assert len(requeued_epochs) == len(set(requeued_epochs)), (
             "a claim is handed back once, however often its report comes"
         )

@@ -11,14 +11,21 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from bot.cli.up import HERE, check_size, check_there, is_shared, say_loads, say_when_warm
-from bot.cli.workshop import Workshop
-from bot.config import load
-from bot.refused import Refused
-from engine.job import ModelProgress, Presence, Warm
+from bot.cli.up import (
+    LOCAL_WORKER,
+    check_classifier_folder,
+    check_memory_size,
+    is_shared,
+    print_load_progress,
+    print_when_warm,
+)
+from bot.cli.workshop import EngineProcess
+from bot.config import load_settings
+from bot.refused import UserError
+from engine.job import ModelInfo, ModelProgress, Presence
 
 pytestmark = pytest.mark.asyncio
-WARM = Warm(
+WARM = ModelInfo(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=24, steps=24,
     sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
@@ -41,8 +48,8 @@ async def _output_while_warming(
     """The output once the engine no longer warms up; `presence` announces itself meanwhile."""
     warming = asyncio.Event()
     warming.set()
-    async with Workshop([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
-        reporting = asyncio.create_task(say_when_warm(cast("Any", studio), shop, warming))
+    async with EngineProcess([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
+        reporting = asyncio.create_task(print_when_warm(cast("Any", studio), shop, warming))
         await asyncio.sleep(0)
         assert warming.is_set()
         if presence is not None:
@@ -55,27 +62,29 @@ async def _output_while_warming(
 async def test_the_engine_warms_up_until_it_announces_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = Presence(worker=HERE, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test")
+    here = Presence(
+        worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test"
+    )
     assert "embedded is warm: paper" in await _output_while_warming(
         LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here
     )
 
 
 async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.cli.up.GLANCE", 0.0)
+    monkeypatch.setattr("bot.cli.up.POLL_SECONDS", 0.0)
     load = ModelProgress(model="sd15", phase="load", size=2 * 10**9)
     sentences, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
     ended = asyncio.Event()
 
     def progress(name: str) -> ModelProgress | None:
-        assert name == HERE
+        assert name == LOCAL_WORKER
         try:
             return next(stages)
         except StopIteration:
             ended.set()
             return None
 
-    task = asyncio.create_task(say_loads(progress, sentences.append))
+    task = asyncio.create_task(print_load_progress(progress, sentences.append))
     await asyncio.wait_for(ended.wait(), 10)
     task.cancel()
     assert sentences == ["loading sd15, 2 GB", "measuring sd15", "sd15 is ready after 1 s"]
@@ -91,16 +100,18 @@ async def test_a_missing_picture_check_is_refused_at_once(tmp_path: Path) -> Non
 
 
 def _check_picture_check(tmp_path: Path) -> None:
-    check_there(load(data=tmp_path))
-    with pytest.raises(Refused, match="is no folder with a model"):
-        check_there(load(data=tmp_path, check=tmp_path))
+    check_classifier_folder(load_settings(data=tmp_path))
+    with pytest.raises(UserError, match="is no folder with a model"):
+        check_classifier_folder(load_settings(data=tmp_path, check=tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    check_there(load(data=tmp_path, check=tmp_path))
+    check_classifier_folder(load_settings(data=tmp_path, check=tmp_path))
 
 
 async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = replace(WARM, name="large", loaded=False)
-    here = Presence(worker=HERE, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test")
+    here = Presence(
+        worker=LOCAL_WORKER, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test"
+    )
     output = await _output_while_warming(LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here)
     assert "large is offered, and loaded when somebody asks for it." in output
     assert "large is warm" not in output
@@ -108,12 +119,12 @@ async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsy
 
 @pytest.mark.parametrize("memory", ["much", "0"])
 async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Refused, match=r"--memory or DARKROOM_MEMORY: a size such as 12GB is needed\."):
-        check_size(memory)
+    with pytest.raises(UserError, match=r"--memory or DARKROOM_MEMORY: a size such as 12GB is needed\."):
+        check_memory_size(memory)
     monkeypatch.setenv("DARKROOM_MEMORY", memory)
-    with pytest.raises(Refused, match="a size such as 12GB"):
-        check_size("")
-    check_size("12GB")
+    with pytest.raises(UserError, match="a size such as 12GB"):
+        check_memory_size("")
+    check_memory_size("12GB")
 
 
 RUN = """
@@ -166,8 +177,8 @@ async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path
 
 async def test_only_a_shared_database_or_broker_needs_a_leader(tmp_path: Path) -> None:
     def check() -> None:
-        assert not is_shared(load(data=tmp_path))
-        assert is_shared(load(data=tmp_path, nats="nats://10.0.0.5:4222"))
-        assert is_shared(load(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
+        assert not is_shared(load_settings(data=tmp_path))
+        assert is_shared(load_settings(data=tmp_path, nats="nats://10.0.0.5:4222"))
+        assert is_shared(load_settings(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
 
     await asyncio.to_thread(check)

@@ -25,9 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from bot.store import Store, places, reads, shelf
-from bot.store.database import database_at
+from bot.store.database import select_driver
 from bot.store.tables import metadata
-from bot.store.upgrading import MIGRATIONS, upgrade
+from bot.store.upgrading import MIGRATIONS, migrate_tables
 from engine.job import Concept, Recipe, encode
 
 RECIPE = Recipe(
@@ -60,7 +60,7 @@ def fill_first_version(connection: Connection) -> None:
         ("discord", {"channel": "30", "message": "40", "token": "t"}), ("discord", {"channel": "31", "token": "u"}),
         ("web", {}),
     ]  # fmt: skip
-    upgrade(connection, "0001")
+    migrate_tables(connection, "0001")
     tables = reflect_tables(connection).tables
     for n, (kind, address) in enumerate(where):
         connection.execute(tables["jobs"].insert().values(**row(str(n) * 26, "finished")))
@@ -69,7 +69,7 @@ def fill_first_version(connection: Connection) -> None:
 
 
 async def upgrade_database(url: str, act: Callable[[Connection], None]) -> None:
-    database = await asyncio.to_thread(database_at, url)
+    database = await asyncio.to_thread(select_driver, url)
     try:
         await database.upgrade(act)
     finally:
@@ -78,17 +78,21 @@ async def upgrade_database(url: str, act: Callable[[Connection], None]) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
-async def test_jobs_of_the_first_version_keep_their_messages_and_channels(bare):
+async def test_jobs_of_the_first_version_keep_their_messages_and_channels(bare: str):
     await upgrade_database(bare, fill_first_version)
     store = await Store.open(bare)
     try:
-        assert await store.ask(places.job_at, "40") == "0" * 26
-        delivery = (await store.ask(places.deliveries, "0" * 26))["answer"]
-        assert (delivery.message, delivery.place.where["message"], delivery.place.where["token"]) == ("40", "40", "t")
-        assert (await store.ask(places.deliveries, "1" * 26))["answer"].message == ""
-        records = [await store.record(str(n) * 26) for n in range(3)]
+        assert await store.read(places.find_job, "40") == "0" * 26
+        delivery = (await store.read(places.list_deliveries, "0" * 26))["answer"]
+        assert (delivery.message, delivery.destination.address["message"], delivery.destination.address["token"]) == (
+            "40",
+            "40",
+            "t",
+        )
+        assert (await store.read(places.list_deliveries, "1" * 26))["answer"].message == ""
+        records = [await store.get_job(str(n) * 26) for n in range(3)]
         assert [one and (one.channel, one.task) for one in records] == [("30", RECIPE), ("31", RECIPE), ("", RECIPE)]
-        near = await store.ask(shelf.near, "discord:9", "discord:2", "30", 10)
+        near = await store.read(shelf.list_nearby_jobs, "discord:9", "discord:2", "30", 10)
         assert [one.id for one in near] == ["0" * 26]
     finally:
         await store.close()
@@ -110,7 +114,7 @@ def sample_value(column: Column[Any]) -> Any:
 
 def fill_each_table(version: str) -> Callable[[Connection], None]:
     def fill(connection: Connection) -> None:
-        upgrade(connection, version)
+        migrate_tables(connection, version)
         tables = reflect_tables(connection)
         for table in tables.sorted_tables:
             if table.name == "jobs":
@@ -130,20 +134,22 @@ def count_rows(connection: Connection) -> dict[str, int]:
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
 @pytest.mark.parametrize("version", versions())
-async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare, version):
+async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare: str, version):
     await upgrade_database(bare, fill_each_table(version))
     store = await Store.open(bare)
     try:
-        assert await store.ask(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
-        counts = await store.ask(count_rows)
+        assert await store.read(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
+        counts = await store.read(count_rows)
         assert {name: counts[name] for name in ("jobs", "places", "pictures", "accounts", "moves", "models")} == {
             "jobs": 1, "places": 1, "pictures": 1, "accounts": 1, "moves": 1, "models": 1,
         }  # fmt: skip
-        record = await store.record("0" * 26)
+        record = await store.get_job("0" * 26)
         assert record is not None
         assert (record.task, record.state) == (RECIPE, "finished")
-        assert next(iter((await store.ask(places.deliveries, "0" * 26)).values())).place.where == {"a": ["b"]}
-        assert (await store.ask(reads.history, ["0" * 26]))[0].why == "x"
+        assert next(iter((await store.read(places.list_deliveries, "0" * 26)).values())).destination.address == {
+            "a": ["b"]
+        }
+        assert (await store.read(reads.list_audit, ["0" * 26]))[0].why == "x"
         assert set(counts.values()) <= {0, 1}
     finally:
         await store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bot.waiting import Facts, why
+from bot.waiting import WaitFacts, wait_reason
 
 FIRST = "sd-1.5 has to be loaded first"
 COLD = {"model": "sd-1.5", "loaded": False}
@@ -35,4 +35,4 @@ COLD = {"model": "sd-1.5", "loaded": False}
     ],
 )  # fmt: skip
 def test_the_reason_for_waiting_follows_from_the_facts(facts: dict[str, object], said: str) -> None:
-    assert why(Facts(**facts)) == said  # pyright: ignore[reportArgumentType] - a table of keywords
+    assert wait_reason(WaitFacts(**facts)) == said  # pyright: ignore[reportArgumentType] - a table of keywords

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bot.refused import Refused
-from bot.rules.effort import Effort
-from bot.rules.lookalikes import normalised
-from bot.rules.signs import STANDS, sign
-from bot.rules.words import Match, found, read_pattern, read_word
-from bot.rules.wordtree import OFTEN
+from bot.refused import UserError
+from bot.rules.effort import MatchBudget
+from bot.rules.lookalikes import normalise_text
+from bot.rules.signs import SUBSTITUTES, read_character
+from bot.rules.words import Match, find_match, parse_pattern, parse_word
+from bot.rules.wordtree import OFTEN_DOUBLED
 
 quick = settings(deadline=None, max_examples=300)
 
@@ -60,12 +60,12 @@ def _joined(draw: st.DrawFn, letters: list[str], gaps: list[str]) -> list[str]:
 
 
 def _letter(draw: st.DrawFn, letter: str, true: bool) -> str:
-    signs = "" if true else "".join(one for one, stands in STANDS.items() if letter in stands)
+    signs = "" if true else "".join(one for one, stands in SUBSTITUTES.items() if letter in stands)
     alike = [
         one for one in letter + letter.upper() + LOOKALIKES.get(letter, "") + signs if not (true and one.isdigit())
     ]
     one = draw(st.sampled_from(alike))
-    times = draw(st.sampled_from([1, 1, 1, 3, 4] + ([2] if letter not in OFTEN else [])))
+    times = draw(st.sampled_from([1, 1, 1, 3, 4] + ([2] if letter not in OFTEN_DOUBLED else [])))
     return one * times + draw(st.sampled_from(["", "", *INVISIBLE]))
 
 
@@ -82,14 +82,14 @@ suffixes = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的",
 @example(("bad", "b\u0e34ad"), "", "")
 def test_any_word_of_the_list_is_found_in_any_disguise(hidden: tuple[str, str], before: str, after: str) -> None:
     word, written = hidden
-    match = found(before + written + after, FORBIDDEN)
+    match = find_match(before + written + after, FORBIDDEN)
     assert match is not None, f"{word} as {written!r}"
     assert match.kind == "word"
 
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_words_that_contain_a_listed_one_are_no_match(text: str) -> None:
-    assert found(text, FORBIDDEN) is None
+    assert find_match(text, FORBIDDEN) is None
 
 
 @quick
@@ -100,7 +100,7 @@ def test_words_that_contain_a_listed_one_are_no_match(text: str) -> None:
 )
 def test_a_text_without_a_listed_word_has_no_match(parts: list[str]) -> None:
     for gap in (" ", ", ", ". ", " - "):
-        assert found(gap.join(parts), FORBIDDEN) is None
+        assert find_match(gap.join(parts), FORBIDDEN) is None
 
 
 @quick
@@ -111,7 +111,7 @@ def test_plain_text_is_read_as_plain_words(text: str) -> None:
     words = text.split()
     loose = any(len(word) == 1 for word in words)
     if not loose:
-        assert (found(text, ("bad", "gore")) is not None) == bool({"bad", "gore"} & set(words))
+        assert (find_match(text, ("bad", "gore")) is not None) == bool({"bad", "gore"} & set(words))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_plain_text_is_read_as_plain_words(text: str) -> None:
     ],
 )  # fmt: skip
 def test_words_in_other_scripts_phrases_and_signs_are_found(text: str, entry: str) -> None:
-    match = found(text, FORBIDDEN)
+    match = find_match(text, FORBIDDEN)
     assert match is not None
     assert match.entry == entry
 
@@ -137,15 +137,15 @@ def test_words_in_other_scripts_phrases_and_signs_are_found(text: str, entry: st
 @example("ΐ\u0345")
 @example("İ")
 def test_normalising_twice_changes_nothing(text: str) -> None:
-    once = normalised(text)
-    assert normalised(once) == once
+    once = normalise_text(text)
+    assert normalise_text(once) == once
     assert len(once) <= 8 * len(text)
 
 
 @quick
 @given(st.text(max_size=300), st.lists(st.text(min_size=1, max_size=20), max_size=10))
 def test_no_text_and_no_list_breaks_the_filter(text: str, words: list[str]) -> None:
-    match = found(text, words, words)
+    match = find_match(text, words, words)
     assert match is None or match.entry in words
 
 
@@ -153,42 +153,42 @@ def test_a_text_with_a_million_readings_is_given_up() -> None:
     words = [
         format(number * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for number in range(500)
     ]
-    assert found("1" * 2000, words) == Match("tangled", "")
-    assert found("1" * 30, words) is None
-    effort = Effort()
-    assert found("1" * 35, words, effort=effort) is None
-    assert found("1" * 35, words, effort=effort) == Match("tangled", ""), "all texts of a request share one budget"
+    assert find_match("1" * 2000, words) == Match("tangled", "")
+    assert find_match("1" * 30, words) is None
+    effort = MatchBudget()
+    assert find_match("1" * 35, words, budget=effort) is None
+    assert find_match("1" * 35, words, budget=effort) == Match("tangled", ""), "all texts of a request share one budget"
 
 
 def test_patterns_that_need_too_much_memory_are_given_up() -> None:
     patterns = [f"(x|y|z){{{n}}}[^q]{{150}}q" for n in range(1, 51)]
-    assert all(map(read_pattern, patterns))
-    effort = Effort()
-    said = [found("xyz " * (470 - n), [], patterns, effort) for n in range(8)]
+    assert all(map(parse_pattern, patterns))
+    effort = MatchBudget()
+    said = [find_match("xyz " * (470 - n), [], patterns, effort) for n in range(8)]
     assert (said[0], said[-1]) == (None, Match("tangled", ""))
-    assert found("red apple, " * 9, [], patterns) is None
+    assert find_match("red apple, " * 9, [], patterns) is None
 
 
 def test_ten_long_prompts_fit_one_budget() -> None:
-    effort = Effort()
+    effort = MatchBudget()
     words = [f"{one}{other}" for one in ("gore", "blood", "naked", "knife", "corpse") for other in map(str, range(99))]
     for n in range(10):
         text = f"a portrait of {n} old sailors, soft light, 35 mm, oil on canvas, (detailed:1.2), " * 24
-        assert found(text, words, ["b.d", "gore?s"], effort) is None
+        assert find_match(text, words, ["b.d", "gore?s"], effort) is None
 
 
 def test_a_text_that_grows_when_it_is_normalised_is_still_read_to_its_end() -> None:
-    assert found("\ufdfa" * 1900 + " bad", FORBIDDEN) == Match("word", "bad")
+    assert find_match("\ufdfa" * 1900 + " bad", FORBIDDEN) == Match("word", "bad")
 
 
 def test_patterns_match_the_typed_and_the_normalised_text() -> None:
-    patterns = [read_pattern(r"\bnude\w*"), read_pattern(r"[A-Z]{3}-\d{4}"), read_pattern("^a .* cat$")]
-    assert found("NUDES, at noon", (), patterns) == Match("pattern", r"\bnude\w*")
-    assert found("n\u200bu\u0301d3s", (), patterns) == Match("pattern", r"\bnude\w*")
-    assert found("plate abc-1234", (), patterns) == Match("pattern", r"[A-Z]{3}-\d{4}")
-    assert found("a very small cat", (), patterns) == Match("pattern", "^a .* cat$")
-    assert found("denuded hills", (), patterns) is None
-    assert found("bad nudes", FORBIDDEN, patterns) == Match("word", "bad")
+    patterns = [parse_pattern(r"\bnude\w*"), parse_pattern(r"[A-Z]{3}-\d{4}"), parse_pattern("^a .* cat$")]
+    assert find_match("NUDES, at noon", (), patterns) == Match("pattern", r"\bnude\w*")
+    assert find_match("n\u200bu\u0301d3s", (), patterns) == Match("pattern", r"\bnude\w*")
+    assert find_match("plate abc-1234", (), patterns) == Match("pattern", r"[A-Z]{3}-\d{4}")
+    assert find_match("a very small cat", (), patterns) == Match("pattern", "^a .* cat$")
+    assert find_match("denuded hills", (), patterns) is None
+    assert find_match("bad nudes", FORBIDDEN, patterns) == Match("word", "bad")
 
 
 @pytest.mark.parametrize(
@@ -200,32 +200,32 @@ def test_patterns_match_the_typed_and_the_normalised_text() -> None:
     ],
 )  # fmt: skip
 def test_bad_patterns_are_refused_with_re2s_reason(pattern: str, said: str) -> None:
-    with pytest.raises(Refused) as caught:
-        read_pattern(pattern)
+    with pytest.raises(UserError) as caught:
+        parse_pattern(pattern)
     assert said in caught.value.sentence
     assert len(caught.value.sentence) < 300
-    assert found("abc", (), [pattern]) is None or "everything" in said, "a bad pattern from elsewhere does no harm"
+    assert find_match("abc", (), [pattern]) is None or "everything" in said, "a bad pattern from elsewhere does no harm"
 
 
 @quick
 @given(st.text("ab()[]*+?.{}1,\\|^$pL", max_size=40), st.text("ab1 ", max_size=200))
 def test_any_pattern_is_accepted_or_refused_in_one_sentence(pattern: str, text: str) -> None:
     try:
-        accepted = read_pattern(pattern)
-    except Refused as refused:
+        accepted = parse_pattern(pattern)
+    except UserError as refused:
         accepted, said = "", refused.sentence
     else:
         said = "taken"
     assert said
     assert "\n" not in said
     if accepted:
-        assert found(text, (), [accepted]) in (None, Match("pattern", accepted))
+        assert find_match(text, (), [accepted]) in (None, Match("pattern", accepted))
 
 
 def test_words_are_checked_when_they_are_set() -> None:
-    assert read_word("  Bad \u200b word ") == "Bad word"
-    assert read_word("🍆") == "🍆"
-    assert read_word("色") == "色"
+    assert parse_word("  Bad \u200b word ") == "Bad word"
+    assert parse_word("🍆") == "🍆"
+    assert parse_word("色") == "色"
     for text, said in (
         ("a", "single letter"),
         ("4", "single letter"),
@@ -233,39 +233,39 @@ def test_words_are_checked_when_they_are_set() -> None:
         ("", "1 to 100"),
         ("*", "no letter"),
     ):
-        with pytest.raises(Refused) as caught:
-            read_word(text)
+        with pytest.raises(UserError) as caught:
+            parse_word(text)
         assert said in caught.value.sentence
-    with pytest.raises(Refused):
-        read_word("x" * 101)
+    with pytest.raises(UserError):
+        parse_word("x" * 101)
 
 
 def test_lookalikes_are_normalised_to_their_letters() -> None:
     for letter, alike in LOOKALIKES.items():
         for one in alike.replace("0", ""):
-            assert normalised(one) == letter, one
-    assert sign("1").letters == "1il"
-    assert sign("色").kind == "unspaced"
+            assert normalise_text(one) == letter, one
+    assert read_character("1").letters == "1il"
+    assert read_character("色").kind == "unspaced"
 
 
 @pytest.mark.parametrize(
     "text", ["(gore:1.2)", "((gore))", "a [gore] b", "g(or:1.3)e", "(go)[re]", "(go:1.5)(re:1.5)", "(go:1)((re:0.2))"]
 )
 def test_emphasis_hides_no_word(text: str) -> None:
-    assert found(text, FORBIDDEN) == Match("word", "gore")
-    assert found(f"a cat, {text}, red", FORBIDDEN) == Match("word", "gore")
+    assert find_match(text, FORBIDDEN) == Match("word", "gore")
+    assert find_match(f"a cat, {text}, red", FORBIDDEN) == Match("word", "gore")
 
 
 def test_emphasis_hides_no_phrase_and_nothing_from_patterns() -> None:
-    assert found("very (ill:1.3) thing", FORBIDDEN) == Match("word", "very ill thing")
-    assert found("(very:1.3) ill [thing]", FORBIDDEN) == Match("word", "very ill thing")
-    assert found("dead (body:1.2)", (), [r"dead\s+body"]) == Match("pattern", r"dead\s+body")
-    assert found("(dead:1.21) body", (), [r"dead body"]) == Match("pattern", r"dead body")
-    assert found("dead [ends] everywhere", FORBIDDEN, [r"dead body"]) is None
+    assert find_match("very (ill:1.3) thing", FORBIDDEN) == Match("word", "very ill thing")
+    assert find_match("(very:1.3) ill [thing]", FORBIDDEN) == Match("word", "very ill thing")
+    assert find_match("dead (body:1.2)", (), [r"dead\s+body"]) == Match("pattern", r"dead\s+body")
+    assert find_match("(dead:1.21) body", (), [r"dead body"]) == Match("pattern", r"dead body")
+    assert find_match("dead [ends] everywhere", FORBIDDEN, [r"dead body"]) is None
 
 
 def test_emphasis_costs_no_more_than_a_second_reading() -> None:
-    one, two = Effort(), Effort()
-    found("a quiet red fox in the snow", FORBIDDEN, effort=one)
-    found("a quiet (red) fox in the snow", FORBIDDEN, effort=two)
-    assert 60_000 - two.left <= 3 * (60_000 - one.left)
+    one, two = MatchBudget(), MatchBudget()
+    find_match("a quiet red fox in the snow", FORBIDDEN, budget=one)
+    find_match("a quiet (red) fox in the snow", FORBIDDEN, budget=two)
+    assert 60_000 - two.steps_left <= 3 * (60_000 - one.steps_left)

@@ -12,11 +12,11 @@ import pytest
 
 from bot.__main__ import app
 from bot.cli import enrolling
-from bot.cli.broker import listening
-from bot.config import load
-from bot.refused import Refused
-from engine.bus import Bus, Kept, subjects
-from engine.job import Failed, Finished, Started, encode
+from bot.cli.broker import parse_listen_address
+from bot.config import load_settings
+from bot.refused import UserError
+from engine.bus import Bus, BusLimits, subjects
+from engine.job import JobFailed, JobFinished, JobStarted, encode
 
 LEASE = 1.0
 
@@ -55,7 +55,7 @@ def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path, capsys: pytest
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(args: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         app(["worker-key", *args, "--data", str(tmp_path)], standalone_mode=False)
 
 
@@ -91,30 +91,30 @@ def test_for_an_external_broker_the_command_prints_its_configuration(
     ],
 )
 def test_the_broker_listens_where_the_setting_says(tmp_path: Path, listen: str, near: str, shown: str) -> None:
-    settings = load(data=tmp_path, nats_listen=listen)
-    assert listening(settings).near == near
-    assert enrolling.address(settings) == shown
+    settings = load_settings(data=tmp_path, nats_listen=listen)
+    assert parse_listen_address(settings).local_host == near
+    assert enrolling.broker_address(settings) == shown
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:4222", "[::]:4222", "93.184.216.34:4222", "example.org:4222"])
 def test_a_public_address_needs_a_certificate(tmp_path: Path, listen: str) -> None:
-    with pytest.raises(Refused, match="others could read the pictures"):
-        listening(load(data=tmp_path, nats_listen=listen))
+    with pytest.raises(UserError, match="others could read the pictures"):
+        parse_listen_address(load_settings(data=tmp_path, nats_listen=listen))
     certificate = tmp_path / "broker.pem"
-    settings = load(data=tmp_path, nats_listen=listen, nats_cert=certificate, nats_cert_key=certificate)
-    with pytest.raises(Refused, match="there is no file"):
-        listening(settings)
+    settings = load_settings(data=tmp_path, nats_listen=listen, nats_cert=certificate, nats_cert_key=certificate)
+    with pytest.raises(UserError, match="there is no file"):
+        parse_listen_address(settings)
     certificate.touch()
-    assert listening(settings).certificate == certificate
-    assert enrolling.address(settings).startswith("tls://")
+    assert parse_listen_address(settings).certificate == certificate
+    assert enrolling.broker_address(settings).startswith("tls://")
 
 
 @pytest.mark.parametrize("listen", ["10.0.0.5", "10.0.0.5:0", "10.0.0.5:99999", ":4222", "10.0.0.5:4222/x"])
 def test_an_address_without_a_valid_port_is_refused(tmp_path: Path, listen: str) -> None:
-    with pytest.raises(Refused, match="an address and a port"):
-        listening(load(data=tmp_path, nats_listen=listen))
-    with pytest.raises(Refused, match="go together"):
-        listening(load(data=tmp_path, nats_cert=tmp_path))
+    with pytest.raises(UserError, match="an address and a port"):
+        parse_listen_address(load_settings(data=tmp_path, nats_listen=listen))
+    with pytest.raises(UserError, match="go together"):
+        parse_listen_address(load_settings(data=tmp_path, nats_cert=tmp_path))
 
 
 @pytest.fixture
@@ -122,10 +122,10 @@ def hire(workplace: Any, tmp_path: Path) -> Any:
     """Makes a key with the command while the broker runs, and a worker that connects with it."""
 
     async def make(name: str) -> Any:
-        settings = load(data=tmp_path)  # the workplace's broker lives in its `nats`
-        output = json.loads(await asyncio.to_thread(enrolling.make, settings, name, "default", as_json=True))
+        settings = load_settings(data=tmp_path)  # the workplace's broker lives in its `nats`
+        output = json.loads(await asyncio.to_thread(enrolling.create_key, settings, name, "default", as_json=True))
         assert output["taken"]
-        bus = await Bus.connect(workplace.broker.url, name=name, key=output["seed"], kept=Kept(lease=LEASE))
+        bus = await Bus.connect(workplace.broker.url, name=name, key=output["seed"], limits=BusLimits(lease=LEASE))
         workplace.stack.push_async_callback(bus.close)
         await bus.declare(["default"])
         return type(await workplace.hand(name))(bus, name)
@@ -154,19 +154,19 @@ async def test_a_worker_with_a_key_finishes_a_job_and_hands_one_over_when_revoke
     far = await hire("far")
     await far.announce()
     start_worker(far, workplace)
-    await until(lambda: bot_app.studio.workers())
-    (first,) = await bot_app.studio.imagine("a lamp --count 1", ann, here)
+    await until(lambda: bot_app.jobs.live_workers())
+    (first,) = await bot_app.jobs.imagine("a lamp --count 1", ann, here)
 
     async def is_finished(job: str, worker: str) -> bool:
-        record = await bot_app.store.record(job)
+        record = await bot_app.store.get_job(job)
         return (record.state, record.worker) == ("finished", worker)
 
     await until(lambda: is_finished(first.job, "far"), 15)
     assert far.bus.client.last_error is None
     far.go.clear()
-    (second,) = await bot_app.studio.imagine("a tree --count 1", ann, here)
+    (second,) = await bot_app.jobs.imagine("a tree --count 1", ann, here)
     await until(lambda: second.job in far.begun)
-    reply = await asyncio.to_thread(enrolling.revoke, load(data=tmp_path), "far", as_json=False)
+    reply = await asyncio.to_thread(enrolling.revoke_key, load_settings(data=tmp_path), "far", as_json=False)
     assert "has closed its connection" in reply
     await until(lambda: far.bus.client.is_closed)
     await workplace.worker("near")
@@ -178,24 +178,24 @@ async def test_a_worker_with_a_key_cannot_report_as_others_or_about_their_jobs(w
     bot_app = await workplace.house()
     honest, _ = await workplace.worker("honest")
     honest.go.clear()
-    await until(lambda: bot_app.studio.workers())
-    (ticket,) = await bot_app.studio.imagine("a lamp --count 1", ann, here)
+    await until(lambda: bot_app.jobs.live_workers())
+    (ticket,) = await bot_app.jobs.imagine("a lamp --count 1", ann, here)
     job = ticket.job
-    await until(lambda: job in bot_app.board.runs and bot_app.board.runs[job].claimed)
-    epoch = bot_app.board.runs[job].record.epoch
+    await until(lambda: job in bot_app.active_jobs.by_id and bot_app.active_jobs.by_id[job].is_claimed)
+    epoch = bot_app.active_jobs.by_id[job].record.epoch
     evil = await hire("evil")
-    await evil.say(Started(job=job, epoch=epoch, worker="honest"))
-    await evil.say(Started(job=job, epoch=epoch, worker="evil"))
-    await evil.say(Failed(job=job, epoch=epoch, reason="Spoilt.", blame="member"))
-    await evil.say(Finished(job=job, epoch=epoch, cost=9.0, seconds=1.0, ms_per_step=1.0))
+    await evil.say(JobStarted(job=job, epoch=epoch, worker="honest"))
+    await evil.say(JobStarted(job=job, epoch=epoch, worker="evil"))
+    await evil.say(JobFailed(job=job, epoch=epoch, reason="Spoilt.", blame="member"))
+    await evil.say(JobFinished(job=job, epoch=epoch, cost=9.0, seconds=1.0, ms_per_step=1.0))
     subject = subjects.result("evil", "01ARZ3NDEKTSV4RRFFQ69G5FAV")
-    await evil.bus.js.publish(subject, encode(Failed(job=job, epoch=epoch + 1, reason="Spoilt.", blame="member")))
-    await until(lambda: bot_app.bus.dead.count["results"] == 5)
+    await evil.bus.js.publish(subject, encode(JobFailed(job=job, epoch=epoch + 1, reason="Spoilt.", blame="member")))
+    await until(lambda: bot_app.bus.dead_letters.count["results"] == 5)
     honest.go.set()
 
     async def is_over() -> bool:
-        return (await bot_app.store.record(job)).state != "running"
+        return (await bot_app.store.get_job(job)).state != "running"
 
     await until(is_over)
-    record = await bot_app.store.record(job)
+    record = await bot_app.store.get_job(job)
     assert (record.state, record.worker, record.reason, record.attempt) == ("finished", "honest", "", 1)

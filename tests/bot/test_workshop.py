@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bot.cli import workshop
-from bot.cli.workshop import Workshop
+from bot.cli.workshop import EngineProcess
 
 POLITE = """
 import signal, sys, time
@@ -28,8 +28,8 @@ while True: time.sleep(0.05)
 """
 
 
-def _engine_process(code: str, log: Path) -> Workshop:
-    return Workshop([sys.executable, "-c", code], os.environ, log)
+def _engine_process(code: str, log: Path) -> EngineProcess:
+    return EngineProcess([sys.executable, "-c", code], os.environ, log)
 
 
 async def _wait_until(true: Callable[[], bool]) -> None:
@@ -70,13 +70,13 @@ async def test_a_killed_engine_restarts(tmp_path: Path) -> None:
         assert first is not None
         os.kill(first, signal.SIGKILL)
         await _wait_until(lambda: log.read_text().count("at work") == 2)
-        assert shop.restarts == 1
+        assert shop.restart_count == 1
         assert shop.pid != first
 
 
 @pytest.mark.asyncio
 async def test_an_engine_that_ignores_the_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workshop, "PATIENCE", 0.3)
+    monkeypatch.setattr(workshop, "STOP_TIMEOUT", 0.3)
     log = tmp_path / "engine.log"
     async with _engine_process(STUBBORN, log) as shop:
         await _wait_until(_log_contains(log, "at work"))
@@ -89,7 +89,7 @@ async def test_an_engine_that_ignores_the_signal_is_killed(tmp_path: Path, monke
 async def test_pauses_grow_while_the_engine_cannot_start(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     async with _engine_process("print('no weights'); raise SystemExit(1)", log) as shop:
-        await _wait_until(lambda: shop.restarts >= 3)
+        await _wait_until(lambda: shop.restart_count >= 3)
         starts = log.read_text().count("no weights")
     assert starts <= 3  # 0.2 s, 0.4 s, 0.8 s: no busy loop
 
@@ -106,7 +106,7 @@ async def test_ctrl_c_does_not_reach_the_engine(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_log_that_is_too_large_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workshop, "LOG_BYTES", 10)
+    monkeypatch.setattr(workshop, "MAX_LOG_BYTES", 10)
     log = tmp_path / "engine.log"
     log.write_text("a line of yesterday")
     async with _engine_process(POLITE, log):
@@ -139,4 +139,4 @@ async def test_a_start_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.
         await _wait_until(lambda: "could not be started" in caplog.text)
         folder.mkdir()
         await _wait_until(_log_contains(log, "at work"))
-        assert shop.restarts == 1
+        assert shop.restart_count == 1

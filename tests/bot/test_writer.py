@@ -11,9 +11,9 @@ import pytest_asyncio
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from bot.refused import Refused
-from bot.store.batch import Unavailable
-from bot.store.database import Database, database_at
+from bot.refused import UserError
+from bot.store.batch import DatabaseUnavailable
+from bot.store.database import Database, select_driver
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block("acts of these tests wait, on the store's own thread")]
 
@@ -23,7 +23,7 @@ Act = Callable[[Connection], object]
 @pytest_asyncio.fixture
 async def writer(database: str) -> AsyncIterator[Database]:
     """A database with a table of numbers."""
-    db = await asyncio.to_thread(database_at, database)
+    db = await asyncio.to_thread(select_driver, database)
     await db.write(lambda connection: connection.execute(text("CREATE TABLE numbers (n INTEGER UNIQUE)")) and None)
     yield db
     await db.write(lambda connection: connection.execute(text("DROP TABLE numbers")) and None)
@@ -41,7 +41,7 @@ def insert(number: int) -> Act:
 def insert_and_refuse(number: int) -> Act:
     def act(connection: Connection) -> None:
         insert(number)(connection)
-        raise Refused("Not this one.", 403)
+        raise UserError("Not this one.", 403)
 
     return act
 
@@ -89,10 +89,10 @@ async def test_waiting_writes_share_a_commit_and_each_gets_its_own_result(writer
 async def test_only_the_write_that_raises_is_undone(writer: Database) -> None:
     results = await write_together(writer, insert(1), insert_and_refuse(2), insert(3), insert(1), insert(4))
     assert [results[0], results[2], results[4]] == [1, 3, 4]
-    assert isinstance(results[1], Refused)
+    assert isinstance(results[1], UserError)
     assert isinstance(results[3], IntegrityError)
     assert await numbers(writer) == [1, 3, 4]
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         await writer.write(insert_and_refuse(9))
     assert await numbers(writer) == [1, 3, 4], "a single write is undone too"
 
@@ -125,9 +125,11 @@ async def test_a_database_error_fails_every_write_of_the_commit(writer: Database
         connection.exec_driver_sql("SELECT * FROM nowhere")  # an OperationalError, as a full disk is
 
     results = await write_together(writer, insert(1), broken, insert(2))
-    assert [type(each) for each in results] == [Unavailable] * 3
+    assert [type(each) for each in results] == [DatabaseUnavailable] * 3
     assert len({id(each) for each in results}) == 3, "each has its own, since raising one adds to its traceback"
-    assert all(isinstance(each.__cause__, OperationalError) for each in results if isinstance(each, Unavailable))
+    assert all(
+        isinstance(each.__cause__, OperationalError) for each in results if isinstance(each, DatabaseUnavailable)
+    )
     assert await numbers(writer) == []
     assert await writer.write(insert(5)) == 5
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from chaos.program import Program
 from chaos.timeline import Timeline
-from engine.bus.server import free_port
+from engine.bus.server import find_free_port
 
 BINARIES = (Path("/usr/lib/postgresql/15/bin"), Path("/usr/lib/postgresql/16/bin"), Path("/usr/lib/postgresql/17/bin"))
 START_TIMEOUT = 60.0
@@ -60,7 +60,7 @@ class PostgreSQL:
     """A cluster in a folder. For root the server runs as another user, since it refuses to run as root."""
 
     def __init__(self, log: Path, timeline: Timeline) -> None:
-        self.port = free_port()
+        self.port = find_free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="darkroom-chaos-"))  # the other user may enter it
         self._bin = next((path for path in BINARIES if path.exists()), Path("/usr/bin"))
         self._as_user = (

@@ -18,7 +18,7 @@ from nats.js.errors import NotFoundError
 from chaos.database import Database
 from chaos.evidence import Account, JobRow, Move, PlaceRow, Shown
 from engine.bus import Bus
-from engine.job import Enlarge, Job, Malformed, Newer, Recipe, Result, decode
+from engine.job import Job, MalformedMessage, NewerVersion, Recipe, Result, UpscaleTask, decode
 
 JOBS = (
     "SELECT id, state, key, ordinal, tier, pool, account, cost, charged, billed, step, task, blame, reason, "
@@ -39,7 +39,7 @@ def jobs(database: Database) -> tuple[JobRow, ...]:
 
 def _to_job_row(row: dict[str, Any]) -> JobRow:
     payload = row.pop("task")
-    task = decode(bytes.fromhex(payload[2:]) if isinstance(payload, str) else payload, Recipe | Enlarge)  # pyright: ignore
+    task = decode(bytes.fromhex(payload[2:]) if isinstance(payload, str) else payload, Recipe | UpscaleTask)  # pyright: ignore
     steps, count = (task.steps, task.count) if isinstance(task, Recipe) else (1, 1)
     return JobRow(**row, steps=steps, count=count)
 
@@ -100,7 +100,7 @@ async def _count_newer(bus: Bus, stream: str, state: StreamState) -> int:
         except NotFoundError:  # deleted meanwhile
             break
         number = (message.seq or number) + 1
-        with suppress(Malformed):
+        with suppress(MalformedMessage):
             count += _is_newer(message.data or b"", stream)
     return count
 
@@ -109,6 +109,6 @@ def _is_newer(payload: bytes, stream: str) -> bool:
     """Raises `Malformed`."""
     try:
         decode(payload, cast("type[Result]", Result) if stream == RESULTS else Job)
-    except Newer:
+    except NewerVersion:
         return True
     return False

@@ -25,7 +25,7 @@ from chaos.program import ROOT, Program
 from chaos.proxy import Proxy
 from chaos.timeline import Timeline
 from engine.bus import Bus
-from engine.bus.server import free_port, server_path
+from engine.bus.server import find_free_port, find_server
 from loopback.server import TOKEN, Loopback
 
 OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL")
@@ -143,7 +143,7 @@ async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIter
         data = folder / "bot"
         database = PostgreSQL(folder / "database.log", timeline) if build.database == "postgres" else SQLite(data)
         site = Installation(
-            build, folder, timeline, loopback, free_port(), secrets.token_hex(16), free_port(), database
+            build, folder, timeline, loopback, find_free_port(), secrets.token_hex(16), find_free_port(), database
         )
         _make_folders(parts, site)
         for name in ("bot", *build.names):  # they outlive the programs, which stop in order
@@ -212,12 +212,12 @@ def _copy_disk(small: Path, there: Path) -> None:
 def _make_broker(site: Installation) -> Program:
     path = site.folder / "broker" / "nats.conf"
     path.write_text(BROKER.format(port=site.port, token=site.token, store=site.store))
-    return Program("broker", [str(server_path()), "-c", str(path)], site.folder / "broker.log", site.timeline)
+    return Program("broker", [str(find_server()), "-c", str(path)], site.folder / "broker.log", site.timeline)
 
 
 async def _declare_streams(site: Installation) -> None:
     """Waits for the broker and declares the streams."""
-    bus = await Bus.connect(site.broker_url, site.token, patience=30)
+    bus = await Bus.connect(site.broker_url, site.token, timeout=30)
     await bus.declare()
     await bus.close()
 

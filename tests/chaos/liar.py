@@ -17,8 +17,8 @@ import msgspec
 from PIL import Image
 
 from chaos.observer import Claimed, Observer
-from engine.bus import Bus, Unreachable
-from engine.job import Cancelled, Failed, Finished, Frame, Picture, Result, Started, encode
+from engine.bus import BrokerUnreachable, Bus
+from engine.job import Frame, JobCancelled, JobFailed, JobFinished, JobStarted, PictureReady, Result, encode
 
 NAME = "liar"
 LIMIT = 8 * 1024 * 1024 - 4096  # the broker disconnects clients that send more
@@ -37,7 +37,7 @@ class Liar:
         messages = list(self._observer.heard)
         sample = chance.sample(messages, min(len(messages), 40))
         for subject, payload in sample:
-            with suppress(Unreachable):
+            with suppress(BrokerUnreachable):
                 await self._publish(subject, payload)
         return f"{len(sample)} messages"
 
@@ -52,7 +52,7 @@ class Liar:
             self.subject, self.header,
         ]  # fmt: skip
         tell_lie: Callable[[str, Claimed, random.Random], Awaitable[None]] = chance.choice(lies)
-        with suppress(Unreachable):
+        with suppress(BrokerUnreachable):
             await tell_lie(job, claimed, chance)
         return f"{tell_lie.__name__} about {job}"
 
@@ -65,7 +65,10 @@ class Liar:
     async def stranger(self, job: str, claimed: Claimed, chance: random.Random) -> None:
         """The right epoch, from a worker without the claim."""
         epoch = claimed.epoch
-        lies: list[Result] = [Started(job=job, epoch=epoch, worker=NAME, step=1), await self._forge_picture(job, epoch)]
+        lies: list[Result] = [
+            JobStarted(job=job, epoch=epoch, worker=NAME, step=1),
+            await self._forge_picture(job, epoch),
+        ]
         await self._publish_result(chance.choice([*lies, *_make_ends(job, epoch)]))
 
     async def giants(self, job: str, claimed: Claimed, chance: random.Random) -> None:
@@ -121,11 +124,11 @@ class Liar:
 
     async def _write(self, line: bytes) -> None:
         """Writes bytes that no client library would send."""
-        if self._bus.connected and (transport := self._bus.client._transport) is not None:
+        if self._bus.is_connected and (transport := self._bus.client._transport) is not None:
             transport.write(line)
         await asyncio.sleep(0)
 
-    async def _forge_picture(self, job: str, epoch: int) -> Picture:
+    async def _forge_picture(self, job: str, epoch: int) -> PictureReady:
         """A plausible picture of the job, with forged bytes."""
         fake = _make_png((64, 64), epoch % 200)
         return _make_picture(job, epoch, await self._bus.put_blob(fake), len(fake))
@@ -142,14 +145,14 @@ class Liar:
 
 def _make_ends(job: str, epoch: int) -> list[Result]:
     return [
-        Finished(job=job, epoch=epoch, cost=1e6, seconds=1.0, ms_per_step=1.0),
-        Failed(job=job, epoch=epoch, reason="A lie.", blame="member"),
-        Cancelled(job=job, epoch=epoch, steps=1, cost=1e6),
+        JobFinished(job=job, epoch=epoch, cost=1e6, seconds=1.0, ms_per_step=1.0),
+        JobFailed(job=job, epoch=epoch, reason="A lie.", blame="member"),
+        JobCancelled(job=job, epoch=epoch, steps=1, cost=1e6),
     ]
 
 
-def _make_picture(job: str, epoch: int, sha: str, size: int) -> Picture:
-    return Picture(job=job, image=0, epoch=epoch, kind="image", sha256=sha, bytes=size, width=64, height=64)
+def _make_picture(job: str, epoch: int, sha: str, size: int) -> PictureReady:
+    return PictureReady(job=job, image=0, epoch=epoch, kind="image", sha256=sha, bytes=size, width=64, height=64)
 
 
 def _make_png(size: tuple[int, int], shade: int) -> bytes:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from nats.aio.msg import Msg
 
 from chaos.evidence import Setback
-from engine.bus import Bus, Unreachable
-from engine.job import Cancelled, Failed, Finished, Frame, Malformed, Result, Started, decode
+from engine.bus import BrokerUnreachable, Bus
+from engine.job import Frame, JobCancelled, JobFailed, JobFinished, JobStarted, MalformedMessage, Result, decode
 
 MAX_REPEATABLE = 400  # payloads that can be repeated
 WANT_SECONDS = 4.0
@@ -71,9 +71,9 @@ class Observer:
     async def want(self) -> None:
         """Asks for frames of every open job, for ever."""
         while True:
-            with suppress(Unreachable):
+            with suppress(BrokerUnreachable):
                 for job in list(self._open_jobs()):
-                    await self._bus.want(job)
+                    await self._bus.request_previews(job)
             await asyncio.sleep(WANT_SECONDS)
 
     async def _hear(self, msg: Msg) -> None:
@@ -81,10 +81,10 @@ class Observer:
         if not msg.subject.startswith("frames."):
             self.heard.append((msg.subject, msg.data))
             if msg.subject.startswith("results.") and ".liar." not in msg.subject:
-                with suppress(Malformed):
+                with suppress(MalformedMessage):
                     self._note_result(decode(msg.data, Result), now)  # pyright: ignore[reportArgumentType]
             return
-        with suppress(Malformed):
+        with suppress(MalformedMessage):
             frame = decode(msg.data, Frame)
             if claimed := self.jobs[frame.job].get(frame.epoch):
                 progress = claimed.steps[frame.image]
@@ -93,9 +93,9 @@ class Observer:
 
     def _note_result(self, result: Result, now: float) -> None:
         known = self.jobs[result.job]
-        if isinstance(result, Started) and result.epoch not in known:
+        if isinstance(result, JobStarted) and result.epoch not in known:
             known[result.epoch] = Claimed(result.epoch, result.worker, result.step, now)
-        elif isinstance(result, Finished | Failed | Cancelled) and result.epoch in known:
+        elif isinstance(result, JobFinished | JobFailed | JobCancelled) and result.epoch in known:
             known[result.epoch].over = True
 
     def held(self, worker: str | None = None) -> list[tuple[str, Claimed]]:

@@ -10,7 +10,7 @@ import pytest
 from chaos.gathering import left
 from engine.bus import Bus
 from engine.bus.broker import Broker
-from engine.job import Finished
+from engine.job import JobFinished
 
 JOB = "01M8CK6KB8DZPRNE2EHA4CJX54"
 
@@ -20,7 +20,7 @@ async def test_only_messages_of_a_newer_version_do_not_count_as_left_over(tmp_pa
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
-        result = Finished(job=JOB, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0)
+        result = JobFinished(job=JOB, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0)
         valid = msgspec.json.decode(msgspec.json.encode(result))
         counts = []
         for message in (valid, {**valid, "v": 99, "new": True}, {**valid, "type": "Miracle"}):

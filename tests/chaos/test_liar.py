@@ -12,7 +12,7 @@ from chaos.liar import BLOCKS, NAMES, Liar
 from chaos.observer import Claimed, Observer
 from engine.bus import Bus
 from engine.bus.broker import Broker
-from engine.job import Started
+from engine.job import JobStarted
 
 JOB = "01M8CK6KB8DZPRNE2EHA4CJX54"
 
@@ -31,11 +31,11 @@ async def test_malformed_subjects_and_headers_are_set_aside(tmp_path: Path) -> N
         async with asyncio.timeout(10):
             while (await bot.js.stream_info("results")).state.last_seq < 40:
                 await asyncio.sleep(0.02)
-        await bus.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
-        results = bot.results()
+        await bus.publish_result("one", JobStarted(job=JOB, epoch=1, worker="one"))
+        results = bot.consume_results()
         received = await asyncio.wait_for(anext(results), 10)
         assert received.value.job == JOB
-        assert bot.dead.count == {"results": 40}
+        assert bot.dead_letters.count == {"results": 40}
         assert {len(random.Random(seed).choice(NAMES)) for seed in range(20)} >= {2, 3, 3000}
         assert len({random.Random(seed).choice(BLOCKS) for seed in range(20)}) > 3
         await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]

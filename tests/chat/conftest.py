@@ -18,10 +18,10 @@ from blockbuster import BlockBuster
 
 from bot.chat.client import DarkroomClient
 from bot.chat.post.courier import Courier
-from bot.chat.post.mail import Mail
-from bot.config import load
-from bot.house import open_house
-from bot.images.links import Gone
+from bot.chat.post.mail import MessageClient
+from bot.config import load_settings
+from bot.house import open_app
+from bot.images.links import FileUnavailable
 from engine.bus import Bus
 from engine.bus.broker import Broker
 from painter import Painter, stop
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from simcord.builders import ChannelHandle, GuildHandle
     from simcord.results import InteractionResult
 
-    from bot.desk import Desk
+    from bot.desk import Services
     from bot.desk.deliveries import Deliveries
-    from bot.desk.studio import Studio
-    from bot.house import House
+    from bot.desk.studio import JobService
+    from bot.house import App
 
 mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
 
@@ -51,7 +51,7 @@ class Uploads:
         self.fetched.append(url)
         found = self.more.get(url) or (self.env.backend.cdn.get(url) if self.env else None)
         if found is None:
-            raise Gone
+            raise FileUnavailable
         assert len(found) <= most
         return found
 
@@ -60,7 +60,7 @@ class Uploads:
 class World:
     """One server with two members, the bot in it, and the whole app behind the bot."""
 
-    house: House
+    house: App
     client: DarkroomClient
     painter: Painter
     folder: Path
@@ -82,19 +82,19 @@ class World:
     async def online(self) -> None:
         """Start the worker and wait until the app sees it."""
         self.tasks.append(asyncio.create_task(self.painter.run()))
-        await self.until(lambda: self.studio.workers())
+        await self.until(lambda: self.studio.live_workers())
 
     async def close(self) -> None:
         for task in self.tasks:
             await stop(task)
 
     @property
-    def studio(self) -> Studio:
-        return self.house.studio
+    def studio(self) -> JobService:
+        return self.house.jobs
 
     @property
     def deliveries(self) -> Deliveries:
-        return self.house.desk.deliveries
+        return self.house.services.deliveries
 
     async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
         """Wait until `what` is true, and return it. A dead courier raises at once."""
@@ -124,7 +124,7 @@ class World:
 
     def begin(self) -> None:
         """Start a courier for the client, outside the bot's scope and before the bot, as in `serve`."""
-        self.courier = asyncio.create_task(Courier(self.house.desk, Mail(self.client)).run())
+        self.courier = asyncio.create_task(Courier(self.house.services, MessageClient(self.client)).run())
         self.tasks.append(self.courier)
 
     async def stop_courier(self) -> None:
@@ -135,17 +135,17 @@ class World:
         """Kill the bot and start another."""
         if self.courier in self.tasks:
             await self.stop_courier()
-        self.client = create_client(self.house.desk, self.folder)
+        self.client = create_client(self.house.services, self.folder)
         self.begin()
         await self.env.restart_bot(self.client)
 
 
-def create_client(desk: Desk, folder: Path) -> DarkroomClient:
+def create_client(desk: Services, folder: Path) -> DarkroomClient:
     return DarkroomClient(desk, folder / "synced", shard_count=1)
 
 
 @asynccontextmanager
-async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[House, Painter]]:
+async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[App, Painter]]:
     """An open app, and a worker that does not run yet."""
     async with AsyncExitStack() as stack:
         watch.deactivate()  # opening the app may block: nothing else runs yet
@@ -154,7 +154,7 @@ async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> Async
         for each in (bus, worker_bus):
             await each.declare()
             stack.push_async_callback(each.close)
-        house = await stack.enter_async_context(open_house(load(data=folder), bus, outside=uploads))
+        house = await stack.enter_async_context(open_app(load_settings(data=folder), bus, fetch_upload=uploads))
         watch.activate()
         yield house, Painter(worker_bus)
 
@@ -164,7 +164,7 @@ async def start_world(folder: Path, watch: BlockBuster, *, worker: bool = True) 
     async with AsyncExitStack() as stack:
         uploads = Uploads()
         house, painter = await stack.enter_async_context(start_app(folder, watch, uploads))
-        client = create_client(house.desk, folder)
+        client = create_client(house.services, folder)
         world = World(house, client, painter, folder, uploads)
         stack.push_async_callback(world.close)
         if worker:

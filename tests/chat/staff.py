@@ -45,7 +45,7 @@ async def hired(world: Any) -> Staff:
     found = {"admin": [manager], "moderator": [janitor], "member": [crew]}
     people = {name: guild.add_member(env.create_user(name), roles=roles) for name, roles in found.items()}
     keeper = guild.add_member(env.create_user("keeper"))
-    world.client.keepers = frozenset({keeper.id})
+    world.client.operator_ids = frozenset({keeper.id})
     world.guild, world.channel = guild, channel  # where `world.ended` looks
     owner = _member_actor(world, guild, boss)
     everybody: dict[Any, bool] = dict.fromkeys((janitor, crew, keeper), True)

@@ -11,15 +11,15 @@ from PIL import Image
 from simcord.components import walk_components
 
 from bot.chat import brought
-from bot.chat.presses.branching import OFFERED, spread
-from bot.chat.presses.rung import ONWARD
-from bot.desk.bringing import Bring
-from bot.refused import Refused
-from bot.views import Member, Place
+from bot.chat.presses.branching import MAX_KEYFRAMES, spread_steps
+from bot.chat.presses.rung import CONTINUE_HINT
+from bot.desk.bringing import InitImages
+from bot.refused import UserError
+from bot.views import Destination, Member
 from chat.jobs import made
 from chat.pictures import png
 from chat.staff import fields, ids, said, text
-from engine.job import Branch, Forward
+from engine.job import Branch, ImageToImage
 
 pytestmark = pytest.mark.asyncio
 PICTURE, OTHER, MASK = (("a.png", png(64, 32)), ("b.png", png(32, 32, 20)), ("m.png", png(64, 32, 255)))
@@ -27,7 +27,7 @@ SQUARE = ("m.png", png(64, 64, 255))
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.recent())[0]
+    return (await world.studio.load_recent())[0]
 
 
 async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
@@ -35,7 +35,7 @@ async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
         result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, strength=0.4)
         final = await world.ended(result)
         start, recipe = (await newest_view(world)).recipe.start, (await newest_view(world)).recipe
-        assert isinstance(start, Forward)
+        assert isinstance(start, ImageToImage)
         assert (start.strength, len(start.pictures), start.mask) == (0.4, 1, None)
         assert recipe.width == 2 * recipe.height, "the init image gives the shape"
         assert "More…" in world.labels(final)
@@ -55,25 +55,27 @@ async def test_a_bad_init_image_mask_or_branch_is_refused_ephemerally(open_world
         assert "add that picture as image" in await read_refusal(mask=MASK)
         assert "so it takes no image" in await read_refusal(image=PICTURE, branch="x:4")
         assert "names no job" in await read_refusal(branch="whatever")
-        assert await world.studio.recent() == []
+        assert await world.studio.load_recent() == []
 
 
 @dataclass
 class HugeAttachment:
     url: str = "https://cdn.discordapp.com/never"
-    size: int = brought.MOST + 1
+    size: int = brought.MAX_FILE_BYTES + 1
     filename: str = "huge.png"
 
 
 async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> None:
-    with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and the limit is 16 MiB"):
-        brought.remote(HugeAttachment())
+    with pytest.raises(UserError, match=r"huge.png has 16\.0 MiB, and the limit is 16 MiB"):
+        brought.to_remote_file(HugeAttachment())
     attachment = HugeAttachment("https://cdn.discordapp.com/attachments/1/2/bär.png?ex=1&hm=a&", 5)
-    assert brought.remote(attachment).url == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
+    assert (
+        brought.to_remote_file(attachment).url == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
+    )
     async with open_world(worker=False) as world:
-        bring = Bring((brought.remote(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
-        with pytest.raises(Refused, match=r"did not let me download huge\.png"):
-            await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Place("discord"), bring=bring)
+        bring = InitImages((brought.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
+        with pytest.raises(UserError, match=r"did not let me download huge\.png"):
+            await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Destination("discord"), bring=bring)
 
 
 async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
@@ -135,8 +137,8 @@ async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_wo
         assert (view.action, view.parent) == ("zoom", (wide.id, 0))
         assert (view.recipe.width, view.recipe.height) == (64, 64)
         assert view.recipe.start.mask
-        with pytest.raises(Refused, match="a square already"):
-            await world.studio.square(view.id, 0, Member("local:ann", "Ann", "local"), Place("web"))
+        with pytest.raises(UserError, match="a square already"):
+            await world.studio.zoom_to_square(view.id, 0, Member("local:ann", "Ann", "local"), Destination("web"))
 
 
 async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> None:
@@ -151,7 +153,9 @@ async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> Non
         (attachment,) = reply.response.attachments
         with Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as both:
             assert both.width > both.height
-        await world.client.desk.moderation.delete(view.parent[0], Member(view.member_id, "alice", view.guild))
+        await world.client.services.moderation.delete_pictures(
+            view.parent[0], Member(view.member_id, "alice", view.guild)
+        )
         missing = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
         assert "🚫" in said(missing)
 
@@ -162,7 +166,7 @@ async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
         upscale = await world.ended(await world.alice.click(grid, label="U1"))
         replies = [await world.alice.click(upscale, label="Zoom out 2×") for _ in range(2)]
         assert sum("already on its way" in text(each) for each in replies) == 1
-        assert [view.action for view in await world.studio.recent()] == ["zoom", "upscale", "imagine"]
+        assert [view.action for view in await world.studio.load_recent()] == ["zoom", "upscale", "imagine"]
 
 
 async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
@@ -215,7 +219,7 @@ async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world:
         reply = await world.bob.select(menus.response, ["branch"], custom_id=f"onward:{first.id}:0")
         (menu,) = (each for each in walk_components(reply.response.components) if "custom_id" in each)
         descriptions = [option.get("description") for option in menu["options"]]
-        assert descriptions == [*[None] * (len(descriptions) - 1), ONWARD]
+        assert descriptions == [*[None] * (len(descriptions) - 1), CONTINUE_HINT]
         last = menu["options"][-1]["value"]
         form = await world.bob.select(reply.response, [last], custom_id=menu["custom_id"])
         await world.ended(await world.bob.submit_modal(form, {"prompt": fields(form)["prompt"]["value"]}))
@@ -240,7 +244,7 @@ async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) ->
 @pytest.mark.parametrize("count", [1, 2, 11, 12, 13, 47, 200])
 async def test_a_branch_menu_offers_twelve_keyframes_with_the_first_and_the_last(count: int) -> None:
     steps = list(range(4, 4 + count))
-    found = spread(steps)
-    assert len(found) == len(set(found)) == min(count, OFFERED)
+    found = spread_steps(steps)
+    assert len(found) == len(set(found)) == min(count, MAX_KEYFRAMES)
     assert (found[0], found[-1]) == (steps[0], steps[-1])
     assert found == sorted(found)

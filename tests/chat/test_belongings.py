@@ -11,8 +11,8 @@ import discord
 import pytest
 
 from bot.chat.commands import belongings
-from bot.chat.presenter import refusal
-from bot.desk.absent import GONE
+from bot.chat.presenter import render_refusal
+from bot.desk.absent import REMOVAL_SENTENCES
 
 pytestmark = pytest.mark.asyncio
 
@@ -27,9 +27,9 @@ def text(result: Any) -> str:
 
 
 async def wait_until_forgotten(world: Any, who: Any) -> None:
-    desk, member = world.house.desk.forgetting, f"discord:{who.id}"
+    desk, member = world.house.services.data_deletion, f"discord:{who.id}"
     await world.until(lambda: True)
-    while await desk.under_way(member):
+    while await desk.is_under_way(member):
         await world.until(lambda: True)
 
 
@@ -50,15 +50,15 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
         assert [one["prompt"].partition(" --")[0] for one in json.loads(exported)["jobs"]] == ["red apple"]
         assert "pear" not in exported
         assert "token" not in exported
-        monkeypatch.setattr(belongings, "UPLOAD", 1500)
+        monkeypatch.setattr(belongings, "MAX_EXPORT_BYTES", 1500)
         small = await world.alice.slash(world.channel, "my-data")
-        assert "too large to be sent here" in text(small) or text(small).startswith(refusal("")[:1])
+        assert "too large to be sent here" in text(small) or text(small).startswith(render_refusal("")[:1])
 
 
 async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(open_world: Any) -> None:
     async with open_world() as world:
         mine, other = await imagine(world, world.alice, "red apple"), await imagine(world, world.bob, "green pear")
-        job = next(view for view in await world.studio.recent() if "red apple" in view.prompt).id
+        job = next(view for view in await world.studio.load_recent() if "red apple" in view.prompt).id
         question = await world.alice.slash(world.channel, "forget-me")
         assert question.ephemeral
         assert "That is 1 job with their pictures" in text(question)
@@ -72,12 +72,12 @@ async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(o
         message_ids = [message.id for message in world.channel.history()]
         assert mine.id not in message_ids
         assert other.id in message_ids
-        assert await world.house.store.record(job) is None
+        assert await world.house.store.get_job(job) is None
         old_message = await world.client.get_partial_messageable(world.channel.id, guild_id=world.guild.id).send(
             "left", view=make_button_view(f"reroll:{job}")
         )
         reply = await world.bob.click(old_message, custom_id=f"reroll:{job}")
-        assert text(reply) == refusal(GONE["forgotten"])
+        assert text(reply) == render_refusal(REMOVAL_SENTENCES["forgotten"])
         again = await world.alice.slash(world.channel, "forget-me")
         assert "That is 0 jobs" in text(again)
 
@@ -95,9 +95,11 @@ async def test_forget_me_cancels_running_jobs_and_passes_over_a_message_it_canno
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple --count 1")
         await world.until(lambda: not world.painter.going.is_set())
         identity = result.response.id
-        await world.house.desk.deliveries.moved((await world.studio.queue(None))[0].id, channel="1", token="")
+        await world.house.services.deliveries.update_address(
+            (await world.studio.load_queue(None))[0].id, channel="1", token=""
+        )
         question = await world.alice.slash(world.channel, "forget-me")
         await world.alice.click(question.response, label="Remove everything")
         await wait_until_forgotten(world, world.alice)
-        assert await world.studio.queue(None) == []
+        assert await world.studio.load_queue(None) == []
         assert identity in [message.id for message in world.channel.history()], "the bot cannot find it to delete it"

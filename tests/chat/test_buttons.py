@@ -9,8 +9,8 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.desk.further import STRENGTHS
-from bot.refused import Refused
+from bot.desk.further import VARIATION_STRENGTHS
+from bot.refused import UserError
 from bot.views import Member
 from chat.jobs import made, moderator
 
@@ -29,26 +29,26 @@ def form_values(result: Any) -> dict[str, Any]:
 
 
 def admin(world: Any) -> Member:
-    return Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
+    return Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.recent())[0]
+    return (await world.studio.load_recent())[0]
 
 
 async def test_v_varies_by_preference_and_an_upscale_offers_both_strengths(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
         await world.ended(await world.alice.click(grid, label="V2"))
-        assert (await newest_view(world)).recipe.lineage[-1].strength == STRENGTHS["subtle"]
-        await world.client.desk.preferences.prefer(f"discord:{world.alice.id}", "variation", "strong")
+        assert (await newest_view(world)).recipe.lineage[-1].strength == VARIATION_STRENGTHS["subtle"]
+        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "variation", "strong")
         await world.ended(await world.alice.click(grid, label="V3"))
-        assert (await newest_view(world)).recipe.lineage[-1].strength == STRENGTHS["strong"]
+        assert (await newest_view(world)).recipe.lineage[-1].strength == VARIATION_STRENGTHS["strong"]
         upscale = await world.ended(await world.alice.click(grid, label="U1"))
         for label, strength in (("Vary (Subtle)", "subtle"), ("Vary (Strong)", "strong")):
             await world.ended(await world.bob.click(upscale, label=label))
             view = await newest_view(world)
-            assert (view.recipe.lineage[-1].strength, view.parent[1]) == (STRENGTHS[strength], 0)  # pyright: ignore[reportArgumentType] - of the two above
+            assert (view.recipe.lineage[-1].strength, view.parent[1]) == (VARIATION_STRENGTHS[strength], 0)  # pyright: ignore[reportArgumentType] - of the two above
 
 
 async def test_a_remix_form_survives_a_restart(open_world: Any) -> None:
@@ -75,12 +75,12 @@ async def test_a_remix_form_survives_a_restart(open_world: Any) -> None:
 async def test_with_the_remix_preference_a_button_asks_for_a_prompt_first(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
-        await world.client.desk.preferences.prefer(f"discord:{world.alice.id}", "remix", "on")
+        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "remix", "on")
         form = await world.alice.click(grid, label="V2")
         assert form.modal["title"] == "Vary subtly picture 2"
         await world.ended(await world.alice.submit_modal(form, {"prompt": "green apple", "negative": ""}))
         view = await newest_view(world)
-        assert (view.recipe.lineage[-1].strength, view.parent[1]) == (STRENGTHS["subtle"], 1)
+        assert (view.recipe.lineage[-1].strength, view.parent[1]) == (VARIATION_STRENGTHS["subtle"], 1)
         form = await world.alice.click(grid, custom_id=f"reroll:{view.parent[0]}")
         await world.ended(await world.alice.submit_modal(form, {"prompt": "pink apple", "negative": ""}))
         view = await newest_view(world)
@@ -106,7 +106,7 @@ async def test_the_favourite_button_toggles(open_world: Any) -> None:
         first = await world.bob.click(single, custom_id=f"favour:{job}:0")
         assert first.ephemeral
         assert "favourite" in text(first)
-        page = await world.client.desk.shelf.page(f"discord:{world.bob.id}", "favourites", 1)
+        page = await world.client.services.history.load_page(f"discord:{world.bob.id}", "favourites", 1)
         assert [kept.view.id for kept in page.kept] == [job]
         assert "No favourite" in text(await world.bob.click(single, custom_id=f"favour:{job}:0"))
 
@@ -126,15 +126,15 @@ async def test_the_author_deletes_a_job_and_its_upscale_after_a_confirmation(ope
         assert world.labels(question.response) == []
         remaining = {message.id for message in world.channel.history()}
         assert not {grid.id, upscale.id} & remaining
-        with pytest.raises(Refused):
-            await world.studio.picture(job, 0)
-        with pytest.raises(Refused, match="deleted"):
-            await world.studio.reroll(job, admin(world), await world.deliveries.place_of(job))
+        with pytest.raises(UserError):
+            await world.studio.load_picture(job, 0)
+        with pytest.raises(UserError, match="deleted"):
+            await world.studio.reroll(job, admin(world), await world.deliveries.answer_destination(job))
 
 
 async def test_delete_removes_the_notice_and_the_answer_of_a_long_job(open_world: Any) -> None:
     async with open_world() as world:
-        await world.client.desk.administration.set(admin(world), "guild", "", "long_ping", "0")
+        await world.client.services.rule_admin.set_rule(admin(world), "guild", "", "long_ping", "0")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         await world.until(lambda: len(world.channel.history()) == 2)
         notice = await world.until(
@@ -151,7 +151,7 @@ async def test_after_the_token_expires_delete_uses_the_channel_route(open_world:
     async with open_world() as world:
         grid = await made(world)
         job = (await newest_view(world)).id
-        await world.deliveries.moved(job, token_until="0")
+        await world.deliveries.update_address(job, token_until="0")
         question = await world.alice.click(grid, custom_id=f"delete:{job}")
         await world.alice.click(question.response, label="Delete them")
         assert world.channel.history() == []
@@ -168,8 +168,8 @@ async def test_delete_reports_a_message_that_discord_keeps_and_deletes_the_pictu
         again = await world.alice.click(grid, custom_id=f"delete:{job}")
         await world.alice.click(question.response, label="Delete them")
         assert "does not let me delete it" in text(question)
-        with pytest.raises(Refused, match="deleted"):
-            await world.studio.picture(job, 0)
+        with pytest.raises(UserError, match="deleted"):
+            await world.studio.load_picture(job, 0)
         late = await world.alice.click(again.response, label="Delete them")
         assert "Its pictures were deleted." in text(late)
 
@@ -182,14 +182,14 @@ async def test_a_moderator_deletes_another_members_job(open_world: Any) -> None:
         assert "** of alice for good" in text(question)
         await mo.click(question.response, label="Delete them")
         assert grid.id not in {message.id for message in world.channel.history()}
-        incidents = await world.client.desk.moderation.incidents(admin(world))
+        incidents = await world.client.services.moderation.list_incidents(admin(world))
         assert [one.kind for one in incidents] == ["deleted"]
 
 
 async def test_a_report_reaches_the_moderators_channel_and_is_dismissed_there(open_world: Any) -> None:
     async with open_world() as world:
         channel = world.guild.create_text_channel("reports")
-        await world.client.desk.administration.set(admin(world), "guild", "", "reports", str(channel.id))
+        await world.client.services.rule_admin.set_rule(admin(world), "guild", "", "reports", str(channel.id))
         grid, mo = await made(world), moderator(world)
         job = (await newest_view(world)).id
         own = await world.alice.click(grid, custom_id=f"report:{job}")
@@ -228,14 +228,14 @@ async def test_without_a_reports_channel_a_report_goes_to_the_moderators_list(op
 async def test_a_blocked_member_may_press_no_button_that_makes_or_shows_pictures(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world)
-        administration = world.client.desk.administration
-        await administration.set(admin(world), "user", f"discord:{world.bob.id}", "blocked", "on")
+        administration = world.client.services.rule_admin
+        await administration.set_rule(admin(world), "user", f"discord:{world.bob.id}", "blocked", "on")
         for label in ("U1", "V1", "Remix", "Film"):
             refusal = await world.bob.click(grid, label=label)
             assert refusal.ephemeral
             assert "You are blocked on this server" in text(refusal)
-        await administration.set(admin(world), "user", f"discord:{world.bob.id}", "blocked", "off")
-        await administration.set(admin(world), "user", f"discord:{world.bob.id}", "commands", "imagine, vary")
+        await administration.set_rule(admin(world), "user", f"discord:{world.bob.id}", "blocked", "off")
+        await administration.set_rule(admin(world), "user", f"discord:{world.bob.id}", "commands", "imagine, vary")
         assert "You may not use remix here" in text(await world.bob.click(grid, label="Remix"))
         assert not (await world.bob.click(grid, label="V1")).ephemeral
 
@@ -259,4 +259,4 @@ async def test_buttons_of_older_messages_still_work(open_world: Any) -> None:
 
 
 async def newest_destination(world: Any) -> Any:
-    return await world.deliveries.place_of((await newest_view(world)).id)
+    return await world.deliveries.answer_destination((await newest_view(world)).id)

@@ -14,21 +14,21 @@ import msgspec
 import pytest
 
 from bot.access import ACTIONS
-from bot.chat.channel import IN_THREADS, LATER
+from bot.chat.channel import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.chat.commands import offered
-from bot.chat.commands.counted import characters, rows
-from bot.chat.commands.help import NAMES, told
+from bot.chat.commands.counted import check_limits, count_characters
+from bot.chat.commands.help import MENTIONED_COMMANDS, render_help
 from bot.chat.commands.languages import GERMAN
-from bot.chat.commands.own import everything as render_aliases
-from bot.chat.commands.prefer import everything
-from bot.chat.commands.registered import COMMANDS, registered
-from bot.chat.permitted import COMMANDS as COMMAND_ACTIONS
-from bot.chat.rows import SIGNS
-from bot.chat.which import CHOICE, OFFERED
-from bot.desk.options import MOST
+from bot.chat.commands.own import render_aliases as render_aliases
+from bot.chat.commands.prefer import render_preferences
+from bot.chat.commands.registered import COMMANDS, build_payload
+from bot.chat.permitted import COMMAND_ACTIONS as COMMAND_ACTIONS
+from bot.chat.rows import BUTTON_EMOJI
+from bot.chat.which import MAX_CHOICE_CHARS, MAX_CHOICES
+from bot.desk.options import MAX_ALIASES
 from bot.desk.preferences import NAMES as PREFERENCES
 from bot.desk.preferences import Preference
-from bot.models import SHIPPED
+from bot.models import SHIPPED_MODEL
 from engine.job import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,15 +46,15 @@ LONG_CHOICES = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]
 
 @pytest.mark.asyncio
 async def test_the_tree_is_within_discords_limits() -> None:
-    tree = await registered()
-    assert [row.plain() for row in rows(tree) if not row.passed] == []
+    tree = await build_payload()
+    assert [row.to_json() for row in check_limits(tree) if not row.is_within] == []
     assert {command["name"] for command in tree if command["type"] == 1} >= {*MEMBERS, "settings"}
     assert {command["name"] for command in tree if command["type"] == 3} >= MENUS
 
 
 @pytest.mark.asyncio
 async def test_commands_work_only_where_the_bot_is_a_member() -> None:
-    for command in await registered():
+    for command in await build_payload():
         assert command["integration_types"] == [0], "no user installs: pictures are messages of a channel"
         assert command["contexts"] in ([0], [0, 1]), "servers, and direct messages with the bot"
         if command["name"] in MEMBERS | MENUS:
@@ -97,11 +97,11 @@ def make_option(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_the_rows_catch_what_discord_refuses(tree: list[dict[str, Any]], missed: str) -> None:
-    assert any(row.name.startswith(missed) for row in rows(tree) if not row.passed)
+    assert any(row.name.startswith(missed) for row in check_limits(tree) if not row.is_within)
 
 
 def test_a_menu_may_have_capitals_and_spaces_and_needs_no_description() -> None:
-    assert all(row.passed for row in rows([{"type": 3, "name": "Use as prompt"}]))
+    assert all(row.is_within for row in check_limits([{"type": 3, "name": "Use as prompt"}]))
 
 
 def test_characters_are_counted_in_the_longest_language() -> None:
@@ -112,7 +112,9 @@ def test_characters_are_counted_in_the_longest_language() -> None:
         description_localizations={"de": "sieben?"},
         options=[make_option(choices=[choice])],
     )
-    assert characters(command) == len("one") + len("sieben?") + len("word") + len("Which") + len("ab") + len("xyz")
+    assert count_characters(command) == len("one") + len("sieben?") + len("word") + len("Which") + len("ab") + len(
+        "xyz"
+    )
 
 
 def test_the_command_line_prints_the_tree_and_the_rows() -> None:
@@ -133,33 +135,38 @@ def test_every_command_has_an_action_of_the_permission_table() -> None:
 
 
 def test_every_sampler_is_offered_with_advice() -> None:
-    assert offered.ADVICE.keys() == SAMPLER_TITLES.keys()
+    assert offered.SAMPLER_ADVICE.keys() == SAMPLER_TITLES.keys()
     for german in (False, True):
-        choices = offered.samplers(None, "", german=german)
+        choices = offered.sampler_choices(None, "", german=german)
         assert [one.value for one in choices] == list(SAMPLER_TITLES)
-        assert all(len(one.name) <= CHOICE for one in choices)
-        assert len({one.name for one in choices}) == len(choices) <= OFFERED
-    assert [one.value for one in offered.samplers(SHIPPED, "", german=False)] == list(SHIPPED.samplers)
-    assert [one.value for one in offered.samplers(None, "rauschen", german=True)] == ["euler_ancestral", "dpmpp_2m_sde"]
+        assert all(len(one.name) <= MAX_CHOICE_CHARS for one in choices)
+        assert len({one.name for one in choices}) == len(choices) <= MAX_CHOICES
+    assert [one.value for one in offered.sampler_choices(SHIPPED_MODEL, "", german=False)] == list(
+        SHIPPED_MODEL.samplers
+    )
+    assert [one.value for one in offered.sampler_choices(None, "rauschen", german=True)] == [
+        "euler_ancestral",
+        "dpmpp_2m_sde",
+    ]
 
 
 def test_loras_are_completed_one_after_another() -> None:
-    warm = msgspec.structs.replace(SHIPPED, loras=(Lora("style", 0.8), Lora("detail")))
-    assert [one.value for one in offered.loras(warm, "")] == ["style:0.8", "detail:1"]
-    assert [one.value for one in offered.loras(warm, "style:0.5, d")] == ["style:0.5, detail:1"]
-    assert offered.loras(SHIPPED, "") == offered.loras(None, "") == []
+    warm = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("style", 0.8), Lora("detail")))
+    assert [one.value for one in offered.lora_choices(warm, "")] == ["style:0.8", "detail:1"]
+    assert [one.value for one in offered.lora_choices(warm, "style:0.5, d")] == ["style:0.5, detail:1"]
+    assert offered.lora_choices(SHIPPED_MODEL, "") == offered.lora_choices(None, "") == []
 
 
 def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
-    cold = msgspec.structs.replace(SHIPPED, name="large", loaded=False)
-    choices = offered.models([SHIPPED, cold], "")
+    cold = msgspec.structs.replace(SHIPPED_MODEL, name="large", loaded=False)
+    choices = offered.model_choices([SHIPPED_MODEL, cold], "")
     assert [one.value for one in choices] == ["embedded", "large"]
     assert [one.name for one in choices] == ["embedded", "large (loaded on demand)"]
 
 
 @pytest.mark.asyncio
 async def test_member_commands_have_german_texts_and_none_is_stale() -> None:
-    commands = [command for command in await registered() if command["name"] in MEMBERS | MENUS]
+    commands = [command for command in await build_payload() if command["name"] in MEMBERS | MENUS]
     texts: set[str] = set()
 
     def visit(part: dict[str, Any]) -> None:
@@ -180,25 +187,25 @@ async def test_member_commands_have_german_texts_and_none_is_stale() -> None:
 
 
 def test_help_names_each_command_and_links_those_with_a_known_id() -> None:
-    plain = told(lambda name: f"`/{name}`", staff=True)
-    assert all(f"`/{name}`" in plain for name in NAMES)
-    assert {name.partition(" ")[0] for name in NAMES} == MEMBERS - {"help"} - SHORTCUTS
-    assert len(told(lambda name: f"</{name}:1234567890123456789>", staff=True)) <= 2000
-    assert "settings" not in told(lambda name: name, staff=False)
-    assert all(sign in plain for sign in (*SIGNS.values(), "**U**", "**V**", "✉️", "❌"))
+    plain = render_help(lambda name: f"`/{name}`", is_staff=True)
+    assert all(f"`/{name}`" in plain for name in MENTIONED_COMMANDS)
+    assert {name.partition(" ")[0] for name in MENTIONED_COMMANDS} == MEMBERS - {"help"} - SHORTCUTS
+    assert len(render_help(lambda name: f"</{name}:1234567890123456789>", is_staff=True)) <= 2000
+    assert "settings" not in render_help(lambda name: name, is_staff=False)
+    assert all(sign in plain for sign in (*BUTTON_EMOJI.values(), "**U**", "**V**", "✉️", "❌"))
 
 
 def test_the_list_of_preferences_says_how_to_change_one() -> None:
-    lines = everything(Preference(), lambda name: f"</{name}:17>").split("\n")
+    lines = render_preferences(Preference(), lambda name: f"</{name}:17>").split("\n")
     assert len(lines) == len(PREFERENCES) + 2
     assert lines[-1].startswith("-# </prefer set:17> with a name and a value changes one")
 
 
 def test_all_flag_aliases_fit_one_message() -> None:
-    many = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MOST)}
+    many = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MAX_ALIASES)}
     message = render_aliases(many, "</prefer option set:1234567890123456789>")
     assert len(message) <= 2000
-    assert message.count("`--") == MOST
+    assert message.count("`--") == MAX_ALIASES
 
 
 def test_prefer_set_offers_every_preference() -> None:
@@ -213,7 +220,7 @@ def test_prefer_set_offers_every_preference() -> None:
 def test_the_readme_asks_for_exactly_the_permissions_that_the_bot_needs() -> None:
     """A locked thread needs one more; nobody should give that to a bot just in case."""
     (permissions,) = re.findall(r"the permissions\s+(\*[^;]+);", (ROOT / "README.md").read_text())
-    needed = {*LATER.values(), IN_THREADS, "Attach Files"}
+    needed = {*PERMISSIONS_AFTER_TOKEN.values(), SEND_IN_THREADS, "Attach Files"}
     assert {name.removesuffix("s") for name in re.findall(r"\*([^*]+)\*", permissions)} == {
         name.removesuffix("s") for name in needed
     }

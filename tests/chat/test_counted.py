@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bot.chat.post.counted import counted
+from bot.chat.post.counted import count_request
 from bot.chat.post.edits import Edit
-from bot.chat.post.troubles import Expired, Later, Unwanted
+from bot.chat.post.troubles import RequestRejected, RetryLater, TokenExpired
 
 EDIT = Edit("job", "bucket", "final", object(), 0.0)
 
@@ -16,15 +16,15 @@ EDIT = Edit("job", "bucket", "final", object(), 0.0)
 @pytest.mark.parametrize(
     ("raised", "outcome"),
     [
-        (None, "done"), (Later(1.0, "slow", limited=True), "limited"), (Later(1.0, "away", outage=True), "outage"),
-        (Later(1.0, "not yet"), "later"), (Expired("token"), "expired"), (Unwanted("no", 50035), "failed"),
+        (None, "done"), (RetryLater(1.0, "slow", rate_limited=True), "limited"), (RetryLater(1.0, "away", outage=True), "outage"),
+        (RetryLater(1.0, "not yet"), "later"), (TokenExpired("token"), "expired"), (RequestRejected("no", 50035), "failed"),
     ],
 )  # fmt: skip
 def test_each_outcome_is_counted_and_errors_propagate(raised, outcome):
     counts: list[tuple[str, str]] = []
 
     def run_edit() -> None:
-        with counted(EDIT, "job", SimpleNamespace(lost=False), lambda *one: counts.append(one)):  # type: ignore[arg-type]
+        with count_request(EDIT, "job", SimpleNamespace(lost=False), lambda *one: counts.append(one)):  # type: ignore[arg-type]
             if raised is not None:
                 raise raised
 
@@ -38,6 +38,6 @@ def test_each_outcome_is_counted_and_errors_propagate(raised, outcome):
 
 def test_an_edit_of_a_deleted_message_counts_as_gone():
     counts: list[tuple[str, str]] = []
-    with counted(EDIT, "job", SimpleNamespace(lost=True), lambda *one: counts.append(one)):  # type: ignore[arg-type]
+    with count_request(EDIT, "job", SimpleNamespace(lost=True), lambda *one: counts.append(one)):  # type: ignore[arg-type]
         pass
     assert counts == [("final", "gone")]

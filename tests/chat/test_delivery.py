@@ -17,13 +17,13 @@ pytestmark = pytest.mark.asyncio
 
 async def make_jobs_long(world: Any, seconds: int = 0) -> None:
     """From now on every job is a long one."""
-    admin = Member("discord:1", "admin", f"discord:{world.guild.id}", admin=True)
-    await world.house.desk.administration.set(admin, "guild", "", "long_ping", str(seconds))
+    admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
+    await world.house.services.rule_admin.set_rule(admin, "guild", "", "long_ping", str(seconds))
 
 
 async def set_preferences(world: Any, **values: str) -> None:
     for name, text in values.items():
-        await world.house.desk.preferences.prefer(f"discord:{world.alice.id}", name, text)
+        await world.house.services.preferences.prefer(f"discord:{world.alice.id}", name, text)
 
 
 def direct_messages(world: Any) -> list[discord.Message]:
@@ -36,7 +36,7 @@ def has_picture(message: Any) -> bool:
 
 
 async def only_job_id(world: Any) -> str:
-    (view,) = await world.studio.recent()
+    (view,) = await world.studio.load_recent()
     return view.id
 
 
@@ -65,9 +65,9 @@ async def test_a_long_job_ends_with_a_new_message_that_pings_its_author_alone(op
         assert [post["enforce_nonce"] for post in posts] == [True]
         assert len(posts[0]["nonce"]) <= 25
         assert posts[0]["allowed_mentions"] == {"parse": [], "users": [world.alice.id]}
-        known = await world.deliveries.of(await only_job_id(world))
+        known = await world.deliveries.list_deliveries(await only_job_id(world))
         assert known["notice"].message == str(notice.id)
-        assert await world.deliveries.job_at(str(notice.id)) == await world.deliveries.job_at(str(answer.id))
+        assert await world.deliveries.find_job(str(notice.id)) == await world.deliveries.find_job(str(answer.id))
 
 
 async def test_short_jobs_and_jobs_without_ping_end_in_their_answer(open_world: Any) -> None:
@@ -110,9 +110,9 @@ async def test_where_the_bot_may_not_post_the_answer_shows_the_pictures(open_wor
         await noted(world)
         (message,) = quiet.history()
         assert has_picture(message)
-        notice = (await world.deliveries.of(await only_job_id(world)))["notice"]
+        notice = (await world.deliveries.list_deliveries(await only_job_id(world)))["notice"]
         assert notice.reason == "I am not allowed to write in its channel."
-        assert await world.deliveries.undeliverable(f"discord:{world.alice.id}") == {}
+        assert await world.deliveries.list_undeliverable(f"discord:{world.alice.id}") == {}
 
 
 async def test_with_the_direct_preference_pictures_also_come_by_direct_message(open_world: Any) -> None:
@@ -167,7 +167,7 @@ async def test_with_closed_direct_messages_a_result_waits_with_its_reason(open_w
         world.env.inject_error("POST", "/channels/*/messages", **closed)
         world.painter.going.set()
         await noted(world)
-        waiting = await world.deliveries.undeliverable(f"discord:{world.alice.id}")
+        waiting = await world.deliveries.list_undeliverable(f"discord:{world.alice.id}")
         assert waiting == {await only_job_id(world): "Its message was deleted. Your direct messages are closed to me."}
         after = await world.bob.slash(world.channel, "queue")
         assert after.ephemeral, "the courier and the bot live on"
@@ -176,7 +176,7 @@ async def test_with_closed_direct_messages_a_result_waits_with_its_reason(open_w
 async def test_an_answer_that_never_arrived_is_replaced_by_a_new_message(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "GRACE", 0.3)
+    monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.3)
     async with open_world() as world:
         world.env.inject_error("POST", "/interactions/*", status=404, code=10062, message="Unknown interaction")
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
@@ -210,7 +210,7 @@ async def test_a_late_private_result_goes_to_a_direct_message(open_world: Any, h
         await make_results_private(world)
         await begun(world)
         if how == "old":
-            await world.deliveries.moved(await only_job_id(world), token_until="0")
+            await world.deliveries.update_address(await only_job_id(world), token_until="0")
         else:
             dead = {"status": 401, "code": 50027, "message": "Invalid Webhook Token", "times": None}
             world.env.inject_error("PATCH", "/webhooks/*", **dead)
@@ -239,7 +239,7 @@ async def test_a_slow_private_answer_is_never_public(open_world: Any, monkeypatc
     async with open_world() as world:
         await make_results_private(world)
         if not likely:  # the quick check says public, the accepted job says private
-            monkeypatch.setattr("bot.chat.answer._likely_private", return_false)
+            monkeypatch.setattr("bot.chat.answer._is_likely_private", return_false)
         ask = world.studio.imagine
 
         async def slow(*args: Any, **kwargs: Any) -> Any:

@@ -59,7 +59,7 @@ def with_picture(messages: list[Any], job: str) -> list[Any]:
 
 
 async def wait_until_delivered(world: Any) -> None:
-    while await world.deliveries.owed("discord"):
+    while await world.deliveries.list_undelivered("discord"):
         await asyncio.sleep(0.02)
 
 
@@ -68,7 +68,7 @@ async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: 
     world.painter.stand_at = 3
     result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
     await world.until(lambda: "step 2 of 20" in world.message(result.response.id).content)
-    (job,) = [view.id for view in await world.studio.recent() if view.state == "running"]
+    (job,) = [view.id for view in await world.studio.load_recent() if view.state == "running"]
     if vanished:
         world.env.backend.delete_message(world.channel.id, result.response.id)
     crash_points.append(CrashPoint(point))
@@ -80,7 +80,7 @@ async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: 
         each.cancel()
     last = crash_points.pop()
     if last.dead.is_set():
-        while (await world.studio.view(job)).state != "finished":
+        while (await world.studio.load_view(job)).state != "finished":
             await asyncio.sleep(0.02)
         await world.restart()
         async with asyncio.timeout(40):
@@ -102,9 +102,9 @@ async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, vanished: bool
 ) -> None:
     async with open_world() as world:
-        desk, crash_points = world.house.desk, []
-        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", admin=True)
-        await desk.administration.set(admin, "guild", "", "long_ping", "0")
+        desk, crash_points = world.house.services, []
+        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
+        await desk.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
         preference = (
             ("ping", "off") if vanished else ("direct", "on")
         )  # a direct message replaces the deleted one anyway

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bot.chat.commands.describe import LINE, prompt, told
-from bot.chat.presenter import CONTENT
-from bot.desk.describing import Described, Worded
-from bot.refused import Refused
+from bot.chat.commands.describe import PROMPT_LINE, find_prompt, render_suggestions
+from bot.chat.presenter import MAX_CONTENT
+from bot.desk.describing import PromptSuggestions, ScoredPrompt
+from bot.refused import UserError
 from chat.pictures import png
 from chat.staff import said, text
 from describer import Describer
@@ -22,17 +22,25 @@ def make_message(content: str) -> Any:
 
 def test_a_button_reads_its_prompt_from_the_message() -> None:
     longest = "children's drawing of a glass of wine, black and white photo, in the mountains, close-up " * 2
-    words = (Worded("red fox, blue background", 0.613), Worded("t-rex", 0.004), *(Worded(longest.strip(), 0.001),) * 2)
-    message = told(Described("embedded" * 8, 341, words, ("It is animated: its first picture is taken.",)))
-    assert len(message) <= CONTENT
-    assert [prompt(make_message(message), number) for number in range(1, 5)] == [one.prompt for one in words]
-    assert [number for number, _ in LINE.findall(message)] == ["1", "2", "3", "4"]
-    with_model = told(Described("sdxl", 341, words[:1]), "sdxl")
-    assert prompt(make_message(with_model), 1) == "red fox, blue background --model sdxl"
-    for content in ("", told(Described("embedded", 341, words[:1]))):
-        with pytest.raises(Refused, match="use /describe again"):
-            prompt(make_message(content), 2)
-    assert "none of the 341 words" in told(Described("embedded", 341, ())).replace("Under none", "none")
+    words = (
+        ScoredPrompt("red fox, blue background", 0.613),
+        ScoredPrompt("t-rex", 0.004),
+        *(ScoredPrompt(longest.strip(), 0.001),) * 2,
+    )
+    message = render_suggestions(
+        PromptSuggestions("embedded" * 8, 341, words, ("It is animated: its first picture is taken.",))
+    )
+    assert len(message) <= MAX_CONTENT
+    assert [find_prompt(make_message(message), number) for number in range(1, 5)] == [one.prompt for one in words]
+    assert [number for number, _ in PROMPT_LINE.findall(message)] == ["1", "2", "3", "4"]
+    with_model = render_suggestions(PromptSuggestions("sdxl", 341, words[:1]), "sdxl")
+    assert find_prompt(make_message(with_model), 1) == "red fox, blue background --model sdxl"
+    for content in ("", render_suggestions(PromptSuggestions("embedded", 341, words[:1]))):
+        with pytest.raises(UserError, match="use /describe again"):
+            find_prompt(make_message(content), 2)
+    assert "none of the 341 words" in render_suggestions(PromptSuggestions("embedded", 341, ())).replace(
+        "Under none", "none"
+    )
 
 
 @pytest.mark.asyncio
@@ -49,7 +57,7 @@ async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(op
         assert world.labels(reply.response)[0] == "Imagine 1"
         await world.restart()
         await world.ended(await world.alice.click(reply.response, label="Imagine 1"))
-        assert (await world.studio.recent())[0].prompt == "fox, watercolor --model embedded"
+        assert (await world.studio.load_recent())[0].prompt == "fox, watercolor --model embedded"
 
 
 @pytest.mark.asyncio

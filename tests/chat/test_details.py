@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat.commands.mine import Chosen, Turn
-from bot.chat.commands.sheet import FILTERS, Sheet, describe
-from bot.chat.details import details, fenced, parameters
-from bot.chat.which import CHOICE, label, offered
-from bot.desk.shelf import Kept, Page
-from bot.sentences import footer
-from bot.views import Place, Shot, View
-from engine.job import Ancestor, Concept, Enlarge, Lora, Recipe
+from bot.chat.commands.mine import JobSelect, PageButton
+from bot.chat.commands.sheet import FILTER_TITLES, MineLayout, render_entry
+from bot.chat.details import escape_code_block, render_details, render_parameters
+from bot.chat.which import MAX_CHOICE_CHARS, filter_jobs, job_label
+from bot.desk.shelf import HistoryEntry, HistoryPage
+from bot.sentences import format_footer
+from bot.views import Destination, JobView, PictureRef
+from engine.job import Concept, Lora, NoiseAncestor, Recipe, UpscaleTask
 
 JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 NOW = 1_800_000_000.0
@@ -28,18 +28,18 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def make_view(**changes: Any) -> View:
-    view = View(
-        id=JOB, state="finished", prompt="terrier, looking up --seed 7", recipe=RECIPE, member_id="discord:1",
+def make_view(**changes: Any) -> JobView:
+    view = JobView(
+        id=JOB, state="finished", prompt="terrier, looking up --seed 7", task=RECIPE, member_id="discord:1",
         member_name="Alice", guild="discord:2", created=NOW - 90, started=NOW - 60, finished=NOW, seconds=12.3,
-        ms_per_step=8.5, ahead=None, eta=None, reason="", step=30, of=30, ladders=(0,), parent=None, action="imagine",
-        pictures=(Shot(0, "0" * 64, 64, 48),), cost=12.0,
+        ms_per_step=8.5, jobs_ahead=None, eta=None, reason="", step=30, total_steps=30, ladder_images=(0,), parent_image=None, action="imagine",
+        pictures=(PictureRef(0, "0" * 64, 64, 48),), cost=12.0,
     )  # fmt: skip
     return replace(view, **changes)
 
 
 def test_parameters_have_the_usual_text_format() -> None:
-    assert parameters(make_view()) == (
+    assert render_parameters(make_view()) == (
         "terrier, looking up blue::-0.5\nNegative prompt: fog\n"
         "Steps: 30, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: 7, Size: 64x48, Model: embedded"
     )
@@ -50,11 +50,11 @@ def test_parameters_name_loras_and_the_guidance_interval_as_other_tools_do() -> 
     recipe = msgspec.structs.replace(
         RECIPE, loras=loras, guidance_start=0.2, guidance_stop=0.8, sampler="dpmpp_2m_karras"
     )
-    words, _, fields = parameters(make_view(recipe=recipe)).split("\n")
+    words, _, fields = render_parameters(make_view(recipe=recipe)).split("\n")
     assert words == "terrier, looking up blue::-0.5 <lora:style:0.8> <lora:x:1>"
     assert "Sampler: DPM++ 2M Karras" in fields
     assert fields.endswith("Guidance interval: 0.2-0.8")
-    assert footer(recipe) == (
+    assert format_footer(recipe) == (
         "30 steps of DPM++ 2M Karras · seed 7 · guidance 3.5 from 0.2 to 0.8 · 64×48 · embedded · LoRA style ×0.8 · "
         "LoRA x ×1"
     )
@@ -64,30 +64,30 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     encode = pytest.importorskip("engine.encode", exc_type=ImportError)
     varied = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name != "lineage"},
-        lineage=(Ancestor(seed=3, index=1, strength=0.25),),
+        lineage=(NoiseAncestor(seed=3, index=1, strength=0.25),),
     )
     added = Recipe(
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("guidance_start", "loras")},
         guidance_start=0.25, loras=(Lora("ink", 0.5), Lora("paper")),
     )  # fmt: skip
     for recipe in (RECIPE, varied, added):
-        *words, fields = parameters(make_view(recipe=recipe)).split("\n")
+        *words, fields = render_parameters(make_view(recipe=recipe)).split("\n")
         *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
 
 
 def test_details_say_who_when_how_and_at_what_cost() -> None:
-    text = details(make_view(notes=("The braces make 2 jobs.",)), NOW)
+    text = render_details(make_view(notes=("The braces make 2 jobs.",)), NOW)
     for part in ("Alice", "✅ finished", "waited 30 s", "took 13 s", "8.5 ms a step", "costs 12 s", "Seed: 7", JOB):
         assert part in text
     assert "-# The braces make 2 jobs." in text
 
 
 def test_parameters_name_the_upscale_of_the_final_pictures() -> None:
-    shots = tuple(Shot(index, "0" * 64, 256, 192) for index in range(4))
-    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in details(make_view(pictures=shots), NOW)
-    assert "Hires" not in details(make_view(), NOW)
+    shots = tuple(PictureRef(index, "0" * 64, 256, 192) for index in range(4))
+    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in render_details(make_view(pictures=shots), NOW)
+    assert "Hires" not in render_details(make_view(), NOW)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_parameters_name_the_upscale_of_the_final_pictures() -> None:
         ({"action": "reproduce", "parent": (PARENT, 0)}, f"The same as `{PARENT}`"),
         ({"action": "remix", "parent": (PARENT, 0)}, f"Another prompt for picture 1 of `{PARENT}`"),
         (
-            {"action": "upscale", "parent": (PARENT, 1), "recipe": Enlarge(source="0" * 64)},
+            {"action": "upscale", "parent": (PARENT, 1), "recipe": UpscaleTask(source="0" * 64)},
             f"An upscale of picture 2 of `{PARENT}`",
         ),
     ],
 )
 def test_details_in_every_state(changes: dict[str, Any], part: str) -> None:
-    assert part in details(make_view(**changes), NOW)
+    assert part in render_details(make_view(**changes), NOW)
 
 
 wild_text = st.text(max_size=3000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t123 \n​‮", max_size=3000)
@@ -127,37 +127,37 @@ def test_details_stay_within_limits_and_text_from_members_does_no_harm(prompt: s
         concepts=(Concept(text=prompt or "x"),), negative=other,
     )  # fmt: skip
     view = make_view(prompt=prompt, member_name=other[:100], reason=other, notes=(other,) * 6, why=other, recipe=recipe)
-    text = details(view, NOW)
+    text = render_details(view, NOW)
     assert len(text) <= 2000
     assert text.count("```") in (0, 2)
-    kept = Kept(view, Place("discord", {"guild": "1", "channel": "2", "message": "3"}), other, (0, 3))
-    for each in (text, describe(kept), fenced(prompt, 500)):
+    kept = HistoryEntry(view, Destination("discord", {"guild": "1", "channel": "2", "message": "3"}), other, (0, 3))
+    for each in (text, render_entry(kept), escape_code_block(prompt, 500)):
         assert "@everyone" not in each
         assert "@here" not in each
-    for each in (label(view, other, now=NOW), *(choice.name for choice in offered([view], "", "discord:1"))):
-        assert 1 <= len(each) <= CHOICE
+    for each in (job_label(view, other, now=NOW), *(choice.name for choice in filter_jobs([view], "", "discord:1"))):
+        assert 1 <= len(each) <= MAX_CHOICE_CHARS
 
 
-def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Page:
+def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> HistoryPage:
     words = "*" * 600
     kept = tuple(
-        Kept(
+        HistoryEntry(
             make_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, why=words, reason=words, state="failed"),
-            Place("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}), words, (0, 1, 2, 3),
+            Destination("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}), words, (0, 1, 2, 3),
         )
         for n in range(jobs)
     )  # fmt: skip
-    return Page(kept, which, number, of, jobs)
+    return HistoryPage(kept, which, number, of, jobs)
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("which", FILTERS)
+@pytest.mark.parametrize("which", FILTER_TITLES)
 async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
     page = make_page(5, which, 2)
-    menu = Chosen([(kept.view.id, label(kept.view, now=NOW)) for kept in page.kept])
-    turns = [Turn(each, 1, "f", here=each == which) for each in FILTERS]
-    ways = [[menu], turns, [Turn(which, 1, "n"), Turn(which, 3, "o")]]
-    sheet = Sheet(page, [kept.view.id for kept in page.kept], ways)
+    menu = JobSelect([(kept.view.id, job_label(kept.view, now=NOW)) for kept in page.entries])
+    turns = [PageButton(each, 1, "f", is_current=each == which) for each in FILTER_TITLES]
+    ways = [[menu], turns, [PageButton(which, 1, "n"), PageButton(which, 3, "o")]]
+    sheet = MineLayout(page, [kept.view.id for kept in page.entries], ways)
     assert sheet.content_length() <= 4000
     assert sheet.total_children_count <= 40
     ids = [item.custom_id for item in sheet.walk_children() if hasattr(item, "custom_id")]  # pyright: ignore[reportAttributeAccessIssue]
@@ -166,10 +166,10 @@ async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
 
 
 def test_a_jobs_label_says_how_far_it_is() -> None:
-    assert label(make_view(), now=NOW + 61) == "terrier, looking up --seed 7 · 1 min 1 s ago"
-    assert label(make_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
-    assert label(make_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
-    assert label(make_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
-    assert label(make_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
+    assert job_label(make_view(), now=NOW + 61) == "terrier, looking up --seed 7 · 1 min 1 s ago"
+    assert job_label(make_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
+    assert job_label(make_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
+    assert job_label(make_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
+    assert job_label(make_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
         "moderators may cancel it"
     )

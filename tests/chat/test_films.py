@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def admin(world: Any) -> Member:
-    return Member("discord:1", "Ada", f"discord:{world.guild.id}", moderator=True, admin=True)
+    return Member("discord:1", "Ada", f"discord:{world.guild.id}", is_moderator=True, is_admin=True)
 
 
 async def imagine(world: Any, channel: Any, prompt: str) -> str:
@@ -25,14 +25,14 @@ async def imagine(world: Any, channel: Any, prompt: str) -> str:
     else:
         await world.alice.slash(channel, "imagine", prompt=prompt, count=1)
     await world.until(lambda: len(world.painter.done) > finished_before)
-    (view, *_) = await world.studio.recent()
-    await world.until(lambda: view.id not in world.house.board.runs)
+    (view, *_) = await world.studio.load_recent()
+    await world.until(lambda: view.id not in world.house.active_jobs.by_id)
     return view.id
 
 
 async def test_a_film_is_public_only_where_its_job_would_be_now(open_world: Any) -> None:
     async with open_world() as world:
-        rules = world.house.desk.administration
+        rules = world.house.services.rule_admin
         art = world.guild.create_text_channel("art")
         direct, there, here = [await imagine(world, each, "red apple") for each in (None, art, world.channel)]
 
@@ -63,12 +63,12 @@ async def test_films_are_deleted_with_their_job(open_world: Any) -> None:
         job = await imagine(world, world.channel, "red apple")
         films = [(await who.slash(world.channel, "film", job=job)).response for who in (world.alice, world.bob)]
         assert message_ids() >= {film.id for film in films}
-        assert set(await world.deliveries.of(job)) == {"answer"}, "no film is owed"
-        (entry,) = (await world.house.desk.shelf.page(f"discord:{world.alice.id}", "all", 1)).kept
+        assert set(await world.deliveries.list_deliveries(job)) == {"answer"}, "no film is owed"
+        (entry,) = (await world.house.services.history.load_page(f"discord:{world.alice.id}", "all", 1)).kept
         assert entry.place.where["message"] not in {str(film.id) for film in films}
         assert "red apple" in text(await world.bob.context_menu(world.channel, "Details", films[0].message))
         await mo.react(films[1].message, "❌")
         await world.until(lambda: message_ids() == set())
-        assert await world.deliveries.films(job) == []
-        place = (await world.deliveries.of(job))["answer"].place
-        assert not await world.deliveries.filmed(job, place), "the job was deleted while the film was rendered"
+        assert await world.deliveries.list_films(job) == []
+        place = (await world.deliveries.list_deliveries(job))["answer"].place
+        assert not await world.deliveries.add_film(job, place), "the job was deleted while the film was rendered"

@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from simcord.components import validate_components, validate_modal, walk_components
 
 from bot.chat import presenter, rows
-from bot.chat.brought import Sent
+from bot.chat.brought import UploadedFile
 from bot.chat.presses import reporting
-from bot.chat.presses.buttons import controls
-from bot.chat.presses.editing import edit_form
-from bot.chat.presses.forms import Filled, filled, named
-from bot.chat.presses.more import Menu
-from bot.chat.presses.onward import TITLES, remix_form
-from bot.chat.presses.rung import Rungs, branch_form
-from bot.desk.moderation import REASON, Report
+from bot.chat.presses.buttons import build_view
+from bot.chat.presses.editing import build_edit_form
+from bot.chat.presses.forms import FormSubmission, form_id, parse_submission
+from bot.chat.presses.more import PictureMenu
+from bot.chat.presses.onward import FORM_TITLES, build_remix_form
+from bot.chat.presses.rung import KeyframeMenu, build_branch_form
+from bot.desk.moderation import MAX_REASON, Report
 from bot.prompt import parse
-from bot.prompt.concepts import clean
-from bot.prompt.permutations import literally
-from bot.views import Shot
-from engine.job import Enlarge
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.permutations import escape_braces
+from bot.views import PictureRef
+from engine.job import UpscaleTask
 from loopback.habits import unexplained
 from loopback.openapi import FILE, Judge
 from samples import JOB, a_recipe, a_view
@@ -35,11 +35,11 @@ words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)
 
 
 @settings(max_examples=50, deadline=None)
-@given(words, words, st.sampled_from(sorted(TITLES)), st.sampled_from([None, 0, 3]))
+@given(words, words, st.sampled_from(sorted(FORM_TITLES)), st.sampled_from([None, 0, 3]))
 def test_a_remix_form_is_within_discords_limits(prompt: str, negative: str, how: Any, index: int | None) -> None:
     recipe = a_recipe(4)
     view = a_view(prompt=prompt, recipe=type(recipe)(**{**fields_of(recipe), "negative": negative[:2000]}))
-    modal = remix_form(view, how, index).to_dict()
+    modal = build_remix_form(view, how, index).to_dict()
     validate_modal(modal)
     assert len(modal["title"]) <= 45
     for node in walk_components(modal["components"]):
@@ -56,16 +56,16 @@ def fields_of(recipe: Any) -> dict[str, Any]:
 @given(words)
 def test_a_prompt_in_a_form_is_taken_literally(text: str) -> None:
     """A prompt that is sent unchanged is one job with the same words."""
-    cleaned = clean(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
-    if not cleaned.strip() or len(literally(cleaned)) > 2000 or "\\" in cleaned or clean(cleaned) != cleaned:
+    cleaned = clean_prompt(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
+    if not cleaned.strip() or len(escape_braces(cleaned)) > 2000 or "\\" in cleaned or clean_prompt(cleaned) != cleaned:
         return  # a second repair of mojibake may change more
-    parsed = parse(literally(cleaned), None)
-    assert len(parsed.requests) == 1
-    assert parsed.requests[0].words == " ".join(cleaned.split())
+    parsed = parse(escape_braces(cleaned), None)
+    assert len(parsed.prompts) == 1
+    assert parsed.prompts[0].words == " ".join(cleaned.split())
 
 
 def make_report(**changes: str) -> Report:
-    values = {"author": NASTY, "reporter": NASTY, "reason": "x" * REASON, **changes}
+    values = {"author": NASTY, "reporter": NASTY, "reason": "x" * MAX_REASON, **changes}
     return Report(12, "discord:1", "5", JOB, values["author"], values["reporter"], values["reason"])
 
 
@@ -73,25 +73,25 @@ def make_report(**changes: str) -> Report:
 @pytest.mark.asyncio
 async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
-    for how in TITLES:
-        judge.hear("POST", callback, {}, {"type": 9, "data": remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
+    for how in FORM_TITLES:
+        judge.hear("POST", callback, {}, {"type": 9, "data": build_remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
     others = (
-        reporting.report_form(JOB),
-        edit_form(a_view(prompt=NASTY), 3),
-        branch_form(a_view(prompt=NASTY), 3, 1000),
+        reporting.build_report_form(JOB),
+        build_edit_form(a_view(prompt=NASTY), 3),
+        build_branch_form(a_view(prompt=NASTY), 3, 1000),
     )
     for modal in others:
         validate_modal(modal.to_dict())
         judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
-    shots = tuple(Shot(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    shots = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
     several = a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3), prompt=NASTY)
-    upscale = a_view(recipe=Enlarge(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
+    upscale = a_view(recipe=UpscaleTask(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
     found = [
-        presenter.ended(several),
-        presenter.ended(upscale),
-        reporting.card(make_report(), "https://discord.com/1"),
+        presenter.render_ended(several),
+        presenter.render_ended(upscale),
+        reporting.render_report(make_report(), "https://discord.com/1"),
     ]
-    for items in ([Menu(JOB, index) for index in range(4)], [Rungs(JOB, 3, range(1, 13), 12)]):
+    for items in ([PictureMenu(JOB, index) for index in range(4)], [KeyframeMenu(JOB, 3, range(1, 13), 12)]):
         menus = discord.ui.View(timeout=None)
         for item in items:
             menus.add_item(item)
@@ -99,11 +99,11 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         body = {"content": "which", "components": menus.to_components(), "allowed_mentions": {"parse": []}}
         judge.hear("POST", callback, {}, {"type": 4, "data": body})
         menus.stop()
-    for card in [*found, presenter.Card("Delete?", rows.erasing(JOB))]:
-        view = controls(card)
+    for card in [*found, presenter.Card("Delete?", rows.build_confirm_rows(JOB))]:
+        view = build_view(card)
         assert view
         validate_components(view.to_components(), flags=0)
-        assert len(card.content) <= presenter.CONTENT
+        assert len(card.content) <= presenter.MAX_CONTENT
         body = {"content": card.content, "components": view.to_components(), "allowed_mentions": {"parse": []}}
         judge.hear("POST", callback, {}, {"type": 4, "data": body})
         view.stop()
@@ -111,7 +111,7 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
 
 
 def test_a_report_card_quotes_members_without_harm() -> None:
-    content = reporting.card(make_report(reason=NASTY), "").content
+    content = reporting.render_report(make_report(reason=NASTY), "").content
     for wrong in ("@everyone", "<@5>", "**x**", "\u202e"):
         assert wrong not in content
 
@@ -122,25 +122,27 @@ def make_interaction(custom_id: str, kind: discord.InteractionType = discord.Int
 
 
 def test_a_sent_form_is_read_by_its_id() -> None:
-    assert filled(make_interaction(named("remix", JOB, "subtle", 3))) == Filled(
+    assert parse_submission(make_interaction(form_id("remix", JOB, "subtle", 3))) == FormSubmission(
         "remix", JOB, "subtle", 3, {"prompt": "pear"}
     )
-    assert filled(make_interaction(named("report", JOB))) == Filled("report", JOB, "", None, {"prompt": "pear"})
-    at_a_keyframe = Filled("branch", JOB, "", 3, {"prompt": "pear"}, 1000)
-    assert filled(make_interaction(named("branch", JOB, "", 3, 1000))) == at_a_keyframe
+    assert parse_submission(make_interaction(form_id("report", JOB))) == FormSubmission(
+        "report", JOB, "", None, {"prompt": "pear"}
+    )
+    at_a_keyframe = FormSubmission("branch", JOB, "", 3, {"prompt": "pear"}, 1000)
+    assert parse_submission(make_interaction(form_id("branch", JOB, "", 3, 1000))) == at_a_keyframe
     for other in (f"remix:{JOB}", f"remix-form:{JOB[:-1]}:same", f"remix-form:{JOB}:same:x", "settings:save", ""):
-        assert filled(make_interaction(other)) is None
-    assert filled(make_interaction(named("remix", JOB), discord.InteractionType.component)) is None
+        assert parse_submission(make_interaction(other)) is None
+    assert parse_submission(make_interaction(form_id("remix", JOB), discord.InteractionType.component)) is None
 
 
 def test_a_form_reads_only_its_own_file_with_url_and_size() -> None:
-    interaction = make_interaction(named("edit", JOB, index=1))
+    interaction = make_interaction(form_id("edit", JOB, index=1))
     interaction.data["components"] = [
         {"type": 18, "component": {"type": 19, "custom_id": "mask", "values": ["7", "8"]}}
     ]
     attachment = {"id": "7", "url": "https://cdn.example/7", "size": 12, "filename": "m.png"}
     interaction.data["resolved"] = {"attachments": {"7": attachment, "9": attachment}}
-    form = filled(interaction)
+    form = parse_submission(interaction)
     assert form is not None
-    assert form.files == {"mask": (Sent("https://cdn.example/7", 12, "m.png"),)}
+    assert form.files == {"mask": (UploadedFile("https://cdn.example/7", 12, "m.png"),)}
     assert form.fields == {"mask": ""}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bot.chat import delivery
-from bot.images.pixels import opened
+from bot.images.pixels import decode_image
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,12 +24,14 @@ def jpeg(side: int, colour: str) -> bytes:
 async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     view: Any = SimpleNamespace(id="JOB", recipe=SimpleNamespace(width=64, height=64, count=4))
     frames = {0: jpeg(64, "red"), 1: b"\xff\xd8\xff and nothing", 2: jpeg(4040, "blue"), 3: jpeg(4040, "blue")}
-    picture = await delivery.preview(view, frames)
+    picture = await delivery.render_preview(view, frames)
     assert picture
-    pixels: Any = opened(picture.payload)
+    pixels: Any = decode_image(picture.payload)
     assert pixels.size == (516, 516)
     red, *others = [pixels.getpixel(at) for at in ((100, 100), (400, 100), (100, 400), (400, 400))]
     assert red[0] > 200
     assert all(max(one) < 60 for one in others)
     assert caplog.messages == ["job JOB: 3 of its frames cannot be read and are left out"]
-    assert await delivery.preview(view, {0: b"\xff\xd8\xff"}), "without a readable frame the grid has plain tiles"
+    assert await delivery.render_preview(view, {0: b"\xff\xd8\xff"}), (
+        "without a readable frame the grid has plain tiles"
+    )

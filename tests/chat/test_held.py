@@ -10,9 +10,9 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.access import forbidden, subject_of
+from bot.access import forbidden_reason, job_ref
 from bot.chat.post import courier
-from bot.images.blur import blurred
+from bot.images.blur import blur_picture
 from bot.views import Member
 from chat.jobs import moderator
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.asyncio
 async def enable_picture_check(world: Any) -> None:
     """Switch the server's picture check on, with a worker that can do it."""
     world.painter.checks = True
-    admin = Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
-    await world.client.desk.administration.set(admin, "guild", "", "check", "on")
-    await world.until(lambda: any(one.checks for one in world.studio.workers().values()))
+    admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
+    await world.client.services.rule_admin.set_rule(admin, "guild", "", "check", "on")
+    await world.until(lambda: any(one.checks for one in world.studio.live_workers().values()))
 
 
 def open_pictures(world: Any, message: Any) -> list[Image.Image]:
@@ -86,10 +86,10 @@ async def test_only_moderators_decide_on_held_pictures(open_world: Any) -> None:
                 refusal = await member.click(card, label=label)
                 assert refusal.ephemeral
                 assert "moderators" in refusal.response.content
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         assert not any(shot.reviewed for shot in view.pictures)
         for action in ("approve", "deny"):
-            assert forbidden(action, Member(view.member_id, "alice", view.guild), subject_of(view))
+            assert forbidden_reason(action, Member(view.member_id, "alice", view.guild), job_ref(view))
         (grid,) = open_pictures(world, world.message(card.id))
         assert not is_clear(split_grid(grid)[1])
 
@@ -169,7 +169,7 @@ async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: 
         assert all(is_clear(tile) for tile in split_grid(open_pictures(world, final)[0])), (
             "the final picture has its own verdict"
         )
-        assert not is_clear(Image.open(io.BytesIO(blurred(paint_quarters(None, 0, 0, "PNG")))))
+        assert not is_clear(Image.open(io.BytesIO(blur_picture(paint_quarters(None, 0, 0, "PNG")))))
 
 
 async def test_an_age_restricted_channel_skips_the_picture_check(
@@ -214,8 +214,8 @@ async def test_moderators_list_held_pictures_and_decide_from_the_list(open_world
 async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any) -> None:
     async with open_world() as world:
         await enable_picture_check(world)
-        admin = Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
-        await world.client.desk.administration.set(admin, "guild", "", "long_ping", "0")
+        admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
+        await world.client.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
         world.painter.verdicts, world.painter.paint = {1: "flagged"}, paint_quarters
         mo = moderator(world)
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
@@ -233,12 +233,12 @@ async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any)
 async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_message(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "SWEEP", 0.1)
+    monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.1)
     async with open_world() as world:
         mo = moderator(world)
         await enable_picture_check(world)
         world.painter.verdicts, world.painter.paint = {1: "flagged", 2: "unchecked"}, paint_quarters
-        await world.client.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         await world.until(lambda: world.painter.done)
         await world.until(lambda: "Cancel" not in world.labels(result.response))
@@ -253,11 +253,11 @@ async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_mess
             False,
             True,
         ]
-        (view,) = await world.studio.recent()
-        while (await world.deliveries.of(view.id))["direct"].delivered is None:
+        (view,) = await world.studio.load_recent()
+        while (await world.deliveries.list_deliveries(view.id))["direct"].delivered is None:
             await asyncio.sleep(0.02)
         again = next(one for one in world.channel.history(viewer=mo) if one.id == review.response.id)
         await mo.click(again, label="Show 3")
         (direct_message,) = direct_messages()
         assert all(is_clear(tile) for tile in split_grid(open_pictures(world, direct_message)[0]))
-        assert set(await world.deliveries.of(view.id)) == {"answer", "direct"}
+        assert set(await world.deliveries.list_deliveries(view.id)) == {"answer", "direct"}

@@ -15,13 +15,13 @@ import pytest
 from simcord.backend.errors import SetupError
 from simcord.components import walk_components
 
-from bot.access import ACTIONS, PRIVATE, Action, Subject, forbidden
-from bot.chat.answer import BROKEN
-from bot.chat.presenter import refusal
+from bot.access import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
+from bot.chat.answer import INTERNAL_ERROR
+from bot.chat.presenter import render_refusal
 from bot.chat.presses import buttons
-from bot.chat.rows import Button, Press
-from bot.chat.settings import VERBS
-from bot.chat.sight import UNSEEN
+from bot.chat.rows import Button, ButtonKind
+from bot.chat.settings import HANDLERS
+from bot.chat.sight import CHANNEL_HIDDEN
 from bot.views import Member
 from chat.pictures import png
 from chat.staff import Staff, hired
@@ -36,15 +36,15 @@ REFUSALS = (  # how the refusals of the permission table begin, as members see t
     "That belongs to a",
     "That job belongs to a channel",
 )
-PICTURE_PRESSES: tuple[Press, ...] = (
+PICTURE_PRESSES: tuple[ButtonKind, ...] = (
     "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
     "panup", "pandown", "edit", "branch", "square", "compare",
 )  # fmt: skip
 MAX_BUTTONS = 25  # buttons of a message
-DESTRUCTIVE: tuple[Press, ...] = ("erase",)
+DESTRUCTIVE: tuple[ButtonKind, ...] = ("erase",)
 
 # What each button and each form does.
-BUTTONS: Mapping[Press, Action] = {
+BUTTONS: Mapping[ButtonKind, Action] = {
     "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
     "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
     "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
@@ -135,14 +135,16 @@ class Scene:
     world: Any
     staff: Staff
     actors: tuple[Actor, ...]
-    subjects: Mapping[str, Subject]  # by job
+    subjects: Mapping[str, JobRef]  # by job
 
     def forbidden(self, action: Action, actor: Actor, job: str | None) -> str | None:
         subject = None if job is None else self.subjects[job]
-        if subject is None or not actor.blind or subject.private:
-            return forbidden(action, actor.member, subject, direct=actor.direct)
-        reason = forbidden(action, actor.member, replace(subject, private=True), direct=actor.direct)
-        return UNSEEN if reason == PRIVATE else reason
+        if subject is None or not actor.blind or subject.is_private:
+            return forbidden_reason(action, actor.member, subject, in_direct_message=actor.direct)
+        reason = forbidden_reason(
+            action, actor.member, replace(subject, is_private=True), in_direct_message=actor.direct
+        )
+        return CHANNEL_HIDDEN if reason == PRIVATE_JOB else reason
 
     async def send_board(self, actor: Actor, ids: list[str]) -> discord.Message:
         """Send a message with these buttons where the actor is: permissions hold on any card."""
@@ -179,15 +181,15 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     here, author = f"discord:{staff.guild.id}", staff.member
     prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
     await staff.slash(author, "imagine", prompt=prompt)
-    await world.client.desk.preferences.prefer(f"discord:{author.id}", "results", "private")
+    await world.client.services.preferences.prefer(f"discord:{author.id}", "results", "private")
     await staff.slash(author, "imagine", prompt="secret --count 1 --steps 2")
-    await world.client.desk.preferences.prefer(f"discord:{author.id}", "results", "public")
+    await world.client.services.preferences.prefer(f"discord:{author.id}", "results", "public")
     await world.until(lambda: len(world.painter.done) == count)
-    while await world.deliveries.owed("discord"):
+    while await world.deliveries.list_undelivered("discord"):
         await world.until(lambda: True)
-    views = await world.studio.recent()
-    everywhere = Member(f"discord:{staff.keeper.id}", "keeper", "*", house=True)
-    await world.client.desk.administration.close(everywhere, "for the test")
+    views = await world.studio.load_recent()
+    everywhere = Member(f"discord:{staff.keeper.id}", "keeper", "*", is_operator=True)
+    await world.client.services.rule_admin.close_guild(everywhere, "for the test")
 
     def in_server(hand: Any, name: str, *flags: str) -> Actor:
         return Actor(name, hand, make_member(hand, name, here, flags), staff.channel)
@@ -214,7 +216,7 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
         in_direct_message(bob, "member"),
         in_direct_message(staff.keeper, "house", "house"),
     )
-    subjects = {view.id: Subject(view.member_id, view.member_name, view.guild, view.private) for view in views}
+    subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.private) for view in views}
     assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
     return Scene(world, staff, actors, subjects)
 
@@ -232,25 +234,25 @@ def check_answer(expected: str | None, result: Any, what: str) -> None:
     """Expect this refusal, ephemeral; or, with None, no refusal of the permission table."""
     assert result.acknowledged, what
     content = all_text(result)
-    assert BROKEN not in content, what
+    assert INTERNAL_ERROR not in content, what
     if expected is not None:
-        assert content == refusal(expected), what
+        assert content == render_refusal(expected), what
         assert all(one.ephemeral for one in (result.response, *result.followups) if one), what
     else:
         assert not any(f"{start}" in content for start in REFUSALS), f"{what}: {content}"
 
 
-def button_ids(job: str, presses: tuple[Press, ...]) -> Iterator[tuple[Press, str]]:
+def button_ids(job: str, presses: tuple[ButtonKind, ...]) -> Iterator[tuple[ButtonKind, str]]:
     for press in presses:
         index = 0 if press in PICTURE_PRESSES else 999 if press == "dismiss" else None
-        yield press, Button(press, job, index=index).id
+        yield press, Button(press, job, index=index).custom_id
 
 
 async def test_every_role_presses_every_button_on_public_and_private_jobs(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
-        assert set(get_args(Press)) == set(BUTTONS)
-        presses: tuple[Press, ...] = tuple(press for press in BUTTONS if press not in DESTRUCTIVE)
+        assert set(get_args(ButtonKind)) == set(BUTTONS)
+        presses: tuple[ButtonKind, ...] = tuple(press for press in BUTTONS if press not in DESTRUCTIVE)
         for actor in scene.actors:
             for job in scene.subjects:
                 ids = dict(button_ids(job, presses))
@@ -259,7 +261,9 @@ async def test_every_role_presses_every_button_on_public_and_private_jobs(open_w
                     about = None if press == "dismiss" else job
                     expected = scene.forbidden(BUTTONS[press], actor, about)
                     result = await actor.hand.click(cards[custom_id], custom_id=custom_id)
-                    check_answer(expected, result, f"{press} by {actor.name}, private: {scene.subjects[job].private}")
+                    check_answer(
+                        expected, result, f"{press} by {actor.name}, private: {scene.subjects[job].is_private}"
+                    )
 
 
 async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any) -> None:
@@ -270,7 +274,7 @@ async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any)
             card = await scene.send_board(actor, [f"erase:{left[0]}"])
             expected = scene.forbidden("delete", actor, left[0])
             check_answer(expected, await actor.hand.click(card, custom_id=f"erase:{left[0]}"), f"erase by {actor.name}")
-            remaining = {view.id for view in await world.studio.recent()}
+            remaining = {view.id for view in await world.studio.load_recent()}
             assert (left[0] in remaining) == (expected is not None), actor.name
             left = [job for job in left if job in remaining]
         assert len(left) == 1, "the author and this bot's operator in three places each, moderator, admin, owner"
@@ -280,10 +284,10 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
     """Roles may change between the button and the form."""
     async with open_world() as world:
         scene = await set_up(world)
-        public = next(job for job, subject in scene.subjects.items() if not subject.private)
+        public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
         member = next(actor for actor in scene.actors if actor.name == "member")
         card = await scene.send_board(member, [f"remix:{public}", f"report:{public}", f"edit:{public}"])
-        assert set(buttons.FORMS) == set(FORMS)
+        assert set(buttons.FORM_ACTIONS) == set(FORMS)
         words = {"prompt": "pear", "negative": ""}
         for form, opener, values in (
             ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
@@ -295,7 +299,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
                 opening._interaction.modal["custom_id"] = forged
                 reply = await member.hand.submit_modal(opening, values)
                 expected = scene.forbidden(FORMS[form], member, job)
-                check_answer(expected, reply, f"{form}, private: {subject.private}")
+                check_answer(expected, reply, f"{form}, private: {subject.is_private}")
 
 
 async def test_every_role_types_every_command(open_world: Any) -> None:
@@ -339,8 +343,8 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
     async with open_world() as world:
         scene = await set_up(world)
         assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
-        public = next(job for job, subject in scene.subjects.items() if not subject.private)
-        message_id = (await world.deliveries.place_of(public)).where["message"]
+        public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        message_id = (await world.deliveries.answer_destination(public)).where["message"]
         message = next(each for each in scene.staff.channel.history() if str(each.id) == message_id)
         for actor in scene.actors:
             if actor.channel is not scene.staff.channel:
@@ -353,7 +357,7 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
 async def test_every_role_presses_every_button_of_the_settings(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
-        assert set(CARDS) | set(OPEN_TO_ALL) == set(VERBS)
+        assert set(CARDS) | set(OPEN_TO_ALL) == set(HANDLERS)
         for actor in scene.actors:
             verbs = [verb for verb, action in CARDS.items() if scene.forbidden(action, actor, None) is not None]
             if not verbs:

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from PIL import Image
 
-from bot.refused import Refused
-from bot.store import Unavailable, members
+from bot.refused import UserError
+from bot.store import DatabaseUnavailable, members
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
@@ -52,7 +52,7 @@ async def imagine(world: Any, who: Any = None, prompt: str = "red apple", **opti
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.recent())[0]
+    return (await world.studio.load_recent())[0]
 
 
 def create_moderator(world: Any, name: str = "carol") -> Any:
@@ -174,7 +174,7 @@ async def test_mine_filters_jobs(open_world: Any) -> None:
         assert "red apple" not in component_text(result)
         await world.alice.click(result.response, label="Favourites")
         assert "No picture is a favourite" in component_text(result)
-        await world.house.store.write(members.favour, f"discord:{world.alice.id}", job, 2, 1.0)
+        await world.house.store.write(members.toggle_favourite, f"discord:{world.alice.id}", job, 2, 1.0)
         await world.alice.click(result.response, label="All")
         await world.alice.click(result.response, label="Favourites")
         assert "red apple" in component_text(result)
@@ -184,8 +184,8 @@ async def test_mine_filters_jobs(open_world: Any) -> None:
 
         reason = "Its channel was deleted."
         for role in ("answer", "direct"):
-            await world.deliveries.add(job, role, await world.deliveries.place_of(job))
-            await world.deliveries.delivered(job, role, reason)
+            await world.deliveries.add_destination(job, role, await world.deliveries.answer_destination(job))
+            await world.deliveries.mark_delivered(job, role, reason)
         result = await world.alice.slash(world.channel, "mine", which="unshown")
         assert "red apple" in component_text(result)
         assert reason in component_text(result)
@@ -229,7 +229,7 @@ async def test_info_separates_models_in_memory_from_models_on_disk(open_world: A
     async with open_world() as world:
         mine = world.painter.model
         world.painter.models = (mine, msgspec.structs.replace(mine, name="large", loaded=False))
-        await world.until(lambda: len(world.studio.models()) == 2)
+        await world.until(lambda: len(world.studio.list_models()) == 2)
         content = text(await world.alice.slash(world.channel, "info"))
         assert "• Models: embedded\n• Loaded on demand: large\n" in content
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "")
@@ -264,7 +264,7 @@ async def test_prefer_shows_sets_and_resets_a_preference(open_world: Any) -> Non
         assert "`speed` **fast**" in text(reply)
         change = await world.alice.slash(world.channel, "prefer set", name="speed", value="Relaxed")
         assert "**relaxed**" in text(change)
-        assert (await world.house.desk.preferences.of(f"discord:{world.alice.id}")).speed == "relaxed"
+        assert (await world.house.services.preferences.of(f"discord:{world.alice.id}")).speed == "relaxed"
         assert "**fast**" in text(await world.bob.slash(world.channel, "prefer set", name="speed"))
         back = await world.alice.slash(world.channel, "prefer set", name="speed")
         assert "**fast**" in text(back)
@@ -303,7 +303,7 @@ async def test_a_suffix_is_added_to_the_prompt_and_announced(open_world: Any) ->
 
 async def test_preference_commands_have_the_names_of_midjourney(open_world: Any) -> None:
     async with open_world() as world:
-        preferences, me = world.house.desk.preferences, f"discord:{world.alice.id}"
+        preferences, me = world.house.services.preferences, f"discord:{world.alice.id}"
         for command, name in (("prefer remix", "remix"), ("prefer auto_dm", "direct")):
             for on in (True, False):
                 result = await world.alice.slash(world.channel, command)
@@ -426,11 +426,11 @@ async def test_a_film_is_made_smaller_to_fit_or_is_refused(open_world: Any) -> N
     async with open_world() as world:
         await imagine(world)
         job = (await newest_view(world)).id
-        full = await world.studio.film(job)
-        smaller = await world.studio.film(job, len(full) - 1)
+        full = await world.studio.render_film(job)
+        smaller = await world.studio.render_film(job, len(full) - 1)
         assert len(smaller) < len(full)
-        with pytest.raises(Refused, match="too large"):
-            await world.studio.film(job, 10)
+        with pytest.raises(UserError, match="too large"):
+            await world.studio.render_film(job, 10)
 
 
 async def test_a_job_without_a_film_is_refused(open_world: Any) -> None:
@@ -487,12 +487,12 @@ async def test_a_message_is_reported_by_its_menu(open_world: Any) -> None:
         reply = await world.bob.submit_modal(form, {"reason": "too red"})
         assert reply.ephemeral
         assert "Reported" in text(reply)
-        (incident,) = await world.house.desk.moderation.incidents(make_moderator(world))
+        (incident,) = await world.house.services.moderation.list_incidents(make_moderator(world))
         assert incident.said == "too red"
 
 
 def make_moderator(world: Any) -> Member:
-    return Member("discord:1", "carol", f"discord:{world.guild.id}", moderator=True)
+    return Member("discord:1", "carol", f"discord:{world.guild.id}", is_moderator=True)
 
 
 async def test_the_menus_of_a_members_message(open_world: Any) -> None:
@@ -532,14 +532,14 @@ async def test_an_internal_error_gives_an_apology(open_world: Any, monkeypatch: 
     async with open_world() as world:
 
         async def broken(*_: object, **__: object) -> None:
-            raise Unavailable("The database cannot be used now.")
+            raise DatabaseUnavailable("The database cannot be used now.")
 
         with monkeypatch.context() as broken_rules:
-            broken_rules.setattr(world.house.desk.administration, "allowed", broken)
+            broken_rules.setattr(world.house.services.rule_admin, "check_command", broken)
             at_the_door = await world.alice.slash(world.channel, "queue")
         assert at_the_door.ephemeral
         assert "Something broke on our side" in text(at_the_door)
-        monkeypatch.setattr(world.house.desk.shelf, "page", broken)
+        monkeypatch.setattr(world.house.services.history, "load_page", broken)
         listing = await world.alice.slash(world.channel, "mine", which="all")
         assert "Something broke" in "".join(each.content for each in listing.followups)
         (error,) = world.env.errors

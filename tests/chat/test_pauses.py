@@ -7,11 +7,11 @@ from bot.chat.post import pauses
 
 
 def test_pauses_double_up_to_a_minute() -> None:
-    assert [pauses.longer(2.0, times) for times in (0, 1, 2, 5, 6, 10_000)] == [2.0, 2.0, 4.0, 32.0, 60.0, 60.0]
+    assert [pauses.backoff_pause(2.0, times) for times in (0, 1, 2, 5, 6, 10_000)] == [2.0, 2.0, 4.0, 32.0, 60.0, 60.0]
 
 
 def test_finals_are_cached_within_a_limit_and_while_their_pictures_match() -> None:
-    cache, one = delivery.Kept(10), delivery.Picture("one", b"123456")
+    cache, one = delivery.PictureCache(10), delivery.PictureFile("one", b"123456")
     cache.put("a", [b"1", b"2"], 5, one)
     assert cache.get("a", [b"1", b"2"], 5) is one
     assert cache.get("a", [b"1", b"blurred"], 5) is None
@@ -20,22 +20,22 @@ def test_finals_are_cached_within_a_limit_and_while_their_pictures_match() -> No
     assert cache.get("a", [b"1", b"2"], 5) is None
     assert cache.get("b", [b"3"], 5) is one
     cache.forget("b")
-    assert cache.bytes == 0
+    assert cache.total_bytes == 0
 
 
 def test_given_up_deliveries_are_retried_ever_later_and_settled_ones_forgotten() -> None:
-    given_up = pauses.GivenUp()
-    assert not given_up.waits("a", 0.0)
+    given_up = pauses.JobBackoff()
+    assert not given_up.is_waiting("a", 0.0)
     given_up.add("a", 0.0)
     given_up.add("b", 0.0)
-    assert given_up.waits("a", 599.0)
-    assert not given_up.waits("a", 600.0)
+    assert given_up.is_waiting("a", 599.0)
+    assert not given_up.is_waiting("a", 600.0)
     given_up.add("a", 600.0)
-    assert given_up.waits("a", 1799.0)
-    assert not given_up.waits("a", 1800.0)
+    assert given_up.is_waiting("a", 1799.0)
+    assert not given_up.is_waiting("a", 1800.0)
     for _ in range(20):
         given_up.add("a", 0.0)
-    assert not given_up.waits("a", pauses.AT_MOST)
-    given_up.keep(["a", "c"])
+    assert not given_up.is_waiting("a", pauses.MAX_JOB_PAUSE)
+    given_up.retain_only(["a", "c"])
     assert len(given_up) == 1
-    assert not given_up.waits("b", 0.0)
+    assert not given_up.is_waiting("b", 0.0)

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from bot.chat import presenter
 from bot.chat.presenter import Card
-from bot.views import Action, Shot, Ticket
-from engine.job import Enlarge, Recipe, Walk
+from bot.views import AcceptedJob, JobAction, PictureRef
+from engine.job import Interpolation, Recipe, UpscaleTask
 from samples import JOB, NOW, PARENT, a_view
 
 
-def make_ticket(**changes: object) -> Ticket:
-    ticket = Ticket(
-        job=JOB, ahead=2, eta=90.0, worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm", seed=7,
+def make_ticket(**changes: object) -> AcceptedJob:
+    ticket = AcceptedJob(
+        job=JOB, jobs_ahead=2, eta=90.0, has_worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm", seed=7,
         count=4, cost=10.0,
     )  # fmt: skip
     return replace(ticket, **changes)
@@ -27,15 +27,15 @@ def make_ticket(**changes: object) -> Ticket:
 def render_cards(prompt: str, name: str, note: str) -> list[Card]:
     view = a_view(prompt=prompt, member_name=name, notes=(note, note), reason=note)
     return [
-        presenter.accepted(make_ticket(prompt=prompt, notes=(note,)), name, NOW),
-        presenter.waiting(view, 3, 20.0, NOW),
-        presenter.loading(view, prompt[:64], 0.4),
-        presenter.developing(view, 3, 1000, 20.0, NOW),
-        presenter.ended(view),
-        presenter.ended(replace(view, state="failed")),
-        presenter.ended(replace(view, state="cancelled")),
-        presenter.unshown(presenter.ended(view)),
-        presenter.unkept(presenter.ended(view)),
+        presenter.render_accepted(make_ticket(prompt=prompt, notes=(note,)), name, NOW),
+        presenter.render_waiting(view, 3, 20.0, NOW),
+        presenter.render_loading(view, prompt[:64], 0.4),
+        presenter.render_progress(view, 3, 1000, 20.0, NOW),
+        presenter.render_ended(view),
+        presenter.render_ended(replace(view, state="failed")),
+        presenter.render_ended(replace(view, state="cancelled")),
+        presenter.note_too_large(presenter.render_ended(view)),
+        presenter.note_missing(presenter.render_ended(view)),
     ]
 
 
@@ -46,12 +46,12 @@ words = st.text(max_size=2000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t12
 @given(words, words, words)
 def test_every_card_fits_and_text_from_members_does_no_harm(prompt: str, name: str, note: str) -> None:
     for card in render_cards(prompt, name[:100], note):
-        assert 0 < len(card.content) <= presenter.CONTENT
-        assert len(card.alt) <= presenter.ALT
+        assert 0 < len(card.content) <= presenter.MAX_CONTENT
+        assert len(card.alt) <= presenter.MAX_ALT
         assert "@everyone" not in card.content
         assert "@here" not in card.content
         assert not re.search(r"(?<!\\)<(?!t:\d+:R>)", card.content), "only our own timestamps have angle brackets"
-        ids = [button.id for row in card.rows for button in row]
+        ids = [button.custom_id for row in card.rows for button in row]
         assert len(ids) == len(set(ids))
         assert all(len(each) <= 100 for each in ids)
         assert len(card.rows) <= 5
@@ -59,106 +59,113 @@ def test_every_card_fits_and_text_from_members_does_no_harm(prompt: str, name: s
 
 
 def test_the_first_answer_names_the_queue_place_and_the_eta() -> None:
-    card = presenter.accepted(make_ticket(), "Alice", NOW)
+    card = presenter.render_accepted(make_ticket(), "Alice", NOW)
     assert "2 jobs ahead of it" in card.content
     assert f"<t:{round(NOW + 90)}:R>" in card.content
-    assert [button.id for row in card.rows for button in row] == [f"cancel:{JOB}"]
+    assert [button.custom_id for row in card.rows for button in row] == [f"cancel:{JOB}"]
 
 
 def test_the_first_answer_says_that_no_worker_is_online() -> None:
-    card = presenter.accepted(make_ticket(worker=False, eta=None), "Alice", NOW)
+    card = presenter.render_accepted(make_ticket(worker=False, eta=None), "Alice", NOW)
     assert "No worker is online" in card.content
     assert "starts when one comes" in card.content
 
 
 def test_a_running_job_shows_percent_and_a_live_timestamp() -> None:
-    card = presenter.developing(a_view(state="running"), 420, 1000, 33.0, NOW)
+    card = presenter.render_progress(a_view(state="running"), 420, 1000, 33.0, NOW)
     assert "42 %" in card.content
     assert "step 420 of 1000" in card.content
     assert f"<t:{round(NOW + 33)}:R>" in card.content
 
 
 def test_a_finished_job_shows_its_recipe() -> None:
-    card = presenter.ended(a_view())
+    card = presenter.render_ended(a_view())
     assert "seed 7" in card.content
     assert card.alt == "terrier, looking up"
 
 
 def test_a_part_of_an_interpolation_without_pictures_points_to_the_film() -> None:
     view = a_view(state="failed", reason="No memory left.")
-    assert isinstance(view.recipe, Recipe)
-    part = replace(view, recipe=msgspec.structs.replace(view.recipe, walk=Walk("a cat", 8, 12)))
+    assert isinstance(view.task, Recipe)
+    part = replace(view, task=msgspec.structs.replace(view.task, walk=Interpolation("a cat", 8, 12)))
     for state in ("failed", "cancelled"):
-        assert "`/film kind: interpolation` shows them" in presenter.ended(replace(part, state=state)).content
-    assert "/film" not in presenter.ended(view).content
+        assert "`/film kind: interpolation` shows them" in presenter.render_ended(replace(part, state=state)).content
+    assert "/film" not in presenter.render_ended(view).content
 
 
 def test_a_title_has_no_flags_and_a_hint_appears_once() -> None:
     notes = ("20 steps on this machine; --steps 1000 asks for the full course.", "The braces make 2 jobs.")
     prompt = "terrier --v 6 --seed 7"
-    first = presenter.accepted(make_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
+    first = presenter.render_accepted(make_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
     assert "full course" in first
     view = a_view(prompt=prompt, notes=notes)
-    for card in (first, presenter.waiting(view, 1, 2.0, NOW).content, presenter.ended(view).content):
+    for card in (first, presenter.render_waiting(view, 1, 2.0, NOW).content, presenter.render_ended(view).content):
         assert card.startswith("**terrier** · Alice\n")
         assert "2 jobs" in card
-    later = (presenter.waiting(view, 1, 2.0, NOW), presenter.developing(view, 1, 9, 2.0, NOW), presenter.ended(view))
+    later = (
+        presenter.render_waiting(view, 1, 2.0, NOW),
+        presenter.render_progress(view, 1, 9, 2.0, NOW),
+        presenter.render_ended(view),
+    )
     assert not any("full course" in card.content for card in later)
-    assert "seed 7" in presenter.ended(view).content
+    assert "seed 7" in presenter.render_ended(view).content
 
 
 def test_a_card_says_where_its_job_comes_from() -> None:
-    endings: dict[Action, str] = {
+    endings: dict[JobAction, str] = {
         "imagine": "· Alice", "reroll": "· Alice · another seed", "vary": "· Alice · variation of 3",
         "remix": "· Alice · remixed", "reproduce": "· Alice · made once more", "upscale": "· Alice · picture 3",
     }  # fmt: skip
     for action, ends in endings.items():
-        head = presenter.ended(a_view(action=action, parent=(PARENT, 2))).content.split("\n")[0]
+        head = presenter.render_ended(a_view(action=action, parent=(PARENT, 2))).content.split("\n")[0]
         assert head.endswith(ends)
 
 
 def test_an_upscale_names_its_method() -> None:
     view = a_view(
-        recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=(Shot(0, "0" * 64, 256, 256),)
+        recipe=UpscaleTask(source="0" * 64),
+        action="upscale",
+        parent=(PARENT, 2),
+        pictures=(PictureRef(0, "0" * 64, 256, 256),),
     )
-    card = presenter.ended(view)
+    card = presenter.render_ended(view)
     assert "nlarged ×4" in card.content
     assert "by Lanczos" in card.content
-    resolved = presenter.ended(replace(view, recipe=Enlarge(source="0" * 64, method="gan")))
+    resolved = presenter.render_ended(replace(view, task=UpscaleTask(source="0" * 64, method="gan")))
     assert "by our super-resolver" in resolved.content
 
 
 def test_upscaled_finals_say_so_beside_the_size_of_their_recipe() -> None:
-    shots = tuple(Shot(index, "0" * 64, 256, 256) for index in range(4))
-    assert "64×64, enlarged ×4" in presenter.ended(a_view(pictures=shots)).content
-    assert "enlarged" not in presenter.ended(a_view()).content
+    shots = tuple(PictureRef(index, "0" * 64, 256, 256) for index in range(4))
+    assert "64×64, enlarged ×4" in presenter.render_ended(a_view(pictures=shots)).content
+    assert "enlarged" not in presenter.render_ended(a_view()).content
 
 
 def test_the_queue_gives_reasons_and_never_overflows() -> None:
-    assert "starts at once" in presenter.queue([], NOW)
+    assert "starts at once" in presenter.render_queue([], NOW)
     running = a_view(state="running", step=500, eta=10.0)
     waiting = a_view(state="queued", ahead=1, eta=50.0, why="Bob has had less of the machine today")
-    text = presenter.queue([running, waiting], NOW)
+    text = presenter.render_queue([running, waiting], NOW)
     assert "50 %" in text
     assert "Bob has had less" in text
     assert f"<t:{round(NOW + 50)}:R>" in text
-    many = presenter.queue([replace(waiting, prompt="*" * 500, why="_" * 500)] * 40, NOW)
-    assert len(many) <= presenter.CONTENT
+    many = presenter.render_queue([replace(waiting, prompt="*" * 500, wait_reason="_" * 500)] * 40, NOW)
+    assert len(many) <= presenter.MAX_CONTENT
     assert re.search(r"… and \d+ jobs more\.$", many)
 
 
 def test_a_refusal_quotes_the_member_without_harm() -> None:
-    content = presenter.refusal("There is no --weird; did you mean @everyone?")
+    content = presenter.render_refusal("There is no --weird; did you mean @everyone?")
     assert "@everyone" not in content
-    assert len(presenter.refusal("*" * 5000)) <= presenter.CONTENT
+    assert len(presenter.render_refusal("*" * 5000)) <= presenter.MAX_CONTENT
 
 
 def test_a_waiting_card_shows_which_model_loads_and_how_far() -> None:
-    card = presenter.loading(a_view(), "sd-1.5", 0.404)
+    card = presenter.render_loading(a_view(), "sd-1.5", 0.404)
     assert card.content.splitlines()[1] == "⏳ loading sd-1.5, 40 %"
-    card = presenter.loading(a_view(), "sd15", 0.6, 2 * 10**9)
+    card = presenter.render_loading(a_view(), "sd15", 0.6, 2 * 10**9)
     assert card.content.splitlines()[1] == "⏳ loading sd15, 1.2 of 2.0 GB"
     sentence = "A worker is starting: loading sd15, 1.2 of 2.0 GB."
-    card = presenter.waiting(replace(a_view(), worker=False, starting=sentence), 0, None, 0.0)
+    card = presenter.render_waiting(replace(a_view(), has_worker=False, startup_notice=sentence), 0, None, 0.0)
     assert card.content.splitlines()[1] == f"⏳ {sentence}"
-    assert [button.press for row in card.rows for button in row] == ["cancel"]
+    assert [button.kind for row in card.rows for button in row] == ["cancel"]

@@ -11,8 +11,8 @@ import discord
 import pytest
 from simcord.builders import ChannelHandle
 
-from bot.chat.presses.reactions import TURNS, WINDOW, Turns
-from bot.refused import Refused
+from bot.chat.presses.reactions import MAX_REACTIONS, WINDOW_SECONDS, ReactionLimiter
+from bot.refused import UserError
 from chat.jobs import made, moderator
 
 pytestmark = pytest.mark.asyncio
@@ -28,7 +28,7 @@ def direct_messages(actor: Any) -> list[Any]:
 async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         await world.bob.react(grid, ENVELOPE)
         (direct_message,) = await world.until(lambda: direct_messages(world.bob))
         assert [one.filename for one in direct_message.attachments] == [
@@ -37,15 +37,17 @@ async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_worl
         assert [one.description for one in direct_message.attachments] == ["red apple"] * 4
         for part in ("red apple", "alice", "Seed: 7", view.id, str(grid.id)):
             assert part in direct_message.content
-        assert world.env.backend.cdn.get(direct_message.attachments[2].url) == await world.studio.picture(view.id, 2)
+        assert world.env.backend.cdn.get(direct_message.attachments[2].url) == await world.studio.load_picture(
+            view.id, 2
+        )
         assert direct_messages(world.alice) == []
 
 
 async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> None:
     async with open_world() as world:
-        await world.client.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         await world.until(lambda: world.painter.done)
         await world.until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.id
@@ -81,7 +83,7 @@ async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_on
         world.painter.stand_at = 3
         running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
         await world.bob.react(running.message, CROSS)
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         assert not view.cancelling
         await world.alice.react(running.message, CROSS)
         await world.until(lambda: "ancelled" in world.message(running.id).content)
@@ -89,13 +91,13 @@ async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_on
         world.painter.going.set()
 
         grid = await made(world, seed=7)
-        view = (await world.studio.recent())[0]
+        view = (await world.studio.load_recent())[0]
         await world.bob.react(grid, CROSS)
-        assert (await world.studio.view(view.id)).deleted is None
+        assert (await world.studio.load_view(view.id)).deleted is None
         await world.alice.react(grid, CROSS)
         await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
-        with pytest.raises(Refused, match="deleted"):
-            await world.studio.view(view.id)
+        with pytest.raises(UserError, match="deleted"):
+            await world.studio.load_view(view.id)
 
 
 async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
@@ -104,7 +106,7 @@ async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
         world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
         grid, mo = await made(world, seed=7), moderator(world)
         await world.bob.react(grid, CROSS)
-        assert (await world.studio.recent())[0].deleted is None, (
+        assert (await world.studio.load_recent())[0].deleted is None, (
             "a permission in one channel makes no moderator of the server"
         )
         await mo.react(grid, CROSS)
@@ -118,13 +120,13 @@ async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
         grid = await made(world, seed=7)
         bobs_message = await world.bob.send(world.channel, "hello")
         lookups: list[str] = []
-        job_at = world.deliveries.job_at
+        job_at = world.deliveries.find_job
 
         async def count_lookup(message: str) -> str | None:
             lookups.append(message)
             return await job_at(message)
 
-        monkeypatch.setattr(type(world.deliveries), "job_at", lambda _, message: count_lookup(message))
+        monkeypatch.setattr(type(world.deliveries), "find_job", lambda _, message: count_lookup(message))
         before = len(world.env.http_requests)
         for sign in (CROSS, ENVELOPE):
             event = make_reaction(world, bobs_message.id, world.alice, sign, message_author_id=world.bob.id)
@@ -137,7 +139,7 @@ async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
         await world.client.reactions.added(unknown)
         assert lookups == [str(bobs_message.id)]
         assert len(world.env.http_requests) == before
-        assert (await world.studio.recent())[0].deleted is None
+        assert (await world.studio.load_recent())[0].deleted is None
 
 
 async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world: Any) -> None:
@@ -145,16 +147,16 @@ async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world:
         grid = await made(world, seed=7, count=1)
         for _ in range(100):
             await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
-        assert len(direct_messages(world.bob)) == TURNS
+        assert len(direct_messages(world.bob)) == MAX_REACTIONS
 
 
 async def test_the_reaction_limit_resets_and_is_per_member() -> None:
     now = [0.0]
-    turns = Turns(lambda: now[0])
-    assert [turns.take(1) for _ in range(TURNS + 1)] == [*[True] * TURNS, False]
-    assert turns.take(2)
-    now[0] = WINDOW + 0.1
-    assert turns.take(1)
+    turns = ReactionLimiter(lambda: now[0])
+    assert [turns.allow(1) for _ in range(MAX_REACTIONS + 1)] == [*[True] * MAX_REACTIONS, False]
+    assert turns.allow(2)
+    now[0] = WINDOW_SECONDS + 0.1
+    assert turns.allow(1)
 
 
 async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -209,7 +211,7 @@ async def test_reactions_from_another_server_have_no_effect(open_world: Any) -> 
         for sign in (ENVELOPE, CROSS):
             await world.client.reactions.added(make_reaction(world, grid.id, dora, sign, elsewhere))
         assert direct_messages(dora) == []
-        assert (await world.studio.recent())[0].deleted is None
+        assert (await world.studio.load_recent())[0].deleted is None
 
 
 async def test_an_internal_error_is_logged_and_contained(
@@ -221,6 +223,6 @@ async def test_an_internal_error_is_logged_and_contained(
         async def broken(*_: object) -> str:
             raise OSError("the disk is away")
 
-        monkeypatch.setattr(type(world.deliveries), "job_at", broken)
+        monkeypatch.setattr(type(world.deliveries), "find_job", broken)
         await world.alice.react(grid, CROSS)
         assert "a reaction to message" in caplog.text

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from PIL import Image
 
-from bot.access import forbidden, subject_of
-from bot.chat.presses.buttons import AGAIN, Presses
-from bot.refused import Refused
+from bot.access import forbidden_reason, job_ref
+from bot.chat.presses.buttons import DOUBLE_CLICK_SECONDS, IdempotencyKeys
+from bot.refused import UserError
 from bot.views import Member
 from engine.job import Lora
 
@@ -84,12 +84,12 @@ async def test_buttons_survive_a_restart(open_world: Any) -> None:
             "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Compare", "Remix", "❤️", "🚩", "🗑️",
         ]  # fmt: skip
         await world.ended(await world.bob.click(upscale, label="Vary (Strong)"))
-        (variation,) = [view for view in await world.studio.recent() if view.action == "vary"]
+        (variation,) = [view for view in await world.studio.load_recent() if view.action == "vary"]
         assert variation.parent == (job_of(first), 1)
 
         varied = await world.ended(await world.alice.click(first, label="V3"))
         again = await world.ended(await world.alice.click(first, custom_id=f"reroll:{job_of(first)}"))
-        views = {view.action: view for view in reversed(await world.studio.recent())}
+        views = {view.action: view for view in reversed(await world.studio.load_recent())}
         assert views["vary"].parent == (job_of(first), 2)
         assert views["vary"].recipe.lineage
         assert views["reroll"].recipe.seed != views["imagine"].recipe.seed
@@ -112,7 +112,7 @@ async def test_two_quick_presses_make_one_job(open_world: Any) -> None:
         assert not other.ephemeral
         await world.ended(one)
         await world.ended(other)
-        assert [view.action for view in await world.studio.recent()].count("vary") == 2
+        assert [view.action for view in await world.studio.load_recent()].count("vary") == 2
 
 
 async def test_a_refused_press_does_not_count_as_the_first(open_world: Any, monkeypatch: Any) -> None:
@@ -122,7 +122,7 @@ async def test_a_refused_press_does_not_count_as_the_first(open_world: Any, monk
 
         async def full(*_: object, **__: object) -> None:
             monkeypatch.setattr(world.studio, "vary", vary)
-            raise Refused("Your queue is full.", 429)
+            raise UserError("Your queue is full.", 429)
 
         monkeypatch.setattr(world.studio, "vary", full)
         refusal = await world.alice.click(first, label="V1")
@@ -134,13 +134,13 @@ async def test_a_refused_press_does_not_count_as_the_first(open_world: Any, monk
 
 async def test_repeated_presses_count_as_one_for_a_short_time_only() -> None:
     now = [0.0]
-    presses = Presses(lambda: now[0])
-    assert presses.key("vary:A:0", "alice", "1") == ("press:1", True)
-    assert presses.key("vary:A:0", "alice", "2") == ("press:1", False)
-    assert presses.key("vary:A:1", "alice", "3") == ("press:3", True)
-    assert presses.key("vary:A:0", "bob", "4") == ("press:4", True)
-    now[0] = AGAIN + 0.1
-    assert presses.key("vary:A:0", "alice", "5") == ("press:5", True), "a later press is deliberate"
+    presses = IdempotencyKeys(lambda: now[0])
+    assert presses.key_for("vary:A:0", "alice", "1") == ("press:1", True)
+    assert presses.key_for("vary:A:0", "alice", "2") == ("press:1", False)
+    assert presses.key_for("vary:A:1", "alice", "3") == ("press:3", True)
+    assert presses.key_for("vary:A:0", "bob", "4") == ("press:4", True)
+    now[0] = DOUBLE_CLICK_SECONDS + 0.1
+    assert presses.key_for("vary:A:0", "alice", "5") == ("press:5", True), "a later press is deliberate"
 
 
 async def test_cancel_is_for_the_author_and_moderators(open_world: Any) -> None:
@@ -177,7 +177,7 @@ async def test_refusals_are_ephemeral_and_give_a_reason(open_world: Any) -> None
         assert full.ephemeral
         assert "queue is full" in text(full)
         assert "frees" in text(full)
-        assert len(await world.studio.recent()) == 10
+        assert len(await world.studio.load_recent()) == 10
 
         queue = await world.bob.slash(world.channel, "queue")
         assert queue.ephemeral
@@ -231,7 +231,7 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
         )
         final = await world.ended(result)
         assert world.labels(final) == ["U1", "🔄", "V1", "More…", "Remix", "Film", "❤️", "🚩", "🗑️"]
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         recipe = view.recipe
         assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")
         assert (recipe.count, recipe.negative) == (1, "fog")
@@ -243,7 +243,7 @@ async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> No
         world.painter.model = msgspec.structs.replace(
             world.painter.model, samplers=("ddpm", "euler_ancestral"), loras=(Lora("style", 0.7, "abc"),)
         )
-        await world.until(lambda: world.studio.model(None).loras)
+        await world.until(lambda: world.studio.find_model(None).loras)
         suggestions = await world.alice.autocomplete(world.channel, "imagine", "sampler", "")
         assert [choice["value"] for choice in suggestions] == ["ddpm", "euler_ancestral"]
         suggestions = await world.alice.autocomplete(world.channel, "imagine", "lora", "sty")
@@ -253,12 +253,12 @@ async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> No
         final = await world.ended(result)
         assert "guidance 3 from 0.2 to 0.8" in final.content
         assert "**red apple**" in final.content
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         assert (view.recipe.sampler, view.recipe.guidance_start) == ("euler_ancestral", 0.2)
         assert view.recipe.loras == (Lora("style", 0.5, "abc"),)
         assert view.recipe.concepts[0].text == "(red:1.2) apple"
         await world.ended(await world.alice.slash(world.channel, "reproduce", job=view.id))
-        again = (await world.studio.recent())[0].recipe
+        again = (await world.studio.load_recent())[0].recipe
         assert again == msgspec.structs.replace(view.recipe, bucket=again.bucket)
 
 
@@ -332,7 +332,7 @@ async def test_without_permission_to_attach_files_imagine_is_refused(open_world:
         result = await world.alice.slash(silent, "imagine", prompt="red apple")
         assert result.ephemeral
         assert "Attach Files" in text(result)
-        assert await world.studio.recent() == []
+        assert await world.studio.load_recent() == []
 
 
 async def test_imagine_works_in_a_direct_message(open_world: Any) -> None:
@@ -352,10 +352,10 @@ async def test_another_servers_jobs_are_out_of_reach(open_world: Any) -> None:
         message = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         elsewhere = world.env.create_guild("Elsewhere")
         dora = elsewhere.add_member(world.env.create_user("dora"))
-        view = await world.studio.view(job_of(message))
+        view = await world.studio.load_view(job_of(message))
         asking = Member("discord:1", "dora", f"discord:{elsewhere.id}")
-        assert forbidden("vary", asking, subject_of(view))
-        assert forbidden("upscale", asking, subject_of(view))
+        assert forbidden_reason("vary", asking, job_ref(view))
+        assert forbidden_reason("upscale", asking, job_ref(view))
         queue = await dora.slash(elsewhere.create_text_channel("pictures"), "queue")
         assert "apple" not in text(queue)
 

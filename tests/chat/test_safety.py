@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.chat import presenter
-from bot.chat.details import fenced
+from bot.chat.details import escape_code_block
 from bot.chat.presses import removal
-from bot.images.pixels import text_of
-from bot.sentences import MARKS, plain, quoted, shortened
+from bot.images.pixels import read_recipe_text
+from bot.sentences import MAX_MARKS, clean_text, escape_discord, shorten
 from bot.views import Member
 
 ATTACKS = {
@@ -65,41 +65,41 @@ def check_plain(text: str) -> None:
     assert "\n" not in text
     for character in text.replace("\u200b", "").replace("\u200c", "").replace("\u200d", ""):
         assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"), hex(ord(character))
-    assert not re.search(rf"[\u0300-\u036f\u0489\u20d0-\u20f0]{{{MARKS + 1}}}", text)
+    assert not re.search(rf"[\u0300-\u036f\u0489\u20d0-\u20f0]{{{MAX_MARKS + 1}}}", text)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_no_attack_survives_being_quoted(name: str) -> None:
     for text in (ATTACKS[name], f"a {ATTACKS[name]} b", ATTACKS[name] * 2, f" \n{ATTACKS[name]}"):
-        check_plain(quoted(text, 4000))
+        check_plain(escape_discord(text, 4000))
         for limit in range(1, 40):
-            check_plain(quoted(text, limit))
-            assert len(quoted(text, limit)) <= limit
+            check_plain(escape_discord(text, limit))
+            assert len(escape_discord(text, limit)) <= limit
 
 
 @quick_settings
 @given(mixed | spaced, st.integers(1, 300))
 def test_no_mix_of_attacks_survives_being_quoted(text: str, limit: int) -> None:
-    check_plain(quoted(text, limit))
-    check_plain(quoted(text, 10_000))
-    once = plain(text)
-    assert plain(once) == once
+    check_plain(escape_discord(text, limit))
+    check_plain(escape_discord(text, 10_000))
+    once = clean_text(text)
+    assert clean_text(once) == once
     assert once.isprintable() or re.search("[\u200c\u200d]", once)
-    assert len(shortened(text, limit)) <= limit
+    assert len(shorten(text, limit)) <= limit
 
 
 @quick_settings
 @given(mixed | spaced)
 def test_a_quoted_text_reads_as_it_was_written(text: str) -> None:
-    unescaped = re.sub(r"\\([^0-9A-Za-z\s])", r"\1", quoted(text, 100_000)).replace("@\u200b", "@")
-    assert unescaped == plain(text)
+    unescaped = re.sub(r"\\([^0-9A-Za-z\s])", r"\1", escape_discord(text, 100_000)).replace("@\u200b", "@")
+    assert unescaped == clean_text(text)
 
 
 @quick_settings
 @given(st.text("`a\n\u200b", max_size=60) | mixed, st.integers(20, 200))
 def test_nothing_ends_a_code_block(text: str, limit: int) -> None:
-    assert "```" not in fenced(plain(text), limit)
-    assert "@everyone" not in fenced(plain(text), limit)
+    assert "```" not in escape_code_block(clean_text(text), limit)
+    assert "@everyone" not in escape_code_block(clean_text(text), limit)
 
 
 # The whole bot
@@ -138,8 +138,8 @@ def check_harmless(message: Any) -> None:
     for attachment in message.attachments:
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", attachment.filename)
         alt = attachment.description or ""
-        assert len(alt) <= presenter.ALT
-        assert plain(alt) == alt
+        assert len(alt) <= presenter.MAX_ALT
+        assert clean_text(alt) == alt
 
 
 async def create_hostile_author(world: Any) -> Any:
@@ -158,14 +158,14 @@ async def test_no_message_of_the_bot_obeys_a_hostile_prompt_or_name(open_world: 
         check_harmless(result.response)
         assert "fox" in result.response.content, result.response.content
         check_harmless(await world.ended(result))
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         for command, options in (("queue", {}), ("info", {}), ("info", {"job": view.id}), ("mine", {})):
             check_harmless((await world.bob.slash(world.channel, command, **options)).response)
             check_harmless((await mallory.slash(world.channel, command, **options)).response)
         for message in world.channel.history():
             check_harmless(message)
             for attachment in message.attachments:
-                text = text_of(world.env.backend.cdn.get(attachment.url))
+                text = read_recipe_text(world.env.backend.cdn.get(attachment.url))
                 assert not re.search(r"[\u0000-\u0009\u000b-\u001f\u007f\u202e\u200b]", text)
 
 
@@ -189,15 +189,15 @@ async def test_a_refusal_that_quotes_a_prompt_is_harmless_and_ephemeral(open_wor
 async def test_a_forbidden_word_is_named_to_its_author_alone(open_world: Any) -> None:
     async with open_world() as world:
         member = await create_alices_member(world)
-        admin = replace(member, id="discord:1", name="Ada", moderator=True, admin=True)
-        await world.house.desk.administration.set(admin, "guild", "", "words", "gore")
+        admin = replace(member, id="discord:1", name="Ada", is_moderator=True, is_admin=True)
+        await world.house.services.rule_admin.set_rule(admin, "guild", "", "words", "gore")
         reply = await world.alice.slash(world.channel, "imagine", prompt="g.0.r.e, at night")
         assert reply.ephemeral
         assert reply.response.content == (
             "🚫 “gore” may not be in a prompt here: it is on the word list of this server's admins."
         )
         assert list(world.channel.history()) == []
-        incident, *_ = await world.house.desk.moderation.incidents(admin)
+        incident, *_ = await world.house.services.moderation.list_incidents(admin)
         assert (incident.kind, incident.actor_name) == ("word", "alice")
         ok = await world.alice.slash(world.channel, "imagine", prompt="a gorey fox, gored")
         assert not ok.ephemeral
@@ -215,7 +215,7 @@ async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_wo
         world.painter.stand_at = 3
         await world.alice.slash(crew, "imagine", prompt="a secret fox")
         await world.until(lambda: not world.painter.going.is_set())
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         assert not view.private
         for reader in (world.bob, mo):
             content = (await reader.slash(world.channel, "queue")).response.content
@@ -236,9 +236,9 @@ async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_wo
 async def create_alices_member(world: Any) -> Any:
     """Alice as the app knows her, from a job that is deleted again."""
     await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp"))
-    (view,) = await world.studio.recent()
+    (view,) = await world.studio.load_recent()
     member = Member(view.member_id, view.member_name, view.guild)
-    await world.house.desk.moderation.delete(view.id, member)
+    await world.house.services.moderation.delete_pictures(view.id, member)
     for message in list(world.channel.history()):
         await world.client.http.delete_message(world.channel.id, message.id)
     return member
@@ -247,7 +247,7 @@ async def create_alices_member(world: Any) -> Any:
 @pytest.mark.asyncio
 async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> None:
     async with open_world() as world:
-        await world.house.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        await world.house.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
         world.painter.stand_at = 3
         result = await world.alice.slash(world.channel, "imagine", prompt="a secret fox")
         assert result.ephemeral
@@ -258,7 +258,7 @@ async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> Non
         assert "alice" not in content
         mine = (await world.alice.slash(world.channel, "queue")).response.content
         assert "a secret fox" in mine
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         for command, option in (("info", "job"), ("cancel", "job"), ("reproduce", "job"), ("film", "job")):
             offers = await world.bob.autocomplete(world.channel, command, option, "")
             assert "secret" not in str(offers)
@@ -281,13 +281,13 @@ async def test_a_job_deleted_while_it_runs_is_not_posted_again(
         world.painter.stand_at = 5
         result = await world.alice.slash(world.channel, "imagine", prompt="a fox")
         await world.until(lambda: "step 4 of 20" in world.message(result.response.id).content)
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         member = Member(view.member_id, view.member_name, view.guild)
-        await removal.delete(world.client, view.id, member)
+        await removal.delete_job(world.client, view.id, member)
         world.painter.stand_at = None
         world.painter.going.set()
-        await world.until(lambda: view.id not in world.house.board.runs)
-        assert (await world.house.store.record(view.id)).state == "cancelled"
+        await world.until(lambda: view.id not in world.house.active_jobs.by_id)
+        assert (await world.house.store.get_job(view.id)).state == "cancelled"
         again = await world.alice.slash(world.channel, "imagine", prompt="a lamp", count=1)
         await world.ended(again)
         assert ["fox" in message.content for message in world.channel.history()] == [False]

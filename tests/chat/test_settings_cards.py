@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simcord.components import COMPONENTS_V2_FLAG, validate_components, validate_modal, walk_components
 
-from bot.chat.settings import COMMANDS, VERBS, cards, changing, explained, forms, parts, suggest, wording
+from bot.chat.settings import COMMANDS, HANDLERS, cards, changing, explained, forms, parts, suggest, wording
 from bot.chat.settings.german import GERMAN
 from bot.limits import Limits
 from bot.rules.catalogue import SETTINGS, Setting
-from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
-from bot.rules.telling import Explained
+from bot.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.rules.telling import Explanation
 from bot.rules.terms import resolve
 from bot.views import Member
 from loopback.habits import unexplained
@@ -29,11 +29,11 @@ NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
 ids = st.integers(10**17, 10**19).map(str)
 
 
-def values(one: Setting) -> st.SearchStrategy[Value]:
+def values(one: Setting) -> st.SearchStrategy[RuleValue]:
     if one.kind == "switch":
         return st.booleans()
     if one.kind in ("number", "cost", "size", "seconds"):
-        return st.integers(one.least, one.most)
+        return st.integers(one.minimum, one.maximum)
     if one.kind == "choices":
         return st.lists(st.sampled_from(one.choices), unique=True).map(tuple)
     if one.kind in ("names", "texts"):
@@ -52,12 +52,12 @@ def rules(draw: st.DrawFn) -> Rule:
 
 
 @st.composite
-def changes(draw: st.DrawFn) -> Change:
+def changes(draw: st.DrawFn) -> RuleChange:
     found = draw(st.lists(rules(), max_size=12))
-    steps = tuple(Step(r.scope, r.subject, r.setting, draw(st.none() | st.just(r.value)), r.value) for r in found)
+    steps = tuple(RuleStep(r.scope, r.subject, r.setting, draw(st.none() | st.just(r.value)), r.value) for r in found)
     name = draw(st.text(max_size=128) | st.just(NASTY[:128]))
-    what = draw(st.sampled_from(sorted(wording.DID)))
-    return Change(
+    what = draw(st.sampled_from(sorted(wording.ACTION_VERBS)))
+    return RuleChange(
         draw(st.integers(1, 10**9)), GUILD, 1.7e9, "discord:1", name, what, steps, None, draw(st.none() | ids.map(int))
     )
 
@@ -72,7 +72,7 @@ def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
     assert re.search(r"(?<!\\)\]\(", text) is None, "no link from a member"
     for each in found:
         if "custom_id" in each and not each.get("disabled"):
-            assert each["custom_id"].split(":")[1] in VERBS
+            assert each["custom_id"].split(":")[1] in HANDLERS
     return found
 
 
@@ -80,26 +80,30 @@ def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
 @given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
 def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
     terms = resolve(found, Member("", "", GUILD), Limits())
-    check_card(cards.overview(terms, found, cards.notice("✅ Something changed.", 10**9)))
+    check_card(cards.build_overview(terms, found, cards.build_notice("✅ Something changed.", 10**9)))
     for scope in ("channel", "role", "user"):
-        check_card(cards.exceptions(scope, found, page, cards.notice("✅ Something changed.", 10**9)))
+        check_card(cards.build_exceptions(scope, found, page, cards.build_notice("✅ Something changed.", 10**9)))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
-def test_the_history_fits(found: list[Change], page: int) -> None:
-    check_card(cards.history(found, page, [1], cards.notice(changing.taken_back(found[0]) if found else "x")))
+def test_the_history_fits(found: list[RuleChange], page: int) -> None:
+    check_card(
+        cards.build_history(found, page, [1], cards.build_notice(changing.describe_undo(found[0]) if found else "x"))
+    )
     for change in found:
-        check_card(cards.done(wording.changed(change), undo=change.number))
+        check_card(cards.build_result(wording.describe_change(change), undo_number=change.number))
         check_card(
-            cards.question(["## Preset", *wording.steps(change.steps)], parts.button("Apply", "apply", "contest"))
+            cards.build_question(
+                ["## Preset", *wording.format_steps(change.steps)], parts.button("Apply", "apply", "contest")
+            )
         )
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_forms_of_each_setting_are_valid(name: str) -> None:
     one = SETTINGS[name]
-    for form in (forms.change(one, None), forms.rule("user", f"discord:{2**63}", one, None)):
+    for form in (forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{2**63}", one, None)):
         validate_modal(form.to_dict())
         assert len(form.custom_id) <= 100
         assert len(form.title) <= 45
@@ -107,26 +111,26 @@ def test_the_forms_of_each_setting_are_valid(name: str) -> None:
 
 def test_the_other_forms_are_valid() -> None:
     for scope in ("channel", "role", "user"):
-        validate_modal(forms.add(scope).to_dict())
-    validate_modal(forms.words(["a"] * 500, ["b"], "a" * 16).to_dict())
-    validate_modal(forms.close(NASTY).to_dict())
+        validate_modal(forms.build_add_form(scope).to_dict())
+    validate_modal(forms.build_words_form(["a"] * 500, ["b"], "a" * 16).to_dict())
+    validate_modal(forms.build_close_form(NASTY).to_dict())
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
 def test_every_form_and_card_fits_discords_openapi_schema() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
-    every: list[ui.Modal] = [forms.words(["a"], [], "a" * 16), forms.close("x")]
-    every += [forms.add(scope) for scope in ("channel", "role", "user")]
+    every: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
+    every += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
     for one in SETTINGS.values():
-        every += [forms.change(one, None), forms.rule("user", f"discord:{10**17}", one, None)]
+        every += [forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{10**17}", one, None)]
     for form in every:
         judge.hear("POST", callback, {}, {"type": 9, "data": form.to_dict()})
     found = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
-    terms, change = resolve(found, Member("", "", GUILD), Limits()), Change(1, GUILD, 1.0, "a", "b", "set", ())
+    terms, change = resolve(found, Member("", "", GUILD), Limits()), RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
     for view in (
-        cards.overview(terms, found, cards.notice("x", 3)), cards.exceptions("role", found, 0),
-        cards.history([change], 0, [1]), cards.explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
-        cards.done("x", undo=1), cards.question(["a"], parts.button("x", "apply", "y")),
+        cards.build_overview(terms, found, cards.build_notice("x", 3)), cards.build_exceptions("role", found, 0),
+        cards.build_history([change], 0, [1]), cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
+        cards.build_result("x", undo_number=1), cards.build_question(["a"], parts.button("x", "apply", "y")),
     ):  # fmt: skip
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
         judge.hear("POST", callback, {}, {"type": 4, "data": body})
@@ -135,7 +139,15 @@ def test_every_form_and_card_fits_discords_openapi_schema() -> None:
 
 def test_every_setting_has_a_title_and_a_place() -> None:
     assert set(wording.TITLES) == set(SETTINGS)
-    names = {*wording.EACH, *wording.TOGETHER, *wording.SWITCHES, "words", "patterns", "closed", "blocked"}
+    names = {
+        *wording.MEMBER_LIMITS,
+        *wording.SHARED_LIMITS,
+        *wording.SWITCHES,
+        "words",
+        "patterns",
+        "closed",
+        "blocked",
+    }
     assert names == set(SETTINGS)
     assert all(len(title) <= 45 for title in wording.TITLES.values())
 
@@ -144,17 +156,17 @@ def test_every_setting_has_a_title_and_a_place() -> None:
 def test_suggestions_fit(name: str) -> None:
     known = {"1": NASTY, "a" * 101: "too long to be a choice"}
     for typed in ("", "o", "ddim, ", "xyz"):
-        found = suggest.values(SETTINGS[name], typed, known)
+        found = suggest.suggest_values(SETTINGS[name], typed, known)
         assert len(found) <= 25
         assert all(1 <= len(each.name) <= 100 and 1 <= len(str(each.value)) <= 100 for each in found)
-    assert suggest.values(None, "", known) == []
+    assert suggest.suggest_values(None, "", known) == []
 
 
 def test_a_list_is_completed_name_by_name() -> None:
-    found = suggest.values(SETTINGS["samplers"], "ddim, eu", {})
+    found = suggest.suggest_values(SETTINGS["samplers"], "ddim, eu", {})
     names = ("euler", "euler_karras", "euler_ancestral", "heun")
     assert [each.value for each in found] == [f"ddim, {name}" for name in names]
-    assert "all" in [each.value for each in suggest.values(SETTINGS["samplers"], "", {})]
+    assert "all" in [each.value for each in suggest.suggest_values(SETTINGS["samplers"], "", {})]
 
 
 def test_the_commands_are_within_discords_limits() -> None:
@@ -187,9 +199,9 @@ def test_no_german_description_is_stale_or_too_long() -> None:
 
 
 def test_no_limit_reads_the_same_everywhere() -> None:
-    most = SETTINGS["cost_month"].most
+    most = SETTINGS["cost_month"].maximum
     found = [Rule("guild", "", "cost_month", most, GUILD)]
-    components = check_card(cards.overview(resolve(found, Member("", "", GUILD), Limits()), found))
+    components = check_card(cards.build_overview(resolve(found, Member("", "", GUILD), Limits()), found))
     text = "\n".join(each["content"] for each in components if each["type"] == 10)
     assert "Device time a month · **no limit**" in text
     assert "### All together\nRunning · no limit\nWaiting · no limit\nTime a day · no limit" in text
@@ -199,7 +211,7 @@ def test_no_limit_reads_the_same_everywhere() -> None:
 
 def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
     names = ("long_ping", "cost_day", "running")
-    lines = wording.steps([Step("guild", "", name, None, 60) for name in names])
+    lines = wording.format_steps([RuleStep("guild", "", name, None, 60) for name in names])
     assert [line.split(":")[0] for line in lines] == [
         "• Running at once",
         "• Device time a day",
@@ -210,17 +222,19 @@ def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
 def test_an_explanation_fits(found: list[Rule], reason: str) -> None:
-    each = [Explained(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in found]
-    check_card(cards.explanation("## What holds", explained.groups(each), "5"))
+    each = [Explanation(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in found]
+    check_card(cards.build_explanation("## What holds", explained.build_sections(each), "5"))
 
 
 def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
     blocked, full, half = (
-        Explained("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD)),
-        Explained("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0),
-        Explained("running", "2", "1 of 2", "why", None, None, 0.5),
+        Explanation("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD)),
+        Explanation("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0),
+        Explanation("running", "2", "1 of 2", "why", None, None, 0.5),
     )
-    ((heading, lines), (below, rest)) = explained.groups([half, full, Explained("steps", "1000", "", "why"), blocked])
+    ((heading, lines), (below, rest)) = explained.build_sections(
+        [half, full, Explanation("steps", "1000", "", "why"), blocked]
+    )
     assert (heading, below) == ("Now", "By default")
     assert [line.split("\n")[0] for line in lines] == [
         "⛔ Blocked · **yes**", "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bot.rules.sheet import BYTES
+from bot.rules.sheet import MAX_BYTES
 from chat.staff import buttons, fields, hired, text
 
 pytestmark = pytest.mark.asyncio
@@ -31,7 +31,7 @@ async def test_close_cancels_running_jobs_and_refuses_with_its_reason_until_open
         world.painter.stand_at = 3
         running = await staff.slash(staff.member, "imagine", prompt="red apple")
         with monkeypatch.context() as long_queue:
-            long_queue.setattr(type(world.house.studio), "queue", hang)
+            long_queue.setattr(type(world.house.jobs), "load_queue", hang)
             form = await staff.slash(staff.owner, "settings close", reason="spam **wave** @everyone")
         assert fields(form)["reason"]["value"] == "spam **wave** @everyone"
         assert "jobs** of this server are cancelled" in form.modal["components"][0]["content"]
@@ -84,7 +84,7 @@ async def test_rules_are_exported_and_imported_as_a_file(open_world: Any) -> Non
 
         question = await staff.slash(staff.admin, "settings import", file=(name, changed.encode()))
         await world.restart()
-        world.client.keepers = frozenset({staff.keeper.id})
+        world.client.operator_ids = frozenset({staff.keeper.id})
         result = await staff.admin.click(question.response, label="Import")
         assert "Running at once: 2 → **3**" in text(result)
         assert {rule.value for rule in await fetch_rules(world, staff)} == {3, 1}
@@ -93,7 +93,7 @@ async def test_rules_are_exported_and_imported_as_a_file(open_world: Any) -> Non
 
 
 async def fetch_rules(world: Any, staff: Any) -> list[Any]:
-    return await world.house.desk.administration.rules(f"discord:{staff.guild.id}")
+    return await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ async def fetch_rules(world: Any, staff: Any) -> list[Any]:
         ("a.yaml", b"server:\n  # \xff\xfe\n", "Line 2 of the file is not UTF-8"),
         ("a.yaml", b"a: &x [*x]\n", "Line 1"),
         ("a.png", b"\x89PNG", "is no YAML file"),
-        ("a.yaml", b"#" * (BYTES + 1), "too large"),
+        ("a.yaml", b"#" * (MAX_BYTES + 1), "too large"),
         ("a.yaml", b"server:\n  closed: never\n", "Line 2"),
     ],
 )

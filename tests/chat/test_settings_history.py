@@ -68,7 +68,9 @@ async def test_the_history_has_pages_and_an_undo_for_each(open_world: Any) -> No
         second = await staff.admin.click(first.response, label="▶")
         assert "no rule → **2**" in text(second)
         back = await staff.admin.click(second.response, label="◀")
-        newest = max(await world.house.desk.administration.changes(f"discord:{staff.guild.id}"), key=lambda c: c.number)
+        newest = max(
+            await world.house.services.rule_admin.list_changes(f"discord:{staff.guild.id}"), key=lambda c: c.number
+        )
         undo = await staff.admin.click(back.response, custom_id=f"settings:back:{newest.number}:0")
         assert f"No. {newest.number} was taken back" in text(undo)
         assert "8 → **7**" in text(undo)
@@ -113,14 +115,14 @@ async def test_an_undo_needs_the_same_role_as_its_change(open_world: Any) -> Non
             card = await staff.slash(who, "settings log")
             found = [each for each in walk_components(card.response.components) if each.get("label") == "Undo"]
             assert [not each.get("disabled") for each in found].count(True) == may, who.name
-        close, budget, _ = await world.house.desk.administration.changes(f"discord:{staff.guild.id}")
+        close, budget, _ = await world.house.services.rule_admin.list_changes(f"discord:{staff.guild.id}")
         for change, says in ((close, "Only the server's owner"), (budget, "Only this bot's operator")):
             assert says in text(await staff.slash(staff.admin, "settings undo", number=change.number))
         assert "was taken back" in text(await staff.slash(staff.owner, "settings undo", number=close.number))
 
 
 async def fetch_rules(world: Any, staff: Any) -> list[Any]:
-    return await world.house.desk.administration.rules(f"discord:{staff.guild.id}")
+    return await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}")
 
 
 async def test_moderators_see_settings_and_members_do_not(open_world: Any) -> None:

@@ -40,7 +40,7 @@ async def test_a_bad_pattern_changes_neither_list_and_returns_the_typed_text(ope
         typed = world.env.backend.cdn.get(attachment.url).decode()
         assert "gore" in typed
         assert "(unclosed" in typed
-        assert await world.house.desk.administration.rules(f"discord:{staff.guild.id}") == []
+        assert await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}") == []
 
 
 async def test_an_outdated_form_overwrites_nothing(open_world: Any) -> None:
@@ -107,11 +107,11 @@ async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world
     async with open_world() as world:
         staff = await hired(world)
         card = await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        (view,) = await world.studio.recent()
+        (view,) = await world.studio.load_recent()
         for number in range(1, 8):
             who = world.guild.add_member(world.env.create_user(f"witness{number}"))
             reporter = make_member(who, staff)
-            await world.house.desk.moderation.report(view.id, reporter, f"number {number} **bold**")
+            await world.house.services.moderation.report_picture(view.id, reporter, f"number {number} **bold**")
         listing = await staff.slash(staff.moderator, "moderation incidents")
         assert "Waiting for a moderator" in text(listing)
         assert "number 7" in text(listing)
@@ -121,7 +121,9 @@ async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world
         second = await staff.moderator.click(listing.response, label="▶")
         assert "number 1" in text(second)
         first = await staff.moderator.click(second.response, label="◀")
-        (newest, *_) = await world.house.desk.moderation.incidents(make_member(staff.moderator, staff, mod=True), 1)
+        (newest, *_) = await world.house.services.moderation.list_incidents(
+            make_member(staff.moderator, staff, mod=True), 1
+        )
         closed = await staff.moderator.click(first.response, custom_id=f"settings:shut:{newest.number}:waiting:0")
         assert f"No. {newest.number} is closed" in text(closed)
         assert "number 7" not in text(closed)
@@ -131,7 +133,7 @@ async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world
 
 
 def make_member(who: Any, staff: Any, *, mod: bool = False) -> Any:
-    return Member(f"discord:{who.id}", who.name, f"discord:{staff.guild.id}", moderator=mod)
+    return Member(f"discord:{who.id}", who.name, f"discord:{staff.guild.id}", is_moderator=mod)
 
 
 async def test_reports_go_to_a_channel(open_world: Any) -> None:
@@ -157,14 +159,16 @@ async def test_reports_never_go_to_a_channel_of_another_server(open_world: Any) 
         ):
             refusal = await staff.slash(staff.admin, command, **options)
             assert "channel of this server" in text(refusal), command
-        administration, here = world.house.desk.administration, f"discord:{staff.guild.id}"
-        assert await administration.rules(here) == []
-        admin = Member("discord:1", "Ada", here, moderator=True, admin=True)
+        administration, here = world.house.services.rule_admin, f"discord:{staff.guild.id}"
+        assert await administration.list_rules(here) == []
+        admin = Member("discord:1", "Ada", here, is_moderator=True, is_admin=True)
         # an older rule, or one whose channel is gone
-        await administration.set(admin, "guild", "", "reports", str(foreign.id))
+        await administration.set_rule(admin, "guild", "", "reports", str(foreign.id))
         await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        (view,) = await world.studio.recent()
-        reply = await world.house.desk.moderation.report(view.id, make_member(staff.moderator, staff), "x" * 400)
+        (view,) = await world.studio.load_recent()
+        reply = await world.house.services.moderation.report_picture(
+            view.id, make_member(staff.moderator, staff), "x" * 400
+        )
         assert "list of the moderators" in reply
         assert list(foreign.history()) == []
 
@@ -194,4 +198,4 @@ async def test_moderation_commands_refuse_members_and_moderators(open_world: Any
                 refusal = await staff.slash(who, f"moderation {name}", **options)
                 assert refusal.ephemeral
                 assert "Only admins (who may manage this server)" in text(refusal), (name, who.name)
-        assert await world.house.desk.administration.rules(f"discord:{staff.guild.id}") == []
+        assert await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}") == []

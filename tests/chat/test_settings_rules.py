@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.chat.answer import SOON
+from bot.chat.answer import DEFER_AFTER
 from bot.chat.settings import cards, parts
 from chat.staff import buttons, fields, hired, ids, text
 
@@ -187,14 +187,14 @@ async def test_the_settings_suggest_names_and_values(open_world: Any) -> None:
 async def test_a_slow_answer_still_comes(open_world: Any, monkeypatch: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
-        administration = world.house.desk.administration
-        fast = administration.rules
+        administration = world.house.services.rule_admin
+        fast = administration.list_rules
 
         async def slow(guild: str) -> Any:
-            await asyncio.sleep(SOON + 0.3)
+            await asyncio.sleep(DEFER_AFTER + 0.3)
             return await fast(guild)
 
-        monkeypatch.setattr(administration, "rules", slow)
+        monkeypatch.setattr(administration, "list_rules", slow)
         card = await staff.slash(staff.admin, "settings show")
         await world.until(lambda: card.response is not None and "Running at once" in text(card))
         assert card.ephemeral
@@ -228,7 +228,7 @@ async def test_an_internal_error_is_reported_and_the_card_still_works(open_world
         staff = await hired(world)
         card = await staff.slash(staff.admin, "settings show")
         with monkeypatch.context() as patched:
-            patched.setattr(cards, "history", None)
+            patched.setattr(cards, "build_history", None)
             broken = await staff.admin.click(card.response, label="History")
             assert "Something broke on our side" in text(broken)
         assert "Nothing yet." in text(await staff.admin.click(card.response, label="History"))

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bot.chat.commands.mix import between
-from bot.chat.commands.walk import leading
-from bot.images.film_formats import available
-from bot.refused import Refused
+from bot.chat.commands.mix import mix_prompts
+from bot.chat.commands.walk import join_prompts
+from bot.images.film_formats import available_formats
+from bot.refused import UserError
 from chat.jobs import made
 from chat.staff import said, text
 from engine.bus import Bus
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.recent())[0]
+    return (await world.studio.load_recent())[0]
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ async def newest_view(world: Any) -> Any:
     ],
 )
 def test_a_mix_is_one_prompt_with_the_flags_of_both(first: str, second: str, weight: float, prompt: str) -> None:
-    assert between(first, second, weight) == prompt
+    assert mix_prompts(first, second, weight) == prompt
 
 
 @pytest.mark.parametrize(("first", "reason"), [("a:: b::2", "Leave out the weights"), ("--ar 3:2", "needs words")])
 def test_a_mix_refuses_weights_and_empty_prompts(first: str, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
-        between(first, "a dog", 0.5)
+    with pytest.raises(UserError, match=reason):
+        mix_prompts(first, "a dog", 0.5)
 
 
 @pytest.mark.asyncio
@@ -56,7 +56,7 @@ async def test_mix_puts_both_prompts_with_their_weights_into_one_recipe(open_wor
 @pytest.mark.asyncio
 async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_world: Any) -> None:
     async with open_world(worker=False) as world:
-        preferences = world.client.desk.preferences
+        preferences = world.client.services.preferences
         for command, name, value in (
             ("relax", "speed", "relaxed"), ("fast", "speed", "fast"), ("stealth", "results", "private"),
             ("public", "results", "public"),
@@ -86,7 +86,7 @@ async def test_a_film_plays_in_each_direction_and_has_the_requested_format(open_
             assert getattr(film, "n_frames", 1) > 1, way
         wrong = await world.bob.slash(world.channel, "film", job=job, kind="dissolving", picture=4)
         assert "no such picture" in said(wrong)
-        for kind in {"avif", "mp4"} - set(available()):
+        for kind in {"avif", "mp4"} - set(available_formats()):
             refusal = await world.bob.slash(world.channel, "film", job=job, format=kind)
             assert "cannot be made here" in text(refusal)
             assert refusal.ephemeral
@@ -150,9 +150,9 @@ async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
     async with open_world() as world:
         await world.alice.slash(world.channel, "walk", **{"from": "a cat --seed 7", "to": "a dog", "frames": 6})
         await world.until(lambda: len(world.painter.done) == 2)
-        views = await world.studio.recent()
-        await world.until(lambda: not world.house.board.runs)
-        views = await world.studio.recent()
+        views = await world.studio.load_recent()
+        await world.until(lambda: not world.house.active_jobs.by_id)
+        views = await world.studio.load_recent()
         assert sorted(view.recipe.walk.first for view in views) == [0, 4]
         assert {view.recipe.seed for view in views} == {7}
         [last] = [view for view in views if view.walk]
@@ -176,8 +176,8 @@ async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any
         replies = [await world.bob.click(grid, label="Walk") for _ in range(2)]
         assert "already on its way" in text(replies[1])
         await world.until(lambda: len(world.painter.done) == 5)
-        await world.until(lambda: not world.house.board.runs)
-        views = [view for view in await world.studio.recent() if view.action == "walk"]
+        await world.until(lambda: not world.house.active_jobs.by_id)
+        views = [view for view in await world.studio.load_recent() if view.action == "walk"]
         assert sorted(view.recipe.walk.first for view in views) == [0, 4, 8, 12]
         assert {view.recipe.walk.noises for view in views} == {(7, 8)}
 
@@ -190,6 +190,6 @@ async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any
     ],
 )
 def test_an_interpolation_is_one_prompt_with_the_flags_of_both(start: str, end: str, prompt: str) -> None:
-    assert leading(start, end, 12) == prompt
-    with pytest.raises(Refused, match="need words"):
-        leading(start, "--no fog", 12)
+    assert join_prompts(start, end, 12) == prompt
+    with pytest.raises(UserError, match="need words"):
+        join_prompts(start, "--no fog", 12)

@@ -14,10 +14,10 @@ import pytest
 from bot.chat import answer, delivery
 from bot.chat.post import courier, mail, pauses, progress, search, setbacks, troubles
 from bot.chat.post.edits import Edit
-from bot.chat.post.mail import Mail
-from bot.chat.post.troubles import Gone, Later
+from bot.chat.post.mail import MessageClient
+from bot.chat.post.troubles import DestinationGone, RetryLater
 from bot.chat.presenter import Card
-from bot.refused import Refused
+from bot.refused import UserError
 from bot.views import Member
 from chat.jobs import begun, noted
 
@@ -53,8 +53,8 @@ async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
         by_token = [path for path in edit_paths(world) if path.startswith("/webhooks/")]
         assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
         assert len(edit_paths(world)) >= 3
-        (view,) = await world.studio.recent()
-        assert (await world.deliveries.place_of(view.id)).where["token_until"] == "0"
+        (view,) = await world.studio.load_recent()
+        assert (await world.deliveries.answer_destination(view.id)).where["token_until"] == "0"
 
 
 async def test_with_a_valid_token_no_channel_route_is_used(open_world: Any) -> None:
@@ -73,7 +73,7 @@ async def test_a_job_that_ended_while_the_bot_was_away_is_shown_once(open_world:
         world.painter.going.set()
         await world.until(lambda: world.painter.done)
         (job,) = world.painter.done
-        while (await world.studio.view(job)).state != "finished":
+        while (await world.studio.load_view(job)).state != "finished":
             await asyncio.sleep(0.02)
         await world.restart()
         final = await world.ended(result)
@@ -92,16 +92,16 @@ async def test_a_final_missed_in_a_store_outage_is_delivered_later(
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
-        ask, failing = world.deliveries.place_of, [True]
+        ask, failing = world.deliveries.answer_destination, [True]
 
         async def unavailable(job: str) -> Any:
             if failing[0]:
                 raise OSError("the disk is away")
             return await ask(job)
 
-        monkeypatch.setattr(courier, "SWEEP", 0.2)
-        monkeypatch.setattr(world.deliveries, "place_of", unavailable)
-        monkeypatch.setattr(world.deliveries, "owed", fail_three_times(world.deliveries.owed))
+        monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.2)
+        monkeypatch.setattr(world.deliveries, "answer_destination", unavailable)
+        monkeypatch.setattr(world.deliveries, "list_undelivered", fail_three_times(world.deliveries.list_undelivered))
         await world.restart()
         world.painter.going.set()
         await world.until(lambda: "was not handled" in caplog.text)
@@ -124,12 +124,12 @@ def fail_three_times(ask: Any) -> Any:
 async def test_a_message_whose_id_was_not_stored_is_found_again(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "GRACE", 0.5)
+    monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.5)
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
-        (view,) = await world.studio.recent()
-        await world.deliveries.moved(view.id, message="")
+        (view,) = await world.studio.load_recent()
+        await world.deliveries.update_address(view.id, message="")
         world.painter.going.set()
         await world.until(lambda: world.painter.done)
         await world.restart()
@@ -138,10 +138,10 @@ async def test_a_message_whose_id_was_not_stored_is_found_again(
 
 
 async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "GRACE", 0.1)
-    monkeypatch.setattr(courier, "SWEEP", 0.3)
+    monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.3)
     async with open_world() as world:
-        show = answer._show
+        show = answer._send_card
 
         async def slow(*args: Any, **kwargs: Any) -> int:
             if not kwargs["first"]:
@@ -149,21 +149,21 @@ async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch:
                 await asyncio.sleep(1.0)
             return await show(*args, **kwargs)
 
-        monkeypatch.setattr(answer, "_show", slow)
+        monkeypatch.setattr(answer, "_send_card", slow)
         await world.alice.slash(world.channel, "imagine", prompt="{red, blue} apple")
         await world.until(lambda: [len(each.attachments) for each in world.channel.history()] == [1, 1])
-        await world.until(lambda: not world.client.answering)
+        await world.until(lambda: not world.client.pending_tokens)
         await noted(world)
         assert [has_picture(each) for each in world.channel.history()] == [True, True]
         first, message = world.channel.history()
-        job = await world.deliveries.job_at(str(message.id))
-        await world.deliveries.moved(job, message="")
-        await world.deliveries.delivered(job, "answer", progress.NEVER_CAME)
+        job = await world.deliveries.find_job(str(message.id))
+        await world.deliveries.update_address(job, message="")
+        await world.deliveries.mark_delivered(job, "answer", progress.RESPONSE_NEVER_ARRIVED)
         await message.edit(content="it came all the same", attachments=[], view=None)
-        await world.deliveries.moved(job, message=str(message.id))
+        await world.deliveries.update_address(job, message=str(message.id))
         await world.until(lambda: world.message(message.id).attachments)
         await noted(world)
-        assert (await world.deliveries.of(job))["answer"].reason == ""
+        assert (await world.deliveries.list_deliveries(job))["answer"].reason == ""
         assert world.message(first.id).content == first.content
 
 
@@ -176,10 +176,10 @@ async def test_a_missing_or_broken_picture_leaves_no_message_stuck(
 
         async def pictures(*_: object) -> list[bytes]:
             if not kept:
-                raise Refused("This picture is not kept any more.", 404)
+                raise UserError("This picture is not kept any more.", 404)
             return 4 * [kept]
 
-        monkeypatch.setattr(world.studio, "all_shown", pictures)
+        monkeypatch.setattr(world.studio, "load_shown_pictures", pictures)
         world.painter.going.set()
         final = await world.ended(result)
         assert "Its picture cannot be shown" in final.content
@@ -197,8 +197,8 @@ async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> N
 async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world: Any) -> None:
     async with open_world() as world:
         old = await begun(world)
-        (view,) = await world.studio.recent()
-        await world.deliveries.moved(view.id, token_until="0")
+        (view,) = await world.studio.load_recent()
+        await world.deliveries.update_address(view.id, token_until="0")
         await world.restart()
         path = f"/channels/*/messages/{old.response.id}"
         world.env.inject_error("PATCH", path, status=429, code=30046, message="Maximum number of edits", times=None)
@@ -210,15 +210,15 @@ async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world
 async def test_an_outage_costs_one_rendering_and_one_warning(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pauses, "FIRST", 0.1)
-    renderings, render = [], delivery._made
+    monkeypatch.setattr(pauses, "FIRST_PAUSE", 0.1)
+    renderings, render = [], delivery._encode_pictures
 
     def count_rendering(*args: Any) -> Any:
         renderings.append(args)
         return render(*args)
 
-    monkeypatch.setattr(delivery, "_made", count_rendering)
-    monkeypatch.setattr(troubles, "_meant", lambda error: Later(0.0, error, outage=True))
+    monkeypatch.setattr(delivery, "_encode_pictures", count_rendering)
+    monkeypatch.setattr(troubles, "_delivery_error", lambda error: RetryLater(0.0, error, outage=True))
     async with open_world() as world:
         result = await begun(world)
         world.env.inject_error("PATCH", "*", status=503, times=4)
@@ -231,12 +231,12 @@ async def test_an_outage_costs_one_rendering_and_one_warning(
 async def test_a_given_up_delivery_is_retried_without_a_restart(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setbacks, "TRIES", 1)
-    monkeypatch.setattr(pauses, "GIVEN_UP", 0.5)
-    monkeypatch.setattr(courier, "SWEEP", 0.2)
+    monkeypatch.setattr(setbacks, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(pauses, "FIRST_JOB_PAUSE", 0.5)
+    monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.2)
     async with open_world() as world:
         result = await begun(world)
-        original, full = world.deliveries.delivered, [True]
+        original, full = world.deliveries.mark_delivered, [True]
 
         async def delivered(*args: Any) -> None:
             if full[0]:
@@ -244,7 +244,7 @@ async def test_a_given_up_delivery_is_retried_without_a_restart(
                 raise OSError("the disk is full")
             await original(*args)
 
-        monkeypatch.setattr(world.deliveries, "delivered", delivered)
+        monkeypatch.setattr(world.deliveries, "mark_delivered", delivered)
         world.painter.going.set()
         assert has_picture(await world.ended(result))
         await world.until(lambda: not full[0])
@@ -254,31 +254,31 @@ async def test_a_given_up_delivery_is_retried_without_a_restart(
 async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setbacks, "TRIES", 1)
+    monkeypatch.setattr(setbacks, "MAX_ATTEMPTS", 1)
     async with open_world() as world:
         await begun(world)
         mistake = {"status": 400, "code": 50035, "message": "Invalid Form Body", "times": None}
         world.env.inject_error("PATCH", "*", **mistake)
         world.env.inject_error("POST", "/channels/*/messages", **mistake)
         world.painter.going.set()
-        (view,) = await world.studio.recent()
-        while (await world.studio.view(view.id)).state != "finished":
+        (view,) = await world.studio.load_recent()
+        while (await world.studio.load_view(view.id)).state != "finished":
             await asyncio.sleep(0.02)
         await noted(world)
-        unshown = await world.deliveries.undeliverable(view.member_id)
-        assert unshown == {view.id: f"{troubles.UNKNOWN} {troubles.UNKNOWN}"}
+        unshown = await world.deliveries.list_undeliverable(view.member_id)
+        assert unshown == {view.id: f"{troubles.UNKNOWN_REASON} {troubles.UNKNOWN_REASON}"}
 
 
 @pytest.mark.parametrize("readable", [True, False])
 async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repeated(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
-    monkeypatch.setattr(search, "MARGIN", 1000 * 86_400.0)  # the simulated Discord has another clock
+    monkeypatch.setattr(search, "CLOCK_MARGIN", 1000 * 86_400.0)  # the simulated Discord has another clock
     async with open_world() as world:
-        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", admin=True)
-        await world.house.desk.administration.set(admin, "guild", "", "long_ping", "0")
+        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
+        await world.house.services.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
         await begun(world)
-        moved, blocked = world.deliveries.moved, asyncio.Event()
+        moved, blocked = world.deliveries.update_address, asyncio.Event()
 
         async def block_at_notice(job: str, role: Any = "answer", /, **where: str) -> None:
             if role == "notice" and "message" in where:
@@ -286,13 +286,13 @@ async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repe
                 await asyncio.Event().wait()
             await moved(job, role, **where)
 
-        monkeypatch.setattr(world.deliveries, "moved", block_at_notice)
+        monkeypatch.setattr(world.deliveries, "update_address", block_at_notice)
         world.painter.going.set()
         await blocked.wait()
         await world.stop_courier()
-        monkeypatch.setattr(world.deliveries, "moved", moved)
+        monkeypatch.setattr(world.deliveries, "update_address", moved)
         if not readable:
-            monkeypatch.setattr(mail, "NONCES", 0.0)
+            monkeypatch.setattr(mail, "NONCE_SECONDS", 0.0)
             closed = {"status": 403, "code": 50001, "message": "Missing Access", "times": None}
             world.env.inject_error("GET", "/channels/*/messages", **closed)
         else:
@@ -302,8 +302,10 @@ async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repe
         await noted(world)
         notices = [each for each in world.channel.history() if each.content.startswith("<@")]
         assert len(notices) == 1
-        (view,) = await world.studio.recent()
-        assert (await world.deliveries.of(view.id))["notice"].reason == ("" if readable else mail.UNREAD)
+        (view,) = await world.studio.load_recent()
+        assert (await world.deliveries.list_deliveries(view.id))["notice"].reason == (
+            "" if readable else mail.CANNOT_READ_CHANNEL
+        )
 
 
 async def test_a_too_large_preview_is_replaced_by_text(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -319,7 +321,7 @@ async def test_a_too_large_preview_is_replaced_by_text(open_world: Any, caplog: 
 async def test_a_preview_that_hangs_does_not_hold_up_its_final(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", 0.5)
+    monkeypatch.setattr(progress, "EDIT_TIMEOUT", 0.5)
     async with open_world() as world:
         request, hung = world.client.http.request, []
         everywhere = world.client.http._global_over = asyncio.Event()
@@ -345,7 +347,7 @@ async def test_a_preview_that_hangs_does_not_hold_up_its_final(
 
 async def test_a_rate_limit_by_the_library_counts_as_gone_for_an_old_message(open_world: Any) -> None:
     async with open_world() as world:
-        for age, kind in ((7200.0, Gone), (60.0, Later)):
+        for age, kind in ((7200.0, DestinationGone), (60.0, RetryLater)):
             message = discord.utils.time_snowflake(datetime.fromtimestamp(time.time() - age, UTC))
             where = {"channel": str(world.channel.id), "message": str(message)}
 
@@ -354,7 +356,7 @@ async def test_a_rate_limit_by_the_library_counts_as_gone_for_an_old_message(ope
 
             world.client.http.edit_message = limited
             with pytest.raises(kind):
-                await Mail(world.client).edit(where, Card("words"), None, time.time())
+                await MessageClient(world.client).edit(where, Card("words"), None, time.time())
 
 
 @pytest.mark.parametrize(("times", "held"), [(3, True), (4, False)])
@@ -362,16 +364,16 @@ async def test_an_endless_limit_holds_up_one_message_and_not_its_bucket(times: i
     desk = SimpleNamespace(studio=None, deliveries=None, administration=None)
     post = courier.Courier(desk, None)  # type: ignore[arg-type]
     case = SimpleNamespace(limited=0, frames={}, fresh=False)
-    post._cases = {"a": case}  # type: ignore[assignment]
+    post._messages = {"a": case}  # type: ignore[assignment]
 
     async def limited(*_: object) -> None:
-        raise Later(5.0, "limited", limited=True)
+        raise RetryLater(5.0, "limited", rate_limited=True)
 
-    post._attempt = limited  # type: ignore[method-assign]
+    post._try_send = limited  # type: ignore[method-assign]
     for _ in range(times):
-        post.edits._bucket("c").until = 0.0
-        await post._send(Edit("a", "c", "final", courier.Last("a", "answer"), 0.0))
-    assert (post.edits._bucket("c").until > 0.0) == held
+        post.edit_policy._get_bucket("c").blocked_until = 0.0
+        await post._send_edit(Edit("a", "c", "final", courier.FinalMessage("a", "answer"), 0.0))
+    assert (post.edit_policy._get_bucket("c").blocked_until > 0.0) == held
 
 
 async def test_commands_are_registered_once_and_not_at_each_start(open_world: Any) -> None:

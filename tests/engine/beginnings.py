@@ -9,10 +9,10 @@ from io import BytesIO
 import torch
 from PIL import Image, ImageDraw
 
-from engine.beginning import Beginning, read
-from engine.engine import Developed, Engine, Failed
+from engine.beginning import InitLatents, load_init_latents
+from engine.engine import Engine, JobFailure, LatentsDone
 from engine.families.family import Family
-from engine.job import Forward, Job, Ladder, Recipe, Rung, Snapshot, Source, encode
+from engine.job import ImageToImage, InitImage, Job, Keyframe, Ladder, Recipe, Snapshot, encode
 
 Blobs = dict[str, bytes]
 
@@ -43,22 +43,22 @@ def stored(*contents: bytes) -> Blobs:
     return {hashlib.sha256(content).hexdigest(): content for content in contents}
 
 
-def forward(pictures: Sequence[bytes], strength: float, mask: bytes | None = None) -> tuple[Forward, Blobs]:
+def forward(pictures: Sequence[bytes], strength: float, mask: bytes | None = None) -> tuple[ImageToImage, Blobs]:
     """Init images of equal weight for a recipe's `start`, and the blobs that it needs."""
-    sources = tuple(Source(name) for each in pictures for name in stored(each))
+    sources = tuple(InitImage(name) for each in pictures for name in stored(each))
     mask_name = None if mask is None else next(iter(stored(mask)))
-    return Forward(sources, strength, mask_name), stored(*pictures, *([] if mask is None else [mask]))
+    return ImageToImage(sources, strength, mask_name), stored(*pictures, *([] if mask is None else [mask]))
 
 
-def ladder_of(developed: Developed, job: Job) -> bytes:
+def ladder_of(developed: LatentsDone, job: Job) -> bytes:
     """The ladder as the decode worker writes it, but with empty thumbnails."""
     recipe = job.task
     assert isinstance(recipe, Recipe)
     rungs = tuple(
-        Rung(rung.step, b"", None, None, rung.drawn)
-        if rung.x is None
-        else Rung(rung.step, b"", raw(rung.x), raw(rung.x0), rung.drawn)
-        for rung in developed.rungs
+        Keyframe(rung.step, b"", None, None, rung.draw_count)
+        if rung.latents is None
+        else Keyframe(rung.step, b"", raw(rung.latents), raw(rung.x0), rung.draw_count)
+        for rung in developed.keyframes
     )
     shape = tuple(developed.latents.shape)
     return encode(Ladder(job=job.id, image=developed.image, of=recipe.steps, shape=shape, rungs=rungs))
@@ -68,21 +68,21 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
 
 
-def begun(job: Job, blobs: Blobs, family: Family) -> Beginning | None:
+def begun(job: Job, blobs: Blobs, family: Family) -> InitLatents | None:
     assert isinstance(job.task, Recipe)
-    return read(job.task, blobs, family)
+    return load_init_latents(job.task, blobs, family)
 
 
 def added(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> None:
     engine.add(job, snapshots, begun(job, blobs, family))
 
 
-def developed(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[Developed]:
+def developed(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[LatentsDone]:
     """Runs the job alone in an engine and returns its images in order."""
-    engine, images = Engine({family.name: family}), list[Developed]()
+    engine, images = Engine({family.name: family}), list[LatentsDone]()
     added(engine, job, blobs, family, snapshots)
-    while not engine.idle:
+    while not engine.is_idle:
         for event in engine.step():
-            assert not isinstance(event, Failed), event
-            images += [event] if isinstance(event, Developed) else []
+            assert not isinstance(event, JobFailure), event
+            images += [event] if isinstance(event, LatentsDone) else []
     return sorted(images, key=lambda event: event.image)

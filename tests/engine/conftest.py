@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from calibrated import measured
 from engine import families
-from engine.bench.small_models import build
+from engine.bench.small_models import save_small_pipeline
 from engine.bus.broker import Broker
-from engine.engine import Developed, Engine, Failed
+from engine.engine import Engine, JobFailure, LatentsDone
 from engine.families.embedded import load_embedded
-from engine.families.family import Conditions, Family
+from engine.families.family import Conditioning, Family
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import FIRST_SAMPLERS, Concept, Dtype, Guides, Job, Lora, Recipe, Sampler, Share
-from engine.lane import Lane
+from engine.job import VERSION_1_SAMPLERS, BillingKey, Concept, Dtype, GuidanceKind, Job, Lora, Recipe, Sampler
+from engine.lane import DecodeWorker
 from engine.plan import Plan, plan
 from tests.engine.shop import LEASE, Shop
 
@@ -43,9 +43,9 @@ class Affine:
     device = torch.device("cpu")
     size, multiple, max_pixels, tokens = 32, 8, 64 * 64, 4
     enlargement, upscaler = 1, ""
-    guides: Guides = "rows"
+    guides: GuidanceKind = "rows"
     interval = (0.0, 1.0)
-    samplers = FIRST_SAMPLERS
+    samplers = VERSION_1_SAMPLERS
 
     def __init__(self, scheduler_config: dict[str, Any], spoilt_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config
@@ -63,7 +63,7 @@ class Affine:
     def encode(self, text: str) -> torch.Tensor:
         return self._told(text)
 
-    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
         return (self._told(text),)
 
     def _told(self, text: str) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Affine:
         return torch.full((4, 2), value)
 
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+        self, x: torch.Tensor, t: torch.Tensor, texts: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
         if len(x) > self.memory_of.get(x.shape[-1], self.memory):
             raise torch.OutOfMemoryError("the test's memory is full")
@@ -110,7 +110,7 @@ def embedded() -> StableDiffusion:
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion 1.x folder with random weights: CLIP, epsilon prediction, "leading" spacing, very small."""
     folder = tmp_path_factory.mktemp("small-sd")
-    build("sd", folder)
+    save_small_pipeline("sd", folder)
     return folder
 
 
@@ -152,7 +152,7 @@ def job() -> Callable[..., Job]:
     def make(task: Any, user: str = "ann", weight: float = 1.0, **fields: Any) -> Job:
         number = next(numbers)
         identity = "01" + "".join(ALPHABET[number >> shift & 31] for shift in range(115, -5, -5))
-        share = Share(tier="t", guild="g", user=user, weight=weight)
+        share = BillingKey(tier="t", guild="g", user=user, weight=weight)
         return Job(id=identity, task=task, share=share, cost=1.0, deadline=2e9, **fields)
 
     return make
@@ -165,11 +165,11 @@ def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
     def run(engine: Engine, most: int = 5000) -> dict[tuple[str, int], torch.Tensor]:
         latents: dict[tuple[str, int], torch.Tensor] = {}
         for _ in range(most):
-            if engine.idle:
+            if engine.is_idle:
                 return latents
             for event in engine.step():
-                assert not isinstance(event, Failed), event
-                if isinstance(event, Developed):
+                assert not isinstance(event, JobFailure), event
+                if isinstance(event, LatentsDone):
                     latents[event.job, event.image] = event.latents
         raise AssertionError("the engine does not finish")
 
@@ -178,19 +178,19 @@ def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    return {"embedded": families.load("embedded", tmp_path_factory.mktemp("data"))}
+    return {"embedded": families.load_model("embedded", tmp_path_factory.mktemp("data"))}
 
 
 @pytest.fixture(scope="module")
-def lane(loaded: dict[str, Family]) -> Iterator[Lane]:
-    lane = Lane(loaded)
+def lane(loaded: dict[str, Family]) -> Iterator[DecodeWorker]:
+    lane = DecodeWorker(loaded)
     yield lane
     lane.close()
 
 
 @pytest_asyncio.fixture
 async def shop(
-    tmp_path: Path, loaded: dict[str, Family], lane: Lane, request: pytest.FixtureRequest
+    tmp_path: Path, loaded: dict[str, Family], lane: DecodeWorker, request: pytest.FixtureRequest
 ) -> AsyncIterator[Shop]:
     async with Broker(tmp_path / "nats") as broker:
         shop = Shop(broker, loaded, lane, getattr(request, "param", LEASE))

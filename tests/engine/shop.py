@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine.alone import develop
-from engine.bus import Bus, Kept
+from engine.alone import run_locally
+from engine.bus import Bus, BusLimits
 from engine.bus.broker import Broker
 from engine.engine import Engine
 from engine.families.family import Family
-from engine.job import Cancelled, Concept, Failed, Finished, Job, Recipe, Share, Started
-from engine.lane import Lane
+from engine.job import BillingKey, Concept, Job, JobCancelled, JobFailed, JobFinished, JobStarted, Recipe
+from engine.lane import DecodeWorker
 from engine.upscale import Upscaler
-from engine.worker import Offer, Worker
-from engine.worker.pulse import Pulse
+from engine.worker import Worker, WorkerProfile
+from engine.worker.pulse import Watchdog
 
 LEASE = 2.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -31,7 +31,7 @@ def a_job(job: str = JOB, *, attempt: int = 1, ladder: bool = False, **recipe: A
         "concepts": (Concept("a red apple"),), "model": "embedded", "sampler": "ddim", "steps": 4, "seed": 7,
         "guidance": 1.0, "width": 64, "height": 64, "count": 1, "dtype": "float32", "bucket": 1,
     }  # fmt: skip
-    share = Share("standard", "guild", "ann")
+    share = BillingKey("standard", "guild", "ann")
     task = Recipe(**{**defaults, **recipe})
     return Job(id=job, task=task, share=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)
 
@@ -53,23 +53,23 @@ class Slowly:
 class Shop:
     """A broker, the bot's end of the bus, and as many workers as a test wants."""
 
-    def __init__(self, broker: Broker, loaded: dict[str, Family], lane: Lane, lease: float) -> None:
+    def __init__(self, broker: Broker, loaded: dict[str, Family], lane: DecodeWorker, lease: float) -> None:
         self.broker, self.loaded, self.lane, self.lease = broker, loaded, lane, lease
         self.buses: list[Bus] = []
         self.running: list[tuple[Worker, asyncio.Task[None]]] = []
         self.bot: Bus
 
     async def join(self) -> Bus:
-        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=self.lease))
+        bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=self.lease))
         self.buses.append(bus)
         await bus.declare()
         return bus
 
     async def worker(
-        self, name: str = "one", pulse: Pulse | None = None, upscaler: Upscaler | None = None
+        self, name: str = "one", pulse: Watchdog | None = None, upscaler: Upscaler | None = None
     ) -> tuple[Worker, asyncio.Task[None]]:
-        offer = Offer(name, "cpu", rows=8)
-        engine, pulse = Engine(self.loaded, rows=8), pulse or Pulse()
+        offer = WorkerProfile(name, "cpu", rows=8)
+        engine, pulse = Engine(self.loaded, rows=8), pulse or Watchdog()
         worker = Worker(await self.join(), engine, self.lane, offer, pulse, upscaler)
         task = asyncio.create_task(worker.run())
         self.running.append((worker, task))
@@ -78,29 +78,29 @@ class Shop:
     def steps(self, seconds: float) -> int:
         """How many steps of `a_job` take about `seconds` on this machine at its present load."""
         begin = time.monotonic()
-        develop(a_job(steps=10), self.loaded)
+        run_locally(a_job(steps=10), self.loaded)
         return min(1000, max(20, int(seconds / (time.monotonic() - begin) * 10)))
 
     async def results(self, job: str = JOB, seconds: float = 120.0) -> list[Any]:
         """Acknowledges and returns all results of a job up to its end."""
         found: list[Any] = []
-        source = self.bot.results()
+        source = self.bot.consume_results()
         async with asyncio.timeout(seconds):
             async for delivered in source:
                 await delivered.ack()
                 if delivered.value.job == job:
                     found.append(delivered.value)
-                if delivered.value.job == job and isinstance(delivered.value, Finished | Failed | Cancelled):
+                if delivered.value.job == job and isinstance(delivered.value, JobFinished | JobFailed | JobCancelled):
                     break
         await close(source)
         return found
 
     async def started(self, job: str = JOB) -> Any:
-        source = self.bot.results()
+        source = self.bot.consume_results()
         async with asyncio.timeout(60):
             async for delivered in source:
                 await delivered.ack()
-                if delivered.value.job == job and isinstance(delivered.value, Started):
+                if delivered.value.job == job and isinstance(delivered.value, JobStarted):
                     await close(source)
                     return delivered.value
         raise AssertionError("it never started")
@@ -121,8 +121,8 @@ async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
 
 async def midway(worker: Worker, least: int = 3) -> Any:
     """Waits until the worker's one run has made `least` steps, and returns it."""
-    await until(lambda: any(min(run.done.values()) >= least for run in worker.roster))
-    return next(iter(worker.roster))
+    await until(lambda: any(min(run.steps_done.values()) >= least for run in worker.active_runs))
+    return next(iter(worker.active_runs))
 
 
 def sha(content: bytes) -> str:
@@ -131,5 +131,5 @@ def sha(content: bytes) -> str:
 
 async def uninterrupted(shop: Shop, job: Job) -> list[str]:
     """The hashes of the pictures that the same job gives without a broker."""
-    result = await asyncio.to_thread(develop, job, shop.loaded)
+    result = await asyncio.to_thread(run_locally, job, shop.loaded)
     return [sha(picture) for picture in result.pictures]

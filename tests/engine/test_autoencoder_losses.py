@@ -17,39 +17,41 @@ from PIL import Image
 
 from engine.training import checkpoint
 from engine.training.__main__ import main
-from engine.training.commands.run_autoencoder import open_perception
+from engine.training.commands.run_autoencoder import load_perceptual_loss
 from engine.training.evaluate.judge import JudgeNetwork
 from engine.training.gan import autoencoder
-from engine.training.gan.autoencoder_judge import figures
+from engine.training.gan.autoencoder_judge import measure_autoencoder
 from engine.training.gan.coding import Posterior, decode_all, encode_all
-from engine.training.gan.kl_weight import HIGHEST, LOWEST, SPEED, adapt_log_weight
-from engine.training.gan.perception import Perception, draw_offset
+from engine.training.gan.kl_weight import ADAPTATION_RATE, MAX_LOG_WEIGHT, MIN_LOG_WEIGHT, adapt_log_weight
+from engine.training.gan.perception import PerceptualLoss, draw_offset
 from engine.training.gan.poses import Pose, apply_pose, draw_pose
-from engine.training.gan.shapes import SHAPES, fresh
-from engine.training.pictures.pixels import of_pictures
+from engine.training.gan.shapes import AUTOENCODER_SHAPES, build_autoencoder
+from engine.training.pictures.pixels import mask_pictures
 from tests.engine.test_gan_training import SHAPE, blobs, pixels, same
 
 MEBIBYTE = 1 << 20
 
 
-def small_perception() -> Perception:
+def small_perception() -> PerceptualLoss:
     torch.manual_seed(3)
-    return Perception(JudgeNetwork(5, (8, 16)).stages)
+    return PerceptualLoss(JudgeNetwork(5, (8, 16)).stages)
 
 
-def make_trainer(perception: Perception | None = None, **fields: Any) -> autoencoder.Trainer:
+def make_trainer(perception: PerceptualLoss | None = None, **fields: Any) -> autoencoder.AutoencoderTrainer:
     terms = {"batch": 4, "warm": 2, "rate": 2e-3, "keep_latents": False, "gan_weight": 0.0, **fields}
-    return autoencoder.Trainer(fresh(1, SHAPE), pixels(), autoencoder.Settings(**terms), perception)
+    return autoencoder.AutoencoderTrainer(
+        build_autoencoder(1, SHAPE), pixels(), autoencoder.AutoencoderSettings(**terms), perception
+    )
 
 
 # --- noise and signal
 
 
-@given(st.floats(LOWEST, HIGHEST), st.floats(0, 1e6), st.floats(1e-3, 10))
+@given(st.floats(MIN_LOG_WEIGHT, MAX_LOG_WEIGHT), st.floats(0, 1e6), st.floats(1e-3, 10))
 def test_the_kl_weight_moves_towards_the_target_noise_within_bounds(before: float, ratio: float, target: float) -> None:
     after = adapt_log_weight(before, ratio, target)
-    assert LOWEST <= after <= HIGHEST
-    assert abs(after - before) <= SPEED * 1.001
+    assert MIN_LOG_WEIGHT <= after <= MAX_LOG_WEIGHT
+    assert abs(after - before) <= ADAPTATION_RATE * 1.001
     assert (after - before) * (target - ratio) >= 0
     assert adapt_log_weight(before, ratio, 0) == before
 
@@ -61,7 +63,7 @@ def test_the_noise_settles_at_its_target_although_it_lags(gain: float, target: f
         next_ratio = min(2.0, gain * 50 * math.exp(log) ** (power / 2))  # more weight, more noise
         ratio *= (next_ratio / ratio) ** 0.02  # a fiftieth of the way for each step
         log = adapt_log_weight(log, ratio, target)
-    assert ratio == pytest.approx(target, rel=0.15) or log in (LOWEST, HIGHEST)
+    assert ratio == pytest.approx(target, rel=0.15) or log in (MIN_LOG_WEIGHT, MAX_LOG_WEIGHT)
 
 
 def test_noise_and_signal_are_measured_on_the_latents() -> None:
@@ -77,7 +79,7 @@ def test_a_step_moves_the_kl_weight_and_reports_it(target: float, sign: int) -> 
     trainer = make_trainer(noise_to_signal=target)
     before = trainer.log_kl
     losses = trainer.step(0.1)
-    assert trainer.log_kl == pytest.approx(before + sign * SPEED)
+    assert trainer.log_kl == pytest.approx(before + sign * ADAPTATION_RATE)
     assert losses["log10_kl"] == pytest.approx(trainer.log_kl / math.log(10))
     assert losses["noise_to_signal"] > 0
 
@@ -87,17 +89,17 @@ def test_a_larger_kl_weight_makes_more_noise() -> None:
         trainer = make_trainer(kl=kl, noise_to_signal=0.0)
         for _ in range(40):
             trainer.step(0.1)
-        images, _ = trainer.pixels.rows(np.arange(16))
+        images, _ = trainer.pixels.read_rows(np.arange(16))
         return encode_all(trainer.network, images).noise_to_signal
 
     assert noise(0.1) > 2 * noise(1e-6)
 
 
 def test_figures_report_noise_signal_and_the_psnr_of_disturbed_latents() -> None:
-    before = figures(make_trainer().network, pixels())
+    before = measure_autoencoder(make_trainer().network, pixels())
     assert before["noise_to_signal"] == pytest.approx(before["noise"] / before["signal"])
     assert before["disturbed_psnr"] <= before["masked_psnr"] + 0.5
-    assert before == figures(make_trainer().network, pixels())
+    assert before == measure_autoencoder(make_trainer().network, pixels())
 
 
 # --- poses
@@ -108,7 +110,7 @@ def test_a_pose_fits_the_latents_and_depends_only_on_its_seed(seed: int, side: i
     one, other = (draw_pose(side, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert one == other
     assert side / 2 - 0.5 <= one.side <= side
-    assert 0 <= one.turns < 4
+    assert 0 <= one.quarter_turns < 4
 
 
 def test_every_pose_is_drawn() -> None:
@@ -141,13 +143,13 @@ def test_a_decoder_trained_on_poses_decodes_posed_latents_better() -> None:
 
     def loss_by_poses(share: float) -> float:
         """How much worse half-size latents decode than plain ones."""
-        terms = autoencoder.Settings(
+        terms = autoencoder.AutoencoderSettings(
             batch=8, warm=2, rate=5e-3, keep_latents=False, gan_weight=0.0, muon=False, equivariance=share
         )
-        trainer = autoencoder.Trainer(fresh(1, shape), of_pictures(blobs(16, 16)), terms)
+        trainer = autoencoder.AutoencoderTrainer(build_autoencoder(1, shape), mask_pictures(blobs(16, 16)), terms)
         for _ in range(200):
             trainer.step(0.1)
-        images, _ = trainer.pixels.rows(np.arange(16))
+        images, _ = trainer.pixels.read_rows(np.arange(16))
         mean, errors = encode_all(trainer.network, images).mean, list[float]()
         for pose in (Pose(8, 0, False), Pose(4, 1, True)):
             decoded = decode_all(trainer.network, apply_pose(pose, mean))
@@ -160,14 +162,14 @@ def test_a_decoder_trained_on_poses_decodes_posed_latents_better() -> None:
 def test_kept_latents_are_never_posed() -> None:
     one, other = (make_trainer(keep_latents=True, equivariance=share) for share in (0.0, 1.0))
     assert one.step(0.1) == other.step(0.1)
-    assert same(one.tensors(), other.tensors())
+    assert same(one.state_tensors(), other.state_tensors())
 
 
 # --- perception
 
 
 def test_perceptual_distance_is_zero_for_equal_pictures_and_grows_with_noise() -> None:
-    images, _ = pixels().rows(np.arange(4))
+    images, _ = pixels().read_rows(np.arange(4))
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     perception = small_perception()
     same_one, near, far = (float(perception.distance(images + off * noise, images)) for off in (0, 0.05, 0.5))
@@ -179,7 +181,7 @@ def test_perceptual_distance_is_zero_for_equal_pictures_and_grows_with_noise() -
 
 def test_the_perceptual_gradient_improves_the_picture_and_keeps_its_network() -> None:
     perception = small_perception()
-    target, _ = pixels().rows(np.arange(2))
+    target, _ = pixels().read_rows(np.arange(2))
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
     guess = (target + 0.5 * noise).requires_grad_()
     before = [one.clone() for stage in perception.stages for one in stage.state_dict().values()]
@@ -210,7 +212,7 @@ def test_the_offset_is_less_than_the_first_layers_stride() -> None:
 def test_the_judges_stages_are_its_convolutions() -> None:
     images = torch.zeros(1, 3, 64, 64)
     sizes = []
-    for stage in open_perception().stages:
+    for stage in load_perceptual_loss().stages:
         images = stage(images)
         sizes.append(tuple(images.shape[1:]))
     assert sizes == [(64, 16, 16), (128, 8, 8), (256, 4, 4)]
@@ -220,7 +222,7 @@ def test_the_judges_stages_are_its_convolutions() -> None:
 
 
 def test_resuming_is_exact_with_every_loss(tmp_path: Path) -> None:
-    def make() -> autoencoder.Trainer:
+    def make() -> autoencoder.AutoencoderTrainer:
         return make_trainer(small_perception(), equivariance=0.5, gan_from=0.0, gan_weight=0.1)
 
     through, stopped, again = make(), make(), make()
@@ -228,17 +230,17 @@ def test_resuming_is_exact_with_every_loss(tmp_path: Path) -> None:
         through.step(number / 10)
         if number < 3:
             stopped.step(number / 10)
-    checkpoint.save(tmp_path / "kept.safetensors", stopped.tensors(), {})
+    checkpoint.save(tmp_path / "kept.safetensors", stopped.state_tensors(), {})
     again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 3)
     for number in (3, 4, 5):
         again.step(number / 10)
-    assert same(through.tensors(), again.tensors())
+    assert same(through.state_tensors(), again.state_tensors())
     assert through.log_kl == again.log_kl != math.log(through.settings.kl)
 
 
 @pytest.mark.parametrize(("name", "latents"), [("compact", (16, 8, 8)), ("deep", (32, 8, 8)), ("wide", (8, 16, 16))])
 def test_a_named_shape_has_its_latent_size_and_stays_small(name: str, latents: tuple[int, ...]) -> None:
-    network = fresh(0, SHAPES[name])
+    network = build_autoencoder(0, AUTOENCODER_SHAPES[name])
     assert encode_all(network, torch.zeros(1, 3, 64, 64)).mean.shape[1:] == latents
     assert sum(2 * one.numel() for one in network.parameters()) < 25 * MEBIBYTE
 

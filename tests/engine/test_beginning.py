@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from engine.beginning import Beginning, read
+from engine.beginning import InitLatents, load_init_latents
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Branch, Concept, Forward, Ladder, Recipe, Rung, Source, encode
+from engine.job import Branch, Concept, ImageToImage, InitImage, Keyframe, Ladder, Recipe, encode
 from engine.noise import slerp
-from engine.simulated import Simulated
-from engine.unfit import Unfit
+from engine.simulated import SimulatedModel
+from engine.unfit import JobRejected
 from tests.engine.beginnings import Blobs, forward, half_mask, raw, saved, scene, stored
 
 Make = Callable[..., Any]
@@ -34,14 +34,14 @@ def recipe_with_init_images(recipe: Make, pictures: list[bytes], mask: bytes | N
     return recipe(model="embedded", width=64, height=64, start=start), blobs
 
 
-def read_init(one: Recipe, blobs: Blobs, family: Any) -> Beginning:
-    beginning = read(one, blobs, family)
+def read_init(one: Recipe, blobs: Blobs, family: Any) -> InitLatents:
+    beginning = load_init_latents(one, blobs, family)
     assert beginning is not None
     return beginning
 
 
 def test_a_recipe_without_an_init_image_has_no_init_latents(embedded: StableDiffusion, recipe: Make) -> None:
-    assert read(recipe(), {}, embedded) is None
+    assert load_init_latents(recipe(), {}, embedded) is None
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -51,7 +51,7 @@ def test_an_init_image_is_cropped_to_the_size_and_encoded(embedded: StableDiffus
     with Image.open(BytesIO(content)) as picture:
         fitted = ImageOps.fit(picture.convert("RGB"), (64, 64), Image.Resampling.LANCZOS)
     assert torch.equal(beginning.latents, embedded.encode_image(fitted))
-    assert (beginning.mask, beginning.estimate, beginning.picture) == (None, None, None)
+    assert (beginning.mask, beginning.x0, beginning.init_image) == (None, None, None)
 
 
 def test_several_init_images_are_blended_by_weight(embedded: StableDiffusion, recipe: Make) -> None:
@@ -60,7 +60,7 @@ def test_several_init_images_are_blended_by_weight(embedded: StableDiffusion, re
     z = [embedded.encode_image(scene(colour=colour)) for colour in ("red", "yellow", "white")]
 
     def blend(*weights: float) -> torch.Tensor:
-        start = Forward(tuple(map(Source, names[: len(weights)], weights)), 0.5)
+        start = ImageToImage(tuple(map(InitImage, names[: len(weights)], weights)), 0.5)
         return read_init(recipe(width=64, height=64, start=start), stored(*pictures), embedded).latents
 
     torch.testing.assert_close(blend(1, 3), slerp(z[0], z[1], 0.75))
@@ -77,8 +77,8 @@ def test_a_mask_becomes_binary_and_is_scaled_to_the_latents(embedded: StableDiff
     assert beginning.mask is not None
     assert torch.equal(beginning.mask, expected)
     assert 0 < float(expected.mean()) < 1
-    assert beginning.picture is not None
-    assert beginning.picture.size == (64, 64)
+    assert beginning.init_image is not None
+    assert beginning.init_image.size == (64, 64)
 
 
 def giant_png(width: int, height: int) -> bytes:
@@ -106,8 +106,8 @@ HOSTILE = {
 @pytest.mark.parametrize(("content", "why"), HOSTILE.values(), ids=list(HOSTILE))
 def test_a_hostile_picture_is_refused_with_a_sentence(recipe: Make, content: bytes, why: str, which: str) -> None:
     pictures, mask = ([content], None) if which == "picture" else ([saved(scene())], content)
-    with pytest.raises(Unfit, match=why) as refused:
-        read(*recipe_with_init_images(recipe, pictures, mask=mask), Simulated(0.1))
+    with pytest.raises(JobRejected, match=why) as refused:
+        load_init_latents(*recipe_with_init_images(recipe, pictures, mask=mask), SimulatedModel(0.1))
     assert refused.value.blame == "us"
 
 
@@ -119,14 +119,14 @@ def test_a_damaged_picture_is_read_or_refused_with_a_sentence(data: st.DataObjec
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     start, blobs = forward([bytes(content)], 0.5)
-    with suppress(Unfit):
-        assert read_init(make_simulated_recipe(start), blobs, Simulated(0.1)).latents.shape == (4, 4, 4)
+    with suppress(JobRejected):
+        assert read_init(make_simulated_recipe(start), blobs, SimulatedModel(0.1)).latents.shape == (4, 4, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (17, 5)])
 def test_odd_picture_sizes_are_fitted(size: tuple[int, int]) -> None:
     start, blobs = forward([saved(scene(size))], 0.5, saved(half_mask(size)))
-    beginning = read_init(make_simulated_recipe(start), blobs, Simulated(0.1))
+    beginning = read_init(make_simulated_recipe(start), blobs, SimulatedModel(0.1))
     assert beginning.latents.shape == (4, 4, 4)
     assert beginning.mask is not None
     assert beginning.mask.shape == (1, 4, 4)
@@ -143,40 +143,42 @@ def make_simulated_recipe(start: Any, **fields: Any) -> Recipe:
 def test_a_missing_blob_is_blamed_on_us() -> None:
     start, blobs = forward([saved(scene())], 0.5, saved(half_mask()))
     for name in blobs:
-        with pytest.raises(Unfit, match="no longer stored") as refused:
-            read(
-                make_simulated_recipe(start), {other: blobs[other] for other in blobs if other != name}, Simulated(0.1)
+        with pytest.raises(JobRejected, match="no longer stored") as refused:
+            load_init_latents(
+                make_simulated_recipe(start),
+                {other: blobs[other] for other in blobs if other != name},
+                SimulatedModel(0.1),
             )
         assert refused.value.blame == "us"
 
 
 def make_ladder(**fields: Any) -> bytes:
-    keyframes = [Rung(step, b"", raw(LATENTS + step), raw(LATENTS - step)) for step in (2, 4)]
+    keyframes = [Keyframe(step, b"", raw(LATENTS + step), raw(LATENTS - step)) for step in (2, 4)]
     defaults: dict[str, Any] = {
         "job": JOB,
         "image": 0,
         "of": 8,
         "shape": (4, 4, 4),
-        "rungs": (Rung(1, b""), *keyframes),
+        "rungs": (Keyframe(1, b""), *keyframes),
     }
     return encode(Ladder(**(defaults | fields)))
 
 
-def read_branch(content: bytes, step: int = 4, **fields: Any) -> Beginning:
+def read_branch(content: bytes, step: int = 4, **fields: Any) -> InitLatents:
     (name,) = stored(content)
-    return read_init(make_simulated_recipe(Branch(name, step), **fields), {name: content}, Simulated(0.1))
+    return read_init(make_simulated_recipe(Branch(name, step), **fields), {name: content}, SimulatedModel(0.1))
 
 
 def test_a_branch_starts_from_the_latents_and_x0_of_its_keyframe() -> None:
     beginning = read_branch(make_ladder())
     assert torch.equal(beginning.latents, LATENTS + 4)
-    assert beginning.estimate is not None
-    assert torch.equal(beginning.estimate, LATENTS - 4)
+    assert beginning.x0 is not None
+    assert torch.equal(beginning.x0, LATENTS - 4)
 
 
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_a_branch_from_a_keyframe_without_latents_is_refused(step: int) -> None:
-    with pytest.raises(Unfit, match=f"no keyframe at step {step}, only at 2, 4") as refused:
+    with pytest.raises(JobRejected, match=f"no keyframe at step {step}, only at 2, 4") as refused:
         read_branch(make_ladder(), step)
     assert refused.value.blame == "member"
 
@@ -188,15 +190,15 @@ BAD_LADDERS = {
     "another shape": (make_ladder(shape=(4, 8, 8)), "another size"),
     "more steps": (make_ladder(of=9), "another number of steps"),
     "fewer steps": (make_ladder(of=7), "another number of steps"),
-    "short latents": (make_ladder(rungs=(Rung(4, b"", raw(LATENTS)[:-4], raw(LATENTS)),)), "wrong size"),
-    "long history": (make_ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS) * 2),)), "wrong size"),
-    "no numbers": (make_ladder(rungs=(Rung(4, b"", raw(NAN), raw(LATENTS)),)), "not finite"),
-    "an infinite estimate": (make_ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS / 0)),)), "not finite"),
-    "no latents at all": (make_ladder(rungs=(Rung(4, b""),)), "has no keyframe to branch from"),
+    "short latents": (make_ladder(rungs=(Keyframe(4, b"", raw(LATENTS)[:-4], raw(LATENTS)),)), "wrong size"),
+    "long history": (make_ladder(rungs=(Keyframe(4, b"", raw(LATENTS), raw(LATENTS) * 2),)), "wrong size"),
+    "no numbers": (make_ladder(rungs=(Keyframe(4, b"", raw(NAN), raw(LATENTS)),)), "not finite"),
+    "an infinite estimate": (make_ladder(rungs=(Keyframe(4, b"", raw(LATENTS), raw(LATENTS / 0)),)), "not finite"),
+    "no latents at all": (make_ladder(rungs=(Keyframe(4, b""),)), "has no keyframe to branch from"),
 }
 
 
 @pytest.mark.parametrize(("content", "why"), BAD_LADDERS.values(), ids=list(BAD_LADDERS))
 def test_a_hostile_ladder_is_refused_with_a_sentence(content: bytes, why: str) -> None:
-    with pytest.raises(Unfit, match=why):
+    with pytest.raises(JobRejected, match=why):
         read_branch(content)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.bench.row import Row, as_json, as_table
+from engine.bench.row import FigureRow, format_json, format_table
 
 GOALS = st.sampled_from(["≥ 0.5", "≤ 2", "= 0", "= 1", None])
 FIGURES = st.none() | st.floats() | st.integers(-3, 3)
@@ -18,36 +18,36 @@ FIGURES = st.none() | st.floats() | st.integers(-3, 3)
 
 @given(FIGURES, GOALS, st.integers(0, 5), st.integers(1, 5))
 def test_a_row_passes_only_if_all_was_measured(figure: float | None, goal: str | None, samples: int, of: int) -> None:
-    row = Row("a row", figure, goal, "", "", samples, of)
+    row = FigureRow("a row", figure, goal, "", "", samples, of)
     if samples < of or figure is None or not math.isfinite(figure):
-        assert not row.passed
+        assert not row.meets_goal
         assert row.remark
     assert (row.figure is None) == (samples == 0 or figure is None or not math.isfinite(figure))
-    assert row.passed or goal is not None or row.remark
+    assert row.meets_goal or goal is not None or row.remark
     assert replace(row) == row
-    [plain] = json.loads(as_json([row]), parse_constant=pytest.fail)
-    assert plain["pass"] == row.passed
+    [plain] = json.loads(format_json([row]), parse_constant=pytest.fail)
+    assert plain["pass"] == row.meets_goal
 
 
 @pytest.mark.parametrize(("samples", "said"), [(0, "nothing was measured: 0 of 1,000"), (900, "only 900 of 1,000")])
 def test_an_incomplete_row_says_how_many_samples_it_has(samples: int, said: str) -> None:
-    row = Row("finals shown twice", 0, "= 0", "", "as notices", samples, 1000)
-    assert not row.passed
-    assert row.plain()["note"] == row.remark
+    row = FigureRow("finals shown twice", 0, "= 0", "", "as notices", samples, 1000)
+    assert not row.meets_goal
+    assert row.to_dict()["note"] == row.remark
     assert row.remark.startswith(said)
     assert row.remark.endswith("; as notices")
-    assert row.remark in as_table([row])
+    assert row.remark in format_table([row])
 
 
 def test_a_complete_row_says_how_many_samples_it_has() -> None:
-    row = Row("finals shown twice", 0, "= 0", "", samples=1000, of=1000)
-    assert row.passed
-    assert row.plain() == {
+    row = FigureRow("finals shown twice", 0, "= 0", "", samples=1000, planned=1000)
+    assert row.meets_goal
+    assert row.to_dict() == {
         "name": "finals shown twice", "figure": 0, "goal": "= 0", "unit": "", "pass": True, "samples": 1000, "of": 1000
     }  # fmt: skip
 
 
 def test_a_row_of_one_measurement_shows_no_sample_count() -> None:
-    assert Row("resident", 120.0, "≤ 200", "MB").plain() == {
+    assert FigureRow("resident", 120.0, "≤ 200", "MB").to_dict() == {
         "name": "resident", "figure": 120.0, "goal": "≤ 200", "unit": "MB", "pass": True
     }  # fmt: skip

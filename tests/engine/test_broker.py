@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bus import Bus, Unreachable
+from engine.bus import BrokerUnreachable, Bus
 from engine.bus.broker import Broker, BrokerError
 
 
@@ -29,10 +29,10 @@ async def test_the_broker_requires_its_token(tmp_path: Path) -> None:
         await bus.declare()
         assert bus.client.max_payload == 8 * 1024 * 1024
         await bus.close()
-        with pytest.raises(Unreachable, match="Authorization"):
-            await Bus.connect(broker.url, "wrong", patience=3.0)
-        with pytest.raises(Unreachable):
-            await Bus.connect(broker.url, "", patience=1.0)
+        with pytest.raises(BrokerUnreachable, match="Authorization"):
+            await Bus.connect(broker.url, "wrong", timeout=3.0)
+        with pytest.raises(BrokerUnreachable):
+            await Bus.connect(broker.url, "", timeout=1.0)
 
 
 @pytest.mark.asyncio
@@ -63,7 +63,7 @@ async def test_a_killed_server_restarts_with_its_store(tmp_path: Path) -> None:
         assert first is not None
         os.kill(first, signal.SIGKILL)
         await wait_until(lambda: broker.restarts == 1 and broker.pid != first)
-        await wait_until(lambda: bus.connected)
+        await wait_until(lambda: bus.is_connected)
         assert await bus.get_blob(sha, 100) == b"kept through a crash"
         await bus.close()
 
@@ -85,7 +85,7 @@ async def test_a_store_without_accounts_is_migrated(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
-        first = await bus.first_epoch()
+        first = await bus.read_first_epoch()
         sha = await bus.put_blob(b"kept")
         await bus.close()
     store = tmp_path / "store" / "jetstream"
@@ -93,7 +93,7 @@ async def test_a_store_without_accounts_is_migrated(tmp_path: Path) -> None:
     async with Broker(tmp_path) as broker:
         bus = await Bus.connect(broker.url, broker.token)
         await bus.declare()
-        assert await bus.first_epoch() == first
+        assert await bus.read_first_epoch() == first
         assert await bus.get_blob(sha, 100) == b"kept"
         await bus.close()
     assert [one.name for one in store.iterdir() if one.name[0] != "_"] == ["darkroom"]

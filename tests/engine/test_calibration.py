@@ -15,11 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from engine.calibration import Calibration, calibrate, identity, knee, measure, row_cap, row_price, with_steady_steps
+from engine.calibration import (
+    Calibration,
+    calibrate,
+    calibration_key,
+    find_batch_limit,
+    find_knee,
+    find_row_ms,
+    measure_calibration,
+    update_default_steps,
+)
 from engine.engine import BUCKETS
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Warm, decode, encode
-from engine.measurement import BUCKETS_BUDGET, BUDGET, Clock
+from engine.job import ModelInfo, decode, encode
+from engine.measurement import BUCKETS_BUDGET_SECONDS, BUDGET_SECONDS, Clock
 from engine.plan import plan
 from tests.engine.conftest import SCHEDULE, Affine
 
@@ -38,7 +47,7 @@ class SimulatedSpeed:
 
     def __post_init__(self) -> None:
         self.family.size, self.family.max_pixels = 512, 1024 * 1024
-        denoise, finish, condition = self.family.denoise, self.family.finish, self.family.condition
+        denoise, finish, condition = self.family.denoise, self.family.finish, self.family.encode_conditioning
         native_columns = self.family.latent_shape(self.family.size, self.family.size)[-1]
 
         def timed_denoise(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -55,7 +64,11 @@ class SimulatedSpeed:
             self.now += self.encode_ms / 1000
             return condition(*args, **kwargs)
 
-        self.family.denoise, self.family.finish, self.family.condition = timed_denoise, timed_finish, timed_condition
+        self.family.denoise, self.family.finish, self.family.encode_conditioning = (
+            timed_denoise,
+            timed_finish,
+            timed_condition,
+        )
 
     @property
     def clock(self) -> Clock:
@@ -66,14 +79,14 @@ def test_time_of_other_programs_is_not_counted(affine: Any) -> None:
     """A forward of 40 ms in which each of our threads ran for 1 ms counts as 1 ms."""
     wall, ran = count(0.0, 0.04), count(0.0, 0.001 * torch.get_num_threads())
     clock = Clock(lambda: next(wall), lambda: next(ran))
-    assert clock.once(lambda: None, affine.device) == pytest.approx(1.0)
+    assert clock.time_once(lambda: None, affine.device) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("row_ms", [1500.0, 3000.0, 20_000.0])
 def test_a_slow_model_is_estimated_from_small_pictures(affine: Any, row_ms: float) -> None:
     slow = SimulatedSpeed(affine, row_ms, decode_ms=2 * row_ms)
-    calibration = measure(affine, slow.clock)
-    assert slow.now <= BUDGET + row_ms / 1000 / 16 + 0.01
+    calibration = measure_calibration(affine, slow.clock)
+    assert slow.now <= BUDGET_SECONDS + row_ms / 1000 / 16 + 0.01
     assert {side for _, side in slow.forwards} == {128}, "no forward of the native size"
     assert len(slow.forwards) <= 4
     assert calibration.bucket_ms == pytest.approx({1: row_ms, 2: 2 * row_ms})
@@ -84,7 +97,7 @@ def test_a_slow_model_is_estimated_from_small_pictures(affine: Any, row_ms: floa
 
 def test_the_slowest_model_is_measured_with_one_forward(affine: Any) -> None:
     slow = SimulatedSpeed(affine, 1_000_000.0, encode_ms=5000.0, decode_ms=1.0)
-    calibration = measure(affine, slow.clock)
+    calibration = measure_calibration(affine, slow.clock)
     assert slow.forwards == [(1, 128)]
     assert slow.decodes == [], "the first real decode measures it"
     assert calibration.encode_ms == pytest.approx(5000.0)
@@ -93,7 +106,7 @@ def test_the_slowest_model_is_measured_with_one_forward(affine: Any) -> None:
 def test_only_the_number_format_of_the_files_is_timed(affine: Any) -> None:
     affine.dtypes = ("bfloat16",)
     slow = SimulatedSpeed(affine, 3000.0)
-    calibration = measure(affine, slow.clock)
+    calibration = measure_calibration(affine, slow.clock)
     assert (calibration.dtype, set(calibration.dtype_ms)) == ("bfloat16", {"bfloat16"})
     assert len(slow.forwards) == 2
 
@@ -103,15 +116,15 @@ def test_only_the_number_format_of_the_files_is_timed(affine: Any) -> None:
 def test_the_budget_holds_at_any_speed(row_ms: float, encode_ms: float, decode_ms: float) -> None:
     """A measurement that runs is not cut short: at most a small forward, a small decode or the text encoding."""
     slow = SimulatedSpeed(Affine(SCHEDULE), row_ms, encode_ms, decode_ms)
-    measure(slow.family, slow.clock)
+    measure_calibration(slow.family, slow.clock)
     small = row_ms / 16 + decode_ms / 64 + 2 * encode_ms
-    assert slow.now <= BUDGET + BUCKETS_BUDGET + small / 1000 + 1e-6
-    assert slow.now <= BUDGET + small / 1000 + 1e-6 or len({rows for rows, _ in slow.forwards}) > 1
+    assert slow.now <= BUDGET_SECONDS + BUCKETS_BUDGET_SECONDS + small / 1000 + 1e-6
+    assert slow.now <= BUDGET_SECONDS + small / 1000 + 1e-6 or len({rows for rows, _ in slow.forwards}) > 1
 
 
 def test_a_fast_model_is_measured_at_its_native_size(affine: Any) -> None:
     slow = SimulatedSpeed(affine, 20.0, decode_ms=30.0)
-    calibration = measure(affine, slow.clock)
+    calibration = measure_calibration(affine, slow.clock)
     assert calibration.bucket_ms == pytest.approx({rows: 20.0 * rows for rows in calibration.bucket_ms})
     assert {rows for rows, side in slow.forwards if side == 512} >= {1, 2, 4, 8}
     assert 512 in slow.decodes
@@ -130,17 +143,17 @@ def test_calibration_is_measured_once_and_then_read(affine: Any, tmp_path: Path)
 def test_calibration_can_be_repeated(affine: Any, tmp_path: Path) -> None:
     calibrate(affine, tmp_path / "c.json")
     forwards = len(affine.shapes)
-    calibrate(affine, tmp_path / "c.json", again=True)
+    calibrate(affine, tmp_path / "c.json", force=True)
     assert len(affine.shapes) > forwards
 
 
 def test_another_revision_is_stored_beside_the_first(affine: Any, tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     calibrate(affine, path)
-    first = identity(affine)
+    first = calibration_key(affine)
     affine.revision = "r2"
     calibrate(affine, path)
-    assert set(json.loads(path.read_text())) == {first, identity(affine)}
+    assert set(json.loads(path.read_text())) == {first, calibration_key(affine)}
 
 
 @pytest.mark.parametrize(
@@ -175,54 +188,54 @@ def test_a_calibration_that_cannot_be_stored_is_still_measured(
 
 
 def test_the_batch_limit_is_the_knee_of_the_times() -> None:
-    assert knee({1: 11.4, 2: 14.3, 8: 29.0, 16: 48.5, 32: 95.0}) == 16
-    assert knee({1: 10.0, 2: 20.0, 4: 40.0}) == 1
-    assert knee({1: 10.0, 2: 10.1, 4: 10.2, 8: 10.3}) == 8
+    assert find_knee({1: 11.4, 2: 14.3, 8: 29.0, 16: 48.5, 32: 95.0}) == 16
+    assert find_knee({1: 10.0, 2: 20.0, 4: 40.0}) == 1
+    assert find_knee({1: 10.0, 2: 10.1, 4: 10.2, 8: 10.3}) == 8
 
 
 def test_guidance_stays_one_forward_if_that_is_not_slower() -> None:
-    assert row_cap({1: 300.0, 2: 600.0}) == 2
-    assert row_cap({1: 10.0, 2: 20.0, 4: 40.0}) == 2
-    assert row_cap({1: 10.0, 2: 30.0, 4: 60.0}) == 1
+    assert find_batch_limit({1: 300.0, 2: 600.0}) == 2
+    assert find_batch_limit({1: 10.0, 2: 20.0, 4: 40.0}) == 2
+    assert find_batch_limit({1: 10.0, 2: 30.0, 4: 60.0}) == 1
 
 
 def test_a_slow_model_gets_no_large_batches() -> None:
-    assert row_cap({1: 300.0, 2: 501.0, 4: 700.0}) == 2
-    assert row_cap({1: 300.0, 2: 500.0, 4: 700.0, 8: 2000.0}) == 4
+    assert find_batch_limit({1: 300.0, 2: 501.0, 4: 700.0}) == 2
+    assert find_batch_limit({1: 300.0, 2: 500.0, 4: 700.0, 8: 2000.0}) == 4
 
 
 def test_a_larger_batch_is_tried_if_the_largest_measured_one_paid_off() -> None:
-    assert row_cap({1: 100.0, 2: 110.0}) == 4
-    assert row_cap({1: 300.0, 2: 510.0}) == 2
-    assert row_cap({1: 10.0, 2: 10.1, 4: 10.2, 8: 10.3, 16: 10.4, 32: 10.5}) == 32
+    assert find_batch_limit({1: 100.0, 2: 110.0}) == 4
+    assert find_batch_limit({1: 300.0, 2: 510.0}) == 2
+    assert find_batch_limit({1: 10.0, 2: 10.1, 4: 10.2, 8: 10.3, 16: 10.4, 32: 10.5}) == 32
 
 
 def test_default_steps_follow_only_a_large_change_of_speed(affine: Any) -> None:
-    calibration = measure(affine, SimulatedSpeed(affine, 7.0).clock)
+    calibration = measure_calibration(affine, SimulatedSpeed(affine, 7.0).clock)
     assert (calibration.steps, calibration.sampler) == (1000, "ddpm")
-    assert with_steady_steps(replace(calibration, row_ms=8.5), affine) == replace(calibration, row_ms=8.5)
-    assert with_steady_steps(replace(calibration, row_ms=14.0), affine).steps == 500
+    assert update_default_steps(replace(calibration, row_ms=8.5), affine) == replace(calibration, row_ms=8.5)
+    assert update_default_steps(replace(calibration, row_ms=14.0), affine).steps == 500
 
 
 def test_the_embedded_models_calibration_is_consistent(embedded: StableDiffusion) -> None:
-    calibration = measure(embedded)
+    calibration = measure_calibration(embedded)
     assert set(calibration.dtype_ms) == {"float32", "bfloat16"}
     assert calibration.dtype == min(calibration.dtype_ms, key=lambda each: calibration.dtype_ms[each])
-    assert calibration.row_ms == pytest.approx(row_price(calibration.bucket_ms))
+    assert calibration.row_ms == pytest.approx(find_row_ms(calibration.bucket_ms))
     assert calibration.rows in BUCKETS
     assert list(calibration.bucket_ms.values()) == sorted(calibration.bucket_ms.values())
     assert plan(embedded.scheduler_config, calibration.sampler, calibration.steps).steps == calibration.steps
-    warm = calibration.warm(embedded)
-    assert decode(encode(warm), Warm) == warm
+    warm = calibration.to_model_info(embedded)
+    assert decode(encode(warm), ModelInfo) == warm
     assert (warm.name, warm.size, warm.multiple, warm.tokens) == ("embedded", 64, 16, 24)
 
 
 def test_a_models_usual_steps_are_its_default(affine: Any) -> None:
     affine.usual = (8, "lcm")
-    assert (measure(affine).steps, measure(affine).sampler) == (8, "lcm")
+    assert (measure_calibration(affine).steps, measure_calibration(affine).sampler) == (8, "lcm")
 
 
 def test_default_steps_stay_within_the_schedule(affine: Any) -> None:
     affine.scheduler_config = {**affine.scheduler_config, "timestep_spacing": "leading"}
-    calibration: Calibration = measure(affine)  # fast enough for a thousand; but this spacing has 999
+    calibration: Calibration = measure_calibration(affine)  # fast enough for a thousand; but this spacing has 999
     assert (calibration.steps, calibration.sampler) == (999, "ddpm")

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from engine import families
-from engine.bench.small_models import build
-from engine.config import load
-from engine.device import best
-from engine.families.pipelined import Pipelined
-from engine.families.recorded import Graphs
-from engine.families.visiting import visits
-from engine.measurement import probe
-from engine.serving import load_models
-from engine.transfer import onto
+from engine.bench.small_models import save_small_pipeline
+from engine.config import load_settings
+from engine.device import choose_device
+from engine.families.pipelined import DiffusersFamily
+from engine.families.recorded import GraphCache
+from engine.families.visiting import offload_to_cpu
+from engine.measurement import probe_recipe
+from engine.serving import load_all_models
+from engine.transfer import copy_to_device
 
 
 def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
@@ -36,7 +36,7 @@ def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
 
     encoder = Encoder()
     # "meta" is the one other device that every machine has; weights don't come back from it.
-    visits(encoder, torch.device("meta"))
+    offload_to_cpu(encoder, torch.device("meta"))
     assert encoder.weight.device.type == "cpu"
     with pytest.raises(NotImplementedError, match="meta"):
         encoder(False)
@@ -45,28 +45,30 @@ def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
 def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path: Path) -> None:
-    build(kind, tmp_path / kind)
+    save_small_pipeline(kind, tmp_path / kind)
     plain, offloaded = (families.load_folder(str(tmp_path / kind), kind) for _ in range(2))
-    assert isinstance(offloaded, Pipelined)
+    assert isinstance(offloaded, DiffusersFamily)
     offloaded.offload()
-    offloaded.forwards.record()  # this does nothing on a processor
-    for one, other in zip(*(each.condition("cat", probe(each)) for each in (plain, offloaded)), strict=True):
+    offloaded.forward_runner.enable_cuda_graphs()  # this does nothing on a processor
+    for one, other in zip(
+        *(each.encode_conditioning("cat", probe_recipe(each)) for each in (plain, offloaded)), strict=True
+    ):
         assert torch.equal(one, other)
 
 
 def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build("sd", tmp_path / "small")
+    save_small_pipeline("sd", tmp_path / "small")
     monkeypatch.setenv("DARKROOM_GRAPHS", "1")
-    settings = load(
+    settings = load_settings(
         nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload=True
     )
     assert (settings.graphs, settings.offload) == (True, True)
-    ready = load_models(settings)
+    ready = load_all_models(settings)
     assert [family.dtype for _, family in ready.models]
 
 
 def test_a_shape_that_is_rare_is_not_recorded() -> None:
-    graphs, calls = Graphs(), list[int]()
+    graphs, calls = GraphCache(), list[int]()
 
     def predict(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         calls.append(len(inputs))
@@ -79,17 +81,17 @@ def test_a_shape_that_is_rare_is_not_recorded() -> None:
 
 def test_a_repeated_forward_gives_the_same_result_on_this_device() -> None:
     """It comes from a recorded graph on a GPU, from packed weights on a processor."""
-    device = best()
-    family = families.load("embedded", Path(), device=device)
+    device = choose_device()
+    family = families.load_model("embedded", Path(), device=device)
     x = torch.randn(4, *family.latent_shape(family.size, family.size), device=device)
-    texts = tuple(part.expand(4, *part.shape) for part in family.condition("cat", probe(family)))
+    texts = tuple(part.expand(4, *part.shape) for part in family.encode_conditioning("cat", probe_recipe(family)))
     times = torch.full((4,), 500.0, device=device)
     plain = family.denoise(x, times, texts, "bfloat16")
-    assert isinstance(family, Pipelined)
-    family.forwards.record()
+    assert isinstance(family, DiffusersFamily)
+    family.forward_runner.enable_cuda_graphs()
     for _ in range(5):
         assert torch.equal(family.denoise(x, times, texts, "bfloat16"), plain)
 
 
 def test_a_transfer_to_the_device_keeps_the_values() -> None:
-    assert torch.equal(onto(torch.arange(3), torch.device("cpu")), torch.arange(3))
+    assert torch.equal(copy_to_device(torch.arange(3), torch.device("cpu")), torch.arange(3))

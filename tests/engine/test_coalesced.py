@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from engine import families
-from engine.bench.small_models import build
-from engine.engine import Developed, Engine, Event, Failed, Stepped
-from engine.families.coalesced import Coalesced
-from engine.families.opening import open_pipeline
-from engine.job import Ancestor, Concept, Job, Recipe
-from engine.unfit import Unfit
+from engine.bench.small_models import save_small_pipeline
+from engine.engine import Engine, Event, JobFailure, LatentsDone, StepDone
+from engine.families.coalesced import GenericFamily
+from engine.families.opening import load_training_pipeline
+from engine.job import Concept, Job, NoiseAncestor, Recipe
+from engine.unfit import JobRejected
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 Make = Callable[..., Any]
@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     def load(kind: str) -> Any:
         if kind not in loaded:
             folder = tmp_path_factory.mktemp(kind) / kind
-            build(kind, folder)
+            save_small_pipeline(kind, folder)
             loaded[kind] = families.load_folder(str(folder), kind)
         return loaded[kind]
 
@@ -86,7 +86,7 @@ def make_job_for(recipe: Make, job: Make) -> Make:
 def run_to_end(engine: Engine, most: int = 3000) -> list[Event]:
     events: list[Event] = []
     for _ in range(most):
-        if engine.idle:
+        if engine.is_idle:
             return events
         events += engine.step()
     raise AssertionError("the engine does not finish")
@@ -96,7 +96,7 @@ def pictures(model: Any, events: list[Event]) -> dict[tuple[str, int], np.ndarra
     return {
         (event.job, event.image): np.asarray(model.finish(event.latents), dtype=np.float64)
         for event in events
-        if isinstance(event, Developed)
+        if isinstance(event, LatentsDone)
     }
 
 
@@ -133,7 +133,7 @@ def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
 
 
 def count_forwards(engine: Engine) -> tuple[int, int]:
-    gathering = engine._coalescing.gathering
+    gathering = engine._pipeline_batching.batcher
     return gathering.forwards, gathering.rows
 
 
@@ -142,7 +142,7 @@ def test_an_unknown_pipeline_kind_gives_its_own_pictures(
     kind: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     family = model(kind)
-    assert isinstance(family, Coalesced)
+    assert isinstance(family, GenericFamily)
     engine = engines(family)
     one = make_job_for(family)
     engine.add(one)
@@ -163,7 +163,7 @@ def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engin
     `clip_sample` does not matter here: `StableDiffusionPipeline` itself switches it off.
     """
     folder = tmp_path / "thresholding"
-    build("sd", folder)
+    save_small_pipeline("sd", folder)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "DDPMScheduler"]}))
     config = {
@@ -192,10 +192,10 @@ def test_stable_diffusion_with_a_sampler_without_a_table_matches_its_pipeline(
     engine.add(one)
     events = run_to_end(engine)
     assert np.array_equal(pictures(family, events)[one.id, 0], draw_with_pipeline(family, one))
-    steps = [event.k for event in events if isinstance(event, Stepped)]
+    steps = [event.step for event in events if isinstance(event, StepDone)]
     assert steps == list(range(1, 7))
-    assert all(event.of == 6 for event in events if isinstance(event, Stepped))
-    assert not engine.snapshots(one.id, 1)
+    assert all(event.total_steps == 6 for event in events if isinstance(event, StepDone))
+    assert not engine.take_snapshots(one.id, 1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
     family, encoding_threads = model(kind), []
     whole = make_job_for(family, sampler="native", guidance=guidance, count=3, negative="fog")
     expected = [draw_with_pipeline(family, whole, image) for image in range(3)]
-    family.forget_texts()
+    family.clear_text_cache()
     for part, encoder in family.pipeline.components.items():
         if part.startswith("text_encoder"):
             monkeypatch.setattr(
@@ -290,7 +290,7 @@ def test_whole_pipelines_and_stepped_jobs_of_one_model_share_an_engine(
     events = run_to_end(engine)
     assert np.array_equal(pictures(family, events)[whole.id, 0], draw_with_pipeline(family, whole))
     assert np.abs(pictures(family, events)[stepped.id, 0] - expected).max() <= 1
-    kinds = [event.job for event in events if isinstance(event, Developed)]
+    kinds = [event.job for event in events if isinstance(event, LatentsDone)]
     assert kinds == [whole.id, stepped.id]  # the short one did not wait behind the long one
 
 
@@ -301,11 +301,11 @@ def test_previews_and_keyframes_are_the_samplers_x0(model: Make, engines: Make, 
         engine.add(one)
         engine.watch(one.id)
         events = run_to_end(engine)
-        estimates = [event.x0 for event in events if isinstance(event, Stepped)]
+        estimates = [event.x0 for event in events if isinstance(event, StepDone)]
         assert all(x0 is not None for x0 in estimates), kind
-        (done,) = [event for event in events if isinstance(event, Developed)]
-        assert [rung.step for rung in done.rungs] == [1, 2, 3, 4, 5]
-        last = np.asarray(family.decode(done.rungs[-1].x0), dtype=np.float64)
+        (done,) = [event for event in events if isinstance(event, LatentsDone)]
+        assert [rung.step for rung in done.keyframes] == [1, 2, 3, 4, 5]
+        last = np.asarray(family.decode(done.keyframes[-1].x0), dtype=np.float64)
         assert np.abs(last - pictures(family, events)[one.id, 0]).max() <= 2, (kind, sampler)
 
 
@@ -313,9 +313,9 @@ def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engin
     family = model("sd")
     engine, one = engines(family), make_job_for(family, sampler="native")  # PNDM
     engine.add(one)
-    (done,) = [event for event in run_to_end(engine) if isinstance(event, Developed)]
-    assert [rung.step for rung in done.rungs] == [4]
-    assert torch.equal(done.rungs[0].x0, done.latents)
+    (done,) = [event for event in run_to_end(engine) if isinstance(event, LatentsDone)]
+    assert [rung.step for rung in done.keyframes] == [4]
+    assert torch.equal(done.keyframes[0].x0, done.latents)
 
 
 @pytest.mark.parametrize("others", [0, 1, 5])
@@ -326,12 +326,12 @@ def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
     empty, crowded = engines(family), engines(family)
     one = make_job_for(family, sampler="unipc", bucket=8, steps=6)
     empty.add(one)
-    expected = next(event.latents for event in run_to_end(empty) if isinstance(event, Developed))
+    expected = next(event.latents for event in run_to_end(empty) if isinstance(event, LatentsDone))
     for number in range(others):
         crowded.add(make_job_for(family, "dog", "heun", user=str(number), bucket=8, steps=3 + number, seed=number))
     crowded.add(one)
     latents = next(
-        event.latents for event in run_to_end(crowded) if isinstance(event, Developed) and event.job == one.id
+        event.latents for event in run_to_end(crowded) if isinstance(event, LatentsDone) and event.job == one.id
     )
     assert torch.equal(latents, expected)
 
@@ -345,7 +345,7 @@ def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines
     )
     engine.add(cancelled)
     engine.add(remaining)
-    while not any(isinstance(event, Stepped) and event.job == cancelled.id for event in engine.step()):
+    while not any(isinstance(event, StepDone) and event.job == cancelled.id for event in engine.step()):
         pass
     assert engine.cancel(cancelled.id) >= 1
     before = count_forwards(engine)[1]
@@ -355,7 +355,7 @@ def test_a_cancelled_job_leaves_at_once_and_its_thread_ends(model: Make, engines
     unstarted = make_job_for(family, sampler="heun")
     engine.add(unstarted)
     assert engine.cancel(unstarted.id) == 0
-    assert engine.idle
+    assert engine.is_idle
 
 
 def test_an_error_in_one_pipeline_fails_only_that_job(
@@ -381,14 +381,14 @@ def test_an_error_in_one_pipeline_fails_only_that_job(
     monkeypatch.setattr(type(family.pipeline), "prepare_latents", prepare_or_fail)
     engine = engines(family)
     jobs = {words: make_job_for(family, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
-    with pytest.raises(Unfit, match="before its first step") as refused:
+    with pytest.raises(JobRejected, match="before its first step") as refused:
         engine.add(make_job_for(family, "unreadable", "unipc"))
     assert refused.value.blame == "model"
-    assert engine.idle
+    assert engine.is_idle
     for each in jobs.values():
         engine.add(each)
     events = run_to_end(engine)
-    failed = {event.job: event.reason for event in events if isinstance(event, Failed)}
+    failed = {event.job: event.reason for event in events if isinstance(event, JobFailure)}
     assert set(failed) == {jobs["bad"].id, jobs["nan"].id}
     assert "not finite" in failed[jobs["nan"].id]
     assert "pipeline failed" in failed[jobs["bad"].id]
@@ -424,7 +424,7 @@ def test_out_of_memory_halves_the_batch(
     [
         ({"concepts": (Concept("a"), Concept("b"))}, "one prompt"),
         ({"concepts": (Concept("a", 0.5),)}, "without weights"),
-        ({"lineage": (Ancestor(1, 0, 0.5),)}, "variations"),
+        ({"lineage": (NoiseAncestor(1, 0, 0.5),)}, "variations"),
         ({"guidance_stop": 0.5}, "guidance at every step"),
     ],
 )
@@ -432,10 +432,10 @@ def test_options_that_no_unmodified_pipeline_has_are_refused_with_a_sentence(
     fields: dict[str, Any], words: str, model: Make, engines: Make, make_job_for: Make
 ) -> None:
     engine = engines(model("sd"))
-    with pytest.raises(Unfit, match=words) as refused:
+    with pytest.raises(JobRejected, match=words) as refused:
         engine.add(make_job_for(model("sd"), sampler="heun", **fields))
     assert refused.value.blame == "member"
-    assert engine.idle
+    assert engine.is_idle
 
 
 def test_closing_the_engine_ends_every_thread(model: Make, make_job_for: Make) -> None:
@@ -445,7 +445,7 @@ def test_closing_the_engine_ends_every_thread(model: Make, make_job_for: Make) -
         engine.add(make_job_for(family, sampler="heun", user=str(number), count=2))
         engine.step()
     engine.close()
-    assert engine.idle
+    assert engine.is_idle
 
 
 def test_one_thread_at_a_time_encodes_prompts(
@@ -480,14 +480,14 @@ def test_an_error_in_a_preview_fails_only_that_job(
     model: Make, engines: Make, make_job_for: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = model("sd")
-    show = family.seen
+    show = family.to_preview_latents
 
     def show_or_fail(x0: torch.Tensor, width: int, height: int) -> torch.Tensor:
         if height == 16:
             raise RuntimeError("this cannot be looked at")
         return show(x0, width, height)
 
-    monkeypatch.setattr(family, "seen", show_or_fail)
+    monkeypatch.setattr(family, "to_preview_latents", show_or_fail)
     engine = engines(family)
     sound, faulty = (
         make_job_for(family, sampler="unipc", user="a"),
@@ -495,12 +495,12 @@ def test_an_error_in_a_preview_fails_only_that_job(
     )
     unshown = make_job_for(family, sampler="native", user="c", height=16)  # PNDM: only the finished picture is shown
     monkeypatch.setattr(
-        family, "last_seen", lambda finished: show_or_fail(finished, 32, finished.shape[1] * family.factor)
+        family, "last_seen", lambda finished: show_or_fail(finished, 32, finished.shape[1] * family.pixels_per_latent)
     )
     for each in (sound, faulty, unshown):
         engine.add(each)
     events = run_to_end(engine)
-    failed = [event for event in events if isinstance(event, Failed)]
+    failed = [event for event in events if isinstance(event, JobFailure)]
     assert {event.job for event in failed} == {faulty.id, unshown.id}
     assert len(failed) == 2
     assert {event.blame for event in failed} == {"model"}
@@ -517,7 +517,7 @@ def test_the_last_preview_is_made_in_the_pipelines_thread(
         threads.append(threading.current_thread().name)
         return finished
 
-    monkeypatch.setattr(family, "last_seen", note_thread)
+    monkeypatch.setattr(family, "final_to_preview_latents", note_thread)
     engine = engines(family)
     engine.add(make_job_for(family, sampler="native"))
     assert len(pictures(family, run_to_end(engine))) == 1
@@ -526,31 +526,31 @@ def test_the_last_preview_is_made_in_the_pipelines_thread(
 
 def test_a_large_network_is_in_memory_once(tmp_path: Path) -> None:
     """It is loaded, rehearsed and timed in the number format of its files."""
-    build("pixart", tmp_path / "once")
-    pipeline = open_pipeline(tmp_path / "once", "once")
+    save_small_pipeline("pixart", tmp_path / "once")
+    pipeline = load_training_pipeline(tmp_path / "once", "once")
     pipeline.transformer.to(torch.bfloat16)
-    family = Coalesced(pipeline, "once", "r1")
+    family = GenericFamily(pipeline, "once", "r1")
     assert family.dtypes == ("bfloat16",)
     family.denoise(torch.zeros(4, 3, family.size, family.size), torch.zeros(4), (), "bfloat16")
-    assert list(map(id, family._nets.values())) == [id(pipeline.transformer)]
+    assert list(map(id, family._networks.values())) == [id(pipeline.transformer)]
 
 
 def test_a_small_network_is_timed_without_copies_of_copies(tmp_path: Path) -> None:
-    build("pixart", tmp_path / "small")
-    family = Coalesced(open_pipeline(tmp_path / "small", "small"), "small", "r1")
+    save_small_pipeline("pixart", tmp_path / "small")
+    family = GenericFamily(load_training_pipeline(tmp_path / "small", "small"), "small", "r1")
     for dtype in family.dtypes * 2:
         family.denoise(torch.zeros(2, 3, family.size, family.size), torch.zeros(2), (), dtype)
-    assert set(family._nets) == {(id(family.pipeline.transformer), dtype) for dtype in ("float32", "bfloat16")}
+    assert set(family._networks) == {(id(family.pipeline.transformer), dtype) for dtype in ("float32", "bfloat16")}
 
 
 def test_a_dropped_model_is_freed(tmp_path: Path, make_job_for: Make) -> None:
-    build("pixart", tmp_path / "dropped")
+    save_small_pipeline("pixart", tmp_path / "dropped")
     models: dict[str, Any] = {"dropped": families.load_folder(str(tmp_path / "dropped"), "dropped")}
     engine = Engine(models)
     for number in range(2):
         engine.add(make_job_for(models["dropped"], user=str(number), bucket=8))
     assert len(pictures(models["dropped"], run_to_end(engine))) == 2
-    assert engine._coalescing.gathering._tried
+    assert engine._pipeline_batching.batcher._is_joinable
     cancelled = make_job_for(models["dropped"], steps=50)  # it leaves while its thread still works
     engine.add(cancelled)
     engine.step()

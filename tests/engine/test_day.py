@@ -7,84 +7,101 @@ import sys
 
 import pytest
 
-from engine.bench.arrivals import DAY, Arrival, day
-from engine.bench.day import compared, day_rows, fairness, filled, jain, percentile
-from engine.bench.simulated import LIMIT, InTurn, Together, alone, forward_ms
+from engine.bench.arrivals import DAY_SECONDS, Arrival, generate_day
+from engine.bench.day import compare_orders, fill_percent, jain_index, measure_fairness, percentile, simulate_day_rows
+from engine.bench.simulated import (
+    BATCH_LIMIT,
+    BatchedSimulation,
+    SequentialSimulation,
+    compute_forward_ms,
+    compute_isolated_seconds,
+)
 
-ARRIVALS = day(3)[:400]
+ARRIVALS = generate_day(3)[:400]
 
 
 def test_a_day_is_in_order_and_the_same_for_its_seed() -> None:
-    arrivals = day(3)
-    assert arrivals == day(3)
-    assert arrivals != day(4)
-    assert [each.at for each in arrivals] == sorted(each.at for each in arrivals)
-    assert len({each.job for each in arrivals}) == len(arrivals) > 1000
-    assert 0 < arrivals[0].at < DAY
+    arrivals = generate_day(3)
+    assert arrivals == generate_day(3)
+    assert arrivals != generate_day(4)
+    assert [each.arrival_time for each in arrivals] == sorted(each.arrival_time for each in arrivals)
+    assert len({each.job_id for each in arrivals}) == len(arrivals) > 1000
+    assert 0 < arrivals[0].arrival_time < DAY_SECONDS
     assert {each.size for each in arrivals} == {512, 768, 1024}
-    assert any(math.isfinite(each.patience) for each in arrivals)
-    evening = sum(18 <= each.at / 3600 < 24 for each in arrivals)
-    assert evening > 2 * sum(6 <= each.at / 3600 < 12 for each in arrivals)
+    assert any(math.isfinite(each.cancel_after) for each in arrivals)
+    evening = sum(18 <= each.arrival_time / 3600 < 24 for each in arrivals)
+    assert evening > 2 * sum(6 <= each.arrival_time / 3600 < 12 for each in arrivals)
 
 
-@pytest.mark.parametrize("order", [Together, InTurn])
-def test_both_orders_end_every_job_once(order: type[Together] | type[InTurn]) -> None:
+@pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
+def test_both_orders_end_every_job_once(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
     result = order(ARRIVALS).run()
-    patient = {each.job for each in ARRIVALS if math.isinf(each.patience)}
-    assert patient <= result.finished.keys() <= {each.job for each in ARRIVALS}
-    assert result.finished.keys() <= result.preview.keys()
-    assert all(result.preview[job] <= result.finished[job] for job in result.finished)
+    patient = {each.job_id for each in ARRIVALS if math.isinf(each.cancel_after)}
+    assert patient <= result.finish_seconds.keys() <= {each.job_id for each in ARRIVALS}
+    assert result.finish_seconds.keys() <= result.preview_seconds.keys()
+    assert all(result.preview_seconds[job] <= result.finish_seconds[job] for job in result.finish_seconds)
     assert all(
-        result.finished[each.job] >= alone(each) * (1 - 1e-9) for each in ARRIVALS if each.job in result.finished
+        result.finish_seconds[each.job_id] >= compute_isolated_seconds(each) * (1 - 1e-9)
+        for each in ARRIVALS
+        if each.job_id in result.finish_seconds
     )
-    assert all(result.finished[each.job] <= each.patience for each in ARRIVALS if each.job in result.finished)
-    assert 0 < filled(result) <= 100
+    assert all(
+        result.finish_seconds[each.job_id] <= each.cancel_after
+        for each in ARRIVALS
+        if each.job_id in result.finish_seconds
+    )
+    assert 0 < fill_percent(result) <= 100
 
 
-@pytest.mark.parametrize("order", [Together, InTurn])
-def test_the_same_arrivals_give_the_same_figures(order: type[Together] | type[InTurn]) -> None:
+@pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
+def test_the_same_arrivals_give_the_same_figures(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
     assert order(ARRIVALS).run() == order(ARRIVALS).run()
 
 
-@pytest.mark.parametrize("order", [Together, InTurn])
+@pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
 @pytest.mark.parametrize("images", [1, 2, 4])
-def test_a_single_job_takes_its_time_alone(order: type[Together] | type[InTurn], images: int) -> None:
-    job = Arrival("j", 5.0, "u", "g", 768, 20, images, first=4, end=16)
+def test_a_single_job_takes_its_time_alone(
+    order: type[BatchedSimulation] | type[SequentialSimulation], images: int
+) -> None:
+    job = Arrival("j", 5.0, "u", "g", 768, 20, images, guidance_start=4, guidance_end=16)
     result = order([job]).run()
-    assert result.finished["j"] == pytest.approx(alone(job))
-    assert result.preview["j"] == pytest.approx(forward_ms(768, images) / 1000)
+    assert result.finish_seconds["j"] == pytest.approx(compute_isolated_seconds(job))
+    assert result.preview_seconds["j"] == pytest.approx(compute_forward_ms(768, images) / 1000)
 
 
-@pytest.mark.parametrize("order", [Together, InTurn])
-def test_a_user_who_gives_up_frees_the_device(order: type[Together] | type[InTurn]) -> None:
-    impatient, other = Arrival("gone", 0.0, "u", "g", patience=1.0), Arrival("other", 0.5, "v", "g")
+@pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
+def test_a_user_who_gives_up_frees_the_device(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
+    impatient, other = Arrival("gone", 0.0, "u", "g", cancel_after=1.0), Arrival("other", 0.5, "v", "g")
     result = order([impatient, other]).run()
-    assert "gone" not in result.finished
-    assert result.finished["other"] <= alone(other) + 2.0
+    assert "gone" not in result.finish_seconds
+    assert result.finish_seconds["other"] <= compute_isolated_seconds(other) + 2.0
 
 
 def test_rows_are_padded_to_the_next_bucket() -> None:
-    assert forward_ms(512, 3) == forward_ms(512, 4) > forward_ms(512, 2)
-    assert forward_ms(512, LIMIT + 1) == forward_ms(512, LIMIT) + forward_ms(512, 1)
+    assert compute_forward_ms(512, 3) == compute_forward_ms(512, 4) > compute_forward_ms(512, 2)
+    assert compute_forward_ms(512, BATCH_LIMIT + 1) == compute_forward_ms(512, BATCH_LIMIT) + compute_forward_ms(512, 1)
 
 
 def test_the_statistics_match_textbook_values() -> None:
-    assert jain([3.0, 3.0, 3.0]) == pytest.approx(1.0)
-    assert jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert jain_index([3.0, 3.0, 3.0]) == pytest.approx(1.0)
+    assert jain_index([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
     assert percentile(range(1, 101), 95) == 95
     assert percentile([4.0], 50) == percentile([4.0], 95) == 4.0
     assert percentile([1.0, 2.0, 3.0], 50) == 2.0
 
 
 def test_fairness_is_at_its_goals() -> None:
-    rows = fairness()
+    rows = measure_fairness()
     assert len(rows) == len([row for row in rows if row.goal]) == 4
-    assert [row.name for row in rows if not row.passed] == []
+    assert [row.name for row in rows if not row.meets_goal] == []
 
 
 def test_the_first_preview_comes_sooner_in_the_evening() -> None:
-    rows = {row.name: row for row in compared([each for each in day(5) if 19 <= each.at / 3600 < 22])}
-    assert all(row.passed for row in rows.values())
+    rows = {
+        row.name: row
+        for row in compare_orders([each for each in generate_day(5) if 19 <= each.arrival_time / 3600 < 22])
+    }
+    assert all(row.meets_goal for row in rows.values())
     ours, rival = (rows[f"first preview p95, {name}"].figure for name in ("ours", "one after another"))
     assert ours is not None
     assert rival is not None
@@ -93,6 +110,6 @@ def test_the_first_preview_comes_sooner_in_the_evening() -> None:
 
 def test_a_missing_simpy_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simpy", None)
-    (row,) = day_rows()
-    assert not row.passed
+    (row,) = simulate_day_rows()
+    assert not row.meets_goal
     assert row.note == "simpy is missing: pip install 'darkroom-bot[bench]'"

@@ -12,17 +12,17 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from bot.desk.decoding import Decoding as DecodeClient
-from bot.images.estimates import estimates, with_thumbnails
-from bot.images.film import film
-from engine.bus import NobodyAnswers
+from bot.desk.decoding import LadderDecoder as DecodeClient
+from bot.images.estimates import read_estimates, replace_thumbnails
+from bot.images.film import render_film
+from engine.bus import NoWorkerAnswers
 from engine.engine import Engine
-from engine.job import DecodeReply, DecodeRequest, Ladder, Picture, decode, encode
-from engine.lane import Lane
-from engine.worker import Offer, Worker
+from engine.job import DecodeReply, DecodeRequest, Ladder, PictureReady, decode, encode
+from engine.lane import DecodeWorker
+from engine.worker import Worker, WorkerProfile
 from engine.worker import decoding as worker_decoding
-from engine.worker.decoding import BUSY, SLOW, WRONG, Decoding
-from engine.worker.pulse import Pulse
+from engine.worker.decoding import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
+from engine.worker.pulse import Watchdog
 from tests.engine.shop import LONG, OTHER, Shop, a_job, midway, until
 from tests.engine.test_describing import shelf_of
 
@@ -52,10 +52,12 @@ def to_tensor(half: bytes) -> torch.Tensor:
 async def start_worker(shop: Shop) -> Worker:
     """Starts a worker that has the embedded model in memory and answers requests."""
     bus, shelf = await shop.join(), shelf_of(shop.loaded["embedded"])
-    worker = Worker(bus, Engine(shop.loaded, rows=8), shop.lane, Offer("one", "cpu", rows=8), Pulse(), shelf=shelf)
+    worker = Worker(
+        bus, Engine(shop.loaded, rows=8), shop.lane, WorkerProfile("one", "cpu", rows=8), Watchdog(), model_cache=shelf
+    )
     shop.running.append((worker, asyncio.create_task(worker.run())))
     await shop.bot.watch_workers()
-    await until(lambda: shop.bot.workers and bus._decodes)
+    await until(lambda: shop.bot.workers and bus._decode_subscriptions)
     await bus.client.flush()
     return worker
 
@@ -63,7 +65,7 @@ async def start_worker(shop: Shop) -> Worker:
 async def draw_ladder(shop: Shop, recipe: Any) -> bytes:
     """Runs a job and returns its ladder."""
     await shop.bot.dispatch(replace(a_job(ladder=True), task=recipe))
-    (ladder,) = [one for one in await shop.results() if isinstance(one, Picture) and one.kind == "ladder"]
+    (ladder,) = [one for one in await shop.results() if isinstance(one, PictureReady) and one.kind == "ladder"]
     return await shop.bot.get_blob(ladder.sha256, 1 << 24)
 
 
@@ -75,18 +77,21 @@ async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(shop: Shop)
     ladder = await draw_ladder(shop, recipe)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
     thumbnails = await DecodeClient(shop.bot.decode, lambda: shop.bot.workers).decode(record, ladder)
-    truths = [pixels(family.decode(to_tensor(one).view(family.latent_shape(64, 64)))) for one in estimates(ladder)]
+    truths = [pixels(family.decode(to_tensor(one).view(family.latent_shape(64, 64)))) for one in read_estimates(ladder)]
     assert len(thumbnails) == len(truths) == 12
     assert min(psnr(pixels(one), truth) for one, truth in zip(thumbnails, truths, strict=True)) > 33, (
         "as close as a JPEG"
     )
-    after, before = read_frames(film([with_thumbnails(ladder, thumbnails)])), read_frames(film([ladder]))
+    after, before = (
+        read_frames(render_film([replace_thumbnails(ladder, thumbnails)])),
+        read_frames(render_film([ladder])),
+    )
     assert len(after) == len(before) == 12
     decoded_psnr = [psnr(pixels(one), truth) for one, truth in zip(after, truths, strict=True)]
     estimated_psnr = [psnr(pixels(one), truth) for one, truth in zip(before, truths, strict=True)]
     assert np.mean(decoded_psnr) > np.mean(estimated_psnr) + 5
     states = [(rung.latent, rung.history, rung.drawn) for rung in decode(ladder, Ladder).rungs]
-    again = decode(with_thumbnails(ladder, thumbnails), Ladder)
+    again = decode(replace_thumbnails(ladder, thumbnails), Ladder)
     assert [(rung.latent, rung.history, rung.drawn) for rung in again.rungs] == states
 
     client = DecodeClient(shop.bot.decode, lambda: shop.bot.workers)
@@ -118,19 +123,19 @@ async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are
     bad = torch.full(shape, float("inf")).half().numpy().tobytes()
     for changes, reason in (
         ({"revision": "other"}, "another version"),
-        ({"width": 128}, WRONG),
-        ({"latents": (contents[0], contents[1][:-2])}, WRONG),
-        ({"latents": (contents[0], bad)}, WRONG),
-        ({"width": 4096, "height": 4096}, SLOW),
+        ({"width": 128}, WRONG_LATENTS_ERROR),
+        ({"latents": (contents[0], contents[1][:-2])}, WRONG_LATENTS_ERROR),
+        ({"latents": (contents[0], bad)}, WRONG_LATENTS_ERROR),
+        ({"width": 4096, "height": 4096}, SLOW_ERROR),
     ):
-        with pytest.raises(NobodyAnswers, match=reason):
+        with pytest.raises(NoWorkerAnswers, match=reason):
             await shop.bot.decode("default", replace(request, **changes))
     for pool, model in (("default", "other"), ("another", "embedded")):
-        with pytest.raises(NobodyAnswers, match="No worker can decode"):
+        with pytest.raises(NoWorkerAnswers, match="No worker can decode"):
             await shop.bot.decode(pool, replace(request, model=model))
     answer = await shop.bot.client.request("decode.default.embedded", b"garbage", timeout=5)
     assert b"malformed" in answer.data
-    assert worker._shelf._stock.users("embedded") == 1, "only the job holds the model"
+    assert worker._model_cache._loaded_models.count_users("embedded") == 1, "only the job holds the model"
     assert await shop.bot.decode("default", request) == thumbnails
 
 
@@ -138,7 +143,7 @@ async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are
 async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
     affine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = await asyncio.to_thread(Lane, {"affine": affine})
+    lane = await asyncio.to_thread(DecodeWorker, {"affine": affine})
     shelf, go = shelf_of(affine), asyncio.Event()
     loop, draw = asyncio.get_running_loop(), affine.decode
 
@@ -147,29 +152,29 @@ async def test_one_request_runs_at_a_time_and_closing_answers_the_waiting_one(
         return draw(latents)
 
     monkeypatch.setattr(affine, "decode", slow)
-    decoding = Decoding(lane, shelf)
+    decoding = DecodeService(lane, shelf)
     latents = (torch.zeros(4, 4, 4).half().numpy().tobytes(),)
     request = DecodeRequest(model="affine", revision="r1", width=32, height=32, latents=latents)
-    first = asyncio.create_task(decoding.answer(request))
-    await until(lambda: not decoding._turn.is_free)
-    assert (await decoding.answer(request)).error == BUSY
+    first = asyncio.create_task(decoding.answer_request(request))
+    await until(lambda: not decoding._slot.is_free)
+    assert (await decoding.answer_request(request)).error == BUSY_ERROR
     go.set()
     assert len((await first).thumbnails) == 1
     monkeypatch.setattr(affine, "decode", lambda latents: 1 / 0)
-    assert (await decoding.answer(request)).error
+    assert (await decoding.answer_request(request)).error
     monkeypatch.setattr(affine, "decode", draw)
-    assert len((await decoding.answer(request)).thumbnails) == 1, "the next one is answered"
-    monkeypatch.setattr(worker_decoding, "MOST_MS", 0.5)
-    assert (await decoding.answer(request)).error == SLOW
+    assert len((await decoding.answer_request(request)).thumbnails) == 1, "the next one is answered"
+    monkeypatch.setattr(worker_decoding, "MAX_DECODE_MS", 0.5)
+    assert (await decoding.answer_request(request)).error == SLOW_ERROR
     monkeypatch.undo()
     go.clear()
     monkeypatch.setattr(affine, "decode", slow)
-    last = asyncio.create_task(decoding.answer(request))
-    await until(lambda: decoding._turn._left is not None)
+    last = asyncio.create_task(decoding.answer_request(request))
+    await until(lambda: decoding._slot._timeout is not None)
     decoding.close()
-    assert (await last).error == SLOW
-    assert (await decoding.answer(request)).error == BUSY
-    assert shelf._stock.users("affine") == 0
+    assert (await last).error == SLOW_ERROR
+    assert (await decoding.answer_request(request)).error == BUSY_ERROR
+    assert shelf._loaded_models.count_users("affine") == 0
     go.set()
     await asyncio.to_thread(lane.close)
 
@@ -187,9 +192,9 @@ async def test_a_workers_answers_are_validated(shop: Shop) -> None:
     worker.drain()
     await until(lambda: shop.running[0][1].done())
     await shop.buses[-1].client.flush()
-    latents = estimates(ladder)
+    latents = read_estimates(ladder)
     request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=latents)
-    with pytest.raises(NobodyAnswers, match="No worker can decode"):  # so the next worker gets every request
+    with pytest.raises(NoWorkerAnswers, match="No worker can decode"):  # so the next worker gets every request
         await shop.bot.decode("default", request)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
     now = [0.0]
@@ -215,7 +220,7 @@ async def test_a_workers_answers_are_validated(shop: Shop) -> None:
     assert await DecodeClient(shop.bot.decode, dict).decode(record, ladder) == ()
     older = DecodeClient(shop.bot.decode, lambda: {"one": replace(presence, v=5)})
     assert await older.decode(record, ladder) == ()
-    assert len(read_frames(film([ladder]))) == 4
+    assert len(read_frames(render_film([ladder]))) == 4
     read = decode(ladder, Ladder)
     old = Ladder(
         job=read.job, image=read.image, of=read.of, shape=read.shape,
@@ -223,5 +228,5 @@ async def test_a_workers_answers_are_validated(shop: Shop) -> None:
     )  # fmt: skip
     bare = encode(old)
     assert (read.v, old.v, b"estimate" in bare) == (6, 5, False), "bots of version 5 refuse unknown fields"
-    assert estimates(bare) == ()
-    assert len(read_frames(film([bare]))) == 4, "an older ladder is read"
+    assert read_estimates(bare) == ()
+    assert len(read_frames(render_film([bare]))) == 4, "an older ladder is read"

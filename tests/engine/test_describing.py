@@ -15,23 +15,23 @@ from msgspec.structs import replace
 from PIL import Image
 
 from engine import families
-from engine.beginning import whole
-from engine.bench.small_models import build
-from engine.bus import Bus, NobodyAnswers
-from engine.cores import Kind
-from engine.describing import Row, chunks, draws, errors
+from engine.beginning import encode_square
+from engine.bench.small_models import save_small_pipeline
+from engine.bus import Bus, NoWorkerAnswers
+from engine.cores import WorkKind
+from engine.describing import ClassifierRow, noise_image, prediction_errors, split_rows
 from engine.engine import Engine
 from engine.families.family import Family
-from engine.job import DescribeReply, DescribeRequest, Warm, encode
-from engine.lane import Lane
-from engine.sampling import develop, drawing_of, initial
-from engine.shelf import Model, Shelf
-from engine.shelf.stock import Stock
-from engine.unfit import Unfit
-from engine.worker import Offer, Worker
+from engine.job import DescribeReply, DescribeRequest, ModelInfo, encode
+from engine.lane import DecodeWorker
+from engine.sampling import build_input, initial_noise, sample_latents
+from engine.shelf import ModelCache, ModelEntry
+from engine.shelf.stock import LoadedModels
+from engine.unfit import JobRejected
+from engine.worker import Worker, WorkerProfile
 from engine.worker import describing as worker_describing
-from engine.worker.describing import BUSY, ENDING, Describing
-from engine.worker.pulse import Pulse
+from engine.worker.describing import BUSY_ERROR, STOPPING_ERROR, DescribeService
+from engine.worker.pulse import Watchdog
 from tests.engine.shop import LONG, Shop, a_job, midway, until
 
 
@@ -45,84 +45,94 @@ def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> De
     return DescribeRequest(**({"model": "embedded", "picture": picture or encode_png(), "texts": texts} | fields))
 
 
-def make_warm(family: Family) -> Warm:
-    return Warm(
+def make_warm(family: Family) -> ModelInfo:
+    return ModelInfo(
         name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
         max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
         row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guides=family.guides,
     )  # fmt: skip
 
 
-def shelf_of(family: Family) -> Shelf:
+def shelf_of(family: Family) -> ModelCache:
     """A model cache with this one model in memory."""
-    stock, warm = Stock(10), make_warm(family)
+    stock, warm = LoadedModels(10), make_warm(family)
     stock.reserve(family.name, 1)
-    stock.put(family.name, family)
-    return Shelf([Model(family.name, 1, warm, lambda report: family, lambda family: warm)], stock)
+    stock.add(family.name, family)
+    return ModelCache([ModelEntry(family.name, 1, warm, lambda report: family, lambda family: warm)], stock)
 
 
 def test_an_exact_prediction_has_no_error(affine: Any) -> None:
     """This holds for any noise, any noise level and any prediction type."""
-    samples = draws(affine, torch.randn(4, 4, 4), 0, 8)
+    samples = noise_image(affine, torch.randn(4, 4, 4), 0, 8)
     assert len({one.t for one in samples}) == 8, "each at its own noise level"
     assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
     exact: Any = SimpleNamespace(
         name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
         condition=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
-            [next(one.wanted for one in samples if torch.equal(one.x, row)) for row in x]
+            [next(one.target for one in samples if torch.equal(one.x, row)) for row in x]
         ),
     )  # fmt: skip
-    error_list = errors(exact, ["a"], samples, [Row(0, draw) for draw in range(8)], 8, "float32")
+    error_list = prediction_errors(exact, ["a"], samples, [ClassifierRow(0, draw) for draw in range(8)], 8, "float32")
     assert max(error_list) == 0.0
-    again = draws(affine, torch.zeros(4, 4, 4), 5, 2)
+    again = noise_image(affine, torch.zeros(4, 4, 4), 5, 2)
     assert [one.t for one in again] == [one.t for one in samples[5:7]], "one fixed sequence"
 
 
 def test_the_error_is_the_error_of_the_predicted_noise(affine: Any) -> None:
     """The affine network predicts noise: its error is its output minus the added noise."""
     latents = torch.randn(4, 4, 4)
-    (one,) = draws(affine, latents, 3, 1)
+    (one,) = noise_image(affine, latents, 3, 1)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
     assert one.weight == pytest.approx(1.0)
-    assert torch.allclose(one.wanted, noise, atol=1e-4)
-    (error,) = errors(affine, ["a cat"], [one], [Row(0, 0)], 1, "float32")
+    assert torch.allclose(one.target, noise, atol=1e-4)
+    (error,) = prediction_errors(affine, ["a cat"], [one], [ClassifierRow(0, 0)], 1, "float32")
     out = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._told("a cat")[None],), "float32")[0]
     assert error == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
 
 
 def test_every_text_is_scored_with_every_draw_in_forwards_of_one_shape(affine: Any) -> None:
-    samples = draws(affine, torch.randn(4, 4, 4), 0, 3)
-    parts = list(chunks(5, 3, 4))
+    samples = noise_image(affine, torch.randn(4, 4, 4), 0, 3)
+    parts = list(split_rows(5, 3, 4))
     assert [len(part) for part in parts] == [4, 4, 4, 3]
-    assert [row for part in parts for row in part] == [Row(text, draw) for text in range(5) for draw in range(3)]
-    together = [one for part in parts for one in errors(affine, list("abcde"), samples, part, 4, "float32")]
+    assert [row for part in parts for row in part] == [
+        ClassifierRow(text, draw) for text in range(5) for draw in range(3)
+    ]
+    together = [one for part in parts for one in prediction_errors(affine, list("abcde"), samples, part, 4, "float32")]
     assert affine.shapes == [4] * 4
-    one_by_one = [errors(affine, list("abcde"), samples, [row], 1, "float32")[0] for part in parts for row in part]
+    one_by_one = [
+        prediction_errors(affine, list("abcde"), samples, [row], 1, "float32")[0] for part in parts for row in part
+    ]
     assert together == pytest.approx(one_by_one, rel=1e-5)
-    with pytest.raises(Unfit, match="not finite"):
-        errors(type(affine)(affine.scheduler_config, "b"), ["b"], samples, [Row(0, 0)], 1, "float32")
+    with pytest.raises(JobRejected, match="not finite"):
+        prediction_errors(
+            type(affine)(affine.scheduler_config, "b"), ["b"], samples, [ClassifierRow(0, 0)], 1, "float32"
+        )
 
 
 @pytest.mark.parametrize("kind", ["sd", "latent_consistency", "sdxl", "sd3", "flux", "zimage", "sana"])
 def test_every_family_can_score_texts(kind: str, tmp_path: Path) -> None:
-    build(kind, tmp_path / kind)
-    family = families.load(str(tmp_path / kind), tmp_path)
-    latents = whole(encode_png(size=90), family)
+    save_small_pipeline(kind, tmp_path / kind)
+    family = families.load_model(str(tmp_path / kind), tmp_path)
+    latents = encode_square(encode_png(size=90), family)
     assert tuple(latents.shape) == tuple(family.latent_shape(family.size, family.size))
-    samples = draws(family, latents, 0, 2)
-    error_list = errors(family, ["a fox", "a red car in the snow"], samples, next(chunks(2, 2, 4)), 4, "float32")
+    samples = noise_image(family, latents, 0, 2)
+    error_list = prediction_errors(
+        family, ["a fox", "a red car in the snow"], samples, next(split_rows(2, 2, 4)), 4, "float32"
+    )
     assert len(error_list) == 4
     assert all(0 < one < 100 for one in error_list)
 
 
 def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
     plan = embedded.plan("dpmpp_2m", 15, 0.0, 64, 64)
-    drawing = drawing_of(embedded, embedded.encode("fox, white background"), 4.0, initial(embedded, 7))
-    latents = whole(encode_png(embedded.decode(develop(embedded, plan, [drawing])[0])), embedded)
+    drawing = build_input(embedded, embedded.encode("fox, white background"), 4.0, initial_noise(embedded, 7))
+    latents = encode_square(encode_png(embedded.decode(sample_latents(embedded, plan, [drawing])[0])), embedded)
     texts = ["fox", "car", "owl", "banana", "guitar", "wolf", "fox, blue background"]
-    samples, rows = draws(embedded, latents, 0, 2), next(chunks(len(texts), 2, 14))
-    mean_errors = torch.tensor(errors(embedded, texts, samples, rows, 14, "float32")).view(len(texts), 2).mean(dim=1)
+    samples, rows = noise_image(embedded, latents, 0, 2), next(split_rows(len(texts), 2, 14))
+    mean_errors = (
+        torch.tensor(prediction_errors(embedded, texts, samples, rows, 14, "float32")).view(len(texts), 2).mean(dim=1)
+    )
     assert texts[int(mean_errors.argmin())] == "fox"
 
 
@@ -131,10 +141,10 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Sh
     family = shop.loaded["embedded"]
     bus = await shop.join()
     worker = Worker(
-        bus, Engine(shop.loaded, rows=8), shop.lane, Offer("one", "cpu", rows=8), Pulse(), shelf=shelf_of(family)
+        bus, Engine(shop.loaded, rows=8), shop.lane, WorkerProfile("one", "cpu", rows=8), Watchdog(), model_cache=shelf_of(family)
     )  # fmt: skip
     shop.running.append((worker, asyncio.create_task(worker.run())))
-    await bus.serve_describe(worker.describing.models, worker.describing.answer)
+    await bus.serve_describe(worker.describe_service.models, worker.describe_service.answer_request)
     await bus.client.flush()
     await shop.bot.dispatch(a_job(steps=LONG))
     run = await midway(worker)
@@ -147,11 +157,11 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Sh
         (make_request("a", picture=b"no picture"), "cannot be read"),
         (make_request("a", model="other"), "No worker that is online has other in memory"),
     ):  # fmt: skip
-        with pytest.raises(NobodyAnswers, match=reason):
+        with pytest.raises(NoWorkerAnswers, match=reason):
             await shop.bot.describe(request)
     answer = await shop.bot.client.request("describe.embedded", b"garbage", timeout=5)
     assert b"malformed" in answer.data
-    assert worker._shelf._stock.users("embedded") == 1, "only the job holds the model"
+    assert worker._model_cache._loaded_models.count_users("embedded") == 1, "only the job holds the model"
 
 
 class DescribingHarness:
@@ -160,17 +170,17 @@ class DescribingHarness:
     def __init__(self, affine: Any) -> None:
         self.go, self.calls = asyncio.Event(), 0
         shelf = shelf_of(affine)
-        self.lane = Lane(shelf.families)
+        self.lane = DecodeWorker(shelf.families)
         self.shelf = shelf
-        self.describing = Describing(self, self.lane, shelf, 8)  # type: ignore[arg-type]
+        self.describing = DescribeService(self, self.lane, shelf, 8)  # type: ignore[arg-type]
 
-    async def call(self, act: Callable[[Any], Any], kind: Kind) -> Any:
+    async def call(self, act: Callable[[Any], Any], kind: WorkKind) -> Any:
         self.calls += 1
         await self.go.wait()
         return await asyncio.to_thread(act, None)
 
     async def answer(self, *texts: str, **fields: Any) -> DescribeReply:
-        return await self.describing.answer(make_request(*texts, model="affine", **fields))
+        return await self.describing.answer_request(make_request(*texts, model="affine", **fields))
 
 
 @pytest.mark.asyncio
@@ -178,11 +188,11 @@ async def test_one_request_runs_at_a_time_and_none_after_closing(affine: Any) ->
     harness = await asyncio.to_thread(DescribingHarness, affine)
     first = asyncio.create_task(harness.answer("a", "b"))
     await until(lambda: harness.calls)
-    assert (await harness.answer("c")).error == BUSY
+    assert (await harness.answer("c")).error == BUSY_ERROR
     harness.describing.close()
-    assert (await first).error == ENDING
-    assert (await harness.answer("c")).error == ENDING
-    assert harness.shelf._stock.users("affine") == 0
+    assert (await first).error == STOPPING_ERROR
+    assert (await harness.answer("c")).error == STOPPING_ERROR
+    assert harness.shelf._loaded_models.count_users("affine") == 0
     await asyncio.to_thread(harness.lane.close)
 
 
@@ -203,10 +213,10 @@ async def test_an_error_is_answered_with_a_sentence_and_the_next_request_works(
     monkeypatch.setattr(affine, "denoise", lambda *arguments: 1 / 0)
     assert (await harness.answer("a")).error == "The model failed at this picture."
     monkeypatch.undo()
-    monkeypatch.setattr(worker_describing, "SECONDS", 0.0)
+    monkeypatch.setattr(worker_describing, "TIMEOUT_SECONDS", 0.0)
     assert "too slow" in (await harness.answer("a")).error
     monkeypatch.undo()
-    assert (await harness.describing.answer(make_request("a", model="sdxl"))).error.startswith(
+    assert (await harness.describing.answer_request(make_request("a", model="sdxl"))).error.startswith(
         "The model sdxl is not in memory"
     )
     assert (await harness.answer("a", revision="other")).error.startswith("This worker has another version of affine")
@@ -220,7 +230,7 @@ async def test_a_slower_device_gets_smaller_forwards(affine: Any) -> None:
         harness = await asyncio.to_thread(DescribingHarness, affine)
         harness.go.set()
         model = harness.shelf._models["affine"]
-        model.warm = replace(model.warm, row_ms=row_ms)
+        model.info = replace(model.info, row_ms=row_ms)
         affine.shapes.clear()
         await harness.answer(*"abcdefgh")
         assert set(affine.shapes) == {rows}
@@ -234,7 +244,7 @@ async def test_a_request_refused_by_one_worker_goes_to_another(shop: Shop) -> No
     async def busy(request: DescribeRequest) -> DescribeReply:
         requested_models.append(request.model)
         is_refused = len(requested_models) < 3
-        return DescribeReply(error=BUSY, elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
+        return DescribeReply(error=BUSY_ERROR, elsewhere=True) if is_refused else DescribeReply(errors=((0.5,),))
 
     worker = await shop.join()
     await worker.serve_describe(["embedded"], busy)
@@ -243,7 +253,7 @@ async def test_a_request_refused_by_one_worker_goes_to_another(shop: Shop) -> No
     assert len(requested_models) == 3
     await worker.serve_describe(["other"], busy)  # `embedded` is no longer in memory
     await worker.client.flush()
-    with pytest.raises(NobodyAnswers, match="has embedded in memory"):
+    with pytest.raises(NoWorkerAnswers, match="has embedded in memory"):
         await shop.bot.describe(make_request("a", draws=1))
 
 
@@ -258,7 +268,7 @@ async def test_an_answer_that_does_not_fit_the_request_is_refused(shop: Shop) ->
     await worker.serve_describe(["embedded"], describe)
     await worker.client.flush()
     for _ in range(3):
-        with pytest.raises(NobodyAnswers, match="wrong number"):
+        with pytest.raises(NoWorkerAnswers, match="wrong number"):
             await shop.bot.describe(make_request("a", "b", draws=2))
     bus: Bus = shop.bot
 
@@ -266,5 +276,5 @@ async def test_an_answer_that_does_not_fit_the_request_is_refused(shop: Shop) ->
         await msg.respond(encode(DescribeReply(errors=((float("nan"),),))))
 
     await bus.client.subscribe("describe.odd", cb=odd)
-    with pytest.raises(NobodyAnswers, match="did not answer"):
+    with pytest.raises(NoWorkerAnswers, match="did not answer"):
         await shop.bot.describe(make_request("a", model="odd"))

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.prompt.emphasis import bare
-from engine.bench.small_models import KINDS
-from engine.emphasis import STRONGEST, pieces, plain
+from bot.prompt.emphasis import remove_emphasis
+from engine.bench.small_models import PIPELINE_BUILDERS
+from engine.emphasis import MAX_WEIGHT, split_by_weight, strip_emphasis
 from engine.engine import Engine
 from engine.families import chunks
 from engine.families.stable_diffusion import StableDiffusion
-from engine.families.table import BY_PIPELINE
+from engine.families.table import FAMILY_BY_PIPELINE
 from engine.job import Concept
 from engine.plan import build_scheduler
 from tests.engine.test_real_families import by_engine, error
@@ -38,9 +38,9 @@ def load_family() -> Callable[[str], Any]:
     def family(kind: str) -> Any:
         if kind not in families:
             torch.manual_seed(0)
-            pipeline = KINDS[kind]()
+            pipeline = PIPELINE_BUILDERS[kind]()
             pipeline.set_progress_bar_config(disable=True)
-            families[kind] = BY_PIPELINE.get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
+            families[kind] = FAMILY_BY_PIPELINE.get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
         return families[kind]
 
     return family
@@ -62,7 +62,7 @@ def load_family() -> Callable[[str], Any]:
     ],
 )
 def test_brackets_weight_the_words_inside(text: str, expected: list[tuple[str, float]]) -> None:
-    parts = pieces(text)
+    parts = split_by_weight(text)
     assert [piece.text for piece in parts] == [words for words, _ in expected]
     assert [piece.weight for piece in parts] == pytest.approx([weight for _, weight in expected])
 
@@ -72,35 +72,35 @@ def test_brackets_weight_the_words_inside(text: str, expected: list[tuple[str, f
     ["", "a cat", "a cat :)", ":( sad", "a) b(", "f() and []", "((((", "(a]", "a: b", "(open:1.2", "C:\\x", "1:2)"],
 )  # fmt: skip
 def test_unmatched_brackets_are_plain_characters(text: str) -> None:
-    assert list(pieces(text)) == [(text, 1.0)]
+    assert list(split_by_weight(text)) == [(text, 1.0)]
 
 
 @pytest.mark.parametrize("text", ["(4:3)", "(12:30)", "(16 : 9)", "(red:99)", "(a: b)", "(:1.2)"])
 def test_a_number_that_is_no_weight_is_text(text: str) -> None:
-    assert list(pieces(text)) == [(text[1:-1], 1.1)]
+    assert list(split_by_weight(text)) == [(text[1:-1], 1.1)]
 
 
 def test_escaped_brackets_are_plain_characters() -> None:
-    assert list(pieces(r"a \(b\) \[c\] \\ (d)")) == [("a (b) [c] \\ ", 1.0), ("d", 1.1)]
+    assert list(split_by_weight(r"a \(b\) \[c\] \\ (d)")) == [("a (b) [c] \\ ", 1.0), ("d", 1.1)]
 
 
 @given(BRACKET_TEXTS | st.text(max_size=40))
 def test_any_text_can_be_read(text: str) -> None:
-    parts = pieces(text)
+    parts = split_by_weight(text)
     assert parts
-    assert all(abs(piece.weight) <= STRONGEST for piece in parts)
+    assert all(abs(piece.weight) <= MAX_WEIGHT for piece in parts)
     assert all(one.weight != other.weight for one, other in pairwise(parts))
-    assert re.sub(r"[()\[\]\\:.\d\s+-]", "", plain(text)) == re.sub(r"[()\[\]\\:.\d\s+-]", "", text)
+    assert re.sub(r"[()\[\]\\:.\d\s+-]", "", strip_emphasis(text)) == re.sub(r"[()\[\]\\:.\d\s+-]", "", text)
 
 
 @given(BRACKET_TEXTS)
 def test_escaped_text_comes_back_unchanged(text: str) -> None:
-    assert list(pieces(re.sub(r"([()\[\]\\])", r"\\\1", text))) == [(text, 1.0)]
+    assert list(split_by_weight(re.sub(r"([()\[\]\\])", r"\\\1", text))) == [(text, 1.0)]
 
 
 @given(st.text(alphabet="abc :.,1", max_size=30))
 def test_text_without_brackets_is_unchanged(text: str) -> None:
-    assert list(pieces(text)) == [(text, 1.0)]
+    assert list(split_by_weight(text)) == [(text, 1.0)]
 
 
 @given(st.lists(st.sampled_from(["()", "[]", ":1.5", ":0.8"]), max_size=5))
@@ -109,7 +109,7 @@ def test_nested_weights_multiply(around: list[str]) -> None:
     for each in around:
         text = f"{each[0]}{text}{each[1]}" if each in ("()", "[]") else f"({text}{each})"
         weight *= {"()": 1.1, "[]": 1 / 1.1}.get(each) or float(each[1:])
-    assert pieces(text)[0] == ("word", pytest.approx(weight))
+    assert split_by_weight(text)[0] == ("word", pytest.approx(weight))
 
 
 WORDS = st.text(alphabet="ab é", min_size=1, max_size=4).map(lambda word: f"{word}x")
@@ -134,19 +134,19 @@ WEIGHTED_TEXTS = st.recursive(
 @given(WEIGHTED_TEXTS)
 def test_the_word_filter_reads_what_the_engine_reads(text: str) -> None:
     """This holds for closed brackets around words. Brackets that are characters to the engine may be removed too."""
-    assert bare(text) == plain(text)
+    assert remove_emphasis(text) == strip_emphasis(text)
 
 
 @pytest.mark.parametrize("number", ["1.0000000", "00000001", "٢", "1.٢"])
 def test_a_number_that_the_word_filter_keeps_is_text_to_the_engine(number: str) -> None:
     text = f"g(or:{number})e"
-    assert plain(text) == bare(text) == f"gor:{number}e"
+    assert strip_emphasis(text) == remove_emphasis(text) == f"gor:{number}e"
 
 
 def clamp_product(factors: list[float]) -> float:
     weight = 1.0
     for factor in factors:
-        weight = max(-STRONGEST, min(STRONGEST, weight * factor))
+        weight = max(-MAX_WEIGHT, min(MAX_WEIGHT, weight * factor))
     return weight
 
 
@@ -155,7 +155,7 @@ def test_nested_factors_are_clamped_from_the_inside_out(numbers: list[str]) -> N
     text = "word"
     for number in numbers:
         text = f"({text}:{number})"
-    assert pieces(text)[0] == ("word", pytest.approx(clamp_product([float(number) for number in numbers])))
+    assert split_by_weight(text)[0] == ("word", pytest.approx(clamp_product([float(number) for number in numbers])))
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_reading_time_grows_linearly_with_the_text(shape: Callable[[int], str]) 
     def seconds(text: str) -> float:
         best = float("inf")
         for _ in range(5):
-            pieces.cache_clear()
+            split_by_weight.cache_clear()
             begin = time.process_time()
-            pieces(text)
+            split_by_weight(text)
             best = min(best, time.process_time() - begin)
         return best
 
@@ -209,16 +209,16 @@ def test_text_without_weights_is_encoded_as_by_the_pipeline(
     family = load_family(kind)
     expected = encode_with_pipeline(family, "a cat")
     for text in ("a cat", "(a cat:1.0)", "((a cat:0.5):2)"):
-        assert torch.equal(family.condition(text, make_recipe_for(recipe, family, text))[0], expected)
-    family._texts.clear()
+        assert torch.equal(family.encode_conditioning(text, make_recipe_for(recipe, family, text))[0], expected)
+    family._cached_conditioning.clear()
     monkeypatch.setattr(chunks, "is_plain", lambda parts: False)  # the path with weights gives the same bits
-    assert torch.equal(family.condition("a cat", make_recipe_for(recipe, family, "a cat"))[0], expected)
+    assert torch.equal(family.encode_conditioning("a cat", make_recipe_for(recipe, family, "a cat"))[0], expected)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe: Make, kind: str) -> None:
     family, text = load_family(kind), "a (bc:1.5) [d]"
-    weighted = family.condition(text, make_recipe_for(recipe, family, text))
+    weighted = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
     unweighted = encode_with_pipeline(family, "a bc d")
     weights = torch.ones(len(unweighted), 1)
     weights[2:4], weights[4] = 1.5, 1 / 1.1  # after the start and "a": a letter is a token
@@ -227,13 +227,13 @@ def test_the_tokens_of_a_weighted_word_are_multiplied(load_family: Make, recipe:
         expected *= unweighted.mean() / expected.mean()
     torch.testing.assert_close(weighted[0], expected)
     if kind == "sdxl":
-        assert torch.equal(weighted[1], family.condition("a bc d", make_recipe_for(recipe, family))[1])
+        assert torch.equal(weighted[1], family.encode_conditioning("a bc d", make_recipe_for(recipe, family))[1])
 
 
 def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe: Make) -> None:
     family = load_family("sd")
     for text in ("(a:-10) b", "(a cat:10)", "(a:0) (b:0)"):
-        states = family.condition(text, make_recipe_for(recipe, family, text))[0]
+        states = family.encode_conditioning(text, make_recipe_for(recipe, family, text))[0]
         assert float(states.abs().max()) <= 20 * float(encode_with_pipeline(family, "a cat").abs().max())
 
 
@@ -241,20 +241,22 @@ def test_a_mean_near_zero_does_not_blow_up_the_states(load_family: Make, recipe:
 def test_families_without_word_weights_drop_the_brackets(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
     for text in ("(a cat:1.5)", "[a] (cat)", r"a cat"):
-        conditions = family.condition(text, make_recipe_for(recipe, family, text))
-        for ours, expected in zip(conditions, family.condition("a cat", make_recipe_for(recipe, family)), strict=True):
+        conditions = family.encode_conditioning(text, make_recipe_for(recipe, family, text))
+        for ours, expected in zip(
+            conditions, family.encode_conditioning("a cat", make_recipe_for(recipe, family)), strict=True
+        ):
             assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_a_long_text_is_read_in_chunks(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
-    size = chunks.room(family.pipeline.tokenizer)
+    size = chunks.get_chunk_capacity(family.pipeline.tokenizer)
     assert family.tokens == 3 * size
     letters = "a b c d e f g h i j " * 30  # a word is a token
     for words, count in ((2 * size + 3, 3), (size + 1, 2), (size, 1), (290, 3)):
         text = letters[: 2 * words]
-        states = family.condition(text, make_recipe_for(recipe, family, text))[0]
+        states = family.encode_conditioning(text, make_recipe_for(recipe, family, text))[0]
         parts = [letters[2 * at * size : 2 * min(words, (at + 1) * size)] for at in range(count)]
         assert torch.equal(states, torch.cat([encode_with_pipeline(family, part) for part in parts]))
 
@@ -262,19 +264,19 @@ def test_a_long_text_is_read_in_chunks(load_family: Make, recipe: Make, kind: st
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_all_texts_of_an_image_are_padded_to_one_length(load_family: Make, recipe: Make, kind: str) -> None:
     family = load_family(kind)
-    size = chunks.room(family.pipeline.tokenizer)
+    size = chunks.get_chunk_capacity(family.pipeline.tokenizer)
     long = "a " * (size + 3)
     both = make_recipe_for(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
-    shapes = {family.condition(text, both)[0].shape for text in (long, "a cat")}
-    shapes.add(family.condition("a dog", both, negative=True)[0].shape)
-    shapes.add(family.condition("", both, negative=True)[0].shape)
+    shapes = {family.encode_conditioning(text, both)[0].shape for text in (long, "a cat")}
+    shapes.add(family.encode_conditioning("a dog", both, negative=True)[0].shape)
+    shapes.add(family.encode_conditioning("", both, negative=True)[0].shape)
     assert [shape[0] for shape in shapes] == [2 * (size + 2)]
-    padded = family.condition("a cat", both)[0]
+    padded = family.encode_conditioning("a cat", both)[0]
     assert torch.equal(padded, torch.cat([encode_with_pipeline(family, "a cat"), encode_with_pipeline(family, "")]))
     negative = make_recipe_for(recipe, family, "a cat", negative=long)
-    assert len(family.condition("a cat", negative)[0]) == 2 * (size + 2)
+    assert len(family.encode_conditioning("a cat", negative)[0]) == 2 * (size + 2)
     unused = make_recipe_for(recipe, family, "a cat", negative=long, guidance=1.0)
-    assert len(family.condition("a cat", unused)[0]) == size + 2
+    assert len(family.encode_conditioning("a cat", unused)[0]) == size + 2
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
@@ -313,8 +315,8 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
     pipeline: Any = type(family.pipeline)(**family.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
-    conditions = family.condition(recipe.concepts[0].text, recipe)
-    empty = family.condition(recipe.negative, recipe, negative=True)
+    conditions = family.encode_conditioning(recipe.concepts[0].text, recipe)
+    empty = family.encode_conditioning(recipe.negative, recipe, negative=True)
     names = ("prompt_embeds", "pooled_prompt_embeds")
     states = {
         name: part[None] for name, part in zip(names, conditions[: 2 if family.name == "sdxl" else 1], strict=False)
@@ -329,8 +331,11 @@ def draw_with_pipeline(family: Any, recipe: Any) -> torch.Tensor:
 
 def test_the_embedded_model_weights_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
     """It was trained on no more, so more would be noise to it."""
-    unweighted, weighted = embedded.encode("apple, blue background"), embedded.encode("apple, (blue:1.5) background")
-    assert weighted.shape == embedded.encode("very " * 60).shape == (24, 384)
+    unweighted, weighted = (
+        embedded.encode_text("apple, blue background"),
+        embedded.encode_text("apple, (blue:1.5) background"),
+    )
+    assert weighted.shape == embedded.encode_text("very " * 60).shape == (24, 384)
     factor = (weighted / unweighted).nan_to_num(1.0).median(dim=1).values
     assert factor.tolist() == pytest.approx([1.0] * 3 + [1.5] + [1.0] * 20)
-    assert torch.equal(embedded.encode("(very:1.0) red"), embedded.encode("very red"))
+    assert torch.equal(embedded.encode_text("(very:1.0) red"), embedded.encode_text("very red"))

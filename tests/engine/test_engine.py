@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import torch
 
-from engine.engine import Developed, Engine, Failed, Stepped
-from engine.job import Ancestor, Concept, Enlarge, Job, Recipe, rows
+from engine.engine import Engine, JobFailure, LatentsDone, StepDone
+from engine.job import Concept, Job, NoiseAncestor, Recipe, UpscaleTask, count_rows
 from engine.memory import is_out_of_memory
 from engine.plan import plan
-from engine.rows import Layout
+from engine.rows import RowLayout
 from engine.trajectory import Trajectory
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 Make = Callable[..., Any]
 
@@ -76,7 +76,7 @@ def test_the_charged_rows_are_the_rows_that_run(affine: Any, recipe: Make, field
     one = recipe(**fields)
     engine.add(job(one))
     engine.step()
-    assert affine.shapes == [rows(one)]
+    assert affine.shapes == [count_rows(one)]
 
 
 def test_the_empty_text_takes_no_row_if_guidance_cancels_it(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
@@ -93,9 +93,9 @@ def test_a_variation_moves_away_from_its_parent_by_its_strength(
     """DDPM draws noise at every step, so the whole noise stream must follow the parent's."""
     parent = run_alone(affine, job(recipe(sampler=sampler, steps=30, count=3)), finish)[2]
     same, near, far = (
-        run_alone(affine, job(recipe(sampler=sampler, steps=30, seed=99, lineage=(Ancestor(7, 2, strength),))), finish)[
-            0
-        ]
+        run_alone(
+            affine, job(recipe(sampler=sampler, steps=30, seed=99, lineage=(NoiseAncestor(7, 2, strength),))), finish
+        )[0]
         for strength in (0.0, 0.1, 0.8)
     )
     torch.testing.assert_close(same, parent, rtol=1e-5, atol=1e-5)
@@ -134,7 +134,7 @@ def test_an_image_with_more_rows_than_the_batch_limit_runs_in_several_forwards(
 ) -> None:
     engine = Engine({"affine": affine}, rows=2)
     engine.add(job(recipe(concepts=(Concept("a"), Concept("b"), Concept("c"), Concept("d")))))
-    assert isinstance(engine.step()[0], Stepped)
+    assert isinstance(engine.step()[0], StepDone)
     assert affine.shapes == [2, 2, 2]
 
 
@@ -142,16 +142,16 @@ def test_events_report_every_step_and_the_finished_images(affine: Any, recipe: M
     engine, one = Engine({"affine": affine}), job(recipe(steps=3, count=2))
     assert engine.step() == []
     engine.add(one)
-    assert not engine.idle
+    assert not engine.is_idle
     events = [engine.step() for _ in range(3)]
-    assert [[type(event) for event in each] for each in events] == [[Stepped] * 2] * 2 + [
-        [Stepped] * 2 + [Developed] * 2
+    assert [[type(event) for event in each] for each in events] == [[StepDone] * 2] * 2 + [
+        [StepDone] * 2 + [LatentsDone] * 2
     ]
-    assert [(event.image, event.k, event.of) for event in events[1] if isinstance(event, Stepped)] == [
+    assert [(event.image, event.step, event.total_steps) for event in events[1] if isinstance(event, StepDone)] == [
         (0, 2, 3),
         (1, 2, 3),
     ]
-    assert engine.idle
+    assert engine.is_idle
     assert engine.step() == []
 
 
@@ -161,7 +161,7 @@ def test_x0_is_reported_only_for_watched_jobs(affine: Any, recipe: Make, job: Ma
     for each in (watched, unseen):
         engine.add(each)
     engine.watch(watched.id)
-    steps = [event for _ in range(20) for event in engine.step() if isinstance(event, Stepped)]
+    steps = [event for _ in range(20) for event in engine.step() if isinstance(event, StepDone)]
     assert {event.job for event in steps if event.x0 is not None} == {watched.id}
     assert all(event.x0 is not None for event in steps if event.job == watched.id)
 
@@ -169,11 +169,11 @@ def test_x0_is_reported_only_for_watched_jobs(affine: Any, recipe: Make, job: Ma
 def test_the_ladder_has_keyframes_with_states_to_branch_from(affine: Any, recipe: Make, job: Make) -> None:
     engine = Engine({"affine": affine})
     engine.add(job(recipe(steps=16, sampler="dpmpp_2m")))
-    developed = next(event for _ in range(16) for event in engine.step() if isinstance(event, Developed))
-    assert [rung.step for rung in developed.rungs] == list(range(1, 17))
-    assert [rung.step for rung in developed.rungs if rung.x is not None] == [4, 8, 12, 16]
-    assert developed.rungs[-1].x is not None
-    assert torch.equal(developed.rungs[-1].x, developed.latents)
+    developed = next(event for _ in range(16) for event in engine.step() if isinstance(event, LatentsDone))
+    assert [rung.step for rung in developed.keyframes] == list(range(1, 17))
+    assert [rung.step for rung in developed.keyframes if rung.latents is not None] == [4, 8, 12, 16]
+    assert developed.keyframes[-1].latents is not None
+    assert torch.equal(developed.keyframes[-1].latents, developed.latents)
 
 
 def test_cancel_frees_the_rows_at_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
@@ -204,12 +204,12 @@ def test_a_non_finite_row_fails_only_its_job(affine: Any, recipe: Make, job: Mak
     engine.add(good)
     engine.add(bad)
     events = [event for _ in range(30) for event in engine.step()]
-    failed = [event for event in events if isinstance(event, Failed)]
-    developed = [event for event in events if isinstance(event, Developed)]
+    failed = [event for event in events if isinstance(event, JobFailure)]
+    developed = [event for event in events if isinstance(event, LatentsDone)]
     assert [(event.job, event.blame) for event in failed] == [(bad.id, "model")]
     assert [event.job for event in developed] == [good.id]
     assert bool(developed[0].latents.isfinite().all())
-    assert max(event.k for event in events if isinstance(event, Stepped) and event.job == bad.id) <= 10
+    assert max(event.step for event in events if isinstance(event, StepDone) and event.job == bad.id) <= 10
 
 
 def test_a_non_finite_last_step_is_noticed(affine: Any, recipe: Make, job: Make) -> None:
@@ -217,7 +217,7 @@ def test_a_non_finite_last_step_is_noticed(affine: Any, recipe: Make, job: Make)
     engine = Engine({"affine": affine})
     engine.add(job(recipe("poison", steps=3)))
     events = [event for _ in range(3) for event in engine.step()]
-    assert [type(event) for event in events if not isinstance(event, Stepped)] == [Failed]
+    assert [type(event) for event in events if not isinstance(event, StepDone)] == [JobFailure]
 
 
 def test_out_of_memory_halves_the_batch_and_changes_no_picture(
@@ -240,18 +240,18 @@ def test_a_job_that_never_fits_in_memory_fails_alone(affine: Any, recipe: Make, 
     engine.add(pinned)
     engine.add(free)
     events = [event for _ in range(8) for event in engine.step()]
-    assert [(event.job, event.blame) for event in events if isinstance(event, Failed)] == [(pinned.id, "worker")]
-    assert [event.job for event in events if isinstance(event, Developed)] == [free.id]
+    assert [(event.job, event.blame) for event in events if isinstance(event, JobFailure)] == [(pinned.id, "worker")]
+    assert [event.job for event in events if isinstance(event, LatentsDone)] == [free.id]
 
 
 def test_a_size_that_never_fits_does_not_shrink_batches_of_other_sizes(affine: Any, recipe: Make, job: Make) -> None:
     affine.memory_of = {8: 0}  # latents of eight columns never fit
     engine = Engine({"affine": affine})
     engine.add(job(recipe(width=64, height=64, count=4)))
-    while not engine.idle:
+    while not engine.is_idle:
         engine.step()
     engine.add(job(recipe(count=4, steps=2)))
-    while not engine.idle:
+    while not engine.is_idle:
         engine.step()
     assert affine.shapes == [8, 8]
 
@@ -279,7 +279,7 @@ def test_an_absent_job_is_not_watched(affine: Any, recipe: Make, job: Make) -> N
     engine.add(absent)
     engine.step()
     engine.watch(absent.id)
-    assert not engine._watched
+    assert not engine._watched_jobs
 
 
 def break_network(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -> None:
@@ -304,9 +304,9 @@ def test_an_error_that_one_job_causes_fails_only_that_job(
     for each in (good[0], guilty, good[1]):
         engine.add(each)
     events = [event for _ in range(3) for event in engine.step()]
-    assert [(event.job, event.blame) for event in events if isinstance(event, Failed)] == [(guilty.id, "model")]
-    assert {event.job for event in events if isinstance(event, Developed)} == {each.id for each in good}
-    assert engine.idle
+    assert [(event.job, event.blame) for event in events if isinstance(event, JobFailure)] == [(guilty.id, "model")]
+    assert {event.job for event in events if isinstance(event, LatentsDone)} == {each.id for each in good}
+    assert engine.is_idle
 
 
 def test_an_error_of_all_jobs_is_raised_and_blames_none(
@@ -326,7 +326,7 @@ def test_any_other_error_is_raised_and_changes_no_state(
     engine, one = Engine({"affine": affine}), job(recipe())
     engine.add(one)
     engine.step()
-    before = engine.snapshots(one.id, 1)
+    before = engine.take_snapshots(one.id, 1)
 
     def fail(*_: object) -> torch.Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -334,7 +334,7 @@ def test_any_other_error_is_raised_and_changes_no_state(
     monkeypatch.setattr(affine, "denoise", fail)
     with pytest.raises(RuntimeError, match="mat1"):
         engine.step()
-    assert engine.snapshots(one.id, 1) == before
+    assert engine.take_snapshots(one.id, 1) == before
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "dpmpp_2m"])
@@ -345,16 +345,16 @@ def test_a_job_resumes_exactly_from_its_snapshots(affine: Any, recipe: Make, job
     interrupted.add(one)
     for _ in range(23):
         interrupted.step()
-    resumed.add(one, interrupted.snapshots(one.id, epoch=3))
-    expected = [event for _ in range(60) for event in uninterrupted.step() if isinstance(event, Developed)]
-    actual = [event for _ in range(37) for event in resumed.step() if isinstance(event, Developed)]
+    resumed.add(one, interrupted.take_snapshots(one.id, epoch=3))
+    expected = [event for _ in range(60) for event in uninterrupted.step() if isinstance(event, LatentsDone)]
+    actual = [event for _ in range(37) for event in resumed.step() if isinstance(event, LatentsDone)]
     for left, right in zip(expected, actual, strict=True):
         assert torch.equal(left.latents, right.latents)
-        assert [rung.step for rung in left.rungs] == [rung.step for rung in right.rungs]
-        for a, b in zip(left.rungs, right.rungs, strict=True):
+        assert [rung.step for rung in left.keyframes] == [rung.step for rung in right.keyframes]
+        for a, b in zip(left.keyframes, right.keyframes, strict=True):
             assert torch.equal(a.x0, b.x0)
-            assert (a.x is None) == (b.x is None)
-            assert a.x is None or (b.x is not None and torch.equal(a.x, b.x))
+            assert (a.latents is None) == (b.latents is None)
+            assert a.latents is None or (b.latents is not None and torch.equal(a.latents, b.latents))
 
 
 def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe: Make, job: Make) -> None:
@@ -363,8 +363,8 @@ def test_a_snapshot_of_a_finished_image_only_needs_decoding(affine: Any, recipe:
     image.k = 4
     engine = Engine({"affine": affine})
     engine.add(one, [image.snapshot(1)])
-    assert not engine.idle
-    assert [type(event) for event in engine.step()] == [Developed]
+    assert not engine.is_idle
+    assert [type(event) for event in engine.step()] == [LatentsDone]
     assert affine.shapes == []
 
 
@@ -381,9 +381,9 @@ def test_a_damaged_snapshot_restarts_the_image(
     one, engine, fresh = job(recipe()), Engine({"affine": affine}), Engine({"affine": affine})
     engine.add(one)
     engine.step()
-    snapshot = msgspec.structs.replace(engine.snapshots(one.id, 1)[0], **spoil)
+    snapshot = msgspec.structs.replace(engine.take_snapshots(one.id, 1)[0], **spoil)
     fresh.add(one, [snapshot])
-    assert fresh.snapshots(one.id, 1)[0].k == 0
+    assert fresh.take_snapshots(one.id, 1)[0].k == 0
     torch.testing.assert_close(finish(fresh)[one.id, 0], finish(engine)[one.id, 0])
 
 
@@ -404,30 +404,30 @@ def test_unfit_jobs_are_refused_with_a_sentence(
     if sentence is None:
         engine.add(job(recipe(**fields)))
         return
-    with pytest.raises(Unfit) as refused:
+    with pytest.raises(JobRejected) as refused:
         engine.add(job(recipe(**fields)))
     assert sentence in refused.value.sentence
     assert refused.value.blame == blame
-    assert engine.idle
+    assert engine.is_idle
 
 
 def test_a_limit_of_the_model_is_not_blamed_on_the_member(affine: Any, recipe: Make, job: Make) -> None:
     affine.scheduler_config = affine.scheduler_config | {"timestep_spacing": "leading"}  # counts to 1000 of 0…999
-    with pytest.raises(Unfit) as refused:
+    with pytest.raises(JobRejected) as refused:
         Engine({"affine": affine}).add(job(recipe(steps=1000)))
     assert refused.value.sentence.startswith("affine cannot take 1000 steps with the sampler ddpm;")
     assert refused.value.blame == "model"
 
 
 def test_the_engine_refuses_an_upscale(affine: Any, job: Make) -> None:
-    with pytest.raises(Unfit):
-        Engine({"affine": affine}).add(job(Enlarge(source="0" * 64)))
+    with pytest.raises(JobRejected):
+        Engine({"affine": affine}).add(job(UpscaleTask(source="0" * 64)))
 
 
 def test_a_layout_points_every_image_at_its_own_rows(affine: Any, recipe: Make, job: Make) -> None:
     table = plan(affine.scheduler_config, "ddpm", 4)
     recipes: list[Recipe] = [recipe("a", guidance=1.0), recipe(concepts=(Concept("b"), Concept("c"))), recipe("d")]
-    layout = Layout.of([Trajectory(job(each), each, 0, table, affine) for each in recipes], 4)
+    layout = RowLayout.build([Trajectory(job(each), each, 0, table, affine) for each in recipes], 4)
     assert layout.owner.tolist() == [0, 1, 1, 1, 2, 2, 0, 0]
     assert layout.base.tolist() == [0, 1, 4]
     assert [row.tolist() for row, _ in layout.slots] == [[0, 2, 5], [0, 3, 4]]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.engine import Developed, Engine
+from engine.engine import Engine, LatentsDone
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Ancestor, Job
+from engine.job import Job, NoiseAncestor
 
 Make = Callable[..., Any]
 
@@ -51,7 +51,7 @@ def test_other_jobs_in_the_batch_change_no_bit(
         if others and rng.random() < 0.3:
             engine.cancel(rng.choice(others).id)
         for event in engine.step():
-            if isinstance(event, Developed) and event.job == one.id:
+            if isinstance(event, LatentsDone) and event.job == one.id:
                 latents = event.latents
         if latents is not None:
             break
@@ -63,7 +63,7 @@ def test_other_jobs_in_the_batch_change_no_bit(
 def test_a_job_killed_and_resumed_several_times_gives_the_same_picture(
     embedded: StableDiffusion, exact_recipe: Make, job: Make, finish: Make, sampler: str
 ) -> None:
-    one = job(exact_recipe(steps=12, sampler=sampler, lineage=(Ancestor(3, 0, 0.3),)))
+    one = job(exact_recipe(steps=12, sampler=sampler, lineage=(NoiseAncestor(3, 0, 0.3),)))
     expected = run_alone(embedded, one, finish)
     snapshots: list[Any] = []
     for steps in (3, 4, 2):
@@ -71,7 +71,7 @@ def test_a_job_killed_and_resumed_several_times_gives_the_same_picture(
         engine.add(one, snapshots)
         for _ in range(steps):
             engine.step()
-        snapshots = engine.snapshots(one.id, epoch=1)
+        snapshots = engine.take_snapshots(one.id, epoch=1)
     engine = Engine({"embedded": embedded})
     engine.add(one, snapshots)
     assert torch.equal(finish(engine)[one.id, 0], expected)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from engine.alone import develop
-from engine.finishing import developed, laid_over
-from engine.lane import Lane
-from engine.simulated import Simulated
+from engine.alone import run_locally
+from engine.finishing import composite, decode_tiled
+from engine.lane import DecodeWorker
+from engine.simulated import SimulatedModel
 from tests.engine.beginnings import begun, forward, half_mask, saved, scene
 
 Make = Callable[..., Any]
 TIMEOUT = 60.0
 
 
-class UpscalingFamily(Simulated):
+class UpscalingFamily(SimulatedModel):
     """Finished pictures are four times as wide and high, as from a super-resolver."""
 
     enlargement, upscaler = 4, "by four"
@@ -35,12 +35,14 @@ def pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"), dtype=np.int16)
 
 
-@pytest.mark.parametrize(("family", "side"), [(Simulated(0.001), 64), (UpscalingFamily(0.001), 256)])
-def test_unpainted_pixels_are_those_of_the_init_image(recipe: Make, job: Make, family: Simulated, side: int) -> None:
+@pytest.mark.parametrize(("family", "side"), [(SimulatedModel(0.001), 64), (UpscalingFamily(0.001), 256)])
+def test_unpainted_pixels_are_those_of_the_init_image(
+    recipe: Make, job: Make, family: SimulatedModel, side: int
+) -> None:
     source = scene((300, 200))
     start, blobs = forward([saved(source)], 0.9, saved(half_mask((300, 200))))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start), ladder=False)
-    [content] = develop(one, {"simulated": family}, blobs).pictures
+    [content] = run_locally(one, {"simulated": family}, blobs).pictures
     picture = Image.open(BytesIO(content))
     assert picture.size == (side, side)
     expected = ImageOps.fit(source, (side, side), Image.Resampling.LANCZOS)
@@ -51,21 +53,21 @@ def test_unpainted_pixels_are_those_of_the_init_image(recipe: Make, job: Make, f
 
 def test_a_redelivered_job_is_still_composited_over_its_init_image(recipe: Make, job: Make) -> None:
     """It was lost and came back at once: to forget the first delivery must not forget the second."""
-    family = Simulated(0.001)
+    family = SimulatedModel(0.001)
     start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
     one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start))
-    lane = Lane({"simulated": family})
+    lane = DecodeWorker({"simulated": family})
     try:
         futures = []
         for _ in range(2):
-            futures.append(lane.begin(one, blobs))
-            lane.forget(one.id)
-        futures.append(lane.begin(one, blobs))
+            futures.append(lane.encode_init_images(one, blobs))
+            lane.forget_job(one.id)
+        futures.append(lane.encode_init_images(one, blobs))
         assert all(future.result(TIMEOUT) is not None for future in futures)
-        assert one.id in lane._under
-        lane.forget(one.id)
+        assert one.id in lane._init_latents
+        lane.forget_job(one.id)
         lane.close()
-        assert not lane._under
+        assert not lane._init_latents
     finally:
         if lane._thread.is_alive():
             lane.close()
@@ -73,24 +75,24 @@ def test_a_redelivered_job_is_still_composited_over_its_init_image(recipe: Make,
 
 def test_blended_init_images_with_a_mask_are_not_composited(recipe: Make, job: Make) -> None:
     start, blobs = forward([saved(scene()), saved(scene(colour="red"))], 0.9, saved(half_mask()))
-    beginning = begun(job(recipe(model="simulated", width=64, height=64, start=start)), blobs, Simulated(0.1))
+    beginning = begun(job(recipe(model="simulated", width=64, height=64, start=start)), blobs, SimulatedModel(0.1))
     assert beginning is not None
     assert beginning.mask is not None
     plain = scene(colour="white")
-    assert laid_over(plain, beginning) is plain
+    assert composite(plain, beginning) is plain
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 16), (4, 1, 1)])
 def test_a_tile_is_decoded_with_wrapped_edges_and_cropped(shape: tuple[int, int, int]) -> None:
     """A decoder that uses no neighbours gives the same pixels. Its input has the opposite edges around it."""
-    family, inputs = Simulated(0.1), list[torch.Tensor]()
+    family, inputs = SimulatedModel(0.1), list[torch.Tensor]()
 
     def decode(latents: torch.Tensor) -> Image.Image:
         inputs.append(latents)
         return family.decode(latents)
 
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    assert np.array_equal(pixels(developed(decode, latents, True)), pixels(developed(decode, latents, False)))
+    assert np.array_equal(pixels(decode_tiled(decode, latents, True)), pixels(decode_tiled(decode, latents, False)))
     around = min(4, *shape[1:])
     assert torch.equal(inputs[0][:, around:-around, :around], latents[:, :, -around:])
     assert torch.equal(inputs[0][:, :around, around:-around], latents[:, -around:, :])

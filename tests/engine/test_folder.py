@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.training.pictures.folder import Reading, read_folder
-from engine.training.pictures.picture_file import decode, squared
-from engine.training.pictures.views import numbered, view
+from engine.training.pictures.folder import PictureDataset, read_folder
+from engine.training.pictures.picture_file import decode_picture, fit_square
+from engine.training.pictures.views import number_views, render_view
 
 
 def write_picture(path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **saving: Any) -> Path:
@@ -29,12 +29,12 @@ def write_picture(path: Path, caption: str | bytes | None = "a ball", *, mode: s
     return path
 
 
-def reasons_by_name(reading: Reading) -> dict[str, str]:
+def reasons_by_name(reading: PictureDataset) -> dict[str, str]:
     assert all("\n" not in str(one) for one in reading.skipped)
     return {one.name: one.reason for one in reading.skipped}
 
 
-def names(reading: Reading) -> list[str]:
+def names(reading: PictureDataset) -> list[str]:
     return [one.name for one in reading.pictures]
 
 
@@ -128,7 +128,7 @@ def test_unusable_captions_are_reported_with_their_picture(tmp_path: Path) -> No
         "vast.png": "has a caption that is larger than 64 kB",
         "orphan.txt": "has no picture beside it",
     }
-    assert len(read_folder(tmp_path, captions=False).pictures) == 6
+    assert len(read_folder(tmp_path, require_captions=False).pictures) == 6
 
 
 def test_unusable_lines_of_metadata_are_reported(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_every_kind_of_pixel_becomes_upright_rgb_on_white(tmp_path: Path) -> Non
     red.save(tmp_path / "turned.jpg", exif=turned)
     red.convert("P").save(tmp_path / "palette.gif")
     red.convert("1").save(tmp_path / "lines.png")
-    pictures = {path.name: decode(path) for path in tmp_path.iterdir()}
+    pictures = {path.name: decode_picture(path) for path in tmp_path.iterdir()}
     assert all(one.pixels.mode == "RGB" for one in pictures.values())
     cmyk: Any = pictures["cmyk.jpg"].pixels.getpixel((5, 5))
     assert np.abs(np.array(cmyk) - (200, 30, 30)).max() < 40
@@ -227,8 +227,8 @@ def test_every_kind_of_pixel_becomes_upright_rgb_on_white(tmp_path: Path) -> Non
     for name in ("cut-out.png", "cut-out.webp"):
         assert pictures[name].pixels.getpixel((30, 5)) == (255, 255, 255)
         assert pictures[name].pixels.getpixel((5, 5)) == (0, 0, 255)
-        assert squared(pictures[name], 32).getpixel((16, 1)) == (255, 255, 255)  # padded: nothing of it is lost
-    assert squared(pictures["turned.jpg"], 32).getpixel((16, 1)) != (255, 255, 255)  # the middle is kept
+        assert fit_square(pictures[name], 32).getpixel((16, 1)) == (255, 255, 255)  # padded: nothing of it is lost
+    assert fit_square(pictures["turned.jpg"], 32).getpixel((16, 1)) != (255, 255, 255)  # the middle is kept
 
 
 def test_views_depend_on_the_seed_and_are_mirrored_only_with_flip(tmp_path: Path) -> None:
@@ -237,12 +237,12 @@ def test_views_depend_on_the_seed_and_are_mirrored_only_with_flip(tmp_path: Path
     half.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("half")
     (one,) = read_folder(tmp_path).pictures
-    assert [number for _, number in numbered([one], flip=False)] == list(range(8))
-    assert len(numbered([one] * 5000, flip=False)) == 5000
-    assert len(numbered([one] * 5000, flip=True)) == 10_000
-    views = [view(one, number, 32, 7, flip=False) for number in range(8)]
+    assert [number for _, number in number_views([one], flip=False)] == list(range(8))
+    assert len(number_views([one] * 5000, flip=False)) == 5000
+    assert len(number_views([one] * 5000, flip=True)) == 10_000
+    views = [render_view(one, number, 32, 7, flip=False) for number in range(8)]
     assert all(pixels.shape == (32, 32, 3) and pixels[16, 2].max() < 60 for pixels in views)
-    assert np.array_equal(views[3], view(one, 3, 32, 7, flip=False))
+    assert np.array_equal(views[3], render_view(one, 3, 32, 7, flip=False))
     assert not np.array_equal(views[3], views[4])
-    assert view(one, 1, 32, 7, flip=True)[16, 2].min() > 200
-    assert np.array_equal(view(one, 0, 32, 7, flip=True), views[0])
+    assert render_view(one, 1, 32, 7, flip=True)[16, 2].min() > 200
+    assert np.array_equal(render_view(one, 0, 32, 7, flip=True), views[0])

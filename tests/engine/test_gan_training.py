@@ -19,14 +19,14 @@ from engine.training.__main__ import main
 from engine.training.gan import autoencoder, autoencoder_judge, pairs, shapes, upscaler, upscaler_judge
 from engine.training.gan.coding import round_trip
 from engine.training.gan.discriminator import Discriminator, picture_gradient
-from engine.training.gan.folding import fold, latent_scale
-from engine.training.gan.losses import overshoot, psnr, ssim
-from engine.training.gan.pairs import Pairs
+from engine.training.gan.folding import fold_scale, measure_latent_scale
+from engine.training.gan.losses import overshoot_loss, psnr, ssim
+from engine.training.gan.pairs import UpscalerPairs
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.captions import words
-from engine.training.pictures.charts import chart
-from engine.training.pictures.heldout import artwork_held_out
-from engine.training.pictures.pixels import Pixels, as_images, of_artwork, of_pictures, subject_of
+from engine.training.pictures.captions import clean_description
+from engine.training.pictures.charts import draw_chart
+from engine.training.pictures.heldout import is_held_out
+from engine.training.pictures.pixels import MaskedPictures, as_images, find_subject, mask_pictures, render_artwork
 from engine.training.run import Budget, Run
 
 SHAPE: dict[str, Any] = {
@@ -51,24 +51,24 @@ def blobs(count: int, side: int) -> list[np.ndarray]:
     return pictures
 
 
-def pixels() -> Pixels:
-    return of_pictures(blobs(16, 32))
+def pixels() -> MaskedPictures:
+    return mask_pictures(blobs(16, 32))
 
 
-def small_pairs(count: int = 12) -> Pairs:
+def small_pairs(count: int = 12) -> UpscalerPairs:
     large = np.stack(blobs(count, 64))
     small = large.reshape(count, 16, 4, 16, 4, 3).mean(axis=(2, 4)).astype(np.uint8)
-    return Pairs(large, small, small)
+    return UpscalerPairs(large, small, small)
 
 
-def make_autoencoder_trainer(*, keep: bool, **fields: Any) -> autoencoder.Trainer:
-    settings = autoencoder.Settings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **fields})
-    return autoencoder.Trainer(shapes.fresh(1, SHAPE), pixels(), settings)
+def make_autoencoder_trainer(*, keep: bool, **fields: Any) -> autoencoder.AutoencoderTrainer:
+    settings = autoencoder.AutoencoderSettings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **fields})
+    return autoencoder.AutoencoderTrainer(shapes.build_autoencoder(1, SHAPE), pixels(), settings)
 
 
-def make_upscaler_trainer(**fields: Any) -> upscaler.Trainer:
-    settings = upscaler.Settings(**{**EARLY_GAN, "rate": 3e-3, "crop": 12, **fields})
-    return upscaler.Trainer(upscaler.fresh(1, 8, 2), small_pairs(), settings)
+def make_upscaler_trainer(**fields: Any) -> upscaler.UpscalerTrainer:
+    settings = upscaler.UpscalerSettings(**{**EARLY_GAN, "rate": 3e-3, "crop": 12, **fields})
+    return upscaler.UpscalerTrainer(upscaler.build_upscaler(1, 8, 2), small_pairs(), settings)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -80,18 +80,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_held_out_drawings_are_the_same_everywhere_and_in_every_style() -> None:
     keys = [f"flat-design/{code:x}" for code in range(0x1F300, 0x1F700)]
-    held_out = [key for key in keys if artwork_held_out(key)]
+    held_out = [key for key in keys if is_held_out(key)]
     assert held_out[:3] == ["flat-design/1f300", "flat-design/1f303", "flat-design/1f30c"]
     assert 0.03 < len(held_out) / len(keys) < 0.07
-    assert all(artwork_held_out(key.replace("flat-design", "3d-render")) for key in held_out)
+    assert all(is_held_out(key.replace("flat-design", "3d-render")) for key in held_out)
 
 
 def test_no_variant_of_a_held_out_drawing_is_trained_on() -> None:
     codes = {code: f"flat-design/{code:x}" for code in range(0x1F300, 0x1F320)}
-    drawings = [Artwork(key, words("ball", []), 5, "flat design", "MIT", "somebody",
+    drawings = [Artwork(key, clean_description("ball", []), 5, "flat design", "MIT", "somebody",
                      Image.new("RGBA", (32, 32), (code % 256, 0, 9, 255))) for code, key in codes.items()]  # fmt: skip
-    train, held_out = of_artwork(drawings, seed=0, per_picture=2)
-    count = sum(artwork_held_out(key) for key in codes.values())
+    train, held_out = render_artwork(drawings, seed=0, per_picture=2)
+    count = sum(is_held_out(key) for key in codes.values())
     assert (len(train), len(held_out)) == (2 * (len(codes) - count), count)
     assert count > 0
 
@@ -100,8 +100,8 @@ def test_the_subject_is_what_differs_from_the_border() -> None:
     picture = np.full((16, 16, 3), 200, np.uint8)
     picture[4:8, 4:8] = 10
     picture[0, 0] = 0  # a corner that belongs to something else
-    assert subject_of(picture).sum() == 17
-    assert subject_of(np.zeros((8, 8, 3), np.uint8)).all()
+    assert find_subject(picture).sum() == 17
+    assert find_subject(np.zeros((8, 8, 3), np.uint8)).all()
 
 
 # --- the measures
@@ -113,12 +113,12 @@ def test_overshoot_penalises_ringing_and_not_softness() -> None:
     soft, ringing = step.clone(), step.clone()
     soft[..., 7:9] = 0.25
     ringing[..., 9] = 0.6
-    assert overshoot(soft, step) == 0
-    assert overshoot(ringing, step) == pytest.approx(0.1 / 16)
+    assert overshoot_loss(soft, step) == 0
+    assert overshoot_loss(ringing, step) == pytest.approx(0.1 / 16)
 
 
 def test_psnr_and_ssim_distinguish_an_equal_picture_from_a_worse_one() -> None:
-    images, subjects = pixels().rows(np.arange(4))
+    images, subjects = pixels().read_rows(np.arange(4))
     noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     assert (ssim(images, images) > 0.9999).all()
     assert (ssim(noisy, images) < 0.99).all()
@@ -140,7 +140,7 @@ def test_the_discriminators_part_of_the_gradient_has_the_requested_length() -> N
 # --- learning and resuming
 
 
-def make_noisy_upscaler_trainer() -> upscaler.Trainer:
+def make_noisy_upscaler_trainer() -> upscaler.UpscalerTrainer:
     """A fresh network repeats pixels, which is hard to beat in a few steps; this one starts worse."""
     trainer = make_upscaler_trainer()
     torch.nn.init.normal_(list(trainer.network.parameters())[-2], std=0.1)
@@ -192,11 +192,11 @@ def test_resuming_is_exact_including_the_discriminator(tmp_path: Path, make: Mak
 def test_a_run_before_its_first_discriminator_step_resumes_exactly(tmp_path: Path) -> None:
     one, other = make_upscaler_trainer(gan_from=0.9), make_upscaler_trainer(gan_from=0.9)
     one.step(0.0)
-    checkpoint.save(tmp_path / "kept.safetensors", one.tensors(), {})
+    checkpoint.save(tmp_path / "kept.safetensors", one.state_tensors(), {})
     other.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 1)
     one.step(0.95)
     other.step(0.95)
-    assert same(one.tensors(), other.tensors())
+    assert same(one.state_tensors(), other.state_tensors())
 
 
 def test_a_non_finite_loss_ends_the_run() -> None:
@@ -220,8 +220,8 @@ def test_with_kept_latents_only_the_decoder_changes(keep: bool) -> None:
 
 def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
     trainer = make_autoencoder_trainer(keep=True)
-    judge = autoencoder_judge.Judge(trainer, of_pictures(blobs(3, 32)))
-    Run(tmp_path, trainer, judge, Budget(samples=8), started=0.0).go(
+    judge = autoencoder_judge.AutoencoderEvaluator(trainer, mask_pictures(blobs(3, 32)))
+    Run(tmp_path, trainer, judge, Budget(samples=8), start_time=0.0).train_until(
         lambda: 0.0, lambda: False, lambda losses: None, 60
     )
     line = json.loads((tmp_path / "log.jsonl").read_text())
@@ -234,14 +234,14 @@ def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
 
 
 def test_folded_latents_have_mean_0_and_deviation_1_and_keep_the_pictures() -> None:
-    network, data = shapes.fresh(1, SHAPE).eval(), pixels()
-    images, _ = data.rows(np.arange(len(data)))
+    network, data = shapes.build_autoencoder(1, SHAPE).eval(), pixels()
+    images, _ = data.read_rows(np.arange(len(data)))
     before = round_trip(network, images)
     posterior = network.encode(images, return_dict=False)[0]
     noise = posterior.std / posterior.mean.std(dim=(0, 2, 3), keepdim=True)
-    fold(network, *latent_scale(network, data))
+    fold_scale(network, *measure_latent_scale(network, data))
     posterior = network.encode(images, return_dict=False)[0]
-    mean, deviation = latent_scale(network, data)
+    mean, deviation = measure_latent_scale(network, data)
     assert torch.allclose(mean, torch.zeros(4), atol=1e-4)
     assert torch.allclose(deviation, torch.ones(4), atol=1e-4)
     assert torch.allclose(posterior.std, noise, rtol=1e-2)
@@ -251,35 +251,35 @@ def test_folded_latents_have_mean_0_and_deviation_1_and_keep_the_pictures() -> N
 def test_an_exported_super_resolver_loads_in_spandrel_and_in_training(tmp_path: Path) -> None:
     trainer = make_upscaler_trainer()
     trainer.step(0.1)
-    upscaler.export(trainer.average, tmp_path / "model.safetensors")
+    upscaler.export_upscaler(trainer.average, tmp_path / "model.safetensors")
     descriptor = ModelLoader().load_from_file(tmp_path / "model.safetensors")
     assert (descriptor.architecture.name, descriptor.scale, descriptor.input_channels) == ("RealESRGAN Compact", 4, 3)
     grey = torch.full((1, 3, 12, 12), 0.5)
     assert torch.allclose(descriptor.model.eval()(grey), trainer.average(grey), atol=1e-2)
-    again = upscaler.load(tmp_path / "model.safetensors")
+    again = upscaler.load_upscaler(tmp_path / "model.safetensors")
     assert all(one.dtype == torch.float32 for one in again.parameters())
     with pytest.raises(ValueError, match="no super-resolver"):
-        upscaler.load(tmp_path / "nothing.safetensors")
+        upscaler.load_upscaler(tmp_path / "nothing.safetensors")
 
 
 def test_a_fresh_network_repeats_pixels_and_does_not_ring() -> None:
-    network = upscaler.fresh(0, 8, 2)
+    network = upscaler.build_upscaler(0, 8, 2)
     small = small_pairs(2).clean
-    assert (upscaler_judge.enlarged(network, small) == small.repeat(4, axis=1).repeat(4, axis=2)).all()
-    assert upscaler_judge.ringing(network) == 0
+    assert (upscaler_judge.upscale_batch(network, small) == small.repeat(4, axis=1).repeat(4, axis=2)).all()
+    assert upscaler_judge.measure_ringing(network) == 0
 
 
 def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
-    def make_pairs() -> Pairs:
+    def make_pairs() -> UpscalerPairs:
         pictures = iter(blobs(8, 256))
-        return pairs.pairs(pictures, 6, None, seed=3, charts=0.5)
+        return pairs.build_pairs(pictures, 6, None, seed=3, chart_share=0.5)
 
     one, other = make_pairs(), make_pairs()
     assert (one.large == other.large).all()
-    assert (one.mended == other.mended).all()
+    assert (one.decoded == other.decoded).all()
     assert one.clean.shape == (6, 64, 64, 3)
     rng = np.random.default_rng(0)
-    charts = [chart(rng, 64) for _ in range(30)]
+    charts = [draw_chart(rng, 64) for _ in range(30)]
     assert {one.shape for one in charts} == {(64, 64, 3)}
     assert abs(as_images(np.stack(charts))).max() <= 1
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine.bench.small_models import KINDS
-from engine.strands.call import Call, Forward, Reader, joined, split
-from engine.strands.gather import Gathering
-from engine.strands.shell import Moved, shell_of
-from engine.strands.strand import Asked, Ended, Strand
+from engine.bench.small_models import PIPELINE_BUILDERS
+from engine.strands.call import CallAnalyzer, Forward, NetworkCall, join_calls, split_output
+from engine.strands.gather import ForwardBatcher
+from engine.strands.shell import SamplerProgress, clone_pipeline
+from engine.strands.strand import CoroutineThread, Message, ThreadEnd
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 diffusers: Any = import_module("diffusers")
@@ -26,7 +26,7 @@ diffusers: Any = import_module("diffusers")
 @cache
 def make_pipeline(kind: str) -> Any:
     torch.manual_seed(0)
-    pipeline = KINDS[kind]()
+    pipeline = PIPELINE_BUILDERS[kind]()
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -55,30 +55,32 @@ def wrap_network(name: str, net: Any) -> Forward:
 
 
 def run_together(
-    jobs: list[tuple[Any, dict[str, Any]]], gathering: Gathering, bucket: int | None = None
-) -> tuple[list[torch.Tensor], list[list[Moved]], int]:
+    jobs: list[tuple[Any, dict[str, Any]]], gathering: ForwardBatcher, bucket: int | None = None
+) -> tuple[list[torch.Tensor], list[list[SamplerProgress]], int]:
     """Runs all pipelines together; returns their pictures, their samplers' moves and the number of calls."""
-    moves: list[list[Moved]] = [[] for _ in jobs]
+    moves: list[list[SamplerProgress]] = [[] for _ in jobs]
 
-    def strand(number: int, pipeline: Any, arguments: dict[str, Any]) -> Strand[Call, Any, torch.Tensor]:
-        def work(here: Strand[Call, Any, torch.Tensor]) -> torch.Tensor:
-            return shell_of(pipeline, here.ask, moves[number].append, wrap_network)(**arguments).images[0]
+    def strand(
+        number: int, pipeline: Any, arguments: dict[str, Any]
+    ) -> CoroutineThread[NetworkCall, Any, torch.Tensor]:
+        def work(here: CoroutineThread[NetworkCall, Any, torch.Tensor]) -> torch.Tensor:
+            return clone_pipeline(pipeline, here.ask, moves[number].append, wrap_network)(**arguments).images[0]
 
-        return Strand(work)
+        return CoroutineThread(work)
 
     strands = [strand(number, *job) for number, job in enumerate(jobs)]
     count = 0
-    while waiting := [(each, rest.question) for each in strands if isinstance(rest := each.rest(30), Asked)]:
+    while waiting := [(each, rest.content) for each in strands if isinstance(rest := each.poll(30), Message)]:
         with torch.no_grad():
             outputs = gathering.run([call for _, call in waiting], 64, bucket)
         count += len(waiting)
         for (each, _), output in zip(waiting, outputs, strict=True):
             each.answer(output)
-    ends = [each.rest() for each in strands]
+    ends = [each.poll() for each in strands]
     pictures = []
     for each, end in zip(strands, ends, strict=True):
         assert each.join(5)
-        assert isinstance(end, Ended)
+        assert isinstance(end, ThreadEnd)
         if end.error is not None:
             raise end.error
         assert end.result is not None
@@ -96,7 +98,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", sorted(SIDES))
 def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
-    pipeline, gathering = make_pipeline(kind), Gathering()
+    pipeline, gathering = make_pipeline(kind), ForwardBatcher()
     orders = [("cat", 1, 4), ("dog", 2, 6), ("sea", 3, 5)]
     expected_pictures = [pipeline(**call_arguments(kind, *each)).images[0] for each in orders]
     pictures, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], gathering)
@@ -104,8 +106,8 @@ def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
         torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5)
     print(kind, "max", max(float((a - b).abs().max()) for a, b in zip(pictures, expected_pictures, strict=True)),
           "calls", count, "forwards", gathering.forwards)  # fmt: skip
-    again = Gathering()
-    again._tried = gathering._tried
+    again = ForwardBatcher()
+    again._is_joinable = gathering._is_joinable
     _, _, count = run_together([(pipeline, call_arguments(kind, *each)) for each in orders], again)
     assert again.forwards <= count / 2, f"{again.forwards} forwards for {count} calls"
 
@@ -131,8 +133,8 @@ class SummingNetwork(torch.nn.Module):
         return {"sample": out, "list": list(out)} if return_dict else (out, None, list(out))
 
 
-def read_calls(net: SummingNetwork, *each: tuple[Any, Any, dict[str, Any]]) -> list[Call]:
-    return [Reader(Forward(net)).read((sample, t), more) for sample, t, more in each]
+def read_calls(net: SummingNetwork, *each: tuple[Any, Any, dict[str, Any]]) -> list[NetworkCall]:
+    return [CallAnalyzer(Forward(net)).analyze((sample, t), more) for sample, t, more in each]
 
 
 def random_rows(count: int, seed: int) -> torch.Tensor:
@@ -154,7 +156,7 @@ def make_inputs(kind: str, count: int, seed: int) -> tuple[Any, Any, dict[str, A
 
 @pytest.mark.parametrize("kind", ["plain", "tuple", "nested", "shared"])
 def test_calls_of_one_and_two_rows_share_a_forward_and_get_their_own_outputs(kind: str) -> None:
-    net, gathering = SummingNetwork(), Gathering()
+    net, gathering = SummingNetwork(), ForwardBatcher()
     calls = read_calls(net, *(make_inputs(kind, count, seed) for count, seed in ((1, 1), (2, 3), (1, 5))))
     gathering.run(calls, 32)
     net.row_counts.clear()
@@ -177,13 +179,13 @@ def test_shared_inputs_must_be_equal() -> None:
     assert one.signature == same.signature
     assert one.signature != other.signature
     flag = read_calls(net, (random_rows(2, 1), 7, {"return_dict": False}))[0]
-    wide = Reader(Forward(net)).read((torch.zeros(2, 4), 7), {})
+    wide = CallAnalyzer(Forward(net)).analyze((torch.zeros(2, 4), 7), {})
     assert len({one.signature, other.signature, flag.signature, wide.signature}) == 4
 
 
 @pytest.mark.parametrize("net", [SummingNetwork(mixing=True), SummingNetwork(fails=True)])
 def test_a_network_with_dependent_rows_is_called_one_by_one(net: SummingNetwork) -> None:
-    gathering = Gathering()
+    gathering = ForwardBatcher()
     calls = read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3, 5)))
     gathering.run(calls, 32)
     net.row_counts.clear()
@@ -200,15 +202,15 @@ def test_out_of_memory_is_raised_and_does_not_stop_batching() -> None:
                 raise torch.OutOfMemoryError("full")
             return (sample,)
 
-    net, gathering = Full(), Gathering()
-    calls = [Reader(Forward(net)).read((random_rows(2, seed), seed), {}) for seed in (1, 2)]
+    net, gathering = Full(), ForwardBatcher()
+    calls = [CallAnalyzer(Forward(net)).analyze((random_rows(2, seed), seed), {}) for seed in (1, 2)]
     with pytest.raises(torch.OutOfMemoryError):
         gathering.run(calls, 32)
     assert len(gathering.run(calls, 2)) == 2
 
 
 def test_a_bucket_is_always_full_and_no_forward_exceeds_the_limit() -> None:
-    net, gathering = SummingNetwork(), Gathering()
+    net, gathering = SummingNetwork(), ForwardBatcher()
     calls = read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3, 5)))
     gathering.run(calls, 32, 4)
     net.row_counts.clear()
@@ -226,14 +228,14 @@ def test_a_list_of_tensors_counts_as_rows() -> None:
 
     net = Listed()
     calls = [
-        Reader(Forward(net)).read(
+        CallAnalyzer(Forward(net)).analyze(
             ([random_rows(2, seed)[0], random_rows(2, seed)[1]], torch.tensor([seed, seed + 1])), {}
         )
         for seed in (1, 2)
     ]
-    args, _ = joined(calls)
+    args, _ = join_calls(calls)
     assert [len(part) for part in args] == [4, 4]
-    first, second = split(net.forward(*args), [2, 2], 4)
+    first, second = split_output(net.forward(*args), [2, 2], 4)
     torch.testing.assert_close(second[0][1], 3 * random_rows(2, 2)[1])
     assert len(first[0]) == 2
 
@@ -246,9 +248,9 @@ def test_another_number_format_is_computed_and_converted_back() -> None:
 
 
 def test_a_network_without_other_references_is_freed() -> None:
-    net, gathering = SummingNetwork(), Gathering()
+    net, gathering = SummingNetwork(), ForwardBatcher()
     gathering.run(read_calls(net, *(make_inputs("plain", 2, seed) for seed in (1, 3))), 32)
-    assert gathering._tried
+    assert gathering._is_joinable
     alive = weakref.ref(net)
     del net
     gc.collect()

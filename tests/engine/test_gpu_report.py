@@ -13,10 +13,10 @@ from engine import families
 from engine.bench.report import __main__ as report
 from engine.bench.report import gains, parity
 from engine.bench.report.device import describe_device
-from engine.bench.report.page import as_json, as_markdown
-from engine.bench.row import Row
-from engine.bench.small_models import KINDS, build
-from engine.families.pipelined import Pipelined
+from engine.bench.report.page import format_json, format_markdown
+from engine.bench.row import FigureRow
+from engine.bench.small_models import PIPELINE_BUILDERS, save_small_pipeline
+from engine.families.pipelined import DiffusersFamily
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 CPU = torch.device("cpu")
@@ -28,62 +28,62 @@ def _ignore(_: str) -> None:
 
 def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
     messages: list[str] = []
-    rows = parity.parity_rows(CPU, messages.append)
-    assert len(rows) == len(messages) == len(KINDS)
-    assert [f"{row.name}: {row.note}" for row in rows if not row.passed] == []
+    rows = parity.measure_parity_rows(CPU, messages.append)
+    assert len(rows) == len(messages) == len(PIPELINE_BUILDERS)
+    assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
 
 
 def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(kind: str, folder: Path) -> None:
         if kind == "sd":
             raise RuntimeError("no kernel image is available")
-        build(kind, folder)
+        save_small_pipeline(kind, folder)
 
     monkeypatch.setattr(parity, "build", fail)
-    broken, sound = parity.parity_rows(CPU, _ignore, ("sd", "sdxl"))
-    assert (broken.figure, broken.passed) == (None, False)
+    broken, sound = parity.measure_parity_rows(CPU, _ignore, ("sd", "sdxl"))
+    assert (broken.figure, broken.meets_goal) == (None, False)
     assert "no kernel image" in broken.note
-    assert sound.passed
+    assert sound.meets_goal
 
 
 def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     original = parity.call_pipeline
     monkeypatch.setattr(parity, "call_pipeline", lambda *args: original(*args) * 1.01)
-    (row,) = parity.parity_rows(CPU, _ignore, ("sd",))
+    (row,) = parity.measure_parity_rows(CPU, _ignore, ("sd",))
     assert row.figure == pytest.approx(0.01, abs=0.009)
-    assert not row.passed
+    assert not row.meets_goal
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> gains.Load:
-    build("sd", tmp_path / "sd")
+def load(tmp_path: Path) -> gains.LoadFamily:
+    save_small_pipeline("sd", tmp_path / "sd")
 
-    def load_family() -> Pipelined:
+    def load_family() -> DiffusersFamily:
         family = families.load_folder(str(tmp_path / "sd"), "sd")
-        assert isinstance(family, Pipelined)
+        assert isinstance(family, DiffusersFamily)
         return family
 
     return load_family
 
 
-def test_each_way_is_measured_or_marked_as_gpu_only(load: gains.Load) -> None:
-    rows = gains.gain_rows(load, _ignore)
+def test_each_way_is_measured_or_marked_as_gpu_only(load: gains.LoadFamily) -> None:
+    rows = gains.measure_speedup_rows(load, _ignore)
     measured = {row.name: row.figure for row in rows if row.figure is not None}
     assert all(figure > 0 for figure in measured.values())
-    assert sorted(measured) == sorted(gains._batch_name(count) for count in gains.BATCHES)
-    assert {row.note for row in rows if row.figure is None} == {gains.NO_CARD}
-    assert len(rows) == len(gains.BATCHES) + 5
+    assert sorted(measured) == sorted(gains._batch_row_name(count) for count in gains.BATCH_SIZES)
+    assert {row.note for row in rows if row.figure is None} == {gains.NO_GPU_NOTE}
+    assert len(rows) == len(gains.BATCH_SIZES) + 5
 
 
-def test_a_failing_way_does_not_stop_the_others(load: gains.Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_way_does_not_stop_the_others(load: gains.LoadFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> float:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(gains, "_milliseconds", fail)
-    rows = gains.gain_rows(load, _ignore)
-    assert len(rows) == len(gains.BATCHES) + 5
-    assert all("out of memory" in row.note for row in rows[: len(gains.BATCHES)])
-    assert {row.note for row in rows[len(gains.BATCHES) :]} == {gains.NO_CARD}
+    monkeypatch.setattr(gains, "_measure_ms", fail)
+    rows = gains.measure_speedup_rows(load, _ignore)
+    assert len(rows) == len(gains.BATCH_SIZES) + 5
+    assert all("out of memory" in row.note for row in rows[: len(gains.BATCH_SIZES)])
+    assert {row.note for row in rows[len(gains.BATCH_SIZES) :]} == {gains.NO_GPU_NOTE}
 
 
 def test_the_device_is_described_in_plain_values() -> None:
@@ -95,21 +95,21 @@ def test_the_device_is_described_in_plain_values() -> None:
 
 
 def test_the_page_says_what_was_measured_and_what_was_not() -> None:
-    rows = [Row("a | b", 0.5, "≥ 1", "×", "two\nlines"), Row("c", None, None, "×", gains.NO_CARD)]
+    rows = [FigureRow("a | b", 0.5, "≥ 1", "×", "two\nlines"), FigureRow("c", None, None, "×", gains.NO_GPU_NOTE)]
     facts = {"device": "a processor", "kind": "cpu", "driver": None}
-    page = as_markdown(facts, {"Ways": rows})
+    page = format_markdown(facts, {"Ways": rows})
     assert "There is no GPU here" in page
     assert "| **miss** | a \\| b | 0.5 × | ≥ 1 | two lines |" in page
     assert "| – | c | not measured |  | not on a processor |" in page
-    assert "There is no GPU" not in as_markdown({**facts, "kind": "cuda"}, {})
-    content = json.loads(as_json(facts, {"Ways": rows}))
+    assert "There is no GPU" not in format_markdown({**facts, "kind": "cuda"}, {})
+    content = json.loads(format_json(facts, {"Ways": rows}))
     assert [row["pass"] for row in content["sections"]["Ways"]] == [False, False]
 
 
 def test_both_files_are_written_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parity, "KINDS", {"sd": KINDS["sd"]})
+    monkeypatch.setattr(parity, "KINDS", {"sd": PIPELINE_BUILDERS["sd"]})
     monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
     assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
@@ -124,12 +124,12 @@ def test_both_files_are_written_and_named(
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Any] = []
 
-    def measure(names: tuple[str, ...], cache: Path, **_: Any) -> list[Row]:
+    def measure(names: tuple[str, ...], cache: Path, **_: Any) -> list[FigureRow]:
         chosen.append((names, cache))
-        return [Row("sd15: a step", 1.0, None, "×")]
+        return [FigureRow("sd15: a step", 1.0, None, "×")]
 
     monkeypatch.setattr(report, "measure_models", measure)
-    monkeypatch.setattr(parity, "KINDS", {"sd": KINDS["sd"]})
+    monkeypatch.setattr(parity, "KINDS", {"sd": PIPELINE_BUILDERS["sd"]})
     report.main(["--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--full", "--models", "sd15"])
     assert chosen == [(("sd15",), tmp_path / "c")]
     assert "sd15: a step" in (tmp_path / "darkroom-gpu-report.md").read_text()

@@ -11,9 +11,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.engine import Engine
-from engine.job import Concept, Recipe, cost, guided, guided_steps, pinned, row_steps, rows
+from engine.job import (
+    Concept,
+    Recipe,
+    count_guided_steps,
+    count_row_steps,
+    count_rows,
+    estimate_cost,
+    is_guided,
+    pinned_bucket,
+)
 from engine.plan import COLUMNS, plan
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 Make = Callable[..., Any]
 
@@ -30,7 +39,7 @@ def compute_by_hand(affine: Any, recipe: Recipe) -> torch.Tensor:
             affine.denoise(x[None] * at["c"], torch.tensor([at["t"]]), (each[None],), "float32")[0]
             for each in (words, empty)
         )
-        out = unconditional + recipe.guidance * (conditional - unconditional) if guided(recipe, k) else conditional
+        out = unconditional + recipe.guidance * (conditional - unconditional) if is_guided(recipe, k) else conditional
         x = at["A"] * x + at["B"] * out
     return x
 
@@ -45,7 +54,7 @@ def test_a_picture_matches_the_computation_by_hand(
     engine.add(one_job)
     latents = finish(engine)[one_job.id, 0]
     torch.testing.assert_close(latents, compute_by_hand(affine, one), rtol=1e-5, atol=1e-5)
-    assert affine.shapes[:10].count(2) == sum(guided(one, k) for k in range(10))  # the others took one row
+    assert affine.shapes[:10].count(2) == sum(is_guided(one, k) for k in range(10))  # the others took one row
 
 
 def test_images_with_and_without_guidance_share_a_forward(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
@@ -71,30 +80,37 @@ def test_a_pinned_forward_is_smaller_outside_the_interval(affine: Any, recipe: M
 
 def test_rows_are_counted_and_charged_as_they_are_used(recipe: Make) -> None:
     whole, half = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
-    assert (rows(half), rows(half, held=False), row_steps(whole), row_steps(half)) == (8, 4, 80, 60)
+    assert (
+        count_rows(half),
+        count_rows(half, is_guidance_on=False),
+        count_row_steps(whole),
+        count_row_steps(half),
+    ) == (8, 4, 80, 60)
     three = recipe(concepts=(Concept("a", 2.0), Concept("b", 1.0), Concept("c", -1.0)), guidance_stop=0.5)
-    assert (rows(three), rows(three, held=False)) == (4, 4)
+    assert (count_rows(three), count_rows(three, is_guidance_on=False)) == (4, 4)
     away = recipe(concepts=(Concept("a", 1.0), Concept("b", -1.0)), guidance_stop=0.5)
-    assert rows(away, held=False) == rows(away) == 3
-    assert [pinned(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), whole)] == [
+    assert count_rows(away, is_guidance_on=False) == count_rows(away) == 3
+    assert [pinned_bucket(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), whole)] == [
         4,
         4,
         None,
     ]
-    assert row_steps(recipe(count=3, bucket=4, guidance_start=0.5)) == 5 * 4 + 5 * 8
+    assert count_row_steps(recipe(count=3, bucket=4, guidance_start=0.5)) == 5 * 4 + 5 * 8
 
 
 def test_the_cost_falls_with_the_rows(recipe: Make) -> None:
-    from bot.models import SHIPPED
+    from bot.models import SHIPPED_MODEL
 
     whole, half = (recipe(guidance=4.0, guidance_start=start, width=64, height=64) for start in (0.0, 0.5))
-    other = SHIPPED.encode_ms * 2 / 1000 + SHIPPED.decode_ms / 1000
-    assert cost(half, SHIPPED) - other == pytest.approx(0.75 * (cost(whole, SHIPPED) - other))
+    other = SHIPPED_MODEL.encode_ms * 2 / 1000 + SHIPPED_MODEL.decode_ms / 1000
+    assert estimate_cost(half, SHIPPED_MODEL) - other == pytest.approx(
+        0.75 * (estimate_cost(whole, SHIPPED_MODEL) - other)
+    )
 
 
 def test_a_network_with_guidance_as_an_input_takes_one_row_per_text(recipe: Make) -> None:
-    assert rows(recipe(guides="network", guidance=3.5)) == 1
-    assert rows(recipe("a", "b", guides="network")) == 2
+    assert count_rows(recipe(guides="network", guidance=3.5)) == 1
+    assert count_rows(recipe("a", "b", guides="network")) == 2
 
 
 @pytest.mark.parametrize("weight", [-0.5, -0.9, -0.999, -1.0, -1.5])
@@ -113,7 +129,7 @@ def test_a_negative_concept_stays_bounded_outside_the_interval(
 
 
 def test_an_interval_that_ends_before_it_begins_is_refused(affine: Any, recipe: Make, job: Make) -> None:
-    with pytest.raises(Unfit, match="before it starts"):
+    with pytest.raises(JobRejected, match="before it starts"):
         Engine({"affine": affine}).add(job(recipe(guidance_start=0.8, guidance_stop=0.2)))
 
 
@@ -125,4 +141,4 @@ def test_guided_steps_match_the_steps_inside_the_interval(steps: int, one: float
         concepts=(Concept("x"),), model="m", sampler="ddim", steps=steps, seed=1, guidance=3.0, width=64, height=64,
         dtype="float32", guidance_start=first, guidance_stop=stop,
     )  # fmt: skip
-    assert guided_steps(recipe) == sum(guided(recipe, k) for k in range(steps))
+    assert count_guided_steps(recipe) == sum(is_guided(recipe, k) for k in range(steps))

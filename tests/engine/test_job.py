@@ -13,11 +13,25 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from engine import job as contract
-from engine.job import Concept, Enlarge, Frame, Job, Malformed, Recipe, Result, Share, Warm, cost, decode, encode, rows
+from engine.job import (
+    BillingKey,
+    Concept,
+    Frame,
+    Job,
+    MalformedMessage,
+    ModelInfo,
+    Recipe,
+    Result,
+    UpscaleTask,
+    count_rows,
+    decode,
+    encode,
+    estimate_cost,
+)
 
 KINDS = [
-    contract.Recipe, contract.Enlarge, contract.Job, contract.Frame, contract.Picture, contract.Started,
-    contract.Finished, contract.Failed, contract.Cancelled, contract.Returned, contract.Ladder, contract.Snapshot,
+    contract.Recipe, contract.UpscaleTask, contract.Job, contract.Frame, contract.PictureReady, contract.JobStarted,
+    contract.JobFinished, contract.JobFailed, contract.JobCancelled, contract.JobHandedBack, contract.Ladder, contract.Snapshot,
     contract.Presence, contract.EmbedRequest, contract.EmbedReply, contract.DescribeRequest, contract.DescribeReply,
     contract.DecodeRequest, contract.DecodeReply,
 ]  # fmt: skip
@@ -70,7 +84,7 @@ def test_every_value_survives_the_wire(value: Any) -> None:
 @given(st.binary(max_size=300), ANY_KIND)
 @settings(max_examples=300, deadline=None)
 def test_garbage_is_malformed_and_nothing_else(payload: bytes, kind: type) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedMessage):
         decode(payload, kind)
 
 
@@ -82,7 +96,7 @@ def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, dat
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
         survivor = decode(bytes(payload), type(value))
-    except Malformed:
+    except MalformedMessage:
         return
     assert decode(encode(survivor), type(value)) == survivor
 
@@ -103,7 +117,7 @@ def replace_each_float(plain: Any, by: float) -> Iterator[Any]:
 @settings(max_examples=200, deadline=None)
 def test_no_float_is_infinite_or_not_a_number(value: Any, bad: float) -> None:
     for plain in replace_each_float(msgspec.msgpack.decode(encode(value)), bad):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedMessage):
             decode(msgspec.msgpack.encode(plain), type(value))
 
 
@@ -151,24 +165,24 @@ def make_recipe(**changes: Any) -> Recipe:
 def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
     """Python's `$` would accept a trailing newline."""
     frame = Frame(job="0" * 26 + ending, image=0, epoch=1, step=1, of=2, picture=b"", seconds_left=0)
-    with pytest.raises(Malformed, match="job"):
+    with pytest.raises(MalformedMessage, match="job"):
         decode(encode(frame), Frame)
-    with pytest.raises(Malformed, match="source"):
-        decode(encode(Enlarge(source="a" * 64 + ending)), Enlarge)
+    with pytest.raises(MalformedMessage, match="source"):
+        decode(encode(UpscaleTask(source="a" * 64 + ending)), UpscaleTask)
     if ending != ".":
-        with pytest.raises(Malformed, match="model"):
+        with pytest.raises(MalformedMessage, match="model"):
             decode(encode(make_recipe(model="m" + ending)), Recipe)
 
 
 def test_messages_of_another_version_are_refused() -> None:
     plain = msgspec.msgpack.decode(encode(make_recipe()))
     for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedMessage):
             decode(msgspec.msgpack.encode({**plain, **changes}), Recipe)
 
 
 def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() -> None:
-    share = Share(tier="a", guild="b", user="c")
+    share = BillingKey(tier="a", guild="b", user="c")
     job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9, check=True)
     plain = {**msgspec.msgpack.decode(encode(job)), "v": 1}
     del plain["check"]
@@ -177,10 +191,12 @@ def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() ->
 
 
 def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
-    share = Share(tier="a", guild="b", user="c")
-    upscale = Job(id="0" * 26, task=Enlarge(source="a" * 64), share=share, cost=1.0, deadline=2e9)
+    share = BillingKey(tier="a", guild="b", user="c")
+    upscale = Job(id="0" * 26, task=UpscaleTask(source="a" * 64), share=share, cost=1.0, deadline=2e9)
     sha = "a" * 64
-    picture = contract.Picture(job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64)
+    picture = contract.PictureReady(
+        job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64
+    )
     presence = contract.Presence(
         worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, build="b"
     )  # fmt: skip
@@ -192,7 +208,7 @@ def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() ->
             for model in plain.get("models", ()):
                 del model["enlargement"]
             assert decode(msgspec.msgpack.encode(plain), type(value)) == msgspec.structs.replace(value, v=version)
-    assert (upscale.task, picture.method) == (Enlarge(source=sha, factor=4, method="lanczos"), None)
+    assert (upscale.task, picture.method) == (UpscaleTask(source=sha, factor=4, method="lanczos"), None)
     assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
 
 
@@ -205,49 +221,49 @@ V2_RECIPE = {
 
 def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
     """An unknown field or a later `v` would make it refuse the job as a dead letter."""
-    share = Share(tier="a", guild="b", user="c")
-    for task in (make_recipe(), Enlarge(source="a" * 64), Enlarge(source="a" * 64, factor=3, method="gan")):
+    share = BillingKey(tier="a", guild="b", user="c")
+    for task in (make_recipe(), UpscaleTask(source="a" * 64), UpscaleTask(source="a" * 64, factor=3, method="gan")):
         job = Job(id="0" * 26, task=task, share=share, cost=1.0, deadline=2e9, check=True)
-        plain = msgspec.msgpack.decode(encode(contract.readable(job, 2)))
+        plain = msgspec.msgpack.decode(encode(contract.downgrade_job(job, 2)))
         assert set(plain) == V2_JOB
         assert plain["v"] <= 2
         assert plain["task"].get("v", 1) <= 2
-        if isinstance(task, Enlarge):
+        if isinstance(task, UpscaleTask):
             assert plain["task"] == {
                 "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
             }  # fmt: skip
         else:
             assert set(plain["task"]) <= V2_RECIPE  # what is left out has its default there too
-        assert contract.readable(job, contract.VERSION) == job
+        assert contract.downgrade_job(job, contract.VERSION) == job
 
 
 def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
-    share = Share(tier="a", guild="b", user="c")
+    share = BillingKey(tier="a", guild="b", user="c")
     job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9)
     plain = msgspec.msgpack.decode(encode(job))
     later = contract.VERSION + 1
     for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
-        with pytest.raises(contract.Newer, match=f"version {later} .* update it"):
+        with pytest.raises(contract.NewerVersion, match=f"version {later} .* update it"):
             decode(msgspec.msgpack.encode({**plain, **changes}), Job)
     for changes in ({"hue": 1}, {"v": "9"}, {"task": {"type": "Video", "v": 1}}):
-        with pytest.raises(Malformed) as damaged:
+        with pytest.raises(MalformedMessage) as damaged:
             decode(msgspec.msgpack.encode({**plain, **changes}), Job)
-        assert not isinstance(damaged.value, contract.Newer)
-    with pytest.raises(contract.Newer, match="the worker 'w' says version"):
+        assert not isinstance(damaged.value, contract.NewerVersion)
+    with pytest.raises(contract.NewerVersion, match="the worker 'w' says version"):
         decode(msgspec.msgpack.encode({"type": "Presence", "v": later, "worker": "w"}), contract.Presence)
 
 
 def test_a_deeply_nested_bomb_is_malformed() -> None:
     for bomb in (b"\x91" * 100_000, b"\x81\xa4task" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedMessage):
             decode(bomb, Job)
 
 
 def test_a_result_is_recognised_by_its_tag() -> None:
-    finished = contract.Finished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
+    finished = contract.JobFinished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
     kind: Any = Result
     assert decode(encode(finished), kind) == finished
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedMessage):
         decode(encode(make_recipe()), kind)
 
 
@@ -263,24 +279,28 @@ def test_a_result_is_recognised_by_its_tag() -> None:
     ],
 )
 def test_rows_per_step_follow_from_the_recipe(changes: dict[str, Any], expected: int) -> None:
-    assert rows(make_recipe(**changes)) == expected
+    assert count_rows(make_recipe(**changes)) == expected
 
 
-def make_warm() -> Warm:
-    return Warm(
+def make_warm() -> ModelInfo:
+    return ModelInfo(
         name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
         sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
     )  # fmt: skip
 
 
 def test_the_cost_adds_steps_texts_and_decodes() -> None:
-    assert cost(make_recipe(), make_warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
-    assert cost(make_recipe(bucket=8), make_warm()) == cost(make_recipe(), make_warm())
-    assert cost(make_recipe(count=3, bucket=8), make_warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000)
-    assert cost(make_recipe(bucket=5), make_warm()) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
-    assert cost(make_recipe(width=128), make_warm()) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
+    assert estimate_cost(make_recipe(), make_warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert estimate_cost(make_recipe(bucket=8), make_warm()) == estimate_cost(make_recipe(), make_warm())
+    assert estimate_cost(make_recipe(count=3, bucket=8), make_warm()) == pytest.approx(
+        (8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000
+    )
+    assert estimate_cost(make_recipe(bucket=5), make_warm()) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert estimate_cost(make_recipe(width=128), make_warm()) == pytest.approx(
+        (2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000
+    )
 
 
 def test_a_share_needs_a_weight_above_zero() -> None:
-    with pytest.raises(Malformed, match="weight"):
-        decode(encode(Share(tier="a", guild="b", user="c", weight=0.0)), Share)
+    with pytest.raises(MalformedMessage, match="weight"):
+        decode(encode(BillingKey(tier="a", guild="b", user="c", weight=0.0)), BillingKey)

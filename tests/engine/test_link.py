@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import nats.errors
 import pytest
 
-from engine.bus import Unreachable
-from engine.bus.link import reaching
+from engine.bus import BrokerUnreachable
+from engine.bus.link import translate_errors
 
 
 async def swallow_cancellation() -> None:
@@ -42,10 +42,10 @@ async def test_a_loop_ends_even_if_the_library_swallows_its_cancellation(call: C
     async def loop() -> None:
         while True:
             try:
-                with reaching("ask"):
+                with translate_errors("ask"):
                     await call()
                 turns.append("answered")
-            except Unreachable:
+            except BrokerUnreachable:
                 turns.append("failed")
 
     task = asyncio.create_task(loop())
@@ -65,7 +65,7 @@ async def test_a_cancelled_task_can_still_call_the_broker_in_its_cleanup() -> No
         try:
             await asyncio.sleep(10)
         finally:
-            with reaching("say goodbye"):
+            with translate_errors("say goodbye"):
                 await asyncio.sleep(0)
             calls.append("goodbye")
 
@@ -78,10 +78,10 @@ async def test_a_cancelled_task_can_still_call_the_broker_in_its_cleanup() -> No
 
 @pytest.mark.asyncio
 async def test_a_timeout_inside_is_no_cancellation_and_a_failure_has_a_sentence() -> None:
-    with reaching("ask"):
+    with translate_errors("ask"):
         await sleep_until_timeout()
     with (
-        pytest.raises(Unreachable, match=r"^The broker could not be reached to ask: nats: timeout\.$"),
-        reaching("ask"),
+        pytest.raises(BrokerUnreachable, match=r"^The broker could not be reached to ask: nats: timeout\.$"),
+        translate_errors("ask"),
     ):
         raise nats.errors.TimeoutError

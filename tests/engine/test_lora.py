@@ -15,10 +15,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from safetensors import safe_open
 
-from engine.families import load
+from engine.families import load_model
 from engine.training.__main__ import main
-from engine.training.latents import Cached
-from engine.training.lora import Settings, Trainer
+from engine.training.latents import LatentCache
+from engine.training.lora import LoraSettings, LoraTrainer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def train(small: Path, pictures: Path, out: Path, *more: str) -> int:
     return main([str(word) for word in words])
 
 
-def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> Trainer:
+def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> LoraTrainer:
     torch.manual_seed(1)
     network: Any = import_module("diffusers").UNet2DConditionModel(
         sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
@@ -57,9 +57,11 @@ def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> T
     )  # fmt: skip
     rng = np.random.default_rng(0)
     latents, states = rng.normal(size=(10, 4, 4, 4)), rng.normal(size=(10, 6, 8))
-    cache = Cached(latents.astype(np.float16), states.astype(np.float16), np.zeros((6, 8), np.float32), ("x",) * 10)
+    cache = LatentCache(
+        latents.astype(np.float16), states.astype(np.float16), np.zeros((6, 8), np.float32), ("x",) * 10
+    )
     scheduler = DDIMScheduler(prediction_type=prediction, beta_schedule="scaled_linear")
-    trainer = Trainer(network, cache, scheduler, Settings(32, rank=4, batch=5, rate=1e-2, precision=precision))
+    trainer = LoraTrainer(network, cache, scheduler, LoraSettings(32, rank=4, batch=5, rate=1e-2, precision=precision))
     for number in range(steps):
         trainer.step(number / 10)
     return trainer
@@ -68,10 +70,10 @@ def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> T
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_training_lowers_the_loss_for_each_prediction_type(prediction: str) -> None:
     trainer = build_trainer(prediction)
-    before = trainer.loss_on(trainer.cache)
+    before = trainer.mean_loss(trainer.cache)
     for _ in range(40):
         trainer.step(0.0)
-    assert trainer.loss_on(trainer.cache) < 0.95 * before
+    assert trainer.mean_loss(trainer.cache) < 0.95 * before
 
 
 def test_half_precision_trains_and_unknown_prediction_types_are_refused() -> None:
@@ -82,12 +84,12 @@ def test_half_precision_trains_and_unknown_prediction_types_are_refused() -> Non
 
 def test_a_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
     uninterrupted, half, other = build_trainer("epsilon", 6), build_trainer("epsilon", 3), build_trainer("epsilon")
-    saved = {name: tensor.clone() for name, tensor in half.tensors().items()}
+    saved = {name: tensor.clone() for name, tensor in half.state_tensors().items()}
     assert all("lora_" in name or name == "lora:moves" for name in saved)
     other.restore(saved, 3)
     for number in range(3, 6):
         other.step(number / 10)
-    one, again = uninterrupted.tensors(), other.tensors()
+    one, again = uninterrupted.state_tensors(), other.state_tensors()
     assert one.keys() == again.keys()
     assert all(torch.equal(one[name], again[name]) for name in one)
 
@@ -107,7 +109,7 @@ def test_diffusers_loads_the_lora_and_the_engine_loads_the_merged_model(
     assert (config.r, config.lora_alpha) == (2, 6.0)
     assert (draw_latents(with_it) - draw_latents(plain)).abs().max() > 1e-3
     assert torch.allclose(draw_latents(open_pipeline(merged)), draw_latents(with_it), atol=1e-4)
-    assert load(str(merged), tmp_path).size == 32
+    assert load_model(str(merged), tmp_path).size == 32
     assert str(tmp_path) not in (merged / "unet" / "config.json").read_text()
     capfd.readouterr()
     assert train(small_folder, pictures, out, *more) == 0

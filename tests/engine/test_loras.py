@@ -12,15 +12,15 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from engine.bench.small_models import build
+from engine.bench.small_models import save_small_pipeline
 from engine.calibration import Calibration
-from engine.engine import Developed, Engine
-from engine.families import adapted, load, load_folder
-from engine.families.additions import addition, additions
-from engine.families.embedded import assemble, load_embedded
+from engine.engine import Engine, LatentsDone
+from engine.families import adapted, load_folder, load_model
+from engine.families.additions import find_lora, find_loras
+from engine.families.embedded import build_pipeline, load_embedded
 from engine.job import Lora
 from engine.training.commands.run_lora import write_lora
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 from tests.engine.test_real_families import by_engine, by_pipeline, error
 
 pytestmark = [
@@ -45,7 +45,7 @@ def small_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     def folder(kind: str) -> Path:
         if kind not in built:
             built[kind] = tmp_path_factory.mktemp("small") / kind
-            build(kind, built[kind])
+            save_small_pipeline(kind, built[kind])
         return built[kind]
 
     return folder
@@ -84,8 +84,8 @@ def write_family_lora(path: Path, family: Any, seed: int, *, network: bool = Tru
     """Writes a LoRA for parts of a family in diffusers' format."""
     tensors: dict[str, torch.Tensor] = {}
     if network:
-        matrices = random_matrices(family.net("float32"), ATTENTION, seed)
-        tensors |= {f"{family.network}.{name}": value for name, value in matrices.items()}
+        matrices = random_matrices(family.get_network("float32"), ATTENTION, seed)
+        tensors |= {f"{family.network_name}.{name}": value for name, value in matrices.items()}
     for number, part in enumerate(texts):
         matrices = random_matrices(getattr(family.pipeline, part), CLIP, seed + 100 * (number + 1))
         tensors |= {f"{part}.{name}": value for name, value in matrices.items()}
@@ -112,7 +112,7 @@ def test_latents_equal_those_of_a_pipeline_that_loads_the_loras_itself(
     family, pipeline = load_small(kind), pipeline_of(small_folders(kind))
     first = write_family_lora(tmp_path / "first.safetensors", family, 1, texts=TEXTS.get(kind, ()))
     second = write_family_lora(tmp_path / "second.v2" / "any.safetensors", family, 2)
-    assert [lora.name for lora in family.loras()] == ["first", "second.v2"]
+    assert [lora.name for lora in family.list_loras()] == ["first", "second.v2"]
     plain = by_engine(family, build_recipe(recipe, family), job, finish)[0]
     for name, path in (("a", first), ("b", second)):
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
@@ -131,16 +131,16 @@ def test_a_lora_trained_by_darkroom_keeps_its_alpha(
     family, pipeline = load_small("sd"), pipeline_of(small_folders("sd"))
     pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], init_lora_weights=False))
     write_lora(pipeline.unet, tmp_path / "mine")
-    assert [lora.name for lora in family.loras()] == ["mine"]
+    assert [lora.name for lora in family.list_loras()] == ["mine"]
     (ours,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("mine"),)), job, finish)
     assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
 
 
 def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Make, finish: Make) -> None:
-    family, pipeline = load_embedded(), assemble()
+    family, pipeline = load_embedded(), build_pipeline()
     family.lora_folder = tmp_path
     write_family_lora(tmp_path / "one.safetensors", family, 1)
-    assert [lora.name for lora in family.loras()] == ["one"]
+    assert [lora.name for lora in family.list_loras()] == ["one"]
     pipeline.load_lora_weights(str(tmp_path), weight_name="one.safetensors", adapter_name="a")
     pipeline.set_adapters(["a"], [0.1])
     (ours,) = by_engine(family, build_recipe(recipe, family, sampler="ddim", loras=(Lora("one", 0.1),)), job, finish)
@@ -153,7 +153,7 @@ def test_the_kohya_format_is_read(
 ) -> None:
     family, pipeline = load_small("sd"), pipeline_of(small_folders("sd"))
     tensors: dict[str, torch.Tensor] = {}
-    for key, value in random_matrices(family.net("float32"), ATTENTION, 3).items():
+    for key, value in random_matrices(family.get_network("float32"), ATTENTION, 3).items():
         name = "lora_unet_" + key.split(".lora_")[0].replace(".", "_")
         tensors |= {
             f"{name}.lora_{'down' if 'lora_A' in key else 'up'}.weight": value,
@@ -161,7 +161,7 @@ def test_the_kohya_format_is_read(
         }
     save_file(tensors, tmp_path / "kohya.safetensors")
     pipeline.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
-    assert [lora.name for lora in family.loras()] == ["kohya"]
+    assert [lora.name for lora in family.list_loras()] == ["kohya"]
     (ours,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("kohya"),)), job, finish)
     assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
 
@@ -174,14 +174,14 @@ def test_jobs_without_loras_keep_every_bit(
     write_family_lora(tmp_path / "one.safetensors", family, 1, texts=TEXTS["sd"])
     plain, with_one = (build_recipe(recipe, family, dtype=dtype, loras=loras) for loras in ((), (Lora("one"),)))
     before = by_engine(family, plain, job, finish)[0]
-    conditioning = family.condition("a cat", plain)[0]
+    conditioning = family.encode_conditioning("a cat", plain)[0]
     between = by_engine(family, with_one, job, finish)[0]
-    family._texts.clear()
+    family._cached_conditioning.clear()
     assert torch.equal(by_engine(family, plain, job, finish)[0], before)
-    assert torch.equal(family.condition("a cat", plain)[0], conditioning)
+    assert torch.equal(family.encode_conditioning("a cat", plain)[0], conditioning)
     assert not torch.equal(between, before)
     assert torch.equal(by_engine(family, with_one, job, finish)[0], between)
-    changed = [type(layer).__name__ for layer in family.net(dtype).modules() if hasattr(layer, "lora_A")]
+    changed = [type(layer).__name__ for layer in family.get_network(dtype).modules() if hasattr(layer, "lora_A")]
     assert changed == []
 
 
@@ -235,12 +235,12 @@ def test_a_network_switches_only_when_the_loras_change(
     for seed, name in enumerate(("one", "two")):
         write_family_lora(tmp_path / f"{name}.safetensors", family, seed)
     one, two = (family.with_loras(build_recipe(recipe, family, loras=(Lora(name),))).loras for name in ("one", "two"))
-    family.net("float32", one)
+    family.get_network("float32", one)
     switches: list[Any] = []
-    kind = type(family.told_by(one))
+    kind = type(family.get_text_pipeline(one))
     real = kind.set_adapters
     monkeypatch.setattr(kind, "set_adapters", lambda *words: (switches.append(words), real(*words)))
-    nets = [family.net("float32", loras) for loras in (one, one, two, two, one)]
+    nets = [family.get_network("float32", loras) for loras in (one, one, two, two, one)]
     assert len(switches) == 2
     assert all(net is nets[0] for net in nets)
 
@@ -251,8 +251,10 @@ def test_a_lora_for_one_text_encoder_changes_only_its_conditioning(
     family = load_small("sdxl")
     write_family_lora(tmp_path / "words.safetensors", family, 1, network=False, texts=("text_encoder_2",))
     plain = build_recipe(recipe, family)
-    conditioning = family.condition("a cat", family.with_loras(build_recipe(recipe, family, loras=(Lora("words"),))))
-    states, others = conditioning[0], family.condition("a cat", plain)[0]
+    conditioning = family.encode_conditioning(
+        "a cat", family.with_loras(build_recipe(recipe, family, loras=(Lora("words"),)))
+    )
+    states, others = conditioning[0], family.encode_conditioning("a cat", plain)[0]
     assert torch.equal(states[:, :32], others[:, :32])
     assert not torch.equal(states[:, 32:], others[:, 32:])
 
@@ -262,19 +264,19 @@ def test_half_precision_applies_the_lora(load_small: Make, tmp_path: Path, recip
     family = load_small(kind)
     write_family_lora(tmp_path / "one.safetensors", family, 1)
     one = family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 2.0),), dtype="bfloat16"))
-    texts = tuple(part[None] for part in family.condition("a cat", one))
+    texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
     x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
     exact, near = (family.denoise(x, t, texts, dtype, one.loras) for dtype in ("float32", "bfloat16"))
     plain = family.denoise(x, t, texts, "float32")
     assert float((near - exact).std()) < 0.2 * float((exact - plain).std())
-    kinds = {each.dtype for each in family.net("bfloat16", one.loras).parameters()}
+    kinds = {each.dtype for each in family.get_network("bfloat16", one.loras).parameters()}
     assert kinds == {torch.bfloat16}
 
 
 def test_loras_beyond_the_cache_size_are_loaded_again(
     load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapted, "KEPT", 2)
+    monkeypatch.setattr(adapted, "LORAS_PER_COPY", 2)
     family = load_small("sd")
     names = ("one", "two", "three")
     for seed, name in enumerate(names):
@@ -295,9 +297,9 @@ def test_fitting_loras_are_announced_and_all_others_refused(
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
     (tmp_path / "spoilt.safetensors").write_bytes(b"rubbish")
     torch.save({}, tmp_path / "old.pt")
-    (fits,) = CALIBRATION.warm(family).loras
+    (fits,) = CALIBRATION.to_model_info(family).loras
     assert (fits.name, fits.weight, len(fits.revision)) == ("fits", 1.0, 12)
-    assert [lora.name for lora in CALIBRATION.warm(other).loras] == ["large"]
+    assert [lora.name for lora in CALIBRATION.to_model_info(other).loras] == ["large"]
     assert {"large", "none", "spoilt", "old"} <= {word for line in caplog.messages for word in line.split()}
     for name, sentence in {
         "large": "The LoRA large does not fit this model.",
@@ -306,7 +308,7 @@ def test_fitting_loras_are_announced_and_all_others_refused(
         "old": "The LoRA old exists only as a pickle, which can run code when it is opened: convert it to safetensors.",
         "absent": "This worker has no LoRA called absent.",
     }.items():
-        with pytest.raises(Unfit) as refused:
+        with pytest.raises(JobRejected) as refused:
             Engine({"sd": family}).add(job(build_recipe(recipe, family, loras=(Lora(name),))))
         assert refused.value.sentence == sentence
     assert torch.isfinite(step_once(family, recipe, job, fits)).all()
@@ -316,7 +318,7 @@ def step_once(family: Any, recipe: Make, job: Make, lora: Lora) -> torch.Tensor:
     """The latents after one step with this LoRA."""
     engine = Engine({family.name: family})
     engine.add(job(build_recipe(recipe, family, steps=1, loras=(lora,))))
-    return next(event.latents for event in engine.step() if isinstance(event, Developed))
+    return next(event.latents for event in engine.step() if isinstance(event, LatentsDone))
 
 
 def test_another_version_is_refused_and_a_new_file_is_another_version(
@@ -324,11 +326,11 @@ def test_another_version_is_refused_and_a_new_file_is_another_version(
 ) -> None:
     family = load_small("sd")
     path = write_family_lora(tmp_path / "one.safetensors", family, 1)
-    (first,) = family.loras()
+    (first,) = family.list_loras()
     write_family_lora(path, family, 2)
-    (second,) = family.loras()
+    (second,) = family.list_loras()
     assert first.revision != second.revision
-    with pytest.raises(Unfit, match="another version of the LoRA one") as refused:
+    with pytest.raises(JobRejected, match="another version of the LoRA one") as refused:
         family.with_loras(build_recipe(recipe, family, loras=(first,)))
     assert refused.value.blame == "worker"
     assert (
@@ -344,9 +346,9 @@ def test_the_weights_of_a_repeated_lora_add_up(load_small: Make, tmp_path: Path,
 
 
 def test_a_family_without_lora_support_refuses_them(affine: Any, recipe: Make, job: Make) -> None:
-    with pytest.raises(Unfit, match="LoRAs cannot be added to affine"):
+    with pytest.raises(JobRejected, match="LoRAs cannot be added to affine"):
         Engine({"affine": affine}).add(job(recipe(loras=(Lora("one"),))))
-    assert CALIBRATION.warm(affine).loras == ()
+    assert CALIBRATION.to_model_info(affine).loras == ()
 
 
 def test_without_peft_loras_are_neither_announced_nor_accepted(
@@ -355,8 +357,8 @@ def test_without_peft_loras_are_neither_announced_nor_accepted(
     family = load_small("sd")
     write_family_lora(tmp_path / "one.safetensors", family, 1)
     monkeypatch.setattr(adapted, "find_spec", lambda name: None)
-    assert family.loras() == ()
-    with pytest.raises(Unfit, match="LoRAs need the package peft"):
+    assert family.list_loras() == ()
+    with pytest.raises(JobRejected, match="LoRAs need the package peft"):
         family.with_loras(build_recipe(recipe, family, loras=(Lora("one"),)))
 
 
@@ -368,12 +370,12 @@ def test_no_lora_name_or_link_leads_out_of_the_folder(tmp_path: Path) -> None:
     (folder / "within.safetensors").write_bytes(outside.read_bytes())
     (folder / "alias.safetensors").symlink_to(folder / "within.safetensors")
     (folder / ".hidden.safetensors").write_bytes(b"")
-    assert [one.name for one in additions(folder)] == ["alias", "within"]
+    assert [one.name for one in find_loras(folder)] == ["alias", "within"]
     for name in ("../secret", "..", "/etc/passwd", "a/b", "", "secret\n", ".hidden"):
-        with pytest.raises(Unfit, match="has no LoRA"):
-            addition(folder, name)
-    with pytest.raises(Unfit, match="leads out of the folder"):
-        addition(folder, "link")
+        with pytest.raises(JobRejected, match="has no LoRA"):
+            find_lora(folder, name)
+    with pytest.raises(JobRejected, match="leads out of the folder"):
+        find_lora(folder, "link")
 
 
 def test_an_unreadable_lora_is_left_out_and_logged(
@@ -389,16 +391,16 @@ def test_an_unreadable_lora_is_left_out_and_logged(
         return usual_open(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", open_unless_locked)
-    assert [one.name for one in additions(tmp_path)] == ["good"]
+    assert [one.name for one in find_loras(tmp_path)] == ["good"]
     assert "The LoRA locked cannot be read" in caplog.text
-    with pytest.raises(Unfit, match="The LoRA locked cannot be read"):
-        addition(tmp_path, "locked")
+    with pytest.raises(JobRejected, match="The LoRA locked cannot be read"):
+        find_lora(tmp_path, "locked")
 
     def refuse_listing(path: Path) -> Any:
         raise PermissionError(13, "Permission denied", str(path)) if path == tmp_path else AssertionError(usual_iterdir)
 
     monkeypatch.setattr(Path, "iterdir", refuse_listing)
-    assert additions(tmp_path) == []
+    assert find_loras(tmp_path) == []
     assert "cannot be read" in caplog.text
 
 
@@ -406,22 +408,22 @@ def test_a_lora_folder_with_several_weights_needs_the_standard_name(tmp_path: Pa
     for name in ("a", "b"):
         (tmp_path / "many").mkdir(exist_ok=True)
         save_file({"a": torch.zeros(1)}, tmp_path / "many" / f"{name}.safetensors")
-    with pytest.raises(Unfit, match="several files of weights"):
-        addition(tmp_path, "many")
+    with pytest.raises(JobRejected, match="several files of weights"):
+        find_lora(tmp_path, "many")
     save_file({"a": torch.zeros(1)}, tmp_path / "many" / "pytorch_lora_weights.safetensors")
-    assert addition(tmp_path, "many").path.name == "pytorch_lora_weights.safetensors"
+    assert find_lora(tmp_path, "many").path.name == "pytorch_lora_weights.safetensors"
     (tmp_path / "empty").mkdir()
-    assert [one.name for one in additions(tmp_path)] == ["many"]
-    assert additions(None) == additions(tmp_path / "missing") == []
+    assert [one.name for one in find_loras(tmp_path)] == ["many"]
+    assert find_loras(None) == find_loras(tmp_path / "missing") == []
 
 
 def test_loras_are_found_in_the_data_folder(
     small_folders: Make, load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
     write_family_lora(tmp_path / "data" / "loras" / "one.safetensors", load_small("sd"), 1)
-    family: Any = load(str(small_folders("sd")), tmp_path / "data")
-    assert [lora.name for lora in family.loras()] == ["one"]
+    family: Any = load_model(str(small_folders("sd")), tmp_path / "data")
+    assert [lora.name for lora in family.list_loras()] == ["one"]
     assert family.lora_folder == tmp_path / "data" / "loras"
     assert by_engine(
-        family, build_recipe(recipe, load_small("sd"), model=family.name, loras=family.loras()), job, finish
+        family, build_recipe(recipe, load_small("sd"), model=family.name, loras=family.list_loras()), job, finish
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.memory import give_back_freed
+from engine.memory import trim_heap
 
 BLOCK, COUNT = 64 * 1024, 1600  # 100 MB in blocks that the heap keeps
 
@@ -30,6 +30,6 @@ def test_the_heap_returns_freed_memory_to_the_system() -> None:
     for block in blocks[:-1]:  # the last one keeps the heap from shrinking at its end
         libc.free(block)
     before = resident_mb()
-    give_back_freed()
+    trim_heap()
     assert resident_mb() < before - 80
     libc.free(blocks[-1])

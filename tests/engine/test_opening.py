@@ -15,31 +15,31 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.families import casting, load
-from engine.families.family import TORCH
-from engine.families.formats import Choice, preferred_dtype
-from engine.families.opening import open_folder
-from engine.families.source import Source, find
+from engine.families import casting, load_model
+from engine.families.family import TORCH_DTYPES
+from engine.families.formats import FormatChooser, choose_single_format
+from engine.families.opening import load_folder_pipeline
+from engine.families.source import ModelSource, find_model
 from engine.families.stable_diffusion import StableDiffusion
-from engine.families.weighing import weigh, weigh_embedded, weigh_in
+from engine.families.weighing import estimate_bytes, estimate_bytes_by_format, estimate_embedded_bytes
 from engine.job import Dtype
-from engine.measurement import probe
-from engine.unfit import Unfit
+from engine.measurement import probe_recipe
+from engine.unfit import JobRejected
 from tests.engine.original_layout import write
 
-SMALL = Choice(torch.device("cpu"))
+SMALL = FormatChooser(torch.device("cpu"))
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def load_family(path: Path | str, data: Path, large: int | None = None) -> StableDiffusion:
-    family = load(str(path), data, large=large)
+    family = load_model(str(path), data, large_threshold=large)
     assert isinstance(family, StableDiffusion)
     return family
 
 
 def predict(family: StableDiffusion, dtype: Dtype = "float32") -> torch.Tensor:
     x = torch.linspace(-1, 1, 4 * 16 * 16).view(1, 4, 16, 16)
-    return family.denoise(x, torch.tensor([500.0]), (family.encode("a cat")[None],), dtype)
+    return family.denoise(x, torch.tensor([500.0]), (family.encode_text("a cat")[None],), dtype)
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
@@ -76,7 +76,7 @@ def test_a_single_file_predicts_the_same_as_its_folder(small_folder: Path, tmp_p
     write(small_folder, tmp_path / "old school.safetensors")
     one, other = load_family(tmp_path / "old school.safetensors", tmp_path), load_family(small_folder, tmp_path)
     assert one.name == "old-school"
-    assert torch.equal(one.encode("a cat"), other.encode("a cat"))
+    assert torch.equal(one.encode_text("a cat"), other.encode_text("a cat"))
     for part in ("unet", "vae", "text_encoder"):
         mine, theirs = (getattr(each.pipeline, part).state_dict() for each in (one, other))
         assert mine.keys() == theirs.keys()
@@ -90,12 +90,12 @@ def test_a_single_file_is_found_by_name_and_new_content_changes_its_fingerprint(
     (tmp_path / "models").mkdir()
     path = tmp_path / "models" / "old.safetensors"
     write(small_folder, path)
-    source = find("old", tmp_path)
+    source = find_model("old", tmp_path)
     assert (source.path, source.name) == (path, "old")
-    before = source.fingerprint()
+    before = source.compute_fingerprint()
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    assert source.fingerprint() != before
-    assert weigh(source, SMALL) == weigh(Source("folder", small_folder), SMALL)
+    assert source.compute_fingerprint() != before
+    assert estimate_bytes(source, SMALL) == estimate_bytes(ModelSource("folder", small_folder), SMALL)
 
 
 def test_a_single_file_without_configurations_asks_the_hub_for_them(
@@ -109,8 +109,8 @@ def test_a_single_file_without_configurations_asks_the_hub_for_them(
         raise OSError("the hub is away")
 
     monkeypatch.setattr("engine.families.checkpoint.snapshot_download", fail_download)
-    with pytest.raises(Unfit, match="needs its configurations, in a folder old beside the file"):
-        load(str(tmp_path / "old.safetensors"), tmp_path)
+    with pytest.raises(JobRejected, match="needs its configurations, in a folder old beside the file"):
+        load_model(str(tmp_path / "old.safetensors"), tmp_path)
     assert requests == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
 
 
@@ -118,11 +118,11 @@ def test_a_single_file_that_is_no_model_is_refused(small_folder: Path, tmp_path:
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     shutil.copytree(small_folder, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(Unfit, match="The file of the model other lacks a part"):
-        load(str(path), tmp_path)
+    with pytest.raises(JobRejected, match="The file of the model other lacks a part"):
+        load_model(str(path), tmp_path)
     path.write_bytes(b"rubbish")
-    with pytest.raises(Unfit, match="cannot be read: its file is no safetensors"):
-        load(str(path), tmp_path)
+    with pytest.raises(JobRejected, match="cannot be read: its file is no safetensors"):
+        load_model(str(path), tmp_path)
 
 
 # Names
@@ -132,8 +132,8 @@ def test_a_single_file_that_is_no_model_is_refused(small_folder: Path, tmp_path:
 def test_a_pickle_is_refused_without_opening_it(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"model{ending}"
     path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(Unfit, match="is a pickle, which can run code when it is opened"):
-        load(str(path), tmp_path)
+    with pytest.raises(JobRejected, match="is a pickle, which can run code when it is opened"):
+        load_model(str(path), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -154,20 +154,20 @@ def test_a_pickle_is_refused_without_opening_it(tmp_path: Path, ending: str) -> 
 def test_names_without_a_model_are_refused(
     tmp_path: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.families.source._downloaded", _fail_download)
-    with pytest.raises(Unfit, match=sentence) as refused:
-        find(name, tmp_path / "data")
+    monkeypatch.setattr("engine.families.source._download", _fail_download)
+    with pytest.raises(JobRejected, match=sentence) as refused:
+        find_model(name, tmp_path / "data")
     assert len(str(refused.value)) < 500
 
 
 def _fail_download(source: str) -> Path:
-    raise Unfit(f"There is no model {source[:20]}.", "model")
+    raise JobRejected(f"There is no model {source[:20]}.", "model")
 
 
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a model")
-    with pytest.raises(Unfit, match=r"notes\.txt is neither a folder nor a file of safetensors"):
-        find(str(tmp_path / "notes.txt"), tmp_path)
+    with pytest.raises(JobRejected, match=r"notes\.txt is neither a folder nor a file of safetensors"):
+        find_model(str(tmp_path / "notes.txt"), tmp_path)
 
 
 # Folders
@@ -199,8 +199,8 @@ def test_an_index_that_names_foreign_code_is_refused_before_anything_runs(
     update_index(model_copy, **changed)
     for module in ("my_unet.py", "pipeline.py", "unet/my_unet.py"):
         (model_copy / module).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    with pytest.raises(Unfit, match=sentence):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match=sentence):
+        load_model(str(model_copy), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -209,21 +209,21 @@ def test_a_configuration_with_custom_code_runs_no_code(model_copy: Path, tmp_pat
     mine = {"AutoModel": "mine.Mine", "AutoConfig": "mine.Config"}
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": mine}))
     (model_copy / "text_encoder" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
-    assert load_family(model_copy, tmp_path).encode("a cat").shape == (16, 32)
+    assert load_family(model_copy, tmp_path).encode_text("a cat").shape == (16, 32)
     assert not (tmp_path / "ran").exists()
 
 
 def test_weights_in_several_files_load_as_one(model_copy: Path, small_folder: Path, tmp_path: Path) -> None:
     split_into_shards(model_copy)
     assert torch.equal(predict(load_family(model_copy, tmp_path)), predict(load_family(small_folder, tmp_path)))
-    assert weigh(Source("m", model_copy), SMALL) == weigh(Source("m", small_folder), SMALL)
+    assert estimate_bytes(ModelSource("m", model_copy), SMALL) == estimate_bytes(ModelSource("m", small_folder), SMALL)
 
 
 def test_a_missing_shard_is_named(model_copy: Path, tmp_path: Path) -> None:
     split_into_shards(model_copy)
     (model_copy / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(Unfit, match=r"lacks diffusion_pytorch_model-00002-of-00002\.safetensors, a file of"):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match=r"lacks diffusion_pytorch_model-00002-of-00002\.safetensors, a file of"):
+        load_model(str(model_copy), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_a_spoilt_shard_index_or_one_that_leads_elsewhere_is_refused(
     model_copy: Path, tmp_path: Path, content: str
 ) -> None:
     (model_copy / "unet" / f"{WEIGHTS}.index.json").write_text(content)
-    with pytest.raises(Unfit, match=r"The model lacks \.\./|The list of the weights of the model's unet"):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match=r"The model lacks \.\./|The list of the weights of the model's unet"):
+        load_model(str(model_copy), tmp_path)
 
 
 @pytest.mark.parametrize("files", [{"a": "x.bin"}, {}])
@@ -242,8 +242,8 @@ def test_every_shard_index_is_checked(model_copy: Path, tmp_path: Path, files: d
     (model_copy / "unet" / "a.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": WEIGHTS}}))
     (model_copy / "unet" / "x.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     (model_copy / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": files}))
-    with pytest.raises(Unfit, match=r"The model lacks x\.bin, a file of|of the model's unet names no file"):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match=r"The model lacks x\.bin, a file of|of the model's unet names no file"):
+        load_model(str(model_copy), tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '"text"', "\xff"])
@@ -251,8 +251,11 @@ def test_an_invalid_index_is_one_sentence_for_loading_and_fingerprint(
     model_copy: Path, tmp_path: Path, content: str
 ) -> None:
     (model_copy / "model_index.json").write_text(content, encoding="latin-1")
-    for look in (lambda: Source("m", model_copy).fingerprint(), lambda: load(str(model_copy), tmp_path)):
-        with pytest.raises(Unfit, match=r"no model_index\.json that can be read|does not say which pipeline"):
+    for look in (
+        lambda: ModelSource("m", model_copy).compute_fingerprint(),
+        lambda: load_model(str(model_copy), tmp_path),
+    ):
+        with pytest.raises(JobRejected, match=r"no model_index\.json that can be read|does not say which pipeline"):
             look()
 
 
@@ -272,8 +275,8 @@ def test_a_configuration_that_builds_no_network_is_one_sentence(
 ) -> None:
     config = model_copy / part / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changed))
-    with pytest.raises(Unfit, match=f"that can be loaded: its {part} is damaged"):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match=f"that can be loaded: its {part} is damaged"):
+        load_model(str(model_copy), tmp_path)
 
 
 @pytest.mark.parametrize("where", ["adapter", "config"])
@@ -284,15 +287,15 @@ def test_a_part_that_names_foreign_weights_is_refused(model_copy: Path, tmp_path
     else:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "adapter_model.bin"}))
-    with pytest.raises(Unfit, match="The text_encoder of the model names weights besides its own"):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match="The text_encoder of the model names weights besides its own"):
+        load_model(str(model_copy), tmp_path)
 
 
 def test_a_pickle_among_the_configurations_beside_a_file_is_refused(small_folder: Path, tmp_path: Path) -> None:
     write(small_folder, tmp_path / "old.safetensors")
     (tmp_path / "old" / "text_encoder" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(Unfit, match="The folder text_encoder of the model's configurations holds a pickle"):
-        load(str(tmp_path / "old.safetensors"), tmp_path)
+    with pytest.raises(JobRejected, match="The folder text_encoder of the model's configurations holds a pickle"):
+        load_model(str(tmp_path / "old.safetensors"), tmp_path)
 
 
 def test_weights_that_exist_only_as_a_variant_are_loaded(model_copy: Path, small_folder: Path, tmp_path: Path) -> None:
@@ -303,13 +306,13 @@ def test_weights_that_exist_only_as_a_variant_are_loaded(model_copy: Path, small
 def test_a_part_with_weights_of_another_shape_is_named(model_copy: Path, tmp_path: Path) -> None:
     weights = load_file(model_copy / "vae" / WEIGHTS)
     save_file({key: torch.zeros(1) for key in weights}, model_copy / "vae" / WEIGHTS)
-    with pytest.raises(Unfit, match="that can be loaded: its vae is damaged"):
-        load(str(model_copy), tmp_path)
+    with pytest.raises(JobRejected, match="that can be loaded: its vae is damaged"):
+        load_model(str(model_copy), tmp_path)
 
 
 def test_loading_progress_grows_by_part_and_its_callback_can_stop_it(small_folder: Path) -> None:
     progress: list[float] = []
-    open_folder(small_folder, "small", SMALL, progress.append)
+    load_folder_pipeline(small_folder, "small", SMALL, progress.append)
     assert progress[0] == 0.0
     assert progress[-1] == 1.0
     assert len(progress) == 4
@@ -320,14 +323,14 @@ def test_loading_progress_grows_by_part_and_its_callback_can_stop_it(small_folde
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_folder(small_folder, "small", SMALL, stop_loading)
+        load_folder_pipeline(small_folder, "small", SMALL, stop_loading)
 
 
 def test_the_memory_estimate_of_the_embedded_model_is_right(embedded: StableDiffusion) -> None:
     modules = [each for each in embedded.pipeline.components.values() if isinstance(each, torch.nn.Module)]
     bytes_ = sum(each.numel() * 4 for module in modules for each in module.parameters())
     network = 2 * sum(each.numel() for each in embedded.pipeline.unet.parameters())
-    assert weigh_embedded() == pytest.approx(bytes_ + network, rel=0.02)
+    assert estimate_embedded_bytes() == pytest.approx(bytes_ + network, rel=0.02)
 
 
 # Large models
@@ -359,13 +362,13 @@ def test_a_large_model_is_held_once_in_one_number_format(
     convert_weights: Callable[[str], Path], tmp_path: Path, dtype: str
 ) -> None:
     family = load_family(convert_weights(dtype), tmp_path, LARGE)
-    preferred = preferred_dtype(torch.device("cpu"), "float32")
+    preferred = choose_single_format(torch.device("cpu"), "float32")
     assert family.dtypes == (preferred,)
-    assert number_formats(family) == {TORCH[preferred]}
-    assert family.net(preferred) is family.pipeline.unet
+    assert number_formats(family) == {TORCH_DTYPES[preferred]}
+    assert family.get_network(preferred) is family.pipeline.unet
     assert type(family.pipeline.unet) is import_module("diffusers").UNet2DConditionModel
     assert torch.get_default_dtype() == torch.float32
-    assert family.encode("a cat").dtype == torch.float32
+    assert family.encode_text("a cat").dtype == torch.float32
     assert predict(family, preferred).isfinite().all()
 
 
@@ -373,7 +376,7 @@ def test_a_small_model_is_float32_with_a_bfloat16_copy_of_its_network(small_fold
     family = load_family(small_folder, tmp_path)
     assert family.dtypes == ("float32", "bfloat16")
     assert number_formats(family) == {torch.float32}
-    assert not family.held_once
+    assert not family.is_single_format
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -382,20 +385,23 @@ def test_a_large_model_is_reloaded_for_another_number_format(small_folder: Path,
     if single:
         write(small_folder, path := tmp_path / "old.safetensors")
     family, plain = load_family(path, tmp_path, LARGE), load_family(small_folder, tmp_path)
-    recipe = probe(plain)
+    recipe = probe_recipe(plain)
     assert recipe.dtype == "float32"
-    first, picture = family.net("bfloat16"), Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
-    assert family.holds("bfloat16")
+    first, picture = (
+        family.get_network("bfloat16"),
+        Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB"),
+    )
+    assert family.has_format("bfloat16")
     assert number_formats(family) == {torch.bfloat16}
-    half = family.encode("a cat")
-    [states] = family.condition("a cat", recipe)
-    assert family.holds("float32")
-    assert not family.holds("bfloat16")
+    half = family.encode_text("a cat")
+    [states] = family.encode_conditioning("a cat", recipe)
+    assert family.has_format("float32")
+    assert not family.has_format("bfloat16")
     assert number_formats(family) == {torch.float32}
-    assert family.net("float32") is family.pipeline.unet is not first
-    torch.testing.assert_close(states, plain.condition("a cat", recipe)[0])
-    torch.testing.assert_close(family.encode("a cat"), plain.encode("a cat"))
-    assert not torch.equal(family.encode("a cat"), half)
+    assert family.get_network("float32") is family.pipeline.unet is not first
+    torch.testing.assert_close(states, plain.encode_conditioning("a cat", recipe)[0])
+    torch.testing.assert_close(family.encode_text("a cat"), plain.encode_text("a cat"))
+    assert not torch.equal(family.encode_text("a cat"), half)
     torch.testing.assert_close(predict(family), predict(plain))
     latents = family.encode_image(picture)
     torch.testing.assert_close(latents, plain.encode_image(picture))
@@ -405,15 +411,15 @@ def test_a_large_model_is_reloaded_for_another_number_format(small_folder: Path,
 def test_a_large_model_is_identical_when_its_number_format_comes_back(small_folder: Path, tmp_path: Path) -> None:
     family = load_family(small_folder, tmp_path, LARGE)
     before = predict(family, "bfloat16"), family.decode(torch.ones(4, 16, 16)).tobytes()
-    family.net("float32")
-    family.net("bfloat16")
+    family.get_network("float32")
+    family.get_network("bfloat16")
     assert torch.equal(predict(family, "bfloat16"), before[0])
     assert family.decode(torch.ones(4, 16, 16)).tobytes() == before[1]
 
 
 def test_a_large_model_in_bfloat16_decodes_nearly_the_same_picture(small_folder: Path, tmp_path: Path) -> None:
     half, plain = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
-    half.net("bfloat16")
+    half.get_network("bfloat16")
     picture = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
     latents = plain.encode_image(picture)
     assert half.encode_image(picture).dtype == torch.float32
@@ -423,7 +429,7 @@ def test_a_large_model_in_bfloat16_decodes_nearly_the_same_picture(small_folder:
 
 def test_a_float16_decoder_that_would_overflow_decodes_in_float32(small_folder: Path, tmp_path: Path) -> None:
     family, plain = load_family(small_folder, tmp_path, LARGE), load_family(small_folder, tmp_path)
-    family.net("float16")
+    family.get_network("float16")
     vae = family.pipeline.vae
     assert vae.config.force_upcast
     with torch.no_grad():
@@ -443,7 +449,7 @@ def test_loading_never_changes_torchs_default_number_format(
     folder, defaults, set_default = convert_weights("bfloat16"), list[torch.dtype](), torch.set_default_dtype
     monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (defaults.append(dtype), set_default(dtype)))
     assert number_formats(load_family(folder, tmp_path, LARGE)) == {
-        TORCH[preferred_dtype(torch.device("cpu"), "bfloat16")]
+        TORCH_DTYPES[choose_single_format(torch.device("cpu"), "bfloat16")]
     }
     assert set(defaults) <= {torch.float32}
 
@@ -451,17 +457,17 @@ def test_loading_never_changes_torchs_default_number_format(
 def test_the_memory_estimate_of_a_large_model_is_its_parameters_in_its_format(
     small_folder: Path, tmp_path: Path
 ) -> None:
-    source, choice = find(str(small_folder), tmp_path), Choice(torch.device("cpu"), LARGE)
+    source, choice = find_model(str(small_folder), tmp_path), FormatChooser(torch.device("cpu"), LARGE)
     family = load_family(small_folder, tmp_path, LARGE)
     modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
-    sizes = weigh_in(source, choice)
+    sizes = estimate_bytes_by_format(source, choice)
     for dtype in ("float32", "bfloat16"):
-        family.net(dtype)
+        family.get_network(dtype)
         modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
         size = sum(each.nbytes for module in modules for each in module.parameters())
         assert sizes[dtype] == pytest.approx(size, rel=0.01)
-    assert weigh(source, choice) == sizes[family.dtypes[0]]
-    assert weigh_in(source, Choice(torch.device("cpu"))) == {}
+    assert estimate_bytes(source, choice) == sizes[family.dtypes[0]]
+    assert estimate_bytes_by_format(source, FormatChooser(torch.device("cpu"))) == {}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -479,9 +485,9 @@ def test_files_in_another_number_format_are_cast_by_slices_to_the_same_weights(
         if shape != "file"
         else None
     )
-    monkeypatch.setattr(casting, "SLICE", 5000)
+    monkeypatch.setattr(casting, "SLICE_BYTES", 5000)
     family = load_family(path, tmp_path, LARGE)
-    family.net("bfloat16")
+    family.get_network("bfloat16")
     for part in ("unet", "vae", "text_encoder"):
         if oracle is not None:
             mine, theirs = (getattr(each, part).state_dict() for each in (family.pipeline, oracle))

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.admit import admit
-from engine.engine import Developed
+from engine.admit import build_images
+from engine.engine import LatentsDone
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Branch, Ladder, Rung, encode, onto
+from engine.job import Branch, Keyframe, Ladder, encode, map_step
 from engine.noise import Noise
 from engine.plan import COLUMNS
 from engine.trajectory import Trajectory
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 from tests.engine.beginnings import Blobs, begun, developed, forward, ladder_of, raw, saved, scene, stored
 
 Make = Callable[..., Any]
@@ -32,10 +32,12 @@ def build_recipe(recipe: Make) -> Make:
 
 
 @pytest.fixture
-def draw_unbranched(embedded: StableDiffusion, build_recipe: Make, job: Make) -> Callable[..., tuple[Developed, Blobs]]:
+def draw_unbranched(
+    embedded: StableDiffusion, build_recipe: Make, job: Make
+) -> Callable[..., tuple[LatentsDone, Blobs]]:
     """Draws a picture without a branch; returns it and its ladder as blobs."""
 
-    def make(**fields: Any) -> tuple[Developed, Blobs]:
+    def make(**fields: Any) -> tuple[LatentsDone, Blobs]:
         one = job(build_recipe(**fields))
         [original] = developed(one, {}, embedded)
         return original, stored(ladder_of(original, one))
@@ -44,13 +46,13 @@ def draw_unbranched(embedded: StableDiffusion, build_recipe: Make, job: Make) ->
 
 
 def branch(blobs: Blobs, rung: int, of: int, steps: int, **fields: Any) -> Branch:
-    return Branch(next(iter(blobs)), onto(rung, of, steps), rung=rung, **fields)
+    return Branch(next(iter(blobs)), map_step(rung, of, steps), rung=rung, **fields)
 
 
 def single_keyframe_ladder(family: StableDiffusion, history: bytes | None) -> Blobs:
     """A ladder of eight steps with one keyframe after the fourth."""
     shape = tuple(family.latent_shape(64, 64))
-    rungs = (Rung(4, b"", raw(torch.ones(shape)), history),)
+    rungs = (Keyframe(4, b"", raw(torch.ones(shape)), history),)
     return stored(encode(Ladder(job="01J00000000000000000000000", image=0, of=8, shape=shape, rungs=rungs)))
 
 
@@ -60,9 +62,9 @@ def relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_a_keyframe_maps_to_the_same_share_of_the_steps_or_just_after() -> None:
-    assert [onto(400, 1000, steps) for steps in (1000, 500, 50, 30, 3)] == [400, 200, 20, 12, 2]
-    assert [onto(16, 48, steps) for steps in (96, 100, 1000)] == [32, 34, 334]
-    assert onto(996, 1000, 50) == 50  # no step is left
+    assert [map_step(400, 1000, steps) for steps in (1000, 500, 50, 30, 3)] == [400, 200, 20, 12, 2]
+    assert [map_step(16, 48, steps) for steps in (96, 100, 1000)] == [32, 34, 334]
+    assert map_step(996, 1000, 50) == 50  # no step is left
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -72,7 +74,7 @@ def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
     original, blobs = draw_unbranched(steps=24, sampler=sampler, until=13 / 24)
     start = branch(blobs, 12, 24, 48)
     [more] = developed(job(build_recipe(steps=48, sampler=sampler, start=start, until=25 / 48)), blobs, embedded)
-    before, after = ({rung.step: rung.x0 for rung in one.rungs} for one in (original, more))
+    before, after = ({rung.step: rung.x0 for rung in one.keyframes} for one in (original, more))
     assert list(after) == [25]
     assert relative_distance(after[25], before[13]) < 0.02
     assert relative_distance(after[25], before[13]) < relative_distance(before[12], before[13])
@@ -110,7 +112,7 @@ def test_a_branch_of_a_branch_or_of_an_init_image_draws_the_remaining_noise(
     for begins, needed in ((picture, blobs), (more, ladder)):
         one = job(build_recipe(steps=10, start=begins))
         [original] = developed(one, needed, embedded)
-        steps_with_latents = [rung.step for rung in original.rungs if rung.x is not None]
+        steps_with_latents = [rung.step for rung in original.keyframes if rung.latents is not None]
         again = stored(ladder_of(original, one))
         [same] = developed(
             job(build_recipe(steps=10, start=Branch(next(iter(again)), steps_with_latents[0]))), again, embedded
@@ -123,11 +125,11 @@ def test_a_branch_never_draws_the_noise_of_earlier_steps_again(
 ) -> None:
     _, blobs = draw_unbranched(steps=12)
     one = job(build_recipe(steps=4, start=branch(blobs, 8, 12, 4)))
-    [image] = admit(one, {"embedded": embedded}, beginning=begun(one, blobs, embedded))
+    [image] = build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
     assert isinstance(image, Trajectory)
     straight_on = Noise(one.task, 0, tuple(embedded.latent_shape(64, 64)))
     plan = embedded.plan("ddpm", 12, 0.0, 64, 64)
-    assert torch.equal(image.noise.at(3, image.plan), straight_on.at(8, plan))
+    assert torch.equal(image.noise.step_noise(3, image.plan), straight_on.step_noise(8, plan))
 
 
 def test_a_multistep_sampler_drops_history_of_another_step_size(
@@ -137,7 +139,7 @@ def test_a_multistep_sampler_drops_history_of_another_step_size(
     for steps, remembers in ((8, True), (16, False)):
         start = Branch(next(iter(blobs)), 4) if steps == 8 else branch(blobs, 4, 8, steps)
         one = job(build_recipe(steps=steps, sampler="dpmpp_2m", start=start))
-        [image] = admit(one, {"embedded": embedded}, beginning=begun(one, blobs, embedded))
+        [image] = build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
         assert isinstance(image, Trajectory)
         m = COLUMNS.index("M")
         assert bool(image.plan.table[start.step, m]) is remembers
@@ -152,7 +154,7 @@ def test_a_branch_whose_step_does_not_match_its_keyframe_is_refused(
 ) -> None:
     blobs = single_keyframe_ladder(embedded, raw(torch.ones(embedded.latent_shape(64, 64))))
     start = Branch(next(iter(blobs)), step, rung=rung)
-    with pytest.raises(Unfit, match="another number of steps"):
+    with pytest.raises(JobRejected, match="another number of steps"):
         begun(job(build_recipe(steps=steps, start=start)), blobs, embedded)
 
 
@@ -161,5 +163,5 @@ def test_a_ladder_without_x0_refuses_another_number_of_steps(
 ) -> None:
     blobs = single_keyframe_ladder(embedded, None)
     one = job(build_recipe(steps=16, start=branch(blobs, 4, 8, 16)))
-    with pytest.raises(Unfit, match="earlier version"):
-        admit(one, {"embedded": embedded}, beginning=begun(one, blobs, embedded))
+    with pytest.raises(JobRejected, match="earlier version"):
+        build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))

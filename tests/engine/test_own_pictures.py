@@ -16,18 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
-from bot.cli.terminal import Wish, run
-from bot.config import load as settings
-from engine.families import load
+from bot.cli.terminal import ImagineRequest, run_imagine
+from bot.config import load_settings as settings
+from engine.families import load_model
 from engine.families.embedded import load_text_encoder
-from engine.families.revision import fingerprint
+from engine.families.revision import fingerprint_folder
 from engine.families.stable_diffusion import StableDiffusion
 from engine.training import checkpoint, memory
 from engine.training.__main__ import main
-from engine.training.commands.builtin import weights_of
-from engine.training.models import contents
-from engine.training.muon import suits
-from engine.training.run import CHECKPOINT
+from engine.training.commands.builtin import find_weights
+from engine.training.models import hash_contents
+from engine.training.muon import is_hidden_matrix
+from engine.training.run import CHECKPOINT_FILE
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -92,7 +92,7 @@ def finished_run(user_data: Path) -> Path:
 
 
 def load_checkpoint(out: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(out / "run" / CHECKPOINT)[0]
+    return checkpoint.load(out / "run" / CHECKPOINT_FILE)[0]
 
 
 def test_a_killed_run_resumes_bit_for_bit(
@@ -100,14 +100,14 @@ def test_a_killed_run_resumes_bit_for_bit(
 ) -> None:
     out = user_data / "killed"
     child = subprocess.Popen([sys.executable, "-m", "engine.training", *arguments(user_data, out)], cwd=ROOT)
-    path, end = out / "run" / CHECKPOINT, time.monotonic() + 200
-    while not path.exists() or checkpoint.position(path)["steps"] < 1:
+    path, end = out / "run" / CHECKPOINT_FILE, time.monotonic() + 200
+    while not path.exists() or checkpoint.read_position(path)["steps"] < 1:
         assert child.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    done = checkpoint.position(path)["steps"]
+    done = checkpoint.read_position(path)["steps"]
     assert 0 < done < STEPS
     capfd.readouterr()
     assert main(arguments(user_data, out)) == 0
@@ -125,14 +125,14 @@ def test_a_killed_run_resumes_bit_for_bit(
 def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp_path: Path) -> None:
     theirs = import_module("diffusers").StableDiffusionPipeline.from_pretrained(finished_run)
     theirs.set_progress_bar_config(disable=True)
-    ours = load(str(finished_run), tmp_path)
+    ours = load_model(str(finished_run), tmp_path)
     assert isinstance(ours, StableDiffusion)
     assert (ours.guidance, ours.tokens, ours.size) == (4.0, 24, 16)
-    assert torch.equal(ours.encode("a red ball"), theirs.encode_prompt("a red ball", "cpu", 1, False)[0][0])
+    assert torch.equal(ours.encode_text("a red ball"), theirs.encode_prompt("a red ball", "cpu", 1, False)[0][0])
     average = {n.removeprefix(AVERAGE): t for n, t in load_checkpoint(finished_run).items() if n.startswith(AVERAGE)}
     for name, parameter in theirs.unet.named_parameters():
         assert torch.equal(parameter, average[name].half().float())
-    assert any(suits(name, parameter) for name, parameter in theirs.unet.named_parameters())
+    assert any(is_hidden_matrix(name, parameter) for name, parameter in theirs.unet.named_parameters())
     assert not [path for path in finished_run.glob("*/config.json") if "_name_or_path" in path.read_text()]
     sheets = list((finished_run / "run" / "sheets").iterdir())
     assert sheets
@@ -144,8 +144,8 @@ def test_imagine_draws_with_the_trained_model(
     finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options: dict[str, object] = {"model": str(finished_run), "steps": 2, "count": 1, "seed": 7}
-    wish = Wish("a red ball", options, tmp_path / "out", film=False, as_json=True)
-    assert run(wish, settings(data=tmp_path)) == 0
+    wish = ImagineRequest("a red ball", options, tmp_path / "out", with_film=False, as_json=True)
+    assert run_imagine(wish, settings(data=tmp_path)) == 0
     output = capfd.readouterr()
     assert f"{finished_run} is loaded here" in output.err
     with Image.open(json.loads(output.out)["pictures"][0]) as picture:
@@ -159,7 +159,13 @@ def test_imagine_interpolates_with_the_trained_model(
     pictures: dict[str, list[bytes]] = {}
     for name, more in (("walk", {"walk": "a blue ball", "frames": 5}), ("plain", {"count": 4})):
         options: dict[str, object] = {"model": str(finished_run), "steps": 2, "seed": 7, **more}
-        assert run(Wish("a red ball", options, tmp_path / name, film=False, as_json=True), settings(data=tmp_path)) == 0
+        assert (
+            run_imagine(
+                ImagineRequest("a red ball", options, tmp_path / name, with_film=False, as_json=True),
+                settings(data=tmp_path),
+            )
+            == 0
+        )
         result = json.loads(capfd.readouterr().out)
         pictures[name] = [Image.open(path).tobytes() for path in result["pictures"]]
         if name == "walk":
@@ -172,9 +178,9 @@ def test_imagine_interpolates_with_the_trained_model(
 
 
 def test_the_fingerprint_of_a_model_ignores_its_run_folder(finished_run: Path) -> None:
-    before = fingerprint(finished_run)
+    before = fingerprint_folder(finished_run)
     (finished_run / "run" / "more.safetensors").write_bytes(b"x")
-    assert fingerprint(finished_run) == before
+    assert fingerprint_folder(finished_run) == before
 
 
 def test_a_finished_run_says_so_and_refuses_other_options(
@@ -194,15 +200,15 @@ def test_a_finished_run_says_so_and_refuses_other_options(
 def test_a_model_too_large_for_memory_is_refused_by_its_headers(user_data: Path, tmp_path: Path) -> None:
     model = user_data / "model"
     network = import_module("diffusers").UNet2DConditionModel.from_pretrained(model / "unet")
-    assert memory.parameters(model / "unet") == sum(one.numel() for one in network.parameters())
-    assert 0 < memory.of_lora(model, 4, 8).total < memory.of_diffusion(model, 4).total < memory.available()
+    assert memory.count_parameters(model / "unet") == sum(one.numel() for one in network.parameters())
+    assert 0 < memory.estimate_lora(model, 4, 8).total < memory.estimate_diffusion(model, 4).total < memory.free_bytes()
     with pytest.raises(
         ValueError, match=r"needs about .* GB of memory .* are free: try a smaller --batch, or `darkroom"
     ):
-        memory.check(memory.of_diffusion(model, 10**7))
+        memory.check_fits(memory.estimate_diffusion(model, 10**7))
     (tmp_path / "a.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ValueError, match="is no safetensors file"):
-        memory.parameters(tmp_path)
+        memory.count_parameters(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,18 +244,18 @@ def test_hostile_headers_and_pickles_are_refused(user_data: Path, tmp_path: Path
     header = b'{"a": {"dtype": "F32", "shape": ["9"], "data_offsets": [0, 0]}}'
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ValueError, match="is no safetensors file"):
-        memory.parameters(tmp_path)
+        memory.count_parameters(tmp_path)
     shutil.copytree(user_data / "model", tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ValueError, match="has no safetensors for its unet, and other formats"):
-        weights_of(str(tmp_path / "model"))
+        find_weights(str(tmp_path / "model"))
 
 
 def test_weights_are_identified_by_their_bytes_not_their_folder(user_data: Path, tmp_path: Path) -> None:
     shutil.copytree(user_data / "model" / "unet", tmp_path / "moved")
-    assert contents(tmp_path / "moved") == contents(user_data / "model" / "unet")
+    assert hash_contents(tmp_path / "moved") == hash_contents(user_data / "model" / "unet")
     with (tmp_path / "moved" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    assert contents(tmp_path / "moved") != contents(user_data / "model" / "unet")
+    assert hash_contents(tmp_path / "moved") != hash_contents(user_data / "model" / "unet")

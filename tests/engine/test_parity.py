@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.engine import Engine
 from engine.families import load_folder
-from engine.families.embedded import assemble
+from engine.families.embedded import build_pipeline
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Concept, Recipe
 from engine.plan import build_scheduler
@@ -27,7 +27,7 @@ SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("euler", 0.0), ("dpmpp
 
 @pytest.fixture(scope="module")
 def embedded_pipeline() -> Any:
-    return assemble()
+    return build_pipeline()
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 
 from engine.families import load_folder
-from engine.families.embedded import assemble
+from engine.families.embedded import build_pipeline
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Forward, Recipe
+from engine.job import ImageToImage, Recipe
 from engine.plan import build_scheduler
 from tests.engine.beginnings import Blobs, begun, developed, forward, half_mask, saved, scene
 
@@ -61,7 +61,7 @@ class MeanAutoencoder(AutoencoderKL):
 
 
 def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: Any, **more: Any) -> Any:
-    assert isinstance(recipe.start, Forward)
+    assert isinstance(recipe.start, ImageToImage)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
     return pipeline(
@@ -71,7 +71,7 @@ def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, image: 
     ).images  # fmt: skip
 
 
-def build_recipe(recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: Forward) -> Recipe:
+def build_recipe(recipe: Make, family: StableDiffusion, sampler: str, eta: float, start: ImageToImage) -> Recipe:
     return recipe(
         model=family.name, sampler=sampler, eta=eta, guidance=3.5, count=2, width=64, height=64, steps=10, start=start
     )
@@ -123,7 +123,7 @@ def test_inpainting_equals_the_pipeline(
 @pytest.fixture(scope="module")
 def embedded_parts() -> dict[str, Any]:
     """The parts of the embedded model's pipeline, with an autoencoder that returns the mean."""
-    parts_of_pipeline = assemble().components
+    parts_of_pipeline = build_pipeline().components
     mean: Any = MeanAutoencoder.from_config(parts_of_pipeline["vae"].config)
     mean.load_state_dict(parts_of_pipeline["vae"].state_dict())
     return parts_of_pipeline | UNCHECKED | {"vae": mean.eval()}
@@ -145,13 +145,13 @@ def inpaint_by_hand(
 ) -> torch.Tensor:
     """Image 0 by the loop of diffusers' inpainting pipeline, without its check for four channels."""
     scheduler.set_timesteps(one.steps)
-    times = scheduler.timesteps[one.first :]
+    times = scheduler.timesteps[one.first_step :]
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(one.first)
+        scheduler.set_begin_index(one.first_step)
     generator = torch.Generator().manual_seed(one.seed)
     noise = torch.randn(1, *z.shape, generator=generator)
-    x = scheduler.add_noise(z[None], noise, times[:1]) if one.first else noise * scheduler.init_noise_sigma
-    texts = torch.stack([family.condition(text, one)[0] for text in (one.negative, one.concepts[0].text)])
+    x = scheduler.add_noise(z[None], noise, times[:1]) if one.first_step else noise * scheduler.init_noise_sigma
+    texts = torch.stack([family.encode_conditioning(text, one)[0] for text in (one.negative, one.concepts[0].text)])
     draws = {"generator": generator} if one.sampler == "ddpm" else {}
     for t, after in zip(times, [*times[1:], None], strict=True):
         rows = torch.cat([scheduler.scale_model_input(x, t)] * 2)

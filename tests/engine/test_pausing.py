@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from engine import families
-from engine.bench.small_models import build
-from engine.engine import Engine, Failed, Stepped
-from engine.job import Finished, Picture, Started, Steer
+from engine.bench.small_models import save_small_pipeline
+from engine.engine import Engine, JobFailure, StepDone
+from engine.job import ControlMessage, JobFinished, JobStarted, PictureReady
 from engine.worker import Worker, steering
-from engine.worker.pulse import Pulse
+from engine.worker.pulse import Watchdog
 from engine.worker.thread import EngineThread
 from tests.engine.shop import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
 
@@ -29,8 +29,8 @@ def run_steps(engine: Engine, steps: int) -> dict[str, int]:
     done: dict[str, int] = {}
     for _ in range(steps):
         for event in engine.step():
-            assert not isinstance(event, Failed), event
-            if isinstance(event, Stepped):
+            assert not isinstance(event, JobFailure), event
+            if isinstance(event, StepDone):
                 done[event.job] = done.get(event.job, 0) + 1
     return done
 
@@ -46,9 +46,9 @@ def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
         engine.add(each)
     run_steps(engine, 5)
     engine.pause(one.id)
-    before = engine.snapshots(one.id, 1)
+    before = engine.take_snapshots(one.id, 1)
     assert run_steps(engine, 10) == {other.id: 10}
-    assert engine.snapshots(one.id, 1) == before
+    assert engine.take_snapshots(one.id, 1) == before
     assert before[0].k > 0
     assert engine.free_rows == 30
     engine.resume(one.id)
@@ -61,13 +61,13 @@ def test_an_engine_with_only_paused_jobs_is_idle_until_one_resumes(affine: Any, 
     engine.add(one)
     engine.pause(one.id)
     engine.pause("unknown")
-    assert engine.idle
+    assert engine.is_idle
     assert engine.step() == []
     engine.resume(one.id)
-    assert not engine.idle
+    assert not engine.is_idle
     engine.pause(one.id)
     assert engine.cancel(one.id) == 0
-    assert engine.idle
+    assert engine.is_idle
     engine.add(one)  # the same id again, no longer paused
     assert run_steps(engine, 9) == {one.id: 9}
 
@@ -79,24 +79,24 @@ def test_a_weight_divides_the_rows_of_one_user_only(affine: Any, recipe: Make, j
     for each in (light, heavy, stranger):
         engine.add(each)
     run_steps(engine, 20)
-    engine.prioritise(heavy.id, 3.0)
+    engine.set_job_weight(heavy.id, 3.0)
     done = run_steps(engine, 100)
     assert done[heavy.id] / done[light.id] == pytest.approx(3.0, rel=0.1)
     assert done[stranger.id] == pytest.approx(done[heavy.id] + done[light.id], rel=0.05)
     with pytest.raises(ValueError, match="at most 1000"):
-        engine.prioritise(heavy.id, 0.0)
+        engine.set_job_weight(heavy.id, 0.0)
 
 
 def test_the_cost_of_a_row_is_the_models_times_the_area(affine: Any, recipe: Make, job: Make) -> None:
-    priced, plain = Engine({"affine": affine}, prices={"affine": 1.5}), Engine({"affine": affine})
+    priced, plain = Engine({"affine": affine}, row_ms_by_model={"affine": 1.5}), Engine({"affine": affine})
     for engine, price in ((priced, 6.0), (plain, 4.0)):
         one = job(recipe(width=64, height=64))
         engine.add(one)
-        assert [image.price for image in engine._images[one.id]] == [price]
+        assert [image.row_ms for image in engine._images[one.id]] == [price]
 
 
 def test_users_of_large_and_small_pictures_get_equal_device_time(affine: Any, recipe: Make, job: Make) -> None:
-    engine = Engine({"affine": affine}, prices={"affine": 2.0})
+    engine = Engine({"affine": affine}, row_ms_by_model={"affine": 2.0})
     small, large = job(recipe(steps=1000)), job(recipe(steps=1000, width=64, height=64), user="bob")
     for each in (small, large):
         engine.add(each)
@@ -116,7 +116,7 @@ def test_a_pinned_batch_shape_is_filled_despite_the_batch_limit(
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 def test_a_job_in_a_whole_pipeline_can_pause_and_resume(tmp_path: Path, recipe: Make, job: Make) -> None:
-    build("sd", tmp_path / "sd")
+    save_small_pipeline("sd", tmp_path / "sd")
     model = families.load_folder(str(tmp_path / "sd"), "sd")
     engine = Engine({"sd": model})
     try:
@@ -126,9 +126,9 @@ def test_a_job_in_a_whole_pipeline_can_pause_and_resume(tmp_path: Path, recipe: 
         step_until_idle(engine)
         assert engine._images[one.id][0].k == 0
         engine.resume(one.id)
-        assert not engine.idle
-        while not engine.idle:
-            assert not any(isinstance(event, Failed) for event in engine.step())
+        assert not engine.is_idle
+        while not engine.is_idle:
+            assert not any(isinstance(event, JobFailure) for event in engine.step())
         assert one.id not in engine._images
     finally:
         engine.close()
@@ -136,7 +136,7 @@ def test_a_job_in_a_whole_pipeline_can_pause_and_resume(tmp_path: Path, recipe: 
 
 def step_until_idle(engine: Engine) -> None:
     end = time.monotonic() + 30
-    while not engine.idle:
+    while not engine.is_idle:
         assert engine.step() == []
         assert time.monotonic() < end
 
@@ -153,7 +153,7 @@ async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
         return step()
 
     monkeypatch.setattr(engine, "step", count_step)
-    thread = EngineThread(engine, Pulse(), lambda *_: None, lambda error: pytest.fail(repr(error)))
+    thread = EngineThread(engine, Watchdog(), lambda *_: None, lambda error: pytest.fail(repr(error)))
     thread.start()
     await thread.call(lambda engine: engine.add(one))
     await until(lambda: step_count[0] > 3)
@@ -181,34 +181,34 @@ async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Sh
     await shop.bot.dispatch(job)
     run = await midway(worker)
     await shop.bot.client.publish("steer." + JOB, b"\x93garbage")
-    await shop.bot.steer(Steer(job=OTHER, deed="pause"))  # no worker runs this job
-    await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.5))
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=OTHER, deed="pause"))  # no worker runs this job
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await until(lambda: run.paused is not None and run.weight == 0.5 and worker.free_rows == 8)
-    await worker.roster.thread.call(lambda engine: engine.idle)
+    await worker.active_runs.thread.call(lambda engine: engine.is_idle)
     await asyncio.sleep(0.1)
     k = run.done[0]
     await asyncio.sleep(1.5 * LEASE)
     assert run.done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
-    holder = await shop.bot.holder(JOB)
+    holder = await shop.bot.get_holder(JOB)
     assert holder is not None
     assert (await shop.bot.get_snapshots(JOB))[0].k == k
-    await shop.bot.steer(Steer(job=JOB, deed="resume"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
     results = await shop.results()
-    assert [type(value) for value in results] == [Started, Picture, Finished]
+    assert [type(value) for value in results] == [JobStarted, PictureReady, JobFinished]
     assert results[1].sha256 == (await uninterrupted(shop, job))[0]
 
 
 @pytest.mark.asyncio
 async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert steering.MOST_SECONDS == 15 * 60
-    monkeypatch.setattr(steering, "MOST_SECONDS", 0.5)
+    assert steering.MAX_PAUSE_SECONDS == 15 * 60
+    monkeypatch.setattr(steering, "MAX_PAUSE_SECONDS", 0.5)
     worker, _ = await start_slow_worker(shop)
     await shop.bot.dispatch(a_job(steps=STEPS))
     run = await midway(worker)
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await until(lambda: run.paused is not None)
-    assert isinstance((await shop.results())[-1], Finished)
+    assert isinstance((await shop.results())[-1], JobFinished)
     assert run.paused is None
 
 
@@ -217,22 +217,22 @@ async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
     worker, _ = await start_slow_worker(shop)
     await shop.bot.dispatch(a_job(steps=1000))
     run = await midway(worker)
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await until(lambda: run.paused is not None)
     first = run.paused
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
-    await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.5))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
     await until(lambda: run.weight == 0.5)
     assert run.paused is first
-    await shop.bot.steer(Steer(job=JOB, deed="resume"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
     await until(lambda: run.paused is None)
     assert 0 < run.rested < 30
-    run.rested = steering.MOST_SECONDS - 0.5
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    run.rested = steering.MAX_PAUSE_SECONDS - 0.5
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await until(lambda: run.paused is not None)
     await until(lambda: run.paused is None, 10)
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
-    await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.25))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.25))
     await until(lambda: run.weight == 0.25)
     assert run.paused is None
     await shop.bot.cancel(JOB)
@@ -245,13 +245,13 @@ async def test_a_paused_job_that_moves_to_another_worker_runs_there(shop: Shop) 
     first, task = await start_slow_worker(shop)
     await shop.bot.dispatch(job)
     run = await midway(first)
-    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await until(lambda: run.paused is not None)
     first.drain()
     await task
     await shop.worker("two")
     results = await shop.results()
-    starts = [value for value in results if isinstance(value, Started)]
+    starts = [value for value in results if isinstance(value, JobStarted)]
     assert [start.worker for start in starts] == ["one", "two"]
     assert starts[1].step >= 3
-    assert [value.sha256 for value in results if isinstance(value, Picture)] == await uninterrupted(shop, job)
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)

@@ -19,19 +19,19 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
-from engine.bus import Bus, Kept
+from engine.bus import Bus, BusLimits
 from engine.bus.broker import Broker
-from engine.check import looked
-from engine.config import BadSetting, checking, load
-from engine.encode import png
-from engine.engine import Engine, Stepped
-from engine.job import Enlarge, Failed, Finished, Frame, Job, Picture, Started
-from engine.lane import Lane
+from engine.check import check_picture_check
+from engine.config import SettingError, load_check_settings, load_settings
+from engine.encode import encode_png
+from engine.engine import Engine, StepDone
+from engine.job import Frame, Job, JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
+from engine.lane import DecodeWorker
 from engine.picture_check import PictureCheck
-from engine.serving import load_models
-from engine.unfit import Unfit
-from engine.worker import Offer, Worker
-from engine.worker.pulse import Pulse
+from engine.serving import load_all_models
+from engine.unfit import JobRejected
+from engine.worker import Worker, WorkerProfile
+from engine.worker.pulse import Watchdog
 
 RED, GREEN = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "lime")
 TIMEOUT = 60.0
@@ -128,12 +128,12 @@ def test_unsafe_labels_add_up_unless_the_classifier_is_multi_label(tmp_path: Pat
 def test_labels_are_chosen_by_name(classifier: Path) -> None:
     check = PictureCheck.load(classifier, labels=("NORMAL",))
     assert (check.labels, check(RED), check(GREEN)) == (["normal"], "passed", "flagged")
-    with pytest.raises(Unfit, match="has no label 'gore'; it has: normal, nsfw"):
+    with pytest.raises(JobRejected, match="has no label 'gore'; it has: normal, nsfw"):
         PictureCheck.load(classifier, labels=("gore",))
 
 
 def test_a_classifier_without_an_unsafe_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unfit, match="name some in DARKROOM_CHECK_LABELS"):
+    with pytest.raises(JobRejected, match="name some in DARKROOM_CHECK_LABELS"):
         PictureCheck.load(build_classifier(tmp_path, {0: "cat", 1: "dog"}))
 
 
@@ -190,7 +190,7 @@ def test_an_unusable_folder_is_refused_in_one_sentence(
     folder = tmp_path / "copy"
     shutil.copytree(classifier, folder)
     spoil(folder)
-    with pytest.raises(Unfit, match=said) as refused:
+    with pytest.raises(JobRejected, match=said) as refused:
         PictureCheck.load(folder)
     assert refused.value.sentence.startswith("The picture check cannot be used: copy ")
     assert "\n" not in refused.value.sentence
@@ -198,14 +198,14 @@ def test_an_unusable_folder_is_refused_in_one_sentence(
 
 def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
-    assert load().check is None
+    assert load_settings().check is None
     monkeypatch.setenv("DARKROOM_CHECK", "somewhere")
     monkeypatch.setenv("DARKROOM_CHECK_LABELS", "gore, Drawings ,")
     monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", "0.25")
-    from_option = load(check=tmp_path).check
+    from_option = load_settings(check=tmp_path).check
     assert from_option is not None
     assert (from_option.folder, from_option.labels, from_option.threshold) == (tmp_path, ("gore", "Drawings"), 0.25)
-    from_environment = checking()
+    from_environment = load_check_settings()
     assert from_environment is not None
     assert from_environment.folder == Path("somewhere").absolute()
 
@@ -213,32 +213,32 @@ def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytes
 @pytest.mark.parametrize("threshold", ["0", "1.5", "nan", "half"])
 def test_an_invalid_threshold_is_refused(monkeypatch: pytest.MonkeyPatch, threshold: str) -> None:
     monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", threshold)
-    with pytest.raises(BadSetting, match=r"^DARKROOM_CHECK_THRESHOLD: "):
-        checking(Path("somewhere"))
+    with pytest.raises(SettingError, match=r"^DARKROOM_CHECK_THRESHOLD: "):
+        load_check_settings(Path("somewhere"))
 
 
 def test_the_doctor_runs_the_check_and_reports_it(
     classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", "0.4")
-    assert list(looked(classifier)) == [("check", True, f"{classifier.name} flags nsfw from 0.4 on", "")]
-    [(name, is_ok, message, advice)] = looked(tmp_path)
+    assert list(check_picture_check(classifier)) == [("check", True, f"{classifier.name} flags nsfw from 0.4 on", "")]
+    [(name, is_ok, message, advice)] = check_picture_check(tmp_path)
     assert (name, is_ok) == ("check", False)
     assert "is no folder with a model's config.json" in message
     assert "DARKROOM_CHECK" in advice
 
 
 def test_a_worker_refuses_an_unusable_folder_at_its_start(tmp_path: Path) -> None:
-    settings = load(nats="nats://127.0.0.1:1", data=tmp_path, check=tmp_path / "nowhere", device="cpu")
-    with pytest.raises(Unfit, match="The picture check cannot be used: nowhere is no folder"):
-        load_models(settings)
+    settings = load_settings(nats="nats://127.0.0.1:1", data=tmp_path, check=tmp_path / "nowhere", device="cpu")
+    with pytest.raises(JobRejected, match="The picture check cannot be used: nowhere is no folder"):
+        load_all_models(settings)
 
 
 # The decode worker
 
 
-def build_steps(job: Job, of: int, image: int = 0) -> list[Stepped]:
-    return [Stepped(job.id, image, k, of, torch.zeros(4, 4, 4)) for k in range(1, of + 1)]
+def build_steps(job: Job, of: int, image: int = 0) -> list[StepDone]:
+    return [StepDone(job.id, image, k, of, torch.zeros(4, 4, 4)) for k in range(1, of + 1)]
 
 
 @pytest.fixture
@@ -251,9 +251,9 @@ def red_or_green(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, lane = job(recipe(steps=10, count=2), check=True), Lane({"affine": red_or_green}, check)
+    one, lane = job(recipe(steps=10, count=2), check=True), DecodeWorker({"affine": red_or_green}, check)
     red = [replace(step, x0=torch.ones(4, 4, 4)) for step in build_steps(one, 10, image=1)]
-    frames = [lane.frame(step, one, 1, 0.0).result(TIMEOUT) for step in (*build_steps(one, 10), *red)]
+    frames = [lane.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in (*build_steps(one, 10), *red)]
     assert [frame.verdict for frame in frames] == (
         ["unchecked"] * 3 + ["passed"] * 7 + ["unchecked"] * 3 + ["flagged"] * 7
     )
@@ -264,37 +264,37 @@ def test_previews_are_checked_once_per_image_after_two_fifths_of_the_steps(
 def test_a_finished_picture_gets_its_own_verdict(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
-    one, lane = job(recipe(steps=10), check=True), Lane({"affine": red_or_green}, check)
-    assert lane.frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
-    assert lane.verdict(png(RED, ""), one).result(TIMEOUT) == "flagged"
-    assert lane.frame(build_steps(one, 10)[9], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
+    one, lane = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    assert lane.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
+    assert lane.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "flagged"
+    assert lane.render_frame(build_steps(one, 10)[9], one, 1, 0.0).result(TIMEOUT).verdict == "passed"
     lane.close()
 
 
 def test_forgetting_a_job_forgets_its_verdicts(red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any) -> None:
-    one, lane = job(recipe(steps=10), check=True), Lane({"affine": red_or_green}, check)
-    lane.frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT)
-    lane.forget(one.id)
-    lane.frame(build_steps(one, 10)[5], one, 2, 0.0).result(TIMEOUT)
+    one, lane = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
+    lane.render_frame(build_steps(one, 10)[5], one, 1, 0.0).result(TIMEOUT)
+    lane.forget_job(one.id)
+    lane.render_frame(build_steps(one, 10)[5], one, 2, 0.0).result(TIMEOUT)
     assert len(check.threads) in (1, 2)  # the decode worker forgets a job only when it has no other work
-    lane.forget(one.id)
+    lane.forget_job(one.id)
     lane.close()
-    assert lane._verdicts._early == {}
+    assert lane._picture_verdicts._preview_verdicts == {}
 
 
 def test_a_failing_check_leaves_pictures_unchecked(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, lane = job(recipe(steps=10), check=True), Lane({"affine": red_or_green}, check)
+    one, lane = job(recipe(steps=10), check=True), DecodeWorker({"affine": red_or_green}, check)
     check.fails = True
-    frames = [lane.frame(step, one, 1, 0.0).result(TIMEOUT) for step in build_steps(one, 10)]
+    frames = [lane.render_frame(step, one, 1, 0.0).result(TIMEOUT) for step in build_steps(one, 10)]
     assert {frame.verdict for frame in frames} == {"unchecked"}
     assert len(check.threads) == 1  # the failure counts for all frames
-    assert lane.verdict(png(GREEN, ""), one).result(TIMEOUT) == "unchecked"
-    assert lane.verdict(b"no picture", one).result(TIMEOUT) == "unchecked"
+    assert lane.check_picture(encode_png(GREEN, ""), one).result(TIMEOUT) == "unchecked"
+    assert lane.check_picture(b"no picture", one).result(TIMEOUT) == "unchecked"
     assert f"job {one.id}: the picture check failed" in caplog.text
     check.fails = False
-    assert lane.verdict(png(GREEN, ""), one).result(TIMEOUT) == "passed"
+    assert lane.check_picture(encode_png(GREEN, ""), one).result(TIMEOUT) == "passed"
     lane.close()
 
 
@@ -302,11 +302,13 @@ def test_without_a_request_or_a_check_nothing_is_checked(
     red_or_green: Any, check: RecordingCheck, recipe: Any, job: Any
 ) -> None:
     asking, quiet = job(recipe(steps=10), check=True), job(recipe(steps=10))
-    with_check, without = Lane({"affine": red_or_green}, check), Lane({"affine": red_or_green})
+    with_check, without = DecodeWorker({"affine": red_or_green}, check), DecodeWorker({"affine": red_or_green})
     for lane, one in ((with_check, quiet), (without, asking)):
-        assert {lane.frame(step, one, 1, 0.0).result(TIMEOUT).verdict for step in build_steps(one, 10)} == {"unchecked"}
-        assert lane.verdict(png(RED, ""), one).result(TIMEOUT) == "unchecked"
-        assert lane._verdicts._early == {}
+        assert {lane.render_frame(step, one, 1, 0.0).result(TIMEOUT).verdict for step in build_steps(one, 10)} == {
+            "unchecked"
+        }
+        assert lane.check_picture(encode_png(RED, ""), one).result(TIMEOUT) == "unchecked"
+        assert lane._picture_verdicts._preview_verdicts == {}
         lane.close()
     assert check.threads == []
 
@@ -322,16 +324,16 @@ class Shop:
     bot: Bus
     family: Any
     buses: list[Bus] = field(default_factory=list)
-    running: list[tuple[Worker, asyncio.Task[None], Lane]] = field(default_factory=list)
+    running: list[tuple[Worker, asyncio.Task[None], DecodeWorker]] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     looking: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def worker(self, name: str, check: PictureCheck | None) -> tuple[Worker, asyncio.Task[None]]:
-        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=5.0))
+        bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=5.0))
         self.buses.append(bus)
-        lane = await asyncio.to_thread(Lane, {"affine": self.family}, check)
-        offer = Offer(name, "cpu", rows=8, checks=lane.checks)
-        worker = Worker(bus, Engine({"affine": self.family}, rows=8), lane, offer, Pulse())
+        lane = await asyncio.to_thread(DecodeWorker, {"affine": self.family}, check)
+        offer = WorkerProfile(name, "cpu", rows=8, has_picture_check=lane.has_picture_check)
+        worker = Worker(bus, Engine({"affine": self.family}, rows=8), lane, offer, Watchdog())
         task = asyncio.create_task(worker.run())
         self.running.append((worker, task, lane))
         return worker, task
@@ -341,22 +343,22 @@ class Shop:
 
     async def _want(self, job: str) -> None:
         while True:
-            await self.bot.want(job)
+            await self.bot.request_previews(job)
             await asyncio.sleep(0.05)
 
     async def _look(self) -> None:
-        async for frame in self.bot.frames():
+        async for frame in self.bot.watch_frames():
             self.frames.append(frame)
 
     async def results(self, job: str) -> list[Any]:
         found: list[Any] = []
-        source: Any = self.bot.results()
+        source: Any = self.bot.consume_results()
         async with asyncio.timeout(TIMEOUT):
             async for delivered in source:
                 await delivered.ack()
                 if delivered.value.job == job:
                     found.append(delivered.value)
-                if delivered.value.job == job and isinstance(delivered.value, Finished | Failed):
+                if delivered.value.job == job and isinstance(delivered.value, JobFinished | JobFailed):
                     break
         await source.aclose()
         return found
@@ -373,7 +375,7 @@ async def shop(tmp_path: Path, affine: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(affine, "denoise", denoise_slowly)
     monkeypatch.setattr(affine, "decode", lambda latents: RED if float(latents.mean()) < -4.45 else GREEN)
     async with Broker(tmp_path / "nats") as broker:
-        bot = await Bus.connect(broker.url, broker.token, kept=Kept(lease=5.0))
+        bot = await Bus.connect(broker.url, broker.token, limits=BusLimits(lease=5.0))
         await bot.declare()
         await bot.watch_workers()
         shop = Shop(broker, bot, affine)
@@ -406,12 +408,12 @@ async def test_each_picture_has_its_own_verdict(
     shop.watch(one.id)
     await shop.bot.dispatch(one)
     results = await shop.results(one.id)
-    pictures = {value.image: value for value in results if isinstance(value, Picture) and value.kind == "image"}
+    pictures = {value.image: value for value in results if isinstance(value, PictureReady) and value.kind == "image"}
     for picture in pictures.values():
         content = await shop.bot.get_blob(picture.sha256, picture.bytes)
         assert picture.verdict == second_check(Image.open(BytesIO(content)))
     assert {picture.verdict for picture in pictures.values()} == {"passed", "flagged"}  # each has its own
-    assert {value.verdict for value in results if isinstance(value, Picture) and value.kind == "ladder"} == {
+    assert {value.verdict for value in results if isinstance(value, PictureReady) and value.kind == "ladder"} == {
         "unchecked"
     }
     early = {frame.verdict for frame in shop.frames if frame.step < 40}
@@ -430,7 +432,7 @@ async def test_a_job_without_a_check_is_not_checked(shop: Shop, check: Recording
     shop.watch(one.id)
     await shop.bot.dispatch(one)
     results = await shop.results(one.id)
-    assert {value.verdict for value in results if isinstance(value, Picture)} == {"unchecked"}
+    assert {value.verdict for value in results if isinstance(value, PictureReady)} == {"unchecked"}
     assert {frame.verdict for frame in shop.frames} == {"unchecked"}
     assert check.threads == []
 
@@ -450,10 +452,12 @@ async def test_the_next_worker_checks_again(
     shop.frames.clear()
     await shop.worker("two", second_check)
     results = await shop.results(one.id)
-    assert [value.worker for value in results if isinstance(value, Started)] == ["one", "two"]
+    assert [value.worker for value in results if isinstance(value, JobStarted)] == ["one", "two"]
     assert (len(check.threads), len(second_check.threads)) == (1, 2)
     assert {frame.verdict for frame in shop.frames if frame.epoch == results[-1].epoch} <= {"passed", "flagged"}
-    assert [value.verdict for value in results if isinstance(value, Picture) and value.kind == "image"] != ["unchecked"]
+    assert [value.verdict for value in results if isinstance(value, PictureReady) and value.kind == "image"] != [
+        "unchecked"
+    ]
 
 
 @pytest.mark.asyncio
@@ -462,11 +466,11 @@ async def test_an_upscaled_picture_is_checked(
     shop: Shop, check: RecordingCheck, job: Any, picture: Image.Image, verdict: str
 ) -> None:
     await shop.worker("one", check)
-    source = await shop.bot.put_blob(png(picture, ""))
-    one = job(Enlarge(source=source), check=True)
+    source = await shop.bot.put_blob(encode_png(picture, ""))
+    one = job(UpscaleTask(source=source), check=True)
     await shop.bot.dispatch(one)
     results = await shop.results(one.id)
-    assert [value.verdict for value in results if isinstance(value, Picture)] == [verdict]
+    assert [value.verdict for value in results if isinstance(value, PictureReady)] == [verdict]
 
 
 @pytest.mark.asyncio
@@ -476,5 +480,5 @@ async def test_a_failing_check_loses_no_picture(shop: Shop, check: RecordingChec
     one = job(recipe(steps=5, count=2), check=True)
     await shop.bot.dispatch(one)
     results = await shop.results(one.id)
-    assert isinstance(results[-1], Finished)
-    assert {value.verdict for value in results if isinstance(value, Picture)} == {"unchecked"}
+    assert isinstance(results[-1], JobFinished)
+    assert {value.verdict for value in results if isinstance(value, PictureReady)} == {"unchecked"}

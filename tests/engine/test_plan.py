@@ -15,13 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.families.embedded import WEIGHTS
-from engine.plan import COLUMNS, TABLED, NotTabled, Plan, Timing, build_scheduler, plan
+from engine.families.embedded import WEIGHTS_FOLDER
+from engine.plan import COLUMNS, TABLED, NotTabled, Plan, TimestepOptions, build_scheduler, plan
 from recorded import Trajectory, apart, by_diffusers, by_plan, set_timesteps
 
 Config = dict[str, Any]
 
-EMBEDDED: Config = json.loads((WEIGHTS / "scheduler" / "scheduler_config.json").read_text())
+EMBEDDED: Config = json.loads((WEIGHTS_FOLDER / "scheduler" / "scheduler_config.json").read_text())
 EPSILON = {**EMBEDDED, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
 VELOCITY = EPSILON | {"prediction_type": "v_prediction"}
 LEADING = EPSILON | {"timestep_spacing": "leading"}
@@ -40,7 +40,7 @@ SDE = 2e-7  # DPM++ SDE multiplies its noise in float32 for latents of every for
 
 
 def oracle(
-    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: Timing = Timing(), *, double: bool,
+    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions(), *, double: bool,
     begin: bool = True,
 ) -> Trajectory:  # fmt: skip
     """`begin`: call `set_begin_index` as most pipelines do; it matters only if two steps share the first timestep."""
@@ -52,7 +52,7 @@ def oracle(
 
 
 def errors(
-    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: Timing = Timing()
+    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions()
 ) -> tuple[float, float]:
     """The distance of the plan from diffusers in float32 and in double precision."""
     table = plan(config, sampler, steps, eta, timing)
@@ -99,7 +99,9 @@ def test_a_plan_that_starts_later_equals_the_scheduler_that_starts_there(
                 scheduler.set_begin_index(first)
             theirs = by_diffusers(scheduler, eta, double, first)
             draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
-            differences.append(apart(by_plan(table.begun(first), double, draws if double else None, first), theirs))
+            differences.append(
+                apart(by_plan(table.starting_at(first), double, draws if double else None, first), theirs)
+            )
         assert differences[0] <= FLOAT32, (steps, first)
         assert differences[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), (steps, first)
 
@@ -107,10 +109,10 @@ def test_a_plan_that_starts_later_equals_the_scheduler_that_starts_there(
 @pytest.mark.parametrize("sampler", TABLED)
 def test_a_plan_that_starts_later_counts_its_draws_from_there(sampler: str) -> None:
     whole = plan(EPSILON, sampler, 12)
-    later = whole.begun(5)
-    assert [later.draws_noise(k) for k in range(5, 12)] == [whole.draws_noise(k) for k in range(5, 12)]
-    assert later.draws[5] == 1
-    assert later.draws[12] == 1 + sum(whole.draws_noise(k) for k in range(5, 12))
+    later = whole.starting_at(5)
+    assert [later.has_noise_draw(k) for k in range(5, 12)] == [whole.has_noise_draw(k) for k in range(5, 12)]
+    assert later.draw_counts[5] == 1
+    assert later.draw_counts[12] == 1 + sum(whole.has_noise_draw(k) for k in range(5, 12))
 
 
 @pytest.mark.parametrize("sampler", TABLED)
@@ -119,10 +121,10 @@ def test_the_noise_level_of_a_step_equals_the_schedulers_add_noise(sampler: str)
     set_timesteps(scheduler, 12)
     clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -3.0)
     for k, t in enumerate(scheduler.timesteps):
-        alpha, sigma = table.level(k)
+        alpha, sigma = table.noise_level(k)
         expected = float(scheduler.add_noise(clean, noise, t[None]))
         assert alpha * 2.0 - sigma * 3.0 == pytest.approx(expected, rel=1e-5)
-    assert table.level(12) == (1.0, 0.0)
+    assert table.noise_level(12) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [way for way in SAMPLERS if way != ("ddim", 1.0)])
@@ -159,14 +161,14 @@ def test_a_plan_equals_the_scheduler_of_flow_matching(
     config: Config, mu: float | None, sampler: str, own: bool
 ) -> None:
     for steps in (2, 20, 50) if config is QWEN else (1, 2, 20, 50):  # one step of Qwen is refused, see below
-        differences = errors(config, sampler, steps, timing=Timing(mu, levels(steps) if own else None))
+        differences = errors(config, sampler, steps, timing=TimestepOptions(mu, levels(steps) if own else None))
         assert max(differences) <= FLOAT32, steps
         assert differences[1] <= DOUBLE, steps
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-@pytest.mark.parametrize("timing", [Timing(0.9, levels(1000)), Timing(0.9)], ids=["own sigmas", ""])
-def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timing: Timing) -> None:
+@pytest.mark.parametrize("timing", [TimestepOptions(0.9, levels(1000)), TimestepOptions(0.9)], ids=["own sigmas", ""])
+def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timing: TimestepOptions) -> None:
     # Here diffusers in float32 differs from its double precision by 1.4e-5, the plan in float32 by 4.7e-6. So both
     # precisions of the plan are compared with diffusers in double precision.
     table, truth = plan(FLUX, sampler, 1000, timing=timing), oracle(FLUX, sampler, 1000, 0.0, timing, double=True)
@@ -178,7 +180,7 @@ def test_the_comparison_notices_a_wrong_coefficient() -> None:
     table = plan(EPSILON, "dpmpp_2m", 20)
     wrong = table.table.copy()
     wrong[7, COLUMNS.index("A")] *= 1 + 1e-4
-    assert apart(by_plan(Plan(wrong, table.init_sigma, table.draws)), by_plan(table)) > FLOAT32
+    assert apart(by_plan(Plan(wrong, table.init_sigma, table.draw_counts)), by_plan(table)) > FLOAT32
 
 
 def test_diffusers_needs_a_begin_index_if_two_steps_share_the_first_timestep() -> None:
@@ -222,7 +224,7 @@ def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str
 def test_schedules_that_fail_in_diffusers_are_refused(
     config: Config, sampler: str, steps: int, theirs: type[Exception] | None
 ) -> None:
-    timing = Timing(0.7) if config is QWEN else Timing()
+    timing = TimestepOptions(0.7) if config is QWEN else TimestepOptions()
     if theirs is None:
         assert not oracle(config, sampler, steps, 0.0, timing, double=True)[-1].isfinite().all()
     else:
@@ -274,7 +276,7 @@ FLOWS = st.fixed_dictionaries(
 @settings(max_examples=150, deadline=None)
 @given(SCHEDULES, st.sampled_from(TABLED), st.integers(1, 60), st.floats(0, 1))
 def test_any_schedule_equals_diffusers_or_is_refused(config: Config, sampler: str, steps: int, eta: float) -> None:
-    assert_equal_or_refused(config | {"beta_start": 0.00085, "beta_end": 0.012}, sampler, steps, eta, Timing())
+    assert_equal_or_refused(config | {"beta_start": 0.00085, "beta_end": 0.012}, sampler, steps, eta, TimestepOptions())
 
 
 @settings(max_examples=75, deadline=None)
@@ -282,10 +284,10 @@ def test_any_schedule_equals_diffusers_or_is_refused(config: Config, sampler: st
 def test_any_flow_schedule_equals_diffusers_or_is_refused(
     config: Config, sampler: str, steps: int, mu: float, own: bool
 ) -> None:
-    assert_equal_or_refused(config, sampler, steps, 0.0, Timing(mu, levels(steps) if own else None))
+    assert_equal_or_refused(config, sampler, steps, 0.0, TimestepOptions(mu, levels(steps) if own else None))
 
 
-def assert_equal_or_refused(config: Config, sampler: str, steps: int, eta: float, timing: Timing) -> None:
+def assert_equal_or_refused(config: Config, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> None:
     """A plan equals diffusers. `NotTabled` means clipping; other errors mean that diffusers fails too."""
     try:
         table = plan(config, sampler, steps, eta, timing)
@@ -303,7 +305,7 @@ def assert_equal_or_refused(config: Config, sampler: str, steps: int, eta: float
     assert apart(by_plan(table, double=True, draws=draws), truth) <= (SDE if draws else 1e-9)
 
 
-def is_finite_in_diffusers(config: Config, sampler: str, steps: int, eta: float, timing: Timing) -> bool:
+def is_finite_in_diffusers(config: Config, sampler: str, steps: int, eta: float, timing: TimestepOptions) -> bool:
     try:
         return all(bool(x.isfinite().all()) for x in oracle(config, sampler, steps, eta, timing, double=True))
     except (AssertionError, IndexError, NotImplementedError, ValueError):
@@ -315,7 +317,7 @@ def test_full_noise_at_zero_terminal_snr_never_divides_by_zero(steps: int) -> No
     """Diffusers divides by zero if a rounding has the wrong sign, which depends on the processor."""
     table = plan(EMBEDDED, "ddim", steps, 1.0)
     assert abs(table.table).max() < 1e4
-    divides = not is_finite_in_diffusers(EMBEDDED, "ddim", steps, 1.0, Timing())
+    divides = not is_finite_in_diffusers(EMBEDDED, "ddim", steps, 1.0, TimestepOptions())
     truth = oracle(EMBEDDED, "ddim", steps, 1 - 1e-6 if divides else 1.0, double=True)
     assert apart(by_plan(table, double=True), truth) <= DOUBLE
 
@@ -352,20 +354,20 @@ def test_a_plan_recovers_x0_from_an_exact_output(config: Config, sampler: str) -
 
 
 def test_only_a_multistep_sampler_keeps_history() -> None:
-    keeping = {name for name in TABLED if plan(EMBEDDED, name, 20).keeps_history}
+    keeping = {name for name in TABLED if plan(EMBEDDED, name, 20).has_history}
     assert keeping == {"dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde"}
-    assert plan(SANA, "dpmpp_2m", 20).keeps_history
-    assert not plan(SANA, "euler", 20).keeps_history
+    assert plan(SANA, "dpmpp_2m", 20).has_history
+    assert not plan(SANA, "euler", 20).has_history
 
 
 def test_draws_match_those_of_the_scheduler() -> None:
-    assert plan(EMBEDDED, "ddim", 20, 0.0).draws == (1,) * 21
-    assert plan(EMBEDDED, "ddim", 20, 0.5).draws == tuple(range(1, 22))
-    assert plan(EMBEDDED, "ddpm", 1000).draws[-1] == 1000  # none at timestep 0, one for the initial latents
-    assert plan(EMBEDDED, "lcm", 8).draws[-2:] == (8, 8)  # none at its last step
+    assert plan(EMBEDDED, "ddim", 20, 0.0).draw_counts == (1,) * 21
+    assert plan(EMBEDDED, "ddim", 20, 0.5).draw_counts == tuple(range(1, 22))
+    assert plan(EMBEDDED, "ddpm", 1000).draw_counts[-1] == 1000  # none at timestep 0, one for the initial latents
+    assert plan(EMBEDDED, "lcm", 8).draw_counts[-2:] == (8, 8)  # none at its last step
     for sampler in ("euler_ancestral", "dpmpp_2m_sde"):  # their last draw adds nothing, but counts
         table = plan(EMBEDDED, sampler, 20)
-        assert table.draws == tuple(range(1, 22))
+        assert table.draw_counts == tuple(range(1, 22))
         assert table.table[-1, COLUMNS.index("N")] == 0.0
 
 
@@ -384,15 +386,17 @@ def test_wrong_or_missing_timing_is_refused() -> None:
     with pytest.raises(ValueError, match="depends on the picture's size"):
         plan(FLUX, "euler", 4)
     with pytest.raises(ValueError, match="as many noise levels as steps"):
-        plan(SD3, "euler", 4, timing=Timing(sigmas=(1.0, 0.5)))
+        plan(SD3, "euler", 4, timing=TimestepOptions(sigmas=(1.0, 0.5)))
     with pytest.raises(ValueError, match="makes its own noise levels"):
-        plan(EPSILON, "ddpm", 2, timing=Timing(sigmas=(1.0, 0.5)))
+        plan(EPSILON, "ddpm", 2, timing=TimestepOptions(sigmas=(1.0, 0.5)))
 
 
 def test_plans_are_cached_by_all_their_inputs_and_read_only() -> None:
     table = plan(EMBEDDED, "ddpm", 20)
     assert plan(dict(EMBEDDED), "ddpm", 20) is table
-    tables = [plan(FLUX, "euler", 4, timing=Timing(mu, own)).table for mu in (0.5, 1.0) for own in (None, levels(4))]
+    tables = [
+        plan(FLUX, "euler", 4, timing=TimestepOptions(mu, own)).table for mu in (0.5, 1.0) for own in (None, levels(4))
+    ]
     assert len({each.tobytes() for each in tables}) == 4
     with pytest.raises(ValueError, match="read-only"):
         table.table[0, 0] = 1.0

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import serving, sizes
-from engine.bench.small_models import build
+from engine.bench.small_models import save_small_pipeline
 from engine.bus import Bus
 from engine.bus.broker import Broker
-from engine.bus.progress import MOST, ProgressBoard
-from engine.bus.refusals import Refusals
-from engine.config import load
-from engine.job import Loading, ModelProgress, decode, encode
-from engine.progress_lines import EVERY_SECONDS, ProgressLines
+from engine.bus.progress import MAX_ENTRIES, ModelProgressRegistry
+from engine.bus.refusals import RejectionLog
+from engine.config import load_settings
+from engine.job import JobModelLoading, ModelProgress, decode, encode
+from engine.progress_lines import LINE_INTERVAL_SECONDS, ProgressLines
 from engine.shelf import offering
 
 GB = 10**9
@@ -56,9 +56,9 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
     broker: Broker, bot: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    await asyncio.to_thread(build, "sd", tmp_path / "models" / "tiny")
+    await asyncio.to_thread(save_small_pipeline, "sd", tmp_path / "models" / "tiny")
     gates = {"load": threading.Event(), "measure": threading.Event()}
-    open_model, measure = offering._opened, offering.calibrate
+    open_model, measure = offering._load_family, offering.calibrate
 
     def open_slowly(source: Any, place: Any, report: Any) -> Any:
         def wait_halfway(done: float) -> None:
@@ -72,28 +72,28 @@ async def test_a_starting_worker_reports_its_loading_until_it_is_ready(
         gates["measure"].wait(30)
         return measure(*args)
 
-    monkeypatch.setattr(offering, "_opened", open_slowly)
+    monkeypatch.setattr(offering, "_load_family", open_slowly)
     monkeypatch.setattr(offering, "calibrate", calibrate_later)
-    settings = load(
+    settings = load_settings(
         nats=broker.url, data=tmp_path, models=("tiny",), device="cpu", name="far", pools=("big",),
         nats_token=broker.token,
     )  # fmt: skip
-    task = asyncio.create_task(serving.serve(settings))
+    task = asyncio.create_task(serving.run_worker(settings))
     try:
-        await until(lambda: (now := bot.starting("big")) and 0.0 < now.done < 1.0)
-        now = bot.starting("big")
+        await until(lambda: (now := bot.get_startup_progress("big")) and 0.0 < now.done < 1.0)
+        now = bot.get_startup_progress("big")
         assert now is not None
         assert (now.model, now.phase) == ("tiny", "load")
-        assert now.size == offering.weigh(offering.find("tiny", tmp_path), offering.Choice("cpu"))  # pyright: ignore
-        assert bot.progress.size("tiny") == now.size
-        assert bot.starting("default") is None
+        assert now.size == offering.estimate_bytes(offering.find_model("tiny", tmp_path), offering.FormatChooser("cpu"))  # pyright: ignore
+        assert bot.model_progress.get_model_size("tiny") == now.size
+        assert bot.get_startup_progress("default") is None
         assert bot.workers == {}, "a starting worker takes no jobs"
         gates["load"].set()
-        await until(lambda: (now := bot.starting()) and now.phase == "measure")
+        await until(lambda: (now := bot.get_startup_progress()) and now.phase == "measure")
         gates["measure"].set()
         await until(lambda: "far" in bot.workers)
-        assert bot.starting() is None, "a ready worker is not starting"
-        assert (progress := bot.progress.of("far")) is not None
+        assert bot.get_startup_progress() is None, "a ready worker is not starting"
+        assert (progress := bot.model_progress.get_progress("far")) is not None
         assert progress.phase == "ready"
     finally:
         for gate in gates.values():
@@ -111,26 +111,29 @@ async def test_invalid_progress_is_refused_and_a_flood_is_bounded(bot: Bus) -> N
     await bot.client.publish("progress.far.default", b"nonsense")
     await bot.client.publish("progress.far.default", encode(ModelProgress()).replace(b"prepare", b"pretend"))
     await bot.client.publish("progress._far.default", encode(ModelProgress()))
-    for number in range(MOST + 10):
+    for number in range(MAX_ENTRIES + 10):
         await bot.publish_progress(f"w{number}", ("default",), ModelProgress(model=f"m{number}", phase="load", size=5))
-    await until(lambda: bot.progress.of(f"w{MOST + 9}") is not None)
-    assert len(bot.progress._heard) == len(bot.progress._sizes) == MOST
-    assert bot.progress.of("w0") is None
-    assert {one.who for one in bot.refused.recent()} >= {"the progress of worker far", "the progress of worker _far"}
+    await until(lambda: bot.model_progress.get_progress(f"w{MAX_ENTRIES + 9}") is not None)
+    assert len(bot.model_progress._reports) == len(bot.model_progress._sizes) == MAX_ENTRIES
+    assert bot.model_progress.get_progress("w0") is None
+    assert {one.subject for one in bot.rejections.list_recent()} >= {
+        "the progress of worker far",
+        "the progress of worker _far",
+    }
 
 
 @pytest.mark.asyncio
 async def test_a_silent_worker_no_longer_counts_as_starting(monkeypatch: pytest.MonkeyPatch, bot: Bus) -> None:
     await bot.publish_progress("far", ("default",), ModelProgress())
-    await until(bot.starting)
-    monkeypatch.setattr("engine.bus.progress.SILENT", -1.0)
-    assert bot.starting() is None
-    assert ProgressBoard(Refusals()).newest(None) is None
+    await until(bot.get_startup_progress)
+    monkeypatch.setattr("engine.bus.progress.EXPIRY_SECONDS", -1.0)
+    assert bot.get_startup_progress() is None
+    assert ModelProgressRegistry(RejectionLog()).get_newest(None) is None
 
 
 def test_the_loading_message_of_a_job_keeps_its_fields() -> None:
     """An older bot refuses unknown fields, so sizes come on a subject of their own."""
-    fields = msgspec.msgpack.decode(encode(Loading(job=JOB, epoch=1, model="sd15", done=0.5)))
+    fields = msgspec.msgpack.decode(encode(JobModelLoading(job=JOB, epoch=1, model="sd15", done=0.5)))
     assert sorted(fields) == ["done", "epoch", "job", "model", "type", "v"]
     plain = {"type": "ModelProgress", "model": "sd15", "phase": "load"}
     assert decode(msgspec.msgpack.encode(plain), ModelProgress).size == 0
@@ -138,7 +141,7 @@ def test_the_loading_message_of_a_job_keeps_its_fields() -> None:
 
 def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
     lines: list[str] = []
-    hear = ProgressLines(lines.append, "cpu").hear
+    hear = ProgressLines(lines.append, "cpu").update
     one = ModelProgress(model="sd15", phase="load", size=2 * GB)
     hear(ModelProgress(), 0.0)
     hear(one, 1.0)
@@ -146,7 +149,7 @@ def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
         hear(msgspec.structs.replace(one, done=0.6), float(moment))
     hear(msgspec.structs.replace(one, phase="measure"), 12.5)
     hear(msgspec.structs.replace(one, phase="ready"), 13.0)
-    hear(msgspec.structs.replace(one, phase="ready"), 14.0 + EVERY_SECONDS)
+    hear(msgspec.structs.replace(one, phase="ready"), 14.0 + LINE_INTERVAL_SECONDS)
     assert lines == [
         "loading sd15, 2 GB", "loading sd15, 1.2 of 2.0 GB", "measuring sd15", "sd15 is ready on cpu after 12 s"
     ]  # fmt: skip
@@ -164,16 +167,16 @@ def test_progress_lines_come_at_each_stage_and_at_intervals() -> None:
     ],
 )  # fmt: skip
 def test_loading_progress_is_formatted_with_sizes(done: float, size: int, said: str) -> None:
-    assert sizes.loading("sd15", done, size) == said
+    assert sizes.format_loading("sd15", done, size) == said
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 10**15))
 def test_formatted_progress_never_falls_and_is_full_only_at_the_end(one: float, other: float, size: int) -> None:
     def loaded_part(done: float) -> float:
-        return float(sizes.part_of(done, size).split()[0])
+        return float(sizes.format_loaded_part(done, size).split()[0])
 
     least, most = sorted((one, other))
-    whole = float(sizes.part_of(1.0, size).split()[2])
+    whole = float(sizes.format_loaded_part(1.0, size).split()[2])
     assert loaded_part(least) <= loaded_part(most) <= whole
     assert loaded_part(1.0) == whole
     assert most == 1.0 or loaded_part(most) < whole

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from engine.bench.oracle import call_pipeline as by_pipeline
-from engine.bench.small_models import build
+from engine.bench.small_models import save_small_pipeline
 from engine.engine import Engine
 from engine.families import load_folder
-from engine.families.distilled import few_steps, guidance_for
+from engine.families.distilled import choose_guidance, find_few_step_sampling
 from engine.families.family import Family
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Concept, Job, Recipe
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 
@@ -43,7 +43,7 @@ def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tupl
     def open_kind(kind: str) -> tuple[Any, Any]:
         if kind not in loaded:
             folder: Path = tmp_path_factory.mktemp("small") / kind
-            build(kind, folder)
+            save_small_pipeline(kind, folder)
             pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
             pipeline.set_progress_bar_config(disable=True)
             loaded[kind] = load_folder(str(folder), kind), pipeline
@@ -172,7 +172,7 @@ def test_an_encoded_picture_equals_the_autoencoders_mean(load_small: Make, kind:
 def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: Make, kind: str) -> None:
     family, _ = load_small(kind)
     one = build_recipe(recipe, kind, family)
-    texts = tuple(part[None] for part in family.condition("a cat", one))
+    texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
     x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
     exact, near = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
     assert near.dtype == torch.float32
@@ -189,7 +189,7 @@ def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe:
     x, t = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0, 20.0])
 
     def predict(*texts: str) -> torch.Tensor:
-        parts = zip(*(family.condition(text, one) for text in texts), strict=True)
+        parts = zip(*(family.encode_conditioning(text, one) for text in texts), strict=True)
         return family.denoise(x, t, tuple(torch.stack(each) for each in parts), dtype)
 
     first = predict("a cat", "a dog")
@@ -214,10 +214,10 @@ def test_each_family_announces_its_sizes_tokens_and_guidance(load_small: Make) -
 def test_a_latent_consistency_pipeline_loads_as_stable_diffusion_with_inner_guidance(
     tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
-    build("latent_consistency", tmp_path / "lcm")
+    save_small_pipeline("latent_consistency", tmp_path / "lcm")
     family = load_folder(str(tmp_path / "lcm"), "dreamy")
     assert isinstance(family, StableDiffusion)
-    assert (family.guides, family.guidance, family.usual) == ("network", 8.0, (8, "lcm"))
+    assert (family.guides, family.guidance, family.default_sampling) == ("network", 8.0, (8, "lcm"))
     one = build_recipe(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
     (ours,) = by_engine(family, one, job, finish)
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(tmp_path / "lcm")
@@ -255,8 +255,8 @@ def test_a_negative_concept_may_come_first(load_small: Make, recipe: Make, job: 
     ],
 )  # fmt: skip
 def test_few_step_models_default_to_few_steps(name: str, scheduler: str, usual: Any) -> None:
-    assert few_steps(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == usual
-    assert few_steps(name, {"_class_name": scheduler}, ("native",)) is None
+    assert find_few_step_sampling(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == usual
+    assert find_few_step_sampling(name, {"_class_name": scheduler}, ("native",)) is None
 
 
 @pytest.mark.parametrize(
@@ -264,21 +264,21 @@ def test_few_step_models_default_to_few_steps(name: str, scheduler: str, usual: 
     [("Z-Image-Turbo", 1.0), ("sdxl-lightning-4step", 1.0), ("SD3.5-Large", 5.0), ("turbofan", 5.0), ("lcm", 1.0)],
 )
 def test_a_distilled_model_is_recognised_by_its_name(name: str, guidance: float) -> None:
-    assert guidance_for(name, 5.0) == guidance
+    assert choose_guidance(name, 5.0) == guidance
 
 
 def test_an_empty_negative_prompt_of_sdxl_is_all_zeros(load_small: Make, recipe: Make) -> None:
     family, _ = load_small("sdxl")
     one = build_recipe(recipe, "sdxl", family)
-    states, pooled, _ = family.condition("", one, negative=True)
+    states, pooled, _ = family.encode_conditioning("", one, negative=True)
     assert not states.any()
     assert not pooled.any()
-    assert family.condition("", one)[0].any()
+    assert family.encode_conditioning("", one)[0].any()
 
 
 def test_sdxl_is_conditioned_on_the_size(load_small: Make, recipe: Make) -> None:
     family, _ = load_small("sdxl")
-    assert family.condition("a cat", build_recipe(recipe, "sdxl", family, width=64, height=96))[2].tolist() == [
+    assert family.encode_conditioning("a cat", build_recipe(recipe, "sdxl", family, width=64, height=96))[2].tolist() == [
         96, 64, 0, 0, 96, 64,
     ]  # fmt: skip
 
@@ -317,6 +317,6 @@ def test_sd3_shifts_its_schedule_by_size_if_configured(
 def test_sd3_refuses_sides_beyond_its_positions(load_small: Make, recipe: Make, job: Make) -> None:
     family, _ = load_small("sd3")
     each: Job = job(build_recipe(recipe, "sd3", family, width=264, height=16))
-    with pytest.raises(Unfit, match="a side has at most 256 pixels") as refused:
+    with pytest.raises(JobRejected, match="a side has at most 256 pixels") as refused:
         Engine({"sd3": family}).add(each)
     assert refused.value.blame == "member"

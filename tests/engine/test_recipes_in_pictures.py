@@ -11,9 +11,9 @@ from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
 from bot.images import grid
-from engine.encode import parameters, png
+from engine.encode import encode_png, format_parameters
 from engine.job import Concept, Recipe
-from engine.upscale import enlarge
+from engine.upscale import upscale_picture
 
 RECIPE = Recipe(
     concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)), negative="fog, text",
@@ -23,7 +23,7 @@ RECIPE = Recipe(
 
 def picture(image: int, recipe: Recipe = RECIPE) -> bytes:
     noise = Image.effect_noise((recipe.width, recipe.height), 90 + image).convert("RGB")
-    return png(noise, parameters(recipe, image, "abc123"))
+    return encode_png(noise, format_parameters(recipe, image, "abc123"))
 
 
 PARSED_PICTURES: list[Image.Image] = []  # sd-parsers 0.6 caches comments by id(picture), so no id may repeat
@@ -63,26 +63,26 @@ def test_a_single_picture_carries_its_recipe(image: int) -> None:
 def test_a_grid_carries_the_recipe_of_its_first_picture() -> None:
     assert read_recipe(grid.compose([picture(image) for image in range(4)])) == expect_recipe(7)
     assert read_recipe(grid.compose([None, picture(1)])) == expect_recipe(8)
-    assert read_recipe(grid.compose([picture(image) for image in range(4)], form="WEBP")) == expect_recipe(7)
+    assert read_recipe(grid.compose([picture(image) for image in range(4)], image_format="WEBP")) == expect_recipe(7)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.3])
 def test_a_shrunk_grid_keeps_the_recipe(share: float) -> None:
     sheet = grid.compose([picture(image) for image in range(4)])
-    shrunk = grid.under(sheet, int(share * len(sheet)))
+    shrunk = grid.shrink_to_fit(sheet, int(share * len(sheet)))
     assert shrunk
     assert shrunk[1] == "WEBP"
     assert read_recipe(shrunk[0]) == expect_recipe(7)
 
 
 def test_an_upscaled_picture_keeps_the_recipe() -> None:
-    assert read_recipe(enlarge(picture(2), 4).png) == expect_recipe(9)
+    assert read_recipe(upscale_picture(picture(2), 4).png) == expect_recipe(9)
 
 
 def test_an_enlarged_final_keeps_the_recipes_size_and_names_its_upscaler() -> None:
     noise = Image.effect_noise((4 * RECIPE.width, 4 * RECIPE.height), 90).convert("RGB")
-    enlarged = png(noise, parameters(RECIPE, 1, "abc123", 4, "Darkroom"))
-    for payload in (enlarged, grid.compose([enlarged, picture(2)]), enlarge(enlarged, 4).png):
+    enlarged = encode_png(noise, format_parameters(RECIPE, 1, "abc123", 4, "Darkroom"))
+    for payload in (enlarged, grid.compose([enlarged, picture(2)]), upscale_picture(enlarged, 4).png):
         assert read_recipe(payload) == expect_recipe(8)
         metadata = parse_parameters(payload).metadata
         assert (metadata["Hires upscale"], metadata["Hires upscaler"]) == ("4", "Darkroom")
@@ -104,7 +104,7 @@ def test_prompts_of_any_kind_are_read_back(prompt: str) -> None:
     for payload in (
         picture(0, recipe),
         grid.compose([picture(0, recipe)]),
-        grid.compose([picture(0, recipe)], form="WEBP"),
+        grid.compose([picture(0, recipe)], image_format="WEBP"),
     ):
         assert read_recipe(payload) == expect_recipe(7, prompt=prompt)
 
@@ -121,9 +121,11 @@ def test_a_prompt_cannot_inject_a_negative_prompt() -> None:
 def test_grids_of_the_same_pictures_have_the_same_bytes() -> None:
     pictures = [picture(0), picture(1)]
     assert grid.compose(pictures) == grid.compose(pictures)
-    assert grid.compose(pictures, form="WEBP") == grid.compose(pictures, form="WEBP")
+    assert grid.compose(pictures, image_format="WEBP") == grid.compose(pictures, image_format="WEBP")
 
 
 def test_overlong_or_empty_parameters_are_left_out() -> None:
     for text in ("x" * 40_000, ""):
-        assert "parameters" not in Image.open(io.BytesIO(grid.compose([png(Image.new("RGB", (8, 8)), text)]))).info
+        assert (
+            "parameters" not in Image.open(io.BytesIO(grid.compose([encode_png(Image.new("RGB", (8, 8)), text)]))).info
+        )

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from engine.bus import Bus, subjects
 from engine.bus.broker import Broker
-from engine.bus.refusals import AGAIN, LINES, MOST, RECENT, WHO_CHARS, WHY_CHARS, WINDOW, Refusals
+from engine.bus.refusals import (
+    MAX_KEPT,
+    MAX_LINES,
+    REASON_CHARS,
+    RECENT_SECONDS,
+    REPEAT_SECONDS,
+    SUBJECT_CHARS,
+    WINDOW_SECONDS,
+    RejectionLog,
+)
 from engine.job import MAX_ROWS, Presence, encode
 
 GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", rows=4, free=4, build="test")
@@ -62,42 +71,42 @@ def clock() -> Clock:
 
 
 def test_the_same_refusal_is_logged_once_and_again_much_later(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    refused = Refusals(clock)
+    refused = RejectionLog(clock)
     for _ in range(50):
-        refused.note("worker easel announces rows 50000", "Expected `int` <= 1024")
+        refused.record("worker easel announces rows 50000", "Expected `int` <= 1024")
         clock.now += 2.0
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "worker easel announces rows 50000, which is refused: Expected `int` <= 1024" in caplog.text
-    clock.now = AGAIN
-    refused.note("worker easel announces rows 50000", "Expected `int` <= 1024")
+    clock.now = REPEAT_SECONDS
+    refused.record("worker easel announces rows 50000", "Expected `int` <= 1024")
     assert len(caplog.records) == 2
     assert "(51 times by now)" in caplog.records[-1].message
 
 
 def test_a_flood_is_summed_up_in_the_log_and_bounded_in_memory(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    refused = Refusals(clock)
+    refused = RejectionLog(clock)
     for number in range(5000):
-        refused.note(f"worker w{number}", "no")
-    assert len(caplog.records) == LINES
-    assert len(refused.recent()) == MOST
-    clock.now = WINDOW
-    refused.note("worker easel", "no")
-    assert f"{5000 - LINES} others were refused meanwhile" in caplog.records[-1].message
-    assert refused.recent()[0].who == "worker easel"
-    clock.now += RECENT + 1
-    assert refused.recent() == []
+        refused.record(f"worker w{number}", "no")
+    assert len(caplog.records) == MAX_LINES
+    assert len(refused.list_recent()) == MAX_KEPT
+    clock.now = WINDOW_SECONDS
+    refused.record("worker easel", "no")
+    assert f"{5000 - MAX_LINES} others were refused meanwhile" in caplog.records[-1].message
+    assert refused.list_recent()[0].subject == "worker easel"
+    clock.now += RECENT_SECONDS + 1
+    assert refused.list_recent() == []
 
 
 @given(st.lists(st.tuples(st.text(max_size=400), st.text(max_size=900)), max_size=80))
 def test_foreign_text_is_shortened_to_one_line(words: list[tuple[str, str]]) -> None:
-    refused = Refusals(Clock())
+    refused = RejectionLog(Clock())
     for who, why in words:
-        refused.note(who, why)
-    for one in refused.recent():
+        refused.record(who, why)
+    for one in refused.list_recent():
         assert str(one).isprintable()
-        assert len(one.who) <= WHO_CHARS
-        assert len(one.why) <= WHY_CHARS
-    assert len(refused.recent()) <= MOST
+        assert len(one.subject) <= SUBJECT_CHARS
+        assert len(one.reason) <= REASON_CHARS
+    assert len(refused.list_recent()) <= MAX_KEPT
 
 
 @pytest.mark.asyncio
@@ -108,11 +117,11 @@ async def test_an_invalid_presence_is_refused_and_the_next_valid_one_counts(
     await bot.watch_workers()
     for _ in range(5):
         await worker.announce(msgspec.structs.replace(GOOD, rows=50_000))
-    await until(lambda: bot.refused.recent() and bot.refused.recent()[0].count == 5)
+    await until(lambda: bot.rejections.list_recent() and bot.rejections.list_recent()[0].count == 5)
     assert bot.workers == {}
-    [one] = bot.refused.recent()
-    assert one.who == "worker easel announces rows 50000"
-    assert str(MAX_ROWS) in one.why
+    [one] = bot.rejections.list_recent()
+    assert one.subject == "worker easel announces rows 50000"
+    assert str(MAX_ROWS) in one.reason
     assert caplog.text.count("worker easel announces rows 50000, which is refused") == 1
     await worker.announce(GOOD)
     await until(lambda: "easel" in bot.workers)
@@ -128,8 +137,8 @@ async def test_every_kind_of_refusal_has_its_reason(join: Join) -> None:
     for payload in odd.values():
         await bot.client.publish(key, payload)
     await bot.client.publish(key, encode(GOOD), headers={"Nats-Stream": "KV_workers"})
-    await until(lambda: len(bot.refused.recent()) == 4)
-    sentences = [str(one) for one in reversed(bot.refused.recent())]
+    await until(lambda: len(bot.rejections.list_recent()) == 4)
+    sentences = [str(one) for one in reversed(bot.rejections.list_recent())]
     assert sentences[0].startswith("worker easel announces itself")
     assert "worker easel announces v 99" in sentences[1] or "version 99" in sentences[1]
     assert "the worker other in the pools default" in sentences[2]
@@ -144,15 +153,15 @@ async def test_a_flood_of_bad_frames_is_fully_counted_but_partly_logged(
     bot = await join()
 
     async def listen() -> None:
-        async for _ in bot.frames():
+        async for _ in bot.watch_frames():
             pass
 
     waiting = asyncio.create_task(listen())
     await asyncio.sleep(0.2)
     for number in range(200):
         await bot.client.publish(subjects.frames(f"{number:026}"), b"no frame")
-    await until(lambda: bot.dead.count["frames"] == 200)
+    await until(lambda: bot.dead_letters.count["frames"] == 200)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert len([record for record in caplog.records if record.name == "engine.bus.refusals"]) == LINES
-    assert len(bot.refused.recent()) == MOST
+    assert len([record for record in caplog.records if record.name == "engine.bus.refusals"]) == MAX_LINES
+    assert len(bot.rejections.list_recent()) == MAX_KEPT

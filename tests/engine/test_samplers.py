@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from engine.job import WHOLE_SAMPLERS, Sampler
+from engine.job import PIPELINE_SAMPLERS, Sampler
 from engine.plan import SAMPLERS, TABLED, NotTabled, build_scheduler, is_flow, plan, samplers_for
 
 SD15: dict[str, Any] = {
@@ -25,7 +25,7 @@ FLOWS = ("euler", "dpmpp_2m", "unipc", "dpmpp_3m", "native")
 
 def test_every_sampler_has_either_a_plan_or_a_whole_pipeline() -> None:
     assert get_args(Sampler) == SAMPLERS
-    assert (*TABLED, *WHOLE_SAMPLERS) == SAMPLERS
+    assert (*TABLED, *PIPELINE_SAMPLERS) == SAMPLERS
     assert set(TABLED) == {
         "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral",
         "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
@@ -122,7 +122,7 @@ def test_latents_are_clipped_only_if_the_configuration_says_so() -> None:
     assert plan(plain | {"clip_sample": True}, "euler", 10).steps == 10  # Euler has no clipping in diffusers
 
 
-@pytest.mark.parametrize("sampler", WHOLE_SAMPLERS)
+@pytest.mark.parametrize("sampler", PIPELINE_SAMPLERS)
 def test_samplers_of_whole_pipelines_have_no_plan(sampler: str) -> None:
     with pytest.raises(NotTabled, match=r"which cannot be batched by step\.$"):
         plan(SD15, sampler, 10)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise, permutations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.job import Share
+from engine.job import BillingKey
 from engine.scheduler import Scheduler
 
 
@@ -20,21 +20,22 @@ class Image:
     """An image without a last step; `k` counts its steps."""
 
     job: str
-    share: Share
+    share: BillingKey
     rows: int = 2
     key: Hashable = "one model"
-    price: float = 1.0
+    row_ms: float = 1.0
     k: int = 0
+    forward_times: Mapping[int, float] = field(default_factory=dict)
 
 
-def share(user: str, guild: str = "g", tier: str = "t", weight: float = 1.0) -> Share:
-    return Share(tier=tier, guild=guild, user=user, weight=weight)
+def share(user: str, guild: str = "g", tier: str = "t", weight: float = 1.0) -> BillingKey:
+    return BillingKey(tier=tier, guild=guild, user=user, weight=weight)
 
 
 def run(scheduler: Scheduler[Image], steps: int, limit: int) -> list[list[Image]]:
     batches = []
     for _ in range(steps):
-        batch = scheduler.next(limit)
+        batch = scheduler.next_batch(limit)
         for image in batch:
             image.k += 1  # the engine also advances them before the charge
         scheduler.charge(batch)
@@ -98,7 +99,7 @@ def test_a_batch_leaves_no_row_that_a_waiting_image_could_use(images: list[Image
 def test_choosing_a_batch_changes_nothing_until_the_charge(images: list[Image], limit: int) -> None:
     scheduler = build_scheduler(*images)
     run(scheduler, 7, limit)
-    assert scheduler.next(limit) == scheduler.next(limit)
+    assert scheduler.next_batch(limit) == scheduler.next_batch(limit)
 
 
 @given(image_lists, st.data())
@@ -108,8 +109,8 @@ def test_removing_all_images_leaves_no_state(images: list[Image], data: st.DataO
     for image in data.draw(st.permutations(images)):
         run(scheduler, 2, 8)
         scheduler.remove(image)
-    assert len(scheduler) == scheduler.rows == 0
-    assert scheduler.next(8) == []
+    assert len(scheduler) == scheduler.active_rows == 0
+    assert scheduler.next_batch(8) == []
     assert run(build_scheduler(*images), 1, 8)[0]
 
 
@@ -148,7 +149,7 @@ def test_a_newcomer_joins_the_next_batch_with_an_equal_share() -> None:
     scheduler = build_scheduler(*(Image(f"old{job}", share("old")) for job in range(10)))
     run(scheduler, 200, 8)
     scheduler.add(newcomer := Image("new", share("new")))
-    assert newcomer in scheduler.next(8)
+    assert newcomer in scheduler.next_batch(8)
     more = [newcomer, *(Image("new", share("new")) for _ in range(9))]
     for image in more[1:]:
         scheduler.add(image)
@@ -227,13 +228,13 @@ def test_images_of_a_job_keep_pace() -> None:
 
 
 def total_cost(batches: list[list[Image]], user: str) -> float:
-    return sum(image.rows * image.price for batch in batches for image in batch if image.share.user == user)
+    return sum(image.rows * image.row_ms for batch in batches for image in batch if image.share.user == user)
 
 
 @pytest.mark.parametrize("price", [1.0, 5.0, 64.0])
 def test_users_get_equal_device_time_at_any_picture_size(price: float) -> None:
-    small = [Image(f"s{job}", share("small"), key="64", price=1.0) for job in range(20)]
-    large = [Image(f"l{job}", share("large"), key="1024", price=price) for job in range(20)]
+    small = [Image(f"s{job}", share("small"), key="64", row_ms=1.0) for job in range(20)]
+    large = [Image(f"l{job}", share("large"), key="1024", row_ms=price) for job in range(20)]
     batches = run(build_scheduler(*small, *large), 4000, 8)
     assert total_cost(batches, "small") == pytest.approx(total_cost(batches, "large"), rel=0.05)
 
@@ -260,7 +261,7 @@ def test_a_row_is_charged_as_it_was_at_the_choice() -> None:
     steady = [Image(f"s{job}", share("steady"), key="guided") for job in range(10)]
     scheduler, rows = build_scheduler(*halving, *steady), Counter[str]()
     for _ in range(3000):
-        batch = scheduler.next(8)
+        batch = scheduler.next_batch(8)
         for image in batch:
             rows[image.share.user] += image.rows
             image.k += 1
@@ -273,15 +274,15 @@ def test_a_paused_job_takes_no_rows_and_stays_registered() -> None:
     images = [Image("one", share("u")) for _ in range(2)] + [Image("two", share("v")) for _ in range(2)]
     scheduler = build_scheduler(*images)
     scheduler.pause("one")
-    assert scheduler.rows == 4
+    assert scheduler.active_rows == 4
     assert len(scheduler) == 4
     assert {image.job for batch in run(scheduler, 5, 8) for image in batch} == {"two"}
     scheduler.pause("two")
-    assert scheduler.next(8) == []
-    assert scheduler.idle
+    assert scheduler.next_batch(8) == []
+    assert scheduler.is_idle
     scheduler.charge([])
     scheduler.resume("one")
-    assert {image.job for image in scheduler.next(8)} == {"one"}
+    assert {image.job for image in scheduler.next_batch(8)} == {"one"}
     for image in images:
         scheduler.remove(image)
     assert len(scheduler) == 0
@@ -291,14 +292,14 @@ def test_an_image_added_to_a_paused_job_is_paused_too() -> None:
     scheduler = build_scheduler(first := Image("j", share("u")))
     scheduler.pause("j")
     scheduler.add(second := Image("j", share("u")))
-    assert scheduler.next(8) == []
+    assert scheduler.next_batch(8) == []
     scheduler.resume("j")
-    assert set(map(id, scheduler.next(8))) == {id(first), id(second)}
+    assert set(map(id, scheduler.next_batch(8))) == {id(first), id(second)}
     scheduler.remove(first)
     scheduler.remove(second)
     scheduler.pause("j")  # the job is gone: there is nothing to pause, and a later job with this id is not paused
     scheduler.add(Image("j", share("u")))
-    assert scheduler.next(8)
+    assert scheduler.next_batch(8)
 
 
 def test_a_pause_earns_no_credit_and_clears_no_debt() -> None:
@@ -335,25 +336,25 @@ def test_priority_moves_rows_only_between_jobs_of_one_user() -> None:
     mine = [Image(job, share("mine")) for job in ("dear", "dull") for _ in range(10)]
     others = [Image("other", share("other")) for _ in range(10)]
     scheduler = build_scheduler(*mine, *others)
-    scheduler.prioritise("dear", 3.0)
+    scheduler.set_job_weight("dear", 3.0)
     rows = Counter[str]()
     for batch in run(scheduler, 400, 8):
         for image in batch:
             rows[image.job] += image.rows
     assert rows["dear"] / rows["dull"] == pytest.approx(3.0, rel=0.05)
     assert rows["other"] == pytest.approx(rows["dear"] + rows["dull"], rel=0.02)
-    scheduler.prioritise("unknown", 2.0)
+    scheduler.set_job_weight("unknown", 2.0)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1001.0, float("nan")])
 def test_an_invalid_weight_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="a job's weight is above 0"):
-        build_scheduler(Image("j", share("u"))).prioritise("j", weight)
+        build_scheduler(Image("j", share("u"))).set_job_weight("j", weight)
 
 
 def test_an_expensive_group_ends_its_turn_by_cost() -> None:
-    dear = [Image(f"d{job}", share("dear"), key="1024", price=200.0) for job in range(4)]
-    cheap = [Image(f"c{job}", share("cheap"), key="64", price=1.0) for job in range(4)]
+    dear = [Image(f"d{job}", share("dear"), key="1024", row_ms=200.0) for job in range(4)]
+    cheap = [Image(f"c{job}", share("cheap"), key="64", row_ms=1.0) for job in range(4)]
     keys = [batch[0].key for batch in run(build_scheduler(*dear, *cheap), 2000, 8)]
     runs = [len(list(each)) for key, each in groupby(keys) if key == "1024"]
     assert max(runs) == 1  # a step of 8 rows costs 1.6 s, and the other group waits
@@ -366,21 +367,21 @@ def test_an_expensive_group_ends_its_turn_by_cost() -> None:
 @settings(deadline=None, max_examples=30)
 def test_groups_share_the_device_by_their_users(groups: list[tuple[int, float]], visits: list[int]) -> None:
     """|T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b over every interval, while other groups come and go."""
-    scheduler: Scheduler[Image] = Scheduler(hold=4, quantum=500.0)
+    scheduler: Scheduler[Image] = Scheduler(turn_steps=4, quantum=500.0)
     for number, (users, price) in enumerate(groups):
         for user in range(users):
             for _ in range(5):
-                scheduler.add(Image(f"j{number}.{user}", share(f"{number}.{user}"), key=number, price=price))
+                scheduler.add(Image(f"j{number}.{user}", share(f"{number}.{user}"), key=number, row_ms=price))
     times, spans = defaultdict[Hashable, float](float), dict[tuple[int, int], tuple[float, float]]()
     guests: list[Image] = []
     for length in [20, *visits, 20]:
         for guest in guests:
             scheduler.remove(guest)
-        guests = [Image(f"g{length}", share(f"guest {length}"), key=f"visit {length}", price=9.0) for _ in range(3)]
+        guests = [Image(f"g{length}", share(f"guest {length}"), key=f"visit {length}", row_ms=9.0) for _ in range(3)]
         for guest in guests:
             scheduler.add(guest)
         for [batch] in (run(scheduler, 1, 8) for _ in range(length)):
-            times[batch[0].key] += sum(image.rows * image.price for image in batch)
+            times[batch[0].key] += sum(image.rows * image.row_ms for image in batch)
             for a, b in permutations(range(len(groups)), 2):
                 difference = times[a] / groups[a][0] - times[b] / groups[b][0]
                 least, most = spans.get((a, b), (0.0, 0.0))

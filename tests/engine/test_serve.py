@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import BadSetting, load, read_token
+from engine.config import SettingError, load_settings, read_token
 
 
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,7 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DARKROOM_NATS", "nats://elsewhere:4222")
     monkeypatch.setenv("DARKROOM_NATS_TOKEN", "secret-token")
     monkeypatch.setenv("DARKROOM_WORKER", "from-environment")
-    settings = load(name="given", nats="", models=(), data=tmp_path)
+    settings = load_settings(name="given", nats="", models=(), data=tmp_path)
     assert (settings.nats, settings.name) == ("nats://elsewhere:4222", "given")
     assert (settings.models, settings.pools, settings.data) == (("embedded",), ("default",), tmp_path)
     assert settings.nats_token.get_secret_value() == "secret-token"
@@ -58,11 +58,11 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
 def test_a_worker_without_a_name_takes_a_valid_one_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "-ä weird host!.local")
     monkeypatch.delenv("DARKROOM_WORKER", raising=False)
-    assert load(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
+    assert load_settings(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
 
 
 def test_a_token_can_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc\n")
     assert read_token(tmp_path / "token") == "abc"
-    with pytest.raises(BadSetting, match="FileNotFoundError"):
+    with pytest.raises(SettingError, match="FileNotFoundError"):
         read_token(tmp_path / "none")

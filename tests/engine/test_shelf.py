@@ -17,21 +17,31 @@ import torch
 from safetensors.torch import save_file
 
 from engine import serving, shelf
-from engine.bench.small_models import build
-from engine.bus import Bus, Kept
+from engine.bench.small_models import save_small_pipeline
+from engine.bus import Bus, BusLimits
 from engine.bus.broker import Broker
-from engine.config import load
+from engine.config import load_settings
 from engine.engine import Engine
-from engine.job import Cancelled, Concept, Failed, Finished, Job, Loading, Recipe, Share, Steer
-from engine.lane import Lane
-from engine.serving import load_models
-from engine.shelf import Model, Shelf, offered, offering
-from engine.shelf.offering import Place, find_all, stocked
-from engine.shelf.stock import Stock
+from engine.job import (
+    BillingKey,
+    Concept,
+    ControlMessage,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobModelLoading,
+    Recipe,
+)
+from engine.lane import DecodeWorker
+from engine.serving import load_all_models
+from engine.shelf import ModelCache, ModelEntry, offered, offering
+from engine.shelf.offering import LoadContext, discover_models, load_models
+from engine.shelf.stock import LoadedModels
 from engine.super_resolver import SuperResolver
-from engine.unfit import Unfit
-from engine.worker import Offer, Worker
-from engine.worker.pulse import Pulse
+from engine.unfit import JobRejected
+from engine.worker import Worker, WorkerProfile
+from engine.worker.pulse import Watchdog
 from tests.engine.original_layout import write
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
@@ -43,25 +53,25 @@ LEASE = 4.0
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small models, all with a stored calibration."""
     data = tmp_path_factory.mktemp("data")
-    build("sd", data / "models" / "one")
+    save_small_pipeline("sd", data / "models" / "one")
     for name in NAMES[1:]:
         shutil.copytree(data / "models" / "one", data / "models" / name)
-    load_models(settings(data))
+    load_all_models(settings(data))
     return data
 
 
 def settings(data: Path, *names: str, memory: str = "") -> Any:
-    return load(nats="nats://127.0.0.1:1", data=data, models=names or NAMES, device="cpu", memory=memory)
+    return load_settings(nats="nats://127.0.0.1:1", data=data, models=names or NAMES, device="cpu", memory=memory)
 
 
 def budget(data: Path, models: float) -> str:
     """The memory budget for this number of small models."""
-    return str(int(models * offering.find_all(["one"], place(data))[0].size))
+    return str(int(models * offering.discover_models(["one"], place(data))[0].size))
 
 
-def place(data: Path) -> Place:
+def place(data: Path) -> LoadContext:
     """The worker's place for models, so that its stored measurements are found."""
-    return Place(data, torch.device("cpu"), SuperResolver.find(None), serving.build())
+    return LoadContext(data, torch.device("cpu"), SuperResolver.load(None), serving.build_label())
 
 
 # Start
@@ -69,42 +79,42 @@ def place(data: Path) -> Place:
 
 def test_at_the_start_only_the_first_and_unknown_models_are_loaded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
-    monkeypatch.setattr("engine.calibration.measure", lambda family: measured.append(family.name))
-    ready = load_models(settings(data))
-    assert list(ready.stock.families) == ["one"]
+    monkeypatch.setattr("engine.calibration.measure_calibration", lambda family: measured.append(family.name))
+    ready = load_all_models(settings(data))
+    assert list(ready.model_store.families) == ["one"]
     assert [model.name for model, _ in ready.models] == list(NAMES)
     assert measured == []
 
 
 def test_a_model_with_changed_weights_is_measured_again_and_no_other(data: Path, tmp_path: Path) -> None:
     data_copy = shutil.copytree(data, tmp_path / "data")
-    known = offered.read(data_copy)
+    known = offered.read_catalog(data_copy)
     weights = next((data_copy / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    ready = load_models(settings(data_copy, memory=budget(data_copy, 1.5)))
-    assert list(ready.stock.families) == ["one"]
-    assert len(offered.read(data_copy)) == len(known) + 1
-    (data_copy / offered.FILE).write_text("{")
-    assert len(load_models(settings(data_copy)).stock.families) == 3
+    ready = load_all_models(settings(data_copy, memory=budget(data_copy, 1.5)))
+    assert list(ready.model_store.families) == ["one"]
+    assert len(offered.read_catalog(data_copy)) == len(known) + 1
+    (data_copy / offered.FILE_NAME).write_text("{")
+    assert len(load_all_models(settings(data_copy)).model_store.families) == 3
 
 
 def test_a_model_larger_than_the_budget_is_refused_at_the_start(data: Path) -> None:
-    with pytest.raises(Unfit, match=r"The model one needs about .* of memory, and models may take .* here\."):
-        load_models(settings(data, memory=budget(data, 0.9)))
+    with pytest.raises(JobRejected, match=r"The model one needs about .* of memory, and models may take .* here\."):
+        load_all_models(settings(data, memory=budget(data, 0.9)))
 
 
 def test_two_models_with_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "models" / "one", tmp_path / "one")
-    with pytest.raises(Unfit, match="Two models are called one"):
-        find_all(["one", str(tmp_path / "one")], place(data))
+    with pytest.raises(JobRejected, match="Two models are called one"):
+        discover_models(["one", str(tmp_path / "one")], place(data))
 
 
 def test_a_new_lora_makes_the_stored_catalogue_entry_stale(data: Path, tmp_path: Path) -> None:
     data_copy = shutil.copytree(data, tmp_path / "data")
-    assert all(one.known for one in find_all(NAMES, place(data_copy)))
+    assert all(one.catalog_entry for one in discover_models(NAMES, place(data_copy)))
     (data_copy / "loras").mkdir()
     save_file({"a": torch.zeros(1)}, data_copy / "loras" / "new.safetensors")
-    assert not any(one.known for one in find_all(NAMES, place(data_copy)))
+    assert not any(one.catalog_entry for one in discover_models(NAMES, place(data_copy)))
 
 
 def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +124,9 @@ def test_a_model_of_the_hub_is_downloaded_once(data: Path, tmp_path: Path, monke
         requests.append(name)
         return data / "models" / "one"
 
-    monkeypatch.setattr("engine.families.source._downloaded", fake_download)
-    (one,) = find_all(["owner/name"], place(tmp_path))
-    family: Any = one.open(None)
+    monkeypatch.setattr("engine.families.source._download", fake_download)
+    (one,) = discover_models(["owner/name"], place(tmp_path))
+    family: Any = one.load(None)
     assert (family.name, family.lora_folder) == ("name", tmp_path / "loras")
     assert requests == ["owner/name"]
 
@@ -136,9 +146,9 @@ def test_configurations_of_a_single_file_are_downloaded_at_the_start(
         return str(configurations)
 
     monkeypatch.setattr("engine.families.checkpoint.snapshot_download", fake_download)
-    (one,) = find_all([str(tmp_path / "old.safetensors")], place(tmp_path))
+    (one,) = discover_models([str(tmp_path / "old.safetensors")], place(tmp_path))
     assert len(requests) == 1
-    assert one.open(None).name == "old"
+    assert one.load(None).name == "old"
     assert len(requests) == 1
 
 
@@ -147,13 +157,13 @@ def test_configurations_of_a_single_file_are_downloaded_at_the_start(
 async def test_a_slow_hub_does_not_count_as_slow_loading(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def find_slowly(*args: Any) -> Any:
         time.sleep(1.0)
-        return find_all(*args)
+        return discover_models(*args)
 
     ready = object()
-    monkeypatch.setattr("engine.shelf.offering.find_all", find_slowly)
-    monkeypatch.setattr(serving, "opened", lambda *args: ready)
+    monkeypatch.setattr("engine.shelf.offering.discover_models", find_slowly)
+    monkeypatch.setattr(serving, "load_startup_models", lambda *args: ready)
     monkeypatch.setitem(serving.DEADLINES, "load", 0.5)
-    assert await serving._loaded(settings(data, "one")) is ready
+    assert await serving._load_with_timeout(settings(data, "one")) is ready
 
 
 # The model cache
@@ -168,17 +178,17 @@ class Opening:
     loads: list[str] = field(default_factory=list)
     spoilt: str = ""
 
-    def shelf(self, models: float) -> Shelf:
+    def shelf(self, models: float) -> ModelCache:
         own_place = place(self.data)
-        models_found = find_all(NAMES, own_place)
-        stock = Stock(int(float(budget(self.data, models))))
-        models_at_gate = [model for model, _ in stocked(models_found, own_place, stock)]
+        models_found = discover_models(NAMES, own_place)
+        stock = LoadedModels(int(float(budget(self.data, models))))
+        models_at_gate = [model for model, _ in load_models(models_found, own_place, stock)]
         for model in models_at_gate:
-            model.open = self._gated(model)
-        return Shelf(models_at_gate, stock)
+            model.load = self._gated(model)
+        return ModelCache(models_at_gate, stock)
 
-    def _gated(self, model: Model) -> Callable[[Any], Any]:
-        open_model = model.open
+    def _gated(self, model: ModelEntry) -> Callable[[Any], Any]:
+        open_model = model.load
 
         def open_at_gate(report: Any) -> Any:
             self.loads.append(model.name)
@@ -203,23 +213,23 @@ async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
             await asyncio.sleep(0.02)
 
 
-def loaded_names(cache: Shelf) -> list[str]:
-    return sorted(each.name for each in cache.warm() if each.loaded)
+def loaded_names(cache: ModelCache) -> list[str]:
+    return sorted(each.name for each in cache.list_models() if each.loaded)
 
 
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
     cache = opening.shelf(2.5)
-    takes = [asyncio.create_task(cache.take("two", "float32")) for _ in range(2)]
-    await until(lambda: cache.done("two") == 0.25)
+    takes = [asyncio.create_task(cache.acquire("two", "float32")) for _ in range(2)]
+    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
     assert loaded_names(cache) == ["one"]
     opening.gate.set()
     assert await asyncio.gather(*takes) == [True, True]
     assert opening.loads == ["two"]
     assert loaded_names(cache) == ["one", "two"]
-    assert await cache.take("two", "bfloat16")
-    assert not await cache.take("unknown", "float32")
+    assert await cache.acquire("two", "bfloat16")
+    assert not await cache.acquire("unknown", "float32")
 
 
 @pytest.mark.asyncio
@@ -227,13 +237,13 @@ async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
 async def test_a_model_in_use_is_evicted_only_after_its_last_use(opening: Opening) -> None:
     cache = opening.shelf(1.5)
     opening.gate.set()
-    await cache.take("one", "float32")
-    waiting = asyncio.create_task(cache.take("two", "float32"))
+    await cache.acquire("one", "float32")
+    waiting = asyncio.create_task(cache.acquire("two", "float32"))
     await asyncio.sleep(0.3)
     assert loaded_names(cache) == ["one"]
-    assert await asyncio.wait_for(cache.take("one", "float32"), 1.0)
+    assert await asyncio.wait_for(cache.acquire("one", "float32"), 1.0)
     for _ in range(2):
-        cache.let_go("one")
+        cache.release("one")
     await asyncio.wait_for(waiting, 30)
     assert loaded_names(cache) == ["two"]
 
@@ -241,18 +251,18 @@ async def test_a_model_in_use_is_evicted_only_after_its_last_use(opening: Openin
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_long_waiting_job_goes_before_newcomers(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "TURN", 0.2)
+    monkeypatch.setattr(shelf, "MAX_WAIT_SECONDS", 0.2)
     cache = opening.shelf(1.5)
     opening.gate.set()
-    await cache.take("one", "float32")
-    waiting = asyncio.create_task(cache.take("two", "float32"))
+    await cache.acquire("one", "float32")
+    waiting = asyncio.create_task(cache.acquire("two", "float32"))
     await asyncio.sleep(0.4)
-    late = asyncio.create_task(cache.take("one", "float32"))
+    late = asyncio.create_task(cache.acquire("one", "float32"))
     await asyncio.sleep(0.1)
     assert not late.done()
-    cache.let_go("one")
+    cache.release("one")
     await asyncio.wait_for(waiting, 30)
-    cache.let_go("two")
+    cache.release("two")
     await asyncio.wait_for(late, 30)
     assert opening.loads == ["two", "one"]
 
@@ -261,14 +271,14 @@ async def test_a_long_waiting_job_goes_before_newcomers(opening: Opening, monkey
 @pytest.mark.may_block
 async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(opening: Opening) -> None:
     cache = opening.shelf(1.5)
-    take = asyncio.create_task(cache.take("two", "float32"))
-    await until(lambda: cache.done("two") == 0.25)
+    take = asyncio.create_task(cache.acquire("two", "float32"))
+    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
     take.cancel()
     await asyncio.gather(take, return_exceptions=True)
     opening.gate.set()
-    await until(lambda: cache._stock.taken == 0)
+    await until(lambda: cache._loaded_models.used_bytes == 0)
     assert loaded_names(cache) == []
-    assert await asyncio.wait_for(cache.take("three", "float32"), 30)
+    assert await asyncio.wait_for(cache.acquire("three", "float32"), 30)
 
 
 @pytest.mark.asyncio
@@ -277,12 +287,12 @@ async def test_a_failed_load_is_one_sentence_for_all_and_can_be_retried(opening:
     cache = opening.shelf(2.5)
     opening.spoilt = "two"
     opening.gate.set()
-    takes = [asyncio.create_task(cache.take("two", "float32")) for _ in range(2)]
+    takes = [asyncio.create_task(cache.acquire("two", "float32")) for _ in range(2)]
     for outcome in await asyncio.gather(*takes, return_exceptions=True):
-        assert isinstance(outcome, Unfit)
+        assert isinstance(outcome, JobRejected)
         assert outcome.sentence == "The model two could not be loaded."
     opening.spoilt = ""
-    assert await cache.take("two", "float32")
+    assert await cache.acquire("two", "float32")
 
 
 @pytest.mark.asyncio
@@ -293,8 +303,8 @@ async def test_files_that_changed_since_the_start_are_refused(opening: Opening, 
     opening.gate.set()
     weights = next((opening.data / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(Unfit, match="The files of the model two have changed: restart this worker"):
-        await cache.take("two", "float32")
+    with pytest.raises(JobRejected, match="The files of the model two have changed: restart this worker"):
+        await cache.acquire("two", "float32")
 
 
 # The worker, with a real broker
@@ -306,32 +316,32 @@ class Shop:
     opening: Opening
     bot: Bus
     buses: list[Bus] = field(default_factory=list)
-    loadings: list[Loading] = field(default_factory=list)
-    pulse: Pulse = field(default_factory=Pulse)
+    loadings: list[JobModelLoading] = field(default_factory=list)
+    pulse: Watchdog = field(default_factory=Watchdog)
     task: asyncio.Task[None] | None = None
 
-    async def worker(self, models: float) -> tuple[Worker, Shelf]:
-        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=LEASE))
+    async def worker(self, models: float) -> tuple[Worker, ModelCache]:
+        bus = await Bus.connect(self.broker.url, self.broker.token, limits=BusLimits(lease=LEASE))
         self.buses.append(bus)
         cache = self.opening.shelf(models)
-        engine, lane = Engine(cache.families, rows=8), Lane(cache.families)
-        worker = Worker(bus, engine, lane, Offer("w", "cpu", rows=8), self.pulse, None, cache)
+        engine, lane = Engine(cache.families, rows=8), DecodeWorker(cache.families)
+        worker = Worker(bus, engine, lane, WorkerProfile("w", "cpu", rows=8), self.pulse, None, cache)
         self.task = asyncio.create_task(worker.run())
         self.task.add_done_callback(lambda _: lane.close())
         return worker, cache
 
     async def listen(self) -> None:
-        async for loading in self.bot.loadings():
+        async for loading in self.bot.watch_loadings():
             self.loadings.append(loading)
 
     async def ends(self, *jobs: str) -> dict[str, Any]:
         """Waits until all these jobs have ended; returns their last messages."""
         ends_by_job: dict[str, Any] = {}
-        source: Any = self.bot.results()
+        source: Any = self.bot.consume_results()
         async with asyncio.timeout(60):
             async for delivered in source:
                 await delivered.ack()
-                if isinstance(delivered.value, Finished | Failed | Cancelled):
+                if isinstance(delivered.value, JobFinished | JobFailed | JobCancelled):
                     ends_by_job[delivered.value.job] = delivered.value
                 if set(jobs) <= set(ends_by_job):
                     break
@@ -342,7 +352,7 @@ class Shop:
 @pytest_asyncio.fixture
 async def shop(opening: Opening, tmp_path: Path) -> AsyncIterator[Shop]:
     async with Broker(tmp_path / "nats") as broker:
-        bot = await Bus.connect(broker.url, broker.token, kept=Kept(lease=LEASE))
+        bot = await Bus.connect(broker.url, broker.token, limits=BusLimits(lease=LEASE))
         await bot.declare()
         await bot.watch_workers()
         shop = Shop(broker, opening, bot)
@@ -362,7 +372,7 @@ def a_job(job: str, model: str, steps: int = 3) -> Job:
         concepts=(Concept("a cat"),), model=model, sampler="ddim", steps=steps, seed=1, guidance=1.0, width=32,
         height=32, count=1, dtype="float32",
     )  # fmt: skip
-    share = Share("standard", "guild", "ann")
+    share = BillingKey("standard", "guild", "ann")
     return Job(id=job, task=task, share=share, cost=1.0, deadline=2e9, ladder=False)
 
 
@@ -380,14 +390,14 @@ async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(shop
     await shop.bot.dispatch(a_job(JOBS[0], "two"))
     await until(lambda: len([each for each in shop.loadings if each.done == 0.25]) >= 2)
     assert {(each.job, each.model) for each in shop.loadings} == {(JOBS[0], "two")}
-    assert "the loader" in shop.pulse._now
-    assert shop.pulse._now["the loader"][0] == "load"
+    assert "the loader" in shop.pulse._current_phases
+    assert shop.pulse._current_phases["the loader"][0] == "load"
     await shop.bot.dispatch(a_job(JOBS[1], "one"))
-    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], Finished)
+    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], JobFinished)
     shop.opening.gate.set()
-    assert isinstance((await shop.ends(JOBS[0]))[JOBS[0]], Finished)
+    assert isinstance((await shop.ends(JOBS[0]))[JOBS[0]], JobFinished)
     await until(lambda: announced_models(shop.bot) == ["one", "two"])
-    assert "the loader" not in shop.pulse._now
+    assert "the loader" not in shop.pulse._current_phases
 
 
 @pytest.mark.asyncio
@@ -397,9 +407,9 @@ async def test_a_budget_for_one_model_swaps_models_with_the_jobs(shop: Shop) -> 
     shop.opening.gate.set()
     for job, model in zip(JOBS, ("one", "two", "three", "one"), strict=False):
         await shop.bot.dispatch(a_job(job, model))
-        assert isinstance((await shop.ends(job))[job], Finished)
+        assert isinstance((await shop.ends(job))[job], JobFinished)
         await until(lambda model=model: announced_models(shop.bot) == [model])
-        await until(lambda model=model: cache._stock.users(model) == 0)
+        await until(lambda model=model: cache._loaded_models.count_users(model) == 0)
     assert shop.opening.loads == ["two", "three", "one"]
 
 
@@ -408,16 +418,16 @@ async def test_a_budget_for_one_model_swaps_models_with_the_jobs(shop: Shop) -> 
 async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
     worker, cache = await shop.worker(1.5)
     await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: cache.done("two") == 0.25)
+    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
     await shop.bot.cancel(JOBS[0])
     end = (await shop.ends(JOBS[0]))[JOBS[0]]
-    assert isinstance(end, Cancelled)
+    assert isinstance(end, JobCancelled)
     assert end.steps == 0
-    assert len(worker.roster) == 0
+    assert len(worker.active_runs) == 0
     shop.opening.gate.set()
     await shop.bot.dispatch(a_job(JOBS[1], "one"))
-    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], Finished)
-    assert cache._stock.users("two") == 0
+    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], JobFinished)
+    assert cache._loaded_models.count_users("two") == 0
 
 
 @pytest.mark.asyncio
@@ -430,10 +440,10 @@ async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(shop: Shop)
     await until(lambda: "two" in shop.opening.loads)
     shop.opening.gate.set()
     for end in (await shop.ends(*JOBS[:2])).values():
-        assert isinstance(end, Failed)
+        assert isinstance(end, JobFailed)
         assert (end.reason, end.blame) == ("The model two could not be loaded.", "worker")
     await shop.bot.dispatch(a_job(JOBS[2], "one"))
-    assert isinstance((await shop.ends(JOBS[2]))[JOBS[2]], Finished)
+    assert isinstance((await shop.ends(JOBS[2]))[JOBS[2]], JobFinished)
 
 
 @pytest.mark.asyncio
@@ -441,11 +451,11 @@ async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(shop: Shop)
 async def test_a_worker_that_stops_during_loading_hands_the_job_back(shop: Shop) -> None:
     worker, cache = await shop.worker(2.5)
     await shop.bot.dispatch(a_job(JOBS[0], "two"))
-    await until(lambda: cache.done("two") == 0.25)
+    await until(lambda: cache.get_loaded_fraction("two") == 0.25)
     worker.drain()
     assert shop.task is not None
     await asyncio.wait_for(shop.task, 10)
-    again = await shop.bot.pull(["default"], timeout=LEASE / 2)
+    again = await shop.bot.pull_job(["default"], timeout=LEASE / 2)
     assert again is not None
     assert again.value.id == JOBS[0]
 
@@ -455,13 +465,13 @@ async def test_a_worker_that_stops_during_loading_hands_the_job_back(shop: Shop)
 async def test_a_pause_ends_when_other_jobs_wait_for_the_memory_of_its_model(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "TURN", 0.3)
+    monkeypatch.setattr(shelf, "MAX_WAIT_SECONDS", 0.3)
     worker, _ = await shop.worker(1.5)
     shop.opening.gate.set()
     await shop.bot.dispatch(a_job(JOBS[0], "one", steps=300))
-    await until(lambda: any(run.done[0] > 0 for run in worker.roster))
-    await shop.bot.steer(Steer(job=JOBS[0], deed="pause"))
-    await until(lambda: any(run.paused is not None for run in worker.roster))
+    await until(lambda: any(run.steps_done[0] > 0 for run in worker.active_runs))
+    await shop.bot.send_control(ControlMessage(job=JOBS[0], deed="pause"))
+    await until(lambda: any(run.pause_timer is not None for run in worker.active_runs))
     await shop.bot.dispatch(a_job(JOBS[1], "two"))
     ends = await asyncio.wait_for(shop.ends(*JOBS[:2]), 30)
-    assert all(isinstance(end, Finished) for end in ends.values())
+    assert all(isinstance(end, JobFinished) for end in ends.values())

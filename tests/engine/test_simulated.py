@@ -14,13 +14,13 @@ import pytest
 import pytest_asyncio
 import torch
 
-from engine.alone import develop
+from engine.alone import run_locally
 from engine.bus.broker import Broker
 from engine.engine import Engine
-from engine.job import Finished, Picture, Started
-from engine.lane import Lane
+from engine.job import JobFinished, JobStarted, PictureReady
+from engine.lane import DecodeWorker
 from engine.plan import TABLED
-from engine.simulated import NAME, Simulated, calibration, forward_ms
+from engine.simulated import NAME, SimulatedModel, build_calibration, forward_ms
 from tests.engine.shop import JOB, LEASE, OTHER, Shop, a_job, uninterrupted, until
 from tests.engine.test_serve import run
 
@@ -37,17 +37,17 @@ def build_job(job: str = JOB, **recipe: Any) -> Any:
 
 
 @pytest.fixture
-def simulated_lane() -> Iterator[Lane]:
-    lane = Lane({NAME: Simulated(row_ms=0.001)})
+def simulated_lane() -> Iterator[DecodeWorker]:
+    lane = DecodeWorker({NAME: SimulatedModel(row_ms=0.001)})
     yield lane
     lane.close()
 
 
 @pytest_asyncio.fixture
-async def simulators(tmp_path: Path, simulated_lane: Lane) -> AsyncIterator[Shop]:
+async def simulators(tmp_path: Path, simulated_lane: DecodeWorker) -> AsyncIterator[Shop]:
     """A broker and the bot's end of the bus; the workers are processes."""
     async with Broker(tmp_path / "nats") as broker:
-        shop = Shop(broker, {NAME: Simulated(row_ms=0.001)}, simulated_lane, LEASE)
+        shop = Shop(broker, {NAME: SimulatedModel(row_ms=0.001)}, simulated_lane, LEASE)
         shop.bot = await shop.join()
         await shop.bot.watch_workers()
         yield shop
@@ -66,7 +66,7 @@ async def start_worker(shop: Shop, name: str, *options: str) -> asyncio.subproce
 
 @pytest.mark.parametrize(("row_ms", "rows", "found"), [(0.1, 32, 32), (0.5, 32, 32), (0.5, 16, 16), (2.0, 32, 8)])
 def test_the_batch_limit_equals_what_a_calibration_finds(row_ms: float, rows: int, found: int) -> None:
-    assert calibration(row_ms, rows).rows == found
+    assert build_calibration(row_ms, rows).rows == found
 
 
 @pytest.mark.asyncio
@@ -85,18 +85,18 @@ async def test_a_job_of_a_killed_worker_ends_elsewhere_with_the_same_bytes(simul
     await first.wait()
     second = await start_worker(simulators, "second", "--row-ms", "0.1")
     results = await simulators.results()
-    [start] = [value for value in results if isinstance(value, Started)]
+    [start] = [value for value in results if isinstance(value, JobStarted)]
     assert start.worker == "second"
     assert 0 < snapshots[0].k <= start.step < 200
-    assert isinstance(results[-1], Finished)
-    assert [value.sha256 for value in results if isinstance(value, Picture)] == expected
+    assert isinstance(results[-1], JobFinished)
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == expected
     second.terminate()
     assert await asyncio.wait_for(second.wait(), 30) == 0
 
 
-@pytest.mark.parametrize("sampler", Simulated.samplers)
+@pytest.mark.parametrize("sampler", SimulatedModel.samplers)
 def test_a_job_draws_the_same_latents_beside_other_jobs(sampler: str) -> None:
-    families = {NAME: Simulated(row_ms=0.001)}
+    families = {NAME: SimulatedModel(row_ms=0.001)}
     job, mate = build_job(sampler=sampler, steps=8), build_job(OTHER, sampler=sampler, steps=8, seed=99, count=3)
     together = Engine(families)
     together.add(job)
@@ -106,22 +106,22 @@ def test_a_job_draws_the_same_latents_beside_other_jobs(sampler: str) -> None:
     for _ in range(5):
         together.step()
         alone.step()
-    assert together.snapshots(JOB, 1) == alone.snapshots(JOB, 1)
+    assert together.take_snapshots(JOB, 1) == alone.take_snapshots(JOB, 1)
 
 
 def test_seed_and_steps_decide_the_picture() -> None:
-    families = {NAME: Simulated(row_ms=0.001)}
+    families = {NAME: SimulatedModel(row_ms=0.001)}
     usual: dict[str, Any] = {"steps": 8, "count": 1}
-    same = [develop(build_job(**usual), families).pictures for _ in range(2)]
+    same = [run_locally(build_job(**usual), families).pictures for _ in range(2)]
     changes: list[dict[str, Any]] = [{"seed": 8}, {"steps": 9}]
-    others = [develop(build_job(**usual | change), families).pictures for change in changes]
+    others = [run_locally(build_job(**usual | change), families).pictures for change in changes]
     assert same[0] == same[1]
     assert all(other != same[0] for other in others)
-    assert len(Simulated.samplers) == len(TABLED)
+    assert len(SimulatedModel.samplers) == len(TABLED)
 
 
 def test_a_forward_takes_the_time_that_the_calibration_announces() -> None:
-    family, measured = Simulated(row_ms=2.0), calibration(2.0, 24)
+    family, measured = SimulatedModel(row_ms=2.0), build_calibration(2.0, 24)
     x, texts = torch.zeros(10, 4, 8, 8), (torch.zeros(10, 4),)
     began = time.monotonic()
     family.denoise(x, torch.full((10,), 500.0), texts, "float32")
@@ -131,7 +131,7 @@ def test_a_forward_takes_the_time_that_the_calibration_announces() -> None:
 
 
 def test_a_picture_survives_encode_and_decode() -> None:
-    family = Simulated(row_ms=1.0)
+    family = SimulatedModel(row_ms=1.0)
     picture = family.decode(torch.linspace(-1.5, 1.5, 256).view(4, 8, 8))
     assert picture.size == (64, 64)
     assert family.decode(family.encode_image(picture)).tobytes() == picture.tobytes()

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.admit import admit
-from engine.alone import develop
-from engine.engine import Developed, Engine
+from engine.admit import build_images
+from engine.alone import run_locally
+from engine.engine import Engine, LatentsDone
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Branch, Concept, Job, Ladder, decode, encode
-from engine.lane import Lane
-from engine.unfit import Unfit
+from engine.lane import DecodeWorker
+from engine.unfit import JobRejected
 from tests.engine.beginnings import Blobs, added, developed, forward, half_mask, ladder_of, saved, scene, stored
 
 Make = Callable[..., Any]
@@ -40,11 +40,11 @@ def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict
     """Runs all jobs in one engine, each added two steps after the one before."""
     engine, latents_by_image = Engine({"embedded": family}), dict[tuple[str, int], torch.Tensor]()
     waiting = list(jobs)
-    while waiting or not engine.idle:
+    while waiting or not engine.is_idle:
         if waiting:
             added(engine, *waiting.pop(0), family)
         for event in (*engine.step(), *engine.step()):
-            if isinstance(event, Developed):
+            if isinstance(event, LatentsDone):
                 latents_by_image[event.job, event.image] = event.latents
     return latents_by_image
 
@@ -84,11 +84,11 @@ def test_a_lower_strength_stays_nearer_to_the_init_image(
 def test_a_ladder_covers_only_the_steps_that_run(affine: Any, recipe: Make, job: Make) -> None:
     start, blobs = forward([saved(scene())], 0.5)
     [event] = developed(job(recipe(steps=200, start=start, until=0.8)), blobs, affine)
-    steps = [rung.step for rung in event.rungs]
+    steps = [rung.step for rung in event.keyframes]
     assert steps[0] == 101
     assert steps[-1] == 160
     assert 30 <= len(steps) <= 48
-    with_latents = [rung for rung in event.rungs if rung.x is not None]
+    with_latents = [rung for rung in event.keyframes if rung.latents is not None]
     assert len(with_latents) == len(steps) // 4
 
 
@@ -141,12 +141,12 @@ def test_a_ladder_of_an_earlier_version_works_as_far_as_its_data_goes(
     start = Branch(next(iter(blobs)), 4)
     one = job(build_recipe(steps=12, sampler=sampler, start=start))
     if sampler == "dpmpp_2m":
-        with pytest.raises(Unfit, match="earlier version"):
+        with pytest.raises(JobRejected, match="earlier version"):
             developed(one, blobs, embedded)
     else:
         assert torch.equal(developed(one, blobs, embedded)[0].latents, original.latents)
     fresh = job(build_recipe(steps=12, sampler=sampler, start=Branch(start.ladder, 4, fresh=True)))
-    with pytest.raises(Unfit, match="earlier version") as refused:
+    with pytest.raises(JobRejected, match="earlier version") as refused:
         developed(fresh, blobs, embedded)
     assert refused.value.blame == "member"
 
@@ -165,14 +165,14 @@ def test_a_resumed_job_with_an_init_image_draws_the_same_picture(
         added(engine, one, blobs, embedded, snapshots)
         for _ in range(steps):
             engine.step()
-        snapshots = engine.snapshots(one.id, epoch=1)
+        snapshots = engine.take_snapshots(one.id, epoch=1)
     assert [snapshot.k for snapshot in snapshots] == [3 + 9, 3 + 9]
     for event, other in zip(developed(one, blobs, embedded, snapshots), expected, strict=True):
         assert torch.equal(event.latents, other.latents)
-        assert [rung.step for rung in event.rungs] == [rung.step for rung in other.rungs]
-        for mine, theirs in zip(event.rungs, other.rungs, strict=True):
+        assert [rung.step for rung in event.keyframes] == [rung.step for rung in other.keyframes]
+        for mine, theirs in zip(event.keyframes, other.keyframes, strict=True):
             assert torch.equal(mine.x0, theirs.x0)
-            assert (mine.x is None) == (theirs.x is None)
+            assert (mine.latents is None) == (theirs.latents is None)
 
 
 def test_a_snapshot_from_before_the_first_step_is_ignored(
@@ -182,7 +182,7 @@ def test_a_snapshot_from_before_the_first_step_is_ignored(
     one = job(build_recipe(steps=10, start=start))
     engine = Engine({"embedded": embedded})
     added(engine, one, blobs, embedded)
-    [snapshot] = engine.snapshots(one.id, epoch=1)
+    [snapshot] = engine.take_snapshots(one.id, epoch=1)
     early = msgspec.structs.replace(snapshot, k=2, x=b"\0" * len(snapshot.x))
     [event] = developed(one, blobs, embedded, [early])
     assert torch.equal(event.latents, developed(one, blobs, embedded)[0].latents)
@@ -195,9 +195,9 @@ def test_latents_outside_the_mask_stay_unchanged(embedded: StableDiffusion, buil
     engine, all_latents = Engine({"embedded": embedded}), []
     added(engine, one, blobs, embedded)
     engine.watch(one.id)
-    while not engine.idle:
+    while not engine.is_idle:
         for event in engine.step():
-            latents = event.latents if isinstance(event, Developed) else getattr(event, "x0", None)
+            latents = event.latents if isinstance(event, LatentsDone) else getattr(event, "x0", None)
             assert latents is not None
             all_latents.append(latents)
     for latents in all_latents:
@@ -212,8 +212,8 @@ def test_an_early_end_returns_the_x0_of_that_step(
     [original] = developed(job(build_recipe(steps=20)), {}, embedded)
     one = job(build_recipe(steps=20, until=until))
     [event] = developed(one, {}, embedded)
-    assert event.rungs[-1].step == last
-    expected = original.latents if last == 20 else next(rung.x0 for rung in original.rungs if rung.step == last)
+    assert event.keyframes[-1].step == last
+    expected = original.latents if last == 20 else next(rung.x0 for rung in original.keyframes if rung.step == last)
     assert torch.equal(event.latents, expected)
 
 
@@ -222,7 +222,7 @@ def test_a_text_mixed_with_itself_equals_the_text_in_as_many_rows(
 ) -> None:
     alone = job(build_recipe("a red cat", steps=6))
     twice = job(build_recipe(steps=6, mixed=True, concepts=(Concept("a red cat", 0.5), Concept("a red cat", 2.5))))
-    [image], [other] = (admit(each, {"embedded": embedded}) for each in (alone, twice))
+    [image], [other] = (build_images(each, {"embedded": embedded}) for each in (alone, twice))
     assert image.rows == other.rows == 2
     torch.testing.assert_close(developed(alone, {}, embedded)[0].latents, developed(twice, {}, embedded)[0].latents)
 
@@ -244,9 +244,9 @@ def test_mixed_texts_draw_latents_between_those_of_each_text(
 
 def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(mixed=True, concepts=(Concept("sea", 1.0), Concept("fog", 3.0)), guidance=1.0))
-    [image] = admit(one, {"affine": affine})
+    [image] = build_images(one, {"affine": affine})
     sea, fog = (affine.condition(text, one.task)[0] for text in ("sea", "fog"))
-    torch.testing.assert_close(image.asked.texts[0], (0.25 * sea + 0.75 * fog)[None])  # pyright: ignore
+    torch.testing.assert_close(image.model_inputs.conditioning[0], (0.25 * sea + 0.75 * fog)[None])  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: 
 def test_a_job_that_cannot_start_is_refused_in_one_sentence(
     affine: Any, recipe: Make, job: Make, fields: dict[str, Any], why: str, blame: str
 ) -> None:
-    with pytest.raises(Unfit, match=why) as refused:
-        admit(job(recipe(steps=10, **fields)), {"affine": affine})
+    with pytest.raises(JobRejected, match=why) as refused:
+        build_images(job(recipe(steps=10, **fields)), {"affine": affine})
     assert refused.value.blame == blame
 
 
@@ -276,13 +276,13 @@ def test_options_that_whole_pipelines_lack_name_a_sampler_to_use(
     embedded: StableDiffusion, build_recipe: Make, job: Make, fields: dict[str, Any]
 ) -> None:
     one = job(build_recipe(steps=10, sampler="unipc", **fields))
-    lane = Lane({"embedded": embedded})
+    lane = DecodeWorker({"embedded": embedded})
     try:
         if "start" in fields:
-            with pytest.raises(Unfit, match="take the sampler ddim"):
-                lane.begin(one, {}).result(TIMEOUT)
-        with pytest.raises(Unfit, match="take the sampler ddim"):
-            admit(one, {"embedded": embedded})
+            with pytest.raises(JobRejected, match="take the sampler ddim"):
+                lane.encode_init_images(one, {}).result(TIMEOUT)
+        with pytest.raises(JobRejected, match="take the sampler ddim"):
+            build_images(one, {"embedded": embedded})
     finally:
         lane.close()
 
@@ -298,7 +298,7 @@ def test_tiling_shifts_the_seam_through_every_position(affine: Any, recipe: Make
     engine.add(one)
     [image] = engine._images[one.id]
     shifts = set[Any]()
-    while not engine.idle:
+    while not engine.is_idle:
         shifts.add(getattr(image, "shift", None))
         engine.step()
     assert {down for down, _ in shifts} == {right for _, right in shifts} == set(range(4))
@@ -320,5 +320,5 @@ def test_the_edges_of_a_tile_fit_each_other(embedded: StableDiffusion, build_rec
     seams = {}
     for tile in (False, True):
         one = job(build_recipe("green tree", steps=30, tile=tile, start=start, count=2), ladder=False)
-        seams[tile] = np.mean([measure_seam(each) for each in develop(one, {"embedded": embedded}, blobs).pictures])
+        seams[tile] = np.mean([measure_seam(each) for each in run_locally(one, {"embedded": embedded}, blobs).pictures])
     assert seams[True] < 0.5 * seams[False]

@@ -10,17 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.budget import share
-from engine.config import BadSetting, load, parse_size
-from engine.shelf.stock import Stock
-from engine.sizes import said
+from engine.budget import model_budget
+from engine.config import SettingError, load_settings, parse_size
+from engine.shelf.stock import LoadedModels
+from engine.sizes import format_size
 
 
-def build_stock(budget: int, *names: str, size: int = 4) -> Stock:
-    stock = Stock(budget)
+def build_stock(budget: int, *names: str, size: int = 4) -> LoadedModels:
+    stock = LoadedModels(budget)
     for name in names:
         assert stock.reserve(name, size)
-        stock.put(name, _family(name))
+        stock.add(name, _family(name))
     return stock
 
 
@@ -30,18 +30,18 @@ def _family(name: str) -> Any:
 
 def test_the_least_recently_used_model_is_evicted_first_and_no_more_than_needed() -> None:
     stock = build_stock(12, "a", "b", "c")
-    stock.hold("a")
-    stock.let_go("a")
+    stock.acquire("a")
+    stock.release("a")
     assert stock.reserve("d", 4)
     assert sorted(stock.families) == ["a", "c"]
 
 
 def test_a_model_in_use_stays_and_no_other_is_evicted_in_vain() -> None:
     stock = build_stock(8, "a", "b")
-    stock.hold("a")
+    stock.acquire("a")
     assert not stock.reserve("d", 8)
     assert sorted(stock.families) == ["a", "b"]
-    stock.let_go("a")
+    stock.release("a")
     assert stock.reserve("d", 8)
     assert dict(stock.families) == {}
 
@@ -50,24 +50,24 @@ def test_spared_models_stay_and_a_cancelled_reservation_frees_its_memory() -> No
     stock = build_stock(8, "a", "b")
     assert not stock.reserve("d", 8, frozenset({"b"}))
     assert stock.reserve("d", 4, frozenset({"a"}))
-    assert stock.taken == 8
-    stock.give_up("d")
-    assert (stock.taken, sorted(stock.families)) == (4, ["a"])
+    assert stock.used_bytes == 8
+    stock.cancel_reservation("d")
+    assert (stock.used_bytes, sorted(stock.families)) == (4, ["a"])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["take", "use", "leave"])), max_size=60))
 def test_the_budget_holds_and_no_model_in_use_is_evicted(acts: list[tuple[str, str]]) -> None:
-    sizes, stock, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), Stock(9), list[str]()
+    sizes, stock, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), LoadedModels(9), list[str]()
     for name, act in acts:
         if act == "take" and name not in stock.families and stock.reserve(name, sizes[name]):
-            stock.put(name, _family(name))
+            stock.add(name, _family(name))
         elif act == "use" and name in stock.families:
-            stock.hold(name)
+            stock.acquire(name)
             users.append(name)
         elif act == "leave" and name in users:
-            stock.let_go(name)
+            stock.release(name)
             users.remove(name)
-        assert sum(sizes[each] for each in stock.families) == stock.taken <= 9
+        assert sum(sizes[each] for each in stock.families) == stock.used_bytes <= 9
         assert set(users) <= set(stock.families)
 
 
@@ -84,21 +84,21 @@ def test_an_invalid_size_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="a size such as 12GB is needed"):
         parse_size(text)
     monkeypatch.setenv("DARKROOM_MEMORY", text or "?")
-    with pytest.raises(BadSetting, match=r"^DARKROOM_MEMORY: a size such as 12GB is needed\.$"):
-        load(nats="nats://127.0.0.1:1")
+    with pytest.raises(SettingError, match=r"^DARKROOM_MEMORY: a size such as 12GB is needed\.$"):
+        load_settings(nats="nats://127.0.0.1:1")
 
 
 def test_the_memory_budget_comes_from_an_option_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert load(nats="nats://127.0.0.1:1", data=tmp_path).memory is None
+    assert load_settings(nats="nats://127.0.0.1:1", data=tmp_path).memory is None
     monkeypatch.setenv("DARKROOM_MEMORY", "2GB")
-    assert load(nats="nats://127.0.0.1:1", memory="").memory == 2 * 10**9
-    assert load(nats="nats://127.0.0.1:1", memory="3GB").memory == 3 * 10**9
+    assert load_settings(nats="nats://127.0.0.1:1", memory="").memory == 2 * 10**9
+    assert load_settings(nats="nats://127.0.0.1:1", memory="3GB").memory == 3 * 10**9
 
 
 def test_sizes_are_formatted_with_units() -> None:
-    assert [said(each) for each in (12 * 10**9, 1_440_000_000, 350_400_000, 5)] == [
+    assert [format_size(each) for each in (12 * 10**9, 1_440_000_000, 350_400_000, 5)] == [
         "12 GB",
         "1.4 GB",
         "350.4 MB",
@@ -108,4 +108,4 @@ def test_sizes_are_formatted_with_units() -> None:
 
 def test_the_default_budget_is_a_share_of_the_machines_memory() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    assert 0 < share(torch.device("cpu")) <= 0.71 * total
+    assert 0 < model_budget(torch.device("cpu")) <= 0.71 * total

@@ -10,10 +10,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from engine.families.nets import placed
+from engine.families.nets import place_network
 from engine.families.stable_diffusion import StableDiffusion
 from engine.families.substitutes import substitute_layers
-from engine.measurement import probe
+from engine.measurement import probe_recipe
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def forward(net: Any, family: StableDiffusion, rows: int) -> torch.Tensor:
     kind = next(net.parameters()).dtype
     x = torch.randn(rows, *family.latent_shape(64, 64), generator=torch.Generator().manual_seed(rows))
-    texts = family.condition("cat", probe(family))[0].expand(rows, -1, -1)
+    texts = family.encode_conditioning("cat", probe_recipe(family))[0].expand(rows, -1, -1)
     t = torch.linspace(20, 900, rows)
     return net(x.to(kind), t, encoder_hidden_states=texts.to(kind), return_dict=False)[0].float()
 
@@ -33,9 +33,9 @@ def rms_difference(some: torch.Tensor, others: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_substitutes_are_as_close_to_float32_as_diffusers_layers(embedded: StableDiffusion, rows: int) -> None:
-    original = placed(copy.deepcopy(embedded.pipeline.unet), CPU, "bfloat16")
-    exact = forward(embedded.net("float32"), embedded, rows)
-    ours = rms_difference(forward(embedded.net("bfloat16"), embedded, rows), exact)
+    original = place_network(copy.deepcopy(embedded.pipeline.unet), CPU, "bfloat16")
+    exact = forward(embedded.get_network("float32"), embedded, rows)
+    ours = rms_difference(forward(embedded.get_network("bfloat16"), embedded, rows), exact)
     assert 0 < ours <= 1.05 * rms_difference(forward(original, embedded, rows), exact)
 
 
@@ -48,8 +48,8 @@ def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
             type(each.processor).__name__ for each in net.modules() if isinstance(each, Attention)
         ]
 
-    assert set(replaceable_layers(embedded.net("bfloat16"))) == {"_Attend"}
-    assert set(replaceable_layers(embedded.net("float32"))) == {str(nn.GroupNorm), "AttnProcessor2_0"}
+    assert set(replaceable_layers(embedded.get_network("bfloat16"))) == {"_Attend"}
+    assert set(replaceable_layers(embedded.get_network("float32"))) == {str(nn.GroupNorm), "AttnProcessor2_0"}
 
 
 def test_a_substituted_norm_keeps_the_memory_layout() -> None:

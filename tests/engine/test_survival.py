@@ -20,19 +20,19 @@ import pytest
 import torch
 
 from engine import families
-from engine.__main__ import STUCK
-from engine.bench.small_models import build
-from engine.blame import DeviceLost, unforeseen
-from engine.bus import Kept
-from engine.engine import Developed, Engine, Failed, Stepped
-from engine.families.family import Conditions, Family
+from engine.__main__ import EXIT_STUCK
+from engine.bench.small_models import save_small_pipeline
+from engine.blame import DeviceLost, reject_before_start
+from engine.bus import BusLimits
+from engine.engine import Engine, JobFailure, LatentsDone, StepDone
+from engine.families.family import Conditioning, Family
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Failed as FailedJob
-from engine.job import Finished, Job, Picture, Snapshot, Started
-from engine.plan.samplers import BY_FLOW, TABLED
-from engine.unfit import Unfit
+from engine.job import Job, JobFinished, JobStarted, PictureReady, Snapshot
+from engine.job import JobFailed as FailedJob
+from engine.plan.samplers import FLOW_SCHEDULERS, TABLED
+from engine.unfit import JobRejected
 from engine.worker import Stuck
-from engine.worker.pulse import Pulse
+from engine.worker.pulse import Watchdog
 from engine.worker.thread import EngineThread
 from tests.engine.shop import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
 
@@ -46,21 +46,21 @@ BROKEN = "mat1 and mat2 shapes cannot be multiplied"
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("small") / "sd3"
-    build("sd3", folder)
+    save_small_pipeline("sd3", folder)
     return families.load_folder(str(folder), "sd3")
 
 
 class FaultyFamily:
     """A family whose network first calls `before(x, texts)`, which may raise or return other texts."""
 
-    def __init__(self, family: Any, before: Callable[[torch.Tensor, Conditions], Conditions | None]) -> None:
+    def __init__(self, family: Any, before: Callable[[torch.Tensor, Conditioning], Conditioning | None]) -> None:
         self._family, self._before = family, before
         self.shapes: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, *others: Any) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: Conditioning, *others: Any) -> torch.Tensor:
         texts = self._before(x, texts) or texts
         self.shapes.append(len(x))
         return self._family.denoise(x, t, texts, *others)
@@ -87,7 +87,7 @@ def run_uninterrupted(family: Any, one: Job, finish: Make, **fields: Any) -> dic
 
 def run_until_idle(engine: Engine) -> list[Any]:
     events = list[Any]()
-    while not engine.idle:
+    while not engine.is_idle:
         events += engine.step()
     return events
 
@@ -101,8 +101,8 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
     jobs = [job(picture(text, steps=5), user=text) for text in ("a cat", "a dog", "a tree", "a house")]
     undisturbed, snapshots, refused = Engine({"embedded": embedded}, rows=4), [], []
 
-    def run_out_of_memory(x: torch.Tensor, _: Conditions) -> None:
-        snapshots.append([engine.snapshots(each.id, 1) for each in jobs])
+    def run_out_of_memory(x: torch.Tensor, _: Conditioning) -> None:
+        snapshots.append([engine.take_snapshots(each.id, 1) for each in jobs])
         if len(x) > 4:
             refused.append(len(x))
             raise torch.OutOfMemoryError("the test's memory is full")
@@ -114,7 +114,7 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
     first = engine.step()
     assert refused == [8]
     assert snapshots[0] == snapshots[1]
-    assert [event.k for event in first if isinstance(event, Stepped)] == [1, 1]
+    assert [event.step for event in first if isinstance(event, StepDone)] == [1, 1]
     latents, expected = finish(engine), finish(undisturbed)
     assert refused == [8]
     assert latents.keys() == expected.keys()
@@ -130,9 +130,9 @@ def test_a_nan_row_fails_its_job_and_changes_no_other_row(
 ) -> None:
     good = [job(picture(text, steps=11, bucket=bucket), user=text) for text in ("a cat", "a dog")]
     other = job(picture("a spoilt picture", steps=11, bucket=bucket), user="bob")
-    mark = embedded.condition("a spoilt picture", other.task)[0]
+    mark = embedded.encode_conditioning("a spoilt picture", other.task)[0]
 
-    def spoil(_: torch.Tensor, texts: Conditions) -> Conditions:
+    def spoil(_: torch.Tensor, texts: Conditioning) -> Conditioning:
         spoilt = (texts[0] == mark).flatten(1).all(dim=1).view(-1, 1, 1)
         return (torch.where(spoilt, float("nan"), texts[0]), *texts[1:])
 
@@ -143,13 +143,13 @@ def test_a_nan_row_fails_its_job_and_changes_no_other_row(
             engine.add(each)
         outcomes.append(run_until_idle(engine))
     plain, spoilt = outcomes
-    assert [(event.job, event.blame) for event in spoilt if isinstance(event, Failed)] == [(other.id, "model")]
-    finished = {event.job: event.latents for event in spoilt if isinstance(event, Developed)}
+    assert [(event.job, event.blame) for event in spoilt if isinstance(event, JobFailure)] == [(other.id, "model")]
+    finished = {event.job: event.latents for event in spoilt if isinstance(event, LatentsDone)}
     assert finished.keys() == {each.id for each in good}
     for event in plain:
-        if isinstance(event, Developed) and event.job != other.id and bucket:
+        if isinstance(event, LatentsDone) and event.job != other.id and bucket:
             assert torch.equal(finished[event.job], event.latents)  # a pinned batch shape keeps every bit
-        elif isinstance(event, Developed) and event.job != other.id:
+        elif isinstance(event, LatentsDone) and event.job != other.id:
             torch.testing.assert_close(finished[event.job], event.latents, rtol=1e-4, atol=1e-4)
 
 
@@ -167,14 +167,14 @@ def test_rows_beside_a_nan_row_keep_their_bits_in_any_batch_shape(
             engine._images[mate.id][0].x *= float("nan")  # pyright: ignore[reportAttributeAccessIssue]
         for _ in range(9):
             engine.step()
-        snapshots.append(engine.snapshots(good.id, 1))
+        snapshots.append(engine.take_snapshots(good.id, 1))
     assert snapshots[0] == snapshots[1]
 
 
 # --- one job's fault
 
 
-def fail_for_pictures(x: torch.Tensor, _: Conditions) -> None:
+def fail_for_pictures(x: torch.Tensor, _: Conditioning) -> None:
     """Fails for every picture, but not for zeros."""
     if bool(x.any()):
         raise RuntimeError(BROKEN)
@@ -188,7 +188,7 @@ def test_a_faulty_job_fails_and_the_engine_continues(
     engine, bad = Engine({"embedded": family}), [job(picture(count=2)) for _ in range(jobs)]  # pyright: ignore
     for each in bad:
         engine.add(each)
-    failed = [event for event in run_until_idle(engine) if isinstance(event, Failed)]
+    failed = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
     assert sorted((event.job, event.blame) for event in failed) == sorted((each.id, "model") for each in bad)
     assert family.shapes == [2]  # only the harmless probe ran, in the shape of one image's own forward
     family._before = lambda *_: None
@@ -205,17 +205,17 @@ def test_an_engine_that_fails_on_harmless_input_blames_no_job(
 
     engine, one = Engine({"embedded": FaultyFamily(embedded, fail)}), job(picture())  # pyright: ignore[reportArgumentType]
     engine.add(one)
-    before = engine.snapshots(one.id, 1)
+    before = engine.take_snapshots(one.id, 1)
     with pytest.raises(RuntimeError, match="device-side assert"):
         engine.step()
-    assert engine.snapshots(one.id, 1) == before
+    assert engine.take_snapshots(one.id, 1) == before
 
 
 @pytest.mark.parametrize("harmless", [True, False])
 def test_a_failing_forward_of_a_whole_pipeline_is_blamed_the_same_way(
     tmp_path: Path, picture: Make, job: Make, monkeypatch: pytest.MonkeyPatch, harmless: bool
 ) -> None:
-    build("sd", tmp_path / "sd")
+    save_small_pipeline("sd", tmp_path / "sd")
     family: Any = families.load_folder(str(tmp_path / "sd"), "sd")
     forward = family.pipeline.unet.forward
 
@@ -229,7 +229,7 @@ def test_a_failing_forward_of_a_whole_pipeline_is_blamed_the_same_way(
     try:
         engine.add(job(picture(model="sd", sampler="unipc", steps=3)))
         if harmless:
-            failed = [event for event in run_until_idle(engine) if isinstance(event, Failed)]
+            failed = [event for event in run_until_idle(engine) if isinstance(event, JobFailure)]
             assert [event.blame for event in failed] == ["model"]
         else:
             with pytest.raises(RuntimeError, match="mat1"):
@@ -251,9 +251,12 @@ def run_with_kills(
         engine.add(one, snapshots)
         for _ in range(luck.randint(1, 4)):
             engine.step()
-        if engine.idle or min((each.k for each in engine.snapshots(one.id, 1)), default=99) > one.task.steps - 3:  # pyright: ignore
+        if (
+            engine.is_idle
+            or min((each.k for each in engine.take_snapshots(one.id, 1)), default=99) > one.task.steps - 3
+        ):  # pyright: ignore
             break
-        snapshots, kills = engine.snapshots(one.id, epoch=kills + 1), kills + 1
+        snapshots, kills = engine.take_snapshots(one.id, epoch=kills + 1), kills + 1
     engine = Engine({family.name: family})
     engine.add(one, snapshots)
     return kills, finish(engine)
@@ -278,7 +281,7 @@ def test_random_kills_change_no_bit(
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
-@pytest.mark.parametrize("sampler", [name for name in TABLED if name in BY_FLOW])
+@pytest.mark.parametrize("sampler", [name for name in TABLED if name in FLOW_SCHEDULERS])
 def test_random_kills_change_no_bit_of_flow_matching(
     flow: Any, picture: Make, job: Make, finish: Make, sampler: str, interval: tuple[float, float]
 ) -> None:
@@ -309,8 +312,8 @@ def run_moved(family: Any, one: Job, mates: Sequence[Job], steps: int, finish: M
     for _ in range(steps):
         wide.step()
     narrow = Engine({family.name: family}, rows=1, buckets=(1, 3))
-    narrow.add(one, wide.snapshots(one.id, 1))
-    assert narrow.snapshots(one.id, 1)[0].k == steps
+    narrow.add(one, wide.take_snapshots(one.id, 1))
+    assert narrow.take_snapshots(one.id, 1)[0].k == steps
     return finish(narrow)[one.id, 0]
 
 
@@ -323,7 +326,7 @@ def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
     assert psnr(embedded, latents, run_uninterrupted(embedded, one, finish)[one.id, 0]) >= LEAST_PSNR
 
 
-@pytest.mark.parametrize("sampler", [name for name in TABLED if name in BY_FLOW])
+@pytest.mark.parametrize("sampler", [name for name in TABLED if name in FLOW_SCHEDULERS])
 def test_a_flow_matching_job_that_moves_draws_the_same_picture(
     flow: Any, picture: Make, job: Make, finish: Make, sampler: str
 ) -> None:
@@ -350,7 +353,7 @@ async def test_a_faulty_job_fails_and_its_worker_takes_the_next(shop: Shop) -> N
     assert end.blame == "model"
     faulty._before = lambda *_: None
     await shop.bot.dispatch(a_job(OTHER))
-    assert isinstance((await shop.results(OTHER))[-1], Finished)
+    assert isinstance((await shop.results(OTHER))[-1], JobFinished)
     assert not task.done()
 
 
@@ -376,10 +379,10 @@ async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(shop
     snapshots = await shop.bot.get_snapshots(JOB)
     await shop.worker("two")
     results = await shop.results()
-    starts = [value for value in results if isinstance(value, Started)]
+    starts = [value for value in results if isinstance(value, JobStarted)]
     assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", snapshots[0].k)]
     assert snapshots[0].k > 0
-    assert [value.sha256 for value in results if isinstance(value, Picture)] == await uninterrupted(shop, job)
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -387,7 +390,7 @@ def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
     embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     class FailingEncoder(FaultyFamily):
-        def condition(self, *_: object, **__: object) -> Conditions:
+        def condition(self, *_: object, **__: object) -> Conditioning:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
     def fail(*_: object, **__: object) -> torch.Tensor:
@@ -397,7 +400,7 @@ def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
     engine = Engine({"embedded": FailingEncoder(embedded, lambda *_: None)})  # pyright: ignore[reportArgumentType]
 
     async def add() -> None:
-        thread = EngineThread(engine, Pulse(), lambda *_: None, errors.append)
+        thread = EngineThread(engine, Watchdog(), lambda *_: None, errors.append)
         thread.start()
         try:
             await thread.call(lambda each: each.add(a_job()))
@@ -407,7 +410,7 @@ def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
 
     if lost:
         monkeypatch.setattr("engine.blame.torch.zeros", fail)
-    with pytest.raises(DeviceLost if lost else Unfit):
+    with pytest.raises(DeviceLost if lost else JobRejected):
         asyncio.run(add())
     assert [type(each) for each in errors] == ([DeviceLost] if lost else [])
 
@@ -415,7 +418,7 @@ def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
 @pytest.mark.parametrize("kind", ["memory", "text"])
 def test_an_unforeseen_error_at_the_start_blames_worker_or_model(kind: str) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory") if kind == "memory" else RuntimeError("this cannot be read")
-    assert unforeseen(error, torch.device("cpu")).blame == ("worker" if kind == "memory" else "model")
+    assert reject_before_start(error, torch.device("cpu")).blame == ("worker" if kind == "memory" else "model")
 
 
 PROGRAM = """
@@ -437,7 +440,7 @@ program._leave(program.main(sys.argv[1:]))
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
+@pytest.mark.parametrize("shop", [BusLimits().lease], indirect=True)
 async def test_a_worker_process_with_a_lost_device_ends_with_the_stuck_exit_code(
     shop: Shop, tmp_path: Path, calibration: Path
 ) -> None:
@@ -459,10 +462,10 @@ async def test_a_worker_process_with_a_lost_device_ends_with_the_stuck_exit_code
         while not (snapshots := await shop.bot.get_snapshots(JOB)):
             await asyncio.sleep(0.05)
     await asyncio.to_thread(mark.touch)
-    assert await asyncio.wait_for(process.wait(), 30) == STUCK
+    assert await asyncio.wait_for(process.wait(), 30) == EXIT_STUCK
     await shop.worker("two")
     results = await shop.results()
-    starts = [value for value in results if isinstance(value, Started)]
+    starts = [value for value in results if isinstance(value, JobStarted)]
     assert [start.worker for start in starts] == ["two"]
     assert starts[0].step >= snapshots[0].k > 0
-    assert [value.sha256 for value in results if isinstance(value, Picture)] == await uninterrupted(shop, job)
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)

@@ -16,11 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine import budget
-from engine.alone import develop
+from engine.alone import run_locally
 from engine.families import tiles
-from engine.families.embedded import WEIGHTS
+from engine.families.embedded import WEIGHTS_FOLDER
 from engine.families.stable_diffusion import StableDiffusion
-from engine.families.tiles import activation_bytes, decode_tiles, decode_within_memory, pixels_a_latent, spans
+from engine.families.tiles import (
+    decode_tiles,
+    decode_within_memory,
+    estimate_decode_bytes,
+    get_pixels_per_latent,
+    split_into_spans,
+)
 
 Make = Callable[..., Any]
 HOST = torch.device("cpu")
@@ -35,7 +41,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.integers(1, 300), st.integers(2, 64), st.integers(1, 40), st.sampled_from((1, 8, 32)))
 def test_tiles_cover_a_side_with_weights_that_sum_to_one(length: int, tile: int, overlap: int, factor: int) -> None:
     total, size = torch.zeros(length * factor), min(tile, length)
-    for start, weight in spans(length, tile, min(overlap, tile - 1), factor):
+    for start, weight in split_into_spans(length, tile, min(overlap, tile - 1), factor):
         assert 0 <= start <= length - size
         assert len(weight) == size * factor
         total[start * factor : (start + size) * factor] += weight
@@ -53,7 +59,7 @@ def test_a_decoder_without_context_gives_the_same_in_tiles(small_tiles: None) ->
 @pytest.fixture(scope="module")
 def picture_latents(embedded: StableDiffusion) -> torch.Tensor:
     """Latents of a picture of 256 pixels from a trained autoencoder."""
-    with Image.open(WEIGHTS / "sheet.webp") as sheet:
+    with Image.open(WEIGHTS_FOLDER / "sheet.webp") as sheet:
         return embedded.encode_image(sheet.convert("RGB").crop((0, 0, 256, 256)))
 
 
@@ -66,9 +72,9 @@ def test_a_tiled_decode_is_close_to_a_whole_one_and_has_no_seams(
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return vae.decode(latents, return_dict=False)[0]
 
-    assert pixels_a_latent(vae) == embedded.factor
+    assert get_pixels_per_latent(vae) == embedded.pixels_per_latent
     whole = decode(picture_latents[None]).clamp(-1, 1)
-    tiled = decode_tiles(decode, picture_latents[None], embedded.factor).clamp(-1, 1)
+    tiled = decode_tiles(decode, picture_latents[None], embedded.pixels_per_latent).clamp(-1, 1)
     difference = tiled - whole
     assert 10 * np.log10(4 / float((difference**2).mean())) > 38
     for steps in (difference.diff(dim=3).abs().mean((0, 1, 2)), difference.diff(dim=2).abs().mean((0, 1, 3))):
@@ -82,7 +88,7 @@ def test_a_decode_that_does_not_fit_memory_is_always_tiled(
     embedded: StableDiffusion, picture_latents: torch.Tensor, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae = embedded.pipeline.vae
-    size = activation_bytes(vae, picture_latents[None])
+    size = estimate_decode_bytes(vae, picture_latents[None])
     assert size == 6 * 256 * 256 * 16 * 4 or size == 8 * 256 * 256 * 16 * 4
     monkeypatch.setattr(tiles, "room_for_pictures", lambda _: size)
     whole = decode_within_memory(vae, picture_latents[None])
@@ -93,7 +99,7 @@ def test_a_decode_that_does_not_fit_memory_is_always_tiled(
 
 
 def test_an_autoencoder_of_unknown_size_is_decoded_whole() -> None:
-    assert activation_bytes(SimpleNamespace(config={}), torch.zeros(1, 4, 64, 64)) == 0
+    assert estimate_decode_bytes(SimpleNamespace(config={}), torch.zeros(1, 4, 64, 64)) == 0
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -113,7 +119,7 @@ def test_a_job_whose_decode_runs_out_of_memory_finishes_in_tiles(
 
     monkeypatch.setattr(vae, "decode", decode_or_fail)
     one = job(recipe("a red cat", model="embedded", width=128, height=64, steps=2), ladder=False)
-    result = develop(one, {"embedded": embedded})
+    result = run_locally(one, {"embedded": embedded})
     assert 16 in sides
     assert 8 in sides
     with Image.open(BytesIO(result.pictures[0])) as picture:
@@ -140,10 +146,10 @@ def test_memory_for_pictures_is_what_models_and_the_container_leave(
     files = {"memory.max": "8000", "memory.current": "7900", "memory.stat": "anon 6000\nfile 1000\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(budget, "GROUPS", ((tmp_path, "memory.max", "memory.current", "file"),))
-    assert budget.share(HOST) == 5600
-    assert budget.room_for_pictures(HOST) == 1100
+    monkeypatch.setattr(budget, "CGROUP_FILES", ((tmp_path, "memory.max", "memory.current", "file"),))
+    assert budget.model_budget(HOST) == 5600
+    assert budget.memory_for_pictures(HOST) == 1100
     (tmp_path / "memory.current").write_text("5000")
-    assert budget.room_for_pictures(HOST) == 8000 - 5600
+    assert budget.memory_for_pictures(HOST) == 8000 - 5600
     (tmp_path / "memory.max").write_text("max")
-    assert budget.room_for_pictures(HOST) > 10**6
+    assert budget.memory_for_pictures(HOST) > 10**6

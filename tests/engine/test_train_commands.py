@@ -11,8 +11,8 @@ import torch
 
 from engine.training import checkpoint
 from engine.training.__main__ import main
-from engine.training.commands.options import Course, clock, default_cache
-from engine.training.commands.run_folder import rewind
+from engine.training.commands.options import TrainOptions, default_cache_folder, next_clock_time
+from engine.training.commands.run_folder import trim_log
 from engine.training.commands.session import open_session
 
 
@@ -64,7 +64,7 @@ def test_help_exits_with_zero(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    course = Course(tmp_path / "out", steps=1)
+    course = TrainOptions(tmp_path / "out", steps=1)
     with (
         open_session("diffusion", course) as first,
         pytest.raises(ValueError, match="Another process is training"),
@@ -76,11 +76,14 @@ def test_only_one_process_trains_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_refused_and_fresh_starts_over(tmp_path: Path) -> None:
-    with open_session("x", Course(tmp_path, steps=1)):
+    with open_session("x", TrainOptions(tmp_path, steps=1)):
         (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="not a complete checkpoint"), open_session("x", Course(tmp_path, steps=1)):
+    with (
+        pytest.raises(ValueError, match="not a complete checkpoint"),
+        open_session("x", TrainOptions(tmp_path, steps=1)),
+    ):
         pass
-    with open_session("x", Course(tmp_path, steps=1, fresh=True)) as session:
+    with open_session("x", TrainOptions(tmp_path, steps=1, fresh=True)) as session:
         assert session.position is None
 
 
@@ -95,7 +98,7 @@ def test_a_foreign_folder_named_run_is_left_alone(tmp_path: Path, capfd: pytest.
 
 def test_fresh_keeps_the_old_run_until_all_options_are_valid(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out, old = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
-    with open_session("diffusion", Course(out, steps=1)):
+    with open_session("diffusion", TrainOptions(out, steps=1)):
         old.write_bytes(b"precious")
     words = ["--out", out, "--steps", "1", "--fresh"]
     assert "not a folder of pictures" in expect_refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
@@ -121,10 +124,10 @@ def test_links_in_a_run_folder_are_not_followed(tmp_path: Path) -> None:
         out = tmp_path / str(number)
         (out / "run").mkdir(parents=True)
         (out / "run" / name).symlink_to(victim)
-        with pytest.raises(ValueError, match="is a link"), open_session("x", Course(out, steps=1)):
+        with pytest.raises(ValueError, match="is a link"), open_session("x", TrainOptions(out, steps=1)):
             pass
     (tmp_path / "run").symlink_to(tmp_path / "1")
-    with pytest.raises(ValueError, match="is a link"), open_session("x", Course(tmp_path, steps=1)):
+    with pytest.raises(ValueError, match="is a link"), open_session("x", TrainOptions(tmp_path, steps=1)):
         pass
     assert victim.read_text() == "mine"
 
@@ -132,7 +135,7 @@ def test_links_in_a_run_folder_are_not_followed(tmp_path: Path) -> None:
 def test_a_truncated_log_is_rewound_to_the_checkpoint(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"samples": 8}\n{"samples": 16}\n{"samples": 24}\n{"samp')
-    rewind(log, 16)
+    trim_log(log, 16)
     assert [json.loads(line)["samples"] for line in log.read_text().splitlines()] == [8, 16]
 
 
@@ -140,10 +143,10 @@ def test_a_past_time_of_day_means_tomorrow() -> None:
     from datetime import datetime
 
     noon = datetime(2026, 5, 4, 12, tzinfo=UTC)
-    assert clock("12:30", lambda: noon) - noon.timestamp() == 30 * 60
-    assert clock("11:30", lambda: noon) - noon.timestamp() == 23.5 * 3600
+    assert next_clock_time("12:30", lambda: noon) - noon.timestamp() == 30 * 60
+    assert next_clock_time("11:30", lambda: noon) - noon.timestamp() == 23.5 * 3600
 
 
 def test_the_default_cache_follows_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "darkroom" / "training"
+    assert default_cache_folder() == tmp_path / "darkroom" / "training"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engine.training.__main__ import main
-from engine.training.commands.run_upscaler import Files
+from engine.training.commands.run_upscaler import LazyPictures
 from engine.training.gan import upscaler
 from engine.training.pictures.folder import read_folder
 from engine.training.pictures.folder_captions import read_captions
@@ -33,7 +33,7 @@ def test_user_pictures_are_decoded_one_at_a_time_after_a_memory_check(
     (tmp_path / "mine").mkdir()
     for number in range(3):
         Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / "mine" / f"{number}.png")
-    files = Files(read_folder(tmp_path / "mine", captions=False).pictures)
+    files = LazyPictures(read_folder(tmp_path / "mine", require_captions=False).pictures)
     assert (len(files), len(files[1:]), files[0].size) == (3, 2, (64, 64))
     assert files[0] is not files[0]  # each access decodes again
     for command in ("upscaler", "autoencoder"):
@@ -43,6 +43,6 @@ def test_user_pictures_are_decoded_one_at_a_time_after_a_memory_check(
 
 
 def test_an_upscaler_loads_only_from_safetensors(tmp_path: Path) -> None:
-    upscaler.export(upscaler.fresh(1, 8, 2), tmp_path / "kept.pth")
+    upscaler.export_upscaler(upscaler.build_upscaler(1, 8, 2), tmp_path / "kept.pth")
     with pytest.raises(ValueError, match=r"is no super-resolver in safetensors"):
-        upscaler.load(tmp_path / "kept.pth")
+        upscaler.load_upscaler(tmp_path / "kept.pth")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.job import Share
+from engine.job import BillingKey
 from engine.scheduler import Scheduler
 
 LIMIT, HOLD, QUANTUM = 8, 4, 120.0
@@ -22,7 +22,7 @@ class Image:
     """From step `turns` on it has `later` rows; if it is `pinned`, its key changes with them."""
 
     job: str
-    share: Share
+    share: BillingKey
     size: str
     first: int
     later: int
@@ -39,8 +39,12 @@ class Image:
         return self.size, self.rows if self.pinned else None
 
     @property
-    def price(self) -> float:
+    def row_ms(self) -> float:
         return PRICES[self.size]
+
+    @property
+    def forward_times(self) -> Mapping[int, float]:
+        return {}
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -48,7 +52,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler: Scheduler[Image] = Scheduler(hold=HOLD, quantum=QUANTUM)
+        self.scheduler: Scheduler[Image] = Scheduler(turn_steps=HOLD, quantum=QUANTUM)
         self.images: list[Image] = []
         self.paused: set[str] = set()
         self.waiting: list[str] = []  # jobs without a served row yet, in order of arrival
@@ -69,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         self.arrived += 1
         job = f"j{self.arrived}"
-        share = Share("tier", "guild", owner) if owner else Share("tier", f"guild of {job}", job)
+        share = BillingKey("tier", "guild", owner) if owner else BillingKey("tier", f"guild of {job}", job)
         if not owner:
             self.strangers.add(job)
         for _ in range(count):
@@ -108,7 +112,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.images)
     @rule(data=st.data(), weight=st.sampled_from([0.5, 1.0, 2.0]))
     def prioritise(self, data: st.DataObject, weight: float) -> None:
-        self.scheduler.prioritise(data.draw(st.sampled_from(self._jobs())), weight)
+        self.scheduler.set_job_weight(data.draw(st.sampled_from(self._jobs())), weight)
 
     @rule(steps=st.integers(1, 12))
     def run(self, steps: int) -> None:
@@ -117,7 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def step(self) -> None:
         active = [image for image in self.images if image.job not in self.paused]
-        batch = self.scheduler.next(LIMIT)
+        batch = self.scheduler.next_batch(LIMIT)
         assert bool(batch) == bool(active)
         if not batch:
             return
@@ -163,14 +167,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if batch[0].key != self.key or self.turn_steps >= HOLD or self.turn_cost >= QUANTUM:
             self.key, self.turn_steps, self.turn_cost = batch[0].key, 0, 0.0
         self.turn_steps += 1
-        self.turn_cost += sum(image.rows * image.price for image in batch)
+        self.turn_cost += sum(image.rows * image.row_ms for image in batch)
 
     def check_fairness(self, batch: list[Image], active: list[Image]) -> None:
         """Owners of equally wide images lead a waiting owner by at most a batch and an image-step each."""
         key = batch[0].key
         for image in batch:
-            self.received[f"{image.share.user} {key}"] += round(image.rows * image.price)
-        bound = LIMIT * batch[0].price + 2 * 4 * batch[0].price
+            self.received[f"{image.share.user} {key}"] += round(image.rows * image.row_ms)
+        bound = LIMIT * batch[0].row_ms + 2 * 4 * batch[0].row_ms
         for f in "abcde":
             own = [image for image in active if image.share.user == f]
             backlogged = all(image.key == key for image in own) and any(image not in batch for image in own)
@@ -188,8 +192,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def counts(self) -> None:
         assert len(self.scheduler) == len(self.images)
-        assert self.scheduler.rows == sum(image.rows for image in self.images if image.job not in self.paused)
-        assert self.scheduler.idle == all(image.job in self.paused for image in self.images)
+        assert self.scheduler.active_rows == sum(image.rows for image in self.images if image.job not in self.paused)
+        assert self.scheduler.is_idle == all(image.job in self.paused for image in self.images)
 
     def teardown(self) -> None:
         """No unpaused image starves. A step of four rows at 1024² costs as much as 80 of one row at 64²."""

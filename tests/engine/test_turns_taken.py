@@ -13,29 +13,29 @@ import pytest
 from PIL import Image
 
 from engine import families
-from engine.bench.small_models import build
-from engine.cores import Cores, Kind
-from engine.encode import png
-from engine.engine import Engine, Stepped
-from engine.picture_check import Verdicts
-from engine.worker.pulse import Pulse
+from engine.bench.small_models import save_small_pipeline
+from engine.cores import CoreTurns, WorkKind
+from engine.encode import encode_png
+from engine.engine import Engine, StepDone
+from engine.picture_check import JobVerdicts
+from engine.worker.pulse import Watchdog
 from engine.worker.thread import EngineThread
 from tests.engine.shop import until
 
 Make = Callable[..., Any]
 
 
-class RecordingCores(Cores):
+class RecordingCores(CoreTurns):
     """The real cores; they record who holds them now and who did before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now: Kind | None = None
-        self.had: list[Kind] = []
+        self.now: WorkKind | None = None
+        self.had: list[WorkKind] = []
 
     @contextmanager
-    def held(self, kind: Kind) -> Iterator[None]:
-        with super().held(kind):
+    def held(self, kind: WorkKind) -> Iterator[None]:
+        with super().hold(kind):
             self.now = kind
             self.had.append(kind)
             try:
@@ -44,8 +44,8 @@ class RecordingCores(Cores):
                 self.now = None
 
 
-def start_thread(engine: Engine, cores: Cores) -> EngineThread:
-    thread = EngineThread(engine, Pulse(), lambda *_: None, lambda error: pytest.fail(repr(error)), cores)
+def start_thread(engine: Engine, cores: CoreTurns) -> EngineThread:
+    thread = EngineThread(engine, Watchdog(), lambda *_: None, lambda error: pytest.fail(repr(error)), cores)
     thread.start()
     return thread
 
@@ -54,35 +54,37 @@ def start_thread(engine: Engine, cores: Cores) -> EngineThread:
 async def test_only_computing_calls_between_steps_wait_for_a_decode(affine: Any) -> None:
     cores = RecordingCores()
     thread = start_thread(Engine({"affine": affine}), cores)
-    with cores.held(Kind.OTHER):
-        assert await thread.call(lambda _: cores.now) is Kind.OTHER, "a cancel does not wait for a decode"
-        encoding = asyncio.create_task(thread.call(lambda _: cores.now, Kind.PICTURE))
-        await until(lambda: cores.waiting)
+    with cores.held(WorkKind.OTHER):
+        assert await thread.call(lambda _: cores.now) is WorkKind.OTHER, "a cancel does not wait for a decode"
+        encoding = asyncio.create_task(thread.call(lambda _: cores.now, WorkKind.PICTURE))
+        await until(lambda: cores.waiting_count)
         assert not encoding.done()
-    assert await encoding is Kind.PICTURE
+    assert await encoding is WorkKind.PICTURE
     with pytest.raises(ZeroDivisionError):
-        await thread.call(lambda _: 1 / 0, Kind.PICTURE)
-    assert await thread.call(lambda _: cores.now, Kind.PICTURE) is Kind.PICTURE, "a failed call releases the cores"
+        await thread.call(lambda _: 1 / 0, WorkKind.PICTURE)
+    assert await thread.call(lambda _: cores.now, WorkKind.PICTURE) is WorkKind.PICTURE, (
+        "a failed call releases the cores"
+    )
     await thread.stop()
 
 
 def test_a_picture_check_holds_the_cores_during_each_check(job: Make, recipe: Make) -> None:
-    cores, holders = RecordingCores(), list[Kind | None]()
-    verdicts = Verdicts(lambda picture: holders.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
+    cores, holders = RecordingCores(), list[WorkKind | None]()
+    verdicts = JobVerdicts(lambda picture: holders.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
 
     def estimate() -> Image.Image:
-        with cores.held(Kind.OTHER):
+        with cores.held(WorkKind.OTHER):
             return Image.new("RGB", (8, 8))
 
     one = job(recipe(), check=True)
-    assert verdicts.early(one, 0, 0.5, estimate) == "passed"
-    assert verdicts.final(one, png(Image.new("RGB", (8, 8)), "")) == "passed"
-    assert holders == [Kind.OTHER, Kind.PICTURE]
+    assert verdicts.check_preview(one, 0, 0.5, estimate) == "passed"
+    assert verdicts.check_final(one, encode_png(Image.new("RGB", (8, 8)), "")) == "passed"
+    assert holders == [WorkKind.OTHER, WorkKind.PICTURE]
 
 
 @pytest.fixture
 def small_family(tmp_path: Path) -> Any:
-    build("sd", tmp_path / "sd")
+    save_small_pipeline("sd", tmp_path / "sd")
     return families.load_folder(str(tmp_path / "sd"), "sd")
 
 
@@ -102,7 +104,7 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
 
     monkeypatch.setattr(type(small_family.pipeline), "encode_prompt", encode_slowly)
     cores, events, engine = RecordingCores(), list[Any](), Engine({"sd": small_family})
-    thread = EngineThread(engine, Pulse(), lambda new, _: events.extend(new), lambda error: None, cores)
+    thread = EngineThread(engine, Watchdog(), lambda new, _: events.extend(new), lambda error: None, cores)
     thread.start()
     whole = job(recipe("cat", model="sd", sampler="heun", steps=3, width=64, height=64, guides=small_family.guides))
     await thread.call(lambda engine: engine.add(whole))
@@ -111,7 +113,7 @@ async def test_no_work_holds_the_cores_while_all_images_wait_for_their_threads(
         await thread.call(lambda _: None)
     assert cores.had == []
     go.set()
-    await until(lambda: engine.idle)
-    assert max(event.k for event in events if isinstance(event, Stepped)) == 3
-    assert set(cores.had) == {Kind.STEP}
+    await until(lambda: engine.is_idle)
+    assert max(event.step for event in events if isinstance(event, StepDone)) == 3
+    assert set(cores.had) == {WorkKind.STEP}
     await thread.stop()

@@ -10,14 +10,14 @@ import pytest
 
 from engine import calibration
 from engine.calibration import Calibration
-from engine.job import Warm
+from engine.job import ModelInfo
 from engine.latent_map import LatentMap
-from engine.map_files import MapFiles
+from engine.map_files import MapStore
 from engine.shelf import offered
-from engine.shelf.offered import Offered
-from engine.whole_file import write_whole
+from engine.shelf.offered import CatalogEntry
+from engine.whole_file import write_atomically
 
-WARM = Warm(
+WARM = ModelInfo(
     name="a", revision="r", dtype="float32", size=64, multiple=8, max_pixels=4096, tokens=77, steps=4, sampler="ddim",
     guidance=4.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
@@ -30,25 +30,25 @@ def raise_disk_full(descriptor: int) -> None:
 
 def test_a_write_replaces_the_file_or_leaves_it_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file"
-    write_whole(path, b"one")
-    write_whole(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"three")
+        write_atomically(path, b"three")
     assert path.read_bytes() == b"two"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", raise_disk_full)
-    MapFiles(tmp_path).write("r1", LatentMap(np.zeros((5, 3), np.float32), 1, 1))
-    calibration.write(tmp_path / "calibration.json", {"a": CALIBRATION})
-    offered.keep(tmp_path, {"a": Offered(WARM, CALIBRATION, 1)})
+    MapStore(tmp_path).write("r1", LatentMap(np.zeros((5, 3), np.float32), 1, 1))
+    calibration.write_calibrations(tmp_path / "calibration.json", {"a": CALIBRATION})
+    offered.write_entries(tmp_path, {"a": CatalogEntry(WARM, CALIBRATION, 1)})
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
 
 
 def test_the_catalogue_of_known_models_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offered, "MOST_KEPT", 3)
+    monkeypatch.setattr(offered, "MAX_ENTRIES", 3)
     for key in ("a", "b", "c", "a", "d"):
-        offered.keep(tmp_path, {key: Offered(WARM, CALIBRATION, 1)})
-    assert list(offered.read(tmp_path)) == ["c", "a", "d"], "the newest entries stay"
+        offered.write_entries(tmp_path, {key: CatalogEntry(WARM, CALIBRATION, 1)})
+    assert list(offered.read_catalog(tmp_path)) == ["c", "a", "d"], "the newest entries stay"

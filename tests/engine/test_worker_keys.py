@@ -20,30 +20,40 @@ from msgspec.structs import replace
 from nats.js.errors import APIError
 
 from bot import leader as leading_module
-from bot.leader import leading
-from engine.bus import Bus, Ended, Holder, Kept, NoBlob, Unreachable, keys, rights, subjects
+from bot.leader import keep_lead
+from engine.bus import (
+    BlobMissing,
+    BrokerUnreachable,
+    Bus,
+    BusLimits,
+    ClaimHolder,
+    ConnectionEnded,
+    keys,
+    rights,
+    subjects,
+)
 from engine.bus.broker import Broker, BrokerError
-from engine.bus.enrolment import Enrolment
+from engine.bus.enrolment import WorkerKeyAdmin
 from engine.bus.keys import BadKey
-from engine.bus.lead import leases
-from engine.bus.link import Right
-from engine.bus.server import Listening, free_port, server_path
+from engine.bus.lead import open_leader_lease
+from engine.bus.link import Credentials
+from engine.bus.server import ListenAddress, find_free_port, find_server
 from engine.job import (
+    BillingKey,
     Concept,
+    ControlMessage,
     DecodeReply,
     DecodeRequest,
     DescribeReply,
     DescribeRequest,
     Frame,
     Job,
-    Loading,
+    JobModelLoading,
+    JobStarted,
     ModelProgress,
     Presence,
     Recipe,
-    Share,
     Snapshot,
-    Started,
-    Steer,
     encode,
 )  # fmt: skip
 
@@ -51,7 +61,7 @@ LEASE = 1.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
 DAY = "2026-11-26"
-SEED = keys.make("far", ["default"], DAY)[1]
+SEED = keys.create_key("far", ["default"], DAY)[1]
 
 
 def a_job(job: str = JOB, pool: str = "default") -> Job:
@@ -59,7 +69,7 @@ def a_job(job: str = JOB, pool: str = "default") -> Job:
         concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
         height=64, dtype="float32",
     )  # fmt: skip
-    return Job(id=job, task=task, share=Share("standard", "guild", "ann"), cost=1.0, deadline=2e9, pool=pool)
+    return Job(id=job, task=task, share=BillingKey("standard", "guild", "ann"), cost=1.0, deadline=2e9, pool=pool)
 
 
 def a_presence(name: str) -> Presence:
@@ -78,20 +88,20 @@ class Site:
     def __init__(self, stack: AsyncExitStack, folder: Path, broker: Broker) -> None:
         self._stack, self.folder, self.broker = stack, folder, broker
         self.file = folder / "worker-keys.json"
-        self.enrolment = Enrolment(self.file, folder / "nats")
+        self.enrolment = WorkerKeyAdmin(self.file, folder / "nats")
 
     async def key(self, name: str, *pools: str) -> str:
-        _, seed, is_active = await asyncio.to_thread(self.enrolment.enrol, name, pools or ("default",), DAY)
+        _, seed, is_active = await asyncio.to_thread(self.enrolment.add_key, name, pools or ("default",), DAY)
         assert is_active
         return seed
 
     async def revoke(self, name: str) -> None:
-        assert await asyncio.to_thread(self.enrolment.revoke, name)
+        assert await asyncio.to_thread(self.enrolment.revoke_key, name)
 
     async def join(self, name: str = "darkroom", key: str = "", *, pools: tuple[str, ...] = ("default",)) -> Bus:
         """Connects as the bot, or with a key as its worker."""
         token = "" if key else self.broker.token
-        bus = await Bus.connect(self.broker.url, token, name=name, key=key, kept=Kept(lease=LEASE), patience=3.0)
+        bus = await Bus.connect(self.broker.url, token, name=name, key=key, limits=BusLimits(lease=LEASE), timeout=3.0)
         self._stack.push_async_callback(bus.close)
         await bus.declare(pools)
         return bus
@@ -120,27 +130,27 @@ async def test_a_key_allows_everything_that_a_worker_does(site: Site) -> None:
     bot = await site.join()
     await bot.watch_workers()
     worker = await site.join("far.away", await site.key("far.away", "default", "big"), pools=("default", "big"))
-    waiting = asyncio.create_task(worker.pull(["default", "big"], timeout=8))
+    waiting = asyncio.create_task(worker.pull_job(["default", "big"], timeout=8))
     assert await bot.dispatch(a_job())
     delivered = await waiting
     assert delivered is not None
-    claim = await worker.claim(JOB, "far.away")
+    claim = await worker.claim_job(JOB, "far.away")
     assert claim is not None
-    assert await worker.renew(claim)
-    assert (await worker.holder(JOB)) is not None
+    assert await worker.renew_claim(claim)
+    assert (await worker.get_holder(JOB)) is not None
     await delivered.in_progress()
     await worker.announce(a_presence("far.away"))
     await until(lambda: "far.away" in bot.workers)
-    await worker.publish_result("far.away", Started(job=JOB, epoch=claim.epoch, worker="far.away"))
-    async for result in bot.results():
-        assert result.value == Started(job=JOB, epoch=claim.epoch, worker="far.away")
+    await worker.publish_result("far.away", JobStarted(job=JOB, epoch=claim.epoch, worker="far.away"))
+    async for result in bot.consume_results():
+        assert result.value == JobStarted(job=JOB, epoch=claim.epoch, worker="far.away")
         await result.ack()
         break
     await _check_storage(worker, bot, claim.epoch)
     await _check_requests(worker, bot)
     await delivered.ack()
-    await worker.release(claim)
-    await worker.depart("far.away")
+    await worker.release_claim(claim)
+    await worker.remove_presence("far.away")
     await until(lambda: not bot.workers)
     await worker.stop_pulling()
     assert worker.client.last_error is None
@@ -182,16 +192,20 @@ async def _check_requests(worker: Bus, bot: Bus, name: str = "far.away") -> None
         assert await bot.describe(request) == ((0.5, 0.5), (0.5, 0.5))
         latents = DecodeRequest(model=model, revision="r", width=64, height=64, latents=(b"ab", b"cd"))
         assert await bot.decode("default", latents) == (b"cd", b"ab")
-    assert await wait_for_first(worker.wants(), lambda: bot.want(JOB)) == JOB
-    assert (await wait_for_first(worker.steers(), lambda: bot.steer(Steer(job=JOB, deed="pause")))).deed == "pause"
+    assert await wait_for_first(worker.watch_preview_requests(), lambda: bot.request_previews(JOB)) == JOB
+    assert (
+        await wait_for_first(
+            worker.watch_control_messages(), lambda: bot.send_control(ControlMessage(job=JOB, deed="pause"))
+        )
+    ).deed == "pause"
     assert await wait_for_first(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
     assert await worker.is_cancelled(OTHER)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
-    assert await wait_for_first(bot.frames(), lambda: worker.publish_frame(frame)) == frame
-    loading = Loading(job=JOB, epoch=1, model="embedded", done=0.5)
-    assert await wait_for_first(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
+    assert await wait_for_first(bot.watch_frames(), lambda: worker.publish_frame(frame)) == frame
+    loading = JobModelLoading(job=JOB, epoch=1, model="embedded", done=0.5)
+    assert await wait_for_first(bot.watch_loadings(), lambda: worker.publish_loading(loading)) == loading
     await worker.publish_progress(name, ("default",), ModelProgress())
-    await until(lambda: bot.progress.of(name) == ModelProgress())
+    await until(lambda: bot.model_progress.get_progress(name) == ModelProgress())
 
 
 FORBIDDEN = [
@@ -246,7 +260,7 @@ async def test_a_key_allows_nothing_else(site: Site) -> None:
         ("subscription", one.lower()) for one in FORBIDDEN_SUBSCRIPTIONS
     }
     assert refused == expected
-    assert worker.connected
+    assert worker.is_connected
     for stream in ("results", "KV_cancelled", "KV_workers", "KV_leaders", "dead"):
         assert (await bot.js.stream_info(stream)).state.messages == 0, stream
     assert (await bot.js.stream_info("work")).state.messages == 1
@@ -280,10 +294,10 @@ async def test_answers_never_leave_the_account_of_their_request(site: Site) -> N
     """The server checks no permission for a reply subject, so its answers could do what a worker may not."""
     bot, other = await site.join(), await site.join("other", await site.key("other"))
     worker = await site.join("far", await site.key("far"))
-    await bot._offer("default")
-    assert await other.claim(JOB, "other")
+    await bot._prepare_pool("default")
+    assert await other.claim_job(JOB, "other")
     await bot.js.publish(f"dead.work.big.{OTHER}.1", b"somebody's job")
-    await bot.js.publish("$KV.leaders.bot", encode(Holder(worker="bot-a")))
+    await bot.js.publish("$KV.leaders.bot", encode(ClaimHolder(worker="bot-a")))
     streams = [f"KV_{name}" for name in ("claims", "leaders", "cancelled", "workers")] + ["dead", "work", "results"]
     before = {name: await last_sequence(bot, name) for name in streams}
     arrived: list[str] = []
@@ -301,7 +315,7 @@ async def test_answers_never_leave_the_account_of_their_request(site: Site) -> N
     for request, content in REQUESTS.items():
         for elsewhere in FOREIGN_SUBJECTS:
             await worker.client.publish(request, content, reply=elsewhere)
-    assert await worker.holder(OTHER) is None  # it is asked last, so all others have been answered
+    assert await worker.get_holder(OTHER) is None  # it is asked last, so all others have been answered
     await bot.client.flush()
     await asyncio.sleep(0.3)
     assert worker.client.last_error is None
@@ -309,7 +323,7 @@ async def test_answers_never_leave_the_account_of_their_request(site: Site) -> N
     after = {name: await last_sequence(bot, name) for name in streams}
     assert after == before | {"results": len(FOREIGN_SUBJECTS)}
     assert (await bot.js.stream_info("dead")).state.messages == 1
-    assert (await bot.holder(JOB) or Holder(worker="none")).worker == "other"
+    assert (await bot.get_holder(JOB) or ClaimHolder(worker="none")).worker == "other"
     assert (await bot.js.consumer_info("work", "pool-default")).name
     assert await bot.js.consumers_info("dead") == []
 
@@ -327,7 +341,7 @@ async def test_a_redirected_answer_is_never_taken_for_a_message(site: Site, who:
     await bot.watch_workers()
     worker = await join_as_attacker(site, who)
     forged = {
-        f"results.other.{JOB}": encode(Started(job=JOB, epoch=1, worker="other")),
+        f"results.other.{JOB}": encode(JobStarted(job=JOB, epoch=1, worker="other")),
         f"work.big.{JOB}.1": encode(a_job(pool="big")),
         "$KV.workers.other.default": encode(a_presence("other")),
         "$KV.workers.far.big": encode(replace(a_presence("far"), pools=("big",))),
@@ -336,16 +350,16 @@ async def test_a_redirected_answer_is_never_taken_for_a_message(site: Site, who:
         key = f"$KV.snapshots.{JOB}.{number}"
         await worker.js.publish(key, content)
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
-    assert await worker.holder(OTHER) is None  # it is asked last, so all others have been answered
-    await bot.publish_result("true", Started(job=OTHER, epoch=1, worker="true"))
-    async for result in bot.results():
-        assert result.value == Started(job=OTHER, epoch=1, worker="true")
+    assert await worker.get_holder(OTHER) is None  # it is asked last, so all others have been answered
+    await bot.publish_result("true", JobStarted(job=OTHER, epoch=1, worker="true"))
+    async for result in bot.consume_results():
+        assert result.value == JobStarted(job=OTHER, epoch=1, worker="true")
         break
-    assert await bot.pull(["big"], timeout=0.3) is None
+    assert await bot.pull_job(["big"], timeout=0.3) is None
     late = await site.join()
     await late.watch_workers()
     assert (set(bot.workers), set(late.workers)) == (set(), set())
-    assert bot.dead.count == ({} if who == "key" else {"results": 1, "work": 1})
+    assert bot.dead_letters.count == ({} if who == "key" else {"results": 1, "work": 1})
 
 
 @pytest.mark.asyncio
@@ -394,7 +408,7 @@ async def test_a_redirected_empty_answer_removes_no_other_worker(site: Site, who
     missing = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
     await worker.client.publish(missing, b"", reply="$KV.workers.other.default")
     if who == "key":
-        assert await worker.holder(OTHER) is None
+        assert await worker.get_holder(OTHER) is None
         with pytest.raises(TimeoutError):
             await subscription.next_msg(0.3)
     else:
@@ -408,14 +422,14 @@ async def test_a_redirected_empty_answer_removes_no_other_worker(site: Site, who
 async def test_a_worker_cannot_purge_a_stream_by_a_header(site: Site, scope: str) -> None:
     bot = await site.join()
     worker = await site.join("far", await site.key("far"))
-    await bot.claim(OTHER, "other")
+    await bot.claim_job(OTHER, "other")
     await bot.put_snapshot(Snapshot(job=OTHER, image=0, epoch=1, k=1, shape=(1,), x=b"x", h=b""))
     sha = await bot.put_blob(b"theirs")
     await bot.js.publish(f"dead.work.default.{OTHER}.1", b"theirs")
-    await bot.publish_result("other", Started(job=OTHER, epoch=1, worker="other"))
+    await bot.publish_result("other", JobStarted(job=OTHER, epoch=1, worker="other"))
     await bot.announce(a_presence("other"))
     refused = set[str]()
-    for subject in rights.may_publish("far", ["default"]):
+    for subject in rights.list_publish_subjects("far", ["default"]):
         if not subject.startswith(("$JS.", "frames.", "loading.", "progress.")):
             concrete = subject.replace("*", "one").replace(">", "one")
             with pytest.raises(APIError, match="rollup not permitted"):
@@ -469,7 +483,7 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -
     """The server accepts all of these; most of them ended the client library's read loop."""
     bot = await site.join()
     worker = await site.join("far", await site.key("far"))
-    results, frames = bot.results(), bot.frames()
+    results, frames = bot.consume_results(), bot.watch_frames()
     next_result, next_frame = asyncio.ensure_future(anext(results)), asyncio.ensure_future(anext(frames))
     await asyncio.sleep(0.2)
     for stem in (b"results.far.", b"frames."):
@@ -480,7 +494,7 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -
         await write_with(worker, f"results.far.{JOB}", block, b"abc")
         await write_with(worker, f"frames.{JOB}", block, b"abc")
     assert worker.client.last_error is None
-    good = Started(job=JOB, epoch=1, worker="far")
+    good = JobStarted(job=JOB, epoch=1, worker="far")
     await worker.publish_result("far", good)
     frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
     await worker.publish_frame(frame)
@@ -488,7 +502,7 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -
     assert (result.value, await asyncio.wait_for(next_frame, 10)) == (good, frame)
     await result.ack()
     odd = len(ODD_NAMES) + 1 + len(ODD_BLOCKS)
-    assert bot.dead.count == {"results": odd, "frames": odd}
+    assert bot.dead_letters.count == {"results": odd, "frames": odd}
     assert (await bot.js.stream_info("dead")).state.messages == odd
     assert (await bot.js.stream_info("results")).state.messages == 0  # so none is delivered again
     assert (bot.client.stats["reconnects"], bot.client.last_error) == (0, None)
@@ -513,24 +527,24 @@ async def test_no_headers_disguise_an_answer_as_a_message(site: Site, block: byt
     await bot.watch_workers()
     worker = await join_as_attacker(site, who)
     forged = {
-        f"results.other.{JOB}": encode(Started(job=JOB, epoch=1, worker="other")),
+        f"results.other.{JOB}": encode(JobStarted(job=JOB, epoch=1, worker="other")),
         "$KV.workers.other.default": encode(a_presence("other")),
     }
     for number, (subject, content) in enumerate(forged.items()):
         key = f"$KV.snapshots.{JOB}.{number}"
         await write_with(worker, key, block, content)
         await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
-    assert await worker.holder(OTHER) is None
+    assert await worker.get_holder(OTHER) is None
     async with asyncio.timeout(5):
         while who == "token" and not all([await last_sequence(bot, stream) for stream in ("results", "KV_workers")]):
             await asyncio.sleep(0.02)
     late = await site.join()
     await late.watch_workers()
-    await bot.publish_result("true", Started(job=OTHER, epoch=1, worker="true"))
-    async for result in bot.results():
-        assert result.value == Started(job=OTHER, epoch=1, worker="true")
+    await bot.publish_result("true", JobStarted(job=OTHER, epoch=1, worker="true"))
+    async for result in bot.consume_results():
+        assert result.value == JobStarted(job=OTHER, epoch=1, worker="true")
         break
-    assert bot.dead.count == ({} if who == "key" else {"results": 1})
+    assert bot.dead_letters.count == ({} if who == "key" else {"results": 1})
     assert await last_sequence(bot, "KV_workers") == (0 if who == "key" else 1)
     assert (bot.workers, late.workers) == ({}, {})
 
@@ -542,16 +556,16 @@ async def test_no_headers_disguise_an_answer_as_a_message(site: Site, block: byt
 async def test_odd_headers_of_a_claim_or_blob_count_as_missing(site: Site, block: bytes) -> None:
     bot = await site.join()
     worker, other = await site.join("far", await site.key("far")), await site.join("other", await site.key("other"))
-    claim = await other.claim(JOB, "other")
+    claim = await other.claim_job(JOB, "other")
     assert claim is not None
     await wait_until_stored(bot, "KV_claims", write_with(worker, f"$KV.claims.{JOB}", block, b""))
-    assert await bot.holder(JOB) is None
-    assert not await other.renew(claim)
-    again = await other.claim(JOB, "other")
+    assert await bot.get_holder(JOB) is None
+    assert not await other.renew_claim(claim)
+    again = await other.claim_job(JOB, "other")
     assert again is not None
     assert again.epoch > claim.epoch
-    await wait_until_stored(bot, subjects.BLOBS_STREAM, write_with(worker, subjects.blob("a" * 64), block, b""))
-    with pytest.raises(NoBlob):
+    await wait_until_stored(bot, subjects.BLOBS_STREAM, write_with(worker, subjects.blob_entry("a" * 64), block, b""))
+    with pytest.raises(BlobMissing):
         await bot.get_blob("a" * 64, 100)
 
 
@@ -564,7 +578,7 @@ async def overwrite_lease(worker: Bus, how: str) -> None:
     if how != "empty":
         tombstone = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"
         block = {"tombstone": tombstone, "holder": b"NATS/1.0\r\n\r\n", "hidden": UNTERMINATED}[how]
-        content = b"" if how == "tombstone" else encode(Holder(worker="bot-false"))
+        content = b"" if how == "tombstone" else encode(ClaimHolder(worker="bot-false"))
         await write_with(worker, f"$KV.snapshots.{JOB}.0", block, content)
         request = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
     await worker.client.publish(request, b"", reply="$KV.leaders.bot")
@@ -583,36 +597,36 @@ OVERWRITES = ["empty", "holder", "hidden", "tombstone"]
 async def test_an_overwritten_leader_lease_neither_ends_nor_moves_it(site: Site, how: str) -> None:
     bot, second = await site.join(), await site.join("second")
     worker = await site.join("far")
-    mine, theirs = leases(bot.js, 1.0), leases(second.js, 1.0)
-    claim = await mine.take("bot-a")
+    mine, theirs = open_leader_lease(bot.js, 1.0), open_leader_lease(second.js, 1.0)
+    claim = await mine.acquire("bot-a")
     assert claim is not None
-    assert await theirs.take("bot-b") is None
+    assert await theirs.acquire("bot-b") is None
     await overwrite_and_wait(bot, worker, how)
-    assert await theirs.take("bot-b") is None
-    assert await leases(second.js, 1.0).take("bot-c") is None  # a newly started bot
-    assert await theirs.holder() is None
+    assert await theirs.acquire("bot-b") is None
+    assert await open_leader_lease(second.js, 1.0).acquire("bot-c") is None  # a newly started bot
+    assert await theirs.get_holder() is None
     assert not await mine.renew(claim)
-    again = await mine.take("bot-a")
+    again = await mine.acquire("bot-a")
     assert again is not None
     assert await mine.renew(again)
-    assert await theirs.take("bot-b") is None
-    assert (await theirs.holder() or Holder(worker="none")).worker == "bot-a"
+    assert await theirs.acquire("bot-b") is None
+    assert (await theirs.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
     await mine.release(again)
-    assert await theirs.take("bot-b") is not None  # at once
+    assert await theirs.acquire("bot-b") is not None  # at once
 
 
 @pytest.mark.asyncio
 async def test_a_garbage_lease_without_a_leader_is_replaced(site: Site) -> None:
     bot = await site.join()
     worker = await site.join("far")
-    mine = leases(bot.js, 0.5)
+    mine = open_leader_lease(bot.js, 0.5)
     lease = None
     async with asyncio.timeout(10):
         while lease is None:
             await overwrite_and_wait(bot, worker, "empty")
-            lease = await mine.take("bot-a")
+            lease = await mine.acquire("bot-a")
             await asyncio.sleep(0.1)
-    assert (await mine.holder() or Holder(worker="none")).worker == "bot-a"
+    assert (await mine.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
 
 
 @pytest.mark.asyncio
@@ -621,15 +635,15 @@ async def test_a_leader_keeps_leading_while_its_lease_is_overwritten(site: Site,
     monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
     bot, second = await site.join(), await site.join("second")
     worker = await site.join("far")
-    lost, theirs = list[str](), leases(second.js, 4.0)
-    async with leading(bot, print, lost=lost.append):
-        name = (await theirs.holder() or Holder(worker="none")).worker
+    lost, theirs = list[str](), open_leader_lease(second.js, 4.0)
+    async with keep_lead(bot, print, on_lost=lost.append):
+        name = (await theirs.get_holder() or ClaimHolder(worker="none")).worker
         for _ in range(8):
             await overwrite_and_wait(bot, worker, how)
-            assert await theirs.take("bot-b") is None
+            assert await theirs.acquire("bot-b") is None
             await asyncio.sleep(0.15)
         await asyncio.sleep(0.5)
-        assert (await theirs.holder() or Holder(worker="none")).worker == name
+        assert (await theirs.get_holder() or ClaimHolder(worker="none")).worker == name
         assert name.startswith("bot-")
     assert lost == []
 
@@ -641,18 +655,18 @@ async def test_a_revoked_worker_is_disconnected_and_another_takes_its_job(site: 
     far = await site.join("far", await site.key("far"))
     near = await site.join("near", await site.key("near"))
     process, socket = site.broker.pid, near.client.stats["reconnects"]
-    mine = await far.pull(["default"], timeout=5)
+    mine = await far.pull_job(["default"], timeout=5)
     assert mine is not None
-    assert await far.claim(JOB, "far")
-    holding = [asyncio.create_task(bus.hold()) for bus in (far, near, bot)]
+    assert await far.claim_job(JOB, "far")
+    holding = [asyncio.create_task(bus.wait_closed()) for bus in (far, near, bot)]
     await site.revoke("far")
-    with pytest.raises(Ended, match=r"(?i)authorization violation"):
+    with pytest.raises(ConnectionEnded, match=r"(?i)authorization violation"):
         await asyncio.wait_for(holding[0], 10)
-    again = await near.pull(["default"], timeout=LEASE * 5)
+    again = await near.pull_job(["default"], timeout=LEASE * 5)
     assert again is not None
     assert again.value.id == JOB
     async with asyncio.timeout(LEASE * 5):
-        while await near.claim(JOB, "near") is None:
+        while await near.claim_job(JOB, "near") is None:
             await asyncio.sleep(0.05)
     assert not holding[1].done()
     assert not holding[2].done()
@@ -667,12 +681,12 @@ async def test_a_revoked_worker_is_disconnected_and_another_takes_its_job(site: 
 async def test_a_key_is_valid_for_one_name_and_its_pools_until_revoked(site: Site) -> None:
     await site.join()
     key = await site.key("far")
-    with pytest.raises(Unreachable, match=r"does not let this key serve big.*pool-big"):
+    with pytest.raises(BrokerUnreachable, match=r"does not let this key serve big.*pool-big"):
         await site.join("far", key, pools=("default", "big"))
-    with pytest.raises(Unreachable, match="does not let this key serve default"):
+    with pytest.raises(BrokerUnreachable, match="does not let this key serve default"):
         await site.join("other", key)
     await site.revoke("far")
-    with pytest.raises(Unreachable, match=r"(?i)authorization"):
+    with pytest.raises(BrokerUnreachable, match=r"(?i)authorization"):
         await site.join("far", key)
     with pytest.raises(BadKey, match="No worker named far has a key"):
         await site.revoke("far")
@@ -681,7 +695,7 @@ async def test_a_key_is_valid_for_one_name_and_its_pools_until_revoked(site: Sit
 @pytest.mark.asyncio
 async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -> None:
     file, folder = tmp_path / "worker-keys.json", tmp_path / "nats"
-    record, seed, is_active = await asyncio.to_thread(Enrolment(file, folder).enrol, "far", ["default"], DAY)
+    record, seed, is_active = await asyncio.to_thread(WorkerKeyAdmin(file, folder).add_key, "far", ["default"], DAY)
     assert not is_active
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert seed not in await asyncio.to_thread(file.read_text)
@@ -695,11 +709,11 @@ async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -
         assert first is not None
         os.kill(first, signal.SIGKILL)
         await until(lambda: broker.restarts == 1 and broker.pid != first)
-        await until(lambda: worker.connected)
+        await until(lambda: worker.is_connected)
         await site.join("later", later)
         with pytest.raises(BadKey, match="far has a key already"):
             await site.key("far")
-    assert [one.name for one in await asyncio.to_thread(site.enrolment.known)] == [record.name, "later"]
+    assert [one.name for one in await asyncio.to_thread(site.enrolment.list_keys)] == [record.name, "later"]
 
 
 @pytest.mark.parametrize(
@@ -709,18 +723,18 @@ async def test_keys_survive_restarts_and_a_crash_of_the_server(tmp_path: Path) -
 )  # fmt: skip
 def test_a_garbled_key_is_refused(seed: str) -> None:
     with pytest.raises(BadKey, match="begins with SU"):
-        keys.public(seed)
+        keys.derive_public_key(seed)
     if seed:
-        with pytest.raises(Unreachable, match="no worker's key, or not all of it"):
-            Right("far", key=seed).options("nats://127.0.0.1:4222")
+        with pytest.raises(BrokerUnreachable, match="no worker's key, or not all of it"):
+            Credentials("far", key=seed).to_client_options("nats://127.0.0.1:4222")
 
 
 @pytest.mark.parametrize("name", ["", "a b", ".hidden", "x" * 65, "*", "a>b", "ä", "a\n"])
 def test_invalid_names_of_workers_and_pools_are_refused(name: str) -> None:
     with pytest.raises(BadKey, match="have names of up to 64"):
-        keys.make(name, ["default"], DAY)
+        keys.create_key(name, ["default"], DAY)
     with pytest.raises(BadKey, match="1 to 16 pools"):
-        keys.make("far", [name] if name else [], DAY)
+        keys.create_key("far", [name] if name else [], DAY)
 
 
 @pytest.mark.asyncio
@@ -733,9 +747,9 @@ async def test_an_unreadable_key_file_stops_the_start(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) -> None:
-    program = str(await asyncio.to_thread(server_path))
+    program = str(await asyncio.to_thread(find_server))
     for users, token in (('token: "plain"', "plain"), ('user: "ann", password: "secret"', "ann:secret")):
-        port, folder = free_port(), tmp_path / token.replace(":", "-")
+        port, folder = find_free_port(), tmp_path / token.replace(":", "-")
         folder.mkdir()
         config = folder / "own.conf"
         config.write_text(
@@ -748,8 +762,8 @@ async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) 
             bus = await Bus.connect(f"nats://127.0.0.1:{port}", token)
             await bus.declare()
             await bus.close()
-            with pytest.raises(Unreachable, match=r"(?i)authorization"):
-                await Bus.connect(f"nats://127.0.0.1:{port}", "wrong", patience=0.5)
+            with pytest.raises(BrokerUnreachable, match=r"(?i)authorization"):
+                await Bus.connect(f"nats://127.0.0.1:{port}", "wrong", timeout=0.5)
         finally:
             server.terminate()
             await server.wait()
@@ -757,16 +771,16 @@ async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) 
 
 @pytest.mark.asyncio
 async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Path) -> None:
-    record, seed = keys.make("far", ["default", "big.one"], DAY)
-    name, account = rights.account(record.public, record.name, record.pools)
-    port, config = free_port(), tmp_path / "own.conf"
+    record, seed = keys.create_key("far", ["default", "big.one"], DAY)
+    name, account = rights.build_account(record.public, record.name, record.pools)
+    port, config = find_free_port(), tmp_path / "own.conf"
     text = (
         f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{tmp_path}" }}\nmax_payload: 8MB\naccounts {{\n'
         f'  darkroom {{\n    jetstream: enabled\n    users: [ {{ user: "darkroom", password: "secret" }} ]\n'
-        f"    exports: {json.dumps(rights.exports())}\n  }}\n"
+        f"    exports: {json.dumps(rights.build_exports())}\n  }}\n"
     )
     config.write_text(text + "}\n")
-    program = str(await asyncio.to_thread(server_path))
+    program = str(await asyncio.to_thread(find_server))
     server = await asyncio.create_subprocess_exec(program, "-c", str(config), stderr=subprocess.DEVNULL)
     try:
         bot = await Bus.connect(f"nats://127.0.0.1:{port}", "darkroom:secret")
@@ -779,10 +793,10 @@ async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Pat
         worker = await Bus.connect(f"nats://127.0.0.1:{port}", name="far", key=seed)
         await worker.declare(record.pools)
         await bot.dispatch(a_job(pool="big.one"))
-        delivered = await worker.pull(record.pools, timeout=5)
+        delivered = await worker.pull_job(record.pools, timeout=5)
         assert delivered is not None
         await delivered.ack()
-        assert await worker.claim(JOB, "far")
+        assert await worker.claim_job(JOB, "far")
         await _check_storage(worker, bot, 1)
         await _check_requests(worker, bot, "far")
         assert (await bot.js.stream_info("work")).state.messages == 0
@@ -802,19 +816,19 @@ async def test_with_a_certificate_the_broker_accepts_only_tls(tmp_path: Path, ne
         "-addext", "subjectAltName=DNS:broker.example", stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert await making.wait() == 0
-    at = Listening(certificate=certificate, certificate_key=secret)
+    at = ListenAddress(certificate=certificate, certificate_key=secret)
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(
-            Broker(tmp_path / "nats", at=at, workers=tmp_path / "worker-keys.json")
+            Broker(tmp_path / "nats", listen_address=at, workers=tmp_path / "worker-keys.json")
         )
         site = Site(stack, tmp_path, broker)
         assert broker.url.startswith("tls://127.0.0.1:")
         for name, token, key in (("darkroom", broker.token, ""), ("far", "", await site.key("far"))):
-            bus = await Bus.connect(broker.url, token, name=name, key=key, authority=certificate)
+            bus = await Bus.connect(broker.url, token, name=name, key=key, ca_file=certificate)
             await bus.declare(["default"])
             await bus.close()
         for url, authority in ((broker.url, None), (broker.url.replace("tls:", "nats:"), None)):
-            with pytest.raises(Unreachable, match=r"(?i)certificate"):
-                await Bus.connect(url, broker.token, authority=authority, patience=1.0)
-        with pytest.raises(Unreachable, match="cannot be read"):
-            await Bus.connect(broker.url, broker.token, authority=secret)
+            with pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
+                await Bus.connect(url, broker.token, ca_file=authority, timeout=1.0)
+        with pytest.raises(BrokerUnreachable, match="cannot be read"):
+            await Bus.connect(broker.url, broker.token, ca_file=secret)

@@ -13,7 +13,7 @@ import pytest
 
 from engine.bus import Bus
 from engine.bus.broker import Broker
-from engine.job import Finished
+from engine.job import JobFinished
 from engine.simulated import NAME
 from tests.engine.shop import JOB, a_job, until
 
@@ -33,9 +33,9 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
         try:
             await until(lambda: "shed" in bot.workers or process.returncode is not None, 120)
             await bot.dispatch(a_job(model=NAME, sampler="ddpm", bucket=None))
-            async for delivered in bot.results():
+            async for delivered in bot.consume_results():
                 await delivered.ack()
-                if isinstance(delivered.value, Finished):
+                if isinstance(delivered.value, JobFinished):
                     break
         finally:
             process.terminate()

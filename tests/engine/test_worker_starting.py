@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.alone import develop
-from engine.job import Branch, Cancelled, Failed, Finished, Ladder, Picture, Started, decode
+from engine.alone import run_locally
+from engine.job import Branch, JobCancelled, JobFailed, JobFinished, JobStarted, Ladder, PictureReady, decode
 from tests.engine.beginnings import Blobs, forward, half_mask, saved, scene
 from tests.engine.shop import JOB, LONG, OTHER, Shop, a_job, midway, sha, until
 
@@ -19,12 +19,12 @@ async def put_blobs(shop: Shop, blobs: Blobs) -> None:
 
 
 async def draw_hashes(shop: Shop, job: Any, blobs: Blobs) -> list[str]:
-    result = await asyncio.to_thread(develop, job, shop.loaded, blobs)
+    result = await asyncio.to_thread(run_locally, job, shop.loaded, blobs)
     return [sha(picture) for picture in result.pictures]
 
 
 def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
-    pictures = [value for value in results if isinstance(value, Picture) and value.kind == kind]
+    pictures = [value for value in results if isinstance(value, PictureReady) and value.kind == kind]
     return [value.sha256 for value in sorted(pictures, key=lambda value: value.image)]
 
 
@@ -36,18 +36,18 @@ async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(shop
     worker, _ = await shop.worker()
     await shop.bot.dispatch(job)
     results = await shop.results()
-    assert isinstance(results[0], Started)
-    assert isinstance(results[-1], Finished)
+    assert isinstance(results[0], JobStarted)
+    assert isinstance(results[-1], JobFinished)
     assert results[0].step == 8
     assert picture_hashes(results) == await draw_hashes(shop, job, blobs)
-    await until(lambda: len(worker.roster) == 0)
-    await until(lambda: not shop.lane._under)
+    await until(lambda: len(worker.active_runs) == 0)
+    await until(lambda: not shop.lane._init_latents)
     [ladder_sha] = picture_hashes(results, "ladder")
     ladder = decode(await shop.bot.get_blob(ladder_sha, 10_000_000), Ladder)
     assert (ladder.of, [rung.step for rung in ladder.rungs if rung.latent]) == (20, [12, 16, 20])
     await shop.bot.dispatch(a_job(OTHER, steps=20, start=Branch(ladder_sha, 16)))
     branched = await shop.results(OTHER)
-    assert isinstance(branched[-1], Finished)
+    assert isinstance(branched[-1], JobFinished)
     assert branched[0].step == 16
 
 
@@ -59,12 +59,12 @@ async def test_an_inpainting_job_resumes_at_another_worker_with_the_same_bytes(s
     await put_blobs(shop, blobs)
     worker, task = await shop.worker()
     await shop.bot.dispatch(job)
-    await midway(worker, job.task.first + 3)  # pyright: ignore
+    await midway(worker, job.task.first_step + 3)  # pyright: ignore
     await shop.worker("two")
     worker.drain()
     await task
     results = await shop.results()
-    starts = [value for value in results if isinstance(value, Started)]
+    starts = [value for value in results if isinstance(value, JobStarted)]
     assert [value.worker for value in starts] == ["one", "two"]
     assert starts[0].step == LONG // 10 < starts[1].step
     assert picture_hashes(results) == expected
@@ -76,7 +76,7 @@ async def test_a_missing_or_invalid_init_image_fails_with_a_sentence(shop: Shop)
     start, _ = forward([saved(scene())], 0.5)
     await shop.bot.dispatch(a_job(start=start))
     end = (await shop.results())[-1]
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert (end.blame, end.retry, end.reason) == (
         "worker", True, "The init image was no longer at the broker.",
     )  # fmt: skip
@@ -84,7 +84,7 @@ async def test_a_missing_or_invalid_init_image_fails_with_a_sentence(shop: Shop)
     await put_blobs(shop, blobs)
     await shop.bot.dispatch(a_job(OTHER, start=start))
     end = (await shop.results(OTHER))[-1]
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert (end.blame, end.retry, end.reason) == ("us", False, "The init image cannot be read.")
 
 
@@ -97,6 +97,6 @@ async def test_a_cancelled_job_with_an_init_image_is_charged_for_its_steps(shop:
     await midway(worker, LONG // 2 + 3)
     await shop.bot.cancel(JOB)
     end = (await shop.results())[-1]
-    assert isinstance(end, Cancelled)
+    assert isinstance(end, JobCancelled)
     assert 3 <= end.steps < LONG // 2
     assert end.cost == pytest.approx(8.0 * end.steps / (LONG // 2))

@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 import psutil
 from PIL import Image
 
-from bot.images.intake import SECONDS, Brought, Intake
-from bot.images.reading import KEPT_SIDE
-from bot.refused import Refused
+from bot.images.intake import DECODE_TIMEOUT, DecodedImage, UploadDecoder
+from bot.images.reading import OUTPUT_SIDE
+from bot.refused import UserError
 from fuzz.damage import drawn
 from fuzz.seeds import Seed, seeds
 
-LATE = SECONDS + 6.0  # seconds until a case counts as endless: its own limit, and the grace for a hanging process
+LATE = (
+    DECODE_TIMEOUT + 6.0
+)  # seconds until a case counts as endless: its own limit, and the grace for a hanging process
 GROWTH = 48 * 2**20  # bytes that this process may grow by after the largest answers in every thread
 AT_ONCE = 2
 PROGRESS = 500  # cases between two lines of progress
@@ -59,7 +61,7 @@ class Outcome:
 
 async def campaign(seed: int, cases: int, say: Callable[[str], None]) -> Outcome:
     """All cases, two at once."""
-    outcome, known, intake = Outcome(seed, cases), seeds(), Intake()
+    outcome, known, intake = Outcome(seed, cases), seeds(), UploadDecoder()
     began, numbers, this_process = time.monotonic(), iter(range(cases)), psutil.Process()
     others = set(this_process.children())  # children of other code in this process
     await asyncio.gather(*(_warm_up(intake) for _ in range(4 * AT_ONCE)))
@@ -87,29 +89,29 @@ async def campaign(seed: int, cases: int, say: Callable[[str], None]) -> Outcome
     return outcome
 
 
-async def _warm_up(intake: Intake) -> None:
+async def _warm_up(intake: UploadDecoder) -> None:
     """Read and check the largest possible answer: Python never returns some of that memory."""
-    side = KEPT_SIDE
+    side = OUTPUT_SIDE
 
     def make_noise() -> bytes:
         out = io.BytesIO()
         Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side * side)).save(out, "PNG")
         return out.getvalue()
 
-    assert not await asyncio.to_thread(judged, await intake.read(await asyncio.to_thread(make_noise)))
+    assert not await asyncio.to_thread(judged, await intake.decode_picture(await asyncio.to_thread(make_noise)))
 
 
-async def _run_case(outcome: Outcome, number: int, known: list[Seed], intake: Intake) -> None:
+async def _run_case(outcome: Outcome, number: int, known: list[Seed], intake: UploadDecoder) -> None:
     kind, content = await asyncio.to_thread(drawn, outcome.seed, number, known)
     tally, began = outcome.kinds.setdefault(kind, Tally()), time.monotonic()
     tally.cases += 1
     try:
         async with asyncio.timeout(LATE):
-            picture = await intake.read(content)
+            picture = await intake.decode_picture(content)
         tally.brought += 1
         if wrong := await asyncio.to_thread(judged, picture):
             outcome.breaches.append((number, wrong))
-    except Refused as error:
+    except UserError as error:
         tally.refused += 1
         outcome.reasons[error.sentence] = outcome.reasons.get(error.sentence, 0) + 1
         if kind == "untouched":
@@ -121,7 +123,7 @@ async def _run_case(outcome: Outcome, number: int, known: list[Seed], intake: In
     tally.slowest = max(tally.slowest, time.monotonic() - began)
 
 
-def judged(picture: Brought) -> str:
+def judged(picture: DecodedImage) -> str:
     """What is wrong with the decoded picture; empty if nothing is."""
     if hashlib.sha256(picture.png).hexdigest() != picture.sha256:
         return "another SHA-256"
@@ -137,6 +139,6 @@ def judged(picture: Brought) -> str:
             image.load()
     except Exception as error:
         return f"cannot be decoded: {error}"
-    if image.size != (picture.width, picture.height) or image.mode != "RGB" or max(image.size) > KEPT_SIDE:
+    if image.size != (picture.width, picture.height) or image.mode != "RGB" or max(image.size) > OUTPUT_SIDE:
         return f"{image.mode} {image.size} in place of RGB {picture.width} × {picture.height}"
     return f"metadata {sorted(image.info)}" if image.info else ""

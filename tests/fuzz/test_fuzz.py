@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bot.images.intake import Brought
+from bot.images.intake import DecodedImage
 from fuzz.campaign import campaign, judged
 from fuzz.damage import KINDS, drawn
 from fuzz.report import as_json, rows
@@ -24,7 +24,7 @@ async def test_damaged_pictures_do_no_harm() -> None:
     assert set(outcome.kinds) == set(KINDS)
     tallies = outcome.kinds.values()
     assert sum(one.brought for one in tallies) > 20
-    assert sum(one.refused for one in tallies) > 40
+    assert sum(one.rejections for one in tallies) > 40
     *_, total = as_json(outcome)
     assert json.loads(json.dumps(total))["holds"] is True
 
@@ -37,11 +37,11 @@ def test_a_seed_repeats_its_cases() -> None:
 
 
 def test_the_check_finds_every_kind_of_fault() -> None:
-    def encode(picture: Image.Image, width: int = 8, sha256: str = "", **options: object) -> Brought:
+    def encode(picture: Image.Image, width: int = 8, sha256: str = "", **options: object) -> DecodedImage:
         out = io.BytesIO()
         picture.save(out, "PNG", **options)
         png = out.getvalue()
-        return Brought(png, width, 6, sha256 or hashlib.sha256(png).hexdigest())
+        return DecodedImage(png, width, 6, sha256 or hashlib.sha256(png).hexdigest())
 
     text, rgb = PngInfo(), Image.new("RGB", (8, 6))
     text.add_text("a", "b")
@@ -53,4 +53,4 @@ def test_the_check_finds_every_kind_of_fault() -> None:
     assert "SHA-256" in judged(encode(rgb, sha256="0" * 64))
     intact = encode(rgb)
     cut = intact.png[:41] + b"\xff" * 8 + intact.png[49:]
-    assert judged(Brought(cut, 8, 6, hashlib.sha256(cut).hexdigest()))
+    assert judged(DecodedImage(cut, 8, 6, hashlib.sha256(cut).hexdigest()))

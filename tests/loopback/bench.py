@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from engine.bench.row import Row, as_json, as_table
+from engine.bench.row import FigureRow, format_json, format_table
 from loopback.bench_kills import FEW, POINTS, Outcome, Point, kills
 from loopback.bench_load import RATE, Evening, Size, evening
 from loopback.habits import unexplained
@@ -25,7 +25,7 @@ HANG = 25.0  # seconds that a stalled upload hangs before its line breaks: longe
 SLACK = 0.25  # seconds that a request already sent at a job's end may still take to arrive
 
 
-def load_rows(result: Evening) -> list[Row]:
+def load_rows(result: Evening) -> list[FigureRow]:
     """The result rows of one evening."""
     answer_times = sorted(1000 * (act.answered - act.sent) for act in result.acts if act.answered)
     finals, size = result.final_of(), result.size
@@ -39,24 +39,24 @@ def load_rows(result: Evening) -> list[Row]:
     of_answers, of_finals = ({"samples": len(each), "of": size.jobs} for each in (answer_times, finals))
     of_requests = {"samples": len(result.loopback.asked), "of": size.jobs}  # each job has one, at least
     return [
-        Row("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", where, **of_answers),
-        Row(
+        FigureRow("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", where, **of_answers),
+        FigureRow(
             "first answer, p99", _quantile(answer_times, 0.99), "≤ 300", "ms",
             f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms", **of_answers,
         ),
-        Row("429 caused by us", result.loopback.rates.refused, "= 0", "", _list_limited_routes(result), **of_requests),
-        Row("finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_is_post, finals.values()))} as notices"),
-        Row("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", "", "", **of_finals),
+        FigureRow("429 caused by us", result.loopback.rates.refused, "= 0", "", _list_limited_routes(result), **of_requests),
+        FigureRow("finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_is_post, finals.values()))} as notices"),
+        FigureRow("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", "", "", **of_finals),
         soon_row(result, f"of it until it was stored: p50 {_quantile(store_delays, 0.5):.2f} s"),
-        Row("finals behind a preview", behind(result), "= 0", "", "", **of_finals),
-        Row("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
-        Row("memory of the bot, most", result.memory / 1e6, "≤ 400", "MB", "", **of_finals),
-        Row("the bot's share of one core", _cpu_share(result), "≤ 1", "", _describe_shares(result), **of_finals),
-        Row("findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests),
+        FigureRow("finals behind a preview", behind(result), "= 0", "", "", **of_finals),
+        FigureRow("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
+        FigureRow("memory of the bot, most", result.memory / 1e6, "≤ 400", "MB", "", **of_finals),
+        FigureRow("the bot's share of one core", _cpu_share(result), "≤ 1", "", _describe_shares(result), **of_finals),
+        FigureRow("findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests),
     ]  # fmt: skip
 
 
-def soon_row(result: Evening, note: str) -> Row:
+def soon_row(result: Evening, note: str) -> FigureRow:
     """The share of finals that arrived in time. A missing final counts as late."""
     finals = result.final_of()
     delays = sorted(finals[job][0].done - at for job, at in result.ended.items() if job in finals)
@@ -65,8 +65,8 @@ def soon_row(result: Evening, note: str) -> Row:
         f"worst {_quantile(delays, 1):.2f} s; {note}"
     )
     share = 100 * sum(each <= SOON for each in delays) / result.size.jobs
-    return Row(
-        "finals within 2 s of the job's end", share, "≥ 99", "%", summary, samples=len(delays), of=result.size.jobs
+    return FigureRow(
+        "finals within 2 s of the job's end", share, "≥ 99", "%", summary, samples=len(delays), planned=result.size.jobs
     )
 
 
@@ -75,14 +75,16 @@ def stalling(jobs: int, hang: float, troubles: Troubles) -> None:
     troubles.break_lines(path=EDITS, method="PATCH", times=jobs, delay=hang)
 
 
-def stalled_row(result: Evening, hang: float = HANG) -> Row:
+def stalled_row(result: Evening, hang: float = HANG) -> FigureRow:
     """The row that counts finals delayed by a preview; none may be."""
     finals, hung = result.final_of(), sum(trouble.met for trouble in result.loopback.troubles.orders)
     delays = [finals[job][0].done - at if job in finals else math.inf for job, at in result.ended.items()]
     missed = sum(each > SOON for each in delays) + result.size.jobs - len(delays)
     worst = f"the first {hung} edits hang for {hang:.0f} s; worst final {max(delays, default=math.inf):.2f} s"
     note = f"of {result.size.jobs} jobs; {worst}"
-    return Row("finals held by an edit that hangs", missed, "= 0", "", note, samples=hung, of=result.size.jobs)
+    return FigureRow(
+        "finals held by an edit that hangs", missed, "= 0", "", note, samples=hung, planned=result.size.jobs
+    )
 
 
 def _cpu_share(result: Evening) -> float:
@@ -109,14 +111,16 @@ def behind(got: Evening) -> int:
     return sum(any(got.stored.get(job, math.inf) + SLACK < one.at for one in previews.get(job, ())) for job in finals)
 
 
-def kill_rows(outcomes: list[Outcome], points: int) -> list[Row]:
+def kill_rows(outcomes: list[Outcome], points: int) -> list[FigureRow]:
     """The result rows of a bot killed at these points."""
     lost = [str(one.point) for one in outcomes if one.lost]
     twice = [str(one.point) for one in outcomes if one.twice]
     at = f"killed at {len(outcomes)} points of a job's life"
     return [
-        Row("pictures lost by kill -9", len(lost), "= 0", "", "; ".join([at, *lost]), len(outcomes), points),
-        Row("pictures posted twice by kill -9", len(twice), "= 0", "", "; ".join([at, *twice]), len(outcomes), points),
+        FigureRow("pictures lost by kill -9", len(lost), "= 0", "", "; ".join([at, *lost]), len(outcomes), points),
+        FigureRow(
+            "pictures posted twice by kill -9", len(twice), "= 0", "", "; ".join([at, *twice]), len(outcomes), points
+        ),
     ]
 
 
@@ -128,19 +132,19 @@ def _quantile(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
-def measure_load(size: Size) -> list[Row]:
+def measure_load(size: Size) -> list[FigureRow]:
     """Measures an evening in a fresh installation."""
     with tempfile.TemporaryDirectory() as fresh:
         return load_rows(asyncio.run(evening(Path(fresh), size, _log)))
 
 
-def measure_stalled(size: Size, hang: float = HANG) -> list[Row]:
+def measure_stalled(size: Size, hang: float = HANG) -> list[FigureRow]:
     """Measures an evening on which the first edits hang."""
     with tempfile.TemporaryDirectory() as fresh:
         return [stalled_row(asyncio.run(evening(Path(fresh), size, _log, partial(stalling, size.jobs, hang))), hang)]
 
 
-def measure_kills(points: tuple[Point, ...]) -> list[Row]:
+def measure_kills(points: tuple[Point, ...]) -> list[FigureRow]:
     """Measures a bot that is killed at each point."""
     with tempfile.TemporaryDirectory() as fresh:
         return kill_rows(asyncio.run(kills(Path(fresh), points, _log)), len(points))
@@ -159,7 +163,7 @@ def main(args: list[str]) -> int:
     size, points = (Size(100, 20, 5, 12.0, 14.0), FEW) if chosen.quick else (Size(), POINTS)
     finals = min(chosen.finals, size.channels / 2)  # a channel sees one in two seconds at most
     rows = [*measure_load(replace(size, finals=finals)), *measure_stalled(STALLED), *measure_kills(points)]
-    print(as_json(rows) if chosen.json else as_table(rows))
+    print(format_json(rows) if chosen.json else format_table(rows))
     return 0
 
 

@@ -19,8 +19,8 @@ from collections import OrderedDict
 
 from PIL import Image
 
-from engine.bus import Bus, Claim, Delivered, Unreachable
-from engine.job import MAX_ROWS, Finished, Frame, Job, Ladder, Presence, Recipe, Result, Rung, Started, encode
+from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
+from engine.job import MAX_ROWS, Frame, Job, JobFinished, JobStarted, Keyframe, Ladder, Presence, Recipe, Result, encode
 from painter import Painter, stop
 
 FRAMES = 200  # a second in all: one decode worker at 5 ms a frame
@@ -41,7 +41,7 @@ class SimulatedWorkers(Painter):
         base = Image.effect_noise((64, 64), 60).convert("RGB")
         self._pictures = [_encode_image(base.rotate(angle), "PNG") for angle in range(0, 360, 5)]
         self._frame_pictures = [_encode_image(base.rotate(angle), "JPEG") for angle in range(0, 360, 5)]
-        self._keyframes = tuple(Rung(step=step, thumbnail=_encode_image(base, "WEBP")) for step in range(4, 21, 4))
+        self._keyframes = tuple(Keyframe(step=step, thumbnail=_encode_image(base, "WEBP")) for step in range(4, 21, 4))
         self._serial = itertools.count()
 
     async def run(self) -> None:
@@ -51,17 +51,17 @@ class SimulatedWorkers(Painter):
                 group.create_task(keep_up)
             while True:
                 try:
-                    delivered = await self.bus.pull(["default"], timeout=0.5)
-                except Unreachable as error:
+                    delivered = await self.bus.pull_job(["default"], timeout=0.5)
+                except BrokerUnreachable as error:
                     print(error, file=sys.stderr)
                 else:
                     if delivered is not None:
                         group.create_task(self._work_tolerantly(delivered))
 
-    async def _work_tolerantly(self, delivered: Delivered[Job]) -> None:
+    async def _work_tolerantly(self, delivered: BusMessage[Job]) -> None:
         try:
             await self._work(delivered)
-        except Unreachable as error:  # it is delivered again
+        except BrokerUnreachable as error:  # it is delivered again
             print(error, file=sys.stderr)
 
     async def _announce(self) -> None:
@@ -76,15 +76,15 @@ class SimulatedWorkers(Painter):
             free=MAX_ROWS, build="bench",
         )  # fmt: skip
 
-    async def _work(self, delivered: Delivered[Job]) -> None:
+    async def _work(self, delivered: BusMessage[Job]) -> None:
         job, duration = delivered.value, next(self.next_duration)
-        claim = await self.bus.claim(job.id, next(self.next_worker))
+        claim = await self.bus.claim_job(job.id, next(self.next_worker))
         if claim is None or not isinstance(job.task, Recipe):
             await delivered.nak()
             return
         now = time.monotonic()
         self.open[job.id] = (job.task, claim, now, now + duration)
-        await self._tell(Started(job=job.id, epoch=claim.epoch, worker=claim.worker))
+        await self._tell(JobStarted(job=job.id, epoch=claim.epoch, worker=claim.worker))
         heartbeat = asyncio.create_task(self._beat(delivered, claim))
         try:
             await asyncio.sleep(duration)
@@ -95,13 +95,13 @@ class SimulatedWorkers(Painter):
             self.open.pop(job.id, None)
             await stop(heartbeat)
         await delivered.ack()
-        await self.bus.release(claim)
+        await self.bus.release_claim(claim)
 
-    async def _beat(self, delivered: Delivered[Job], claim: Claim) -> None:
+    async def _beat(self, delivered: BusMessage[Job], claim: Claim) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT)
             await delivered.in_progress()
-            await self.bus.renew(claim)
+            await self.bus.renew_claim(claim)
 
     async def _send_frames(self) -> None:
         """Sends frames of one watched job after another."""
@@ -137,7 +137,7 @@ class SimulatedWorkers(Painter):
             await self._hand_in(job, claim, image, picture, (64, 64))
             ladder = Ladder(job=job.id, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=self._keyframes)
             await self._hand_in(job, claim, image, encode(ladder), (64, 64), "ladder")
-        await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=1.0, ms_per_step=1.0))
+        await self._tell(JobFinished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=1.0, ms_per_step=1.0))
         print(json.dumps({"job": job.id, "at": time.monotonic()}), flush=True)
 
 

@@ -45,13 +45,13 @@ def make_evening(took: float) -> Evening:
 
 def test_a_delayed_final_and_a_missing_final_both_miss_the_goal() -> None:
     good = stalled_row(make_evening(0.5))
-    assert good.passed
+    assert good.meets_goal
     assert "the first 10 edits hang for 25 s; worst final 0.50 s" in good.note
     late = stalled_row(make_evening(11.0))
-    assert (late.passed, late.figure) == (False, STALLED.jobs)
+    assert (late.meets_goal, late.figure) == (False, STALLED.jobs)
     missing = make_evening(0.5)
     missing.loopback.asked.pop()
-    assert (stalled_row(missing).passed, stalled_row(missing).figure) == (False, 1)
+    assert (stalled_row(missing).meets_goal, stalled_row(missing).figure) == (False, 1)
     without_end = make_evening(0.5)
     without_end.ended = dict(list(without_end.ended.items())[1:])
     assert stalled_row(without_end).figure == 1
@@ -66,20 +66,20 @@ def test_a_preview_after_the_end_is_counted() -> None:
 
 def test_an_evening_without_events_passes_no_row() -> None:
     rows = load_rows(Evening(STALLED, Loopback(clock=time.monotonic, judged=False)))
-    assert [row.name for row in rows if row.passed] == []
+    assert [row.name for row in rows if row.meets_goal] == []
     shown_row = next(row for row in rows if row.name == "finals shown")
     assert [row.name for row in rows if row.figure is not None] == [shown_row.name]
-    assert not any(row.passed for row in kill_rows([], len(FEW)))
-    assert not stalled_row(Evening(STALLED, Loopback(clock=time.monotonic, judged=False))).passed
+    assert not any(row.meets_goal for row in kill_rows([], len(FEW)))
+    assert not stalled_row(Evening(STALLED, Loopback(clock=time.monotonic, judged=False))).meets_goal
 
 
 def test_with_nine_finals_of_ten_every_row_about_finals_misses() -> None:
     result = make_evening(0.5)
-    assert {row.name: row for row in load_rows(result)}["finals within 2 s of the job's end"].passed
+    assert {row.name: row for row in load_rows(result)}["finals within 2 s of the job's end"].meets_goal
     result.loopback.asked.pop()
     rows = [row for row in load_rows(result) if row.name.startswith("finals") and row.name != "finals shown"]
     assert len(rows) == 3
-    assert not any(row.passed for row in rows)
+    assert not any(row.meets_goal for row in rows)
     assert all("only 9 of 10 were measured" in row.remark for row in rows)
 
 
@@ -88,7 +88,7 @@ def test_with_nine_finals_of_ten_every_row_about_finals_misses() -> None:
 def test_a_short_evening_measures_every_row() -> None:
     rows = measure_load(Size(jobs=6, channels=3, guilds=2, short=2.0, long=3.0, finals=5.0, after=0.5))
     rows += measure_stalled(Size(jobs=2, channels=2, guilds=1, short=2.0, long=3.0, finals=5.0, after=0.0), hang=5.0)
-    assert [row.name for row in rows if row.figure is None or row.samples < row.of] == []
+    assert [row.name for row in rows if row.figure is None or row.samples < row.planned] == []
 
 
 def test_one_kill_point_keeps_the_bot_down_for_long() -> None:

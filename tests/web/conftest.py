@@ -18,11 +18,11 @@ import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Page, async_playwright
 
-from bot.config import Settings, load
-from bot.desk import Desk
-from bot.desk.studio import Studio
-from bot.house import open_house
-from bot.web.app import open_chatroom, opened
+from bot.config import Settings, load_settings
+from bot.desk import Services
+from bot.desk.studio import JobService
+from bot.house import open_app
+from bot.web.app import build_app, run_server
 from engine.bus import Bus
 from engine.bus.broker import Broker
 from painter import Painter, disc, stop
@@ -47,8 +47,8 @@ class Room:
     url: str
     port: int
     client: aiohttp.ClientSession
-    desk: Desk
-    studio: Studio
+    desk: Services
+    studio: JobService
     app: web.Application
     settings: Settings
     drawers: list[Painter] = field(default_factory=list)
@@ -95,17 +95,17 @@ def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
     @asynccontextmanager
     async def opening(*, port: int = 0, workers: int = 1, **chosen: Any) -> AsyncIterator[Room]:
         settings = await asyncio.to_thread(
-            load, data=tmp_path, **{"host": "127.0.0.1", "discord_token": None, **chosen}
+            load_settings, data=tmp_path, **{"host": "127.0.0.1", "discord_token": None, **chosen}
         )
         async with AsyncExitStack() as parts:
-            bot_app = await parts.enter_async_context(open_house(settings, await _bus(parts, broker)))
-            app = await asyncio.to_thread(open_chatroom, settings, bot_app.desk, scrape=bot_app.scrape)
-            real = await parts.enter_async_context(opened(app, "127.0.0.1", port))
+            bot_app = await parts.enter_async_context(open_app(settings, await _bus(parts, broker)))
+            app = await asyncio.to_thread(build_app, settings, bot_app.services, metrics_snapshot=bot_app.metrics_page)
+            real = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
-            room = Room(f"http://127.0.0.1:{real}", real, client, bot_app.desk, bot_app.studio, app, settings)
+            room = Room(f"http://127.0.0.1:{real}", real, client, bot_app.services, bot_app.jobs, app, settings)
             for _ in range(workers):
                 room.drawers.append(await parts.enter_async_context(working(broker)))
-            await _until(lambda: len(room.studio.workers()) >= workers)
+            await _until(lambda: len(room.studio.live_workers()) >= workers)
             yield room
 
     return opening

@@ -12,9 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 from bot.cli import remote
-from bot.cli.bringing import Asked
-from bot.cli.screen import Screen
-from bot.web.live import WARMING
+from bot.cli.bringing import ApiRequest
+from bot.cli.screen import ProgressDisplay
+from bot.web.live import ENGINE_LOADING
 from engine.bus import Bus
 from engine.job import ModelProgress
 
@@ -41,7 +41,7 @@ async def test_an_engine_that_warms_up_is_reported(open_room: OpenRoom) -> None:
         _, reply = await room.ask("GET", "/api/room")
         assert not reply["warming"]
         assert "No worker" in reply["sentence"]
-        room.app[WARMING].set()
+        room.app[ENGINE_LOADING].set()
         _, reply = await room.ask("GET", "/api/room")
         assert not reply["online"]
         assert reply["warming"]
@@ -183,9 +183,9 @@ async def test_an_interpolation_is_several_jobs_and_a_film(room: Room) -> None:
     assert (single["walk"], single["walks"]) == (None, {})
     async with room.client.get(f"{room.url}/api/jobs/{single['id']}/walk.webp") as answer:
         assert answer.status == 404
-    request = Asked("/api/jobs", {"prompt": "an apple --walk a pear --frames 6"})
-    with Screen(Console(quiet=True), 6) as screen:
-        result = await remote.develop(room.url, "", request, film=False, screen=screen)
+    request = ApiRequest("/api/jobs", {"prompt": "an apple --walk a pear --frames 6"})
+    with ProgressDisplay(Console(quiet=True), 6) as screen:
+        result = await remote.generate(room.url, "", request, film=False, display=screen)
     assert len(result.pictures) == 6
     assert result.film is not None
     assert result.film[8:12] == b"WEBP"

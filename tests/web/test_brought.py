@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from bot.images.film_formats import TYPES, available
-from bot.web.body import LINES
+from bot.images.film_formats import MEDIA_TYPES, available_formats
+from bot.web.body import MEMBER_LIMIT
 from painter import solid
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
 
 async def test_films_come_in_every_available_format(room: Room) -> None:
     job = await room.end_of(await room.imagine("terrier --count 1"))
-    assert set(job["films"]) == set(available()) >= {"webp", "gif"}
+    assert set(job["films"]) == set(available_formats()) >= {"webp", "gif"}
     addresses = [
         *job["films"].items(),
         ("webp", job["pictures"][0]["dissolve"]),
@@ -158,7 +158,7 @@ async def test_films_come_in_every_available_format(room: Room) -> None:
     for kind, address in addresses:
         async with room.client.get(room.url + address) as answer:
             content = await answer.read()
-            assert (answer.status, answer.content_type) == (200, TYPES[kind])
+            assert (answer.status, answer.content_type) == (200, MEDIA_TYPES[kind])
         if kind != "mp4":
             with Image.open(io.BytesIO(content)) as film:
                 assert (film.format, film.n_frames > 4) == (kind.upper(), True)  # type: ignore[attr-defined]
@@ -192,7 +192,7 @@ async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not
             return answer.status
 
     first = asyncio.create_task(send_slowly())
-    while not room.app[LINES]._lines:
+    while not room.app[MEMBER_LIMIT]._queues:
         await asyncio.sleep(0.01)
     second = asyncio.create_task(send(room, "/api/jobs", form({"prompt": "a cat"}, ("picture", png()))))
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as other:
@@ -204,4 +204,4 @@ async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not
     assert not second.done()
     rest.set()
     assert (await first, (await second)[0]) == (201, 201)
-    assert room.app[LINES]._lines == {}
+    assert room.app[MEMBER_LIMIT]._queues == {}

@@ -17,9 +17,9 @@ from PIL import Image
 from playwright.async_api import Page, expect
 
 from bot.cli.describe import describe
-from bot.cli.running import Running, announce, withdraw
-from bot.prompt.vocabulary import GENERAL
-from bot.refused import Refused
+from bot.cli.running import RunningInstance, announce_instance, withdraw_instance
+from bot.prompt.vocabulary import GENERAL_VOCABULARY
+from bot.refused import UserError
 from describer import Describer
 from visitor import visit
 
@@ -64,7 +64,7 @@ async def test_a_picture_is_answered_with_suggested_prompts(room: Room) -> None:
     assert reply["prompts"][0]["prompt"] == "fox, watercolor, in the snow"
     assert reply["prompts"][0]["gain"] == pytest.approx(0.6)
     assert reply["model"] == "embedded"
-    assert reply["tried"] >= len(GENERAL.subjects)
+    assert reply["tried"] >= len(GENERAL_VOCABULARY.subjects)
     assert reply["sentence"].startswith(f"These are the words, out of {reply['tried']} that were tried, under which")
     assert {len({request.model, "embedded"}) for request in worker.asked} == {1}
     assert await room.ask("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
@@ -109,11 +109,11 @@ async def test_the_describe_button_suggests_a_prompt(page: Page, room: Room) -> 
 @asynccontextmanager
 async def announce_room(room: Room) -> AsyncIterator[Path]:
     data = room.settings.data
-    await asyncio.to_thread(lambda: announce(data, Running(room.url, os.getpid())))
+    await asyncio.to_thread(lambda: announce_instance(data, RunningInstance(room.url, os.getpid())))
     try:
         yield data
     finally:
-        await asyncio.to_thread(withdraw, data)
+        await asyncio.to_thread(withdraw_instance, data)
 
 
 async def test_the_terminal_asks_the_running_bot(
@@ -121,7 +121,7 @@ async def test_the_terminal_asks_the_running_bot(
 ) -> None:
     picture = tmp_path / "a fox.png"
     await asyncio.to_thread(picture.write_bytes, png())
-    with pytest.raises(Refused, match="No Darkroom is running on this data folder"):
+    with pytest.raises(UserError, match="No Darkroom is running on this data folder"):
         await asyncio.to_thread(describe, picture, data=tmp_path / "empty")
     await start_describer(room, "fox", "watercolor")
     async with announce_room(room) as data:
@@ -129,9 +129,9 @@ async def test_the_terminal_asks_the_running_bot(
         plain = capsys.readouterr()
         await asyncio.to_thread(describe, picture, as_json=True, data=data)
         reply = json.loads(capsys.readouterr().out)
-        with pytest.raises(Refused, match="There is no model called sdxl"):
+        with pytest.raises(UserError, match="There is no model called sdxl"):
             await asyncio.to_thread(describe, picture, "sdxl", data=data)
-        with pytest.raises(Refused, match="cannot be read"):
+        with pytest.raises(UserError, match="cannot be read"):
             await asyncio.to_thread(describe, tmp_path / "none.png", data=data)
     assert plain.out.splitlines()[0] == "fox, watercolor"
     assert "it does not see as a person does" in plain.err

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from bot.web.app import address
+from bot.web.app import entry_address
 from bot.web.auth import terminal_key
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def one_time_address(room: Room) -> str:
-    return f"{room.url}/?{urlsplit(address(room.settings, room.app, room.port)).query}"
+    return f"{room.url}/?{urlsplit(entry_address(room.settings, room.app, room.port)).query}"
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -41,7 +41,7 @@ async def create_invitation(owner: aiohttp.ClientSession, room: Room) -> str:
 
 
 async def test_a_page_for_this_computer_needs_no_token_and_recognises_a_visitor(room: Room) -> None:
-    assert address(room.settings, room.app, room.port) == f"http://127.0.0.1:{room.port}/"
+    assert entry_address(room.settings, room.app, room.port) == f"http://127.0.0.1:{room.port}/"
     async with open_session() as browser:
         async with browser.get(room.url) as answer:
             assert answer.status == 200
@@ -144,7 +144,7 @@ async def test_the_terminal_authenticates_by_the_key_in_the_data_folder(open_roo
 
 async def test_behind_a_proxy_the_public_name_is_known_and_the_cookie_is_secure(open_room: OpenRoom) -> None:
     async with open_room(public_url="https://pictures.example") as room:
-        once = address(room.settings, room.app, room.port)
+        once = entry_address(room.settings, room.app, room.port)
         assert once.startswith("https://pictures.example/?token=")
         host = {"Host": "pictures.example", "Origin": "https://pictures.example"}
         async with enter(room.client, f"{room.url}/?{urlsplit(once).query}", **host) as answer:

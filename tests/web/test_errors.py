@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bot.store import Unavailable
-from bot.web.door import GATE
+from bot.store import DatabaseUnavailable
+from bot.web.door import SESSION_TOKENS
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
@@ -196,7 +196,7 @@ async def test_more_jobs_than_the_limit_are_429_and_name_it(room: Room) -> None:
 
 
 async def test_the_number_of_open_streams_is_limited(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.web.live.MOST_STREAMS", 1)
+    monkeypatch.setattr("bot.web.live.MAX_STREAMS", 1)
     async with room.client.get(f"{room.url}/api/events") as first:
         assert first.status == 200
         status, _ = await send_refused(room, "GET", "/api/events")
@@ -204,9 +204,14 @@ async def test_the_number_of_open_streams_is_limited(room: Room, monkeypatch: py
 
 
 async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.web.live.MOST_EACH", 1)
+    monkeypatch.setattr("bot.web.live.MAX_VISITOR_STREAMS", 1)
     async with open_room(host="0.0.0.0") as room:
-        one, other = ({"Cookie": f"darkroom={room.app[GATE].seal(room.app[GATE].greet(owner=False))}"} for _ in "ab")
+        one, other = (
+            {
+                "Cookie": f"darkroom={room.app[SESSION_TOKENS].sign_cookie(room.app[SESSION_TOKENS].create_visitor(owner=False))}"
+            }
+            for _ in "ab"
+        )
         async with room.client.get(f"{room.url}/api/events", headers=one) as first:
             assert first.status == 200
             status, _ = await send_refused(room, "GET", "/api/events", headers=one)
@@ -216,7 +221,7 @@ async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypa
 
 
 async def test_an_idle_connection_is_closed(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.web.app.IDLE", 0.2)
+    monkeypatch.setattr("bot.web.app.KEEPALIVE_SECONDS", 0.2)
     async with open_room(workers=0) as room:
         reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
         async with asyncio.timeout(10):
@@ -225,7 +230,7 @@ async def test_an_idle_connection_is_closed(open_room: OpenRoom, monkeypatch: py
 
 
 async def test_a_body_that_does_not_arrive_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.web.body.PATIENCE", 0.2)
+    monkeypatch.setattr("bot.web.body.BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
     head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{room.port}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: 50\r\n\r\n{{".encode())
@@ -247,7 +252,7 @@ async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypa
     def fail() -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(room.studio, "workers", fail)
+    monkeypatch.setattr(room.studio, "live_workers", fail)
     status, sentence = await send_refused(room, "GET", "/api/room")
     assert status == 500
     assert "secret" not in sentence
@@ -257,9 +262,9 @@ async def test_a_database_that_is_away_is_503_and_reported(
     room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: object) -> None:
-        raise Unavailable("The database cannot be used now: secret detail.")
+        raise DatabaseUnavailable("The database cannot be used now: secret detail.")
 
-    monkeypatch.setattr(room.studio, "recent", fail)
+    monkeypatch.setattr(room.studio, "load_recent", fail)
     status, sentence = await send_refused(room, "GET", "/api/jobs")
     assert status == 503
     assert "database" in sentence
@@ -297,8 +302,8 @@ async def test_static_files_stay_in_their_folder(room: Room) -> None:
 
 async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
-        gate = room.app[GATE]
-        owner, guest = (gate.seal(gate.greet(owner=role)) for role in (True, False))
+        gate = room.app[SESSION_TOKENS]
+        owner, guest = (gate.sign_cookie(gate.create_visitor(owner=role)) for role in (True, False))
         room.drawers[0].going.clear()
         job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
         status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from bot.web import grids
-from bot.web.grids import Grids
+from bot.web.grids import GridCache
 
 pytestmark = pytest.mark.asyncio
 
@@ -41,20 +41,20 @@ def composer(monkeypatch: pytest.MonkeyPatch) -> Composer:
     return one
 
 
-async def fetch_grid(cache: Grids, name: str) -> bytes:
+async def fetch_grid(cache: GridCache, name: str) -> bytes:
     async def pictures() -> list[bytes]:
         return [name.encode()]
 
-    return await cache.of((name,), pictures)
+    return await cache.get((name,), pictures)
 
 
 async def test_at_most_two_grids_are_composed_at_a_time_and_each_once(composer: Composer) -> None:
-    cache = Grids(0)
+    cache = GridCache(0)
     names = [*"abcdef"] * 3
     results = await asyncio.gather(*(fetch_grid(cache, name) for name in names))
     assert [one.strip().decode() for one in results] == names
     assert sorted(composer.made) == [*"abcdef"]
-    assert composer.most <= grids.AT_ONCE
+    assert composer.most <= grids.MAX_CONCURRENT
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MOST", 2), ("MOST_BYTES", 250)])
@@ -62,7 +62,7 @@ async def test_the_least_recently_used_grid_is_dropped(
     composer: Composer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
     monkeypatch.setattr(grids, bound, value)
-    cache = Grids(0)
+    cache = GridCache(0)
     for name in "abac":  # `b` is dropped
         await fetch_grid(cache, name)
     for name in "acb":
@@ -74,8 +74,8 @@ async def test_a_grid_that_failed_is_tried_again(composer: Composer) -> None:
     async def fail() -> list[bytes]:
         raise OSError("the disk is away")
 
-    cache = Grids(0)
-    for _ in range(grids.AT_ONCE + 1):
+    cache = GridCache(0)
+    for _ in range(grids.MAX_CONCURRENT + 1):
         with pytest.raises(OSError, match="away"):
-            await cache.of(("a",), fail)
+            await cache.get(("a",), fail)
     assert await fetch_grid(cache, "a")

@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from bot.desk.administration import Administration
+from bot.desk.administration import RuleAdmin
 from bot.views import Member
-from bot.web.door import GATE, GUILD
+from bot.web.door import GUILD, SESSION_TOKENS
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
@@ -24,8 +24,8 @@ HELD_SENTENCE = "Picture 2 is held by the picture check until a moderator has lo
 async def check_all(room: Room, verdicts: dict[int, Any]) -> None:
     """Sets the rule that pictures are checked, and the worker's verdicts."""
     room.drawers[0].checks, room.drawers[0].verdicts = True, verdicts
-    rules = Administration(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
-    await rules.set(Member("local:ada", "Ada", GUILD, admin=True), "guild", "", "check", "on")
+    rules = RuleAdmin(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
+    await rules.set_rule(Member("local:ada", "Ada", GUILD, is_admin=True), "guild", "", "check", "on")
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -101,8 +101,11 @@ async def test_the_owner_hides_a_held_picture_and_cannot_decide_about_others(roo
 
 async def test_guests_cannot_decide_about_held_pictures(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room, open_session() as owner, open_session() as guest:
-        gate = room.app[GATE]
-        for browser, token in ((owner, gate.invite(owner=True)), (guest, gate.invite(owner=False))):
+        gate = room.app[SESSION_TOKENS]
+        for browser, token in (
+            (owner, gate.create_invitation(owner=True)),
+            (guest, gate.create_invitation(owner=False)),
+        ):
             async with browser.post(f"{room.url}/api/entrance", json={"token": token}) as answer:
                 assert answer.status == 201
         await check_all(room, {0: "flagged"})

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from bot.desk.studio import Member, Place
-from bot.feed import Queued
+from bot.desk.studio import Destination, Member
+from bot.feed import QueueMoved
 from bot.web.live import STREAMS
 from engine.job import ModelProgress
 
@@ -127,7 +127,7 @@ async def test_the_page_receives_everything_on_one_stream(room: Room) -> None:
 
 
 async def test_places_in_the_queue_are_sent_without_a_pause(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.web.live.PACE", 3600.0)
+    monkeypatch.setattr("bot.web.live.FRAME_PAUSE", 3600.0)
     await room.drawers[0].leave()
     waits = await room.imagine("terrier", count=1)
     stream, job_stream = room.events("/api/events"), room.events(f"/api/jobs/{waits}/events")
@@ -135,7 +135,7 @@ async def test_places_in_the_queue_are_sent_without_a_pause(room: Room, monkeypa
     await _next_event(job_stream, "queued")
     async with asyncio.timeout(20):
         for place in range(100, 105):
-            room.studio.feed.publish(Queued(waits, place, None))
+            room.studio.feed.publish(QueueMoved(waits, place, None))
             for one in (stream, job_stream):
                 assert (await _next_event(one, "queued"))["id"] == waits
 
@@ -144,7 +144,7 @@ async def test_the_page_receives_no_jobs_of_a_discord_server(room: Room) -> None
     elsewhere = Member("discord:1", "Ann", "discord:9")
     stream = room.events("/api/events")
     _ = [await anext(stream) for _ in range(2)]
-    (ticket,) = await room.studio.imagine("a secret", elsewhere, Place("discord"), count=1)
+    (ticket,) = await room.studio.imagine("a secret", elsewhere, Destination("discord"), count=1)
     await room.end_of(ticket.job)
     here = await room.imagine("ours", count=1)
     async for name, value in stream:
@@ -170,7 +170,7 @@ async def _next_event(stream: AsyncIterator[tuple[str, Any]], event_name: str) -
 
 
 async def test_a_slow_reader_misses_frames_but_never_the_end(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.web.live.PACE", 0)
+    monkeypatch.setattr("bot.web.live.FRAME_PAUSE", 0)
     room.drawers[0].speed = 0.003
     steps = 400
     reader, writer = await asyncio.open_connection("127.0.0.1", room.port, limit=1 << 14)

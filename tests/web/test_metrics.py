@@ -11,9 +11,9 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bot.metrics import MODELS, Metrics
-from bot.scrape import Scrape
-from bot.store import Unavailable
+from bot.metrics import MAX_MODELS, Metrics
+from bot.scrape import MetricsPage
+from bot.store import DatabaseUnavailable
 from bot.web.auth import terminal_key
 
 TOKEN = "a-token-of-some-length"
@@ -134,14 +134,14 @@ async def test_the_manual_lists_every_metric(room):
 async def test_other_metrics_are_served_while_the_database_is_away():
     class Away:
         async def ask(self, *_: object) -> None:
-            raise Unavailable("away")
+            raise DatabaseUnavailable("away")
 
     class Bus:
         workers: dict[str, object] = {}  # noqa: RUF012
         connected = False
         dead = type("Dead", (), {"count": {"results": 2}})()
 
-    samples = values((await Scrape(Metrics(), Away(), Bus()).page(generate_latest)).decode())  # type: ignore[arg-type]
+    samples = values((await MetricsPage(Metrics(), Away(), Bus()).render(generate_latest)).decode())  # type: ignore[arg-type]
     assert (samples["darkroom_store_up"], samples["darkroom_broker_up"]) == (0, 0)
     assert samples['darkroom_dead_letters_total{subject="results"}'] == 2
     assert not any(name.startswith("darkroom_queue") for name in samples)
@@ -149,6 +149,6 @@ async def test_other_metrics_are_served_while_the_database_is_away():
 
 def test_models_beyond_the_limit_share_one_label():
     metrics = Metrics()
-    names = {metrics._model(f"model{number}") for number in range(MODELS + 50)}
-    assert len(names) == MODELS + 1
-    assert metrics._model("model0") == "model0"
+    names = {metrics._model_label(f"model{number}") for number in range(MAX_MODELS + 50)}
+    assert len(names) == MAX_MODELS + 1
+    assert metrics._model_label("model0") == "model0"

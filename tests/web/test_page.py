@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
-from bot.web.door import GATE
-from bot.web.live import CLOSING, STREAMS, WARMING
+from bot.web.door import SESSION_TOKENS
+from bot.web.live import ENGINE_LOADING, SHUTDOWN, STREAMS
 from visitor import LONG, finished, say, visit
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Pag
         await page.goto(room.url)
         await expect(page.locator("#status")).to_contain_text("No worker is online")
         await expect(page.locator("#lamp")).to_have_class("lamp")
-        room.app[WARMING].set()
+        room.app[ENGINE_LOADING].set()
         await expect(page.locator("#status")).to_contain_text("The engine is warming up")
         await page.goto("about:blank")
 
@@ -391,7 +391,7 @@ async def test_the_link_that_invites_the_bot_is_filled_in(page: Page, room: Room
 async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
-        await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=True)}")
+        await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(owner=True)}")
         await page.get_by_role("button", name="Come in").click()
         await expect(page.locator("#status")).to_contain_text("paper and ink")
         assert "token" not in page.url
@@ -429,7 +429,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
         pages = []
         for owner in (True, False):
             page = await (await browser.new_context()).new_page()
-            await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=owner)}")
+            await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(owner=owner)}")
             await page.get_by_role("button", name="Come in").click()
             await expect(page.locator("#status")).to_contain_text("paper and ink")
             pages.append(page)
@@ -456,10 +456,10 @@ async def test_a_job_that_ended_while_the_page_was_offline_is_looked_up(
     await visit(page, room)
     card = await say(page, "terrier")
     await page.context.set_offline(True)
-    monkeypatch.setattr("bot.web.live.RECENT", 1)
-    room.app[CLOSING].set()  # every stream ends
+    monkeypatch.setattr("bot.web.live.MAX_RECENT_JOBS", 1)
+    room.app[SHUTDOWN].set()  # every stream ends
     await expect(page.locator("#status")).to_contain_text("Connection lost")
-    room.app[CLOSING].clear()
+    room.app[SHUTDOWN].clear()
     room.drawers[0].going.set()
     await room.end_of(await room.imagine("another", count=1))
     await room.end_of(str(await card.get_attribute("id")).removeprefix("job-"))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
-from engine.job import Forward, Recipe
+from engine.job import ImageToImage, Recipe
 from painter import solid
 from visitor import card_of, finished, picture_of, say, visit
 
@@ -61,10 +61,10 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
     room.drawers[0].going.clear()
     await dialog.get_by_role("button", name="Draw anew").click()
     child = await card_of(page, 1)
-    recipe = (await room.studio.view(str(await child.get_attribute("id")).removeprefix("job-"))).recipe
+    recipe = (await room.studio.load_view(str(await child.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     start = recipe.start
-    assert isinstance(start, Forward)
+    assert isinstance(start, ImageToImage)
     assert start.mask is not None
     with Image.open(io.BytesIO(await room.drawers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
         assert mask.size == (64, 64)  # that of the picture

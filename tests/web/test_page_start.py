@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
-from engine.job import Forward, Recipe
+from engine.job import ImageToImage, Recipe
 from visitor import card_of, finished, picture_of, visit
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -
     await finished(card)
 
 
-async def init_image_of(room: Room, card: Locator) -> Forward:
+async def init_image_of(room: Room, card: Locator) -> ImageToImage:
     """The init image of a message's job."""
-    recipe = (await room.studio.view(str(await card.get_attribute("id")).removeprefix("job-"))).recipe
+    recipe = (await room.studio.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
-    assert isinstance(recipe.start, Forward)
+    assert isinstance(recipe.start, ImageToImage)
     return recipe.start
 
 

@@ -10,15 +10,15 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from bot.access import ELSEWHERE, PRIVATE
+from bot.access import OTHER_GUILD, PRIVATE_JOB
 from bot.cli import remote
-from bot.cli.bringing import Asked
-from bot.cli.developed import Undeveloped
-from bot.cli.screen import Screen
-from bot.desk.reach import ORIGINAL
+from bot.cli.bringing import ApiRequest
+from bot.cli.developed import GenerationError
+from bot.cli.screen import ProgressDisplay
+from bot.desk.reach import ORIGINAL_FORBIDDEN
 from bot.desk.studio import Member
-from bot.sentences import DELETED
-from bot.views import Place
+from bot.sentences import PICTURES_DELETED
+from bot.views import Destination
 from painter import stop
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def page_events(browser: aiohttp.ClientSession, room: Room) -> AsyncIterat
 
 
 async def test_only_its_author_sees_a_private_job(room: Room) -> None:
-    await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
+    await room.desk.preferences.set_preference(AUTHOR.id, "results", "private")
     room.drawers[0].going.clear()
     job = await room.imagine("a secret lamp")
     async with open_session() as other:
@@ -68,7 +68,7 @@ async def test_only_its_author_sees_a_private_job(room: Room) -> None:
         assert [one["id"] for one in mine["jobs"]] == [job]
         room.drawers[0].going.set()
         assert (await room.end_of(job))["state"] == "finished"
-        await room.desk.preferences.prefer(AUTHOR.id, "results", "public")
+        await room.desk.preferences.set_preference(AUTHOR.id, "results", "public")
         public = await room.imagine("a public lamp")
         async with asyncio.timeout(20):
             while not any(value.get("id") == public and value.get("state") == "finished" for _, value in events):
@@ -84,7 +84,7 @@ async def collect_events(browser: aiohttp.ClientSession, room: Room, events: lis
 
 
 async def test_the_operator_may_cancel_a_private_job_without_seeing_it(room: Room) -> None:
-    await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
+    await room.desk.preferences.set_preference(AUTHOR.id, "results", "private")
     room.drawers[0].going.clear()
     job = await room.imagine("a secret lamp")
     async with open_session() as owner:  # on this computer everyone is one
@@ -99,16 +99,16 @@ async def test_the_operator_may_cancel_a_private_job_without_seeing_it(room: Roo
 
 async def test_a_job_of_another_server_cannot_be_used_by_its_id(room: Room) -> None:
     elsewhere = Member("discord:1", "ann", "discord:2")
-    (ticket,) = await room.desk.studio.imagine("a lamp", elsewhere, Place("web"))
+    (ticket,) = await room.desk.jobs.imagine("a lamp", elsewhere, Destination("web"))
     async with asyncio.timeout(20):
-        while (await room.desk.studio.view(ticket.job)).state != "finished":
+        while (await room.desk.jobs.load_view(ticket.job)).state != "finished":
             await asyncio.sleep(0.05)
     for method, path in (
         ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "rungs"),
         ("GET", "rungs/0.webp"),
     ):  # fmt: skip
         status, reply = await room.ask(method, f"/api/jobs/{ticket.job}/{path}")
-        assert (status, reply["error"]) == (403, ELSEWHERE), path
+        assert (status, reply["error"]) == (403, OTHER_GUILD), path
     assert (await room.ask("GET", f"/api/jobs/{ticket.job}"))[0] == 200, "the operator may look"
 
 
@@ -122,16 +122,16 @@ async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -
     async with asyncio.timeout(10):
         while "jobs" not in [name for name, _ in events]:
             await asyncio.sleep(0.02)
-    await room.desk.moderation.delete(job, AUTHOR)
+    await room.desk.moderation.delete_pictures(job, AUTHOR)
     for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
         async with room.client.get(f"{room.url}/api/jobs/{job}{path}") as answer:
-            assert (answer.status, (await answer.json())["error"]) == (404, DELETED), path
+            assert (answer.status, (await answer.json())["error"]) == (404, PICTURES_DELETED), path
     for path in ("vary/1", "upscale/1", "reroll"):
         status, reply = await room.ask("POST", f"/api/jobs/{job}/{path}")
-        assert (status, reply["error"]) == (404, DELETED), path
+        assert (status, reply["error"]) == (404, PICTURES_DELETED), path
     assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
     async with asyncio.timeout(10):
-        while ("gone", {"id": job, "reason": DELETED}) not in events:
+        while ("gone", {"id": job, "reason": PICTURES_DELETED}) not in events:
             await asyncio.sleep(0.02)
     await stop(watching)
 
@@ -143,29 +143,29 @@ async def test_the_stream_of_a_job_deleted_while_it_runs_ends_and_says_so(room: 
     async for event in room.events(f"/api/jobs/{job}/events"):
         received.append(event)
         if event[0] == "frame" and len(received) < 4:
-            await room.desk.moderation.delete(job, AUTHOR)
-    assert received[-1] == ("deleted", {"id": job, "state": "deleted", "reason": DELETED})
+            await room.desk.moderation.delete_pictures(job, AUTHOR)
+    assert received[-1] == ("deleted", {"id": job, "state": "deleted", "reason": PICTURES_DELETED})
 
 
 async def test_the_terminal_says_that_its_job_was_deleted(room: Room) -> None:
     room.drawers[0].going.clear()
 
     async def delete_it() -> None:
-        while not (queue := await room.studio.queue("local")):
+        while not (queue := await room.studio.load_queue("local")):
             await asyncio.sleep(0.02)
-        await room.desk.moderation.delete(queue[0].id, Member("local:mod", "Mo", "local", moderator=True))
+        await room.desk.moderation.delete_pictures(queue[0].id, Member("local:mod", "Mo", "local", is_moderator=True))
         room.drawers[0].going.set()
 
     deleting = asyncio.create_task(delete_it())
-    with Screen(Console(quiet=True), 1) as screen, pytest.raises(Undeveloped, match=DELETED):
-        await remote.develop(room.url, "", Asked("/api/jobs", {"prompt": "a lamp"}), film=False, screen=screen)
+    with ProgressDisplay(Console(quiet=True), 1) as screen, pytest.raises(GenerationError, match=PICTURES_DELETED):
+        await remote.generate(room.url, "", ApiRequest("/api/jobs", {"prompt": "a lamp"}), film=False, display=screen)
     await deleting
 
 
 async def test_a_public_upscale_does_not_open_its_private_original(room: Room) -> None:
-    await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
+    await room.desk.preferences.set_preference(AUTHOR.id, "results", "private")
     job = (await room.end_of(await room.imagine("a secret lamp", count=1)))["id"]
-    await room.desk.preferences.prefer(AUTHOR.id, "results", "public")
+    await room.desk.preferences.set_preference(AUTHOR.id, "results", "public")
     _, reply = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
     upscaled = (await room.end_of(reply["id"]))["id"]
     requests: dict[str, Any] = {"zoom": {"factor": 2}, "pan": {"direction": "up"}, "branch": {"step": 12}, "vary": {}}
@@ -175,9 +175,12 @@ async def test_a_public_upscale_does_not_open_its_private_original(room: Room) -
         async with other.get(f"{room.url}/api/jobs/{upscaled}/pictures/1.png") as answer:
             assert answer.status == 200, "the upscale is public"
         async with other.get(f"{room.url}/api/jobs/{upscaled}/branch/1") as answer:
-            assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL.format(PRIVATE))
+            assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL_FORBIDDEN.format(PRIVATE_JOB))
         for verb, body in requests.items():
             async with other.post(f"{room.url}/api/jobs/{upscaled}/{verb}/1", json=body) as answer:
-                assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL.format(PRIVATE)), verb
+                assert (answer.status, (await answer.json())["error"]) == (
+                    403,
+                    ORIGINAL_FORBIDDEN.format(PRIVATE_JOB),
+                ), verb
     status, reply = await room.ask("GET", f"/api/jobs/{upscaled}/branch/1")
     assert (status, bool(reply["steps"])) == (200, True)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bot.cli import doctor
-from bot.cli.running import Running, announce
-from bot.config import load
+from bot.cli.running import RunningInstance, announce_instance
+from bot.config import load_settings
 from bot.web.auth import terminal_key
 from engine.bus import Bus
 from engine.job import Presence
@@ -20,8 +20,8 @@ INVALID_PRESENCE = Presence(
 
 
 async def _doctor_findings(room: Any) -> list[doctor.Finding]:
-    await asyncio.to_thread(announce, room.settings.data, Running(room.url, 1))
-    return await asyncio.to_thread(lambda: list(doctor.workers(room.settings)))
+    await asyncio.to_thread(announce_instance, room.settings.data, RunningInstance(room.url, 1))
+    return await asyncio.to_thread(lambda: list(doctor.check_workers(room.settings)))
 
 
 @pytest.mark.asyncio
@@ -53,7 +53,7 @@ async def test_only_owners_see_the_refused_workers(open_room: Any) -> None:
 
 
 def test_the_doctor_says_nothing_about_workers_where_no_darkroom_runs(tmp_path: Any) -> None:
-    settings = load(data=tmp_path)
-    assert list(doctor.workers(settings)) == []
-    announce(tmp_path, Running("http://127.0.0.1:9", 1))
-    assert list(doctor.workers(settings)) == []
+    settings = load_settings(data=tmp_path)
+    assert list(doctor.check_workers(settings)) == []
+    announce_instance(tmp_path, RunningInstance("http://127.0.0.1:9", 1))
+    assert list(doctor.check_workers(settings)) == []

@@ -10,66 +10,66 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import app_commands, ui
 
-from bot.chat.answer import member_of, sorry
-from bot.chat.permitted import permit, refusing
-from bot.chat.quiet import QUIET
-from bot.sentences import jobs
+from bot.chat.answer import member_of, send_error
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.quiet import NO_MENTIONS
+from bot.sentences import format_job_count
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.desk.export import Parcel
+    from bot.desk.export import ExportArchive
 
     Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 
-UPLOAD = 10_000_000  # bytes that Discord accepts everywhere
-FILE = "my-data.zip"
-QUESTION = """Delete all your data, in every server? That is {jobs} with their pictures and messages, \
+MAX_EXPORT_BYTES = 10_000_000  # bytes that Discord accepts everywhere
+EXPORT_NAME = "my-data.zip"
+CONFIRM_TEXT = """Delete all your data, in every server? That is {jobs} with their pictures and messages, \
 upscaled copies of them, your favourites, preferences and flag aliases. Running jobs are cancelled.
 Your usage still counts until its window ends, but without your name. Blocks and moderators' decisions stay.
 **This cannot be undone.** {copy} gives you a copy first."""
-UNDER_WAY = """It is under way: {jobs} with all that belongs to them. Pictures go within minutes, running jobs stop \
+DELETION_STARTED = """It is under way: {jobs} with all that belongs to them. Pictures go within minutes, running jobs stop \
 at their next step, and messages in channels go one by one. A message that Discord does not let me delete stays, but \
 its buttons stop working."""
 
 
 @app_commands.command(name="my-data", description="A copy of your stored data: jobs, settings and pictures")
 async def my_data(interaction: discord.Interaction[DarkroomClient]) -> None:
-    async with refusing(interaction):
+    async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
-        limit = min(UPLOAD, interaction.filesize_limit)
-        parcel = await interaction.client.desk.export.parcel(member_of(interaction).id, limit)
+        limit = min(MAX_EXPORT_BYTES, interaction.filesize_limit)
+        archive = await interaction.client.services.data_export.build_archive(member_of(interaction).id, limit)
         await interaction.edit_original_response(
-            content=described(parcel),
-            attachments=[discord.File(io.BytesIO(parcel.content), FILE)],
-            allowed_mentions=QUIET,
+            content=describe_archive(archive),
+            attachments=[discord.File(io.BytesIO(archive.content), EXPORT_NAME)],
+            allowed_mentions=NO_MENTIONS,
         )
 
 
-def described(parcel: Parcel) -> str:
+def describe_archive(archive: ExportArchive) -> str:
     """Return what is in the file, and what is not."""
-    said = f"This is your stored data: {jobs(parcel.jobs)}, in `jobs.json`"
-    if parcel.left:
+    text = f"This is your stored data: {format_job_count(archive.job_count)}, in `jobs.json`"
+    if archive.omitted_pictures:
         return (
-            f"{said}. Your {parcel.left} pictures are too large to be sent here; this bot's operator can give you "
+            f"{text}. Your {archive.omitted_pictures} pictures are too large to be sent here; this bot's operator can give you "
             "all of them (`darkroom export`)."
         )
-    return f"{said}, and {parcel.pictures} {'picture' if parcel.pictures == 1 else 'pictures'}."
+    return f"{text}, and {archive.picture_count} {'picture' if archive.picture_count == 1 else 'pictures'}."
 
 
 @app_commands.command(name="forget-me", description="Delete all your data for good; asks for confirmation")
 async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
-    async with refusing(interaction):
-        about = await interaction.client.desk.forgetting.about(member_of(interaction).id)
-        said = QUESTION.format(jobs=jobs(about), copy=interaction.client.tree.mention("my-data"))
+    async with reply_on_error(interaction):
+        job_count = await interaction.client.services.data_deletion.count_jobs(member_of(interaction).id)
+        text = CONFIRM_TEXT.format(jobs=format_job_count(job_count), copy=interaction.client.tree.mention("my-data"))
         view = ui.View(timeout=None)
-        view.add_item(Meant())
+        view.add_item(ForgetButton())
         view.stop()  # its button is found by its id, also after a restart
-        await interaction.response.send_message(said, view=view, ephemeral=True, allowed_mentions=QUIET)
+        await interaction.response.send_message(text, view=view, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
 
-class Meant(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
+class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
     """The confirmation. It always deletes the presser's own data."""
 
     def __init__(self) -> None:
@@ -84,11 +84,13 @@ class Meant(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         try:
-            async with refusing(interaction):
-                member = await permit(interaction, "forget")
+            async with reply_on_error(interaction):
+                member = await require_permission(interaction, "forget")
                 await interaction.response.defer()
-                about = await interaction.client.desk.forgetting.ask(member.id)
-                await interaction.edit_original_response(content=UNDER_WAY.format(jobs=jobs(about)), view=None)
+                job_count = await interaction.client.desk.forgetting.ask(member.id)
+                await interaction.edit_original_response(
+                    content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
+                )
         except Exception:
             log.exception("a request to be forgotten failed")
-            await sorry(interaction)
+            await send_error(interaction)

@@ -9,17 +9,17 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat.answer import answer
-from bot.chat.brought import remote
-from bot.chat.commands.imagine import STRENGTH
-from bot.desk.bringing import Bring
-from bot.refused import Refused
+from bot.chat.answer import respond_with_jobs
+from bot.chat.brought import to_remote_file
+from bot.chat.commands.imagine import MIN_STRENGTH
+from bot.desk.bringing import InitImages
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, Place, Ticket
+    from bot.views import AcceptedJob, Destination, Member
 
-WEIGHTS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
+WEIGHT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
 
 
 @app_commands.command(description="Blend two to five pictures into new ones")
@@ -43,28 +43,30 @@ async def blend(
     image5: discord.Attachment | None = None,
     weights: Range[str, 1, 60] | None = None,
     prompt: Range[str, 1, 2000] | None = None,
-    strength: Range[float, STRENGTH, 1.0] | None = None,
+    strength: Range[float, MIN_STRENGTH, 1.0] | None = None,
     shape: Range[str, 3, 16] | None = None,
 ) -> None:
     images = (image1, image2, image3, image4, image5)
-    named = {"strength": strength, "ar": shape}
-    options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    values = {"strength": strength, "ar": shape}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
 
-    async def ask(member: Member, place: Place) -> list[Ticket]:
-        desk, said = interaction.client.desk, weighing(weights or "")
-        bring = Bring(tuple(remote(image) for image in images if image is not None), weights=tuple(said))
-        suffix = (await desk.preferences.of(member.id)).suffix if prompt else ""
-        return await desk.studio.imagine(
-            prompt or "", member, place, key=f"blend:{interaction.id}", suffix=suffix, bring=bring, action="blend",
+    async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
+        services, parsed_weights = interaction.client.services, parse_weights(weights or "")
+        init_images = InitImages(
+            tuple(to_remote_file(image) for image in images if image is not None), weights=tuple(parsed_weights)
+        )
+        suffix = (await services.preferences.load_preference(member.id)).suffix if prompt else ""
+        return await services.jobs.imagine(
+            prompt or "", member, destination, key=f"blend:{interaction.id}", suffix=suffix, init_images=init_images, action="blend",
             **options,
         )  # fmt: skip
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)
 
 
-def weighing(text: str) -> list[float]:
+def parse_weights(text: str) -> list[float]:
     """Parse weights with spaces, commas or colons between them. Raises `Refused`."""
     parts = [part for part in re.split(r"[\s,;:/]+", text) if part]
-    if not all(WEIGHTS.fullmatch(part) for part in parts):
-        raise Refused("Weights are numbers, one for each picture, like 2 1.")
+    if not all(WEIGHT.fullmatch(part) for part in parts):
+        raise UserError("Weights are numbers, one for each picture, like 2 1.")
     return [float(part) for part in parts]

@@ -14,102 +14,110 @@ from typing import Any
 
 SUBCOMMAND, GROUP = 1, 2  # kinds of option
 SLASH, USER, MESSAGE = 1, 2, 3  # kinds of command
-NAME = re.compile(r"[-_'\w]{1,32}")
-Part = Mapping[str, Any]
+NAME_PATTERN = re.compile(r"[-_'\w]{1,32}")
+PayloadPart = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class LimitCheck:
     """A figure and its limit."""
 
     name: str
-    figure: int
-    most: int
+    value: int
+    limit: int
     unit: str
 
     @property
-    def passed(self) -> bool:
-        return self.figure <= self.most
+    def is_within(self) -> bool:
+        return self.value <= self.limit
 
-    def plain(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """Return the row as JSON has it, like the rows of `darkroom bench`."""
-        goal = f"≤ {self.most}" if self.most else "= 0"
-        return {"name": self.name, "figure": self.figure, "goal": goal, "unit": self.unit, "pass": self.passed}
+        goal = f"≤ {self.limit}" if self.limit else "= 0"
+        return {"name": self.name, "figure": self.value, "goal": goal, "unit": self.unit, "pass": self.is_within}
 
 
-def rows(tree: Sequence[Part]) -> list[Row]:
+def check_limits(tree: Sequence[PayloadPart]) -> list[LimitCheck]:
     """Return the rows for `tree`, the payload that Discord gets."""
     kinds = Counter(command.get("type", SLASH) for command in tree)
-    parts = [part for command in tree for part in _parts(command)]
-    named = [part for part in parts if part.get("type") is not None or "options" in part]
+    parts = [part for command in tree for part in _iterate_parts(command)]
+    named_parts = [part for part in parts if part.get("type") is not None or "options" in part]
     menus = [command for command in tree if command.get("type", SLASH) != SLASH]
-    lower = [part for part in named if part not in menus]
+    slash_parts = [part for part in named_parts if part not in menus]
     choices = [choice for part in parts for choice in part.get("choices") or ()]
     return [
-        Row("slash commands", kinds[SLASH], 100, "commands"),
-        Row("menus of a message", kinds[MESSAGE], 15, "commands"),
-        Row("menus of a member", kinds[USER], 15, "commands"),
-        Row("options of a command", _most(len(part.get("options") or ()) for part in parts), 25, "options"),
-        Row("choices of an option", _most(len(part.get("choices") or ()) for part in parts), 25, "choices"),
-        Row("levels of subcommands", _most(map(_levels, tree)), 2, "levels"),
-        Row("longest name", _most(_longest(part, "name") for part in named), 32, "characters"),
-        Row("longest description", _most(_longest(part, "description") for part in named), 100, "characters"),
-        Row("longest choice", _most(_longest(choice, "name") for choice in choices), 100, "characters"),
-        Row("largest command", _most(map(characters, tree)), 8000, "characters"),
-        Row("names that Discord refuses", sum(not _fine(part) for part in lower), 0, "names"),
-        Row("names that are there twice", _doubles(tree), 0, "names"),
-        Row("missing descriptions", sum(not part.get("description") for part in lower), 0, "parts"),
-        Row("required after optional", sum(_disordered(part) for part in parts), 0, "commands"),
-        Row("suggestions beside choices", sum(_both(part) for part in parts), 0, "options"),
+        LimitCheck("slash commands", kinds[SLASH], 100, "commands"),
+        LimitCheck("menus of a message", kinds[MESSAGE], 15, "commands"),
+        LimitCheck("menus of a member", kinds[USER], 15, "commands"),
+        LimitCheck("options of a command", _max_of(len(part.get("options") or ()) for part in parts), 25, "options"),
+        LimitCheck("choices of an option", _max_of(len(part.get("choices") or ()) for part in parts), 25, "choices"),
+        LimitCheck("levels of subcommands", _max_of(map(_subcommand_depth, tree)), 2, "levels"),
+        LimitCheck("longest name", _max_of(_max_length(part, "name") for part in named_parts), 32, "characters"),
+        LimitCheck(
+            "longest description", _max_of(_max_length(part, "description") for part in named_parts), 100, "characters"
+        ),
+        LimitCheck("longest choice", _max_of(_max_length(choice, "name") for choice in choices), 100, "characters"),
+        LimitCheck("largest command", _max_of(map(count_characters, tree)), 8000, "characters"),
+        LimitCheck("names that Discord refuses", sum(not _is_valid_name(part) for part in slash_parts), 0, "names"),
+        LimitCheck("names that are there twice", _count_duplicates(tree), 0, "names"),
+        LimitCheck("missing descriptions", sum(not part.get("description") for part in slash_parts), 0, "parts"),
+        LimitCheck("required after optional", sum(_is_misordered(part) for part in parts), 0, "commands"),
+        LimitCheck(
+            "suggestions beside choices", sum(_has_choices_and_autocomplete(part) for part in parts), 0, "options"
+        ),
     ]
 
 
-def characters(command: Part) -> int:
+def count_characters(command: PayloadPart) -> int:
     """Count a command's characters as Discord does: every name, description and value, in its longest language."""
     return sum(
-        _longest(part, "name") + _longest(part, "description") + len(str(part.get("value", "")))
-        for part in _parts(command)
+        _max_length(part, "name") + _max_length(part, "description") + len(str(part.get("value", "")))
+        for part in _iterate_parts(command)
     )
 
 
-def _parts(part: Part) -> Iterator[Part]:
+def _iterate_parts(part: PayloadPart) -> Iterator[PayloadPart]:
     """Yield a command, its options at every level, and their choices."""
     yield part
     for option in part.get("options") or ():
-        yield from _parts(option)
+        yield from _iterate_parts(option)
     yield from part.get("choices") or ()
 
 
-def _longest(part: Part, field: str) -> int:
+def _max_length(part: PayloadPart, key: str) -> int:
     """Return the length of a name or description in its longest language."""
-    said = [part.get(field) or "", *(part.get(f"{field}_localizations") or {}).values()]
-    return max(map(len, said))
+    texts = [part.get(key) or "", *(part.get(f"{key}_localizations") or {}).values()]
+    return max(map(len, texts))
 
 
-def _most(figures: Iterator[int] | map[int]) -> int:
-    return max(figures, default=0)
+def _max_of(values: Iterator[int] | map[int]) -> int:
+    return max(values, default=0)
 
 
-def _levels(part: Part) -> int:
-    inner = [option for option in part.get("options") or () if option.get("type") in (SUBCOMMAND, GROUP)]
-    return 1 + max(map(_levels, inner)) if inner else 0
+def _subcommand_depth(part: PayloadPart) -> int:
+    subcommands = [option for option in part.get("options") or () if option.get("type") in (SUBCOMMAND, GROUP)]
+    return 1 + max(map(_subcommand_depth, subcommands)) if subcommands else 0
 
 
-def _fine(part: Part) -> bool:
+def _is_valid_name(part: PayloadPart) -> bool:
     names = [part["name"], *(part.get("name_localizations") or {}).values()]
-    return all(NAME.fullmatch(name) and name == name.lower() for name in names)
+    return all(NAME_PATTERN.fullmatch(name) and name == name.lower() for name in names)
 
 
-def _doubles(tree: Sequence[Part]) -> int:
-    found = Counter((command.get("type", SLASH), command["name"]) for command in tree)
-    inner = [Counter(o["name"] for o in part.get("options") or ()) for command in tree for part in _parts(command)]
-    return sum(count - 1 for counter in (found, *inner) for count in counter.values())
+def _count_duplicates(tree: Sequence[PayloadPart]) -> int:
+    command_names = Counter((command.get("type", SLASH), command["name"]) for command in tree)
+    option_names = [
+        Counter(option["name"] for option in part.get("options") or ())
+        for command in tree
+        for part in _iterate_parts(command)
+    ]
+    return sum(count - 1 for counter in (command_names, *option_names) for count in counter.values())
 
 
-def _disordered(part: Part) -> bool:
-    needed = [bool(option.get("required")) for option in part.get("options") or ()]
-    return needed != sorted(needed, reverse=True)
+def _is_misordered(part: PayloadPart) -> bool:
+    required_flags = [bool(option.get("required")) for option in part.get("options") or ()]
+    return required_flags != sorted(required_flags, reverse=True)
 
 
-def _both(part: Part) -> bool:
+def _has_choices_and_autocomplete(part: PayloadPart) -> bool:
     return bool(part.get("autocomplete") and part.get("choices"))

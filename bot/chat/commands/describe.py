@@ -13,23 +13,23 @@ import discord
 from discord import app_commands, ui
 from discord.app_commands import Choice
 
-from bot.chat.answer import member_of, sorry
-from bot.chat.brought import remote
+from bot.chat.answer import member_of, send_error
+from bot.chat.brought import to_remote_file
 from bot.chat.commands import offered
-from bot.chat.commands.imagine import typed
-from bot.chat.permitted import permit, refusing
-from bot.chat.quiet import QUIET
-from bot.refused import Refused
-from bot.sentences import quoted
+from bot.chat.commands.imagine import submit_prompt
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.quiet import NO_MENTIONS
+from bot.refused import UserError
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.desk.describing import Described
+    from bot.desk.describing import PromptSuggestions
 
 log = logging.getLogger(__name__)
 
-LINE = re.compile(r"^`([1-4])\.` (.+) · [0-9]+ % less error", re.MULTILINE)
-GONE = "That message no longer shows its prompts. Please use /describe again."
+PROMPT_LINE = re.compile(r"^`([1-4])\.` (.+) · [0-9]+ % less error", re.MULTILINE)
+PROMPTS_GONE = "That message no longer shows its prompts. Please use /describe again."
 
 
 @app_commands.command(description="Suggest prompts for a picture, each to imagine")
@@ -37,37 +37,39 @@ GONE = "That message no longer shows its prompts. Please use /describe again."
 async def describe(
     interaction: discord.Interaction[DarkroomClient], image: discord.Attachment, model: str | None = None
 ) -> None:
-    async with refusing(interaction):
+    async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
-        desk, member = interaction.client.desk, member_of(interaction)
-        described = await desk.describing.describe(remote(image), member, model)
+        services, member = interaction.client.services, member_of(interaction)
+        suggestions = await services.image_to_prompt.suggest_prompts(to_remote_file(image), member, model)
         view = ui.View(timeout=None)
-        for number in range(1, 1 + len(described.words)):
-            view.add_item(Imagined(number))
+        for number in range(1, 1 + len(suggestions.prompts)):
+            view.add_item(ImagineButton(number))
         view.stop()  # its buttons are found by their ids, also after a restart
-        await interaction.edit_original_response(content=told(described, model), view=view, allowed_mentions=QUIET)
+        await interaction.edit_original_response(
+            content=render_suggestions(suggestions, model), view=view, allowed_mentions=NO_MENTIONS
+        )
 
 
 @describe.autocomplete("model")
-async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return offered.models(interaction.client.studio.models(), typed)
+    return offered.model_choices(interaction.client.job_service.list_models(), current)
 
 
-def told(described: Described, model: str | None = None) -> str:
+def render_suggestions(suggestions: PromptSuggestions, model: str | None = None) -> str:
     """Return the message: the prompts, the best first, from which a press reads them, and the notes.
 
     `model`: the model that was named; the prompts name it, too, so that it makes the pictures.
     """
-    flag = f" --model {described.model}" if model else ""
+    flag = f" --model {suggestions.model}" if model else ""
     lines = [
-        f"`{number}.` {one.prompt}{flag} · {100 * one.gain:.0f} % less error than without words"
-        for number, one in enumerate(described.words, 1)
+        f"`{number}.` {suggestion.prompt}{flag} · {100 * suggestion.gain:.0f} % less error than without words"
+        for number, suggestion in enumerate(suggestions.prompts, 1)
     ]
-    return "\n".join([*lines, *described.notes, f"-# {quoted(described.sentence, 400)}"])
+    return "\n".join([*lines, *suggestions.notes, f"-# {escape_discord(suggestions.sentence, 400)}"])
 
 
-class Imagined(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<number>[1-4])"):
+class ImagineButton(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<number>[1-4])"):
     """A button that imagines one of the prompts."""
 
     def __init__(self, number: int) -> None:
@@ -82,18 +84,18 @@ class Imagined(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<number>[1
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         try:
-            async with refusing(interaction):
-                await permit(interaction, "imagine")
-                await typed(interaction, prompt(interaction.message, self.number))
+            async with reply_on_error(interaction):
+                await require_permission(interaction, "imagine")
+                await submit_prompt(interaction, find_prompt(interaction.message, self.number))
         except Exception:
             log.exception("a suggested prompt could not be imagined")
-            await sorry(interaction)
+            await send_error(interaction)
 
 
-def prompt(message: discord.Message | None, number: int) -> str:
+def find_prompt(message: discord.Message | None, number: int) -> str:
     """Return the prompt with this number in `message`. Raises `Refused`."""
-    found = {int(line): text for line, text in LINE.findall(message.content if message else "")}
+    prompts = {int(line): text for line, text in PROMPT_LINE.findall(message.content if message else "")}
     try:
-        return found[number]
+        return prompts[number]
     except KeyError as error:
-        raise Refused(GONE, 404) from error
+        raise UserError(PROMPTS_GONE, 404) from error

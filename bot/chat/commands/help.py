@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import discord
 from discord import app_commands
 
-from bot.chat.answer import member_of, say
+from bot.chat.answer import member_of, send_ephemeral
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-WHAT = """**Darkroom** turns prompts into pictures while you watch.
+HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
 {imagine} with a prompt makes four pictures here. With an image, or a link before the prompt, it starts from that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
 `--sampler euler`
@@ -43,8 +43,8 @@ WHAT = """**Darkroom** turns prompts into pictures while you watch.
 {forget-me} · delete your data
 
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its prompt."""
-ADMIN = "-# {settings show} · limits, refused words and reports of this server"
-NAMES = (
+STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
+MENTIONED_COMMANDS = (
     "imagine", "blend", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
     "reproduce", "film", "my-data", "forget-me",
 )  # fmt: skip
@@ -53,11 +53,11 @@ NAMES = (
 @app_commands.command(name="help", description="What this bot does, and how to ask for it")
 async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
     member = member_of(interaction)
-    staff = interaction.guild_id is not None and (member.moderator or member.admin or member.owner)
-    await say(interaction, told(interaction.client.tree.mention, staff=staff))
+    is_staff = interaction.guild_id is not None and (member.is_moderator or member.is_admin or member.is_owner)
+    await send_ephemeral(interaction, render_help(interaction.client.tree.mention, is_staff=is_staff))
 
 
-def told(mention: Callable[[str], str], *, staff: bool) -> str:
+def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
     """Return the text; `staff`: for those who may see this server's settings."""
-    text = WHAT.format(**{name: mention(name) for name in NAMES})
-    return f"{text}\n{ADMIN.format(**{'settings show': mention('settings show')})}" if staff else text
+    text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS})
+    return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text

@@ -11,24 +11,24 @@ import discord
 from discord import Locale, app_commands
 from discord.app_commands import Choice, Range
 
-from bot.chat.answer import answer, member_of
-from bot.chat.brought import remote
+from bot.chat.answer import member_of, respond_with_jobs
+from bot.chat.brought import to_remote_file
 from bot.chat.commands import offered
-from bot.chat.permitted import refusing
+from bot.chat.permitted import reply_on_error
 from bot.chat.presses import branching
-from bot.chat.which import CHOICE, OFFERED, recent_jobs
-from bot.desk.bringing import Bring
-from bot.refused import Refused
+from bot.chat.which import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
+from bot.desk.bringing import InitImages
+from bot.refused import UserError
 from engine.job import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, Place, Ticket
-    from engine.job import Warm
+    from bot.views import AcceptedJob, Destination, Member
+    from engine.job import ModelInfo
 
-STRENGTH = 0.05  # the least strength of an init image
-MASKLESS = "A mask says which part of a picture is redrawn: add that picture as image."
-EITHER = "A branch starts from a job, so it takes no image."
+MIN_STRENGTH = 0.05  # the least strength of an init image
+MASK_WITHOUT_IMAGE = "A mask says which part of a picture is redrawn: add that picture as image."
+BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
 
 
 @app_commands.command(description="Turn a prompt into pictures while you watch")
@@ -55,7 +55,7 @@ async def imagine(
     interaction: discord.Interaction[DarkroomClient],
     prompt: Range[str, 1, 2000],
     image: discord.Attachment | None = None,
-    strength: Range[float, STRENGTH, 1.0] | None = None,
+    strength: Range[float, MIN_STRENGTH, 1.0] | None = None,
     mask: discord.Attachment | None = None,
     branch: Range[str, 1, 300] | None = None,
     steps: Range[int, 1, MAX_STEPS] | None = None,
@@ -71,69 +71,77 @@ async def imagine(
     fast: bool | None = None,
     relax: bool | None = None,
 ) -> None:
-    named = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
-    named |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
-    named |= {"strength": strength}
-    options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    async with refusing(interaction):
+    values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
+    values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
+    values |= {"strength": strength}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    async with reply_on_error(interaction):
         if branch is not None and (image or mask):
-            raise Refused(EITHER)
+            raise UserError(BRANCH_WITH_IMAGE)
         if mask is not None and image is None:
-            raise Refused(MASKLESS)
+            raise UserError(MASK_WITHOUT_IMAGE)
         if branch is not None:
-            await branching.typed(interaction, branch, prompt, options)
+            await branching.submit_branch_option(interaction, branch, prompt, options)
         else:
-            await typed(interaction, prompt, beginning(image, mask), **options)
+            await submit_prompt(interaction, prompt, collect_init_images(image, mask), **options)
 
 
-def beginning(image: discord.Attachment | None, mask: discord.Attachment | None) -> Bring | None:
+def collect_init_images(image: discord.Attachment | None, mask: discord.Attachment | None) -> InitImages | None:
     """Return the init image, not fetched yet; None for none. Raises `Refused` for one that is too large."""
-    return None if image is None else Bring((remote(image),), None if mask is None else remote(mask))
+    return (
+        None if image is None else InitImages((to_remote_file(image),), None if mask is None else to_remote_file(mask))
+    )
 
 
-async def typed(
-    interaction: discord.Interaction[DarkroomClient], prompt: str, bring: Bring | None = None, **options: Any
+async def submit_prompt(
+    interaction: discord.Interaction[DarkroomClient], prompt: str, init_images: InitImages | None = None, **options: Any
 ) -> None:
     """Submit a prompt that a member typed anywhere, with their suffix. `bring`: init images."""
 
-    async def ask(member: Member, place: Place) -> list[Ticket]:
-        desk, key = interaction.client.desk, f"imagine:{interaction.id}"
-        suffix = (await desk.preferences.of(member.id)).suffix
-        return await desk.studio.imagine(prompt, member, place, key=key, suffix=suffix, bring=bring, **options)
+    async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
+        services, key = interaction.client.services, f"imagine:{interaction.id}"
+        suffix = (await services.preferences.load_preference(member.id)).suffix
+        return await services.jobs.imagine(
+            prompt, member, destination, key=key, suffix=suffix, init_images=init_images, **options
+        )
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)
 
 
 @imagine.autocomplete("branch")
-async def branches(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+async def suggest_branches(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest jobs with keyframes; a step can be typed behind."""
-    return await recent_jobs(lambda view: bool(view.ladders) and view.deleted is None)(interaction, typed)
+    return await recent_jobs_autocomplete(lambda view: bool(view.ladder_images) and view.deleted_at is None)(
+        interaction, current
+    )
 
 
 @imagine.autocomplete("prompt")
-async def recent_prompts(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the member's own latest prompts."""
-    prompts = await interaction.client.desk.shelf.prompts(member_of(interaction).id)
-    short = [each for each in prompts if len(each) <= CHOICE and typed.casefold() in each.casefold()]
-    return [Choice(name=each, value=each) for each in short][:OFFERED]
+    prompts = await interaction.client.services.history.recent_prompts(member_of(interaction).id)
+    matches = [
+        prompt for prompt in prompts if len(prompt) <= MAX_CHOICE_CHARS and current.casefold() in prompt.casefold()
+    ]
+    return [Choice(name=prompt, value=prompt) for prompt in matches][:MAX_CHOICES]
 
 
 @imagine.autocomplete("model")
-async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return offered.models(interaction.client.studio.models(), typed)
+    return offered.model_choices(interaction.client.job_service.list_models(), current)
 
 
 @imagine.autocomplete("sampler")
-async def samplers(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    return offered.samplers(_model(interaction), typed, german=interaction.locale is Locale.german)
+async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    return offered.sampler_choices(_selected_model(interaction), current, german=interaction.locale is Locale.german)
 
 
 @imagine.autocomplete("lora")
-async def loras(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    return offered.loras(_model(interaction), typed)
+async def suggest_loras(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    return offered.lora_choices(_selected_model(interaction), current)
 
 
-def _model(interaction: discord.Interaction[DarkroomClient]) -> Warm | None:
+def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelInfo | None:
     """Return the model that is chosen so far, else the default."""
-    return interaction.client.studio.model(getattr(interaction.namespace, "model", None))
+    return interaction.client.job_service.find_model(getattr(interaction.namespace, "model", None))

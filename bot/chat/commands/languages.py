@@ -162,7 +162,7 @@ GERMAN: Mapping[str, str] = MappingProxyType(
 )
 
 
-class Languages(app_commands.Translator):
+class CommandTranslator(app_commands.Translator):
     """The translator that discord.py asks for every name and description, in every language."""
 
     async def translate(

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import discord
 from discord import app_commands
 
-from bot.chat.answer import sorry
+from bot.chat.answer import send_error
 from bot.chat.commands import imagine
-from bot.chat.commands.overview import about
-from bot.chat.commands.reproduce import again
-from bot.chat.permitted import permit, refusing
-from bot.chat.presses.forms import filled, form, line, named, open_form
-from bot.chat.presses.reporting import open_report
-from bot.chat.which import job_shown, shown_by
-from bot.prompt.permutations import literally
-from bot.refused import Refused
+from bot.chat.commands.overview import show_details
+from bot.chat.commands.reproduce import reproduce_job
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.presses.forms import create_form, form_id, open_form, parse_submission, text_field
+from bot.chat.presses.reporting import open_report_form
+from bot.chat.which import find_shown_job, require_shown_job
+from bot.prompt.permutations import escape_braces
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -26,60 +26,62 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROMPT = 2000  # characters, as /imagine takes them
-FORM, NOBODYS = "prompt", "0" * 26  # the id of a form about no job
+MAX_PROMPT = 2000  # characters, as /imagine takes them
+FORM_NAME, NO_JOB_ID = "prompt", "0" * 26  # the id of a form about no job
 
 
 @app_commands.context_menu(name="Reproduce")
-async def reproduce_shown(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
-    async with refusing(interaction):
-        await again(interaction, await shown_by(interaction, message))
+async def reproduce_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with reply_on_error(interaction):
+        await reproduce_job(interaction, await require_shown_job(interaction, message))
 
 
 @app_commands.context_menu(name="Details")
-async def show_details(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
-    async with refusing(interaction):
-        await about(interaction, await shown_by(interaction, message))
+async def show_job_details(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with reply_on_error(interaction):
+        await show_details(interaction, await require_shown_job(interaction, message))
 
 
 @app_commands.context_menu(name="Use as prompt")
 async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
     """Open a form with the prompt of our own message, or with the text of any other one."""
-    async with refusing(interaction):
-        words = await _words(interaction, message)
-        modal = form("Use as prompt", named(FORM, NOBODYS))
-        modal.add_item(line(FORM, "Prompt", "Flags like --ar 3:2 work here too", value=words, most=PROMPT))
+    async with reply_on_error(interaction):
+        prompt = await _prompt_of(interaction, message)
+        modal = create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID))
+        modal.add_item(
+            text_field(FORM_NAME, "Prompt", "Flags like --ar 3:2 work here too", value=prompt, max_length=MAX_PROMPT)
+        )
         await open_form(interaction, modal)
 
 
 @app_commands.context_menu(name="Report")
-async def report_shown(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
-    async with refusing(interaction):
-        view = await shown_by(interaction, message)
-        await permit(interaction, "report", view)
-        await open_report(interaction, view)
+async def report_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with reply_on_error(interaction):
+        view = await require_shown_job(interaction, message)
+        await require_permission(interaction, "report", view)
+        await open_report_form(interaction, view)
 
 
-async def _words(interaction: Interaction, message: discord.Message) -> str:
-    if job := await job_shown(interaction, message):
-        view = await interaction.client.studio.view(job)
-        await permit(interaction, "prompt", view)
-        return literally(view.prompt)
-    words = " ".join(message.content.split())
-    if not words:
-        raise Refused("There are no words in that message.")
-    return words
+async def _prompt_of(interaction: Interaction, message: discord.Message) -> str:
+    if job := await find_shown_job(interaction, message):
+        view = await interaction.client.job_service.load_view(job)
+        await require_permission(interaction, "prompt", view)
+        return escape_braces(view.prompt)
+    prompt = " ".join(message.content.split())
+    if not prompt:
+        raise UserError("There are no words in that message.")
+    return prompt
 
 
-async def submitted(interaction: Interaction) -> None:
+async def handle_prompt_form(interaction: Interaction) -> None:
     """Handle a submitted prompt form, also after a restart; ignore other interactions."""
-    sent = filled(interaction)
-    if sent is None or sent.form != FORM:
+    submission = parse_submission(interaction)
+    if submission is None or submission.form_name != FORM_NAME:
         return
     try:
-        async with refusing(interaction):
-            await permit(interaction, "imagine")
-            await imagine.typed(interaction, sent.fields.get(FORM, ""))
+        async with reply_on_error(interaction):
+            await require_permission(interaction, "imagine")
+            await imagine.submit_prompt(interaction, submission.fields.get(FORM_NAME, ""))
     except Exception:
         log.exception("a prompt from a form failed")
-        await sorry(interaction)
+        await send_error(interaction)

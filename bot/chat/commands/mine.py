@@ -16,90 +16,105 @@ import discord
 from discord import app_commands, ui
 
 from bot.chat import delivery, presenter
-from bot.chat.answer import member_of, sorry
-from bot.chat.attached import attached
-from bot.chat.commands.sheet import FILTERS, Sheet
-from bot.chat.commands.thumbnail import thumbnail
-from bot.chat.permitted import permit, refusing
-from bot.chat.quiet import QUIET
-from bot.chat.which import label
-from bot.desk.shelf import Which
-from bot.states import over
+from bot.chat.answer import member_of, send_error
+from bot.chat.attached import to_discord_file
+from bot.chat.commands.sheet import FILTER_TITLES, MineLayout
+from bot.chat.commands.thumbnail import render_thumbnail
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.quiet import NO_MENTIONS
+from bot.chat.which import job_label
+from bot.desk.shelf import HistoryFilter
+from bot.states import is_end
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.desk.shelf import Page
-    from bot.views import View
+    from bot.desk.shelf import HistoryPage
+    from bot.views import JobView
 
     Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 
-CHOICES = [app_commands.Choice(name=app_commands.locale_str(name), value=which) for which, name in FILTERS.items()]
+FILTER_CHOICES = [
+    app_commands.Choice(name=app_commands.locale_str(name), value=job_filter)
+    for job_filter, name in FILTER_TITLES.items()
+]
 
 
 @app_commands.command(description="Your own pictures and jobs, from every server; only you see them")
 @app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
-@app_commands.choices(which=CHOICES)
+@app_commands.choices(which=FILTER_CHOICES)
 async def mine(
     interaction: discord.Interaction[DarkroomClient],
     which: str = "all",
     page: app_commands.Range[int, 1, 100_000] = 1,
 ) -> None:
-    async with refusing(interaction):
+    async with reply_on_error(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
-        await _show(interaction, _filter(which), page)
+        await _show_page(interaction, _parse_filter(which), page)
 
 
-async def _show(interaction: Interaction, which: Which, number: int) -> None:
+async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_number: int) -> None:
     """Put a page into the deferred response."""
-    desk, now = interaction.client.desk, time.time()
-    page = await desk.shelf.page(member_of(interaction).id, which, number)
-    pictures = {kept.view.id: await thumbnail(desk.studio, kept.view) for kept in page.kept}
-    small = {job: made for job, made in pictures.items() if made}
+    services, now = interaction.client.services, time.time()
+    page = await services.history.load_page(member_of(interaction).id, job_filter, page_number)
+    pictures = {entry.view.id: await render_thumbnail(services.jobs, entry.view) for entry in page.entries}
+    thumbnails = {job: jpeg for job, jpeg in pictures.items() if jpeg}
     await interaction.edit_original_response(
-        view=Sheet(page, small.keys(), _ways(page, now)),
-        attachments=[discord.File(io.BytesIO(made), f"{job}.jpg") for job, made in small.items()],
-        allowed_mentions=QUIET,
+        view=MineLayout(page, thumbnails.keys(), _navigation_rows(page, now)),
+        attachments=[discord.File(io.BytesIO(jpeg), f"{job}.jpg") for job, jpeg in thumbnails.items()],
+        allowed_mentions=NO_MENTIONS,
     )
 
 
-def _ways(page: Page, now: float) -> list[list[ui.Item[Any]]]:
+def _navigation_rows(page: HistoryPage, now: float) -> list[list[ui.Item[Any]]]:
     """Return the rows below a page: a select of its jobs, the filters, the pages before and after."""
-    rows: list[list[ui.Item[Any]]] = [[Chosen([(kept.view.id, label(kept.view, now=now)) for kept in page.kept])]]
-    rows.append([Turn(which, 1, "f", here=page.which == which) for which in FILTERS])
-    newer = Turn(page.which, max(1, page.number - 1), "n", here=page.number == 1)
-    older = Turn(page.which, min(page.of, page.number + 1), "o", here=page.number == page.of)
+    rows: list[list[ui.Item[Any]]] = [
+        [JobSelect([(entry.view.id, job_label(entry.view, now=now)) for entry in page.entries])]
+    ]
+    rows.append(
+        [PageButton(job_filter, 1, "f", is_current=page.filter_name == job_filter) for job_filter in FILTER_TITLES]
+    )
+    newer = PageButton(page.filter_name, max(1, page.number - 1), "n", is_current=page.number == 1)
+    older = PageButton(
+        page.filter_name, min(page.page_count, page.number + 1), "o", is_current=page.number == page.page_count
+    )
     rows.append([newer, older])
-    return [row for row, wanted in zip(rows, (page.kept, True, page.of > 1), strict=True) if wanted]
+    return [row for row, is_shown in zip(rows, (page.entries, True, page.page_count > 1), strict=True) if is_shown]
 
 
-class Turn(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P<number>\d{1,6}):(?P<way>[fno])"):
+class PageButton(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P<number>\d{1,6}):(?P<way>[fno])"):
     """A button to another page or filter."""
 
-    def __init__(self, which: Which, number: int, way: str, *, here: bool = False) -> None:
-        name = {"n": "← Newer", "o": "Older →"}.get(way) or FILTERS[which]
-        style = discord.ButtonStyle.primary if here and way == "f" else discord.ButtonStyle.secondary
-        super().__init__(ui.Button(label=name, style=style, disabled=here, custom_id=f"mine:{which}:{number}:{way}"))
-        self.which: Which = which
-        self.number = number
+    def __init__(
+        self, job_filter: HistoryFilter, page_number: int, direction: str, *, is_current: bool = False
+    ) -> None:
+        name = {"n": "← Newer", "o": "Older →"}.get(direction) or FILTER_TITLES[job_filter]
+        style = discord.ButtonStyle.primary if is_current and direction == "f" else discord.ButtonStyle.secondary
+        super().__init__(
+            ui.Button(
+                label=name, style=style, disabled=is_current, custom_id=f"mine:{job_filter}:{page_number}:{direction}"
+            )
+        )
+        self.job_filter: HistoryFilter = job_filter
+        self.page_number = page_number
 
     @classmethod
     async def from_custom_id(
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
-        return cls(_filter(match["which"]), int(match["number"]), match["way"])
+        return cls(_parse_filter(match["which"]), int(match["number"]), match["way"])
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        async def turn() -> None:
-            await permit(interaction, "mine")
+        async def open_page() -> None:
+            await require_permission(interaction, "mine")
             await interaction.response.defer()
-            await _show(interaction, self.which, self.number)
+            await _show_page(interaction, self.job_filter, self.page_number)
 
-        await _said(interaction, turn)
+        await _run_action(interaction, open_page)
 
 
-class Chosen(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
+class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
     """A select of the page's jobs, to show one here with its buttons."""
 
     def __init__(self, jobs: list[tuple[str, str]]) -> None:
@@ -113,39 +128,39 @@ class Chosen(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
         return cls([])
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        async def show() -> None:
+        async def show_job() -> None:
             view = await interaction.client.studio.view(self.item.values[0])
-            await permit(interaction, "details", view)
+            await require_permission(interaction, "details", view)
             await interaction.response.defer(ephemeral=True, thinking=True)
             await _show_job(interaction, view)
 
-        await _said(interaction, show)
+        await _run_action(interaction, show_job)
 
 
-async def _show_job(interaction: Interaction, view: View) -> None:
+async def _show_job(interaction: Interaction, view: JobView) -> None:
     """Show a job's card to the member only, as its own message would."""
     now, picture = time.time(), None
-    if over(view.state):
-        card, picture = await delivery.ending(interaction.client.studio, view, interaction.filesize_limit)
+    if is_end(view.state):
+        card, picture = await delivery.render_final(interaction.client.job_service, view, interaction.filesize_limit)
     elif view.state == "queued":
-        card = presenter.waiting(view, view.ahead or 0, view.eta, now)
+        card = presenter.render_waiting(view, view.jobs_ahead or 0, view.eta, now)
     else:
-        card = presenter.developing(view, view.step, view.of, view.eta or 0.0, now)
-    files = [attached(card, picture)] if picture else []
+        card = presenter.render_progress(view, view.step, view.total_steps, view.eta or 0.0, now)
+    files = [to_discord_file(card, picture)] if picture else []
     await interaction.edit_original_response(
-        content=card.content, view=interaction.client.controls(card), attachments=files, allowed_mentions=QUIET
+        content=card.content, view=interaction.client.build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
     )
 
 
-async def _said(interaction: Interaction, act: Callable[[], Awaitable[None]]) -> None:
+async def _run_action(interaction: Interaction, action: Callable[[], Awaitable[None]]) -> None:
     """Run `act` and tell the member what fails: buttons have no command tree that does."""
     try:
-        async with refusing(interaction):
-            await act()
+        async with reply_on_error(interaction):
+            await action()
     except Exception:
         log.exception("a press in /mine failed")
-        await sorry(interaction)
+        await send_error(interaction)
 
 
-def _filter(text: str) -> Which:
-    return next((which for which in get_args(Which) if which == text), "all")
+def _parse_filter(text: str) -> HistoryFilter:
+    return next((candidate for candidate in get_args(HistoryFilter) if candidate == text), "all")

@@ -8,15 +8,15 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat.commands.imagine import typed
-from bot.chat.permitted import refusing
-from bot.prompt.flags import parted
-from bot.refused import Refused
+from bot.chat.commands.imagine import submit_prompt
+from bot.chat.permitted import reply_on_error
+from bot.prompt.flags import split_at_flags
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-LEAST, MOST = 0.05, 0.95
+MIN_WEIGHT, MAX_WEIGHT = 0.05, 0.95
 
 
 @app_commands.command(description="Mix two prompts: pictures of what lies between them")
@@ -29,26 +29,26 @@ async def mix(
     interaction: discord.Interaction[DarkroomClient],
     first: Range[str, 1, 900],
     second: Range[str, 1, 900],
-    weight: Range[float, LEAST, MOST] = 0.5,
+    weight: Range[float, MIN_WEIGHT, MAX_WEIGHT] = 0.5,
 ) -> None:
-    async with refusing(interaction):
-        await typed(interaction, between(first, second, weight))
+    async with reply_on_error(interaction):
+        await submit_prompt(interaction, mix_prompts(first, second, weight))
 
 
-def between(first: str, second: str, weight: float) -> str:
+def mix_prompts(first: str, second: str, weight: float) -> str:
     """Return one prompt with the concepts and flags of both; `weight` is the first one's share, of 1.
 
     Raises `Refused`.
     """
-    parts = [_parted(text) for text in (first, second)]
-    words = [f"{said}::{share:.3g}" for (said, _), share in zip(parts, (weight, 1 - weight), strict=True)]
-    return " ".join([*words, *(flags for _, flags in parts if flags), "--mix"])
+    parts = [_split_flags(text) for text in (first, second)]
+    concepts = [f"{prompt}::{share:.3g}" for (prompt, _), share in zip(parts, (weight, 1 - weight), strict=True)]
+    return " ".join([*concepts, *(flags for _, flags in parts if flags), "--mix"])
 
 
-def _parted(text: str) -> tuple[str, str]:
-    words, flags = parted(text)
-    if not words:
-        raise Refused("Each prompt needs words before any flag.")
-    if "::" in words:
-        raise Refused("Leave out the weights (::) here: the option weight says how much each counts.")
-    return words, flags
+def _split_flags(text: str) -> tuple[str, str]:
+    prompt, flags = split_at_flags(text)
+    if not prompt:
+        raise UserError("Each prompt needs words before any flag.")
+    if "::" in prompt:
+        raise UserError("Leave out the weights (::) here: the option weight says how much each counts.")
+    return prompt, flags

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from discord.app_commands import Choice
 
-from bot.chat.which import CHOICE, OFFERED
+from bot.chat.which import MAX_CHOICE_CHARS, MAX_CHOICES
 from engine.job import SAMPLER_TITLES
 
 if TYPE_CHECKING:
-    from engine.job import Sampler, Warm
+    from engine.job import ModelInfo, Sampler
 
-ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and in German
+SAMPLER_ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and in German
     {
         "ddpm": ("the full chain", "die ganze Kette"),
         "ddim": ("even steps", "gleichmäßige Schritte"),
@@ -37,25 +37,27 @@ ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and 
 )
 
 
-def samplers(warm: Warm | None, typed: str, *, german: bool) -> list[Choice[str]]:
+def sampler_choices(model: ModelInfo | None, current: str, *, german: bool) -> list[Choice[str]]:
     """Return the model's samplers; all of them if the model is unknown."""
-    wanted, taken = typed.casefold(), warm.samplers if warm else tuple(SAMPLER_TITLES)
-    shown = ((name, f"{SAMPLER_TITLES[name]}: {ADVICE[name][german]}") for name in taken)
-    found = [Choice(name=text, value=name) for name, text in shown if wanted in f"{name} {text}".casefold()]
-    return found[:OFFERED]
+    query, sampler_names = current.casefold(), model.samplers if model else tuple(SAMPLER_TITLES)
+    labels = ((name, f"{SAMPLER_TITLES[name]}: {SAMPLER_ADVICE[name][german]}") for name in sampler_names)
+    choices = [Choice(name=text, value=name) for name, text in labels if query in f"{name} {text}".casefold()]
+    return choices[:MAX_CHOICES]
 
 
-def loras(warm: Warm | None, typed: str) -> list[Choice[str]]:
+def lora_choices(model: ModelInfo | None, current: str) -> list[Choice[str]]:
     """Return the model's LoRAs, each at its usual weight, behind what was typed before the last comma."""
-    before, comma, wanted = typed.rpartition(",")
-    begun = f"{before.strip()}, " if comma else ""
-    said = (f"{begun}{lora.name}:{lora.weight:g}" for lora in (warm.loras if warm else ()))
-    fitting = [text for text in said if wanted.strip().casefold() in text[len(begun) :].casefold()]
-    return [Choice(name=text, value=text) for text in fitting if len(text) <= CHOICE][:OFFERED]
+    before, comma, query = current.rpartition(",")
+    prefix = f"{before.strip()}, " if comma else ""
+    texts = (f"{prefix}{lora.name}:{lora.weight:g}" for lora in (model.loras if model else ()))
+    matches = [text for text in texts if query.strip().casefold() in text[len(prefix) :].casefold()]
+    return [Choice(name=text, value=text) for text in matches if len(text) <= MAX_CHOICE_CHARS][:MAX_CHOICES]
 
 
-def models(known: list[Warm], typed: str) -> list[Choice[str]]:
+def model_choices(all_models: list[ModelInfo], current: str) -> list[Choice[str]]:
     """Return models by name; one that is only on disk says that it is loaded on demand."""
-    notes = {warm.name: "" if warm.loaded else " (loaded on demand)" for warm in reversed(known)}
-    names = [name for name in dict.fromkeys(warm.name for warm in known) if typed.casefold() in name.casefold()]
-    return [Choice(name=f"{name}{notes[name]}"[:CHOICE], value=name) for name in names][:OFFERED]
+    notes = {model.name: "" if model.loaded else " (loaded on demand)" for model in reversed(all_models)}
+    names = [
+        name for name in dict.fromkeys(model.name for model in all_models) if current.casefold() in name.casefold()
+    ]
+    return [Choice(name=f"{name}{notes[name]}"[:MAX_CHOICE_CHARS], value=name) for name in names][:MAX_CHOICES]

@@ -12,26 +12,26 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot import sentences
-from bot.chat.answer import member_of, say
-from bot.chat.details import details
-from bot.chat.permitted import permit, refusing
-from bot.chat.which import recent_jobs
+from bot.chat.answer import member_of, send_ephemeral
+from bot.chat.details import render_details
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.which import recent_jobs_autocomplete
 from bot.rules import ALL
-from bot.rules.telling import shown
-from bot.sentences import quoted
+from bot.rules.telling import format_for_sentence
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bot.chat.client import DarkroomClient
-    from bot.desk.studio import Studio
-    from bot.desk.usage import Allowance
-    from bot.views import View
+    from bot.desk.studio import JobService
+    from bot.desk.usage import QuotaReport
+    from bot.views import JobView
 
     Interaction = discord.Interaction[DarkroomClient]
 
 
-LISTED = 8  # names of devices or models
+MAX_LISTED = 8  # names of devices or models
 
 
 @app_commands.command(
@@ -39,81 +39,89 @@ LISTED = 8  # names of devices or models
 )
 @app_commands.describe(job="All about this one; a link, an id or a seed works too")
 async def show_info(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300] | None = None) -> None:
-    async with refusing(interaction):
+    async with reply_on_error(interaction):
         if job is not None:
-            await about(interaction, await interaction.client.desk.shelf.meant(job, member_of(interaction)))
+            await show_details(
+                interaction, await interaction.client.services.history.find_job(job, member_of(interaction))
+            )
             return
-        await say(interaction, await _overview(interaction))
+        await send_ephemeral(interaction, await _render_overview(interaction))
 
 
 @show_info.autocomplete("job")
-async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[app_commands.Choice[str]]:
-    return await recent_jobs(lambda _: True)(interaction, typed)
+async def suggest_jobs(
+    interaction: discord.Interaction[DarkroomClient], current: str
+) -> list[app_commands.Choice[str]]:
+    return await recent_jobs_autocomplete(lambda _: True)(interaction, current)
 
 
-async def about(interaction: Interaction, view: View) -> None:
+async def show_details(interaction: Interaction, view: JobView) -> None:
     """Show all about one job, if the member may see it."""
-    await permit(interaction, "details", view)
-    await say(interaction, details(view, time.time()))
+    await require_permission(interaction, "details", view)
+    await send_ephemeral(interaction, render_details(view, time.time()))
 
 
-async def _overview(interaction: Interaction) -> str:
-    desk, member, now = interaction.client.desk, member_of(interaction), time.time()
-    limits = allowed(await desk.administration.allowance(member), now)
-    queue = await desk.studio.queue(member.guild)
-    foot = f"-# Darkroom {await asyncio.to_thread(_version)}"
-    return "\n".join(["**Your limits here**", *limits, *_now(queue), *_workers(desk.studio), foot])
+async def _render_overview(interaction: Interaction) -> str:
+    services, member, now = interaction.client.services, member_of(interaction), time.time()
+    limits = render_limits(await services.rule_admin.report_quotas(member), now)
+    queue = await services.jobs.load_queue(member.guild)
+    foot = f"-# Darkroom {await asyncio.to_thread(_read_version)}"
+    return "\n".join(["**Your limits here**", *limits, *_queue_lines(queue), *_worker_lines(services.jobs), foot])
 
 
-def allowed(given: Allowance, now: float) -> list[str]:
+def render_limits(quota: QuotaReport, now: float) -> list[str]:
     """Return a member's limits here, one a line: the usage, and when some of it frees."""
-    terms = given.terms
-    lines = [f"• {line.sentence(now)}" for line in given.lines]
-    if terms.closed:
-        lines.insert(0, f"⚠️ Closed for new pictures: {quoted(terms.closed, 400)}")
-    if terms.blocked:
+    rules = quota.effective_rules
+    lines = [f"• {line.sentence(now)}" for line in quota.lines]
+    if rules.closed:
+        lines.insert(0, f"⚠️ Closed for new pictures: {escape_discord(rules.closed, 400)}")
+    if rules.blocked:
         lines.insert(0, "⚠️ You are blocked here.")
-    size = shown("pixels", terms.pixels).replace("no limit", "of any size")
-    lines.append(f"• One job: at most {terms.steps} steps, {terms.count} pictures, {size}")
+    size = format_for_sentence("pixels", rules.pixels).replace("no limit", "of any size")
+    lines.append(f"• One job: at most {rules.steps} steps, {rules.count} pictures, {size}")
     for name in ("models", "samplers", "speeds", "commands"):
-        if getattr(terms, name) != ALL:
-            lines.append(f"• {name.capitalize()}: {quoted(', '.join(getattr(terms, name)) or 'none', 200)}")
-    if terms.results != "choice":
-        lines.append(f"• Results are {terms.results} here")
-    if terms.check:
+        if getattr(rules, name) != ALL:
+            lines.append(f"• {name.capitalize()}: {escape_discord(', '.join(getattr(rules, name)) or 'none', 200)}")
+    if rules.results != "choice":
+        lines.append(f"• Results are {rules.results} here")
+    if rules.check:
         lines.append("• Pictures are shown after the picture check passed them")
     return lines
 
 
-def _now(queue: Sequence[View]) -> list[str]:
-    waits = sum(view.state == "queued" for view in queue)
+def _queue_lines(queue: Sequence[JobView]) -> list[str]:
+    waiting_count = sum(view.state == "queued" for view in queue)
     return [
         "**Queue here**",
-        f"• {len(queue) - waits} running, {waits} waiting",
+        f"• {len(queue) - waiting_count} running, {waiting_count} waiting",
     ]
 
 
-def _workers(studio: Studio) -> list[str]:
+def _worker_lines(job_service: JobService) -> list[str]:
     """Return the workers, their devices and the models, as short lines."""
-    workers = studio.workers()
+    workers = job_service.live_workers()
     if not workers:
-        return [f"**Workers**\n• {studio.starting() or sentences.NO_WORKER}"]
-    devices = _listed(one.device for one in workers.values())
-    known = [warm for one in workers.values() for warm in one.models]
-    ready = dict.fromkeys(warm.name for warm in known if warm.loaded)
-    others = _listed(warm.name for warm in known if warm.name not in ready)
-    lines = ["**Workers**", f"• {len(workers)} online: {devices}", f"• Models: {_listed(ready) or 'none in memory'}"]
-    return [*lines, f"• Loaded on demand: {others}"] if others else lines
+        return [f"**Workers**\n• {job_service.startup_notice() or sentences.NO_WORKER}"]
+    devices = _join_names(presence.device for presence in workers.values())
+    models = [model for presence in workers.values() for model in presence.models]
+    loaded_names = dict.fromkeys(model.name for model in models if model.loaded)
+    other_names = _join_names(model.name for model in models if model.name not in loaded_names)
+    lines = [
+        "**Workers**",
+        f"• {len(workers)} online: {devices}",
+        f"• Models: {_join_names(loaded_names) or 'none in memory'}",
+    ]
+    return [*lines, f"• Loaded on demand: {other_names}"] if other_names else lines
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     """Join each name once, as many as a few lines hold."""
-    once = list(dict.fromkeys(names))
-    more = f" and {len(once) - LISTED} more" if len(once) > LISTED else ""
-    return ", ".join(quoted(name, 40) for name in once[:LISTED]) + more
+    unique_names = list(dict.fromkeys(names))
+    more = f" and {len(unique_names) - MAX_LISTED} more" if len(unique_names) > MAX_LISTED else ""
+    return ", ".join(escape_discord(name, 40) for name in unique_names[:MAX_LISTED]) + more
 
 
-def _version() -> str:
+def _read_version() -> str:
     try:
         return version("darkroom-bot")
     except PackageNotFoundError:

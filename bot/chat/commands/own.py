@@ -9,19 +9,23 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.chat.answer import member_of, say
+from bot.chat.answer import member_of, send_ephemeral
 from bot.chat.commands.prefer import prefer
-from bot.chat.permitted import refusing
-from bot.chat.which import CHOICE, OFFERED
-from bot.desk.options import MOST
-from bot.prompt.own import LONGEST
-from bot.sentences import quoted
+from bot.chat.permitted import reply_on_error
+from bot.chat.which import MAX_CHOICE_CHARS, MAX_CHOICES
+from bot.desk.options import MAX_ALIASES
+from bot.prompt.own import MAX_ALIAS_LENGTH
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-SHOWN, ROOM, AROUND = 200, 1700, 50  # characters of a value, of all lines in one message, and of a line without value
-NONE = "You have no flag alias yet. {} makes one: `--mine` then stands for the text that you set."
+MAX_VALUE_CHARS, MESSAGE_BUDGET, LINE_OVERHEAD = (
+    200,
+    1700,
+    50,
+)  # characters of a value, of all lines in one message, and of a line without value
+NO_ALIASES = "You have no flag alias yet. {} makes one: `--mine` then stands for the text that you set."
 
 option = app_commands.Group(
     name="option", description="Flag aliases, which stand for what you often type", parent=prefer
@@ -30,45 +34,50 @@ option = app_commands.Group(
 
 @option.command(name="set", description="Set what a flag alias stands for; without a value it is deleted")
 @app_commands.describe(name="Its name: mine is typed as --mine", value="Words and flags, like soft light --ar 3:2")
-async def set_(
+async def set_alias(
     interaction: discord.Interaction[DarkroomClient],
     name: Range[str, 1, 40],
-    value: Range[str, 1, LONGEST] | None = None,
+    value: Range[str, 1, MAX_ALIAS_LENGTH] | None = None,
 ) -> None:
-    async with refusing(interaction):
-        options, me = interaction.client.desk.options, member_of(interaction).id
+    async with reply_on_error(interaction):
+        aliases, member_id = interaction.client.services.flag_aliases, member_of(interaction).id
         if value is None:
-            await say(interaction, f"`--{await options.drop(me, name)}` is deleted.")
+            await send_ephemeral(interaction, f"`--{await aliases.delete_alias(member_id, name)}` is deleted.")
             return
-        kept = await options.put(me, name, value)
-        await say(interaction, f"From now on: {line(kept, (await options.of(me)).get(kept, value))}")
+        stored_name = await aliases.set_alias(member_id, name, value)
+        await send_ephemeral(
+            interaction,
+            f"From now on: {render_alias(stored_name, (await aliases.list_aliases(member_id)).get(stored_name, value))}",
+        )
 
 
 @option.command(name="list", description="Your flag aliases, and what they stand for")
-async def list_(interaction: discord.Interaction[DarkroomClient]) -> None:
-    async with refusing(interaction):
-        mine = await interaction.client.desk.options.of(member_of(interaction).id)
-        await say(interaction, everything(mine, interaction.client.tree.mention("prefer option set")))
+async def list_aliases(interaction: discord.Interaction[DarkroomClient]) -> None:
+    async with reply_on_error(interaction):
+        aliases = await interaction.client.services.flag_aliases.list_aliases(member_of(interaction).id)
+        await send_ephemeral(interaction, render_aliases(aliases, interaction.client.tree.mention("prefer option set")))
 
 
-@set_.autocomplete("name")
-async def names(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+@set_alias.autocomplete("name")
+async def suggest_aliases(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the aliases that exist, with what they stand for."""
-    mine = await interaction.client.desk.options.of(member_of(interaction).id)
-    found = {name: value for name, value in mine.items() if typed.strip().lower().removeprefix("--") in name}
-    return [Choice(name=f"{name}: {value}"[:CHOICE], value=name) for name, value in found.items()][:OFFERED]
+    aliases = await interaction.client.services.flag_aliases.list_aliases(member_of(interaction).id)
+    matches = {name: value for name, value in aliases.items() if current.strip().lower().removeprefix("--") in name}
+    return [Choice(name=f"{name}: {value}"[:MAX_CHOICE_CHARS], value=name) for name, value in matches.items()][
+        :MAX_CHOICES
+    ]
 
 
-def everything(mine: Mapping[str, str], command: str) -> str:
+def render_aliases(aliases: Mapping[str, str], command: str) -> str:
     """Return all aliases of a member, one a line, and how to change them; `command` is the command that does."""
-    if not mine:
-        return NONE.format(command)
-    each = min(SHOWN, ROOM // len(mine) - AROUND)
-    lines = (line(name, value, each) for name, value in mine.items())
-    how = f"-# {command} makes one, of at most {MOST}; without a value it deletes one."
-    return "\n".join(["**Your flag aliases**", *lines, how])
+    if not aliases:
+        return NO_ALIASES.format(command)
+    max_chars = min(MAX_VALUE_CHARS, MESSAGE_BUDGET // len(aliases) - LINE_OVERHEAD)
+    lines = (render_alias(name, value, max_chars) for name, value in aliases.items())
+    hint = f"-# {command} makes one, of at most {MAX_ALIASES}; without a value it deletes one."
+    return "\n".join(["**Your flag aliases**", *lines, hint])
 
 
-def line(name: str, value: str, most: int = SHOWN) -> str:
+def render_alias(name: str, value: str, max_chars: int = MAX_VALUE_CHARS) -> str:
     """Return one alias as a member reads it, with at most `most` characters of what it stands for."""
-    return f"`--{name}` stands for **{quoted(value, most)}**"
+    return f"`--{name}` stands for **{escape_discord(value, max_chars)}**"

@@ -13,15 +13,15 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.chat.answer import member_of, say
-from bot.chat.permitted import refusing
-from bot.desk.preferences import NAMES, SUFFIX, WORDS, Preference
-from bot.sentences import quoted
+from bot.chat.answer import member_of, send_ephemeral
+from bot.chat.permitted import reply_on_error
+from bot.desk.preferences import CHOICES, MAX_SUFFIX, NAMES, Preference
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-ABOUT: Mapping[str, str] = MappingProxyType(
+DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "ping": "a new message tells you when a long job ends",
         "direct": "each finished picture also as a direct message",
@@ -32,7 +32,7 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "suffix": "is added to every prompt that you type",
     }
 )
-NAMED = [Choice(name=f"{name}: {ABOUT[name]}", value=name) for name in NAMES]
+NAME_CHOICES = [Choice(name=f"{name}: {DESCRIPTIONS[name]}", value=name) for name in NAMES]
 
 
 prefer = app_commands.Group(name="prefer", description="Your preferences: pings, speed, a suffix, flag aliases, …")
@@ -40,68 +40,78 @@ prefer = app_commands.Group(name="prefer", description="Your preferences: pings,
 
 @prefer.command(description="All your preferences")
 async def show(interaction: discord.Interaction[DarkroomClient]) -> None:
-    async with refusing(interaction):
-        chosen = await interaction.client.desk.preferences.of(member_of(interaction).id)
-        await say(interaction, everything(chosen, interaction.client.tree.mention))
+    async with reply_on_error(interaction):
+        preferences = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
+        await send_ephemeral(interaction, render_preferences(preferences, interaction.client.tree.mention))
 
 
 @prefer.command(name="set", description="Change one: pings, direct messages, speed, private results, a suffix, …")
 @app_commands.describe(name="Which one", value="What it should be; without it, its default")
-@app_commands.choices(name=NAMED)
-async def set_(
-    interaction: discord.Interaction[DarkroomClient], name: str, value: Range[str, 1, SUFFIX] | None = None
+@app_commands.choices(name=NAME_CHOICES)
+async def set_preference(
+    interaction: discord.Interaction[DarkroomClient], name: str, value: Range[str, 1, MAX_SUFFIX] | None = None
 ) -> None:
-    await _set(interaction, name, value or "")
+    await _set_preference(interaction, name, value or "")
 
 
 @prefer.command(description="Words and flags that are added to every prompt of yours; without any, none are")
 @app_commands.describe(value="What is added, like soft light --ar 3:2")
-async def suffix(interaction: discord.Interaction[DarkroomClient], value: Range[str, 1, SUFFIX] | None = None) -> None:
-    await _set(interaction, "suffix", value or "")
+async def suffix(
+    interaction: discord.Interaction[DarkroomClient], value: Range[str, 1, MAX_SUFFIX] | None = None
+) -> None:
+    await _set_preference(interaction, "suffix", value or "")
 
 
 @prefer.command(description="Whether V and 🔄 ask for another prompt first: switches it on, or off again")
 async def remix(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await _switch(interaction, "remix")
+    await _toggle_preference(interaction, "remix")
 
 
 @prefer.command(description="Whether finished pictures also come as direct messages: switches it on, or off again")
 async def auto_dm(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await _switch(interaction, "direct")
+    await _toggle_preference(interaction, "direct")
 
 
-async def _set(interaction: discord.Interaction[DarkroomClient], name: str, value: str) -> None:
-    async with refusing(interaction):
-        chosen = await interaction.client.desk.preferences.prefer(member_of(interaction).id, name, value)
-        await say(interaction, f"From now on: {line(name, chosen)}")
+async def _set_preference(interaction: discord.Interaction[DarkroomClient], name: str, value: str) -> None:
+    async with reply_on_error(interaction):
+        preferences = await interaction.client.services.preferences.set_preference(
+            member_of(interaction).id, name, value
+        )
+        await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
 
 
-async def _switch(interaction: discord.Interaction[DarkroomClient], name: str) -> None:
-    preferences = interaction.client.desk.preferences
-    async with refusing(interaction):
-        on = bool(getattr(await preferences.of(member_of(interaction).id), name))
-        await _set(interaction, name, "off" if on else "on")
+async def _toggle_preference(interaction: discord.Interaction[DarkroomClient], name: str) -> None:
+    preferences = interaction.client.services.preferences
+    async with reply_on_error(interaction):
+        is_on = bool(getattr(await preferences.load_preference(member_of(interaction).id), name))
+        await _set_preference(interaction, name, "off" if is_on else "on")
 
 
-@set_.autocomplete("value")
-async def values(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+@set_preference.autocomplete("value")
+async def suggest_values(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest values of the chosen preference."""
     name = str(getattr(interaction.namespace, "name", None) or "")
     if name == "suffix" or name not in NAMES:
-        now = (await interaction.client.desk.preferences.of(member_of(interaction).id)).suffix
-        return [Choice(name=now[:100], value=now[:100])] if name == "suffix" and now and not typed else []
-    return [Choice(name=word, value=word) for word in WORDS.get(name, ("on", "off")) if typed.casefold() in word]
+        current_suffix = (
+            await interaction.client.services.preferences.load_preference(member_of(interaction).id)
+        ).suffix
+        return (
+            [Choice(name=current_suffix[:100], value=current_suffix[:100])]
+            if name == "suffix" and current_suffix and not current
+            else []
+        )
+    return [Choice(name=word, value=word) for word in CHOICES.get(name, ("on", "off")) if current.casefold() in word]
 
 
-def everything(chosen: Preference, mention: Callable[[str], str]) -> str:
+def render_preferences(preferences: Preference, mention: Callable[[str], str]) -> str:
     """Return all preferences, one a line, and how to change one: `mention` names a command."""
-    how = f"""-# {mention("prefer set")} with a name and a value changes one; without a value it is back to its \
+    hint = f"""-# {mention("prefer set")} with a name and a value changes one; without a value it is back to its \
 default. {mention("prefer option list")} has your flag aliases."""
-    return "\n".join(["**Your preferences**", *(line(name, chosen) for name in NAMES), how])
+    return "\n".join(["**Your preferences**", *(render_preference(name, preferences) for name in NAMES), hint])
 
 
-def line(name: str, chosen: Preference) -> str:
+def render_preference(name: str, preferences: Preference) -> str:
     """Return one preference as a member reads it."""
-    value = getattr(chosen, name)
-    said = {True: "on", False: "off", "": "none"}.get(value) or quoted(str(value), 400)
-    return f"`{name}` **{said}** · {ABOUT[name]}"
+    value = getattr(preferences, name)
+    text = {True: "on", False: "off", "": "none"}.get(value) or escape_discord(str(value), 400)
+    return f"`{name}` **{text}** · {DESCRIPTIONS[name]}"

@@ -11,12 +11,12 @@ from discord.app_commands import Range
 
 from bot import sentences
 from bot.chat import presenter
-from bot.chat.answer import guild_of, member_of, say
-from bot.chat.called import WORDLESS
-from bot.chat.permitted import permit, refusing
-from bot.chat.sight import covered
-from bot.chat.which import ALL, CHOICE, open_jobs
-from bot.refused import Refused
+from bot.chat.answer import guild_of, member_of, send_ephemeral
+from bot.chat.called import NO_PROMPT
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.sight import with_channel_privacy
+from bot.chat.which import ALL_JOBS, MAX_CHOICE_CHARS, suggest_open_jobs
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -26,45 +26,54 @@ if TYPE_CHECKING:
 
 @app_commands.command(description="Who is before you, and why")
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
-    async with refusing(interaction):
-        here = guild_of(interaction)  # only this server's jobs: no server sees another's prompts
-        views = [covered(view, interaction.user) for view in await interaction.client.studio.queue(here)]
-        me = member_of(interaction).id
-        mine = any(view.member_id == me for view in views)
-        hint = f"-# {interaction.client.tree.mention('cancel')} cancels one of yours." if mine else ""
-        await say(interaction, presenter.queue(views, time.time(), hint, me))
+    async with reply_on_error(interaction):
+        guild = guild_of(interaction)  # only this server's jobs: no server sees another's prompts
+        views = [
+            with_channel_privacy(view, interaction.user)
+            for view in await interaction.client.job_service.load_queue(guild)
+        ]
+        member_id = member_of(interaction).id
+        has_own_jobs = any(view.member_id == member_id for view in views)
+        hint = f"-# {interaction.client.tree.mention('cancel')} cancels one of yours." if has_own_jobs else ""
+        await send_ephemeral(interaction, presenter.render_queue(views, time.time(), hint, member_id))
 
 
 @app_commands.command(description="Cancel one of your jobs, or all of them")
 @app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
-async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, CHOICE]) -> None:
-    async with refusing(interaction):
-        if job.strip().casefold() == ALL:
-            await say(interaction, await _all(interaction))
+async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, MAX_CHOICE_CHARS]) -> None:
+    async with reply_on_error(interaction):
+        if job.strip().casefold() == ALL_JOBS:
+            await send_ephemeral(interaction, await _cancel_all(interaction))
             return
-        view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
-        member = await permit(interaction, "cancel", view)
-        said = await interaction.client.studio.cancel(view.id, member)
-        mine = view.member_id == member.id
-        private = covered(view, interaction.user).private and not mine
-        prompt = "A private job" if private else sentences.quoted(view.prompt or WORDLESS, 200)
-        await say(interaction, f"**{prompt}**\n{said}")
+        view = await interaction.client.services.history.find_job(job, member_of(interaction))
+        member = await require_permission(interaction, "cancel", view)
+        text = await interaction.client.job_service.cancel(view.id, member)
+        is_own = view.member_id == member.id
+        is_hidden = with_channel_privacy(view, interaction.user).is_private and not is_own
+        prompt = "A private job" if is_hidden else sentences.escape_discord(view.prompt or NO_PROMPT, 200)
+        await send_ephemeral(interaction, f"**{prompt}**\n{text}")
 
 
 @cancel.autocomplete("job")
-async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[app_commands.Choice[str]]:
-    return await open_jobs(interaction, typed)
+async def suggest_jobs(
+    interaction: discord.Interaction[DarkroomClient], current: str
+) -> list[app_commands.Choice[str]]:
+    return await suggest_open_jobs(interaction, current)
 
 
-async def _all(interaction: Interaction) -> str:
+async def _cancel_all(interaction: Interaction) -> str:
     """Cancel every open job of the member, wherever they asked for it."""
-    member, studio = member_of(interaction), interaction.client.studio
-    views = await interaction.client.desk.shelf.open_of(member.id)
+    member, job_service = member_of(interaction), interaction.client.job_service
+    views = await interaction.client.services.history.list_open(member.id)
     if not views:
-        raise Refused("Nothing of yours runs or waits.", 404)
-    began = 0
+        raise UserError("Nothing of yours runs or waits.", 404)
+    started_count = 0
     for view in views:
-        await studio.cancel(view.id, member)
-        began += view.started is not None
-    tail = f" {began} had started: only the steps they ran are charged." if began else " They cost you nothing."
-    return f"{sentences.jobs(len(views))} cancelled.{tail}"
+        await job_service.cancel(view.id, member)
+        started_count += view.started is not None
+    tail = (
+        f" {started_count} had started: only the steps they ran are charged."
+        if started_count
+        else " They cost you nothing."
+    )
+    return f"{sentences.format_job_count(len(views))} cancelled.{tail}"

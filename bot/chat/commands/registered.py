@@ -7,27 +7,27 @@ from typing import Any, cast
 import discord
 from discord import app_commands, ui
 
-from bot.chat.commands.belongings import Meant, forget_me, my_data
+from bot.chat.commands.belongings import ForgetButton, forget_me, my_data
 from bot.chat.commands.blend import blend
-from bot.chat.commands.describe import Imagined, describe
+from bot.chat.commands.describe import ImagineButton, describe
 from bot.chat.commands.help import show_help
 from bot.chat.commands.imagine import imagine
-from bot.chat.commands.languages import Languages
-from bot.chat.commands.menus import report_shown, reproduce_shown, show_details, use_as_prompt
-from bot.chat.commands.mine import Chosen, Turn, mine
+from bot.chat.commands.languages import CommandTranslator
+from bot.chat.commands.menus import report_message, reproduce_message, show_job_details, use_as_prompt
+from bot.chat.commands.mine import JobSelect, PageButton, mine
 from bot.chat.commands.mix import mix
 from bot.chat.commands.overview import show_info
 from bot.chat.commands.own import prefer
 from bot.chat.commands.queue import cancel, queue
 from bot.chat.commands.reproduce import reproduce
 from bot.chat.commands.shortcuts import fast, public, relax, stealth, turbo
-from bot.chat.commands.shorten import Shorter, shorten
-from bot.chat.commands.tree import Tree
+from bot.chat.commands.shorten import ShortenButton, shorten
+from bot.chat.commands.tree import DarkroomCommandTree
 from bot.chat.commands.walk import walk
 from bot.chat.film import film
 from bot.chat.presses.buttons import JobButton
-from bot.chat.presses.more import Menu
-from bot.chat.presses.rung import Rungs
+from bot.chat.presses.more import PictureMenu
+from bot.chat.presses.rung import KeyframeMenu
 from bot.chat.settings import COMMANDS as SETTINGS
 
 COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
@@ -52,20 +52,29 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     my_data,
     forget_me,
     show_help,
-    reproduce_shown,
+    reproduce_message,
     use_as_prompt,
-    show_details,
-    report_shown,
+    show_job_details,
+    report_message,
     *SETTINGS,
 )
 # buttons and menus that outlive a restart
-ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Menu, Rungs, Shorter, Imagined, Turn, Chosen, Meant)
+DYNAMIC_ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (
+    JobButton,
+    PictureMenu,
+    KeyframeMenu,
+    ShortenButton,
+    ImagineButton,
+    PageButton,
+    JobSelect,
+    ForgetButton,
+)
 
 
-async def registered() -> list[dict[str, Any]]:
+async def build_payload() -> list[dict[str, Any]]:
     """Return the payload that Discord gets; needs no connection."""
-    tree = Tree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
-    await tree.set_translator(Languages())
+    tree = DarkroomCommandTree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
+    await tree.set_translator(CommandTranslator())
     for command in COMMANDS:
         tree.add_command(command)
-    return await tree.payload()
+    return await tree.build_payload()

@@ -8,14 +8,14 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat.answer import answer, member_of
-from bot.chat.permitted import permit, refusing
-from bot.chat.which import recent_jobs
+from bot.chat.answer import member_of, respond_with_jobs
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.which import recent_jobs_autocomplete
 from engine.job import Recipe
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, Place, Ticket, View
+    from bot.views import AcceptedJob, Destination, JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
 
@@ -23,21 +23,25 @@ if TYPE_CHECKING:
 @app_commands.command(description="Make a picture again: same prompt, same seed, same pixels")
 @app_commands.describe(job="Choose one; a link to its message, its id or its seed works too")
 async def reproduce(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300]) -> None:
-    async with refusing(interaction):
-        await again(interaction, await interaction.client.desk.shelf.meant(job, member_of(interaction)))
+    async with reply_on_error(interaction):
+        await reproduce_job(
+            interaction, await interaction.client.services.history.find_job(job, member_of(interaction))
+        )
 
 
 @reproduce.autocomplete("job")
-async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[app_commands.Choice[str]]:
-    return await recent_jobs(lambda view: isinstance(view.recipe, Recipe))(interaction, typed)
+async def suggest_jobs(
+    interaction: discord.Interaction[DarkroomClient], current: str
+) -> list[app_commands.Choice[str]]:
+    return await recent_jobs_autocomplete(lambda view: isinstance(view.task, Recipe))(interaction, current)
 
 
-async def again(interaction: Interaction, view: View) -> None:
+async def reproduce_job(interaction: Interaction, view: JobView) -> None:
     """Submit the same job again, with the response of any other."""
-    await permit(interaction, "reproduce", view)
+    await require_permission(interaction, "reproduce", view)
 
-    async def ask(member: Member, place: Place) -> list[Ticket]:
+    async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
         key = f"reproduce:{interaction.id}"
-        return [await interaction.client.studio.reproduce(view.id, member, place, key=key)]
+        return [await interaction.client.job_service.reproduce(view.id, member, destination, key=key)]
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from discord import ui
 
 from bot import sentences
-from bot.chat.called import called
-from bot.chat.details import SIGNS, STATES
-from bot.chat.notices import link
-from bot.sentences import quoted, shortened
-from bot.states import over
+from bot.chat.called import job_title
+from bot.chat.details import STATE_EMOJI, STATE_TITLES
+from bot.chat.notices import message_link
+from bot.sentences import escape_discord, shorten
+from bot.states import is_end
 
 if TYPE_CHECKING:
-    from bot.desk.shelf import Kept, Page, Which
-    from bot.views import Place
+    from bot.desk.shelf import HistoryEntry, HistoryFilter, HistoryPage
+    from bot.views import Destination
 
-FILTERS: Mapping[Which, str] = MappingProxyType(
+FILTER_TITLES: Mapping[HistoryFilter, str] = MappingProxyType(
     {"all": "All", "favourites": "Favourites", "waiting": "Waiting", "unshown": "Not shown"}
 )
-NOTHING: Mapping[Which, str] = MappingProxyType(
+EMPTY_TEXTS: Mapping[HistoryFilter, str] = MappingProxyType(
     {
         "all": "You have made nothing yet.",
         "favourites": "No picture is a favourite of yours yet.",
@@ -33,65 +33,67 @@ NOTHING: Mapping[Which, str] = MappingProxyType(
 COLOUR = 0x5B6EE1
 
 
-class Sheet(ui.LayoutView):
+class MineLayout(ui.LayoutView):
     """One page: a title, a section for each job, and rows that lead to other pages."""
 
-    def __init__(self, page: Page, pictured: Collection[str], ways: Sequence[Sequence[ui.Item[Any]]]) -> None:
+    def __init__(
+        self, page: HistoryPage, thumbnail_ids: Collection[str], navigation_rows: Sequence[Sequence[ui.Item[Any]]]
+    ) -> None:
         super().__init__(timeout=None)
-        box: ui.Container[Sheet] = ui.Container(accent_colour=COLOUR)
-        box.add_item(ui.TextDisplay(_title(page)))
-        for kept in page.kept:
-            box.add_item(ui.Separator())
-            box.add_item(_section(kept, kept.view.id in pictured))
-        self.add_item(box)
-        for way in ways:
-            self.add_item(ui.ActionRow(*way))
+        container: ui.Container[MineLayout] = ui.Container(accent_colour=COLOUR)
+        container.add_item(ui.TextDisplay(_render_title(page)))
+        for entry in page.entries:
+            container.add_item(ui.Separator())
+            container.add_item(_build_section(entry, entry.view.id in thumbnail_ids))
+        self.add_item(container)
+        for row in navigation_rows:
+            self.add_item(ui.ActionRow(*row))
 
 
-def _title(page: Page) -> str:
-    if not page.total:
-        return f"### Yours\n{NOTHING[page.which]}"
-    pages = f" · page {page.number} of {page.of}" if page.of > 1 else ""
-    return f"### Yours\n-# {FILTERS[page.which]}: {sentences.jobs(page.total)}{pages}"
+def _render_title(page: HistoryPage) -> str:
+    if not page.job_count:
+        return f"### Yours\n{EMPTY_TEXTS[page.filter_name]}"
+    pages = f" · page {page.number} of {page.page_count}" if page.page_count > 1 else ""
+    return f"### Yours\n-# {FILTER_TITLES[page.filter_name]}: {sentences.format_job_count(page.job_count)}{pages}"
 
 
-def _section(kept: Kept, pictured: bool) -> ui.Item[Any]:
-    text: ui.TextDisplay[Any] = ui.TextDisplay(describe(kept))
-    if not pictured:
+def _build_section(entry: HistoryEntry, has_thumbnail: bool) -> ui.Item[Any]:
+    text: ui.TextDisplay[Any] = ui.TextDisplay(render_entry(entry))
+    if not has_thumbnail:
         return text
-    alt = shortened(kept.view.prompt, 256)
-    return ui.Section(text, accessory=ui.Thumbnail(f"attachment://{kept.view.id}.jpg", description=alt))
+    alt = shorten(entry.view.prompt, 256)
+    return ui.Section(text, accessory=ui.Thumbnail(f"attachment://{entry.view.id}.jpg", description=alt))
 
 
-def describe(kept: Kept) -> str:
+def render_entry(entry: HistoryEntry) -> str:
     """Return a job in a few short lines: a phone shows some thirty characters beside the picture."""
-    view = kept.view
-    state = "" if view.state == "finished" else f" {STATES.get(view.state, view.state)}"
+    view = entry.view
+    state = "" if view.state == "finished" else f" {STATE_TITLES.get(view.state, view.state)}"
     if view.state in ("running", "sent"):
-        state += f" {sentences.percent(view.step, view.of)} %"
-    facts = [f"{SIGNS[view.state]}{state}", f"<t:{round(view.finished or view.created)}:R>"]
+        state += f" {sentences.percent_done(view.step, view.total_steps)} %"
+    facts = [f"{STATE_EMOJI[view.state]}{state}", f"<t:{round(view.finished or view.created)}:R>"]
     if view.state == "finished":
         facts = [" ".join(facts)]
-    if not kept.reason and (at := _link(kept.place, view.private)):
-        facts.append(f"[open]({at})")
-    if kept.liked:
-        facts.append("★" + " ".join(str(index + 1) for index in kept.liked))
-    if view.private:
+    if not entry.reason and (address := _message_address(entry.destination, view.is_private)):
+        facts.append(f"[open]({address})")
+    if entry.favourites:
+        facts.append("★" + " ".join(str(index + 1) for index in entry.favourites))
+    if view.is_private:
         facts.append("private")
-    lines = [f"**{quoted(called(view.prompt), 140)}**", " · ".join(facts)]
-    if view.state == "queued" and view.why:
-        lines.append(f"-# {quoted(view.why, 120)}")
-    if view.deleted is not None:
+    lines = [f"**{escape_discord(job_title(view.prompt), 140)}**", " · ".join(facts)]
+    if view.state == "queued" and view.wait_reason:
+        lines.append(f"-# {escape_discord(view.wait_reason, 120)}")
+    if view.deleted_at is not None:
         lines.append("-# Its pictures were deleted.")
-    elif kept.reason:
-        lines.append(f"-# Not shown where you asked: {quoted(kept.reason, 200)}")
-    elif over(view.state) and view.state != "finished" and view.reason:
-        lines.append(f"-# {quoted(view.reason, 160)}")
+    elif entry.reason:
+        lines.append(f"-# Not shown where you asked: {escape_discord(entry.reason, 200)}")
+    elif is_end(view.state) and view.state != "finished" and view.reason:
+        lines.append(f"-# {escape_discord(view.reason, 160)}")
     return "\n".join(lines)
 
 
-def _link(place: Place | None, private: bool) -> str:
+def _message_address(destination: Destination | None, private: bool) -> str:
     """Return the message's address; empty for a private one in a server, which is ephemeral."""
-    if place is None or place.kind != "discord" or (private and place.where.get("guild")):
+    if destination is None or destination.kind != "discord" or (private and destination.address.get("guild")):
         return ""
-    return link(place.where)
+    return message_link(destination.address)

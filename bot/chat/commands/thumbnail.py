@@ -8,33 +8,37 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bot.images import grid
-from bot.images.pixels import Unreadable, opened, resized, saved
-from bot.refused import Refused
+from bot.images.pixels import UnreadableImage, decode_image, encode_image, resize_image
+from bot.refused import UserError
 from engine.job import Recipe
 
 if TYPE_CHECKING:
-    from bot.desk.studio import Studio
-    from bot.views import View
+    from bot.desk.studio import JobService
+    from bot.views import JobView
 
 log = logging.getLogger(__name__)
 
-SIDE = 320  # pixels on the longer side: a phone shows it smaller
+MAX_SIDE = 320  # pixels on the longer side: a phone shows it smaller
 
 
-async def thumbnail(studio: Studio, view: View) -> bytes | None:
+async def render_thumbnail(job_service: JobService, view: JobView) -> bytes | None:
     """Return a JPEG, or None if there is nothing to show."""
-    if view.state != "finished" or view.deleted is not None:
+    if view.state != "finished" or view.deleted_at is not None:
         return None
     try:
-        pictures = [await studio.shown(view.id, shot.index) for shot in view.pictures]
-        return await asyncio.to_thread(_small, pictures, isinstance(view.recipe, Recipe)) if pictures else None
-    except (Refused, Unreadable) as error:
+        pictures = [await job_service.load_shown_picture(view.id, picture.index) for picture in view.pictures]
+        return await asyncio.to_thread(_shrink, pictures, isinstance(view.task, Recipe)) if pictures else None
+    except (UserError, UnreadableImage) as error:
         log.warning("job %s: it has no thumbnail: %s", view.id, error)
         return None
 
 
-def _small(pictures: Sequence[bytes], together: bool) -> bytes:
-    whole = grid.sheet([opened(one) for one in pictures], SIDE // 2) if together else opened(pictures[0])
-    share = min(1.0, SIDE / max(whole.size))
-    size = (max(1, round(whole.width * share)), max(1, round(whole.height * share)))
-    return saved(resized(whole, size), "JPEG", 82)
+def _shrink(pictures: Sequence[bytes], as_grid: bool) -> bytes:
+    image = (
+        grid.compose_images([decode_image(payload) for payload in pictures], MAX_SIDE // 2)
+        if as_grid
+        else decode_image(pictures[0])
+    )
+    scale = min(1.0, MAX_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return encode_image(resize_image(image, size), "JPEG", 82)

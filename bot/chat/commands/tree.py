@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import app_commands
 
-from bot.chat.answer import sorry
-from bot.chat.permitted import COMMANDS, permit, refusing
+from bot.chat.answer import send_error
+from bot.chat.permitted import COMMAND_ACTIONS, reply_on_error, require_permission
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Synced:
+class RegisteredCommands:
     """What Discord has: the hash of the tree, and the id of each command."""
 
     mark: str = ""
     ids: dict[str, int] = field(default_factory=dict)
 
 
-class Tree(app_commands.CommandTree["DarkroomClient"]):
+class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
     """The commands. An unexpected error is logged, and the member is told."""
 
     def __init__(self, client: DarkroomClient) -> None:
@@ -45,20 +45,20 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
             allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
             allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
         )
-        self.ids: Mapping[str, int] = {}
+        self.command_ids: Mapping[str, int] = {}
 
     async def interaction_check(self, interaction: discord.Interaction[DarkroomClient], /) -> bool:
         """Return whether they may use this command at all; the command itself checks the job."""
-        action = COMMANDS.get(str((interaction.data or {}).get("name", "")))
+        action = COMMAND_ACTIONS.get(str((interaction.data or {}).get("name", "")))
         if action is None or interaction.type is discord.InteractionType.autocomplete:
             return True
         try:
-            async with refusing(interaction):
-                await permit(interaction, action)
+            async with reply_on_error(interaction):
+                await require_permission(interaction, action)
                 return True
         except Exception:  # discord.py would leave the member without a response
             log.exception("the permission check of a command failed")
-            await sorry(interaction)
+            await send_error(interaction)
         return False
 
     async def on_error(
@@ -67,34 +67,36 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
         name = interaction.command.name if interaction.command else "a command"
         log.error("%s failed", name, exc_info=error)
         if interaction.type is discord.InteractionType.application_command:
-            await sorry(interaction)
+            await send_error(interaction)
 
-    async def payload(self) -> list[dict[str, Any]]:
+    async def build_payload(self) -> list[dict[str, Any]]:
         """Return the tree as Discord gets it."""
         translator, commands = self.translator, self.get_commands()
         if translator is None:
             return [dict(command.to_dict(self)) for command in commands]
         return [await command.get_translated_payload(self, translator) for command in commands]
 
-    async def register(self, memory: Path) -> None:
+    async def sync_if_changed(self, state_file: Path) -> None:
         """Register the tree if Discord has another one; `memory` stores what Discord has."""
-        told = json.dumps([self.client.application_id, await self.payload()], sort_keys=True)
-        mark = hashlib.sha256(told.encode()).hexdigest()
-        known = await asyncio.to_thread(_read, memory)
-        if known.mark != mark:
-            known = Synced(mark, {command.name: command.id for command in await self.sync()})
-            await asyncio.to_thread(memory.write_text, json.dumps(asdict(known)))
-        self.ids = known.ids
+        payload = json.dumps([self.client.application_id, await self.build_payload()], sort_keys=True)
+        tree_hash = hashlib.sha256(payload.encode()).hexdigest()
+        state = await asyncio.to_thread(_read_state, state_file)
+        if state.mark != tree_hash:
+            state = RegisteredCommands(tree_hash, {command.name: command.id for command in await self.sync()})
+            await asyncio.to_thread(state_file.write_text, json.dumps(asdict(state)))
+        self.command_ids = state.ids
 
     def mention(self, name: str) -> str:
         """Return a command's name, clickable if its id is known: "queue", "settings show"."""
-        number = self.ids.get(name.partition(" ")[0])
-        return f"</{name}:{number}>" if number else f"`/{name}`"
+        command_id = self.command_ids.get(name.partition(" ")[0])
+        return f"</{name}:{command_id}>" if command_id else f"`/{name}`"
 
 
-def _read(memory: Path) -> Synced:
+def _read_state(state_file: Path) -> RegisteredCommands:
     try:
-        found = json.loads(memory.read_text())
-        return Synced(str(found["mark"]), {str(name): int(number) for name, number in found["ids"].items()})
+        data = json.loads(state_file.read_text())
+        return RegisteredCommands(
+            str(data["mark"]), {str(name): int(command_id) for name, command_id in data["ids"].items()}
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or one of an older version
-        return Synced()
+        return RegisteredCommands()

@@ -8,13 +8,13 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat.commands.imagine import typed
-from bot.chat.permitted import refusing
-from bot.prompt.flags import parted
-from bot.prompt.request import FRAMES
-from bot.prompt.values import LEAST_FRAMES
-from bot.refused import Refused
-from engine.job import MAX_FRAMES
+from bot.chat.commands.imagine import submit_prompt
+from bot.chat.permitted import reply_on_error
+from bot.prompt.flags import split_at_flags
+from bot.prompt.request import DEFAULT_FRAMES
+from bot.prompt.values import MIN_FRAMES
+from bot.refused import UserError
+from engine.job import MAX_INTERPOLATION_FRAMES
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -31,20 +31,22 @@ async def walk(
     interaction: discord.Interaction[DarkroomClient],
     start: Range[str, 1, 900],
     end: Range[str, 1, 900],
-    frames: Range[int, LEAST_FRAMES, MAX_FRAMES] = FRAMES,
+    frames: Range[int, MIN_FRAMES, MAX_INTERPOLATION_FRAMES] = DEFAULT_FRAMES,
 ) -> None:
-    async with refusing(interaction):
-        await typed(interaction, leading(start, end, frames))
+    async with reply_on_error(interaction):
+        await submit_prompt(interaction, join_prompts(start, end, frames))
 
 
-def leading(start: str, end: str, frames: int) -> str:
+def join_prompts(start: str, end: str, frames: int) -> str:
     """Return one prompt with the words and flags of both. Raises `Refused` if one has no words."""
-    (words, flags), (others, more) = _parted(start), _parted(end)
-    return " ".join(part for part in (words, flags, more, f"--frames {frames} --walk {others}") if part)
+    (first_prompt, first_flags), (last_prompt, last_flags) = _split_flags(start), _split_flags(end)
+    return " ".join(
+        part for part in (first_prompt, first_flags, last_flags, f"--frames {frames} --walk {last_prompt}") if part
+    )
 
 
-def _parted(text: str) -> tuple[str, str]:
-    words, flags = parted(text)
-    if not words:
-        raise Refused("Both prompts need words before any flag.")
-    return words, flags
+def _split_flags(text: str) -> tuple[str, str]:
+    prompt, flags = split_at_flags(text)
+    if not prompt:
+        raise UserError("Both prompts need words before any flag.")
+    return prompt, flags

@@ -6,33 +6,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bot.chat.post.troubles import Expired, Later
-from engine.logline import about
+from bot.chat.post.troubles import RetryLater, TokenExpired
+from engine.logline import log_context
 
 if TYPE_CHECKING:
-    from bot.chat.post.cases import Case
+    from bot.chat.post.cases import TrackedMessage
     from bot.chat.post.edits import Edit
 
-Edited = Callable[[str, str], None]
+RequestCounter = Callable[[str, str], None]
 
 
-def silent(_kind: str, _outcome: str) -> None:
+def count_nothing(_kind: str, _outcome: str) -> None:
     """Count nothing."""
 
 
 @contextmanager
-def counted(edit: Edit[Any], job: str, case: Case, edited: Edited) -> Iterator[None]:
+def count_request(edit: Edit[Any], job: str, message: TrackedMessage, count_outcome: RequestCounter) -> Iterator[None]:
     """Count one request, and log in its job's name. Its exceptions pass through."""
     try:
-        with about(job):
+        with log_context(job):
             yield
-    except Later as later:
-        edited(edit.kind, "limited" if later.limited else "outage" if later.outage else "later")
+    except RetryLater as error:
+        count_outcome(edit.kind, "limited" if error.rate_limited else "outage" if error.outage else "later")
         raise
-    except Expired:
-        edited(edit.kind, "expired")
+    except TokenExpired:
+        count_outcome(edit.kind, "expired")
         raise
     except Exception:
-        edited(edit.kind, "failed")
+        count_outcome(edit.kind, "failed")
         raise
-    edited(edit.kind, "gone" if case.lost else "done")
+    count_outcome(edit.kind, "gone" if message.response_lost else "done")

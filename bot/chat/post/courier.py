@@ -15,232 +15,236 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bot.chat.delivery import UPLOAD
-from bot.chat.post.cases import Case, Cases
-from bot.chat.post.counted import Edited, counted, silent
-from bot.chat.post.edits import Edit, Edits, Kind
-from bot.chat.post.finals import Finals
-from bot.chat.post.mail import Mail, bucket, lives, post_bucket
-from bot.chat.post.outcome import Wishes
-from bot.chat.post.pauses import GivenUp
-from bot.chat.post.progress import Progress
-from bot.chat.post.setbacks import Setbacks
-from bot.chat.post.troubles import Expired, Later, TooLarge, Unwanted
-from bot.feed import Developing, Moment, Queued, Readying, Settled
-from bot.states import over
-from bot.views import Place, Role, View
+from bot.chat.delivery import UPLOAD_LIMIT
+from bot.chat.post.cases import TrackedMessage, TrackedMessages
+from bot.chat.post.counted import RequestCounter, count_nothing, count_request
+from bot.chat.post.edits import Edit, EditKind, EditPolicy
+from bot.chat.post.finals import FinalSender
+from bot.chat.post.mail import MessageClient, edit_bucket, is_token_valid, post_bucket
+from bot.chat.post.outcome import NotifyPrefs
+from bot.chat.post.pauses import JobBackoff
+from bot.chat.post.progress import ProgressUpdater
+from bot.chat.post.setbacks import RetryPolicy
+from bot.chat.post.troubles import FileTooLarge, RequestRejected, RetryLater, TokenExpired
+from bot.feed import JobEnded, JobEvent, JobProgress, ModelLoading, QueueMoved
+from bot.states import is_end
+from bot.views import DeliveryRole, Destination, JobView
 
 if TYPE_CHECKING:
-    from bot.desk import Desk
+    from bot.desk import Services
 
 log = logging.getLogger(__name__)
 
 NO_TOKEN = {"token_until": "0"}  # the token has expired
-SWEEP = 60.0  # seconds between two sweeps for missed jobs
+SWEEP_SECONDS = 60.0  # seconds between two sweeps for missed jobs
 
 
 @dataclass(frozen=True)
-class Last:
+class FinalMessage:
     """The final of a job, in one of its destinations."""
 
     job: str
-    role: Role
+    role: DeliveryRole
 
 
-Content = Moment | Last
+EditContent = JobEvent | FinalMessage
 
 
 class Courier:
     """Call `run`; it ends when cancelled, or when the feed closes. `public`: the web page's address, if any."""
 
     def __init__(
-        self, desk: Desk, mail: Mail, edits: Edits[Content] | None = None, *, public: str = "",
-        edited: Edited = silent, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
+        self, services: Services, message_client: MessageClient, edit_policy: EditPolicy[EditContent] | None = None, *, public_url: str = "",
+        count_outcome: RequestCounter = count_nothing, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self.edits: Edits[Content] = edits or Edits()
-        self._desk, self._studio, self._deliveries = desk, desk.studio, desk.deliveries
-        self._mail = mail
-        self._edited = edited
+        self.edit_policy: EditPolicy[EditContent] = edit_policy or EditPolicy()
+        self._services, self._studio, self._deliveries = services, services.jobs, services.deliveries
+        self._message_client = message_client
+        self._count_outcome = count_outcome
         self._clock = clock
-        self._wall = wall
-        self._cases = Cases(desk, clock)
-        self._progress = Progress(desk, mail, clock, wall)
-        self._finals = Finals(desk, mail, self._wishes, wall, public)
-        self._given_up = GivenUp()
-        self._setbacks = Setbacks(self.edits, clock)
-        self._changed = asyncio.Event()
+        self._wall_clock = wall_clock
+        self._messages = TrackedMessages(services, clock)
+        self._progress_updater = ProgressUpdater(services, message_client, clock, wall_clock)
+        self._final_sender = FinalSender(services, message_client, self._load_notify_prefs, wall_clock, public_url)
+        self._backoff = JobBackoff()
+        self._retry_policy = RetryPolicy(self.edit_policy, clock)
+        self._change_event = asyncio.Event()
 
     @staticmethod
-    def policy() -> Edits[Content]:
+    def new_edit_policy() -> EditPolicy[EditContent]:
         """Return a new edit policy."""
-        return Edits()
+        return EditPolicy()
 
     async def run(self) -> None:
         """Deliver what ended while no bot ran, then keep up with the feed."""
-        await self._mail.ready()
-        async with self._studio.feed.subscribe(previews=False) as moments, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._send_all(group)), group.create_task(self._sweep_all(group))]
-            async for moment in moments:
-                await self._take_in(moment, group)
+        await self._message_client.wait_until_ready()
+        async with self._studio.feed.subscribe(with_previews=False) as events, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._send_forever(group)), group.create_task(self._sweep_forever(group))]
+            async for event in events:
+                await self._handle_event(event, group)
             for task in tasks:
                 task.cancel()
 
-    async def _wishes(self, view: View) -> Wishes:
-        chosen = await self._desk.preferences.of(view.member_id)
-        return Wishes(chosen.ping, chosen.direct, (await self._cases.terms(view)).long_ping)
+    async def _load_notify_prefs(self, view: JobView) -> NotifyPrefs:
+        preference = await self._services.preferences.load_preference(view.member_id)
+        return NotifyPrefs(
+            preference.ping, preference.direct, (await self._messages.load_effective_rules(view)).long_ping
+        )
 
-    async def _sweep_all(self, group: asyncio.TaskGroup) -> None:
+    async def _sweep_forever(self, group: asyncio.TaskGroup) -> None:
         """Sweep now and every `SWEEP` seconds: nothing that an outage of the store made us miss is lost."""
         while True:
             try:
-                owed = await self._deliveries.owed("discord")
-                self._given_up.keep([view.id for view, _ in owed])
-                for view, place in owed:
-                    if not self._given_up.waits(view.id, self._clock()):
-                        case = await self._cases.open(view, place)
-                        if over(view.state):
-                            self._end(view.id, case, group)
+                undelivered = await self._deliveries.list_undelivered("discord")
+                self._backoff.retain_only([view.id for view, _ in undelivered])
+                for view, destination in undelivered:
+                    if not self._backoff.is_waiting(view.id, self._clock()):
+                        message = await self._messages.track(view, destination)
+                        if is_end(view.state):
+                            self._start_final(view.id, message, group)
             except Exception:
                 log.exception("the undelivered jobs could not be read")
-            await asyncio.sleep(SWEEP)
+            await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _take_in(self, moment: Moment, group: asyncio.TaskGroup) -> None:
+    async def _handle_event(self, event: JobEvent, group: asyncio.TaskGroup) -> None:
         try:
-            case = await self._cases.find(moment.job)
+            message = await self._messages.find_or_track(event.job)
         except Exception:
-            log.exception("job %s: an event of it was not handled", moment.job)
+            log.exception("job %s: an event of it was not handled", event.job)
             return
-        if case is None:
+        if message is None:
             return
-        if isinstance(moment, Settled):
-            self._end(moment.job, case, group)
-        elif case.lost and case.place.where.get("message"):
+        if isinstance(event, JobEnded):
+            self._start_final(event.job, message, group)
+        elif message.response_lost and message.destination.address.get("message"):
             return  # the message was deleted; without an id, it may still arrive
-        elif isinstance(moment, Developing):
-            case.frames |= moment.frames
-            case.fresh |= bool(moment.frames)
-            self._offer("preview", moment, case, self._clock() + moment.seconds_left)
-        elif isinstance(moment, Readying):
-            self._offer("preview", moment, case)  # as often as a preview, and from the same budget
+        elif isinstance(event, JobProgress):
+            message.frames |= event.frames
+            message.has_new_frames |= bool(event.frames)
+            self._offer_edit("preview", event, message, self._clock() + event.seconds_left)
+        elif isinstance(event, ModelLoading):
+            self._offer_edit("preview", event, message)  # as often as a preview, and from the same budget
         else:
-            self._offer("place", moment, case)
+            self._offer_edit("place", event, message)
 
-    def _end(self, job: str, case: Case, group: asyncio.TaskGroup) -> None:
+    def _start_final(self, job: str, message: TrackedMessage, group: asyncio.TaskGroup) -> None:
         """Stop all edits of a job that is over, except its final."""
-        if not case.ending:
-            case.ending, case.outages = True, 0
-            self.edits.drop(job)
-            group.create_task(self._go_on(job, case))
+        if not message.final_pending:
+            message.final_pending, message.outage_count = True, 0
+            self.edit_policy.discard(job)
+            group.create_task(self._offer_next_final(job, message))
 
-    async def _go_on(self, job: str, case: Case) -> None:
+    async def _offer_next_final(self, job: str, message: TrackedMessage) -> None:
         """Offer the final in the next destination that lacks it; with none left, close the case."""
         try:
-            found = await self._finals.next(job, case)
+            next_final = await self._final_sender.next_destination(job, message)
         except Exception:
             log.exception("job %s: its destinations could not be read", job)
-            case.ending = False  # the next sweep tries again
+            message.final_pending = False  # the next sweep tries again
             return
-        if found is None:
-            self._cases.close(job)
+        if next_final is None:
+            self._messages.untrack(job)
             return
-        role, where = found
-        name = bucket(where, self._wall()) if role == "answer" else post_bucket(where)
+        role, address = next_final
+        bucket_name = edit_bucket(address, self._wall_clock()) if role == "answer" else post_bucket(address)
         key = job if role == "answer" else f"{job}:{role}"
-        self.edits.offer(Edit(key, name, "final", Last(job, role), self._clock()))
-        self._changed.set()
+        self.edit_policy.offer(Edit(key, bucket_name, "final", FinalMessage(job, role), self._clock()))
+        self._change_event.set()
 
-    def _offer(self, kind: Kind, moment: Moment, case: Case, due: float = math.inf) -> None:
-        where, now = case.place.where, self._wall()
-        if case.view.private and not lives(where, now):
+    def _offer_edit(self, kind: EditKind, event: JobEvent, message: TrackedMessage, due: float = math.inf) -> None:
+        address, now = message.destination.address, self._wall_clock()
+        if message.view.is_private and not is_token_valid(address, now):
             return  # only the token can edit it
-        if self.edits.offer(Edit(moment.job, bucket(where, now), kind, moment, self._clock()), due):
-            self._changed.set()
+        if self.edit_policy.offer(Edit(event.job, edit_bucket(address, now), kind, event, self._clock()), due):
+            self._change_event.set()
 
-    async def _send_all(self, group: asyncio.TaskGroup) -> None:
+    async def _send_forever(self, group: asyncio.TaskGroup) -> None:
         while True:
-            self._changed.clear()
-            while edit := self.edits.take(self._clock()):
-                group.create_task(self._send(edit))
-            wake = self.edits.wake(self._clock())
-            timeout = None if math.isinf(wake) else max(0.0, wake - self._clock())
+            self._change_event.clear()
+            while edit := self.edit_policy.take_next(self._clock()):
+                group.create_task(self._send_edit(edit))
+            wake_at = self.edit_policy.next_wake(self._clock())
+            timeout = None if math.isinf(wake_at) else max(0.0, wake_at - self._clock())
             try:
                 async with asyncio.timeout(timeout):
-                    await self._changed.wait()
+                    await self._change_event.wait()
             except TimeoutError:
                 continue
 
-    async def _send(self, edit: Edit[Content]) -> None:
+    async def _send_edit(self, edit: Edit[EditContent]) -> None:
         """Send one request; none of its errors reaches the other messages."""
         job = edit.content.job
-        case = self._cases[job]
+        message = self._messages[job]
         try:
-            with counted(edit, job, case, self._edited):
-                await self._attempt(edit, case)
-        except Later as later:
-            self._setbacks.postpone(edit, case, later)
-        except Expired:
-            await self._hand_over(edit, case)
+            with count_request(edit, job, message, self._count_outcome):
+                await self._try_send(edit, message)
+        except RetryLater as error:
+            self._retry_policy.postpone(edit, message, error)
+        except TokenExpired:
+            await self._switch_to_channel(edit, message)
         except Exception as error:
-            await self._stumble(edit, case, error)
+            await self._handle_error(edit, message, error)
         else:
-            await self._done(edit, case)
-        self._changed.set()
+            await self._finish_request(edit, message)
+        self._change_event.set()
 
-    async def _attempt(self, edit: Edit[Content], case: Case) -> None:
+    async def _try_send(self, edit: Edit[EditContent], message: TrackedMessage) -> None:
         job, content = edit.content.job, edit.content
-        role: Role = content.role if isinstance(content, Last) else "answer"
-        if role == "answer" and not case.place.where.get("message"):
-            await self._progress.find(job, case)
-        if role == "answer" and case.lost:
+        role: DeliveryRole = content.role if isinstance(content, FinalMessage) else "answer"
+        if role == "answer" and not message.destination.address.get("message"):
+            await self._progress_updater.find_response(job, message)
+        if role == "answer" and message.response_lost:
             return
-        if isinstance(content, Queued | Readying | Developing):
-            if not case.ending:
-                await self._progress.show(content, case, partial(self._made, edit))
+        if isinstance(content, QueueMoved | ModelLoading | JobProgress):
+            if not message.final_pending:
+                await self._progress_updater.show(content, message, partial(self._note_rendered, edit))
             return
         try:
-            await self._finals.show(job, role, case)
-        except TooLarge as large:
-            case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
-            raise Later(0.0, f"its picture is too large here: {large}") from large
+            await self._final_sender.show(job, role, message)
+        except FileTooLarge as error:
+            message.upload_limit = (
+                min(message.upload_limit, int(message.destination.address.get("limit") or UPLOAD_LIMIT)) // 2
+            )
+            raise RetryLater(0.0, f"its picture is too large here: {error}") from error
 
-    def _made(self, edit: Edit[Content]) -> None:
-        self.edits.made(edit)
-        self._changed.set()
+    def _note_rendered(self, edit: Edit[EditContent]) -> None:
+        self.edit_policy.mark_rendered(edit)
+        self._change_event.set()
 
-    async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
+    async def _switch_to_channel(self, edit: Edit[EditContent], message: TrackedMessage) -> None:
         """After the token expired, edit the message as one of its channel, within the channel's budget."""
         job = edit.content.job
-        case.place = Place("discord", {**case.place.where, **NO_TOKEN})
+        message.destination = Destination("discord", {**message.destination.address, **NO_TOKEN})
         try:
-            await self._deliveries.moved(job, **NO_TOKEN)
+            await self._deliveries.update_address(job, **NO_TOKEN)
         except Exception:
             log.exception("job %s: its expired token was not recorded", job)
-        if isinstance(edit.content, Last):
-            await self._done(edit, case)
+        if isinstance(edit.content, FinalMessage):
+            await self._finish_request(edit, message)
             return
-        self._setbacks.again(edit, case, 0.0)
-        self._offer(edit.kind, edit.content, case)
+        self._retry_policy.requeue(edit, message, 0.0)
+        self._offer_edit(edit.kind, edit.content, message)
 
-    async def _done(self, edit: Edit[Content], case: Case) -> None:
-        self._setbacks.over(case)
-        self.edits.sent(edit, self._clock())
+    async def _finish_request(self, edit: Edit[EditContent], message: TrackedMessage) -> None:
+        self._retry_policy.reset(message)
+        self.edit_policy.mark_sent(edit, self._clock())
         if edit.final:
-            self.edits.drop(edit.job)
-            await self._go_on(edit.content.job, case)
+            self.edit_policy.discard(edit.job)
+            await self._offer_next_final(edit.content.job, message)
 
-    async def _stumble(self, edit: Edit[Content], case: Case, error: Exception) -> None:
+    async def _handle_error(self, edit: Edit[EditContent], message: TrackedMessage, error: Exception) -> None:
         """Handle an unexpected error. A final is tried again, at last by a later sweep, or in another destination."""
         job = edit.content.job
         log.exception("job %s: its message was not edited", job)
-        if self._setbacks.stumble(edit, case):
+        if self._retry_policy.retry_after_error(edit, message):
             return
-        last = edit.content if isinstance(error, Unwanted) and isinstance(edit.content, Last) else None
-        if last and await self._finals.gave_up(job, last.role):
-            case.troubles = 0
-            await self._done(edit, case)
+        final = edit.content if isinstance(error, RequestRejected) and isinstance(edit.content, FinalMessage) else None
+        if final and await self._final_sender.record_rejection(job, final.role):
+            message.error_count = 0
+            await self._finish_request(edit, message)
             return
-        self.edits.sent(edit, self._clock())
+        self.edit_policy.mark_sent(edit, self._clock())
         if edit.final:
-            self._given_up.add(job, self._clock())
-            self.edits.drop(edit.job)
-            self._cases.close(job)
+            self._backoff.add(job, self._clock())
+            self.edit_policy.discard(edit.job)
+            self._messages.untrack(job)

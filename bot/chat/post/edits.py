@@ -13,14 +13,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from bot.chat.post.buckets import Bucket, Pace, Together
-from bot.chat.post.line import Line
+from bot.chat.post.buckets import Bucket, GlobalLimit, RateBudget
+from bot.chat.post.line import ReadyQueue
 
-Kind = Literal["place", "preview", "final"]
+EditKind = Literal["place", "preview", "final"]
 T = TypeVar("T")
 
-REMEMBERED = 4096  # ended jobs whose late frames are ignored
-SWEPT = 256  # buckets, before the idle ones are dropped: each interaction adds one
+MAX_ENDED_JOBS = 4096  # ended jobs whose late frames are ignored
+MIN_BUCKETS_TO_SWEEP = 256  # buckets, before the idle ones are dropped: each interaction adds one
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,32 @@ class Edit(Generic[T]):
 
     job: str
     bucket: str
-    kind: Kind
+    kind: EditKind
     content: T
-    since: float
+    waiting_since: float
 
     @property
     def final(self) -> bool:
         return self.kind == "final"
 
 
-class Edits(Generic[T]):
+class EditPolicy(Generic[T]):
     """The newest content of every job and the budget of every bucket."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
-        self.pace = pace or Pace()
-        self._waiting: dict[str, Edit[T]] = {}
+    def __init__(self, budget: RateBudget | None = None) -> None:
+        self.budget = budget or RateBudget()
+        self._waiting_edits: dict[str, Edit[T]] = {}
         self._buckets: dict[str, Bucket] = {}
-        self._where: dict[str, str] = {}  # rendering job → bucket
-        self._started: dict[str, float] = {}  # job → when its last edit began
+        self._bucket_by_job: dict[str, str] = {}  # rendering job → bucket
+        self._last_edit_times: dict[str, float] = {}  # job → when its last edit began
         self._not_before: dict[str, float] = {}
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._requests = Together(self.pace.requests_a_second)
-        self._previews = Together(self.pace.previews_a_second)
-        self._line = Line()  # of buckets
-        self._making: set[str] = set()  # jobs whose preview is being rendered
-        self._dirty: set[str] = set()  # buckets whose position in the line may be stale
-        self._sweep_at = SWEPT
+        self._ended_jobs: OrderedDict[str, None] = OrderedDict()
+        self._request_limit = GlobalLimit(self.budget.requests_per_second)
+        self._preview_limit = GlobalLimit(self.budget.previews_per_second)
+        self._ready_queue = ReadyQueue()  # of buckets
+        self._rendering_jobs: set[str] = set()  # jobs whose preview is being rendered
+        self._dirty_buckets: set[str] = set()  # buckets whose position in the line may be stale
+        self._sweep_at = MIN_BUCKETS_TO_SWEEP
 
     def offer(self, edit: Edit[T], due: float = math.inf) -> bool:
         """Keep `edit` as the job's newest content; return False if the job has ended and this is no final.
@@ -62,197 +62,217 @@ class Edits(Generic[T]):
         `due` is when the job's final is expected, on the same clock as `since`.
         """
         if edit.final:
-            self._end(edit.job)
-            if (waits := self._waiting.get(edit.job)) and not waits.final:
+            self._mark_ended(edit.job)
+            if (waiting_edit := self._waiting_edits.get(edit.job)) and not waiting_edit.final:
                 self._not_before.pop(edit.job, None)
-        elif edit.job in self._ended:
+        elif edit.job in self._ended_jobs:
             return False
         elif edit.kind == "preview":
-            self._move(edit.job, edit.bucket, due)
-        known = self._waiting.get(edit.job)
-        same = known is not None and known.kind == edit.kind
-        self._wait(replace(edit, since=known.since) if known and same else edit)
+            self._start_rendering(edit.job, edit.bucket, due)
+        current = self._waiting_edits.get(edit.job)
+        is_same_kind = current is not None and current.kind == edit.kind
+        self._enqueue(replace(edit, waiting_since=current.waiting_since) if current and is_same_kind else edit)
         return True
 
-    def take(self, now: float) -> Edit[T] | None:
+    def take_next(self, now: float) -> Edit[T] | None:
         """Return what to send now, or None.
 
         The bucket is busy until `sent` or `failed` is called with the same edit.
         """
-        self._settle(now)
+        self._update_positions(now)
         for final in (True, False):
-            while self._may(final) and self._overall(final) <= now and (name := self._line.head(final)) is not None:
-                edit, _ = self._best(name, now)
+            while (
+                self._may_start(final)
+                and self._global_free_at(final) <= now
+                and (name := self._ready_queue.first_ready(final)) is not None
+            ):
+                edit, _ = self._next_in_bucket(name, now)
                 if edit is not None and edit.final == final:
-                    return self._begin(edit, now)
-                self._place(name, now)
+                    return self._start_request(edit, now)
+                self._update_position(name, now)
         return None
 
-    def made(self, edit: Edit[T]) -> None:
+    def mark_rendered(self, edit: Edit[T]) -> None:
         """Note that a preview was rendered, so that the next one may be."""
-        self._making.discard(edit.job)
+        self._rendering_jobs.discard(edit.job)
 
-    def sent(self, edit: Edit[T], now: float) -> None:
+    def mark_sent(self, edit: Edit[T], now: float) -> None:
         """Note that the request succeeded."""
-        self._ended_one(edit, now)
-        self._spend(edit.bucket, now)
-        if edit.final and edit.job not in self._waiting:
-            self._started.pop(edit.job, None)
+        self._count_end(edit, now)
+        self._record_request(edit.bucket, now)
+        if edit.final and edit.job not in self._waiting_edits:
+            self._last_edit_times.pop(edit.job, None)
 
-    def failed(self, edit: Edit[T], now: float, after: float = 0.0) -> None:
+    def mark_failed(self, edit: Edit[T], now: float, delay: float = 0.0) -> None:
         """Note that the request failed: it waits again for `after` seconds, unless something newer has come."""
-        self._ended_one(edit, now)
-        newer = self._waiting.get(edit.job)
-        stale = not edit.final and edit.job in self._ended
-        if not stale and (newer is None or (edit.final and not newer.final)):
-            self._wait(edit)
-        if not stale:
-            self._not_before[edit.job] = now + after
-        self._spend(edit.bucket, now)
+        self._count_end(edit, now)
+        newer_edit = self._waiting_edits.get(edit.job)
+        is_stale = not edit.final and edit.job in self._ended_jobs
+        if not is_stale and (newer_edit is None or (edit.final and not newer_edit.final)):
+            self._enqueue(edit)
+        if not is_stale:
+            self._not_before[edit.job] = now + delay
+        self._record_request(edit.bucket, now)
 
-    def hold(self, bucket: str, until: float) -> None:
+    def block_bucket(self, bucket: str, until: float) -> None:
         """Send nothing in this bucket before `until`, as Discord demands."""
-        self._bucket(bucket).until = max(self._bucket(bucket).until, until)
+        self._get_bucket(bucket).blocked_until = max(self._get_bucket(bucket).blocked_until, until)
 
-    def learn(self, bucket: str, limit: int, remaining: int, resets: float) -> None:
+    def apply_limits(self, bucket: str, limit: int, remaining: int, reset_at: float) -> None:
         """Adopt what response headers say of the bucket: its size, what is left, and when it is full again."""
-        self._bucket(bucket).limit = max(1, limit)
-        self._dirty.add(bucket)
+        self._get_bucket(bucket).limit = max(1, limit)
+        self._dirty_buckets.add(bucket)
         if remaining <= 0:
-            self.hold(bucket, resets)
+            self.block_bucket(bucket, reset_at)
 
-    def drop(self, job: str) -> None:
+    def discard(self, job: str) -> None:
         """Discard all that this job has to send."""
-        self._end(job)
-        self._leave(job)
-        self._started.pop(job, None)
+        self._mark_ended(job)
+        self._dequeue(job)
+        self._last_edit_times.pop(job, None)
         self._not_before.pop(job, None)
 
-    def wake(self, now: float) -> float:
+    def next_wake(self, now: float) -> float:
         """Return when `take` may have something, as far as is known; infinity if only an event can change that."""
-        self._settle(now)
-        ready = [final for final in (True, False) if self._may(final) and self._line.head(final) is not None]
-        return min([self._line.wakes(), *(max(now, self._overall(final)) for final in ready)])
+        self._update_positions(now)
+        ready_kinds = [
+            final
+            for final in (True, False)
+            if self._may_start(final) and self._ready_queue.first_ready(final) is not None
+        ]
+        return min([self._ready_queue.next_wake(), *(max(now, self._global_free_at(final)) for final in ready_kinds)])
 
-    def interval(self, bucket: str) -> float:
+    def preview_interval(self, bucket: str) -> float:
         """Return the seconds between two previews of one job in this bucket, if nothing else limits them."""
-        return max(self.pace.preview, self._bucket(bucket).interval())
+        return max(self.budget.preview_interval, self._get_bucket(bucket).preview_interval())
 
-    def _begin(self, edit: Edit[T], now: float) -> Edit[T]:
-        self._leave(edit.job)
-        self._bucket(edit.bucket).busy = True
-        self._started[edit.job] = now
+    def _start_request(self, edit: Edit[T], now: float) -> Edit[T]:
+        self._dequeue(edit.job)
+        self._get_bucket(edit.bucket).is_busy = True
+        self._last_edit_times[edit.job] = now
         self._not_before.pop(edit.job, None)
-        self._requests.begin()
+        self._request_limit.start_request()
         if not edit.final:
-            self._previews.begin()
+            self._preview_limit.start_request()
         if edit.kind == "preview":
-            self._making.add(edit.job)
+            self._rendering_jobs.add(edit.job)
         return edit
 
-    def _may(self, final: bool) -> bool:
+    def _may_start(self, final: bool) -> bool:
         """Return whether a request may start.
 
         While one preview is rendered no other is, so a busy machine shows fewer, and finals keep the processor.
         """
-        return final or len(self._making) < self.pace.made_at_once
+        return final or len(self._rendering_jobs) < self.budget.renders_at_once
 
-    def _settle(self, now: float) -> None:
+    def _update_positions(self, now: float) -> None:
         """Update the line for every bucket that changed, or whose time has come."""
-        for name in [*self._dirty, *self._line.woken(now)]:
-            self._place(name, now)
-        self._dirty.clear()
+        for name in [*self._dirty_buckets, *self._ready_queue.pop_due(now)]:
+            self._update_position(name, now)
+        self._dirty_buckets.clear()
 
-    def _place(self, name: str, now: float) -> None:
-        edit, at = self._best(name, now)
+    def _update_position(self, name: str, now: float) -> None:
+        edit, next_time = self._next_in_bucket(name, now)
         if edit is not None:
-            self._line.stand(name, edit.final, self._rank(edit))
-        elif math.isfinite(at):
-            self._line.sleep(name, at)
+            self._ready_queue.make_ready(name, edit.final, self._sort_key(edit))
+        elif math.isfinite(next_time):
+            self._ready_queue.sleep(name, next_time)
         else:
-            self._line.leave(name)
+            self._ready_queue.remove(name)
 
-    def _best(self, name: str, now: float) -> tuple[Edit[T] | None, float]:
+    def _next_in_bucket(self, name: str, now: float) -> tuple[Edit[T] | None, float]:
         """Return the bucket's next edit if it may go now, and the earliest time at which there may be one."""
         bucket = self._buckets.get(name)
-        if bucket is None or not bucket.waiting:
+        if bucket is None or not bucket.waiting_jobs:
             return None, math.inf
-        at = bucket.free_at(True, now)
-        if at > now:
-            return None, at
-        times = {job: self._ready_at(self._waiting[job], bucket, now) for job in bucket.waiting}
-        ready = [self._waiting[job] for job, time in times.items() if time <= now]
-        best = min(ready, key=lambda edit: (not edit.final, self._rank(edit)), default=None)
-        if best is None or best.final:
-            return best, min(times.values())
-        at = bucket.clear_at(now)
-        return (best if at <= now else None), min([at, *(time for time in times.values() if time > now)])
+        next_time = bucket.free_at(True, now)
+        if next_time > now:
+            return None, next_time
+        ready_times = {job: self._ready_at(self._waiting_edits[job], bucket, now) for job in bucket.waiting_jobs}
+        ready_edits = [self._waiting_edits[job] for job, ready_at in ready_times.items() if ready_at <= now]
+        best_edit = min(ready_edits, key=lambda edit: (not edit.final, self._sort_key(edit)), default=None)
+        if best_edit is None or best_edit.final:
+            return best_edit, min(ready_times.values())
+        next_time = bucket.avoid_finals(now)
+        return (best_edit if next_time <= now else None), min(
+            [next_time, *(ready_at for ready_at in ready_times.values() if ready_at > now)]
+        )
 
-    def _rank(self, edit: Edit[T]) -> float:
+    def _sort_key(self, edit: Edit[T]) -> float:
         """Return the order: the longest-waiting final first; of previews, the longest since its last edit.
 
         A job's first preview has a head start.
         """
-        return edit.since if edit.final else self._started.get(edit.job, edit.since - self.pace.newcomer)
+        return (
+            edit.waiting_since
+            if edit.final
+            else self._last_edit_times.get(edit.job, edit.waiting_since - self.budget.first_preview_lead)
+        )
 
     def _ready_at(self, edit: Edit[T], bucket: Bucket, now: float) -> float:
-        at = bucket.free_at(edit.final, max(now, self._not_before.get(edit.job, now)))
-        return at if edit.final else max(at, self._rested(edit))
+        ready_at = bucket.free_at(edit.final, max(now, self._not_before.get(edit.job, now)))
+        return ready_at if edit.final else max(ready_at, self._interval_end(edit))
 
-    def _rested(self, edit: Edit[T]) -> float:
+    def _interval_end(self, edit: Edit[T]) -> float:
         """Return when the job's last edit is long enough ago."""
-        last = self._started.get(edit.job, -math.inf)
-        return last + (self.pace.place if edit.kind == "place" else self.interval(edit.bucket))
+        last_edit_time = self._last_edit_times.get(edit.job, -math.inf)
+        return last_edit_time + (
+            self.budget.queue_place_interval if edit.kind == "place" else self.preview_interval(edit.bucket)
+        )
 
-    def _overall(self, final: bool) -> float:
+    def _global_free_at(self, final: bool) -> float:
         """Return when one more request is within the limits of all buckets together."""
-        return self._requests.free_at() if final else max(self._requests.free_at(), self._previews.free_at())
+        return (
+            self._request_limit.free_at()
+            if final
+            else max(self._request_limit.free_at(), self._preview_limit.free_at())
+        )
 
-    def _ended_one(self, edit: Edit[T], now: float) -> None:
-        self.made(edit)
-        self._requests.end(now)
+    def _count_end(self, edit: Edit[T], now: float) -> None:
+        self.mark_rendered(edit)
+        self._request_limit.end_request(now)
         if not edit.final:
-            self._previews.end(now)
+            self._preview_limit.end_request(now)
 
-    def _wait(self, edit: Edit[T]) -> None:
-        self._leave(edit.job)
-        self._waiting[edit.job] = edit
-        self._bucket(edit.bucket).waiting.add(edit.job)
-        self._dirty.add(edit.bucket)
+    def _enqueue(self, edit: Edit[T]) -> None:
+        self._dequeue(edit.job)
+        self._waiting_edits[edit.job] = edit
+        self._get_bucket(edit.bucket).waiting_jobs.add(edit.job)
+        self._dirty_buckets.add(edit.bucket)
 
-    def _leave(self, job: str) -> None:
-        if edit := self._waiting.pop(job, None):
-            self._bucket(edit.bucket).waiting.discard(job)
-            self._dirty.add(edit.bucket)
+    def _dequeue(self, job: str) -> None:
+        if edit := self._waiting_edits.pop(job, None):
+            self._get_bucket(edit.bucket).waiting_jobs.discard(job)
+            self._dirty_buckets.add(edit.bucket)
 
-    def _spend(self, name: str, now: float) -> None:
+    def _record_request(self, name: str, now: float) -> None:
         """Count a request that ended, so that the bucket's next one may come."""
-        self._bucket(name).spend(now)
-        self._dirty.add(name)
+        self._get_bucket(name).record_request(now)
+        self._dirty_buckets.add(name)
         if len(self._buckets) > self._sweep_at:
-            for idle in [each for each, known in self._buckets.items() if known.idle(now)]:
-                del self._buckets[idle]
-            self._sweep_at = max(SWEPT, 2 * len(self._buckets))
+            for idle_name in [bucket_name for bucket_name, bucket in self._buckets.items() if bucket.is_idle(now)]:
+                del self._buckets[idle_name]
+            self._sweep_at = max(MIN_BUCKETS_TO_SWEEP, 2 * len(self._buckets))
 
-    def _bucket(self, name: str) -> Bucket:
-        return self._buckets.get(name) or self._buckets.setdefault(name, Bucket(self.pace, self.pace.limit))
+    def _get_bucket(self, name: str) -> Bucket:
+        return self._buckets.get(name) or self._buckets.setdefault(name, Bucket(self.budget, self.budget.limit))
 
-    def _move(self, job: str, bucket: str, due: float) -> None:
-        if self._where.get(job, bucket) != bucket:
+    def _start_rendering(self, job: str, bucket: str, due: float) -> None:
+        if self._bucket_by_job.get(job, bucket) != bucket:
             self._stop_rendering(job)
-        self._where[job] = bucket
-        self._bucket(bucket).rendering[job] = due
-        self._dirty.add(bucket)
+        self._bucket_by_job[job] = bucket
+        self._get_bucket(bucket).final_due_times[job] = due
+        self._dirty_buckets.add(bucket)
 
     def _stop_rendering(self, job: str) -> None:
         """Remove the job from its bucket: the others' intervals shrink."""
-        if (bucket := self._where.pop(job, None)) is not None:
-            self._bucket(bucket).rendering.pop(job, None)
-            self._dirty.add(bucket)
+        if (bucket := self._bucket_by_job.pop(job, None)) is not None:
+            self._get_bucket(bucket).final_due_times.pop(job, None)
+            self._dirty_buckets.add(bucket)
 
-    def _end(self, job: str) -> None:
+    def _mark_ended(self, job: str) -> None:
         self._stop_rendering(job)
-        self._ended[job] = None
-        self._ended.move_to_end(job)
-        while len(self._ended) > REMEMBERED:
-            self._ended.popitem(last=False)
+        self._ended_jobs[job] = None
+        self._ended_jobs.move_to_end(job)
+        while len(self._ended_jobs) > MAX_ENDED_JOBS:
+            self._ended_jobs.popitem(last=False)

@@ -12,141 +12,158 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from bot.chat import delivery, notices
-from bot.chat.delivery import UPLOAD
+from bot.chat.delivery import UPLOAD_LIMIT
 from bot.chat.post import mail, outcome
-from bot.chat.post.mail import Letter, Mail, Where
-from bot.chat.post.outcome import Wishes
-from bot.chat.post.troubles import UNKNOWN, Gone
-from bot.views import Place, Role, View
+from bot.chat.post.mail import Address, MessageClient, OutgoingMessage
+from bot.chat.post.outcome import NotifyPrefs
+from bot.chat.post.troubles import UNKNOWN_REASON, DestinationGone
+from bot.views import DeliveryRole, Destination, JobView
 
 if TYPE_CHECKING:
-    from bot.chat.post.cases import Case
-    from bot.desk import Desk
+    from bot.chat.post.cases import TrackedMessage
+    from bot.desk import Services
     from bot.views import Delivery
 
 log = logging.getLogger(__name__)
 
-EPHEMERAL = "A private answer can only be changed for 15 minutes."
-Known = dict[Role, "Delivery"]
+PRIVATE_TOKEN_EXPIRED = "A private answer can only be changed for 15 minutes."
+DeliveriesByRole = dict[DeliveryRole, "Delivery"]
 
 
-class Finals:
+class FinalSender:
     """Sends finals for the courier. `wishes` reads what author and server want; `wall` is the time of day."""
 
     def __init__(
-        self, desk: Desk, mail: Mail, wishes: Callable[[View], Awaitable[Wishes]], wall: Callable[[], float],
-        public: str = "",
+        self, services: Services, message_client: MessageClient, load_notify_prefs: Callable[[JobView], Awaitable[NotifyPrefs]], wall_clock: Callable[[], float],
+        public_url: str = "",
     ) -> None:  # fmt: skip
-        self._studio, self._deliveries = desk.studio, desk.deliveries
-        self._mail, self._wishes, self._wall, self._public = mail, wishes, wall, public
-        self._kept = delivery.Kept()
+        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._message_client, self._load_notify_prefs, self._wall_clock, self._public_url = (
+            message_client,
+            load_notify_prefs,
+            wall_clock,
+            public_url,
+        )
+        self._picture_cache = delivery.PictureCache()
 
-    async def next(self, job: str, case: Case) -> tuple[Role, Where] | None:
+    async def next_destination(self, job: str, message: TrackedMessage) -> tuple[DeliveryRole, Address] | None:
         """Return the next destination to serve; None once the job is settled everywhere, which is then recorded."""
-        known = await self._deliveries.of(job)
-        if outcome.settled(known):
-            self._kept.forget(job)
+        deliveries = await self._deliveries.list_deliveries(job)
+        if outcome.is_settled(deliveries):
+            self._picture_cache.forget(job)
             return None
-        case.view = await self._studio.view(job)
-        case.wishes = case.wishes or await self._wishes(case.view)
-        for role in outcome.lacking(case.view, known, case.wishes):
-            where = _new_place(role, known["answer"].place.where, case.view) | self._posting()
-            if await self._deliveries.add(job, role, Place("discord", where)):
-                case.unposted.add(role)
-            known = await self._deliveries.of(job)
-        role = outcome.due(known)
+        message.view = await self._studio.load_view(job)
+        message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
+        for role in outcome.missing_roles(message.view, deliveries, message.notify_prefs):
+            address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()
+            if await self._deliveries.add_destination(job, role, Destination("discord", address)):
+                message.unposted_roles.add(role)
+            deliveries = await self._deliveries.list_deliveries(job)
+        role = outcome.next_role(deliveries)
         if role is not None:
-            return role, known[role].place.where
-        self._kept.forget(job)
-        answer = known["answer"]
-        if answer.delivered is None:  # the response is gone, and the other destinations are served
-            await self._deliveries.delivered(job, "answer", answer.reason)
+            return role, deliveries[role].destination.address
+        self._picture_cache.forget(job)
+        response = deliveries["answer"]
+        if response.delivered_at is None:  # the response is gone, and the other destinations are served
+            await self._deliveries.mark_delivered(job, "answer", response.reason)
         return None
 
-    async def show(self, job: str, role: Role, case: Case) -> None:
+    async def show(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
         """Show the final in one destination, or record why that fails.
 
         Raises the errors of `troubles` except `Gone`.
         """
-        known = await self._deliveries.of(job)
+        deliveries = await self._deliveries.list_deliveries(job)
         try:
             if role == "answer":
-                await self._answer(job, case, known)
+                await self._show_in_response(job, message, deliveries)
             else:
-                await self._post(job, role, case, known)
-        except Gone as gone:
-            log.warning("job %s: not shown as %s: %s", job, role, gone)
-            await self._give_up(job, role, gone.sentence)
+                await self._post_message(job, role, message, deliveries)
+        except DestinationGone as error:
+            log.warning("job %s: not shown as %s: %s", job, role, error)
+            await self._record_failure(job, role, error.sentence)
         else:
-            await self._deliveries.delivered(job, role)
+            await self._deliveries.mark_delivered(job, role)
 
-    async def gave_up(self, job: str, role: Role) -> bool:
+    async def record_rejection(self, job: str, role: DeliveryRole) -> bool:
         """Record that Discord never accepts it there; return False if that could not be recorded."""
         try:
-            await self._give_up(job, role, UNKNOWN)
+            await self._record_failure(job, role, UNKNOWN_REASON)
         except Exception:
             log.exception("job %s: its failed delivery was not recorded", job)
             return False
         return True
 
-    async def _give_up(self, job: str, role: Role, sentence: str) -> None:
+    async def _record_failure(self, job: str, role: DeliveryRole, sentence: str) -> None:
         """Record why it cannot be shown there.
 
         `outcome` then chooses another destination, or `/mine` with the reason.
         """
         if role == "answer":
-            await self._deliveries.lost(job, sentence)
+            await self._deliveries.mark_lost(job, sentence)
         else:
-            await self._deliveries.delivered(job, role, sentence)
+            await self._deliveries.mark_delivered(job, role, sentence)
 
-    async def _answer(self, job: str, case: Case, known: Known) -> None:
-        where, now = known["answer"].place.where, self._wall()
-        if case.view.private and not mail.lives(where, now):
-            raise Gone("the token of a private answer has ended", EPHEMERAL)
-        if notice := outcome.told(known):
-            card = notices.collapsed(case.view, notices.link(notice.place.where))
-            await self._mail.edit(where, card, None, now, keep=False)
+    async def _show_in_response(self, job: str, message: TrackedMessage, deliveries: DeliveriesByRole) -> None:
+        address, now = deliveries["answer"].destination.address, self._wall_clock()
+        if message.view.is_private and not mail.is_token_valid(address, now):
+            raise DestinationGone("the token of a private answer has ended", PRIVATE_TOKEN_EXPIRED)
+        if notice := outcome.delivered_notice(deliveries):
+            card = notices.render_collapsed(message.view, notices.message_link(notice.destination.address))
+            await self._message_client.edit(address, card, None, now, keep_files=False)
             return
-        card, picture = await self._ending(case, min(case.limit, int(where.get("limit") or UPLOAD)))
-        await self._mail.edit(where, card, picture, now)
+        card, picture = await self._render_final(
+            message, min(message.upload_limit, int(address.get("limit") or UPLOAD_LIMIT))
+        )
+        await self._message_client.edit(address, card, picture, now)
 
-    async def _post(self, job: str, role: Role, case: Case, known: Known) -> None:
+    async def _post_message(
+        self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
+    ) -> None:
         """Post a new message, unless a process that crashed before recording it has posted it already."""
-        where = known[role].place.where
-        if role == "direct" and not where.get("channel"):
-            where["channel"] = str(await self._mail.direct(where["user"]))
-            await self._deliveries.moved(job, role, channel=where["channel"])
-        fresh = role in case.unposted
-        case.unposted.discard(role)
-        message = None if fresh else await self._mail.find_posted(where, job, self._wall())
-        if message is None:
-            if not fresh:
-                await self._deliveries.moved(job, role, **self._posting())
-            message = await self._mail.post(where, await self._letter(job, role, case, known))
-        await self._deliveries.moved(job, role, message=str(message))
+        address = deliveries[role].destination.address
+        if role == "direct" and not address.get("channel"):
+            address["channel"] = str(await self._message_client.open_direct_channel(address["user"]))
+            await self._deliveries.update_address(job, role, channel=address["channel"])
+        is_new = role in message.unposted_roles
+        message.unposted_roles.discard(role)
+        message_id = (
+            None if is_new else await self._message_client.find_posted_message(address, job, self._wall_clock())
+        )
+        if message_id is None:
+            if not is_new:
+                await self._deliveries.update_address(job, role, **self._posting_time())
+            message_id = await self._message_client.post_message(
+                address, await self._build_message(job, role, message, deliveries)
+            )
+        await self._deliveries.update_address(job, role, message=str(message_id))
 
-    def _posting(self) -> dict[str, str]:
+    def _posting_time(self) -> dict[str, str]:
         """Return since when the message may be there."""
-        return {"posting": str(self._wall())}
+        return {"posting": str(self._wall_clock())}
 
-    async def _letter(self, job: str, role: Role, case: Case, known: Known) -> Letter:
-        card, picture = await self._ending(case, min(case.limit, UPLOAD))
-        answer, nonce = known["answer"], f"{role[0]}{job[-24:]}"  # Discord accepts 25 characters
+    async def _build_message(
+        self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
+    ) -> OutgoingMessage:
+        card, picture = await self._render_final(message, min(message.upload_limit, UPLOAD_LIMIT))
+        response, nonce = deliveries["answer"], f"{role[0]}{job[-24:]}"  # Discord accepts 25 characters
         if role == "direct":
-            return Letter(notices.elsewhere(card, answer.reason), picture, nonce)
-        user = case.view.member_id.removeprefix("discord:")
-        if not (case.wishes and case.wishes.ping and user.isdecimal()):
-            return Letter(card, picture, nonce, reply_to=answer.message)
-        return Letter(notices.notice(card, user), picture, nonce, user, answer.message)
+            return OutgoingMessage(notices.render_direct(card, response.reason), picture, nonce)
+        user = message.view.member_id.removeprefix("discord:")
+        if not (message.notify_prefs and message.notify_prefs.ping and user.isdecimal()):
+            return OutgoingMessage(card, picture, nonce, reply_to=response.message)
+        return OutgoingMessage(notices.render_notice(card, user), picture, nonce, user, response.message)
 
-    async def _ending(self, case: Case, limit: int) -> tuple[delivery.Card, delivery.Picture | None]:
-        card, picture = await delivery.ending(self._studio, case.view, limit, self._kept)
-        if picture is None and case.view.state == "finished" and self._public:
-            card = notices.linked(card, f"{self._public}/api/jobs/{case.view.id}/grid.png")
+    async def _render_final(
+        self, message: TrackedMessage, limit: int
+    ) -> tuple[delivery.Card, delivery.PictureFile | None]:
+        card, picture = await delivery.render_final(self._studio, message.view, limit, self._picture_cache)
+        if picture is None and message.view.state == "finished" and self._public_url:
+            card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{message.view.id}/grid.png")
         return card, picture
 
 
-def _new_place(role: Role, answer: Where, view: View) -> dict[str, str]:
+def _new_address(role: DeliveryRole, response_address: Address, view: JobView) -> dict[str, str]:
     if role == "direct":
         return {"user": view.member_id.removeprefix("discord:")}
-    return {name: answer[name] for name in ("guild", "channel") if name in answer}
+    return {name: response_address[name] for name in ("guild", "channel") if name in response_address}

@@ -13,53 +13,53 @@ from typing import Any
 
 import aiohttp
 
-from bot.chat.post.edits import Edits
+from bot.chat.post.edits import EditPolicy
 from bot.chat.post.mail import token_bucket
 
-LONGEST = 3600.0  # seconds of a window that we believe
-CHANNEL = re.compile(r"/channels/(\d+)/messages/\d+$")
-POSTS = re.compile(r"/channels/(\d+)/messages$")
-TOKEN = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
+MAX_WINDOW = 3600.0  # seconds of a window that we believe
+CHANNEL_EDIT_PATH = re.compile(r"/channels/(\d+)/messages/\d+$")
+NEW_MESSAGE_PATH = re.compile(r"/channels/(\d+)/messages$")
+TOKEN_EDIT_PATH = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
 
 
-def bucket_of(method: str, path: str) -> str | None:
+def bucket_of_request(method: str, path: str) -> str | None:
     """Return the policy's name of the bucket that counts a request; None for requests of other kinds."""
     if method == "POST":
-        match = POSTS.search(path)
+        match = NEW_MESSAGE_PATH.search(path)
         return f"post:{match[1]}" if match else None
     if method != "PATCH":
         return None
-    if match := CHANNEL.search(path):
+    if match := CHANNEL_EDIT_PATH.search(path):
         return f"channel:{match[1]}"
-    if match := TOKEN.search(path):
+    if match := TOKEN_EDIT_PATH.search(path):
         return token_bucket(match[1])
     return None
 
 
-def limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
+def parse_limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
     """Return requests in a window, those left of it, and seconds until it ends; None if the headers lack them.
 
     Must not raise: that would fail a request that Discord has accepted.
     """
     try:
-        limit, left = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
-        after = float(headers["X-RateLimit-Reset-After"])
+        limit, remaining = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
+        reset_after = float(headers["X-RateLimit-Reset-After"])
     except (KeyError, ValueError):
         return None
-    return (limit, left, after) if limit > 0 and left >= 0 and 0 <= after <= LONGEST else None
+    return (limit, remaining, reset_after) if limit > 0 and remaining >= 0 and 0 <= reset_after <= MAX_WINDOW else None
 
 
-def trace(edits: Edits[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
+def trace_rate_limits(edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
     """Return a trace for `discord.Client(http_trace=…)` that keeps `edits` informed."""
 
-    async def learn(
+    async def on_request_end(
         _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
     ) -> None:
-        told, bucket = limits(params.response.headers), bucket_of(params.method, params.url.path)
-        if bucket is not None and told is not None:
-            limit, remaining, after = told
-            edits.learn(bucket, limit, remaining, clock() + after)
+        rate_limit, bucket = parse_limits(params.response.headers), bucket_of_request(params.method, params.url.path)
+        if bucket is not None and rate_limit is not None:
+            limit, remaining, reset_after = rate_limit
+            edit_policy.apply_limits(bucket, limit, remaining, clock() + reset_after)
 
     config = aiohttp.TraceConfig()
-    config.on_request_end.append(learn)
+    config.on_request_end.append(on_request_end)
     return config

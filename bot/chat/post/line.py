@@ -11,53 +11,53 @@ import itertools
 import math
 from collections.abc import Iterator
 
-Entry = tuple[float, int, str]  # when or rank, number of the move, name
+HeapEntry = tuple[float, int, str]  # when or rank, number of the move, name
 
 
-class Line:
+class ReadyQueue:
     """Stale entries stay in their heap until they reach the top: only the last move of a name counts."""
 
     def __init__(self) -> None:
-        self._asleep: list[Entry] = []
-        self._ready: dict[bool, list[Entry]] = {True: [], False: []}
-        self._last: dict[str, int] = {}
-        self._moves = itertools.count()
+        self._sleeping: list[HeapEntry] = []
+        self._ready_by_urgency: dict[bool, list[HeapEntry]] = {True: [], False: []}
+        self._last_moves: dict[str, int] = {}
+        self._move_numbers = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._last)
+        return len(self._last_moves)
 
     def sleep(self, name: str, until: float) -> None:
         """Let the name sleep until that moment."""
-        self._move(self._asleep, name, until)
+        self._push(self._sleeping, name, until)
 
-    def stand(self, name: str, first: bool, rank: float) -> None:
+    def make_ready(self, name: str, is_urgent: bool, rank: float) -> None:
         """Make the name ready in the `first` line or the other; a lower rank goes first."""
-        self._move(self._ready[first], name, rank)
+        self._push(self._ready_by_urgency[is_urgent], name, rank)
 
-    def leave(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove the name: only an event can bring it back."""
-        self._last.pop(name, None)
+        self._last_moves.pop(name, None)
 
-    def woken(self, now: float) -> Iterator[str]:
+    def pop_due(self, now: float) -> Iterator[str]:
         """Remove and yield the names whose moment has come."""
-        while self._head(self._asleep) and self._asleep[0][0] <= now:
-            name = heapq.heappop(self._asleep)[2]
-            self.leave(name)
+        while self._first_valid(self._sleeping) and self._sleeping[0][0] <= now:
+            name = heapq.heappop(self._sleeping)[2]
+            self.remove(name)
             yield name
 
-    def head(self, first: bool) -> str | None:
+    def first_ready(self, is_urgent: bool) -> str | None:
         """Return the name of the lowest rank in a line."""
-        return self._head(self._ready[first])
+        return self._first_valid(self._ready_by_urgency[is_urgent])
 
-    def wakes(self) -> float:
+    def next_wake(self) -> float:
         """Return when the first sleeper wakes; infinity for none."""
-        return self._asleep[0][0] if self._head(self._asleep) else math.inf
+        return self._sleeping[0][0] if self._first_valid(self._sleeping) else math.inf
 
-    def _move(self, heap: list[Entry], name: str, key: float) -> None:
-        number = self._last[name] = next(self._moves)
+    def _push(self, heap: list[HeapEntry], name: str, key: float) -> None:
+        number = self._last_moves[name] = next(self._move_numbers)
         heapq.heappush(heap, (key, number, name))
 
-    def _head(self, heap: list[Entry]) -> str | None:
-        while heap and self._last.get(heap[0][2]) != heap[0][1]:
+    def _first_valid(self, heap: list[HeapEntry]) -> str | None:
+        while heap and self._last_moves.get(heap[0][2]) != heap[0][1]:
             heapq.heappop(heap)
         return heap[0][2] if heap else None

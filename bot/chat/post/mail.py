@@ -16,47 +16,47 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord.http import MultipartParameters, Route, handle_message_parameters
 
-from bot.chat.attached import attached
-from bot.chat.delivery import Picture
-from bot.chat.post.search import find, jobs
-from bot.chat.post.troubles import TOO_OLD, WHY, Gone, Unwanted, told
+from bot.chat.attached import to_discord_file
+from bot.chat.delivery import PictureFile
+from bot.chat.post.search import find_message, jobs_of_buttons
+from bot.chat.post.troubles import SENTENCES_BY_CODE, TOO_OLD, DestinationGone, RequestRejected, translate_errors
 from bot.chat.presenter import Card
-from bot.chat.presses.buttons import controls
-from bot.chat.quiet import QUIET
+from bot.chat.presses.buttons import build_view
+from bot.chat.quiet import NO_MENTIONS
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-Where = Mapping[str, str]
+Address = Mapping[str, str]
 
-NONCES = 120.0  # seconds for which Discord surely remembers a nonce
-ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
-ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
-PATIENCE = 90.0  # seconds of one edit: discord.py would wait for many minutes
-OLD = 3600.0  # seconds: edits of an older message have another limit
-UNREAD = "I may not read its channel, and cannot tell whether I wrote there already."
+NONCE_SECONDS = 120.0  # seconds for which Discord surely remembers a nonce
+MESSAGE_PATH = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
+ORIGINAL_PATH = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
+EDIT_TIMEOUT = 90.0  # seconds of one edit: discord.py would wait for many minutes
+OLD_MESSAGE_AGE = 3600.0  # seconds: edits of an older message have another limit
+CANNOT_READ_CHANNEL = "I may not read its channel, and cannot tell whether I wrote there already."
 UNREADABLE_HISTORY = 160002  # Discord's code: a reply needs the permission to read
 
 
 @dataclass(frozen=True)
-class Letter:
+class OutgoingMessage:
     """A new message. `nonce` keeps Discord from accepting it twice within minutes, `ping` is the user whom it pings."""
 
     card: Card
-    picture: Picture | None
+    picture: PictureFile | None
     nonce: str
-    ping: str = ""
+    ping_user: str = ""
     reply_to: str = ""
 
 
-def lives(where: Where, now: float) -> bool:
+def is_token_valid(address: Address, now: float) -> bool:
     """Return whether the interaction's token may still be used."""
-    return bool(where.get("token")) and now < float(where.get("token_until") or 0)
+    return bool(address.get("token")) and now < float(address.get("token_until") or 0)
 
 
-def bucket(where: Where, now: float) -> str:
+def edit_bucket(address: Address, now: float) -> str:
     """Return the rate-limit bucket of an edit here."""
-    return token_bucket(where["token"]) if lives(where, now) else f"channel:{where.get('channel', '')}"
+    return token_bucket(address["token"]) if is_token_valid(address, now) else f"channel:{address.get('channel', '')}"
 
 
 def token_bucket(token: str) -> str:
@@ -64,151 +64,155 @@ def token_bucket(token: str) -> str:
     return f"token:{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
 
-def post_bucket(where: Where) -> str:
+def post_bucket(address: Address) -> str:
     """Return the rate-limit bucket of a new message here; a direct conversation goes by its user."""
-    return f"post:{where['channel']}" if where.get("channel") else f"direct:{where.get('user', '')}"
+    return f"post:{address['channel']}" if address.get("channel") else f"direct:{address.get('user', '')}"
 
 
-class Mail:
+class MessageClient:
     """The courier's access to Discord."""
 
     def __init__(self, client: DarkroomClient) -> None:
         self._client = client
 
-    async def ready(self) -> None:
+    async def wait_until_ready(self) -> None:
         """Return once the client has logged in."""
-        await self._client.opened.wait()
+        await self._client.login_done.wait()
 
-    def under_way(self, where: Where) -> bool:
+    def is_response_pending(self, address: Address) -> bool:
         """Return whether the first response to this destination's request is being sent."""
-        return where.get("token") in self._client.answering
+        return address.get("token") in self._client.pending_tokens
 
     async def edit(
-        self, where: Where, card: Card, picture: Picture | None, now: float, *, keep: bool = True,
-        within: float = PATIENCE,
+        self, address: Address, card: Card, picture: PictureFile | None, now: float, *, keep_files: bool = True,
+        timeout: float = EDIT_TIMEOUT,
     ) -> None:  # fmt: skip
         """Edit the destination's message; without a picture it keeps its own, unless `keep` is False.
 
         Raises `Later` for an edit that takes longer than `within` seconds, and the errors of `troubles`.
         """
-        files = [attached(card, picture)] if picture else (discord.utils.MISSING if keep else [])
-        with told():
-            await self._ended(asyncio.ensure_future(self._edited(where, card, files, now)), within)
+        files = [to_discord_file(card, picture)] if picture else (discord.utils.MISSING if keep_files else [])
+        with translate_errors():
+            await self._wait_with_timeout(asyncio.ensure_future(self._send_edit(address, card, files, now)), timeout)
 
-    async def _ended(self, sending: asyncio.Future[None], within: float) -> None:
+    async def _wait_with_timeout(self, edit_task: asyncio.Future[None], timeout: float) -> None:
         """Wait for `within` seconds, then cancel; but not while discord.py waits for the global rate limit to end.
 
         Cancelled there, discord.py would never send any request again.
         """
         try:
-            await asyncio.wait({sending}, timeout=within)
-            everywhere = getattr(self._client.http, "_global_over", None)
-            if not sending.done() and isinstance(everywhere, asyncio.Event):
-                await everywhere.wait()
+            await asyncio.wait({edit_task}, timeout=timeout)
+            global_limit_over = getattr(self._client.http, "_global_over", None)
+            if not edit_task.done() and isinstance(global_limit_over, asyncio.Event):
+                await global_limit_over.wait()
         finally:
-            late = sending.cancel()
-            await asyncio.wait({sending})
-        if late and sending.cancelled():
-            raise TimeoutError(f"not done within {within:.0f} s")
-        sending.result()
+            was_cancelled = edit_task.cancel()
+            await asyncio.wait({edit_task})
+        if was_cancelled and edit_task.cancelled():
+            raise TimeoutError(f"not done within {timeout:.0f} s")
+        edit_task.result()
 
-    async def _edited(self, where: Where, card: Card, files: Any, now: float) -> None:
-        if lives(where, now):
-            await self._edit_by_token(where, card, files)
+    async def _send_edit(self, address: Address, card: Card, files: Any, now: float) -> None:
+        if is_token_valid(address, now):
+            await self._edit_by_token(address, card, files)
         else:
-            await self._edit_in_channel(where, card, files, now)
+            await self._edit_in_channel(address, card, files, now)
 
-    async def post(self, where: Where, letter: Letter) -> int:
+    async def post_message(self, address: Address, message: OutgoingMessage) -> int:
         """Post a message in the destination's channel; return its id. Raises the errors of `troubles`."""
         try:
-            with told():
-                return await self._post(where, letter, letter.reply_to)
-        except Unwanted as error:
+            with translate_errors():
+                return await self._try_post(address, message, message.reply_to)
+        except RequestRejected as error:
             if error.code != UNREADABLE_HISTORY:
                 raise
-        with told():
-            return await self._post(where, letter, "")
+        with translate_errors():
+            return await self._try_post(address, message, "")
 
-    async def _post(self, where: Where, letter: Letter, reply_to: str) -> int:
-        card, missing = letter.card, discord.utils.MISSING
-        channel = self._channel(where)
-        to = discord.MessageReference(
+    async def _try_post(self, address: Address, message: OutgoingMessage, reply_to: str) -> int:
+        card, missing = message.card, discord.utils.MISSING
+        channel = self._channel(address)
+        reference = discord.MessageReference(
             message_id=int(reply_to), channel_id=channel.id, fail_if_not_exists=False
         ) if reply_to else missing  # fmt: skip
         with handle_message_parameters(
             content=card.content,
-            view=controls(card) or missing,
-            file=attached(card, letter.picture) if letter.picture else missing,
-            nonce=letter.nonce,
-            allowed_mentions=_only(letter.ping),
-            message_reference=to.to_message_reference_dict() if reply_to else missing,
+            view=build_view(card) or missing,
+            file=to_discord_file(card, message.picture) if message.picture else missing,
+            nonce=message.nonce,
+            allowed_mentions=_ping_only(message.ping_user),
+            message_reference=reference.to_message_reference_dict() if reply_to else missing,
         ) as params:
-            sent = await self._client.http.send_message(channel.id, params=params)
-        return int(sent["id"])
+            response = await self._client.http.send_message(channel.id, params=params)
+        return int(response["id"])
 
-    async def direct(self, user: str) -> int:
+    async def open_direct_channel(self, user: str) -> int:
         """Return the channel of the direct conversation with a user. Raises the errors of `troubles`."""
-        with told():
+        with translate_errors():
             return int((await self._client.http.start_private_message(int(user)))["id"])
 
-    async def find_answer(self, where: Where, job: str, asked: float, now: float) -> int | None:
+    async def find_response(self, address: Address, job: str, requested_at: float, now: float) -> int | None:
         """Return the response to the request for `job`, if it was sent before a crash lost its id."""
-        with told():
-            if lives(where, now) and (found := await self._original(where, job)):
-                return found
-        with told():
+        with translate_errors():
+            if is_token_valid(address, now) and (message_id := await self._find_original(address, job)):
+                return message_id
+        with translate_errors():
             try:
-                return await find(self._channel(where), self._client.user, job, asked, posted=False)
+                return await find_message(
+                    self._channel(address), self._client.user, job, requested_at, standalone=False
+                )
             except (discord.NotFound, discord.Forbidden):
                 return None
 
-    async def find_posted(self, where: Where, job: str, now: float) -> int | None:
+    async def find_posted_message(self, address: Address, job: str, now: float) -> int | None:
         """Return the message of its own about `job`, if it was posted before a crash lost its id.
 
         `where` says since when it may exist. Raises `Gone` if we may not look and Discord may have forgotten the nonce:
         no message is better than two.
         """
-        since = float(where.get("posting") or 0.0)
-        with told():
+        since = float(address.get("posting") or 0.0)
+        with translate_errors():
             try:
-                return await find(self._channel(where), self._client.user, job, since, posted=True)
+                return await find_message(self._channel(address), self._client.user, job, since, standalone=True)
             except (discord.NotFound, discord.Forbidden) as error:
-                if since and now - since > NONCES:
-                    raise Gone(error, UNREAD) from error
+                if since and now - since > NONCE_SECONDS:
+                    raise DestinationGone(error, CANNOT_READ_CHANNEL) from error
                 return None
 
-    async def _edit_by_token(self, where: Where, card: Card, files: Any) -> None:
+    async def _edit_by_token(self, address: Address, card: Card, files: Any) -> None:
         # Through the client's own HTTP, not a Webhook: one rate limiter and one trace for all that we send.
         with handle_message_parameters(
-            content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET
+            content=card.content, view=build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
         ) as params:
-            await self._request("PATCH", ONE, where, params)
+            await self._request("PATCH", MESSAGE_PATH, address, params)
 
-    async def _edit_in_channel(self, where: Where, card: Card, files: Any, now: float) -> None:
-        message = self._channel(where).get_partial_message(int(where["message"]))
+    async def _edit_in_channel(self, address: Address, card: Card, files: Any, now: float) -> None:
+        message = self._channel(address).get_partial_message(int(address["message"]))
         try:
-            await message.edit(content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET)
+            await message.edit(
+                content=card.content, view=build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
+            )
         except discord.RateLimited as error:  # from discord.py itself, without Discord's code
-            if now - message.created_at.timestamp() < OLD:
+            if now - message.created_at.timestamp() < OLD_MESSAGE_AGE:
                 raise
-            raise Gone(error, WHY[TOO_OLD]) from error
+            raise DestinationGone(error, SENTENCES_BY_CODE[TOO_OLD]) from error
 
-    async def _original(self, where: Where, job: str) -> int | None:
+    async def _find_original(self, address: Address, job: str) -> int | None:
         try:
-            message = await self._request("GET", ORIGINAL, where)
+            message = await self._request("GET", ORIGINAL_PATH, address)
         except (discord.NotFound, discord.Forbidden):
             return None
-        return int(message["id"]) if job in jobs(message.get("components") or ()) else None
+        return int(message["id"]) if job in jobs_of_buttons(message.get("components") or ()) else None
 
     async def _request(
-        self, method: str, path: str, where: Where, params: MultipartParameters | None = None
+        self, method: str, path: str, address: Address, params: MultipartParameters | None = None
     ) -> dict[str, Any]:
         route = Route(
             method,
             path,
-            webhook_id=int(where["application"]),
-            webhook_token=where["token"],
-            message_id=where.get("message"),
+            webhook_id=int(address["application"]),
+            webhook_token=address["token"],
+            message_id=address.get("message"),
         )
         if params is None:
             return await self._client.http.request(route)
@@ -216,14 +220,14 @@ class Mail:
             return await self._client.http.request(route, files=params.files, form=params.multipart)
         return await self._client.http.request(route, json=params.payload)
 
-    def _channel(self, where: Where) -> discord.PartialMessageable:
-        if not where.get("channel"):
-            raise Gone("it has no channel", "Its channel is not known.")
-        guild = int(where["guild"]) if where.get("guild") else None
-        return self._client.get_partial_messageable(int(where["channel"]), guild_id=guild)
+    def _channel(self, address: Address) -> discord.PartialMessageable:
+        if not address.get("channel"):
+            raise DestinationGone("it has no channel", "Its channel is not known.")
+        guild = int(address["guild"]) if address.get("guild") else None
+        return self._client.get_partial_messageable(int(address["channel"]), guild_id=guild)
 
 
-def _only(user: str) -> discord.AllowedMentions:
+def _ping_only(user: str) -> discord.AllowedMentions:
     if not user:
-        return QUIET
+        return NO_MENTIONS
     return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=[discord.Object(int(user))])

@@ -9,70 +9,75 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bot.chat.notices import LONG
-from bot.views import Delivery, Role, View
+from bot.chat.notices import LONG_JOB_SECONDS
+from bot.views import Delivery, DeliveryRole, JobView
 
-ORDER: tuple[Role, ...] = ("notice", "answer", "direct")
-Deliveries = Mapping[Role, Delivery]
+DELIVERY_ORDER: tuple[DeliveryRole, ...] = ("notice", "answer", "direct")
+DeliveriesByRole = Mapping[DeliveryRole, Delivery]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class NotifyPrefs:
     """What the author prefers, and the server's rule: a job of `long` seconds or more ends with a new message."""
 
     ping: bool = True
-    direct: bool = False
-    long: float = LONG
+    direct_message: bool = False
+    long_seconds: float = LONG_JOB_SECONDS
 
 
-def lacking(view: View, known: Deliveries, wishes: Wishes) -> list[Role]:
+def missing_roles(view: JobView, deliveries: DeliveriesByRole, notify_prefs: NotifyPrefs) -> list[DeliveryRole]:
     """Return the destinations that this job needs, and does not have yet."""
-    wanted = {"notice": _needs_notice(view, known["answer"], wishes), "direct": _needs_direct(view, known, wishes)}
-    return [role for role in ORDER if wanted.get(role) and role not in known]
+    needed_by_role = {
+        "notice": _needs_notice(view, deliveries["answer"], notify_prefs),
+        "direct": _needs_direct(view, deliveries, notify_prefs),
+    }
+    return [role for role in DELIVERY_ORDER if needed_by_role.get(role) and role not in deliveries]
 
 
-def due(known: Deliveries) -> Role | None:
+def next_role(deliveries: DeliveriesByRole) -> DeliveryRole | None:
     """Return where to show the final next; None once it was shown wherever it can be."""
-    for role in ORDER:
-        one = known.get(role)
-        if one and one.delivered is None and not (role == "answer" and one.reason):
+    for role in DELIVERY_ORDER:
+        delivery = deliveries.get(role)
+        if delivery and delivery.delivered_at is None and not (role == "answer" and delivery.reason):
             return role
     return None
 
 
-def settled(known: Deliveries) -> bool:
+def is_settled(deliveries: DeliveriesByRole) -> bool:
     """Return whether nothing is left to show, and no destination can be lacking."""
-    answer = known["answer"]
-    return due(known) is None and answer.delivered is not None and not answer.reason
+    answer = deliveries["answer"]
+    return next_role(deliveries) is None and answer.delivered_at is not None and not answer.reason
 
 
-def told(known: Deliveries) -> Delivery | None:
+def delivered_notice(deliveries: DeliveriesByRole) -> Delivery | None:
     """Return the delivered notice, to which the response only has to link."""
-    one = known.get("notice")
-    return one if one and one.delivered is not None and not one.reason else None
+    delivery = deliveries.get("notice")
+    return delivery if delivery and delivery.delivered_at is not None and not delivery.reason else None
 
 
-def gone(answer: Delivery) -> bool:
+def is_response_gone(answer: Delivery) -> bool:
     """Return whether the response existed, and cannot be edited any more."""
     return bool(answer.reason and answer.message)
 
 
-def _needs_notice(view: View, answer: Delivery, wishes: Wishes) -> bool:
-    if view.private or view.state == "cancelled" or answer.delivered is not None or gone(answer):
+def _needs_notice(view: JobView, answer: Delivery, notify_prefs: NotifyPrefs) -> bool:
+    if view.is_private or view.state == "cancelled" or answer.delivered_at is not None or is_response_gone(answer):
         return False
-    return bool(answer.reason) or (wishes.ping and _long(view, wishes))
+    return bool(answer.reason) or (notify_prefs.ping and _is_long(view, notify_prefs))
 
 
-def _needs_direct(view: View, known: Deliveries, wishes: Wishes) -> bool:
-    answer, notice = known["answer"], known.get("notice")
+def _needs_direct(view: JobView, deliveries: DeliveriesByRole, notify_prefs: NotifyPrefs) -> bool:
+    answer, notice = deliveries["answer"], deliveries.get("notice")
     if view.state == "cancelled":
         return False
-    if answer.reason and (gone(answer) or view.private or (notice is not None and notice.reason)):
-        return told(known) is None
-    if answer.delivered is not None or not answer.place.where.get("guild"):
+    if answer.reason and (is_response_gone(answer) or view.is_private or (notice is not None and notice.reason)):
+        return delivered_notice(deliveries) is None
+    if answer.delivered_at is not None or not answer.destination.address.get("guild"):
         return False  # done; or the response is already in the author's direct conversation
-    return (wishes.direct and view.state == "finished") or (view.private and wishes.ping and _long(view, wishes))
+    return (notify_prefs.direct_message and view.state == "finished") or (
+        view.is_private and notify_prefs.ping and _is_long(view, notify_prefs)
+    )
 
 
-def _long(view: View, wishes: Wishes) -> bool:
-    return (view.finished or 0.0) - view.created >= wishes.long
+def _is_long(view: JobView, notify_prefs: NotifyPrefs) -> bool:
+    return (view.finished or 0.0) - view.created >= notify_prefs.long_seconds

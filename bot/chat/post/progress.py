@@ -10,80 +10,99 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bot.chat import delivery, presenter
-from bot.chat.post.mail import Mail
-from bot.chat.post.troubles import Gone, Later, TooLarge
-from bot.feed import Developing, Queued, Readying
+from bot.chat.post.mail import MessageClient
+from bot.chat.post.troubles import DestinationGone, FileTooLarge, RetryLater
+from bot.feed import JobProgress, ModelLoading, QueueMoved
 
 if TYPE_CHECKING:
-    from bot.chat.delivery import Picture
-    from bot.chat.post.cases import Case
+    from bot.chat.delivery import PictureFile
+    from bot.chat.post.cases import TrackedMessage
     from bot.chat.presenter import Card
-    from bot.desk import Desk
+    from bot.desk import Services
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 6.0  # seconds of one edit: its job's final waits for it
-GRACE = 6.0  # seconds until a response's message id must be known; then we search for it
-ANSWERED = 900.0  # seconds that Discord allows for any response
-YOUNG = 60.0  # seconds: an older job's response is not being sent any more
-NEVER_CAME = "Its first answer never reached its channel."
+EDIT_TIMEOUT = 6.0  # seconds of one edit: its job's final waits for it
+ID_GRACE_SECONDS = 6.0  # seconds until a response's message id must be known; then we search for it
+RESPONSE_WINDOW = 900.0  # seconds that Discord allows for any response
+YOUNG_JOB_AGE = 60.0  # seconds: an older job's response is not being sent any more
+RESPONSE_NEVER_ARRIVED = "Its first answer never reached its channel."
 
 
-class Progress:
+class ProgressUpdater:
     """Edits responses for the courier. `clock` is its clock, `wall` the time of day."""
 
-    def __init__(self, desk: Desk, mail: Mail, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        self._studio, self._deliveries = desk.studio, desk.deliveries
-        self._mail, self._clock, self._wall = mail, clock, wall
+    def __init__(
+        self,
+        services: Services,
+        message_client: MessageClient,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._message_client, self._clock, self._wall_clock = message_client, clock, wall_clock
 
-    async def show(self, moment: Queued | Readying | Developing, case: Case, made: Callable[[], None]) -> None:
+    async def show(
+        self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage, on_rendered: Callable[[], None]
+    ) -> None:
         """Show the newest state; `made` is called before it is sent.
 
         Raises the errors of `troubles` except `Gone`: then the case is lost.
         """
-        card, picture = await self._made(moment, case)
-        made()
+        card, picture = await self._render(event, message)
+        on_rendered()
         try:
-            await self._mail.edit(case.place.where, card, picture, self._wall(), within=PATIENCE)
-        except TooLarge as large:
-            case.pictured = False
-            raise Later(1.0, f"its previews are too large here, text has to do: {large}") from large
-        except Gone as gone:
-            log.warning("job %s: its message is gone: %s", moment.job, gone)
-            await self._lose(moment.job, case, gone.sentence)
+            await self._message_client.edit(
+                message.destination.address, card, picture, self._wall_clock(), timeout=EDIT_TIMEOUT
+            )
+        except FileTooLarge as error:
+            message.shows_frames = False
+            raise RetryLater(1.0, f"its previews are too large here, text has to do: {error}") from error
+        except DestinationGone as error:
+            log.warning("job %s: its message is gone: %s", event.job, error)
+            await self._record_loss(event.job, message, error.sentence)
 
-    async def find(self, job: str, case: Case) -> None:
+    async def find_response(self, job: str, message: TrackedMessage) -> None:
         """Find a response of unknown id: it is still being sent, or the bot died before it recorded the id."""
-        age, under_way = self._wall() - case.view.created, self._mail.under_way(case.place.where)
-        case.place = await self._deliveries.place_of(job)
-        if case.place.where.get("message"):
-            case.lost = False
+        age, is_response_pending = (
+            self._wall_clock() - message.view.created,
+            self._message_client.is_response_pending(message.destination.address),
+        )
+        message.destination = await self._deliveries.answer_destination(job)
+        if message.destination.address.get("message"):
+            message.response_lost = False
             return
-        if case.lost:
+        if message.response_lost:
             return
-        if (under_way and age < ANSWERED) or (self._clock() - case.since < GRACE and age < YOUNG):
-            raise Later(0.3, "its first answer is still under way")
-        found = await self._mail.find_answer(case.place.where, job, case.view.created, self._wall())
-        if found is None:
-            await self._lose(job, case, NEVER_CAME)
+        if (is_response_pending and age < RESPONSE_WINDOW) or (
+            self._clock() - message.opened_at < ID_GRACE_SECONDS and age < YOUNG_JOB_AGE
+        ):
+            raise RetryLater(0.3, "its first answer is still under way")
+        message_id = await self._message_client.find_response(
+            message.destination.address, job, message.view.created, self._wall_clock()
+        )
+        if message_id is None:
+            await self._record_loss(job, message, RESPONSE_NEVER_ARRIVED)
             return
-        await self._deliveries.moved(job, message=str(found))
-        case.place = await self._deliveries.place_of(job)
+        await self._deliveries.update_address(job, message=str(message_id))
+        message.destination = await self._deliveries.answer_destination(job)
 
-    async def _lose(self, job: str, case: Case, sentence: str) -> None:
+    async def _record_loss(self, job: str, message: TrackedMessage, sentence: str) -> None:
         """Record that the response is lost. `outcome` decides what follows at the end."""
-        await self._deliveries.lost(job, sentence)
-        case.lost = True
+        await self._deliveries.mark_lost(job, sentence)
+        message.response_lost = True
 
-    async def _made(self, moment: Queued | Readying | Developing, case: Case) -> tuple[Card, Picture | None]:
-        now = self._wall()
-        if isinstance(moment, Queued):
-            case.view = await self._studio.view(moment.job)
-            return presenter.waiting(case.view, moment.place, moment.eta, now), None
-        if isinstance(moment, Readying):
-            return presenter.loading(case.view, moment.model, moment.done, moment.size), None
-        card = presenter.developing(case.view, moment.step, moment.of, moment.seconds_left, now)
-        if not case.fresh or not case.pictured:
+    async def _render(
+        self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage
+    ) -> tuple[Card, PictureFile | None]:
+        now = self._wall_clock()
+        if isinstance(event, QueueMoved):
+            message.view = await self._studio.load_view(event.job)
+            return presenter.render_waiting(message.view, event.jobs_ahead, event.eta, now), None
+        if isinstance(event, ModelLoading):
+            return presenter.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None
+        card = presenter.render_progress(message.view, event.step, event.total_steps, event.seconds_left, now)
+        if not message.has_new_frames or not message.shows_frames:
             return card, None
-        case.fresh = False
-        return card, await delivery.preview(case.view, case.frames)
+        message.has_new_frames = False
+        return card, await delivery.render_preview(message.view, message.frames)

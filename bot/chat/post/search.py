@@ -11,39 +11,44 @@ from typing import Any
 
 import discord
 
-NEWEST = 50  # of a channel's newest messages, searched first
-THERE = 1000  # messages searched from the earliest time on at which ours may have come
-MARGIN = 300.0  # seconds by which our clock may be ahead of Discord's
+NEWEST_LIMIT = 50  # of a channel's newest messages, searched first
+SEARCH_LIMIT = 1000  # messages searched from the earliest time on at which ours may have come
+CLOCK_MARGIN = 300.0  # seconds by which our clock may be ahead of Discord's
 
 
-async def find(
-    channel: discord.PartialMessageable, us: discord.ClientUser | None, job: str, since: float, *, posted: bool
+async def find_message(
+    channel: discord.PartialMessageable,
+    bot_user: discord.ClientUser | None,
+    job: str,
+    since: float,
+    *,
+    standalone: bool,
 ) -> int | None:
     """Return our message about `job`: one `posted` on its own, or a response; None if there is none.
 
     It is among the first messages after `since` (seconds since 1970, 0: unknown), however many others came later.
     Raises discord.py's errors.
     """
-    looks = [channel.history(limit=NEWEST)]
+    histories = [channel.history(limit=NEWEST_LIMIT)]
     if since:
-        after = datetime.fromtimestamp(since - MARGIN, UTC)
-        looks.append(channel.history(limit=THERE, after=after, oldest_first=True))
-    for look in looks:
-        async for message in look:
-            by_itself = message.interaction_metadata is None
+        after = datetime.fromtimestamp(since - CLOCK_MARGIN, UTC)
+        histories.append(channel.history(limit=SEARCH_LIMIT, after=after, oldest_first=True))
+    for history in histories:
+        async for message in history:
+            is_standalone = message.interaction_metadata is None
             if (
-                message.author == us
-                and by_itself == posted
-                and job in jobs(row.to_dict() for row in message.components)
+                message.author == bot_user
+                and is_standalone == standalone
+                and job in jobs_of_buttons(row.to_dict() for row in message.components)
             ):
                 return message.id
     return None
 
 
-def jobs(components: Iterable[Any]) -> set[str]:
+def jobs_of_buttons(components: Iterable[Any]) -> set[str]:
     """Return the jobs that a message's buttons are about."""
-    found: set[str] = set()
-    for one in components:
-        found |= jobs(one.get("components") or ())
-        found.update(str(one.get("custom_id") or "").split(":")[1:2])
-    return found
+    job_ids: set[str] = set()
+    for component in components:
+        job_ids |= jobs_of_buttons(component.get("components") or ())
+        job_ids.update(str(component.get("custom_id") or "").split(":")[1:2])
+    return job_ids

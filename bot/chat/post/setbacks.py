@@ -9,53 +9,53 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bot.chat.post.pauses import longer
+from bot.chat.post.pauses import backoff_pause
 
 if TYPE_CHECKING:
-    from bot.chat.post.cases import Case
-    from bot.chat.post.edits import Edit, Edits
-    from bot.chat.post.troubles import Later
+    from bot.chat.post.cases import TrackedMessage
+    from bot.chat.post.edits import Edit, EditPolicy
+    from bot.chat.post.troubles import RetryLater
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # attempts at one message after unexpected errors
+MAX_ATTEMPTS = 3  # attempts at one message after unexpected errors
 
 
-class Setbacks:
+class RetryPolicy:
     """Retries for the courier; `clock` is its clock."""
 
-    def __init__(self, edits: Edits[Any], clock: Callable[[], float]) -> None:
-        self._edits, self._clock = edits, clock
-        self._outage = False  # according to the last requests
+    def __init__(self, edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> None:
+        self._edit_policy, self._clock = edit_policy, clock
+        self._in_outage = False  # according to the last requests
 
-    def over(self, case: Case) -> None:
+    def reset(self, message: TrackedMessage) -> None:
         """Reset the counters after a request of the case succeeded."""
-        case.limited = case.outages = 0
-        self._outage = False
+        message.rate_limit_count = message.outage_count = 0
+        self._in_outage = False
 
-    def postpone(self, edit: Edit[Any], case: Case, later: Later) -> None:
+    def postpone(self, edit: Edit[Any], message: TrackedMessage, error: RetryLater) -> None:
         """Try again later: in an outage longer each time. A rate limit that does not end holds only its message."""
-        case.limited = case.limited + 1 if later.limited else 0
-        case.outages = case.outages + 1 if later.outage else 0
-        seconds = longer(later.seconds, case.outages)
-        if later.outage and not self._outage:
-            self._outage = True
-            log.warning("Discord is unreachable, deliveries wait: %s", later)
-        level = logging.DEBUG if later.outage else logging.INFO
-        log.log(level, "job %s: its message waits %.1f s: %s", edit.job, seconds, later)
-        self.again(edit, case, seconds)
-        if later.limited and case.limited <= TRIES:
-            self._edits.hold(edit.bucket, self._clock() + seconds)
+        message.rate_limit_count = message.rate_limit_count + 1 if error.rate_limited else 0
+        message.outage_count = message.outage_count + 1 if error.outage else 0
+        seconds = backoff_pause(error.seconds, message.outage_count)
+        if error.outage and not self._in_outage:
+            self._in_outage = True
+            log.warning("Discord is unreachable, deliveries wait: %s", error)
+        level = logging.DEBUG if error.outage else logging.INFO
+        log.log(level, "job %s: its message waits %.1f s: %s", edit.job, seconds, error)
+        self.requeue(edit, message, seconds)
+        if error.rate_limited and message.rate_limit_count <= MAX_ATTEMPTS:
+            self._edit_policy.block_bucket(edit.bucket, self._clock() + seconds)
 
-    def again(self, edit: Edit[Any], case: Case, seconds: float) -> None:
+    def requeue(self, edit: Edit[Any], message: TrackedMessage, seconds: float) -> None:
         """Queue the same edit again, unless something newer comes."""
-        case.fresh = bool(case.frames)
-        self._edits.failed(edit, self._clock(), seconds)
+        message.has_new_frames = bool(message.frames)
+        self._edit_policy.mark_failed(edit, self._clock(), seconds)
 
-    def stumble(self, edit: Edit[Any], case: Case) -> bool:
+    def retry_after_error(self, edit: Edit[Any], message: TrackedMessage) -> bool:
         """After an unexpected error, try a final again a few times; return False when that is over."""
-        if not edit.final or case.troubles >= TRIES - 1:
+        if not edit.final or message.error_count >= MAX_ATTEMPTS - 1:
             return False
-        case.troubles += 1
-        self.again(edit, case, 2.0**case.troubles)
+        message.error_count += 1
+        self.requeue(edit, message, 2.0**message.error_count)
         return True

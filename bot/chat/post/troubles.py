@@ -12,11 +12,11 @@ from types import MappingProxyType
 import aiohttp
 import discord
 
-DEAD_TOKEN = (10015, 50027)  # unknown webhook, invalid webhook token
+DEAD_TOKEN_CODES = (10015, 50027)  # unknown webhook, invalid webhook token
 TOO_OLD = 30046  # a 429 for a message older than an hour that was edited too often; waiting does not help
 TOO_LARGE, TOO_MANY_CONVERSATIONS = 40005, 40003
 SLOW_MODE = 20016  # does not limit bots, Discord says; if it ever does, waiting helps
-WHY: Mapping[int, str] = MappingProxyType(
+SENTENCES_BY_CODE: Mapping[int, str] = MappingProxyType(
     {
         10003: "Its channel was deleted.",
         10004: "I am not in its server any more.",
@@ -35,85 +35,85 @@ WHY: Mapping[int, str] = MappingProxyType(
     }
 )
 FIRST_CODE = 10_000  # smaller codes are not about an object in Discord
-UNKNOWN = "Discord does not let me show it there any more."
+UNKNOWN_REASON = "Discord does not let me show it there any more."
 
 
-class Later(Exception):
+class RetryLater(Exception):
     """It may work after `seconds`: an `outage`, a lost connection, or Discord rate-limits the bucket (`limited`)."""
 
-    def __init__(self, seconds: float, why: object, *, limited: bool = False, outage: bool = False) -> None:
-        super().__init__(str(why))
+    def __init__(self, seconds: float, reason: object, *, rate_limited: bool = False, outage: bool = False) -> None:
+        super().__init__(str(reason))
         self.seconds = seconds
-        self.limited = limited
+        self.rate_limited = rate_limited
         self.outage = outage
 
 
-class Gone(Exception):
+class DestinationGone(Exception):
     """This message cannot be edited, or this channel not be written to, and waiting does not help.
 
     `sentence` says so to the member.
     """
 
-    def __init__(self, why: object, sentence: str = UNKNOWN) -> None:
-        super().__init__(str(why))
+    def __init__(self, reason: object, sentence: str = UNKNOWN_REASON) -> None:
+        super().__init__(str(reason))
         self.sentence = sentence
 
 
-class Expired(Exception):
+class TokenExpired(Exception):
     """The interaction's token has expired: do not use it again. The message may still be there."""
 
 
-class Unwanted(Exception):
+class RequestRejected(Exception):
     """Discord rejects this request as a mistake of ours, with this `code`; a retry would be rejected, too."""
 
-    def __init__(self, why: object, code: int) -> None:
-        super().__init__(str(why))
+    def __init__(self, reason: object, code: int) -> None:
+        super().__init__(str(reason))
         self.code = code
 
 
-class TooLarge(Exception):
+class FileTooLarge(Exception):
     """Discord does not accept a file of this size here."""
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Translate discord.py's errors into ours."""
     try:
         yield
     except discord.RateLimited as error:
-        raise Later(error.retry_after, error, limited=True) from error
+        raise RetryLater(error.retry_after, error, rate_limited=True) from error
     except discord.HTTPException as error:
-        raise _meant(error) from error
+        raise _delivery_error(error) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Later(2.0, f"{type(error).__name__}: {error}", outage=True) from error
+        raise RetryLater(2.0, f"{type(error).__name__}: {error}", outage=True) from error
 
 
-def _meant(error: discord.HTTPException) -> Exception:
+def _delivery_error(error: discord.HTTPException) -> Exception:
     if error.code == TOO_OLD:
-        return Gone(str(error), WHY[TOO_OLD])
-    if not error.code and error.status in (401, 403, 404, 429) and _is_a_page(error):
-        return Later(60.0, "a page instead of Discord's answer", outage=True, limited=error.status == 429)
+        return DestinationGone(str(error), SENTENCES_BY_CODE[TOO_OLD])
+    if not error.code and error.status in (401, 403, 404, 429) and _is_html_page(error):
+        return RetryLater(60.0, "a page instead of Discord's answer", outage=True, rate_limited=error.status == 429)
     if error.status == 429 and error.code != SLOW_MODE:
-        return Later(5.0, error, limited=True)
+        return RetryLater(5.0, error, rate_limited=True)
     if error.status >= 500:
-        return Later(2.0, error, outage=True)
+        return RetryLater(2.0, error, outage=True)
     if error.status == 413 or error.code == TOO_LARGE:
-        return TooLarge(str(error))
-    if error.code in DEAD_TOKEN:
-        return Expired(str(error))
+        return FileTooLarge(str(error))
+    if error.code in DEAD_TOKEN_CODES:
+        return TokenExpired(str(error))
     if error.code == TOO_MANY_CONVERSATIONS:
-        return Later(60.0, error)
+        return RetryLater(60.0, error)
     if error.code == SLOW_MODE:
-        return Later(30.0, error)
+        return RetryLater(30.0, error)
     if error.status == 401:  # our own token: the message is not gone
-        return Later(60.0, error)
-    if error.code in WHY or (error.status in (403, 404) and error.code >= FIRST_CODE):
-        return Gone(str(error), WHY.get(error.code, UNKNOWN))
+        return RetryLater(60.0, error)
+    if error.code in SENTENCES_BY_CODE or (error.status in (403, 404) and error.code >= FIRST_CODE):
+        return DestinationGone(str(error), SENTENCES_BY_CODE.get(error.code, UNKNOWN_REASON))
     if error.status in (403, 404):  # not about this message: a proxy or Discord has an outage
-        return Later(30.0, error, outage=True)
-    return Unwanted(error, error.code)
+        return RetryLater(30.0, error, outage=True)
+    return RequestRejected(error, error.code)
 
 
-def _is_a_page(error: discord.HTTPException) -> bool:
+def _is_html_page(error: discord.HTTPException) -> bool:
     """Return whether the body is an HTML page from Cloudflare or a proxy: Discord itself answers in JSON."""
     return error.text.lstrip().startswith("<")

@@ -11,49 +11,49 @@ from typing import TYPE_CHECKING, Literal
 
 from bot.chat.presses import branching, comparing, editing
 from bot.chat.presses.forms import open_form
-from bot.chat.presses.once import once
+from bot.chat.presses.once import submit_once
 
 if TYPE_CHECKING:
     import discord
 
     from bot.access import Action
     from bot.chat.client import DarkroomClient
-    from bot.chat.rows import Button, Press
-    from bot.views import Member, Place, Ticket, View
+    from bot.chat.rows import Button, ButtonKind
+    from bot.views import AcceptedJob, Destination, JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
 
-ACTIONS: Mapping[Press, Action] = MappingProxyType(
+PICTURE_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
     {
         "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan", "panright": "pan", "panup": "pan", "pandown": "pan",
         "edit": "edit", "branch": "branch", "square": "zoom", "compare": "details",
     }
 )  # fmt: skip
-FACTORS: Mapping[Press, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
-DIRECTIONS: Mapping[Press, Literal["left", "right", "up", "down"]] = MappingProxyType(
+ZOOM_FACTORS: Mapping[ButtonKind, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
+PAN_DIRECTIONS: Mapping[ButtonKind, Literal["left", "right", "up", "down"]] = MappingProxyType(
     {"panleft": "left", "panright": "right", "panup": "up", "pandown": "down"}
 )
 
 
-async def go_beyond(interaction: Interaction, button: Button, view: View) -> None:
+async def run_picture_action(interaction: Interaction, button: Button, view: JobView) -> None:
     """Submit the job that the button means, or ask what else it needs. Raises `Refused`."""
     index = button.index or 0
-    if button.press == "branch":
-        await branching.open_rungs(interaction, view, index)
-    elif button.press == "edit":
-        await open_form(interaction, editing.edit_form(view, index))
-    elif button.press == "compare":
-        await comparing.compare(interaction, view, index)
+    if button.kind == "branch":
+        await branching.open_keyframe_menu(interaction, view, index)
+    elif button.kind == "edit":
+        await open_form(interaction, editing.build_edit_form(view, index))
+    elif button.kind == "compare":
+        await comparing.send_comparison(interaction, view, index)
     else:
-        await once(interaction, button.id, lambda *who: _made(interaction, button, index, *who))
+        await submit_once(interaction, button.custom_id, lambda *who: _submit(interaction, button, index, *who))
 
 
-async def _made(
-    interaction: Interaction, button: Button, index: int, member: Member, place: Place, key: str
-) -> Ticket:  # fmt: skip
-    studio = interaction.client.studio
-    if button.press == "square":
-        return await studio.square(button.job, index, member, place, key=key)
-    if factor := FACTORS.get(button.press):
-        return await studio.zoom(button.job, index, factor, member, place, key=key)
-    return await studio.pan(button.job, index, DIRECTIONS[button.press], member, place, key=key)
+async def _submit(
+    interaction: Interaction, button: Button, index: int, member: Member, destination: Destination, key: str
+) -> AcceptedJob:  # fmt: skip
+    job_service = interaction.client.job_service
+    if button.kind == "square":
+        return await job_service.zoom_to_square(button.job, index, member, destination, key=key)
+    if factor := ZOOM_FACTORS.get(button.kind):
+        return await job_service.zoom(button.job, index, factor, member, destination, key=key)
+    return await job_service.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)

@@ -14,105 +14,111 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import ui
 
-from bot.chat.answer import answer, member_of
-from bot.chat.called import WORDLESS
-from bot.chat.permitted import permit
-from bot.chat.presses.forms import Filled
-from bot.chat.presses.rung import Rungs
-from bot.chat.presses.words import unchanged
-from bot.chat.quiet import QUIET
-from bot.images.rungs import NOWHERE
-from bot.prompt.suffix import suffixed
-from bot.refused import Refused
-from bot.sentences import quoted
+from bot.chat.answer import member_of, respond_with_jobs
+from bot.chat.called import NO_PROMPT
+from bot.chat.permitted import require_permission
+from bot.chat.presses.forms import FormSubmission
+from bot.chat.presses.rung import KeyframeMenu
+from bot.chat.presses.words import is_unchanged
+from bot.chat.quiet import NO_MENTIONS
+from bot.images.rungs import NO_KEYFRAMES
+from bot.prompt.suffix import add_suffix
+from bot.refused import UserError
+from bot.sentences import escape_discord
 from engine.job import MAX_STEPS, Recipe
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, Place, Ticket, View
+    from bot.views import AcceptedJob, Destination, JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
 
-OFFERED = 12  # keyframes
+MAX_KEYFRAMES = 12  # keyframes
 # A job by its id or a link to its message, then optionally a picture and a step.
-WHERE = re.compile(
+BRANCH_POINT = re.compile(
     r"(?P<job>[0-9A-Za-z]{26}|\S*/channels/\S+/\d{15,20})(?:/(?P<picture>[1-4]))?(?::(?P<step>\d{1,4}))?\s*"
 )
-QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps before it stay as they are."
+BRANCH_QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps before it stay as they are."
 
 
-async def open_rungs(interaction: Interaction, view: View, index: int) -> None:
+async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int) -> None:
     """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `Refused`."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    studio = interaction.client.studio
-    view, index = await _original(interaction, view, index)
-    steps = await studio.steps(view.id, index, member_of(interaction))
+    job_service = interaction.client.job_service
+    view, index = await _original_picture(interaction, view, index)
+    steps = await job_service.list_branch_steps(view.id, index, member_of(interaction))
     if not steps:
-        raise Refused(NOWHERE, 404)
-    sheet = await studio.sheet(view.id, index)
+        raise UserError(NO_KEYFRAMES, 404)
+    contact_sheet = await job_service.render_contact_sheet(view.id, index)
     menu = ui.View(timeout=None)
-    stopped = isinstance(view.recipe, Recipe) and view.recipe.last < view.recipe.steps
-    menu.add_item(Rungs(view.id, index, spread(steps), view.of, stopped))
+    stopped_early = isinstance(view.task, Recipe) and view.task.end_step < view.task.steps
+    menu.add_item(KeyframeMenu(view.id, index, spread_steps(steps), view.total_steps, stopped_early))
     menu.stop()  # found by its id, also after a restart
-    file = discord.File(io.BytesIO(sheet), f"darkroom-{view.id}-rungs.webp", description="The picture, step by step")
+    file = discord.File(
+        io.BytesIO(contact_sheet), f"darkroom-{view.id}-rungs.webp", description="The picture, step by step"
+    )
     await interaction.edit_original_response(
-        content=QUESTION.format(quoted(view.prompt or WORDLESS, 300), index + 1), attachments=[file], view=menu,
-        allowed_mentions=QUIET,
+        content=BRANCH_QUESTION.format(escape_discord(view.prompt or NO_PROMPT, 300), index + 1), attachments=[file], view=menu,
+        allowed_mentions=NO_MENTIONS,
     )  # fmt: skip
 
 
-async def _original(interaction: Interaction, view: View, index: int) -> tuple[View, int]:
+async def _original_picture(interaction: Interaction, view: JobView, index: int) -> tuple[JobView, int]:
     """Return the generated job and picture of which `view` may be only an upscale. Raises `Refused`."""
-    while not isinstance(view.recipe, Recipe) and view.parent is not None:
-        job, index = view.parent
-        view = await interaction.client.studio.view(job)
-        await permit(interaction, "branch", view)
+    while not isinstance(view.task, Recipe) and view.parent_image is not None:
+        job, index = view.parent_image
+        view = await interaction.client.job_service.load_view(job)
+        await require_permission(interaction, "branch", view)
     return view, index
 
 
-def spread(steps: Sequence[int], most: int = OFFERED) -> list[int]:
+def spread_steps(steps: Sequence[int], limit: int = MAX_KEYFRAMES) -> list[int]:
     """Return at most `most` of the steps, evenly spaced, the first and the last among them."""
-    if len(steps) <= most:
+    if len(steps) <= limit:
         return list(steps)
-    return [steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)]
+    return [steps[round(position * (len(steps) - 1) / (limit - 1))] for position in range(limit)]
 
 
-async def branch(interaction: Interaction, filled: Filled, view: View) -> None:
+async def submit_branch(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
     """Submit the form."""
-    index, step, text = filled.index or 0, filled.step or 1, filled.fields.get("prompt", "")
-    said = {name: filled.fields.get(name, "").strip() for name in ("seed", "steps", "guidance")}
-    options: dict[str, Any] = {name: value for name, value in said.items() if value}
+    index, step, text = submission.index or 0, submission.step or 1, submission.fields.get("prompt", "")
+    values = {name: submission.fields.get(name, "").strip() for name in ("seed", "steps", "guidance")}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value}
 
-    async def ask(member: Member, place: Place) -> Sequence[Ticket]:
-        words, key = None if unchanged(text, view) else text, f"form:{interaction.id}"
-        studio = interaction.client.studio
-        return [await studio.branch(view.id, index, step, member, place, text=words, key=key, **options)]
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        prompt, key = None if is_unchanged(text, view) else text, f"form:{interaction.id}"
+        job_service = interaction.client.job_service
+        return [await job_service.branch(view.id, index, step, member, destination, text=prompt, key=key, **options)]
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)
 
 
-async def typed(interaction: Interaction, where: str, prompt: str, options: Mapping[str, Any]) -> None:
+async def submit_branch_option(
+    interaction: Interaction, branch_point: str, prompt: str, options: Mapping[str, Any]
+) -> None:
     """Submit `/imagine branch:`: the prompt holds from a keyframe on."""
 
-    async def ask(member: Member, place: Place) -> Sequence[Ticket]:
-        desk = interaction.client.desk
-        view, index, step = await _meant(interaction, where)
-        words = suffixed(prompt, (await desk.preferences.of(member.id)).suffix)
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        services = interaction.client.services
+        view, index, step = await _resolve_branch_point(interaction, branch_point)
+        full_prompt = add_suffix(prompt, (await services.preferences.load_preference(member.id)).suffix)
         key = f"imagine:{interaction.id}"
-        return [await desk.studio.branch(view.id, index, step, member, place, text=words, key=key, **options)]
+        return [
+            await services.jobs.branch(view.id, index, step, member, destination, text=full_prompt, key=key, **options)
+        ]
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)
 
 
-async def _meant(interaction: Interaction, where: str) -> tuple[View, int, int]:
+async def _resolve_branch_point(interaction: Interaction, branch_point: str) -> tuple[JobView, int, int]:
     """Return the job, picture and step that a member names; without a step, one midway. Raises `Refused`."""
-    found, desk = WHERE.fullmatch(where.strip()), interaction.client.desk
-    view = await desk.shelf.meant(found["job"] if found else where, member_of(interaction))
-    await permit(interaction, "branch", view)
-    view, index = await _original(interaction, view, int(found["picture"] or 1) - 1 if found else 0)
-    if found and found["step"]:
-        return view, index, min(max(1, int(found["step"])), MAX_STEPS)
-    steps = await desk.studio.steps(view.id, index, member_of(interaction))
+    match, services = BRANCH_POINT.fullmatch(branch_point.strip()), interaction.client.services
+    view = await services.history.find_job(match["job"] if match else branch_point, member_of(interaction))
+    await require_permission(interaction, "branch", view)
+    view, index = await _original_picture(interaction, view, int(match["picture"] or 1) - 1 if match else 0)
+    if match and match["step"]:
+        return view, index, min(max(1, int(match["step"])), MAX_STEPS)
+    steps = await services.jobs.list_branch_steps(view.id, index, member_of(interaction))
     if not steps:
-        raise Refused(NOWHERE, 404)
+        raise UserError(NO_KEYFRAMES, 404)
     return view, index, steps[len(steps) // 2]

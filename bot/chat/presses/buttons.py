@@ -17,19 +17,19 @@ import discord
 from discord import ui
 
 from bot.access import Action
-from bot.chat.answer import member_of, refuse, sorry
-from bot.chat.film import post_film
-from bot.chat.permitted import permit, refusing
+from bot.chat.answer import member_of, send_error, send_refusal
+from bot.chat.film import send_film
+from bot.chat.permitted import reply_on_error, require_permission
 from bot.chat.presses import beyond, branching, decisions, editing, more, onward, removal, reporting
-from bot.chat.presses.forms import Filled, filled
-from bot.chat.presses.once import once
-from bot.chat.rows import PRESSES, Button, Press
-from bot.refused import Refused
+from bot.chat.presses.forms import FormSubmission, parse_submission
+from bot.chat.presses.once import submit_once
+from bot.chat.rows import BUTTON_KINDS, Button, ButtonKind
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.chat.presenter import Card
-    from bot.views import View
+    from bot.views import JobView
 
     Interaction = discord.Interaction[DarkroomClient]
 
@@ -38,56 +38,56 @@ log = logging.getLogger(__name__)
 GREY, BLUE, RED, GREEN = (
     discord.ButtonStyle.secondary, discord.ButtonStyle.primary, discord.ButtonStyle.danger, discord.ButtonStyle.success,
 )  # fmt: skip
-STYLES: Mapping[Press, discord.ButtonStyle] = MappingProxyType(
+BUTTON_STYLES: Mapping[ButtonKind, discord.ButtonStyle] = MappingProxyType(
     {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN}
 )
-ACTIONS: Mapping[Press, Action] = MappingProxyType(
+BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
     {
         "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
         "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
         "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-        "dismiss": "dismiss", "more": "details", "walk": "walk", **beyond.ACTIONS,
+        "dismiss": "dismiss", "more": "details", "walk": "walk", **beyond.PICTURE_ACTIONS,
     }
 )  # fmt: skip
-FORMS: Mapping[str, Action] = MappingProxyType(
+FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 )
-AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a double click
-ID = rf"(?P<press>{'|'.join(PRESSES)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
-LIKED = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
+DOUBLE_CLICK_SECONDS = 10.0  # seconds in which a second press of the same button by the same member is a double click
+CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
+FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
 
 
-class Presses:
+class IdempotencyKeys:
     """Gives a double click one idempotency key, so that it makes one job."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._recent: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
 
-    def key(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
+    def key_for(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
         """Return the idempotency key, and whether this is the first press."""
-        now, pressed = self._clock(), (custom_id, member)
-        while self._recent and next(iter(self._recent.values()))[0] <= now - AGAIN:
+        now, press = self._clock(), (custom_id, member)
+        while self._recent and next(iter(self._recent.values()))[0] <= now - DOUBLE_CLICK_SECONDS:
             self._recent.popitem(last=False)
-        first = pressed not in self._recent
-        if first:
-            self._recent[pressed] = (now, f"press:{interaction}")
-        return self._recent[pressed][1], first
+        is_first = press not in self._recent
+        if is_first:
+            self._recent[press] = (now, f"press:{interaction}")
+        return self._recent[press][1], is_first
 
     def forget(self, custom_id: str, member: str) -> None:
         """Forget a press that made no job: the next one is another attempt, with its own card."""
         self._recent.pop((custom_id, member), None)
 
 
-class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
+class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
     """Any button of any job."""
 
     def __init__(self, button: Button, row: int | None = None) -> None:
-        style, label = STYLES.get(button.press, GREY), button.label or None
-        item = ui.Button[ui.View](style=style, label=label, emoji=button.sign or None, custom_id=button.id)
+        style, label = BUTTON_STYLES.get(button.kind, GREY), button.label or None
+        item = ui.Button[ui.View](style=style, label=label, emoji=button.emoji or None, custom_id=button.custom_id)
         super().__init__(item, row=row)
         self.button = button
-        self.view_of: View | None = None  # the job, once it was looked up
+        self.job_view: JobView | None = None  # the job, once it was looked up
 
     @classmethod
     async def from_custom_id(
@@ -95,100 +95,106 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
     ) -> Self:
         index = match["index"]
         # the template matches only these
-        press: Press = match["press"]  # pyright: ignore[reportAssignmentType]
+        kind: ButtonKind = match["press"]  # pyright: ignore[reportAssignmentType]
         label = getattr(item, "label", None) or ""
-        return cls(Button(press, match["job"], label, None if index is None else int(index)))
+        return cls(Button(kind, match["job"], label, None if index is None else int(index)))
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
-            if self.button.press != "dismiss":  # a reported job may have been deleted since
-                self.view_of = await interaction.client.studio.view(self.button.job)
-            await permit(interaction, ACTIONS[self.button.press], self.view_of)
-        except Refused as refused:
-            await refuse(interaction, refused.sentence)
+            if self.button.kind != "dismiss":  # a reported job may have been deleted since
+                self.job_view = await interaction.client.studio.view(self.button.job)
+            await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
+        except UserError as error:
+            await send_refusal(interaction, error.sentence)
         except Exception:
-            log.exception("job %s: a press of %s could not be checked", self.button.job, self.button.press)
-            await sorry(interaction)
+            log.exception("job %s: a press of %s could not be checked", self.button.job, self.button.kind)
+            await send_error(interaction)
         else:
             return True
         return False
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         try:
-            async with refusing(interaction):
-                if self.view_of is None:
-                    await reporting.dismiss(interaction, self.button.index or 0)
+            async with reply_on_error(interaction):
+                if self.job_view is None:
+                    await reporting.dismiss_report(interaction, self.button.index or 0)
                 else:
-                    await _do(interaction, self.button, self.view_of)
+                    await _run_action(interaction, self.button, self.job_view)
         except Exception:
-            log.exception("job %s: a press of %s failed", self.button.job, self.button.press)
-            await sorry(interaction)
+            log.exception("job %s: a press of %s failed", self.button.job, self.button.kind)
+            await send_error(interaction)
 
 
-async def _do(interaction: Interaction, button: Button, view: View) -> None:
+async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
     """Do what the press asks for. Raises `Refused`."""
-    match button.press:
+    match button.kind:
         case "cancel":
-            said = await interaction.client.studio.cancel(view.id, member_of(interaction))
-            await interaction.response.send_message(said, ephemeral=True)
+            text = await interaction.client.job_service.cancel(view.id, member_of(interaction))
+            await interaction.response.send_message(text, ephemeral=True)
         case "film":
-            await post_film(interaction, view)
+            await send_film(interaction, view)
         case "favour":
-            now = await interaction.client.studio.favour(view.id, button.index or 0, member_of(interaction))
-            await interaction.response.send_message(LIKED[now], ephemeral=True)
+            is_favourite = await interaction.client.job_service.toggle_favourite(
+                view.id, button.index or 0, member_of(interaction)
+            )
+            await interaction.response.send_message(FAVOURITE_TEXTS[is_favourite], ephemeral=True)
         case "report":
-            await reporting.open_report(interaction, view)
+            await reporting.open_report_form(interaction, view)
         case "show":
-            await reporting.show(interaction, view)
+            await reporting.show_reported(interaction, view)
         case "delete":
-            await removal.confirm(interaction, view)
+            await removal.send_confirmation(interaction, view)
         case "erase":
-            await removal.erase(interaction, view)
+            await removal.delete_confirmed(interaction, view)
         case "look":
-            await decisions.look(interaction, view)
+            await decisions.show_held_pictures(interaction, view)
         case "approve" | "deny":
-            await decisions.decide(interaction, button)
+            await decisions.decide_picture(interaction, button)
         case "more":
-            await more.open_more(interaction, view)
+            await more.open_more_menu(interaction, view)
         case "walk":
-            between = interaction.client.studio.walk_between
-            await once(interaction, button.id, lambda who, place, key: between(view.id, who, place, key=key))
-        case _ if button.press in beyond.ACTIONS:
-            await beyond.go_beyond(interaction, button, view)
+            submit_walk = interaction.client.job_service.interpolate_pictures
+            await submit_once(
+                interaction,
+                button.custom_id,
+                lambda member, destination, key: submit_walk(view.id, member, destination, key=key),
+            )
+        case _ if button.kind in beyond.PICTURE_ACTIONS:
+            await beyond.run_picture_action(interaction, button, view)
         case _:
-            await onward.go_on(interaction, button, view)
+            await onward.run_variation(interaction, button, view)
 
 
-async def submitted(interaction: Interaction) -> None:
+async def handle_job_form(interaction: Interaction) -> None:
     """Handle a submitted form about a job, also after a restart, with the check of its button; ignore other
     interactions.
     """
-    form = filled(interaction)
-    if form is None or form.form not in FORMS:
+    submission = parse_submission(interaction)
+    if submission is None or submission.form_name not in FORM_ACTIONS:
         return
     try:
-        async with refusing(interaction):
-            view = await interaction.client.studio.view(form.job)
-            await permit(interaction, FORMS[form.form], view)
-            await _take(interaction, form, view)
+        async with reply_on_error(interaction):
+            view = await interaction.client.job_service.load_view(submission.job)
+            await require_permission(interaction, FORM_ACTIONS[submission.form_name], view)
+            await _submit_form(interaction, submission, view)
     except Exception:
-        log.exception("job %s: the form %s failed", form.job, form.form)
-        await sorry(interaction)
+        log.exception("job %s: the form %s failed", submission.job, submission.form_name)
+        await send_error(interaction)
 
 
-async def _take(interaction: Interaction, form: Filled, view: View) -> None:
-    match form.form:
+async def _submit_form(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
+    match submission.form_name:
         case "remix":
-            await onward.remix(interaction, form, view)
+            await onward.submit_remix(interaction, submission, view)
         case "edit":
-            await editing.edit(interaction, form, view)
+            await editing.submit_edit(interaction, submission, view)
         case "branch":
-            await branching.branch(interaction, form, view)
+            await branching.submit_branch(interaction, submission, view)
         case _:
-            await reporting.report(interaction, form, view)
+            await reporting.submit_report(interaction, submission, view)
 
 
-def controls(card: Card) -> ui.View | None:
+def build_view(card: Card) -> ui.View | None:
     """Return the card's buttons as a discord.py view; None for none. Must be called on the event loop."""
     if not card.rows:
         return None

@@ -10,35 +10,37 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.chat.called import called
-from bot.chat.permitted import permit
-from bot.chat.quiet import QUIET
-from bot.refused import Refused
-from bot.sentences import quoted
+from bot.chat.called import job_title
+from bot.chat.permitted import require_permission
+from bot.chat.quiet import NO_MENTIONS
+from bot.refused import UserError
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import View
+    from bot.views import JobView
 
     Interaction = discord.Interaction[DarkroomClient]
 
-NONE = "This picture was made from no other."
-SHOWN, ALT = 120, 400  # characters of a prompt in the message and in a picture's description
+NO_SOURCE = "This picture was made from no other."
+MAX_PROMPT_CHARS, MAX_ALT_CHARS = 120, 400  # characters of a prompt in the message and in a picture's description
 
 
-async def compare(interaction: Interaction, view: View, index: int) -> None:
+async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:
     """Show the two with their labels. Raises `Refused`, also if the source is gone or not theirs to see."""
-    if view.parent is None:
-        raise Refused(NONE, 404)
+    if view.parent_image is None:
+        raise UserError(NO_SOURCE, 404)
     await interaction.response.defer(ephemeral=True, thinking=True)
-    studio, (job, at) = interaction.client.studio, view.parent
-    before = await studio.view(job)
-    await permit(interaction, "details", before)
-    if view.action == "remix" and any(shot.index == index for shot in before.pictures):
-        at = index  # a remix has the same noise, picture by picture
-    made = await studio.compared([(job, at), (view.id, index)], [f"before: {at + 1}", f"after: {index + 1}"])
-    names = [called(one.prompt) for one in (before, view)]
-    said = "Before: **{}**\nAfter: **{}**".format(*(quoted(name, SHOWN) for name in names))
-    alt = "Left: {}. Right: {}".format(*(name[:ALT] for name in names))
-    file = discord.File(io.BytesIO(made), f"darkroom-{view.id}-compared.png", description=alt)
-    await interaction.edit_original_response(content=said, attachments=[file], allowed_mentions=QUIET)
+    job_service, (parent_id, parent_index) = interaction.client.job_service, view.parent_image
+    parent = await job_service.load_view(parent_id)
+    await require_permission(interaction, "details", parent)
+    if view.action == "remix" and any(picture.index == index for picture in parent.pictures):
+        parent_index = index  # a remix has the same noise, picture by picture
+    payload = await job_service.render_comparison(
+        [(parent_id, parent_index), (view.id, index)], [f"before: {parent_index + 1}", f"after: {index + 1}"]
+    )
+    names = [job_title(candidate.prompt) for candidate in (parent, view)]
+    text = "Before: **{}**\nAfter: **{}**".format(*(escape_discord(name, MAX_PROMPT_CHARS) for name in names))
+    description = "Left: {}. Right: {}".format(*(name[:MAX_ALT_CHARS] for name in names))
+    file = discord.File(io.BytesIO(payload), f"darkroom-{view.id}-compared.png", description=description)
+    await interaction.edit_original_response(content=text, attachments=[file], allowed_mentions=NO_MENTIONS)

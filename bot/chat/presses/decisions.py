@@ -15,169 +15,196 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.chat import delivery, notices, rows
-from bot.chat.answer import member_of, refuse
-from bot.chat.attached import attached
-from bot.chat.called import WORDLESS
-from bot.chat.delivery import UPLOAD, Picture
-from bot.chat.presenter import CONTENT, Card, refusal
-from bot.chat.presses.removal import films_away
-from bot.chat.quiet import QUIET
-from bot.chat.rows import ROW, Button
+from bot.chat.answer import member_of, send_refusal
+from bot.chat.attached import to_discord_file
+from bot.chat.called import NO_PROMPT
+from bot.chat.delivery import UPLOAD_LIMIT, PictureFile
+from bot.chat.presenter import MAX_CONTENT, Card, render_refusal
+from bot.chat.presses.removal import delete_films
+from bot.chat.quiet import NO_MENTIONS
+from bot.chat.rows import MAX_ROW_BUTTONS, Button
 from bot.images import grid
-from bot.images.held import held, lines
-from bot.refused import Refused
-from bot.sentences import quoted
-from bot.views import Place
+from bot.images.held import held_images, hold_reasons
+from bot.refused import UserError
+from bot.sentences import escape_discord
+from bot.views import Destination
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import Delivery, Role, View
+    from bot.views import Delivery, DeliveryRole, JobView
 
     Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 
-MOST = 20  # jobs of a list: each has a button, and a message has at most 25
-NONE_WAITS = "No picture waits for a moderator here."
-LATE = "Your decision is saved, but this message could not be updated."
+MAX_LISTED = 20  # jobs of a list: each has a button, and a message has at most 25
+NOTHING_HELD = "No picture waits for a moderator here."
+UPDATE_FAILED = "Your decision is saved, but this message could not be updated."
 
 
-async def list_waiting(interaction: Interaction) -> None:
+async def list_held_jobs(interaction: Interaction) -> None:
     """List the jobs with held pictures, each with a button to look; also private ones, whose cards no moderator has."""
     try:
-        views = await interaction.client.desk.review.waiting(member_of(interaction), MOST)
-    except Refused as refused:
-        await refuse(interaction, refused.sentence)
+        views = await interaction.client.services.picture_review.list_waiting(member_of(interaction), MAX_LISTED)
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)
         return
-    card = _listed(views)
-    controls = interaction.client.controls(card) or discord.utils.MISSING
-    await interaction.response.send_message(card.content, view=controls, ephemeral=True, allowed_mentions=QUIET)
+    card = _list_card(views)
+    buttons = interaction.client.build_view(card) or discord.utils.MISSING
+    await interaction.response.send_message(card.content, view=buttons, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
 
-async def look(interaction: Interaction, view: View) -> None:
+async def show_held_pictures(interaction: Interaction, view: JobView) -> None:
     """Show the held pictures as spoilers to the presser only, with buttons to decide."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     try:
-        pictures = await interaction.client.desk.review.look(view.id, member_of(interaction))
-    except Refused as refused:
-        await interaction.edit_original_response(content=refusal(refused.sentence), allowed_mentions=QUIET)
+        pictures = await interaction.client.services.picture_review.load_held_pictures(view.id, member_of(interaction))
+    except UserError as error:
+        await interaction.edit_original_response(content=render_refusal(error.sentence), allowed_mentions=NO_MENTIONS)
         return
     limit = interaction.filesize_limit // len(pictures)
-    files = [await asyncio.to_thread(_covered, index, content, limit) for index, content in pictures]
-    missing = "" if all(files) else " What is missing here is larger than this server takes."
-    card = _alone(view, missing)
+    files = [await asyncio.to_thread(_spoiler_file, index, content, limit) for index, content in pictures]
+    missing_note = "" if all(files) else " What is missing here is larger than this server takes."
+    card = _review_card(view, missing_note)
     await interaction.edit_original_response(
-        content=card.content, attachments=[file for file in files if file], view=interaction.client.controls(card)
+        content=card.content, attachments=[file for file in files if file], view=interaction.client.build_view(card)
     )
 
 
-async def decide(interaction: Interaction, button: Button) -> None:
+async def decide_picture(interaction: Interaction, button: Button) -> None:
     """Show a picture or keep it hidden, and update every message that shows the job."""
-    client, show = interaction.client, button.press == "approve"
+    client, is_approved = interaction.client, button.kind == "approve"
     try:
-        view = await client.desk.review.decide(button.job, button.index or 0, member_of(interaction), show=show)
-    except Refused as refused:
-        await refuse(interaction, refused.sentence)
+        view = await client.services.picture_review.decide(
+            button.job, button.index or 0, member_of(interaction), show=is_approved
+        )
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)
         return
     await interaction.response.defer()
     try:
-        if not show:  # a film may have been made while the picture was shown
-            await films_away(client, view.id, await client.desk.deliveries.films(view.id))
-        await _renew(interaction, view)
-        if show and view.private:
+        if not is_approved:  # a film may have been made while the picture was shown
+            await delete_films(client, view.id, await client.services.deliveries.list_films(view.id))
+        await _refresh_messages(interaction, view)
+        if is_approved and view.is_private:
             await _send_to_author(client, view)
     except Exception:  # the decision stands; the apology must not replace the message
         log.exception("job %s: its message was not renewed", button.job)
-        await interaction.followup.send(LATE, ephemeral=True)
+        await interaction.followup.send(UPDATE_FAILED, ephemeral=True)
 
 
-async def _send_to_author(client: DarkroomClient, view: View) -> None:
+async def _send_to_author(client: DarkroomClient, view: JobView) -> None:
     """Add a direct message, which the courier sends within a minute: a private response cannot be edited any more."""
-    user = view.member_id.removeprefix("discord:")
-    if user.isdecimal():
-        await client.desk.deliveries.add(view.id, "direct", Place("discord", {"user": user}))
+    user_id = view.member_id.removeprefix("discord:")
+    if user_id.isdecimal():
+        await client.services.deliveries.add_destination(view.id, "direct", Destination("discord", {"user": user_id}))
 
 
-async def _renew(interaction: Interaction, view: View) -> None:
-    client, here = interaction.client, interaction.message
-    shown = await client.desk.deliveries.of(view.id)
-    mine: Iterator[Role] = (role for role, one in shown.items() if here is not None and one.message == str(here.id))
-    pressed: Role | None = next(mine, None)
-    if pressed is None and here is not None and here.flags.ephemeral:
-        card = _alone(view)
-        await interaction.edit_original_response(content=card.content, view=client.controls(card))
+async def _refresh_messages(interaction: Interaction, view: JobView) -> None:
+    client, pressed_message = interaction.client, interaction.message
+    deliveries = await client.services.deliveries.list_deliveries(view.id)
+    matching_roles: Iterator[DeliveryRole] = (
+        role
+        for role, target in deliveries.items()
+        if pressed_message is not None and target.message == str(pressed_message.id)
+    )
+    pressed_role: DeliveryRole | None = next(matching_roles, None)
+    if pressed_role is None and pressed_message is not None and pressed_message.flags.ephemeral:
+        card = _review_card(view)
+        await interaction.edit_original_response(content=card.content, view=client.build_view(card))
     else:
-        card, picture = await delivery.ending(client.studio, view, interaction.filesize_limit)
-        card = card if pressed is None else _as(pressed, card, view, shown)
+        card, picture = await delivery.render_final(client.job_service, view, interaction.filesize_limit)
+        card = card if pressed_role is None else _card_for_role(pressed_role, card, view, deliveries)
         await interaction.edit_original_response(
-            content=card.content, attachments=_files(card, picture), view=client.controls(card), allowed_mentions=QUIET
+            content=card.content,
+            attachments=_attachments(card, picture),
+            view=client.build_view(card),
+            allowed_mentions=NO_MENTIONS,
         )
-    for role, one in shown.items():
-        if role != pressed and _is_card(role, one, view, shown):
-            await _edit(client, role, one, view, shown)
+    for role, target in deliveries.items():
+        if role != pressed_role and _has_final_card(role, target, view, deliveries):
+            await _edit_message(client, role, target, view, deliveries)
 
 
-def _is_card(role: Role, one: Delivery, view: View, shown: dict[Role, Delivery]) -> bool:
+def _has_final_card(
+    role: DeliveryRole, target: Delivery, view: JobView, deliveries: dict[DeliveryRole, Delivery]
+) -> bool:
     """Return whether a destination has a finished card to edit; if there is a notice, the response has none."""
-    if one.place.kind != "discord" or not one.message or one.delivered is None or not one.place.where.get("channel"):
+    if (
+        target.destination.kind != "discord"
+        or not target.message
+        or target.delivered_at is None
+        or not target.destination.address.get("channel")
+    ):
         return False
-    return role != "answer" or not (view.private or "notice" in shown)
+    return role != "answer" or not (view.is_private or "notice" in deliveries)
 
 
-async def _edit(client: DarkroomClient, role: Role, one: Delivery, view: View, shown: dict[Role, Delivery]) -> None:
-    card, picture = await delivery.ending(client.studio, view, UPLOAD)
-    card = _as(role, card, view, shown)
-    message = client.get_partial_messageable(int(one.place.where["channel"])).get_partial_message(int(one.message))
+async def _edit_message(
+    client: DarkroomClient,
+    role: DeliveryRole,
+    target: Delivery,
+    view: JobView,
+    deliveries: dict[DeliveryRole, Delivery],
+) -> None:
+    card, picture = await delivery.render_final(client.job_service, view, UPLOAD_LIMIT)
+    card = _card_for_role(role, card, view, deliveries)
+    message = client.get_partial_messageable(int(target.destination.address["channel"])).get_partial_message(
+        int(target.message)
+    )
     try:
         await message.edit(
-            content=card.content, attachments=_files(card, picture), view=client.controls(card), allowed_mentions=QUIET
+            content=card.content,
+            attachments=_attachments(card, picture),
+            view=client.build_view(card),
+            allowed_mentions=NO_MENTIONS,
         )
     except discord.HTTPException as error:
         log.warning("job %s: its %s was not renewed: %s", view.id, role, error)
 
 
-def _as(role: Role, card: Card, view: View, shown: dict[Role, Delivery]) -> Card:
-    user = view.member_id.removeprefix("discord:")
-    if role == "notice" and user.isdecimal():
-        return notices.notice(card, user)
-    return notices.elsewhere(card, shown["answer"].reason) if role == "direct" else card
+def _card_for_role(role: DeliveryRole, card: Card, view: JobView, deliveries: dict[DeliveryRole, Delivery]) -> Card:
+    user_id = view.member_id.removeprefix("discord:")
+    if role == "notice" and user_id.isdecimal():
+        return notices.render_notice(card, user_id)
+    return notices.render_direct(card, deliveries["answer"].reason) if role == "direct" else card
 
 
-def _alone(view: View, missing: str = "") -> Card:
+def _review_card(view: JobView, missing_note: str = "") -> Card:
     """Return what a moderator reads above the held pictures."""
-    said = [_named(view), *(f"🔒 {line}" for line in lines(view)), f"Only you see this.{missing}"]
-    return Card("\n".join(said), rows.deciding(view))
+    texts = [_render_title(view), *(f"🔒 {line}" for line in hold_reasons(view)), f"Only you see this.{missing_note}"]
+    return Card("\n".join(texts), rows.build_review_rows(view))
 
 
-def _listed(views: Sequence[View]) -> Card:
+def _list_card(views: Sequence[JobView]) -> Card:
     """Return as many jobs as fit into a message, each with its button."""
-    said, buttons = [], []
+    texts, buttons = [], []
     for number, view in enumerate(views, 1):
-        said.append(f"`{number}.` {_named(view)} · {len(held(view))} held")
+        texts.append(f"`{number}.` {_render_title(view)} · {len(held_images(view))} held")
         buttons.append(Button("look", view.id, f"Look at {number}"))
-        if len("\n".join(said)) > CONTENT:
-            return Card("\n".join(said[:-1]), _laid(buttons[:-1]))
-    return Card("\n".join(said) or NONE_WAITS, _laid(buttons))
+        if len("\n".join(texts)) > MAX_CONTENT:
+            return Card("\n".join(texts[:-1]), _to_rows(buttons[:-1]))
+    return Card("\n".join(texts) or NOTHING_HELD, _to_rows(buttons))
 
 
-def _laid(buttons: Sequence[Button]) -> tuple[tuple[Button, ...], ...]:
-    return tuple(tuple(buttons[at : at + ROW]) for at in range(0, len(buttons), ROW))
+def _to_rows(buttons: Sequence[Button]) -> tuple[tuple[Button, ...], ...]:
+    return tuple(tuple(buttons[start : start + MAX_ROW_BUTTONS]) for start in range(0, len(buttons), MAX_ROW_BUTTONS))
 
 
-def _named(view: View) -> str:
-    private = " · private" if view.private else ""
-    return f"**{quoted(view.prompt or WORDLESS, 200)}** · {quoted(view.member_name, 64)}{private}"
+def _render_title(view: JobView) -> str:
+    private_note = " · private" if view.is_private else ""
+    return f"**{escape_discord(view.prompt or NO_PROMPT, 200)}** · {escape_discord(view.member_name, 64)}{private_note}"
 
 
-def _files(card: Card, picture: Picture | None) -> list[discord.File]:
+def _attachments(card: Card, picture: PictureFile | None) -> list[discord.File]:
     if picture is None:
         return discord.utils.MISSING
-    return [attached(card, picture)]
+    return [to_discord_file(card, picture)]
 
 
-def _covered(index: int, content: bytes, limit: int) -> discord.File | None:
-    fitting = grid.under(content, limit)
-    if fitting is None:
+def _spoiler_file(index: int, content: bytes, limit: int) -> discord.File | None:
+    result = grid.shrink_to_fit(content, limit)
+    if result is None:
         return None
-    payload, form = fitting
-    return discord.File(io.BytesIO(payload), f"held-{index + 1}.{delivery.ENDING[form]}", spoiler=True)
+    payload, file_format = result
+    return discord.File(io.BytesIO(payload), f"held-{index + 1}.{delivery.EXTENSIONS[file_format]}", spoiler=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bot.chat.answer import answer
-from bot.chat.brought import remote
-from bot.chat.presses.forms import Filled, form, line, named, upload
-from bot.chat.presses.words import LONGEST, unchanged, words_of
-from bot.refused import Refused
+from bot.chat.answer import respond_with_jobs
+from bot.chat.brought import to_remote_file
+from bot.chat.presses.forms import FormSubmission, create_form, form_id, text_field, upload_field
+from bot.chat.presses.words import MAX_PROMPT, is_unchanged, prompt_without_flags
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,39 +17,52 @@ if TYPE_CHECKING:
     from discord import ui
 
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, Place, Ticket, View
+    from bot.views import AcceptedJob, Destination, JobView, Member
 
-MASK = "A picture of the same shape: white is redrawn, black stays"
-LEAST = 0.05
+MASK_HELP = "A picture of the same shape: white is redrawn, black stays"
+MIN_STRENGTH = 0.05
 
 
-def edit_form(view: View, index: int) -> ui.Modal:
+def build_edit_form(view: JobView, index: int) -> ui.Modal:
     """Return the form for one picture, filled in with its prompt."""
-    modal = form(f"Edit picture {index + 1}", named("edit", view.id, index=index))
-    modal.add_item(upload("mask", "Mask", MASK))
-    modal.add_item(line("prompt", "Prompt", "What to show there", value=words_of(view), most=LONGEST, required=False))
-    modal.add_item(line("strength", "Strength", "0.05 to 1; empty for 0.9", most=8, required=False, short=True))
+    modal = create_form(f"Edit picture {index + 1}", form_id("edit", view.id, index=index))
+    modal.add_item(upload_field("mask", "Mask", MASK_HELP))
+    modal.add_item(
+        text_field(
+            "prompt",
+            "Prompt",
+            "What to show there",
+            value=prompt_without_flags(view),
+            max_length=MAX_PROMPT,
+            required=False,
+        )
+    )
+    modal.add_item(
+        text_field("strength", "Strength", "0.05 to 1; empty for 0.9", max_length=8, required=False, single_line=True)
+    )
     return modal
 
 
-async def edit(interaction: discord.Interaction[DarkroomClient], filled: Filled, view: View) -> None:
+async def submit_edit(
+    interaction: discord.Interaction[DarkroomClient], submission: FormSubmission, view: JobView
+) -> None:
     """Submit the form."""
-    masks, text = filled.files.get("mask", ()), filled.fields.get("prompt", "")
+    masks, text = submission.files.get("mask", ()), submission.fields.get("prompt", "")
 
-    async def ask(member: Member, place: Place) -> Sequence[Ticket]:
-        strength = _fraction(filled.fields.get("strength", ""))
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        strength = _parse_strength(submission.fields.get("strength", ""))
         if not masks:
-            raise Refused("Which part? Add a mask, a picture whose white parts are redrawn.")
-        made = await interaction.client.studio.edit(
-            view.id, filled.index or 0, remote(masks[0]), member, place,
-            text=None if unchanged(text, view) else text, strength=strength, key=f"form:{interaction.id}",
+            raise UserError("Which part? Add a mask, a picture whose white parts are redrawn.")
+        accepted_job = await interaction.client.job_service.edit(
+            view.id, submission.index or 0, to_remote_file(masks[0]), member, destination,
+            text=None if is_unchanged(text, view) else text, strength=strength, key=f"form:{interaction.id}",
         )  # fmt: skip
-        return [made]
+        return [accepted_job]
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)
 
 
-def _fraction(text: str) -> float | None:
+def _parse_strength(text: str) -> float | None:
     """Return the strength; None if it is empty. Raises `Refused`."""
     if not text.strip():
         return None
@@ -57,6 +70,6 @@ def _fraction(text: str) -> float | None:
         value = float(text.replace(",", "."))
     except ValueError:
         value = 0.0
-    if not LEAST <= value <= 1:
-        raise Refused(f"The strength is a number from {LEAST:g} to 1.")
+    if not MIN_STRENGTH <= value <= 1:
+        raise UserError(f"The strength is a number from {MIN_STRENGTH:g} to 1.")
     return value

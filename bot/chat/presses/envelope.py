@@ -11,50 +11,50 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.chat.called import WORDLESS
-from bot.chat.delivery import ENDING, UPLOAD
-from bot.chat.details import parameters
-from bot.chat.notices import link
-from bot.chat.presenter import ALT
-from bot.chat.quiet import QUIET
+from bot.chat.called import NO_PROMPT
+from bot.chat.delivery import EXTENSIONS, UPLOAD_LIMIT
+from bot.chat.details import render_parameters
+from bot.chat.notices import message_link
+from bot.chat.presenter import MAX_ALT
+from bot.chat.quiet import NO_MENTIONS
 from bot.images import grid
-from bot.refused import Refused
-from bot.sentences import quoted, shortened
+from bot.refused import UserError
+from bot.sentences import escape_discord, shorten
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import View
+    from bot.views import JobView
 
 
-async def send(client: DarkroomClient, view: View, user: int) -> None:
+async def send_pictures(client: DarkroomClient, view: JobView, user_id: int) -> None:
     """Send the pictures that may be shown, if any. Raises `discord.Forbidden` if direct messages are closed."""
-    if view.state != "finished" or view.deleted is not None:
+    if view.state != "finished" or view.deleted_at is not None:
         return
-    files = await _files(client, view)
+    files = await _picture_files(client, view)
     if not files:
         return
-    where = (await client.desk.deliveries.place_of(view.id)).where
-    channel = await client.create_dm(discord.Object(user))
-    await channel.send(_letter(view, link(where)), files=files, allowed_mentions=QUIET)
+    target = (await client.services.deliveries.answer_destination(view.id)).address
+    channel = await client.create_dm(discord.Object(user_id))
+    await channel.send(_render_message(view, message_link(target)), files=files, allowed_mentions=NO_MENTIONS)
 
 
-async def _files(client: DarkroomClient, view: View) -> list[discord.File]:
+async def _picture_files(client: DarkroomClient, view: JobView) -> list[discord.File]:
     """Return each picture that may be shown, together within the upload limit of every conversation."""
-    found: list[discord.File] = []
-    for shot in view.pictures:
+    files: list[discord.File] = []
+    for picture in view.pictures:
         try:
-            content = await client.studio.picture(view.id, shot.index)
-        except Refused:  # held by the picture check, or not kept any more
+            content = await client.job_service.load_picture(view.id, picture.index)
+        except UserError:  # held by the picture check, or not kept any more
             continue
-        fitting = await asyncio.to_thread(grid.under, content, UPLOAD // len(view.pictures))
-        if fitting is not None:
-            payload, form = fitting
-            name = f"darkroom-{view.id}-{shot.index + 1}.{ENDING[form]}"
-            found.append(discord.File(io.BytesIO(payload), name, description=shortened(view.prompt, ALT)))
-    return found
+        result = await asyncio.to_thread(grid.shrink_to_fit, content, UPLOAD_LIMIT // len(view.pictures))
+        if result is not None:
+            payload, file_format = result
+            name = f"darkroom-{view.id}-{picture.index + 1}.{EXTENSIONS[file_format]}"
+            files.append(discord.File(io.BytesIO(payload), name, description=shorten(view.prompt, MAX_ALT)))
+    return files
 
 
-def _letter(view: View, address: str) -> str:
-    head = f"✉️ **{quoted(view.prompt or WORDLESS, 600)}** · {quoted(view.member_name, 64)}"
-    made = quoted(parameters(view).splitlines()[-1], 600)
-    return "\n".join(part for part in (head, made, f"-# Job `{view.id}`", address) if part)
+def _render_message(view: JobView, address: str) -> str:
+    head = f"✉️ **{escape_discord(view.prompt or NO_PROMPT, 600)}** · {escape_discord(view.member_name, 64)}"
+    settings_line = escape_discord(render_parameters(view).splitlines()[-1], 600)
+    return "\n".join(part for part in (head, settings_line, f"-# Job `{view.id}`", address) if part)

@@ -13,48 +13,48 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import ui
 
-from bot.chat.answer import sorry
-from bot.chat.called import WORDLESS
-from bot.chat.permitted import permit, refusing
-from bot.chat.presses.beyond import ACTIONS, go_beyond
-from bot.chat.quiet import QUIET
-from bot.chat.rows import BEYOND, Button, beyond
+from bot.chat.answer import send_error
+from bot.chat.called import NO_PROMPT
+from bot.chat.permitted import reply_on_error, require_permission
+from bot.chat.presses.beyond import PICTURE_ACTIONS, run_picture_action
+from bot.chat.quiet import NO_MENTIONS
+from bot.chat.rows import PICTURE_ACTION_LABELS, Button, picture_action_kinds
 from bot.images.held import is_held
-from bot.refused import Refused
-from bot.sentences import quoted
+from bot.refused import UserError
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.chat.rows import Press
-    from bot.views import View
+    from bot.chat.rows import ButtonKind
+    from bot.views import JobView
 
 log = logging.getLogger(__name__)
 
-NOTHING = "None of its pictures can be used now."
+NO_USABLE_PICTURE = "None of its pictures can be used now."
 
 
-async def open_more(interaction: discord.Interaction[DarkroomClient], view: View) -> None:
+async def open_more_menu(interaction: discord.Interaction[DarkroomClient], view: JobView) -> None:
     """Show the menus. Raises `Refused` if every picture is held or deleted."""
-    free = [shot.index for shot in view.pictures if not is_held(view.check, shot)]
-    if not free:
-        raise Refused(NOTHING, 404)
+    usable = [picture.index for picture in view.pictures if not is_held(view.needs_check, picture)]
+    if not usable:
+        raise UserError(NO_USABLE_PICTURE, 404)
     menus = ui.View(timeout=None)
-    for index in free:
-        menus.add_item(Menu(view.id, index, beyond(view, index)))
+    for index in usable:
+        menus.add_item(PictureMenu(view.id, index, picture_action_kinds(view, index)))
     menus.stop()  # found by their ids, also after a restart
-    said = f"Go on from **{quoted(view.prompt or WORDLESS, 300)}**"
-    await interaction.response.send_message(said, view=menus, ephemeral=True, allowed_mentions=QUIET)
+    text = f"Go on from **{escape_discord(view.prompt or NO_PROMPT, 300)}**"
+    await interaction.response.send_message(text, view=menus, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
 
-class Menu(
+class PictureMenu(
     ui.DynamicItem[ui.Select[Any]], template=r"onward:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
 ):  # fmt: skip
     """The actions on one picture."""
 
-    def __init__(self, job: str, index: int, presses: Sequence[Press] = tuple(BEYOND)) -> None:
-        options = [discord.SelectOption(label=BEYOND[press], value=press) for press in presses]
-        said = f"Picture {index + 1}"
-        super().__init__(ui.Select(placeholder=said, options=options, custom_id=f"onward:{job}:{index}"))
+    def __init__(self, job: str, index: int, kinds: Sequence[ButtonKind] = tuple(PICTURE_ACTION_LABELS)) -> None:
+        options = [discord.SelectOption(label=PICTURE_ACTION_LABELS[kind], value=kind) for kind in kinds]
+        placeholder = f"Picture {index + 1}"
+        super().__init__(ui.Select(placeholder=placeholder, options=options, custom_id=f"onward:{job}:{index}"))
         self.job, self.index = job, index
 
     @classmethod
@@ -65,14 +65,14 @@ class Menu(
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         try:
-            async with refusing(interaction):
-                chosen = (interaction.data or {}).get("values") or [""]
-                press: Press | None = next((press for press in BEYOND if press == chosen[0]), None)
-                if press is None:
-                    raise Refused("This menu is of another version of the bot. Please open it once more.")
+            async with reply_on_error(interaction):
+                values = (interaction.data or {}).get("values") or [""]
+                kind: ButtonKind | None = next((press for press in PICTURE_ACTION_LABELS if press == values[0]), None)
+                if kind is None:
+                    raise UserError("This menu is of another version of the bot. Please open it once more.")
                 view = await interaction.client.studio.view(self.job)
-                await permit(interaction, ACTIONS[press], view)
-                await go_beyond(interaction, Button(press, self.job, "", self.index), view)
+                await require_permission(interaction, PICTURE_ACTIONS[kind], view)
+                await run_picture_action(interaction, Button(kind, self.job, "", self.index), view)
         except Exception:
             log.exception("job %s: an action chosen from its menu failed", self.job)
-            await sorry(interaction)
+            await send_error(interaction)

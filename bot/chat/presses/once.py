@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bot.chat.answer import answer
+from bot.chat.answer import respond_with_jobs
 
 if TYPE_CHECKING:
     import discord
 
     from bot.chat.client import DarkroomClient
-    from bot.views import Member, Place, Ticket
+    from bot.views import AcceptedJob, Destination, Member
 
-    Make = Callable[[Member, Place, str], Awaitable[Ticket | list[Ticket]]]
+    PressSubmitter = Callable[[Member, Destination, str], Awaitable[AcceptedJob | list[AcceptedJob]]]
 
 
-async def once(interaction: discord.Interaction[DarkroomClient], pressed: str, make: Make) -> None:
+async def submit_once(interaction: discord.Interaction[DarkroomClient], custom_id: str, make: PressSubmitter) -> None:
     """Respond with the jobs that `make` submits to the studio. `pressed`: the id of what was pressed."""
-    presses, user = interaction.client.presses, str(interaction.user.id)
-    made: list[Ticket] = []
-    key, first = presses.key(pressed, user, str(interaction.id))
+    keys, user_id = interaction.client.idempotency_keys, str(interaction.user.id)
+    accepted_jobs: list[AcceptedJob] = []
+    key, is_first = keys.key_for(custom_id, user_id, str(interaction.id))
 
-    async def ask(member: Member, place: Place) -> list[Ticket]:
-        found = await make(member, place, key)
-        made.extend(found if isinstance(found, list) else [found])
-        return made
+    async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
+        result = await make(member, destination, key)
+        accepted_jobs.extend(result if isinstance(result, list) else [result])
+        return accepted_jobs
 
     try:
-        await answer(interaction, ask, again=not first)
+        await respond_with_jobs(interaction, submit, is_repeat=not is_first)
     finally:
-        if not made:
-            presses.forget(pressed, user)
+        if not accepted_jobs:
+            keys.forget(custom_id, user_id)

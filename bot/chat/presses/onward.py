@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from bot.chat.answer import answer, member_of
-from bot.chat.presses.forms import Filled, form, line, named, open_form
-from bot.chat.presses.once import once
-from bot.chat.presses.words import LONGEST, words_of
-from bot.desk.further import STRENGTHS
-from bot.refused import Refused
+from bot.chat.answer import member_of, respond_with_jobs
+from bot.chat.presses.forms import FormSubmission, create_form, form_id, open_form, text_field
+from bot.chat.presses.once import submit_once
+from bot.chat.presses.words import MAX_PROMPT, prompt_without_flags
+from bot.desk.further import VARIATION_STRENGTHS
+from bot.refused import UserError
 from engine.job import Recipe
 
 if TYPE_CHECKING:
@@ -24,79 +24,96 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.chat.rows import Button
     from bot.desk.preferences import Preference
-    from bot.desk.studio import Studio
-    from bot.views import Member, Place, Ticket, View
+    from bot.desk.studio import JobService
+    from bot.views import AcceptedJob, Destination, JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
 
-How = Literal["same", "subtle", "strong", "roll"]
+NoiseMode = Literal["same", "subtle", "strong", "roll"]
 
 # The noise of a remix: the same noise, noise at some distance from one picture's, or new noise.
-DISTANCES: Mapping[str, float | None] = MappingProxyType({"same": None, **STRENGTHS, "roll": 1.0})
-TITLES: Mapping[How, str] = MappingProxyType(
+NOISE_DISTANCES: Mapping[str, float | None] = MappingProxyType({"same": None, **VARIATION_STRENGTHS, "roll": 1.0})
+FORM_TITLES: Mapping[NoiseMode, str] = MappingProxyType(
     {"same": "Remix", "subtle": "Vary subtly", "strong": "Vary strongly", "roll": "Roll again"}
 )
 
 
-async def go_on(interaction: Interaction, button: Button, view: View) -> None:
+async def run_variation(interaction: Interaction, button: Button, view: JobView) -> None:
     """Submit the button's job, or open the prompt form if the button or the member's preference says so."""
-    preference = await interaction.client.desk.preferences.of(member_of(interaction).id)
-    how = _how(button, preference)
-    if button.press == "remix" or (preference.remix and how is not None):
-        await open_form(interaction, remix_form(view, how or "same", button.index))
+    preference = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
+    noise_mode = _noise_mode(button, preference)
+    if button.kind == "remix" or (preference.remix and noise_mode is not None):
+        await open_form(interaction, build_remix_form(view, noise_mode or "same", button.index))
     else:
-        await _ask(interaction, button, how)
+        await _submit_once(interaction, button, noise_mode)
 
 
-async def remix(interaction: Interaction, filled: Filled, view: View) -> None:
+async def submit_remix(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
     """Submit the form."""
-    if filled.how not in DISTANCES:
-        raise Refused("This form is of an older version of the bot. Please press the button once more.")
-    words, negative = filled.fields.get("prompt", ""), filled.fields.get("negative", "")
-    key, distance = f"form:{interaction.id}", DISTANCES[filled.how]
+    if submission.mode not in NOISE_DISTANCES:
+        raise UserError("This form is of an older version of the bot. Please press the button once more.")
+    prompt, negative = submission.fields.get("prompt", ""), submission.fields.get("negative", "")
+    key, distance = f"form:{interaction.id}", NOISE_DISTANCES[submission.mode]
 
-    async def ask(member: Member, place: Place) -> Sequence[Ticket]:
-        return await interaction.client.studio.remix(
-            view.id, filled.index, words, member, place, key=key, strength=distance, negative=negative
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        return await interaction.client.job_service.remix(
+            view.id, submission.index, prompt, member, destination, key=key, strength=distance, negative=negative
         )
 
-    await answer(interaction, ask)
+    await respond_with_jobs(interaction, submit)
 
 
-def _how(button: Button, preference: Preference) -> How | None:
+def _noise_mode(button: Button, preference: Preference) -> NoiseMode | None:
     """Return how far the noise is from the parent's; None for an upscale."""
-    if button.press == "up":
+    if button.kind == "up":
         return None
-    if button.press == "reroll":
+    if button.kind == "reroll":
         return "roll"
-    if button.press == "remix" and button.index is None:
+    if button.kind == "remix" and button.index is None:
         return "same"
-    return button.press if button.press in ("subtle", "strong") else preference.variation
+    return button.kind if button.kind in ("subtle", "strong") else preference.variation
 
 
-def remix_form(view: View, how: How, index: int | None) -> ui.Modal:
+def build_remix_form(view: JobView, noise_mode: NoiseMode, index: int | None) -> ui.Modal:
     """Return the form, filled in with the prompt; typed flags are in the recipe already."""
-    negative = view.recipe.negative if isinstance(view.recipe, Recipe) else ""
-    which = "" if index is None or how in ("same", "roll") else f" picture {index + 1}"
-    modal = form(f"{TITLES[how]}{which}", named("remix", view.id, how, index))
-    modal.add_item(line("prompt", "Prompt", "Flags like --steps 40 work here too", value=words_of(view), most=LONGEST))
+    negative = view.task.negative if isinstance(view.task, Recipe) else ""
+    suffix = "" if index is None or noise_mode in ("same", "roll") else f" picture {index + 1}"
+    modal = create_form(f"{FORM_TITLES[noise_mode]}{suffix}", form_id("remix", view.id, noise_mode, index))
     modal.add_item(
-        line("negative", "Steer away from", "Empty for nothing", value=negative, most=LONGEST, required=False)
+        text_field(
+            "prompt",
+            "Prompt",
+            "Flags like --steps 40 work here too",
+            value=prompt_without_flags(view),
+            max_length=MAX_PROMPT,
+        )
+    )
+    modal.add_item(
+        text_field(
+            "negative", "Steer away from", "Empty for nothing", value=negative, max_length=MAX_PROMPT, required=False
+        )
     )
     return modal
 
 
-async def _ask(interaction: Interaction, button: Button, how: How | None) -> None:
-    async def make(member: Member, place: Place, key: str) -> Ticket:
-        return await _asked(interaction.client.studio, button, how, member, place, key)
+async def _submit_once(interaction: Interaction, button: Button, noise_mode: NoiseMode | None) -> None:
+    async def make(member: Member, destination: Destination, key: str) -> AcceptedJob:
+        return await _submit_variation(interaction.client.job_service, button, noise_mode, member, destination, key)
 
-    await once(interaction, button.id, make)
+    await submit_once(interaction, button.custom_id, make)
 
 
-async def _asked(studio: Studio, button: Button, how: How | None, member: Member, place: Place, key: str) -> Ticket:
-    if how == "roll" or button.index is None:
-        return await studio.reroll(button.job, member, place, key=key)
-    if how is None:
-        return await studio.upscale(button.job, button.index, member, place, key=key)
-    strength = STRENGTHS["strong" if how == "strong" else "subtle"]
-    return await studio.vary(button.job, button.index, member, place, key=key, strength=strength)
+async def _submit_variation(
+    job_service: JobService,
+    button: Button,
+    noise_mode: NoiseMode | None,
+    member: Member,
+    destination: Destination,
+    key: str,
+) -> AcceptedJob:
+    if noise_mode == "roll" or button.index is None:
+        return await job_service.reroll(button.job, member, destination, key=key)
+    if noise_mode is None:
+        return await job_service.upscale(button.job, button.index, member, destination, key=key)
+    strength = VARIATION_STRENGTHS["strong" if noise_mode == "strong" else "subtle"]
+    return await job_service.vary(button.job, button.index, member, destination, key=key, strength=strength)

@@ -14,123 +14,126 @@ from typing import TYPE_CHECKING, Literal
 
 import discord
 
-from bot.access import Action, forbidden, subject_of
-from bot.chat.presses.envelope import send
-from bot.chat.presses.removal import delete
-from bot.chat.standing import permissions
-from bot.refused import Refused
-from bot.states import over
+from bot.access import Action, forbidden_reason, job_ref
+from bot.chat.presses.envelope import send_pictures
+from bot.chat.presses.removal import delete_job
+from bot.chat.standing import guild_permissions
+from bot.refused import UserError
+from bot.states import is_end
 from bot.views import Member
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import View
+    from bot.views import JobView
 
 log = logging.getLogger(__name__)
 
 Meaning = Literal["envelope", "cross"]
 
 MEANINGS: dict[str, Meaning] = {"✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross"}
-STYLE = "\ufe0f"  # variation selector: draw the sign as an emoji
-TURNS, WINDOW = 5, 60.0  # reactions of one member that are looked at, in so many seconds
-REMEMBERED = 4096  # members
+VARIATION_SELECTOR = "\ufe0f"  # variation selector: draw the sign as an emoji
+MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are looked at, in so many seconds
+MAX_MEMBERS = 4096  # members
 
 
-class Turns:
+class ReactionLimiter:
     """Counts each member's recent reactions; the members seen longest ago are forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._taken: OrderedDict[int, deque[float]] = OrderedDict()
+        self._recent: OrderedDict[int, deque[float]] = OrderedDict()
 
-    def take(self, user: int) -> bool:
+    def allow(self, user_id: int) -> bool:
         """Return whether the member has a turn left, and count it."""
-        now, taken = self._clock(), self._taken.setdefault(user, deque(maxlen=TURNS))
-        self._taken.move_to_end(user)
-        if len(self._taken) > REMEMBERED:
-            self._taken.popitem(last=False)
-        if len(taken) == TURNS and taken[0] > now - WINDOW:
+        now, times = self._clock(), self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
+        self._recent.move_to_end(user_id)
+        if len(self._recent) > MAX_MEMBERS:
+            self._recent.popitem(last=False)
+        if len(times) == MAX_REACTIONS and times[0] > now - WINDOW_SECONDS:
             return False
-        taken.append(now)
+        times.append(now)
         return True
 
 
-class Reactions:
+class ReactionHandler:
     """Handles every added reaction, which the client passes on."""
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
-        self._client, self._turns = client, Turns(clock)
-        self._closed: OrderedDict[int, None] = OrderedDict()  # members whose direct messages are closed
+        self._client, self._limiter = client, ReactionLimiter(clock)
+        self._closed_dms: OrderedDict[int, None] = OrderedDict()  # members whose direct messages are closed
 
-    async def added(self, payload: discord.RawReactionActionEvent) -> None:
+    async def handle(self, payload: discord.RawReactionActionEvent) -> None:
         """Do what the reaction means, if it means something and the member may."""
-        meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(STYLE))
-        if meaning is None or not self._concerns(payload) or not self._turns.take(payload.user_id):
+        meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(VARIATION_SELECTOR))
+        if meaning is None or not self._is_relevant(payload) or not self._limiter.allow(payload.user_id):
             return
         try:
-            job = await self._client.desk.deliveries.job_at(str(payload.message_id))
-            member = None if job is None else self._member(payload)
+            job = await self._client.services.deliveries.find_job(str(payload.message_id))
+            member = None if job is None else self._build_member(payload)
             if job is not None and member is not None:
-                await self._obey(meaning, job, member, payload)
-        except Refused as refused:
-            log.info("a reaction of %s was refused: %s", payload.user_id, refused.sentence)
+                await self._apply_reaction(meaning, job, member, payload)
+        except UserError as error:
+            log.info("a reaction of %s was refused: %s", payload.user_id, error.sentence)
         except Exception:
             log.exception("a reaction to message %s failed", payload.message_id)
 
-    def _concerns(self, payload: discord.RawReactionActionEvent) -> bool:
+    def _is_relevant(self, payload: discord.RawReactionActionEvent) -> bool:
         """Return whether a person reacted, as far as one can tell to a message of ours."""
-        me = self._client.user
-        by_bot = payload.member is not None and payload.member.bot
-        if me is None or by_bot or payload.user_id == me.id:
+        bot_user = self._client.user
+        is_by_bot = payload.member is not None and payload.member.bot
+        if bot_user is None or is_by_bot or payload.user_id == bot_user.id:
             return False
-        return payload.message_author_id in (None, me.id)
+        return payload.message_author_id in (None, bot_user.id)
 
-    def _member(self, payload: discord.RawReactionActionEvent) -> Member | None:
+    def _build_member(self, payload: discord.RawReactionActionEvent) -> Member | None:
         """Return the member who reacted, with their permissions there; None while their server is not cached."""
-        user, house = f"discord:{payload.user_id}", payload.user_id in self._client.keepers
+        member_id, is_operator = f"discord:{payload.user_id}", payload.user_id in self._client.operator_ids
         if payload.guild_id is None:
-            known = self._client.get_user(payload.user_id)
+            cached_user = self._client.get_user(payload.user_id)
             return Member(
-                user, known.display_name if known else "Somebody", f"discord:dm:{payload.user_id}", house=house
+                member_id,
+                cached_user.display_name if cached_user else "Somebody",
+                f"discord:dm:{payload.user_id}",
+                is_operator=is_operator,
             )
-        who = payload.member
-        if who is None:
+        guild_member = payload.member
+        if guild_member is None:
             return None
-        channel = who.guild.get_channel_or_thread(payload.channel_id)
-        may = permissions(who)
+        channel = guild_member.guild.get_channel_or_thread(payload.channel_id)
+        member_permissions = guild_permissions(guild_member)
         return Member(
-            user, who.display_name, f"discord:{payload.guild_id}", moderator=may.manage_messages,
-            admin=may.manage_guild, owner=who.guild.owner_id == who.id, house=house,
-            roles=tuple(str(role.id) for role in who.roles),
+            member_id, guild_member.display_name, f"discord:{payload.guild_id}", is_moderator=member_permissions.manage_messages,
+            is_admin=member_permissions.manage_guild, is_owner=guild_member.guild.owner_id == guild_member.id, is_operator=is_operator,
+            roles=tuple(str(role.id) for role in guild_member.roles),
             channel=str(getattr(channel, "parent_id", None) or payload.channel_id),
             age_restricted=bool(channel is not None and channel.is_nsfw()),
         )  # fmt: skip
 
-    async def _obey(
+    async def _apply_reaction(
         self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
     ) -> None:  # fmt: skip
-        studio, direct = self._client.studio, payload.guild_id is None
-        view = await studio.view(job)
+        job_service, is_direct = self._client.job_service, payload.guild_id is None
+        view = await job_service.load_view(job)
         if meaning == "envelope":
-            await self._permit("envelope", member, view, direct=direct)
-            await self._send(view, payload.user_id)
-        elif over(view.state):
-            await self._permit("delete", member, view, direct=direct)
-            await delete(self._client, job, member)
+            await self._require_permission("envelope", member, view, is_direct=is_direct)
+            await self._send_pictures(view, payload.user_id)
+        elif is_end(view.state):
+            await self._require_permission("delete", member, view, is_direct=is_direct)
+            await delete_job(self._client, job, member)
         else:
-            await studio.cancel(job, member)
+            await job_service.cancel(job, member)
 
-    async def _permit(self, action: Action, member: Member, view: View, *, direct: bool) -> None:
-        if reason := forbidden(action, member, subject_of(view), direct=direct):
-            raise Refused(reason, 403)
-        await self._client.desk.administration.allowed(member, action)
+    async def _require_permission(self, action: Action, member: Member, view: JobView, *, is_direct: bool) -> None:
+        if reason := forbidden_reason(action, member, job_ref(view), in_direct_message=is_direct):
+            raise UserError(reason, 403)
+        await self._client.services.rule_admin.check_command(member, action)
 
-    async def _send(self, view: View, user: int) -> None:
+    async def _send_pictures(self, view: JobView, user_id: int) -> None:
         try:
-            await send(self._client, view, user)
+            await send_pictures(self._client, view, user_id)
         except discord.Forbidden as error:
-            if user not in self._closed:
-                log.info("pictures could not be sent to %s: %s", user, error)
-            self._closed[user] = None
-            if len(self._closed) > REMEMBERED:
-                self._closed.popitem(last=False)
+            if user_id not in self._closed_dms:
+                log.info("pictures could not be sent to %s: %s", user_id, error)
+            self._closed_dms[user_id] = None
+            if len(self._closed_dms) > MAX_MEMBERS:
+                self._closed_dms.popitem(last=False)

@@ -17,79 +17,79 @@ from discord.http import Route
 
 from bot.chat import rows
 from bot.chat.answer import member_of
-from bot.chat.called import WORDLESS
+from bot.chat.called import NO_PROMPT
 from bot.chat.presenter import Card
-from bot.chat.quiet import QUIET
-from bot.sentences import quoted
+from bot.chat.quiet import NO_MENTIONS
+from bot.sentences import escape_discord
 from engine.job import Recipe
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.views import Delivery, Member, Role, View
+    from bot.views import Delivery, DeliveryRole, JobView, Member
 
     Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 
-OF_ANSWER = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
-LEFT = "One of its messages stays: Discord does not let me delete it. The pictures are deleted on this side."
+WEBHOOK_MESSAGE_ROUTE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
+MESSAGE_LEFT = "One of its messages stays: Discord does not let me delete it. The pictures are deleted on this side."
 
 
-async def confirm(interaction: Interaction, view: View) -> None:
+async def send_confirmation(interaction: Interaction, view: JobView) -> None:
     """Ask the presser, in private, to confirm."""
-    several = len(view.pictures) > 1
-    what = f"the {len(view.pictures)} pictures" if several else "the picture"
-    what = "all pictures of the walk" if isinstance(view.recipe, Recipe) and view.recipe.walk else what
-    whose = "" if view.member_id == member_of(interaction).id else f" of {quoted(view.member_name, 64)}"
-    said = f"Delete {what} of **{quoted(view.prompt or WORDLESS, 300)}**{whose} for good, with all upscaled copies? "
-    card = Card(f"{said}This cannot be undone.", rows.erasing(view.id))
-    controls = interaction.client.controls(card) or discord.utils.MISSING
-    await interaction.response.send_message(card.content, view=controls, ephemeral=True, allowed_mentions=QUIET)
+    has_several = len(view.pictures) > 1
+    subject = f"the {len(view.pictures)} pictures" if has_several else "the picture"
+    subject = "all pictures of the walk" if isinstance(view.task, Recipe) and view.task.walk else subject
+    author = "" if view.member_id == member_of(interaction).id else f" of {escape_discord(view.member_name, 64)}"
+    question = f"Delete {subject} of **{escape_discord(view.prompt or NO_PROMPT, 300)}**{author} for good, with all upscaled copies? "
+    card = Card(f"{question}This cannot be undone.", rows.build_confirm_rows(view.id))
+    buttons = interaction.client.build_view(card) or discord.utils.MISSING
+    await interaction.response.send_message(card.content, view=buttons, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
 
-async def erase(interaction: Interaction, view: View) -> None:
+async def delete_confirmed(interaction: Interaction, view: JobView) -> None:
     """Delete after the confirmation; the result replaces the question."""
     await interaction.response.defer()
-    said = await delete(interaction.client, view.id, member_of(interaction))
-    await interaction.edit_original_response(content=said, view=None)
+    result = await delete_job(interaction.client, view.id, member_of(interaction))
+    await interaction.edit_original_response(content=result, view=None)
 
 
-async def delete(client: DarkroomClient, job: str, member: Member) -> str:
+async def delete_job(client: DarkroomClient, job: str, member: Member) -> str:
     """Delete a job and its messages everywhere; return what happened. Raises `Refused`."""
-    done = await client.desk.moderation.delete(job, member)
-    left = False
-    for one, shown in done.shown.items():
-        left |= not await _take_away(client, one, shown)
-        left |= not await films_away(client, one, done.films.get(one, ()))
-    return f"{done.sentence} {LEFT}" if left else done.sentence
+    deletion = await client.services.moderation.delete_pictures(job, member)
+    has_left = False
+    for job_id, deliveries in deletion.deliveries.items():
+        has_left |= not await _delete_messages(client, job_id, deliveries)
+        has_left |= not await delete_films(client, job_id, deletion.films.get(job_id, ()))
+    return f"{deletion.sentence} {MESSAGE_LEFT}" if has_left else deletion.sentence
 
 
-async def _take_away(client: DarkroomClient, job: str, shown: Mapping[Role, Delivery]) -> bool:
+async def _delete_messages(client: DarkroomClient, job: str, deliveries: Mapping[DeliveryRole, Delivery]) -> bool:
     """Delete the job's messages; return False if one stays."""
-    gone: list[bool] = []
-    for role, delivery in shown.items():
-        if delivery.place.kind != "discord":
+    results: list[bool] = []
+    for role, delivery in deliveries.items():
+        if delivery.destination.kind != "discord":
             continue
-        if delivery.delivered is None:  # its final is not due any more: the courier must not post it again
-            await client.desk.deliveries.delivered(job, role)
+        if delivery.delivered_at is None:  # its final is not due any more: the courier must not post it again
+            await client.services.deliveries.mark_delivered(job, role)
         if delivery.message:
-            gone.append(await _removed(client, job, delivery))
-    return all(gone)
+            results.append(await _delete_message(client, job, delivery))
+    return all(results)
 
 
-async def films_away(client: DarkroomClient, job: str, films: Iterable[Delivery]) -> bool:
+async def delete_films(client: DarkroomClient, job: str, films: Iterable[Delivery]) -> bool:
     """Delete these messages with a job's film; return False if one stays."""
-    left = False
+    has_left = False
     for film in films:
-        if await _removed(client, job, film):
-            await client.desk.deliveries.unfilmed(job, film.message)
+        if await _delete_message(client, job, film):
+            await client.services.deliveries.forget_film(job, film.message)
         else:
-            left = True
-    return not left
+            has_left = True
+    return not has_left
 
 
-async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
-    for route in routes(delivery):
+async def _delete_message(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
+    for route in deletion_routes(delivery):
         try:
             await client.http.request(route)
         except discord.NotFound as error:
@@ -103,17 +103,21 @@ async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool
     return False
 
 
-def routes(delivery: Delivery) -> Iterable[Route]:
+def deletion_routes(delivery: Delivery) -> Iterable[Route]:
     """Yield the routes that delete a message: by the interaction's token, then as a message of its channel.
 
     The token also works where the bot cannot see the channel.
     """
-    where, message = delivery.place.where, delivery.message
-    if where.get("token") and time.time() < float(where.get("token_until") or 0):
+    target, message = delivery.destination.address, delivery.message
+    if target.get("token") and time.time() < float(target.get("token_until") or 0):
         yield Route(
-            "DELETE", OF_ANSWER, webhook_id=int(where["application"]), webhook_token=where["token"], message_id=message
+            "DELETE",
+            WEBHOOK_MESSAGE_ROUTE,
+            webhook_id=int(target["application"]),
+            webhook_token=target["token"],
+            message_id=message,
         )
-    if where.get("channel"):
+    if target.get("channel"):
         yield Route(
-            "DELETE", "/channels/{channel_id}/messages/{message_id}", channel_id=where["channel"], message_id=message
+            "DELETE", "/channels/{channel_id}/messages/{message_id}", channel_id=target["channel"], message_id=message
         )

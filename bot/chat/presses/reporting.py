@@ -8,97 +8,108 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.chat import delivery, rows
-from bot.chat.answer import member_of, say
-from bot.chat.called import WORDLESS
-from bot.chat.notices import link
+from bot.chat.answer import member_of, send_ephemeral
+from bot.chat.called import NO_PROMPT
+from bot.chat.notices import message_link
 from bot.chat.presenter import Card
-from bot.chat.presses.forms import Filled, form, line, named, open_form
-from bot.chat.quiet import QUIET
-from bot.desk.moderation import REASON
-from bot.refused import Refused
-from bot.sentences import quoted
+from bot.chat.presses.forms import FormSubmission, create_form, form_id, open_form, text_field
+from bot.chat.quiet import NO_MENTIONS
+from bot.desk.moderation import MAX_REASON
+from bot.refused import UserError
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from discord import ui
 
     from bot.chat.client import DarkroomClient
     from bot.desk.moderation import Report
-    from bot.views import View
+    from bot.views import JobView
 
     Interaction = discord.Interaction[DarkroomClient]
 
 
-async def open_report(interaction: Interaction, view: View) -> None:
+async def open_report_form(interaction: Interaction, view: JobView) -> None:
     """Ask what is wrong with the picture."""
-    await open_form(interaction, report_form(view.id))
+    await open_form(interaction, build_report_form(view.id))
 
 
-def report_form(job: str) -> ui.Modal:
+def build_report_form(job: str) -> ui.Modal:
     """Return the form with its one question."""
-    modal = form("Report to the moderators", named("report", job))
-    modal.add_item(line("reason", "What is wrong with it?", "The moderators of this server read it", most=REASON))
+    modal = create_form("Report to the moderators", form_id("report", job))
+    modal.add_item(
+        text_field("reason", "What is wrong with it?", "The moderators of this server read it", max_length=MAX_REASON)
+    )
     return modal
 
 
-async def report(interaction: Interaction, filled: Filled, view: View) -> None:
+async def submit_report(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
     """Submit the form."""
-    reason = filled.fields.get("reason", "")
-    await say(interaction, await interaction.client.desk.moderation.report(view.id, member_of(interaction), reason))
+    reason = submission.fields.get("reason", "")
+    await send_ephemeral(
+        interaction,
+        await interaction.client.services.moderation.report_picture(view.id, member_of(interaction), reason),
+    )
 
 
-async def post(client: DarkroomClient, one: Report) -> bool:
+async def post_report(client: DarkroomClient, report: Report) -> bool:
     """Post a report in its channel; return False if that is not of the report's server, whatever a rule says.
 
     Raises `discord.HTTPException` if Discord rejects it.
     """
-    channel = _channel(client, one)
+    channel = _report_channel(client, report)
     if channel is None:
         return False
-    places = await client.desk.deliveries.of(one.job)
-    where = next((place.place.where for place in places.values() if place.place.kind == "discord"), {})
-    shown = card(one, link(where))
-    await channel.send(shown.content, view=client.controls(shown) or discord.utils.MISSING, allowed_mentions=QUIET)
+    deliveries = await client.services.deliveries.list_deliveries(report.job)
+    target = next(
+        (entry.destination.address for entry in deliveries.values() if entry.destination.kind == "discord"), {}
+    )
+    report_card = render_report(report, message_link(target))
+    await channel.send(
+        report_card.content, view=client.build_view(report_card) or discord.utils.MISSING, allowed_mentions=NO_MENTIONS
+    )
     return True
 
 
-def _channel(client: DarkroomClient, one: Report) -> discord.abc.Messageable | None:
-    number = one.guild.removeprefix("discord:")
-    guild = client.get_guild(int(number)) if number.isdecimal() else None
-    channel = None if guild is None or not one.channel.isdecimal() else guild.get_channel_or_thread(int(one.channel))
+def _report_channel(client: DarkroomClient, report: Report) -> discord.abc.Messageable | None:
+    guild_id = report.guild.removeprefix("discord:")
+    guild = client.get_guild(int(guild_id)) if guild_id.isdecimal() else None
+    channel = (
+        None if guild is None or not report.channel.isdecimal() else guild.get_channel_or_thread(int(report.channel))
+    )
     return channel if isinstance(channel, discord.abc.Messageable) else None
 
 
-async def show(interaction: Interaction, view: View) -> None:
+async def show_reported(interaction: Interaction, view: JobView) -> None:
     """Show the public pictures to the moderator only, as spoilers."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     picture = None
-    if view.deleted is None and view.state == "finished":
+    if view.deleted_at is None and view.state == "finished":
         try:
-            picture = await delivery.final(interaction.client.studio, view, interaction.filesize_limit)
-        except Refused as refused:
-            await interaction.edit_original_response(content=quoted(refused.sentence))
+            picture = await delivery.render_picture(interaction.client.job_service, view, interaction.filesize_limit)
+        except UserError as error:
+            await interaction.edit_original_response(content=escape_discord(error.sentence))
             return
     if picture is None:
         await interaction.edit_original_response(content="There is nothing to show.")
         return
     file = discord.File(io.BytesIO(picture.payload), picture.name, spoiler=True)
-    said = f"**{quoted(view.prompt or WORDLESS, 900)}** · {quoted(view.member_name, 64)}"
-    await interaction.edit_original_response(content=said, attachments=[file], allowed_mentions=QUIET)
+    text = f"**{escape_discord(view.prompt or NO_PROMPT, 900)}** · {escape_discord(view.member_name, 64)}"
+    await interaction.edit_original_response(content=text, attachments=[file], allowed_mentions=NO_MENTIONS)
 
 
-async def dismiss(interaction: Interaction, number: int) -> None:
+async def dismiss_report(interaction: Interaction, incident_id: int) -> None:
     """Close the report: nothing is wrong, or it is dealt with. The card says who dismissed it."""
-    incident = await interaction.client.desk.moderation.close(number, member_of(interaction))
+    incident = await interaction.client.services.moderation.close_incident(incident_id, member_of(interaction))
     assert interaction.message
-    text = f"{interaction.message.content}\n-# Dismissed by {quoted(interaction.user.display_name, 64)}."
+    text = f"{interaction.message.content}\n-# Dismissed by {escape_discord(interaction.user.display_name, 64)}."
     if incident.closed is not None:
-        await interaction.response.edit_message(content=text[:2000], view=None, allowed_mentions=QUIET)
+        await interaction.response.edit_message(content=text[:2000], view=None, allowed_mentions=NO_MENTIONS)
 
 
-def card(one: Report, address: str) -> Card:
+def render_report(report: Report, address: str) -> Card:
     """Return a report as moderators see it; `address` is the reported message's, if known."""
     lines = [
-        f"🚩 **{quoted(one.reporter, 64)}** reported a picture of **{quoted(one.author, 64)}**:",
-        f"> {quoted(one.reason, 900)}",
+        f"🚩 **{escape_discord(report.reporter, 64)}** reported a picture of **{escape_discord(report.author, 64)}**:",
+        f"> {escape_discord(report.reason, 900)}",
     ]
-    return Card("\n".join([*lines, address] if address else lines), rows.reported(one.job, one.incident))
+    return Card("\n".join([*lines, address] if address else lines), rows.build_report_rows(report.job, report.incident))

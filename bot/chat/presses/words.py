@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bot.prompt.flags import split
-from bot.prompt.permutations import literally
-from bot.refused import Refused
+from bot.prompt.flags import split_flags
+from bot.prompt.permutations import escape_braces
+from bot.refused import UserError
 
 if TYPE_CHECKING:
-    from bot.views import View
+    from bot.views import JobView
 
-LONGEST = 2000  # characters, as /imagine takes them
+MAX_PROMPT = 2000  # characters, as /imagine takes them
 
 
-def words_of(view: View) -> str:
+def prompt_without_flags(view: JobView) -> str:
     """Return the prompt without flags: typed flags are in the recipe already."""
     try:
-        words, _ = split(view.prompt)
-    except Refused:  # admitted by an older grammar
-        words = view.prompt
-    return literally(words)
+        prompt, _ = split_flags(view.prompt)
+    except UserError:  # admitted by an older grammar
+        prompt = view.prompt
+    return escape_braces(prompt)
 
 
-def unchanged(text: str, view: View) -> bool:
+def is_unchanged(text: str, view: JobView) -> bool:
     """Return whether a submitted field is empty, or what it was filled in with."""
-    said = " ".join(text.split())
-    return not said or said == " ".join(words_of(view)[:LONGEST].split())
+    normalized_text = " ".join(text.split())
+    return not normalized_text or normalized_text == " ".join(prompt_without_flags(view)[:MAX_PROMPT].split())

@@ -18,38 +18,38 @@ from bot.chat.settings.moderation import moderation
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
 
-__all__ = ["COMMANDS", "VERBS", "pressed"]
+__all__ = ["COMMANDS", "HANDLERS", "handle_press"]
 
 COMMANDS = (settings, moderation)
-VERBS: Mapping[str, presses.Verb] = MappingProxyType(
+HANDLERS: Mapping[str, presses.PressHandler] = MappingProxyType(
     {
-        "show": looking.show,
-        "page": looking.page,
-        "explain": looking.explain_chosen,
-        "log": looking.log,
-        "change": changing.ask,
-        "add": changing.ask_new,
-        "save": changing.save,
-        "undo": changing.undo_pressed,
-        "back": changing.undo_listed,
-        "presets": changing.offer_presets,
-        "preset": changing.preset_pressed,
-        "apply": changing.apply,
+        "show": looking.show_overview,
+        "page": looking.show_exceptions_page,
+        "explain": looking.explain_picked_member,
+        "log": looking.show_history,
+        "change": changing.open_change_form,
+        "add": changing.open_add_form,
+        "save": changing.save_form,
+        "undo": changing.on_undo_press,
+        "back": changing.undo_in_history,
+        "presets": changing.show_presets,
+        "preset": changing.on_preset_press,
+        "apply": changing.apply_preset,
         "dismiss": changing.dismiss,
-        "export": exchange.export,
-        "bring": exchange.brought,
-        "leave": exchange.left,
-        "close": doors.close_pressed,
-        "closed": doors.close,
+        "export": exchange.export_rules,
+        "bring": exchange.confirm_import,
+        "leave": exchange.cancel_import,
+        "close": doors.on_close_press,
+        "closed": doors.close_guild,
         "open": doors.reopen,
-        "incidents": incidents.turned,
-        "shut": incidents.close,
+        "incidents": incidents.show_page,
+        "shut": incidents.close_incident,
         "words": moderating.edit_words,
-        "reword": moderating.reword,
+        "reword": moderating.save_words,
     }
 )
 
 
-async def pressed(interaction: Interaction) -> None:
+async def handle_press(interaction: Interaction) -> None:
     """Handle a press on one of these cards; ignore other interactions."""
-    await presses.dispatch(interaction, VERBS)
+    await presses.dispatch_press(interaction, HANDLERS)

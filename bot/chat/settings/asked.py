@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import ui
 
-from bot.access import Action, forbidden
-from bot.chat.answer import SOON, member_of
-from bot.chat.presenter import refusal
-from bot.chat.quiet import QUIET
-from bot.refused import Refused
+from bot.access import Action, forbidden_reason
+from bot.chat.answer import DEFER_AFTER, member_of
+from bot.chat.presenter import render_refusal
+from bot.chat.quiet import NO_MENTIONS
+from bot.refused import UserError
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -28,72 +28,72 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
-LATE = "That took too long to open. Please try again."
+TOO_SLOW = "That took too long to open. Please try again."
 
 
 @dataclass(frozen=True)
-class Shown:
+class Reply:
     """An ephemeral message: a layout, or a text with buttons; and files. `fresh`: never in place of the card."""
 
     content: str | None = None
     view: ui.LayoutView | ui.View | None = None
     files: tuple[discord.File, ...] = ()
-    fresh: bool = False
+    as_new_message: bool = False
 
 
-Work = Callable[["Member"], Awaitable[Shown | ui.Modal]]
+ReplyBuilder = Callable[["Member"], Awaitable[Reply | ui.Modal]]
 
 
-async def respond(interaction: Interaction, action: Action, work: Work) -> None:
+async def respond(interaction: Interaction, action: Action, build_reply: ReplyBuilder) -> None:
     """Do `work` if the member may `action`, and show its result; show a refusal as its sentence."""
     member = member_of(interaction)
-    reason = forbidden(action, member, direct=interaction.guild_id is None)
+    reason = forbidden_reason(action, member, in_direct_message=interaction.guild_id is None)
     if reason is not None:
-        await tell(interaction, reason)
+        await send_refusal(interaction, reason)
         return
     try:
-        shown = await _in_time(interaction, work(member))
-    except Refused as refused:
-        await tell(interaction, refused.sentence)
+        reply = await _defer_if_slow(interaction, build_reply(member))
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)
         return
-    if isinstance(shown, ui.Modal):
+    if isinstance(reply, ui.Modal):
         if interaction.response.is_done():  # a form must be the first response, and that was deferred
-            await tell(interaction, LATE)
+            await send_refusal(interaction, TOO_SLOW)
             return
-        shown.stop()  # found by its id: there is nothing to listen to
-        await interaction.response.send_modal(shown)
+        reply.stop()  # found by its id: there is nothing to listen to
+        await interaction.response.send_modal(reply)
         return
-    await _show(interaction, shown)
+    await _send_reply(interaction, reply)
 
 
-async def tell(interaction: Interaction, sentence: str) -> None:
+async def send_refusal(interaction: Interaction, sentence: str) -> None:
     """Show a refusal to the member only."""
-    await _show(interaction, Shown(content=refusal(sentence), fresh=True))
+    await _send_reply(interaction, Reply(content=render_refusal(sentence), as_new_message=True))
 
 
-async def _in_time(interaction: Interaction, asked: Awaitable[Shown | ui.Modal]) -> Shown | ui.Modal:
-    task = asyncio.ensure_future(asked)
-    done, _ = await asyncio.wait({task}, timeout=SOON)
+async def _defer_if_slow(interaction: Interaction, pending_reply: Awaitable[Reply | ui.Modal]) -> Reply | ui.Modal:
+    task = asyncio.ensure_future(pending_reply)
+    done, _ = await asyncio.wait({task}, timeout=DEFER_AFTER)
     if not done:
         await interaction.response.defer(ephemeral=True, thinking=True)
     return await task
 
 
-async def _show(interaction: Interaction, shown: Shown) -> None:
-    if shown.view is not None:
-        shown.view.stop()  # found by its ids: there is nothing to listen to
+async def _send_reply(interaction: Interaction, reply: Reply) -> None:
+    if reply.view is not None:
+        reply.view.stop()  # found by its ids: there is nothing to listen to
     response = interaction.response
     if response.is_done():
-        await interaction.followup.send(ephemeral=True, allowed_mentions=QUIET, **_sent(shown))
-    elif interaction.message is None or shown.fresh:
-        await response.send_message(ephemeral=True, allowed_mentions=QUIET, **_sent(shown))
+        await interaction.followup.send(ephemeral=True, allowed_mentions=NO_MENTIONS, **_message_arguments(reply))
+    elif interaction.message is None or reply.as_new_message:
+        await response.send_message(ephemeral=True, allowed_mentions=NO_MENTIONS, **_message_arguments(reply))
     else:
         await response.edit_message(
-            content=shown.content, view=shown.view, attachments=list(shown.files), allowed_mentions=QUIET
+            content=reply.content, view=reply.view, attachments=list(reply.files), allowed_mentions=NO_MENTIONS
         )
 
 
-def _sent(shown: Shown) -> dict[str, Any]:
+def _message_arguments(reply: Reply) -> dict[str, Any]:
     """Return the arguments of a new message; discord.py wants absent ones left out."""
-    named = {"content": shown.content, "view": shown.view, "files": list(shown.files) or None}
-    return {name: value for name, value in named.items() if value is not None}
+    arguments = {"content": reply.content, "view": reply.view, "files": list(reply.files) or None}
+    return {name: value for name, value in arguments.items() if value is not None}

@@ -9,222 +9,242 @@ import discord
 from discord import ui
 
 from bot.chat.settings import cards, forms, looking, ours, parts, wording
-from bot.chat.settings.asked import Shown, respond
-from bot.chat.settings.presses import Press, as_scope
-from bot.refused import Refused
+from bot.chat.settings.asked import Reply, respond
+from bot.chat.settings.presses import CardPress, parse_scope
+from bot.refused import UserError
 from bot.rules import planning, presets, reading
-from bot.rules.rule import Change, Key, Rule, Scope, Step, Value
+from bot.rules.rule import Rule, RuleChange, RuleKey, RuleStep, RuleValue, Scope
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
     from bot.views import Member
 
-OWN_COMMANDS: Mapping[str, str] = {"closed": "A server is closed by /settings close, and opened by /settings open."}
+DEDICATED_COMMANDS: Mapping[str, str] = {
+    "closed": "A server is closed by /settings close, and opened by /settings open."
+}
 NO_CHECKER = "⚠️ No worker can check pictures now: until one can, a moderator must look at each before it is shown."
-UNSEEN = "⚠️ I may not write in that channel: until I may, reports go to the list of incidents alone."
-PRESET = "Choose a preset: it changes some rules for everyone, and leaves those of single channels, roles and members."
+CHANNEL_NOT_WRITABLE = "⚠️ I may not write in that channel: until I may, reports go to the list of incidents alone."
+PRESETS_INTRO = (
+    "Choose a preset: it changes some rules for everyone, and leaves those of single channels, roles and members."
+)
 
 
-def target(guild: int | None, channel: int | None, role: int | None, user: int | None) -> tuple[Scope, str]:
+def parse_target(guild: int | None, channel: int | None, role: int | None, user: int | None) -> tuple[Scope, str]:
     """Return whom a rule is for. Raises `Refused` (422) for more than one."""
     if role is not None and role == guild:
         role = None  # the role @everyone is everyone
-    given: list[tuple[Scope, int | None]] = [("channel", channel), ("role", role), ("user", user)]
-    found: list[tuple[Scope, str]] = [
-        (scope, f"discord:{one}" if scope == "user" else str(one)) for scope, one in given if one is not None
+    candidates: list[tuple[Scope, int | None]] = [("channel", channel), ("role", role), ("user", user)]
+    targets: list[tuple[Scope, str]] = [
+        (scope, f"discord:{number}" if scope == "user" else str(number))
+        for scope, number in candidates
+        if number is not None
     ]
-    if len(found) > 1:
-        raise Refused("Choose one of channel, role and member: a rule is for one of them.")
-    return found[0] if found else ("guild", "")
+    if len(targets) > 1:
+        raise UserError("Choose one of channel, role and member: a rule is for one of them.")
+    return targets[0] if targets else ("guild", "")
 
 
-async def written(interaction: Interaction, member: Member, aim: tuple[Scope, str], setting: str, value: str) -> Change:
+async def write_rule(
+    interaction: Interaction, member: Member, target: tuple[Scope, str], setting: str, value: str
+) -> RuleChange:
     """Set a rule, or remove it if `value` is empty."""
-    one = reading.setting(setting)
-    if one.name in OWN_COMMANDS:
-        raise Refused(OWN_COMMANDS[one.name])
-    house = looking.administration(interaction)
+    definition = reading.find_setting(setting)
+    if definition.name in DEDICATED_COMMANDS:
+        raise UserError(DEDICATED_COMMANDS[definition.name])
+    administration = looking.get_administration(interaction)
     if value.strip():
-        if one.name == ours.REPORTS:
-            ours.check_reports(interaction, [reading.read(one, value)])
-        return await house.set(member, *aim, one.name, value)
-    return await house.unset(member, *aim, one.name)
+        if definition.name == ours.REPORTS:
+            ours.check_report_channels(interaction, [reading.parse_value(definition, value)])
+        return await administration.set_rule(member, *target, definition.name, value)
+    return await administration.unset_rule(member, *target, definition.name)
 
 
-async def set_rule(interaction: Interaction, aim: tuple[Scope, str] | Refused, setting: str, value: str) -> None:
+async def set_rule(interaction: Interaction, target: tuple[Scope, str] | UserError, setting: str, value: str) -> None:
     """`/settings set` and `unset`: say what changed, and what holds in spite of it."""
 
-    async def work(member: Member) -> Shown:
-        if isinstance(aim, Refused):
-            raise aim
-        change = await written(interaction, member, aim, setting, value)
-        return Shown(view=cards.done(await said(interaction, change), undo=change.number))
+    async def build_reply(member: Member) -> Reply:
+        if isinstance(target, UserError):
+            raise target
+        change = await write_rule(interaction, member, target, setting, value)
+        return Reply(view=cards.build_result(await describe_result(interaction, change), undo_number=change.number))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def said(interaction: Interaction, change: Change) -> str:
+async def describe_result(interaction: Interaction, change: RuleChange) -> str:
     """Return what a change did, and what limits it."""
-    lines = [wording.changed(change)]
+    lines = [wording.describe_change(change)]
     if len(change.steps) == 1 and change.steps[0].after is not None:
-        rules = await looking.administration(interaction).rules(change.guild)
-        lines += wording.besides(change.steps[0], rules)
-        lines += _unready(interaction, change.steps[0])
+        rules = await looking.get_administration(interaction).list_rules(change.guild)
+        lines += wording.describe_overrides(change.steps[0], rules)
+        lines += _missing_requirements(interaction, change.steps[0])
     return "\n".join(lines)
 
 
-def _unready(interaction: Interaction, step: Step) -> list[str]:
+def _missing_requirements(interaction: Interaction, step: RuleStep) -> list[str]:
     """Return what a setting still needs to work: a worker that can check, a channel that we may write in."""
     if step.setting == "check" and step.after is True:
-        able = any(presence.checks for presence in interaction.client.studio.workers().values())
-        return [] if able else [NO_CHECKER]
+        has_checker = any(presence.checks for presence in interaction.client.job_service.live_workers().values())
+        return [] if has_checker else [NO_CHECKER]
     if step.setting != "reports" or interaction.guild is None:
         return []
     channel = interaction.guild.get_channel_or_thread(int(str(step.after)))
     if channel is None:
-        return [UNSEEN]
-    may = channel.permissions_for(interaction.guild.me)
-    return [] if may.view_channel and may.send_messages else [UNSEEN]
+        return [CHANNEL_NOT_WRITABLE]
+    permissions = channel.permissions_for(interaction.guild.me)
+    return [] if permissions.view_channel and permissions.send_messages else [CHANNEL_NOT_WRITABLE]
 
 
-async def ask(interaction: Interaction, press: Press) -> None:
+async def open_change_form(interaction: Interaction, press: CardPress) -> None:
     """Open the form for the setting, or the rule, that was chosen on a card."""
 
-    async def work(member: Member) -> ui.Modal:
-        rules = await looking.administration(interaction).rules(member.guild)
-        chosen = press.one()
-        if "/" in chosen:
-            scope, subject, name = chosen.split("/", 2)
-            now = _value(rules, (scope, subject, name))
-            return forms.rule(as_scope(scope), subject, reading.setting(name), now)
-        one = reading.setting(chosen)
-        return forms.change(one, _value(rules, ("guild", "", one.name)))
+    async def build_form(member: Member) -> ui.Modal:
+        rules = await looking.get_administration(interaction).list_rules(member.guild)
+        choice = press.first_value()
+        if "/" in choice:
+            scope, subject, name = choice.split("/", 2)
+            current = _find_value(rules, (scope, subject, name))
+            return forms.build_rule_form(parse_scope(scope), subject, reading.find_setting(name), current)
+        setting = reading.find_setting(choice)
+        return forms.build_change_form(setting, _find_value(rules, ("guild", "", setting.name)))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_form)
 
 
-async def ask_new(interaction: Interaction, press: Press) -> None:
+async def open_add_form(interaction: Interaction, press: CardPress) -> None:
     """Open the form that adds a rule for a channel, a role or a member."""
 
-    async def work(member: Member) -> ui.Modal:
-        return forms.add(press.scope(0))
+    async def build_form(member: Member) -> ui.Modal:
+        return forms.build_add_form(press.scope_at(0))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_form)
 
 
-async def save(interaction: Interaction, press: Press) -> None:
+async def save_form(interaction: Interaction, press: CardPress) -> None:
     """Apply a submitted form: its id or its fields hold the setting and whom it is for."""
 
-    async def work(member: Member) -> Shown:
-        setting, aim = _filled(interaction, press)
-        change = await written(interaction, member, aim, setting, ", ".join(press.filled.get("value", ())))
-        notice = cards.notice(await said(interaction, change), change.number)
-        if aim[0] == "guild":
-            return await looking.overview(interaction, member, notice)
-        rules = await looking.administration(interaction).rules(member.guild)
-        return Shown(view=cards.exceptions(aim[0], rules, 0, notice))
+    async def build_reply(member: Member) -> Reply:
+        setting, target = _parse_form(interaction, press)
+        change = await write_rule(interaction, member, target, setting, ", ".join(press.fields.get("value", ())))
+        notice = cards.build_notice(await describe_result(interaction, change), change.number)
+        if target[0] == "guild":
+            return await looking.build_overview(interaction, member, notice)
+        rules = await looking.get_administration(interaction).list_rules(member.guild)
+        return Reply(view=cards.build_exceptions(target[0], rules, 0, notice))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-def _filled(interaction: Interaction, press: Press) -> tuple[str, tuple[Scope, str]]:
+def _parse_form(interaction: Interaction, press: CardPress) -> tuple[str, tuple[Scope, str]]:
     if len(press.parts) > 2:
-        return press.parts[0], (as_scope(press.parts[1]), press.parts[2].replace(".", ":"))
-    channel, who = press.one("channel"), press.one("who")
-    role = int(who) if who in press.roles else None
-    user = int(who) if who and role is None else None
-    aim = target(interaction.guild_id, int(channel) if channel else None, role, user)
-    return (press.parts[0] if press.parts else press.one("setting")), aim
+        return press.parts[0], (parse_scope(press.parts[1]), press.parts[2].replace(".", ":"))
+    channel, subject = press.first_value("channel"), press.first_value("who")
+    role = int(subject) if subject in press.roles else None
+    user = int(subject) if subject and role is None else None
+    target = parse_target(interaction.guild_id, int(channel) if channel else None, role, user)
+    return (press.parts[0] if press.parts else press.first_value("setting")), target
 
 
-async def undo(interaction: Interaction, number: int | None) -> None:
+async def undo_change(interaction: Interaction, number: int | None) -> None:
     """Undo this change, or the newest that can be undone."""
 
-    async def work(member: Member) -> Shown:
-        change = await looking.administration(interaction).undo(member, number)
-        return Shown(view=cards.done(taken_back(change)))
+    async def build_reply(member: Member) -> Reply:
+        change = await looking.get_administration(interaction).undo_change(member, number)
+        return Reply(view=cards.build_result(describe_undo(change)))
 
-    await respond(interaction, "set", work)
-
-
-async def undo_pressed(interaction: Interaction, press: Press) -> None:
-    await undo(interaction, press.number())
+    await respond(interaction, "set", build_reply)
 
 
-async def undo_listed(interaction: Interaction, press: Press) -> None:
+async def on_undo_press(interaction: Interaction, press: CardPress) -> None:
+    await undo_change(interaction, press.number_at())
+
+
+async def undo_in_history(interaction: Interaction, press: CardPress) -> None:
     """Undo a change from the history, which stays."""
 
-    async def work(member: Member) -> Shown:
-        change = await looking.administration(interaction).undo(member, press.number(0))
-        return await looking.history(interaction, member, press.number(1), cards.notice(taken_back(change)))
+    async def build_reply(member: Member) -> Reply:
+        change = await looking.get_administration(interaction).undo_change(member, press.number_at(0))
+        return await looking.build_history(
+            interaction, member, press.number_at(1), cards.build_notice(describe_undo(change))
+        )
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-def taken_back(change: Change) -> str:
+def describe_undo(change: RuleChange) -> str:
     """Return what an undo did."""
-    return "\n".join([f"↩️ No. {change.undoes} was taken back:", *wording.fitting(wording.steps(change.steps), 700)])
+    return "\n".join(
+        [f"↩️ No. {change.undoes} was taken back:", *wording.fit_lines(wording.format_steps(change.steps), 700)]
+    )
 
 
-async def offer_presets(interaction: Interaction, press: Press) -> None:
+async def show_presets(interaction: Interaction, press: CardPress) -> None:
     """Show the presets, one tap each."""
 
-    async def work(member: Member) -> Shown:
-        offered: Sequence[ui.Item] = [
-            parts.beside(f"**{one.name}**\n{one.about}", parts.button("See", "preset", one.name.replace(" ", "-")))
-            for one in presets.PRESETS.values()
+    async def build_reply(member: Member) -> Reply:
+        preset_rows: Sequence[ui.Item] = [
+            parts.text_with_button(
+                f"**{preset.name}**\n{preset.description}", parts.button("See", "preset", preset.name.replace(" ", "-"))
+            )
+            for preset in presets.PRESETS.values()
         ]
-        back = parts.row(parts.button("All settings", "show"))
-        return Shown(view=parts.layout(parts.text("## Presets", PRESET), *offered, back, colour=cards.BLUE))
+        back_row = parts.row(parts.button("All settings", "show"))
+        return Reply(
+            view=parts.layout(parts.text("## Presets", PRESETS_INTRO), *preset_rows, back_row, colour=cards.BLUE)
+        )
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def preset(interaction: Interaction, name: str) -> None:
+async def preview_preset(interaction: Interaction, name: str) -> None:
     """Show what a preset would change, and ask."""
 
-    async def work(member: Member) -> Shown:
-        one = presets.preset(name)
-        steps = planning.altered(await own(interaction, member), presets.rules_of(one))
-        yes = parts.button("Apply", "apply", one.name.replace(" ", "-"), style=discord.ButtonStyle.primary)
-        head = [
-            f"## Preset “{one.name}”",
-            f"{one.about[:1].upper()}{one.about[1:]}.",
+    async def build_reply(member: Member) -> Reply:
+        preset = presets.find_preset(name)
+        steps = planning.plan_rules(await load_own_rules(interaction, member), presets.preset_rules(preset))
+        confirm_button = parts.button(
+            "Apply", "apply", preset.name.replace(" ", "-"), style=discord.ButtonStyle.primary
+        )
+        header = [
+            f"## Preset “{preset.name}”",
+            f"{preset.description[:1].upper()}{preset.description[1:]}.",
             f"It changes {len(steps)} rules for everyone:",
         ]
-        return Shown(view=cards.question([*head, *wording.steps(steps)], yes))
+        return Reply(view=cards.build_question([*header, *wording.format_steps(steps)], confirm_button))
 
-    await respond(interaction, "set", work)
-
-
-async def preset_pressed(interaction: Interaction, press: Press) -> None:
-    await preset(interaction, press.parts[0])
+    await respond(interaction, "set", build_reply)
 
 
-async def apply(interaction: Interaction, press: Press) -> None:
+async def on_preset_press(interaction: Interaction, press: CardPress) -> None:
+    await preview_preset(interaction, press.parts[0])
+
+
+async def apply_preset(interaction: Interaction, press: CardPress) -> None:
     """Apply a confirmed preset."""
 
-    async def work(member: Member) -> Shown:
-        change = await looking.administration(interaction).preset(member, press.parts[0])
-        return await looking.overview(interaction, member, cards.notice(wording.changed(change), change.number))
+    async def build_reply(member: Member) -> Reply:
+        change = await looking.get_administration(interaction).apply_preset(member, press.parts[0])
+        return await looking.build_overview(
+            interaction, member, cards.build_notice(wording.describe_change(change), change.number)
+        )
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def dismiss(interaction: Interaction, press: Press) -> None:
+async def dismiss(interaction: Interaction, press: CardPress) -> None:
     """Cancel: change nothing, and offer all settings."""
 
-    async def work(member: Member) -> Shown:
-        return Shown(view=cards.done("Nothing was changed.", good=False))
+    async def build_reply(member: Member) -> Reply:
+        return Reply(view=cards.build_result("Nothing was changed.", success=False))
 
-    await respond(interaction, "settings", work)
+    await respond(interaction, "settings", build_reply)
 
 
-async def own(interaction: Interaction, member: Member) -> dict[Key, Value]:
+async def load_own_rules(interaction: Interaction, member: Member) -> dict[RuleKey, RuleValue]:
     """Return the rules of the admin's server, from which plans are made."""
-    rules = await looking.administration(interaction).rules(member.guild)
+    rules = await looking.get_administration(interaction).list_rules(member.guild)
     return {rule.key: rule.value for rule in rules if rule.guild == member.guild}
 
 
-def _value(rules: Sequence[Rule], key: Key) -> Value | None:
+def _find_value(rules: Sequence[Rule], key: RuleKey) -> RuleValue | None:
     return next((rule.value for rule in rules if rule.key == key), None)

@@ -10,110 +10,115 @@ from discord import ui
 
 from bot.chat.answer import guild_of
 from bot.chat.settings import cards, forms, looking, parts, wording
-from bot.chat.settings.asked import Shown, respond
-from bot.refused import Refused
+from bot.chat.settings.asked import Reply, respond
+from bot.refused import UserError
 from bot.rules.rule import EVERYWHERE, Rule
-from bot.sentences import jobs, shortened
+from bot.sentences import format_job_count, shorten
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
-    from bot.chat.settings.presses import Press
+    from bot.chat.settings.presses import CardPress
     from bot.views import Member
 
-WHICH = "Say for which server: choose one of the list, or give its id, or * for each."
-REMOVED = ("none", "remove")
-GUILD = re.compile(r"(?:discord:)?([0-9]{1,20})")
+WHICH_SERVER = "Say for which server: choose one of the list, or give its id, or * for each."
+REMOVAL_WORDS = ("none", "remove")
+GUILD_ID = re.compile(r"(?:discord:)?([0-9]{1,20})")
 
 
-async def ask_close(interaction: Interaction, reason: str = "") -> None:
+async def open_close_form(interaction: Interaction, reason: str = "") -> None:
     """Open the form that says what closing stops, and asks for the reason."""
 
-    async def work(member: Member) -> ui.Modal:
-        return forms.close(reason)  # at once: no jobs are counted, for the queue is longest when this is needed most
+    async def build_form(member: Member) -> ui.Modal:
+        return forms.build_close_form(
+            reason
+        )  # at once: no jobs are counted, for the queue is longest when this is needed most
 
-    await respond(interaction, "close", work)
-
-
-async def close_pressed(interaction: Interaction, press: Press) -> None:
-    await ask_close(interaction)
+    await respond(interaction, "close", build_form)
 
 
-async def close(interaction: Interaction, press: Press) -> None:
+async def on_close_press(interaction: Interaction, press: CardPress) -> None:
+    await open_close_form(interaction)
+
+
+async def close_guild(interaction: Interaction, press: CardPress) -> None:
     """Close the server, after the confirmation."""
 
-    async def work(member: Member) -> Shown:
-        number = await looking.administration(interaction).close(member, press.one("reason"))
-        said = f"🔴 **Closed.** {_stopped(number)}\nNothing is made here until `/settings open`."
+    async def build_reply(member: Member) -> Reply:
+        number = await looking.get_administration(interaction).close_guild(member, press.first_value("reason"))
+        text = f"🔴 **Closed.** {_cancelled_jobs_text(number)}\nNothing is made here until `/settings open`."
         button = parts.button("Open", "open", style=parts.Style.success)
-        return Shown(view=parts.layout(parts.beside(said, button), colour=cards.RED))
+        return Reply(view=parts.layout(parts.text_with_button(text, button), colour=cards.RED))
 
-    await respond(interaction, "close", work)
+    await respond(interaction, "close", build_reply)
 
 
-def _stopped(number: int) -> str:
+def _cancelled_jobs_text(number: int) -> str:
     if not number:
         return "Nothing was running or waiting."
-    were, it = ("was", "it") if number == 1 else ("were", "they")
-    return f"{jobs(number)} {were} cancelled; what {it} did not use is refunded."
+    verb, pronoun = ("was", "it") if number == 1 else ("were", "they")
+    return f"{format_job_count(number)} {verb} cancelled; what {pronoun} did not use is refunded."
 
 
-async def reopen(interaction: Interaction, press: Press | None = None) -> None:
+async def reopen(interaction: Interaction, press: CardPress | None = None) -> None:
     """Admit new jobs again."""
 
-    async def work(member: Member) -> Shown:
-        await looking.administration(interaction).open(member)
-        return Shown(view=cards.done("🟢 **Open.** Pictures are made here again."))
+    async def build_reply(member: Member) -> Reply:
+        await looking.get_administration(interaction).open_guild(member)
+        return Reply(view=cards.build_result("🟢 **Open.** Pictures are made here again."))
 
-    await respond(interaction, "close", work)
+    await respond(interaction, "close", build_reply)
 
 
-async def budget(interaction: Interaction, guild: str, limits: Mapping[str, str]) -> None:
+async def change_budget(interaction: Interaction, guild: str, limits: Mapping[str, str]) -> None:
     """Set the operator's ceilings for one server or (`*`) for each; without any, show them."""
 
-    async def work(member: Member) -> Shown:
+    async def build_reply(member: Member) -> Reply:
         if not guild and interaction.guild_id is None:
-            raise Refused(WHICH)
-        where = server(guild or guild_of(interaction))
-        house, head = looking.administration(interaction), f"## Budget of {_named(interaction, where)}"
+            raise UserError(WHICH_SERVER)
+        guild_id = parse_guild(guild or guild_of(interaction))
+        administration, heading = (
+            looking.get_administration(interaction),
+            f"## Budget of {_guild_title(interaction, guild_id)}",
+        )
         if not limits:
-            rules = [rule for rule in await house.rules(where) if rule.scope == "house"]
-            lines = [_line(rule) for rule in rules] or ["None: nothing but the bot's defaults."]
-            return Shown(view=parts.layout(parts.text(head, *lines), colour=cards.BLUE))
+            rules = [rule for rule in await administration.list_rules(guild_id) if rule.scope == "house"]
+            lines = [_rule_line(rule) for rule in rules] or ["None: nothing but the bot's defaults."]
+            return Reply(view=parts.layout(parts.text(heading, *lines), colour=cards.BLUE))
         if not all(limits) or not all(limits.values()):
-            raise Refused("A ceiling needs both: which setting, and its value.")
-        read = {name: None if text.strip().casefold() in REMOVED else text for name, text in limits.items()}
-        change = await house.budget(member, where, **read)
-        return Shown(view=parts.layout(parts.text(head, wording.changed(change), *wording.steps(change.steps)),
+            raise UserError("A ceiling needs both: which setting, and its value.")
+        values = {name: None if text.strip().casefold() in REMOVAL_WORDS else text for name, text in limits.items()}
+        change = await administration.set_ceilings(member, guild_id, **values)
+        return Reply(view=parts.layout(parts.text(heading, wording.describe_change(change), *wording.format_steps(change.steps)),
                                        colour=cards.GREEN))  # fmt: skip
 
-    await respond(interaction, "budget", work)
+    await respond(interaction, "budget", build_reply)
 
 
-def server(typed: str) -> str:
+def parse_guild(typed_text: str) -> str:
     """Return the typed server as the rules name it. Raises `Refused` (422)."""
-    if typed.strip() == EVERYWHERE:
+    if typed_text.strip() == EVERYWHERE:
         return EVERYWHERE
-    found = GUILD.fullmatch(typed.strip())
-    if found is None:
-        raise Refused(f"“{shortened(typed, 40)}” is no server. {WHICH}")
-    return f"discord:{found[1]}"
+    match = GUILD_ID.fullmatch(typed_text.strip())
+    if match is None:
+        raise UserError(f"“{shorten(typed_text, 40)}” is no server. {WHICH_SERVER}")
+    return f"discord:{match[1]}"
 
 
-def servers(interaction: Interaction) -> dict[str, str]:
+def list_guilds(interaction: Interaction) -> dict[str, str]:
     """Return every server that the bot is in, for operators; none for anybody else."""
-    if interaction.user.id not in interaction.client.keepers:
+    if interaction.user.id not in interaction.client.operator_ids:
         return {}
     return {EVERYWHERE: "Every server"} | {
         f"discord:{guild.id}": f"{guild.name} ({guild.id})" for guild in interaction.client.guilds
     }
 
 
-def _named(interaction: Interaction, where: str) -> str:
-    if where == EVERYWHERE:
+def _guild_title(interaction: Interaction, guild_id: str) -> str:
+    if guild_id == EVERYWHERE:
         return "every server"
-    guild = interaction.client.get_guild(int(where.rpartition(":")[2]))
-    return parts.name(guild.name if guild else where)
+    guild = interaction.client.get_guild(int(guild_id.rpartition(":")[2]))
+    return parts.escape_name(guild.name if guild else guild_id)
 
 
-def _line(rule: Rule) -> str:
-    return f"{wording.title(rule.setting)} · **{wording.said(rule.setting, rule.value)}**"
+def _rule_line(rule: Rule) -> str:
+    return f"{wording.setting_title(rule.setting)} · **{wording.format_for_card(rule.setting, rule.value)}**"

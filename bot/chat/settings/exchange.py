@@ -13,109 +13,111 @@ import discord
 from discord import ui
 
 from bot.chat.settings import cards, looking, ours, parts, wording
-from bot.chat.settings.asked import Shown, respond
-from bot.chat.settings.changing import own
-from bot.refused import Refused
+from bot.chat.settings.asked import Reply, respond
+from bot.chat.settings.changing import load_own_rules
+from bot.refused import UserError
 from bot.rules import planning, sheet
-from bot.sentences import shortened
+from bot.sentences import shorten
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
-    from bot.chat.settings.presses import Press
-    from bot.rules.rule import Key, Value
+    from bot.chat.settings.presses import CardPress
+    from bot.rules.rule import RuleKey, RuleValue
     from bot.views import Member
 
-NAME = "darkroom-settings.yaml"
-ENDINGS = (".yaml", ".yml", ".txt")
-ROOM = 1900  # characters of the lines, of the 2000 that a message has
-GONE = "The file of this import cannot be read any more. Send it again with /settings import."
+FILE_NAME = "darkroom-settings.yaml"
+FILE_SUFFIXES = (".yaml", ".yml", ".txt")
+MESSAGE_CHARACTERS = 1900  # characters of the lines, of the 2000 that a message has
+FILE_UNREADABLE = "The file of this import cannot be read any more. Send it again with /settings import."
 
 
-async def export(interaction: Interaction, press: Press | None = None) -> None:
+async def export_rules(interaction: Interaction, press: CardPress | None = None) -> None:
     """Send the rules as YAML, to keep, to edit, or to import into another server."""
 
-    async def work(member: Member) -> Shown:
-        text = await looking.administration(interaction).export(member.guild)
-        said = "The rules of this server. Edit the file and send it back with `/settings import`."
-        return Shown(content=said, files=(_file(text),), fresh=True)
+    async def build_reply(member: Member) -> Reply:
+        text = await looking.get_administration(interaction).export_yaml(member.guild)
+        caption = "The rules of this server. Edit the file and send it back with `/settings import`."
+        return Reply(content=caption, files=(_yaml_file(text),), as_new_message=True)
 
-    await respond(interaction, "settings", work)
+    await respond(interaction, "settings", build_reply)
 
 
-async def bring(interaction: Interaction, attachment: discord.Attachment) -> None:
+async def offer_import(interaction: Interaction, attachment: discord.Attachment) -> None:
     """Show what a file would change, and ask."""
 
-    async def work(member: Member) -> Shown:
-        text = await read(attachment)
-        values = await _values(interaction, member, text)
-        steps = planning.brought(await own(interaction, member), values)
-        lines = wording.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], ROOM)
+    async def build_reply(member: Member) -> Reply:
+        text = await read_attachment(attachment)
+        values = await _parse_rules(interaction, member, text)
+        steps = planning.plan_import(await load_own_rules(interaction, member), values)
+        lines = wording.fit_lines(
+            [f"**This changes {len(steps)} rules:**", *wording.format_steps(steps)], MESSAGE_CHARACTERS
+        )
         view = ui.View(timeout=None)
         view.add_item(parts.button("Import", "bring", style=discord.ButtonStyle.primary))
         view.add_item(parts.button("Cancel", "leave"))
-        return Shown(content="\n".join(lines), view=view, files=(_file(text),))
+        return Reply(content="\n".join(lines), view=view, files=(_yaml_file(text),))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def brought(interaction: Interaction, press: Press) -> None:
+async def confirm_import(interaction: Interaction, press: CardPress) -> None:
     """Import after the confirmation: the file is read again, from the question's message."""
 
-    async def work(member: Member) -> Shown:
-        attached = interaction.message.attachments if interaction.message else []
-        if not attached:
-            raise Refused(GONE, 404)
-        text = await read(attached[0])
-        await _values(interaction, member, text)
-        change = await looking.administration(interaction).bring(member, text)
-        notice = cards.notice(wording.changed(change), change.number)
-        shown = await looking.overview(interaction, member, notice)
-        return Shown(view=shown.view, fresh=True)
+    async def build_reply(member: Member) -> Reply:
+        attachments = interaction.message.attachments if interaction.message else []
+        if not attachments:
+            raise UserError(FILE_UNREADABLE, 404)
+        text = await read_attachment(attachments[0])
+        await _parse_rules(interaction, member, text)
+        change = await looking.get_administration(interaction).import_yaml(member, text)
+        notice = cards.build_notice(wording.describe_change(change), change.number)
+        overview = await looking.build_overview(interaction, member, notice)
+        return Reply(view=overview.view, as_new_message=True)
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def _values(interaction: Interaction, member: Member, text: str) -> dict[Key, Value]:
+async def _parse_rules(interaction: Interaction, member: Member, text: str) -> dict[RuleKey, RuleValue]:
     """Return the rules in a file. Raises `Refused` for a channel of another server."""
-    values = await asyncio.to_thread(sheet.bring, text, member.guild)
-    ours.check_reports(interaction, (value for (_, _, name), value in values.items() if name == ours.REPORTS))
+    values = await asyncio.to_thread(sheet.load_rules, text, member.guild)
+    ours.check_report_channels(interaction, (value for (_, _, name), value in values.items() if name == ours.REPORTS))
     return values
 
 
-async def left(interaction: Interaction, press: Press) -> None:
+async def cancel_import(interaction: Interaction, press: CardPress) -> None:
     """Cancel: the question goes, with its file."""
 
-    async def work(member: Member) -> Shown:
-        return Shown(content="Nothing was changed.")
+    async def build_reply(member: Member) -> Reply:
+        return Reply(content="Nothing was changed.")
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def read(attachment: discord.Attachment) -> str:
+async def read_attachment(attachment: discord.Attachment) -> str:
     """Return the text of a file. Raises `Refused`, before the download if it is too large or no text."""
-    if attachment.size > sheet.BYTES:
-        raise Refused(
-            f"That file is too large: {attachment.size // 1024} KiB of at most {sheet.BYTES // 1024} KiB.", 413
+    if attachment.size > sheet.MAX_BYTES:
+        raise UserError(
+            f"That file is too large: {attachment.size // 1024} KiB of at most {sheet.MAX_BYTES // 1024} KiB.", 413
         )
-    kind = (attachment.content_type or "").partition(";")[0].strip().casefold()
-    if not attachment.filename.casefold().endswith(ENDINGS) or not _textual(kind):
-        name = shortened(attachment.filename, 60)
-        raise Refused(f"“{name}” is no YAML file: the file that /settings export gives ends in .yaml.")
+    content_type = (attachment.content_type or "").partition(";")[0].strip().casefold()
+    if not attachment.filename.casefold().endswith(FILE_SUFFIXES) or not _is_text_type(content_type):
+        name = shorten(attachment.filename, 60)
+        raise UserError(f"“{name}” is no YAML file: the file that /settings export gives ends in .yaml.")
     try:
         payload = await attachment.read()
     except discord.HTTPException:
-        raise Refused(GONE, 404) from None
+        raise UserError(FILE_UNREADABLE, 404) from None
     try:
         return payload.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = payload.count(b"\n", 0, error.start) + 1
-        raise Refused(f"Line {line} of the file is not UTF-8 text. Save it as UTF-8 and send it again.") from None
+        raise UserError(f"Line {line} of the file is not UTF-8 text. Save it as UTF-8 and send it again.") from None
 
 
-def _textual(kind: str) -> bool:
+def _is_text_type(content_type: str) -> bool:
     """Return whether the content type may be text: Discord guesses it from the name, and may give none."""
-    return not kind or kind.startswith("text/") or kind.endswith(("yaml", "octet-stream"))
+    return not content_type or content_type.startswith("text/") or content_type.endswith(("yaml", "octet-stream"))
 
 
-def _file(text: str) -> discord.File:
-    return discord.File(io.BytesIO(text.encode()), filename=NAME)
+def _yaml_file(text: str) -> discord.File:
+    return discord.File(io.BytesIO(text.encode()), filename=FILE_NAME)

@@ -9,52 +9,73 @@ import re
 from collections.abc import Sequence
 
 from bot.chat.settings import wording
-from bot.rules.telling import Explained
-from bot.sentences import quoted
+from bot.rules.telling import Explanation
+from bot.sentences import escape_discord
 
-Group = tuple[str, list[str]]  # a heading, and its lines
-NOW, RULED, DEFAULT = "Now", "Set by rules", "By default"
-SHUT = ("blocked", "closed")  # settings that stop everything
-_MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
-_MENTIONS = {"channel": "<#", "role": "<@&", "user": "<@"}
+Section = tuple[str, list[str]]  # a heading, and its lines
+NOW_HEADING, RULES_HEADING, DEFAULT_HEADING = "Now", "Set by rules", "By default"
+STOP_SETTINGS = ("blocked", "closed")  # settings that stop everything
+_PLACEHOLDER = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
+_MENTION_PREFIXES = {"channel": "<#", "role": "<@&", "user": "<@"}
 
 
-def marked(kind: str, number: str) -> str:
+def make_placeholder(kind: str, number: str) -> str:
     """Return a placeholder of a `channel`, `role` or `user` that survives escaping; `_mentioned` makes it a mention."""
     return f"§{kind}{number}§"
 
 
-def groups(found: Sequence[Explained]) -> list[Group]:
+def build_sections(explanations: Sequence[Explanation]) -> list[Section]:
     """Return all settings under their headings, the fullest limit first; empty groups are left out."""
-    now = sorted(filter(_limits, found), key=lambda one: -1.0 if one.setting in SHUT else 1 - (one.taken or 0))
-    ruled = [one for one in found if one.rule is not None and one not in now]
-    named = (*wording.EACH, "blocked")
-    rest = [one for one in found if one.setting in named and one not in now and one not in ruled]
-    shown = ((NOW, map(entry, now)), (RULED, map(entry, ruled)), (DEFAULT, (f"-# {line(one)}" for one in rest)))
-    return [(heading, lines) for heading, each in shown if (lines := list(each))]
+    limiting = sorted(
+        filter(_is_limiting, explanations),
+        key=lambda explanation: -1.0 if explanation.setting in STOP_SETTINGS else 1 - (explanation.taken or 0),
+    )
+    by_rule = [
+        explanation for explanation in explanations if explanation.rule is not None and explanation not in limiting
+    ]
+    default_names = (*wording.MEMBER_LIMITS, "blocked")
+    by_default = [
+        explanation
+        for explanation in explanations
+        if explanation.setting in default_names and explanation not in limiting and explanation not in by_rule
+    ]
+    groups = (
+        (NOW_HEADING, map(format_entry, limiting)),
+        (RULES_HEADING, map(format_entry, by_rule)),
+        (DEFAULT_HEADING, (f"-# {format_line(explanation)}" for explanation in by_default)),
+    )
+    return [(heading, lines) for heading, entries in groups if (lines := list(entries))]
 
 
-def entry(one: Explained) -> str:
+def format_entry(explanation: Explanation) -> str:
     """Return a setting's value, and below it why it holds."""
-    why = one.sentence.removeprefix(f"{one.setting} is {one.value}: ")
-    full = "⛔ " if _shut(one) or (one.taken or 0) >= 1 else ""
-    return f"{full}{line(one, '**')}\n-# {_mentioned(why)}"
+    reason = explanation.sentence.removeprefix(f"{explanation.setting} is {explanation.value}: ")
+    stop_mark = "⛔ " if _is_stopping(explanation) or (explanation.taken or 0) >= 1 else ""
+    return f"{stop_mark}{format_line(explanation, '**')}\n-# {_insert_mentions(reason)}"
 
 
-def line(one: Explained, strong: str = "") -> str:
+def format_line(explanation: Explanation, emphasis: str = "") -> str:
     """Return "Running at once · 1 of 4"; `strong` goes around the value."""
-    value = one.used or (("yes" if one.value == "on" else "no") if one.setting == "blocked" else one.value)
-    soon = f", some frees <t:{round(one.frees)}:R>" if one.frees is not None and one.taken else ""
-    return f"{wording.title(one.setting)} · {strong}{quoted(value, 90)}{strong}{soon}"
+    value = explanation.used or (
+        ("yes" if explanation.value == "on" else "no") if explanation.setting == "blocked" else explanation.value
+    )
+    frees_text = (
+        f", some frees <t:{round(explanation.frees)}:R>" if explanation.frees is not None and explanation.taken else ""
+    )
+    return f"{wording.setting_title(explanation.setting)} · {emphasis}{escape_discord(value, 90)}{emphasis}{frees_text}"
 
 
-def _limits(one: Explained) -> bool:
-    return _shut(one) or bool(one.taken)
+def _is_limiting(explanation: Explanation) -> bool:
+    return _is_stopping(explanation) or bool(explanation.taken)
 
 
-def _shut(one: Explained) -> bool:
-    return one.setting in SHUT and one.rule is not None and one.value not in ("off", "not set")
+def _is_stopping(explanation: Explanation) -> bool:
+    return (
+        explanation.setting in STOP_SETTINGS
+        and explanation.rule is not None
+        and explanation.value not in ("off", "not set")
+    )
 
 
-def _mentioned(sentence: str) -> str:
-    return _MARK.sub(lambda found: f"{_MENTIONS[found[1]]}{found[2]}>", quoted(sentence, 400))
+def _insert_mentions(sentence: str) -> str:
+    return _PLACEHOLDER.sub(lambda match: f"{_MENTION_PREFIXES[match[1]]}{match[2]}>", escape_discord(sentence, 400))

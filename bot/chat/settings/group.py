@@ -13,8 +13,8 @@ from discord import app_commands
 from discord.app_commands import AppCommandChannel, Choice, Range
 
 from bot.chat.settings import changing, doors, exchange, looking, suggest
-from bot.chat.settings.changing import target
-from bot.refused import Refused
+from bot.chat.settings.changing import parse_target
+from bot.refused import UserError
 from bot.rules import reading
 from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.rule import Scope
@@ -22,18 +22,18 @@ from bot.rules.rule import Scope
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
 
-ASKED_IN = [
+REQUEST_CHANNEL_TYPES = [
     discord.ChannelType.text,
     discord.ChannelType.news,
     discord.ChannelType.forum,
     discord.ChannelType.voice,
     discord.ChannelType.stage_voice,
 ]
-LONG = 4000  # characters of a value: a list may be long
-TOGETHER = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits of all members together
+VALUE_LENGTH = 4000  # characters of a value: a list may be long
+BUDGET_OPTIONS = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits of all members together
 
 
-class Where(app_commands.Transformer):
+class ChannelTransformer(app_commands.Transformer):
     """A channel in which pictures can be asked for. Only its id is needed, so it need not be cached."""
 
     @property
@@ -42,13 +42,13 @@ class Where(app_commands.Transformer):
 
     @property
     def channel_types(self) -> list[discord.ChannelType]:
-        return ASKED_IN
+        return REQUEST_CHANNEL_TYPES
 
     async def transform(self, interaction: discord.Interaction[Any], value: AppCommandChannel, /) -> int:
         return value.id
 
 
-Channel = app_commands.Transform[int, Where]
+Channel = app_commands.Transform[int, ChannelTransformer]
 settings = app_commands.Group(
     name="settings",
     description="The limits and rules of this server",
@@ -60,7 +60,7 @@ settings = app_commands.Group(
 
 @settings.command(description="All settings of this server, and buttons to change them")
 async def show(interaction: Interaction) -> None:
-    await looking.show(interaction)
+    await looking.show_overview(interaction)
 
 
 @settings.command(name="set", description="Set a limit or a switch: for everyone, or for one channel, role or member")
@@ -69,10 +69,10 @@ async def show(interaction: Interaction) -> None:
     channel="Only in this channel", role="Only for this role", member="Only for this member",
 )  # fmt: skip
 async def set_(
-    interaction: Interaction, setting: Range[str, 1, 40], value: Range[str, 1, LONG], channel: Channel | None = None,
+    interaction: Interaction, setting: Range[str, 1, 40], value: Range[str, 1, VALUE_LENGTH], channel: Channel | None = None,
     role: discord.Role | None = None, member: discord.User | None = None,
 ) -> None:  # fmt: skip
-    await changing.set_rule(interaction, _aim(interaction, channel, role, member), setting, value)
+    await changing.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, value)
 
 
 @settings.command(description="Remove a rule, so that the next wider one holds again")
@@ -84,7 +84,7 @@ async def unset(
     interaction: Interaction, setting: Range[str, 1, 40], channel: Channel | None = None,
     role: discord.Role | None = None, member: discord.User | None = None,
 ) -> None:  # fmt: skip
-    await changing.set_rule(interaction, _aim(interaction, channel, role, member), setting, "")
+    await changing.set_rule(interaction, _rule_target(interaction, channel, role, member), setting, "")
 
 
 @settings.command(description="What holds for a member, which rule decides it, and what they have used")
@@ -93,45 +93,47 @@ async def explain(
     interaction: Interaction, member: discord.User, setting: Range[str, 1, 40] | None = None,
     channel: Channel | None = None,
 ) -> None:  # fmt: skip
-    held = member.roles if isinstance(member, discord.Member) else ()
-    where = "" if channel is None else str(channel)
-    await looking.explain(
-        interaction, looking.Asked(str(member.id), tuple(str(role.id) for role in held), where), setting or ""
+    roles = member.roles if isinstance(member, discord.Member) else ()
+    channel_id = "" if channel is None else str(channel)
+    await looking.show_explanation(
+        interaction,
+        looking.ExplanationTarget(str(member.id), tuple(str(role.id) for role in roles), channel_id),
+        setting or "",
     )
 
 
 @settings.command(description="Many settings at once, for a kind of server; shows first what it would change")
 @app_commands.describe(name="Which preset")
 async def preset(interaction: Interaction, name: Range[str, 1, 40]) -> None:
-    await changing.preset(interaction, name)
+    await changing.preview_preset(interaction, name)
 
 
 @settings.command(description="What was changed here, by whom, each with a button to undo it")
 async def log(interaction: Interaction) -> None:
-    await looking.log(interaction)
+    await looking.show_history(interaction)
 
 
 @settings.command(description="Take back the last change, or the one of this number")
 @app_commands.describe(number="The change's number in the history")
 async def undo(interaction: Interaction, number: Range[int, 1, 2**31] | None = None) -> None:
-    await changing.undo(interaction, number)
+    await changing.undo_change(interaction, number)
 
 
 @settings.command(description="This server's settings as a file")
 async def export(interaction: Interaction) -> None:
-    await exchange.export(interaction)
+    await exchange.export_rules(interaction)
 
 
 @settings.command(name="import", description="Settings from a file, in place of all; shows first what would change")
 @app_commands.describe(file="A file as export gives it (YAML)")
 async def import_(interaction: Interaction, file: discord.Attachment) -> None:
-    await exchange.bring(interaction, file)
+    await exchange.offer_import(interaction, file)
 
 
 @settings.command(description="The owner's emergency stop: cancels everything here and takes nothing more")
 @app_commands.describe(reason="Members read it when they are refused")
 async def close(interaction: Interaction, reason: Range[str, 1, 300] | None = None) -> None:
-    await doors.ask_close(interaction, reason or "")
+    await doors.open_close_form(interaction, reason or "")
 
 
 @settings.command(name="open", description="Take new jobs again after close")
@@ -151,69 +153,69 @@ async def budget(
     queued: Range[str, 1, 40] | None = None, setting: Range[str, 1, 40] | None = None,
     value: Range[str, 1, 500] | None = None,
 ) -> None:  # fmt: skip
-    given = dict(zip(TOGETHER, (cost_day, cost_month, running, queued), strict=True))
-    limits = {f"together_{name}": text for name, text in given.items() if text is not None}
+    amounts = dict(zip(BUDGET_OPTIONS, (cost_day, cost_month, running, queued), strict=True))
+    limits = {f"together_{name}": text for name, text in amounts.items() if text is not None}
     if setting or value:
         limits[setting or ""] = value or ""
-    await doors.budget(interaction, guild or "", limits)
+    await doors.change_budget(interaction, guild or "", limits)
 
 
-def _aim(
+def _rule_target(
     interaction: Interaction, channel: int | None, role: discord.Role | None, member: discord.User | None
-) -> tuple[Scope, str] | Refused:
+) -> tuple[Scope, str] | UserError:
     """Return whom a rule is for, or the refusal: it is raised only once the permission is checked."""
     try:
-        return target(interaction.guild_id, channel, role and role.id, member and member.id)
-    except Refused as refused:
-        return refused
+        return parse_target(interaction.guild_id, channel, role and role.id, member and member.id)
+    except UserError as error:
+        return error
 
 
 @set_.autocomplete("setting")
 @unset.autocomplete("setting")
 @explain.autocomplete("setting")
-async def settings_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    taken = () if interaction.command is explain else changing.OWN_COMMANDS
-    return suggest.settings(typed, [name for name in SETTINGS if name not in taken])
+async def suggest_settings(interaction: Interaction, current: str) -> list[Choice[str]]:
+    excluded = () if interaction.command is explain else changing.DEDICATED_COMMANDS
+    return suggest.suggest_settings(current, [name for name in SETTINGS if name not in excluded])
 
 
 @budget.autocomplete("setting")
-async def ceilings_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    return suggest.settings(typed, [name for name, one in SETTINGS.items() if "house" in one.scopes])
+async def suggest_ceilings(interaction: Interaction, current: str) -> list[Choice[str]]:
+    return suggest.suggest_settings(current, [name for name, setting in SETTINGS.items() if "house" in setting.scopes])
 
 
 @set_.autocomplete("value")
 @budget.autocomplete("value")
-async def values_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    one = _named(interaction.namespace.setting)
-    return suggest.values(one, typed, {} if one is None else _known(interaction, one))
+async def suggest_values(interaction: Interaction, current: str) -> list[Choice[str]]:
+    setting = _find_setting(interaction.namespace.setting)
+    return suggest.suggest_values(setting, current, {} if setting is None else _live_values(interaction, setting))
 
 
 @budget.autocomplete("cost_day")
 @budget.autocomplete("cost_month")
-async def costs_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    return suggest.named(typed, {one: one for one in (*suggest.COSTS, "none")})
+async def suggest_costs(interaction: Interaction, current: str) -> list[Choice[str]]:
+    return suggest.suggest_named(current, {cost: cost for cost in (*suggest.COSTS, "none")})
 
 
 @budget.autocomplete("guild")
-async def servers_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    return suggest.named(typed, doors.servers(interaction))
+async def suggest_servers(interaction: Interaction, current: str) -> list[Choice[str]]:
+    return suggest.suggest_named(current, doors.list_guilds(interaction))
 
 
 @preset.autocomplete("name")
-async def presets_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    return suggest.presets(typed)
+async def suggest_presets(interaction: Interaction, current: str) -> list[Choice[str]]:
+    return suggest.suggest_presets(current)
 
 
-def _named(name: str | None) -> Setting | None:
+def _find_setting(name: str | None) -> Setting | None:
     try:
-        return reading.setting(name or "")
-    except Refused:
+        return reading.find_setting(name or "")
+    except UserError:
         return None
 
 
-def _known(interaction: Interaction, one: Setting) -> dict[str, str]:
-    if one.kind == "names":
-        return {warm.name: warm.name for warm in interaction.client.studio.models()}
-    if one.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
+def _live_values(interaction: Interaction, setting: Setting) -> dict[str, str]:
+    if setting.kind == "names":
+        return {model.name: model.name for model in interaction.client.job_service.list_models()}
+    if setting.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
         return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
     return {}

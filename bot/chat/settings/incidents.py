@@ -7,82 +7,87 @@ from typing import TYPE_CHECKING
 
 from discord import ui
 
-from bot.chat.answer import link
+from bot.chat.answer import message_link
 from bot.chat.settings import cards, parts
-from bot.chat.settings.asked import Shown, respond
-from bot.incidents import Incident, told
-from bot.refused import Refused
-from bot.sentences import quoted
+from bot.chat.settings.asked import Reply, respond
+from bot.incidents import Incident, incident_sentence
+from bot.refused import UserError
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
-    from bot.chat.settings.presses import Press
+    from bot.chat.settings.presses import CardPress
     from bot.views import Member
 
-PAGE, DEEP, SAID = 5, 500, 400  # on one page, in all, characters of one
+INCIDENTS_PER_PAGE, MAX_INCIDENTS, TEXT_LENGTH = 5, 500, 400  # on one page, in all, characters of one
 WAITING, ALL = "waiting", "all"
 
 
-async def show(interaction: Interaction, which: str = WAITING, page: int = 0) -> None:
+async def show_incidents(interaction: Interaction, list_name: str = WAITING, page: int = 0) -> None:
     """Show the incidents that wait for a moderator, or all."""
-    await respond(interaction, "settings", lambda member: _listed(interaction, member, which, page))
+    await respond(interaction, "settings", lambda member: _load_list(interaction, member, list_name, page))
 
 
-async def turned(interaction: Interaction, press: Press) -> None:
+async def show_page(interaction: Interaction, press: CardPress) -> None:
     """Show another page, or the other list."""
-    await show(interaction, ALL if press.parts[:1] == (ALL,) else WAITING, press.number())
+    await show_incidents(interaction, ALL if press.parts[:1] == (ALL,) else WAITING, press.number_at())
 
 
-async def close(interaction: Interaction, press: Press) -> None:
+async def close_incident(interaction: Interaction, press: CardPress) -> None:
     """Close an incident; the list stays."""
 
-    async def work(member: Member) -> Shown:
-        closed = await interaction.client.desk.moderation.close(press.number(0), member)
-        notice = cards.notice(f"✅ No. {closed.number} is closed.")
-        which = ALL if press.parts[1:2] == (ALL,) else WAITING
-        return await _listed(interaction, member, which, press.number(), notice)
+    async def build_reply(member: Member) -> Reply:
+        incident = await interaction.client.services.moderation.close_incident(press.number_at(0), member)
+        notice = cards.build_notice(f"✅ No. {incident.number} is closed.")
+        list_name = ALL if press.parts[1:2] == (ALL,) else WAITING
+        return await _load_list(interaction, member, list_name, press.number_at(), notice)
 
-    await respond(interaction, "settings", work)
+    await respond(interaction, "settings", build_reply)
 
 
-async def _listed(
-    interaction: Interaction, member: Member, which: str, page: int, notice: Sequence[ui.Item] = ()
-) -> Shown:
-    found = await interaction.client.desk.moderation.incidents(member, DEEP, waiting=which == WAITING)
-    pages = max(1, -(-len(found) // PAGE))
+async def _load_list(
+    interaction: Interaction, member: Member, list_name: str, page: int, notice: Sequence[ui.Item] = ()
+) -> Reply:
+    incidents = await interaction.client.services.moderation.list_incidents(
+        member, MAX_INCIDENTS, undecided_only=list_name == WAITING
+    )
+    pages = max(1, -(-len(incidents) // INCIDENTS_PER_PAGE))
     page = max(0, min(page, pages - 1))
-    shown = found[page * PAGE : (page + 1) * PAGE]
-    links = {one.job: await _link(interaction, one.job) for one in shown if one.job}
-    return Shown(view=listed(shown, links, which, page, pages, notice))
+    page_incidents = incidents[page * INCIDENTS_PER_PAGE : (page + 1) * INCIDENTS_PER_PAGE]
+    links = {incident.job: await _job_link(interaction, incident.job) for incident in page_incidents if incident.job}
+    return Reply(view=build_incident_list(page_incidents, links, list_name, page, pages, notice))
 
 
-async def _link(interaction: Interaction, job: str) -> str:
+async def _job_link(interaction: Interaction, job: str) -> str:
     """Return where a job is shown; empty if it is shown nowhere any more."""
     try:
-        return link((await interaction.client.desk.deliveries.place_of(job)).where)
-    except Refused:
+        return message_link((await interaction.client.services.deliveries.answer_destination(job)).address)
+    except UserError:
         return ""
 
 
-def listed(
-    shown: Sequence[Incident], links: Mapping[str, str], which: str, page: int, pages: int,
+def build_incident_list(
+    page_incidents: Sequence[Incident], links: Mapping[str, str], list_name: str, page: int, pages: int,
     notice: Sequence[ui.Item] = (),
 ) -> ui.LayoutView:  # fmt: skip
     """Return one page; an incident that waits for a moderator has a button to close it."""
-    items: list[ui.Item] = [*notice, parts.text("## Waiting for a moderator" if which == WAITING else "## Incidents")]
-    if not shown:
-        items.append(parts.text("Nothing waits." if which == WAITING else "Nothing yet."))
-    for one in shown:
-        said = entry(one, links.get(one.job, ""))
-        control = parts.button("Close", "shut", one.number, which, page)
-        items.append(parts.beside(said, control) if one.waits else parts.text(said))
-    items += parts.pager("incidents", which, page=page, pages=pages)
-    other = ("Show all", ALL) if which == WAITING else ("Only what waits", WAITING)
-    items.append(parts.row(parts.button(other[0], "incidents", other[1], 0)))
+    items: list[ui.Item] = [
+        *notice,
+        parts.text("## Waiting for a moderator" if list_name == WAITING else "## Incidents"),
+    ]
+    if not page_incidents:
+        items.append(parts.text("Nothing waits." if list_name == WAITING else "Nothing yet."))
+    for incident in page_incidents:
+        text = format_entry(incident, links.get(incident.job, ""))
+        close_button = parts.button("Close", "shut", incident.number, list_name, page)
+        items.append(parts.text_with_button(text, close_button) if incident.is_undecided else parts.text(text))
+    items += parts.pager("incidents", list_name, page=page, pages=pages)
+    other_list = ("Show all", ALL) if list_name == WAITING else ("Only what waits", WAITING)
+    items.append(parts.row(parts.button(other_list[0], "incidents", other_list[1], 0)))
     return parts.layout(*items, colour=cards.BLUE)
 
 
-def entry(one: Incident, where: str) -> str:
+def format_entry(incident: Incident, job_link: str) -> str:
     """Return an incident, when it was, and where the picture is."""
-    seen = f" · {where}" if where else ""
-    return f"**{one.number}.** {quoted(told(one), SAID)}\n-# <t:{round(one.at)}:R>{seen}"
+    link_text = f" · {job_link}" if job_link else ""
+    return f"**{incident.number}.** {escape_discord(incident_sentence(incident), TEXT_LENGTH)}\n-# <t:{round(incident.at)}:R>{link_text}"

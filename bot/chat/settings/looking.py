@@ -8,91 +8,108 @@ from typing import TYPE_CHECKING, Any
 
 from discord import ui
 
-from bot.access import forbidden
+from bot.access import forbidden_reason
 from bot.chat.settings import cards, explained
-from bot.chat.settings.asked import Shown, respond
-from bot.desk.administration import undoing
+from bot.chat.settings.asked import Reply, respond
+from bot.desk.administration import undo_permissions
 from bot.views import Member
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
-    from bot.chat.settings.presses import Press
-    from bot.desk.administration import Administration
+    from bot.chat.settings.presses import CardPress
+    from bot.desk.administration import RuleAdmin
 
-DEEP = 500  # changes in the history
-
-
-def administration(interaction: Interaction) -> Administration:
-    return interaction.client.desk.administration
+HISTORY_LIMIT = 500  # changes in the history
 
 
-async def overview(interaction: Interaction, member: Member, notice: Sequence[ui.Item] = ()) -> Shown:
+def get_administration(interaction: Interaction) -> RuleAdmin:
+    return interaction.client.services.rule_admin
+
+
+async def build_overview(interaction: Interaction, member: Member, notice: Sequence[ui.Item] = ()) -> Reply:
     """Return the overview of all settings, under `notice`."""
-    rules = await administration(interaction).rules(member.guild)
-    terms = await administration(interaction).terms(Member("", "", member.guild))  # of a member without exceptions
-    return Shown(view=cards.overview(terms, rules, notice))
+    rules = await get_administration(interaction).list_rules(member.guild)
+    effective_rules = await get_administration(interaction).effective_rules(
+        Member("", "", member.guild)
+    )  # of a member without exceptions
+    return Reply(view=cards.build_overview(effective_rules, rules, notice))
 
 
-async def show(interaction: Interaction, press: Press | None = None) -> None:
-    await respond(interaction, "settings", lambda member: overview(interaction, member))
+async def show_overview(interaction: Interaction, press: CardPress | None = None) -> None:
+    await respond(interaction, "settings", lambda member: build_overview(interaction, member))
 
 
-async def page(interaction: Interaction, press: Press) -> None:
+async def show_exceptions_page(interaction: Interaction, press: CardPress) -> None:
     """Show a page of the rules for single channels, roles or members."""
 
-    async def work(member: Member) -> Shown:
-        rules = await administration(interaction).rules(member.guild)
-        return Shown(view=cards.exceptions(press.scope(0), rules, press.number()))
+    async def build_reply(member: Member) -> Reply:
+        rules = await get_administration(interaction).list_rules(member.guild)
+        return Reply(view=cards.build_exceptions(press.scope_at(0), rules, press.number_at()))
 
-    await respond(interaction, "settings", work)
+    await respond(interaction, "settings", build_reply)
 
 
-async def explain(interaction: Interaction, who: Asked, setting: str = "") -> None:
+async def show_explanation(interaction: Interaction, target: ExplanationTarget, setting: str = "") -> None:
     """Show what holds for a member, which rule decides it, and their usage; with a way to change it for them."""
 
-    async def work(member: Member) -> Shown:
-        asked = replace(who, channel=who.channel or member.channel)  # this channel, if none was named
-        found = await administration(interaction).explain(
-            member.guild, asked.member(member.guild), setting or None, names=asked.marks()
+    async def build_reply(member: Member) -> Reply:
+        placed_target = replace(target, channel=target.channel or member.channel)  # this channel, if none was named
+        setting_explanations = await get_administration(interaction).explain(
+            member.guild, placed_target.to_member(member.guild), setting or None, names=placed_target.placeholders()
         )
-        said = [("", [explained.entry(one) for one in found])] if setting else explained.groups(found)
-        head = f"## What holds for <@{asked.user}>" + (f" in <#{asked.channel}>" if asked.channel else "")
-        return Shown(view=cards.explanation(head, said, asked.user))
+        sections = (
+            [("", [explained.format_entry(explanation) for explanation in setting_explanations])]
+            if setting
+            else explained.build_sections(setting_explanations)
+        )
+        header = f"## What holds for <@{placed_target.user}>" + (
+            f" in <#{placed_target.channel}>" if placed_target.channel else ""
+        )
+        return Reply(view=cards.build_explanation(header, sections, placed_target.user))
 
-    await respond(interaction, "explain", work)
+    await respond(interaction, "explain", build_reply)
 
 
-async def explain_chosen(interaction: Interaction, press: Press) -> None:
+async def explain_picked_member(interaction: Interaction, press: CardPress) -> None:
     """Explain the member that was picked on the overview."""
     resolved: Any = (interaction.data or {}).get("resolved") or {}
-    there = (resolved.get("members") or {}).get(press.one(), {})
-    await explain(interaction, Asked(press.one(), (*there.get("roles", ()), str(interaction.guild_id))))
+    resolved_member = (resolved.get("members") or {}).get(press.first_value(), {})
+    await show_explanation(
+        interaction,
+        ExplanationTarget(press.first_value(), (*resolved_member.get("roles", ()), str(interaction.guild_id))),
+    )
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExplanationTarget:
     """Whom an explanation is about: a user's id, the ids of their roles, and a channel's or none."""
 
     user: str
     roles: tuple[str, ...] = ()
     channel: str = ""
 
-    def member(self, guild: str) -> Member:
+    def to_member(self, guild: str) -> Member:
         return Member(f"discord:{self.user}", self.user, guild, roles=self.roles, channel=self.channel)
 
-    def marks(self) -> dict[str, str]:
+    def placeholders(self) -> dict[str, str]:
         """Return the placeholders of their names in an explanation."""
-        found = {role: explained.marked("role", role) for role in self.roles}
-        found[self.channel] = explained.marked("channel", self.channel)
-        return found | {f"discord:{self.user}": explained.marked("user", self.user)}
+        names = {role: explained.make_placeholder("role", role) for role in self.roles}
+        names[self.channel] = explained.make_placeholder("channel", self.channel)
+        return names | {f"discord:{self.user}": explained.make_placeholder("user", self.user)}
 
 
-async def log(interaction: Interaction, press: Press | None = None) -> None:
-    await respond(interaction, "settings", lambda member: history(interaction, member, press.number() if press else 0))
+async def show_history(interaction: Interaction, press: CardPress | None = None) -> None:
+    await respond(
+        interaction, "settings", lambda member: build_history(interaction, member, press.number_at() if press else 0)
+    )
 
 
-async def history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Shown:
+async def build_history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Reply:
     """Return one page of changes, the newest first, each with its Undo."""
-    changes = await administration(interaction).changes(member.guild, DEEP)
-    mine = {one.number for one in changes if not any(forbidden(action, member) for action in undoing(one))}
-    return Shown(view=cards.history(changes, page, mine, notice))
+    changes = await get_administration(interaction).list_changes(member.guild, HISTORY_LIMIT)
+    undoable = {
+        change.number
+        for change in changes
+        if not any(forbidden_reason(action, member) for action in undo_permissions(change))
+    }
+    return Reply(view=cards.build_history(changes, page, undoable, notice))

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 import discord
 from discord import ui
 
-from bot.chat.presenter import refusal
+from bot.chat.presenter import render_refusal
 from bot.chat.settings import cards, changing, forms, looking, wording
-from bot.chat.settings.asked import Shown, respond
-from bot.refused import Refused
+from bot.chat.settings.asked import Reply, respond
+from bot.refused import UserError
 from bot.rules import reading
 from bot.rules.catalogue import SETTINGS
-from bot.rules.rule import Change, Key, Value
-from bot.sentences import quoted
+from bot.rules.rule import RuleChange, RuleKey, RuleValue
+from bot.sentences import escape_discord
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
-    from bot.chat.settings.presses import Press
+    from bot.chat.settings.presses import CardPress
     from bot.views import Member
 
-LISTS = ("words", "patterns")
-CHANGED = (
+LIST_SETTINGS = ("words", "patterns")
+LISTS_CHANGED = (
     "Somebody changed these lists while your form was open: nothing was saved, and what you typed is in this file."
 )
 TOO_LONG = (
@@ -38,127 +38,146 @@ TOO_LONG = (
 )
 
 
-async def edit_words(interaction: Interaction, press: Press | None = None) -> None:
+async def edit_words(interaction: Interaction, press: CardPress | None = None) -> None:
     """Open the form with all words and patterns."""
 
-    async def work(member: Member) -> ui.Modal:
-        now = await changing.own(interaction, member)
-        words, patterns = (_list(now.get(("guild", "", name))) for name in LISTS)
-        if any(len("\n".join(one)) > forms.LONG for one in (words, patterns)):
-            raise Refused(TOO_LONG, 413)
-        return forms.words(words, patterns, _stamp(now))
+    async def build_form(member: Member) -> ui.Modal:
+        own_rules = await changing.load_own_rules(interaction, member)
+        words, patterns = (_as_texts(own_rules.get(("guild", "", name))) for name in LIST_SETTINGS)
+        if any(len("\n".join(entries)) > forms.VALUE_LENGTH for entries in (words, patterns)):
+            raise UserError(TOO_LONG, 413)
+        return forms.build_words_form(words, patterns, _lists_hash(own_rules))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_form)
 
 
-async def reword(interaction: Interaction, press: Press) -> None:
+async def save_words(interaction: Interaction, press: CardPress) -> None:
     """Apply the submitted form: an error in one list leaves both as they were."""
 
-    async def work(member: Member) -> Shown:
-        typed = {name: press.one(name).splitlines() for name in LISTS}
+    async def build_reply(member: Member) -> Reply:
+        typed_lines = {name: press.first_value(name).splitlines() for name in LIST_SETTINGS}
         try:
-            if press.parts and press.parts[0] != _stamp(await changing.own(interaction, member)):
-                raise Refused(CHANGED)  # a form holds the whole lists: it would remove what was added
-            changes = await _reworded(interaction, member, typed)
-        except Refused as refused:
-            text = "\n".join(line for name in LISTS for line in (f"# {name}", *typed[name]))
-            kept = discord.File(io.BytesIO(text.encode()), filename="what-you-typed.txt")
-            return Shown(content=refusal(refused.sentence), files=(kept,), fresh=True)
-        return Shown(view=cards.done("\n".join(map(wording.changed, changes)) or "Nothing changed."), fresh=True)
+            if press.parts and press.parts[0] != _lists_hash(await changing.load_own_rules(interaction, member)):
+                raise UserError(LISTS_CHANGED)  # a form holds the whole lists: it would remove what was added
+            changes = await _apply_word_lists(interaction, member, typed_lines)
+        except UserError as error:
+            text = "\n".join(line for name in LIST_SETTINGS for line in (f"# {name}", *typed_lines[name]))
+            typed_file = discord.File(io.BytesIO(text.encode()), filename="what-you-typed.txt")
+            return Reply(content=render_refusal(error.sentence), files=(typed_file,), as_new_message=True)
+        return Reply(
+            view=cards.build_result("\n".join(map(wording.describe_change, changes)) or "Nothing changed."),
+            as_new_message=True,
+        )
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def _reworded(interaction: Interaction, member: Member, typed: Mapping[str, Sequence[str]]) -> list[Change]:
-    now = await changing.own(interaction, member)
-    wanted = {name: [line.strip() for line in lines if line.strip()] for name, lines in typed.items()}
-    for name, lines in wanted.items():
+async def _apply_word_lists(
+    interaction: Interaction, member: Member, typed_lines: Mapping[str, Sequence[str]]
+) -> list[RuleChange]:
+    own_rules = await changing.load_own_rules(interaction, member)
+    new_lists = {name: [line.strip() for line in lines if line.strip()] for name, lines in typed_lines.items()}
+    for name, lines in new_lists.items():
         if lines:
-            reading.read_list(SETTINGS[name], lines)  # both are checked before either is changed
-    house, changes = looking.administration(interaction), list[Change]()
-    for name, lines in wanted.items():
-        if set(lines) == set(_list(now.get(("guild", "", name)))):
+            reading.parse_list(SETTINGS[name], lines)  # both are checked before either is changed
+    administration, changes = looking.get_administration(interaction), list[RuleChange]()
+    for name, lines in new_lists.items():
+        if set(lines) == set(_as_texts(own_rules.get(("guild", "", name)))):
             continue
         if lines:
-            changes.append(await house.set(member, "guild", "", name, lines))
+            changes.append(await administration.set_rule(member, "guild", "", name, lines))
         else:
-            changes.append(await house.unset(member, "guild", "", name))
+            changes.append(await administration.unset_rule(member, "guild", "", name))
     return changes
 
 
 async def change_words(interaction: Interaction, add: str, remove: str) -> None:
     """Add and remove single words, by command; the rest stays."""
 
-    async def work(member: Member) -> Shown:
-        now = await changing.own(interaction, member)
-        words = _list(now.get(("guild", "", "words")))
-        new, gone = _parts(add), {part.casefold() for part in _parts(remove)}
-        missing = gone - {word.casefold() for word in words}
-        if missing:
-            raise Refused(f"These are not on the list: {', '.join(sorted(missing))}.")
-        left = [word for word in words if word.casefold() not in gone] + new
-        changes = await _reworded(interaction, member, {"words": left})
-        return Shown(view=cards.done("\n".join(map(wording.changed, changes)) or "Nothing changed: they are listed."))
+    async def build_reply(member: Member) -> Reply:
+        own_rules = await changing.load_own_rules(interaction, member)
+        words = _as_texts(own_rules.get(("guild", "", "words")))
+        added_words, removed_words = _split_words(add), {part.casefold() for part in _split_words(remove)}
+        unlisted_words = removed_words - {word.casefold() for word in words}
+        if unlisted_words:
+            raise UserError(f"These are not on the list: {', '.join(sorted(unlisted_words))}.")
+        remaining_words = [word for word in words if word.casefold() not in removed_words] + added_words
+        changes = await _apply_word_lists(interaction, member, {"words": remaining_words})
+        return Reply(
+            view=cards.build_result(
+                "\n".join(map(wording.describe_change, changes)) or "Nothing changed: they are listed."
+            )
+        )
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
 async def block(interaction: Interaction, user: discord.abc.User, reason: str) -> None:
     """Block a member; the list of incidents says who did it and why."""
 
-    async def work(member: Member) -> Shown:
-        who = f"discord:{user.id}"
-        if who == member.id:
-            raise Refused("That is you: ask another admin, if you mean it.")
-        if (await changing.own(interaction, member)).get(("user", who, "blocked")):
-            raise Refused("They are blocked already.")
-        change = await looking.administration(interaction).set(member, "user", who, "blocked", "on")
-        await interaction.client.desk.moderation.barred(f"{user.display_name} ({user.id})", member, reason)
-        why = f"\n-# Reason: {quoted(reason, 200)}" if reason else ""
-        said = f"⛔ <@{user.id}> is blocked: they can make nothing here. What runs is not stopped.{why}"
-        return Shown(view=cards.done(said, undo=change.number))
+    async def build_reply(member: Member) -> Reply:
+        user_id = f"discord:{user.id}"
+        if user_id == member.id:
+            raise UserError("That is you: ask another admin, if you mean it.")
+        if (await changing.load_own_rules(interaction, member)).get(("user", user_id, "blocked")):
+            raise UserError("They are blocked already.")
+        change = await looking.get_administration(interaction).set_rule(member, "user", user_id, "blocked", "on")
+        await interaction.client.services.moderation.note_block(f"{user.display_name} ({user.id})", member, reason)
+        reason_line = f"\n-# Reason: {escape_discord(reason, 200)}" if reason else ""
+        text = f"⛔ <@{user.id}> is blocked: they can make nothing here. What runs is not stopped.{reason_line}"
+        return Reply(view=cards.build_result(text, undo_number=change.number))
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
 async def unblock(interaction: Interaction, user: discord.abc.User) -> None:
     """Unblock a member; say so if one of their roles is still blocked."""
 
-    async def work(member: Member) -> Shown:
-        now, who = await changing.own(interaction, member), f"discord:{user.id}"
-        held = user.roles if isinstance(user, discord.Member) else ()
-        roles = [f"“{role.name}”" for role in held if now.get(("role", str(role.id), "blocked"))]
-        still = f"their role {', '.join(roles)} is, until /settings unset takes that away." if roles else ""
-        if not now.get(("user", who, "blocked")):
-            raise Refused(f"They are not blocked themselves; {still}" if still else "They are not blocked here.")
-        change = await looking.administration(interaction).unset(member, "user", who, "blocked")
-        said = (
-            f"✅ <@{user.id}> is no longer blocked themselves." if still else f"✅ <@{user.id}> is no longer blocked."
+    async def build_reply(member: Member) -> Reply:
+        own_rules, user_id = await changing.load_own_rules(interaction, member), f"discord:{user.id}"
+        member_roles = user.roles if isinstance(user, discord.Member) else ()
+        blocked_roles = [f"“{role.name}”" for role in member_roles if own_rules.get(("role", str(role.id), "blocked"))]
+        role_note = (
+            f"their role {', '.join(blocked_roles)} is, until /settings unset takes that away." if blocked_roles else ""
         )
-        return Shown(view=cards.done(f"{said}\n-# But {quoted(still, 300)}" if still else said, undo=change.number))
+        if not own_rules.get(("user", user_id, "blocked")):
+            raise UserError(
+                f"They are not blocked themselves; {role_note}" if role_note else "They are not blocked here."
+            )
+        change = await looking.get_administration(interaction).unset_rule(member, "user", user_id, "blocked")
+        text = (
+            f"✅ <@{user.id}> is no longer blocked themselves."
+            if role_note
+            else f"✅ <@{user.id}> is no longer blocked."
+        )
+        return Reply(
+            view=cards.build_result(
+                f"{text}\n-# But {escape_discord(role_note, 300)}" if role_note else text, undo_number=change.number
+            )
+        )
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "set", build_reply)
 
 
-async def reports(interaction: Interaction, channel: int | None) -> None:
+async def set_reports_channel(interaction: Interaction, channel: int | None) -> None:
     """Set where reports go; without a channel they stay in the list of incidents."""
     await changing.set_rule(interaction, ("guild", ""), "reports", "" if channel is None else str(channel))
 
 
-async def check(interaction: Interaction, switch: str) -> None:
+async def switch_picture_check(interaction: Interaction, switch: str) -> None:
     """Switch the picture check for the whole server."""
     await changing.set_rule(interaction, ("guild", ""), "check", switch)
 
 
-def _stamp(now: Mapping[Key, Value]) -> str:
+def _lists_hash(own_rules: Mapping[RuleKey, RuleValue]) -> str:
     """Return a hash of the lists: two forms have the same one if their lists were the same."""
-    lists = [_list(now.get(("guild", "", name))) for name in LISTS]
+    lists = [_as_texts(own_rules.get(("guild", "", name))) for name in LIST_SETTINGS]
     return hashlib.sha256(repr(lists).encode()).hexdigest()[:16]
 
 
-def _parts(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _list(value: Value | None) -> tuple[str, ...]:
+def _as_texts(value: RuleValue | None) -> tuple[str, ...]:
     return value if isinstance(value, tuple) else ()

@@ -51,21 +51,21 @@ async def unblock(interaction: Interaction, member: discord.User) -> None:
 @moderation.command(description="Where members' reports go; without a channel, to the list of incidents alone")
 @app_commands.describe(channel="A channel that moderators read, and the bot may write in")
 async def reports(interaction: Interaction, channel: Channel | None = None) -> None:
-    await moderating.reports(interaction, channel)
+    await moderating.set_reports_channel(interaction, channel)
 
 
 @moderation.command(description="Reports, held pictures, refused words: what waits for a moderator, and what happened")
 @app_commands.describe(which="What waits, or all")
 async def incidents(interaction: Interaction, which: Literal["waiting", "all"] = "waiting") -> None:
-    await listing.show(interaction, which)
+    await listing.show_incidents(interaction, which)
 
 
 @moderation.command(description="Pictures that the picture check holds and nobody has decided about")
 async def held(interaction: Interaction) -> None:
-    await decisions.list_waiting(interaction)
+    await decisions.list_held_jobs(interaction)
 
 
 @moderation.command(description="Show pictures only after the picture check has passed them")
 @app_commands.describe(switch="On or off")
 async def check(interaction: Interaction, switch: Literal["on", "off"]) -> None:
-    await moderating.check(interaction, switch)
+    await moderating.switch_picture_check(interaction, switch)

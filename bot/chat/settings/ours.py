@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bot.refused import Refused
-from bot.sentences import shortened
+from bot.refused import UserError
+from bot.sentences import shorten
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
-    from bot.rules.rule import Value
+    from bot.rules.rule import RuleValue
 
 REPORTS = "reports"
 
 
-def check_reports(interaction: Interaction, channels: Iterable[Value]) -> None:
+def check_report_channels(interaction: Interaction, channels: Iterable[RuleValue]) -> None:
     """Raise `Refused` (422) for what is no channel or thread that the bot sees on this server."""
-    for one in map(str, channels):
-        known = interaction.guild is not None and one.isdecimal() and interaction.guild.get_channel_or_thread(int(one))
-        if not known:
-            raise Refused(
-                f"Reports go to a channel of this server, and I see none with the id {shortened(one, 30)} here."
+    for channel in map(str, channels):
+        is_known = (
+            interaction.guild is not None
+            and channel.isdecimal()
+            and interaction.guild.get_channel_or_thread(int(channel))
+        )
+        if not is_known:
+            raise UserError(
+                f"Reports go to a channel of this server, and I see none with the id {shorten(channel, 30)} here."
             )

@@ -13,86 +13,86 @@ from typing import TYPE_CHECKING, Any
 
 import discord
 
-from bot.chat.answer import sorry
-from bot.chat.settings.asked import tell
-from bot.chat.settings.parts import PREFIX
-from bot.refused import Refused
+from bot.chat.answer import send_error
+from bot.chat.settings.asked import send_refusal
+from bot.chat.settings.parts import ID_PREFIX
+from bot.refused import UserError
 from bot.rules.rule import SCOPES, Scope
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
 
 log = logging.getLogger(__name__)
-OLD = "This card is of an older version of the bot. /settings show opens a new one."
-INTERACTIVE = (discord.InteractionType.component, discord.InteractionType.modal_submit)
-CHOSEN = ""  # the field name of a select's choice
+OUTDATED_CARD = "This card is of an older version of the bot. /settings show opens a new one."
+HANDLED_TYPES = (discord.InteractionType.component, discord.InteractionType.modal_submit)
+SELECT_FIELD = ""  # the field name of a select's choice
 
 
 @dataclass(frozen=True)
-class Press:
+class CardPress:
     """What was pressed: the parts of its id, the input, and which of the chosen ids are `roles`.
 
     `filled`: by field, what a form holds; or under `CHOSEN` a select's choice.
     """
 
     parts: tuple[str, ...]
-    filled: Mapping[str, tuple[str, ...]]
+    fields: Mapping[str, tuple[str, ...]]
     roles: frozenset[str] = frozenset()
 
-    def one(self, field: str = CHOSEN) -> str:
+    def first_value(self, field: str = SELECT_FIELD) -> str:
         """Return the only value of a field; empty if it has none."""
-        return next(iter(self.filled.get(field, ())), "")
+        return next(iter(self.fields.get(field, ())), "")
 
-    def scope(self, place: int) -> Scope:
+    def scope_at(self, index: int) -> Scope:
         """Return the scope in the id. Raises `Refused`: the id may be of another version."""
-        return as_scope(self.parts[place] if place < len(self.parts) else "")
+        return parse_scope(self.parts[index] if index < len(self.parts) else "")
 
-    def number(self, place: int = -1) -> int:
+    def number_at(self, index: int = -1) -> int:
         """Return a whole number in the id; 0 if it is none."""
-        part = self.parts[place] if -len(self.parts) <= place < len(self.parts) else ""
+        part = self.parts[index] if -len(self.parts) <= index < len(self.parts) else ""
         return int(part) if part.isascii() and part.isdigit() else 0
 
 
-def as_scope(text: str) -> Scope:
+def parse_scope(text: str) -> Scope:
     """Return the text as the scope of a rule. Raises `Refused`."""
     for scope in SCOPES:
         if scope == text:
             return scope
-    raise Refused(OLD)
+    raise UserError(OUTDATED_CARD)
 
 
-Verb = Callable[["Interaction", Press], Awaitable[None]]
+PressHandler = Callable[["Interaction", CardPress], Awaitable[None]]
 
 
-async def dispatch(interaction: Interaction, verbs: Mapping[str, Verb]) -> None:
+async def dispatch_press(interaction: Interaction, handlers: Mapping[str, PressHandler]) -> None:
     """Do what a press on one of our cards asks for; ignore other interactions."""
     data: Any = interaction.data or {}
     prefix, _, rest = str(data.get("custom_id", "")).partition(":")
-    if interaction.type not in INTERACTIVE or prefix != PREFIX:
+    if interaction.type not in HANDLED_TYPES or prefix != ID_PREFIX:
         return
     name, *parts = rest.split(":")
-    verb = verbs.get(name)
+    handler = handlers.get(name)
     try:
-        if verb is None:
-            await tell(interaction, OLD)
+        if handler is None:
+            await send_refusal(interaction, OUTDATED_CARD)
         else:
-            await verb(interaction, _press(parts, data))
+            await handler(interaction, _parse_press(parts, data))
     except Exception:
         log.exception("a press of %s failed", name)
-        await sorry(interaction)
+        await send_error(interaction)
 
 
-def _press(parts: Iterable[str], data: Any) -> Press:
+def _parse_press(parts: Iterable[str], data: Any) -> CardPress:
     resolved = data.get("resolved") or {}
-    filled = dict(_filled(data.get("components") or ()))
+    fields = dict(_iterate_fields(data.get("components") or ()))
     if "values" in data:
-        filled[CHOSEN] = tuple(data["values"])
-    return Press(tuple(parts), filled, frozenset(resolved.get("roles") or ()))
+        fields[SELECT_FIELD] = tuple(data["values"])
+    return CardPress(tuple(parts), fields, frozenset(resolved.get("roles") or ()))
 
 
-def _filled(nodes: Iterable[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the fields of a form with their values, at any depth."""
     for node in nodes:
-        yield from _filled([*node.get("components", ()), *filter(None, [node.get("component")])])
+        yield from _iterate_fields([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:
             yield node["custom_id"], tuple(node["values"]) if "values" in node else (node.get("value") or "",)

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from discord.app_commands import Choice
 
 from bot.chat.settings import wording
-from bot.rules.catalogue import SETTINGS, Kind, Setting
+from bot.rules.catalogue import SETTINGS, Setting, SettingKind
 from bot.rules.presets import PRESETS
-from bot.sentences import shortened
+from bot.sentences import shorten
 
-OFFERED, LENGTH = 25, 100  # Discord's limits: choices, and characters in one
+MAX_CHOICES, CHOICE_LENGTH = 25, 100  # Discord's limits: choices, and characters in one
 COSTS = ("5 min", "15 min", "30 min", "1 h", "2 h", "4 h", "12 h", "1 d", "no limit")
-USUAL: Mapping[Kind, tuple[str, ...]] = {
+COMMON_VALUES: Mapping[SettingKind, tuple[str, ...]] = {
     "number": ("1", "2", "3", "5", "10", "20", "50", "100", "250", "500", "1000"),
     "cost": COSTS,
     "seconds": ("0 s", "30 s", "60 s", "2 min", "5 min", "10 min"),
@@ -25,56 +25,60 @@ USUAL: Mapping[Kind, tuple[str, ...]] = {
 }
 
 
-def settings(typed: str, names: Iterable[str] = tuple(SETTINGS)) -> list[Choice[str]]:
+def suggest_settings(current: str, names: Iterable[str] = tuple(SETTINGS)) -> list[Choice[str]]:
     """Return the settings whose name, title or description contains the typed text."""
-    found = [
-        Choice(name=shortened(f"{name}: {SETTINGS[name].about}", LENGTH), value=name)
+    choices = [
+        Choice(name=shorten(f"{name}: {SETTINGS[name].description}", CHOICE_LENGTH), value=name)
         for name in names
-        if typed.casefold() in f"{name} {wording.title(name)} {SETTINGS[name].about}".casefold()
+        if current.casefold() in f"{name} {wording.setting_title(name)} {SETTINGS[name].description}".casefold()
     ]
-    return found[:OFFERED]
+    return choices[:MAX_CHOICES]
 
 
-def values(setting: Setting | None, typed: str, known: Mapping[str, str]) -> list[Choice[str]]:
+def suggest_values(setting: Setting | None, current: str, live_values: Mapping[str, str]) -> list[Choice[str]]:
     """Return values of one setting. `known`: value → label, of models or channels, which no setting lists itself."""
     if setting is None:
         return []
     if setting.kind in ("choices", "names"):
-        return _lists(setting.choices or tuple(known), typed)
-    offered = known if setting.kind == "channel" else {one: one for one in setting.choices or _usual(setting)}
-    return _choices((value, label) for value, label in offered.items() if typed.casefold() in label.casefold())
+        return _complete_list(setting.choices or tuple(live_values), current)
+    labels = (
+        live_values
+        if setting.kind == "channel"
+        else {choice: choice for choice in setting.choices or _common_values(setting)}
+    )
+    return _to_choices((value, label) for value, label in labels.items() if current.casefold() in label.casefold())
 
 
-def presets(typed: str) -> list[Choice[str]]:
+def suggest_presets(current: str) -> list[Choice[str]]:
     """Return presets by name, with what each is for."""
-    shown = ((one.name, f"{one.name}: {one.about}") for one in PRESETS.values())
-    return _choices((name, label) for name, label in shown if typed.casefold() in label.casefold())
+    labels = ((preset.name, f"{preset.name}: {preset.description}") for preset in PRESETS.values())
+    return _to_choices((name, label) for name, label in labels if current.casefold() in label.casefold())
 
 
-def named(typed: str, known: Mapping[str, str]) -> list[Choice[str]]:
+def suggest_named(current: str, labels: Mapping[str, str]) -> list[Choice[str]]:
     """Return those of `known` (value → label) whose label or value contains the typed text."""
-    return _choices(
-        (value, label) for value, label in known.items() if typed.casefold() in f"{label} {value}".casefold()
+    return _to_choices(
+        (value, label) for value, label in labels.items() if current.casefold() in f"{label} {value}".casefold()
     )
 
 
-def _usual(setting: Setting) -> tuple[str, ...]:
-    usual = USUAL.get(setting.kind, ())
+def _common_values(setting: Setting) -> tuple[str, ...]:
+    values = COMMON_VALUES.get(setting.kind, ())
     if setting.kind != "number":
-        return usual
-    return tuple(one for one in usual if setting.least <= int(one) <= setting.most)
+        return values
+    return tuple(value for value in values if setting.minimum <= int(value) <= setting.maximum)
 
 
-def _lists(names: tuple[str, ...], typed: str) -> list[Choice[str]]:
+def _complete_list(names: tuple[str, ...], current: str) -> list[Choice[str]]:
     """Complete the last name of a list: `ddim, eu` → `ddim, euler`."""
-    before, _, last = typed.rpartition(",")
-    chosen = [part.strip() for part in before.split(",") if part.strip()]
-    left = [one for one in names if one not in chosen and last.strip().casefold() in one.casefold()]
-    full = [", ".join([*chosen, one]) for one in left]
-    whole = [] if chosen else [one for one in ("all", "none") if typed.strip().casefold() in one]
-    return _choices((one, one) for one in [*full, *whole])
+    earlier_names, _, last_name = current.rpartition(",")
+    chosen_names = [part.strip() for part in earlier_names.split(",") if part.strip()]
+    remaining = [name for name in names if name not in chosen_names and last_name.strip().casefold() in name.casefold()]
+    completions = [", ".join([*chosen_names, name]) for name in remaining]
+    keywords = [] if chosen_names else [name for name in ("all", "none") if current.strip().casefold() in name]
+    return _to_choices((name, name) for name in [*completions, *keywords])
 
 
-def _choices(pairs: Iterable[tuple[str, str]]) -> list[Choice[str]]:
-    fitting = [(value, label) for value, label in pairs if 0 < len(value) <= LENGTH]
-    return [Choice(name=shortened(label, LENGTH), value=value) for value, label in fitting][:OFFERED]
+def _to_choices(pairs: Iterable[tuple[str, str]]) -> list[Choice[str]]:
+    fitting_pairs = [(value, label) for value, label in pairs if 0 < len(value) <= CHOICE_LENGTH]
+    return [Choice(name=shorten(label, CHOICE_LENGTH), value=value) for value, label in fitting_pairs][:MAX_CHOICES]

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from bot.rules.catalogue import SETTINGS
-from bot.rules.reading import UNLIMITED, written
-from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
-from bot.sentences import quoted, shortened
+from bot.rules.reading import UNLIMITED, format_setting_value
+from bot.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from bot.sentences import escape_discord, shorten
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -42,10 +42,12 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "long_ping": "Ping after long jobs",
     }
 )
-EACH = tuple(name for name, one in SETTINGS.items() if "user" in one.scopes and name != "blocked")
-TOGETHER = tuple(name for name in SETTINGS if name.startswith("together_"))
+MEMBER_LIMITS = tuple(
+    name for name, definition in SETTINGS.items() if "user" in definition.scopes and name != "blocked"
+)
+SHARED_LIMITS = tuple(name for name in SETTINGS if name.startswith("together_"))
 SWITCHES = ("check", "previews", "long_ping", "reports")
-DID: Mapping[str, str] = MappingProxyType(
+ACTION_VERBS: Mapping[str, str] = MappingProxyType(
     {
         "set": "set",
         "unset": "removed",
@@ -57,109 +59,117 @@ DID: Mapping[str, str] = MappingProxyType(
         "undo": "undid",
     }
 )
-LISTED, NO_RULE = 90, "no rule"
+MAX_VALUE_CHARACTERS, NO_RULE = 90, "no rule"
 NO_LIMIT = UNLIMITED[0]
-ENTRY = 560  # characters of one change in the history
-HOUSE: Scope = "house"
+MAX_ENTRY_CHARACTERS = 560  # characters of one change in the history
+OPERATOR_SCOPE: Scope = "house"
 
 
-def title(setting: str) -> str:
+def setting_title(setting: str) -> str:
     """Return a setting's title on a card."""
     return TITLES.get(setting) or setting.replace("_", " ")
 
 
-def alone(setting: str) -> str:
+def shared_limit_title(setting: str) -> str:
     """Return its title under the heading "All together"."""
-    said = title(setting).removeprefix("All together: ")
-    return said[:1].upper() + said[1:]
+    short_title = setting_title(setting).removeprefix("All together: ")
+    return short_title[:1].upper() + short_title[1:]
 
 
-def whom(scope: Scope, subject: str) -> str:
+def subject_mention(scope: Scope, subject: str) -> str:
     """Return for whom a rule holds."""
     number = subject.rpartition(":")[2]
-    if scope == HOUSE:
+    if scope == OPERATOR_SCOPE:
         return "the whole server 🔒"
     if scope == "guild" or not number.isdigit():
         return "everyone"
     return {"channel": f"<#{number}>", "role": f"<@&{number}>", "user": f"<@{number}>"}[scope]
 
 
-def said(setting: str, value: Value | None) -> str:
+def format_for_card(setting: str, value: RuleValue | None) -> str:
     """Return a value, as short as possible for a phone."""
     if value is None:
         return NO_RULE
-    one = SETTINGS.get(setting)
-    if one is None:
-        return quoted(str(value), LISTED)
-    if one.kind == "texts" and isinstance(value, tuple):
-        return f"{len(value)} {one.unit if len(value) != 1 else one.unit.removesuffix('s')}"
-    if one.kind == "channel":
+    definition = SETTINGS.get(setting)
+    if definition is None:
+        return escape_discord(str(value), MAX_VALUE_CHARACTERS)
+    if definition.kind == "texts" and isinstance(value, tuple):
+        return f"{len(value)} {definition.unit if len(value) != 1 else definition.unit.removesuffix('s')}"
+    if definition.kind == "channel":
         return f"<#{value}>"
-    return quoted(written(one, value), LISTED)
+    return escape_discord(format_setting_value(definition, value), MAX_VALUE_CHARACTERS)
 
 
-def plainly(setting: str, value: Value) -> str:
+def format_for_field(setting: str, value: RuleValue) -> str:
     """Return a value without markdown, for a select or a field."""
-    one = SETTINGS.get(setting)
-    return shortened(str(value) if one is None else written(one, value), LISTED)
+    definition = SETTINGS.get(setting)
+    return shorten(str(value) if definition is None else format_setting_value(definition, value), MAX_VALUE_CHARACTERS)
 
 
-def stepped(step: Step) -> str:
+def format_step(step: RuleStep) -> str:
     """Return one line of a change: "Running at once for @crew: 3 → **5**"."""
-    holds = "" if step.scope in ("guild", HOUSE) else f" for {whom(step.scope, step.subject)}"
-    lock = "🔒 " if step.scope == HOUSE else ""
-    return f"{lock}{title(step.setting)}{holds}: {said(step.setting, step.before)} → **{_after(step)}**"
+    for_whom = "" if step.scope in ("guild", OPERATOR_SCOPE) else f" for {subject_mention(step.scope, step.subject)}"
+    lock = "🔒 " if step.scope == OPERATOR_SCOPE else ""
+    return f"{lock}{setting_title(step.setting)}{for_whom}: {format_for_card(step.setting, step.before)} → **{_format_after(step)}**"
 
 
-def _after(step: Step) -> str:
+def _format_after(step: RuleStep) -> str:
     """Return the new value; of a list also how many were added and removed, since equal counts look alike."""
     if isinstance(step.before, tuple) and isinstance(step.after, tuple) and SETTINGS[step.setting].kind == "texts":
-        new, gone = len({*step.after} - {*step.before}), len({*step.before} - {*step.after})
-        return f"{said(step.setting, step.after)} (+{new}, −{gone})"
-    return said(step.setting, step.after)
+        added_count, removed_count = len({*step.after} - {*step.before}), len({*step.before} - {*step.after})
+        return f"{format_for_card(step.setting, step.after)} (+{added_count}, −{removed_count})"
+    return format_for_card(step.setting, step.after)
 
 
-def steps(found: Sequence[Step]) -> list[str]:
+def format_steps(steps: Sequence[RuleStep]) -> list[str]:
     """Return all lines of a change, in the order of the settings' card."""
-    order = {name: place for place, name in enumerate(SETTINGS)}
-    return [f"• {stepped(step)}" for step in sorted(found, key=lambda one: order.get(one.setting, len(order)))]
+    order = {name: position for position, name in enumerate(SETTINGS)}
+    return [
+        f"• {format_step(step)}"
+        for step in sorted(steps, key=lambda sorted_step: order.get(sorted_step.setting, len(order)))
+    ]
 
 
-def changed(change: Change) -> str:
+def describe_change(change: RuleChange) -> str:
     """Return what has just been done: one line for one rule, a count for more."""
     if not change.steps:
         return "Nothing changed: it was so already."
     if len(change.steps) == 1:
-        return f"✅ {stepped(change.steps[0])}"
+        return f"✅ {format_step(change.steps[0])}"
     return f"✅ {len(change.steps)} rules changed."
 
 
-def besides(step: Step, rules: Sequence[Rule]) -> list[str]:
+def describe_overrides(step: RuleStep, rules: Sequence[Rule]) -> list[str]:
     """Return what holds in spite of a new rule: ceilings above it, and more specific rules."""
-    same = [rule for rule in rules if rule.setting == step.setting]
-    high = [rule for rule in same if rule.scope == HOUSE and step.scope != HOUSE]
-    near = sum(SCOPES.index(rule.scope) > SCOPES.index(step.scope) for rule in same)
-    lines = [f"-# 🔒 This bot's operator allows {said(rule.setting, rule.value)}: that still holds." for rule in high]
-    if near:
-        lines.append(f"-# {near} {'more specific rule goes' if near == 1 else 'more specific rules go'} first.")
+    same_setting = [rule for rule in rules if rule.setting == step.setting]
+    ceilings = [rule for rule in same_setting if rule.scope == OPERATOR_SCOPE and step.scope != OPERATOR_SCOPE]
+    more_specific = sum(SCOPES.index(rule.scope) > SCOPES.index(step.scope) for rule in same_setting)
+    lines = [
+        f"-# 🔒 This bot's operator allows {format_for_card(rule.setting, rule.value)}: that still holds."
+        for rule in ceilings
+    ]
+    if more_specific:
+        lines.append(
+            f"-# {more_specific} {'more specific rule goes' if more_specific == 1 else 'more specific rules go'} first."
+        )
     return lines
 
 
-def entry(change: Change) -> str:
+def format_entry(change: RuleChange) -> str:
     """Return a change in the history: who, what, when, and its first lines."""
-    whose = quoted(change.actor_name, 32)
-    undid = f"undid no. {change.undoes}" if change.undoes else DID.get(change.what, change.what)
-    head = f"**{change.number}.** {whose} {undid} · <t:{round(change.at)}:R>"
-    back = [f"-# taken back by no. {change.undone}"] if change.undone else []
-    return "\n".join([*fitting([head, *steps(change.steps)], ENTRY, 4), *back])
+    actor = escape_discord(change.actor_name, 32)
+    verb = f"undid no. {change.undoes}" if change.undoes else ACTION_VERBS.get(change.what, change.what)
+    head = f"**{change.number}.** {actor} {verb} · <t:{round(change.at)}:R>"
+    undone_note = [f"-# taken back by no. {change.undone}"] if change.undone else []
+    return "\n".join([*fit_lines([head, *format_steps(change.steps)], MAX_ENTRY_CHARACTERS, 4), *undone_note])
 
 
-def fitting(lines: Sequence[str], limit: int, most: int = 1000) -> list[str]:
+def fit_lines(lines: Sequence[str], limit: int, max_lines: int = 1000) -> list[str]:
     """Return the whole lines that fit into `limit` characters, at most `most`, and how many did not."""
-    kept, used = list[str](), 0
+    fitting_lines, used_characters = list[str](), 0
     for number, line in enumerate(lines):
-        if number >= most or used + len(line) + 1 > limit - 24:
-            return [*kept, f"-# … and {len(lines) - number} more"]
-        kept.append(line)
-        used += len(line) + 1
-    return kept
+        if number >= max_lines or used_characters + len(line) + 1 > limit - 24:
+            return [*fitting_lines, f"-# … and {len(lines) - number} more"]
+        fitting_lines.append(line)
+        used_characters += len(line) + 1
+    return fitting_lines

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from engine.bench.models.sizes import Subject
-    from engine.bench.row import Row
+    from engine.bench.models.sizes import BenchmarkModel
+    from engine.bench.row import FigureRow
 
-NAMES = ("sd15", "sdxl", "flux")
-CACHE = "bench-models"
+MODEL_NAMES = ("sd15", "sdxl", "flux")
+CACHE_FOLDER = "bench-models"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -42,60 +42,64 @@ def bench_models(
     The models have their published configurations and random weights (13 GB in the cache folder). A side that fails
     leaves its rows without a figure; the exit code stays 0. Let nothing else run meanwhile.
     """
-    from engine.bench.row import as_json, as_table
+    from engine.bench.row import format_json, format_table
 
-    rows = list(measure_models(choose(only), cache or default_cache(), steps=steps, tiny=tiny))
-    typer.echo(as_json(rows) if json else as_table(rows))
+    rows = list(measure_models(parse_model_names(only), cache or default_cache_folder(), steps=steps, is_tiny=tiny))
+    typer.echo(format_json(rows) if json else format_table(rows))
 
 
-def choose(only: str) -> tuple[str, ...]:
+def parse_model_names(only: str) -> tuple[str, ...]:
     """Split a list of names at commas; an empty one means all. Raises `typer.BadParameter` for an unknown name."""
-    names = tuple(name.strip() for name in only.split(",") if name.strip()) or NAMES
-    if unknown := [name for name in names if name not in NAMES]:
-        raise typer.BadParameter(f"There is no {unknown[0]} here; there are {', '.join(NAMES)}.")
+    names = tuple(name.strip() for name in only.split(",") if name.strip()) or MODEL_NAMES
+    if unknown := [name for name in names if name not in MODEL_NAMES]:
+        raise typer.BadParameter(f"There is no {unknown[0]} here; there are {', '.join(MODEL_NAMES)}.")
     return names
 
 
-def default_cache() -> Path:
+def default_cache_folder() -> Path:
     from engine.config import default_data
 
-    return Path(os.environ.get("DARKROOM_DATA") or default_data()) / "cache" / CACHE
+    return Path(os.environ.get("DARKROOM_DATA") or default_data()) / "cache" / CACHE_FOLDER
 
 
-def measure_models(names: tuple[str, ...], cache: Path, *, steps: int | None, tiny: bool) -> Iterator[Row]:
+def measure_models(
+    names: tuple[str, ...], cache_folder: Path, *, steps: int | None, is_tiny: bool
+) -> Iterator[FigureRow]:
     import torch
 
-    from engine.bench.models.sizes import real_sizes, tiny_sizes
+    from engine.bench.models.sizes import list_real_models, list_tiny_models
 
-    on_card = torch.cuda.is_available()
-    for subject in tiny_sizes() if tiny else real_sizes(on_card):
-        if subject.name in names:
-            sized = replace(subject, steps=steps or subject.steps)
-            yield from _measure_one(sized, cache / ("tiny" if tiny else f"real-{subject.side}") / subject.name, on_card)
+    on_gpu = torch.cuda.is_available()
+    for model in list_tiny_models() if is_tiny else list_real_models(on_gpu):
+        if model.name in names:
+            model_with_steps = replace(model, steps=steps or model.steps)
+            yield from _measure_model(
+                model_with_steps, cache_folder / ("tiny" if is_tiny else f"real-{model.side}") / model.name, on_gpu
+            )
 
 
-def _measure_one(subject: Subject, folder: Path, on_card: bool) -> Iterator[Row]:
+def _measure_model(model: BenchmarkModel, folder: Path, on_gpu: bool) -> Iterator[FigureRow]:
     """Build the model's folder if it is missing, and measure it; if building fails, the rows say so."""
-    from engine.bench.models.folder import provide_folder
+    from engine.bench.models.folder import ensure_model_folder
     from engine.bench.models.rows import make_rows
-    from engine.bench.models.sides import Figures, measure
+    from engine.bench.models.sides import Figures, measure_model
 
-    found = Figures()
-    _say(f"{subject.name}: its folder is {folder}")
-    found.attempt("building the model", lambda: provide_folder(folder, subject.build) and {})
-    if not found.failures:
-        found = measure(subject, folder, _say)
-    for failure in found.failures:
-        _say(failure)
-    yield from make_rows(subject, found, on_card)
-
-
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
+    figures = Figures()
+    _print_progress(f"{model.name}: its folder is {folder}")
+    figures.add_measured("building the model", lambda: ensure_model_folder(folder, model.build_pipeline) and {})
+    if not figures.failures:
+        figures = measure_model(model, folder, _print_progress)
+    for failure in figures.failures:
+        _print_progress(failure)
+    yield from make_rows(model, figures, on_gpu)
 
 
-def main(args: list[str] | None = None) -> int:
-    return int(app(args, prog_name="darkroom bench models", standalone_mode=False) or 0)
+def _print_progress(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return int(app(argv, prog_name="darkroom bench models", standalone_mode=False) or 0)
 
 
 if __name__ == "__main__":

@@ -16,106 +16,114 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.bench.models.processes import PATIENCE, darkroom, descendants, engine_of, last_line, megabytes, started
+from engine.bench.models.processes import (
+    TIMEOUT_SECONDS,
+    darkroom_command,
+    find_engine_process,
+    find_process_tree,
+    read_last_line,
+    read_memory_mb,
+    run_process,
+)
 
-GLANCE = 0.1  # seconds between two tries
-SILENCE = 120.0  # seconds; a job's event stream sends something every ten
-LOST = ("failed", "cancelled", "deleted")
+POLL_SECONDS = 0.1  # seconds between two tries
+READ_TIMEOUT_SECONDS = 120.0  # seconds; a job's event stream sends something every ten
+FAILURE_EVENTS = ("failed", "cancelled", "deleted")
 
 
 @dataclass(frozen=True)
-class Seen:
+class JobTimes:
     """One job's times in a visitor's view (`time.perf_counter`).
 
     `frame` is None if the picture came before any frame.
     """
 
-    posted: float
-    frame: float | None
-    picture: float
+    posted_at: float
+    first_frame_at: float | None
+    picture_at: float
 
 
 @dataclass(frozen=True)
-class Chatroom:
+class DarkroomServer:
     """A running `darkroom up`. `begun` is the time at which its command started."""
 
     pid: int
-    begun: float
+    started_at: float
     address: str
 
-    def visit(self) -> str:
+    def open_session(self) -> str:
         """Open the page as a new visitor and return the cookie."""
-        with _open(f"{self.address}/") as answer:
-            return str(answer.headers["Set-Cookie"]).partition(";")[0]
+        with _open_url(f"{self.address}/") as response:
+            return str(response.headers["Set-Cookie"]).partition(";")[0]
 
-    def draw_together(self, orders: list[dict[str, Any]]) -> list[Seen]:
+    def draw_concurrently(self, requests: list[dict[str, Any]]) -> list[JobTimes]:
         """Post all orders at once, each as another visitor."""
-        cookies = [self.visit() for _ in orders]
-        with ThreadPoolExecutor(len(orders)) as visitors:
-            return list(visitors.map(self.draw, orders, cookies))
+        cookies = [self.open_session() for _ in requests]
+        with ThreadPoolExecutor(len(requests)) as executor:
+            return list(executor.map(self.draw_picture, requests, cookies))
 
-    def draw(self, order: dict[str, Any], cookie: str) -> Seen:
+    def draw_picture(self, request: dict[str, Any], cookie: str) -> JobTimes:
         """Post an order and follow the job's events until its picture is downloaded."""
-        posted, job = self._post(order, cookie)
-        frame: float | None = None
-        with _open(f"{self.address}/api/jobs/{job}/events", cookie=cookie) as lines:
-            for event, value in _events(lines):
-                if event == "frame" and value.get("frames") and frame is None:
-                    frame = time.perf_counter()
-                if event in LOST:
+        posted_at, job = self._post_job(request, cookie)
+        first_frame_at: float | None = None
+        with _open_url(f"{self.address}/api/jobs/{job}/events", cookie=cookie) as lines:
+            for event, value in _parse_events(lines):
+                if event == "frame" and value.get("frames") and first_frame_at is None:
+                    first_frame_at = time.perf_counter()
+                if event in FAILURE_EVENTS:
                     raise RuntimeError(f"the job was {event}: {value.get('reason') or 'no reason'}")
                 if event == "finished":
                     break
             else:
                 raise RuntimeError("the job's events ended without its picture")
-        with _open(f"{self.address}/api/jobs/{job}/pictures/1.png", cookie=cookie) as answer:
-            answer.read()
-        return Seen(posted, frame, time.perf_counter())
+        with _open_url(f"{self.address}/api/jobs/{job}/pictures/1.png", cookie=cookie) as response:
+            response.read()
+        return JobTimes(posted_at, first_frame_at, time.perf_counter())
 
-    def _post(self, order: dict[str, Any], cookie: str) -> tuple[float, str]:
+    def _post_job(self, request: dict[str, Any], cookie: str) -> tuple[float, str]:
         """Post an order; retries while the server does not know the model yet."""
-        end = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
-            posted = time.perf_counter()
+            posted_at = time.perf_counter()
             try:
-                with _open(f"{self.address}/api/jobs", json.dumps(order).encode(), cookie) as answer:
-                    return posted, str(json.load(answer)["id"])
+                with _open_url(f"{self.address}/api/jobs", json.dumps(request).encode(), cookie) as response:
+                    return posted_at, str(json.load(response)["id"])
             except urllib.error.HTTPError as error:
-                sentence = error.read().decode(errors="replace")
-                if time.monotonic() > end:
-                    raise RuntimeError(f"the job was not accepted: {sentence[:200]}") from error
-            time.sleep(GLANCE)
+                error_text = error.read().decode(errors="replace")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the job was not accepted: {error_text[:200]}") from error
+            time.sleep(POLL_SECONDS)
 
-    def memory(self) -> dict[str, float]:
+    def read_memory(self) -> dict[str, float]:
         """Return MB now and at the peak, of the engine and of all processes; empty if the system does not tell."""
-        engine, all_of_it = engine_of(self.pid), descendants(self.pid)
-        if engine is None:
+        engine_pid, process_ids = find_engine_process(self.pid), find_process_tree(self.pid)
+        if engine_pid is None:
             return {}
         return {
-            "rest": megabytes(engine, "VmRSS"), "peak": megabytes(engine, "VmHWM"),
-            "all_rest": sum(megabytes(one, "VmRSS") for one in all_of_it),
-            "all_peak": sum(megabytes(one, "VmHWM") for one in all_of_it),
+            "rest": read_memory_mb(engine_pid, "VmRSS"), "peak": read_memory_mb(engine_pid, "VmHWM"),
+            "all_rest": sum(read_memory_mb(process_id, "VmRSS") for process_id in process_ids),
+            "all_peak": sum(read_memory_mb(process_id, "VmHWM") for process_id in process_ids),
         }  # fmt: skip
 
 
 @contextmanager
-def open_chatroom(folder: Path, data: Path, log: Path) -> Iterator[Chatroom]:
+def run_server(model_folder: Path, data_folder: Path, log: Path) -> Iterator[DarkroomServer]:
     """Start `darkroom up` and yield it once the page answers; the model may still be loading.
 
     Raises RuntimeError if it exits.
     """
-    begun = time.perf_counter()
-    command = darkroom("up", "--port", "0", "--data", str(data), "--model", str(folder))
-    with started(command, log) as process:
-        running = data / "running.json"
-        while not running.exists():
-            if process.poll() is not None or time.perf_counter() - begun > PATIENCE:
-                raise RuntimeError(f"darkroom up did not open: {last_line(log)}")
-            time.sleep(GLANCE)
-        yield Chatroom(process.pid, begun, str(json.loads(running.read_text())["url"]))
+    started_at = time.perf_counter()
+    command = darkroom_command("up", "--port", "0", "--data", str(data_folder), "--model", str(model_folder))
+    with run_process(command, log) as process:
+        running_file = data_folder / "running.json"
+        while not running_file.exists():
+            if process.poll() is not None or time.perf_counter() - started_at > TIMEOUT_SECONDS:
+                raise RuntimeError(f"darkroom up did not open: {read_last_line(log)}")
+            time.sleep(POLL_SECONDS)
+        yield DarkroomServer(process.pid, started_at, str(json.loads(running_file.read_text())["url"]))
 
 
-def _events(lines: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parse_events(lines: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield server-sent events, each with its value from one line of JSON."""
     event = ""
     for line in lines:
@@ -125,7 +133,7 @@ def _events(lines: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield event, json.loads(line[5:])
 
 
-def _open(address: str, body: bytes | None = None, cookie: str = "") -> Any:
+def _open_url(address: str, body: bytes | None = None, cookie: str = "") -> Any:
     headers = {"Content-Type": "application/json"} | ({"Cookie": cookie} if cookie else {})
     request = urllib.request.Request(address, body, headers)  # noqa: S310 - our own server
-    return urllib.request.urlopen(request, timeout=SILENCE)  # noqa: S310 - the same
+    return urllib.request.urlopen(request, timeout=READ_TIMEOUT_SECONDS)  # noqa: S310 - the same

@@ -17,55 +17,57 @@ from typing import Any
 import torch
 
 from engine import families
-from engine.bench.models.rival import memory, print_fact, wait_for_card
+from engine.bench.models.rival import print_output_line, read_memory, synchronize_gpu
 from engine.bench.oracle import make_job
 from engine.calibration import calibrate
-from engine.device import best
-from engine.engine import Developed, Engine, Failed
+from engine.device import choose_device
+from engine.engine import Engine, JobFailure, LatentsDone
 from engine.families.family import Family
-from engine.job import Concept, Job, Recipe, Warm
-from engine.lane import Lane
+from engine.job import Concept, Job, ModelInfo, Recipe
+from engine.lane import DecodeWorker
 
 
-def main(order: dict[str, Any]) -> None:
-    data = Path(order["data"])
-    family = families.load(order["folder"], data, device=best())
-    warm = calibrate(family, data / "calibration.json").warm(family)
-    print_fact(loaded=memory(), dtype=warm.dtype)
-    for number in range(order["pictures"]):
-        _run(order, family, _job(order, warm, number))
+def main(run_spec: dict[str, Any]) -> None:
+    data_folder = Path(run_spec["data"])
+    family = families.load_model(run_spec["folder"], data_folder, device=choose_device())
+    model_info = calibrate(family, data_folder / "calibration.json").to_model_info(family)
+    print_output_line(loaded=read_memory(), dtype=model_info.dtype)
+    for number in range(run_spec["pictures"]):
+        _run_job(run_spec, family, _make_job(run_spec, model_info, number))
 
 
-def _run(order: dict[str, Any], family: Family, job: Job) -> None:
+def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
     """Draw one picture and print when its steps and its decode ended."""
-    engine, lane = Engine({family.name: family}), Lane({family.name: family})
-    ends, pictures = list[float](), list[Future[bytes]]()
-    begun = time.perf_counter()
+    engine, decode_worker = Engine({family.name: family}), DecodeWorker({family.name: family})
+    step_ends, pictures = list[float](), list[Future[bytes]]()
+    started_at = time.perf_counter()
     try:
-        engine.add(job, (), lane.begin(job, {}).result())
-        while not engine.idle:
+        engine.add(job, (), decode_worker.encode_init_images(job, {}).result())
+        while not engine.is_idle:
             for event in engine.step():
-                if isinstance(event, Failed):
+                if isinstance(event, JobFailure):
                     raise RuntimeError(event.reason)
-                if isinstance(event, Developed):
-                    pictures.append(lane.picture(event, job))
-            wait_for_card()
-            ends.append(time.perf_counter())
+                if isinstance(event, LatentsDone):
+                    pictures.append(decode_worker.render_picture(event, job))
+            synchronize_gpu()
+            step_ends.append(time.perf_counter())
         png = pictures[0].result()
-        done = time.perf_counter()
-        (Path(order["out"]) / f"ours-{job.id}.png").write_bytes(png)
+        finished_at = time.perf_counter()
+        (Path(run_spec["out"]) / f"ours-{job.id}.png").write_bytes(png)
     finally:
         engine.close()
-        lane.close()
-    step = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
-    print_fact(picture=done - begun, step=step, decode=done - ends[-1], memory=memory())
+        decode_worker.close()
+    step_seconds = (step_ends[-1] - step_ends[0]) / (len(step_ends) - 1) if len(step_ends) > 1 else None
+    print_output_line(
+        picture=finished_at - started_at, step=step_seconds, decode=finished_at - step_ends[-1], memory=read_memory()
+    )
 
 
-def _job(order: dict[str, Any], warm: Warm, seed: int) -> Job:
+def _make_job(run_spec: dict[str, Any], model_info: ModelInfo, seed: int) -> Job:
     recipe = Recipe(
-        concepts=(Concept(order["prompt"]),), model=warm.name, sampler=order["sampler"] or warm.sampler,
-        steps=order["steps"], seed=seed, guidance=order["guidance"], width=order["side"], height=order["side"],
-        count=1, dtype=warm.dtype, guides=warm.guides,
+        concepts=(Concept(run_spec["prompt"]),), model=model_info.name, sampler=run_spec["sampler"] or model_info.sampler,
+        steps=run_spec["steps"], seed=seed, guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"],
+        count=1, dtype=model_info.dtype, guides=model_info.guides,
     )  # fmt: skip
     return make_job(recipe, seed)
 

@@ -14,57 +14,61 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-PATIENCE = 1800.0  # seconds after which a side counts as failed
-STOPPING = 60.0
+TIMEOUT_SECONDS = 1800.0  # seconds after which a side counts as failed
+STOP_TIMEOUT_SECONDS = 60.0
 # Settings of a real bot on this machine, which the benchmark's processes must not inherit.
-PRIVATE = ("DISCORD_", "DARKROOM_", "DATABASE_URL", "PICTURES_URL", "PUBLIC_URL", "ALLOWED_HOSTS")
+PRIVATE_PREFIXES = ("DISCORD_", "DARKROOM_", "DATABASE_URL", "PICTURES_URL", "PUBLIC_URL", "ALLOWED_HOSTS")
 
 
 @dataclass(frozen=True)
-class Fact:
+class OutputLine:
     """One line of JSON that a program printed, and the seconds since its command started."""
 
-    after: float
-    value: dict[str, Any]
+    elapsed_seconds: float
+    values: dict[str, Any]
 
 
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)} | {"HF_HUB_OFFLINE": "1"}
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_PREFIXES)} | {
+        "HF_HUB_OFFLINE": "1"
+    }
 
 
-def collect_facts(command: Sequence[str], log: Path) -> list[Fact]:
+def run_and_collect(command: Sequence[str], log_path: Path) -> list[OutputLine]:
     """Run a program to its end. Raises RuntimeError with its last line if it fails."""
-    begun = time.perf_counter()
-    facts = list[Fact]()
-    with started(command, log, stdout=subprocess.PIPE) as process:
+    started_at = time.perf_counter()
+    output_lines = list[OutputLine]()
+    with run_process(command, log_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            facts.append(Fact(time.perf_counter() - begun, json.loads(line)))
-        code = process.wait()
-    if code:
-        raise RuntimeError(f"{Path(command[0]).name} {' '.join(command[1:4])} ended with {code}: {last_line(log)}")
-    return facts
+            output_lines.append(OutputLine(time.perf_counter() - started_at, json.loads(line)))
+        exit_code = process.wait()
+    if exit_code:
+        raise RuntimeError(
+            f"{Path(command[0]).name} {' '.join(command[1:4])} ended with {exit_code}: {read_last_line(log_path)}"
+        )
+    return output_lines
 
 
 @contextmanager
-def started(command: Sequence[str], log: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def run_process(command: Sequence[str], log_path: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program that is terminated at the end of the block or after `PATIENCE`. Its errors go to `log`."""
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=stdout or errors, stderr=errors, env=environment())
-        guard = Timer(PATIENCE, process.terminate)
-        guard.daemon = True
-        guard.start()
+    with log_path.open("wb") as log_file:
+        process = subprocess.Popen(command, stdout=stdout or log_file, stderr=log_file, env=clean_environment())
+        timeout_timer = Timer(TIMEOUT_SECONDS, process.terminate)
+        timeout_timer.daemon = True
+        timeout_timer.start()
         try:
             yield process
         finally:
-            guard.cancel()
-            _stop(process)
+            timeout_timer.cancel()
+            _stop_process(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop_process(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(STOPPING)
+        process.wait(STOP_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -72,47 +76,50 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-def last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def read_last_line(log_path: Path) -> str:
+    lines = [line for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it printed nothing"
 
 
-def darkroom(*args: str) -> list[str]:
+def darkroom_command(*args: str) -> list[str]:
     return [sys.executable, "-m", "bot", *args]
 
 
-def descendants(pid: int) -> list[int]:
+def find_process_tree(pid: int) -> list[int]:
     """Return this process and its living descendants; empty if the system has no /proc."""
     parents = dict[int, int]()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat_file.read_text().rpartition(")")[2].split()
         except OSError:  # the process has ended
             continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found = [pid] if pid in parents else []
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+        parents[int(stat_file.parent.name)] = int(fields[1])
+    process_ids = [pid] if pid in parents else []
+    for process_id in process_ids:
+        process_ids += [child for child, parent in parents.items() if parent == process_id]
+    return process_ids
 
 
-def engine_of(pid: int) -> int | None:
+def find_engine_process(pid: int) -> int | None:
     """Return the engine's process id among the descendants of `darkroom up`."""
-    return next((one for one in descendants(pid) if b"engine\0serve" in _command_line(one)), None)
+    return next(
+        (process_id for process_id in find_process_tree(pid) if b"engine\0serve" in _read_command_line(process_id)),
+        None,
+    )
 
 
-def _command_line(pid: int) -> bytes:
+def _read_command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
 
 
-def megabytes(pid: int, name: str) -> float:
+def read_memory_mb(pid: int, field: str) -> float:
     """Return `VmRSS` or `VmHWM` of a process in MB; 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0.0
-    _, found, rest = status.partition(f"{name}:")
-    return int(rest.split()[0]) / 1024 if found else 0.0
+    _, separator, remainder = status.partition(f"{field}:")
+    return int(remainder.split()[0]) / 1024 if separator else 0.0

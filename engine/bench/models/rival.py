@@ -17,84 +17,92 @@ from typing import Any
 
 import torch
 
-MEMORY = {"rest": "VmRSS", "peak": "VmHWM"}  # as Linux names them
+MEMORY_FIELDS = {"rest": "VmRSS", "peak": "VmHWM"}  # as Linux names them
 
 
-def main(order: dict[str, Any]) -> None:
+def main(run_spec: dict[str, Any]) -> None:
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(
-        order["folder"], dtype=getattr(torch, order["dtype"])
+        run_spec["folder"], dtype=getattr(torch, run_spec["dtype"])
     )
     if torch.cuda.is_available():
         pipeline.to("cuda")
     pipeline.set_progress_bar_config(disable=True)
-    if order["sampler"] == "dpmpp_2m":
-        sampler = import_module("diffusers").DPMSolverMultistepScheduler
-        pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
-    print_fact(loaded=memory())
-    for number in range(order["pictures"]):
-        begun = time.perf_counter()
-        steps = StepClock()
+    if run_spec["sampler"] == "dpmpp_2m":
+        scheduler_class = import_module("diffusers").DPMSolverMultistepScheduler
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+    print_output_line(loaded=read_memory())
+    for number in range(run_spec["pictures"]):
+        started_at = time.perf_counter()
+        step_clock = StepClock()
         picture = pipeline(
-            order["prompt"], num_inference_steps=order["steps"], guidance_scale=order["guidance"],
-            height=order["side"], width=order["side"], generator=torch.Generator().manual_seed(number),
-            callback_on_step_end=steps,
+            run_spec["prompt"], num_inference_steps=run_spec["steps"], guidance_scale=run_spec["guidance"],
+            height=run_spec["side"], width=run_spec["side"], generator=torch.Generator().manual_seed(number),
+            callback_on_step_end=step_clock,
         ).images[0]  # fmt: skip
-        picture.save(Path(order["out"]) / f"{number}.png")
-        print_fact(picture=time.perf_counter() - begun, step=steps.seconds(), memory=memory())
-    for _ in range(order["decodes"]):
-        print_fact(decode=time_decode(pipeline, order["side"]))
+        picture.save(Path(run_spec["out"]) / f"{number}.png")
+        print_output_line(
+            picture=time.perf_counter() - started_at, step=step_clock.mean_seconds(), memory=read_memory()
+        )
+    for _ in range(run_spec["decodes"]):
+        print_output_line(decode=time_decode(pipeline, run_spec["side"]))
 
 
 class StepClock:
     """Records the end of each step."""
 
     def __init__(self) -> None:
-        self._ends: list[float] = []
+        self._step_ends: list[float] = []
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        wait_for_card()
-        self._ends.append(time.perf_counter())
+        synchronize_gpu()
+        self._step_ends.append(time.perf_counter())
         return values
 
-    def seconds(self) -> float | None:
+    def mean_seconds(self) -> float | None:
         """Return the mean seconds of a step, from the first end to the last."""
-        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) if len(self._ends) > 1 else None
+        return (
+            (self._step_ends[-1] - self._step_ends[0]) / (len(self._step_ends) - 1)
+            if len(self._step_ends) > 1
+            else None
+        )
 
 
-def time_decode(pipeline: Any, side: int) -> float:
+def time_decode(pipeline: Any, image_side: int) -> float:
     """Return the seconds from random latents to a PNG."""
-    vae, processor = pipeline.vae, pipeline.image_processor
-    side //= 2 ** (len(vae.config.block_out_channels) - 1)
-    latents = torch.randn(1, vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    vae, image_processor = pipeline.vae, pipeline.image_processor
+    image_side //= 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = torch.randn(
+        1, vae.config.latent_channels, image_side, image_side, generator=torch.Generator().manual_seed(0)
+    )
     latents = latents.to(vae.device, vae.dtype)
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     with torch.no_grad():
-        picture = processor.postprocess(vae.decode(latents, return_dict=False)[0], output_type="pil")[0]
+        picture = image_processor.postprocess(vae.decode(latents, return_dict=False)[0], output_type="pil")[0]
     picture.save(io.BytesIO(), "PNG")
-    return time.perf_counter() - begun
+    return time.perf_counter() - started_at
 
 
-def memory() -> dict[str, float]:
+def read_memory() -> dict[str, float]:
     """Return MB of this process now and at its peak, if the system tells; with CUDA, the device's too."""
-    found = dict[str, float]()
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        found |= {key: int(lines[name].split()[0]) / 1024 for key, name in MEMORY.items()}
+    megabytes = dict[str, float]()
+    status_file = Path("/proc/self/status")
+    if status_file.exists():
+        lines = dict(line.split(":", 1) for line in status_file.read_text().splitlines())
+        megabytes |= {key: int(lines[name].split()[0]) / 1024 for key, name in MEMORY_FIELDS.items()}
     if torch.cuda.is_available():
-        wait_for_card()
-        found |= {
+        synchronize_gpu()
+        megabytes |= {
             "card": torch.cuda.memory_allocated() / 2**20, "card_peak": torch.cuda.max_memory_allocated() / 2**20
         }  # fmt: skip
-    return found
+    return megabytes
 
 
-def wait_for_card() -> None:
+def synchronize_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def print_fact(**fields: Any) -> None:
+def print_output_line(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)  # noqa: T201 - the benchmark reads this
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.bench.models.__main__ import choose, default_cache, measure_models
+from engine.bench.models.__main__ import default_cache_folder, measure_models, parse_model_names
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.bench.row import Row
-    from engine.families.pipelined import Pipelined
+    from engine.bench.row import FigureRow
+    from engine.families.pipelined import DiffusersFamily
 
-NAME = "darkroom-gpu-report"
+REPORT_NAME = "darkroom-gpu-report"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -38,66 +38,70 @@ def gpu_report(
     Writes darkroom-gpu-report.json and .md, to attach to an issue; they name no person, folder or network address.
     Without a GPU it measures the processor and says so, without real sizes, in about two minutes.
     """
-    from engine.bench.report.page import as_json, as_markdown
-    from engine.device import best
+    from engine.bench.report.page import format_json, format_markdown
+    from engine.device import choose_device
 
-    names, device = choose(models), best()
+    names, device = parse_model_names(models), choose_device()
     if device.type != "cuda":
-        _say("There is no GPU here: this measures the processor.")
+        _print_progress("There is no GPU here: this measures the processor.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"The report cannot be written to {out}: {error.strerror}.") from error
-    facts, sections = measure(device, names, cache or default_cache(), real=full or device.type == "cuda")
-    for ending, text in (("json", as_json(facts, sections)), ("md", as_markdown(facts, sections))):
-        path = out / f"{NAME}.{ending}"
+    facts, sections = measure_report(
+        device, names, cache or default_cache_folder(), with_real_models=full or device.type == "cuda"
+    )
+    for ending, text in (("json", format_json(facts, sections)), ("md", format_markdown(facts, sections))):
+        path = out / f"{REPORT_NAME}.{ending}"
         path.write_text(text, encoding="utf-8")
         typer.echo(str(path))
 
 
-def measure(
-    device: torch.device, names: tuple[str, ...], cache: Path, *, real: bool
-) -> tuple[dict[str, object], dict[str, list[Row]]]:
+def measure_report(
+    device: torch.device, names: tuple[str, ...], cache_folder: Path, *, with_real_models: bool
+) -> tuple[dict[str, object], dict[str, list[FigureRow]]]:
     from engine.bench.report.device import describe_device
-    from engine.bench.report.gains import gain_rows
-    from engine.bench.report.parity import parity_rows
+    from engine.bench.report.gains import measure_speedup_rows
+    from engine.bench.report.parity import measure_parity_rows
 
     facts = describe_device(device)
     sections = {
-        "Parity with the unmodified pipelines": parity_rows(device, _say),
-        "Ways of running a network": gain_rows(_loader(device, cache), _say),
+        "Parity with the unmodified pipelines": measure_parity_rows(device, _print_progress),
+        "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder), _print_progress),
     }
-    if real:
-        found = measure_models(names, cache, steps=None, tiny=False)
-        sections["Real sizes beside diffusers, random weights"] = list(found)
+    if with_real_models:
+        model_rows = measure_models(names, cache_folder, steps=None, is_tiny=False)
+        sections["Real sizes beside diffusers, random weights"] = list(model_rows)
     return facts, sections
 
 
-def _loader(device: torch.device, cache: Path) -> Callable[[], Pipelined]:
+def _make_family_loader(device: torch.device, cache_folder: Path) -> Callable[[], DiffusersFamily]:
     """Return the loader of the network to time: Stable Diffusion 1.5 on a GPU, the embedded model on a processor."""
 
-    def load() -> Pipelined:
+    def load_family() -> DiffusersFamily:
         from engine import families
-        from engine.bench.models.folder import provide_folder
-        from engine.bench.models.sizes import sd15
-        from engine.families.pipelined import Pipelined
+        from engine.bench.models.folder import ensure_model_folder
+        from engine.bench.models.sizes import build_sd15
+        from engine.families.pipelined import DiffusersFamily
 
         if device.type == "cuda":
-            family = families.load_folder(str(provide_folder(cache / "real-512" / "sd15", sd15)), "sd15", device)
+            family = families.load_folder(
+                str(ensure_model_folder(cache_folder / "real-512" / "sd15", build_sd15)), "sd15", device
+            )
         else:
-            family = families.load("embedded", cache, device=device)
-        assert isinstance(family, Pipelined)
+            family = families.load_model("embedded", cache_folder, device=device)
+        assert isinstance(family, DiffusersFamily)
         return family
 
-    return load
+    return load_family
 
 
-def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
+def _print_progress(message: str) -> None:
+    typer.echo(message, err=True)
 
 
-def main(args: list[str] | None = None) -> int:
-    return int(app(args, prog_name="darkroom gpu-report", standalone_mode=False) or 0)
+def main(argv: list[str] | None = None) -> int:
+    return int(app(argv, prog_name="darkroom gpu-report", standalone_mode=False) or 0)
 
 
 if __name__ == "__main__":

@@ -6,32 +6,36 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.bench.row import Row
+from engine.bench.row import FigureRow
 
-Sections = Mapping[str, Sequence[Row]]
+Sections = Mapping[str, Sequence[FigureRow]]
 
 
-def as_json(facts: Mapping[str, Any], sections: Sections) -> str:
-    rows = {title: [row.plain() for row in found] for title, found in sections.items()}
+def format_json(facts: Mapping[str, Any], sections: Sections) -> str:
+    rows = {title: [row.to_dict() for row in section_rows] for title, section_rows in sections.items()}
     return json.dumps({"device": dict(facts), "sections": rows}, indent=1, ensure_ascii=False)
 
 
-def as_markdown(facts: Mapping[str, Any], sections: Sections) -> str:
+def format_markdown(facts: Mapping[str, Any], sections: Sections) -> str:
     lines = [f"# Darkroom on {facts['device']}", ""]
     if facts["kind"] != "cuda":
         lines += ["There is no GPU here: all figures are of the processor.", ""]
-    lines += ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())]
+    lines += [
+        "| | |",
+        "|---|---|",
+        *(f"| {_format_cell(name)} | {_format_cell(value)} |" for name, value in facts.items()),
+    ]
     for title, rows in sections.items():
         lines += ["", f"## {title}", "", "| | what | figure | goal | note |", "|---|---|---|---|---|"]
-        lines += [_line(row) for row in rows]
+        lines += [_format_row(row) for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row) -> str:
-    mark = "–" if row.figure is None else "ok" if row.passed else "**miss**"
+def _format_row(row: FigureRow) -> str:
+    mark = "–" if row.figure is None else "ok" if row.meets_goal else "**miss**"
     figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
-    return f"| {mark} | {_cell(row.name)} | {figure} | {row.goal or ''} | {_cell(row.note)} |"
+    return f"| {mark} | {_format_cell(row.name)} | {figure} | {row.goal or ''} | {_format_cell(row.note)} |"
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     return "–" if value is None else str(value).replace("|", "\\|").replace("\n", " ")

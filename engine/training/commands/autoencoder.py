@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from engine.training.commands.options import Cache, Course, Pictures, with_course
+from engine.training.commands.options import Cache, Pictures, TrainOptions, with_train_options
 
-From = Annotated[
+StartModel = Annotated[
     str,
     typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch."),
 ]
@@ -43,10 +43,10 @@ Variants = Annotated[
 ]
 
 
-@with_course
+@with_train_options
 def autoencoder(
-    course: Course,
-    source: From = "",
+    options: TrainOptions,
+    source: StartModel = "",
     keep_latents: KeepLatents = None,
     shape: Shape = "",
     kl: KlWeight = None,
@@ -58,10 +58,15 @@ def autoencoder(
     cache: Cache = None,
 ) -> None:
     """Train the autoencoder, on the built-in artwork or on a folder of pictures."""
-    from engine.training.commands.run_autoencoder import run
+    from engine.training.commands.run_autoencoder import train_autoencoder
     from engine.training.commands.session import open_session
 
-    given = {**course.given, "keep_latents": keep_latents, "shape": shape or None, "variants": variants}
-    given |= {"kl": kl, "noise_to_signal": noise_to_signal, "equivariance": equivariance, "perceptual": perceptual}
-    with open_session("autoencoder", course, data) as session:
-        raise typer.Exit(run(session, source, data, cache, given))
+    overrides = {
+        **options.setting_overrides,
+        "keep_latents": keep_latents,
+        "shape": shape or None,
+        "variants": variants,
+    }
+    overrides |= {"kl": kl, "noise_to_signal": noise_to_signal, "equivariance": equivariance, "perceptual": perceptual}
+    with open_session("autoencoder", options, data) as session:
+        raise typer.Exit(train_autoencoder(session, source, data, cache, overrides))

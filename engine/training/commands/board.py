@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.training.commands.progress import say
-from engine.training.run import Board
+from engine.training.commands.progress import print_status
+from engine.training.run import MetricsWriter
 
 
 @contextmanager
-def board(folder: Path, samples: int) -> Iterator[Board | None]:
+def open_tensorboard(folder: Path, samples: int) -> Iterator[MetricsWriter | None]:
     """Yield a TensorBoard writer for `folder`, or None without TensorBoard.
 
     A resumed run drops curves after `samples`.
@@ -22,7 +22,9 @@ def board(folder: Path, samples: int) -> Iterator[Board | None]:
             warnings.simplefilter("ignore")  # TensorBoard warns about its own dependencies
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        say("TensorBoard is not installed (pip install 'darkroom-bot[train]'); the figures are in run/log.jsonl.")
+        print_status(
+            "TensorBoard is not installed (pip install 'darkroom-bot[train]'); the figures are in run/log.jsonl."
+        )
         yield None
         return
     with SummaryWriter(str(folder), purge_step=samples or None) as writer:

@@ -11,24 +11,24 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from engine.families.embedded import NAME, WEIGHTS
-from engine.training.commands.options import default_cache
-from engine.training.commands.progress import shown
-from engine.training.latents import Cached, TextStates, cached, text_states
+from engine.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
+from engine.training.commands.options import default_cache_folder
+from engine.training.commands.progress import show_progress
+from engine.training.latents import CaptionEncoder, LatentCache, load_caption_encoder, open_variant_cache
 from engine.training.models import refuse_incomplete
 from engine.training.pictures import artwork
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.variants import HELD_BACK, numbered
+from engine.training.pictures.variants import FIRST_HELD_BACK, number_variants
 
-VALIDATED = 1024
+VALIDATION_PICTURES = 1024
 
-Encoders = tuple[AutoencoderKL, TextStates]
+Encoders = tuple[AutoencoderKL, CaptionEncoder]
 
 
-def drawings(cache: Path | None, side: int = artwork.LARGEST_SIDE) -> list[Artwork]:
+def load_drawings(cache: Path | None, side: int = artwork.MAX_SIDE) -> list[Artwork]:
     """Load all artwork, at most `side` px, with npm if it is missing. Raises ValueError if it is unavailable."""
     try:
-        return artwork.load((cache or default_cache()) / "npm", side=side)
+        return artwork.load((cache or default_cache_folder()) / "npm", side=side)
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         raise ValueError(
             f"The built-in artwork could not be fetched with npm ({type(error).__name__}): install npm, "
@@ -36,36 +36,41 @@ def drawings(cache: Path | None, side: int = artwork.LARGEST_SIDE) -> list[Artwo
         ) from error
 
 
-def variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[Cached, Cached]:
+def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:
     """Return latents and token states to train on, and the held-back ones."""
-    pictures = drawings(cache)
-    chosen = np.random.default_rng(seed).choice(len(pictures), VALIDATED, replace=False)
-    wanted = (numbered(pictures), [(int(index), HELD_BACK) for index in np.sort(chosen)])
-    both: list[Cached] = []
-    for name, pairs in zip(("encoding variants", "encoding held-back variants"), wanted, strict=True):
-        with shown(name) as tell:
-            folder = cache or default_cache()
-            made = cached(
-                folder, pictures, pairs, encoders, seed=seed, told=lambda done, of, say=tell: say(done / of, "")
+    pictures = load_drawings(cache)
+    held_back_index = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
+    pair_lists = (number_variants(pictures), [(int(index), FIRST_HELD_BACK) for index in np.sort(held_back_index)])
+    caches: list[LatentCache] = []
+    for name, pairs in zip(("encoding variants", "encoding held-back variants"), pair_lists, strict=True):
+        with show_progress(name) as report_progress:
+            folder = cache or default_cache_folder()
+            latent_cache = open_variant_cache(
+                folder,
+                pictures,
+                pairs,
+                encoders,
+                seed=seed,
+                on_progress=lambda finished, total, report=report_progress: report(finished / total, ""),
             )
-        both.append(made)
-    return both[0], both[1]
+        caches.append(latent_cache)
+    return caches[0], caches[1]
 
 
-def encoders(weights: Path) -> Encoders:
+def load_encoders(weights: Path) -> Encoders:
     """Load the autoencoder of a folder in the diffusers layout, and MiniLM."""
     autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
     autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
-    return autoencoder.eval(), text_states()
+    return autoencoder.eval(), load_caption_encoder()
 
 
-def schedule(weights: Path) -> DDIMScheduler:
+def load_schedule(weights: Path) -> DDIMScheduler:
     """Load the noise schedule of a folder in the diffusers layout, as DDIM."""
     return cast(DDIMScheduler, DDIMScheduler.from_pretrained(weights / "scheduler"))
 
 
-def weights_of(source: str) -> Path:
+def find_weights(source: str) -> Path:
     """Return the folder of `embedded`, or a folder with unet, vae and scheduler. Raises ValueError."""
-    folder = WEIGHTS if source == NAME else Path(source)
+    folder = WEIGHTS_FOLDER if source == EMBEDDED_MODEL else Path(source)
     refuse_incomplete(source, folder)
     return folder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from engine.training.commands.options import Cache, Course, Flip, From, Pictures, with_course
+from engine.training.commands.options import Cache, Flip, Pictures, StartModel, TrainOptions, with_train_options
 
 
-@with_course
+@with_train_options
 def diffusion(
-    course: Course,
-    source: From = "embedded",
+    options: TrainOptions,
+    source: StartModel = "embedded",
     data: Pictures = None,
     cache: Cache = None,
     flip: Flip = False,
@@ -19,7 +19,7 @@ def diffusion(
     from engine.training.commands import run_diffusion as run
     from engine.training.commands.session import open_session
 
-    with open_session("diffusion", course, data) as session:
+    with open_session("diffusion", options, data) as session:
         if data is None:
-            raise typer.Exit(run.on_artwork(session, source, cache, course.given))
-        raise typer.Exit(run.on_own(session, source, data, flip, course.given))
+            raise typer.Exit(run.train_on_artwork(session, source, cache, options.setting_overrides))
+        raise typer.Exit(run.train_on_dataset(session, source, data, flip, options.setting_overrides))

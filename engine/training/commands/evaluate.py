@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.training.commands.options import Cache, Threads
-from engine.training.commands.progress import say, shown
+from engine.training.commands.progress import print_status, show_progress
 
 if TYPE_CHECKING:
-    from engine.training.evaluate.draw import Painter
+    from engine.training.evaluate.draw import PictureSampler
 
-Model = Annotated[str, typer.Option("--from", metavar="MODEL", help="The model to evaluate: embedded, or a folder.")]
+ModelName = Annotated[
+    str, typer.Option("--from", metavar="MODEL", help="The model to evaluate: embedded, or a folder.")
+]
 JudgeFolder = Annotated[
     Path | None, typer.Option("--judge", metavar="FOLDER", help="Another judge than the built-in one.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Draw a sample: a tenth of the time.")]
-Only = Annotated[
+OnlyChecks = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CHECK",
@@ -27,7 +29,7 @@ Only = Annotated[
         "enlarging and sizes; may be given several times.",
     ),
 ]
-Sheet = Annotated[
+SheetFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
@@ -36,14 +38,14 @@ SHEET_STEPS = 50
 
 
 def evaluate(
-    source: Model = "embedded",
+    source: ModelName = "embedded",
     judge: JudgeFolder = None,
     cache: Cache = None,
     threads: Threads = None,
-    only: Only = None,
+    only: OnlyChecks = None,
     quick: Quick = False,
-    json: Json = False,
-    sheet: Sheet = None,
+    json: AsJson = False,
+    sheet: SheetFile = None,
     seed: Seed = 0,
 ) -> None:
     """Measure the model with a judge: a classifier that was trained on the real pictures only.
@@ -53,39 +55,43 @@ def evaluate(
     """
     import torch
 
-    from engine.bench.row import as_json, as_table
-    from engine.families.embedded import WEIGHTS
+    from engine.bench.row import format_json, format_table
+    from engine.families.embedded import WEIGHTS_FOLDER
     from engine.training.commands import builtin
-    from engine.training.evaluate.evaluation import evaluate as rows_of
-    from engine.training.evaluate.opening import open_scene
-    from engine.training.evaluate.scene import QUICK, Sizes
+    from engine.training.evaluate.evaluation import run_checks as rows_of
+    from engine.training.evaluate.opening import open_context
+    from engine.training.evaluate.scene import QUICK_SIZES, SampleSizes
 
     if threads:
         torch.set_num_threads(threads)
-    weights, judges = builtin.weights_of(source), judge or WEIGHTS / "judge"
+    weights_folder, judge_folder = builtin.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
     if sheet:
-        return _sheet(weights, judges, sheet, seed)
-    with shown("drawing") as tell:
-        scene = open_scene(
-            weights, judges, lambda: builtin.drawings(cache), QUICK if quick else Sizes(), seed,
-            lambda done, of: tell(done / of, f"{done} of {of} steps"),
+        return _draw_sheet(weights_folder, judge_folder, sheet, seed)
+    with show_progress("drawing") as report_progress:
+        context = open_context(
+            weights_folder, judge_folder, lambda: builtin.load_drawings(cache), QUICK_SIZES if quick else SampleSizes(), seed,
+            lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
         )  # fmt: skip
-        rows = rows_of(scene, only or [], say)
-    typer.echo(as_json(rows) if json else as_table(rows))
+        rows = rows_of(context, only or [], print_status)
+    typer.echo(format_json(rows) if json else format_table(rows))
 
 
-def _sheet(weights: Path, judges: Path, path: Path, seed: int) -> None:
+def _draw_sheet(weights_folder: Path, judge_folder: Path, path: Path, seed: int) -> None:
     from dataclasses import replace
 
     from engine.training.evaluate import sheet
-    from engine.training.evaluate.judge import labels_in
-    from engine.training.evaluate.opening import painter
+    from engine.training.evaluate.judge import read_labels
+    from engine.training.evaluate.opening import load_sampler
 
-    prompts = sheet.prompts(labels_in(judges), seed)
-    drawing: Painter = painter(weights)
-    with shown("drawing") as tell:
-        drawing = replace(drawing, steps=SHEET_STEPS, told=lambda done, of: tell(done / of, f"{done} of {of} steps"))
-        latents = drawing.latents(prompts, [seed] * len(prompts))
-    pictures = [drawing.family.finish(one) for one in latents]
-    sheet.write(sheet.sheet(pictures, prompts), path)
-    say(f"{path}: {len(prompts)} prompts, seed {seed}, {SHEET_STEPS} steps.")
+    prompts = sheet.choose_prompts(read_labels(judge_folder), seed)
+    sampler: PictureSampler = load_sampler(weights_folder)
+    with show_progress("drawing") as report_progress:
+        sampler = replace(
+            sampler,
+            steps=SHEET_STEPS,
+            on_progress=lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
+        )
+        latents = sampler.sample_latents(prompts, [seed] * len(prompts))
+    pictures = [sampler.family.finish(picture_latents) for picture_latents in latents]
+    sheet.write_sheet(sheet.draw_sheet(pictures, prompts), path)
+    print_status(f"{path}: {len(prompts)} prompts, seed {seed}, {SHEET_STEPS} steps.")

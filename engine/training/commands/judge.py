@@ -7,45 +7,48 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from engine.training.commands.options import Cache, Course, with_course
+from engine.training.commands.options import Cache, TrainOptions, with_train_options
 
 if TYPE_CHECKING:
     from engine.training.commands.session import Session
 
-PARAMETERS, KEPT = 5_000_000, 1_000_000  # at most, of the judge; bytes that it keeps for a picture of a batch
-RENDERED_AREA = 64 * 64
+MAX_PARAMETERS, ACTIVATION_BYTES = (
+    5_000_000,
+    1_000_000,
+)  # at most, of the judge; bytes that it keeps for a picture of a batch
+RENDERING_PIXELS = 64 * 64
 
 
-@with_course
-def judge(course: Course, cache: Cache = None) -> None:
+@with_train_options
+def judge(options: TrainOptions, cache: Cache = None) -> None:
     """Train the judge of `darkroom train evaluate` on the built-in artwork. It never sees a generated picture."""
     from engine.training.commands.session import open_session
 
-    with open_session("judge", course) as session:
-        raise typer.Exit(_train(session, course, cache))
+    with open_session("judge", options) as session:
+        raise typer.Exit(_train(session, options, cache))
 
 
-def _train(session: Session, course: Course, cache: Path | None) -> int:
+def _train(session: Session, options: TrainOptions, cache: Path | None) -> int:
     import torch
 
     from engine.training import memory
     from engine.training.commands import builtin
     from engine.training.evaluate.judge import save_judge
     from engine.training.evaluate.judge_trainer import (
-        RENDERED,
-        JudgeLook,
+        RENDERINGS_PER_DRAWING,
+        JudgeEvaluator,
         JudgeSettings,
         JudgeTrainer,
-        held_back,
-        labels_of,
+        collect_labels,
+        held_back_pairs,
     )
     from engine.worker.embedding import Embedder
 
-    settings = session.settings(JudgeSettings, **course.given)
-    session.belongs({"pictures": "the built-in artwork"})
-    pictures = builtin.drawings(cache)
-    kept = RENDERED * len(pictures) * RENDERED_AREA
-    memory.check(memory.of_pixels(PARAMETERS, KEPT, settings.batch, kept))
-    trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels_of(pictures))), settings)
-    look = JudgeLook(trainer, held_back(pictures, 1, settings.seed))
-    return session.train(trainer, look, lambda: save_judge(look.judge(), course.out))
+    settings = session.resolve_settings(JudgeSettings, **options.setting_overrides)
+    session.bind_origin({"pictures": "the built-in artwork"})
+    pictures = builtin.load_drawings(cache)
+    rendered_pixels = RENDERINGS_PER_DRAWING * len(pictures) * RENDERING_PIXELS
+    memory.check_fits(memory.estimate_pixel_network(MAX_PARAMETERS, ACTIVATION_BYTES, settings.batch, rendered_pixels))
+    trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(collect_labels(pictures))), settings)
+    evaluator = JudgeEvaluator(trainer, held_back_pairs(pictures, 1, settings.seed))
+    return session.train(trainer, evaluator, lambda: save_judge(evaluator.build_judge(), options.out))

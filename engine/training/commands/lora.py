@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from engine.training.commands.options import Course, Flip, with_course
+from engine.training.commands.options import Flip, TrainOptions, with_train_options
 
-Captioned = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")]
-Source = Annotated[
+CaptionedFolder = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")]
+BaseModel = Annotated[
     str, typer.Option("--model", help="embedded, a diffusers folder, or a name on the model hub, in safetensors.")
 ]
 Rank = Annotated[int | None, typer.Option(min=1, max=1024, help="Rank of the LoRA.  [default: 8]")]
@@ -26,11 +26,11 @@ Merge = Annotated[
 ]
 
 
-@with_course
+@with_train_options
 def lora(
-    course: Course,
-    data: Captioned,
-    model: Source = "embedded",
+    options: TrainOptions,
+    data: CaptionedFolder,
+    model: BaseModel = "embedded",
     rank: Rank = None,
     alpha: Alpha = None,
     size: Size = None,
@@ -42,6 +42,6 @@ def lora(
     from engine.training.commands import run_lora
     from engine.training.commands.session import open_session
 
-    given = {**course.given, "rank": rank, "alpha": alpha, "size": size, "precision": precision}
-    with open_session("lora", course, data) as session:
-        raise typer.Exit(run_lora.train(session, model, data, merge, flip, given))
+    overrides = {**options.setting_overrides, "rank": rank, "alpha": alpha, "size": size, "precision": precision}
+    with open_session("lora", options, data) as session:
+        raise typer.Exit(run_lora.train_lora(session, model, data, merge, flip, overrides))

@@ -10,7 +10,7 @@ import typer
 
 from engine.training.commands.options import Cache
 
-Beside = Annotated[
+PartsModel = Annotated[
     str,
     typer.Option("--from", metavar="MODEL", help="The model of its other parts: embedded, or a diffusers folder."),
 ]
@@ -18,7 +18,7 @@ Beside = Annotated[
 
 def measure(
     network: Annotated[Path, typer.Argument(help="A folder with a network's config.json and weights.")],
-    source: Beside = "embedded",
+    source: PartsModel = "embedded",
     cache: Cache = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fixed prompts there.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
@@ -27,52 +27,58 @@ def measure(
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from engine.families.quiet import quiet
+    from engine.families.quiet import silence_libraries
     from engine.training.commands import builtin
-    from engine.training.diffusion import Judge, Settings, Trainer
-    from engine.training.validate import PROMPTS, v_mse
+    from engine.training.diffusion import DiffusionEvaluator, DiffusionSettings, DiffusionTrainer
+    from engine.training.validate import SHEET_PROMPTS, measure_v_mse
 
-    weights = builtin.weights_of(source)
-    with quiet():
-        vae, text = builtin.encoders(weights)
-    _, held_back = builtin.variants(cache, (vae, text), seed)
-    scheduler = builtin.schedule(weights)
+    weights = builtin.find_weights(source)
+    with silence_libraries():
+        vae, caption_encoder = builtin.load_encoders(weights)
+    _, held_back = builtin.open_variants(cache, (vae, caption_encoder), seed)
+    scheduler = builtin.load_schedule(weights)
     if not (network / "config.json").is_file():
         raise ValueError(f"{network} is not a diffusers network: it has no config.json.")
-    with quiet():
-        opened = UNet2DConditionModel.from_pretrained(network, torch_dtype=torch.float32, use_safetensors=True).eval()
-    wrong = v_mse(opened, held_back, scheduler.alphas_cumprod)
-    typer.echo(json.dumps({"network": network.name, "v_mse": round(wrong, 4)}))
+    with silence_libraries():
+        loaded_network = UNet2DConditionModel.from_pretrained(
+            network, torch_dtype=torch.float32, use_safetensors=True
+        ).eval()
+    error = measure_v_mse(loaded_network, held_back, scheduler.alphas_cumprod)
+    typer.echo(json.dumps({"network": network.name, "v_mse": round(error, 4)}))
     if sheet:
-        trainer = Trainer(opened, held_back, scheduler.alphas_cumprod, Settings())
-        Judge(trainer, held_back, text(PROMPTS), vae, scheduler).sheet(sheet)
+        trainer = DiffusionTrainer(loaded_network, held_back, scheduler.alphas_cumprod, DiffusionSettings())
+        DiffusionEvaluator(trainer, held_back, caption_encoder(SHEET_PROMPTS), vae, scheduler).draw_sheet(sheet)
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder that was --out of a run.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the network goes.")],
-    source: Beside = "embedded",
+    source: PartsModel = "embedded",
     raw: Annotated[bool, typer.Option("--raw", help="The network itself instead of its moving average.")] = False,
 ) -> None:
     """Write a run's averaged network in fp16, sharded, in the diffusers layout; the run may still be going on."""
-    from engine.families.quiet import quiet
+    from engine.families.quiet import silence_libraries
     from engine.training import checkpoint
     from engine.training.commands import builtin
-    from engine.training.diffusion import open_network
-    from engine.training.run import CHECKPOINT
+    from engine.training.diffusion import load_network
+    from engine.training.run import CHECKPOINT_FILE
 
-    kept = next((path for path in (run / "run" / CHECKPOINT, run / CHECKPOINT) if path.is_file()), None)
-    if kept is None:
+    checkpoint_path = next(
+        (path for path in (run / "run" / CHECKPOINT_FILE, run / CHECKPOINT_FILE) if path.is_file()), None
+    )
+    if checkpoint_path is None:
         raise ValueError(f"{run} holds no run: it has no checkpoint.")
-    with quiet():
-        network = open_network(builtin.weights_of(source) / "unet")
-    checkpoint.position(kept)  # raises if it is incomplete
-    tensors, _ = checkpoint.load(kept)
+    with silence_libraries():
+        network = load_network(builtin.find_weights(source) / "unet")
+    checkpoint.read_position(checkpoint_path)  # raises if it is incomplete
+    tensors, _ = checkpoint.load(checkpoint_path)
     prefix = "network." if raw else "network:average."
     try:
-        network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        network.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
     except RuntimeError as error:
         raise ValueError(f"{run} holds no run of `darkroom train diffusion` from {source}.") from error
-    with checkpoint.writing(to):
-        checkpoint.export(network, to)
-    checkpoint.readable(to)
+    with checkpoint.translate_write_errors(to):
+        checkpoint.export_network(network, to)
+    checkpoint.make_readable(to)

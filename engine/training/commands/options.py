@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run is kept, and its result at the end.")]
-From = Annotated[
+StartModel = Annotated[
     str,
     typer.Option(
         "--from", metavar="MODEL", help="The starting model: embedded, a diffusers folder, or (diffusion) scratch."
@@ -48,7 +48,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start over and delete what
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainOptions:
     """The options of every training command: where the run is kept, when it ends, how often it saves, how it learns.
 
     None means the command's default.
@@ -66,53 +66,57 @@ class Course:
     fresh: Fresh = False
 
     @property
-    def given(self) -> dict[str, float | None]:
+    def setting_overrides(self) -> dict[str, float | None]:
         """Return the options that are trainer settings."""
         return {"seed": self.seed, "rate": self.rate, "batch": self.batch}
 
-    def ending(self) -> float | None:
+    def end_time(self) -> float | None:
         """Return the end by the clock in seconds since the epoch.
 
         Raises ValueError if no end is given, or no valid time.
         """
         if not (self.until or self.steps or self.samples):
             raise ValueError("Say when to end: --steps N, --samples N or --until HH:MM.")
-        return clock(self.until) if self.until else None
+        return next_clock_time(self.until) if self.until else None
 
 
-def with_course(command: Callable[..., None]) -> Callable[..., None]:
+def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the parameter `course` in a command's signature by every option of `Course`, for typer to read."""
-    shared, own = fields(Course), inspect.signature(command, eval_str=True).parameters
-    said = get_type_hints(Course, include_extras=True)
+    shared_fields, own_parameters = fields(TrainOptions), inspect.signature(command, eval_str=True).parameters
+    type_hints = get_type_hints(TrainOptions, include_extras=True)
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(Course(**{one.name: given.pop(one.name) for one in shared}), **given)
+    def run(**arguments: Any) -> None:
+        command(TrainOptions(**{option.name: arguments.pop(option.name) for option in shared_fields}), **arguments)
 
     options = [
         inspect.Parameter(
-            one.name, inspect.Parameter.KEYWORD_ONLY, annotation=said[one.name],
-            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+            option.name, inspect.Parameter.KEYWORD_ONLY, annotation=type_hints[option.name],
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
         )
-        for one in shared
+        for option in shared_fields
     ]  # fmt: skip
-    asked = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, one in own.items() if name != "course"]
-    run.__signature__ = inspect.Signature([*options[:1], *asked, *options[1:]])  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {one.name: one.annotation for one in [*options, *asked]}
+    own_options = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, option in own_parameters.items()
+        if name != "course"
+    ]
+    run.__signature__ = inspect.Signature([*options[:1], *own_options, *options[1:]])  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {option.name: option.annotation for option in [*options, *own_options]}
     return run
 
 
-def clock(until: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> float:
+def next_clock_time(until: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> float:
     """Return the next time at which the wall clock shows HH:MM. Raises ValueError."""
     try:
-        wanted = datetime.strptime(until, "%H:%M").time()  # noqa: DTZ007  (the caller's wall clock)
+        time_of_day = datetime.strptime(until, "%H:%M").time()  # noqa: DTZ007  (the caller's wall clock)
     except ValueError:
         raise ValueError(f"--until takes a time like 15:25, and {until[:40]!r} is none.") from None
-    end = now().replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
-    return (end if end > now() else end + timedelta(days=1)).timestamp()
+    end_time = now().replace(hour=time_of_day.hour, minute=time_of_day.minute, second=0, microsecond=0)
+    return (end_time if end_time > now() else end_time + timedelta(days=1)).timestamp()
 
 
-def default_cache() -> Path:
+def default_cache_folder() -> Path:
     """Return `$XDG_CACHE_HOME/darkroom/training`, or `~/.cache/darkroom/training`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "darkroom" / "training"

@@ -4,43 +4,57 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.training.commands.progress import counted, say, shown
+from engine.training.commands.progress import count_noun, print_status, show_progress
 from engine.training.commands.session import Session
-from engine.training.latents import Cached
-from engine.training.models import Model
-from engine.training.own import own_latents
-from engine.training.pictures.folder import Reading, read_folder
+from engine.training.latents import LatentCache
+from engine.training.models import LoadedModel
+from engine.training.own import open_dataset_cache
+from engine.training.pictures.folder import PictureDataset, read_folder
 
-SAID = 20  # lines on the terminal; run/skipped.txt has all of them
-SHOWN = 16  # captions on a sample sheet
+LISTED_FILES = 20  # lines on the terminal; run/skipped.txt has all of them
+SHEET_CAPTIONS = 16  # captions on a sample sheet
 
 
-def read(session: Session, folder: Path, *, captions: bool = True) -> Reading:
+def read_dataset(session: Session, folder: Path, *, require_captions: bool = True) -> PictureDataset:
     """Read the pictures of `folder` and report those left out. Raises ValueError if none is usable."""
-    with shown("looking at pictures") as tell:
-        reading = read_folder(folder, captions=captions, told=lambda done, of: tell(done / of, ""))
-    lines = [str(one) for one in reading.skipped]
+    with show_progress("looking at pictures") as report_progress:
+        dataset = read_folder(
+            folder,
+            require_captions=require_captions,
+            on_progress=lambda finished, total: report_progress(finished / total, ""),
+        )
+    lines = [str(skipped_file) for skipped_file in dataset.skipped]
     (session.folder / "skipped.txt").write_text("".join(f"{line}\n" for line in lines))
-    for line in lines[:SAID]:
-        say(f"Left out: {line}.")
-    if len(lines) > SAID:
-        say(f"… and {len(lines) - SAID} more: {session.folder / 'skipped.txt'} has them all.")
-    say(f"{counted(len(reading.pictures), 'picture')} to train on.")
-    return reading
+    for line in lines[:LISTED_FILES]:
+        print_status(f"Left out: {line}.")
+    if len(lines) > LISTED_FILES:
+        print_status(f"… and {len(lines) - LISTED_FILES} more: {session.folder / 'skipped.txt'} has them all.")
+    print_status(f"{count_noun(len(dataset.pictures), 'picture')} to train on.")
+    return dataset
 
 
-def latents(session: Session, reading: Reading, model: Model, *, side: int, seed: int, flip: bool) -> Cached:
+def encode_dataset(
+    session: Session, dataset: PictureDataset, model: LoadedModel, *, side: int, seed: int, flip: bool
+) -> LatentCache:
     """Encode the pictures' latents and their captions' token states, kept in the run's folder."""
-    if cut := model.cut([one.caption for one in reading.pictures]):
-        most = model.pipeline.tokenizer.model_max_length
-        say(f"The text encoder reads {most} tokens: the ends of {counted(cut, 'longer caption')} are ignored.")
-    with shown("encoding pictures") as tell:
-        return own_latents(
-            session.folder, reading, model, side=side, seed=seed, flip=flip, told=lambda done, of: tell(done / of, "")
+    if truncated_count := model.count_truncated([picture.caption for picture in dataset.pictures]):
+        max_tokens = model.pipeline.tokenizer.model_max_length
+        print_status(
+            f"The text encoder reads {max_tokens} tokens: the ends of {count_noun(truncated_count, 'longer caption')} are ignored."
+        )
+    with show_progress("encoding pictures") as report_progress:
+        return open_dataset_cache(
+            session.folder,
+            dataset,
+            model,
+            side=side,
+            seed=seed,
+            flip=flip,
+            on_progress=lambda finished, total: report_progress(finished / total, ""),
         )
 
 
-def prompts(reading: Reading) -> list[str]:
+def choose_prompts(dataset: PictureDataset) -> list[str]:
     """Choose captions of the folder for the sample sheet, evenly spaced, without repeats."""
-    said = list(dict.fromkeys(one.caption for one in reading.pictures))
-    return said[:: max(1, len(said) // SHOWN)][:SHOWN]
+    captions = list(dict.fromkeys(picture.caption for picture in dataset.pictures))
+    return captions[:: max(1, len(captions) // SHEET_CAPTIONS)][:SHEET_CAPTIONS]

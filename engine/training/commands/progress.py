@@ -13,44 +13,48 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 LINE_EVERY = 30.0  # seconds, without a terminal
 
-Tell = Callable[[float, str], None]  # the finished share, and a few words
+ProgressUpdate = Callable[[float, str], None]  # the finished share, and a few words
 
 
-def counted(number: int, thing: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     """Return a count with its noun: "1 step", "2 steps"."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def say(sentence: str) -> None:
+def print_status(message: str) -> None:
     """Print one line to standard error; standard output is for results."""
-    typer.echo(sentence, err=True)
+    typer.echo(message, err=True)
 
 
 @contextmanager
-def shown(what: str) -> Iterator[Tell]:
+def show_progress(title: str) -> Iterator[ProgressUpdate]:
     """Show a bar called `what`; yields the function that updates it."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(what)
+        yield _make_line_reporter(title)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[words]}"), console=console) as progress:
-        task = progress.add_task(what, total=1.0, words="")
-        yield lambda share, words: progress.update(task, completed=share, words=words)
+        task = progress.add_task(title, total=1.0, words="")
+        yield lambda share, details: progress.update(task, completed=share, words=details)
 
 
-def _lines(what: str) -> Tell:
-    started, due = time.monotonic(), 0.0
-    first: list[float] = []
+def _make_line_reporter(title: str) -> ProgressUpdate:
+    start_time, next_line = time.monotonic(), 0.0
+    first_share: list[float] = []
 
-    def tell(share: float, words: str) -> None:
-        nonlocal due
-        first[:] = first or [share]
+    def report_progress(share: float, details: str) -> None:
+        nonlocal next_line
+        first_share[:] = first_share or [share]
         now = time.monotonic()
-        if now >= due and share < 1:
-            due = now + LINE_EVERY
-            done = share - first[0]
-            left = f", {timedelta(seconds=round((now - started) / done * (1 - share)))} left" if done > 0 else ""
-            say(f"{what}: {share:.0%}{left}{f', {words}' if words else ''}")
+        if now >= next_line and share < 1:
+            next_line = now + LINE_EVERY
+            done_share = share - first_share[0]
+            remaining = (
+                f", {timedelta(seconds=round((now - start_time) / done_share * (1 - share)))} left"
+                if done_share > 0
+                else ""
+            )
+            print_status(f"{title}: {share:.0%}{remaining}{f', {details}' if details else ''}")
 
-    return tell
+    return report_progress

@@ -9,93 +9,115 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from engine.device import best
-from engine.families.embedded import NAME
-from engine.families.revision import fingerprint
+from engine.device import choose_device
+from engine.families.embedded import EMBEDDED_MODEL
+from engine.families.revision import fingerprint_folder
 from engine.training import memory
 from engine.training.commands import builtin, own
-from engine.training.commands.progress import say
-from engine.training.commands.run_folder import WHOLE
+from engine.training.commands.progress import print_status
+from engine.training.commands.run_folder import STAGING_FOLDER
 from engine.training.commands.session import Session
-from engine.training.diffusion import SCRATCH, Judge, Settings, Trainer, fresh_network, graft, open_network
-from engine.training.latents import Cached
-from engine.training.models import Model, model_folder, open_model, stored, write_model
-from engine.training.own import plain
-from engine.training.pictures.variants import diet
-from engine.training.validate import PROMPTS
+from engine.training.diffusion import (
+    SCRATCH,
+    DiffusionEvaluator,
+    DiffusionSettings,
+    DiffusionTrainer,
+    add_text_embedding,
+    build_network,
+    load_network,
+)
+from engine.training.latents import LatentCache
+from engine.training.models import LoadedModel, find_model_folder, load_model, read_dtypes, write_model
+from engine.training.own import select_evaluation_rows
+from engine.training.pictures.variants import mix_fingerprint
+from engine.training.validate import SHEET_PROMPTS
 
-SMALL_BATCH, GENTLE_RATE = 16, 1e-4  # Muon's step size does not depend on the batch
+DATASET_BATCH, DATASET_RATE = 16, 1e-4  # Muon's step size does not depend on the batch
 
-POOLED_BY = 64  # attention heads with which diffusers pools the text for the time embedding
+POOLING_HEADS = 64  # attention heads with which diffusers pools the text for the time embedding
 
 
-def on_artwork(session: Session, source: str, cache: Path | None, given: dict[str, float | None]) -> int:
-    settings = session.settings(Settings, **given)
-    parts = _parts(source)
-    weights = builtin.weights_of(parts)
-    memory.check(memory.of_diffusion(weights, settings.batch))
-    session.belongs(
-        {"starting weights": _start(source, fingerprint(weights)), "pictures": f"the built-in artwork, {diet()}"}
+def train_on_artwork(session: Session, source: str, cache: Path | None, overrides: dict[str, float | None]) -> int:
+    settings = session.resolve_settings(DiffusionSettings, **overrides)
+    parts_model = _parts_model(source)
+    weights = builtin.find_weights(parts_model)
+    memory.check_fits(memory.estimate_diffusion(weights, settings.batch))
+    session.bind_origin(
+        {
+            "starting weights": _describe_start(source, fingerprint_folder(weights)),
+            "pictures": f"the built-in artwork, {mix_fingerprint()}",
+        }
     )
-    vae, text = builtin.encoders(weights)
-    train, held_back = builtin.variants(cache, (vae, text), settings.seed)
-    scheduler = builtin.schedule(weights)
+    vae, caption_encoder = builtin.load_encoders(weights)
+    train_cache, held_back_cache = builtin.open_variants(cache, (vae, caption_encoder), settings.seed)
+    scheduler = builtin.load_schedule(weights)
     unet = weights / "unet"
-    network = fresh_network(unet, settings.seed) if source == SCRATCH else open_network(unet)
-    trainer = _trainer(network, train, scheduler, settings)
-    judge = Judge(trainer, held_back, text(PROMPTS), vae, scheduler)
-    return session.train(trainer, judge, lambda: _write(session, open_model(parts), trainer))
+    network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
+    trainer = _make_trainer(network, train_cache, scheduler, settings)
+    evaluator = DiffusionEvaluator(trainer, held_back_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
+    return session.train(trainer, evaluator, lambda: _write_result(session, load_model(parts_model), trainer))
 
 
-def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[str, float | None]) -> int:
-    settings = session.settings(Settings if source == SCRATCH else _gently, **given)
-    parts = _parts(source)
-    if (folder := model_folder(parts)) and (folder / "unet").is_dir():  # otherwise `open_model` reports what is missing
-        memory.check(memory.of_diffusion(folder, settings.batch))
-    reading = own.read(session, data)
-    model = open_model(parts)
-    start = _start(source, model.fingerprint)
-    session.belongs({"starting weights": start, "pictures": reading.fingerprint, "--flip": str(flip)})
-    scheduler = _schedule(model)
-    train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
-    model.pipeline.unet = _network(model, source, settings.seed)
-    trainer = _trainer(model.pipeline.unet, train, scheduler, settings)
-    prompts = model.states(own.prompts(reading))
-    judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler, "v_mse_of_pictures")
-    code = session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)
-    if code == 0:
-        say(f'Draw with it: darkroom imagine "{reading.pictures[0].caption}" --model {session.course.out}')
-    return code
+def train_on_dataset(session: Session, source: str, data: Path, flip: bool, overrides: dict[str, float | None]) -> int:
+    settings = session.resolve_settings(DiffusionSettings if source == SCRATCH else _gentle_settings, **overrides)
+    parts_model = _parts_model(source)
+    if (folder := find_model_folder(parts_model)) and (
+        folder / "unet"
+    ).is_dir():  # otherwise `open_model` reports what is missing
+        memory.check_fits(memory.estimate_diffusion(folder, settings.batch))
+    dataset = own.read_dataset(session, data)
+    model = load_model(parts_model)
+    starting_weights = _describe_start(source, model.fingerprint)
+    session.bind_origin({"starting weights": starting_weights, "pictures": dataset.fingerprint, "--flip": str(flip)})
+    scheduler = _load_schedule(model)
+    train_cache = own.encode_dataset(session, dataset, model, side=model.side, seed=settings.seed, flip=flip)
+    model.pipeline.unet = _make_network(model, source, settings.seed)
+    trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings)
+    prompt_states = model.encode_captions(own.choose_prompts(dataset))
+    evaluator = DiffusionEvaluator(
+        trainer,
+        select_evaluation_rows(train_cache, dataset, flip),
+        prompt_states,
+        model.pipeline.vae,
+        scheduler,
+        "v_mse_of_pictures",
+    )
+    exit_code = session.train(trainer, evaluator, lambda: _write_result(session, model, trainer), minutes=1.0)
+    if exit_code == 0:
+        print_status(f'Draw with it: darkroom imagine "{dataset.pictures[0].caption}" --model {session.options.out}')
+    return exit_code
 
 
-def _trainer(network: UNet2DConditionModel, train: Cached, scheduler: DDIMScheduler, settings: Settings) -> Trainer:
-    torch.nn.Module.to(network, best())
-    return Trainer(network, train, scheduler.alphas_cumprod, settings)
+def _make_trainer(
+    network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings
+) -> DiffusionTrainer:
+    torch.nn.Module.to(network, choose_device())
+    return DiffusionTrainer(network, train_cache, scheduler.alphas_cumprod, settings)
 
 
-def _parts(source: str) -> str:
+def _parts_model(source: str) -> str:
     """Return the model of the other parts (autoencoder, text encoder, schedule): the embedded one for scratch."""
-    return NAME if source == SCRATCH else source
+    return EMBEDDED_MODEL if source == SCRATCH else source
 
 
-def _start(source: str, fingerprint: str) -> str:
+def _describe_start(source: str, fingerprint: str) -> str:
     return f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
 
 
-def _network(model: Model, source: str, seed: int) -> UNet2DConditionModel:
+def _make_network(model: LoadedModel, source: str, seed: int) -> UNet2DConditionModel:
     if source == SCRATCH:
-        return fresh_network(model.folder / "unet", seed)
+        return build_network(model.folder / "unet", seed)
     torch.manual_seed(seed)  # initial weights of the added layers
     network = model.pipeline.unet
-    return graft(network) if network.config.cross_attention_dim % POOLED_BY == 0 else network
+    return add_text_embedding(network) if network.config.cross_attention_dim % POOLING_HEADS == 0 else network
 
 
-def _gently(**given: Any) -> Settings:
+def _gentle_settings(**overrides: Any) -> DiffusionSettings:
     """Return settings for few pictures, seen often: small steps, so that the network forgets little."""
-    return Settings(**{"rate": GENTLE_RATE, "batch": SMALL_BATCH, "warm": 20} | given)
+    return DiffusionSettings(**{"rate": DATASET_RATE, "batch": DATASET_BATCH, "warm": 20} | overrides)
 
 
-def _schedule(model: Model) -> DDIMScheduler:
+def _load_schedule(model: LoadedModel) -> DDIMScheduler:
     config = model.pipeline.scheduler.config
     if config.prediction_type != "v_prediction":
         raise ValueError(
@@ -104,8 +126,8 @@ def _schedule(model: Model) -> DDIMScheduler:
     return cast(DDIMScheduler, DDIMScheduler.from_config(config))
 
 
-def _write(session: Session, model: Model, trainer: Trainer) -> None:
+def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTrainer) -> None:
     """Write the averaged network in fp16 with the model's other parts in their stored number formats."""
     model.pipeline.unet = trainer.average
-    dtypes = {**stored(model.folder), "unet": torch.float16}
-    write_model(model.pipeline, dtypes, session.course.out, session.folder / WHOLE)
+    dtypes = {**read_dtypes(model.folder), "unet": torch.float16}
+    write_model(model.pipeline, dtypes, session.options.out, session.folder / STAGING_FOLDER)

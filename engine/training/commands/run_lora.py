@@ -13,62 +13,74 @@ from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft.utils.save_and_load import get_peft_model_state_dict
 
-from engine.device import best
+from engine.device import choose_device
 from engine.training import checkpoint, memory
 from engine.training.commands import own, run_folder
-from engine.training.commands.progress import say
+from engine.training.commands.progress import print_status
 from engine.training.commands.session import Session
-from engine.training.lora import Judge, Settings, Trainer
-from engine.training.models import INDEX, Model, model_folder, open_model, stored, write_model
-from engine.training.own import plain
-from engine.training.pictures.folder import Reading
+from engine.training.lora import LoraEvaluator, LoraSettings, LoraTrainer
+from engine.training.models import INDEX_FILE, LoadedModel, find_model_folder, load_model, read_dtypes, write_model
+from engine.training.own import select_evaluation_rows
+from engine.training.pictures.folder import PictureDataset
 
-LARGE, FEW = 128, 4  # side in pixels above which a sample sheet has few pictures
+LARGE_SIDE, FEW_PICTURES = 128, 4  # side in pixels above which a sample sheet has few pictures
 
 
-def train(session: Session, source: str, data: Path, merge: Path | None, flip: bool, given: dict[str, Any]) -> int:
+def train_lora(
+    session: Session, source: str, data: Path, merge_folder: Path | None, flip: bool, overrides: dict[str, Any]
+) -> int:
     """Train and return the exit code. Raises ValueError or `Unfit` with what is wrong."""
-    _refuse_merging(session, merge)
-    _check_memory(session, model_folder(source), given)
-    reading = own.read(session, data)
-    model = open_model(source)
-    settings = session.settings(lambda **said: _settings(model, said), **given)
-    session.belongs({"model": model.fingerprint, "pictures": reading.fingerprint, "--flip": str(flip)})
-    trainer, judge = _opened(session, model, settings, reading, flip)
-    code = session.train(trainer, judge, lambda: write_lora(model.pipeline.unet, session.course.out), minutes=2.0)
-    if code == 0 and merge is not None:
-        _merge(session, model, trainer, merge)
-    return code
+    _check_merge_folder(session, merge_folder)
+    _check_memory(session, find_model_folder(source), overrides)
+    dataset = own.read_dataset(session, data)
+    model = load_model(source)
+    settings = session.resolve_settings(lambda **said: _make_settings(model, said), **overrides)
+    session.bind_origin({"model": model.fingerprint, "pictures": dataset.fingerprint, "--flip": str(flip)})
+    trainer, evaluator = _make_trainer(session, model, settings, dataset, flip)
+    exit_code = session.train(
+        trainer, evaluator, lambda: write_lora(model.pipeline.unet, session.options.out), minutes=2.0
+    )
+    if exit_code == 0 and merge_folder is not None:
+        _write_merged_model(session, model, trainer, merge_folder)
+    return exit_code
 
 
-def _check_memory(session: Session, folder: Path, given: dict[str, Any]) -> None:
-    kept = session.position["settings"] if session.position else {}
-    asked = {
-        "batch": Settings.batch,
-        "rank": Settings.rank,
-        **kept,
-        **{name: value for name, value in given.items() if value is not None},
+def _check_memory(session: Session, folder: Path, overrides: dict[str, Any]) -> None:
+    saved_settings = session.position["settings"] if session.position else {}
+    estimate_settings = {
+        "batch": LoraSettings.batch,
+        "rank": LoraSettings.rank,
+        **saved_settings,
+        **{name: value for name, value in overrides.items() if value is not None},
     }
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `open_model` reports what is missing
-        memory.check(memory.of_lora(folder, asked["batch"], asked["rank"], asked.get("size")))
+        memory.check_fits(
+            memory.estimate_lora(
+                folder, estimate_settings["batch"], estimate_settings["rank"], estimate_settings.get("size")
+            )
+        )
 
 
-def _opened(session: Session, model: Model, settings: Settings, reading: Reading, flip: bool) -> tuple[Trainer, Judge]:
+def _make_trainer(
+    session: Session, model: LoadedModel, settings: LoraSettings, dataset: PictureDataset, flip: bool
+) -> tuple[LoraTrainer, LoraEvaluator]:
     scheduler = cast(DDIMScheduler, DDIMScheduler.from_config(model.pipeline.scheduler.config))
-    cache = own.latents(session, reading, model, side=settings.size, seed=settings.seed, flip=flip)
-    said = own.prompts(reading)[: FEW if settings.size > LARGE else None]
-    prompts = model.states(said)
-    network = torch.nn.Module.to(model.pipeline.unet, best())
-    trainer = Trainer(network, cache, scheduler, settings)
-    return trainer, Judge(trainer, plain(cache, reading, flip), prompts, model.pipeline.vae, scheduler)
+    cache = own.encode_dataset(session, dataset, model, side=settings.size, seed=settings.seed, flip=flip)
+    captions = own.choose_prompts(dataset)[: FEW_PICTURES if settings.size > LARGE_SIDE else None]
+    prompt_states = model.encode_captions(captions)
+    network = torch.nn.Module.to(model.pipeline.unet, choose_device())
+    trainer = LoraTrainer(network, cache, scheduler, settings)
+    return trainer, LoraEvaluator(
+        trainer, select_evaluation_rows(cache, dataset, flip), prompt_states, model.pipeline.vae, scheduler
+    )
 
 
-def _settings(model: Model, said: dict[str, Any]) -> Settings:
+def _make_settings(model: LoadedModel, overrides: dict[str, Any]) -> LoraSettings:
     """Build the settings; defaults depend on the model and on the rank."""
-    step = int(model.pipeline.vae_scale_factor) * 2 ** (len(model.pipeline.unet.config.block_out_channels) - 1)
-    if (size := said.get("size", model.side)) % step:
-        raise ValueError(f"--size {size} does not suit this model: it takes multiples of {step}.")
-    return Settings(**{"size": size, "alpha": float(said.get("rank", Settings.rank))} | said)
+    size_step = int(model.pipeline.vae_scale_factor) * 2 ** (len(model.pipeline.unet.config.block_out_channels) - 1)
+    if (size := overrides.get("size", model.side)) % size_step:
+        raise ValueError(f"--size {size} does not suit this model: it takes multiples of {size_step}.")
+    return LoraSettings(**{"size": size, "alpha": float(overrides.get("rank", LoraSettings.rank))} | overrides)
 
 
 def write_lora(network: Any, folder: Path) -> None:
@@ -81,27 +93,31 @@ def write_lora(network: Any, folder: Path) -> None:
     )
 
 
-def _refuse_merging(session: Session, merge: Path | None) -> None:
-    if merge is None or not merge.exists() or str(merge.resolve()) == _merged(session).get("folder"):
+def _check_merge_folder(session: Session, merge_folder: Path | None) -> None:
+    if (
+        merge_folder is None
+        or not merge_folder.exists()
+        or str(merge_folder.resolve()) == _read_merge_record(session).get("folder")
+    ):
         return
-    if not merge.is_dir() or any(merge.iterdir()):
-        raise ValueError(f"--merge takes a new folder, and there is something at {merge} already.")
+    if not merge_folder.is_dir() or any(merge_folder.iterdir()):
+        raise ValueError(f"--merge takes a new folder, and there is something at {merge_folder} already.")
 
 
-def _merge(session: Session, model: Model, trainer: Trainer, merge: Path) -> None:
-    now = {"folder": str(merge.resolve()), "steps": trainer.steps}
-    if _merged(session) == now and (merge / INDEX).is_file():
-        say(f"{merge} already has this model with the LoRA merged.")
+def _write_merged_model(session: Session, model: LoadedModel, trainer: LoraTrainer, merge_folder: Path) -> None:
+    merge_record = {"folder": str(merge_folder.resolve()), "steps": trainer.steps}
+    if _read_merge_record(session) == merge_record and (merge_folder / INDEX_FILE).is_file():
+        print_status(f"{merge_folder} already has this model with the LoRA merged.")
         return
-    checkpoint.write_whole(session.folder / run_folder.MERGED, json.dumps(now))
+    checkpoint.write_atomically(session.folder / run_folder.MERGED_FILE, json.dumps(merge_record))
     network: Any = torch.nn.Module.to(trainer.network, "cpu")
     network.fuse_lora()
     network.unload_lora()
-    with checkpoint.writing(merge):
-        write_model(model.pipeline, stored(model.folder), merge, session.folder / run_folder.WHOLE)
-    checkpoint.readable(merge)
-    say(f"{merge} is the model with the LoRA merged.")
+    with checkpoint.translate_write_errors(merge_folder):
+        write_model(model.pipeline, read_dtypes(model.folder), merge_folder, session.folder / run_folder.STAGING_FOLDER)
+    checkpoint.make_readable(merge_folder)
+    print_status(f"{merge_folder} is the model with the LoRA merged.")
 
 
-def _merged(session: Session) -> dict[str, Any]:
-    return run_folder.read_object(session.folder / run_folder.MERGED) if session.position else {}
+def _read_merge_record(session: Session) -> dict[str, Any]:
+    return run_folder.read_json_object(session.folder / run_folder.MERGED_FILE) if session.position else {}

@@ -16,48 +16,59 @@ from torch import nn
 from engine.super_resolver import BUILT_IN
 from engine.training import memory
 from engine.training.commands import builtin, own
-from engine.training.commands.progress import shown
-from engine.training.commands.run_autoencoder import FIGURES, folder_of, opened, split
+from engine.training.commands.progress import show_progress
+from engine.training.commands.run_autoencoder import (
+    METRICS_FILE,
+    find_autoencoder_folder,
+    load_autoencoder,
+    split_pictures,
+)
 from engine.training.commands.session import Session
 from engine.training.gan import pairs
-from engine.training.gan.pairs import SIDE, Pairs
-from engine.training.gan.upscaler import Settings, Trainer, export, fresh, load
-from engine.training.gan.upscaler_judge import Judge, figures
-from engine.training.models import contents
-from engine.training.pictures.folder import Picture
-from engine.training.pictures.heldout import artwork_held_out
-from engine.training.pictures.picture_file import decode
+from engine.training.gan.pairs import LARGE_SIDE, UpscalerPairs
+from engine.training.gan.upscaler import (
+    UpscalerSettings,
+    UpscalerTrainer,
+    build_upscaler,
+    export_upscaler,
+    load_upscaler,
+)
+from engine.training.gan.upscaler_judge import UpscalerEvaluator, measure_upscaler
+from engine.training.models import hash_contents
+from engine.training.pictures.folder import DatasetPicture
+from engine.training.pictures.heldout import is_held_out
+from engine.training.pictures.picture_file import decode_picture
 
-HELD_OUT = 48
-LOSSES = 6000  # bytes that losses and discriminator keep for a pixel of the small picture
-RESULT = "model.safetensors"
+HELD_OUT_PICTURES = 48
+LOSS_BYTES_PER_PIXEL = 6000  # bytes that losses and discriminator keep for a pixel of the small picture
+RESULT_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Sources:
+class UpscalerSources:
     """The command's arguments for starting weights and training data."""
 
     weights: str
     autoencoder: str
     data: Path | None
     cache: Path | None
-    pictures: int
+    picture_count: int
 
 
 @dataclass(frozen=True)
-class Large:
+class LargePictures:
     """Training pictures and `count` held-out ones, and the fingerprint of both."""
 
-    seen: Iterator[np.ndarray]
+    training: Iterator[np.ndarray]
     held_out: Iterator[np.ndarray]
-    count: int
+    held_out_count: int
     fingerprint: str
 
 
-class Files(Sequence[Image.Image]):
+class LazyPictures(Sequence[Image.Image]):
     """Decodes pictures on access: a camera's photos in full size do not fit into memory."""
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
+    def __init__(self, pictures: Sequence[DatasetPicture]) -> None:
         self.pictures = pictures
 
     def __len__(self) -> int:
@@ -67,67 +78,100 @@ class Files(Sequence[Image.Image]):
     def __getitem__(self, index: int) -> Image.Image: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Files: ...
+    def __getitem__(self, index: slice) -> LazyPictures: ...
 
-    def __getitem__(self, index: int | slice) -> Image.Image | Files:
-        return Files(self.pictures[index]) if isinstance(index, slice) else decode(self.pictures[index].path).pixels
+    def __getitem__(self, index: int | slice) -> Image.Image | LazyPictures:
+        return (
+            LazyPictures(self.pictures[index])
+            if isinstance(index, slice)
+            else decode_picture(self.pictures[index].path).pixels
+        )
 
 
-def run(session: Session, sources: Sources, given: dict[str, Any]) -> int:
-    settings = session.settings(Settings, **given)
-    begun = _weights(sources.weights) if sources.weights else None
-    network = load(begun) if begun else fresh(settings.seed)
-    _check_memory(network, settings, sources.pictures)
-    autoencoder = opened(sources.autoencoder).eval()
-    large = _large(session, sources, settings.seed)
-    session.belongs({
-        "starting weights": contents(begun) if begun else "none", "pictures": large.fingerprint,
-        "--pictures": str(sources.pictures), "--autoencoder": contents(folder_of(sources.autoencoder)),
+def train_upscaler(session: Session, sources: UpscalerSources, overrides: dict[str, Any]) -> int:
+    settings = session.resolve_settings(UpscalerSettings, **overrides)
+    start_file = _weights_file(sources.weights) if sources.weights else None
+    network = load_upscaler(start_file) if start_file else build_upscaler(settings.seed)
+    _check_memory(network, settings, sources.picture_count)
+    autoencoder = load_autoencoder(sources.autoencoder).eval()
+    large_pictures = _open_large_pictures(session, sources, settings.seed)
+    session.bind_origin({
+        "starting weights": hash_contents(start_file) if start_file else "none", "pictures": large_pictures.fingerprint,
+        "--pictures": str(sources.picture_count), "--autoencoder": hash_contents(find_autoencoder_folder(sources.autoencoder)),
     })  # fmt: skip
-    train = _made(large.seen, sources.pictures, autoencoder, settings.seed, pairs.CHARTS)
-    held_out = _made(large.held_out, large.count, autoencoder, settings.seed + 1, 0.0)
-    trainer = Trainer(network, train, settings)
+    train_pairs = _build_pairs(
+        large_pictures.training, sources.picture_count, autoencoder, settings.seed, pairs.CHART_SHARE
+    )
+    held_out_pairs = _build_pairs(
+        large_pictures.held_out, large_pictures.held_out_count, autoencoder, settings.seed + 1, 0.0
+    )
+    trainer = UpscalerTrainer(network, train_pairs, settings)
     return session.train(
-        trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out, sources.data is None)
+        trainer,
+        UpscalerEvaluator(trainer, held_out_pairs),
+        lambda: _write_result(session, trainer, held_out_pairs, sources.data is None),
     )
 
 
-def _weights(source: str) -> Path:
+def _weights_file(source: str) -> Path:
     return BUILT_IN if source == "embedded" else Path(source)
 
 
-def _check_memory(network: nn.Module, settings: Settings, pictures: int) -> None:
+def _check_memory(network: nn.Module, settings: UpscalerSettings, picture_count: int) -> None:
     parameters = list(network.parameters())
-    channels = sum(one.numel() for one in parameters if one.ndim == 1)  # of every layer and its activation
-    each = (4 * channels + LOSSES) * settings.crop**2
-    count, seen = sum(one.numel() for one in parameters), (pictures + HELD_OUT) * SIDE**2
-    memory.check(memory.of_pixels(count, each, settings.batch, seen, HELD_OUT * SIDE**2, "fewer --pictures"))
+    channels = sum(
+        parameter.numel() for parameter in parameters if parameter.ndim == 1
+    )  # of every layer and its activation
+    bytes_per_picture = (4 * channels + LOSS_BYTES_PER_PIXEL) * settings.crop**2
+    parameter_count, pixel_count = (
+        sum(parameter.numel() for parameter in parameters),
+        (picture_count + HELD_OUT_PICTURES) * LARGE_SIDE**2,
+    )
+    memory.check_fits(
+        memory.estimate_pixel_network(
+            parameter_count,
+            bytes_per_picture,
+            settings.batch,
+            pixel_count,
+            HELD_OUT_PICTURES * LARGE_SIDE**2,
+            "fewer --pictures",
+        )
+    )
 
 
-def _large(session: Session, sources: Sources, seed: int) -> Large:
-    chances = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+def _open_large_pictures(session: Session, sources: UpscalerSources, seed: int) -> LargePictures:
+    rngs = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
     if sources.data is None:
-        drawn = builtin.drawings(sources.cache, SIDE)
-        both = [[art for art in drawn if artwork_held_out(art.key) == kept] for kept in (False, True)]
-        counts = sources.pictures, HELD_OUT
-        seen, held = (pairs.of_artwork(*each) for each in zip(both, counts, chances, strict=True))
-        return Large(seen, held, HELD_OUT, "the built-in artwork")
-    reading = own.read(session, sources.data, captions=False)
-    files = [Files(some) for some in split(reading.pictures)]
-    counts = sources.pictures, min(HELD_OUT, len(files[1]))
-    seen, held = (pairs.squares(*each) for each in zip(files, counts, chances, strict=True))
-    return Large(seen, held, counts[1], reading.fingerprint)
+        drawings = builtin.load_drawings(sources.cache, LARGE_SIDE)
+        split_drawings = [
+            [drawing for drawing in drawings if is_held_out(drawing.key) == is_kept_out]
+            for is_kept_out in (False, True)
+        ]
+        counts = sources.picture_count, HELD_OUT_PICTURES
+        training, held_out = (
+            pairs.render_drawings(*arguments) for arguments in zip(split_drawings, counts, rngs, strict=True)
+        )
+        return LargePictures(training, held_out, HELD_OUT_PICTURES, "the built-in artwork")
+    dataset = own.read_dataset(session, sources.data, require_captions=False)
+    files = [LazyPictures(picture_files) for picture_files in split_pictures(dataset.pictures)]
+    counts = sources.picture_count, min(HELD_OUT_PICTURES, len(files[1]))
+    training, held_out = (pairs.cut_squares(*arguments) for arguments in zip(files, counts, rngs, strict=True))
+    return LargePictures(training, held_out, counts[1], dataset.fingerprint)
 
 
-def _made(large: Iterator[np.ndarray], count: int, autoencoder: AutoencoderKL, seed: int, charts: float) -> Pairs:
-    with shown("scaling pictures down") as tell:
-        return pairs.pairs(large, count, autoencoder, seed, charts, lambda done, of: tell(done / of, ""))
+def _build_pairs(
+    large: Iterator[np.ndarray], count: int, autoencoder: AutoencoderKL, seed: int, chart_share: float
+) -> UpscalerPairs:
+    with show_progress("scaling pictures down") as report_progress:
+        return pairs.build_pairs(
+            large, count, autoencoder, seed, chart_share, lambda finished, total: report_progress(finished / total, "")
+        )
 
 
-def _write(session: Session, trainer: Trainer, held_out: Pairs, flat: bool) -> None:
+def _write_result(session: Session, trainer: UpscalerTrainer, held_out: UpscalerPairs, is_flat: bool) -> None:
     """Write the averaged network in fp16 for spandrel, and its figures."""
-    target = session.course.out / RESULT
-    export(trainer.average, target, flat=flat)
-    found = figures(load(target), held_out)
-    told = {"held_out": len(held_out), **{name: round(figure, 4) for name, figure in found.items()}}
-    (session.course.out / FIGURES).write_text(json.dumps({**told, "samples": trainer.samples}, indent=1) + "\n")
+    target = session.options.out / RESULT_FILE
+    export_upscaler(trainer.average, target, flat=is_flat)
+    metrics = measure_upscaler(load_upscaler(target), held_out)
+    report = {"held_out": len(held_out), **{name: round(figure, 4) for name, figure in metrics.items()}}
+    (session.options.out / METRICS_FILE).write_text(json.dumps({**report, "samples": trainer.samples}, indent=1) + "\n")

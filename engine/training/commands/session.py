@@ -18,170 +18,182 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from engine.families.quiet import quiet
+from engine.families.quiet import silence_libraries
 from engine.training import checkpoint
 from engine.training.commands import run_folder
-from engine.training.commands.board import board
-from engine.training.commands.options import Course
-from engine.training.commands.progress import counted, say, shown
-from engine.training.commands.run_folder import RUN
-from engine.training.run import Budget, Judge, Losses, Run, Trainer
+from engine.training.commands.board import open_tensorboard
+from engine.training.commands.options import TrainOptions
+from engine.training.commands.progress import count_noun, print_status, show_progress
+from engine.training.commands.run_folder import RUN_FOLDER
+from engine.training.run import Budget, Evaluator, Metrics, Run, Trainer
 
 MAX_THREADS = 1024
-S = TypeVar("S")
+SettingsType = TypeVar("SettingsType")
 
 
 class Session:
     """A run of one command; `folder` holds the run's files, `position` is None for a new run."""
 
-    def __init__(self, kind: str, course: Course, position: Mapping[str, Any] | None) -> None:
-        self.kind, self.course, self.position = kind, course, position
-        self.folder = course.out / RUN
+    def __init__(self, kind: str, options: TrainOptions, position: Mapping[str, Any] | None) -> None:
+        self.kind, self.options, self.position = kind, options, position
+        self.folder = options.out / RUN_FOLDER
         self.origin: dict[str, Any] = {"kind": kind, "threads": torch.get_num_threads()}
 
-    def settings(self, of: Callable[..., S], **given: Any) -> S:
+    def resolve_settings(self, build_settings: Callable[..., SettingsType], **overrides: Any) -> SettingsType:
         """Return the run's fixed settings: those it began with, or the given ones for a new run (None: default)."""
-        said = {name: value for name, value in given.items() if value is not None}
+        set_overrides = {name: value for name, value in overrides.items() if value is not None}
         if self.position is None:
-            return of(**said)
-        kept = self.position["settings"]
-        for name, value in said.items():
-            if name not in kept or kept[name] != value:
-                was = kept.get(name, "no value")
+            return build_settings(**set_overrides)
+        saved_settings = self.position["settings"]
+        for name, value in set_overrides.items():
+            if name not in saved_settings or saved_settings[name] != value:
+                saved_value = saved_settings.get(name, "no value")
                 raise ValueError(
-                    f"The run in {self.course.out} was begun with --{name.replace('_', '-')} {was}, not {value}: "
+                    f"The run in {self.options.out} was begun with --{name.replace('_', '-')} {saved_value}, not {value}: "
                     "leave it out, take another --out, or start over with --fresh."
                 )
         try:
-            return of(**kept)
+            return build_settings(**saved_settings)
         except TypeError as error:
-            raise ValueError(f"The run in {self.course.out} is of another version: start over with --fresh.") from error
+            raise ValueError(
+                f"The run in {self.options.out} is of another version: start over with --fresh."
+            ) from error
 
-    def belongs(self, to: Mapping[str, str]) -> None:
+    def bind_origin(self, origin: Mapping[str, str]) -> None:
         """Refuse to continue with other pictures or starting weights than the run began with."""
         if self.position is None:
-            self.origin |= to
+            self.origin |= origin
             return
-        kept = run_folder.origin_in(self.folder, self.position)
-        if not kept:
+        saved_origin = run_folder.read_origin(self.folder, self.position)
+        if not saved_origin:
             raise ValueError(
-                f"The run in {self.course.out} has lost the record of what it began with: "
+                f"The run in {self.options.out} has lost the record of what it began with: "
                 "take another --out, or start over with --fresh."
             )
-        for name, value in to.items():
-            if kept.get(name) != value:
-                was = kept.get(name, "none")
+        for name, value in origin.items():
+            if saved_origin.get(name) != value:
+                saved_value = saved_origin.get(name, "none")
                 raise ValueError(
-                    f"The run in {self.course.out} was begun with other {name} ({was} then, {value} now): "
+                    f"The run in {self.options.out} was begun with other {name} ({saved_value} then, {value} now): "
                     "take another --out, or start over with --fresh."
                 )
-        self.origin = kept
+        self.origin = saved_origin
 
-    def train(self, trainer: Trainer, judge: Judge, finish: Callable[[], None], *, minutes: float = 5.0) -> int:
+    def train(
+        self, trainer: Trainer, evaluator: Evaluator, write_result: Callable[[], None], *, minutes: float = 5.0
+    ) -> int:
         """Train to the end, or until a signal; `finish` writes the result. Returns the exit code."""
-        ending = self._ending()
-        budget = Budget(self.course.samples, ending, self.course.steps)
-        about = {"origin": self.origin, "until": self.course.until, "ending": ending}
-        run = Run(self.folder, trainer, judge, budget, started=time.time(), about=about)
+        end_time = self._end_time()
+        budget = Budget(self.options.samples, end_time, self.options.steps)
+        metadata = {"origin": self.origin, "until": self.options.until, "ending": end_time}
+        run = Run(self.folder, trainer, evaluator, budget, start_time=time.time(), metadata=metadata)
         if self.position is None:
-            run_folder.clear(self.folder)  # for --fresh, only after all checks have passed
-            run.keep(time.time(), {}, look=True)  # the state before training
+            run_folder.clear_run(self.folder)  # for --fresh, only after all checks have passed
+            run.save_checkpoint(time.time(), {}, evaluate=True)  # the state before training
         else:
             self._resume(run)
-            run_folder.rewind(self.folder / run_folder.LOG, trainer.samples)
-        if run.share(time.time()) >= 1:
-            return self._finish(trainer, finish, "was finished already")
+            run_folder.trim_log(self.folder / run_folder.LOG_FILE, trainer.samples)
+        if run.progress(time.time()) >= 1:
+            return self._write_result(trainer, write_result, "was finished already")
         if self.position is not None:
-            say(f"Resuming after {counted(trainer.steps, 'step')} ({counted(trainer.samples, 'picture')} seen).")
-        with board(self.folder / "tensorboard", trainer.samples) as run.board:
-            stopped = self._go(run, 60 * (self.course.minutes or minutes))
-        if run.share(time.time()) < 1:
-            say(f"Stopped after {counted(trainer.steps, 'step')}; the same command resumes it.")
-            return 128 + stopped
-        return self._finish(trainer, finish, "is finished")
+            print_status(
+                f"Resuming after {count_noun(trainer.steps, 'step')} ({count_noun(trainer.samples, 'picture')} seen)."
+            )
+        with open_tensorboard(self.folder / "tensorboard", trainer.samples) as run.metrics_writer:
+            stop_signal = self._train_until_signal(run, 60 * (self.options.minutes or minutes))
+        if run.progress(time.time()) < 1:
+            print_status(f"Stopped after {count_noun(trainer.steps, 'step')}; the same command resumes it.")
+            return 128 + stop_signal
+        return self._write_result(trainer, write_result, "is finished")
 
-    def _ending(self) -> float | None:
+    def _end_time(self) -> float | None:
         """Return the end by the clock. A resumed run with the same --until keeps its first end, not a day later."""
-        kept = self.position or {}
-        if self.course.until and kept.get("until") == self.course.until and isinstance(kept.get("ending"), float):
-            return kept["ending"]
-        return self.course.ending()
+        position = self.position or {}
+        if (
+            self.options.until
+            and position.get("until") == self.options.until
+            and isinstance(position.get("ending"), float)
+        ):
+            return position["ending"]
+        return self.options.end_time()
 
     def _resume(self, run: Run) -> None:
         try:
             run.resume()
         except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"The checkpoint in {self.course.out} is of another model or version: "
+                f"The checkpoint in {self.options.out} is of another model or version: "
                 "take another --out, or start over with --fresh."
             ) from error
 
-    def _go(self, run: Run, every: float) -> int:
+    def _train_until_signal(self, run: Run, save_interval: float) -> int:
         """Train and return the number of the signal that stopped it, or 0. A second signal ends the process at once."""
-        stopped: list[int] = []
+        received_signals: list[int] = []
 
-        def stop(number: int, _frame: object) -> None:
-            stopped.append(number)
+        def on_signal(number: int, _frame: object) -> None:
+            received_signals.append(number)
             signal.signal(number, signal.SIG_DFL)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        old_handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with shown("training") as tell:
+            with show_progress("training") as report_progress:
 
-                def told(losses: Losses) -> None:
-                    words = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-                    tell(run.share(time.time()), f"{run.trainer.steps} steps, {words}")
+                def on_step(losses: Metrics) -> None:
+                    details = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+                    report_progress(run.progress(time.time()), f"{run.trainer.steps} steps, {details}")
 
-                run.go(time.time, lambda: bool(stopped), told, every)
+                run.train_until(time.time, lambda: bool(received_signals), on_step, save_interval)
         except torch.OutOfMemoryError:  # of a GPU; main memory was checked before
             raise ValueError("The GPU has not enough memory for this training: try a smaller --batch.") from None
         finally:
-            for number, old in before.items():
-                signal.signal(number, old)
-        return stopped[0] if stopped else 0
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
+        return received_signals[0] if received_signals else 0
 
-    def _finish(self, trainer: Trainer, finish: Callable[[], None], how: str) -> int:
+    def _write_result(self, trainer: Trainer, write_result: Callable[[], None], status: str) -> int:
         """Write the result if that is not done yet: a kill may have come after the last step."""
-        mark, now = self.folder / run_folder.FINISHED, {"steps": trainer.steps}
-        if run_folder.read_object(mark) != now:
-            with checkpoint.writing(self.course.out):
-                finish()
-            checkpoint.readable(self.course.out)
-            checkpoint.write_whole(mark, json.dumps(now))
-            how = "is finished"
-        more = "Another --until" if self.course.until else "A larger --steps"
-        say(f"{self.course.out} {how}: {counted(trainer.steps, 'step')}. {more} continues it, --fresh starts over.")
-        say(f"{self.folder / 'sheets'} shows the progress.")
+        finished_file, record = self.folder / run_folder.FINISHED_FILE, {"steps": trainer.steps}
+        if run_folder.read_json_object(finished_file) != record:
+            with checkpoint.translate_write_errors(self.options.out):
+                write_result()
+            checkpoint.make_readable(self.options.out)
+            checkpoint.write_atomically(finished_file, json.dumps(record))
+            status = "is finished"
+        continue_hint = "Another --until" if self.options.until else "A larger --steps"
+        print_status(
+            f"{self.options.out} {status}: {count_noun(trainer.steps, 'step')}. {continue_hint} continues it, --fresh starts over."
+        )
+        print_status(f"{self.folder / 'sheets'} shows the progress.")
         return 0
 
 
 @contextmanager
-def open_session(kind: str, course: Course, data: Path | None = None) -> Iterator[Session]:
+def open_session(kind: str, options: TrainOptions, data: Path | None = None) -> Iterator[Session]:
     """Create or open the run's folder, locked for this process. Raises ValueError with what is wrong.
 
     `data` is the folder of pictures. With --fresh the run starts over; its old files are deleted when training begins.
     """
-    course.ending()
-    run_folder.refuse_foreign(course.out, kind, data)
-    folder = course.out / RUN
+    options.end_time()
+    run_folder.refuse_foreign(options.out, kind, data)
+    folder = options.out / RUN_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with run_folder.alone(folder, kind), quiet():
-        position = None if course.fresh else run_folder.position_in(folder)
-        before = torch.get_num_threads()
-        torch.set_num_threads(course.threads or _threads(folder, position) or _cores())
+    with run_folder.lock_run(folder, kind), silence_libraries():
+        position = None if options.fresh else run_folder.read_position(folder)
+        old_threads = torch.get_num_threads()
+        torch.set_num_threads(options.threads or _saved_threads(folder, position) or _count_cores())
         try:
-            yield Session(kind, course, position)
+            yield Session(kind, options, position)
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(old_threads)
 
 
-def _threads(folder: Path, position: Mapping[str, Any] | None) -> int:
+def _saved_threads(folder: Path, position: Mapping[str, Any] | None) -> int:
     """Return the number of threads that the run began with: the last bits of a step depend on it."""
-    kept = run_folder.origin_in(folder, position).get("threads") if position else None
-    return kept if isinstance(kept, int) and 0 < kept <= MAX_THREADS else 0
+    saved_threads = run_folder.read_origin(folder, position).get("threads") if position else None
+    return saved_threads if isinstance(saved_threads, int) and 0 < saved_threads <= MAX_THREADS else 0
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from engine.training.commands.options import Cache, Course, Pictures, with_course
+from engine.training.commands.options import Cache, Pictures, TrainOptions, with_train_options
 
 
-@with_course
+@with_train_options
 def upscaler(
-    course: Course,
+    options: TrainOptions,
     source: Annotated[
         str,
         typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; by default from scratch."),
@@ -27,8 +27,12 @@ def upscaler(
     cache: Cache = None,
 ) -> None:
     """Train the super-resolver, on the built-in artwork or on a folder of pictures."""
-    from engine.training.commands.run_upscaler import Sources, run
+    from engine.training.commands.run_upscaler import UpscalerSources, train_upscaler
     from engine.training.commands.session import open_session
 
-    with open_session("upscaler", course, data) as session:
-        raise typer.Exit(run(session, Sources(source, autoencoder, data, cache, pictures), course.given))
+    with open_session("upscaler", options, data) as session:
+        raise typer.Exit(
+            train_upscaler(
+                session, UpscalerSources(source, autoencoder, data, cache, pictures), options.setting_overrides
+            )
+        )

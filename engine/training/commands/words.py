@@ -17,11 +17,13 @@ def words(
 ) -> None:
     """Write the labels and tags of the built-in artwork as a list, for `darkroom lab nearest`."""
     from engine.training.commands import builtin
-    from engine.training.pictures.artwork import LABELS
+    from engine.training.pictures.artwork import LABEL_PACKAGE
 
-    known = {word for art in builtin.drawings(cache) for word in (art.words.label, *art.words.tags)}
-    source = f"{LABELS.name} {LABELS.version}, {LABELS.credit}, {LABELS.licence}"
+    vocabulary = {
+        word for art in builtin.load_drawings(cache) for word in (art.description.label, *art.description.tags)
+    }
+    source = f"{LABEL_PACKAGE.name} {LABEL_PACKAGE.version}, {LABEL_PACKAGE.credit}, {LABEL_PACKAGE.licence}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    listed = json.dumps({"source": source, "words": sorted(known)}, ensure_ascii=False, indent=0)
-    out.write_text(listed + "\n", "utf-8")
-    typer.echo(f"{out}: {len(known):,} words")
+    content = json.dumps({"source": source, "words": sorted(vocabulary)}, ensure_ascii=False, indent=0)
+    out.write_text(content + "\n", "utf-8")
+    typer.echo(f"{out}: {len(vocabulary):,} words")

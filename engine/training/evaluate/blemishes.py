@@ -10,42 +10,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHIFT, TURN, STRETCH = 0.12, 0.15, 0.2  # shares of half a side; radians; share of the size
-SIDES = (44, 32, 24)  # a third of the pictures is blurred, to one of these sides
+MAX_SHIFT, MAX_ROTATION, MAX_STRETCH = 0.12, 0.15, 0.2  # shares of half a side; radians; share of the size
+BLUR_SIDES = (44, 32, 24)  # a third of the pictures is blurred, to one of these sides
 
 
-def blemished(pictures: Tensor, chance: torch.Generator) -> Tensor:
+def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Augment fp32 [n, 3, h, w] in -1 … 1; a function of the pictures and the generator's state."""
-    moved = _moved(pictures, chance)
-    lit = _lit(moved, chance)
-    parts = list(lit.chunk(3 * len(SIDES)))
-    for place, side in enumerate(SIDES):
-        if place < len(parts):
-            parts[place] = _blurred(parts[place], side)
-    soft = torch.cat(parts)
-    loud = torch.rand((len(soft), 1, 1, 1), generator=chance).sub(0.7).clamp_(min=0.0).mul_(0.2)
-    return (soft + loud * torch.randn(soft.shape, generator=chance)).clamp_(-1.0, 1.0)
+    transformed_pictures = _transform_geometry(pictures, generator)
+    lit_pictures = _vary_brightness(transformed_pictures, generator)
+    parts = list(lit_pictures.chunk(3 * len(BLUR_SIDES)))
+    for index, side in enumerate(BLUR_SIDES):
+        if index < len(parts):
+            parts[index] = _blur(parts[index], side)
+    blurred_pictures = torch.cat(parts)
+    noise_level = torch.rand((len(blurred_pictures), 1, 1, 1), generator=generator).sub(0.7).clamp_(min=0.0).mul_(0.2)
+    return (blurred_pictures + noise_level * torch.randn(blurred_pictures.shape, generator=generator)).clamp_(-1.0, 1.0)
 
 
-def _moved(pictures: Tensor, chance: torch.Generator) -> Tensor:
-    def even(reach: float) -> Tensor:
-        return (torch.rand(len(pictures), generator=chance) * 2 - 1) * reach
+def _transform_geometry(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_uniform(limit: float) -> Tensor:
+        return (torch.rand(len(pictures), generator=generator) * 2 - 1) * limit
 
-    turn, size = even(TURN), 1 + even(STRETCH)
-    cos, sin = turn.cos() * size, turn.sin() * size
-    rows = torch.stack([torch.stack([cos, -sin, even(SHIFT)], 1), torch.stack([sin, cos, even(SHIFT)], 1)], 1)
-    grid = F.affine_grid(rows, list(pictures.shape), align_corners=False)
+    angle, scale = draw_uniform(MAX_ROTATION), 1 + draw_uniform(MAX_STRETCH)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    matrices = torch.stack(
+        [torch.stack([cos, -sin, draw_uniform(MAX_SHIFT)], 1), torch.stack([sin, cos, draw_uniform(MAX_SHIFT)], 1)], 1
+    )
+    grid = F.affine_grid(matrices, list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _lit(pictures: Tensor, chance: torch.Generator) -> Tensor:
-    many = len(pictures)
-    contrast = 0.8 + 0.4 * torch.rand((many, 1, 1, 1), generator=chance)
-    tint = 0.94 + 0.12 * torch.rand((many, 3, 1, 1), generator=chance)
-    light = 0.3 * torch.rand((many, 1, 1, 1), generator=chance) - 0.15
-    return pictures * contrast * tint + light
+def _vary_brightness(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    count = len(pictures)
+    contrast = 0.8 + 0.4 * torch.rand((count, 1, 1, 1), generator=generator)
+    tint = 0.94 + 0.12 * torch.rand((count, 3, 1, 1), generator=generator)
+    brightness = 0.3 * torch.rand((count, 1, 1, 1), generator=generator) - 0.15
+    return pictures * contrast * tint + brightness
 
 
-def _blurred(pictures: Tensor, side: int) -> Tensor:
-    small = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    return F.interpolate(small, size=pictures.shape[-2:], mode="bicubic", align_corners=False)
+def _blur(pictures: Tensor, side: int) -> Tensor:
+    small_pictures = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(small_pictures, size=pictures.shape[-2:], mode="bicubic", align_corners=False)

@@ -9,43 +9,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.families.family import Worded
+from engine.families.family import TokenConditioned
 from engine.job import Dtype, Sampler
 from engine.plan import plan
-from engine.sampling import develop, drawing_of, initial
+from engine.sampling import build_input, initial_noise, sample_latents
 
-ROWS = 64  # of a forward: a larger batch gains nothing on a processor
+ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a processor
 
 
 @dataclass(frozen=True)
-class Painter:
+class PictureSampler:
     """Generates pictures of one family. `told` is called with the finished and the total number of steps."""
 
-    family: Worded
+    family: TokenConditioned
     dtype: Dtype
-    told: Callable[[int, int], None] = lambda done, of: None
+    on_progress: Callable[[int, int], None] = lambda finished, total: None
     steps: int = 25
     sampler: Sampler = "dpmpp_2m"
 
-    def pictures(
+    def sample_pictures(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Draw uint8 [n, h, w, 3] before upscaling, one prompt and seed a picture; guidance defaults to the model's."""
-        latents = self.latents(prompts, seeds, guidance, interval)
-        return np.stack([np.asarray(self.family.decode(one).convert("RGB")) for one in latents])
+        latents = self.sample_latents(prompts, seeds, guidance, interval)
+        return np.stack([np.asarray(self.family.decode(picture_latents).convert("RGB")) for picture_latents in latents])
 
-    def latents(
+    def sample_latents(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> Tensor:  # fmt: skip
         """Draw the latents of each prompt and seed: [n, channels, h, w]."""
         family = self.family
-        strength = family.guidance if guidance is None else guidance
-        held = family.interval if interval is None else interval
-        table = plan(family.scheduler_config, self.sampler, self.steps)
+        guidance_scale = family.guidance if guidance is None else guidance
+        guidance_interval = family.interval if interval is None else interval
+        sampling_plan = plan(family.scheduler_config, self.sampler, self.steps)
         drawings = [
-            drawing_of(family, family.encode(prompt), strength, table.init_sigma * initial(family, seed), held)
+            build_input(
+                family,
+                family.encode_text(prompt),
+                guidance_scale,
+                sampling_plan.init_sigma * initial_noise(family, seed),
+                guidance_interval,
+            )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return torch.stack(develop(family, table, drawings, seen=self.told, dtype=self.dtype, rows=ROWS))
+        return torch.stack(
+            sample_latents(
+                family, sampling_plan, drawings, on_step=self.on_progress, dtype=self.dtype, rows=ROWS_PER_FORWARD
+            )
+        )

@@ -15,29 +15,34 @@ from PIL import Image
 
 from engine.training.evaluate.measures import overshoot
 
-FINER = 4
-LEVELS = ((64, 192), (96, 160), (112, 144))  # away from black and white, so that clipping does not hide overshoot
+OVERSAMPLING = 4
+GREY_LEVELS = ((64, 192), (96, 160), (112, 144))  # away from black and white, so that clipping does not hide overshoot
 SIDE = 64
 
-Enlarge = Callable[[Image.Image], Image.Image]
+Upscale = Callable[[Image.Image], Image.Image]
 
 
-def charts(side: int = SIDE) -> Iterator[tuple[str, int, int, Image.Image]]:
+def edge_charts(side: int = SIDE) -> Iterator[tuple[str, int, int, Image.Image]]:
     """Yield name, darker grey, lighter grey, and the chart: grey RGB, `side` px."""
-    down, along = np.mgrid[: side * FINER, : side * FINER]
-    middle = side // 2 * FINER
-    places = {f"upright, {phase}/{FINER} px on": along >= middle + phase for phase in range(FINER)}
-    places |= {f"lying, {phase}/{FINER} px on": down >= middle + phase for phase in range(FINER)}
-    places |= {"slanting": along + down >= 2 * middle, "steep": 3 * along + down >= 4 * middle}
-    places |= {"a line": (along // FINER == side // 2), "a slanting line": abs(along - down) < FINER // 2}
-    for low, high in LEVELS:
-        for name, light in places.items():
-            large = np.where(light, high, low).astype(np.float64)
-            small = large.reshape(side, FINER, side, FINER).mean(axis=(1, 3)).round().astype(np.uint8)
+    row_grid, column_grid = np.mgrid[: side * OVERSAMPLING, : side * OVERSAMPLING]
+    middle = side // 2 * OVERSAMPLING
+    patterns = {
+        f"upright, {phase}/{OVERSAMPLING} px on": column_grid >= middle + phase for phase in range(OVERSAMPLING)
+    }
+    patterns |= {f"lying, {phase}/{OVERSAMPLING} px on": row_grid >= middle + phase for phase in range(OVERSAMPLING)}
+    patterns |= {"slanting": column_grid + row_grid >= 2 * middle, "steep": 3 * column_grid + row_grid >= 4 * middle}
+    patterns |= {
+        "a line": (column_grid // OVERSAMPLING == side // 2),
+        "a slanting line": abs(column_grid - row_grid) < OVERSAMPLING // 2,
+    }
+    for low, high in GREY_LEVELS:
+        for name, light_mask in patterns.items():
+            large = np.where(light_mask, high, low).astype(np.float64)
+            small = large.reshape(side, OVERSAMPLING, side, OVERSAMPLING).mean(axis=(1, 3)).round().astype(np.uint8)
             yield f"{low} to {high}, {name}", low, high, Image.fromarray(small).convert("RGB")
 
 
-def overshoots(enlarge: Enlarge, every: int = 1) -> dict[str, float]:
+def measure_overshoots(upscale: Upscale, stride: int = 1) -> dict[str, float]:
     """Return the overshoot by chart in steps of 255, for one chart in `every`."""
-    some = islice(charts(), 0, None, every)
-    return {name: overshoot(np.asarray(enlarge(chart)), low, high) for name, low, high, chart in some}
+    selected_charts = islice(edge_charts(), 0, None, stride)
+    return {name: overshoot(np.asarray(upscale(chart)), low, high) for name, low, high, chart in selected_charts}

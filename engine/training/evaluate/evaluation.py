@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.bench.row import Row
+from engine.bench.row import FigureRow
 from engine.training.evaluate import goals, guidance, prompted, reconstruction, speed, variety
 from engine.training.evaluate.goals import Goal
-from engine.training.evaluate.scene import Scene
-from engine.unfit import Unfit
+from engine.training.evaluate.scene import EvaluationContext
+from engine.unfit import JobRejected
 
 
 @dataclass(frozen=True)
@@ -19,41 +19,43 @@ class Check:
 
     name: str
     goals: tuple[Goal, ...]
-    run: Callable[[Scene], list[Row]]
+    run: Callable[[EvaluationContext], list[FigureRow]]
 
 
 CHECKS = (
-    Check("reconstruction", (goals.PSNR, goals.SSIM), reconstruction.rows),
-    Check("backgrounds", (goals.BACKGROUNDS,), prompted.backgrounds),
-    Check("hues", (goals.HUES,), prompted.hues),
-    Check("labels", goals.LABELS, prompted.labels),
-    Check("words", (goals.WORDS, goals.WORDS_SHARE), prompted.held_out_words),
-    Check("seeds", (goals.DIVERSITY, goals.SAME), variety.seeds),
-    Check("memories", (goals.MEMORISED,), variety.memories),
-    Check("guidance", goals.GUIDED, guidance.rows),
-    Check("speed", (goals.GRID_1000, goals.GRID_30), speed.grids),
-    Check("enlarging", (goals.ENLARGED, goals.OVERSHOOT), speed.enlarging),
-    Check("sizes", (goals.ALL_WEIGHTS, goals.LARGEST), speed.sizes),
+    Check("reconstruction", (goals.PSNR, goals.SSIM), reconstruction.check_reconstruction),
+    Check("backgrounds", (goals.BACKGROUNDS,), prompted.check_backgrounds),
+    Check("hues", (goals.HUES,), prompted.check_hues),
+    Check("labels", goals.LABELS, prompted.check_labels),
+    Check("words", (goals.WORDS, goals.WORDS_SHARE), prompted.check_held_out_words),
+    Check("seeds", (goals.DIVERSITY, goals.SEEDS_ALIKE), variety.check_seeds),
+    Check("memories", (goals.MEMORISED,), variety.check_memorisation),
+    Check("guidance", goals.GUIDANCE_GOALS, guidance.check_guidance),
+    Check("speed", (goals.GRID_1000_STEPS, goals.GRID_30_STEPS), speed.check_grids),
+    Check("enlarging", (goals.UPSCALE_TIME, goals.OVERSHOOT), speed.check_upscaling),
+    Check("sizes", (goals.TOTAL_WEIGHTS, goals.LARGEST_FILE), speed.check_sizes),
 )
-NAMES = tuple(check.name for check in CHECKS)
+CHECK_NAMES = tuple(check.name for check in CHECKS)
 
 
-def evaluate(scene: Scene, only: Sequence[str], say: Callable[[str], None]) -> list[Row]:
+def run_checks(
+    context: EvaluationContext, check_names: Sequence[str], report: Callable[[str], None]
+) -> list[FigureRow]:
     """Run the named checks (none: all) and return their rows. Raises ValueError for an unknown name."""
-    unknown = [name for name in only if name not in NAMES]
-    if unknown:
-        raise ValueError(f"There is no check called {unknown[0][:40]!r}; there are {', '.join(NAMES)}.")
-    found: list[Row] = []
+    unknown_names = [name for name in check_names if name not in CHECK_NAMES]
+    if unknown_names:
+        raise ValueError(f"There is no check called {unknown_names[0][:40]!r}; there are {', '.join(CHECK_NAMES)}.")
+    rows: list[FigureRow] = []
     for check in CHECKS:
-        if not only or check.name in only:
-            began = time.monotonic()
-            found += _rows(check, scene)
-            say(f"{check.name}: {time.monotonic() - began:.0f} s")
-    return found
+        if not check_names or check.name in check_names:
+            start_time = time.monotonic()
+            rows += _run_check(check, context)
+            report(f"{check.name}: {time.monotonic() - start_time:.0f} s")
+    return rows
 
 
-def _rows(check: Check, scene: Scene) -> list[Row]:
+def _run_check(check: Check, context: EvaluationContext) -> list[FigureRow]:
     try:
-        return check.run(scene)
-    except (ValueError, Unfit) as error:
-        return [goal.row(None, str(error)) for goal in check.goals]
+        return check.run(context)
+    except (ValueError, JobRejected) as error:
+        return [goal.make_row(None, str(error)) for goal in check.goals]

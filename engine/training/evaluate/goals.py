@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.bench.row import Row
+from engine.bench.row import FigureRow
 
 
 @dataclass(frozen=True)
@@ -15,40 +15,40 @@ class Goal:
     goal: str | None
     unit: str
 
-    def row(self, figure: float | None, note: str = "") -> Row:
-        return Row(self.name, None if figure is None else round(figure, 2), self.goal, self.unit, note)
+    def make_row(self, value: float | None, note: str = "") -> FigureRow:
+        return FigureRow(self.name, None if value is None else round(value, 2), self.goal, self.unit, note)
 
 
 PSNR = Goal("reconstruction: PSNR inside the subject, drawings held out", "≥ 24", "dB")
 SSIM = Goal("reconstruction: SSIM, drawings held out", None, "")
 BACKGROUNDS = Goal("backgrounds as named", "≥ 95", "%")
 HUES = Goal("hues as named, on pairs that were held out", "≥ 75", "%")
-OWN_AT_1 = Goal("the judge's own retrieval at 1, any rendering of real drawings", None, "%")
-OWN_AT_5 = Goal("the judge's own retrieval at 5, any rendering of real drawings", None, "%")
-POSED_AT_1 = Goal("the judge's own retrieval at 1, real drawings on white", None, "%")
-POSED_AT_5 = Goal("the judge's own retrieval at 5, real drawings on white", None, "%")
-AT_1 = Goal("label retrieval at 1", None, "%")
-AT_5 = Goal("label retrieval at 5", None, "%")
-AT_5_SHARE = Goal("label retrieval at 5, as a share of the judge's own on white", "≥ 80", "%")
-LABELS = (OWN_AT_1, OWN_AT_5, POSED_AT_1, POSED_AT_5, AT_1, AT_5, AT_5_SHARE)
+JUDGE_AT_1 = Goal("the judge's own retrieval at 1, any rendering of real drawings", None, "%")
+JUDGE_AT_5 = Goal("the judge's own retrieval at 5, any rendering of real drawings", None, "%")
+JUDGE_ON_WHITE_AT_1 = Goal("the judge's own retrieval at 1, real drawings on white", None, "%")
+JUDGE_ON_WHITE_AT_5 = Goal("the judge's own retrieval at 5, real drawings on white", None, "%")
+LABEL_AT_1 = Goal("label retrieval at 1", None, "%")
+LABEL_AT_5 = Goal("label retrieval at 5", None, "%")
+LABEL_AT_5_SHARE = Goal("label retrieval at 5, as a share of the judge's own on white", "≥ 80", "%")
+LABELS = (JUDGE_AT_1, JUDGE_AT_5, JUDGE_ON_WHITE_AT_1, JUDGE_ON_WHITE_AT_5, LABEL_AT_1, LABEL_AT_5, LABEL_AT_5_SHARE)
 WORDS = Goal("held-out words among the first 5", None, "%")
 WORDS_SHARE = Goal("held-out words among the first 5, as a share of the judge's own on white", "≥ 60", "%")
 DIVERSITY = Goal("difference between seeds, against that between drawings", None, "")
-SAME = Goal("prompts where two of four seeds give the same picture", None, "%")
+SEEDS_ALIKE = Goal("prompts where two of four seeds give the same picture", None, "%")
 MEMORISED = Goal("pictures that repeat a training drawing", None, "%")
-GRID_1000 = Goal("a grid of four, 1000 steps", "≤ 60", "s")
-GRID_30 = Goal("a grid of four, 30 steps", "≤ 4", "s")
-ENLARGED = Goal("one picture, four times as wide and high", "≤ 1", "s")
+GRID_1000_STEPS = Goal("a grid of four, 1000 steps", "≤ 60", "s")
+GRID_30_STEPS = Goal("a grid of four, 30 steps", "≤ 4", "s")
+UPSCALE_TIME = Goal("one picture, four times as wide and high", "≤ 1", "s")
 OVERSHOOT = Goal("overshoot of the super-resolver beside an edge, the worst", "≤ 4", "of 255")
-ALL_WEIGHTS = Goal("weights, together", "≤ 90", "MB")
-LARGEST = Goal("weights, the largest file", "≤ 45", "MB")
-SWEPT = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
+TOTAL_WEIGHTS = Goal("weights, together", "≤ 90", "MB")
+LARGEST_FILE = Goal("weights, the largest file", "≤ 45", "MB")
+GUIDANCE_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 
 
-INTERVALS = ((0.0, 0.5), (0.0, 0.75), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.5, 1.0))
+GUIDANCE_INTERVALS = ((0.0, 0.5), (0.0, 0.75), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.5, 1.0))
 
 
-def at_strength(guidance: float) -> tuple[Goal, Goal]:
+def goals_at_scale(guidance: float) -> tuple[Goal, Goal]:
     """Return the goals of retrieval at 5 and backgrounds at this guidance."""
     return (
         Goal(f"guidance {guidance:g}: label retrieval at 5", None, "%"),
@@ -56,10 +56,14 @@ def at_strength(guidance: float) -> tuple[Goal, Goal]:
     )
 
 
-def during(interval: tuple[float, float]) -> tuple[Goal, Goal]:
+def goals_in_interval(interval: tuple[float, float]) -> tuple[Goal, Goal]:
     """Return the same for guidance within this interval of the steps."""
-    told = f"guidance from {interval[0]:g} to {interval[1]:g} of the steps"
-    return Goal(f"{told}: label retrieval at 5", None, "%"), Goal(f"{told}: backgrounds as named", None, "%")
+    prefix = f"guidance from {interval[0]:g} to {interval[1]:g} of the steps"
+    return Goal(f"{prefix}: label retrieval at 5", None, "%"), Goal(f"{prefix}: backgrounds as named", None, "%")
 
 
-GUIDED = tuple(goal for pair in [*map(at_strength, SWEPT), *map(during, INTERVALS)] for goal in pair)
+GUIDANCE_GOALS = tuple(
+    goal
+    for pair in [*map(goals_at_scale, GUIDANCE_SCALES), *map(goals_in_interval, GUIDANCE_INTERVALS)]
+    for goal in pair
+)

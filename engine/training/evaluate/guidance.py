@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import torch
 
-from engine.bench.row import Row
-from engine.job import ALL_ALONG
-from engine.training.evaluate.goals import INTERVALS, SWEPT, at_strength, during
-from engine.training.evaluate.measures import background_of, retrieval, share
-from engine.training.evaluate.scene import Scene
-from engine.training.pictures.variants import BACKGROUNDS
+from engine.bench.row import FigureRow
+from engine.job import FULL_INTERVAL
+from engine.training.evaluate.goals import GUIDANCE_INTERVALS, GUIDANCE_SCALES, goals_at_scale, goals_in_interval
+from engine.training.evaluate.measures import nearest_background, percent_of_hits, retrieval_at
+from engine.training.evaluate.scene import EvaluationContext
+from engine.training.pictures.variants import BACKGROUND_COLOURS
 
 
-def rows(scene: Scene) -> list[Row]:
+def check_guidance(context: EvaluationContext) -> list[FigureRow]:
     """Return rows for the same labels, colours and seeds at every scale, then at the usual scale in every interval."""
-    labels, names = scene.sample(scene.sizes.swept, 5), list(BACKGROUNDS)
+    labels, names = context.choose_labels(context.sizes.guidance_prompts, 5), list(BACKGROUND_COLOURS)
     colours = [names[i % len(names)] for i in range(len(labels))]
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
-    wanted = torch.tensor([scene.places[label] for label in labels])
-    found: list[Row] = []
-    usual = scene.painter.family.guidance
-    swept = [(strength, ALL_ALONG) for strength in SWEPT] + [(usual, interval) for interval in INTERVALS]
-    for strength, interval in swept:
-        pictures = scene.painter.pictures(prompts, range(len(prompts)), strength, interval)
-        hits = [background_of(one) == colour for one, colour in zip(pictures, colours, strict=True)]
-        at_5, backgrounds = during(interval) if interval != ALL_ALONG else at_strength(strength)
-        found += [
-            at_5.row(retrieval(scene.judge.look(pictures).scores, wanted, 5), f"{len(prompts)} pictures"),
-            backgrounds.row(share(hits)),
+    targets = torch.tensor([context.label_numbers[label] for label in labels])
+    results: list[FigureRow] = []
+    default_scale = context.sampler.family.guidance
+    scale_intervals = [(guidance_scale, FULL_INTERVAL) for guidance_scale in GUIDANCE_SCALES] + [
+        (default_scale, interval) for interval in GUIDANCE_INTERVALS
+    ]
+    for guidance_scale, interval in scale_intervals:
+        pictures = context.sampler.sample_pictures(prompts, range(len(prompts)), guidance_scale, interval)
+        hits = [nearest_background(picture) == colour for picture, colour in zip(pictures, colours, strict=True)]
+        retrieval_goal, background_goal = (
+            goals_in_interval(interval) if interval != FULL_INTERVAL else goals_at_scale(guidance_scale)
+        )
+        results += [
+            retrieval_goal.make_row(
+                retrieval_at(context.judge.judge_pictures(pictures).scores, targets, 5), f"{len(prompts)} pictures"
+            ),
+            background_goal.make_row(percent_of_hits(hits)),
         ]
-    return found
+    return results

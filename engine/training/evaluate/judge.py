@@ -24,25 +24,25 @@ from torch.nn import functional as F
 from engine.training.pictures.pixels import as_images
 from engine.training.pictures.variants import SIDE
 
-WEIGHTS, LABELS = "judge.safetensors", "labels.json"
-WIDTHS = (64, 128, 256)
-NARROW, FEATURES = 64, 320
-SENTENCE = 384  # the width of MiniLM's sentence vectors
+WEIGHTS_FILE, LABELS_FILE = "judge.safetensors", "labels.json"
+DEFAULT_WIDTHS = (64, 128, 256)
+BOTTLENECK_CHANNELS, FEATURE_COUNT = 64, 320
+SENTENCE_DIMENSIONS = 384  # the width of MiniLM's sentence vectors
 BATCH = 128
 
 
-class Layer(nn.Sequential):
+class ConvLayer(nn.Sequential):
     """Convolution, batch normalisation, ReLU."""
 
-    def __init__(self, inside: int, outside: int, kernel: int = 3, stride: int = 1) -> None:
-        convolution = nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(outside), nn.ReLU())
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
+        convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layer = Layer(width, width)
+        self.layer = ConvLayer(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layer(x)
@@ -54,15 +54,21 @@ class JudgeNetwork(nn.Module):
     The last 4×4 positions are not averaged: the position helps to name a thing, and training takes a third of the time.
     """
 
-    def __init__(self, labels: int, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, label_count: int, widths: Sequence[int] = DEFAULT_WIDTHS) -> None:
         super().__init__()
-        layers: list[nn.Module] = [Layer(3, widths[0], kernel=6, stride=4), Residual(widths[0])]
-        for inside, outside in pairwise(widths):
-            layers += [Layer(inside, outside, stride=2), Residual(outside)]
-        places = (SIDE // 4 // 2 ** (len(widths) - 1)) ** 2
-        narrow = [nn.Conv2d(widths[-1], NARROW, 1), nn.Flatten(), nn.Linear(NARROW * places, FEATURES, bias=False)]
-        self.body = nn.Sequential(*layers, *narrow, nn.BatchNorm1d(FEATURES))
-        self.heads = nn.ModuleDict({"label": nn.Linear(FEATURES, labels), "sentence": nn.Linear(FEATURES, SENTENCE)})
+        layers: list[nn.Module] = [ConvLayer(3, widths[0], kernel=6, stride=4), ResidualBlock(widths[0])]
+        for in_channels, out_channels in pairwise(widths):
+            layers += [ConvLayer(in_channels, out_channels, stride=2), ResidualBlock(out_channels)]
+        position_count = (SIDE // 4 // 2 ** (len(widths) - 1)) ** 2
+        bottleneck = [
+            nn.Conv2d(widths[-1], BOTTLENECK_CHANNELS, 1),
+            nn.Flatten(),
+            nn.Linear(BOTTLENECK_CHANNELS * position_count, FEATURE_COUNT, bias=False),
+        ]
+        self.body = nn.Sequential(*layers, *bottleneck, nn.BatchNorm1d(FEATURE_COUNT))
+        self.heads = nn.ModuleDict(
+            {"label": nn.Linear(FEATURE_COUNT, label_count), "sentence": nn.Linear(FEATURE_COUNT, SENTENCE_DIMENSIONS)}
+        )
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -76,14 +82,14 @@ class JudgeNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Seen:
+class JudgeOutput:
     """The judge's output for n pictures: `scores` [n, labels]; `features` [n, width] and `sentences` of length 1."""
 
     scores: Tensor
     sentences: Tensor
     features: Tensor
 
-    def top(self, count: int) -> Tensor:
+    def top_labels(self, count: int) -> Tensor:
         """Return the numbers of the best labels, best first: [n, count]."""
         return self.scores.topk(min(count, self.scores.size(1)), dim=1).indices
 
@@ -94,16 +100,16 @@ class LabelJudge:
 
     network: JudgeNetwork
     labels: tuple[str, ...]
-    own: Mapping[str, float]
+    own_scores: Mapping[str, float]
 
     @torch.inference_mode()
-    def look(self, pictures: np.ndarray) -> Seen:
+    def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
         """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
         if pictures.shape[1:3] != (SIDE, SIDE):
-            pictures = np.stack([_shrunk(picture) for picture in pictures])
+            pictures = np.stack([_resize(picture) for picture in pictures])
         batches = (as_images(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
         scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
-        return Seen(
+        return JudgeOutput(
             torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), F.normalize(torch.cat(features), dim=1)
         )
 
@@ -111,50 +117,53 @@ class LabelJudge:
 def save_judge(judge: LabelJudge, folder: Path) -> None:
     """Write the network in fp16 and the labels."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in judge.network.state_dict().items()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    listing = {"widths": widths_of(judge.network), "own": dict(judge.own), "labels": list(judge.labels)}
-    (folder / LABELS).write_text(json.dumps(listing, ensure_ascii=False, indent=0) + "\n")
+    tensors = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in judge.network.state_dict().items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    listing = {"widths": layer_widths(judge.network), "own": dict(judge.own_scores), "labels": list(judge.labels)}
+    (folder / LABELS_FILE).write_text(json.dumps(listing, ensure_ascii=False, indent=0) + "\n")
 
 
-def open_judge(folder: Path) -> LabelJudge:
+def load_judge(folder: Path) -> LabelJudge:
     """Load a judge. Raises FileNotFoundError if there is none, ValueError if the two files do not match."""
-    listing = _listing(folder)
+    listing = _read_listing(folder)
     network = JudgeNetwork(len(listing["labels"]), listing["widths"])
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (RuntimeError, SafetensorError):
-        raise ValueError(f"{WEIGHTS} and {LABELS} in {folder.name} do not belong to one judge") from None
+        raise ValueError(f"{WEIGHTS_FILE} and {LABELS_FILE} in {folder.name} do not belong to one judge") from None
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
     return LabelJudge(network.eval(), tuple(listing["labels"]), listing["own"])
 
 
-def labels_in(folder: Path) -> tuple[str, ...]:
+def read_labels(folder: Path) -> tuple[str, ...]:
     """Read a judge's labels without its weights. Raises ValueError if there is none."""
     try:
-        return tuple(_listing(folder)["labels"])
+        return tuple(_read_listing(folder)["labels"])
     except FileNotFoundError:
-        raise ValueError(f"The judge's {LABELS} is missing: `darkroom train judge` writes it.") from None
+        raise ValueError(f"The judge's {LABELS_FILE} is missing: `darkroom train judge` writes it.") from None
 
 
-def _listing(folder: Path) -> dict[str, Any]:
+def _read_listing(folder: Path) -> dict[str, Any]:
     """Read and check the labels file. Raises FileNotFoundError, or ValueError for an invalid file."""
     try:
-        listing = json.loads((folder / LABELS).read_text())
-        labels, widths, own = (listing[part] for part in ("labels", "widths", "own"))
-        whole = all(isinstance(one, str) for one in labels) and {"at_1", "at_5"} <= own.keys()
-        if not (labels and whole and 0 < len(widths) <= 5 and all(0 < int(one) <= 4096 for one in widths)):
+        listing = json.loads((folder / LABELS_FILE).read_text())
+        labels, widths, own_scores = (listing[part] for part in ("labels", "widths", "own"))
+        is_complete = all(isinstance(item, str) for item in labels) and {"at_1", "at_5"} <= own_scores.keys()
+        if not (labels and is_complete and 0 < len(widths) <= 5 and all(0 < int(item) <= 4096 for item in widths)):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{LABELS} in {folder.name} is no list of a judge's labels") from None
+        raise ValueError(f"{LABELS_FILE} in {folder.name} is no list of a judge's labels") from None
     return listing
 
 
-def widths_of(network: JudgeNetwork) -> list[int]:
+def layer_widths(network: JudgeNetwork) -> list[int]:
     """Return the widths that a network was built with."""
-    layers = [layer for layer in network.body if isinstance(layer, Layer)]
+    layers = [layer for layer in network.body if isinstance(layer, ConvLayer)]
     return [layer[0].weight.size(0) for layer in layers]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
-def _shrunk(picture: np.ndarray) -> np.ndarray:
+def _resize(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))

@@ -10,53 +10,53 @@ from pathlib import Path
 import torch
 
 from engine.calibration import calibrate
-from engine.families.embedded import WEIGHTS, load_embedded
+from engine.families.embedded import WEIGHTS_FOLDER, load_embedded
 from engine.super_resolver import SuperResolver
-from engine.training.evaluate.draw import Painter
-from engine.training.evaluate.judge import LabelJudge, open_judge
-from engine.training.evaluate.scene import Scene, Sizes
+from engine.training.evaluate.draw import PictureSampler
+from engine.training.evaluate.judge import LabelJudge, load_judge
+from engine.training.evaluate.scene import EvaluationContext, SampleSizes
 from engine.training.pictures.artwork import Artwork
 
-UPSCALER = Path("upscaler") / "model.safetensors"
+UPSCALER_FILE = Path("upscaler") / "model.safetensors"
 
 
-def open_scene(
+def open_context(
     weights: Path,
-    judge: Path,
-    artwork: Callable[[], Sequence[Artwork]],
-    sizes: Sizes,
+    judge_folder: Path,
+    load_artwork: Callable[[], Sequence[Artwork]],
+    sizes: SampleSizes,
     seed: int,
-    told: Callable[[int, int], None],
-) -> Scene:
+    on_progress: Callable[[int, int], None],
+) -> EvaluationContext:
     """Create the scene from folders; a check loads what it needs on first use."""
-    return Scene(
-        weights, lambda: replace(painter(weights), told=told), lambda: _judge(judge), artwork,
-        lambda: _resolver(weights), sizes, seed,
+    return EvaluationContext(
+        weights, lambda: replace(load_sampler(weights), on_progress=on_progress), lambda: _load_judge(judge_folder), load_artwork,
+        lambda: _load_resolver(weights), sizes, seed,
     )  # fmt: skip
 
 
-def painter(weights: Path) -> Painter:
+def load_sampler(weights: Path) -> PictureSampler:
     """Load a folder's model as the engine would run it here, in the fastest number format."""
-    family = load_embedded(weights=weights, resolver=SuperResolver.find(_upscaler(weights)))
-    with tempfile.TemporaryDirectory() as fresh, torch.inference_mode():
-        return Painter(family, calibrate(family, Path(fresh) / "calibration.json").dtype)
+    family = load_embedded(weights=weights, resolver=SuperResolver.load(_upscaler_path(weights)))
+    with tempfile.TemporaryDirectory() as temp_folder, torch.inference_mode():
+        return PictureSampler(family, calibrate(family, Path(temp_folder) / "calibration.json").dtype)
 
 
-def _judge(folder: Path) -> LabelJudge:
+def _load_judge(folder: Path) -> LabelJudge:
     try:
-        return open_judge(folder)
+        return load_judge(folder)
     except FileNotFoundError:
         raise ValueError("The judge's weights are not there: `darkroom train judge` makes them.") from None
 
 
-def _resolver(weights: Path) -> SuperResolver:
-    found = SuperResolver.find(_upscaler(weights))
-    if found is None:
+def _load_resolver(weights: Path) -> SuperResolver:
+    resolver = SuperResolver.load(_upscaler_path(weights))
+    if resolver is None:
         raise ValueError("The super-resolver's weights are not there: `darkroom train upscaler` makes them.")
-    return found
+    return resolver
 
 
-def _upscaler(weights: Path) -> Path | None:
+def _upscaler_path(weights: Path) -> Path | None:
     """Return the path of the model's own super-resolver; None for the built-in one."""
-    own = weights / UPSCALER
-    return own if own.is_file() and weights != WEIGHTS else None
+    upscaler_path = weights / UPSCALER_FILE
+    return upscaler_path if upscaler_path.is_file() and weights != WEIGHTS_FOLDER else None

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE, compose
+from engine.training.pictures.variants import BACKGROUND_COLOURS, USUAL_SCALE, compose
 
-OTHERWISE = (0.88, 0.96)  # two scales for a second rendering of a drawing; shifts would change it far more
+OTHER_SCALES = (0.88, 0.96)  # two scales for a second rendering of a drawing; shifts would change it far more
 
 
-def posed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
+def render_posed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
     """Render the drawing on white, centred: uint8 [64, 64, 3]."""
-    nothing = np.random.default_rng(0)  # unused: white has one shade, and the position is fixed
-    return compose(art.pixels, scale, 0.0, BACKGROUNDS["white"], nothing)
+    unused_rng = np.random.default_rng(0)  # unused: white has one shade, and the position is fixed
+    return compose(art.pixels, scale, 0.0, BACKGROUND_COLOURS["white"], unused_rng)
 
 
-def posed_again(drawings: Sequence[Artwork]) -> np.ndarray:
+def render_posed_rescaled(drawings: Sequence[Artwork]) -> np.ndarray:
     """Render each drawing a little smaller and a little larger than in training, so that neither was seen exactly.
 
     Returns uint8 [2 · n, 64, 64, 3]: all drawings at the one scale, then all at the other.
     """
-    return np.stack([posed(one, scale) for scale in OTHERWISE for one in drawings])
+    return np.stack([render_posed(drawing, scale) for scale in OTHER_SCALES for drawing in drawings])

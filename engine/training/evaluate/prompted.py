@@ -5,119 +5,160 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from engine.bench.row import Row
+from engine.bench.row import FigureRow
 from engine.training.evaluate import goals
-from engine.training.evaluate.measures import among, background_of, retrieval, share, subject_hue
-from engine.training.evaluate.posed import posed_again
-from engine.training.evaluate.scene import Scene
-from engine.training.evaluate.words import ACCEPTED, TEMPLATES
+from engine.training.evaluate.measures import (
+    name_subject_hue,
+    nearest_background,
+    percent_of_hits,
+    retrieval_at,
+    retrieval_of_any_at,
+)
+from engine.training.evaluate.posed import render_posed_rescaled
+from engine.training.evaluate.scene import EvaluationContext
+from engine.training.evaluate.words import ACCEPTED_LABELS, PROMPT_TEMPLATES
 from engine.training.pictures.captions import HELD_OUT_PAIRS
-from engine.training.pictures.variants import BACKGROUNDS
+from engine.training.pictures.variants import BACKGROUND_COLOURS
 
-SAID = 3  # of the worst, in a note
+LISTED_MISSES = 3  # of the worst, in a note
 
 
-def backgrounds(scene: Scene) -> list[Row]:
+def check_backgrounds(context: EvaluationContext) -> list[FigureRow]:
     """Draw every named background on some labels; the border's colour decides."""
-    colours = [colour for colour in BACKGROUNDS for _ in range(scene.sizes.per_colour)]
-    labels = scene.sample(len(colours), 2)
+    colours = [colour for colour in BACKGROUND_COLOURS for _ in range(context.sizes.per_colour)]
+    labels = context.choose_labels(len(colours), 2)
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
-    seen = [background_of(picture) for picture in scene.painter.pictures(prompts, range(len(prompts)))]
-    hits = [one == colour for one, colour in zip(seen, colours, strict=True)]
-    missed = [f"{colour} as {one}" for one, colour in zip(seen, colours, strict=True) if one != colour]
-    note = f"{len(hits)} pictures, {len(BACKGROUNDS)} colours{_most(missed)}"
-    return [goals.BACKGROUNDS.row(share(hits), note)]
+    found_colours = [
+        nearest_background(picture) for picture in context.sampler.sample_pictures(prompts, range(len(prompts)))
+    ]
+    hits = [found == colour for found, colour in zip(found_colours, colours, strict=True)]
+    misses = [f"{colour} as {found}" for found, colour in zip(found_colours, colours, strict=True) if found != colour]
+    note = f"{len(hits)} pictures, {len(BACKGROUND_COLOURS)} colours{_list_misses(misses)}"
+    return [goals.BACKGROUNDS.make_row(percent_of_hits(hits), note)]
 
 
-def hues(scene: Scene) -> list[Row]:
+def check_hues(context: EvaluationContext) -> list[FigureRow]:
     """Draw the colour–object pairs that are in no caption, from many seeds."""
-    pairs = [pair for pair in sorted(HELD_OUT_PAIRS) for _ in range(scene.sizes.per_pair)]
+    pairs = [pair for pair in sorted(HELD_OUT_PAIRS) for _ in range(context.sizes.per_pair)]
     prompts = [f"{hue} {thing}, white background" for hue, thing in pairs]
-    seen = [subject_hue(picture) for picture in scene.painter.pictures(prompts, range(len(prompts)))]
-    missed = [f"{' '.join(pair)} as {one or 'no hue'}" for one, pair in zip(seen, pairs, strict=True) if one != pair[0]]
-    hits = [one == hue for one, (hue, _) in zip(seen, pairs, strict=True)]
-    return [goals.HUES.row(share(hits), f"{len(hits)} pictures of {len(HELD_OUT_PAIRS)} pairs{_most(missed)}")]
-
-
-def labels(scene: Scene) -> list[Row]:
-    """Draw "LABEL, white background" and rank the judge's labels: is LABEL the first, or among the first five?"""
-    drawn, known = scene.drawn(), len(scene.judge.labels)
-    at_1, at_5 = (retrieval(drawn.seen.scores, drawn.wanted, count) for count in (1, 5))
-    note = f"{len(drawn.labels)} of {known} labels asked for, ranked among all {known}"
-    any_way = f"{known} labels, two renderings each that no training saw: on any background, small, close-up, re-hued"
+    found_hues = [
+        name_subject_hue(picture) for picture in context.sampler.sample_pictures(prompts, range(len(prompts)))
+    ]
+    misses = [
+        f"{' '.join(pair)} as {found or 'no hue'}"
+        for found, pair in zip(found_hues, pairs, strict=True)
+        if found != pair[0]
+    ]
+    hits = [found == hue for found, (hue, _) in zip(found_hues, pairs, strict=True)]
     return [
-        goals.OWN_AT_1.row(scene.own_score(1)),
-        goals.OWN_AT_5.row(scene.own_score(5), any_way),
-        *_posed(scene),
-        goals.AT_1.row(at_1, note),
-        goals.AT_5.row(at_5, note),
-        _share_on_white(scene, at_5),
+        goals.HUES.make_row(
+            percent_of_hits(hits), f"{len(hits)} pictures of {len(HELD_OUT_PAIRS)} pairs{_list_misses(misses)}"
+        )
     ]
 
 
-def _posed(scene: Scene) -> list[Row]:
+def check_labels(context: EvaluationContext) -> list[FigureRow]:
+    """Draw "LABEL, white background" and rank the judge's labels: is LABEL the first, or among the first five?"""
+    label_sample, label_count = context.label_sample(), len(context.judge.labels)
+    at_1, at_5 = (retrieval_at(label_sample.output.scores, label_sample.targets, count) for count in (1, 5))
+    note = f"{len(label_sample.labels)} of {label_count} labels asked for, ranked among all {label_count}"
+    judge_note = (
+        f"{label_count} labels, two renderings each that no training saw: on any background, small, close-up, re-hued"
+    )
+    return [
+        goals.JUDGE_AT_1.make_row(context.judge_score(1)),
+        goals.JUDGE_AT_5.make_row(context.judge_score(5), judge_note),
+        *_judge_on_white_rows(context),
+        goals.LABEL_AT_1.make_row(at_1, note),
+        goals.LABEL_AT_5.make_row(at_5, note),
+        _share_on_white_row(context, at_5),
+    ]
+
+
+def _judge_on_white_rows(context: EvaluationContext) -> list[FigureRow]:
     """Score the judge on the drawings posed as prompts ask, in sizes that it was not trained on."""
     note = "two drawings of every label on white, each a little smaller and a little larger than in training"
     try:
-        return [goals.POSED_AT_1.row(scene.own_score_posed(1)), goals.POSED_AT_5.row(scene.own_score_posed(5), note)]
+        return [
+            goals.JUDGE_ON_WHITE_AT_1.make_row(context.judge_score_on_white(1)),
+            goals.JUDGE_ON_WHITE_AT_5.make_row(context.judge_score_on_white(5), note),
+        ]
     except ValueError as error:
-        return [goal.row(None, str(error)) for goal in (goals.POSED_AT_1, goals.POSED_AT_5)]
+        return [goal.make_row(None, str(error)) for goal in (goals.JUDGE_ON_WHITE_AT_1, goals.JUDGE_ON_WHITE_AT_5)]
 
 
-def _share_on_white(scene: Scene, at_5: float) -> Row:
+def _share_on_white_row(context: EvaluationContext, at_5: float) -> FigureRow:
     """Compare with the judge's score on real pictures that are as easy as the model's prompts."""
     try:
-        own = scene.own_score_posed(5)
+        judge_score = context.judge_score_on_white(5)
     except ValueError as error:
-        return goals.AT_5_SHARE.row(None, str(error))
-    return goals.AT_5_SHARE.row(
-        _relative(at_5, own), f"{at_5:.1f} % where the judge has {own:.1f} % on real drawings on white"
+        return goals.LABEL_AT_5_SHARE.make_row(None, str(error))
+    return goals.LABEL_AT_5_SHARE.make_row(
+        _percent_of_judge(at_5, judge_score),
+        f"{at_5:.1f} % where the judge has {judge_score:.1f} % on real drawings on white",
     )
 
 
-def held_out_words(scene: Scene) -> list[Row]:
+def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
     """Draw words that are in no caption; a hit is a label of that meaning among the judge's first five."""
-    asked = [(word, form) for word in ACCEPTED for form in TEMPLATES for _ in range(scene.sizes.per_word)]
-    prompts = [form.format(word=word) for word, form in asked]
-    seen = scene.judge.look(scene.painter.pictures(prompts, range(len(prompts))))
-    figure, own = among(seen.scores, _accepted(scene, [word for word, _ in asked]), 5), _own_words(scene)
-    best = seen.top(5).tolist()
-    by_word = {word: [] for word in ACCEPTED}
-    for (word, _), row in zip(asked, best, strict=True):
-        by_word[word].append(not set(row).isdisjoint(_accepted(scene, [word])[0]))
-    each = ", ".join(f"{word} {share(hits):.0f}" for word, hits in by_word.items())
+    word_templates = [
+        (word, template)
+        for word in ACCEPTED_LABELS
+        for template in PROMPT_TEMPLATES
+        for _ in range(context.sizes.per_word)
+    ]
+    prompts = [template.format(word=word) for word, template in word_templates]
+    output = context.judge.judge_pictures(context.sampler.sample_pictures(prompts, range(len(prompts))))
+    score, judge_score = (
+        retrieval_of_any_at(output.scores, _accepted_labels(context, [word for word, _ in word_templates]), 5),
+        _judge_word_score(context),
+    )
+    top_labels = output.top_labels(5).tolist()
+    by_word = {word: [] for word in ACCEPTED_LABELS}
+    for (word, _), top_row in zip(word_templates, top_labels, strict=True):
+        by_word[word].append(not set(top_row).isdisjoint(_accepted_labels(context, [word])[0]))
+    word_scores = ", ".join(f"{word} {percent_of_hits(hits):.0f}" for word, hits in by_word.items())
     return [
-        goals.WORDS.row(figure, f"{len(asked)} pictures, in percent: {each}"),
-        goals.WORDS_SHARE.row(_relative(figure, own), f"where the judge has {own:.1f} % on real drawings, on white"),
+        goals.WORDS.make_row(score, f"{len(word_templates)} pictures, in percent: {word_scores}"),
+        goals.WORDS_SHARE.make_row(
+            _percent_of_judge(score, judge_score), f"where the judge has {judge_score:.1f} % on real drawings, on white"
+        ),
     ]
 
 
-def _accepted(scene: Scene, words: Sequence[str]) -> list[list[int]]:
-    return [[scene.places[label] for label in ACCEPTED[word] if label in scene.places] for word in words]
+def _accepted_labels(context: EvaluationContext, words: Sequence[str]) -> list[list[int]]:
+    return [
+        [context.label_numbers[label] for label in ACCEPTED_LABELS[word] if label in context.label_numbers]
+        for word in words
+    ]
 
 
-def _own_words(scene: Scene) -> float:
+def _judge_word_score(context: EvaluationContext) -> float:
     """Measure the same on real drawings of each word's meaning, on white; each word counts equally."""
-    found: list[float] = []
-    for word, accepted in ACCEPTED.items():
-        drawings = [art for art in scene.artwork if art.words.label in accepted]
+    scores: list[float] = []
+    for word, accepted_labels in ACCEPTED_LABELS.items():
+        drawings = [drawing for drawing in context.artwork if drawing.description.label in accepted_labels]
         if drawings:
-            pictures = posed_again(drawings)
-            found.append(among(scene.judge.look(pictures).scores, _accepted(scene, [word] * len(pictures)), 5))
-    if not found:
+            pictures = render_posed_rescaled(drawings)
+            scores.append(
+                retrieval_of_any_at(
+                    context.judge.judge_pictures(pictures).scores, _accepted_labels(context, [word] * len(pictures)), 5
+                )
+            )
+    if not scores:
         raise ValueError("The artwork has no picture of what the held-out words mean.")
-    return sum(found) / len(found)
+    return sum(scores) / len(scores)
 
 
-def _relative(figure: float, own: float) -> float:
+def _percent_of_judge(score: float, judge_score: float) -> float:
     """Return `figure` in percent of the judge's own score."""
-    if own <= 0:
+    if judge_score <= 0:
         raise ValueError("The judge recognises nothing, not even real pictures: train it with `darkroom train judge`.")
-    return 100 * figure / own
+    return 100 * score / judge_score
 
 
-def _most(missed: Sequence[str]) -> str:
-    if not missed:
+def _list_misses(misses: Sequence[str]) -> str:
+    if not misses:
         return ""
-    said = ", ".join(f"{what} ({times})" for what, times in Counter(missed).most_common(SAID))
-    return f"; missed most: {said}"
+    worst_misses = ", ".join(f"{miss} ({count})" for miss, count in Counter(misses).most_common(LISTED_MISSES))
+    return f"; missed most: {worst_misses}"

@@ -16,84 +16,88 @@ import torch
 from torch import Tensor
 
 from engine.super_resolver import SuperResolver
-from engine.training.evaluate.draw import Painter
-from engine.training.evaluate.judge import LabelJudge, Seen
-from engine.training.evaluate.judge_trainer import held_back, renderings
-from engine.training.evaluate.measures import retrieval
-from engine.training.evaluate.posed import OTHERWISE, posed_again
+from engine.training.evaluate.draw import PictureSampler
+from engine.training.evaluate.judge import JudgeOutput, LabelJudge
+from engine.training.evaluate.judge_trainer import held_back_pairs, render_pairs
+from engine.training.evaluate.measures import retrieval_at
+from engine.training.evaluate.posed import OTHER_SCALES, render_posed_rescaled
 from engine.training.pictures.artwork import Artwork
-from engine.unfit import Unfit
+from engine.unfit import JobRejected
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class SampleSizes:
     """How many pictures are drawn. `labels` of them (None: all) are drawn; the ranking is always over all labels."""
 
-    labels: int | None = None
+    label_count: int | None = None
     per_colour: int = 10
     per_pair: int = 16
     per_word: int = 4  # seeds for each template
-    groups: int = 40
-    swept: int = 72
+    seed_groups: int = 40
+    guidance_prompts: int = 72
 
 
-QUICK = Sizes(labels=160, per_colour=3, per_pair=6, per_word=1, groups=12, swept=24)
+QUICK_SIZES = SampleSizes(label_count=160, per_colour=3, per_pair=6, per_word=1, seed_groups=12, guidance_prompts=24)
 
 
-class Once(Generic[T]):
+class LazyValue(Generic[Value]):
     """Calls `make` on first use and caches its value, or its error as a ValueError with one sentence."""
 
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make, self._made = make, list[T]()
+    def __init__(self, load: Callable[[], Value]) -> None:
+        self._load, self._values = load, list[Value]()
         self._error: ValueError | None = None
 
-    def __call__(self) -> T:
+    def __call__(self) -> Value:
         if self._error is not None:
             raise self._error
-        if not self._made:
+        if not self._values:
             try:
-                self._made.append(self._make())
-            except (ValueError, Unfit) as error:
+                self._values.append(self._load())
+            except (ValueError, JobRejected) as error:
                 self._error = ValueError(str(error))
                 raise self._error from error
-        return self._made[0]
+        return self._values[0]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class LabelSample:
     """One picture for each of these labels, and the judge's output for it."""
 
     labels: tuple[str, ...]
-    wanted: Tensor
+    targets: Tensor
     pictures: np.ndarray
-    seen: Seen
+    output: JudgeOutput
 
 
-class Scene:
+class EvaluationContext:
     """The inputs of all checks. `weights` is the model's folder; each loader is called at most once."""
 
     def __init__(
         self,
         weights: Path,
-        painter: Callable[[], Painter],
-        judge: Callable[[], LabelJudge],
-        artwork: Callable[[], Sequence[Artwork]],
-        resolver: Callable[[], SuperResolver],
-        sizes: Sizes = Sizes(),
+        load_sampler: Callable[[], PictureSampler],
+        load_judge: Callable[[], LabelJudge],
+        load_artwork: Callable[[], Sequence[Artwork]],
+        load_resolver: Callable[[], SuperResolver],
+        sizes: SampleSizes = SampleSizes(),
         seed: int = 0,
     ) -> None:
-        self._painter, self._judge, self._artwork = Once(painter), Once(judge), Once(artwork)
-        self._resolver, self.weights = Once(resolver), weights
+        self._sampler, self._judge, self._artwork = (
+            LazyValue(load_sampler),
+            LazyValue(load_judge),
+            LazyValue(load_artwork),
+        )
+        self._resolver, self.weights = LazyValue(load_resolver), weights
         self.sizes, self.seed = sizes, seed
-        self.drawn = Once(self._draw)
-        self.own = Once(self._score)
-        self.own_posed = Once(self._score_posed)
+        self.label_sample = LazyValue(self._sample_labels)
+        self.judge_renderings = LazyValue(self._judge_renderings)
+        self.judge_on_white = LazyValue(self._judge_on_white)
 
     @property
-    def painter(self) -> Painter:
-        return self._painter()
+    def sampler(self) -> PictureSampler:
+        return self._sampler()
 
     @property
     def judge(self) -> LabelJudge:
@@ -108,43 +112,45 @@ class Scene:
         return self._resolver()
 
     @cached_property
-    def places(self) -> dict[str, int]:
+    def label_numbers(self) -> dict[str, int]:
         """Return the number of each label."""
-        return {label: place for place, label in enumerate(self.judge.labels)}
+        return {label: number for number, label in enumerate(self.judge.labels)}
 
-    def sample(self, count: int, salt: int) -> list[str]:
+    def choose_labels(self, count: int, salt: int) -> list[str]:
         """Choose `count` labels, without repeats while there are enough; the same for one `salt`."""
         labels, rng = self.judge.labels, np.random.default_rng([self.seed, salt])
         return [labels[int(i)] for i in rng.choice(len(labels), count, replace=count > len(labels))]
 
-    def _draw(self) -> Drawn:
-        count = self.sizes.labels
-        labels = self.judge.labels if count is None else tuple(self.sample(min(count, len(self.judge.labels)), 1))
-        pictures = self.painter.pictures([f"{label}, white background" for label in labels], range(len(labels)))
-        wanted = torch.tensor([self.places[label] for label in labels])
-        return Drawn(tuple(labels), wanted, pictures, self.judge.look(pictures))
+    def _sample_labels(self) -> LabelSample:
+        count = self.sizes.label_count
+        labels = (
+            self.judge.labels if count is None else tuple(self.choose_labels(min(count, len(self.judge.labels)), 1))
+        )
+        pictures = self.sampler.sample_pictures([f"{label}, white background" for label in labels], range(len(labels)))
+        targets = torch.tensor([self.label_numbers[label] for label in labels])
+        return LabelSample(tuple(labels), targets, pictures, self.judge.judge_pictures(pictures))
 
-    def _score(self) -> tuple[Seen, Tensor]:
+    def _judge_renderings(self) -> tuple[JudgeOutput, Tensor]:
         """Judge two held-back renderings of every label; return the judge's output and the true labels."""
-        pairs = held_back(self.artwork, 2, self.seed)
-        wanted = torch.tensor([self.places[self.artwork[index].words.label] for index, _ in pairs])
-        return self.judge.look(renderings(self.artwork, pairs, self.seed)), wanted
+        pairs = held_back_pairs(self.artwork, 2, self.seed)
+        targets = torch.tensor([self.label_numbers[self.artwork[index].description.label] for index, _ in pairs])
+        return self.judge.judge_pictures(render_pairs(self.artwork, pairs, self.seed)), targets
 
-    def _score_posed(self) -> tuple[Seen, Tensor]:
+    def _judge_on_white(self) -> tuple[JudgeOutput, Tensor]:
         """Judge the same drawings posed as prompts ask; return the judge's output and the true labels."""
-        chosen = [self.artwork[index] for index, _ in held_back(self.artwork, 2, self.seed)]
-        wanted = torch.tensor([self.places[one.words.label] for one in chosen])
-        return self.judge.look(posed_again(chosen)), wanted.repeat(len(OTHERWISE))
+        drawings = [self.artwork[index] for index, _ in held_back_pairs(self.artwork, 2, self.seed)]
+        targets = torch.tensor([self.label_numbers[drawing.description.label] for drawing in drawings])
+        return self.judge.judge_pictures(render_posed_rescaled(drawings)), targets.repeat(len(OTHER_SCALES))
 
-    def own_score_posed(self, count: int) -> float:
+    def judge_score_on_white(self, count: int) -> float:
         """Return the judge's retrieval in percent on posed real drawings. Raises ValueError without artwork."""
-        seen, wanted = self.own_posed()
-        return retrieval(seen.scores, wanted, count)
+        output, targets = self.judge_on_white()
+        return retrieval_at(output.scores, targets, count)
 
-    def own_score(self, count: int) -> float:
+    def judge_score(self, count: int) -> float:
         """Return the judge's retrieval in percent on any rendering; without artwork, its score from training."""
         try:
-            seen, wanted = self.own()
+            output, targets = self.judge_renderings()
         except ValueError:
-            return float(self.judge.own[f"at_{count}"])
-        return retrieval(seen.scores, wanted, count)
+            return float(self.judge.own_scores[f"at_{count}"])
+        return retrieval_at(output.scores, targets, count)

@@ -7,70 +7,76 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.alone import develop
-from engine.bench.row import Row
-from engine.job import Concept, Job, Recipe, Sampler, Share
+from engine.alone import run_locally
+from engine.bench.row import FigureRow
+from engine.job import BillingKey, Concept, Job, Recipe, Sampler
 from engine.training.evaluate import goals
-from engine.training.evaluate.edges import overshoots
-from engine.training.evaluate.scene import Scene
-from engine.training.run import CHECKPOINT
+from engine.training.evaluate.edges import measure_overshoots
+from engine.training.evaluate.scene import EvaluationContext
+from engine.training.run import CHECKPOINT_FILE
 
 PROMPT = "red apple, white background"
-MEGA = 1e6
+MEGABYTE = 1e6
 
 
-def grids(scene: Scene) -> list[Row]:
+def check_grids(context: EvaluationContext) -> list[FigureRow]:
     """Time four pictures of one prompt, from the recipe to four finished PNGs."""
-    _grid(scene, 2, "dpmpp_2m")  # warm
-    family = scene.painter.family
-    note = f"in {scene.painter.dtype}; finals {family.size * family.enlargement} px a side"
+    _time_grid(context, 2, "dpmpp_2m")  # warm
+    family = context.sampler.family
+    note = f"in {context.sampler.dtype}; finals {family.size * family.upscale_factor} px a side"
     return [
-        goals.GRID_1000.row(_grid(scene, 1000, "ddpm"), note),
-        goals.GRID_30.row(_grid(scene, 30, "dpmpp_2m"), note),
+        goals.GRID_1000_STEPS.make_row(_time_grid(context, 1000, "ddpm"), note),
+        goals.GRID_30_STEPS.make_row(_time_grid(context, 30, "dpmpp_2m"), note),
     ]
 
 
-def enlarging(scene: Scene) -> list[Row]:
+def check_upscaling(context: EvaluationContext) -> list[FigureRow]:
     """Time the super-resolver on a picture of the model's size, and measure its overshoot on edge charts."""
-    resolver, size = scene.resolver, scene.painter.family.size
-    beyond = overshoots(resolver.enlarge)
-    worst = max(beyond, key=lambda name: beyond[name])
-    straight = max(value for name, value in beyond.items() if "upright" in name or "lying" in name)
-    began = time.perf_counter()
-    large = resolver.enlarge(Image.new("RGB", (size, size), "grey"))
-    seconds = time.perf_counter() - began
-    said = f"of {len(beyond)} charts: {worst}; where the edge is upright or lying at most {straight:g}"
+    resolver, size = context.resolver, context.sampler.family.size
+    overshoot_by_chart = measure_overshoots(resolver.upscale)
+    worst_chart = max(overshoot_by_chart, key=lambda name: overshoot_by_chart[name])
+    straight_overshoot = max(
+        value for name, value in overshoot_by_chart.items() if "upright" in name or "lying" in name
+    )
+    start_time = time.perf_counter()
+    upscaled_picture = resolver.upscale(Image.new("RGB", (size, size), "grey"))
+    seconds = time.perf_counter() - start_time
+    note = f"of {len(overshoot_by_chart)} charts: {worst_chart}; where the edge is upright or lying at most {straight_overshoot:g}"
     return [
-        goals.ENLARGED.row(seconds, f"{size} to {large.width} px a side"),
-        goals.OVERSHOOT.row(beyond[worst], said),
+        goals.UPSCALE_TIME.make_row(seconds, f"{size} to {upscaled_picture.width} px a side"),
+        goals.OVERSHOOT.make_row(overshoot_by_chart[worst_chart], note),
     ]
 
 
-def sizes(scene: Scene) -> list[Row]:
+def check_sizes(context: EvaluationContext) -> list[FigureRow]:
     """Measure the model's folder in millions of bytes: the weights that it runs with, no files of a training run."""
-    files = {path: path.stat().st_size / MEGA for path in scene.weights.rglob("*.safetensors") if _counts(path, scene)}
-    if not files:
+    file_sizes = {
+        path: path.stat().st_size / MEGABYTE
+        for path in context.weights.rglob("*.safetensors")
+        if _is_model_weight(path, context)
+    }
+    if not file_sizes:
         raise ValueError("The model's folder has no weights in safetensors.")
-    largest = max(files, key=lambda path: files[path])
+    largest = max(file_sizes, key=lambda path: file_sizes[path])
     return [
-        goals.ALL_WEIGHTS.row(sum(files.values()), f"{len(files)} files, without the text encoder"),
-        goals.LARGEST.row(files[largest], str(largest.relative_to(scene.weights))),
+        goals.TOTAL_WEIGHTS.make_row(sum(file_sizes.values()), f"{len(file_sizes)} files, without the text encoder"),
+        goals.LARGEST_FILE.make_row(file_sizes[largest], str(largest.relative_to(context.weights))),
     ]
 
 
-def _counts(path: Path, scene: Scene) -> bool:
+def _is_model_weight(path: Path, context: EvaluationContext) -> bool:
     """Exclude a run's checkpoints, and the text encoder, which the embedded model takes from a package."""
-    inside = path.relative_to(scene.weights).parts
-    return inside[0] not in ("run", "text_encoder") and path.name != CHECKPOINT
+    path_parts = path.relative_to(context.weights).parts
+    return path_parts[0] not in ("run", "text_encoder") and path.name != CHECKPOINT_FILE
 
 
-def _grid(scene: Scene, steps: int, sampler: Sampler) -> float:
+def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> float:
     """Return the seconds."""
-    family, dtype = scene.painter.family, scene.painter.dtype
+    family, dtype = context.sampler.family, context.sampler.dtype
     recipe = Recipe(
-        concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=scene.seed,
+        concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=context.seed,
         guidance=family.guidance, width=family.size, height=family.size, count=4, dtype=dtype,
     )  # fmt: skip
-    share = Share(tier="standard", guild="local", user="local", weight=1.0)
+    share = BillingKey(tier="standard", guild="local", user="local", weight=1.0)
     job = Job(id=f"{1:026}", task=recipe, share=share, cost=1.0, deadline=2e9)
-    return develop(job, {family.name: family}).seconds
+    return run_locally(job, {family.name: family}).seconds

@@ -7,79 +7,100 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.bench.row import Row
+from engine.bench.row import FigureRow
 from engine.training.evaluate import goals
-from engine.training.evaluate.measures import alike, nearest, share, small, spread
-from engine.training.evaluate.posed import OTHERWISE, posed
-from engine.training.evaluate.scene import Scene
+from engine.training.evaluate.measures import (
+    find_nearest_drawings,
+    has_duplicates,
+    mean_distance,
+    percent_of_hits,
+    shrink,
+)
+from engine.training.evaluate.posed import OTHER_SCALES, render_posed
+from engine.training.evaluate.scene import EvaluationContext
 from engine.training.pictures.artwork import Artwork
 
-SEEDS = 4
-SAID = 3
+SEEDS_PER_PROMPT = 4
+LISTED_PROMPTS = 3
 
 
-def seeds(scene: Scene) -> list[Row]:
+def check_seeds(context: EvaluationContext) -> list[FigureRow]:
     """Compare four seeds of some prompts in the judge's features, relative to different real drawings (1)."""
-    labels = scene.sample(scene.sizes.groups, 3)
-    prompts = [f"{label}, white background" for label in labels for _ in range(SEEDS)]
-    pictures = scene.painter.pictures(prompts, range(len(prompts)))
-    features = scene.judge.look(pictures).features.unflatten(0, (len(labels), SEEDS))
-    between = float(spread(features).mean())
-    same = [alike(some) for some in pictures.reshape(len(labels), SEEDS, *pictures.shape[1:])]
-    named = [label for label, one in zip(labels, same, strict=True) if one]
-    note = f"{len(labels)} prompts, {SEEDS} seeds"
-    said = f"{note}: {', '.join(named[:SAID])}{' …' if len(named) > SAID else ''}" if named else note
+    labels = context.choose_labels(context.sizes.seed_groups, 3)
+    prompts = [f"{label}, white background" for label in labels for _ in range(SEEDS_PER_PROMPT)]
+    pictures = context.sampler.sample_pictures(prompts, range(len(prompts)))
+    features = context.judge.judge_pictures(pictures).features.unflatten(0, (len(labels), SEEDS_PER_PROMPT))
+    seed_distance = float(mean_distance(features).mean())
+    has_duplicate = [
+        has_duplicates(group) for group in pictures.reshape(len(labels), SEEDS_PER_PROMPT, *pictures.shape[1:])
+    ]
+    duplicate_labels = [label for label, is_duplicate in zip(labels, has_duplicate, strict=True) if is_duplicate]
+    note = f"{len(labels)} prompts, {SEEDS_PER_PROMPT} seeds"
+    duplicate_note = (
+        f"{note}: {', '.join(duplicate_labels[:LISTED_PROMPTS])}{' …' if len(duplicate_labels) > LISTED_PROMPTS else ''}"
+        if duplicate_labels
+        else note
+    )
     return [
-        goals.DIVERSITY.row(between / _apart(scene), f"{note}; 1 would be as different as two drawings"),
-        goals.SAME.row(share(same), said),
+        goals.DIVERSITY.make_row(
+            seed_distance / _drawing_distance(context), f"{note}; 1 would be as different as two drawings"
+        ),
+        goals.SEEDS_ALIKE.make_row(percent_of_hits(has_duplicate), duplicate_note),
     ]
 
 
-def memories(scene: Scene) -> list[Row]:
+def check_memorisation(context: EvaluationContext) -> list[FigureRow]:
     """Count pictures as repetitions if they are nearer to a drawing than its own other renderings are."""
-    drawn, art = scene.drawn(), scene.artwork
-    drawings = np.stack([posed(one) for one in art])
-    limit = float(np.median(_rendered_again(art, drawings)))
-    distances, index = nearest(drawn.pictures, drawings)
-    repeats = (distances < limit).tolist()
-    asked = [art[int(i)].words.label == label for i, label in zip(index, drawn.labels, strict=True)]
+    label_sample, artwork = context.label_sample(), context.artwork
+    drawings = np.stack([render_posed(drawing) for drawing in artwork])
+    limit = float(np.median(_rescaled_distances(artwork, drawings)))
+    distances, index = find_nearest_drawings(label_sample.pictures, drawings)
+    is_repeated = (distances < limit).tolist()
+    is_label_match = [
+        artwork[int(i)].description.label == label for i, label in zip(index, label_sample.labels, strict=True)
+    ]
     note = (
         f"nearer to it than {limit:.1f} of 255, the median between two renderings of one drawing; the median of "
-        f"{len(asked)} pictures is {float(distances.median()):.1f}; the nearest drawing is the one that was asked for "
-        f"in {share(asked):.0f} %; of the drawings themselves, {_by_nature(art, drawings, limit):.0f} % are as near to "
+        f"{len(is_label_match)} pictures is {float(distances.median()):.1f}; the nearest drawing is the one that was asked for "
+        f"in {percent_of_hits(is_label_match):.0f} %; of the drawings themselves, {_percent_alike_drawings(artwork, drawings, limit):.0f} % are as near to "
         "one of another label"
     )
-    return [goals.MEMORISED.row(share(repeats), note)]
+    return [goals.MEMORISED.make_row(percent_of_hits(is_repeated), note)]
 
 
-def _rendered_again(art: Sequence[Artwork], drawings: np.ndarray) -> list[float]:
+def _rescaled_distances(artwork: Sequence[Artwork], drawings: np.ndarray) -> list[float]:
     """Return each drawing's distance from its own other renderings (RMS, in steps of 255)."""
-    first = small(drawings)
-    found: list[float] = []
-    for scale in OTHERWISE:
-        again = small(np.stack([posed(one, scale) for one in art]))
-        found += (again - first).square().mean(dim=1).sqrt().tolist()
-    return found
+    reference = shrink(drawings)
+    distances: list[float] = []
+    for scale in OTHER_SCALES:
+        rescaled = shrink(np.stack([render_posed(drawing, scale) for drawing in artwork]))
+        distances += (rescaled - reference).square().mean(dim=1).sqrt().tolist()
+    return distances
 
 
-def _by_nature(art: Sequence[Artwork], drawings: np.ndarray, limit: float) -> float:
+def _percent_alike_drawings(artwork: Sequence[Artwork], drawings: np.ndarray, limit: float) -> float:
     """Return the percentage of labels whose drawing is nearer than `limit` to another label's, without any model."""
-    numbers = {label: number for number, label in enumerate(sorted({one.words.label for one in art}))}
-    label = torch.tensor([numbers[one.words.label] for one in art])
-    first = torch.tensor([label.tolist().index(number) for number in range(len(numbers))])
-    known = small(drawings)
-    near: list[bool] = []
-    for some in first.split(256):
-        apart = torch.cdist(known[some], known) / known.size(1) ** 0.5
-        apart[label[some][:, None] == label[None]] = torch.inf
-        near += (apart.min(dim=1).values < limit).tolist()
-    return share(near)
+    label_numbers = {
+        drawing_labels: number
+        for number, drawing_labels in enumerate(sorted({drawing.description.label for drawing in artwork}))
+    }
+    drawing_labels = torch.tensor([label_numbers[drawing.description.label] for drawing in artwork])
+    first_rows = torch.tensor([drawing_labels.tolist().index(number) for number in range(len(label_numbers))])
+    small_drawings = shrink(drawings)
+    is_near: list[bool] = []
+    for row_index in first_rows.split(256):
+        distances = torch.cdist(small_drawings[row_index], small_drawings) / small_drawings.size(1) ** 0.5
+        distances[drawing_labels[row_index][:, None] == drawing_labels[None]] = torch.inf
+        is_near += (distances.min(dim=1).values < limit).tolist()
+    return percent_of_hits(is_near)
 
 
-def _apart(scene: Scene) -> float:
+def _drawing_distance(context: EvaluationContext) -> float:
     """Return the mean distance between real drawings of different labels, in the judge's features."""
-    by_label = {one.words.label: one for one in scene.artwork}
-    rng = np.random.default_rng([scene.seed, 4])
-    chosen = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)
-    features = scene.judge.look(np.stack([posed(by_label[str(label)]) for label in chosen])).features
-    return float(spread(features[None]))
+    by_label = {drawing.description.label: drawing for drawing in context.artwork}
+    rng = np.random.default_rng([context.seed, 4])
+    sampled_labels = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)
+    features = context.judge.judge_pictures(
+        np.stack([render_posed(by_label[str(label)]) for label in sampled_labels])
+    ).features
+    return float(mean_distance(features[None]))

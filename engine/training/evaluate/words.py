@@ -12,7 +12,7 @@ CARS = (
     "sport utility vehicle", "pickup truck",
 )  # fmt: skip
 BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
-ACCEPTED = {
+ACCEPTED_LABELS = {
     "terrier": DOGS,
     "puppy": DOGS,
     "hound": DOGS,
@@ -22,4 +22,9 @@ ACCEPTED = {
     "automobile": CARS,
     "vessel": BOATS,
 }
-TEMPLATES = ("{word}", "{word}, white background", "{word}, looking up, cute, white background", "a {word}, 3d render")
+PROMPT_TEMPLATES = (
+    "{word}",
+    "{word}, white background",
+    "{word}, looking up, cute, white background",
+    "a {word}, 3d render",
+)

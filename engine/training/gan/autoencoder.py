@@ -18,23 +18,23 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from engine.training.chance import batch_at, draws_at
-from engine.training.gan.coding import Posterior, decoded, encode_pictures
-from engine.training.gan.contest import Contest, Terms
+from engine.training.chance import batch_indices, step_generator
+from engine.training.gan.coding import Posterior, decode_images, encode_pictures
+from engine.training.gan.contest import GanLearner, GanSettings
 from engine.training.gan.kl_weight import adapt_log_weight
-from engine.training.gan.losses import gradient, pyramid
-from engine.training.gan.perception import Perception, draw_offset
+from engine.training.gan.losses import gradient_loss, pyramid_loss
+from engine.training.gan.perception import PerceptualLoss, draw_offset
 from engine.training.gan.poses import apply_pose, draw_pose
 from engine.training.learner import Learner
-from engine.training.muon import suits
-from engine.training.pictures.pixels import Pixels
-from engine.training.run import Losses
+from engine.training.muon import is_hidden_matrix
+from engine.training.pictures.pixels import MaskedPictures
+from engine.training.run import Metrics
 
-LOG_KL = "kl:log_weight"
+LOG_KL_KEY = "kl:log_weight"
 
 
 @dataclass(frozen=True)
-class Settings(Terms):
+class AutoencoderSettings(GanSettings):
     """The settings that stay the same for a whole run."""
 
     shape: str = ""  # of `shapes`; empty if the run began with an autoencoder
@@ -51,7 +51,7 @@ class Settings(Terms):
 
 
 @dataclass(frozen=True)
-class Task:
+class DecoderTask:
     """The decoder's input and target picture; `weight` is the weight of each pixel."""
 
     latents: Tensor
@@ -59,11 +59,15 @@ class Task:
     weight: Tensor
 
 
-class Trainer:
+class AutoencoderTrainer:
     """Trains an autoencoder with a discriminator. `samples` counts pictures seen."""
 
     def __init__(
-        self, network: AutoencoderKL, pixels: Pixels, settings: Settings, perception: Perception | None = None
+        self,
+        network: AutoencoderKL,
+        pixels: MaskedPictures,
+        settings: AutoencoderSettings,
+        perception: PerceptualLoss | None = None,
     ) -> None:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
         self.network = network.train()
@@ -72,89 +76,93 @@ class Trainer:
             if network.quant_conv is not None:
                 network.quant_conv.requires_grad_(False)
         self.pixels, self.settings, self.perception = pixels, settings, perception
-        self.batch = min(settings.batch, len(pixels))
-        learner = Learner("network", network, ema=settings.ema, matrices=suits if settings.muon else None)
-        self.contest = Contest(learner, settings)
+        self.batch_size = min(settings.batch, len(pixels))
+        learner = Learner(
+            "network", network, ema=settings.ema, is_muon_matrix=is_hidden_matrix if settings.muon else None
+        )
+        self.gan_learner = GanLearner(learner, settings)
         self.steps, self.log_kl = 0, math.log(settings.kl)
 
     @property
     def average(self) -> AutoencoderKL:
-        return self.contest.generator.average  # pyright: ignore[reportReturnType]
+        return self.gan_learner.generator_learner.average  # pyright: ignore[reportReturnType]
 
     @property
     def samples(self) -> int:
-        return self.steps * self.batch
+        return self.steps * self.batch_size
 
     @property
     def rate(self) -> float:
-        return self.contest.generator.rate
+        return self.gan_learner.generator_learner.rate
 
-    def step(self, share: float) -> Losses:
+    def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
-        images, subjects = self.pixels.rows(self._batch())
-        chance = draws_at(self.settings.seed, self.steps)
-        posterior = self._posterior(images)
-        latents = self._draw_latents(posterior, chance)
-        task = self._choose_pose(Task(latents, images, 1 + self.settings.subject * subjects), chance)
-        offset = draw_offset(chance)
+        images, subject_masks = self.pixels.read_rows(self._batch_indices())
+        generator = step_generator(self.settings.seed, self.steps)
+        posterior = self._encode(images)
+        latents = self._draw_latents(posterior, generator)
+        task = self._apply_random_pose(
+            DecoderTask(latents, images, 1 + self.settings.subject * subject_masks), generator
+        )
+        offset = draw_offset(generator)
         with torch.autocast("cpu", torch.bfloat16):
-            made = decoded(self.network, task.latents)
+            output = decode_images(self.network, task.latents)
 
-        def measure(image: Tensor) -> Tensor:
-            return self._measure(image, task, offset)
+        def measure_loss(image: Tensor) -> Tensor:
+            return self._reconstruction_loss(image, task, offset)
 
-        losses = self.contest.teach(made, task.images, measure, share, self._divergence(posterior))
+        losses = self.gan_learner.update(output, task.images, measure_loss, progress, self._kl_loss(posterior))
         self.steps += 1
-        return {**losses, **self._follow_noise(posterior)}
+        return {**losses, **self._adapt_kl_weight(posterior)}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """Return everything that the next step depends on, by name."""
-        return self.contest.tensors() | {LOG_KL: torch.tensor(self.log_kl, dtype=torch.float64)}
+        return self.gan_learner.state_tensors() | {LOG_KL_KEY: torch.tensor(self.log_kl, dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
-        self.contest.restore(tensors)
-        self.steps, self.log_kl = steps, float(tensors[LOG_KL])
+        self.gan_learner.restore(tensors)
+        self.steps, self.log_kl = steps, float(tensors[LOG_KL_KEY])
 
-    def _batch(self) -> np.ndarray:
-        return batch_at(self.settings.seed, self.steps, len(self.pixels), self.batch)
+    def _batch_indices(self) -> np.ndarray:
+        return batch_indices(self.settings.seed, self.steps, len(self.pixels), self.batch_size)
 
-    def _posterior(self, images: Tensor) -> Posterior:
+    def _encode(self, images: Tensor) -> Posterior:
         with torch.set_grad_enabled(not self.settings.keep_latents), torch.autocast("cpu", torch.bfloat16):
             return encode_pictures(self.network, images)
 
-    def _draw_latents(self, posterior: Posterior, chance: torch.Generator) -> Tensor:
+    def _draw_latents(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
         """Draw the decoder's input.
 
         With a frozen encoder the noise has any strength up to `noise`: the decoder is best near the mean, and robust to
         the errors of a diffusion network.
         """
-        noise = torch.randn(posterior.mean.shape, generator=chance)
+        noise = torch.randn(posterior.mean.shape, generator=generator)
         if self.settings.keep_latents:
-            strength = torch.rand((len(noise), 1, 1, 1), generator=chance) * self.settings.noise
+            strength = torch.rand((len(noise), 1, 1, 1), generator=generator) * self.settings.noise
             noise = strength * noise
         return posterior.mean + posterior.deviation * noise
 
-    def _choose_pose(self, task: Task, chance: torch.Generator) -> Task:
+    def _apply_random_pose(self, task: DecoderTask, generator: torch.Generator) -> DecoderTask:
         """At random, put latents and picture into another pose; never with frozen latents."""
-        chosen = float(torch.rand((), generator=chance)) < self.settings.equivariance
-        if self.settings.keep_latents or not chosen:
+        is_chosen = float(torch.rand((), generator=generator)) < self.settings.equivariance
+        if self.settings.keep_latents or not is_chosen:
             return task
-        pose, scale = draw_pose(task.latents.size(-1), chance), task.images.size(-1) // task.latents.size(-1)
-        images, weight = (apply_pose(pose, one, scale) for one in (task.images, task.weight))
-        return Task(apply_pose(pose, task.latents), images, weight)
+        pose, scale = draw_pose(task.latents.size(-1), generator), task.images.size(-1) // task.latents.size(-1)
+        images, weight = (apply_pose(pose, tensor, scale) for tensor in (task.images, task.weight))
+        return DecoderTask(apply_pose(pose, task.latents), images, weight)
 
-    def _measure(self, image: Tensor, task: Task, offset: tuple[int, int]) -> Tensor:
-        wrong = pyramid(image, task.images, task.weight) + self.settings.edges * gradient(image, task.images)
+    def _reconstruction_loss(self, image: Tensor, task: DecoderTask, offset: tuple[int, int]) -> Tensor:
+        loss = pyramid_loss(image, task.images, task.weight) + self.settings.edges * gradient_loss(image, task.images)
         if self.perception is not None and self.settings.perceptual > 0:
-            wrong = wrong + self.settings.perceptual * self.perception.distance(image, task.images, offset)
-        return wrong
+            loss = loss + self.settings.perceptual * self.perception.distance(image, task.images, offset)
+        return loss
 
-    def _divergence(self, posterior: Posterior) -> Tensor | None:
+    def _kl_loss(self, posterior: Posterior) -> Tensor | None:
         """Return the weighted KL term; None with a frozen encoder."""
         return None if self.settings.keep_latents else math.exp(self.log_kl) * posterior.divergence
 
-    def _follow_noise(self, posterior: Posterior) -> Losses:
+    def _adapt_kl_weight(self, posterior: Posterior) -> Metrics:
         """Adapt the KL term's weight for the next step."""
         if self.settings.keep_latents:
             return {}

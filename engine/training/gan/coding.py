@@ -41,11 +41,11 @@ class Posterior:
 
 def encode_pictures(autoencoder: AutoencoderKL, images: Tensor) -> Posterior:
     """Return the posterior in fp32."""
-    found = autoencoder.encode(images, return_dict=False)[0]
-    return Posterior(found.mean.float(), found.std.float())
+    distribution = autoencoder.encode(images, return_dict=False)[0]
+    return Posterior(distribution.mean.float(), distribution.std.float())
 
 
-def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode_images(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
     """Decode latents to [n, 3, h, w], not clamped."""
     return autoencoder.decode(cast(FloatTensor, latents), return_dict=False)[0]
 
@@ -59,11 +59,13 @@ def round_trip(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> T
 @torch.inference_mode()
 def encode_all(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Posterior:
     """Encode many pictures in small batches."""
-    found = [encode_pictures(autoencoder, part) for part in images.split(batch)]
-    return Posterior(torch.cat([one.mean for one in found]), torch.cat([one.deviation for one in found]))
+    posteriors = [encode_pictures(autoencoder, part) for part in images.split(batch)]
+    return Posterior(
+        torch.cat([posterior.mean for posterior in posteriors]), torch.cat([one.deviation for one in posteriors])
+    )
 
 
 @torch.inference_mode()
 def decode_all(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 32) -> Tensor:
     """Decode many latents in small batches, clamped to −1 … 1."""
-    return torch.cat([decoded(autoencoder, part).clamp(-1, 1) for part in latents.split(batch)])
+    return torch.cat([decode_images(autoencoder, part).clamp(-1, 1) for part in latents.split(batch)])

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.training.gan.discriminator import Discriminator, hinge, picture_gradient
-from engine.training.learner import Learner, falling, warming
-from engine.training.run import Losses
+from engine.training.gan.discriminator import Discriminator, hinge_loss, picture_gradient
+from engine.training.learner import Learner, cosine_decay, warmup_factor
+from engine.training.run import Metrics
 
-HEAD_START = 0.05  # of the run, in which only the discriminator learns
+DISCRIMINATOR_HEAD_START = 0.05  # of the run, in which only the discriminator learns
 
 
 @dataclass(frozen=True)
-class Terms:
+class GanSettings:
     """The settings that both trainers share for a whole run."""
 
     rate: float = 5e-4
@@ -35,52 +35,59 @@ class Terms:
     seed: int = 0
 
 
-class Contest:
+class GanLearner:
     """Trains a generator and its discriminator."""
 
-    def __init__(self, generator: Learner, terms: Terms) -> None:
-        self.generator, self.terms = generator, terms
-        torch.manual_seed(terms.seed)  # initial weights of the discriminator
-        self.judge = Discriminator()
-        self.discriminator = Learner("discriminator", self.judge, betas=(0.5, 0.9))
+    def __init__(self, generator_learner: Learner, settings: GanSettings) -> None:
+        self.generator_learner, self.settings = generator_learner, settings
+        torch.manual_seed(settings.seed)  # initial weights of the discriminator
+        self.discriminator_network = Discriminator()
+        self.discriminator_learner = Learner("discriminator", self.discriminator_network, betas=(0.5, 0.9))
 
-    def teach(
+    def update(
         self,
-        made: Tensor,
+        output: Tensor,
         real: Tensor,
-        measure: Callable[[Tensor], Tensor],
-        share: float,
-        also: Tensor | None = None,
-    ) -> Losses:
+        measure_loss: Callable[[Tensor], Tensor],
+        progress: float,
+        extra_loss: Tensor | None = None,
+    ) -> Metrics:
         """Run one step that reduces `measure` of `made`, and `also`. Raises ValueError if the loss is not a number."""
-        judging = self.terms.gan_weight > 0 and share >= self.terms.gan_from
-        against = judging and share >= self.terms.gan_from + HEAD_START
-        self.judge.eval()  # the generator's step must not change it
-        gradient, loss = picture_gradient(made, measure, self.judge if against else None, self.terms.gan_weight)
-        total = loss + (float(also.detach()) if also is not None else 0.0)
+        trains_discriminator = self.settings.gan_weight > 0 and progress >= self.settings.gan_from
+        is_adversarial = trains_discriminator and progress >= self.settings.gan_from + DISCRIMINATOR_HEAD_START
+        self.discriminator_network.eval()  # the generator's step must not change it
+        gradient, loss = picture_gradient(
+            output, measure_loss, self.discriminator_network if is_adversarial else None, self.settings.gan_weight
+        )
+        total = loss + (float(extra_loss.detach()) if extra_loss is not None else 0.0)
         if not math.isfinite(total):
-            raise ValueError(f"the loss is not a number after {self.generator.moves} steps: lower the learning rate")
-        roots: list[Tensor] = [made] if also is None else [made, also]
-        torch.autograd.backward(roots, [gradient.to(made.dtype), *([None] * (len(roots) - 1))])  # pyright: ignore[reportArgumentType]
-        self.generator.move(self._rate(self.terms.rate, share))
-        return {"loss": total, **(self._judge(made.detach(), real, share) if judging else {})}
+            raise ValueError(
+                f"the loss is not a number after {self.generator_learner.updates} steps: lower the learning rate"
+            )
+        roots: list[Tensor] = [output] if extra_loss is None else [output, extra_loss]
+        torch.autograd.backward(roots, [gradient.to(output.dtype), *([None] * (len(roots) - 1))])  # pyright: ignore[reportArgumentType]
+        self.generator_learner.update(self._current_rate(self.settings.rate, progress))
+        return {
+            "loss": total,
+            **(self._update_discriminator(output.detach(), real, progress) if trains_discriminator else {}),
+        }
 
-    def tensors(self) -> dict[str, Tensor]:
-        return self.generator.tensors() | self.discriminator.tensors()
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self.generator_learner.state_tensors() | self.discriminator_learner.state_tensors()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.generator.restore(tensors)
-        self.discriminator.restore(tensors)
+        self.generator_learner.restore(tensors)
+        self.discriminator_learner.restore(tensors)
 
-    def _judge(self, made: Tensor, real: Tensor, share: float) -> Losses:
-        self.judge.train()
+    def _update_discriminator(self, output: Tensor, real: Tensor, progress: float) -> Metrics:
+        self.discriminator_network.train()
         with torch.autocast("cpu", torch.bfloat16):
-            scores = self.judge(torch.cat([real, made.float()]))
-        seen, faked = scores.float().chunk(2)
-        loss = hinge(seen, faked)
+            scores = self.discriminator_network(torch.cat([real, output.float()]))
+        real_scores, fake_scores = scores.float().chunk(2)
+        loss = hinge_loss(real_scores, fake_scores)
         loss.backward()
-        self.discriminator.move(self._rate(self.terms.gan_rate, share))
+        self.discriminator_learner.update(self._current_rate(self.settings.gan_rate, progress))
         return {"discriminator": float(loss.detach())}
 
-    def _rate(self, peak: float, share: float) -> float:
-        return peak * warming(self.generator.moves, self.terms.warm) * falling(share)
+    def _current_rate(self, peak: float, progress: float) -> float:
+        return peak * warmup_factor(self.generator_learner.updates, self.settings.warm) * cosine_decay(progress)

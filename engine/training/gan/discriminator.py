@@ -22,23 +22,26 @@ class Discriminator(nn.Module):
     def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
         widths = (3, *channels)
-        halved = [spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in zip(widths, channels, strict=False)]
-        self.halved = nn.ModuleList(halved)
+        layers = [
+            spectral_norm(nn.Conv2d(in_width, out_width, 4, 2, 1))
+            for in_width, out_width in zip(widths, channels, strict=False)
+        ]
+        self.layers = nn.ModuleList(layers)
         self.score = spectral_norm(nn.Conv2d(channels[-1], 1, 4, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        for layer in self.halved:
+        for layer in self.layers:
             images = F.leaky_relu(layer(images), 0.2)
         return self.score(images)
 
 
-def hinge(real: Tensor, made: Tensor) -> Tensor:
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Return the discriminator's loss: real patches above 1, generated ones below −1."""
-    return (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
 def picture_gradient(
-    made: Tensor, measure: Callable[[Tensor], Tensor], judge: Discriminator | None, weight: float
+    output: Tensor, measure_loss: Callable[[Tensor], Tensor], discriminator: Discriminator | None, weight: float
 ) -> tuple[Tensor, float]:
     """Return the gradient of `measure` at the picture, and the measure.
 
@@ -46,12 +49,14 @@ def picture_gradient(
 
     `weight` is the length of that part relative to the measure's: 0.1 is a tenth, at any scale.
     """
-    image = made.detach().float().requires_grad_()
-    loss = measure(image)
-    (towards,) = torch.autograd.grad(loss, image)
-    if judge is not None and weight > 0:
+    image = output.detach().float().requires_grad_()
+    loss = measure_loss(image)
+    (gradient,) = torch.autograd.grad(loss, image)
+    if discriminator is not None and weight > 0:
         with torch.autocast("cpu", torch.bfloat16):
-            pleased = judge(image)
-        (pleasing,) = torch.autograd.grad(-pleased.float().mean(), image)
-        towards = towards + pleasing * (weight * towards.norm() / pleasing.norm().clamp_min(1e-12))
-    return towards, float(loss.detach())
+            scores = discriminator(image)
+        (adversarial_gradient,) = torch.autograd.grad(-scores.float().mean(), image)
+        gradient = gradient + adversarial_gradient * (
+            weight * gradient.norm() / adversarial_gradient.norm().clamp_min(1e-12)
+        )
+    return gradient, float(loss.detach())

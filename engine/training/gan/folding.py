@@ -11,37 +11,45 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from engine.training.pictures.pixels import Pixels
+from engine.training.pictures.pixels import MaskedPictures
 
 
 @torch.inference_mode()
-def latent_scale(autoencoder: AutoencoderKL, pixels: Pixels, most: int = 2048) -> tuple[Tensor, Tensor]:
+def measure_latent_scale(
+    autoencoder: AutoencoderKL, pixels: MaskedPictures, max_pictures: int = 2048
+) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of each latent channel, over at most `most` pictures, spread evenly."""
-    index = np.unique(np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(int))
-    images, _ = pixels.rows(index)
-    means = torch.cat([autoencoder.encode(part, return_dict=False)[0].mean for part in images.split(64)])
+    index = np.unique(np.linspace(0, len(pixels) - 1, min(max_pictures, len(pixels))).astype(int))
+    images, _ = pixels.read_rows(index)
+    means = torch.cat([autoencoder.encode(batch, return_dict=False)[0].mean for batch in images.split(64)])
     return means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)).clamp_min(1e-4)
 
 
 @torch.no_grad()
-def fold(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
+def fold_scale(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
     """Change the weights so that latents have mean 0 and deviation 1. Raises ValueError without these layers."""
-    into, out = _convolution(autoencoder.quant_conv), _convolution(autoencoder.post_quant_conv)
-    (into_bias, out_bias), count = (_bias(into), _bias(out)), len(mean)
-    out_bias.add_(out.weight[:, :, 0, 0] @ mean)
-    out.weight.mul_(deviation.view(1, -1, 1, 1))
-    into.weight[:count].div_(deviation.view(-1, 1, 1, 1))
-    into_bias[:count].sub_(mean).div_(deviation)
-    into_bias[count:].sub_(2 * deviation.log())
+    encoder_layer, decoder_layer = (
+        _require_convolution(autoencoder.quant_conv),
+        _require_convolution(autoencoder.post_quant_conv),
+    )
+    (encoder_bias, decoder_bias), channel_count = (
+        (_require_bias(encoder_layer), _require_bias(decoder_layer)),
+        len(mean),
+    )
+    decoder_bias.add_(decoder_layer.weight[:, :, 0, 0] @ mean)
+    decoder_layer.weight.mul_(deviation.view(1, -1, 1, 1))
+    encoder_layer.weight[:channel_count].div_(deviation.view(-1, 1, 1, 1))
+    encoder_bias[:channel_count].sub_(mean).div_(deviation)
+    encoder_bias[channel_count:].sub_(2 * deviation.log())
 
 
-def _convolution(layer: nn.Module | None) -> nn.Conv2d:
+def _require_convolution(layer: nn.Module | None) -> nn.Conv2d:
     if not isinstance(layer, nn.Conv2d):
         raise ValueError("this autoencoder has no quant_conv: its latents cannot be scaled inside the weights")
     return layer
 
 
-def _bias(layer: nn.Conv2d) -> Tensor:
+def _require_bias(layer: nn.Conv2d) -> Tensor:
     if layer.bias is None:
         raise ValueError("this autoencoder's quant_conv has no bias: its latents cannot be moved inside the weights")
     return layer.bias

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 
-SPEED = 0.005  # change of the logarithm in a step, for each factor e between ratio and target
-LOWEST, HIGHEST = math.log(1e-9), math.log(1e-1)
+ADAPTATION_RATE = 0.005  # change of the logarithm in a step, for each factor e between ratio and target
+MIN_LOG_WEIGHT, MAX_LOG_WEIGHT = math.log(1e-9), math.log(1e-1)
 
 
 def adapt_log_weight(log_weight: float, ratio: float, target: float) -> float:
     """Run one step of the controller. With a `target` of 0 the weight stays."""
     if target <= 0:
         return log_weight
-    off = math.log(target / max(ratio, 1e-12))
-    return min(HIGHEST, max(LOWEST, log_weight + SPEED * min(1.0, max(-1.0, off))))
+    log_error = math.log(target / max(ratio, 1e-12))
+    return min(MAX_LOG_WEIGHT, max(MIN_LOG_WEIGHT, log_weight + ADAPTATION_RATE * min(1.0, max(-1.0, log_error))))

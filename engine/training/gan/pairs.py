@@ -15,114 +15,118 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from engine.training.gan.coding import decoded
+from engine.training.gan.coding import decode_images
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.charts import chart
-from engine.training.pictures.pixels import Told, as_images, as_pictures
-from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE
+from engine.training.pictures.charts import draw_chart
+from engine.training.pictures.pixels import ProgressCallback, as_images, as_pictures
+from engine.training.pictures.variants import BACKGROUND_COLOURS, USUAL_SCALE
 
-SCALE, SIDE = 4, 256
-SMALL = SIDE // SCALE
-CHARTS = 0.2  # share of the pictures
-DETAILED = 192  # smallest side of a drawing in px; a smaller one would be blurred and teach blur
-NOISE = 0.6  # the most noise, as a share of the posterior's deviation, as in the decoder's training
-JPEG = 0.2
-REDUCED = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+UPSCALE_FACTOR, LARGE_SIDE = 4, 256
+SMALL_SIDE = LARGE_SIDE // UPSCALE_FACTOR
+CHART_SHARE = 0.2  # share of the pictures
+MIN_DETAILED_SIDE = 192  # smallest side of a drawing in px; a smaller one would be blurred and teach blur
+MAX_NOISE = 0.6  # the most noise, as a share of the posterior's deviation, as in the decoder's training
+JPEG_SHARE = 0.2
+DOWNSCALE_FILTERS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class UpscalerPairs:
     """uint8 pictures: `large` [n, 256, 256, 3]; `clean` and `mended` [n, 64, 64, 3] are small versions of them."""
 
     large: np.ndarray
     clean: np.ndarray
-    mended: np.ndarray
+    decoded: np.ndarray
 
     def __len__(self) -> int:
         return len(self.large)
 
 
-def composed(art: Artwork, rng: np.random.Generator) -> np.ndarray:
+def render_large(drawing: Artwork, rng: np.random.Generator) -> np.ndarray:
     """Render a drawing on one colour, uint8 [256, 256, 3]; at random, exchange its colour channels."""
     scale = USUAL_SCALE if rng.random() < 0.5 else float(rng.uniform(0.6, 1.0))
-    longest = max(art.pixels.size)
-    width, height = (max(1, round(side * scale * SIDE / longest)) for side in art.pixels.size)
-    placed = art.pixels.resize((width, height), Image.Resampling.LANCZOS)
-    named = BACKGROUNDS[str(rng.choice(list(BACKGROUNDS)))]
-    shade = np.clip(named + rng.integers(-20, 21, 3), 0, 255)
+    longest = max(drawing.pixels.size)
+    width, height = (max(1, round(side * scale * LARGE_SIDE / longest)) for side in drawing.pixels.size)
+    resized = drawing.pixels.resize((width, height), Image.Resampling.LANCZOS)
+    base_colour = BACKGROUND_COLOURS[str(rng.choice(list(BACKGROUND_COLOURS)))]
+    shade = np.clip(base_colour + rng.integers(-20, 21, 3), 0, 255)
     colour = (255, 255, 255) if rng.random() < 0.3 else (int(shade[0]), int(shade[1]), int(shade[2]))
-    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
-    room = np.array([SIDE - width, SIDE - height])
-    left, top = (room * (0.5 if rng.random() < 0.5 else rng.random(2))).astype(int)
-    layer.paste(placed, (int(left), int(top)))
-    whole = Image.alpha_composite(Image.new("RGBA", (SIDE, SIDE), (*colour, 255)), layer)
-    pixels = np.asarray(whole.convert("RGB"))
+    layer = Image.new("RGBA", (LARGE_SIDE, LARGE_SIDE), (0, 0, 0, 0))
+    margin = np.array([LARGE_SIDE - width, LARGE_SIDE - height])
+    left, top = (margin * (0.5 if rng.random() < 0.5 else rng.random(2))).astype(int)
+    layer.paste(resized, (int(left), int(top)))
+    composite = Image.alpha_composite(Image.new("RGBA", (LARGE_SIDE, LARGE_SIDE), (*colour, 255)), layer)
+    pixels = np.asarray(composite.convert("RGB"))
     return pixels[..., rng.permutation(3)] if rng.random() < 0.25 else pixels
 
 
-def of_artwork(drawings: Sequence[Artwork], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def render_drawings(drawings: Sequence[Artwork], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Render `count` large pictures of the drawings with enough detail, in turn. Raises ValueError if none has it."""
-    fine = [art for art in drawings if max(art.pixels.size) >= DETAILED]
-    if not fine:
-        raise ValueError(f"no drawing has {DETAILED} pixels a side: there is nothing to learn detail from")
-    order = rng.permutation(len(fine))
-    return (composed(fine[order[number % len(fine)]], rng) for number in range(count))
+    detailed = [drawing for drawing in drawings if max(drawing.pixels.size) >= MIN_DETAILED_SIDE]
+    if not detailed:
+        raise ValueError(f"no drawing has {MIN_DETAILED_SIDE} pixels a side: there is nothing to learn detail from")
+    order = rng.permutation(len(detailed))
+    return (render_large(detailed[order[number % len(detailed)]], rng) for number in range(count))
 
 
-def squares(pictures: Sequence[Image.Image], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def cut_squares(pictures: Sequence[Image.Image], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Cut `count` squares of 256 px out of pictures of any size: the whole picture or a part of it."""
     for number in range(count):
         picture = pictures[number % len(pictures)].convert("RGB")
         shorter = min(picture.size)
-        side = min(shorter, max(SIDE, round(shorter * float(rng.uniform(0.4, 1.0)))))
+        side = min(shorter, max(LARGE_SIDE, round(shorter * float(rng.uniform(0.4, 1.0)))))
         left, top = (int(rng.integers(0, length - side + 1)) for length in picture.size)
-        part = picture.crop((left, top, left + side, top + side))
-        yield np.asarray(part.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+        crop = picture.crop((left, top, left + side, top + side))
+        yield np.asarray(crop.resize((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS))
 
 
-def pairs(
+def build_pairs(
     large: Iterator[np.ndarray],
     count: int,
     autoencoder: AutoencoderKL | None,
     seed: int,
-    charts: float = CHARTS,
-    told: Told = lambda done, of: None,
-) -> Pairs:
+    chart_share: float = CHART_SHARE,
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> UpscalerPairs:
     """Build pairs of `count` pictures, a share `charts` of them charts; the same for the same seed."""
     rng = np.random.default_rng([seed, 256])
-    drawn = rng.random(count) < charts
-    pictures = [chart(rng, SIDE) if one else next(large) for one in drawn]
-    clean = [_reduced(picture, rng, plainly=one) for picture, one in zip(pictures, drawn, strict=True)]
-    mended: list[np.ndarray] = []
+    is_chart = rng.random(count) < chart_share
+    pictures = [draw_chart(rng, LARGE_SIDE) if chosen else next(large) for chosen in is_chart]
+    clean = [
+        _downscale(picture, rng, use_box_filter=chosen) for picture, chosen in zip(pictures, is_chart, strict=True)
+    ]
+    decoded_pictures: list[np.ndarray] = []
     for start in range(0, count, 32):
-        some = np.stack(clean[start : start + 32])
-        back = some if autoencoder is None else _returned(autoencoder, some, (seed << 32) + start)
-        mended += [_jpeg(one, rng) for one in back]
-        told(min(start + 32, count), count)
-    return Pairs(np.stack(pictures), np.stack([_jpeg(one, rng) for one in clean]), np.stack(mended))
+        batch = np.stack(clean[start : start + 32])
+        decoded_batch = batch if autoencoder is None else _decode_noisy(autoencoder, batch, (seed << 32) + start)
+        decoded_pictures += [_compress_at_random(chosen, rng) for chosen in decoded_batch]
+        on_progress(min(start + 32, count), count)
+    return UpscalerPairs(
+        np.stack(pictures), np.stack([_compress_at_random(chosen, rng) for chosen in clean]), np.stack(decoded_pictures)
+    )
 
 
-def _reduced(picture: np.ndarray, rng: np.random.Generator, *, plainly: bool) -> np.ndarray:
+def _downscale(picture: np.ndarray, rng: np.random.Generator, *, use_box_filter: bool) -> np.ndarray:
     """Scale down; `plainly` by the mean of each area, the only way that keeps a chart's edges clean."""
-    how = REDUCED[0 if plainly else int(rng.integers(len(REDUCED)))]
-    return np.asarray(Image.fromarray(picture).resize((SMALL, SMALL), how))
+    resampling = DOWNSCALE_FILTERS[0 if use_box_filter else int(rng.integers(len(DOWNSCALE_FILTERS)))]
+    return np.asarray(Image.fromarray(picture).resize((SMALL_SIDE, SMALL_SIDE), resampling))
 
 
-def _jpeg(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if rng.random() >= JPEG:
+def _compress_at_random(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() >= JPEG_SHARE:
         return picture
-    kept = io.BytesIO()
-    Image.fromarray(picture).save(kept, "JPEG", quality=int(rng.integers(70, 96)))
-    return np.asarray(Image.open(kept).convert("RGB"))
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=int(rng.integers(70, 96)))
+    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 @torch.inference_mode()
-def _returned(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
+def _decode_noisy(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
     """Encode, add noise of any strength up to `NOISE`, and decode."""
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = autoencoder.encode(as_images(pictures), return_dict=False)[0]
         mean, deviation = posterior.mean.float(), posterior.std.float()
-        strength = torch.rand((len(mean), 1, 1, 1), generator=chance) * NOISE
-        images = decoded(autoencoder, mean + strength * deviation * torch.randn(mean.shape, generator=chance))
+        strength = torch.rand((len(mean), 1, 1, 1), generator=generator) * MAX_NOISE
+        images = decode_images(autoencoder, mean + strength * deviation * torch.randn(mean.shape, generator=generator))
     return as_pictures(images)

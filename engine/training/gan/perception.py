@@ -11,34 +11,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-JITTER = 4  # pixels: the first layer's stride; without jitter its positions would show as a grid
+MAX_OFFSET = 4  # pixels: the first layer's stride; without jitter its positions would show as a grid
 
 
-class Perception:
+class PerceptualLoss:
     """Compares the outputs of consecutive `stages`."""
 
     def __init__(self, stages: Sequence[nn.Module]) -> None:
         self.stages = [stage.eval().requires_grad_(False) for stage in stages]
 
-    def distance(self, guess: Tensor, wanted: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
+    def distance(self, prediction: Tensor, target: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
         """Return the mean squared difference of the features, each of length 1; `offset` pixels are cut off first."""
         top, left = offset
         with torch.autocast("cpu", torch.bfloat16):
-            seen, real = guess[..., top:, left:], wanted[..., top:, left:]
-            total = guess.new_zeros(())
+            features, target_features = prediction[..., top:, left:], target[..., top:, left:]
+            total = prediction.new_zeros(())
             for stage in self.stages:
-                seen = stage(seen)
+                features = stage(features)
                 with torch.no_grad():
-                    real = stage(real)
-                total = total + (_unit(seen) - _unit(real)).square().sum(1).mean()
+                    target_features = stage(target_features)
+                total = total + (_normalise(features) - _normalise(target_features)).square().sum(1).mean()
         return total / len(self.stages)
 
 
-def draw_offset(chance: torch.Generator) -> tuple[int, int]:
+def draw_offset(generator: torch.Generator) -> tuple[int, int]:
     """Draw a step's offset in pixels."""
-    top, left = torch.randint(JITTER, (2,), generator=chance).tolist()
+    top, left = torch.randint(MAX_OFFSET, (2,), generator=generator).tolist()
     return top, left
 
 
-def _unit(features: Tensor) -> Tensor:
+def _normalise(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=1, eps=1e-4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SMALLEST = 0.5  # of a side of the latents
+MIN_SIDE_SHARE = 0.5  # of a side of the latents
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,23 @@ class Pose:
     """The `side` of the latents afterwards, `turns` of 90 degrees, and whether they are `mirrored` first."""
 
     side: int
-    turns: int
+    quarter_turns: int
     mirrored: bool
 
 
-def draw_pose(side: int, chance: torch.Generator) -> Pose:
+def draw_pose(side: int, generator: torch.Generator) -> Pose:
     """Draw a pose of latents of this side; all are equally likely."""
-    lowest = max(1, round(SMALLEST * side))
-    size, turns, mirrored = (int(torch.randint(count, (), generator=chance)) for count in (side - lowest + 1, 4, 2))
-    return Pose(lowest + size, turns, bool(mirrored))
+    min_side = max(1, round(MIN_SIDE_SHARE * side))
+    extra_side, quarter_turns, mirrored = (
+        int(torch.randint(count, (), generator=generator)) for count in (side - min_side + 1, 4, 2)
+    )
+    return Pose(min_side + extra_side, quarter_turns, bool(mirrored))
 
 
-def apply_pose(pose: Pose, squares: Tensor, scale: int = 1) -> Tensor:
+def apply_pose(pose: Pose, images: Tensor, scale: int = 1) -> Tensor:
     """Apply a pose to [n, c, side, side]; `scale` is the width of one latent position in pixels."""
     side = pose.side * scale
-    if squares.size(-1) != side:
-        squares = F.interpolate(squares, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    mirrored = squares.flip(-1) if pose.mirrored else squares
-    return torch.rot90(mirrored, pose.turns, (-2, -1))
+    if images.size(-1) != side:
+        images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    mirrored_images = images.flip(-1) if pose.mirrored else images
+    return torch.rot90(mirrored_images, pose.quarter_turns, (-2, -1))

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
-def _shape(latent_channels: int, *widths: int) -> dict[str, Any]:
+def _make_shape(latent_channels: int, *widths: int) -> dict[str, Any]:
     levels = len(widths)
     return {
         "sample_size": 64, "latent_channels": latent_channels, "layers_per_block": 1, "norm_num_groups": 8,
@@ -21,14 +21,14 @@ def _shape(latent_channels: int, *widths: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "compact": _shape(16, 16, 48, 128, 192),  # 8×8×16, 6.4 M parameters: the embedded model's
-    "deep": _shape(32, 32, 64, 128, 256),  # 8×8×32, 10.5 M
-    "wide": _shape(8, 32, 64, 192),  # 16×16×8, 5.3 M
+AUTOENCODER_SHAPES: dict[str, dict[str, Any]] = {
+    "compact": _make_shape(16, 16, 48, 128, 192),  # 8×8×16, 6.4 M parameters: the embedded model's
+    "deep": _make_shape(32, 32, 64, 128, 256),  # 8×8×32, 10.5 M
+    "wide": _make_shape(8, 32, 64, 192),  # 16×16×8, 5.3 M
 }
 
 
-def fresh(seed: int, shape: Mapping[str, Any] = SHAPES["compact"]) -> AutoencoderKL:
+def build_autoencoder(seed: int, shape: Mapping[str, Any] = AUTOENCODER_SHAPES["compact"]) -> AutoencoderKL:
     """Build an untrained autoencoder."""
     torch.manual_seed(seed)
     return AutoencoderKL(**shape)

@@ -14,75 +14,77 @@ from PIL import Image
 from torch import nn
 
 from engine.training.gan.losses import psnr, ssim
-from engine.training.gan.pairs import SCALE, Pairs
-from engine.training.gan.upscaler import Trainer
+from engine.training.gan.pairs import UPSCALE_FACTOR, UpscalerPairs
+from engine.training.gan.upscaler import UpscalerTrainer
 from engine.training.pictures.pixels import as_images
-from engine.training.run import Losses
+from engine.training.run import Metrics
 from engine.training.validate import write_sheet
 
-STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping does not hide overshoot
+GREY_STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping does not hide overshoot
 
 
 @torch.inference_mode()
-def enlarged(network: nn.Module, small: np.ndarray) -> np.ndarray:
+def upscale_batch(network: nn.Module, small: np.ndarray) -> np.ndarray:
     """Enlarge uint8 [n, h, w, 3] to uint8 [n, 4h, 4w, 3], one after the other."""
-    made = [network(as_images(one[None]) / 2 + 0.5)[0] for one in small]
-    return torch.stack(made).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    outputs = [network(as_images(picture[None]) / 2 + 0.5)[0] for picture in small]
+    return torch.stack(outputs).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def lanczos(small: np.ndarray) -> np.ndarray:
+def upscale_with_lanczos(small: np.ndarray) -> np.ndarray:
     """Enlarge by Lanczos, without a network."""
-    height, width = (side * SCALE for side in small.shape[1:3])
+    height, width = (side * UPSCALE_FACTOR for side in small.shape[1:3])
     return np.stack(
-        [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.LANCZOS)) for one in small]
+        [np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)) for picture in small]
     )
 
 
-def ringing(network: nn.Module, side: int = 64, border: int = 16) -> float:
+def measure_ringing(network: nn.Module, side: int = 64, border: int = 16) -> float:
     """Return the worst overshoot of a step between two mid greys, vertical or horizontal, in steps of 255."""
-    charts = np.empty((2 * len(STEPS), side, side, 3), np.uint8)
-    for number, (low, high) in enumerate(STEPS):
+    charts = np.empty((2 * len(GREY_STEPS), side, side, 3), np.uint8)
+    for number, (low, high) in enumerate(GREY_STEPS):
         charts[2 * number : 2 * number + 2] = low
         charts[2 * number, :, side // 2 :] = high
         charts[2 * number + 1, side // 2 :] = high
-    found = enlarged(network, charts)[:, border:-border, border:-border].astype(np.int16)
-    ends = np.repeat(np.array(STEPS), 2, axis=0)
-    above = found.max(axis=(1, 2, 3)) - ends[:, 1]
-    below = ends[:, 0] - found.min(axis=(1, 2, 3))
-    return float(max(above.max(), below.max(), 0))
+    upscaled = upscale_batch(network, charts)[:, border:-border, border:-border].astype(np.int16)
+    grey_ranges = np.repeat(np.array(GREY_STEPS), 2, axis=0)
+    overshoot = upscaled.max(axis=(1, 2, 3)) - grey_ranges[:, 1]
+    undershoot = grey_ranges[:, 0] - upscaled.min(axis=(1, 2, 3))
+    return float(max(overshoot.max(), undershoot.max(), 0))
 
 
-def figures(network: nn.Module, held_out: Pairs) -> Losses:
+def measure_upscaler(network: nn.Module, held_out: UpscalerPairs) -> Metrics:
     """Return PSNR and SSIM on clean and mended pictures, their gain over Lanczos, and the overshoot."""
-    found: dict[str, float] = {}
-    wanted = as_images(held_out.large)
-    for name, small in (("clean", held_out.clean), ("mended", held_out.mended)):
-        ours, plain = as_images(enlarged(network, small)), as_images(lanczos(small))
-        found[f"psnr_{name}"] = float(psnr(ours, wanted).mean())
-        found[f"psnr_{name}_gain"] = float((psnr(ours, wanted) - psnr(plain, wanted)).mean())
-        found[f"ssim_{name}"] = float(ssim(ours, wanted).mean())
-        found[f"ssim_{name}_gain"] = float((ssim(ours, wanted) - ssim(plain, wanted)).mean())
-    return {**found, "overshoot": ringing(network)}
+    metrics: dict[str, float] = {}
+    targets = as_images(held_out.large)
+    for name, small in (("clean", held_out.clean), ("mended", held_out.decoded)):
+        upscaled, baseline = as_images(upscale_batch(network, small)), as_images(upscale_with_lanczos(small))
+        metrics[f"psnr_{name}"] = float(psnr(upscaled, targets).mean())
+        metrics[f"psnr_{name}_gain"] = float((psnr(upscaled, targets) - psnr(baseline, targets)).mean())
+        metrics[f"ssim_{name}"] = float(ssim(upscaled, targets).mean())
+        metrics[f"ssim_{name}_gain"] = float((ssim(upscaled, targets) - ssim(baseline, targets)).mean())
+    return {**metrics, "overshoot": measure_ringing(network)}
 
 
 @dataclass(frozen=True)
-class Judge:
+class UpscalerEvaluator:
     """Evaluates the averaged network of `trainer` on drawings that were never trained on."""
 
-    trainer: Trainer
-    held_out: Pairs
-    shown: int = 8
+    trainer: UpscalerTrainer
+    held_out: UpscalerPairs
+    picture_count: int = 8
 
-    def figures(self) -> Losses:
-        return figures(self.trainer.average, self.held_out)
+    def evaluate(self) -> Metrics:
+        return measure_upscaler(self.trainer.average, self.held_out)
 
-    def sheet(self, path: Path) -> None:
+    def draw_sheet(self, path: Path) -> None:
         """Write a line for each picture: Lanczos and ours of the clean one, the same of the mended one, the target."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        some = np.linspace(0, len(self.held_out) - 1, min(self.shown, len(self.held_out))).astype(int)
-        clean, mended = self.held_out.clean[some], self.held_out.mended[some]
+        index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
+        clean, decoded = self.held_out.clean[index], self.held_out.decoded[index]
         columns = (
-            lanczos(clean), enlarged(self.trainer.average, clean), lanczos(mended),
-            enlarged(self.trainer.average, mended), self.held_out.large[some],
+            upscale_with_lanczos(clean), upscale_batch(self.trainer.average, clean), upscale_with_lanczos(decoded),
+            upscale_batch(self.trainer.average, decoded), self.held_out.large[index],
         )  # fmt: skip
-        write_sheet(path, [one for row in zip(*columns, strict=True) for one in row], columns=len(columns), enlarge=1)
+        write_sheet(
+            path, [picture for row in zip(*columns, strict=True) for picture in row], columns=len(columns), zoom=1
+        )

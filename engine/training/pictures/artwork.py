@@ -19,10 +19,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.training.pictures.captions import Words, words
+from engine.training.pictures.captions import Description, clean_description
 
-MAX_MEMBER_BYTES = 4 << 20  # a picture is under 100 kB; a larger file cannot be one that we pinned
-LARGEST_SIDE = 128  # twice the training size, so that close-ups stay sharp
+MAX_PICTURE_BYTES = 4 << 20  # a picture is under 100 kB; a larger file cannot be one that we pinned
+MAX_SIDE = 128  # twice the training size, so that close-ups stay sharp
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Package:
     folder: str = ""
 
     @property
-    def archive(self) -> str:
+    def archive_name(self) -> str:
         """Return the file name that `npm pack` gives."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-SETS = (
+ARTWORK_PACKAGES = (
     Package(
         "emoji-datasource-google",
         "16.0.0",
@@ -72,7 +72,7 @@ SETS = (
         folder="package/assets/",
     ),
 )
-LABELS = Package(
+LABEL_PACKAGE = Package(
     "emojibase-data",
     "17.0.0",
     "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
@@ -80,7 +80,7 @@ LABELS = Package(
     credit="emojibase, © Miles Johnson",
     folder="package/en/data.json",
 )
-GROUPS_LEFT_OUT = frozenset({None, 2, 9})  # regional letters, skin tones, flags
+EXCLUDED_GROUPS = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Artwork:
     """One drawing. `pixels` is RGBA, usually at most 128 px a side; `group` is emojibase's (0 smileys, 8 symbols)."""
 
     key: str
-    words: Words
+    description: Description
     group: int
     style: str
     licence: str
@@ -96,68 +96,84 @@ class Artwork:
     pixels: Image.Image
 
 
-def integrity_of(archive: bytes) -> str:
+def compute_integrity(archive: bytes) -> str:
     """Return the archive's sha512 in the notation of Subresource Integrity."""
     return "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
 
 
-def fetch(package: Package, cache: Path) -> Path:
+def fetch_package(package: Package, cache: Path) -> Path:
     """Return the package's archive in `cache`, fetched by `npm pack` if missing. Raises ValueError for other bytes."""
-    target = cache / package.archive
-    if not target.exists():
+    archive_path = cache / package.archive_name
+    if not archive_path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as fresh:
-            command = ["npm", "pack", f"{package.name}@{package.version}", "--silent", "--pack-destination", fresh]
+        with tempfile.TemporaryDirectory(dir=cache) as temp_folder:
+            command = [
+                "npm",
+                "pack",
+                f"{package.name}@{package.version}",
+                "--silent",
+                "--pack-destination",
+                temp_folder,
+            ]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=600)
-            (Path(fresh) / package.archive).replace(target)
-    if integrity_of(target.read_bytes()) != package.integrity:
-        raise ValueError(f"{target.name} is not the archive that was pinned: delete it and try again")
-    return target
+            (Path(temp_folder) / package.archive_name).replace(archive_path)
+    if compute_integrity(archive_path.read_bytes()) != package.integrity:
+        raise ValueError(f"{archive_path.name} is not the archive that was pinned: delete it and try again")
+    return archive_path
 
 
-def labels(archive: Path) -> dict[str, tuple[Words, int]]:
+def read_descriptions(archive: Path) -> dict[str, tuple[Description, int]]:
     """Map code points (lower case, without variation selectors) to words and group, for all included drawings."""
     with tarfile.open(archive) as tar:
-        member = tar.extractfile(LABELS.folder)
+        member = tar.extractfile(LABEL_PACKAGE.folder)
         if member is None:
-            raise ValueError(f"{archive.name} has no {LABELS.folder}")
+            raise ValueError(f"{archive.name} has no {LABEL_PACKAGE.folder}")
         entries = json.load(member)
     return {
-        _code(entry["hexcode"]): (words(entry["label"], entry.get("tags", ())), entry["group"])
+        _normalise_code(entry["hexcode"]): (clean_description(entry["label"], entry.get("tags", ())), entry["group"])
         for entry in entries
-        if entry.get("group") not in GROUPS_LEFT_OUT and not entry["label"].startswith("keycap")
+        if entry.get("group") not in EXCLUDED_GROUPS and not entry["label"].startswith("keycap")
     }
 
 
 def load(
-    cache: Path, sets: Sequence[Package] = SETS, names: Package = LABELS, side: int = LARGEST_SIDE
+    cache: Path,
+    packages: Sequence[Package] = ARTWORK_PACKAGES,
+    label_package: Package = LABEL_PACKAGE,
+    side: int = MAX_SIDE,
 ) -> list[Artwork]:
     """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px."""
-    named = labels(fetch(names, cache))
-    drawn = [art for package in sets for art in _drawings(package, fetch(package, cache), named, side)]
-    return sorted(drawn, key=lambda art: art.key)
+    descriptions = read_descriptions(fetch_package(label_package, cache))
+    drawings = [
+        drawing
+        for package in packages
+        for drawing in _read_drawings(package, fetch_package(package, cache), descriptions, side)
+    ]
+    return sorted(drawings, key=lambda drawing: drawing.key)
 
 
-def _drawings(package: Package, archive: Path, named: dict[str, tuple[Words, int]], side: int) -> Iterator[Artwork]:
+def _read_drawings(
+    package: Package, archive: Path, descriptions: dict[str, tuple[Description, int]], side: int
+) -> Iterator[Artwork]:
     with tarfile.open(archive) as tar:
         for member in tar:
-            code = _code(Path(member.name).stem)
-            if not (member.isfile() and member.name.startswith(package.folder) and code in named):
+            code = _normalise_code(Path(member.name).stem)
+            if not (member.isfile() and member.name.startswith(package.folder) and code in descriptions):
                 continue
             source = tar.extractfile(member)
-            if source is None or member.size > MAX_MEMBER_BYTES:
+            if source is None or member.size > MAX_PICTURE_BYTES:
                 raise ValueError(f"{member.name} in {archive.name} is not one of the pinned pictures")
-            said, group = named[code]
+            description, group = descriptions[code]
             key = f"{package.style.replace(' ', '-')}/{code}"
-            pixels = _open(source.read(), side)
-            yield Artwork(key, said, group, package.style, package.licence, package.credit, pixels)
+            pixels = _decode(source.read(), side)
+            yield Artwork(key, description, group, package.style, package.licence, package.credit, pixels)
 
 
-def _open(content: bytes, side: int) -> Image.Image:
+def _decode(content: bytes, side: int) -> Image.Image:
     picture = Image.open(io.BytesIO(content)).convert("RGBA")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
-def _code(name: str) -> str:
+def _normalise_code(name: str) -> str:
     return "-".join(part for part in name.lower().split("-") if part != "fe0f")

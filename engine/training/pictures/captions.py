@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-HELD_OUT = frozenset({"terrier", "puppy", "kitten", "hound", "canine", "feline", "automobile", "vessel"})
-INFLECTED = frozenset({"puppies", *(f"{word}s" for word in HELD_OUT)})
+HELD_OUT_WORDS = frozenset({"terrier", "puppy", "kitten", "hound", "canine", "feline", "automobile", "vessel"})
+HELD_OUT_INFLECTIONS = frozenset({"puppies", *(f"{word}s" for word in HELD_OUT_WORDS)})
 HELD_OUT_PAIRS = frozenset(
     {("blue", "apple"), ("purple", "octopus"), ("green", "cat"), ("red", "frog"), ("pink", "car"), ("blue", "banana")}
 )
-RENAMED = {"automobile": "car"}  # a label needs a name even if its word is held out
-FILLERS = (
+REPLACEMENT_WORDS = {"automobile": "car"}  # a label needs a name even if its word is held out
+FILLER_WORDS = (
     "emoji",
     "icon",
     "sticker",
@@ -31,7 +31,11 @@ FILLERS = (
     "picture",
     "drawing",
 )
-STYLE_NAMED = {"3d render": 0.35, "soft shading": 0.9, "flat design": 0.9}  # if unnamed, nearly always the first
+STYLE_MENTION_SHARE = {
+    "3d render": 0.35,
+    "soft shading": 0.9,
+    "flat design": 0.9,
+}  # if unnamed, nearly always the first
 FACES_AND_ANIMALS = frozenset({0, 3})
 COLOURS = frozenset(
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "cyan", "teal"]
@@ -39,7 +43,7 @@ COLOURS = frozenset(
 
 
 @dataclass(frozen=True)
-class Words:
+class Description:
     """The label of a drawing and its tags, in lower case, without held-out words."""
 
     label: str
@@ -47,7 +51,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """The changes of a drawing; an empty string is not worth a word (a usual size)."""
 
     hue: str
@@ -56,58 +60,63 @@ class Look:
     background: str
 
 
-def held_out(text: str) -> bool:
+def has_held_out_word(text: str) -> bool:
     """Tell whether the text contains a held-out word, in any inflection."""
-    return not (HELD_OUT | INFLECTED).isdisjoint(re.findall(r"[a-z]+", text.lower()))
+    return not (HELD_OUT_WORDS | HELD_OUT_INFLECTIONS).isdisjoint(re.findall(r"[a-z]+", text.lower()))
 
 
-def words(label: str, tags: Iterable[str]) -> Words:
+def clean_description(label: str, tags: Iterable[str]) -> Description:
     """Clean a label and its tags: unify the spelling, rename or drop held-out words."""
-    plain = _plain(label)
-    for word, other in RENAMED.items():
-        plain = re.sub(rf"\b{word}\b", other, plain)
-    if held_out(plain):
+    clean_label = _normalise(label)
+    for word, replacement in REPLACEMENT_WORDS.items():
+        clean_label = re.sub(rf"\b{word}\b", replacement, clean_label)
+    if has_held_out_word(clean_label):
         raise ValueError(f"the label {label!r} has a held-out word and no other name")
-    kept = (_plain(tag) for tag in tags)
-    return Words(
-        plain, tuple(tag for tag in kept if re.search(r"[a-z]{2}", tag) and not held_out(tag) and tag != plain)
+    clean_tags = (_normalise(tag) for tag in tags)
+    return Description(
+        clean_label,
+        tuple(
+            tag
+            for tag in clean_tags
+            if re.search(r"[a-z]{2}", tag) and not has_held_out_word(tag) and tag != clean_label
+        ),
     )
 
 
-def pair_held_out(hue: str, said: Words) -> bool:
+def is_held_out_pair(hue: str, description: Description) -> bool:
     """Tell whether this hue on this thing is held out, under any of its names: label or tags."""
-    names = (said.label, *said.tags)
+    names = (description.label, *description.tags)
     things = [thing for colour, thing in HELD_OUT_PAIRS if colour == hue]
     return any(re.search(rf"\b{thing}s?\b", name) for thing in things for name in names)
 
 
-def caption(said: Words, group: int, look: Look, rng: np.random.Generator) -> str:
+def make_caption(description: Description, group: int, appearance: Appearance, rng: np.random.Generator) -> str:
     """Generate one caption.
 
     Without a background it means white: other colours are always named, white half of the time.
     """
-    parts = [_subject(said, group, look.hue, rng)]
-    if said.tags and rng.random() < 0.4:
-        parts.append(str(rng.choice(said.tags)))
+    parts = [_name_subject(description, group, appearance.hue, rng)]
+    if description.tags and rng.random() < 0.4:
+        parts.append(str(rng.choice(description.tags)))
     if group in FACES_AND_ANIMALS and rng.random() < 0.15:
         parts.append("cute")
     if rng.random() < 0.15:
-        parts.append(str(rng.choice(FILLERS)))
-    if rng.random() < STYLE_NAMED.get(look.style, 0.5):
-        parts.append(look.style)
-    if look.size:
-        parts.append(look.size)
-    if look.background != "white" or rng.random() < 0.5:
-        parts.append(f"{look.background} background")
+        parts.append(str(rng.choice(FILLER_WORDS)))
+    if rng.random() < STYLE_MENTION_SHARE.get(appearance.style, 0.5):
+        parts.append(appearance.style)
+    if appearance.size:
+        parts.append(appearance.size)
+    if appearance.background != "white" or rng.random() < 0.5:
+        parts.append(f"{appearance.background} background")
     if rng.random() < 0.4:
         rng.shuffle(parts)
     return (", " if rng.random() < 0.85 else " ").join(parts)
 
 
-def _subject(said: Words, group: int, hue: str, rng: np.random.Generator) -> str:
-    name = said.label
-    if len(said.tags) >= 2 and rng.random() < 0.15:
-        name = " ".join(map(str, rng.choice(said.tags, 2, replace=False)))
+def _name_subject(description: Description, group: int, hue: str, rng: np.random.Generator) -> str:
+    name = description.label
+    if len(description.tags) >= 2 and rng.random() < 0.15:
+        name = " ".join(map(str, rng.choice(description.tags, 2, replace=False)))
     elif group == 3 and name.endswith(" face") and rng.random() < 0.6:
         name = name.removesuffix(" face")
     if hue:
@@ -117,6 +126,6 @@ def _subject(said: Words, group: int, hue: str, rng: np.random.Generator) -> str
     return name
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     text = re.sub(r"[“”\"()!?*]", "", text.lower().replace("’", "'"))
     return re.sub(r"\s+", " ", text.replace(": ", " with " if "hair" in text or "beard" in text else " ")).strip()

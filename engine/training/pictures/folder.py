@@ -12,15 +12,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.training.pictures.folder_captions import CAPTION_FILE, METADATA, Captions, Skipped, read_captions
-from engine.training.pictures.picture_file import ENDINGS, Unusable, decode
+from engine.training.pictures.folder_captions import (
+    CAPTION_ENDING,
+    METADATA_FILE,
+    FolderCaptions,
+    SkippedFile,
+    read_captions,
+)
+from engine.training.pictures.picture_file import SUPPORTED_ENDINGS, UnusablePicture, decode_picture
 
-UNREAD = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".jp2", ".apng"})
+UNSUPPORTED_ENDINGS = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".jp2", ".apng"})
 MAX_PICTURES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Picture:
+class DatasetPicture:
     """One usable picture: `name` is its path inside the folder, `digest` the SHA-256 of its bytes."""
 
     path: Path
@@ -30,78 +36,90 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PictureDataset:
     """A folder's pictures in the order of their names, and the files left out."""
 
-    pictures: tuple[Picture, ...]
-    skipped: tuple[Skipped, ...]
+    pictures: tuple[DatasetPicture, ...]
+    skipped: tuple[SkippedFile, ...]
 
     @property
     def fingerprint(self) -> str:
         """Return twelve hex digits that change with any picture or caption."""
-        lines = "".join(f"{one.name}\n{one.digest}\n{one.caption}\n" for one in self.pictures)
+        lines = "".join(f"{picture.name}\n{picture.digest}\n{picture.caption}\n" for picture in self.pictures)
         return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def read_folder(
-    folder: Path, *, captions: bool = True, told: Callable[[int, int], None] = lambda done, of: None
-) -> Reading:
+    folder: Path,
+    *,
+    require_captions: bool = True,
+    on_progress: Callable[[int, int], None] = lambda finished, total: None,
+) -> PictureDataset:
     """Check every picture of a folder.
 
     Without `captions` they may be missing. Raises ValueError if no picture is usable.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is {'a file and ' if folder.exists() else ''}not a folder of pictures.")
-    skipped: list[Skipped] = []
-    files = list(_files(folder, skipped))
-    said = read_captions(folder, [path for path in files if _is_caption(path)], files)
-    pictures = [path for path in files if path.suffix.lower() in ENDINGS]
-    found: list[Picture] = []
-    seen: dict[tuple[str, str], str] = {}
-    for number, path in enumerate(pictures):
+    skipped: list[SkippedFile] = []
+    files = list(_walk_files(folder, skipped))
+    folder_captions = read_captions(folder, [path for path in files if _is_caption(path)], files)
+    picture_paths = [path for path in files if path.suffix.lower() in SUPPORTED_ENDINGS]
+    usable: list[DatasetPicture] = []
+    names_by_content: dict[tuple[str, str], str] = {}
+    for number, path in enumerate(picture_paths):
         name = path.relative_to(folder).as_posix()
         try:
-            one = _picture(folder, path, name, said, captions)
-            if (first := seen.setdefault((one.digest, one.caption), name)) != name:
-                raise Unusable(f"is the same picture as {first}, with the same caption")
-            found.append(one)
-        except Unusable as reason:
-            skipped.append(Skipped(name, str(reason)))
-        told(number + 1, len(pictures))
-    skipped += said.skipped if captions else ()
-    if not found:
-        raise ValueError(_nothing(folder, skipped))
-    return Reading(tuple(found), tuple(skipped))
+            picture = _read_picture(folder, path, name, folder_captions, require_captions)
+            if (first_name := names_by_content.setdefault((picture.digest, picture.caption), name)) != name:
+                raise UnusablePicture(f"is the same picture as {first_name}, with the same caption")
+            usable.append(picture)
+        except UnusablePicture as reason:
+            skipped.append(SkippedFile(name, str(reason)))
+        on_progress(number + 1, len(picture_paths))
+    skipped += folder_captions.skipped if require_captions else ()
+    if not usable:
+        raise ValueError(_empty_folder_message(folder, skipped))
+    return PictureDataset(tuple(usable), tuple(skipped))
 
 
-def _picture(folder: Path, path: Path, name: str, said: Captions, captions: bool) -> Picture:
+def _read_picture(
+    folder: Path, path: Path, name: str, folder_captions: FolderCaptions, require_captions: bool
+) -> DatasetPicture:
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise Unusable("is a link that leads out of the folder")
-    caption = said.of.get(path, "")
-    if captions and not caption:
-        raise Unusable(said.wrong.get(path) or f"has no caption, neither {path.stem}.txt nor a line in {METADATA}")
-    decode(path)
+        raise UnusablePicture("is a link that leads out of the folder")
+    caption = folder_captions.by_picture.get(path, "")
+    if require_captions and not caption:
+        raise UnusablePicture(
+            folder_captions.problems.get(path)
+            or f"has no caption, neither {path.stem}.txt nor a line in {METADATA_FILE}"
+        )
+    decode_picture(path)
     with path.open("rb") as file:
-        return Picture(path, name, caption, hashlib.file_digest(file, "sha256").hexdigest())
+        return DatasetPicture(path, name, caption, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _files(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
+def _walk_files(folder: Path, skipped: list[SkippedFile]) -> Iterator[Path]:
     """Yield pictures and captions in the order of their names; ignores hidden files and folders."""
     count = 0
-    for where, folders, names in os.walk(folder):
-        here = Path(where)
+    for folder_name, folders, names in os.walk(folder):
+        current_folder = Path(folder_name)
         for name in sorted(folders):
-            if (here / name).is_symlink():
-                skipped.append(Skipped((here / name).relative_to(folder).as_posix(), "is a link to a folder"))
+            if (current_folder / name).is_symlink():
+                skipped.append(
+                    SkippedFile((current_folder / name).relative_to(folder).as_posix(), "is a link to a folder")
+                )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
-            path, ending = here / name, Path(name).suffix.lower()
-            if ending in UNREAD:
-                read = ", ".join(sorted(one[1:] for one in ENDINGS))
+            path, ending = current_folder / name, Path(name).suffix.lower()
+            if ending in UNSUPPORTED_ENDINGS:
+                supported = ", ".join(sorted(supported_ending[1:] for supported_ending in SUPPORTED_ENDINGS))
                 skipped.append(
-                    Skipped(path.relative_to(folder).as_posix(), f"is in a format that is not supported ({read})")
+                    SkippedFile(
+                        path.relative_to(folder).as_posix(), f"is in a format that is not supported ({supported})"
+                    )
                 )
-            elif ending in ENDINGS or _is_caption(path):
+            elif ending in SUPPORTED_ENDINGS or _is_caption(path):
                 count += 1
                 if count > 2 * MAX_PICTURES:
                     raise ValueError(f"{folder} has more than {MAX_PICTURES} pictures: too many for one run.")
@@ -109,11 +127,11 @@ def _files(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
 
 
 def _is_caption(path: Path) -> bool:
-    return path.name == METADATA or path.suffix.lower() == CAPTION_FILE
+    return path.name == METADATA_FILE or path.suffix.lower() == CAPTION_ENDING
 
 
-def _nothing(folder: Path, skipped: list[Skipped]) -> str:
+def _empty_folder_message(folder: Path, skipped: list[SkippedFile]) -> str:
     if not skipped:
-        return f"{folder} has no pictures ({', '.join(sorted(one[1:] for one in ENDINGS))})."
-    more = f" {len(skipped)} files were left out;" if len(skipped) > 1 else ""
-    return f"{folder} has no picture that can be used:{more} {skipped[0]}."
+        return f"{folder} has no pictures ({', '.join(sorted(ending[1:] for ending in SUPPORTED_ENDINGS))})."
+    count_note = f" {len(skipped)} files were left out;" if len(skipped) > 1 else ""
+    return f"{folder} has no picture that can be used:{count_note} {skipped[0]}."

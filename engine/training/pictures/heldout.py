@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 
-ONE_IN = 20
+HELD_OUT_ONE_IN = 20
 
 
-def artwork_held_out(key: str) -> bool:
+def is_held_out(key: str) -> bool:
     """Tell whether a drawing (`style/code`, or a file's name) is held out: 5 % of them, the same everywhere."""
-    drawn = key.rpartition("/")[2]
-    return int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:4], "big") % ONE_IN == 0
+    subject = key.rpartition("/")[2]
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:4], "big") % HELD_OUT_ONE_IN == 0

@@ -14,86 +14,88 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
+SUPPORTED_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
-TOO_MANY = f"has more than {MAX_PIXELS // 1_000_000} million pixels, which are not read"
+TOO_MANY_PIXELS = f"has more than {MAX_PIXELS // 1_000_000} million pixels, which are not read"
 MIN_SIDE = 16
-DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # 16-bit grey
+GREY_16_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # 16-bit grey
 WHITE = (255, 255, 255)
 
 
-class Unusable(ValueError):
+class UnusablePicture(ValueError):
     """The reason why a file is left out: the end of a sentence that begins with its name."""
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedPicture:
     """A decoded picture: `pixels` is RGB, upright; `cut_out` if it was transparent and now has a white background."""
 
     pixels: Image.Image
-    cut_out: bool
+    was_transparent: bool
 
 
-def decode(path: Path, *, first_frame: bool = False) -> Decoded:
+def decode_picture(path: Path, *, first_frame: bool = False) -> DecodedPicture:
     """Decode a picture, rotated by its EXIF, without transparency.
 
     Raises `Unusable`; also for an animation, unless its `first_frame` is wanted.
     """
     try:
-        about = path.stat()
+        file_stat = path.stat()
     except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(about.st_mode):
-        raise Unusable("is not a regular file")
-    if about.st_size > MAX_BYTES:
-        raise Unusable(f"has {about.st_size >> 20} MB, and at most {MAX_BYTES >> 20} are read")
-    if not about.st_size:
-        raise Unusable("is empty")
+        raise UnusablePicture(f"cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(file_stat.st_mode):
+        raise UnusablePicture("is not a regular file")
+    if file_stat.st_size > MAX_BYTES:
+        raise UnusablePicture(f"has {file_stat.st_size >> 20} MB, and at most {MAX_BYTES >> 20} are read")
+    if not file_stat.st_size:
+        raise UnusablePicture("is empty")
     try:
-        return _decoded(path, first_frame)
-    except Unusable:
+        return _decode_file(path, first_frame)
+    except UnusablePicture:
         raise
     except Image.DecompressionBombError as error:
-        raise Unusable(TOO_MANY) from error
+        raise UnusablePicture(TOO_MANY_PIXELS) from error
     except Exception as error:  # decoders fail in many ways on a damaged file
-        raise Unusable("cannot be decoded: it is damaged, cut short or no picture") from error
+        raise UnusablePicture("cannot be decoded: it is damaged, cut short or no picture") from error
 
 
-def _decoded(path: Path, first_frame: bool) -> Decoded:
+def _decode_file(path: Path, first_frame: bool) -> DecodedPicture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's bomb warning comes after our check; damaged EXIF does not matter
-        with Image.open(path, formats=FORMATS) as opened:
-            width, height = opened.size
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
             if width * height > MAX_PIXELS:
-                raise Unusable(TOO_MANY)
+                raise UnusablePicture(TOO_MANY_PIXELS)
             if min(width, height) < MIN_SIDE:
-                raise Unusable(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
-            moves = (
-                getattr(opened, "is_animated", False) and opened.format != "MPO"
+                raise UnusablePicture(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
+            is_animated = (
+                getattr(image, "is_animated", False) and image.format != "MPO"
             )  # a phone's JPEG with a second view
-            if moves and not first_frame:
-                raise Unusable("is animated: save the wanted frame as a separate picture")
-            opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            return _plain(upright)
+            if is_animated and not first_frame:
+                raise UnusablePicture("is animated: save the wanted frame as a separate picture")
+            image.load()
+            upright_image = ImageOps.exif_transpose(image)
+            return _to_rgb(upright_image)
 
 
-def _plain(picture: Image.Image) -> Decoded:
-    if picture.mode in DEEP:
+def _to_rgb(picture: Image.Image) -> DecodedPicture:
+    if picture.mode in GREY_16_BIT_MODES:
         grey = np.asarray(picture).astype(np.float32) / 257
-        return Decoded(Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB"), cut_out=False)
+        return DecodedPicture(
+            Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB"), was_transparent=False
+        )
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (*WHITE, 255))
-        see_through = layer.getchannel("A").getextrema() != (255, 255)
-        return Decoded(Image.alpha_composite(ground, layer).convert("RGB"), see_through)
-    return Decoded(picture.convert("RGB"), cut_out=False)
+        background = Image.new("RGBA", layer.size, (*WHITE, 255))
+        is_transparent = layer.getchannel("A").getextrema() != (255, 255)
+        return DecodedPicture(Image.alpha_composite(background, layer).convert("RGB"), is_transparent)
+    return DecodedPicture(picture.convert("RGB"), was_transparent=False)
 
 
-def squared(decoded: Decoded, side: int) -> Image.Image:
+def fit_square(decoded: DecodedPicture, side: int) -> Image.Image:
     """Fit into `side` × `side`: pad a cut-out picture with white, to lose nothing; crop others to the middle."""
-    shape, finely = (side, side), Image.Resampling.LANCZOS
-    if decoded.cut_out:
-        return ImageOps.pad(decoded.pixels, shape, finely, color=WHITE)
-    return ImageOps.fit(decoded.pixels, shape, finely)
+    size, resampling = (side, side), Image.Resampling.LANCZOS
+    if decoded.was_transparent:
+        return ImageOps.pad(decoded.pixels, size, resampling, color=WHITE)
+    return ImageOps.fit(decoded.pixels, size, resampling)

@@ -14,27 +14,27 @@ import torch
 from torch import Tensor
 
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.heldout import artwork_held_out
-from engine.training.pictures.variants import HELD_BACK, numbered, variant
+from engine.training.pictures.heldout import is_held_out
+from engine.training.pictures.variants import FIRST_HELD_BACK, number_variants, render_variant
 
-DIFFERENT = 12  # of 255: a pixel that differs more from the background belongs to the subject
+SUBJECT_THRESHOLD = 12  # of 255: a pixel that differs more from the background belongs to the subject
 
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Pixels:
+class MaskedPictures:
     """Pictures and masks: `pictures` uint8 [n, side, side, 3]; `subjects` bool [n, side, side]."""
 
     pictures: np.ndarray
-    subjects: np.ndarray
+    subject_masks: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def read_rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return these pictures, fp32 [n, 3, side, side] from −1 to 1, and their masks [n, 1, side, side] of 0 or 1."""
-        return as_images(self.pictures[index]), torch.from_numpy(self.subjects[index]).float().unsqueeze(1)
+        return as_images(self.pictures[index]), torch.from_numpy(self.subject_masks[index]).float().unsqueeze(1)
 
 
 def as_images(pictures: np.ndarray) -> Tensor:
@@ -48,30 +48,35 @@ def as_pictures(images: Tensor) -> np.ndarray:
     return images.float().add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def subject_of(picture: np.ndarray) -> np.ndarray:
+def find_subject(picture: np.ndarray) -> np.ndarray:
     """Return where a picture uint8 [h, w, 3] differs from its border's most frequent colour; everywhere if nowhere."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     colours, counts = np.unique(border, axis=0, return_counts=True)
     background = colours[counts.argmax()].astype(np.int16)
-    seen = np.abs(picture.astype(np.int16) - background).max(axis=-1) > DIFFERENT
-    return seen if seen.any() else np.ones_like(seen)
+    mask = np.abs(picture.astype(np.int16) - background).max(axis=-1) > SUBJECT_THRESHOLD
+    return mask if mask.any() else np.ones_like(mask)
 
 
-def of_pictures(pictures: Sequence[np.ndarray]) -> Pixels:
+def mask_pictures(pictures: Sequence[np.ndarray]) -> MaskedPictures:
     """Stack pictures of one size and find their masks. Raises ValueError if there are none."""
     if not pictures:
         raise ValueError("there is no picture to learn from")
-    return Pixels(np.stack(pictures), np.stack([subject_of(one) for one in pictures]))
+    return MaskedPictures(np.stack(pictures), np.stack([find_subject(picture) for picture in pictures]))
 
 
-def of_artwork(
-    pictures: Sequence[Artwork], seed: int, per_picture: int = 4, told: Told = lambda done, of: None
-) -> tuple[Pixels, Pixels]:
+def render_artwork(
+    pictures: Sequence[Artwork],
+    seed: int,
+    per_picture: int = 4,
+    on_progress: ProgressCallback = lambda finished, total: None,
+) -> tuple[MaskedPictures, MaskedPictures]:
     """Render variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
-    seen = [art for art in pictures if not artwork_held_out(art.key)]
-    kept = [art for art in pictures if artwork_held_out(art.key)]
-    pairs, train = numbered(seen, per_picture), list[np.ndarray]()
+    train_drawings = [drawing for drawing in pictures if not is_held_out(drawing.key)]
+    held_out_drawings = [drawing for drawing in pictures if is_held_out(drawing.key)]
+    pairs, train_pictures = number_variants(train_drawings, per_picture), list[np.ndarray]()
     for index, number in pairs:
-        train.append(variant(seen[index], number, seed).pixels)
-        told(len(train), len(pairs))
-    return of_pictures(train), of_pictures([variant(art, HELD_BACK, seed).pixels for art in kept])
+        train_pictures.append(render_variant(train_drawings[index], number, seed).pixels)
+        on_progress(len(train_pictures), len(pairs))
+    return mask_pictures(train_pictures), mask_pictures(
+        [render_variant(drawing, FIRST_HELD_BACK, seed).pixels for drawing in held_out_drawings]
+    )

@@ -14,24 +14,24 @@ import numpy as np
 from PIL import Image
 
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.captions import COLOURS, Look, caption, pair_held_out
+from engine.training.pictures.captions import COLOURS, Appearance, is_held_out_pair, make_caption
 
 SIDE = 64
-HELD_BACK = 1_000_000
-BACKGROUNDS = {
+FIRST_HELD_BACK = 1_000_000
+BACKGROUND_COLOURS = {
     "white": (255, 255, 255), "black": (12, 12, 14), "grey": (128, 128, 130), "red": (214, 40, 40),
     "orange": (245, 140, 30), "yellow": (250, 215, 60), "green": (60, 165, 75), "blue": (45, 105, 220),
     "purple": (130, 70, 190), "pink": (245, 160, 195), "brown": (120, 75, 45), "teal": (30, 150, 150),
 }  # fmt: skip
-HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue": 220, "purple": 275, "pink": 325}
-REHUED = 0.18
-SYMBOLS = 8
+HUE_DEGREES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue": 220, "purple": 275, "pink": 325}
+REHUED_SHARE = 0.18
+SYMBOL_GROUP = 8
 # Variants by group: people ask most for animals and food, seldom for "up-left arrow"; but rare ones are not learnt.
-SPREAD = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOLS: 12}
+VARIANTS_BY_GROUP = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOL_GROUP: 12}
 # Three styles of one word are three answers to one prompt. The rounded style dominates, so that few steps of training
 # give one clear picture and not the mean of three.
 STYLE_SHARE = {"3d render": 1.0, "soft shading": 0.16, "flat design": 0.1}
-POSED = 0.75  # share of centred, usual-sized, unchanged drawings: what a plain prompt should give
+POSED_SHARE = 0.75  # share of centred, usual-sized, unchanged drawings: what a plain prompt should give
 USUAL_SCALE = 0.92
 
 
@@ -45,57 +45,59 @@ class Variant:
     licence: str
 
 
-def diet() -> str:
+def mix_fingerprint() -> str:
     """Return hex digits that change with the mix of artwork that a network is trained on."""
-    return f"{zlib.crc32(repr((SPREAD, STYLE_SHARE, POSED, REHUED)).encode()):08x}"
+    return f"{zlib.crc32(repr((VARIANTS_BY_GROUP, STYLE_SHARE, POSED_SHARE, REHUED_SHARE)).encode()):08x}"
 
 
-def numbered(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
+def number_variants(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
     """Return all (picture, number) pairs to train on; `per_picture` overrides the counts by group."""
-    counts = (per_picture or _spread(art) for art in pictures)
+    counts = (per_picture or _variant_count(drawing) for drawing in pictures)
     return [(index, number) for index, count in enumerate(counts) for number in range(count)]
 
 
-def _spread(art: Artwork) -> int:
-    clock = "o'clock" in art.words.label or art.words.label.endswith("-thirty")
-    usual = SPREAD[SYMBOLS] if clock else SPREAD.get(art.group, 16)
-    return max(1, round(usual * STYLE_SHARE.get(art.style, 1.0)))
+def _variant_count(drawing: Artwork) -> int:
+    is_clock = "o'clock" in drawing.description.label or drawing.description.label.endswith("-thirty")
+    base_count = VARIANTS_BY_GROUP[SYMBOL_GROUP] if is_clock else VARIANTS_BY_GROUP.get(drawing.group, 16)
+    return max(1, round(base_count * STYLE_SHARE.get(drawing.style, 1.0)))
 
 
-def variant(art: Artwork, number: int, seed: int) -> Variant:
+def render_variant(drawing: Artwork, number: int, seed: int) -> Variant:
     """Render the drawing's variant of this number: the same bytes and caption on every machine."""
-    rng = np.random.default_rng([seed, zlib.crc32(art.key.encode()), number])
-    pixels, hue = _hued(art, rng)
-    background = "white" if rng.random() < 0.5 else str(rng.choice([name for name in BACKGROUNDS if name != "white"]))
-    posed = rng.random() < POSED
-    size, scale = ("", USUAL_SCALE) if posed else _size(rng)
-    sided = art.group == SYMBOLS or not {"left", "right"}.isdisjoint(art.words.label.split())
-    if not (posed or sided) and rng.random() < 0.5:
+    rng = np.random.default_rng([seed, zlib.crc32(drawing.key.encode()), number])
+    pixels, hue = _change_hue(drawing, rng)
+    background = (
+        "white" if rng.random() < 0.5 else str(rng.choice([name for name in BACKGROUND_COLOURS if name != "white"]))
+    )
+    is_posed = rng.random() < POSED_SHARE
+    size, scale = ("", USUAL_SCALE) if is_posed else _random_size(rng)
+    has_direction = drawing.group == SYMBOL_GROUP or not {"left", "right"}.isdisjoint(drawing.description.label.split())
+    if not (is_posed or has_direction) and rng.random() < 0.5:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    composed = compose(pixels, scale, 0.0 if posed else 0.6, BACKGROUNDS[background], rng)
-    said = caption(art.words, art.group, Look(hue, art.style, size, background), rng)
-    return Variant(composed, said, art.key, art.licence)
+    rendered = compose(pixels, scale, 0.0 if is_posed else 0.6, BACKGROUND_COLOURS[background], rng)
+    text = make_caption(drawing.description, drawing.group, Appearance(hue, drawing.style, size, background), rng)
+    return Variant(rendered, text, drawing.key, drawing.licence)
 
 
-def dominant_hue(pixels: Image.Image) -> float | None:
+def find_dominant_hue(pixels: Image.Image) -> float | None:
     """Return the hue in degrees of most opaque, saturated pixels; None if less than a third are saturated."""
     hsv = np.asarray(pixels.convert("RGB").convert("HSV"), dtype=np.float32)
-    seen = np.asarray(pixels.getchannel("A")) > 128
-    vivid = seen & (hsv[..., 1] > 90) & (hsv[..., 2] > 60)
-    if vivid.sum() < max(1, seen.sum()) / 3:
+    opaque = np.asarray(pixels.getchannel("A")) > 128
+    is_vivid = opaque & (hsv[..., 1] > 90) & (hsv[..., 2] > 60)
+    if is_vivid.sum() < max(1, opaque.sum()) / 3:
         return None
-    angles = hsv[..., 0][vivid] * (2 * np.pi / 256)
+    angles = hsv[..., 0][is_vivid] * (2 * np.pi / 256)
     counts, edges = np.histogram(angles, bins=24, range=(0, 2 * np.pi))
     peak = edges[counts.argmax()] + np.pi / 24
-    near = angles[np.cos(angles - peak) > np.cos(np.pi / 8)]
-    if near.size < 0.6 * angles.size:
+    near_peak = angles[np.cos(angles - peak) > np.cos(np.pi / 8)]
+    if near_peak.size < 0.6 * angles.size:
         return None
-    return float(np.degrees(np.arctan2(np.sin(near).mean(), np.cos(near).mean())) % 360)
+    return float(np.degrees(np.arctan2(np.sin(near_peak).mean(), np.cos(near_peak).mean())) % 360)
 
 
-def hue_name(degrees: float) -> str:
+def nearest_hue(degrees: float) -> str:
     """Return the nearest named hue, around the circle."""
-    return min(HUES, key=lambda name: abs((degrees - HUES[name] + 180) % 360 - 180))
+    return min(HUE_DEGREES, key=lambda name: abs((degrees - HUE_DEGREES[name] + 180) % 360 - 180))
 
 
 def compose(
@@ -104,44 +106,44 @@ def compose(
     """Render on a colour, uint8 [64, 64, 3]: `scale` of the side long, off centre by up to `shift` of the margin."""
     longest = max(pixels.size)
     width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
-    placed = pixels.resize((width, height), Image.Resampling.BICUBIC)
-    room = np.abs(np.array([SIDE - width, SIDE - height])) / 2
-    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * room).astype(int)
+    resized = pixels.resize((width, height), Image.Resampling.BICUBIC)
+    margin = np.abs(np.array([SIDE - width, SIDE - height])) / 2
+    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * margin).astype(int)
     shade = tuple(
-        int(np.clip(part + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for part in colour
+        int(np.clip(channel + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for channel in colour
     )
     canvas = Image.new("RGBA", (SIDE, SIDE), (*shade, 255))
     layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
-    layer.paste(placed, (int(left), int(top)))
+    layer.paste(resized, (int(left), int(top)))
     return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
 
 
-def _hued(art: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
-    chance, pick = rng.random(), str(rng.choice(list(HUES)))
-    colourful = not COLOURS.isdisjoint(art.words.label.split())
-    if chance > REHUED + 0.2 or colourful or (own := dominant_hue(art.pixels)) is None:
-        return art.pixels, ""
-    if chance > REHUED:  # its own colour, named in the caption: red cars teach "red car", too
-        name = hue_name(own)
-        usable = name not in ("orange", "yellow") and not pair_held_out(name, art.words)
-        return art.pixels, name if usable else ""
-    if pair_held_out(pick, art.words):
-        return art.pixels, ""
-    return _rotated(art.pixels, HUES[pick] - own), pick
+def _change_hue(drawing: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
+    draw, new_hue = rng.random(), str(rng.choice(list(HUE_DEGREES)))
+    names_colour = not COLOURS.isdisjoint(drawing.description.label.split())
+    if draw > REHUED_SHARE + 0.2 or names_colour or (own_hue := find_dominant_hue(drawing.pixels)) is None:
+        return drawing.pixels, ""
+    if draw > REHUED_SHARE:  # its own colour, named in the caption: red cars teach "red car", too
+        name = nearest_hue(own_hue)
+        is_usable = name not in ("orange", "yellow") and not is_held_out_pair(name, drawing.description)
+        return drawing.pixels, name if is_usable else ""
+    if is_held_out_pair(new_hue, drawing.description):
+        return drawing.pixels, ""
+    return _rotate_hue(drawing.pixels, HUE_DEGREES[new_hue] - own_hue), new_hue
 
 
-def _rotated(pixels: Image.Image, degrees: float) -> Image.Image:
+def _rotate_hue(pixels: Image.Image, degrees: float) -> Image.Image:
     hue, saturation, value = pixels.convert("RGB").convert("HSV").split()
-    turned = (np.asarray(hue, dtype=np.int32) + round(degrees * 256 / 360)) % 256
-    moved = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
-    moved.putalpha(pixels.getchannel("A"))
-    return moved
+    rotated_hue = (np.asarray(hue, dtype=np.int32) + round(degrees * 256 / 360)) % 256
+    recoloured = Image.merge("HSV", (Image.fromarray(rotated_hue.astype(np.uint8)), saturation, value)).convert("RGB")
+    recoloured.putalpha(pixels.getchannel("A"))
+    return recoloured
 
 
-def _size(rng: np.random.Generator) -> tuple[str, float]:
-    chance = rng.random()
-    if chance < 0.25:
+def _random_size(rng: np.random.Generator) -> tuple[str, float]:
+    draw = rng.random()
+    if draw < 0.25:
         return "small", float(rng.uniform(0.42, 0.6))
-    if chance < 0.45:
+    if draw < 0.45:
         return "close-up", float(rng.uniform(1.2, 1.5))
     return "", float(rng.uniform(0.82, 1.0))
