@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import backup, describe, doors, imagine, jobs, members, own_options, restore, rules, worker_key
+from bot.cli import describe, flag_aliases, privacy
+from bot.cli.backup import backup_command, restore_command
+from bot.cli.imagine import command as imagine_command
+from bot.cli.jobs import commands as job_commands
 from bot.cli.options import AsJson, Data
-from bot.refused import UserError
+from bot.cli.rules import commands as rule_commands
+from bot.cli.rules import kill_switch
+from bot.cli.worker_keys import command as worker_key_command
+from bot.domain.errors import UserError
 
 if TYPE_CHECKING:
-    from bot.config import Settings
+    from bot.app.settings import Settings
 
 app = typer.Typer(
     add_completion=False,
@@ -27,10 +33,10 @@ app = typer.Typer(
     help="A picture bot of your own: `darkroom up` opens the chatroom, `darkroom imagine` draws in the terminal.",
 )
 
-rules.app.command("close")(doors.close)
-rules.app.command("open")(doors.reopen)
-app.add_typer(rules.app, name="rules")
-app.add_typer(jobs.app, name="jobs")
+rule_commands.app.command("close")(kill_switch.close)
+rule_commands.app.command("open")(kill_switch.reopen)
+app.add_typer(rule_commands.app, name="rules")
+app.add_typer(job_commands.app, name="jobs")
 
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
@@ -63,7 +69,7 @@ def up(
     standby: Standby = False,
 ) -> None:
     """Run everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
-    from bot.cli.up import run_bot
+    from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats, check=check)
     run_bot(settings, models=tuple(model or ("embedded",)), memory=memory, open_browser=open_browser, standby=standby)
@@ -74,7 +80,7 @@ def bot(
     port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False
 ) -> None:  # fmt: skip
     """Run the bot without an engine: chatroom and Discord, beside a broker and engines that run elsewhere."""
-    from bot.cli.up import run_bot
+    from bot.cli.up.startup import run_bot
 
     settings = _load_settings(port=port, host=host, data=data, nats=nats)
     if not settings.nats:
@@ -82,7 +88,7 @@ def bot(
     run_bot(settings, models=(), open_browser=False, standby=standby)
 
 
-app.command()(imagine.imagine)
+app.command()(imagine_command.imagine)
 app.command()(describe.describe)
 
 
@@ -111,7 +117,7 @@ def doctor(
 @app.command()
 def commands(as_json: AsJson = False) -> None:
     """List the Discord commands as they are registered, counted against Discord's limits. Needs no token."""
-    from bot.cli.commands import check_commands
+    from bot.cli.discord_commands import check_commands
 
     listing, within_limits = check_commands(as_json=as_json)
     typer.echo(listing)
@@ -131,36 +137,40 @@ def bench(context: typer.Context) -> None:
     workers.
     """
     if context.args[:1] == ["models"]:
-        _run_engine_command("engine.bench.models.__main__", context.args[1:])
-    bench_modules = {"discord": "bot.cli.evening", "queue": "bot.bench.queue", "scale": "bot.bench.scale"}
+        _run_engine_command("benchmarks.models.__main__", context.args[1:])
+    bench_modules = {
+        "discord": "benchmarks.discord.command",
+        "queue": "benchmarks.queue.command",
+        "scale": "benchmarks.queue.worker_scaling",
+    }
     if module := bench_modules.get(context.args[0] if context.args else ""):
         from importlib import import_module
 
         raise typer.Exit(import_module(module).run(context.args[1:]))
-    _run_engine_command("engine.bench.__main__", context.args)
+    _run_engine_command("benchmarks.engine.__main__", context.args)
 
 
 @app.command("gpu-report", context_settings=FORWARD_ARGS)
 def gpu_report(context: typer.Context) -> None:
     """Measure this machine's GPU, or its processor, with our engine; writes two files to attach to an issue."""
-    _run_engine_command("engine.bench.report.__main__", context.args)
+    _run_engine_command("benchmarks.gpu_report.__main__", context.args)
 
 
 @app.command(context_settings=FORWARD_ARGS)
 def train(context: typer.Context) -> None:
     """Train the embedded model's network further, on openly licensed artwork; see `darkroom train --help`."""
-    _run_engine_command("engine.training.__main__", context.args)
+    _run_engine_command("training.__main__", context.args)
 
 
 @app.command(context_settings=FORWARD_ARGS)
 def lab(context: typer.Context) -> None:
     """Experiment with prompts, noise and the latent space, with pictures; see `darkroom lab --help`."""
-    _run_engine_command("engine.lab.__main__", context.args)
+    _run_engine_command("training.lab.__main__", context.args)
 
 
-app.command(context_settings={"ignore_unknown_options": True})(own_options.option)  # values may begin with dashes
-app.command("worker-key")(worker_key.worker_key)
-for command in (backup.backup, restore.restore, members.forget, members.export):
+app.command(context_settings={"ignore_unknown_options": True})(flag_aliases.option)  # values may begin with dashes
+app.command("worker-key")(worker_key_command.worker_key)
+for command in (backup_command.backup, restore_command.restore, privacy.forget, privacy.export):
     app.command()(command)
 
 
@@ -179,7 +189,7 @@ def _run_engine_command(module: str, args: list[str]) -> None:
 
 def _load_settings(**overrides: Any) -> Settings:
     """Load the environment's settings; values from the command line override them."""
-    from bot.config import load_settings
+    from bot.app.settings import load_settings
 
     return load_settings(**{name: value for name, value in overrides.items() if value is not None})
 

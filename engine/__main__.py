@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from engine.config import WorkerSettings
+    from engine.process.settings import WorkerSettings
 
 EXIT_BAD_SETTING, EXIT_STUCK = 2, 70
 # How long an idle OpenMP thread spins before it sleeps. The library's default makes a step five times slower on a busy
@@ -74,8 +74,8 @@ def serve(
     rows: RowsOption = None,
 ) -> None:
     """Take jobs from a broker and make their pictures on this machine, until SIGTERM."""
-    from engine.config import load_settings, load_simulation_settings, read_token
-    from engine.logline import configure_stderr
+    from engine.process.log_format import configure_stderr
+    from engine.process.settings import load_settings, load_simulation_settings, read_token
 
     token, key = (read_token(path) if path else "" for path in (token_file, key_file))
     settings = load_settings(
@@ -89,21 +89,21 @@ def serve(
 
 async def _run_worker(settings: WorkerSettings) -> None:
     """Run the worker. If a thread is stuck, end the process at once: a normal exit would wait for it for ever."""
-    from engine import serving  # torch takes seconds to load: report bad settings first
     from engine.bus import ConnectionEnded
+    from engine.worker import main as worker_main  # torch takes seconds to load: report bad settings first
 
     try:
-        await serving.run_worker(settings)
-    except (serving.Stuck, ConnectionEnded) as error:
+        await worker_main.run_worker(settings)
+    except (worker_main.Stuck, ConnectionEnded) as error:
         _exit_now(_print_error(str(error), EXIT_STUCK))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. An error that the caller can mend ends in one sentence, never in a traceback."""
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPIN_COUNT)  # torch reads it when it loads, later
-    from engine.bus.link import BrokerUnreachable
-    from engine.config import SettingError
-    from engine.unfit import JobRejected
+    from engine.bus.connection import BrokerUnreachable
+    from engine.contract.rejection import JobRejected
+    from engine.process.settings import SettingError
 
     try:
         app(list(argv) if argv is not None else None)

@@ -202,7 +202,7 @@ def test_the_compose_file_requires_a_token() -> None:
 
 
 def test_the_broker_of_the_compose_file_syncs_and_requires_authorization() -> None:
-    from engine.bus.broker import find_server
+    from engine.bus.broker.embedded import find_server
 
     env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
     config = ROOT / "docker" / "nats.conf"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bot.cli.options import AsJson, Data
-from bot.refused import UserError
+from bot.domain.errors import UserError
 
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
 Model = Annotated[str | None, typer.Option(help="Which model scores the words; by default the bot's default model.")]
@@ -23,20 +23,20 @@ NOT_RUNNING = "No Darkroom is running on this data folder: start `darkroom up`, 
 
 def describe(picture: Picture, model: Model = None, as_json: AsJson = False, data: Data = None) -> None:
     """Suggest prompts for a picture, from words that a model knows, the best first."""
-    from bot.cli import remote
-    from bot.cli.bringing import JobInputs
-    from bot.cli.developed import GenerationError
-    from bot.cli.running import find_instance
-    from bot.config import load_settings
+    from bot.app.settings import load_settings
+    from bot.cli.imagine import http_client
+    from bot.cli.imagine.job_inputs import JobInputs
+    from bot.cli.imagine.result import GenerationError
+    from bot.cli.instance_lock import find_instance
     from bot.web.auth import terminal_key
 
     (content,) = JobInputs((picture,)).read_pictures()
     folder = load_settings(**({} if data is None else {"data": data})).data
     instance = find_instance(folder)
-    if instance is None or not asyncio.run(remote.is_darkroom_running(instance.url)):
+    if instance is None or not asyncio.run(http_client.is_darkroom_running(instance.url)):
         raise UserError(NOT_RUNNING)
     try:
-        result = asyncio.run(remote.describe(instance.url, terminal_key(folder), content, model))
+        result = asyncio.run(http_client.describe(instance.url, terminal_key(folder), content, model))
     except GenerationError as error:
         typer.echo(f"darkroom: {error}", err=True)
         raise typer.Exit(1) from None

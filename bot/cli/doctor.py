@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.cli.running import check_port_free, find_instance
-from bot.refused import UserError
-from engine.logline import escape
+from bot.cli.instance_lock import check_port_free, find_instance
+from bot.domain.errors import UserError
+from engine.process.log_format import escape
 
 if TYPE_CHECKING:
-    from bot.config import Settings
+    from bot.app.settings import Settings
 
 MIN_FREE_BYTES = 2 * 1024**3  # a few thousand pictures with their ladders, and the broker's store
 TOKEN_TIMEOUT = 5.0
@@ -59,7 +59,7 @@ def check_python() -> Finding:
 
 def check_broker(settings: Settings) -> Finding:
     """Check the embedded server's binary, or the broker that DARKROOM_NATS names."""
-    from engine.bus.broker import BrokerError, find_server
+    from engine.bus.broker.embedded import BrokerError, find_server
 
     if settings.nats:
         return _check_reachable(str(settings.nats))
@@ -104,7 +104,7 @@ def check_database(settings: Settings) -> Finding:
     import asyncio
 
     from bot.store import DatabaseUnavailable
-    from bot.store.answering import check_database
+    from bot.store.admin.ping import check_database
 
     try:
         status = asyncio.run(check_database(settings.database))
@@ -117,7 +117,7 @@ def check_chatroom_port(settings: Settings) -> Finding:
     """Check the chatroom's port: free, or held by our own `up`."""
     import asyncio
 
-    from bot.cli.remote import is_darkroom_running
+    from bot.cli.imagine.http_client import is_darkroom_running
 
     instance = find_instance(settings.data)
     if instance is not None and asyncio.run(is_darkroom_running(instance.url)):
@@ -162,7 +162,7 @@ def check_workers(settings: Settings) -> Iterator[Finding]:
     """Report what the running bot refused of its workers; report nothing if no bot runs."""
     import asyncio
 
-    from bot.cli.remote import fetch_refusals, is_darkroom_running
+    from bot.cli.imagine.http_client import fetch_refusals, is_darkroom_running
     from bot.web.auth import terminal_key
 
     instance = find_instance(settings.data)
@@ -189,7 +189,7 @@ def check_engine(settings: Settings, remeasure: bool) -> Iterator[Finding]:
         remedy = "pip install 'darkroom-bot[all]'; a bot whose engines run elsewhere needs none."
         yield Finding("engine", False, f"{', '.join(missing_packages)} not installed", remedy)
         return
-    from engine.check import check_model, check_picture_check
+    from engine.worker.doctor import check_model, check_picture_check
 
     yield from (Finding(*line) for line in check_model(settings.data, force=remeasure))
     if settings.check:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageFilter
 
-from bot.images.pixels import ImageFormat, decode_image, encode_image, resize_image
+from bot.images.image_codec import ImageFormat, decode_image, encode_image, resize_image
 
 BLUR_SIDE = 6  # pixels of the longer side before smoothing: too few to show any shape
 MAX_SIDE = 512  # pixels of the longer side of the result: more would only add bytes

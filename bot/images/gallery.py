@@ -8,19 +8,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from bot.images import dissolve, film, labelled, rungs, walk
+from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
+from bot.images import contact_sheet
+from bot.images.async_cache import AsyncCache
 from bot.images.blur import blur_picture
-from bot.images.closely import NO_THUMBNAILS, DecodeLadder, ThumbnailDecoder, Thumbnails, apply_thumbnails
-from bot.images.film_formats import FilmFormat, check_film_format
-from bot.images.held import NO_FILM as HELD_FILM
-from bot.images.held import hold_reason, is_held
-from bot.images.made import AsyncCache
-from bot.images.pictures import ContentMissing, PictureStore
-from bot.images.pixels import UnreadableImage
-from bot.images.reel import MAX_FILM_BYTES
-from bot.refused import UserError
-from bot.states import is_end
-from bot.store import Store, StoredPicture, reviews, walks
+from bot.images.films import interpolation_film, ladder_film, noising_film
+from bot.images.films.animation import MAX_FILM_BYTES
+from bot.images.films.formats import FilmFormat, check_film_format
+from bot.images.image_codec import UnreadableImage
+from bot.images.keyframes import ladder_keyframes
+from bot.images.keyframes.thumbnail_decoder import (
+    NO_THUMBNAILS,
+    DecodeLadder,
+    ThumbnailDecoder,
+    Thumbnails,
+    apply_thumbnails,
+)
+from bot.images.moderation_status import NO_FILM as HELD_FILM
+from bot.images.moderation_status import hold_reason, is_held
+from bot.images.picture_store import ContentMissing, PictureStore
+from bot.store import Store, StoredPicture
+from bot.store.jobs import interpolations
+from bot.store.moderation import reviews
 
 CACHED_FILES = 8  # files in memory; at most 10 MB each
 CACHED_LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
@@ -91,7 +101,7 @@ class Gallery:
 
         def make(contents: Sequence[bytes]) -> bytes:
             ladders, final_pictures = contents[: len(ladder_files)], contents[len(ladder_files) :]
-            return film.render_film(ladders, finals=final_pictures, film_format=film_format, limit=limit)
+            return ladder_film.render_film(ladders, finals=final_pictures, film_format=film_format, limit=limit)
 
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, ladder_files)
         return await self._render_cached(("film", film_format, str(limit)), parts, make, NO_FILM, thumbnails)
@@ -102,14 +112,14 @@ class Gallery:
         limit, walk_images = min(limit, MAX_FILM_BYTES), await self._walk_images(job)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return walk.render_walk(contents, film_format=film_format, limit=limit)
+            return interpolation_film.render_walk(contents, film_format=film_format, limit=limit)
 
         return await self._render_cached(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
 
     async def _walk_images(self, job: str) -> list[StoredPicture]:
         """Return the images of a walk that may be shown, in order. Raises `Refused` (404) if it has no film."""
         visible_images: list[StoredPicture] = []
-        for part in await self._store.read(walks.list_parts, job):
+        for part in await self._store.read(interpolations.list_parts, job):
             if not is_end(part.state):
                 raise UserError(WALK_UNFINISHED, 404)
             if part.deleted is None:
@@ -127,8 +137,8 @@ class Gallery:
         limit = min(limit, MAX_FILM_BYTES)
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return dissolve.render_dissolve(
-                contents[0], dissolve.derive_seed(contents[0]), film_format=film_format, limit=limit
+            return noising_film.render_dissolve(
+                contents[0], noising_film.derive_seed(contents[0]), film_format=film_format, limit=limit
             )
 
         return await self._render_cached(
@@ -147,8 +157,8 @@ class Gallery:
 
         def make(contents: Sequence[bytes]) -> bytes:
             picture, ladder = contents
-            return dissolve.render_dissolve_and_back(
-                picture, ladder, dissolve.derive_seed(picture), film_format=film_format, limit=limit
+            return noising_film.render_dissolve_and_back(
+                picture, ladder, noising_film.derive_seed(picture), film_format=film_format, limit=limit
             )
 
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts[1:])
@@ -159,7 +169,7 @@ class Gallery:
         stored = await self.find_ladder(job, index)
 
         async def make() -> tuple[int, ...]:
-            return await asyncio.to_thread(rungs.branch_steps, await self.read_file(stored))
+            return await asyncio.to_thread(ladder_keyframes.branch_steps, await self.read_file(stored))
 
         return await self._branch_steps.get_or_make((stored.sha256,), make)
 
@@ -183,11 +193,15 @@ class Gallery:
         """Return the keyframes that can be branched as a WebP contact sheet, each labelled with its step."""
 
         def make(contents: Sequence[bytes]) -> bytes:
-            return labelled.make_contact_sheet(contents[0])
+            return contact_sheet.make_contact_sheet(contents[0])
 
         parts = [await self.find_ladder(job, index)]
         return await self._render_cached(
-            ("sheet",), parts, make, rungs.UNREADABLE, await self._thumbnail_decoder.decode_thumbnails(job, parts)
+            ("sheet",),
+            parts,
+            make,
+            ladder_keyframes.UNREADABLE,
+            await self._thumbnail_decoder.decode_thumbnails(job, parts),
         )
 
     async def render_comparison(self, pictures: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
@@ -196,13 +210,20 @@ class Gallery:
             raise UserError("Two to four pictures can be compared.")
         parts = [await self.find_visible(job, index) for job, index in pictures]
         return await self._render_cached(
-            ("compared", *labels), parts, lambda contents: labelled.compose_side_by_side(contents, labels), PICTURE_GONE
+            ("compared", *labels),
+            parts,
+            lambda contents: contact_sheet.compose_side_by_side(contents, labels),
+            PICTURE_GONE,
         )
 
     async def _render_cached(
-        self, key: tuple[str, ...], parts: Sequence[StoredPicture], render: Callable[[Sequence[bytes]], bytes], refusal: str,
+        self,
+        key: tuple[str, ...],
+        parts: Sequence[StoredPicture],
+        render: Callable[[Sequence[bytes]], bytes],
+        refusal: str,
         thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS,
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         """Return `make` of the parts' contents, or the cached result.
 
         `otherwise`: the refusal if a part is unreadable. `seen`: decoded thumbnails of ladders, by SHA-256.
@@ -222,7 +243,7 @@ class Gallery:
     async def keyframe_steps(self, job: str) -> list[int]:
         """Return the step of each keyframe, for a slider."""
         try:
-            return await asyncio.to_thread(film.keyframe_steps, await self._without_latents(job))
+            return await asyncio.to_thread(ladder_film.keyframe_steps, await self._without_latents(job))
         except UnreadableImage as error:
             raise UserError(NO_FILM, 404) from error
 
@@ -231,7 +252,7 @@ class Gallery:
         try:
             ladders = await self._without_latents(job)
             async with self._grid_slots:
-                return await asyncio.to_thread(film.render_keyframe, ladders, index)
+                return await asyncio.to_thread(ladder_film.render_keyframe, ladders, index)
         except (UnreadableImage, IndexError) as error:
             raise UserError("There is no such keyframe.", 404) from error
 
@@ -242,7 +263,9 @@ class Gallery:
 
         async def make() -> list[bytes]:
             contents = [await self.read_file(stored) for stored in parts]
-            return await asyncio.to_thread(lambda: film.drop_latents(apply_thumbnails(parts, contents, thumbnails)))
+            return await asyncio.to_thread(
+                lambda: ladder_film.drop_latents(apply_thumbnails(parts, contents, thumbnails))
+            )
 
         return await self._bare_ladders.get_or_make(
             ("decoded" if thumbnails else "", *(stored.sha256 for stored in parts)), make

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bot.images.pixels import BACKGROUND, ImageFormat, decode_image, encode_image, read_recipe_text, resize_image
+from bot.images.image_codec import (
+    BACKGROUND,
+    ImageFormat,
+    decode_image,
+    encode_image,
+    read_recipe_text,
+    resize_image,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from bot.store.tables import metadata
+from bot.store.schema.tables import metadata
 
 
 def _migrate(connection: Connection) -> None:

@@ -10,22 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bot.domain.errors import UserError
+from bot.domain.texts import format_job_count, shorten
 from bot.prompt.concepts import EMPTY_CONCEPT, clean_prompt, parse_concepts
+from bot.prompt.flag_aliases import expand_flag_aliases
+from bot.prompt.flag_values import WEIGHTS_IN_WALK, parse_value
 from bot.prompt.flags import IGNORED_FLAGS, OUR_FLAGS, split_flags
 from bot.prompt.loras import merge_loras
-from bot.prompt.own import expand_flag_aliases
+from bot.prompt.parsed_prompt import ParsedPrompt, build_recipe, make_remarks
 from bot.prompt.permutations import MAX_JOBS, expand_braces
-from bot.prompt.request import ParsedPrompt, build_recipe, make_remarks
-from bot.prompt.values import WEIGHTS_IN_WALK, parse_value
-from bot.refused import UserError
-from bot.sentences import format_job_count, shorten
-from engine.job import MAX_COUNT
+from engine.contract import MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from bot.prompt.flags import ParsedFlag
-    from engine.job import Concept, ModelInfo
+    from engine.contract import Concept, ModelInfo
 
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
@@ -43,9 +43,14 @@ class ParseResult:
 
 
 def parse(
-    text: str, default_model: ModelInfo | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None,
-    allow_empty: bool = False, aliases: Mapping[str, str] | None = None,
-) -> ParseResult:  # fmt: skip
+    text: str,
+    default_model: ModelInfo | None,
+    *,
+    models: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    allow_empty: bool = False,
+    aliases: Mapping[str, str] | None = None,
+) -> ParseResult:
     """Parse `text`. `defaults`: the model that is used if none is named; None while no worker is online.
 
     `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):

@@ -6,9 +6,9 @@ import re
 
 from ftfy import fix_text
 
-from bot.refused import UserError
-from bot.sentences import clean_text, shorten
-from engine.job import MAX_CONCEPTS, Concept
+from bot.domain.errors import UserError
+from bot.domain.texts import clean_text, shorten
+from engine.contract import MAX_CONCEPTS, Concept
 
 MAX_CHARACTERS = 2000
 MAX_WEIGHT = 100.0

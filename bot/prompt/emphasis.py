@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-# `engine.emphasis` has the same, or a word could hide behind a number that only the engine removes.
+# `engine.prompt.emphasis` has the same, or a word could hide behind a number that only the engine removes.
 NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
 _MARK = re.compile(rf"\\([()\[\]\\])|:\s*{NUMBER}\s*\)|[()\[\]]")
 

@@ -12,12 +12,12 @@ from typing import Literal
 
 from rapidfuzz import fuzz, process
 
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
 from bot.prompt.emphasis import remove_emphasis
 from bot.prompt.loras import VALUE_RANGE as LORAS
 from bot.prompt.loras import extract_tags
-from bot.prompt.samplers import SAMPLER_LIST, split_sampler
-from bot.refused import UserError
-from bot.sentences import shorten
+from bot.prompt.sampler_names import SAMPLER_LIST, split_sampler
 
 FlagArgument = Literal["nothing", "number", "word", "words", "sampler"]
 

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 from rapidfuzz import fuzz, process
 
-from bot.refused import UserError
-from bot.sentences import shorten
-from engine.job import MAX_LORAS, Lora
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from engine.contract import MAX_LORAS, Lora
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from engine.job import ModelInfo
+    from engine.contract import ModelInfo
 
-MAX_WEIGHT = 4.0  # as in `engine.job.Lora`
+MAX_WEIGHT = 4.0  # as in `engine.contract.Lora`
 NONE = "none"  # removes the LoRAs of a remixed job
 VALUE_RANGE = f"a name, or name:weight from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, at most {MAX_LORAS} of them, or {NONE}"
 FILE_SUFFIX = ".safetensors"
 
 _TAG = re.compile(r"<lora:([^<>]{0,200})>", re.IGNORECASE)
 _COMMAS = re.compile(r"\s*,(?:\s*,)*")  # left over from "fox, <lora:a>, <lora:b>, cute"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.job.Name`
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.contract.Name`
 _WEIGHT = re.compile(r"[+-]?(?:[0-9]{1,3}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})")
 _DASHES = str.maketrans("–—−", "---")
 

@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from bot.refused import UserError
+from bot.domain.errors import UserError
 
 MAX_JOBS = 10
 MAX_DEPTH = 8  # bounds the recursion below

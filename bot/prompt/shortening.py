@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bot.domain.errors import UserError
 from bot.prompt.concepts import parse_concepts
 from bot.prompt.emphasis import remove_emphasis
 from bot.prompt.flags import split_flags
-from bot.refused import UserError
 
 MAX_WORDS = 126  # words: each is one text for the encoder, 64 at a time, and it reads hardly more
 KEPT_SHARES = (0.8, 0.6, 0.45, 0.3, 0.2)  # shares of the words, in each shorter version

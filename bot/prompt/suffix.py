@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bot.prompt.flag_aliases import expand_flag_aliases
+from bot.prompt.flag_values import parse_value
 from bot.prompt.flags import find_first_flag, split_flags
-from bot.prompt.own import expand_flag_aliases
-from bot.prompt.values import parse_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.job import ModelInfo
+from engine.contract import ModelInfo
 
 ANIMALS = """
 dog, cat, fox, wolf, bear, panda, koala, tiger, lion, horse, cow, pig, sheep, goat, ram, monkey, gorilla,

@@ -14,21 +14,21 @@ from contextlib import suppress
 
 import msgspec
 
-from bot.feed import Feed, QueueMoved
-from bot.images.pictures import ContentMissing, PictureStore
-from bot.limits import Limits
-from bot.models import ModelCatalog, PoolSummary, group_by_pool
-from bot.orders import renew_recipe
-from bot.passing import QueueBypass
-from bot.queue.board import ActiveJobs
-from bot.queue.closing import JobCompletion
-from bot.queue.forecast import Forecast, QueuePlace
-from bot.rules.together import RunningLimits
-from bot.sentences import INIT_IMAGE_GONE
+from bot.domain.events import Feed, QueueMoved
+from bot.domain.texts import INIT_IMAGE_GONE
+from bot.images.picture_store import ContentMissing, PictureStore
+from bot.policy.limits import Limits
+from bot.policy.queue_bypass import QueueBypass
+from bot.policy.rules.running_limits import RunningLimits
+from bot.queue.active_jobs import ActiveJobs
+from bot.queue.eta import Forecast, QueuePlace
+from bot.queue.job_completion import JobCompletion
+from bot.queue.job_request import renew_recipe
+from bot.queue.model_catalog import ModelCatalog, PoolSummary, group_by_pool
 from bot.store import DatabaseUnavailable, JobRecord, PickRequest, Store, Transition, rules
 from engine.bus import BrokerUnreachable, Bus
-from engine.job import Job, MalformedMessage, Recipe, required_blobs
-from engine.logline import log_context
+from engine.contract import Job, MalformedMessage, Recipe, required_blobs
+from engine.process.log_format import log_context
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,19 @@ class Dispatcher:
     """Run `run` as a task."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast, models: ModelCatalog, pictures: PictureStore,
-        completion: JobCompletion, *, limits: Limits, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        forecast: Forecast,
+        models: ModelCatalog,
+        pictures: PictureStore,
+        completion: JobCompletion,
+        *,
+        limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._forecast, self._models, self._pictures, self._completion = forecast, models, pictures, completion
         self._limits, self._clock = limits, clock

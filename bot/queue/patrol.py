@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from bot.models import group_by_pool
-from bot.queue.board import ActiveJob, ActiveJobs
-from bot.queue.closing import JobCompletion
-from bot.states import ACTIVE_STATES, is_end
-from bot.store import DatabaseUnavailable, JobRecord, Store, Transition, reads
+from bot.domain.job_states import ACTIVE_STATES, is_end
+from bot.queue.active_jobs import ActiveJob, ActiveJobs
+from bot.queue.job_completion import JobCompletion
+from bot.queue.model_catalog import group_by_pool
+from bot.store import DatabaseUnavailable, JobRecord, Store, Transition
+from bot.store.jobs import queries
 from engine.bus import BrokerUnreachable, Bus
-from engine.logline import log_context
+from engine.process.log_format import log_context
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,16 @@ class Patrol:
     """Run `run` as a task. `lease`: seconds that a claim lasts without a renewal."""
 
     def __init__(
-        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion, submit: Callable[[JobRecord], Awaitable[None]], *,
-        lease: float = 10.0, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        completion: JobCompletion,
+        submit: Callable[[JobRecord], Awaitable[None]],
+        *,
+        lease: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store, self._bus, self._active_jobs, self._completion, self._submit = (
             store,
             bus,
@@ -55,7 +63,7 @@ class Patrol:
 
     async def run_round(self) -> None:
         """Check all jobs once. Raises `Unreachable` and `Unavailable`."""
-        for record in await self._store.read(reads.list_overdue, self._clock()):
+        for record in await self._store.read(queries.list_overdue, self._clock()):
             await self._fail_overdue(record)
         for active_job in list(self._active_jobs.by_id.values()):
             if self._is_check_due(active_job):

@@ -16,16 +16,18 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from bot.states import TransitionKind
-from bot.store import completion, moves, reads, rerouting, terms, writes
-from bot.store.accounts import PickRequest
-from bot.store.batch import DatabaseUnavailable
-from bot.store.completion import JobStats
-from bot.store.database import Database, select_driver
-from bot.store.records import RELAXED_TIER, JobRecord, NewJob, StoredPicture, Transition
-from bot.store.terms import LeaderTerm, NotLeader
-from bot.store.upgrading import migrate_tables
-from engine.job import ModelInfo, UpscaleMethod
+from bot.domain.job_states import TransitionKind
+from bot.store import leader_terms
+from bot.store.drivers.database import Database, select_driver
+from bot.store.drivers.group_commit import DatabaseUnavailable
+from bot.store.fairness.accounts import PickRequest
+from bot.store.jobs import queries
+from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, StoredPicture, Transition
+from bot.store.leader_terms import LeaderTerm, NotLeader
+from bot.store.schema.migration import migrate_tables
+from bot.store.transitions import completion, job_transitions, picture_writes, pool_changes
+from bot.store.transitions.completion import JobStats
+from engine.contract import ModelInfo, UpscaleMethod
 
 __all__ = [
     "DatabaseUnavailable",
@@ -54,7 +56,7 @@ async def read_store_id(url: str) -> str:
     """
     database = await asyncio.to_thread(select_driver, url)
     try:
-        return await database.read(terms.read_store_id)
+        return await database.read(leader_terms.read_store_id)
     finally:
         await database.close()
 
@@ -87,7 +89,9 @@ class Store:
         if self._term is not None and self.ends_term_on_close:
             with suppress(DatabaseUnavailable, TimeoutError):
                 async with asyncio.timeout(END_TERM_SECONDS):
-                    await self.database.write(lambda connection, term=self._term: terms.end_term(connection, term))
+                    await self.database.write(
+                        lambda connection, term=self._term: leader_terms.end_term(connection, term)
+                    )
         await self.database.close()
 
     async def write(self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -95,7 +99,7 @@ class Store:
 
         def run_fenced(connection: Connection) -> T:
             if self._term is not None:
-                terms.check_term(connection, self._term)
+                leader_terms.check_term(connection, self._term)
             return operation(connection, *args, **kwargs)
 
         return await self.database.write(run_fenced)
@@ -105,18 +109,20 @@ class Store:
 
         None: the newest term is not `after`, and no term was begun.
         """
-        new_term = await self.database.write(lambda connection: terms.begin_term(connection, holder, expected_term))
+        new_term = await self.database.write(
+            lambda connection: leader_terms.begin_term(connection, holder, expected_term)
+        )
         self._term = self._term if new_term is None else new_term.term
         return new_term
 
     async def is_leader(self) -> bool:
         """Return True if no later leader term has begun."""
-        return (await self.read(terms.read_newest_term)).term == self._term
+        return (await self.read(leader_terms.read_newest_term)).term == self._term
 
     async def record_heartbeat(self) -> None:
         """Record a heartbeat for the standbys to see. Raises `Deposed`."""
         if self._term is not None:
-            await self.write(terms.record_heartbeat, self._term)
+            await self.write(leader_terms.record_heartbeat, self._term)
 
     async def _write_transition(
         self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -132,18 +138,18 @@ class Store:
         return await self.database.read(lambda connection: query(connection, *args, **kwargs))
 
     async def admit_jobs(
-        self, new_jobs: Sequence[NewJob], key: str | None, decide: moves.AdmissionCheck, now: float
+        self, new_jobs: Sequence[NewJob], key: str | None, decide: job_transitions.AdmissionCheck, now: float
     ) -> tuple[list[JobRecord], bool]:
         """Write the jobs that `decide` returns, with their destinations; True: they are new.
 
         `decide` runs on the store's thread, reads the ledger and raises `Refused` to write nothing. A known idempotency
         `key` returns the jobs that it made earlier, and False.
         """
-        return await self._write_transition(moves.admit_jobs, new_jobs, key, decide, self._weights, now)
+        return await self._write_transition(job_transitions.admit_jobs, new_jobs, key, decide, self._weights, now)
 
     async def pick_job(self, request: PickRequest, rows: int, overbook_share: float, now: float) -> Transition | None:
         """Mark the next job in fair order as sent if the pool's `rows` have room for it; None if there is none."""
-        return await self._write_transition(moves.pick_job, request, rows, overbook_share, now)
+        return await self._write_transition(job_transitions.pick_job, request, rows, overbook_share, now)
 
     async def start_job(
         self,
@@ -158,7 +164,14 @@ class Store:
     ) -> Transition | None:
         """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
         return await self._write_transition(
-            moves.start_job, job, epoch, worker, step, now, preview_step=preview_step, snapshots_lost=snapshots_lost
+            job_transitions.start_job,
+            job,
+            epoch,
+            worker,
+            step,
+            now,
+            preview_step=preview_step,
+            snapshots_lost=snapshots_lost,
         )
 
     async def requeue_job(
@@ -166,7 +179,7 @@ class Store:
     ) -> Transition | None:
         """Queue the job again as its next attempt, or fail it after too many without progress (see the record)."""
         return await self._write_transition(
-            moves.requeue_job, job, now, step=step, audit_note=audit_note, reason=reason, epoch=epoch
+            job_transitions.requeue_job, job, now, step=step, audit_note=audit_note, reason=reason, epoch=epoch
         )
 
     async def end_job(
@@ -175,16 +188,16 @@ class Store:
     ) -> Transition | None:  # fmt: skip
         """Finish, fail or cancel a job, and settle its charge to `spent` in the same transaction."""
         return await self._write_transition(
-            moves.end_job, kind, job, now, actual_cost, epoch=epoch, audit_note=audit_note, **values
+            job_transitions.end_job, kind, job, now, actual_cost, epoch=epoch, audit_note=audit_note, **values
         )
 
     async def reroute_job(self, job: str, pool: str, now: float) -> JobRecord | None:
         """Move a waiting job to another pool; None if nothing changed."""
-        return await self._write_transition(rerouting.reroute_job, job, pool, self._weights, now)
+        return await self._write_transition(pool_changes.reroute_job, job, pool, self._weights, now)
 
     async def request_cancel(self, job: str, now: float) -> tuple[JobRecord | None, Transition | None]:
         """Cancel a waiting job, or flag a sent one as cancelling. Return the job now, and the transition."""
-        return await self._write_transition(moves.request_cancel, job, now)
+        return await self._write_transition(job_transitions.request_cancel, job, now)
 
     async def record_picture(
         self, picture: StoredPicture, epoch: int, now: float, method: UpscaleMethod | None = None
@@ -216,8 +229,8 @@ class Store:
 
     async def save_model(self, model: ModelInfo, pool: str, now: float) -> None:
         """Store a model's profile for times when no worker is online."""
-        await self.write(writes.save_model, model, pool, now)
+        await self.write(picture_writes.save_model, model, pool, now)
 
     async def get_job(self, job: str) -> JobRecord | None:
         """Return one job, or None."""
-        return (await self.read(reads.get_jobs, [job])).get(job)
+        return (await self.read(queries.get_jobs, [job])).get(job)

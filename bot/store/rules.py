@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select
 
-from bot.refused import UserError
-from bot.rules import EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue
-from bot.rules.planning import plan_undo
-from bot.rules.together import LIMIT_SETTINGS, RunningLimits
-from bot.store.tables import rule_changes
-from bot.store.tables import rules as kept
+from bot.domain.errors import UserError
+from bot.policy.rules import EVERYWHERE, Rule, RuleChange, RuleStep, RuleValue
+from bot.policy.rules.change_plan import plan_undo
+from bot.policy.rules.running_limits import LIMIT_SETTINGS, RunningLimits
+from bot.store.schema.tables import rule_changes
+from bot.store.schema.tables import rules as kept
 
 MAX_CHANGES = 500  # per guild; older changes cannot be undone
 RuleValues = dict[tuple[str, str, str], RuleValue]
@@ -97,9 +97,13 @@ def _select_changes(connection: Connection, guild: str, *conditions: Any, limit:
 
 
 def undo_change(
-    connection: Connection, guild: str, number: int | None, actor: tuple[str, str], check_permission: Callable[[RuleChange], None],
+    connection: Connection,
+    guild: str,
+    number: int | None,
+    actor: tuple[str, str],
+    check_permission: Callable[[RuleChange], None],
     now: float,
-) -> RuleChange:  # fmt: skip
+) -> RuleChange:
     """Undo a change by a new change. Raises `Refused` if `permit` does, or if a later change touched the same rules.
 
     Without a number, undo the newest change that is no undo, was not undone, and that `permit` accepts.

@@ -11,14 +11,15 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from bot.config import Settings
-from bot.desk import Services
-from bot.lines import PerMemberLimit
-from bot.scrape import MetricsPage
-from bot.web import api, body, decisions, described, door, live, metrics, onward, prefer, prints, views, why
+from bot.app.metrics_page import MetricsPage
+from bot.app.settings import Settings
+from bot.domain.concurrency import PerMemberLimit
+from bot.services import Services
+from bot.web import media, metrics, middleware, pages, request_body, sse
+from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
-from bot.web.grids import GridCache
-from bot.web.told import EventCache
+from bot.web.grid_cache import GridCache
+from bot.web.sse_cache import EventCache
 
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
@@ -27,38 +28,46 @@ TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.ht
 
 
 def build_app(
-    settings: Settings, services: Services, engine_loading: asyncio.Event | None = None, metrics_snapshot: MetricsPage | None = None,
-) -> web.Application:  # fmt: skip
+    settings: Settings,
+    services: Services,
+    engine_loading: asyncio.Event | None = None,
+    metrics_snapshot: MetricsPage | None = None,
+) -> web.Application:
     """Return the chatroom over this desk. The first start writes the room's key into the data folder.
 
     `warming` is set while an engine that was started with the room is loading. `scrape` makes the metrics page; without
     it there is none.
     """
-    app = web.Application(middlewares=[door.handle_errors, door.authenticate], client_max_size=MAX_BODY_BYTES)
-    app[live.STUDIO] = services.jobs
+    app = web.Application(
+        middlewares=[middleware.handle_errors, middleware.authenticate], client_max_size=MAX_BODY_BYTES
+    )
+    app[sse.STUDIO] = services.jobs
     services.jobs.page_addresses = _extra_addresses(settings)
-    app[decisions.REVIEW] = services.picture_review
-    app[described.IMAGE_TO_PROMPT] = services.image_to_prompt
-    app[prefer.FLAG_ALIASES] = services.flag_aliases
-    app[live.ENGINE_LOADING] = engine_loading or asyncio.Event()
-    app[live.SHUTDOWN] = asyncio.Event()
-    app[live.STREAMS] = set()
-    app[live.EVENT_CACHE] = EventCache()
-    app[body.FORM_SLOTS], app[body.MEMBER_LIMIT] = asyncio.Semaphore(body.MAX_FORMS), PerMemberLimit()
-    app[door.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
-    app[door.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
-    app[door.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
-    app[door.SECURE_COOKIE] = settings.public_url.startswith("https://")
-    app[prints.GRID_CACHE] = GridCache(prints.MIN_CELL)
-    app[views.DISCORD_ENABLED] = settings.discord_token is not None
+    app[review.REVIEW] = services.picture_review
+    app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
+    app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
+    app[sse.ENGINE_LOADING] = engine_loading or asyncio.Event()
+    app[sse.SHUTDOWN] = asyncio.Event()
+    app[sse.STREAMS] = set()
+    app[sse.EVENT_CACHE] = EventCache()
+    app[request_body.FORM_SLOTS], app[request_body.MEMBER_LIMIT] = (
+        asyncio.Semaphore(request_body.MAX_FORMS),
+        PerMemberLimit(),
+    )
+    app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
+    app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
+    app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
+    app[middleware.SECURE_COOKIE] = settings.public_url.startswith("https://")
+    app[media.GRID_CACHE] = GridCache(media.MIN_CELL)
+    app[pages.DISCORD_ENABLED] = settings.discord_token is not None
     _load_templates(app)
-    app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *decisions.routes(), *live.routes()])
-    app.add_routes([*onward.routes(), *why.routes(), *prefer.routes(), *described.routes()])
+    app.add_routes([*pages.routes(), *jobs.routes(), *media.routes(), *review.routes(), *sse.routes()])
+    app.add_routes([*edits.routes(), *wait_reason.routes(), *flag_aliases.routes(), *describe.routes()])
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())
     app.router.add_static("/static", PACKAGE_DIR / "static")
-    app.on_response_prepare.append(door.add_security_headers)
+    app.on_response_prepare.append(middleware.add_security_headers)
     app.on_shutdown.append(_close_streams)
     return app
 
@@ -74,7 +83,7 @@ def _load_templates(app: web.Application) -> None:
 
 
 async def _close_streams(app: web.Application) -> None:
-    app[live.SHUTDOWN].set()
+    app[sse.SHUTDOWN].set()
 
 
 def _extra_addresses(settings: Settings) -> tuple[str, ...]:
@@ -86,9 +95,9 @@ def _extra_addresses(settings: Settings) -> tuple[str, ...]:
 def entry_address(settings: Settings, app: web.Application, port: int) -> str:
     """Return the address to print, with a one-time token where others than this computer can reach the room."""
     base = settings.public_url.rstrip("/") or f"http://{_reachable_host(settings.host)}:{port}"
-    if app[door.HOST_POLICY].is_local:
+    if app[middleware.HOST_POLICY].is_local:
         return f"{base}/"
-    return f"{base}/?token={app[door.SESSION_TOKENS].create_invitation(for_owner=True)}"
+    return f"{base}/?token={app[middleware.SESSION_TOKENS].create_invitation(for_owner=True)}"
 
 
 def _reachable_host(host: str) -> str:
@@ -113,7 +122,7 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncIterato
     try:
         site = web.TCPSite(runner, host.strip("[]"), port)
         await site.start()
-        port, job_service = runner.addresses[0][1], app[live.STUDIO]
+        port, job_service = runner.addresses[0][1], app[sse.STUDIO]
         local_hosts = dict.fromkeys((_reachable_host(host), "127.0.0.1", "localhost", "[::1]"))
         job_service.page_addresses = (*job_service.page_addresses, *(f"http://{name}:{port}" for name in local_hosts))
         yield port

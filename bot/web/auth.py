@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bot.refused import UserError
+from bot.domain.errors import UserError
 
 COOKIE_NAME = "darkroom"
 KEY_BYTES = 32

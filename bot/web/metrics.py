@@ -8,9 +8,9 @@ from __future__ import annotations
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from bot.refused import UserError
-from bot.scrape import MetricsPage
-from bot.web.door import METRICS_PATH, VISITOR
+from bot.app.metrics_page import MetricsPage
+from bot.domain.errors import UserError
+from bot.web.middleware import METRICS_PATH, VISITOR
 
 METRICS_SNAPSHOT = web.AppKey("scrape", MetricsPage)
 

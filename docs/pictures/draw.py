@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageDraw
 
-from bot.images.labelled import compared
+from bot.images.contact_sheet import compared
 
 HERE = Path(__file__).parent
 STEPS = ["--steps", "60", "--sampler", "dpmpp_2m", "--count", "1"]

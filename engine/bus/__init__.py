@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from engine.bus.blobs import BlobMissing
-from engine.bus.botside import BotClient, NoWorkerAnswers
-from engine.bus.claims import Claim, ClaimHolder, StaleEpoch
+from engine.bus.bot_client import BotClient, NoWorkerAnswers
+from engine.bus.buckets.blobs import BlobMissing
+from engine.bus.buckets.claims import Claim, ClaimHolder, StaleEpoch
+from engine.bus.connection import BrokerUnreachable, ConnectionEnded
 from engine.bus.deliveries import BusMessage
-from engine.bus.link import BrokerUnreachable, ConnectionEnded
 from engine.bus.streams import BusLimits
-from engine.bus.workerside import WorkerClient
+from engine.bus.worker_client import WorkerClient
 
 __all__ = [
     "BlobMissing",

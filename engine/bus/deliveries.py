@@ -21,11 +21,11 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
 from engine.bus import subjects
-from engine.bus.hearing import REPLY_HEADER
-from engine.bus.link import translate_errors
-from engine.bus.refusals import RejectionLog
+from engine.bus.connection import translate_errors
+from engine.bus.hardened_client import REPLY_HEADER
+from engine.bus.rejections import RejectionLog
 from engine.bus.streams import ensure_consumer
-from engine.job import MalformedMessage, NewerVersion, decode
+from engine.contract import MalformedMessage, NewerVersion, decode
 
 log = logging.getLogger(__name__)
 

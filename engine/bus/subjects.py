@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 
-from engine.job import Job
+from engine.contract import Job
 
 WORK = "work"
 RESULTS = "results"

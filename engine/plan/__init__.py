@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from engine.job import PIPELINE_SAMPLERS
+from engine.contract import PIPELINE_SAMPLERS
 from engine.plan.probe import COLUMNS, NotTabled, Plan, probe
 from engine.plan.samplers import SAMPLERS, TABLED, build_scheduler, is_flow, samplers_for
-from engine.plan.timing import TimestepError, TimestepOptions
+from engine.plan.timesteps import TimestepError, TimestepOptions
 
 __all__ = [
     "COLUMNS",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from engine.plan.timing import TimestepOptions, set_timesteps
+from engine.plan.timesteps import TimestepOptions, set_timesteps
 
 COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 

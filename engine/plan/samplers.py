@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.job import PIPELINE_SAMPLERS, Sampler
+from engine.contract import PIPELINE_SAMPLERS, Sampler
 
 SchedulerSpec = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 

@@ -26,8 +26,8 @@ from types import MappingProxyType
 from typing import Generic
 
 from engine.scheduler.group import Group
-from engine.scheduler.shares import E, Entry, Seat
-from engine.scheduler.turns import GroupTurns
+from engine.scheduler.group_turns import GroupTurns
+from engine.scheduler.share_tree import E, Entry, Seat
 
 __all__ = ["Entry", "Scheduler"]
 MAX_WEIGHT = 1000.0

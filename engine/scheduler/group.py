@@ -10,8 +10,8 @@ from collections.abc import Hashable
 from heapq import heapify, heappop, heapreplace
 from typing import Generic
 
-from engine.scheduler.patience import Demand, StepTimeLimiter
-from engine.scheduler.shares import E, Seat, ShareNode
+from engine.scheduler.share_tree import E, Seat, ShareNode
+from engine.scheduler.step_time_limit import Demand, StepTimeLimiter
 
 MAX_OVERTAKEN_STEPS = 8  # steps for which new jobs may delay an overtaken image
 

@@ -18,31 +18,31 @@ from types import MappingProxyType
 from msgspec.structs import replace
 
 from engine.bus import BrokerUnreachable, Bus
-from engine.calibration import Calibration
-from engine.cores import WorkKind
-from engine.engine import Engine, Event, JobFailure, LatentsDone, StepDone
-from engine.job import ModelInfo, Presence, Snapshot
-from engine.lane import DecodeWorker
-from engine.logline import log_context
-from engine.memory import trim_heap
-from engine.shelf import ModelCache
-from engine.shelf.stock import LoadedModels
-from engine.upscale import Upscaler
-from engine.worker.attention import WatchedJobs
-from engine.worker.decoding import DecodeService
-from engine.worker.describing import DescribeService
-from engine.worker.fetching import ModelFetcher
+from engine.calibration.calibration import Calibration
+from engine.contract import ModelInfo, Presence, Snapshot
+from engine.core.engine import Engine, Event, JobFailure, LatentsDone, StepDone
+from engine.device.core_turns import WorkKind
+from engine.device.memory import trim_heap
+from engine.model_cache import ModelCache
+from engine.model_cache.loaded_models import LoadedModels
+from engine.output.decode_worker import DecodeWorker
+from engine.output.upscaler import Upscaler
+from engine.process.log_format import log_context
+from engine.worker.active_runs import ActiveRuns
+from engine.worker.calibration_updater import CalibrationUpdater
+from engine.worker.decode_service import DecodeService
+from engine.worker.describe_service import DescribeService
+from engine.worker.engine_thread import EngineThread
+from engine.worker.heartbeats import Heartbeats, Stuck
 from engine.worker.intake import Intake
-from engine.worker.keeping import SnapshotSaver
-from engine.worker.lease import Heartbeats, Stuck
-from engine.worker.outcome import ResultPublisher
-from engine.worker.output import RunOutput
-from engine.worker.pulse import Watchdog
-from engine.worker.refining import CalibrationUpdater
-from engine.worker.roster import ActiveRuns
+from engine.worker.model_fetcher import ModelFetcher
+from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import Run
-from engine.worker.steering import RunControl
-from engine.worker.thread import EngineThread
+from engine.worker.run_control import RunControl
+from engine.worker.run_output import RunOutput
+from engine.worker.snapshot_saver import SnapshotSaver
+from engine.worker.watchdog import Watchdog
+from engine.worker.watched_jobs import WatchedJobs
 
 __all__ = ["Stuck", "Worker", "WorkerProfile"]
 
@@ -80,9 +80,16 @@ class Worker:
     """`run` returns after `drain`, and raises `Stuck` or `Ended` when the process must end."""
 
     def __init__(
-        self, bus: Bus, engine: Engine, decode_worker: DecodeWorker, profile: WorkerProfile, watchdog: Watchdog, upscaler: Upscaler | None = None,
-        model_cache: ModelCache | None = None, calibrations: Mapping[str, Calibration] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+        self,
+        bus: Bus,
+        engine: Engine,
+        decode_worker: DecodeWorker,
+        profile: WorkerProfile,
+        watchdog: Watchdog,
+        upscaler: Upscaler | None = None,
+        model_cache: ModelCache | None = None,
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+    ) -> None:
         self._bus, self._profile = bus, profile
         self._thread = EngineThread(engine, watchdog, self._on_events, self._on_crash, decode_worker.cores)
         self.active_runs = ActiveRuns(self._thread, decode_worker)
@@ -101,8 +108,14 @@ class Worker:
         self._upscaler = upscaler or Upscaler()
         self._output = RunOutput(bus, decode_worker, self._upscaler, self._result_publisher, watchdog)
         self._intake = Intake(
-            bus, profile.name, self.active_runs, self._result_publisher, self._output, self._admit, self._model_fetcher.find_rejection
-        )  # fmt: skip
+            bus,
+            profile.name,
+            self.active_runs,
+            self._result_publisher,
+            self._output,
+            self._admit,
+            self._model_fetcher.find_rejection,
+        )
         self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
         self._watched_jobs = WatchedJobs(bus, self.active_runs)
         self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
@@ -125,10 +138,20 @@ class Worker:
         self._thread.start()
         self._bus.add_reconnect_callback(self._heartbeats.recheck_cancels)
         coroutines: list[Coroutine[object, object, None]] = [
-            self._pull_jobs(), self._announce_presence(), self._heartbeats.renew_runs(), self._heartbeats.watch_cancels(), self._watched_jobs.listen(),
-            self._run_control.listen(), self._snapshot_saver.save_regularly(), self._output.send_previews(), self._bus.wait_closed(),
-            self._serve_requests(), self._calibration_updater.update_regularly(), self._model_fetcher.report_progress(), self._release_memory(),
-        ]  # fmt: skip
+            self._pull_jobs(),
+            self._announce_presence(),
+            self._heartbeats.renew_runs(),
+            self._heartbeats.watch_cancels(),
+            self._watched_jobs.listen(),
+            self._run_control.listen(),
+            self._snapshot_saver.save_regularly(),
+            self._output.send_previews(),
+            self._bus.wait_closed(),
+            self._serve_requests(),
+            self._calibration_updater.update_regularly(),
+            self._model_fetcher.report_progress(),
+            self._release_memory(),
+        ]
         tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
             done, _ = await asyncio.wait([self._stop_signal, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -14,13 +14,13 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import BrokerUnreachable, Bus, BusMessage, Claim
-from engine.job import Job, JobStarted, Snapshot, UpscaleTask
-from engine.logline import log_context
-from engine.unfit import JobRejected
-from engine.worker.outcome import ResultPublisher
-from engine.worker.output import RunOutput
-from engine.worker.roster import ActiveRuns
+from engine.contract import Job, JobStarted, Snapshot, UpscaleTask
+from engine.contract.rejection import JobRejected
+from engine.process.log_format import log_context
+from engine.worker.active_runs import ActiveRuns
+from engine.worker.result_publisher import ResultPublisher
 from engine.worker.run import Run
+from engine.worker.run_output import RunOutput
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,15 @@ class Intake:
     """
 
     def __init__(
-        self, bus: Bus, worker_name: str, active_runs: ActiveRuns, result_publisher: ResultPublisher, output: RunOutput, admit: AdmitRun,
+        self,
+        bus: Bus,
+        worker_name: str,
+        active_runs: ActiveRuns,
+        result_publisher: ResultPublisher,
+        output: RunOutput,
+        admit: AdmitRun,
         find_rejection: FindRejection,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
         self._result_publisher, self._output, self._admit, self._find_rejection = (
             result_publisher,

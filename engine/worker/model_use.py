@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from engine.families.family import Family
-from engine.job import ModelInfo
-from engine.shelf import ModelCache
-from engine.unfit import JobRejected
+from engine.contract import ModelInfo
+from engine.contract.rejection import JobRejected
+from engine.model_cache import ModelCache
+from engine.models.family import Family
 
 ACQUIRE_SECONDS = 2.0  # to acquire a model that is in memory
 

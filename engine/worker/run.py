@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from engine.bus.claims import Claim
+from engine.bus.buckets.claims import Claim
 from engine.bus.deliveries import BusMessage
-from engine.engine import Engine, StepDone
-from engine.job import Job, Recipe, Snapshot, count_rows
+from engine.contract import Job, Recipe, Snapshot, count_rows
+from engine.core.engine import Engine, StepDone
 
 SMOOTHING = 0.05  # weight of the newest step in the pace
 

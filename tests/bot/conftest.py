@@ -13,13 +13,13 @@ from typing import Any, Literal
 import pytest
 import pytest_asyncio
 
-from bot.config import Settings, load_settings
-from bot.house import App, open_app
+from bot.app.settings import Settings, load_settings
+from bot.app.wiring import App, open_app
+from bot.domain.dto import Destination, Member
 from bot.store import Store
-from bot.views import Destination, Member
 from engine.bus import BrokerUnreachable, Bus, BusLimits, BusMessage
-from engine.bus.broker import Broker
-from engine.job import (
+from engine.bus.broker.embedded import Broker
+from engine.contract import (
     Frame,
     Job,
     JobCancelled,
@@ -34,8 +34,8 @@ from engine.job import (
     UpscaleMethod,
     encode,
 )
-from migrated import migrated
-from postgres import Server, programs, serving
+from shared.migrated_database import migrated
+from shared.postgres_server import Server, programs, serving
 
 LEASE = 1.0
 LATENTS = {10: b"\0" * 4, 20: b"\1" * 4}  # by the step of a keyframe

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chaos.campaign import Plan, campaign
+from chaos.faults import WEIGHTS
 from chaos.installation import Build
-from chaos.plugs import WEIGHTS
 from chaos.report import Outcome, as_json, rows
 
 REAL_GAP, GAP = 8.0, 2.5  # seconds between two plugs: a real engine takes long to start

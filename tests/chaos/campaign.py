@@ -13,19 +13,19 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chaos import gathering
+from chaos import evidence_collector
+from chaos.discord_members import Speakers
 from chaos.evidence import ENDS, Accepted, Evidence, Wish
+from chaos.fault_injector import Pulling
+from chaos.faults import NEED_MOUNTS, WEIGHTS, draw, possible
+from chaos.hostile_client import Liar
+from chaos.http_members import Member, Room
 from chaos.installation import Build, Installation, installed
 from chaos.invariants import judge
-from chaos.liar import Liar
-from chaos.members import Member, Room
-from chaos.mounts import may_mount
 from chaos.observer import Observer
-from chaos.plugs import NEED_MOUNTS, WEIGHTS, draw, possible
-from chaos.pulling import Pulling
 from chaos.report import Outcome
-from chaos.speakers import Speakers
 from chaos.timeline import Promises, Timeline
+from chaos.tmpfs import may_mount
 from engine.bus import Bus
 
 PROMPTS = ("red apple", "blue teapot", "green tree on a hill")
@@ -134,7 +134,7 @@ async def _run_references(scene: _Scene) -> None:
     scene.members.append(member)
     jobs = await member.make(scene.room.wishes)
     assert len(jobs) == len(scene.room.wishes), f"Refused: {scene.room.refused}"
-    results = await gathering.shown(scene.site.url, list(jobs))
+    results = await evidence_collector.shown(scene.site.url, list(jobs))
     for job, wish in jobs.items():
         assert results[job].state == "finished", f"{wish} did not finish, without any plug: {results[job]}"
         scene.references[wish] = tuple(digest for _, _, digest in results[job].pictures)
@@ -170,13 +170,13 @@ async def _wait_until_settled(scene: _Scene) -> None:
     """Waits until every job has ended, every end is shown, and the broker is empty."""
     database = scene.site.database
     while True:
-        rows = await asyncio.to_thread(gathering.jobs, database)
-        places = await asyncio.to_thread(gathering.places, database)
+        rows = await asyncio.to_thread(evidence_collector.jobs, database)
+        places = await asyncio.to_thread(evidence_collector.places, database)
         undelivered = [place for place in places if place.kind == "discord" and place.delivered is None]
         if (
             all(row.state in ENDS for row in rows)
             and not undelivered
-            and not any((await gathering.left(scene.bus)).values())
+            and not any((await evidence_collector.left(scene.bus)).values())
         ):
             break
         await asyncio.sleep(0.5)
@@ -185,7 +185,7 @@ async def _wait_until_settled(scene: _Scene) -> None:
 
 async def _collect_evidence(scene: _Scene) -> Evidence:
     database = scene.site.database
-    rows = await asyncio.to_thread(gathering.jobs, database)
+    rows = await asyncio.to_thread(evidence_collector.jobs, database)
     accepted = tuple(
         Accepted(job, wish, by, tuple(sorted(scene.room.ends.get(job, ()))))
         for job, (wish, by) in scene.promises.known.items()
@@ -194,12 +194,12 @@ async def _collect_evidence(scene: _Scene) -> Evidence:
     return Evidence(
         accepted=accepted,
         jobs=rows,
-        moves=await asyncio.to_thread(gathering.moves, database),
-        places=await asyncio.to_thread(gathering.places, database),
-        accounts=await asyncio.to_thread(gathering.accounts, database),
-        api=await gathering.shown(scene.site.url, job_ids),
+        moves=await asyncio.to_thread(evidence_collector.moves, database),
+        places=await asyncio.to_thread(evidence_collector.places, database),
+        accounts=await asyncio.to_thread(evidence_collector.accounts, database),
+        api=await evidence_collector.shown(scene.site.url, job_ids),
         posted=scene.speakers.posted(),
-        left=await gathering.left(scene.bus),
+        left=await evidence_collector.left(scene.bus),
         references=scene.references,
         repeats=("web",) if scene.room.exact else ("web", "discord"),
         setbacks=tuple(scene.observer.setbacks()),

@@ -19,7 +19,7 @@ from typing import Any
 
 from chaos.program import Program
 from chaos.timeline import Timeline
-from engine.bus.server import find_free_port
+from engine.bus.broker.server import find_free_port
 
 BINARIES = (Path("/usr/lib/postgresql/15/bin"), Path("/usr/lib/postgresql/16/bin"), Path("/usr/lib/postgresql/17/bin"))
 START_TIMEOUT = 60.0

@@ -20,12 +20,12 @@ from pathlib import Path
 import aiohttp
 
 from chaos.database import Database, PostgreSQL, SQLite
-from chaos.mounts import Disk, mounted
 from chaos.program import ROOT, Program
 from chaos.proxy import Proxy
 from chaos.timeline import Timeline
+from chaos.tmpfs import Disk, mounted
 from engine.bus import Bus
-from engine.bus.server import find_free_port, find_server
+from engine.bus.broker.server import find_free_port, find_server
 from loopback.server import TOKEN, Loopback
 
 OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL")

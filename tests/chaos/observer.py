@@ -16,7 +16,16 @@ from nats.aio.msg import Msg
 
 from chaos.evidence import Setback
 from engine.bus import BrokerUnreachable, Bus
-from engine.job import Frame, JobCancelled, JobFailed, JobFinished, JobStarted, MalformedMessage, Result, decode
+from engine.contract import (
+    Frame,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    MalformedMessage,
+    Result,
+    decode,
+)
 
 MAX_REPEATABLE = 400  # payloads that can be repeated
 WANT_SECONDS = 4.0

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaos.evidence import ENDS, Evidence
+from chaos.faults import Plug
 from chaos.invariants import Verdict
-from chaos.plugs import Plug
 
 MAX_NAMED = 5  # broken cases that a row names
 

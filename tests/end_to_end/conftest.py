@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrated import measured
 from end_to_end.process import Up
+from shared.embedded_calibration import measured
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from calibrated import ENV, WARMING, row_ms
+from shared.embedded_calibration import ENV, WARMING, row_ms
 
 PROMPT = "terrier, looking up, cute, white background"
 START_SECONDS = 60.0

@@ -13,18 +13,28 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from calibrated import measured
-from engine import families
-from engine.bench.small_models import save_small_pipeline
-from engine.bus.broker import Broker
-from engine.engine import Engine, JobFailure, LatentsDone
-from engine.families.embedded import load_embedded
-from engine.families.family import Conditioning, Family
-from engine.families.stable_diffusion import StableDiffusion
-from engine.job import VERSION_1_SAMPLERS, BillingKey, Concept, Dtype, GuidanceKind, Job, Lora, Recipe, Sampler
-from engine.lane import DecodeWorker
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine import models
+from engine.bus.broker.embedded import Broker
+from engine.contract import (
+    VERSION_1_SAMPLERS,
+    BillingKey,
+    Concept,
+    Dtype,
+    GuidanceKind,
+    Job,
+    Lora,
+    Recipe,
+    Sampler,
+)
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.models.families.embedded import load_embedded
+from engine.models.families.stable_diffusion import StableDiffusion
+from engine.models.family import Conditioning, Family
+from engine.output.decode_worker import DecodeWorker
 from engine.plan import Plan, plan
-from tests.engine.shop import LEASE, Shop
+from shared.embedded_calibration import measured
+from tests.shared.worker_harness import LEASE, Shop
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +188,7 @@ def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    return {"embedded": families.load_model("embedded", tmp_path_factory.mktemp("data"))}
+    return {"embedded": models.load_model("embedded", tmp_path_factory.mktemp("data"))}
 
 
 @pytest.fixture(scope="module")

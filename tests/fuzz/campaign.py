@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import psutil
 from PIL import Image
 
-from bot.images.intake import DECODE_TIMEOUT, DecodedImage, UploadDecoder
-from bot.images.reading import OUTPUT_SIDE
-from bot.refused import UserError
+from bot.domain.errors import UserError
+from bot.images.uploads.image_decoding import OUTPUT_SIDE
+from bot.images.uploads.upload_decoder import DECODE_TIMEOUT, DecodedImage, UploadDecoder
 from fuzz.damage import drawn
 from fuzz.seeds import Seed, seeds
 

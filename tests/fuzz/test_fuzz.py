@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bot.images.intake import DecodedImage
+from bot.images.uploads.upload_decoder import DecodedImage
 from fuzz.campaign import campaign, judged
 from fuzz.damage import KINDS, drawn
 from fuzz.report import as_json, rows
@@ -24,7 +24,7 @@ async def test_damaged_pictures_do_no_harm() -> None:
     assert set(outcome.kinds) == set(KINDS)
     tallies = outcome.kinds.values()
     assert sum(one.brought for one in tallies) > 20
-    assert sum(one.rejections for one in tallies) > 40
+    assert sum(one.refused for one in tallies) > 40
     *_, total = as_json(outcome)
     assert json.loads(json.dumps(total))["holds"] is True
 

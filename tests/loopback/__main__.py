@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import sys
 
-from loopback.people import Person
+from loopback.members import Person
 from loopback.server import TOKEN, Loopback
 
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from engine.bench.row import FigureRow, format_json, format_table
+from benchmarks.report.figure_row import FigureRow, format_json, format_table
 from loopback.bench_kills import FEW, POINTS, Outcome, Point, kills
 from loopback.bench_load import RATE, Evening, Size, evening
-from loopback.habits import unexplained
+from loopback.faults import EDITS, Troubles
+from loopback.known_deviations import unexplained
 from loopback.openapi import Judge
-from loopback.troubles import EDITS, Troubles
 
 SOON = 2.0  # seconds
 STALLED = Size(jobs=10, channels=10, guilds=2, short=12.0, long=14.0, finals=5.0)
@@ -41,19 +41,29 @@ def load_rows(result: Evening) -> list[FigureRow]:
     return [
         FigureRow("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", where, **of_answers),
         FigureRow(
-            "first answer, p99", _quantile(answer_times, 0.99), "≤ 300", "ms",
-            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms", **of_answers,
+            "first answer, p99",
+            _quantile(answer_times, 0.99),
+            "≤ 300",
+            "ms",
+            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms",
+            **of_answers,
         ),
-        FigureRow("429 caused by us", result.loopback.rates.refused, "= 0", "", _list_limited_routes(result), **of_requests),
-        FigureRow("finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_is_post, finals.values()))} as notices"),
+        FigureRow(
+            "429 caused by us", result.loopback.rates.refused, "= 0", "", _list_limited_routes(result), **of_requests
+        ),
+        FigureRow(
+            "finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_is_post, finals.values()))} as notices"
+        ),
         FigureRow("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", "", "", **of_finals),
         soon_row(result, f"of it until it was stored: p50 {_quantile(store_delays, 0.5):.2f} s"),
         FigureRow("finals behind a preview", behind(result), "= 0", "", "", **of_finals),
         FigureRow("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
         FigureRow("memory of the bot, most", result.memory / 1e6, "≤ 400", "MB", "", **of_finals),
         FigureRow("the bot's share of one core", _cpu_share(result), "≤ 1", "", _describe_shares(result), **of_finals),
-        FigureRow("findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests),
-    ]  # fmt: skip
+        FigureRow(
+            "findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests
+        ),
+    ]
 
 
 def soon_row(result: Evening, note: str) -> FigureRow:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
-from loopback.asked import Asked
-from loopback.bot import ROOT, Bot, running
-from loopback.people import Person
+from loopback.bot_process import ROOT, Bot, running
+from loopback.members import Person
+from loopback.recorded_request import Asked
 from loopback.server import Loopback, until
-from painter import Painter
+from shared.painter import Painter
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message

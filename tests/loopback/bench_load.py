@@ -23,13 +23,13 @@ import aiohttp
 import psutil
 
 from engine.bus import Bus
-from engine.bus.broker import Broker
-from loopback.asked import Asked
-from loopback.bot import Bot
-from loopback.easel import WORKERS
-from loopback.people import Act, Person
+from engine.bus.broker.embedded import Broker
+from loopback.bot_process import Bot
+from loopback.faults import Troubles
+from loopback.members import Act, Person
+from loopback.recorded_request import Asked
 from loopback.server import Loopback
-from loopback.troubles import Troubles
+from loopback.simulated_workers import WORKERS
 
 SHORT, LONG = 52.0, 64.0  # seconds: above a minute the bot announces a job's end with a new message
 RATE = 20.0  # requests for pictures a second

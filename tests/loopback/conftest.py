@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from loopback.bot import Bot, running
-from loopback.habits import unexplained
-from loopback.people import Act, Person
+from loopback.bot_process import Bot, running
+from loopback.known_deviations import unexplained
+from loopback.members import Act, Person
 from loopback.server import Loopback, until
-from painter import Painter
+from shared.painter import Painter
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message

@@ -19,8 +19,8 @@ from jsonschema import ValidationError
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from loopback import unwritten
-from loopback.strict import Description, Validator
+from loopback import unwritten_rules
+from loopback.strict_schema import Description, Validator
 
 FILE = Path(__file__).parents[1] / "discord-api" / "openapi.json"
 ROOT_URI = "urn:discord"
@@ -101,7 +101,7 @@ class Judge:
             return
         for error in self._description.validator(operation.body).iter_errors(body):
             yield from (Finding(operation.name, where, problem) for where, problem in _describe_error(error))
-        for where, problem in unwritten.findings(operation.name, body, files):
+        for where, problem in unwritten_rules.findings(operation.name, body, files):
             yield Finding(operation.name, where, problem)
 
 

@@ -19,12 +19,12 @@ from simcord.backend import serializers
 from simcord.backend.errors import BackendError
 from simcord.http.router import RouteNotImplemented, UnsupportedField, dispatch
 
-from loopback.asked import Asked, read
+from loopback.discord_rules import Laws
+from loopback.faults import Trouble, Troubles
 from loopback.gateway import Gateway
-from loopback.laws import Laws
 from loopback.openapi import Judge
 from loopback.rates import Rates, Verdict
-from loopback.troubles import Trouble, Troubles
+from loopback.recorded_request import Asked, read
 from loopback.world import EVERYWHERE, World
 
 API = "/api/v10"

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from loopback.asked import Asked, File
 from loopback.bench import (
     HANG,
     STALLED,
@@ -21,6 +20,7 @@ from loopback.bench import (
 )
 from loopback.bench_kills import FEW, POINTS
 from loopback.bench_load import Evening, Size
+from loopback.recorded_request import Asked, File
 from loopback.server import Loopback
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5F{number:02}" for number in range(STALLED.jobs)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loopback.people import Person
-from loopback.plain import Plain, plain
+from loopback.members import Person
+from loopback.plain_bot import Plain, plain
 from loopback.server import Loopback, until
 
 pytestmark = pytest.mark.asyncio

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loopback.habits import HABITS, Habit, unexplained
+from loopback.known_deviations import HABITS, Habit, unexplained
 from loopback.openapi import Finding, Judge
 
 POST, EDIT = ("POST", "/channels/1/messages"), ("PATCH", "/channels/1/messages/2")

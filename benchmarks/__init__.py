@@ -1,0 +1,1 @@
+"""`darkroom bench`: speed, memory and fairness, as rows with a figure and a goal."""

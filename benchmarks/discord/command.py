@@ -1,0 +1,27 @@
+"""`darkroom bench discord`: measures the bot over the tests' loopback Discord, in its own process. Needs a checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from bot.domain.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIRED_PACKAGES = ("simcord", "jsonschema", "psutil")  # packages of the extra `dev`
+
+
+def run(args: Sequence[str], root: Path = ROOT) -> int:
+    """Return the exit code. Raise `Refused` if the tests or their packages are missing."""
+    missing_packages = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
+    if missing_packages or not (root / "tests" / "loopback" / "bench.py").exists():
+        raise UserError(
+            "This measures over the tests' loopback Discord: run it in a checkout, after pip install -e '.[dev]'."
+        )
+    python_path = os.pathsep.join((str(root / "tests"), str(root)))
+    environment = {**os.environ, "PYTHONPATH": python_path, "PYTHONWARNINGS": "ignore"}
+    return subprocess.run([sys.executable, "-m", "loopback.bench", *args], env=environment, check=False).returncode

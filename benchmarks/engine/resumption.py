@@ -1,0 +1,99 @@
+"""Kills jobs at a random step and resumes them from the snapshot: compares the pictures with uninterrupted runs."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import msgspec
+import numpy as np
+import torch
+
+from benchmarks.engine.workload import Workload
+from benchmarks.report.figure_row import FigureRow
+from engine.contract import Job, decode, encode
+from engine.contract import Snapshot as Saved
+from engine.core.engine import Engine, LatentsDone
+from engine.models.family import Family
+
+KILL_COUNT = 12
+SEED = 5
+EQUAL_PSNR = 120.0  # dB for equal pictures
+
+
+def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
+    """Kill and resume jobs in batches with other jobs: once pinned to a batch layout (`exact`), once not."""
+    random, jobs = Random(SEED), load.make_jobs(family)
+    pinned_jobs = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
+    equal_count, worst_psnr = 0, EQUAL_PSNR
+    for number in range(KILL_COUNT):
+        job, kill_step = pinned_jobs[number % len(pinned_jobs)], random.randrange(1, load.steps)
+        other_jobs = [other_job for other_job in pinned_jobs if other_job.id != job.id]
+        equal_count += torch.equal(
+            _run_uninterrupted(family, job),
+            _run_resumed(family, job, random.sample(other_jobs, 3 % len(other_jobs)), kill_step),
+        )
+    for number in range(KILL_COUNT):
+        job = jobs[number % len(jobs)]
+        other_jobs = [
+            other_job for other_job in random.sample(jobs, random.randrange(len(jobs))) if other_job.id != job.id
+        ]
+        uninterrupted, resumed = (
+            _run_uninterrupted(family, job),
+            _run_resumed(family, job, other_jobs, random.randrange(1, load.steps)),
+        )
+        worst_psnr = min(worst_psnr, decoded_psnr(family, uninterrupted, resumed))
+    return [
+        FigureRow(
+            f"killed and resumed {KILL_COUNT} times, exact: equal to the bit",
+            equal_count,
+            f"= {KILL_COUNT}",
+            "pictures",
+            samples=KILL_COUNT,
+            planned=max(1, KILL_COUNT),
+        ),
+        FigureRow(
+            f"killed and resumed {KILL_COUNT} times beside others, {load.dtype}: worst",
+            worst_psnr,
+            None,
+            "dB",
+            samples=KILL_COUNT,
+            planned=max(1, KILL_COUNT),
+        ),
+    ]
+
+
+def _run_uninterrupted(family: Family, job: Job) -> torch.Tensor:
+    engine = Engine({family.name: family})
+    engine.add(job)
+    return _run_to_end(engine, job)
+
+
+def _run_resumed(family: Family, job: Job, other_jobs: list[Job], kill_step: int) -> torch.Tensor:
+    """Run `k` steps in one engine and the rest in another beside `mates`; between them the snapshot is serialised."""
+    engine = Engine({family.name: family})
+    engine.add(job)
+    for _ in range(kill_step):
+        engine.step()
+    snapshots = [decode(encode(snapshot), Saved) for snapshot in engine.take_snapshots(job.id, 1)]
+    second_engine = Engine({family.name: family})
+    for other_job in other_jobs:
+        second_engine.add(other_job)
+    second_engine.add(job, snapshots)
+    return _run_to_end(second_engine, job)
+
+
+def _run_to_end(engine: Engine, job: Job) -> torch.Tensor:
+    while True:
+        for event in engine.step():
+            if isinstance(event, LatentsDone) and event.job == job.id:
+                return event.latents
+
+
+def decoded_psnr(family: Family, first_latents: torch.Tensor, second_latents: torch.Tensor) -> float:
+    """Return the PSNR between the decoded pictures in dB."""
+    first_picture, second_picture = (
+        np.asarray(family.decode(latents), dtype=np.float64) for latents in (first_latents, second_latents)
+    )
+    mean_squared_error = float(((first_picture - second_picture) ** 2).mean())
+    return min(EQUAL_PSNR, 10 * math.log10(255**2 / mean_squared_error)) if mean_squared_error else EQUAL_PSNR

@@ -1,0 +1,111 @@
+"""The engine rows of `darkroom bench`: each goal is measured beside diffusers in the same run.
+
+`quick` measures the README's first claims in a few minutes; all rows take about twenty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine import network_speed, preview_times, step_overhead, throughput
+from benchmarks.engine.parity import measure_parity_rows
+from benchmarks.engine.resumption import measure_resume_rows
+from benchmarks.engine.workload import USERS, Workload, cast_pipeline
+from benchmarks.report.figure_row import FigureRow
+from engine.calibration.calibration import Calibration, calibrate
+from engine.models.families.embedded import build_pipeline, load_embedded
+from engine.models.family import Family
+
+STEPS = 50  # throughput: enough for steps to dominate the time, few enough for three rounds
+OVERHEAD_STEPS = 200  # for the time of a step outside the network
+PREVIEW_STEPS, QUICK_PREVIEW_STEPS = 1000, 200  # previews: our advantage grows with the jobs' length
+PrintProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ComparedModels:
+    """The embedded model twice: our calibrated family, and the diffusers pipeline in float32, its default."""
+
+    family: Family
+    pipeline: Any
+    calibration: Calibration
+
+    @property
+    def load(self) -> Workload:
+        """Return the load with the number format and batch limit that a worker would use here."""
+        return Workload(STEPS, self.calibration.dtype, batch_limit=self.calibration.rows)
+
+
+def load_models(data_folder: Path) -> ComparedModels:
+    family = load_embedded()
+    return ComparedModels(family, build_pipeline(), calibrate(family, data_folder / "calibration.json"))
+
+
+def measure_quick_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
+    """Yield the rows of the README's first claims."""
+    family, pipeline, load = models.family, models.pipeline, models.load
+    yield from _measure_default_rows(models, print_progress)
+    print_progress("time to the preview at a tenth")
+    yield compare_preview_times(pipeline, family, replace(load, steps=QUICK_PREVIEW_STEPS), "≥ 15")
+    print_progress(f"throughput against diffusers in {load.dtype}, and the network alone")
+    yield throughput.compare_equal_dtype(pipeline, family, load, "≥ 0.95")
+
+
+def measure_all_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
+    """Yield every row for the embedded model, ordered so that the diffusers pipeline is cast only once."""
+    family, pipeline, load = models.family, models.pipeline, models.load
+    yield from _measure_default_rows(models, print_progress)
+    print_progress(f"time to the preview at a tenth of {PREVIEW_STEPS} steps: diffusers takes minutes")
+    yield compare_preview_times(pipeline, family, replace(load, steps=PREVIEW_STEPS), "≥ 25")
+    yield measure_first_preview(family, replace(load, steps=PREVIEW_STEPS))
+    print_progress(f"throughput against diffusers in {load.dtype}, and the network alone")
+    yield throughput.compare_equal_dtype(pipeline, family, load, "≥ 0.95")
+    yield throughput.compare_four_pictures(pipeline, family, load)
+    print_progress("guidance interval, mixed load, init images")
+    yield throughput.compare_guidance_interval(family, load)
+    yield throughput.compare_mixed_load(family, load)
+    yield throughput.compare_init_images(family, load)
+    print_progress("time of a step outside the network")
+    yield from network_speed.measure_forward_rows(family, load.dtype)
+    yield step_overhead.measure_step_overhead(family, replace(load, steps=OVERHEAD_STEPS))
+    yield step_overhead.measure_preview_overhead(family, load)
+    yield step_overhead.measure_cancel_delay(family, load)
+    yield step_overhead.measure_flood_slowdown(family, replace(load, count=4), models.calibration.bucket_ms)
+    yield step_overhead.measure_flood_slowdown(family, load, models.calibration.bucket_ms)
+    print_progress("killed and resumed")
+    yield from measure_resume_rows(family, load)
+    print_progress("against diffusers compiled")
+    yield throughput.compare_compiled(cast_pipeline(pipeline, load.dtype), family, load)
+
+
+def _measure_default_rows(models: ComparedModels, print_progress: PrintProgress) -> Iterator[FigureRow]:
+    """Yield the rows that need the diffusers pipeline in float32, its default."""
+    print_progress(
+        f"embedded model, {USERS} users, ours in {models.load.dtype}, at most {models.load.batch_limit} rows a forward"
+    )
+    yield from measure_parity_rows(models.pipeline, models.family)
+    print_progress("throughput against diffusers as it runs by default")
+    yield throughput.compare_default(models.pipeline, models.family, models.load, "≥ 4")
+
+
+def compare_preview_times(pipeline: Any, family: Family, load: Workload, goal: str) -> FigureRow:
+    """Compare the p95 time at which users see the preview at a tenth of the steps: diffusers' by ours."""
+    diffusers_times, engine_times = (
+        preview_times.time_pipeline_previews(pipeline, family, load),
+        preview_times.time_engine_previews(family, load),
+    )
+    percentiles = preview_times.percentile_95(diffusers_times), preview_times.percentile_95(engine_times)
+    name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
+    note = f"{percentiles[1]:.2f} s instead of {percentiles[0]:.1f}"
+    return FigureRow(
+        name, percentiles[0] / percentiles[1], goal, "×", note, min(len(diffusers_times), len(engine_times)), load.users
+    )
+
+
+def measure_first_preview(family: Family, load: Workload) -> FigureRow:
+    times = preview_times.time_engine_previews(family, load, step_share=0.0)
+    name = f"p95 time to any preview, {load.users} users"
+    return FigureRow(name, preview_times.percentile_95(times), "≤ 0.5", "s", samples=len(times), planned=load.users)

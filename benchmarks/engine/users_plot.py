@@ -1,0 +1,154 @@
+"""Plots first preview and throughput against the number of users, for both systems: the README's figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.engine import preview_times, workload
+from benchmarks.engine.workload import Workload
+from engine.models.family import Family
+
+USER_COUNTS = (1, 2, 4, 8, 16)
+STEPS, ROUNDS = 30, 3
+DARKROOM_COLOUR, DIFFUSERS_COLOUR, TEXT_COLOUR, GRID_COLOUR, BACKGROUND_COLOUR = (
+    "#c2410c",
+    "#475569",
+    "#1e293b",
+    "#cbd5e1",
+    "#ffffff",
+)
+PANEL_SIZE, AXIS_MARGIN = (560, 380), (86, 64)
+PANEL_GAP = 40
+
+
+@dataclass(frozen=True)
+class UserMeasurement:
+    """One number of users: pictures a second, and seconds until the last of them sees the preview at a tenth."""
+
+    users: int
+    darkroom: tuple[float, float]
+    diffusers: tuple[float, float]
+
+
+def measure_user_counts(
+    family: Family, pipeline: Any, load: Workload, print_progress: Callable[[str], None]
+) -> list[UserMeasurement]:
+    """Measure both systems; `pipeline` is in the number format to compare."""
+    measurements = []
+    for users in USER_COUNTS:
+        print_progress(f"{users} at once")
+        user_load = replace(load, users=users)
+        workload.time_engine(family, replace(user_load, steps=4))  # builds kernels and packs weights
+        darkroom_seconds = _measure_median(
+            lambda user_load=user_load: (
+                workload.time_engine(family, user_load),
+                preview_times.time_engine_previews(family, user_load)[-1],
+            )
+        )
+        diffusers_seconds = _measure_median(lambda user_load=user_load: _time_diffusers(family, pipeline, user_load))
+        measurements.append(
+            UserMeasurement(
+                users,
+                (users / darkroom_seconds[0], darkroom_seconds[1]),
+                (users / diffusers_seconds[0], diffusers_seconds[1]),
+            )
+        )
+    return measurements
+
+
+def _time_diffusers(family: Family, pipeline: Any, load: Workload) -> tuple[float, float]:
+    return workload.time_diffusers(pipeline, family, load), preview_times.time_pipeline_previews(
+        pipeline, family, load
+    )[-1]
+
+
+def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Return the median of each figure over three rounds."""
+    first, second = zip(*(measure_once() for _ in range(ROUNDS)), strict=True)
+    return median(first), median(second)
+
+
+def plot_measurements(measurements: list[UserMeasurement], path: Path, caption: str) -> None:
+    """Draw two panels as a PNG with `told` as the caption. Raises OSError if it cannot be written."""
+    width, height = 2 * PANEL_SIZE[0] + PANEL_GAP, PANEL_SIZE[1] + 44
+    image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
+    draw = ImageDraw.Draw(image)
+    for panel_number, title in enumerate(("pictures a second", "seconds to the last one's preview at a tenth")):
+        system_values = [
+            [each.darkroom[panel_number] for each in measurements],
+            [each.diffusers[panel_number] for each in measurements],
+        ]
+        _draw_panel(
+            draw,
+            panel_number * (PANEL_SIZE[0] + PANEL_GAP),
+            title,
+            [measurement.users for measurement in measurements],
+            system_values,
+        )
+    draw.text((width // 2, height - 22), caption, fill=TEXT_COLOUR, font=_load_font(15), anchor="mm")
+    image.quantize(64).save(path, optimize=True)
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw, left_edge: int, title: str, user_counts: list[int], system_values: list[list[float]]
+) -> None:
+    """Draw axes from zero and a line for each system; users are evenly spaced, since they double."""
+    (panel_width, panel_height), (left_margin, bottom_margin) = PANEL_SIZE, AXIS_MARGIN
+    max_value = max(max(system_line) for system_line in system_values) * 1.12
+    x_positions = [
+        left_edge + left_margin + (panel_width - left_margin - 20) * number / max(1, len(user_counts) - 1)
+        for number in range(len(user_counts))
+    ]
+    draw.text((left_edge + left_margin, 8), title, fill=TEXT_COLOUR, font=_load_font(18))
+
+    def to_y(value: float) -> float:
+        return panel_height - bottom_margin - (panel_height - bottom_margin - 44) * value / max_value
+
+    for tick in _choose_ticks(max_value):
+        draw.line([(left_edge + left_margin, to_y(tick)), (left_edge + panel_width - 20, to_y(tick))], fill=GRID_COLOUR)
+        draw.text(
+            (left_edge + left_margin - 10, to_y(tick)), f"{tick:g}", fill=TEXT_COLOUR, font=_load_font(15), anchor="rm"
+        )
+    for x_position, user_count in zip(x_positions, user_counts, strict=True):
+        draw.text(
+            (x_position, panel_height - bottom_margin + 16),
+            str(user_count),
+            fill=TEXT_COLOUR,
+            font=_load_font(15),
+            anchor="mm",
+        )
+    draw.text(
+        (left_edge + (panel_width + left_margin) // 2, panel_height - 20),
+        "users at once",
+        fill=TEXT_COLOUR,
+        font=_load_font(15),
+        anchor="mm",
+    )
+    for values, colour, name in zip(
+        system_values, (DARKROOM_COLOUR, DIFFUSERS_COLOUR), ("Darkroom", "diffusers, in turn"), strict=True
+    ):
+        points = [(place, to_y(value)) for place, value in zip(x_positions, values, strict=True)]
+        draw.line(points, fill=colour, width=3)
+        for x, y in points:
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+        x, y = points[-1]
+        label_offset = 18 if points[-2][1] < y else -18  # on the side where the line does not cross its name
+        draw.text((x - 10, y + label_offset), name, fill=colour, font=_load_font(16), anchor="rm")
+
+
+def _choose_ticks(max_value: float) -> list[float]:
+    """Return about five round numbers from zero."""
+    step = next(
+        size * 10**power for power in range(-3, 6) for size in (1, 2, 5) if max_value / (size * 10.0**power) <= 6
+    )
+    return [number * step for number in range(int(max_value / step) + 1)]
+
+
+def _load_font(size: int) -> Any:
+    return ImageFont.load_default(size)

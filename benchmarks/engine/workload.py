@@ -1,0 +1,168 @@
+"""The benchmark load, eight users at once on the embedded model, and the runs of both sides under a clock.
+
+The other side is the unmodified `StableDiffusionPipeline` on the same weights and threads, one job after another,
+decoding included. It runs as diffusers does by default (float32, eager), in our number format, or compiled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.engine import workload
+from engine.contract import BillingKey, Concept, Dtype, ImageToImage, InitImage, Job, Recipe, Sampler
+from engine.core.engine import Engine, Event, JobFailure, LatentsDone
+from engine.core.init_latents import load_init_latents
+from engine.models.family import TORCH_DTYPES, Family
+
+STRENGTH = 0.5
+
+
+def make_image_to_image() -> ImageToImage:
+    """Return the init image as a recipe names it."""
+    image_hash, mask_hash = make_blobs()
+    return ImageToImage((InitImage(image_hash),), STRENGTH, mask_hash)
+
+
+@lru_cache(maxsize=1)
+def make_blobs() -> Mapping[str, bytes]:
+    """Return the PNGs by SHA-256: a gradient picture and a mask whose right half is white."""
+    gradient = Image.linear_gradient("L")
+    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+    mask = gradient.rotate(90).point([0] * 128 + [255] * 128)
+    return {hashlib.sha256(content).hexdigest(): content for content in (_encode_png(image), _encode_png(mask))}
+
+
+def _encode_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+USERS = 8
+USER_PROMPTS = ("red apple", "blue car", "cat face", "green tree", "pizza", "rocket", "yellow star", "purple octopus")
+DEADLINE = 4e9  # far in the future: no job expires here
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One job for each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
+
+    `interval` is the guidance interval. `mixed` gives each user another sampler, number of steps or guidance, with the
+    same row-steps in total. `begun` starts every job from an init image and a mask, with as many steps run. `rows` is
+    the batch limit of a forward.
+    """
+
+    steps: int
+    dtype: Dtype
+    count: int = 1
+    users: int = USERS
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    sampler: Sampler = "ddpm"
+    mixed: bool = False
+    with_init_image: bool = False
+    batch_limit: int = 32
+    ladder: bool = False
+
+    def make_jobs(self, family: Family) -> list[Job]:
+        return [self._make_job(family, number) for number in range(self.users)]
+
+    def _make_job(self, family: Family, user_number: int) -> Job:
+        sampler, steps, guidance = self.sampler, self.steps, family.guidance
+        if self.mixed:
+            sampler, step_factor, is_guided = SAMPLER_MIX[user_number % len(SAMPLER_MIX)]
+            steps, guidance = round(self.steps * step_factor), family.guidance if is_guided else 1.0
+        steps, image_to_image = (
+            (round(steps / workload.STRENGTH), workload.make_image_to_image())
+            if self.with_init_image
+            else (steps, None)
+        )
+        recipe = Recipe(
+            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),),
+            model=family.name,
+            sampler=sampler,
+            steps=steps,
+            seed=user_number,
+            guidance=guidance,
+            width=family.size,
+            height=family.size,
+            count=self.count,
+            dtype=self.dtype,
+            guidance_start=self.guidance_interval[0],
+            guidance_stop=self.guidance_interval[1],
+            start=image_to_image,
+        )
+        share = BillingKey("standard", "bench", f"user-{user_number}")
+        return Job(id=f"{user_number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
+
+
+# (sampler, factor on the steps, guidance): five samplers, five numbers of steps; row-steps in total as without.
+SAMPLER_MIX: tuple[tuple[Sampler, float, bool], ...] = (
+    ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
+    ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),
+)  # fmt: skip
+
+
+def run_engine(family: Family, load: Workload, *, with_previews: bool = False) -> Iterator[Event]:
+    """Yield our engine's events until every user's latents are done. Raises RuntimeError if a job fails."""
+    engine = Engine({family.name: family}, rows=load.batch_limit)
+    for job in load.make_jobs(family):
+        engine.add(
+            job,
+            (),
+            load_init_latents(job.task, workload.make_blobs(), family) if isinstance(job.task, Recipe) else None,
+        )
+        engine.watch(job.id, with_previews)
+    while not engine.is_idle:
+        for event in engine.step():
+            if isinstance(event, JobFailure):
+                raise RuntimeError(event.reason)
+            yield event
+
+
+def time_engine(family: Family, load: Workload) -> float:
+    """Return the seconds in which our engine finishes and decodes all users' pictures."""
+    started_at, picture_count = time.perf_counter(), 0
+    for event in run_engine(family, load):
+        if isinstance(event, LatentsDone):
+            family.decode(event.latents)
+            picture_count += 1
+    seconds = time.perf_counter() - started_at
+    if not 0 < picture_count == load.users * load.count:
+        raise RuntimeError(f"{picture_count} pictures were finished, not {load.users * load.count}: there is no figure")
+    return seconds
+
+
+def time_diffusers(pipeline: Any, family: Family, load: Workload) -> float:
+    """Return the seconds in which the diffusers pipeline runs the same jobs, one after another."""
+    started_at = time.perf_counter()
+    for job in load.make_jobs(family):
+        run_pipeline(pipeline, job)
+    return time.perf_counter() - started_at
+
+
+def run_pipeline(pipeline: Any, job: Job, **pipeline_options: Any) -> Any:
+    """Run the unmodified pipeline on one job's recipe, with the same seeds as ours."""
+    recipe = job.task
+    assert isinstance(recipe, Recipe)
+    seeds = range(recipe.seed, recipe.seed + recipe.count)
+    return pipeline(
+        recipe.concepts[0].text,
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance,
+        num_images_per_prompt=recipe.count,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **pipeline_options,
+    ).images
+
+
+def cast_pipeline(pipeline: Any, dtype: Dtype) -> Any:
+    return pipeline.to(TORCH_DTYPES[dtype])

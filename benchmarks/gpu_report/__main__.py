@@ -1,0 +1,108 @@
+"""The `darkroom gpu-report` command: one JSON and one Markdown file about this machine's GPU with our engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmarks.models.__main__ import default_cache_folder, measure_models, parse_model_names
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmarks.report.figure_row import FigureRow
+    from engine.models.families.diffusers_family import DiffusersFamily
+
+REPORT_NAME = "darkroom-gpu-report"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def gpu_report(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the two files go.")] = Path(),
+    models: Annotated[
+        str, typer.Option(metavar="NAMES", help="Real sizes to measure: some of sd15, sdxl and flux, with commas.")
+    ] = "",
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where they are built and kept; by default the data folder.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Real sizes on a processor, too, which takes about 40 minutes.")
+    ] = False,
+) -> None:
+    """Report device and driver, parity of every kind of model, batch gain, graphs, compile, offload, and real sizes.
+
+    Writes darkroom-gpu-report.json and .md, to attach to an issue; they name no person, folder or network address.
+    Without a GPU it measures the processor and says so, without real sizes, in about two minutes.
+    """
+    from benchmarks.gpu_report.report_format import format_json, format_markdown
+    from engine.device.torch_device import choose_device
+
+    names, device = parse_model_names(models), choose_device()
+    if device.type != "cuda":
+        _print_progress("There is no GPU here: this measures the processor.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"The report cannot be written to {out}: {error.strerror}.") from error
+    facts, sections = measure_report(
+        device, names, cache or default_cache_folder(), with_real_models=full or device.type == "cuda"
+    )
+    for ending, text in (("json", format_json(facts, sections)), ("md", format_markdown(facts, sections))):
+        path = out / f"{REPORT_NAME}.{ending}"
+        path.write_text(text, encoding="utf-8")
+        typer.echo(str(path))
+
+
+def measure_report(
+    device: torch.device, names: tuple[str, ...], cache_folder: Path, *, with_real_models: bool
+) -> tuple[dict[str, object], dict[str, list[FigureRow]]]:
+    from benchmarks.gpu_report.device_facts import describe_device
+    from benchmarks.gpu_report.pipeline_parity import measure_parity_rows
+    from benchmarks.gpu_report.speedups import measure_speedup_rows
+
+    facts = describe_device(device)
+    sections = {
+        "Parity with the unmodified pipelines": measure_parity_rows(device, _print_progress),
+        "Ways of running a network": measure_speedup_rows(_make_family_loader(device, cache_folder), _print_progress),
+    }
+    if with_real_models:
+        model_rows = measure_models(names, cache_folder, steps=None, is_tiny=False)
+        sections["Real sizes beside diffusers, random weights"] = list(model_rows)
+    return facts, sections
+
+
+def _make_family_loader(device: torch.device, cache_folder: Path) -> Callable[[], DiffusersFamily]:
+    """Return the loader of the network to time: Stable Diffusion 1.5 on a GPU, the embedded model on a processor."""
+
+    def load_family() -> DiffusersFamily:
+        from benchmarks.models.model_configs import build_sd15
+        from benchmarks.models.random_weights import ensure_model_folder
+        from engine import models
+        from engine.models.families.diffusers_family import DiffusersFamily
+
+        if device.type == "cuda":
+            family = models.load_folder(
+                str(ensure_model_folder(cache_folder / "real-512" / "sd15", build_sd15)), "sd15", device
+            )
+        else:
+            family = models.load_model("embedded", cache_folder, device=device)
+        assert isinstance(family, DiffusersFamily)
+        return family
+
+    return load_family
+
+
+def _print_progress(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return int(app(argv, prog_name="darkroom gpu-report", standalone_mode=False) or 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

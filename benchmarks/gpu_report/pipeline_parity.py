@@ -1,0 +1,122 @@
+"""Parity of every kind of model, small and random, with its unmodified pipeline on the same device."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
+from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
+from benchmarks.report.figure_row import FigureRow
+from engine import models
+from engine.contract import Concept, Recipe, Sampler
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.models.family import Family, HasDefaultSampling
+from engine.models.whole_pipeline.generic_family import GenericFamily
+
+STEPS, IMAGE_SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
+PREFERRED_SAMPLERS: tuple[Sampler, ...] = ("euler", "dpmpp_2m")
+EQUAL_PSNR = 120.0  # dB for two equal pictures
+
+
+def measure_parity_rows(
+    device: torch.device, print_progress: Callable[[str], None], kinds: tuple[str, ...] = ()
+) -> list[FigureRow]:
+    """Return one row for each kind; all kinds if none is named."""
+    with tempfile.TemporaryDirectory(prefix="darkroom-report-") as temp_folder:
+        return list(_measure_kinds(Path(temp_folder), device, print_progress, kinds or tuple(PIPELINE_BUILDERS)))
+
+
+def _measure_kinds(
+    temp_folder: Path, device: torch.device, print_progress: Callable[[str], None], kinds: tuple[str, ...]
+) -> Iterator[FigureRow]:
+    for kind in kinds:
+        print_progress(f"parity of {kind}")
+        try:
+            yield _measure_kind(kind, temp_folder / kind, device)
+        except Exception as error:  # the report is for finding kinds that fail here; the others go on
+            note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            yield FigureRow(f"{kind}: latents against the pipeline", None, "≤ 1e-4", "", note)
+
+
+def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
+    save_small_pipeline(kind, folder)
+    family = models.load_folder(str(folder), kind, device)
+    pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline_class = type(pipeline).__name__
+    if isinstance(family, GenericFamily):  # the pipeline's own call draws its pictures
+        engine_result, pipeline_result = (
+            _draw_picture(family, _make_recipe(family, "native")),
+            _call_pipeline_unchanged(pipeline, family),
+        )
+        return FigureRow(
+            f"{kind}: picture against {pipeline_class}", _psnr(engine_result, pipeline_result), "≥ 60", "dB"
+        )
+    recipe = _make_recipe(family, _choose_sampler(family))
+    engine_result, pipeline_result = _run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0]
+    relative_error = float((engine_result - pipeline_result).abs().max()) / max(1.0, float(pipeline_result.abs().max()))
+    return FigureRow(
+        f"{kind}: latents against {pipeline_class}",
+        relative_error,
+        "≤ 1e-4",
+        "",
+        f"float32, {STEPS} steps of {recipe.sampler}",
+    )
+
+
+def _choose_sampler(family: Family) -> Sampler:
+    """Choose the model's own sampler if it has one, as latent consistency does."""
+    default_sampling = family.default_sampling if isinstance(family, HasDefaultSampling) else None
+    candidates = (*((default_sampling[1],) if default_sampling else ()), *PREFERRED_SAMPLERS, *family.samplers)
+    return next(sampler for sampler in candidates if sampler in family.samplers)
+
+
+def _make_recipe(family: Family, sampler: Sampler) -> Recipe:
+    return Recipe(
+        concepts=(Concept("a cat"),), model=family.name, sampler=sampler, steps=STEPS, seed=SEED, guidance=GUIDANCE,
+        width=IMAGE_SIDE, height=IMAGE_SIDE, dtype="float32", guides=family.guides,
+    )  # fmt: skip
+
+
+def _run_engine(family: Family, recipe: Recipe) -> torch.Tensor:
+    engine = Engine({family.name: family})
+    try:
+        engine.add(make_job(recipe))
+        while not engine.is_idle:
+            for event in engine.step():
+                if isinstance(event, JobFailure):
+                    raise RuntimeError(event.reason)
+                if isinstance(event, LatentsDone):
+                    return event.latents
+    finally:
+        engine.close()
+    raise RuntimeError("the engine ended without latents")
+
+
+def _draw_picture(family: Family, recipe: Recipe) -> Image.Image:
+    return family.finish(_run_engine(family, recipe))
+
+
+def _call_pipeline_unchanged(pipeline: Any, family: GenericFamily) -> Image.Image:
+    """Call the pipeline with its own scheduler. Its guidance may count from 0 where ours counts from 1."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    extra_arguments = {name: False for name in ("use_resolution_binning", "clean_caption") if name in parameters}
+    return pipeline(
+        "a cat", negative_prompt="", num_inference_steps=STEPS, guidance_scale=GUIDANCE - 1 + family.no_guidance,
+        width=IMAGE_SIDE, height=IMAGE_SIDE, generator=torch.Generator().manual_seed(SEED), **extra_arguments,
+    ).images[0]  # fmt: skip
+
+
+def _psnr(image: Image.Image, other_image: Image.Image) -> float:
+    mean_squared_error = float(((np.asarray(image, np.float64) - np.asarray(other_image, np.float64)) ** 2).mean())
+    return 10 * math.log10(255**2 / mean_squared_error) if mean_squared_error else EQUAL_PSNR

@@ -1,0 +1,106 @@
+"""The `darkroom bench models` command: SD 1.5, SDXL and a reduced Flux beside diffusers, in real configurations.
+
+It builds the random weights in a cache folder. All models take about 40 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from benchmarks.models.model_configs import BenchmarkModel
+    from benchmarks.report.figure_row import FigureRow
+
+MODEL_NAMES = ("sd15", "sdxl", "flux")
+CACHE_FOLDER = "bench-models"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def bench_models(
+    only: Annotated[
+        str, typer.Option(metavar="NAMES", help="Some of sd15, sdxl and flux, as in sd15,flux; all by default.")
+    ] = "",
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the models are built and kept; by default in the data folder."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=2, max=100, help="Steps of every job.")] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The same rows with tiny models, as a test of the benchmark.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
+) -> None:
+    """Measure models of real size side by side with diffusers: first preview and picture, users, step, decode, memory.
+
+    The models have their published configurations and random weights (13 GB in the cache folder). A side that fails
+    leaves its rows without a figure; the exit code stays 0. Let nothing else run meanwhile.
+    """
+    from benchmarks.report.figure_row import format_json, format_table
+
+    rows = list(measure_models(parse_model_names(only), cache or default_cache_folder(), steps=steps, is_tiny=tiny))
+    typer.echo(format_json(rows) if json else format_table(rows))
+
+
+def parse_model_names(only: str) -> tuple[str, ...]:
+    """Split a list of names at commas; an empty one means all. Raises `typer.BadParameter` for an unknown name."""
+    names = tuple(name.strip() for name in only.split(",") if name.strip()) or MODEL_NAMES
+    if unknown := [name for name in names if name not in MODEL_NAMES]:
+        raise typer.BadParameter(f"There is no {unknown[0]} here; there are {', '.join(MODEL_NAMES)}.")
+    return names
+
+
+def default_cache_folder() -> Path:
+    from engine.process.settings import default_data
+
+    return Path(os.environ.get("DARKROOM_DATA") or default_data()) / "cache" / CACHE_FOLDER
+
+
+def measure_models(
+    names: tuple[str, ...], cache_folder: Path, *, steps: int | None, is_tiny: bool
+) -> Iterator[FigureRow]:
+    import torch
+
+    from benchmarks.models.model_configs import list_real_models, list_tiny_models
+
+    on_gpu = torch.cuda.is_available()
+    for model in list_tiny_models() if is_tiny else list_real_models(on_gpu):
+        if model.name in names:
+            model_with_steps = replace(model, steps=steps or model.steps)
+            yield from _measure_model(
+                model_with_steps, cache_folder / ("tiny" if is_tiny else f"real-{model.side}") / model.name, on_gpu
+            )
+
+
+def _measure_model(model: BenchmarkModel, folder: Path, on_gpu: bool) -> Iterator[FigureRow]:
+    """Build the model's folder if it is missing, and measure it; if building fails, the rows say so."""
+    from benchmarks.models.measurement import Figures, measure_model
+    from benchmarks.models.random_weights import ensure_model_folder
+    from benchmarks.models.ratios import make_rows
+
+    figures = Figures()
+    _print_progress(f"{model.name}: its folder is {folder}")
+    figures.add_measured("building the model", lambda: ensure_model_folder(folder, model.build_pipeline) and {})
+    if not figures.failures:
+        figures = measure_model(model, folder, _print_progress)
+    for failure in figures.failures:
+        _print_progress(failure)
+    yield from make_rows(model, figures, on_gpu)
+
+
+def _print_progress(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return int(app(argv, prog_name="darkroom bench models", standalone_mode=False) or 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,85 @@
+"""Measures our engine on one job in its own process: step time, decode time and memory.
+
+    python -m benchmarks.models.engine_run ORDER.json
+
+It reads the same order file as `rival` and prints the same facts. No one watches the job, so there are no previews.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.fixtures.reference_pipeline import make_job
+from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
+from engine import models
+from engine.calibration.calibration import calibrate
+from engine.contract import Concept, Job, ModelInfo, Recipe
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.device.torch_device import choose_device
+from engine.models.family import Family
+from engine.output.decode_worker import DecodeWorker
+
+
+def main(run_spec: dict[str, Any]) -> None:
+    data_folder = Path(run_spec["data"])
+    family = models.load_model(run_spec["folder"], data_folder, device=choose_device())
+    model_info = calibrate(family, data_folder / "calibration.json").to_model_info(family)
+    print_output_line(loaded=read_memory(), dtype=model_info.dtype)
+    for number in range(run_spec["pictures"]):
+        _run_job(run_spec, family, _make_job(run_spec, model_info, number))
+
+
+def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
+    """Draw one picture and print when its steps and its decode ended."""
+    engine, decode_worker = Engine({family.name: family}), DecodeWorker({family.name: family})
+    step_ends, pictures = list[float](), list[Future[bytes]]()
+    started_at = time.perf_counter()
+    try:
+        engine.add(job, (), decode_worker.encode_init_images(job, {}).result())
+        while not engine.is_idle:
+            for event in engine.step():
+                if isinstance(event, JobFailure):
+                    raise RuntimeError(event.reason)
+                if isinstance(event, LatentsDone):
+                    pictures.append(decode_worker.render_picture(event, job))
+            synchronize_gpu()
+            step_ends.append(time.perf_counter())
+        png = pictures[0].result()
+        finished_at = time.perf_counter()
+        (Path(run_spec["out"]) / f"ours-{job.id}.png").write_bytes(png)
+    finally:
+        engine.close()
+        decode_worker.close()
+    step_seconds = (step_ends[-1] - step_ends[0]) / (len(step_ends) - 1) if len(step_ends) > 1 else None
+    print_output_line(
+        picture=finished_at - started_at, step=step_seconds, decode=finished_at - step_ends[-1], memory=read_memory()
+    )
+
+
+def _make_job(run_spec: dict[str, Any], model_info: ModelInfo, seed: int) -> Job:
+    recipe = Recipe(
+        concepts=(Concept(run_spec["prompt"]),),
+        model=model_info.name,
+        sampler=run_spec["sampler"] or model_info.sampler,
+        steps=run_spec["steps"],
+        seed=seed,
+        guidance=run_spec["guidance"],
+        width=run_spec["side"],
+        height=run_spec["side"],
+        count=1,
+        dtype=model_info.dtype,
+        guides=model_info.guides,
+    )
+    return make_job(recipe, seed)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main(json.loads(Path(sys.argv[1]).read_text()))

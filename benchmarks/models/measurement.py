@@ -1,0 +1,176 @@
+"""Runs both sides of one model, part after part, and collects their figures. Knows no goals.
+
+If a part fails, its figures are missing and the failure is recorded; the other parts go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import diffusers_run
+from benchmarks.models.darkroom_server import DarkroomServer, JobTimes, run_server
+from benchmarks.models.model_configs import BenchmarkModel
+from benchmarks.models.processes import OutputLine, darkroom_command, run_and_collect
+
+PROMPT = "a lighthouse at night"
+DTYPE = "bfloat16"  # of the folder, and so of diffusers
+PrintProgress = Callable[[str], None]
+SETTLE_SECONDS = 2.0  # seconds after a picture until memory is at rest
+READ_BYTES = 2**24
+
+
+@dataclass
+class Figures:
+    """Seconds, pictures a second or MB, by name. `failures` says what could not be measured, and why."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    dtype: str = ""
+
+    def add_measured(self, name: str, measure_part: Callable[[], dict[str, float]]) -> None:
+        try:
+            self.values |= measure_part()
+        except (RuntimeError, OSError, ValueError, LookupError) as error:
+            self.failures.append(f"{name} failed: {' '.join(str(error).split())[:300] or type(error).__name__}")
+
+
+def measure_model(model: BenchmarkModel, model_folder: Path, print_progress: PrintProgress) -> Figures:
+    """Measure all figures of one model. The sides alternate, so that a slow hour of the machine affects both."""
+    figures = Figures()
+    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as temp_folder:
+        runner = _ModelRunner(model, model_folder, Path(temp_folder), figures)
+        _fill_page_cache(model_folder)
+        for name, measure_part in runner.list_measurements().items():
+            print_progress(f"{model.name}: {name}")
+            figures.add_measured(name, measure_part)
+    return figures
+
+
+def _fill_page_cache(folder: Path) -> None:
+    """Read the weights into the page cache, so that the first side does not pay for the disk."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while file.read(READ_BYTES):
+                pass
+
+
+class _ModelRunner:
+    def __init__(self, model: BenchmarkModel, model_folder: Path, temp_folder: Path, figures: Figures) -> None:
+        self._model, self._model_folder, self._temp_folder, self._figures = model, model_folder, temp_folder, figures
+
+    def list_measurements(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """Return the parts by name, the sides alternating."""
+        return {
+            "diffusers, first start": lambda: self._measure_diffusers("first", picture_count=2, decode_count=2),
+            "darkroom imagine, first start ever": lambda: self._measure_imagine("first"),
+            "diffusers, second start": lambda: self._measure_diffusers("second", picture_count=1, decode_count=1),
+            "darkroom imagine, second start": lambda: self._measure_imagine("second"),
+            "a step and a decode of the engine": self._measure_engine,
+            "darkroom up": self._measure_server,
+        }
+
+    def _measure_diffusers(self, start_name: str, picture_count: int, decode_count: int) -> dict[str, float]:
+        run_spec = self._make_run_spec(picture_count) | {"decodes": decode_count}
+        output_lines = run_and_collect(
+            [sys.executable, diffusers_run.__file__, str(self._write_run_spec(run_spec))], self._log_path("rival")
+        )
+        picture_lines, loaded_memory = (
+            [line for line in output_lines if "picture" in line.values],
+            output_lines[0].values["loaded"],
+        )
+        figures = {f"rival {start_name}": picture_lines[0].elapsed_seconds}
+        figures |= {f"rival loaded {name}": value for name, value in loaded_memory.items()}
+        figures |= {f"rival {name}": value for name, value in picture_lines[-1].values["memory"].items()}
+        return figures | self._best_seconds("rival", output_lines)
+
+    def _measure_engine(self) -> dict[str, float]:
+        run_spec = self._make_run_spec(picture_count=2) | {"data": str(self._temp_folder / "data")}
+        command = [sys.executable, "-m", "benchmarks.models.engine_run", str(self._write_run_spec(run_spec))]
+        output_lines = run_and_collect(command, self._log_path("engine"))
+        self._figures.dtype = str(output_lines[0].values["dtype"])
+        memory = output_lines[-1].values["memory"]
+        gpu_memory = {f"ours {name}": memory[name] for name in ("card", "card_peak") if name in memory}
+        return gpu_memory | self._best_seconds("ours", output_lines)
+
+    def _best_seconds(self, side: str, output_lines: list[OutputLine]) -> dict[str, float]:
+        """Return the minimum over several runs, the least disturbed one.
+
+        The first picture does not count as a next one.
+        """
+        picture_seconds = [line.values["picture"] for line in output_lines if "picture" in line.values]
+        step_seconds = [line.values["step"] for line in output_lines if line.values.get("step")]
+        decode_seconds = [line.values["decode"] for line in output_lines if "decode" in line.values]
+        measured = {"alone": picture_seconds[1:], "step": step_seconds, "decode": decode_seconds}
+        minima = {f"{side} {name}": min(seconds) for name, seconds in measured.items() if seconds}
+        return {name: min(value, self._figures.values.get(name, value)) for name, value in minima.items()}
+
+    def _measure_imagine(self, start_name: str) -> dict[str, float]:
+        model = self._model
+        command = darkroom_command(
+            "imagine", PROMPT, "--model", str(self._model_folder), "--steps", str(model.steps), "--count", "1",
+            "--guidance", str(model.guidance), "--seed", "1", "--out", str(self._temp_folder), "--json",
+            "--data", str(self._temp_folder / "data"), *(("--sampler", model.sampler) if model.sampler else ()),
+        )  # fmt: skip
+        [output_line] = run_and_collect(command, self._log_path("imagine"))
+        if output_line.values["width"] % model.side:  # a small model's pictures are upscaled
+            raise RuntimeError(f"the picture has {output_line.values['width']} pixels a side instead of {model.side}")
+        return {f"ours {start_name}": output_line.elapsed_seconds}
+
+    def _measure_server(self) -> dict[str, float]:
+        """Measure `darkroom up` on a new data folder, so that this is a first start, too."""
+        with run_server(self._model_folder, self._temp_folder / "chatroom", self._log_path("up")) as server:
+            cookie = server.open_session()
+            first_job = server.draw_picture(self._make_request(10), cookie)
+            figures = {"ours first up": first_job.picture_at - server.started_at}
+            figures["ours preview"] = (
+                first_job.picture_at if first_job.first_frame_at is None else first_job.first_frame_at
+            ) - server.started_at
+            later_jobs = [server.draw_picture(self._make_request(11 + number), cookie) for number in range(2)]
+            figures["ours next"] = min(job.picture_at - job.posted_at for job in later_jobs)
+            time.sleep(SETTLE_SECONDS)
+            figures |= {f"ours {name}": value for name, value in server.read_memory().items()}
+            self._figures.values |= figures  # kept even if many users at once fail
+            for users in self._model.user_counts:
+                figures[f"ours {users} users"] = self._measure_users(server, users)
+            if (peak_memory := server.read_memory().get("peak")) is not None:
+                figures["ours crowd peak"] = peak_memory
+        return figures
+
+    def _measure_users(self, server: DarkroomServer, users: int) -> float:
+        """Return the pictures a second of `users` at once."""
+        job_times: list[JobTimes] = server.draw_concurrently(
+            [self._make_request(100 * users + number) for number in range(users)]
+        )
+        return users / (max(one.picture_at for one in job_times) - min(one.posted_at for one in job_times))
+
+    def _make_run_spec(self, picture_count: int) -> dict[str, Any]:
+        model = self._model
+        return {
+            "folder": str(self._model_folder), "dtype": DTYPE, "prompt": PROMPT, "steps": model.steps,
+            "guidance": model.guidance, "side": model.side, "sampler": model.sampler, "pictures": picture_count,
+            "out": str(self._temp_folder),
+        }  # fmt: skip
+
+    def _make_request(self, seed: int) -> dict[str, Any]:
+        """Return the same job as the HTTP API takes it."""
+        model = self._model
+        request = {
+            "prompt": PROMPT, "model": self._model_folder.name, "steps": model.steps, "guidance": model.guidance,
+            "count": 1, "seed": seed,
+        }  # fmt: skip
+        return request | ({"sampler": model.sampler} if model.sampler else {})
+
+    def _write_run_spec(self, run_spec: dict[str, Any]) -> Path:
+        path = self._temp_folder / "order.json"
+        path.write_text(json.dumps(run_spec))
+        return path
+
+    def _log_path(self, name: str) -> Path:
+        return self._temp_folder / f"{name}.log"

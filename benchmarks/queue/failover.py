@@ -1,0 +1,157 @@
+"""Measures a job that changes its worker, because the first one was killed or stopped in order.
+
+A second worker is warm and idle beside it. The steps in previews before and after tell how much work is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from benchmarks.queue.figures import FigureRow, make_row, percentile
+from benchmarks.queue.system.installation import BenchSystem, make_member
+from benchmarks.queue.system.job_watch import watch_jobs
+from engine.bus import Bus
+
+ROW_MS = 8.0  # 17 ms a step of one picture with guidance
+PROMPT = "a lamp --steps 1000 --count 1 --sampler ddpm"
+KILL_ROUNDS, STOP_ROUNDS, QUICK_ROUNDS = 3, 5, 1
+WORK_SECONDS = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
+TIMEOUT_SECONDS = 60.0
+KILL_NAME, REPEAT_NAME = "worker killed → its job goes on elsewhere", "worker killed: its work repeated"
+STOP_NAME = "worker stopped in order → its job goes on elsewhere"
+ROW_NAMES = (KILL_NAME, REPEAT_NAME, STOP_NAME)
+
+
+@dataclass(frozen=True)
+class Failover:
+    """Seconds until the next worker's first step was seen, and the seconds of repeated work."""
+
+    wait_seconds: float
+    repeated_seconds: float
+
+
+class PreviewWatch:
+    """The newest preview of any job: its epoch, its step and its time."""
+
+    def __init__(self) -> None:
+        self.epoch, self.step, self.preview_time = 0, 0, 0.0
+        self.epoch_start = 0.0
+
+    async def follow(self, bus: Bus) -> None:
+        async for frame in bus.watch_frames():
+            now = time.monotonic()
+            if frame.epoch != self.epoch:
+                self.epoch_start = now
+            self.epoch, self.step, self.preview_time = frame.epoch, frame.step, now
+
+
+async def measure(system: BenchSystem, database: str, *, quick: bool) -> list[FigureRow]:
+    """Measure some kills and some orderly stops, each with its own job and two workers."""
+    async with _watch_previews(system) as previews, watch_jobs(system.app.feed):
+        rounds = (QUICK_ROUNDS, QUICK_ROUNDS) if quick else (KILL_ROUNDS, STOP_ROUNDS)
+        stops = [await _measure_failover(system, previews, f"stop-{n}", kill=False) for n in range(rounds[1])]
+        kills = [await _measure_failover(system, previews, f"kill-{n}", kill=True) for n in range(rounds[0])]
+    return build_rows(database, kills, stops, rounds)
+
+
+def build_rows(
+    database: str, kills: Sequence[Failover], stops: Sequence[Failover], rounds: tuple[int, int]
+) -> list[FigureRow]:
+    """Return the rows. A goal holds for every round, so the figure is the worst one. `rounds`: expected kills and
+    stops.
+    """
+    waits, repeats, stop_waits = (
+        [failover.wait_seconds for failover in kills],
+        [one.repeated_seconds for one in kills],
+        [failover.wait_seconds for failover in stops],
+    )
+    repeat_note = f"work repeated at most {percentile([failover.repeated_seconds for failover in stops], 1.0):.2f} s"
+    kill_note = f"{_worst_text(waits)}; until its first new preview"
+    return [
+        make_row(KILL_NAME, database, percentile(waits, 1.0), kill_note, samples=len(waits), expected=rounds[0]),
+        make_row(
+            REPEAT_NAME,
+            database,
+            percentile(repeats, 1.0),
+            _worst_text(repeats),
+            samples=len(repeats),
+            expected=rounds[0],
+        ),
+        make_row(
+            STOP_NAME,
+            database,
+            percentile(stop_waits, 1.0),
+            f"{_worst_text(stop_waits)}; {repeat_note}",
+            samples=len(stop_waits),
+            expected=rounds[1],
+        ),
+    ]
+
+
+def _worst_text(values: Sequence[float]) -> str:
+    return f"the worst of {len(values)}, median {percentile(values, 0.5):.2f} s"
+
+
+async def _measure_failover(system: BenchSystem, previews: PreviewWatch, name: str, *, kill: bool) -> Failover:
+    first_worker, second_worker = f"{name}-first", f"{name}-second"
+    await system.workers.start(first_worker, row_ms=ROW_MS)
+    job = await system.imagine(PROMPT, make_member(0))
+    old_epoch = previews.epoch
+    await _wait_until(lambda: previews.epoch != old_epoch)
+    await system.workers.start(second_worker, row_ms=ROW_MS)
+    await asyncio.sleep(max(0.0, previews.epoch_start + WORK_SECONDS - time.monotonic()))
+    epoch, end_time, last_step = previews.epoch, time.monotonic(), previews.step
+    if kill:
+        await system.workers.kill(first_worker)
+    else:
+        system.workers.stop(first_worker)
+    while previews.epoch == epoch:
+        last_step = previews.step
+        await _wait_for_preview(previews)
+    failover = Failover(
+        previews.epoch_start - end_time, max(0, last_step - previews.step + 1) * (2 * ROW_MS + 1) / 1000
+    )
+    await system.app.jobs.cancel(job, make_member(0))
+    await _stop_workers(system, second_worker, first_worker if not kill else None)
+    return failover
+
+
+async def _stop_workers(system: BenchSystem, *names: str | None) -> None:
+    """Stop this round's workers, so that none of them works in the next one."""
+    running_workers = [name for name in names if name is not None]
+    for name in running_workers:
+        system.workers.stop(name)
+        await system.workers.wait_for_end(name)
+
+
+async def _wait_for_preview(previews: PreviewWatch) -> None:
+    """Wait for the next preview."""
+    last_time, deadline = previews.preview_time, time.monotonic() + TIMEOUT_SECONDS
+    while previews.preview_time == last_time:
+        await asyncio.sleep(0.002)
+        if time.monotonic() > deadline:
+            raise TimeoutError("The job did not go on.")
+
+
+async def _wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def _watch_previews(system: BenchSystem) -> AsyncIterator[PreviewWatch]:
+    """Subscribe to all previews, over a separate connection."""
+    bus = await Bus.connect(system.broker.url, system.broker.token)
+    previews = PreviewWatch()
+    task = asyncio.create_task(previews.follow(bus))
+    try:
+        yield previews
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.close()

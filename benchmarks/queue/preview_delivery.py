@@ -1,0 +1,159 @@
+"""Measures how long a preview travels: from the worker to the bot's subscriber, and on to a hundred open pages.
+
+Broker, `darkroom bot`, the worker (`stamper`) and this process, which holds all pages, are separate processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.queue.figures import FigureRow, make_row, percentile
+from benchmarks.queue.system.stream_viewers import StreamViewer, open_viewers
+from benchmarks.queue.system.timestamp_worker import WORKER_NAME, read_timestamp
+from bot.cli.instance_lock import find_instance
+from engine.bus import Bus
+from engine.bus.broker.embedded import Broker
+
+PAGE_COUNT = 100
+FRAME_COUNT, QUICK_FRAMES = 150, 40
+FRAME_SECONDS = 0.1  # seconds between two frames: the pace of a page that watches one job
+FRAME_BYTES = 8_000
+WARMUP_FRAMES = 5  # frames that fill caches
+TIMEOUT_SECONDS = 60.0
+SUBSCRIBER_NAME, P50_NAME, P99_NAME = (
+    "frame → the bot's subscriber, p99",
+    "frame → 100 viewers, p50",
+    "frame → 100 viewers, p99",
+)
+ROW_NAMES = (SUBSCRIBER_NAME, P50_NAME, P99_NAME)
+
+
+async def measure(database: str | None, name: str, *, quick: bool) -> list[FigureRow]:
+    """Measure one watched job, whose frames come one at a time."""
+    frames = QUICK_FRAMES if quick else FRAME_COUNT
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
+        broker = await stack.enter_async_context(Broker(folder / "nats"))
+        secret_variables = {"DARKROOM_NATS_TOKEN": broker.token, "DISCORD_TOKEN": ""}
+        store_variables = {"DATABASE_URL": database} if database else {}
+        await stack.enter_async_context(
+            _run_process("bot", _bot_command(broker, folder), folder, secret_variables | store_variables)
+        )
+        url = await _wait_for_url(folder)
+        worker_command = [
+            sys.executable,
+            "-m",
+            "benchmarks.queue.system.timestamp_worker",
+            broker.url,
+            str(frames),
+            str(FRAME_SECONDS),
+            str(FRAME_BYTES),
+        ]
+        await stack.enter_async_context(_run_process(WORKER_NAME, worker_command, folder, secret_variables))
+        delays = await _measure_delays(broker, url, frames)
+    return build_rows(name, *delays, frames - WARMUP_FRAMES)
+
+
+def build_rows(
+    name: str, subscriber_delays: list[float], page_delays: list[list[float]], frames: int
+) -> list[FigureRow]:
+    """Return the rows: delays to the subscriber and to each page, of `frames` frames."""
+    all_pages = [delay for page in page_delays for delay in page]
+    note = f"{len(subscriber_delays)} frames of {FRAME_BYTES // 1000} KB, one each {1000 * FRAME_SECONDS:.0f} ms"
+    page_note = f"{len(all_pages)} of {frames * PAGE_COUNT} seen; slowest {max(all_pages, default=0.0):.0f} ms"
+    page_note += "; the pages' process shares the cores"
+    return [
+        make_row(
+            SUBSCRIBER_NAME,
+            name,
+            percentile(subscriber_delays, 0.99),
+            f"{note}; p50 {percentile(subscriber_delays, 0.5):.2g} ms, with 100 pages open",
+            samples=len(subscriber_delays),
+            expected=frames,
+        ),
+        make_row(
+            P50_NAME, name, percentile(all_pages, 0.5), note, samples=len(all_pages), expected=frames * PAGE_COUNT
+        ),
+        make_row(
+            P99_NAME, name, percentile(all_pages, 0.99), page_note, samples=len(all_pages), expected=frames * PAGE_COUNT
+        ),
+    ]
+
+
+async def _measure_delays(broker: Broker, url: str, frames: int) -> tuple[list[float], list[list[float]]]:
+    """Return the milliseconds of each frame: to a subscriber on the bus, and to each page."""
+    bus = await Bus.connect(broker.url, broker.token)
+    subscriber_delays = list[float]()
+    listener = asyncio.create_task(_record_delays(bus, subscriber_delays))
+    try:
+        async with open_viewers(url, PAGE_COUNT) as pages:
+            await _submit_job(url)
+            async with asyncio.timeout(TIMEOUT_SECONDS + frames * FRAME_SECONDS):
+                while len(subscriber_delays) < frames:
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(1.0)  # the last frame still travels to the pages
+            return subscriber_delays[WARMUP_FRAMES:], [_delays_after_warmup(page) for page in pages]
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+        await bus.close()
+
+
+def _delays_after_warmup(page: StreamViewer) -> list[float]:
+    return page.frame_delays()[WARMUP_FRAMES:]
+
+
+async def _record_delays(bus: Bus, subscriber_delays: list[float]) -> None:
+    async for frame in bus.watch_frames():
+        subscriber_delays.append(1000 * (time.monotonic() - read_timestamp(frame.picture)))
+
+
+async def _submit_job(url: str) -> None:
+    """Submit one job by the HTTP API, as soon as the bot knows the worker."""
+    async with aiohttp.ClientSession(url) as session, asyncio.timeout(TIMEOUT_SECONDS):
+        while True:
+            async with session.post(
+                "/api/jobs", json={"prompt": "a clock", "model": WORKER_NAME, "count": 1}
+            ) as response:
+                if response.status == 201:
+                    return
+            await asyncio.sleep(0.2)
+
+
+def _bot_command(broker: Broker, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "bot", "bot", "--nats", broker.url, "--data", str(folder / "bot"), "--port", "0"]
+
+
+async def _wait_for_url(folder: Path) -> str:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while (instance := find_instance(folder / "bot")) is None:
+            await asyncio.sleep(0.05)
+    return instance.url
+
+
+@asynccontextmanager
+async def _run_process(
+    name: str, command: list[str], folder: Path, extra_variables: Mapping[str, str]
+) -> AsyncIterator[None]:
+    """Run a process while the context lasts."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
+    with (folder / f"{name}.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, env={**inherited, **extra_variables}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,1 @@
+"""A whole Darkroom for the queue benchmarks: store, broker, simulated workers, viewers."""

@@ -1,0 +1,133 @@
+"""`darkroom bench scale`: measures one, two, four and eight workers, as processes, on one broker and one bot.
+
+Their device is simulated, and so slow that a machine of two cores can drive eight of them. So this measures whether bot
+and broker keep them busy, not the processor. Rows that miss their goal say MISS (JSON: pass false); the exit code stays
+0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.queue.figures import FigureRow, format_json, format_table, rate_per_second
+from benchmarks.queue.system.installation import BenchSystem, cpu_seconds, make_member, open_system
+from benchmarks.queue.system.job_watch import TIMEOUT_SECONDS
+from bot.store.jobs import queries
+
+PrintLine = Callable[[str], None]
+JobRate = tuple[float, int]  # jobs a second, and how many jobs ended in the window
+WORKERS = (1, 2, 4, 8)
+ROW_MS, ROWS = 40.0, 16
+STEPS = 10
+PROMPT = f"a lamp --steps {STEPS} --count 2"  # 4 rows, with guidance
+JOB_ROWS = 4
+GOAL = "≥ 0.9"
+WINDOW_SECONDS, QUICK_SECONDS = 30.0, 6.0
+WARMUP_SECONDS = 4.0  # until every worker's batch is full
+# As many members a worker as its rows have room for. With more, each one's first job begins at once, and all end
+# together, in a burst that is longer than the window.
+USERS_PER_WORKER = ROWS // JOB_ROWS
+
+
+def run(args: Sequence[str]) -> int:
+    """Measure and print; return 0, even if goals are missed."""
+    parser = argparse.ArgumentParser(prog="darkroom bench scale", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one and two workers, some seconds")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    arguments = parser.parse_args(args)
+    rows = asyncio.run(measure(quick=arguments.quick, print_line=_print_progress))
+    print(format_json(rows) if arguments.json else format_table(rows))  # noqa: T201 - the command line's answer
+    return 0
+
+
+def _print_progress(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)  # noqa: T201
+
+
+async def measure(*, quick: bool, print_line: PrintLine) -> list[FigureRow]:
+    """Measure each number of workers on a fresh installation."""
+    rates, rows, seconds = dict[int, JobRate](), list[FigureRow](), QUICK_SECONDS if quick else WINDOW_SECONDS
+    for count in WORKERS[:2] if quick else WORKERS:
+        print_line(f"{count} workers")
+        async with open_system(None) as system:
+            rates[count], note = await _measure_rate(system, count, seconds)
+        rate, end_count = rates[count]
+        name = f"jobs a second, {count} {'worker' if count == 1 else 'workers'}"
+        rows.append(FigureRow(name, rate, None, "", note, end_count, max(2, count)))
+        if count > 1:
+            rows.append(efficiency_row(rates, count))
+    return rows
+
+
+def efficiency_row(rates: Mapping[int, JobRate], count: int) -> FigureRow:
+    """Return what each of `count` workers does, relative to one alone; the goal is for eight."""
+    (single_rate, single_ends), (joint_rate, joint_ends) = rates[1], rates[count]
+    ratio = joint_rate / (count * single_rate) if single_rate else None
+    jobs_per_second = 1000 / (STEPS * JOB_ROWS * ROW_MS)
+    note = (
+        f"a job is {1 / jobs_per_second:.1f} s of simulated device time: the machine's own {os.cpu_count()} cores "
+        "hardly count"
+    )
+    return FigureRow(
+        f"efficiency of {count} workers",
+        ratio,
+        GOAL if count == max(WORKERS) else None,
+        "",
+        note,
+        min(single_ends, joint_ends),
+        2,
+    )
+
+
+async def _measure_rate(system: BenchSystem, count: int, seconds: float) -> tuple[JobRate, str]:
+    """Return jobs a second in a window, the number of these jobs, and a note on the CPU time of each process."""
+    names = [f"worker-{number}" for number in range(count)]
+    for name in names:
+        await system.workers.start(name, row_ms=ROW_MS, rows=ROWS)
+    jobs = [
+        await system.imagine(PROMPT, make_member(n % (USERS_PER_WORKER * count)))
+        for n in range(_job_count(count, seconds))
+    ]
+    await _wait_until_busy(system, count)
+    start_time, cpu_before = time.time(), _cpu_by_process(system)
+    await asyncio.sleep(seconds)
+    end_times, cpu_after = await _end_times(system, jobs, start_time), _cpu_by_process(system)
+    cpu_used = {process_name: cpu_after[process_name] - cpu_before.get(process_name, 0.0) for process_name in cpu_after}
+    cpu_note = ", ".join(f"{process_name} {value:.1f}" for process_name, value in cpu_used.items())
+    return (
+        rate_per_second(end_times),
+        len(end_times),
+    ), f"{len(end_times)} jobs in {time.time() - start_time:.0f} s; seconds of a core: {cpu_note}"
+
+
+def _job_count(count: int, seconds: float) -> int:
+    """Return a number of jobs that so many workers cannot finish in the window."""
+    return int(1.3 * count * (seconds + 2 * WARMUP_SECONDS) * 1000 / (STEPS * JOB_ROWS * ROW_MS)) + count * ROWS
+
+
+async def _wait_until_busy(system: BenchSystem, count: int) -> None:
+    """Wait until every worker has a job, and then for their batches to fill."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while (
+            len({record.worker for record in await system.app.store.read(queries.list_active) if record.worker}) < count
+        ):
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(WARMUP_SECONDS)
+
+
+async def _end_times(system: BenchSystem, jobs: Sequence[str], since: float) -> list[float]:
+    """Return the end times of the jobs that ended since then."""
+    records = (await system.app.store.read(queries.get_jobs, jobs)).values()
+    return [record.ended for record in records if record.ended is not None and record.ended >= since]
+
+
+def _cpu_by_process(system: BenchSystem) -> dict[str, float]:
+    """Return CPU seconds. The bot and the measurement are both this process."""
+    worker_seconds = cpu_seconds(system.workers.pids())
+    seconds = cpu_seconds({"the bot": os.getpid(), "the broker": system.broker.pid})
+    return seconds | {"all workers": sum(worker_seconds.values())}

@@ -1,0 +1,1 @@
+"""A simulated day on a simulated device."""

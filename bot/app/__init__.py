@@ -1,0 +1,1 @@
+"""Wires the application: settings, leader election, metrics, the parts and their tasks."""

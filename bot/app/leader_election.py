@@ -1,0 +1,278 @@
+"""Leader election: a lease on the broker elects one bot, and a growing term in SQL rejects writes of an old leader.
+
+The lease alone is not enough: a bot that was suspended, or cut off from the broker, does not see its lease end. So a
+new leader begins a term in SQL, waits until the old one must have noticed, and only then opens. A leader proves that it
+leads several times a second: it renews the lease or reads its term. If neither was possible for a while, the event loop
+runs nothing until the term was read again. A bot that lost the lead exits as if killed; nothing is lost by that, since
+a crash at any moment is recoverable.
+
+A bot with its own broker has no lease, and other bots may use other brokers. So a bot begins no term while the old
+leader still counts in SQL (`bot.app.leader_heartbeat`). A leader counts as long as it has its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bot.app.leader_heartbeat import HEARTBEAT_SECONDS, is_leader_alive, process_name
+from bot.app.watchdog_loop import WatchdogLoop, WatchdogSelector, boot_seconds
+from bot.domain.errors import UserError
+from bot.store import DatabaseUnavailable, LeaderTerm, Store, leader_terms, read_store_id
+from engine.bus import BrokerUnreachable, Bus, Claim, ClaimHolder
+from engine.bus.buckets.leader_lease import open_leader_lease
+
+if TYPE_CHECKING:
+    from engine.bus.buckets.leader_lease import LeaderLease
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25  # between two tries to get the lease
+RENEW_SECONDS = 1.0
+CONFIRM_SECONDS = 0.5
+PROOF_SECONDS = 1.5  # how long a term counts as proof after it was read
+NOTICE_SECONDS = 2.0  # above TRUST_SECONDS: how long an old leader has to notice that it lost the lead
+BLOCKING_SECONDS = 3.0  # for one read of the term while the event loop is blocked
+EXIT_CODE = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
+OTHER_DATABASE = (
+    "The bot at work on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL to "
+    "storage that both reach."
+)
+
+
+def exit_process(reason: str) -> None:
+    """Exit at once without cleanup: another bot owns the unfinished work now."""
+    log.critical("%s This process exits; it cannot lead again while the other bot runs.", reason)
+    logging.shutdown()
+    os._exit(EXIT_CODE)
+
+
+class Leader:
+    """Leads while the lease and the term last. Created by `leading`; call `begin` with the store before anything works.
+
+    `lost` ends the process.
+    """
+
+    def __init__(
+        self, lease_client: LeaderLease | None, name: str, database_url: str, on_lost: Callable[[str], None]
+    ) -> None:
+        self._lease_client, self._name, self._database_url, self._on_lost = lease_client, name, database_url, on_lost
+        self._claim: Claim | None = None
+        self._store: Store | None = None
+        self._lease_until = 0.0  # until then no other bot can have the lease
+        self._proven_until = 0.0  # until then no other bot can have begun a term
+        self._checked_at = boot_seconds()
+        self._confirm_thread = ThreadPoolExecutor(1, "lead")  # reads the term while the event loop is blocked
+        self._earlier_holders: set[str] = set()  # earlier holders of the lease
+        self._shared_store_id = ""  # the id of the store that the leader and this bot share
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return the tasks that must run while this bot leads."""
+        lease = {} if self._lease_client is None else {"lead": self.renew_lease(self._lease_client)}
+        return {**lease, "term": self.confirm_periodically(), "beat": self.write_heartbeats()}
+
+    async def wait_elected(self, announce: Callable[[str], None]) -> None:
+        """Wait until the lease is ours. `say` receives a sentence about the current leader.
+
+        Raises `Refused` if the leader uses another database.
+        """
+        while self._lease_client is not None:
+            try:
+                if await self._take_lease(self._lease_client):
+                    return
+                await self._announce_leader(await self._lease_client.get_holder(), announce)
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
+                log.warning("standing by: %s", error)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _take_lease(self, lease_client: LeaderLease) -> bool:
+        asked_at = boot_seconds()
+        self._claim = await lease_client.acquire(self._name)
+        if self._claim is not None:
+            self._note_lease(asked_at + lease_client.seconds)
+        return self._claim is not None
+
+    def _note_lease(self, until: float) -> None:
+        self._lease_until, self._proven_until = until, max(self._proven_until, until)
+
+    async def _announce_leader(self, holder: ClaimHolder | None, announce: Callable[[str], None]) -> None:
+        """Check and announce the lease's holder. Its name ends with its store's id once it has opened the store."""
+        name, _, store_id = holder.worker.partition(".") if holder else ("", "", "")
+        if store_id and self._database_url and store_id != self._shared_store_id:
+            if store_id != await read_store_id(self._database_url):
+                raise UserError(OTHER_DATABASE.format(name=name), 400)
+            self._shared_store_id = store_id
+        if not self._earlier_holders:
+            announce(f"Another bot is at work on this broker{name and f' ({name})'}: this one stands by.")
+        self._earlier_holders.add(name)
+
+    async def begin_term(self, store: Store) -> None:
+        """Begin a term: from now on the store rejects the old leader's writes. Waits until the old leader must have
+        noticed.
+
+        Raises as `_free` does.
+        """
+        old_term = await self._read_free_term(store)
+        asked_at = boot_seconds()
+        if (
+            new_term := await store.begin_term(self._name, expected_term=old_term.term)
+        ) is None:  # another bot was faster: listen for it
+            return await self.begin_term(store)
+        self._store, self._proven_until = store, max(self._proven_until, asked_at + PROOF_SECONDS)
+        self._name = f"{self._name}.{new_term.store}"
+        if self._claim is not None:
+            self._claim.worker = self._name  # the next renewal says it
+        if not old_term.over:
+            log.info("took over: the old leader has %.1f s to notice", NOTICE_SECONDS)
+            await asyncio.sleep(NOTICE_SECONDS)
+        store.ends_term_on_close = True  # not earlier: a bot that follows at once would not know of the old leader
+
+    async def _read_free_term(self, store: Store) -> LeaderTerm:
+        """Return the newest term if its holder leads no more. Raises `Unavailable`, and `Refused` if it still leads."""
+        newest = await store.read(leader_terms.read_newest_term)
+        if not (newest.over or newest.holder in self._earlier_holders) and await is_leader_alive(store):
+            name = f" ({newest.holder})" if newest.holder else ""
+            raise UserError(f"Another bot is at work on this database{name}: stop it first, or set DATABASE_URL.")
+        return newest
+
+    def note_close(self) -> None:
+        """Note that the store closes and nothing works any more."""
+        self._store = None
+
+    async def renew_lease(self, lease_client: LeaderLease) -> None:
+        """Renew the lease for ever. While the broker is unreachable, the term alone decides whether this bot leads."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            asked_at = boot_seconds()
+            try:
+                if self._claim is None or not await lease_client.renew(self._claim):
+                    await self._retake_lease(lease_client)
+                    continue
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
+                log.warning("cannot renew the lease now: %s", error)
+                continue
+            self._note_lease(asked_at + lease_client.seconds)
+
+    async def _retake_lease(self, lease_client: LeaderLease) -> None:
+        """Take a lost lease again, if no other bot began meanwhile: the broker lost it, or a worker hides it."""
+        if not await self._take_lease(lease_client):
+            if (
+                await lease_client.get_holder() is not None
+            ):  # else a worker hides it faster than we write it: the term decides
+                self._on_lost("Another bot has taken the lead.")
+        elif self._store is not None and not await self._store.is_leader():
+            self._on_lost("Another bot has led meanwhile.")
+
+    async def write_heartbeats(self) -> None:
+        """Write a heartbeat to SQL for ever, while no other bot can have the lease."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            if self._store is None or (self._lease_client is not None and boot_seconds() > self._lease_until):
+                continue
+            try:
+                await self._store.record_heartbeat()
+            except DatabaseUnavailable as error:
+                log.debug("no heartbeat: %s", error)
+
+    async def confirm_periodically(self) -> None:
+        """Read the term for ever, so that `look` rarely has to."""
+        while True:
+            await asyncio.sleep(CONFIRM_SECONDS)
+            try:
+                await self._confirm_term()
+            except DatabaseUnavailable as error:
+                log.warning("cannot read the leader term now: %s", error)
+
+    def check_lead(self) -> None:
+        """Check the lead before each iteration of the event loop: if it was not proven lately, block until the term was
+        read.
+
+        Without a lease it checks only after the process itself was suspended: while the database is unreachable, no
+        other bot begins, and nothing is written.
+        """
+        last_check, self._checked_at = self._checked_at, boot_seconds()
+        if self._store is None or boot_seconds() <= self._proven_until:
+            return
+        if self._lease_client is None and self._checked_at - last_check < PROOF_SECONDS:
+            return
+        try:
+            self._confirm_thread.submit(asyncio.run, self._confirm_term()).result(BLOCKING_SECONDS)
+        except (TimeoutError, DatabaseUnavailable):
+            if self._lease_client is not None:
+                self._on_lost("Neither the broker nor the database confirms that this bot still leads.")
+
+    async def _confirm_term(self) -> None:
+        """Read the term and note that this bot leads. Raises `Unavailable`."""
+        asked_at, store = boot_seconds(), self._store
+        if store is None:
+            return
+        if await store.is_leader():
+            self._proven_until = max(self._proven_until, asked_at + PROOF_SECONDS)
+        elif store is self._store:
+            self._on_lost("Another bot has begun to write to this database.")
+
+    async def release_lease(self) -> None:
+        """Release the lease, so that a standby takes over at once."""
+        self._confirm_thread.shutdown(wait=False)
+        if self._lease_client is not None and self._claim is not None:
+            try:
+                await self._lease_client.release(self._claim)
+            except BrokerUnreachable as error:
+                log.debug("%s", error)
+
+
+@asynccontextmanager
+async def keep_lead(
+    bus: Bus | None,
+    announce: Callable[[str], None],
+    *,
+    database_url: str = "",
+    on_lost: Callable[[str], None] = exit_process,
+) -> AsyncIterator[Leader]:
+    """Wait until this bot leads, then keep the lead beside the body. An error of the body is raised as itself.
+
+    `bus`: where the lease is; None: the term alone decides. `url`: the database, which all standbys must share.
+    """
+    leader, body_error = (
+        Leader(
+            None if bus is None else open_leader_lease(bus.js, bus.limits.leader_lease),
+            process_name(),
+            database_url,
+            on_lost,
+        ),
+        None,
+    )
+    async with asyncio.TaskGroup() as group:
+        tasks = [] if bus is None else [group.create_task(bus.wait_closed(), name="bus")]
+        try:
+            await leader.wait_elected(announce)
+            tasks += [group.create_task(task, name=name) for name, task in leader.tasks().items()]
+            with _guard_loop(leader.check_lead):
+                yield leader
+        except Exception as error:
+            body_error = error
+        finally:
+            while pending := [task for task in tasks if not task.done()]:
+                for task in pending:
+                    task.cancel()
+                await asyncio.wait(pending, timeout=1.0)
+            await leader.release_lease()
+    if body_error is not None:
+        raise body_error
+
+
+@contextmanager
+def _guard_loop(check_lead: Callable[[], None]) -> Iterator[None]:
+    """Run `look` before each iteration of this event loop, if it is a `Loop`."""
+    loop = asyncio.get_running_loop()
+    selector = loop.selector if isinstance(loop, WatchdogLoop) else WatchdogSelector()
+    selector.before_iteration = check_lead
+    try:
+        yield
+    finally:
+        selector.before_iteration = None

@@ -1,0 +1,43 @@
+"""Leader heartbeats in SQL: the leader counts up, and a standby watches the count to see whether it lives.
+
+Never compares the clocks of two machines. Uses the store, not the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+
+from bot.app.watchdog_loop import boot_seconds
+from bot.store import Store, leader_terms
+
+HEARTBEAT_SECONDS = 1.0
+DEAD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or leads no more
+POLL_SECONDS = 0.25
+PROOF_BEATS = 3  # that prove a leader alive; one that just lost its lease may still write its last
+
+
+def process_name() -> str:
+    """Return this process's name among bots: machine, process id and a random word, since containers share process ids.
+
+    With the store's id appended it still fits into a lease's holder name.
+    """
+    machine = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname()[:20])
+    return f"bot-{machine}-{os.getpid()}-{secrets.token_hex(2)}"
+
+
+async def is_leader_alive(store: Store) -> bool:
+    """Return whether a bot leads now. Raises `Unavailable`."""
+    term, beat_count = await store.read(leader_terms.read_newest_term), 0
+    deadline = boot_seconds() + DEAD_SECONDS
+    while not term.over and boot_seconds() < deadline:
+        await asyncio.sleep(POLL_SECONDS)
+        newest = await store.read(leader_terms.read_newest_term)
+        if newest != term:
+            term, beat_count, deadline = newest, beat_count + 1, boot_seconds() + DEAD_SECONDS
+        if beat_count == PROOF_BEATS:
+            return True
+    return False

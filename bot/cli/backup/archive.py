@@ -1,0 +1,177 @@
+"""Reads and writes backups: uncompressed tars of a manifest, a database and pictures named by their SHA-256.
+
+A backup that is read is untrusted input. It is not compressed: pictures would not shrink, and an uncompressed file
+cannot expand beyond its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from bot.domain.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME, DATABASE_NAME = "manifest.json", "darkroom.sqlite"
+PICTURE_PATTERN = re.compile(r"pictures/([0-9a-f]{64})")
+MAX_BYTES = {"manifest": 64 * 1024, "picture": 64 * 1024 * 1024}  # bytes
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A backup's description of itself. `database`: its SHA-256, empty if the backup has only pictures."""
+
+    made: float
+    database: str
+    pictures: int
+    format: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class ArchivePart:
+    """One file of a backup: the database, or a picture, whose `name` is its SHA-256."""
+
+    name: str
+    size: int
+    content: IO[bytes]
+
+
+class ArchiveWriter:
+    """Writes a backup's parts in this order: manifest, database, pictures."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
+
+    def add_manifest(self, manifest: Manifest) -> None:
+        self._add(MANIFEST_NAME, json.dumps(asdict(manifest)).encode())
+
+    def add_database(self, file: Path) -> None:
+        with file.open("rb") as stream:
+            entry = _make_entry(DATABASE_NAME, file.stat().st_size)
+            self._tar.addfile(entry, stream)
+
+    def add_picture(self, sha256: str, content: bytes) -> None:
+        self._add(f"pictures/{sha256}", content)
+
+    def _add(self, name: str, content: bytes) -> None:
+        self._tar.addfile(_make_entry(name, len(content)), io.BytesIO(content))
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+def _make_entry(name: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size, 0o600, int(time.time())
+    return entry
+
+
+def read_archive(file: IO[bytes]) -> Iterator[Manifest | ArchivePart]:
+    """Yield the manifest, then each part once. Raise `Refused` at the first entry that no backup of ours has."""
+    seen_names: set[str] = set()
+    for tar, entry in _read_entries(file):
+        if entry.name in seen_names:
+            raise UserError(f"This backup has {_quote(entry.name)} twice.")
+        if not seen_names and entry.name != MANIFEST_NAME:
+            raise UserError("This is no backup of Darkroom: it does not begin with a manifest.")
+        seen_names.add(entry.name)
+        yield _read_part(tar, entry)
+    if not seen_names:
+        raise UserError("This is no backup of Darkroom: it is empty.")
+
+
+def _read_entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    with translate_errors():
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it only wraps `file`, which the caller closes
+    while True:
+        with translate_errors():
+            entry = tar.next()
+            if entry is not None and entry.size < 0:
+                raise tarfile.ReadError(f"{_quote(entry.name)} has a negative size")
+        if entry is None:
+            return
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - else tarfile keeps every entry in memory
+        yield tar, entry
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turn every error of `tarfile` into `Refused`: it trusts the numbers in a file, and fails in many ways at wrong
+    ones.
+    """
+    try:
+        yield
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"This backup cannot be read: {error}.") from error
+    except OSError as error:
+        raise UserError(f"This backup cannot be read: {(error.strerror or str(error)).lower()}.") from error
+    except (ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
+        raise UserError("This backup cannot be read: its description of its files is wrong.") from error
+
+
+def _read_part(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Manifest | ArchivePart:
+    match = PICTURE_PATTERN.fullmatch(entry.name)
+    if not entry.isreg() or entry.issparse() or not (match or entry.name in (MANIFEST_NAME, DATABASE_NAME)):
+        raise UserError(f"This is no backup of Darkroom: {_quote(entry.name)} has no place in one.")
+    content = tar.extractfile(entry)
+    assert content is not None, "a regular file"
+    if entry.name == MANIFEST_NAME:
+        with translate_errors():
+            manifest_bytes = content.read(MAX_BYTES["manifest"] + 1)
+        return _parse_manifest(manifest_bytes)
+    if match and entry.size > MAX_BYTES["picture"]:
+        raise UserError(f"This is no backup of Darkroom: {_quote(entry.name)} is too large for a picture.")
+    return ArchivePart(match[1] if match else DATABASE_NAME, entry.size, content)
+
+
+def _parse_manifest(content: bytes) -> Manifest:
+    try:
+        values = json.loads(content)
+        manifest = Manifest(
+            float(values["made"]), str(values["database"]), int(values["pictures"]), int(values["format"])
+        )  # fmt: skip
+        if not math.isfinite(manifest.made):
+            raise ValueError("not a time")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError("This is no backup of Darkroom: its manifest cannot be read.") from error
+    if manifest.format != FORMAT_VERSION:
+        raise UserError("This backup is of a later version of Darkroom: restore it with that one.")
+    return manifest
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file of any size."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_part(part: ArchivePart, target: Path) -> None:
+    """Write a part to a new file that only its owner can read. Raise `Refused` if the backup ends too early."""
+    remaining = part.size
+    with target.open("xb") as output:
+        target.chmod(0o600)
+        while remaining:
+            with translate_errors():
+                chunk = part.content.read(min(CHUNK_BYTES, remaining))
+            if not chunk:
+                raise UserError("This backup cannot be read: it ends too early.")
+            output.write(chunk)
+            remaining -= len(chunk)
+        output.flush()
+        os.fsync(output.fileno())
+
+
+def _quote(name: str) -> str:
+    return f"“{''.join(character if character.isprintable() else '?' for character in name[:80])}”"

@@ -1,0 +1,167 @@
+"""`darkroom backup`: copies the database and the pictures that it names into one file; the bot may run meanwhile.
+
+The database is copied first, as one consistent snapshot. Pictures never change under their names, so they may be copied
+later. The broker's content is left out: SQL has every admitted job, and a bot publishes open jobs again when it starts.
+Keys and tokens are left out too: a stolen backup must not open the chatroom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from bot.cli.options import Data
+from bot.domain.errors import UserError
+
+if TYPE_CHECKING:
+    from bot.app.settings import Settings
+    from bot.cli.backup.archive import ArchiveWriter
+    from bot.images.picture_store import PictureStore
+
+USE_PG_DUMP = (
+    "This store is PostgreSQL, which has a backup of its own: pg_dump --format=custom --file=darkroom.dump "
+    "\"$DATABASE_URL\", and then `darkroom backup --pictures-only FILE.tar`."
+)  # fmt: skip
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar", help="The file to write; it must not exist yet.")],
+    pictures_only: Annotated[
+        bool, typer.Option("--pictures-only", help="Pictures only, to go with a pg_dump of PostgreSQL.")
+    ] = False,
+    data: Data = None,
+) -> None:
+    """Copy the database and every picture into one file; the bot may run meanwhile."""
+    from bot.app.settings import load_settings
+
+    settings = load_settings(**({} if data is None else {"data": data}))
+    with write_new_file(file) as archive_file:
+        picture_count, missing_count = asyncio.run(
+            _write_backup(settings, archive_file, pictures_only, file.absolute().parent)
+        )
+    typer.echo(f"{file}: {'' if pictures_only else 'the database and '}{picture_count} pictures and films.")
+    if missing_count:
+        reason = (
+            "was deleted meanwhile or is not kept any more"
+            if missing_count == 1
+            else "were deleted meanwhile or are lost"
+        )
+        typer.echo(f"{missing_count} of them {reason}: not in the backup.")
+
+
+@contextmanager
+def write_new_file(file: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that only its owner can read; name it `file` once it is complete and synced. Never overwrite.
+
+    Raise `Refused`. An OSError without a number comes from the store or the picture store; its text says what is
+    missing.
+    """
+    temp_path: Path | None = None
+    try:
+        if file.exists():
+            raise _already_exists_error(file)
+        descriptor, temp_name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        temp_path = Path(temp_name)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        _link_into_place(temp_path, file)
+    except OSError as error:
+        reason = (error.strerror or str(error) or type(error).__name__).removesuffix(".")
+        raise UserError(
+            f"{reason}." if error.errno is None else f"{file} cannot be written: {reason.lower()}."
+        ) from error
+    finally:
+        if temp_path is not None:
+            temp_path.unlink(missing_ok=True)
+
+
+def _link_into_place(temp_path: Path, file: Path) -> None:
+    """Link the draft as `file`, which replaces nothing. Rename it on a disk without hard links, as a USB stick."""
+    try:
+        os.link(temp_path, file)
+    except FileExistsError as error:
+        raise _already_exists_error(file) from error
+    except OSError:
+        if os.path.lexists(file):
+            raise _already_exists_error(file) from None
+        temp_path.rename(file)
+
+
+def _already_exists_error(file: Path) -> UserError:
+    return UserError(f"{file} is there already: name another file.")
+
+
+async def _write_backup(
+    settings: Settings, stream: IO[bytes], pictures_only: bool, parent_folder: Path
+) -> tuple[int, int]:
+    """Return how many pictures the backup has, and how many are missing."""
+    import time
+
+    from bot.cli.backup.archive import ArchiveWriter, Manifest, file_sha256
+    from bot.images.picture_store import PictureStore
+
+    async with _copy_database(settings, pictures_only, parent_folder) as (database, picture_names):
+        packer = ArchiveWriter(stream)
+        packer.add_manifest(Manifest(time.time(), file_sha256(database) if database else "", len(picture_names)))
+        if database:
+            packer.add_database(database)
+        missing_count = await _add_pictures(packer, PictureStore(settings.pictures), picture_names)
+        packer.close()
+    return len(picture_names) - missing_count, missing_count
+
+
+@asynccontextmanager
+async def _copy_database(
+    settings: Settings, pictures_only: bool, parent_folder: Path
+) -> AsyncIterator[tuple[Path | None, Sequence[str]]]:
+    """Yield a copy of the database in a folder in `beside` (None for pictures only), and the pictures that it names."""
+    from bot.cli.store_session import no_store_error
+    from bot.store import Store
+    from bot.store.admin import sqlite_backup
+
+    source = sqlite_backup.find_sqlite_path(settings.database)
+    if source is None and not pictures_only:
+        raise UserError(USE_PG_DUMP)
+    if source is not None and not source.exists():
+        raise no_store_error(settings)
+    if pictures_only:
+        store = await Store.open(settings.database)
+        try:
+            picture_names = await store.read(sqlite_backup.list_stored_hashes)
+        finally:
+            await store.close()
+        yield None, picture_names
+        return
+    assert source is not None
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=parent_folder) as folder:
+        target = Path(folder) / "copy.sqlite"
+        try:
+            sqlite_backup.copy_database(source, target)
+            picture_names = sqlite_backup.list_copy_hashes(target)
+        except sqlite_backup.UnusableDatabase as error:
+            raise UserError(str(error)) from error
+        yield target, picture_names
+
+
+async def _add_pictures(packer: ArchiveWriter, pictures: PictureStore, picture_names: Sequence[str]) -> int:
+    """Add the pictures. Return how many are missing."""
+    from bot.images.picture_store import ContentMissing
+
+    missing_count = 0
+    for sha256 in picture_names:
+        try:
+            content = await pictures.get(sha256)
+        except ContentMissing:
+            missing_count += 1
+        else:
+            packer.add_picture(sha256, content)
+    return missing_count

@@ -1,0 +1,1 @@
+"""`darkroom imagine`: a prompt in the terminal."""

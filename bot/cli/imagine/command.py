@@ -1,0 +1,90 @@
+"""`darkroom imagine`: the options of its command line; `bot.cli.imagine.runner` does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bot.cli.options import AsJson, Data
+
+Prompt = Annotated[list[str] | None, typer.Argument(help="What to draw; it may contain flags, as in Discord.")]
+Steps = Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")]
+Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 to 30.")]
+Interval = Annotated[
+    str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds, as in 0.2-0.8.")
+]
+Lora = Annotated[
+    list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA for the model; up to four times.")
+]
+Count = Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")]
+AspectRatio = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
+InitImages = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
+Strength = Annotated[float | None, typer.Option(help="How much of it is drawn anew, 0.05 to 1.")]
+Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it is drawn anew.")]
+Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
+Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Branch off an older job at that step.")]
+Tile = Annotated[bool, typer.Option("--tile", help="Make opposite edges fit, for tiling.")]
+Mix = Annotated[bool, typer.Option("--mix", help="Mix the weighted parts (::) into one text.")]
+Stop = Annotated[float | None, typer.Option(help="End at so many percent of the steps, 10 to 100.")]
+Chaos = Annotated[float | None, typer.Option(help="How much guidance differs between the pictures, 0 to 100.")]
+Quality = Annotated[float | None, typer.Option(help="Multiply the usual steps by this, 0.25 to 4.")]
+Walk = Annotated[
+    str | None, typer.Option(metavar="WORDS", help="Interpolate to this prompt: pictures on the way, and their film.")
+]
+Frames = Annotated[int | None, typer.Option(help="How many pictures a walk has, 4 to 16.")]
+Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own fast setting.")]
+Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
+OutputFolder = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
+Film = Annotated[bool, typer.Option("--film", help="Also write the film of how they developed.")]
+
+
+def imagine(
+    prompt: Prompt = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    seed: Seed = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
+    lora: Lora = None,
+    count: Count = None,
+    ar: AspectRatio = None,
+    no: NegativePrompt = None,
+    image: InitImages = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    blend: Blend = False,
+    branch: Branch = None,
+    tile: Tile = False,
+    mix: Mix = False,
+    stop: Stop = None,
+    chaos: Chaos = None,
+    quality: Quality = None,
+    walk: Walk = None,
+    frames: Frames = None,
+    fast: Fast = False,
+    model: Model = None,
+    out: OutputFolder = Path(),
+    film: Film = False,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
+    from bot.app.settings import load_settings
+    from bot.cli.imagine.job_inputs import split_arguments
+    from bot.cli.imagine.runner import ImagineRequest, run_imagine
+
+    prompt_text, inputs = split_arguments(prompt or (), image or (), mask, blend, branch)
+    options: dict[str, object] = {
+        "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
+        "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
+        "strength": strength, "until": stop, "tile": tile or None, "mixed": mix or None, "chaos": chaos,
+        "quality": quality, "walk": walk, "frames": frames,
+    }  # fmt: skip
+    given_options = {name: value for name, value in options.items() if value is not None}
+    request = ImagineRequest(prompt_text, given_options, out, film, as_json, inputs)
+    raise typer.Exit(run_imagine(request, load_settings(**({} if data is None else {"data": data}))))

@@ -1,0 +1,235 @@
+"""HTTP client of a running Darkroom: submits jobs, watches them, fetches pictures, asks for image-to-prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+
+from bot.cli.imagine.job_inputs import ApiRequest
+from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.cli.imagine.result import GenerationError, ImagineResult
+from bot.domain.errors import UserError
+from engine.contract import MAX_COUNT
+
+QUICK_TIMEOUT = aiohttp.ClientTimeout(total=3)
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
+DESCRIBE_TIMEOUT = aiohttp.ClientTimeout(
+    total=600
+)  # image-to-prompt tries hundreds of words, perhaps after others' pictures
+STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
+MAX_LINE_BYTES = 4 * 1024 * 1024  # bytes: four previews in one event, base64
+MAX_RECONNECTS = 5  # to reconnect without receiving any event
+END_EVENTS = ("finished", "failed", "cancelled", "deleted")
+
+
+async def is_darkroom_running(url: str) -> bool:
+    """Return whether a Darkroom answers at `url`: any program may use the port of one that has ended."""
+    try:
+        async with aiohttp.ClientSession(timeout=QUICK_TIMEOUT) as session, session.get(f"{url}/healthz") as response:
+            health = await response.json(content_type=None)
+            return response.status == 200 and isinstance(health, dict) and health.get("app") == "darkroom"
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
+        return False
+
+
+async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
+    """Return what that Darkroom refused in the last minute, as sender and reason; None without an answer."""
+    try:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with (
+            aiohttp.ClientSession(timeout=QUICK_TIMEOUT, headers=headers) as session,
+            session.get(f"{url}/api/refused") as response,
+        ):
+            body = await response.json(content_type=None)
+            return (
+                [(str(refusal["who"]), str(refusal["why"])) for refusal in body["refused"]]
+                if response.status == 200
+                else None
+            )
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+async def generate(url: str, key: str, request: ApiRequest, *, film: bool, display: ProgressDisplay) -> ImagineResult:
+    """Run one job there, or all of an interpolation. Cancelled, this cancels them as well.
+
+    Raise `Refused`, or `Undeveloped` if none is finished.
+    """
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(
+        url, headers=headers, timeout=REQUEST_TIMEOUT, read_bufsize=MAX_LINE_BYTES
+    ) as session:
+        accepted = await _request_json(session, "POST", request.path, request.body, request.files)
+        for note in accepted["notes"]:
+            display.print_note(note)
+        if not accepted["worker"]:
+            display.print_note(accepted.get("starting") or "No worker is online: the job waits until one comes.")
+        ended_jobs = await _wait_for_jobs(session, [str(job) for job in accepted["ids"]], display)
+        for picture in (shot for ended_job in ended_jobs for shot in ended_job.get("pictures", ())):
+            if picture["held"]:
+                display.print_note(picture["held"])
+        return await _fetch_result(
+            session, _select_finished(ended_jobs, display), film=film, preview_count=display.frame_count
+        )
+
+
+async def _wait_for_jobs(
+    session: aiohttp.ClientSession, jobs: Sequence[str], display: ProgressDisplay
+) -> list[dict[str, Any]]:
+    """Return how each job ended; for several, read again once all have ended."""
+    try:
+        ended_jobs = [
+            await _wait_for_end(session, job, display, MAX_COUNT * position) for position, job in enumerate(jobs)
+        ]
+    except asyncio.CancelledError:
+        for job in jobs:
+            await _request_json(session, "DELETE", f"/api/jobs/{job}", None)
+        raise
+    return (
+        ended_jobs
+        if len(jobs) == 1
+        else [await _request_json(session, "GET", f"/api/jobs/{job}", None) for job in jobs]
+    )
+
+
+def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisplay) -> list[dict[str, Any]]:
+    """Return the finished jobs, and print a line on each other one. Raise `Undeveloped` if none is finished."""
+    unfinished = [(position, job) for position, job in enumerate(ended_jobs, 1) if job["state"] != "finished"]
+    reasons = [job["reason"] or f"The job was {job['state']}." for _, job in unfinished]
+    if len(unfinished) == len(ended_jobs):
+        raise GenerationError(reasons[0])
+    for (position, _), reason in zip(unfinished, reasons, strict=True):
+        display.print_note(f"Part {position} of {len(ended_jobs)} has no pictures: {reason}")
+    return [job for job in ended_jobs if job["state"] == "finished"]
+
+
+async def get_json(url: str, key: str, path: str) -> dict[str, Any]:
+    """Return one answer of the API. Raise `Refused`, or `Undeveloped` if there is no answer."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
+        return await _request_json(session, "GET", path, None)
+
+
+async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
+    """Return prompts for a picture file. Raise `Refused`, or `Undeveloped` if there is no answer."""
+    headers, body = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}
+    async with aiohttp.ClientSession(url, headers=headers, timeout=DESCRIBE_TIMEOUT) as session:
+        return await _request_json(session, "POST", "/api/describe", body, (("picture", picture),))
+
+
+async def _request_json(
+    session: aiohttp.ClientSession, method: str, path: str, body: Mapping[str, object] | None,
+    files: Sequence[tuple[str, bytes]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    payload: dict[str, Any] = {"data": _build_form(body, files)} if files else {"json": body}
+    try:
+        async with session.request(method, path, **payload) as response:
+            response_body: dict[str, Any] = await response.json()
+            if response.status >= 400:
+                raise _error_for_status(response.status, str(response_body.get("error", response.reason)))
+            return response_body
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise GenerationError(f"The running Darkroom did not answer: {str(error) or type(error).__name__}.") from error
+
+
+def _build_form(body: Mapping[str, object] | None, files: Sequence[tuple[str, bytes]]) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    form.add_field("order", json.dumps(body), content_type="application/json")
+    for name, content in files:
+        form.add_field(name, content, filename=name, content_type="application/octet-stream")
+    return form
+
+
+def _error_for_status(status: int, sentence: str) -> Exception:
+    """Return the error of a status: 400–499 is the caller's fault, all else the server's."""
+    return UserError(sentence) if status < 500 else GenerationError(f"The running Darkroom failed: {sentence}")
+
+
+async def _wait_for_end(
+    session: aiohttp.ClientSession, job: str, display: ProgressDisplay, first_index: int = 0
+) -> dict[str, Any]:
+    """Return the job's end from its event stream; reconnect while the server lives.
+
+    `first`: the index of its first picture among all on the screen.
+    """
+    failures = 0  # in a row
+    while failures < MAX_RECONNECTS:
+        await asyncio.sleep(failures)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async for event, value in _read_events(session, f"/api/jobs/{job}/events"):
+                if event in END_EVENTS:
+                    return value
+                _show_event(event, value, display, first_index)
+                failures = 0
+        failures += 1
+    raise GenerationError(f"The running Darkroom went away. Job {job} goes on when it is back.")
+
+
+def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, first_index: int = 0) -> None:
+    if event == "queued":
+        display.show_queue(int(value["place"] or 0), value["eta"])
+    elif event == "loading":
+        display.show_loading(str(value["sentence"]), int(value["percent"]))
+    elif event == "frame":
+        display.show_step(int(value["step"]), int(value["of"]), float(value["seconds_left"]))
+        for number, jpeg in value["frames"].items():
+            display.show_frame(first_index + int(number) - 1, base64.b64decode(jpeg))
+
+
+async def _read_events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Yield server-sent events: name and JSON (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    async with session.get(path, headers={"Accept": "text/event-stream"}, timeout=STREAM_TIMEOUT) as response:
+        response.raise_for_status()
+        name, lines = "message", list[str]()
+        async for raw_line in response.content:
+            line = raw_line.decode().rstrip("\r\n")
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                lines.append(value)
+            elif not line:
+                if lines:
+                    yield name, json.loads("\n".join(lines))
+                name, lines = "message", []
+
+
+async def _fetch_result(
+    session: aiohttp.ClientSession, ended_jobs: Sequence[dict[str, Any]], *, film: bool, preview_count: int
+) -> ImagineResult:  # fmt: skip
+    picture_refs, first_job = [picture_ref for job in ended_jobs for picture_ref in job["pictures"]], ended_jobs[0]
+    visible_refs = [picture_ref for picture_ref in picture_refs if not picture_ref["held"]]
+    if picture_refs and not visible_refs:
+        raise GenerationError("All of its pictures are held by the picture check.")
+    walk_film_urls = [job["walks"]["webp"] for job in ended_jobs if job["walks"]]
+    film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
+    pictures = [await _fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
+    return ImagineResult(
+        id=first_job["id"],
+        seed=first_job["seed"],
+        steps=first_job["steps"],
+        sampler=first_job["sampler"],
+        pictures=tuple(pictures),
+        film=await _fetch_bytes(session, film_url) if film_url else None,
+        preview_count=preview_count,
+        seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
+        ms_per_step=first_job["ms_per_step"] or 0.0,
+    )
+
+
+async def _fetch_bytes(session: aiohttp.ClientSession, path: str) -> bytes:
+    try:
+        async with session.get(path) as response:
+            response.raise_for_status()
+            return await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise GenerationError(
+            f"A finished picture could not be fetched: {str(error) or type(error).__name__}."
+        ) from error

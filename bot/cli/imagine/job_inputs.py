@@ -1,0 +1,103 @@
+"""Init images, mask and keyframe that `darkroom imagine` starts from, and the request for them to a running Darkroom.
+
+Decodes no picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.domain.errors import UserError
+from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+
+BRANCH_PATTERN = re.compile(r"([0-9A-Za-z]{26})(?:/([1-4]))?:([0-9]{1,4})")
+
+
+@dataclass(frozen=True)
+class ApiRequest:
+    """A request to a running Darkroom: its path, its JSON, and its files with the names of their form parts."""
+
+    path: str
+    body: Mapping[str, object]
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class KeyframeRef:
+    """The keyframe at `step` of a job's image `image`, which counts from 0."""
+
+    job: str
+    image: int
+    step: int
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """What a job starts from: nothing, pictures with an optional mask, or a keyframe."""
+
+    images: tuple[Path, ...] = ()
+    mask: Path | None = None
+    keyframe: KeyframeRef | None = None
+
+    @property
+    def has_any(self) -> bool:
+        return bool(self.images) or self.keyframe is not None
+
+    def read_pictures(self) -> list[bytes]:
+        """Read the picture files. Raise `Refused`."""
+        return [_read_file(path) for path in self.images]
+
+    def read_mask(self) -> bytes | None:
+        """Read the mask. Raise `Refused`."""
+        return None if self.mask is None else _read_file(self.mask)
+
+    def build_request(self, prompt: str, options: Mapping[str, object]) -> ApiRequest:
+        """Build the request to a running Darkroom. Raise `Refused`."""
+        if self.keyframe is not None:
+            path = f"/api/jobs/{self.keyframe.job}/branch/{self.keyframe.image + 1}"
+            prompt_field = {"prompt": prompt} if prompt else {}
+            return ApiRequest(path, {**options, **prompt_field, "step": self.keyframe.step, "exact": True})
+        mask_content = self.read_mask()
+        files = [("picture", content) for content in self.read_pictures()]
+        files += [("mask", mask_content)] if mask_content is not None else []
+        return ApiRequest("/api/jobs", {**options, "prompt": prompt, "exact": True}, tuple(files))
+
+
+def split_arguments(
+    words: Sequence[str], image: Sequence[Path], mask: Path | None, blend: bool, branch: str | None
+) -> tuple[str, JobInputs]:
+    """Split the command line into the prompt and what the job starts from. Raise `Refused`.
+
+    With `blend`, words that name files are pictures, and the others are the prompt.
+    """
+    blend_files = [Path(word) for word in words if blend and Path(word).is_file()]
+    prompt_words = [word for word in words if not (blend and Path(word).is_file())]
+    if blend and len(blend_files) < 2:
+        raise UserError("--blend takes two to five picture files, as in --blend a.png b.png.")
+    images = (*image, *blend_files)
+    if branch and (images or mask):
+        raise UserError("--branch starts from a job and takes no picture.")
+    if mask and not images:
+        raise UserError("--mask marks what of a picture is drawn anew: name the picture with --image.")
+    return " ".join(prompt_words), JobInputs(images, mask, _parse_keyframe(branch) if branch else None)
+
+
+def _parse_keyframe(text: str) -> KeyframeRef:
+    match = BRANCH_PATTERN.fullmatch(text)
+    if match is None:
+        raise UserError("--branch takes a job and a step, as in 01J…:400, or with the picture's number 01J…/2:400.")
+    return KeyframeRef(match[1].upper(), int(match[2] or 1) - 1, int(match[3]))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_UPLOAD_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if len(content) > MAX_UPLOAD_BYTES:
+        raise UserError(f"{path} is too large: a picture may have {MAX_UPLOAD_BYTES // 2**20} MiB.")
+    return content

@@ -1,0 +1,277 @@
+"""`darkroom imagine` without a running bot: the same grammar, with an engine in this process.
+
+Torch is imported by a call. Writes no files and prints only progress and notes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ulid import ULID
+
+from bot.cli.imagine.job_inputs import JobInputs, KeyframeRef
+from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.cli.imagine.result import GenerationError, ImagineResult
+from bot.cli.store_session import load_store_settings, run_with_store
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.images.films.interpolation_film import render_walk as walk_of
+from bot.images.films.ladder_film import render_film as film_of
+from bot.images.gallery import Gallery
+from bot.images.keyframes import ladder_keyframes
+from bot.images.picture_store import PictureStore
+from bot.images.uploads.image_links import split_leading_links
+from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.prompt import build_recipe, parse
+from bot.prompt.capability_check import check_capabilities
+from bot.services.init_images.loaded import LoadedInitImages, decode_init_images
+from bot.services.job_permissions import refusal_reason
+from bot.services.jobs.derived_recipes import interpolation_recipes, pin_batch_shape
+from bot.services.jobs.recipe_init import (
+    BranchEdit,
+    branch_recipe,
+    nearest_step_note,
+    single_image,
+    unused_strength_note,
+    with_init_images,
+    with_input_aspect,
+)
+from bot.store import JobRecord, Store
+from engine.contract import BillingKey, Frame, Job, ModelInfo, Recipe, estimate_cost
+from engine.process.load_progress import format_loading
+
+if TYPE_CHECKING:
+    from bot.app.settings import Settings
+    from engine.models.family import Family
+
+DAY_SECONDS = 86_400.0
+TERMINAL_BILLING_KEY = BillingKey(tier="standard", guild="local", user="local:terminal")
+TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
+
+
+def generate(
+    prompt: str,
+    options: Mapping[str, object],
+    settings: Settings,
+    *,
+    inputs: JobInputs,
+    film: bool,
+    display: ProgressDisplay,
+) -> ImagineResult:
+    """Run one prompt here. Raise `Refused` for a bad request, `Undeveloped` for any other failure."""
+    missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    if missing_packages:
+        raise UserError(
+            f"No Darkroom is running, and {missing_packages[0]} is not installed: pip install 'darkroom-bot[all]'."
+        )
+    if split_leading_links(prompt)[0]:
+        raise UserError("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
+    from engine.contract.rejection import JobRejected
+
+    try:
+        if inputs.keyframe is not None:
+            return branch_locally(prompt, options, settings, inputs.keyframe, film, display)
+        return _generate_here(prompt, options, settings.data, inputs, film, display)
+    except JobRejected as error:
+        if error.blame == "member":
+            raise UserError(error.sentence) from error
+        raise GenerationError(error.sentence) from error
+
+
+def _generate_here(
+    prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay
+) -> ImagineResult:
+    init_images = _load_init_images(inputs, display)
+    family, model_info = _load_model(_model_name(prompt, options), data, display)
+    recipes = _build_recipes(prompt, {**options, "model": None}, model_info, display, init_images)
+    is_walk, contents = recipes[0].walk is not None, init_images.new_contents if init_images else {}
+    results = [_run_job(part, contents, family, model_info, film and not is_walk, display, data) for part in recipes]
+    return _join_walk(results) if is_walk else results[0]
+
+
+def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
+    """Return the jobs of an interpolation as one, with its film."""
+    pictures = tuple(picture for result in results for picture in result.pictures)
+    return replace(
+        results[0],
+        pictures=pictures,
+        film=walk_of(pictures),
+        preview_count=sum(result.preview_count for result in results),
+        seconds=sum(result.seconds for result in results),
+    )
+
+
+def _run_job(
+    job_recipe: Recipe,
+    contents: Mapping[str, bytes],
+    family: Family,
+    model_info: ModelInfo,
+    film: bool,
+    display: ProgressDisplay,
+    data: Path,
+) -> ImagineResult:
+    from engine.preview_maps.map_store import MapStore
+    from engine.worker import local_run
+
+    job, first_index = _make_job(job_recipe, model_info, film), job_recipe.walk.first if job_recipe.walk else 0
+    models, maps = {family.name: family}, MapStore(data)
+    run_result = local_run.run_locally(
+        job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
+    )
+    return ImagineResult(
+        id=job.id,
+        seed=job_recipe.seed,
+        steps=job_recipe.steps,
+        sampler=job_recipe.sampler,
+        pictures=tuple(run_result.pictures),
+        film=film_of(run_result.ladders, finals=run_result.pictures) if film else None,
+        preview_count=run_result.frame_count,
+        seconds=run_result.seconds,
+        ms_per_step=run_result.ms_per_step,
+    )
+
+
+def _model_name(prompt: str, options: Mapping[str, object]) -> str:
+    """Return a folder or a name; an option wins over the prompt's flag."""
+    chosen_model = options.get("model") or parse(prompt, None, allow_empty=True).prompts[0].model
+    return str(chosen_model or "embedded")
+
+
+def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Family, ModelInfo]:
+    from engine import models
+    from engine.calibration.calibration import calibrate
+    from engine.device.torch_device import choose_device
+    from engine.process.settings import upscaler_path
+    from engine.upscaling.super_resolver import SuperResolver
+
+    if "/" in model:
+        display.print_note(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
+    else:
+        display.print_note(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
+    name = Path(model).name
+    display.show_loading(f"loading {name}", None)
+    device = choose_device()
+    resolver = SuperResolver.load(upscaler_path(), device)
+    family = models.load_model(
+        model, data, device=device, resolver=resolver, on_progress=_loading_callback(name, model, data, display)
+    )
+    display.show_loading(f"measuring {name}", None)
+    return family, calibrate(family, data / "calibration.json").to_model_info(family)
+
+
+def _loading_callback(name: str, model: str, data: Path, display: ProgressDisplay) -> Callable[[float], None]:
+    """Return a callback that shows loading progress, in bytes where the model's files tell their size."""
+    model_bytes: list[int] = []  # measured at the first call: files from the hub are here by then
+
+    def on_progress(fraction: float) -> None:
+        if not model_bytes:
+            model_bytes.append(_measure_model_bytes(model, data))
+        display.show_loading(format_loading(name, fraction, model_bytes[0]), round(100 * fraction))
+
+    return on_progress
+
+
+def _measure_model_bytes(model: str, data: Path) -> int:
+    from engine.device.torch_device import choose_device
+    from engine.models.files.model_source import find_model
+    from engine.models.loading.memory_estimate import estimate_bytes
+    from engine.models.loading.number_formats import FormatChooser
+
+    models_folder = data / "models"
+    if not any(path.exists() for path in (Path(model), models_folder / model, models_folder / f"{model}.safetensors")):
+        return 0  # on the hub: a size is not worth another request
+    return estimate_bytes(find_model(model, data), FormatChooser(choose_device()))
+
+
+def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInitImages | None:
+    """Decode the init images as the bot does, and print its notes about them."""
+    if not inputs.images:
+        return None
+    contents, mask = inputs.read_pictures(), inputs.read_mask()
+
+    async def decode() -> LoadedInitImages:
+        decoder = UploadDecoder()
+        try:
+            return await decode_init_images(decoder, contents, mask)
+        finally:
+            await decoder.close()
+
+    init_images = asyncio.run(decode())
+    for note in init_images.notes:
+        display.print_note(note)
+    return init_images
+
+
+def _build_recipes(
+    prompt: str,
+    options: Mapping[str, object],
+    model_info: ModelInfo,
+    display: ProgressDisplay,
+    init_images: LoadedInitImages | None,
+) -> list[Recipe]:
+    """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
+    parsed = parse(prompt, model_info, options=options, allow_empty=init_images is not None)
+    request = with_input_aspect(parsed.prompts[0], init_images)
+    for note in (*parsed.notes, *unused_strength_note(request, init_images)):
+        display.print_note(note)
+    job_recipe = with_init_images(build_recipe(request, model_info, secrets.randbelow(2**32)), request, init_images)
+    recipes = interpolation_recipes(job_recipe, request.walk, request.frames) if request.walk else [job_recipe]
+    check_capabilities(recipes[0], model_info)
+    return [pin_batch_shape(part) for part in recipes]
+
+
+def branch_locally(
+    prompt: str,
+    options: Mapping[str, object],
+    settings: Settings,
+    keyframe: KeyframeRef,
+    film: bool,
+    display: ProgressDisplay,
+) -> ImagineResult:
+    """Branch from a job in the store of this data folder. Raise `Refused` if it is not there."""
+    record, ladder = run_with_store(
+        load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
+    )
+    assert isinstance(record.task, Recipe)
+    family, model_info = _load_model(record.task.model, settings.data, display)
+    sha256, step = hashlib.sha256(ladder).hexdigest(), ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
+    for note in nearest_step_note(step, keyframe.step):
+        display.print_note(note)
+    branch_edit = BranchEdit(record.prompt, prompt or None, options)
+    job_recipe = branch_recipe(single_image(record.task, keyframe.image), sha256, step, branch_edit, model_info)
+    return _run_job(pin_batch_shape(job_recipe), {sha256: ladder}, family, model_info, film, display, settings.data)
+
+
+async def _load_branch_source(store: Store, settings: Settings, keyframe: KeyframeRef) -> tuple[JobRecord, bytes]:
+    """Return the job and its ladder, under the same checks as a running Darkroom applies to the terminal."""
+    record = await store.get_job(keyframe.job)
+    if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
+        raise UserError(f"There is no job {keyframe.job} here to branch from.")
+    if refusal := refusal_reason("branch", TERMINAL_MEMBER, record):
+        raise UserError(refusal, 403)
+    gallery = Gallery(store, PictureStore(settings.pictures))
+    return record, await gallery.read_file(await gallery.find_ladder(keyframe.job, keyframe.image))
+
+
+def _make_job(job_recipe: Recipe, model_info: ModelInfo, film: bool) -> Job:
+    return Job(
+        id=str(ULID()),
+        task=job_recipe,
+        share=TERMINAL_BILLING_KEY,
+        cost=estimate_cost(job_recipe, model_info),
+        deadline=time.time() + DAY_SECONDS,
+        ladder=film,
+    )
+
+
+def _show_frame(frame: Frame, display: ProgressDisplay, first_index: int) -> None:
+    display.show_step(frame.step, frame.of, frame.seconds_left)
+    display.show_frame(first_index + frame.image, frame.picture)

@@ -1,0 +1,77 @@
+"""The result of `darkroom imagine`: pictures in memory, then files, then one JSON object."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.domain.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImagineResult:
+    """A finished job. `pictures` are PNGs, `film` an animated WebP; `frames` counts the live previews."""
+
+    id: str
+    seed: int
+    steps: int
+    sampler: str
+    pictures: tuple[bytes, ...]
+    film: bytes | None
+    preview_count: int
+    seconds: float
+    ms_per_step: float
+
+
+class GenerationError(Exception):
+    """The job ended without pictures, not because of a bad request. The text is the reason, as a sentence."""
+
+
+def check_output_folder(folder: Path) -> None:
+    """Raise `Refused` if `out` cannot be written. Call it before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".darkroom"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"Pictures cannot be written to {folder}: {(error.strerror or str(error)).lower()}.") from error
+
+
+def save_result(result: ImagineResult, folder: Path) -> tuple[list[Path], Path | None]:
+    """Write `ID-1.png` … and `ID-film.webp`; return their paths."""
+    picture_paths = [folder / f"{result.id}-{index + 1}.png" for index in range(len(result.pictures))]
+    for path, png in zip(picture_paths, result.pictures, strict=True):
+        path.write_bytes(png)
+    if result.film is None:
+        return picture_paths, None
+    film_path = folder / f"{result.id}-film.webp"
+    film_path.write_bytes(result.film)
+    return picture_paths, film_path
+
+
+def to_dict(result: ImagineResult, picture_paths: Sequence[Path], film_path: Path | None) -> dict[str, Any]:
+    """Return the one object that `imagine --json` prints."""
+    return {
+        "id": result.id,
+        "seed": result.seed,
+        "steps": result.steps,
+        "sampler": result.sampler,
+        "pictures": [str(path) for path in picture_paths],
+        **_picture_size(result.pictures),
+        "film": None if film_path is None else str(film_path),
+        "frames": result.preview_count,
+        "seconds": round(result.seconds, 3),
+        "ms_per_step": round(result.ms_per_step, 3),
+    }
+
+
+def _picture_size(pictures: Sequence[bytes]) -> dict[str, int]:
+    """Return width and height from the first picture's header (PNG specification, 11.2.2 IHDR): all are alike."""
+    if not pictures:
+        return {}
+    width, height = struct.unpack(">II", pictures[0][16:24])
+    return {"width": int(width), "height": int(height)}

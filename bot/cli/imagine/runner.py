@@ -1,0 +1,128 @@
+"""`darkroom imagine`: runs one prompt in a running Darkroom, otherwise with an engine in this process.
+
+Standard output carries only the result, standard error all else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bot.cli.flag_aliases import load_aliases
+from bot.cli.imagine import http_client
+from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.cli.imagine.result import GenerationError, ImagineResult, check_output_folder, save_result, to_dict
+from bot.cli.instance_lock import find_instance
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.prompt import parse
+from bot.prompt.flag_aliases import ALIAS_NOTE, find_unknown_flags
+from bot.prompt.permutations import escape_braces
+from bot.web.auth import terminal_key
+from engine.contract import MAX_COUNT
+
+if TYPE_CHECKING:
+    from bot.app.settings import Settings
+
+NO_INPUTS = JobInputs()
+
+
+@dataclass(frozen=True)
+class ImagineRequest:
+    """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags."""
+
+    prompt: str
+    options: dict[str, object]
+    output_folder: Path
+    with_film: bool
+    as_json: bool
+    inputs: JobInputs = NO_INPUTS
+
+
+def run_imagine(request: ImagineRequest, settings: Settings) -> int:
+    """Make, write and print the pictures; return the exit code. Raise `Refused` for a bad request."""
+    console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
+    request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
+    check_output_folder(request.output_folder)
+    try:
+        with ProgressDisplay(console, picture_count) as display:
+            for note in notes:
+                display.print_note(note)
+            result = _generate(request, settings, display)
+    except GenerationError as error:
+        sys.stderr.write(f"darkroom: {error}\n")
+        return 1
+    picture_paths, film_path = save_result(result, request.output_folder)
+    if request.as_json:
+        sys.stdout.write(json.dumps(to_dict(result, picture_paths, film_path)) + "\n")
+        return 0
+    display.print_pictures(list(result.pictures))
+    _print_summary(result, [*picture_paths, *([film_path] if film_path else [])])
+    return 0
+
+
+def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tuple[ImagineRequest, int, list[str]]:
+    """Return the wish with its flag aliases replaced, its number of pictures, and notes on the aliases.
+
+    Raise `Refused` for what the grammar refuses, and for more than one job.
+    """
+    options = {**request.options, "model": None} if _is_model_path(request) else request.options
+    parsed = parse(request.prompt, None, options=options, allow_empty=request.inputs.has_any, aliases=aliases)
+    first_request, *other_requests = parsed.prompts
+    if other_requests:
+        raise UserError(
+            f"This makes {1 + len(other_requests)} jobs, and a terminal develops one at a time: choose one."
+        )
+    picture_count = (
+        first_request.frames
+        if first_request.walk
+        else first_request.count or (1 if request.inputs.keyframe else MAX_COUNT)
+    )
+    if not aliases:
+        return request, picture_count, []
+    notes = [ALIAS_NOTE.format(name, shorten(aliases[name], 100)) for name in find_unknown_flags(request.prompt)]
+    return replace(request, prompt=escape_braces(first_request.text)), picture_count, notes
+
+
+def _is_model_path(request: ImagineRequest) -> bool:
+    """Return whether the model is a folder or a hub name, which prompts cannot name: it then runs in this process."""
+    return "/" in str(request.options.get("model") or "")
+
+
+def _generate(request: ImagineRequest, settings: Settings, display: ProgressDisplay) -> ImagineResult:
+    """Use the bot that runs on this data folder, if any: its engine is warm, and the job joins its batch."""
+    instance = None if _is_model_path(request) else find_instance(settings.data)
+    if instance is not None:
+        result = asyncio.run(_generate_remotely(instance.url, request, settings.data, display))
+        if result is not None:
+            return result
+    from bot.cli.imagine.local_engine import generate  # imports torch
+
+    return generate(
+        request.prompt, request.options, settings, inputs=request.inputs, film=request.with_film, display=display
+    )
+
+
+async def _generate_remotely(
+    url: str, request: ImagineRequest, data: Path, display: ProgressDisplay
+) -> ImagineResult | None:
+    if not await http_client.is_darkroom_running(url):
+        return None  # running.json is stale
+    key = await asyncio.to_thread(terminal_key, data)
+    api_request = await asyncio.to_thread(request.inputs.build_request, request.prompt, request.options)
+    return await http_client.generate(url, key, api_request, film=request.with_film, display=display)
+
+
+def _print_summary(result: ImagineResult, paths_written: list[Path]) -> None:
+    lines = [str(path) for path in paths_written]
+    summary = f"{result.steps} steps of {result.sampler}, seed {result.seed}, {result.seconds:.1f} s"
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stderr.write(f"{summary}, {result.ms_per_step:.1f} ms a step\n")

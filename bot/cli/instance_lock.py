@@ -1,0 +1,93 @@
+"""The lock that admits one `darkroom up` to a data folder, and the file with its address. The lock ends with the
+process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bot.domain.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunningInstance:
+    """Address (`http://127.0.0.1:PORT`) and process id of a running bot."""
+
+    url: str
+    pid: int
+
+
+def find_instance(data: Path) -> RunningInstance | None:
+    """Return what `announce` left in this folder, or None. It may be stale: ask its /healthz before you trust it."""
+    try:
+        content = json.loads((data / "running.json").read_text())
+        return RunningInstance(url=str(content["url"]), pid=int(content["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def announce_instance(data: Path, instance: RunningInstance) -> None:
+    """Write `running.json` atomically, readable by its owner only."""
+    temp_path = data / f"running.{os.getpid()}.json"
+    with os.fdopen(os.open(temp_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(instance), file)
+    temp_path.replace(data / "running.json")
+
+
+def withdraw_instance(data: Path) -> None:
+    (data / "running.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the folder's lock. Raise `Refused` if another process holds it, or if the folder cannot be written.
+
+    `waits`: called with a sentence on what we wait for. With it, we wait until the other process ends, however it does.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UserError(f"The data folder {data} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = find_instance(data)
+            holder_text = f" at {holder.url} (process {holder.pid})" if holder else ""
+            if on_wait is None:
+                message = f"Darkroom already runs on {data}{holder_text}: stop it first, or name another --data."
+                raise UserError(message) from error
+            on_wait(f"Darkroom already runs on {data}{holder_text}: this one stands by.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_port_free(host: str, port: int) -> None:
+    """Raise `Refused` if nothing can listen there now."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        raise UserError(_listen_error_text(host, port, error)) from error
+
+
+def _listen_error_text(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} is taken on {host}: choose another with --port."
+    if error.errno == errno.EACCES:
+        return f"Port {port} needs more rights than you have: choose one above 1023 with --port."
+    return f"Nobody can listen on {host}:{port}: {(error.strerror or str(error)).lower()}."

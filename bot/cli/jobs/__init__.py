@@ -1,0 +1,1 @@
+"""`darkroom jobs`: lists jobs, says why they wait, takes them up again."""

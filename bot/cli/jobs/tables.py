@@ -1,0 +1,194 @@
+"""Terminal output of `darkroom jobs`: a table that fits 100 columns, and the details of one job.
+
+Members' text is printed on one line and without control characters. Reads nothing from the store.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bot.cli.jobs.admin import JobDetails
+from bot.cli.jobs.serializer import DESTINATION_FIELDS
+from bot.domain.dto import Delivery
+from bot.domain.job_states import is_end
+from bot.domain.texts import clean_text as one_line
+from bot.domain.texts import format_footer, percent_done
+from bot.store import JobRecord
+from bot.store.jobs.records import AuditEntry
+from engine.contract import UpscaleTask
+
+DEFAULT_WIDTH = 100
+COLUMN_WIDTHS = {"job": 26, "state": 10, "age": 6, "took": 6, "member": 14}  # the prompt takes the rest
+COLUMN_GAP, MIN_PROMPT_WIDTH = 2, 10
+STATE_STYLES = {"running": "cyan", "sent": "cyan", "finished": "green", "failed": "red", "cancelled": "dim"}
+
+
+def print_table(records: Sequence[JobRecord], now: float) -> None:
+    """Print one line for each job."""
+    console = _make_console()
+    prompt_width = max(MIN_PROMPT_WIDTH, console.width - sum(COLUMN_WIDTHS.values()) - COLUMN_GAP * len(COLUMN_WIDTHS))
+    table = Table(box=None, pad_edge=False, padding=(0, COLUMN_GAP, 0, 0), header_style="bold")
+    for name, width in (COLUMN_WIDTHS | {"prompt": prompt_width}).items():
+        table.add_column(name, min_width=width, no_wrap=True, justify="right" if name in ("age", "took") else "left")
+    for record in records:
+        state = "cancelling" if record.cancelling else record.state
+        cells = [
+            Text(record.id),
+            Text(state, STATE_STYLES.get(state, "")),
+            Text(short_duration(now - record.created)),
+            Text(_progress_text(record)),
+        ]
+        for text, width in ((record.member_name, COLUMN_WIDTHS["member"]), (record.prompt, prompt_width)):
+            cells.append(Text(one_line(text)))
+            cells[-1].truncate(width, overflow="ellipsis")
+        table.add_row(*cells)
+    console.print(table, crop=False, soft_wrap=True)
+
+
+def _progress_text(record: JobRecord) -> str:
+    """Return how long it ran, how far it is, or the attempt if it is not the first."""
+    if is_end(record.state):
+        return short_duration(record.ended - record.started) if record.ended and record.started else "–"
+    if record.state == "running":
+        return f"{percent_done(record.step, record.steps)} %"
+    return f"try {record.attempt}" if record.attempt > 1 else ""
+
+
+def short_duration(seconds: float) -> str:
+    """Return a duration in one unit: `7300` → "2 h"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def print_details(details: JobDetails) -> None:
+    """Print everything about one job."""
+    record = details.record
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(width=10, style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, text in _job_facts(record):
+        facts.add_row(name, Text(text))
+    console = _make_console()
+    console.print(facts)
+    for title, section in (
+        ("states", _state_table(details.history)),
+        ("places", _destination_lines(details)),
+        ("pictures", _picture_lines(details)),
+    ):
+        console.print()
+        console.print(Text(title, "bold"))
+        console.print(section)
+
+
+def _job_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
+    yield "job", f"{record.id}, {'being cancelled' if record.cancelling else record.state}"
+    yield "prompt", one_line(record.prompt)
+    yield from _task_facts(record)
+    location = f"{record.guild}, channel {record.channel}" if record.channel else record.guild
+    yield "asked", f"{format_time(record.created)} by {one_line(record.member_name)} ({record.member}) in {location}"
+    if record.parent is not None:
+        yield "made from", f"picture {record.parent[1] + 1} of {record.parent[0]}, by {record.action}"
+    flags = [name for name, on in (("private", record.private), ("checked", record.check)) if on]
+    yield "queue", ", ".join([f"{record.tier} tier", f"{record.pool} pool", f"{record.rows} rows of a batch", *flags])
+    yield "attempts", _describe_attempts(record)
+    if not is_end(record.state):
+        yield "deadline", format_time(record.deadline)
+    kind = "charged" if is_end(record.state) else "reserved"
+    yield "charge", f"{record.charged:.2f} s of device time {kind}; its cost is {record.cost:.2f} s"
+    if record.reason:
+        blame = f" (blame: {record.blame})" if record.blame else ""
+        yield "reason", one_line(record.reason) + blame
+    for note in record.notes:
+        yield "note", one_line(note)
+    if record.deleted is not None:
+        yield "deleted", f"its pictures were deleted {format_time(record.deleted)}"
+
+
+def _task_facts(record: JobRecord) -> Iterator[tuple[str, str]]:
+    task = record.task
+    if isinstance(task, UpscaleTask):
+        yield "settings", f"enlarges ×{task.factor} by {task.method}, from {task.source[:16]}…"
+        return
+    pictures = "1 picture" if task.count == 1 else f"{task.count} pictures"
+    yield "settings", f"{pictures} · {format_footer(task, record.seconds, record.ms_per_step)}"
+    if task.negative:
+        yield "negative", one_line(task.negative)
+
+
+def _describe_attempts(record: JobRecord) -> str:
+    parts = [f"attempt {record.attempt}"]
+    if record.barren:
+        parts.append(f"{record.barren} without progress")
+    if record.worker:
+        parts.append(f"worker {record.worker}, epoch {record.epoch}")
+    return ", ".join([*parts, f"step {record.step} of {record.steps}"])
+
+
+def _state_table(history: Sequence[AuditEntry]) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=2)
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    previous_time = None
+    for entry in history:
+        delay_text = "" if previous_time is None else f"+{max(0.0, entry.at - previous_time):.1f} s"
+        previous_time = entry.at
+        state = entry.target if entry.source != entry.target else f"{entry.target}, still"
+        table.add_row("", format_time(entry.at), Text(delay_text), Text(state), Text(one_line(entry.why)))
+    return table
+
+
+def _destination_lines(details: JobDetails) -> RenderableType:
+    lines = [
+        Text(
+            f"  {delivery.role} in {delivery.destination.kind}{_describe_location(delivery)}: "
+            f"{_delivery_status(delivery, details.record)}"
+        )
+        for delivery in details.deliveries
+    ]
+    return Group(*lines) if lines else Text("  none")
+
+
+def _describe_location(delivery: Delivery) -> str:
+    parts = {**delivery.destination.address, **({"message": delivery.message} if delivery.message else {})}
+    texts = [f"{name} {parts[name]}" for name in DESTINATION_FIELDS if parts.get(name)]
+    return f" ({', '.join(texts)})" if texts else ""
+
+
+def _delivery_status(delivery: Delivery, record: JobRecord) -> str:
+    if delivery.reason:
+        return f"could not be shown: {one_line(delivery.reason)}"
+    if delivery.delivered_at is not None:
+        return f"its end was shown {format_time(delivery.delivered_at)}"
+    if delivery.destination.kind != "discord":
+        return "shown on request"
+    return "its end is still to be shown" if is_end(record.state) else "kept up to date"
+
+
+def _picture_lines(details: JobDetails) -> RenderableType:
+    lines = []
+    for picture in details.pictures:
+        facts = [] if picture.kind == "ladder" else [f"{picture.width}×{picture.height}"]
+        facts += [f"{-(-picture.bytes // 1024)} KiB", f"sha256 {picture.sha256[:16]}…"]
+        facts += [mark for mark in (picture.verdict, picture.reviewed) if mark and mark != "unchecked"]
+        lines.append(Text(f"  {picture.kind} {picture.image + 1}: {', '.join(facts)}"))
+    return Group(*lines) if lines else Text("  none")
+
+
+def format_time(timestamp: float) -> str:
+    """Format a time by this machine's clock."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
+
+
+def _make_console() -> Console:
+    """Return a console as wide as the terminal, or 100 columns for a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else DEFAULT_WIDTH, highlight=False)

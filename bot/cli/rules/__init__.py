@@ -1,0 +1,1 @@
+"""`darkroom rules` and the kill switch, for the bot's operator."""

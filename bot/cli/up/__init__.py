@@ -1,0 +1,1 @@
+"""`darkroom up`: broker, engine and chatroom in one."""

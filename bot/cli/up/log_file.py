@@ -1,0 +1,44 @@
+"""Log handlers: our log lines go to a file in the data folder, and warnings to the terminal.
+
+As JSON the error output has every line too, as collectors of container logs expect.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from engine.process.log_format import LogFormat, build_formatter
+
+FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+TERMINAL_FORMAT = "%(levelname)s: %(message)s"
+MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+@contextmanager
+def log_to_file(path: Path, log_format: LogFormat = "text") -> Iterator[None]:
+    """Write the root logger's lines to `path` while the context lasts.
+
+    Only the file's owner can read it. It is rotated at 4 MiB.
+    """
+    path.touch(mode=0o600)
+    file_handler = RotatingFileHandler(path, maxBytes=MAX_FILE_BYTES, backupCount=2, encoding="utf-8")
+    file_handler.setFormatter(build_formatter(log_format, FILE_FORMAT))
+    terminal_handler = logging.StreamHandler()
+    terminal_handler.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
+    terminal_handler.setFormatter(build_formatter(log_format, TERMINAL_FORMAT))
+    root = logging.getLogger()
+    previous_level = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(file_handler)
+    root.addHandler(terminal_handler)
+    try:
+        yield
+    finally:
+        for handler in (file_handler, terminal_handler):
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(previous_level)

@@ -1,0 +1,1 @@
+"""`darkroom worker-key`: lets a worker of another machine in."""

@@ -1,0 +1,163 @@
+"""The rows of buttons under a card: which buttons, in the order that suits a phone. Pure.
+
+Knows jobs and Discord's limits; knows nothing of what a press does (`buttons`) or of how a button is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from bot.domain.dto import JobAction, JobView
+from bot.images import moderation_status
+from bot.services.jobs.derived_recipes import can_interpolate
+from engine.contract import Recipe
+
+ButtonKind = Literal[
+    "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
+    "look", "approve", "deny", "show", "dismiss", "more",
+    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare", "walk",
+]  # fmt: skip
+BUTTON_KINDS: tuple[ButtonKind, ...] = get_args(ButtonKind)
+BUTTON_EMOJI: Mapping[ButtonKind, str] = MappingProxyType(
+    {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
+)
+PICTURE_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(  # the actions on one picture, with their labels
+    {
+        "zoomsome": "Zoom out 1.5×", "zoomtwice": "Zoom out 2×", "panleft": "← Pan", "panright": "Pan →",
+        "panup": "↑ Pan", "pandown": "↓ Pan", "edit": "Edit…", "branch": "Branch…",
+        "square": "Make square", "compare": "Compare",
+    }
+)  # fmt: skip
+COMMON_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(
+    {kind: label for kind, label in PICTURE_ACTION_LABELS.items() if kind not in ("square", "compare")}
+)
+COMPARABLE_ACTIONS: frozenset[JobAction] = frozenset(
+    {"branch", "edit", "vary", "remix", "upscale"}
+)  # with their source
+MAX_ROW_BUTTONS = 5  # Discord's limit
+DIRECT_GUILD_PREFIX = "discord:dm:"  # prefix of a direct conversation's guild id
+
+
+@dataclass(frozen=True)
+class Button:
+    """A button whose custom id carries all that a press needs, so that it works after any restart.
+
+    `index`: of a picture, or an incident.
+    """
+
+    kind: ButtonKind
+    job: str
+    label: str = ""
+    index: int | None = None
+
+    @property
+    def custom_id(self) -> str:
+        tail = "" if self.index is None else f":{self.index}"
+        return f"{self.kind}:{self.job}{tail}"
+
+    @property
+    def emoji(self) -> str:
+        """Return its emoji; empty for none."""
+        return BUTTON_EMOJI.get(self.kind, "")
+
+
+ButtonRow = tuple[Button, ...]
+
+
+def picture_action_kinds(view: JobView, index: int) -> tuple[ButtonKind, ...]:
+    """Return the actions on one picture: without `square` for a square, without `compare` if it has no source."""
+    picture = next((candidate for candidate in view.pictures if candidate.index == index), None)
+    is_square = picture is None or picture.width == picture.height
+    excluded_kinds: set[ButtonKind] = {
+        *(("square",) if is_square else ()),
+        *(() if view.action in COMPARABLE_ACTIONS else ("compare",)),
+    }
+    return tuple(kind for kind in PICTURE_ACTION_LABELS if kind not in excluded_kinds)
+
+
+def build_cancel_rows(job: str) -> tuple[ButtonRow, ...]:
+    """Return the row under a job that waits or runs."""
+    return ((Button("cancel", job, "Cancel"),),)
+
+
+def build_retry_rows(view: JobView) -> tuple[ButtonRow, ...]:
+    """Return the row under a job that failed or was cancelled."""
+    return () if view.action == "upscale" else ((Button("reroll", view.id),),)
+
+
+def build_finished_rows(view: JobView) -> tuple[ButtonRow, ...]:
+    """Return the rows under finished pictures: U and V for each of a grid, or all actions on an upscale; then the rest.
+
+    Each card has its own job's id in a button, by which a lost message is found again.
+    """
+    return (*_build_picture_rows(view), _build_job_row(view), *build_review_rows(view, with_look=True))
+
+
+def build_confirm_rows(job: str) -> tuple[ButtonRow, ...]:
+    """Return the confirmation of a deletion."""
+    return ((Button("erase", job, "Delete them"),),)
+
+
+def build_report_rows(job: str, incident: int | None) -> tuple[ButtonRow, ...]:
+    """Return the row under a report's card for moderators."""
+    dismiss = () if incident is None else (Button("dismiss", job, "Dismiss", incident),)
+    return ((Button("show", job, "Show"), Button("delete", job, "Delete"), *dismiss),)
+
+
+def _build_picture_rows(view: JobView) -> tuple[ButtonRow, ...]:
+    if not isinstance(view.task, Recipe):
+        subtle, strong = Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)
+        zoom_some, zoom_twice, *pans, edit, branch = (
+            Button(kind, view.id, label, 0) for kind, label in COMMON_ACTION_LABELS.items()
+        )
+        rare_buttons = tuple(
+            Button(kind, view.id, PICTURE_ACTION_LABELS[kind], 0)
+            for kind in picture_action_kinds(view, 0)
+            if kind not in COMMON_ACTION_LABELS
+        )
+        return (
+            (subtle, strong, zoom_some, zoom_twice, branch),
+            (*pans, edit),
+            *((rare_buttons,) if rare_buttons else ()),
+        )
+    ups = tuple(Button("up", view.id, f"U{picture.index + 1}", picture.index) for picture in view.pictures)
+    varies = tuple(Button("vary", view.id, f"V{picture.index + 1}", picture.index) for picture in view.pictures)
+    more = (Button("more", view.id, "More…"),) if varies else ()
+    return (*ups, Button("reroll", view.id)), (*varies, *more)
+
+
+def _build_job_row(view: JobView) -> ButtonRow:
+    """Return the buttons that act on the whole job.
+
+    A favourite is one picture, so one of a grid must be upscaled first. What only its author sees cannot be reported.
+    """
+    is_single = len(view.pictures) == 1
+    is_upscale = not isinstance(view.task, Recipe)
+    author_only = view.is_private or view.guild.startswith(DIRECT_GUILD_PREFIX)
+    return (
+        Button("remix", view.id, "Remix", 0 if is_upscale else None),
+        *((Button("film", view.id, "Film"),) if view.ladder_images else ()),
+        *((Button("walk", view.id, "Walk"),) if _can_interpolate(view) else ()),
+        *((Button("favour", view.id, index=view.pictures[0].index),) if is_single else ()),
+        *(() if author_only else (Button("report", view.id),)),
+        Button("delete", view.id),
+    )
+
+
+def _can_interpolate(view: JobView) -> bool:
+    return isinstance(view.task, Recipe) and can_interpolate(view.task) and len(view.pictures) > 1
+
+
+def build_review_rows(view: JobView, *, with_look: bool = False) -> tuple[ButtonRow, ...]:
+    """Return the moderators' buttons for held pictures: decide about each, and with `look` see them first."""
+    held_pictures = [picture for picture in view.pictures if moderation_status.is_held(view.needs_check, picture)]
+    buttons = [Button("look", view.id, "Look at held pictures")] if with_look and held_pictures else []
+    for picture in held_pictures:
+        number = f" {picture.index + 1}" if len(view.pictures) > 1 else ""
+        buttons.append(Button("approve", view.id, f"Show{number}", picture.index))
+        if not picture.reviewed:
+            buttons.append(Button("deny", view.id, f"Keep{number} hidden", picture.index))
+    return tuple(tuple(buttons[start : start + MAX_ROW_BUTTONS]) for start in range(0, len(buttons), MAX_ROW_BUTTONS))

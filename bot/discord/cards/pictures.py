@@ -1,0 +1,155 @@
+"""The picture of a card: live preview grid, finished grid or upscaled picture, made off the event loop.
+
+A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bot.discord.cards import job_cards
+from bot.discord.cards.job_cards import Card
+from bot.domain.errors import UserError
+from bot.images import grid
+from bot.images.blur import MAX_FRAME_PIXELS
+from bot.images.image_codec import UnreadableImage, decode_image, encode_image
+from engine.contract import Recipe, UpscaleTask
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from bot.domain.dto import JobView
+    from bot.services.jobs.job_service import JobService
+
+
+import io
+
+import discord
+
+log = logging.getLogger(__name__)
+
+UPLOAD_LIMIT = 10 * 1024 * 1024  # bytes that every server accepts in one file
+EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A file to attach to a message."""
+
+    name: str
+    payload: bytes
+
+
+class PictureCache:
+    """Cache of finished pictures that could not be sent yet. The oldest go where all exceed `most` bytes.
+
+    An entry holds only for the same source pictures: a moderator may have hidden or shown one meanwhile.
+    """
+
+    def __init__(self, max_bytes: int = 32 * 1024 * 1024) -> None:
+        self.total_bytes, self._max_bytes = 0, max_bytes
+        self._entries: OrderedDict[str, tuple[int, int, PictureFile]] = OrderedDict()
+
+    def get(self, job: str, pictures: Sequence[bytes], limit: int) -> PictureFile | None:
+        """Return the cached picture if it was made from the same pictures for the same limit."""
+        entry = self._entries.get(job)
+        return entry[2] if entry and entry[:2] == (hash(tuple(pictures)), limit) else None
+
+    def put(self, job: str, pictures: Sequence[bytes], limit: int, picture: PictureFile) -> None:
+        """Keep the picture until `forget`."""
+        self.forget(job)
+        self._entries[job] = (hash(tuple(pictures)), limit, picture)
+        self.total_bytes += len(picture.payload)
+        while self.total_bytes > self._max_bytes:
+            self.forget(next(iter(self._entries)))
+
+    def forget(self, job: str) -> None:
+        """Drop the picture: it was sent, or never will be."""
+        if entry := self._entries.pop(job, None):
+            self.total_bytes -= len(entry[2].payload)
+
+
+async def render_preview(view: JobView, frames: Mapping[int, bytes]) -> PictureFile | None:
+    """Return the newest frames as one small JPEG, with blank tiles for missing ones; None if there are none."""
+    recipe = view.task
+    if isinstance(recipe, UpscaleTask) or not frames:
+        return None
+    cells = [frames.get(index) for index in range(recipe.count)]
+    jpeg, unreadable = await asyncio.to_thread(_render_preview_grid, cells, (recipe.width, recipe.height))
+    if unreadable:
+        log.warning("job %s: %d of its frames cannot be read and are left out", view.id, unreadable)
+    return PictureFile("developing.jpg", jpeg)
+
+
+async def render_final(
+    job_service: JobService, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
+) -> tuple[Card, PictureFile | None]:
+    """Return a job's final card and picture. If the picture is missing, the card says why."""
+    card = job_cards.render_ended(view)
+    try:
+        picture = await render_picture(job_service, view, limit, cache)
+    except (UserError, UnreadableImage) as error:
+        log.warning("job %s: its picture cannot be shown: %s", view.id, error)
+        return job_cards.note_missing(card), None
+    return (job_cards.note_too_large(card) if picture is None and view.state == "finished" else card), picture
+
+
+async def render_picture(
+    job_service: JobService, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
+) -> PictureFile | None:
+    """Return a finished job's picture in at most `limit` bytes; None if it has none, or none that small.
+
+    Raises `Refused` or `Unreadable` for pictures that are deleted or corrupt.
+    """
+    if view.state != "finished":
+        return None
+    if view.ends_interpolation and (film := await _render_interpolation(job_service, view, limit)):
+        return film
+    pictures = await job_service.load_shown_pictures(view.id)
+    if cache and (cached_picture := cache.get(view.id, pictures, limit)):
+        return cached_picture
+    result = await asyncio.to_thread(_encode_pictures, pictures, isinstance(view.task, Recipe), limit)
+    if result is None:
+        return None
+    payload, file_format = result
+    picture = PictureFile(f"darkroom-{view.id}.{EXTENSIONS[file_format]}", payload)
+    if cache:
+        cache.put(view.id, pictures, limit, picture)
+    return picture
+
+
+async def _render_interpolation(job_service: JobService, view: JobView, limit: int) -> PictureFile | None:
+    """Return the film of the interpolation that this job completes; None if too few of its frames may be shown."""
+    try:
+        return PictureFile(f"darkroom-{view.id}-walk.webp", await job_service.render_interpolation(view.id, limit))
+    except UserError as error:
+        log.info("job %s: no film of its walk: %s", view.id, error.sentence)
+        return None
+
+
+def _render_preview_grid(cells: Sequence[bytes | None], shape: tuple[int, int]) -> tuple[bytes, int]:
+    """Return the grid and the number of unreadable frames: workers are other people's machines."""
+    tiles = [None if payload is None else _decode_frame(payload) for payload in cells]
+    unreadable = sum(payload is not None for payload in cells) - sum(cell is not None for cell in tiles)
+    return encode_image(grid.compose_images(tiles, shape=shape), "JPEG", 80), unreadable
+
+
+def _decode_frame(payload: bytes) -> Image.Image | None:
+    try:
+        return decode_image(payload, MAX_FRAME_PIXELS)
+    except UnreadableImage:
+        return None
+
+
+def _encode_pictures(pictures: Sequence[bytes], as_grid: bool, limit: int) -> tuple[bytes, grid.ImageFormat] | None:
+    return grid.shrink_to_fit(grid.compose(pictures) if as_grid else pictures[0], limit)
+
+
+def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
+    """Return the file of a message that shows `card`."""
+    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)

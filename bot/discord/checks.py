@@ -1,0 +1,58 @@
+"""Permission checks before each command, menu and form: the table of permissions, then the server's rules."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bot.discord.channel_visibility import refusal_reason, with_channel_privacy
+from bot.discord.responses import member_of, send_refusal
+from bot.domain.errors import UserError
+from bot.policy.permissions import Action, forbidden_reason, job_ref
+
+if TYPE_CHECKING:
+    import discord
+
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView, Member
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+# Each command's and menu's action in the table. Missing ones act on a job and check it themselves.
+COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
+    {
+        "imagine": "imagine", "mix": "imagine", "walk": "imagine", "blend": "blend", "shorten": "prompt",
+        "describe": "describe",
+        **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
+        "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
+        "reproduce": "reproduce", "film": "film", "help": "help",
+        "my-data": "export", "forget-me": "forget",
+        "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
+    }
+)  # fmt: skip
+# They make jobs, or cost as much: the desk checks the rules itself.
+SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
+
+
+async def require_permission(
+    interaction: discord.Interaction[DarkroomClient], action: Action, view: JobView | None = None
+) -> Member:
+    """Return the member if they may do this (to this job). Raises `Refused` (403)."""
+    member = member_of(interaction)
+    subject = None if view is None else job_ref(with_channel_privacy(view, interaction.user))
+    if reason := forbidden_reason(action, member, subject, in_direct_message=interaction.guild_id is None):
+        raise UserError(refusal_reason(reason, view), 403)
+    if action not in SELF_CHECKED_ACTIONS:
+        await interaction.client.services.rule_admin.check_command(member, action)
+    return member
+
+
+@asynccontextmanager
+async def reply_on_error(interaction: Interaction) -> AsyncIterator[None]:
+    """Catch a `Refused` from the body and show it to the member only."""
+    try:
+        yield
+    except UserError as error:
+        await send_refusal(interaction, error.sentence)

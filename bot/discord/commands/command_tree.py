@@ -1,0 +1,102 @@
+"""The command tree: its permission check, its error handler, and its registration with Discord.
+
+It is registered only after a change: once at each start would use up the day's quota in a crash loop. The command ids
+that Discord assigns are stored beside the tree's hash, so that a message can mention a command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import app_commands
+
+from bot.discord.checks import COMMAND_ACTIONS, reply_on_error, require_permission
+from bot.discord.responses import send_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bot.discord.client import DarkroomClient
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RegisteredCommands:
+    """What Discord has: the hash of the tree, and the id of each command."""
+
+    mark: str = ""
+    ids: dict[str, int] = field(default_factory=dict)
+
+
+class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
+    """The commands. An unexpected error is logged, and the member is told."""
+
+    def __init__(self, client: DarkroomClient) -> None:
+        super().__init__(  # servers only: pictures are messages in channels of the bot
+            client,
+            allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
+            allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
+        )
+        self.command_ids: Mapping[str, int] = {}
+
+    async def interaction_check(self, interaction: discord.Interaction[DarkroomClient], /) -> bool:
+        """Return whether they may use this command at all; the command itself checks the job."""
+        action = COMMAND_ACTIONS.get(str((interaction.data or {}).get("name", "")))
+        if action is None or interaction.type is discord.InteractionType.autocomplete:
+            return True
+        try:
+            async with reply_on_error(interaction):
+                await require_permission(interaction, action)
+                return True
+        except Exception:  # discord.py would leave the member without a response
+            log.exception("the permission check of a command failed")
+            await send_error(interaction)
+        return False
+
+    async def on_error(
+        self, interaction: discord.Interaction[DarkroomClient], error: app_commands.AppCommandError, /
+    ) -> None:
+        name = interaction.command.name if interaction.command else "a command"
+        log.error("%s failed", name, exc_info=error)
+        if interaction.type is discord.InteractionType.application_command:
+            await send_error(interaction)
+
+    async def build_payload(self) -> list[dict[str, Any]]:
+        """Return the tree as Discord gets it."""
+        translator, commands = self.translator, self.get_commands()
+        if translator is None:
+            return [dict(command.to_dict(self)) for command in commands]
+        return [await command.get_translated_payload(self, translator) for command in commands]
+
+    async def sync_if_changed(self, state_file: Path) -> None:
+        """Register the tree if Discord has another one; `memory` stores what Discord has."""
+        payload = json.dumps([self.client.application_id, await self.build_payload()], sort_keys=True)
+        tree_hash = hashlib.sha256(payload.encode()).hexdigest()
+        state = await asyncio.to_thread(_read_state, state_file)
+        if state.mark != tree_hash:
+            state = RegisteredCommands(tree_hash, {command.name: command.id for command in await self.sync()})
+            await asyncio.to_thread(state_file.write_text, json.dumps(asdict(state)))
+        self.command_ids = state.ids
+
+    def mention(self, name: str) -> str:
+        """Return a command's name, clickable if its id is known: "queue", "settings show"."""
+        command_id = self.command_ids.get(name.partition(" ")[0])
+        return f"</{name}:{command_id}>" if command_id else f"`/{name}`"
+
+
+def _read_state(state_file: Path) -> RegisteredCommands:
+    try:
+        data = json.loads(state_file.read_text())
+        return RegisteredCommands(
+            str(data["mark"]), {str(name): int(command_id) for name, command_id in data["ids"].items()}
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or one of an older version
+        return RegisteredCommands()

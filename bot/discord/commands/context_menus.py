@@ -1,0 +1,87 @@
+"""Message menus: reproduce the job, use its prompt, show its details, report it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import discord
+from discord import app_commands
+
+from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.commands.generation import imagine
+from bot.discord.commands.generation.reproduce import reproduce_job
+from bot.discord.commands.info import show_details
+from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
+from bot.discord.components.reports import open_report_form
+from bot.discord.job_choice import find_shown_job, require_shown_job
+from bot.discord.responses import send_error
+from bot.domain.errors import UserError
+from bot.prompt.permutations import escape_braces
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+log = logging.getLogger(__name__)
+
+MAX_PROMPT = 2000  # characters, as /imagine takes them
+FORM_NAME, NO_JOB_ID = "prompt", "0" * 26  # the id of a form about no job
+
+
+@app_commands.context_menu(name="Reproduce")
+async def reproduce_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with reply_on_error(interaction):
+        await reproduce_job(interaction, await require_shown_job(interaction, message))
+
+
+@app_commands.context_menu(name="Details")
+async def show_job_details(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with reply_on_error(interaction):
+        await show_details(interaction, await require_shown_job(interaction, message))
+
+
+@app_commands.context_menu(name="Use as prompt")
+async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    """Open a form with the prompt of our own message, or with the text of any other one."""
+    async with reply_on_error(interaction):
+        prompt = await _prompt_of(interaction, message)
+        modal = create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID))
+        modal.add_item(
+            text_field(FORM_NAME, "Prompt", "Flags like --ar 3:2 work here too", value=prompt, max_length=MAX_PROMPT)
+        )
+        await open_form(interaction, modal)
+
+
+@app_commands.context_menu(name="Report")
+async def report_message(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with reply_on_error(interaction):
+        view = await require_shown_job(interaction, message)
+        await require_permission(interaction, "report", view)
+        await open_report_form(interaction, view)
+
+
+async def _prompt_of(interaction: Interaction, message: discord.Message) -> str:
+    if job := await find_shown_job(interaction, message):
+        view = await interaction.client.job_service.load_view(job)
+        await require_permission(interaction, "prompt", view)
+        return escape_braces(view.prompt)
+    prompt = " ".join(message.content.split())
+    if not prompt:
+        raise UserError("There are no words in that message.")
+    return prompt
+
+
+async def handle_prompt_form(interaction: Interaction) -> None:
+    """Handle a submitted prompt form, also after a restart; ignore other interactions."""
+    submission = parse_submission(interaction)
+    if submission is None or submission.form_name != FORM_NAME:
+        return
+    try:
+        async with reply_on_error(interaction):
+            await require_permission(interaction, "imagine")
+            await imagine.submit_prompt(interaction, submission.fields.get(FORM_NAME, ""))
+    except Exception:
+        log.exception("a prompt from a form failed")
+        await send_error(interaction)

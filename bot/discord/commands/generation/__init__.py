@@ -1,0 +1,1 @@
+"""Slash commands that make pictures, or suggest prompts for them."""

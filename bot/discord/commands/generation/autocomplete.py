@@ -1,0 +1,63 @@
+"""Autocomplete choices of `/imagine`: samplers with advice, LoRAs and models.
+
+Pure but for discord's choices. Knows models by what their workers announce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from discord.app_commands import Choice
+
+from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
+from engine.contract import SAMPLER_TITLES
+
+if TYPE_CHECKING:
+    from engine.contract import ModelInfo, Sampler
+
+SAMPLER_ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and in German
+    {
+        "ddpm": ("the full chain", "die ganze Kette"),
+        "ddim": ("even steps", "gleichmäßige Schritte"),
+        "euler": ("quick", "schnell"),
+        "euler_karras": ("quick, with more of its steps for detail", "schnell, mit mehr Schritten für Feines"),
+        "euler_ancestral": ("lively: new noise at each step", "lebhaft: neues Rauschen bei jedem Schritt"),
+        "dpmpp_2m": ("good in 30 steps", "gut in 30 Schritten"),
+        "dpmpp_2m_karras": ("good in 20 to 30 steps", "gut in 20 bis 30 Schritten"),
+        "dpmpp_2m_sde": ("good in 30 steps, with new noise at each", "gut in 30 Schritten, mit neuem Rauschen"),
+        "lcm": ("4 to 8 steps, for models made for it", "4 bis 8 Schritte, für Modelle, die dafür gemacht sind"),
+        "heun": ("each step twice: slow and exact", "jeder Schritt zweimal: langsam und genau"),
+        "unipc": ("good in few steps", "gut in wenigen Schritten"),
+        "kdpm2": ("each step twice", "jeder Schritt zweimal"),
+        "dpmpp_3m": ("third order, for many steps", "dritter Ordnung, für viele Schritte"),
+        "native": ("as the model comes", "wie das Modell ihn mitbringt"),
+    }
+)
+
+
+def sampler_choices(model: ModelInfo | None, current: str, *, german: bool) -> list[Choice[str]]:
+    """Return the model's samplers; all of them if the model is unknown."""
+    query, sampler_names = current.casefold(), model.samplers if model else tuple(SAMPLER_TITLES)
+    labels = ((name, f"{SAMPLER_TITLES[name]}: {SAMPLER_ADVICE[name][german]}") for name in sampler_names)
+    choices = [Choice(name=text, value=name) for name, text in labels if query in f"{name} {text}".casefold()]
+    return choices[:MAX_CHOICES]
+
+
+def lora_choices(model: ModelInfo | None, current: str) -> list[Choice[str]]:
+    """Return the model's LoRAs, each at its usual weight, behind what was typed before the last comma."""
+    before, comma, query = current.rpartition(",")
+    prefix = f"{before.strip()}, " if comma else ""
+    texts = (f"{prefix}{lora.name}:{lora.weight:g}" for lora in (model.loras if model else ()))
+    matches = [text for text in texts if query.strip().casefold() in text[len(prefix) :].casefold()]
+    return [Choice(name=text, value=text) for text in matches if len(text) <= MAX_CHOICE_CHARS][:MAX_CHOICES]
+
+
+def model_choices(all_models: list[ModelInfo], current: str) -> list[Choice[str]]:
+    """Return models by name; one that is only on disk says that it is loaded on demand."""
+    notes = {model.name: "" if model.loaded else " (loaded on demand)" for model in reversed(all_models)}
+    names = [
+        name for name in dict.fromkeys(model.name for model in all_models) if current.casefold() in name.casefold()
+    ]
+    return [Choice(name=f"{name}{notes[name]}"[:MAX_CHOICE_CHARS], value=name) for name in names][:MAX_CHOICES]

@@ -1,0 +1,149 @@
+"""`/imagine`, with an init image or a branch, and its autocomplete.
+
+Nothing here waits for the engine: the studio admits the request, the response goes out, the courier does the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import Locale, app_commands
+from discord.app_commands import Choice, Range
+
+from bot.discord.attachments import to_remote_file
+from bot.discord.checks import reply_on_error
+from bot.discord.commands.generation import autocomplete
+from bot.discord.components import branches
+from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES, recent_jobs_autocomplete
+from bot.discord.responses import member_of, respond_with_jobs
+from bot.domain.errors import UserError
+from bot.services.init_images.request import InitImages
+from engine.contract import MAX_COUNT, MAX_STEPS
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import AcceptedJob, Destination, Member
+    from engine.contract import ModelInfo
+
+MIN_STRENGTH = 0.05  # the least strength of an init image
+MASK_WITHOUT_IMAGE = "A mask says which part of a picture is redrawn: add that picture as image."
+BRANCH_WITH_IMAGE = "A branch starts from a job, so it takes no image."
+
+
+@app_commands.command(description="Turn a prompt into pictures while you watch")
+@app_commands.describe(
+    prompt="What to show. Flags like --ar 3:2 work here too",
+    image="An init image: the picture to start from",
+    strength="How much of that picture is redrawn",
+    mask="A picture of the same shape: its white parts are redrawn",
+    branch="Branch off at a keyframe of a job, like JOB/2:400: picture 2, step 400",
+    steps="More steps, finer and slower",
+    seed="The same seed gives the same pictures",
+    guidance="How closely to follow the prompt",
+    interval="In which part of the steps guidance holds, like 0.2-0.8",
+    sampler="The method that turns noise into a picture",
+    model="Which model",
+    lora="A LoRA for the model, like name or name:0.8; several with commas",
+    count="How many pictures",
+    aspect="Width to height, like 3:2",
+    negative="What to steer away from",
+    fast="Few steps of a quick sampler",
+    relax="Wait longer, and spend nothing of your limit",
+)
+async def imagine(
+    interaction: discord.Interaction[DarkroomClient],
+    prompt: Range[str, 1, 2000],
+    image: discord.Attachment | None = None,
+    strength: Range[float, MIN_STRENGTH, 1.0] | None = None,
+    mask: discord.Attachment | None = None,
+    branch: Range[str, 1, 300] | None = None,
+    steps: Range[int, 1, MAX_STEPS] | None = None,
+    seed: Range[int, 0, 2**32 - 1] | None = None,
+    guidance: Range[float, 1, 30] | None = None,
+    interval: Range[str, 3, 24] | None = None,
+    sampler: str | None = None,
+    model: str | None = None,
+    lora: Range[str, 1, 300] | None = None,
+    count: Range[int, 1, MAX_COUNT] | None = None,
+    aspect: Range[str, 3, 16] | None = None,
+    negative: Range[str, 1, 1000] | None = None,
+    fast: bool | None = None,
+    relax: bool | None = None,
+) -> None:
+    values = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
+    values |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
+    values |= {"strength": strength}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    async with reply_on_error(interaction):
+        if branch is not None and (image or mask):
+            raise UserError(BRANCH_WITH_IMAGE)
+        if mask is not None and image is None:
+            raise UserError(MASK_WITHOUT_IMAGE)
+        if branch is not None:
+            await branches.submit_branch_option(interaction, branch, prompt, options)
+        else:
+            await submit_prompt(interaction, prompt, collect_init_images(image, mask), **options)
+
+
+def collect_init_images(image: discord.Attachment | None, mask: discord.Attachment | None) -> InitImages | None:
+    """Return the init image, not fetched yet; None for none. Raises `Refused` for one that is too large."""
+    return (
+        None if image is None else InitImages((to_remote_file(image),), None if mask is None else to_remote_file(mask))
+    )
+
+
+async def submit_prompt(
+    interaction: discord.Interaction[DarkroomClient], prompt: str, init_images: InitImages | None = None, **options: Any
+) -> None:
+    """Submit a prompt that a member typed anywhere, with their suffix. `bring`: init images."""
+
+    async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
+        services, key = interaction.client.services, f"imagine:{interaction.id}"
+        suffix = (await services.preferences.load_preference(member.id)).suffix
+        return await services.jobs.imagine(
+            prompt, member, destination, key=key, suffix=suffix, init_images=init_images, **options
+        )
+
+    await respond_with_jobs(interaction, submit)
+
+
+@imagine.autocomplete("branch")
+async def suggest_branches(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    """Suggest jobs with keyframes; a step can be typed behind."""
+    return await recent_jobs_autocomplete(lambda view: bool(view.ladder_images) and view.deleted_at is None)(
+        interaction, current
+    )
+
+
+@imagine.autocomplete("prompt")
+async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    """Suggest the member's own latest prompts."""
+    prompts = await interaction.client.services.history.recent_prompts(member_of(interaction).id)
+    matches = [
+        prompt for prompt in prompts if len(prompt) <= MAX_CHOICE_CHARS and current.casefold() in prompt.casefold()
+    ]
+    return [Choice(name=prompt, value=prompt) for prompt in matches][:MAX_CHOICES]
+
+
+@imagine.autocomplete("model")
+async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    """Suggest the models that workers have in memory or on disk."""
+    return autocomplete.model_choices(interaction.client.job_service.list_models(), current)
+
+
+@imagine.autocomplete("sampler")
+async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    return autocomplete.sampler_choices(
+        _selected_model(interaction), current, german=interaction.locale is Locale.german
+    )
+
+
+@imagine.autocomplete("lora")
+async def suggest_loras(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
+    return autocomplete.lora_choices(_selected_model(interaction), current)
+
+
+def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelInfo | None:
+    """Return the model that is chosen so far, else the default."""
+    return interaction.client.job_service.find_model(getattr(interaction.namespace, "model", None))

@@ -1,0 +1,63 @@
+"""`/help`: what this bot does, on one phone screen, with a clickable mention of every command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import discord
+from discord import app_commands
+
+from bot.discord.responses import member_of, send_ephemeral
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+
+HELP_TEXT = """**Darkroom** turns prompts into pictures while you watch.
+{imagine} with a prompt makes four pictures here. With an image, or a link before the prompt, it starts from that.
+-# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
+`--sampler euler`
+-# Also `--interval 0.2-0.8`, `--lora name:0.8`, `(word:1.2)`
+-# `red apple:: blue::-0.5` weights parts, `{{red, green}} apple` makes both.
+
+**Under a picture**
+**U** upscales one, **V** varies it, 🔄 takes another seed, ✏️ another prompt, 🎞️ shows a film of the steps.
+*More…* zooms out, pans, edits a part, branches off midway. *Walk* interpolates from picture to picture.
+❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
+-# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
+
+**Yours**
+{mine} · your pictures
+{queue} · who is before you, and why
+{cancel} · cancel a job
+{info} · your limits, and what is left
+{prefer show} · pings, privacy, speed, flag aliases; short: `/fast` `/relax` `/stealth` `/public`
+{reproduce} · the same picture once more
+{film} · a film of its steps, from noise to picture
+{blend} · two to five pictures in one
+{mix} · two prompts in one
+{walk} · from one prompt to another, with a film
+{shorten} · which words of a prompt matter
+{describe} · prompts for a picture
+{my-data} · a copy of your data
+{forget-me} · delete your data
+
+-# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its prompt."""
+STAFF_LINE = "-# {settings show} · limits, refused words and reports of this server"
+MENTIONED_COMMANDS = (
+    "imagine", "blend", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
+    "reproduce", "film", "my-data", "forget-me",
+)  # fmt: skip
+
+
+@app_commands.command(name="help", description="What this bot does, and how to ask for it")
+async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
+    member = member_of(interaction)
+    is_staff = interaction.guild_id is not None and (member.is_moderator or member.is_admin or member.is_owner)
+    await send_ephemeral(interaction, render_help(interaction.client.tree.mention, is_staff=is_staff))
+
+
+def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
+    """Return the text; `staff`: for those who may see this server's settings."""
+    text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS})
+    return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text

@@ -1,0 +1,1 @@
+"""Slash commands about a member's own jobs, preferences and stored content."""

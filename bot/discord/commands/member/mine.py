@@ -1,0 +1,165 @@
+"""`/mine`: a member's own jobs over all servers, five a page, shown to them only.
+
+Stateless: a button's id holds the page that it leads to, and shows always the presser's own jobs.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+import discord
+from discord import app_commands, ui
+
+from bot.discord.cards import job_cards, pictures
+from bot.discord.cards.pictures import to_discord_file
+from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.commands.member.mine_layout import FILTER_TITLES, MineLayout
+from bot.discord.commands.member.thumbnail import render_thumbnail
+from bot.discord.job_choice import job_label
+from bot.discord.responses import NO_MENTIONS, member_of, send_error
+from bot.domain.job_states import is_end
+from bot.services.job_views.history import HistoryFilter
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+    from bot.services.job_views.history import HistoryPage
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+log = logging.getLogger(__name__)
+
+FILTER_CHOICES = [
+    app_commands.Choice(name=app_commands.locale_str(name), value=job_filter)
+    for job_filter, name in FILTER_TITLES.items()
+]
+
+
+@app_commands.command(description="Your own pictures and jobs, from every server; only you see them")
+@app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
+@app_commands.choices(which=FILTER_CHOICES)
+async def mine(
+    interaction: discord.Interaction[DarkroomClient],
+    which: str = "all",
+    page: app_commands.Range[int, 1, 100_000] = 1,
+) -> None:
+    async with reply_on_error(interaction):
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        await _show_page(interaction, _parse_filter(which), page)
+
+
+async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_number: int) -> None:
+    """Put a page into the deferred response."""
+    services, now = interaction.client.services, time.time()
+    page = await services.history.load_page(member_of(interaction).id, job_filter, page_number)
+    pictures = {entry.view.id: await render_thumbnail(services.jobs, entry.view) for entry in page.entries}
+    thumbnails = {job: jpeg for job, jpeg in pictures.items() if jpeg}
+    await interaction.edit_original_response(
+        view=MineLayout(page, thumbnails.keys(), _navigation_rows(page, now)),
+        attachments=[discord.File(io.BytesIO(jpeg), f"{job}.jpg") for job, jpeg in thumbnails.items()],
+        allowed_mentions=NO_MENTIONS,
+    )
+
+
+def _navigation_rows(page: HistoryPage, now: float) -> list[list[ui.Item[Any]]]:
+    """Return the rows below a page: a select of its jobs, the filters, the pages before and after."""
+    rows: list[list[ui.Item[Any]]] = [
+        [JobSelect([(entry.view.id, job_label(entry.view, now=now)) for entry in page.entries])]
+    ]
+    rows.append(
+        [PageButton(job_filter, 1, "f", is_current=page.filter_name == job_filter) for job_filter in FILTER_TITLES]
+    )
+    newer = PageButton(page.filter_name, max(1, page.number - 1), "n", is_current=page.number == 1)
+    older = PageButton(
+        page.filter_name, min(page.page_count, page.number + 1), "o", is_current=page.number == page.page_count
+    )
+    rows.append([newer, older])
+    return [row for row, is_shown in zip(rows, (page.entries, True, page.page_count > 1), strict=True) if is_shown]
+
+
+class PageButton(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P<number>\d{1,6}):(?P<way>[fno])"):
+    """A button to another page or filter."""
+
+    def __init__(
+        self, job_filter: HistoryFilter, page_number: int, direction: str, *, is_current: bool = False
+    ) -> None:
+        name = {"n": "← Newer", "o": "Older →"}.get(direction) or FILTER_TITLES[job_filter]
+        style = discord.ButtonStyle.primary if is_current and direction == "f" else discord.ButtonStyle.secondary
+        super().__init__(
+            ui.Button(
+                label=name, style=style, disabled=is_current, custom_id=f"mine:{job_filter}:{page_number}:{direction}"
+            )
+        )
+        self.job_filter: HistoryFilter = job_filter
+        self.page_number = page_number
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        return cls(_parse_filter(match["which"]), int(match["number"]), match["way"])
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        async def open_page() -> None:
+            await require_permission(interaction, "mine")
+            await interaction.response.defer()
+            await _show_page(interaction, self.job_filter, self.page_number)
+
+        await _run_action(interaction, open_page)
+
+
+class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
+    """A select of the page's jobs, to show one here with its buttons."""
+
+    def __init__(self, jobs: list[tuple[str, str]]) -> None:
+        options = [discord.SelectOption(label=name, value=job) for job, name in jobs]
+        super().__init__(ui.Select(placeholder="Show one here", options=options, custom_id="mine:show"))
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        return cls([])
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        async def show_job() -> None:
+            view = await interaction.client.studio.view(self.item.values[0])
+            await require_permission(interaction, "details", view)
+            await interaction.response.defer(ephemeral=True, thinking=True)
+            await _show_job(interaction, view)
+
+        await _run_action(interaction, show_job)
+
+
+async def _show_job(interaction: Interaction, view: JobView) -> None:
+    """Show a job's card to the member only, as its own message would."""
+    now, picture = time.time(), None
+    if is_end(view.state):
+        card, picture = await pictures.render_final(interaction.client.job_service, view, interaction.filesize_limit)
+    elif view.state == "queued":
+        card = job_cards.render_waiting(view, view.jobs_ahead or 0, view.eta, now)
+    else:
+        card = job_cards.render_progress(view, view.step, view.total_steps, view.eta or 0.0, now)
+    files = [to_discord_file(card, picture)] if picture else []
+    await interaction.edit_original_response(
+        content=card.content, view=interaction.client.build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
+    )
+
+
+async def _run_action(interaction: Interaction, action: Callable[[], Awaitable[None]]) -> None:
+    """Run `act` and tell the member what fails: buttons have no command tree that does."""
+    try:
+        async with reply_on_error(interaction):
+            await action()
+    except Exception:
+        log.exception("a press in /mine failed")
+        await send_error(interaction)
+
+
+def _parse_filter(text: str) -> HistoryFilter:
+    return next((candidate for candidate in get_args(HistoryFilter) if candidate == text), "all")

@@ -1,0 +1,53 @@
+"""`/fast`, `/relax`, `/turbo`, `/stealth`, `/public`: shortcuts for the preferences speed and results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import discord
+from discord import app_commands
+
+from bot.discord.checks import reply_on_error
+from bot.discord.commands.member.prefer import render_preference
+from bot.discord.responses import member_of, send_ephemeral
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+TURBO_TEXT = """There is no third speed here, so nothing has changed: every job runs as fast as the machines do. \
+`--fast` behind a prompt draws it in 30 steps, which is quicker; {fast} keeps your jobs in the usual queue."""
+
+
+async def _set_preference(interaction: Interaction, name: str, value: str) -> None:
+    async with reply_on_error(interaction):
+        preferences = await interaction.client.services.preferences.set_preference(
+            member_of(interaction).id, name, value
+        )
+        await send_ephemeral(interaction, f"From now on: {render_preference(name, preferences)}")
+
+
+@app_commands.command(description="From now on your jobs count against your limit, and wait in the usual queue")
+async def fast(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await _set_preference(interaction, "speed", "fast")
+
+
+@app_commands.command(description="From now on your jobs wait longer, and spend nothing of your limit")
+async def relax(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await _set_preference(interaction, "speed", "relaxed")
+
+
+@app_commands.command(description="Says why there is no third speed, and what is quicker")
+async def turbo(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await send_ephemeral(interaction, TURBO_TEXT.format(fast=interaction.client.tree.mention("fast")))
+
+
+@app_commands.command(description="From now on only you see your results, where the server's rules allow it")
+async def stealth(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await _set_preference(interaction, "results", "private")
+
+
+@app_commands.command(description="From now on everybody in the channel sees your results")
+async def public(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await _set_preference(interaction, "results", "public")

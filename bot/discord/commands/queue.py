@@ -1,0 +1,79 @@
+"""`/queue` and `/cancel`: what runs and waits, why, and how to cancel it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import discord
+from discord import app_commands
+from discord.app_commands import Range
+
+from bot.discord.cards import job_cards
+from bot.discord.cards.job_cards import NO_PROMPT
+from bot.discord.channel_visibility import with_channel_privacy
+from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.job_choice import ALL_JOBS, MAX_CHOICE_CHARS, suggest_open_jobs
+from bot.discord.responses import guild_of, member_of, send_ephemeral
+from bot.domain import texts
+from bot.domain.errors import UserError
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+
+@app_commands.command(description="Who is before you, and why")
+async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
+    async with reply_on_error(interaction):
+        guild = guild_of(interaction)  # only this server's jobs: no server sees another's prompts
+        views = [
+            with_channel_privacy(view, interaction.user)
+            for view in await interaction.client.job_service.load_queue(guild)
+        ]
+        member_id = member_of(interaction).id
+        has_own_jobs = any(view.member_id == member_id for view in views)
+        hint = f"-# {interaction.client.tree.mention('cancel')} cancels one of yours." if has_own_jobs else ""
+        await send_ephemeral(interaction, job_cards.render_queue(views, time.time(), hint, member_id))
+
+
+@app_commands.command(description="Cancel one of your jobs, or all of them")
+@app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
+async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, MAX_CHOICE_CHARS]) -> None:
+    async with reply_on_error(interaction):
+        if job.strip().casefold() == ALL_JOBS:
+            await send_ephemeral(interaction, await _cancel_all(interaction))
+            return
+        view = await interaction.client.services.history.find_job(job, member_of(interaction))
+        member = await require_permission(interaction, "cancel", view)
+        text = await interaction.client.job_service.cancel(view.id, member)
+        is_own = view.member_id == member.id
+        is_hidden = with_channel_privacy(view, interaction.user).is_private and not is_own
+        prompt = "A private job" if is_hidden else texts.escape_discord(view.prompt or NO_PROMPT, 200)
+        await send_ephemeral(interaction, f"**{prompt}**\n{text}")
+
+
+@cancel.autocomplete("job")
+async def suggest_jobs(
+    interaction: discord.Interaction[DarkroomClient], current: str
+) -> list[app_commands.Choice[str]]:
+    return await suggest_open_jobs(interaction, current)
+
+
+async def _cancel_all(interaction: Interaction) -> str:
+    """Cancel every open job of the member, wherever they asked for it."""
+    member, job_service = member_of(interaction), interaction.client.job_service
+    views = await interaction.client.services.history.list_open(member.id)
+    if not views:
+        raise UserError("Nothing of yours runs or waits.", 404)
+    started_count = 0
+    for view in views:
+        await job_service.cancel(view.id, member)
+        started_count += view.started is not None
+    tail = (
+        f" {started_count} had started: only the steps they ran are charged."
+        if started_count
+        else " They cost you nothing."
+    )
+    return f"{texts.format_job_count(len(views))} cancelled.{tail}"

@@ -1,0 +1,124 @@
+"""Branches: a menu of a picture's keyframes, a form for the changes, and `/imagine branch:`.
+
+Stateless: the menu's id holds the picture, the form's id picture and step. An upscale has no keyframes: its original
+has them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import ui
+
+from bot.discord.cards.job_cards import NO_PROMPT
+from bot.discord.checks import require_permission
+from bot.discord.components.forms import FormSubmission, is_unchanged
+from bot.discord.components.keyframe_menu import KeyframeMenu
+from bot.discord.responses import NO_MENTIONS, member_of, respond_with_jobs
+from bot.domain.errors import UserError
+from bot.domain.texts import escape_discord
+from bot.images.keyframes.ladder_keyframes import NO_KEYFRAMES
+from bot.prompt.suffix import add_suffix
+from engine.contract import MAX_STEPS, Recipe
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import AcceptedJob, Destination, JobView, Member
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+MAX_KEYFRAMES = 12  # keyframes
+# A job by its id or a link to its message, then optionally a picture and a step.
+BRANCH_POINT = re.compile(
+    r"(?P<job>[0-9A-Za-z]{26}|\S*/channels/\S+/\d{15,20})(?:/(?P<picture>[1-4]))?(?::(?P<step>\d{1,4}))?\s*"
+)
+BRANCH_QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps before it stay as they are."
+
+
+async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int) -> None:
+    """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `Refused`."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    job_service = interaction.client.job_service
+    view, index = await _original_picture(interaction, view, index)
+    steps = await job_service.list_branch_steps(view.id, index, member_of(interaction))
+    if not steps:
+        raise UserError(NO_KEYFRAMES, 404)
+    contact_sheet = await job_service.render_contact_sheet(view.id, index)
+    menu = ui.View(timeout=None)
+    stopped_early = isinstance(view.task, Recipe) and view.task.end_step < view.task.steps
+    menu.add_item(KeyframeMenu(view.id, index, spread_steps(steps), view.total_steps, stopped_early))
+    menu.stop()  # found by its id, also after a restart
+    file = discord.File(
+        io.BytesIO(contact_sheet), f"darkroom-{view.id}-rungs.webp", description="The picture, step by step"
+    )
+    await interaction.edit_original_response(
+        content=BRANCH_QUESTION.format(escape_discord(view.prompt or NO_PROMPT, 300), index + 1),
+        attachments=[file],
+        view=menu,
+        allowed_mentions=NO_MENTIONS,
+    )
+
+
+async def _original_picture(interaction: Interaction, view: JobView, index: int) -> tuple[JobView, int]:
+    """Return the generated job and picture of which `view` may be only an upscale. Raises `Refused`."""
+    while not isinstance(view.task, Recipe) and view.parent_image is not None:
+        job, index = view.parent_image
+        view = await interaction.client.job_service.load_view(job)
+        await require_permission(interaction, "branch", view)
+    return view, index
+
+
+def spread_steps(steps: Sequence[int], limit: int = MAX_KEYFRAMES) -> list[int]:
+    """Return at most `most` of the steps, evenly spaced, the first and the last among them."""
+    if len(steps) <= limit:
+        return list(steps)
+    return [steps[round(position * (len(steps) - 1) / (limit - 1))] for position in range(limit)]
+
+
+async def submit_branch(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
+    """Submit the form."""
+    index, step, text = submission.index or 0, submission.step or 1, submission.fields.get("prompt", "")
+    values = {name: submission.fields.get(name, "").strip() for name in ("seed", "steps", "guidance")}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value}
+
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        prompt, key = None if is_unchanged(text, view) else text, f"form:{interaction.id}"
+        job_service = interaction.client.job_service
+        return [await job_service.branch(view.id, index, step, member, destination, text=prompt, key=key, **options)]
+
+    await respond_with_jobs(interaction, submit)
+
+
+async def submit_branch_option(
+    interaction: Interaction, branch_point: str, prompt: str, options: Mapping[str, Any]
+) -> None:
+    """Submit `/imagine branch:`: the prompt holds from a keyframe on."""
+
+    async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
+        services = interaction.client.services
+        view, index, step = await _resolve_branch_point(interaction, branch_point)
+        full_prompt = add_suffix(prompt, (await services.preferences.load_preference(member.id)).suffix)
+        key = f"imagine:{interaction.id}"
+        return [
+            await services.jobs.branch(view.id, index, step, member, destination, text=full_prompt, key=key, **options)
+        ]
+
+    await respond_with_jobs(interaction, submit)
+
+
+async def _resolve_branch_point(interaction: Interaction, branch_point: str) -> tuple[JobView, int, int]:
+    """Return the job, picture and step that a member names; without a step, one midway. Raises `Refused`."""
+    match, services = BRANCH_POINT.fullmatch(branch_point.strip()), interaction.client.services
+    view = await services.history.find_job(match["job"] if match else branch_point, member_of(interaction))
+    await require_permission(interaction, "branch", view)
+    view, index = await _original_picture(interaction, view, int(match["picture"] or 1) - 1 if match else 0)
+    if match and match["step"]:
+        return view, index, min(max(1, int(match["step"])), MAX_STEPS)
+    steps = await services.jobs.list_branch_steps(view.id, index, member_of(interaction))
+    if not steps:
+        raise UserError(NO_KEYFRAMES, 404)
+    return view, index, steps[len(steps) // 2]

@@ -1,0 +1,214 @@
+"""The buttons under a job: stateless, so that they work after any restart and in any process.
+
+A custom id (`vary:<job>:<index>`) carries all that a press needs; `interaction_check` decides who may press.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import discord
+from discord import ui
+
+from bot.discord.cards.button_layout import BUTTON_KINDS, Button, ButtonKind
+from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.components import (
+    branches,
+    deletion,
+    edit_form,
+    more_menu,
+    picture_actions,
+    reports,
+    review_buttons,
+    variations,
+)
+from bot.discord.components.forms import FormSubmission, parse_submission
+from bot.discord.components.idempotency import submit_once
+from bot.discord.film import send_film
+from bot.discord.responses import member_of, send_error, send_refusal
+from bot.domain.errors import UserError
+from bot.policy.permissions import Action
+
+if TYPE_CHECKING:
+    from bot.discord.cards.job_cards import Card
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+log = logging.getLogger(__name__)
+
+GREY, BLUE, RED, GREEN = (
+    discord.ButtonStyle.secondary, discord.ButtonStyle.primary, discord.ButtonStyle.danger, discord.ButtonStyle.success,
+)  # fmt: skip
+BUTTON_STYLES: Mapping[ButtonKind, discord.ButtonStyle] = MappingProxyType(
+    {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN}
+)
+BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
+    {
+        "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
+        "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
+        "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
+        "dismiss": "dismiss", "more": "details", "walk": "walk", **picture_actions.PICTURE_ACTIONS,
+    }
+)  # fmt: skip
+FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
+    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
+)
+DOUBLE_CLICK_SECONDS = 10.0  # seconds in which a second press of the same button by the same member is a double click
+CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
+FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
+
+
+class IdempotencyKeys:
+    """Gives a double click one idempotency key, so that it makes one job."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._recent: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
+
+    def key_for(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
+        """Return the idempotency key, and whether this is the first press."""
+        now, press = self._clock(), (custom_id, member)
+        while self._recent and next(iter(self._recent.values()))[0] <= now - DOUBLE_CLICK_SECONDS:
+            self._recent.popitem(last=False)
+        is_first = press not in self._recent
+        if is_first:
+            self._recent[press] = (now, f"press:{interaction}")
+        return self._recent[press][1], is_first
+
+    def forget(self, custom_id: str, member: str) -> None:
+        """Forget a press that made no job: the next one is another attempt, with its own card."""
+        self._recent.pop((custom_id, member), None)
+
+
+class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
+    """Any button of any job."""
+
+    def __init__(self, button: Button, row: int | None = None) -> None:
+        style, label = BUTTON_STYLES.get(button.kind, GREY), button.label or None
+        item = ui.Button[ui.View](style=style, label=label, emoji=button.emoji or None, custom_id=button.custom_id)
+        super().__init__(item, row=row)
+        self.button = button
+        self.job_view: JobView | None = None  # the job, once it was looked up
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        index = match["index"]
+        # the template matches only these
+        kind: ButtonKind = match["press"]  # pyright: ignore[reportAssignmentType]
+        label = getattr(item, "label", None) or ""
+        return cls(Button(kind, match["job"], label, None if index is None else int(index)))
+
+    async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
+        try:
+            if self.button.kind != "dismiss":  # a reported job may have been deleted since
+                self.job_view = await interaction.client.studio.view(self.button.job)
+            await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
+        except UserError as error:
+            await send_refusal(interaction, error.sentence)
+        except Exception:
+            log.exception("job %s: a press of %s could not be checked", self.button.job, self.button.kind)
+            await send_error(interaction)
+        else:
+            return True
+        return False
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        try:
+            async with reply_on_error(interaction):
+                if self.job_view is None:
+                    await reports.dismiss_report(interaction, self.button.index or 0)
+                else:
+                    await _run_action(interaction, self.button, self.job_view)
+        except Exception:
+            log.exception("job %s: a press of %s failed", self.button.job, self.button.kind)
+            await send_error(interaction)
+
+
+async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
+    """Do what the press asks for. Raises `Refused`."""
+    match button.kind:
+        case "cancel":
+            text = await interaction.client.job_service.cancel(view.id, member_of(interaction))
+            await interaction.response.send_message(text, ephemeral=True)
+        case "film":
+            await send_film(interaction, view)
+        case "favour":
+            is_favourite = await interaction.client.job_service.toggle_favourite(
+                view.id, button.index or 0, member_of(interaction)
+            )
+            await interaction.response.send_message(FAVOURITE_TEXTS[is_favourite], ephemeral=True)
+        case "report":
+            await reports.open_report_form(interaction, view)
+        case "show":
+            await reports.show_reported(interaction, view)
+        case "delete":
+            await deletion.send_confirmation(interaction, view)
+        case "erase":
+            await deletion.delete_confirmed(interaction, view)
+        case "look":
+            await review_buttons.show_held_pictures(interaction, view)
+        case "approve" | "deny":
+            await review_buttons.decide_picture(interaction, button)
+        case "more":
+            await more_menu.open_more_menu(interaction, view)
+        case "walk":
+            submit_walk = interaction.client.job_service.interpolate_pictures
+            await submit_once(
+                interaction,
+                button.custom_id,
+                lambda member, destination, key: submit_walk(view.id, member, destination, key=key),
+            )
+        case _ if button.kind in picture_actions.PICTURE_ACTIONS:
+            await picture_actions.run_picture_action(interaction, button, view)
+        case _:
+            await variations.run_variation(interaction, button, view)
+
+
+async def handle_job_form(interaction: Interaction) -> None:
+    """Handle a submitted form about a job, also after a restart, with the check of its button; ignore other
+    interactions.
+    """
+    submission = parse_submission(interaction)
+    if submission is None or submission.form_name not in FORM_ACTIONS:
+        return
+    try:
+        async with reply_on_error(interaction):
+            view = await interaction.client.job_service.load_view(submission.job)
+            await require_permission(interaction, FORM_ACTIONS[submission.form_name], view)
+            await _submit_form(interaction, submission, view)
+    except Exception:
+        log.exception("job %s: the form %s failed", submission.job, submission.form_name)
+        await send_error(interaction)
+
+
+async def _submit_form(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:
+    match submission.form_name:
+        case "remix":
+            await variations.submit_remix(interaction, submission, view)
+        case "edit":
+            await edit_form.submit_edit(interaction, submission, view)
+        case "branch":
+            await branches.submit_branch(interaction, submission, view)
+        case _:
+            await reports.submit_report(interaction, submission, view)
+
+
+def build_view(card: Card) -> ui.View | None:
+    """Return the card's buttons as a discord.py view; None for none. Must be called on the event loop."""
+    if not card.rows:
+        return None
+    view = ui.View(timeout=None)
+    for row, buttons in enumerate(card.rows):
+        for button in buttons:
+            view.add_item(JobButton(button, row))
+    return view

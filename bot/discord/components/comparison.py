@@ -1,0 +1,46 @@
+"""A picture beside its source, shown to the presser only.
+
+The permission for the picture was checked before; the one for its source is checked here.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import discord
+
+from bot.discord.cards.job_cards import job_title
+from bot.discord.checks import require_permission
+from bot.discord.responses import NO_MENTIONS
+from bot.domain.errors import UserError
+from bot.domain.texts import escape_discord
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+NO_SOURCE = "This picture was made from no other."
+MAX_PROMPT_CHARS, MAX_ALT_CHARS = 120, 400  # characters of a prompt in the message and in a picture's description
+
+
+async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:
+    """Show the two with their labels. Raises `Refused`, also if the source is gone or not theirs to see."""
+    if view.parent_image is None:
+        raise UserError(NO_SOURCE, 404)
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    job_service, (parent_id, parent_index) = interaction.client.job_service, view.parent_image
+    parent = await job_service.load_view(parent_id)
+    await require_permission(interaction, "details", parent)
+    if view.action == "remix" and any(picture.index == index for picture in parent.pictures):
+        parent_index = index  # a remix has the same noise, picture by picture
+    payload = await job_service.render_comparison(
+        [(parent_id, parent_index), (view.id, index)], [f"before: {parent_index + 1}", f"after: {index + 1}"]
+    )
+    names = [job_title(candidate.prompt) for candidate in (parent, view)]
+    text = "Before: **{}**\nAfter: **{}**".format(*(escape_discord(name, MAX_PROMPT_CHARS) for name in names))
+    description = "Left: {}. Right: {}".format(*(name[:MAX_ALT_CHARS] for name in names))
+    file = discord.File(io.BytesIO(payload), f"darkroom-{view.id}-compared.png", description=description)
+    await interaction.edit_original_response(content=text, attachments=[file], allowed_mentions=NO_MENTIONS)

@@ -1,0 +1,137 @@
+"""Forms that work after a restart: the custom id holds what they ask about, and nothing is kept here.
+
+discord.py would keep every form that somebody opened and dismissed, and lose them all with the process. Knows fields
+and ids; knows nothing of what is done with the input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import ui
+
+from bot.discord.attachments import UploadedFile
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+
+
+from typing import TYPE_CHECKING
+
+from bot.domain.errors import UserError
+from bot.prompt.flags import split_flags
+from bot.prompt.permutations import escape_braces
+
+if TYPE_CHECKING:
+    from bot.domain.dto import JobView
+
+MAX_PROMPT = 2000  # characters, as /imagine takes them
+
+
+def prompt_without_flags(view: JobView) -> str:
+    """Return the prompt without flags: typed flags are in the recipe already."""
+    try:
+        prompt, _ = split_flags(view.prompt)
+    except UserError:  # admitted by an older grammar
+        prompt = view.prompt
+    return escape_braces(prompt)
+
+
+def is_unchanged(text: str, view: JobView) -> bool:
+    """Return whether a submitted field is empty, or what it was filled in with."""
+    normalized_text = " ".join(text.split())
+    return not normalized_text or normalized_text == " ".join(prompt_without_flags(view)[:MAX_PROMPT].split())
+
+
+MAX_TITLE, MAX_TEXT = 45, 4000  # Discord's limits: characters of a title, and of what is typed into one field
+FORM_ID = re.compile(
+    r"(?P<form>[a-z]+)-form:(?P<job>[0-9A-HJKMNP-TV-Z]{26})"
+    r"(?::(?P<how>[a-z]*))?(?::(?P<index>\d{1,9}))?(?::(?P<step>\d{1,4}))?"
+)
+
+
+@dataclass(frozen=True)
+class FormSubmission:
+    """A submitted form: its name, what it is about, the text of each field, and the uploaded files."""
+
+    form_name: str
+    job: str
+    mode: str
+    index: int | None
+    fields: dict[str, str]
+    step: int | None = None
+    files: dict[str, tuple[UploadedFile, ...]] = field(default_factory=dict[str, "tuple[UploadedFile, ...]"])
+
+
+def form_id(form_name: str, job: str, mode: str = "", index: int | None = None, step: int | None = None) -> str:
+    """Return the id of a form; one with a `step` has an `index` too."""
+    return f"{form_name}-form:{job}:{mode}" + "".join(f":{number}" for number in (index, step) if number is not None)
+
+
+def create_form(title: str, custom_id: str) -> ui.Modal:
+    """Return an empty form."""
+    return ui.Modal(title=title[:MAX_TITLE], custom_id=custom_id)
+
+
+def text_field(
+    name: str, label: str, description: str = "", *, value: str = "", max_length: int = MAX_TEXT, required: bool = True,
+    single_line: bool = False,
+) -> ui.Label[Any]:  # fmt: skip
+    """Return a text field of any number of lines (`short`: of one), filled in with what fits of `value`."""
+    style = discord.TextStyle.short if single_line else discord.TextStyle.paragraph
+    text_input = ui.TextInput[Any](
+        custom_id=name, style=style, default=value[:max_length] or None, required=required, max_length=max_length
+    )  # fmt: skip
+    return ui.Label(text=label, description=description or None, component=text_input)
+
+
+def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
+    """Return a required field for one file."""
+    return ui.Label(
+        text=label, description=description or None, component=ui.FileUpload[Any](custom_id=name, max_values=1)
+    )
+
+
+async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.Modal) -> None:
+    """Show the form and stop listening for it: discord.py would keep it until it is submitted."""
+    await interaction.response.send_modal(modal)
+    modal.stop()
+
+
+def parse_submission(interaction: discord.Interaction[Any]) -> FormSubmission | None:
+    """Return the submitted form; None if the interaction is something else."""
+    data: Any = interaction.data or {}
+    if interaction.type is not discord.InteractionType.modal_submit:
+        return None
+    if (match := FORM_ID.fullmatch(str(data.get("custom_id", "")))) is None:
+        return None
+    index, step = (None if match[name] is None else int(match[name]) for name in ("index", "step"))
+    raw_fields = list(_iterate_fields(data.get("components") or ()))
+    fields = {name: value for name, value, _ in raw_fields}
+    attachments = (data.get("resolved") or {}).get("attachments") or {}
+    files = {
+        name: tuple(_uploaded_file(attachments[file_id]) for file_id in ids if file_id in attachments)
+        for name, _, ids in raw_fields
+        if ids
+    }
+    return FormSubmission(match["form"], match["job"], match["how"] or "", index, fields, step, files)
+
+
+def _uploaded_file(attachment: Mapping[str, Any]) -> UploadedFile:
+    return UploadedFile(str(attachment["url"]), int(attachment["size"]), str(attachment["filename"]))
+
+
+def _iterate_fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each field's name, its text and the ids of its files, at any depth."""
+    for node in nodes:
+        yield from _iterate_fields([*node.get("components", ()), *filter(None, [node.get("component")])])
+        if "custom_id" in node:
+            yield (
+                node["custom_id"],
+                str(node.get("value") or ""),
+                [str(file_id) for file_id in node.get("values") or ()],
+            )

@@ -1,0 +1,144 @@
+"""Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
+
+Only raw events: no message is kept or fetched. A reaction to others' messages costs one index lookup, and only five
+reactions of a member in a minute are looked at. A refused reaction gets no response: there is no ephemeral one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import discord
+
+from bot.discord.components.deletion import delete_job
+from bot.discord.components.direct_messages import send_pictures
+from bot.discord.permissions import guild_permissions
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
+from bot.policy.permissions import Action, forbidden_reason, job_ref
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+    from bot.domain.dto import JobView
+
+log = logging.getLogger(__name__)
+
+Meaning = Literal["envelope", "cross"]
+
+MEANINGS: dict[str, Meaning] = {"✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross"}
+VARIATION_SELECTOR = "\ufe0f"  # variation selector: draw the sign as an emoji
+MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are looked at, in so many seconds
+MAX_MEMBERS = 4096  # members
+
+
+class ReactionLimiter:
+    """Counts each member's recent reactions; the members seen longest ago are forgotten."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._recent: OrderedDict[int, deque[float]] = OrderedDict()
+
+    def allow(self, user_id: int) -> bool:
+        """Return whether the member has a turn left, and count it."""
+        now, times = self._clock(), self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
+        self._recent.move_to_end(user_id)
+        if len(self._recent) > MAX_MEMBERS:
+            self._recent.popitem(last=False)
+        if len(times) == MAX_REACTIONS and times[0] > now - WINDOW_SECONDS:
+            return False
+        times.append(now)
+        return True
+
+
+class ReactionHandler:
+    """Handles every added reaction, which the client passes on."""
+
+    def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._limiter = client, ReactionLimiter(clock)
+        self._closed_dms: OrderedDict[int, None] = OrderedDict()  # members whose direct messages are closed
+
+    async def handle(self, payload: discord.RawReactionActionEvent) -> None:
+        """Do what the reaction means, if it means something and the member may."""
+        meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(VARIATION_SELECTOR))
+        if meaning is None or not self._is_relevant(payload) or not self._limiter.allow(payload.user_id):
+            return
+        try:
+            job = await self._client.services.deliveries.find_job(str(payload.message_id))
+            member = None if job is None else self._build_member(payload)
+            if job is not None and member is not None:
+                await self._apply_reaction(meaning, job, member, payload)
+        except UserError as error:
+            log.info("a reaction of %s was refused: %s", payload.user_id, error.sentence)
+        except Exception:
+            log.exception("a reaction to message %s failed", payload.message_id)
+
+    def _is_relevant(self, payload: discord.RawReactionActionEvent) -> bool:
+        """Return whether a person reacted, as far as one can tell to a message of ours."""
+        bot_user = self._client.user
+        is_by_bot = payload.member is not None and payload.member.bot
+        if bot_user is None or is_by_bot or payload.user_id == bot_user.id:
+            return False
+        return payload.message_author_id in (None, bot_user.id)
+
+    def _build_member(self, payload: discord.RawReactionActionEvent) -> Member | None:
+        """Return the member who reacted, with their permissions there; None while their server is not cached."""
+        member_id, is_operator = f"discord:{payload.user_id}", payload.user_id in self._client.operator_ids
+        if payload.guild_id is None:
+            cached_user = self._client.get_user(payload.user_id)
+            return Member(
+                member_id,
+                cached_user.display_name if cached_user else "Somebody",
+                f"discord:dm:{payload.user_id}",
+                is_operator=is_operator,
+            )
+        guild_member = payload.member
+        if guild_member is None:
+            return None
+        channel = guild_member.guild.get_channel_or_thread(payload.channel_id)
+        member_permissions = guild_permissions(guild_member)
+        return Member(
+            member_id,
+            guild_member.display_name,
+            f"discord:{payload.guild_id}",
+            is_moderator=member_permissions.manage_messages,
+            is_admin=member_permissions.manage_guild,
+            is_owner=guild_member.guild.owner_id == guild_member.id,
+            is_operator=is_operator,
+            roles=tuple(str(role.id) for role in guild_member.roles),
+            channel=str(getattr(channel, "parent_id", None) or payload.channel_id),
+            age_restricted=bool(channel is not None and channel.is_nsfw()),
+        )
+
+    async def _apply_reaction(
+        self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
+    ) -> None:  # fmt: skip
+        job_service, is_direct = self._client.job_service, payload.guild_id is None
+        view = await job_service.load_view(job)
+        if meaning == "envelope":
+            await self._require_permission("envelope", member, view, is_direct=is_direct)
+            await self._send_pictures(view, payload.user_id)
+        elif is_end(view.state):
+            await self._require_permission("delete", member, view, is_direct=is_direct)
+            await delete_job(self._client, job, member)
+        else:
+            await job_service.cancel(job, member)
+
+    async def _require_permission(self, action: Action, member: Member, view: JobView, *, is_direct: bool) -> None:
+        if reason := forbidden_reason(action, member, job_ref(view), in_direct_message=is_direct):
+            raise UserError(reason, 403)
+        await self._client.services.rule_admin.check_command(member, action)
+
+    async def _send_pictures(self, view: JobView, user_id: int) -> None:
+        try:
+            await send_pictures(self._client, view, user_id)
+        except discord.Forbidden as error:
+            if user_id not in self._closed_dms:
+                log.info("pictures could not be sent to %s: %s", user_id, error)
+            self._closed_dms[user_id] = None
+            if len(self._closed_dms) > MAX_MEMBERS:
+                self._closed_dms.popitem(last=False)

@@ -1,0 +1,238 @@
+"""Discord's message API for cards: edits a message, posts one, finds one again. Raises the errors of `troubles`.
+
+Progress uses the interaction's token while it is valid: each token has its own bucket, and works where the bot cannot
+see the channel. Later the same message is edited as an ordinary one of its channel. Knows cards and destinations; knows
+nothing of jobs' states or of when to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord.http import MultipartParameters, Route, handle_message_parameters
+
+from bot.discord.cards.job_cards import Card
+from bot.discord.cards.pictures import PictureFile, to_discord_file
+from bot.discord.components.buttons import build_view
+from bot.discord.delivery.errors import (
+    SENTENCES_BY_CODE,
+    TOO_OLD,
+    DestinationGone,
+    RequestRejected,
+    translate_errors,
+)
+from bot.discord.delivery.message_search import find_message, jobs_of_buttons
+from bot.discord.responses import NO_MENTIONS
+
+if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
+
+Address = Mapping[str, str]
+
+NONCE_SECONDS = 120.0  # seconds for which Discord surely remembers a nonce
+MESSAGE_PATH = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
+ORIGINAL_PATH = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
+EDIT_TIMEOUT = 90.0  # seconds of one edit: discord.py would wait for many minutes
+OLD_MESSAGE_AGE = 3600.0  # seconds: edits of an older message have another limit
+CANNOT_READ_CHANNEL = "I may not read its channel, and cannot tell whether I wrote there already."
+UNREADABLE_HISTORY = 160002  # Discord's code: a reply needs the permission to read
+
+
+@dataclass(frozen=True)
+class OutgoingMessage:
+    """A new message. `nonce` keeps Discord from accepting it twice within minutes, `ping` is the user whom it pings."""
+
+    card: Card
+    picture: PictureFile | None
+    nonce: str
+    ping_user: str = ""
+    reply_to: str = ""
+
+
+def is_token_valid(address: Address, now: float) -> bool:
+    """Return whether the interaction's token may still be used."""
+    return bool(address.get("token")) and now < float(address.get("token_until") or 0)
+
+
+def edit_bucket(address: Address, now: float) -> str:
+    """Return the rate-limit bucket of an edit here."""
+    return token_bucket(address["token"]) if is_token_valid(address, now) else f"channel:{address.get('channel', '')}"
+
+
+def token_bucket(token: str) -> str:
+    """Return the bucket of an interaction's token, by a name that is no secret."""
+    return f"token:{hashlib.sha256(token.encode()).hexdigest()[:16]}"
+
+
+def post_bucket(address: Address) -> str:
+    """Return the rate-limit bucket of a new message here; a direct conversation goes by its user."""
+    return f"post:{address['channel']}" if address.get("channel") else f"direct:{address.get('user', '')}"
+
+
+class MessageClient:
+    """The courier's access to Discord."""
+
+    def __init__(self, client: DarkroomClient) -> None:
+        self._client = client
+
+    async def wait_until_ready(self) -> None:
+        """Return once the client has logged in."""
+        await self._client.login_done.wait()
+
+    def is_response_pending(self, address: Address) -> bool:
+        """Return whether the first response to this destination's request is being sent."""
+        return address.get("token") in self._client.pending_tokens
+
+    async def edit(
+        self, address: Address, card: Card, picture: PictureFile | None, now: float, *, keep_files: bool = True,
+        timeout: float = EDIT_TIMEOUT,
+    ) -> None:  # fmt: skip
+        """Edit the destination's message; without a picture it keeps its own, unless `keep` is False.
+
+        Raises `Later` for an edit that takes longer than `within` seconds, and the errors of `troubles`.
+        """
+        files = [to_discord_file(card, picture)] if picture else (discord.utils.MISSING if keep_files else [])
+        with translate_errors():
+            await self._wait_with_timeout(asyncio.ensure_future(self._send_edit(address, card, files, now)), timeout)
+
+    async def _wait_with_timeout(self, edit_task: asyncio.Future[None], timeout: float) -> None:
+        """Wait for `within` seconds, then cancel; but not while discord.py waits for the global rate limit to end.
+
+        Cancelled there, discord.py would never send any request again.
+        """
+        try:
+            await asyncio.wait({edit_task}, timeout=timeout)
+            global_limit_over = getattr(self._client.http, "_global_over", None)
+            if not edit_task.done() and isinstance(global_limit_over, asyncio.Event):
+                await global_limit_over.wait()
+        finally:
+            was_cancelled = edit_task.cancel()
+            await asyncio.wait({edit_task})
+        if was_cancelled and edit_task.cancelled():
+            raise TimeoutError(f"not done within {timeout:.0f} s")
+        edit_task.result()
+
+    async def _send_edit(self, address: Address, card: Card, files: Any, now: float) -> None:
+        if is_token_valid(address, now):
+            await self._edit_by_token(address, card, files)
+        else:
+            await self._edit_in_channel(address, card, files, now)
+
+    async def post_message(self, address: Address, message: OutgoingMessage) -> int:
+        """Post a message in the destination's channel; return its id. Raises the errors of `troubles`."""
+        try:
+            with translate_errors():
+                return await self._try_post(address, message, message.reply_to)
+        except RequestRejected as error:
+            if error.code != UNREADABLE_HISTORY:
+                raise
+        with translate_errors():
+            return await self._try_post(address, message, "")
+
+    async def _try_post(self, address: Address, message: OutgoingMessage, reply_to: str) -> int:
+        card, missing = message.card, discord.utils.MISSING
+        channel = self._channel(address)
+        reference = discord.MessageReference(
+            message_id=int(reply_to), channel_id=channel.id, fail_if_not_exists=False
+        ) if reply_to else missing  # fmt: skip
+        with handle_message_parameters(
+            content=card.content,
+            view=build_view(card) or missing,
+            file=to_discord_file(card, message.picture) if message.picture else missing,
+            nonce=message.nonce,
+            allowed_mentions=_ping_only(message.ping_user),
+            message_reference=reference.to_message_reference_dict() if reply_to else missing,
+        ) as params:
+            response = await self._client.http.send_message(channel.id, params=params)
+        return int(response["id"])
+
+    async def open_direct_channel(self, user: str) -> int:
+        """Return the channel of the direct conversation with a user. Raises the errors of `troubles`."""
+        with translate_errors():
+            return int((await self._client.http.start_private_message(int(user)))["id"])
+
+    async def find_response(self, address: Address, job: str, requested_at: float, now: float) -> int | None:
+        """Return the response to the request for `job`, if it was sent before a crash lost its id."""
+        with translate_errors():
+            if is_token_valid(address, now) and (message_id := await self._find_original(address, job)):
+                return message_id
+        with translate_errors():
+            try:
+                return await find_message(
+                    self._channel(address), self._client.user, job, requested_at, standalone=False
+                )
+            except (discord.NotFound, discord.Forbidden):
+                return None
+
+    async def find_posted_message(self, address: Address, job: str, now: float) -> int | None:
+        """Return the message of its own about `job`, if it was posted before a crash lost its id.
+
+        `where` says since when it may exist. Raises `Gone` if we may not look and Discord may have forgotten the nonce:
+        no message is better than two.
+        """
+        since = float(address.get("posting") or 0.0)
+        with translate_errors():
+            try:
+                return await find_message(self._channel(address), self._client.user, job, since, standalone=True)
+            except (discord.NotFound, discord.Forbidden) as error:
+                if since and now - since > NONCE_SECONDS:
+                    raise DestinationGone(error, CANNOT_READ_CHANNEL) from error
+                return None
+
+    async def _edit_by_token(self, address: Address, card: Card, files: Any) -> None:
+        # Through the client's own HTTP, not a Webhook: one rate limiter and one trace for all that we send.
+        with handle_message_parameters(
+            content=card.content, view=build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
+        ) as params:
+            await self._request("PATCH", MESSAGE_PATH, address, params)
+
+    async def _edit_in_channel(self, address: Address, card: Card, files: Any, now: float) -> None:
+        message = self._channel(address).get_partial_message(int(address["message"]))
+        try:
+            await message.edit(
+                content=card.content, view=build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
+            )
+        except discord.RateLimited as error:  # from discord.py itself, without Discord's code
+            if now - message.created_at.timestamp() < OLD_MESSAGE_AGE:
+                raise
+            raise DestinationGone(error, SENTENCES_BY_CODE[TOO_OLD]) from error
+
+    async def _find_original(self, address: Address, job: str) -> int | None:
+        try:
+            message = await self._request("GET", ORIGINAL_PATH, address)
+        except (discord.NotFound, discord.Forbidden):
+            return None
+        return int(message["id"]) if job in jobs_of_buttons(message.get("components") or ()) else None
+
+    async def _request(
+        self, method: str, path: str, address: Address, params: MultipartParameters | None = None
+    ) -> dict[str, Any]:
+        route = Route(
+            method,
+            path,
+            webhook_id=int(address["application"]),
+            webhook_token=address["token"],
+            message_id=address.get("message"),
+        )
+        if params is None:
+            return await self._client.http.request(route)
+        if params.files:
+            return await self._client.http.request(route, files=params.files, form=params.multipart)
+        return await self._client.http.request(route, json=params.payload)
+
+    def _channel(self, address: Address) -> discord.PartialMessageable:
+        if not address.get("channel"):
+            raise DestinationGone("it has no channel", "Its channel is not known.")
+        guild = int(address["guild"]) if address.get("guild") else None
+        return self._client.get_partial_messageable(int(address["channel"]), guild_id=guild)
+
+
+def _ping_only(user: str) -> discord.AllowedMentions:
+    if not user:
+        return NO_MENTIONS
+    return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=[discord.Object(int(user))])

@@ -1,0 +1,173 @@
+"""Finals: the final message about a job, in each of its destinations, exactly once.
+
+Each turn reads from the recorded deliveries what is left to do (`outcome`), does it, and then records it. A crash in
+between repeats an edit, which changes nothing, or searches for the message that may have been posted. Knows the desk
+and the mail; knows nothing of budgets or of when to send.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from bot.discord.cards import notices, pictures
+from bot.discord.cards.pictures import UPLOAD_LIMIT
+from bot.discord.delivery import destinations, discord_api
+from bot.discord.delivery.destinations import NotifyPrefs
+from bot.discord.delivery.discord_api import Address, MessageClient, OutgoingMessage
+from bot.discord.delivery.errors import UNKNOWN_REASON, DestinationGone
+from bot.domain.dto import DeliveryRole, Destination, JobView
+
+if TYPE_CHECKING:
+    from bot.discord.delivery.tracked_messages import TrackedMessage
+    from bot.domain.dto import Delivery
+    from bot.services import Services
+
+log = logging.getLogger(__name__)
+
+PRIVATE_ANSWER_EXPIRED = "A private answer can only be changed for 15 minutes."
+DeliveriesByRole = dict[DeliveryRole, "Delivery"]
+
+
+class FinalSender:
+    """Sends finals for the courier. `wishes` reads what author and server want; `wall` is the time of day."""
+
+    def __init__(
+        self,
+        services: Services,
+        message_client: MessageClient,
+        load_notify_prefs: Callable[[JobView], Awaitable[NotifyPrefs]],
+        wall_clock: Callable[[], float],
+        public_url: str = "",
+    ) -> None:
+        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._message_client, self._load_notify_prefs, self._wall_clock, self._public_url = (
+            message_client,
+            load_notify_prefs,
+            wall_clock,
+            public_url,
+        )
+        self._picture_cache = pictures.PictureCache()
+
+    async def next_destination(self, job: str, message: TrackedMessage) -> tuple[DeliveryRole, Address] | None:
+        """Return the next destination to serve; None once the job is settled everywhere, which is then recorded."""
+        deliveries = await self._deliveries.list_deliveries(job)
+        if destinations.is_settled(deliveries):
+            self._picture_cache.forget(job)
+            return None
+        message.view = await self._studio.load_view(job)
+        message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
+        for role in destinations.missing_roles(message.view, deliveries, message.notify_prefs):
+            address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()
+            if await self._deliveries.add_destination(job, role, Destination("discord", address)):
+                message.unposted_roles.add(role)
+            deliveries = await self._deliveries.list_deliveries(job)
+        role = destinations.next_role(deliveries)
+        if role is not None:
+            return role, deliveries[role].destination.address
+        self._picture_cache.forget(job)
+        response = deliveries["answer"]
+        if response.delivered_at is None:  # the response is gone, and the other destinations are served
+            await self._deliveries.mark_delivered(job, "answer", response.reason)
+        return None
+
+    async def show(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
+        """Show the final in one destination, or record why that fails.
+
+        Raises the errors of `troubles` except `Gone`.
+        """
+        deliveries = await self._deliveries.list_deliveries(job)
+        try:
+            if role == "answer":
+                await self._show_in_response(job, message, deliveries)
+            else:
+                await self._post_message(job, role, message, deliveries)
+        except DestinationGone as error:
+            log.warning("job %s: not shown as %s: %s", job, role, error)
+            await self._record_failure(job, role, error.sentence)
+        else:
+            await self._deliveries.mark_delivered(job, role)
+
+    async def record_rejection(self, job: str, role: DeliveryRole) -> bool:
+        """Record that Discord never accepts it there; return False if that could not be recorded."""
+        try:
+            await self._record_failure(job, role, UNKNOWN_REASON)
+        except Exception:
+            log.exception("job %s: its failed delivery was not recorded", job)
+            return False
+        return True
+
+    async def _record_failure(self, job: str, role: DeliveryRole, sentence: str) -> None:
+        """Record why it cannot be shown there.
+
+        `outcome` then chooses another destination, or `/mine` with the reason.
+        """
+        if role == "answer":
+            await self._deliveries.mark_lost(job, sentence)
+        else:
+            await self._deliveries.mark_delivered(job, role, sentence)
+
+    async def _show_in_response(self, job: str, message: TrackedMessage, deliveries: DeliveriesByRole) -> None:
+        address, now = deliveries["answer"].destination.address, self._wall_clock()
+        if message.view.is_private and not discord_api.is_token_valid(address, now):
+            raise DestinationGone("the token of a private answer has ended", PRIVATE_ANSWER_EXPIRED)
+        if notice := destinations.delivered_notice(deliveries):
+            card = notices.render_collapsed(message.view, notices.message_link(notice.destination.address))
+            await self._message_client.edit(address, card, None, now, keep_files=False)
+            return
+        card, picture = await self._render_final(
+            message, min(message.upload_limit, int(address.get("limit") or UPLOAD_LIMIT))
+        )
+        await self._message_client.edit(address, card, picture, now)
+
+    async def _post_message(
+        self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
+    ) -> None:
+        """Post a new message, unless a process that crashed before recording it has posted it already."""
+        address = deliveries[role].destination.address
+        if role == "direct" and not address.get("channel"):
+            address["channel"] = str(await self._message_client.open_direct_channel(address["user"]))
+            await self._deliveries.update_address(job, role, channel=address["channel"])
+        is_new = role in message.unposted_roles
+        message.unposted_roles.discard(role)
+        message_id = (
+            None if is_new else await self._message_client.find_posted_message(address, job, self._wall_clock())
+        )
+        if message_id is None:
+            if not is_new:
+                await self._deliveries.update_address(job, role, **self._posting_time())
+            message_id = await self._message_client.post_message(
+                address, await self._build_message(job, role, message, deliveries)
+            )
+        await self._deliveries.update_address(job, role, message=str(message_id))
+
+    def _posting_time(self) -> dict[str, str]:
+        """Return since when the message may be there."""
+        return {"posting": str(self._wall_clock())}
+
+    async def _build_message(
+        self, job: str, role: DeliveryRole, message: TrackedMessage, deliveries: DeliveriesByRole
+    ) -> OutgoingMessage:
+        card, picture = await self._render_final(message, min(message.upload_limit, UPLOAD_LIMIT))
+        response, nonce = deliveries["answer"], f"{role[0]}{job[-24:]}"  # Discord accepts 25 characters
+        if role == "direct":
+            return OutgoingMessage(notices.render_direct(card, response.reason), picture, nonce)
+        user = message.view.member_id.removeprefix("discord:")
+        if not (message.notify_prefs and message.notify_prefs.ping and user.isdecimal()):
+            return OutgoingMessage(card, picture, nonce, reply_to=response.message)
+        return OutgoingMessage(notices.render_notice(card, user), picture, nonce, user, response.message)
+
+    async def _render_final(
+        self, message: TrackedMessage, limit: int
+    ) -> tuple[pictures.Card, pictures.PictureFile | None]:
+        card, picture = await pictures.render_final(self._studio, message.view, limit, self._picture_cache)
+        if picture is None and message.view.state == "finished" and self._public_url:
+            card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{message.view.id}/grid.png")
+        return card, picture
+
+
+def _new_address(role: DeliveryRole, response_address: Address, view: JobView) -> dict[str, str]:
+    if role == "direct":
+        return {"user": view.member_id.removeprefix("discord:")}
+    return {name: response_address[name] for name in ("guild", "channel") if name in response_address}

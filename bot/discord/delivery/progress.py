@@ -1,0 +1,108 @@
+"""Progress: edits the response while its job waits and runs, until the final.
+
+Knows the desk and the mail; knows nothing of budgets or of when to send.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bot.discord.cards import job_cards, pictures
+from bot.discord.delivery.discord_api import MessageClient
+from bot.discord.delivery.errors import DestinationGone, FileTooLarge, RetryLater
+from bot.domain.events import JobProgress, ModelLoading, QueueMoved
+
+if TYPE_CHECKING:
+    from bot.discord.cards.job_cards import Card
+    from bot.discord.cards.pictures import PictureFile
+    from bot.discord.delivery.tracked_messages import TrackedMessage
+    from bot.services import Services
+
+log = logging.getLogger(__name__)
+
+EDIT_TIMEOUT = 6.0  # seconds of one edit: its job's final waits for it
+ID_GRACE_SECONDS = 6.0  # seconds until a response's message id must be known; then we search for it
+RESPONSE_WINDOW = 900.0  # seconds that Discord allows for any response
+YOUNG_JOB_AGE = 60.0  # seconds: an older job's response is not being sent any more
+RESPONSE_NEVER_ARRIVED = "Its first answer never reached its channel."
+
+
+class ProgressUpdater:
+    """Edits responses for the courier. `clock` is its clock, `wall` the time of day."""
+
+    def __init__(
+        self,
+        services: Services,
+        message_client: MessageClient,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._message_client, self._clock, self._wall_clock = message_client, clock, wall_clock
+
+    async def show(
+        self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage, on_rendered: Callable[[], None]
+    ) -> None:
+        """Show the newest state; `made` is called before it is sent.
+
+        Raises the errors of `troubles` except `Gone`: then the case is lost.
+        """
+        card, picture = await self._render(event, message)
+        on_rendered()
+        try:
+            await self._message_client.edit(
+                message.destination.address, card, picture, self._wall_clock(), timeout=EDIT_TIMEOUT
+            )
+        except FileTooLarge as error:
+            message.shows_frames = False
+            raise RetryLater(1.0, f"its previews are too large here, text has to do: {error}") from error
+        except DestinationGone as error:
+            log.warning("job %s: its message is gone: %s", event.job, error)
+            await self._record_loss(event.job, message, error.sentence)
+
+    async def find_response(self, job: str, message: TrackedMessage) -> None:
+        """Find a response of unknown id: it is still being sent, or the bot died before it recorded the id."""
+        age, is_response_pending = (
+            self._wall_clock() - message.view.created,
+            self._message_client.is_response_pending(message.destination.address),
+        )
+        message.destination = await self._deliveries.answer_destination(job)
+        if message.destination.address.get("message"):
+            message.response_lost = False
+            return
+        if message.response_lost:
+            return
+        if (is_response_pending and age < RESPONSE_WINDOW) or (
+            self._clock() - message.opened_at < ID_GRACE_SECONDS and age < YOUNG_JOB_AGE
+        ):
+            raise RetryLater(0.3, "its first answer is still under way")
+        message_id = await self._message_client.find_response(
+            message.destination.address, job, message.view.created, self._wall_clock()
+        )
+        if message_id is None:
+            await self._record_loss(job, message, RESPONSE_NEVER_ARRIVED)
+            return
+        await self._deliveries.update_address(job, message=str(message_id))
+        message.destination = await self._deliveries.answer_destination(job)
+
+    async def _record_loss(self, job: str, message: TrackedMessage, sentence: str) -> None:
+        """Record that the response is lost. `outcome` decides what follows at the end."""
+        await self._deliveries.mark_lost(job, sentence)
+        message.response_lost = True
+
+    async def _render(
+        self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage
+    ) -> tuple[Card, PictureFile | None]:
+        now = self._wall_clock()
+        if isinstance(event, QueueMoved):
+            message.view = await self._studio.load_view(event.job)
+            return job_cards.render_waiting(message.view, event.jobs_ahead, event.eta, now), None
+        if isinstance(event, ModelLoading):
+            return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None
+        card = job_cards.render_progress(message.view, event.step, event.total_steps, event.seconds_left, now)
+        if not message.has_new_frames or not message.shows_frames:
+            return card, None
+        message.has_new_frames = False
+        return card, await pictures.render_preview(message.view, message.frames)

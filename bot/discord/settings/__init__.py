@@ -1,0 +1,63 @@
+"""`/settings` and `/moderation`: admins set limits and rules in Discord, by commands and by the cards that they open.
+
+`group` and `moderation` are the commands; `presses` routes a button, a select or a form to its entry in `VERBS`. The
+work is in `looking`, `changing`, `exchange`, `doors`, `moderating` and `incidents`; `cards`, `forms`, `parts` and
+`wording` say how it looks. Nothing is kept between two presses: every card works after any restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bot.discord.settings import (
+    incidents,
+    kill_switch,
+    moderation_changes,
+    press_dispatch,
+    rule_changes,
+    rule_file,
+    rule_pages,
+)
+from bot.discord.settings.commands import settings
+from bot.discord.settings.moderation_commands import moderation
+
+if TYPE_CHECKING:
+    from bot.discord.settings.responses import Interaction
+
+__all__ = ["COMMANDS", "HANDLERS", "handle_press"]
+
+COMMANDS = (settings, moderation)
+HANDLERS: Mapping[str, press_dispatch.PressHandler] = MappingProxyType(
+    {
+        "show": rule_pages.show_overview,
+        "page": rule_pages.show_exceptions_page,
+        "explain": rule_pages.explain_picked_member,
+        "log": rule_pages.show_history,
+        "change": rule_changes.open_change_form,
+        "add": rule_changes.open_add_form,
+        "save": rule_changes.save_form,
+        "undo": rule_changes.on_undo_press,
+        "back": rule_changes.undo_in_history,
+        "presets": rule_changes.show_presets,
+        "preset": rule_changes.on_preset_press,
+        "apply": rule_changes.apply_preset,
+        "dismiss": rule_changes.dismiss,
+        "export": rule_file.export_rules,
+        "bring": rule_file.confirm_import,
+        "leave": rule_file.cancel_import,
+        "close": kill_switch.on_close_press,
+        "closed": kill_switch.close_guild,
+        "open": kill_switch.reopen,
+        "incidents": incidents.show_page,
+        "shut": incidents.close_incident,
+        "words": moderation_changes.edit_words,
+        "reword": moderation_changes.save_words,
+    }
+)
+
+
+async def handle_press(interaction: Interaction) -> None:
+    """Handle a press on one of these cards; ignore other interactions."""
+    await press_dispatch.dispatch_press(interaction, HANDLERS)

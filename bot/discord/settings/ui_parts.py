@@ -1,0 +1,79 @@
+"""Building blocks of cards: buttons and selects that carry everything in their ids, and texts that fit.
+
+Knows discord's components and their limits; knows nothing of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import discord
+from discord import ui
+
+from bot.domain.texts import escape_discord
+
+ID_PREFIX = "settings"
+LAYOUT_CHARACTERS = 3900  # characters of text that one layout may hold, of Discord's 4000
+MAX_OPTIONS, LABEL_LENGTH, DESCRIPTION_LENGTH = (
+    25,
+    100,
+    100,
+)  # Discord's limits: options of a select, characters of a label, of a description
+Style = discord.ButtonStyle
+
+
+def component_id(verb: str, *parts: object) -> str:
+    """Return the id of a component: `settings:<verb>:<part>:…`."""
+    return ":".join((ID_PREFIX, verb, *(str(part) for part in parts)))
+
+
+def button(label: str, verb: str, *parts: object, style: Style = Style.secondary, disabled: bool = False) -> ui.Button:
+    """Return a button; its id says what it does."""
+    return ui.Button(label=label, style=style, custom_id=component_id(verb, *parts), disabled=disabled)
+
+
+def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str, *parts: object) -> ui.ActionRow:
+    """Return a row with a select; options are (value, label, description), of which the first 25 are offered."""
+    select_options = [
+        discord.SelectOption(
+            value=value, label=label[:LABEL_LENGTH], description=description[:DESCRIPTION_LENGTH] or None
+        )
+        for value, label, description in options
+    ][:MAX_OPTIONS]
+    menu: ui.Select = ui.Select(placeholder=placeholder, options=select_options, custom_id=component_id(verb, *parts))
+    return ui.ActionRow(menu)
+
+
+def row(*buttons: ui.Button) -> ui.ActionRow:
+    return ui.ActionRow(*buttons)
+
+
+def layout(*items: ui.Item, colour: int | None = None) -> ui.LayoutView:
+    """Return a card of one container, so that it reads as one thing."""
+    view = ui.LayoutView(timeout=None)
+    view.add_item(ui.Container(*items, accent_colour=colour))
+    return view
+
+
+def text(*lines: str) -> ui.TextDisplay:
+    return ui.TextDisplay("\n".join(lines))
+
+
+def text_with_button(line: str, accessory: ui.Button) -> ui.Section:
+    """Return a text with a button at its right."""
+    return ui.Section(ui.TextDisplay(line), accessory=accessory)
+
+
+def escape_name(name: str) -> str:
+    """Return the name of a server or a member, escaped and cut for a card."""
+    return escape_discord(name, 80)
+
+
+def pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow]:
+    """Return buttons back and forth, if there is more than one page; pages count from 0."""
+    if pages <= 1:
+        return []
+    previous_button = button("◀", verb, *parts, page - 1, disabled=page <= 0)
+    next_button = button("▶", verb, *parts, page + 1, disabled=page >= pages - 1)
+    page_button = button(f"{page + 1} of {pages}", "nothing", disabled=True)
+    return [row(previous_button, page_button, next_button)]

@@ -1,0 +1,181 @@
+"""Values that services and front ends exchange: members, destinations, accepted jobs, job views. Frozen, no logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bot.domain.job_states import JobState
+from engine.contract import Recipe, UpscaleTask
+
+JobAction = Literal[
+    "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk"
+]
+DestinationKind = Literal["discord", "web", "terminal"]
+DeliveryRole = Literal["answer", "notice", "direct", "film"]
+
+
+def can_see_everything(channel: str) -> bool:
+    """Allow every channel: for front ends whose channels cannot be closed to a member."""
+    return True
+
+
+@dataclass(frozen=True)
+class Member:
+    """The member who acts, and where. `id` is unique over all front ends; `tier` sets the weight in the fair order.
+
+    `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (operator) decide the role
+    (`bot.policy.permissions`). `roles`: the member's Discord roles there. `channel`: where they act (a thread counts as
+    its parent). `age_restricted`: the channel is for adults; there no picture is checked, while the word filter still
+    holds. `sees`: whether they can see a channel of their guild, by its id.
+    """
+
+    id: str
+    name: str
+    guild: str
+    tier: str = "standard"
+    is_moderator: bool = False
+    is_admin: bool = False
+    is_owner: bool = False
+    is_operator: bool = False
+    roles: tuple[str, ...] = ()
+    channel: str = ""
+    age_restricted: bool = False
+    can_see: Callable[[str], bool] = field(default=can_see_everything, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a job is shown; the front end defines `where` (Discord: guild, channel, message, token, …)."""
+
+    kind: DestinationKind
+    address: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """A file that a job begins with, by content: kept, exported and deleted with the job's pictures.
+
+    `weight`: a picture's share of a blend. A ladder has the size of its picture.
+    """
+
+    kind: Literal["input", "mask", "branch"]
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One destination of a job.
+
+    `role`: the `answer` to its request, a `notice` of its end, a `direct` message to its author, or a message with its
+    `film` (there may be many). `delivered`: when the final state was shown there, or given up for `reason`, a sentence
+    for the member. With a reason and no `delivered`, the destination is gone while the job goes on. `message`: empty
+    until known.
+    """
+
+    role: DeliveryRole
+    destination: Destination
+    message: str = ""
+    delivered_at: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class AcceptedJob:
+    """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if unknown.
+
+    `worker`: False while no live worker can run it; then say so, or say the sentence `starting` about a worker that is
+    starting up. `cost` in calibrated device-seconds.
+    """
+
+    job: str
+    jobs_ahead: int
+    eta: float | None
+    has_worker: bool
+    notes: tuple[str, ...]
+    prompt: str
+    steps: int
+    sampler: str
+    seed: int
+    count: int
+    cost: float
+    is_private: bool = False  # only its author may see it
+    startup_notice: str = ""
+
+
+@dataclass(frozen=True)
+class PictureRef:
+    """One finished image of a job; its PNG is `Studio.picture(job, index)`.
+
+    `verdict`: the picture check's; `reviewed`: a moderator's decision: "shown", "hidden" or empty.
+    """
+
+    index: int
+    sha256: str
+    width: int
+    height: int
+    verdict: str = "unchecked"
+    reviewed: str = ""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as a member may see it.
+
+    Times are seconds since 1970. `ahead`: None unless it waits; `eta`: seconds until it is done, None if over or
+    unknown. `starting`: a sentence about a worker that is starting up, while no `worker` can run the job. `step` of
+    `of`: the newest step known (frames only come while somebody watches). `ladders`: the images that have a ladder
+    (film and slider). `parent`: the job and image index it was made from. `private`: only its author may see it.
+    `check`: its pictures must pass the picture check before they are shown. `deleted`: when its pictures were deleted.
+    `channel`: where it was requested. `walk`: it was the last job of an interpolation to finish, so the film is shown
+    with it.
+    """
+
+    id: str
+    state: JobState
+    prompt: str
+    task: Recipe | UpscaleTask
+    member_id: str
+    member_name: str
+    guild: str
+    created: float
+    started: float | None
+    finished: float | None
+    seconds: float | None
+    ms_per_step: float | None
+    jobs_ahead: int | None
+    eta: float | None
+    reason: str
+    step: int
+    total_steps: int
+    pictures: tuple[PictureRef, ...]
+    ladder_images: tuple[int, ...]
+    parent_image: tuple[str, int] | None
+    action: JobAction
+    notes: tuple[str, ...] = ()
+    cost: float = 0.0
+    is_cancelling: bool = False
+    has_worker: bool = True
+    startup_notice: str = ""
+    wait_reason: str = ""
+    is_private: bool = False
+    needs_check: bool = False
+    deleted_at: float | None = None
+    channel: str = ""
+    ends_interpolation: bool = False
+
+    @property
+    def enlargement(self) -> int:
+        """How many times wider and higher its pictures are than the recipe says; 1 while there are none."""
+        if not isinstance(self.task, Recipe) or not self.pictures:
+            return 1
+        return max(1, self.pictures[0].width // self.task.width)
+
+    def is_hidden_from(self, member_id: str) -> bool:
+        """Return whether it is private and another member's."""
+        return self.is_private and self.member_id != member_id

@@ -1,0 +1,171 @@
+"""Encoders for animations: WebP, AVIF, GIF or MP4. The same frames give the same bytes.
+
+MP4 needs PyAV, from the extra `mp4`. CPU-bound: async callers use a thread.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from PIL import Image, features
+
+from bot.domain.errors import UserError
+from bot.images.image_codec import BACKGROUND
+
+FilmFormat = Literal["webp", "avif", "gif", "mp4"]
+FILM_FORMATS: tuple[FilmFormat, ...] = get_args(FilmFormat)
+MEDIA_TYPES: Mapping[FilmFormat, str] = MappingProxyType(
+    {"webp": "image/webp", "avif": "image/avif", "gif": "image/gif", "mp4": "video/mp4"}
+)
+TICK_MS = 90  # an MP4 has one frame rate; a longer frame is repeated
+
+_X264 = MappingProxyType({"preset": "medium", "threads": "1"})
+_WEBP, _AVIF, _CRF = (80, 60, 40), (65, 50, 35), (20, 26, 32)
+_COLOURS = 255  # one of the 256 is left for pixels that do not change between frames
+# Dithering keeps a GIF of noise or soft colours closer to its frames: half the error after a blur of one pixel. Without
+# it, a film of a grid has little more than half of the bytes.
+_GIF = ((_COLOURS, True), (_COLOURS, False), (64, False))  # colours, and whether to dither (Floyd-Steinberg)
+_SAMPLE_SIDE = 64  # pixels a side that each frame contributes to the palette
+_MAX_SAMPLES = 48  # most frames that contribute to the palette
+
+
+def parse_film_format(text: str) -> FilmFormat:
+    """Return the film format of that name. Raises `Refused` (422)."""
+    for film_format in FILM_FORMATS:
+        if film_format == text.strip().lower().removeprefix("."):
+            return film_format
+    raise UserError("A film is made as webp, avif, gif or mp4.")
+
+
+def available_formats() -> tuple[FilmFormat, ...]:
+    """Return the formats that can be made here: GIF and WebP always."""
+    return tuple(film_format for film_format in FILM_FORMATS if not _missing_reason(film_format))
+
+
+def check_film_format(film_format: FilmFormat) -> None:
+    """Raise `Refused` (422), with a remedy, for a format that cannot be made here."""
+    if reason := _missing_reason(film_format):
+        raise UserError(reason)
+
+
+def _missing_reason(film_format: FilmFormat) -> str:
+    if film_format == "avif" and not features.check("avif"):
+        return "AVIF films cannot be made here: this machine's Pillow comes without AVIF. WebP and GIF can."
+    if film_format == "mp4" and find_spec("av") is None:
+        return "MP4 films cannot be made here without an extra: pip install 'darkroom-bot[mp4]'. WebP and GIF can."
+    return ""
+
+
+def encode_frames(
+    frames: Sequence[Image.Image], durations: Sequence[int], film_format: FilmFormat, level: int = 0
+) -> bytes:
+    """Encode RGB frames of one size, each shown for its milliseconds, as a looping file.
+
+    `level`: 0 to 2, lower quality each. Whether an MP4 loops is up to its player. Raises `ValueError` for no frames, or
+    frames of several sizes.
+    """
+    if not frames or len({frame.size for frame in frames}) > 1 or len(frames) != len(durations):
+        raise ValueError("a film has frames of one size, and a duration for each")
+    if film_format == "mp4":
+        return _encode_mp4(frames, durations, _CRF[level])
+    buffer, first, other_frames = io.BytesIO(), frames[0], list(frames[1:])
+    if film_format == "webp":
+        first.save(
+            buffer,
+            "WEBP",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            loop=0,
+            quality=_WEBP[level],
+            method=2,
+        )
+    elif film_format == "avif":
+        first.save(
+            buffer,
+            "AVIF",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            quality=_AVIF[level],
+            speed=8,
+            max_threads=1,
+        )
+    else:
+        first, *other_frames = _to_palette(frames, *_GIF[level])
+        first.save(
+            buffer,
+            "GIF",
+            save_all=True,
+            append_images=other_frames,
+            duration=list(durations),
+            loop=0,
+            optimize=False,
+            disposal=1,
+        )
+    return _strip_timestamps(buffer.getvalue()) if film_format == "avif" else buffer.getvalue()
+
+
+def _to_palette(frames: Sequence[Image.Image], colours: int, use_dither: bool) -> list[Image.Image]:
+    """Convert the frames to one shared palette: a palette per frame would flicker."""
+    stride = -(-len(frames) // _MAX_SAMPLES)
+    samples = frames[::-1][::stride]  # the last frame always contributes
+    sample_strip = Image.new("RGB", (_SAMPLE_SIDE, _SAMPLE_SIDE * len(samples)))
+    for index, frame in enumerate(samples):
+        sample_strip.paste(
+            frame.resize((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.NEAREST), (0, index * _SAMPLE_SIDE)
+        )
+    palette = sample_strip.quantize(colours, Image.Quantize.MEDIANCUT)
+    dither = Image.Dither.FLOYDSTEINBERG if use_dither else Image.Dither.NONE
+    return [frame.quantize(palette=palette, dither=dither) for frame in frames]
+
+
+def _encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: int) -> bytes:
+    """Encode H.264 for every player: 4:2:0, so with even sides. One thread: several slice a picture differently."""
+    import av
+    from av.codec.codec import UnknownCodecError
+
+    width, height = (side + side % 2 for side in frames[0].size)
+    ticks = [max(1, round(duration / TICK_MS)) for duration in durations]
+    buffer, options = io.BytesIO(), {"moov_size": str(_mp4_index_bytes(sum(ticks))), "fflags": "+bitexact"}
+    with av.open(buffer, "w", format="mp4", options=options) as container:
+        try:
+            stream = container.add_stream("libx264", rate=Fraction(1000, TICK_MS), options={"crf": str(crf), **_X264})
+        except UnknownCodecError as error:
+            raise UserError("MP4 films cannot be made here: this machine's PyAV comes without H.264.") from error
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame, count in zip(frames, ticks, strict=True):
+            canvas = Image.new("RGB", (width, height), BACKGROUND)
+            canvas.paste(frame)
+            for _ in range(count):
+                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _mp4_index_bytes(frames: int) -> int:
+    """Return the bytes to reserve at the start for an MP4's index: at the end, players would need the whole film."""
+    return 2048 + 32 * frames
+
+
+def _strip_timestamps(file: bytes) -> bytes:
+    """Return the AVIF without its creation time, which libavif writes (ISO/IEC 14496-12, 8.2.2, 8.3.2 and 8.4.2)."""
+    content, pending = bytearray(file), [(0, len(file))]
+    while pending:
+        offset, end = pending.pop()
+        while offset + 8 <= end:
+            size, name = int.from_bytes(file[offset : offset + 4], "big"), file[offset + 4 : offset + 8]
+            if size < 8:  # up to the end of the file, or over 4 GB: the media data
+                break
+            if name in (b"moov", b"trak", b"mdia"):
+                pending.append((offset + 8, offset + size))
+            elif name in (b"mvhd", b"tkhd", b"mdhd"):
+                time_bytes = 16 if file[offset + 8] else 8  # creation and modification time, of 64 or 32 bits
+                content[offset + 12 : offset + 12 + time_bytes] = bytes(time_bytes)
+            offset += size
+    return bytes(content)

@@ -1,0 +1,44 @@
+"""Decoded keyframe thumbnails, which replace a ladder's thumbnails by a linear map.
+
+CPU-bound: async callers use a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from bot.images.films.ladder_film import MAX_THUMBNAIL_PIXELS
+from bot.images.image_codec import UnreadableImage, decode_image
+from engine.contract import Ladder, MalformedMessage, decode, encode
+
+
+def read_estimates(ladder: bytes) -> tuple[bytes, ...]:
+    """Return the estimate of each keyframe; empty if one has none, or if the bytes are no ladder."""
+    try:
+        keyframes = decode(ladder, Ladder).rungs
+    except MalformedMessage:
+        return ()
+    images = tuple(keyframe.estimate for keyframe in keyframes if keyframe.estimate)
+    return images if len(images) == len(keyframes) else ()
+
+
+def are_readable(thumbnails: Sequence[bytes]) -> bool:
+    """Return whether all of them are pictures of bounded size."""
+    try:
+        return all(decode_image(thumbnail, MAX_THUMBNAIL_PIXELS) for thumbnail in thumbnails)
+    except UnreadableImage:
+        return False
+
+
+def replace_thumbnails(ladder: bytes, thumbnails: Sequence[bytes]) -> bytes:
+    """Return the ladder with these thumbnails, one per keyframe in order; it is not stored. Raises `Unreadable`."""
+    try:
+        decoded = decode(ladder, Ladder)
+    except MalformedMessage as error:
+        raise UnreadableImage(f"not a ladder: {error}") from error
+    keyframes = (
+        replace(keyframe, thumbnail=thumbnail) for keyframe, thumbnail in zip(decoded.rungs, thumbnails, strict=True)
+    )
+    return encode(replace(decoded, rungs=tuple(keyframes)))

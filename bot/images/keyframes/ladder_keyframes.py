@@ -1,0 +1,59 @@
+"""Keyframes of a ladder: the step and thumbnail of each, and whether a job can branch there.
+
+A ladder comes from a worker: an invalid one is refused, and latents that do not match its shape count as none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bot.domain.errors import UserError
+from engine.contract import Ladder, MalformedMessage, decode
+
+UNREADABLE = "The keyframes of this picture cannot be read any more."
+NO_KEYFRAMES = "This picture has no keyframes to branch from: it has too few steps, or an earlier version made it."
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A keyframe after `step` steps. `branches`: whether a job can branch here. `thumbnail`: still encoded."""
+
+    step: int
+    can_branch: bool
+    thumbnail: bytes
+
+
+def read_keyframes(ladder: bytes) -> list[Keyframe]:
+    """Return the keyframes in the order of their steps, one per step. Raises `Refused` (404) for what is no ladder."""
+    try:
+        decoded = decode(ladder, Ladder)
+    except MalformedMessage as error:
+        raise UserError(UNREADABLE, 404) from error
+    full_bytes = 4 * math.prod(decoded.shape)
+    keyframes: dict[int, Keyframe] = {}
+    for entry in decoded.rungs:
+        has_latents = entry.latent is not None and len(entry.latent) == full_bytes
+        # After the last step nothing is left to change, and before the first nothing has been done.
+        keyframe = Keyframe(entry.step, has_latents and 1 <= entry.step < decoded.of, entry.thumbnail)
+        if keyframe.can_branch or entry.step not in keyframes:
+            keyframes[entry.step] = keyframe
+    return [keyframes[step] for step in sorted(keyframes)]
+
+
+def branch_steps(ladder: bytes) -> tuple[int, ...]:
+    """Return the steps that can be branched, ascending; empty if there are none. Raises `Refused` (404)."""
+    return tuple(keyframe.step for keyframe in read_keyframes(ladder) if keyframe.can_branch)
+
+
+def nearest_branch_step(ladder: bytes, step: int) -> int:
+    """Return the last step at or below `step` that can be branched, else the first above. Raises `Refused` (404)."""
+    return closest_step(branch_steps(ladder), step)
+
+
+def closest_step(steps: Sequence[int], step: int) -> int:
+    """Do `nearest` on known steps, in ascending order. Raises `Refused` (404) if there are none."""
+    if not steps:
+        raise UserError(NO_KEYFRAMES, 404)
+    return max((candidate for candidate in steps if candidate <= step), default=steps[0])

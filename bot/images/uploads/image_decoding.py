@@ -1,0 +1,188 @@
+"""Decoding of an uploaded picture: upright, sRGB, opaque, of bounded size, without metadata.
+
+Runs in the sandboxed child (`bot.images.uploads.sandbox_worker`). Imports nothing of the bot, so that the process
+starts quickly. The header is checked before any pixel is decoded. An outcome is a letter and numbers, never text: the
+bot repeats nothing that this process says.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from typing import Literal
+
+from PIL import ExifTags, Image, ImageCms, features
+
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 16_384  # pixels
+OUTPUT_SIDE = 2048  # pixels: no model here draws more
+MAX_PROFILE_BYTES = 4 * 2**20  # bytes of a colour profile; the largest for printers have 3 MiB
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("AVIF",) if features.check("avif") else ()))
+ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")  # a JPEG with more than one picture is a photograph with its preview
+HEADER = struct.Struct(">cBII")  # outcome, what was changed, original width and height upright; then the PNG
+ANIMATED, TRANSPARENT, REDUCED = 1, 2, 4  # what was changed
+DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, EMPTY_MASK = (
+    b"+",
+    b"k",
+    b"b",
+    b"p",
+    b"s",
+    b"m",
+    b"e",
+)
+UploadKind = Literal[b"p", b"m"]  # a picture, a mask
+PICTURE: UploadKind = b"p"
+MASK: UploadKind = b"m"
+MASK_THRESHOLD = 128  # grey level from which a mask is painted
+_BACKGROUNDS = {PICTURE: (255, 255, 255), MASK: (0, 0, 0)}  # what is transparent in a mask is not painted
+_EXIF_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF 2.32, tag Orientation
+_SIDE_SWAPS = tuple(_EXIF_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8))
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+
+
+class _UploadRejected(ValueError):
+    """The file is refused, with one of the outcomes."""
+
+    def __init__(self, outcome: bytes) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def decode_upload(kind: UploadKind, content: bytes) -> bytes:
+    """Return `HEAD` and a PNG of 8 bits, RGB or (of a mask) grey; for a refused file `HEAD` alone. Never raises."""
+    try:
+        return _decode(kind, content)
+    except _UploadRejected as error:
+        outcome = error.outcome
+    except MemoryError:
+        outcome = OUT_OF_MEMORY
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        outcome = TOO_MANY_PIXELS
+    except Image.UnidentifiedImageError:
+        outcome = BROKEN if content.startswith(_MAGIC) else UNKNOWN_FORMAT
+    except Exception as error:  # decoders raise dozens of types for damaged bytes
+        outcome = OUT_OF_MEMORY if "memory" in str(error).lower() else BROKEN
+    return HEADER.pack(outcome, 0, 0, 0)
+
+
+def prepare_pillow() -> None:
+    """Set Pillow's limits, and load every part of it that it would otherwise load from files later."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    if "AVIF" in FORMATS:
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the child may start no threads
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for format_name in FORMATS:
+        buffer = io.BytesIO()
+        Image.new("P" if format_name == "GIF" else "RGB", (8, 8)).save(
+            buffer, format_name, icc_profile=profile, exif=exif
+        )
+        assert decode_upload(PICTURE, buffer.getvalue()).startswith(DECODED), format_name
+    decode_upload(PICTURE, b"no picture")
+
+
+def _decode(kind: UploadKind, content: bytes) -> bytes:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        _check_size(*image.size)
+        changes = ANIMATED if image.format in ANIMATIONS and getattr(image, "is_animated", False) else 0
+        original_size, output_size = image.size, _output_size(image.size)
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, output_size)  # decode at a smaller scale that still suffices: faster, with less memory
+        image.load()
+        _check_size(*image.size)
+        transpose, profile = _exif_transpose(image), image.info.get("icc_profile")
+        pixels = _to_eight_bits(image)
+    if pixels.size != output_size:
+        pixels = pixels.resize(output_size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    changes |= REDUCED if original_size != output_size else 0
+    if transpose is not None:
+        pixels = pixels.transpose(transpose)
+        original_size = original_size[::-1] if transpose in _SIDE_SWAPS else original_size
+    flattened, transparent = _flatten(pixels, profile if kind == PICTURE else None, _BACKGROUNDS[kind])
+    if kind == MASK:
+        flattened = flattened.convert("L")
+        if int(flattened.getextrema()[1]) < MASK_THRESHOLD:  # pyright: ignore[reportArgumentType] - one band has two numbers
+            raise _UploadRejected(EMPTY_MASK)
+    return HEADER.pack(DECODED, changes | (TRANSPARENT if transparent else 0), *original_size) + _encode_png(flattened)
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < 1:
+        raise _UploadRejected(BROKEN)
+    if width * height > MAX_PIXELS:
+        raise _UploadRejected(TOO_MANY_PIXELS)
+    if max(width, height) > MAX_SIDE:
+        raise _UploadRejected(SIDE_TOO_LONG)
+
+
+def _output_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return a size of the same shape, at most `KEPT_SIDE` on the longer side."""
+    factor = min(1.0, OUTPUT_SIDE / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """Return the EXIF transpose that makes it upright; None for none, or for damaged EXIF."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return _EXIF_TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
+    except MemoryError:
+        raise
+    except Exception:  # any error of its parser; the pixels are decoded already
+        return None
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Convert to L, RGB, RGBA or CMYK, in 8 bits."""
+    if image.mode.startswith(("I", "F")):  # 16-bit grey, the only deep mode that Pillow keeps of these formats
+        return image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image.copy()
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _flatten(pixels: Image.Image, profile: object, background: tuple[int, int, int]) -> tuple[Image.Image, bool]:
+    """Convert to sRGB on one background colour. Return also whether anything was transparent."""
+    if pixels.mode != "RGBA":
+        return _to_srgb(pixels, profile), False
+    alpha = pixels.getchannel("A")
+    canvas = Image.new("RGB", pixels.size, background)
+    canvas.paste(_to_srgb(pixels.convert("RGB"), profile), mask=alpha)
+    return canvas, bool(sum(alpha.histogram()[:255]))
+
+
+def _to_srgb(pixels: Image.Image, profile: object) -> Image.Image:
+    """Convert to sRGB; without a usable profile, keep the numbers."""
+    if isinstance(profile, bytes) and 0 < len(profile) <= MAX_PROFILE_BYTES:
+        try:
+            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(pixels, source, target, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+            converted = None
+        if converted is not None:
+            return converted
+    return pixels.convert("RGB")
+
+
+def _encode_png(pixels: Image.Image) -> bytes:
+    """Encode the pixels alone, the same bytes for the same pixels: no text, no profile, no location."""
+    pixels.info.clear()
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG", compress_level=2)  # as `bot.images.image_codec.saved`
+    return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""Addresses that pictures may come from, Discord's and this web page's own, and the download from Discord.
+
+Any other address is refused, against server-side request forgery. The page's own pictures are found by their job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+
+from bot.domain.errors import UserError
+from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+
+MAX_URL_LENGTH = 2048  # characters
+FETCH_TIMEOUT = 20.0
+CHUNK_BYTES = 64 * 1024
+NOT_ALLOWED = "Only pictures that were uploaded to Discord or here can be used: attach the file."
+FETCH_FAILED = "The picture cannot be fetched from Discord just now: attach the file."
+TOO_LARGE = f"The picture is too large: up to {MAX_UPLOAD_BYTES // 2**20} MiB are read."
+FetchFile = Callable[[str, int], Awaitable[bytes]]  # an address, and the most bytes to take from there
+# A regular expression rather than a URL parser: two parsers may read one address differently.
+# No user, no other port, no fragment, no backslash, nothing outside ASCII (RFC 3986, section 3).
+_DISCORD = re.compile(
+    r"https://(?:cdn\.discordapp\.com|media\.discordapp\.net)(?::443)?"
+    r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
+)
+_OWN_PICTURE = re.compile(r"/api/jobs/([0-9A-HJKMNP-TV-Z]{26})/pictures/([1-9])\.png")
+# At the start of a prompt; perhaps in angle brackets (Discord then shows no embed), or before a comma.
+_LEADING_LINK = re.compile(r"\s*<?(https?://[^\s<>]*)>?,?(?:\s+|$)", re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
+
+
+class FileUnavailable(UserError):
+    """Discord does not serve the file now."""
+
+    def __init__(self) -> None:
+        super().__init__(FETCH_FAILED, 404)
+
+
+def is_allowed(url: str, page_url: str | None = None) -> bool:
+    """Return whether a picture may come from there. `own`: the page's address, as in https://example.org/darkroom."""
+    return is_discord_file(url) or parse_own_picture(url, page_url) is not None
+
+
+def split_leading_links(text: str) -> tuple[list[str], str]:
+    """Return the addresses that a prompt begins with, allowed or not, and the prompt without them."""
+    urls, offset = list[str](), 0
+    while match := _LEADING_LINK.match(text, offset):
+        urls.append(match[1].rstrip(","))
+        offset = match.end()
+    return urls, text[offset:]
+
+
+def check_link(url: str, page_url: str | None = None) -> str:
+    """Return the address if a picture may come from there. Raises `Refused`."""
+    if not is_allowed(url, page_url):
+        raise UserError(NOT_ALLOWED)
+    return url
+
+
+def is_discord_file(url: str) -> bool:
+    """Return whether it is the address of a file uploaded to Discord."""
+    return len(url) <= MAX_URL_LENGTH and _DISCORD.fullmatch(url) is not None
+
+
+def parse_own_picture(url: str, page_url: str | None) -> tuple[str, int] | None:
+    """Return job and picture number, counted from 1, of the address of one of the page's own pictures; else None."""
+    base = (page_url or "").rstrip("/")
+    if not _ORIGIN.match(base) or len(url) > MAX_URL_LENGTH or not url.startswith(base + "/api/"):
+        return None
+    match = _OWN_PICTURE.fullmatch(url[len(base) :])
+    return (match[1], int(match[2])) if match else None
+
+
+async def fetch_file(session: aiohttp.ClientSession, url: str, max_bytes: int = MAX_UPLOAD_BYTES) -> bytes:
+    """Download a file from Discord. Raises `Refused` for another address, `Gone` if Discord does not serve it.
+
+    Bytes and time are limited; a redirect is refused. No compression is asked for, so that the declared length is the
+    file's.
+    """
+    if not is_discord_file(url):
+        raise UserError(NOT_ALLOWED)
+    try:
+        async with session.get(
+            url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT),
+            headers={"Accept": "image/*", "Accept-Encoding": "identity"},
+        ) as response:  # fmt: skip
+            if response.status != 200 or response.headers.get("Content-Encoding", "identity") != "identity":
+                raise FileUnavailable
+            return await _read_bounded(response, max_bytes)
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        raise FileUnavailable from error
+
+
+async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    if (response.content_length or 0) > max_bytes:
+        raise UserError(TOO_LARGE, 413)
+    content = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        content += chunk
+        if len(content) > max_bytes:
+            raise UserError(TOO_LARGE, 413)
+    return bytes(content)

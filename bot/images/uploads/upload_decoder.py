@@ -1,0 +1,184 @@
+"""The upload decoder: turns an uploaded file into a plain PNG, in a sandboxed subprocess.
+
+Limits are checked before a pixel is decoded, and the subprocess's output is validated. Each fault has one sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from bot.domain.errors import HttpStatus, UserError
+from bot.images.uploads import image_decoding, sandbox_worker
+from bot.images.uploads.decoder_process import DecoderGone, DecoderProcess
+from bot.images.uploads.image_decoding import MAX_PIXELS, MAX_SIDE, OUTPUT_SIDE, UploadKind
+from bot.images.uploads.png_validation import GREY, RGB, InvalidPng, validate_png
+
+log = logging.getLogger(__name__)
+
+MAX_UPLOAD_BYTES = 16 * 2**20
+DECODE_TIMEOUT = 10.0  # wall clock, per upload
+MEMORY_LIMIT = (
+    2**30
+)  # bytes of address space: 7/8 of it suffice for `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
+DECODER_COUNT = 2  # uploads decoded at once
+MAX_WAITING = 32  # uploads that wait: each is held in memory
+ASPECT_TOLERANCE = 0.02  # relative difference of two aspect ratios that count as equal
+
+_FORMAT_NAMES = (
+    ", ".join({"WEBP": "WebP"}.get(format_name, format_name) for format_name in image_decoding.FORMATS[:-1])
+    + f" and {image_decoding.FORMATS[-1]}"
+)
+_MILLION = f"{MAX_PIXELS // 1_000_000} million"
+ERRORS: dict[bytes, tuple[str, HttpStatus]] = {
+    image_decoding.UNKNOWN_FORMAT: (f"The {{}} has a format that is not supported here: {_FORMAT_NAMES} are.", 422),
+    image_decoding.BROKEN: ("The {} is damaged and cannot be read: save it anew and try again.", 422),
+    image_decoding.TOO_MANY_PIXELS: (f"The {{}} has too many pixels: up to {_MILLION} are read.", 413),
+    image_decoding.SIDE_TOO_LONG: (f"The {{}} is too long: up to {MAX_SIDE} pixels a side are read.", 413),
+    image_decoding.OUT_OF_MEMORY: ("The {} takes too much memory to be read: save it smaller.", 413),
+    image_decoding.EMPTY_MASK: ("Nothing is painted: what is white in the {} is drawn anew.", 422),
+}
+TOO_SLOW = "The {} takes too long to be read: save it anew, or smaller."
+DECODER_FAILED = "Reading the {} broke off: try again, or save it anew."
+BUSY = "Too many pictures are being read just now: try again soon."
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded upload: a PNG of pixels alone, RGB or (of a mask) grey. `notes` say what was changed."""
+
+    png: bytes
+    width: int
+    height: int
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+class UploadDecoder:
+    """One per bot. The subprocesses start with the first upload and stay until `close`."""
+
+    def __init__(
+        self, *, timeout: float = DECODE_TIMEOUT, memory: int = MEMORY_LIMIT, decoder_count: int = DECODER_COUNT
+    ) -> None:
+        self._timeout, self._memory = timeout, memory
+        self._slots, self._waiting = asyncio.Semaphore(decoder_count), 0
+        self._idle_decoders: list[DecoderProcess] = []
+        self._decoders: set[DecoderProcess] = set()
+        self._closed = False
+
+    async def decode_picture(self, content: bytes, *, label: str = "picture") -> DecodedImage:
+        """Decode a picture of any supported format to RGB. Raises `Refused` with a sentence about the `what`."""
+        header, png = await self._request_decode(image_decoding.PICTURE, content, label)
+        return await asyncio.to_thread(_build_image, header, png, RGB, label)
+
+    async def decode_mask(
+        self, content: bytes, *, shape: tuple[int, int] | None = None, label: str = "mask"
+    ) -> DecodedImage:
+        """Decode a mask to grey: white is repainted. Raises `Refused`, also if nothing is white.
+
+        `shape`: width and height of its picture. The mask may be smaller or larger, since both are scaled later. With
+        another aspect ratio both would be cropped differently, and the mask would be misplaced.
+        """
+        header, png = await self._request_decode(image_decoding.MASK, content, label)
+        mask_size = header[2], header[3]
+        if shape is not None and not _has_same_aspect(mask_size, shape):
+            size_text, shape_text = f"{mask_size[0]} × {mask_size[1]}", f"{shape[0]} × {shape[1]}"
+            raise UserError(
+                f"The {label} has {size_text} pixels, and its picture {shape_text}: both must be of one shape."
+            )
+        return await asyncio.to_thread(_build_image, header, png, GREY, label)
+
+    async def close(self) -> None:
+        """End every subprocess; uploads in progress fail."""
+        self._closed = True
+        await asyncio.gather(*(decoder.kill() for decoder in list(self._decoders)))
+        self._decoders.clear()
+
+    async def _request_decode(
+        self, kind: UploadKind, content: bytes, label: str
+    ) -> tuple[tuple[bytes, int, int, int], bytes]:
+        """Return the head and the PNG of a decoded upload. Raises `Refused`."""
+        if not content:
+            raise UserError(f"The {label} is empty.")
+        if len(content) > MAX_UPLOAD_BYTES:
+            raise UserError(f"The {label} is too large: up to {MAX_UPLOAD_BYTES // 2**20} MiB are read.", 413)
+        if self._closed or self._waiting >= MAX_WAITING:
+            raise UserError(BUSY, 429)
+        self._waiting += 1
+        try:
+            async with self._slots:
+                exit_kind, output = await self._decode_once(kind, content, label)
+        finally:
+            self._waiting -= 1
+        if exit_kind == sandbox_worker.TIMED_OUT:
+            raise UserError(TOO_SLOW.format(label))
+        if exit_kind != sandbox_worker.OUTPUT or len(output) < image_decoding.HEADER.size:
+            log.warning("intake: an upload of %d bytes ended its decoder (%d)", len(content), exit_kind)
+            raise UserError(DECODER_FAILED.format(label))
+        header = image_decoding.HEADER.unpack_from(output)
+        if header[0] != image_decoding.DECODED:
+            sentence, status = ERRORS.get(header[0], (DECODER_FAILED, 422))
+            raise UserError(sentence.format(label), status)
+        return header, output[image_decoding.HEADER.size :]
+
+    async def _decode_once(self, kind: UploadKind, content: bytes, label: str) -> tuple[int, bytes]:
+        try:
+            decoder = await self._acquire_decoder()
+        except (DecoderGone, OSError) as error:
+            log.error("intake: no decoder process: %s", error)
+            raise UserError("Pictures cannot be read just now: try again soon.", 429) from error
+        try:
+            return await decoder.decode(kind, content)
+        except DecoderGone as error:
+            log.warning("intake: a decoder process is gone: %s", error)
+            raise UserError(DECODER_FAILED.format(label)) from error
+        finally:
+            if decoder.is_ready and not self._closed:
+                self._idle_decoders.append(decoder)
+            else:
+                await self._end_decoder(decoder)
+
+    async def _acquire_decoder(self) -> DecoderProcess:
+        """Return a process that is idle and alive, else start one."""
+        while self._idle_decoders:
+            if (decoder := self._idle_decoders.pop()).is_ready:
+                return decoder
+            await self._end_decoder(decoder)
+        decoder = await DecoderProcess.start(self._timeout, self._memory)
+        self._decoders.add(decoder)
+        if self._closed:
+            await self._end_decoder(decoder)
+            raise DecoderGone("closed")
+        return decoder
+
+    async def _end_decoder(self, decoder: DecoderProcess) -> None:
+        await decoder.kill()
+        self._decoders.discard(decoder)
+
+
+def _has_same_aspect(size: tuple[int, int], shape: tuple[int, int]) -> bool:
+    """Return whether two shapes are alike; a side may have been rounded when one picture was scaled down."""
+    return abs(size[0] * shape[1] / (size[1] * shape[0]) - 1) <= max(ASPECT_TOLERANCE, 1 / min(*size, *shape))
+
+
+def _build_image(header: tuple[bytes, int, int, int], png: bytes, colour: int, label: str) -> DecodedImage:
+    """Return the decoded upload. Raises `Refused` for an invalid PNG: then the subprocess cannot be trusted."""
+    _, change_flags, *original_size = header
+    try:
+        width, height = validate_png(png, OUTPUT_SIDE, colour)
+    except InvalidPng as error:
+        log.warning("intake: a decoded upload is no plain PNG: %s", error)
+        raise UserError(DECODER_FAILED.format(label)) from error
+    notes = {
+        image_decoding.ANIMATED: "It is animated: its first picture is taken.",
+        image_decoding.TRANSPARENT: "What is transparent in it was made white.",
+        image_decoding.REDUCED: (
+            f"It was made smaller, from {original_size[0]} × {original_size[1]} to {width} × {height}."
+        ),
+    }
+    if colour == GREY:
+        notes.pop(image_decoding.TRANSPARENT)
+    applied_notes = tuple(note for flag, note in notes.items() if change_flags & flag)
+    return DecodedImage(png, width, height, hashlib.sha256(png).hexdigest(), applied_notes)

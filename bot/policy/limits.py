@@ -1,0 +1,168 @@
+"""Limit checks: the defaults, usage and charges, and the sentence for a member who reaches a limit.
+
+Shipped defaults: of each member 3 jobs run at once and 7 more wait (the eleventh is refused), as at Midjourney; and
+1800 calibrated device-seconds in any 24 hours: half an hour of the machine, some tens of the embedded model's grids at
+all steps. The windows roll: a charge counts for 24 hours (or 30 days) after it was made, so there is no rush at
+midnight and no time zone. A job is charged its estimated cost when it is admitted and its true cost when it ends
+(`engine.contract.cost`). Times are in seconds since 1970, costs in device-seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bot.domain.errors import UserError
+from bot.domain.texts import format_duration, format_job_count
+
+DAY_SECONDS = 24 * 3600.0  # seconds
+MONTH_SECONDS = 30 * DAY_SECONDS
+WINDOW_NAMES = {DAY_SECONDS: "24 hours", MONTH_SECONDS: "30 days"}
+COST_TOLERANCE = 1e-6  # device-seconds: tolerance for sums of charges
+PERIOD_NAMES = {DAY_SECONDS: "day", MONTH_SECONDS: "month"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The defaults for a member. `cost_day`: device-seconds in a rolling 24 hours."""
+
+    running: int = 3
+    queued: int = 7
+    cost_day: float = 1800.0
+
+
+@dataclass(frozen=True)
+class Charge:
+    """`cost` device-seconds charged at `at` (seconds since 1970)."""
+
+    charged_at: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of running and waiting jobs. `running` counts jobs that left the queue; `next_free`: when the first one
+    ends.
+
+    `workers`: whether any worker is online.
+    """
+
+    running: int = 0
+    queued: int = 0
+    next_free_at: float | None = None
+    has_workers: bool = True
+
+    def next_free_text(self, now: float) -> str:
+        """Say when a place frees."""
+        if self.next_free_at is not None:
+            return f"in about {format_duration(self.next_free_at - now)}"
+        return "when a job before it is done" if self.has_workers else "when a worker comes"
+
+
+@dataclass(frozen=True)
+class Spending:
+    """The cost charged in the `window` seconds before now.
+
+    `leaves(excess)`: when the oldest charges that sum to at least `excess` will have left the window.
+    """
+
+    total_cost: float
+    window: float
+    frees_at: Callable[[float], float]
+
+
+def sum_spending(charges: Iterable[Charge], now: float, window: float = DAY_SECONDS) -> Spending:
+    """Sum the charges within the window."""
+    recent = sorted(
+        (charge for charge in charges if charge.charged_at > now - window), key=lambda charge: charge.charged_at
+    )
+
+    def frees_at(excess: float) -> float:
+        freed_cost = 0.0
+        for charge in recent:
+            freed_cost += charge.cost
+            if freed_cost >= excess:
+                return charge.charged_at + window
+        return recent[-1].charged_at + window if recent else now
+
+    return Spending(sum(charge.cost for charge in recent), window, frees_at)
+
+
+def check_job_count(running: int, queued: int, usage: Usage, now: float, *, count: int = 1, set_by: str = "") -> None:
+    """Check that a member may have `count` more jobs. `by`: a sentence on who set the limit. Raises `Refused` (429)."""
+    job_count = usage.running + usage.queued
+    if job_count + count <= running + queued:
+        return
+    rule = f"at most {running} of yours {'run' if running != 1 else 'runs'} at once and {queued} more wait"
+    if count > running + queued:
+        raise UserError(_join_sentences(f"{_too_many_subject(count)} too many at once: {rule}.", set_by), 429)
+    state = f"you have {usage.running} running and {usage.queued} waiting"
+    request_part = f", and this makes {format_job_count(count)}" if count > 1 else ""
+    sentence = f"Your queue is full: {rule}; {state}{request_part}. A place frees {usage.next_free_text(now)}."
+    raise UserError(_join_sentences(sentence, set_by), 429, retry_at=usage.next_free_at)
+
+
+def _too_many_subject(count: int) -> str:
+    return f"{count} jobs are" if count != 1 else "A job is"
+
+
+def _join_sentences(*sentences: str) -> str:
+    return " ".join(part for part in sentences if part)
+
+
+def check_shared_queue(
+    max_waiting: int, usage: Usage, now: float, *, owner: str, count: int = 1, set_by: str = ""
+) -> None:
+    """Check that `count` more jobs may wait where all members count together. `whose`: "This server's". Raises
+    `Refused`.
+
+    The fair order decides whose job starts next, so `next_free` is only the earliest time at which any job may start.
+    """
+    if usage.queued + count <= max_waiting:
+        return
+    sentence = f"{owner} queue is full: {usage.queued} of {max_waiting} waiting jobs are taken"
+    sentence += f", and this makes {format_job_count(count)}." if count > 1 else "."
+    qualifier = " at the earliest" if usage.next_free_at is not None else ""
+    raise UserError(_join_sentences(sentence, f"A place frees {usage.next_free_text(now)}{qualifier}.", set_by), 429)
+
+
+def check_cost(
+    limit: float, spending: Spending, cost: float, now: float, *, owner: str = "Your", set_by: str = ""
+) -> None:
+    """Check that `cost` more may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    if spending.total_cost + cost <= limit + COST_TOLERANCE:
+        return
+    need_part, window = f"this needs {format_duration(cost)} of device time", WINDOW_NAMES[spending.window]
+    if cost > limit:
+        sentence = f"{owner[:1].lower()}{owner[1:]} limit is {_format_amount(limit)} in {window}"
+        raise UserError(
+            _join_sentences(f"Too large: {need_part}, and {sentence}. Fewer --steps cost less.", set_by), 429
+        )
+    frees_at = spending.frees_at(spending.total_cost + cost - limit)
+    sentence = (
+        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
+        f"{_format_amount(limit)} device time "
+        f"used in the last {window}, and {need_part}. Enough frees in about {format_duration(frees_at - now)}."
+    )
+    raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
+
+
+def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str = "Your", set_by: str = "") -> None:
+    """Check that anything may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    if spending.total_cost < limit:
+        return
+    window, frees_at = (
+        WINDOW_NAMES[spending.window],
+        spending.frees_at(spending.total_cost - limit + COST_TOLERANCE) if limit > 0 else None,
+    )
+    sentence = (
+        f"{owner} {PERIOD_NAMES[spending.window]}'s limit is reached: {_format_amount(spending.total_cost)} of "
+        f"{_format_amount(limit)} device time "
+    )
+    sentence += f"used in the last {window}."
+    sentence += f" Some frees in about {format_duration(frees_at - now)}." if frees_at is not None else ""
+    raise UserError(_join_sentences(sentence, set_by), 429, retry_at=frees_at)
+
+
+def _format_amount(seconds: float) -> str:
+    return format_duration(seconds) if seconds > 0 else "0 s"

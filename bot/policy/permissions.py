@@ -1,0 +1,200 @@
+"""The permission table: which role may do what, by whose job it is and where. Pure.
+
+Front ends ask `forbidden` before they act, and the tests check every cell. Quotas are elsewhere (`bot.policy.rules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from bot.domain.dto import JobView, Member
+
+Role = Literal["member", "moderator", "admin", "owner", "house"]
+JobRelation = Literal["none", "own", "another's", "private", "elsewhere"]
+Action = Literal[
+    "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
+    "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
+    "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
+    "envelope", "delete", "report", "approve", "deny", "dismiss",
+    "settings", "explain", "set", "close", "budget",
+]  # fmt: skip
+
+ROLES: tuple[Role, ...] = get_args(Role)
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+
+@dataclass(frozen=True)
+class Permission:
+    """One row of the table. Each role is the least that may act; None: nobody.
+
+    `own`: on an own job, or on no job. `others`: on another member's public job in the same server. `private`: on
+    another member's private job. `house`: the operator may act on jobs of other servers; other members never may,
+    except authors on their own jobs. `direct`: also in a direct message with the bot. `deed`: the action as it stands
+    after "may". `jobs`: the action can have a job.
+    """
+
+    phrase: str
+    own_role: Role | None = "member"
+    others_role: Role | None = None
+    private_role: Role | None = None
+    operator_elsewhere: bool = False
+    in_direct_messages: bool = True
+    concerns_jobs: bool = True
+
+
+def _allow_everyone(phrase: str) -> Permission:
+    """Return a row for everyone, about no job."""
+    return Permission(phrase, concerns_jobs=False)
+
+
+def _allow_viewers(phrase: str) -> Permission:
+    """Return a row for every member who sees the picture, at their own expense; a private picture: its author only."""
+    return Permission(phrase, others_role="member")
+
+
+def _allow_author_and_moderators(phrase: str) -> Permission:
+    """Return a row for a job's author and the moderators."""
+    return Permission(phrase, others_role="moderator", private_role="moderator", operator_elsewhere=True)
+
+
+def _allow_moderators(phrase: str) -> Permission:
+    """Return a row for moderators only, on their own jobs too."""
+    return Permission(
+        phrase, own_role="moderator", others_role="moderator", private_role="moderator", operator_elsewhere=True
+    )
+
+
+def _allow_guild_role(phrase: str, role: Role) -> Permission:
+    """Return a row about the rules of a server."""
+    return Permission(phrase, own_role=role, in_direct_messages=False, concerns_jobs=False)
+
+
+PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
+    {
+        "imagine": _allow_everyone("ask for pictures"),
+        "blend": _allow_everyone("blend pictures"),
+        "describe": _allow_everyone("have pictures described"),
+        "queue": _allow_everyone("look at the queue"),
+        "mine": _allow_everyone("look through their own jobs"),
+        "info": _allow_everyone("look at their limits"),
+        "prefer": _allow_everyone("set what they prefer"),
+        "export": _allow_everyone("export their data"),
+        "forget": _allow_everyone("have all their data deleted"),
+        "help": _allow_everyone("read the help"),
+        "cancel": _allow_author_and_moderators("cancel this job"),
+        "pause": _allow_author_and_moderators("pause this job"),
+        "upscale": _allow_viewers("upscale this picture"),
+        "vary": _allow_viewers("vary this picture"),
+        "reroll": _allow_viewers("reroll this"),
+        "remix": _allow_viewers("remix this"),
+        "reproduce": _allow_viewers("reproduce this"),
+        "edit": _allow_viewers("change a part of this picture"),
+        "zoom": _allow_viewers("zoom out of this picture"),
+        "pan": _allow_viewers("pan this picture"),
+        "branch": _allow_viewers("branch off from this picture"),
+        "walk": _allow_viewers("walk between these pictures"),
+        "prompt": _allow_viewers("use this prompt"),
+        "film": _allow_viewers("see this film"),
+        "details": _allow_viewers("see the details of this job"),
+        "favourite": _allow_viewers("keep this picture as a favourite"),
+        "envelope": _allow_viewers("have these pictures sent to them"),
+        "delete": _allow_author_and_moderators("delete these pictures"),
+        "report": Permission(
+            "report this", own_role=None, others_role="member"
+        ),  # authors delete their own pictures instead
+        "approve": _allow_moderators("look at and show held pictures"),
+        "deny": _allow_moderators("keep held pictures hidden"),
+        "dismiss": _allow_moderators("dismiss a report"),
+        "settings": _allow_guild_role("look at this server's settings", "moderator"),
+        "explain": _allow_guild_role("see which rule decides", "moderator"),
+        "set": _allow_guild_role("change this server's settings", "admin"),
+        "close": _allow_guild_role("close or open this server", "owner"),
+        "budget": Permission("set what a whole server may spend", own_role="house", concerns_jobs=False),
+    }
+)
+PRIVATE_JOB = "That job is private: only its author may use it."
+OWN_JOB = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do
+OTHER_GUILD = "That job belongs to another server."
+GUILD_ONLY = "That works only in a server: use it there."
+ROLE_TITLES: Mapping[Role, str] = MappingProxyType(
+    {
+        "member": "members",
+        "moderator": "moderators (who may manage messages in the whole server)",
+        "admin": "admins (who may manage this server)",
+        "owner": "the server's owner",
+        "house": "this bot's operator",
+    }
+)
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """The job that an action concerns: its author, that author's name, its server, and whether it is private."""
+
+    author: str
+    author_name: str
+    guild: str
+    is_private: bool = False
+
+
+def job_ref(view: JobView) -> JobRef:
+    return JobRef(view.member_id, view.member_name, view.guild, view.is_private)
+
+
+def role_of(member: Member) -> Role:
+    """Return a member's highest role where they are."""
+    if member.is_operator:
+        return "house"
+    if member.is_owner:
+        return "owner"
+    if member.is_admin:
+        return "admin"
+    return "moderator" if member.is_moderator else "member"
+
+
+def job_relation(member: Member, job: JobRef | None) -> JobRelation:
+    """Return how a member relates to the subject."""
+    if job is None:
+        return "none"
+    if job.author == member.id:
+        return "own"
+    if job.guild != member.guild:
+        return "elsewhere"
+    return "private" if job.is_private else "another's"
+
+
+def least_role(action: Action, relation: JobRelation) -> Role | None:
+    """Return the least role that may act; None if nobody may."""
+    permission = PERMISSIONS[action]
+    if relation == "elsewhere":
+        return "house" if permission.operator_elsewhere else None
+    if relation == "another's":
+        return permission.others_role
+    return permission.private_role if relation == "private" else permission.own_role
+
+
+def forbidden_reason(
+    action: Action, member: Member, job: JobRef | None = None, *, in_direct_message: bool = False
+) -> str | None:
+    """Return why `member` may not act, as a sentence for them; None if they may. `direct`: in a direct message with the
+    bot.
+
+    Raises ValueError for a subject with an action that is about no job: the answer would be arbitrary.
+    """
+    permission, relation = PERMISSIONS[action], job_relation(member, job)
+    if job is not None and not permission.concerns_jobs:
+        raise ValueError(f"{action} acts on no job")
+    needed_role = least_role(action, relation)
+    if in_direct_message and not permission.in_direct_messages:
+        return GUILD_ONLY
+    if needed_role is not None and ROLES.index(role_of(member)) >= ROLES.index(needed_role):
+        return None
+    if relation == "elsewhere":
+        return OTHER_GUILD
+    if needed_role is None:
+        return PRIVATE_JOB if relation == "private" else OWN_JOB
+    author_part = f"{job.author_name} and " if job is not None and permission.own_role == "member" else ""
+    return f"Only {author_part}{ROLE_TITLES[needed_role]} may {permission.phrase}."

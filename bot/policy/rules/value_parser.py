@@ -1,0 +1,257 @@
+"""Values of settings as text, parsed and formatted: `30 min`, `512x512`, `embedded, second`, `off`. Pure.
+
+`read` parses what `written` formats, so that an export can be imported. Every mistake is one clear sentence with the
+range, or the nearest name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from rapidfuzz import fuzz, process
+
+from bot.domain.errors import UserError
+from bot.domain.texts import clean_text, shorten
+from bot.policy.rules.catalogue import SETTINGS, Setting, SettingKind
+from bot.policy.rules.rule import ALL, RuleValue
+from bot.policy.rules.word_filter import parse_pattern, parse_word
+
+UNIT_SECONDS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400,
+         "day": 86_400}  # fmt: skip
+YES_WORDS, NO_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
+UNLIMITED = ("no limit", "unlimited", "any")  # `written` uses the first
+MAX_LENGTH = 65_536  # most characters that are parsed
+
+_INTEGER = re.compile(r"[0-9]{1,12}")
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[a-z]{1,7} ?)+")
+_DURATION_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([a-z]{1,7})")
+_SIZE = re.compile(r"([0-9]{1,5})(?: ?[x×*] ?([0-9]{1,5}))?(?: ?px)?")
+_AREA = re.compile(r"([0-9]{1,9}) pixels")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.contract.Name`
+_CHANNEL = re.compile(r"(?:<#)?([0-9]{1,20})>?")
+
+
+def find_setting(name: str) -> Setting:
+    """Return the setting of that name. Raises `Refused` (422), naming the nearest one."""
+    setting = SETTINGS.get(name.strip().casefold().replace("-", "_").replace(" ", "_"))
+    if setting is None:
+        raise UserError(
+            f"There is no setting “{shorten(name, 40)}”; the nearest is {nearest_name(name, tuple(SETTINGS))}."
+        )
+    return setting
+
+
+def nearest_name(typed_name: str, names: tuple[str, ...]) -> str:
+    """Return the name that was probably meant."""
+    return str(process.extractOne(typed_name[:40].casefold(), names, scorer=fuzz.ratio)[0])
+
+
+def parse_value(setting: Setting, text: str) -> RuleValue:
+    """Parse a typed value and check its range. Raises `Refused` (422)."""
+    if len(text) > MAX_LENGTH:
+        raise UserError(f"That is too long for {setting.name}: at most {MAX_LENGTH} characters.")
+    return PARSERS[setting.kind](setting, text)
+
+
+def parse_list(setting: Setting, texts: list[str]) -> RuleValue:
+    """Parse a list whose parts are already separate. Raises `Refused` (422)."""
+    if setting.kind not in LIST_PARSERS:
+        raise UserError(f"{setting.name} takes one value and not a list.")
+    return LIST_PARSERS[setting.kind](setting, texts)
+
+
+def _fold_text(text: str) -> str:
+    return clean_text(text).casefold()
+
+
+def _parse_number(setting: Setting, text: str) -> int:
+    folded_text = _fold_text(text)
+    if folded_text in UNLIMITED:
+        return setting.maximum
+    if not _INTEGER.fullmatch(folded_text) or not setting.minimum <= int(folded_text) <= setting.maximum:
+        raise _invalid_value(setting, text, f"a whole number from {setting.minimum} to {setting.maximum}")
+    return int(folded_text)
+
+
+def _parse_seconds(setting: Setting, text: str) -> int:
+    folded_text = _fold_text(text)
+    seconds = _parse_duration(folded_text)
+    if seconds is None or not setting.minimum <= seconds <= setting.maximum:
+        raise _invalid_value(
+            setting, text, f"a time such as “90 s” or “2 min”, up to {format_setting_value(setting, setting.maximum)}"
+        )
+    return seconds
+
+
+def _parse_cost(setting: Setting, text: str) -> int:
+    folded_text = _fold_text(text)
+    seconds = setting.maximum if folded_text in UNLIMITED else _parse_duration(folded_text)
+    if seconds is None or not setting.minimum <= seconds <= setting.maximum:
+        raise _invalid_value(setting, text, "device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”")
+    return seconds
+
+
+def _parse_duration(text: str) -> int | None:
+    """Return whole seconds, rounded up; None if it is no time."""
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if not _DURATION.fullmatch(text + " "):
+        return None
+    parts = _DURATION_PART.findall(text)
+    factors = [UNIT_SECONDS.get(unit, UNIT_SECONDS.get(unit.removesuffix("s"), 0)) for _, unit in parts]
+    if not all(factors):
+        return None
+    return math.ceil(sum(float(number) * factor for (number, _), factor in zip(parts, factors, strict=True)))
+
+
+def _parse_size(setting: Setting, text: str) -> int:
+    folded_text = _fold_text(text)
+    if folded_text in UNLIMITED:
+        return setting.maximum
+    area, match = _AREA.fullmatch(folded_text), _SIZE.fullmatch(folded_text)
+    pixels = int(area[1]) if area else int(match[1]) * int(match[2] or match[1]) if match else 0
+    if not setting.minimum <= pixels <= setting.maximum:
+        raise _invalid_value(setting, text, "a size such as “512x512” or “512”, from 16x16 to 4096x4096")
+    return pixels
+
+
+def _parse_choice(setting: Setting, text: str) -> str:
+    folded_text = _fold_text(text)
+    if folded_text not in setting.choices:
+        raise _invalid_value(setting, text, " or ".join(setting.choices))
+    return folded_text
+
+
+def _parse_switch(setting: Setting, text: str) -> bool:
+    folded_text = _fold_text(text)
+    if folded_text not in YES_WORDS + NO_WORDS:
+        raise _invalid_value(setting, text, "on or off")
+    return folded_text in YES_WORDS
+
+
+def _parse_text(setting: Setting, text: str) -> str:
+    plain_text = clean_text(text)
+    if not plain_text or len(plain_text) > setting.maximum:
+        raise UserError(
+            f"{setting.name} takes a text of 1 to {setting.maximum} characters; this one has {len(plain_text)}."
+        )
+    return plain_text
+
+
+def _parse_channel(setting: Setting, text: str) -> str:
+    match = _CHANNEL.fullmatch(clean_text(text))
+    if match is None:
+        raise _invalid_value(setting, text, "a channel's id")
+    return match[1]
+
+
+def _split_parts(text: str) -> list[str]:
+    return [part for part in (clean_text(part) for part in re.split(r"[,\n]", text)) if part]
+
+
+def _parse_choices(setting: Setting, parts: list[str]) -> RuleValue:
+    names = [part.casefold() for part in parts]
+    if names in (["all"], ["*"]):
+        return ALL
+    if names == ["none"]:
+        return ()
+    for part in names:
+        if part not in setting.choices:
+            raise UserError(
+                f"{setting.name} knows no “{shorten(part, 40)}”; the nearest is {nearest_name(part, setting.choices)}. "
+                f"It takes {', '.join(setting.choices)}, all or none."
+            )
+    if not names:
+        raise _invalid_value(setting, "", f"{', '.join(setting.choices)}, all or none")
+    return tuple(choice for choice in setting.choices if choice in names)
+
+
+def _parse_names(setting: Setting, parts: list[str]) -> RuleValue:
+    if [part.casefold() for part in parts] in (["all"], ["*"]):
+        return ALL
+    if [part.casefold() for part in parts] == ["none"]:
+        return ()
+    for part in parts:
+        if not _NAME.fullmatch(part):
+            raise _invalid_value(setting, part, "names, separated by commas, all or none")
+    return _sort_unique(setting, parts)
+
+
+def _parse_texts(setting: Setting, parts: list[str]) -> RuleValue:
+    if len(parts) > 2 * setting.max_items:
+        raise UserError(f"{setting.name} takes at most {setting.max_items}; these are {len(parts)}.")
+    parse_part = parse_pattern if setting.name == "patterns" else parse_word
+    return _sort_unique(setting, [parse_part(part) for part in parts if clean_text(part)])
+
+
+def _sort_unique(setting: Setting, parts: list[str]) -> RuleValue:
+    unique_parts = tuple(sorted({part for part in parts if part}, key=lambda part: (part.casefold(), part)))
+    if not unique_parts:
+        raise UserError(f"{setting.name} takes at least one; to have none, unset it.")
+    if len(unique_parts) > setting.max_items:
+        raise UserError(f"{setting.name} takes at most {setting.max_items}; these are {len(unique_parts)}.")
+    return unique_parts
+
+
+def _invalid_value(setting: Setting, text: str, expected_form: str) -> UserError:
+    excerpt = shorten(text, 40)
+    problem = f"{setting.name} cannot be “{excerpt}”" if excerpt else f"{setting.name} needs a value"
+    return UserError(f"{problem}: it takes {expected_form}.")
+
+
+LIST_PARSERS: Mapping[SettingKind, Callable[[Setting, list[str]], RuleValue]] = MappingProxyType(
+    {"choices": _parse_choices, "names": _parse_names, "texts": _parse_texts}
+)
+PARSERS: Mapping[SettingKind, Callable[[Setting, str], RuleValue]] = MappingProxyType(
+    {
+        "number": _parse_number,
+        "cost": _parse_cost,
+        "seconds": _parse_seconds,
+        "size": _parse_size,
+        "choice": _parse_choice,
+        "switch": _parse_switch,
+        "text": _parse_text,
+        "channel": _parse_channel,
+        "choices": lambda setting, text: _parse_choices(setting, _split_parts(text)),
+        "names": lambda setting, text: _parse_names(setting, _split_parts(text)),
+        "texts": lambda setting, text: _parse_texts(
+            setting, text.split("\n") if setting.name == "patterns" else _split_parts(text)
+        ),
+    }
+)
+
+
+def format_setting_value(setting: Setting, value: RuleValue) -> str:
+    """Return a value as an admin would type it; `read` parses it back (each text of a list has its line)."""
+    if isinstance(value, tuple):
+        return "all" if value == ALL else ("\n" if setting.kind == "texts" else ", ").join(value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str):
+        return value
+    if setting.is_numeric and value >= setting.maximum and setting.maximum >= NO_LIMIT_FROM:
+        return UNLIMITED[0]
+    if setting.kind in ("cost", "seconds"):
+        return _format_duration(value)
+    return _format_size(value) if setting.kind == "size" else str(value)
+
+
+NO_LIMIT_FROM = 100_000  # a bound as large as this counts as no limit
+
+
+def _format_size(pixels: int) -> str:
+    side = math.isqrt(pixels)
+    return f"{side}x{side}" if side * side == pixels else f"{pixels} pixels"
+
+
+def _format_duration(seconds: int) -> str:
+    """Return the exact duration: "1 h 30 min", "0 s"."""
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, seconds = divmod(seconds, size)
+        if number:
+            parts.append(f"{number} {unit}")
+    return " ".join(parts) or "0 s"

@@ -1,0 +1,178 @@
+"""Rules as YAML and back. Everything in the file is parsed as text: no tags, no anchors, no implicit types.
+
+The file lists, for the server and for each channel, role and user, settings and values as an admin would type them. It
+replaces all rules of a server: a rule that is not in it is removed. It does not hold the operator's ceilings, or
+whether the server is closed. Every mistake is one sentence with its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.policy.rules.catalogue import SETTINGS, Setting
+from bot.policy.rules.rule import Rule, RuleKey, RuleValue, Scope, check_subject, normalise_subject
+from bot.policy.rules.value_parser import (
+    find_setting,
+    format_setting_value,
+    nearest_name,
+    parse_list,
+    parse_value,
+)
+
+MAX_BYTES = 64 * 1024
+MAX_EVENTS = 20_000  # YAML events of a file: more than a server's rules make
+SECTIONS: Mapping[str, Scope] = {"server": "guild", "channels": "channel", "roles": "role", "users": "user"}
+EXCLUDED_SETTINGS = ("closed",)  # a state and no rule: `close` and `open` set it
+HEADER = """\
+# The rules of one server. Import this file to replace all of its rules, as one change.
+# Settings, units and which rule decides: docs/limits.md
+"""
+
+
+def dump_rules(rules: Iterable[Rule]) -> str:
+    """Return a server's rules as YAML."""
+    document: dict[str, Any] = {"version": 1}
+    titles = {scope: title for title, scope in SECTIONS.items()}
+    for rule in sorted(
+        rules, key=lambda rule: (list(titles).index(rule.scope) if rule.scope in titles else 0, rule.key)
+    ):
+        if rule.scope not in titles or rule.setting in EXCLUDED_SETTINGS or rule.setting not in SETTINGS:
+            continue
+        section = document.setdefault(titles[rule.scope], {})
+        values = section if rule.scope == "guild" else section.setdefault(rule.subject, {})
+        values[rule.setting] = _yaml_value(SETTINGS[rule.setting], rule.value)
+    return HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _yaml_value(setting: Setting, value: RuleValue) -> Any:
+    """Return a value as YAML shows it best; `bring` parses its text."""
+    if isinstance(value, tuple) and setting.kind == "texts":
+        return list(value)
+    if isinstance(value, bool) or setting.kind == "number":
+        return value if not isinstance(value, tuple) else list(value)
+    return format_setting_value(setting, value)
+
+
+def load_rules(text: str, guild: str = "") -> dict[RuleKey, RuleValue]:
+    """Parse the rules of a file for `guild`. Raises `Refused` (422, 413) for the first mistake."""
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise UserError(f"A rules file has at most {MAX_BYTES // 1024} KiB.", 413)
+    document = _parse_tree(text)
+    rules: dict[RuleKey, RuleValue] = {}
+    for title, (line, section) in _require_mapping(document, 1, "a rules file").items():
+        if title == "version":
+            if section != "1":
+                raise _line_error(line, f"this bot reads version 1, not “{shorten(str(section), 20)}”")
+            continue
+        if title not in SECTIONS:
+            raise _line_error(
+                line,
+                f"there is no section “{shorten(title, 40)}”; the nearest is {nearest_name(title, tuple(SECTIONS))}",
+            )
+        scope = SECTIONS[title]
+        if scope == "guild":
+            rules |= _load_section(scope, "", section, line)
+            continue
+        for subject, (subject_line, values) in _require_mapping(section, line, title).items():
+            subject_id = normalise_subject(guild, scope, subject)
+            try:
+                check_subject(guild, scope, subject_id)
+            except UserError as error:
+                raise _line_error(subject_line, error.sentence.rstrip(".")) from None
+            rules |= _load_section(scope, subject_id, values, subject_line)
+    return rules
+
+
+def _load_section(scope: Scope, subject: str, section: Any, line: int) -> dict[RuleKey, RuleValue]:
+    rules: dict[RuleKey, RuleValue] = {}
+    for name, (value_line, value) in _require_mapping(section, line, subject or "server").items():
+        try:
+            setting = find_setting(name)
+            if setting.name in EXCLUDED_SETTINGS:
+                raise UserError(f"{setting.name} cannot be imported: close and open are for the server's owner.")
+            if scope not in setting.scopes:
+                raise UserError(f"{setting.name} cannot be set for a {scope}.")
+            if isinstance(value, dict) or (
+                isinstance(value, list) and not all(isinstance(part, str) for part in value)
+            ):
+                raise UserError(f"{setting.name} takes a value, or a list of values.")
+            rules[scope, subject, setting.name] = (
+                parse_list(setting, value) if isinstance(value, list) else parse_value(setting, value)
+            )
+        except UserError as error:
+            raise _line_error(value_line, error.sentence.rstrip(".")) from None
+    return rules
+
+
+def _line_error(line: int, problem: str) -> UserError:
+    return UserError(f"Line {line} of the file: {problem}.")
+
+
+def _require_mapping(node: Any, line: int, node_name: str) -> dict[str, tuple[int, Any]]:
+    if node == "":
+        return {}
+    if not isinstance(node, dict):
+        raise _line_error(line, f"{node_name} must list names and values, as in “running: 3”")
+    return node
+
+
+def _parse_tree(text: str) -> Any:
+    """Return mappings as {key: (line, value)}, lists of texts, and texts; at most four deep, against YAML bombs."""
+    stack: list[_OpenNode] = [_OpenNode(1)]
+    try:
+        for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            line = event.start_mark.line + 1
+            if count > MAX_EVENTS:
+                raise _line_error(line, f"it has more than {MAX_EVENTS} parts")
+            _consume_event(stack, event, line)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = shorten(str(getattr(error, "problem", None) or "it is not YAML"), 100)
+        raise _line_error(mark.line + 1 if mark else 1, problem) from None
+    return stack[0].items[0] if stack[0].items else ""
+
+
+class _OpenNode:
+    """A mapping or list that is being parsed; `keys` is None for a list."""
+
+    def __init__(self, line: int, *, is_mapping: bool = False) -> None:
+        self.line, self.items = line, []
+        self.items: list[Any]
+        self.keys: dict[str, tuple[int, Any]] | None = {} if is_mapping else None
+        self.key: tuple[str, int] | None = None
+
+    def put(self, value: Any, line: int) -> None:
+        if self.keys is None:
+            self.items.append(value)
+        elif self.key is None:
+            if not isinstance(value, str):
+                raise _line_error(line, "a name must be a text")
+            if value in self.keys:
+                raise _line_error(line, f"“{shorten(value, 40)}” appears twice")
+            self.key = (value, line)
+        else:
+            self.keys[self.key[0]] = (self.key[1], value)
+            self.key = None
+
+
+def _consume_event(stack: list[_OpenNode], event: yaml.Event, line: int) -> None:
+    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+        raise _line_error(line, "anchors and aliases (& and *) are not allowed")
+    if getattr(event, "tag", None):
+        raise _line_error(line, "tags (!) are not allowed")
+    if isinstance(event, yaml.ScalarEvent):
+        stack[-1].put(str(event.value), line)
+    elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+        if len(stack) > 4:
+            raise _line_error(line, "it is nested too deep")
+        stack.append(_OpenNode(line, is_mapping=isinstance(event, yaml.MappingStartEvent)))
+    elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+        node = stack.pop()
+        stack[-1].put(node.items if node.keys is None else node.keys, node.line)
+    elif isinstance(event, yaml.DocumentStartEvent) and stack[0].items:
+        raise _line_error(line, "it is more than one document")

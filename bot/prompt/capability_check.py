@@ -1,0 +1,72 @@
+"""What a model and a sampler can do together: a recipe that needs more is refused with one sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bot.domain.errors import UserError
+from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS
+
+if TYPE_CHECKING:
+    from engine.contract import ModelInfo, Recipe, Sampler
+
+
+def choose_interval(
+    requested_interval: tuple[float, float] | None,
+    default_interval: tuple[float, float],
+    sampler: Sampler,
+    model_info: ModelInfo,
+) -> tuple[float, float]:
+    """Return the guidance interval: the requested one, else the usual one if sampler and model allow a choice."""
+    if requested_interval is not None:
+        return requested_interval
+    return FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_info.guides == "network" else default_interval
+
+
+def check_capabilities(recipe: Recipe, model_info: ModelInfo) -> None:
+    """Raise `Refused` if the model or the sampler cannot do what the recipe needs."""
+    if recipe.sampler not in model_info.samplers:
+        raise UserError(
+            f"{model_info.name} does not take the sampler {recipe.sampler}: it takes {join_names(model_info.samplers)}."
+        )
+    if model_info.guides == "network":
+        _check_built_in_guidance(recipe)
+    check_sampler(recipe)
+    if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
+        raise UserError("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
+
+
+def _check_built_in_guidance(recipe: Recipe) -> None:
+    """Refuse a second row: a network that takes guidance as a number has none to steer away from."""
+    if recipe.negative:
+        raise UserError(
+            f"{recipe.model} takes no negative prompt, since guidance is built into its network: leave out --no."
+        )
+    if recipe.guidance_interval != FULL_INTERVAL:
+        raise UserError(
+            f"{recipe.model} has guidance built into its network, so it holds at every step: leave out --interval."
+        )
+
+
+def check_sampler(recipe: Recipe) -> None:
+    """Raise `Refused` if the unmodified pipeline lacks what the recipe needs."""
+    if recipe.sampler not in PIPELINE_SAMPLERS:
+        return
+    pipeline_text = f"The sampler {recipe.sampler} is the unmodified pipeline"
+    if len(recipe.concepts) > 1:
+        raise UserError(f"{pipeline_text}, which reads one text: leave out the weights (::), or take another sampler.")
+    if recipe.lineage:
+        raise UserError(f"{pipeline_text}, which draws no variations: roll again, or ask for another sampler.")
+    if recipe.guidance_interval != FULL_INTERVAL:
+        raise UserError(f"{pipeline_text}, which guides at every step: leave out --interval, or take another sampler.")
+    if recipe.start is not None:
+        raise UserError(f"{pipeline_text}, which begins with noise alone: take another sampler, such as ddim.")
+    unsupported_features = ((recipe.tile, "--tile"), (recipe.until < 1, "--stop"), (recipe.walk is not None, "--walk"))
+    for is_used, flag in unsupported_features:
+        if is_used:
+            raise UserError(f"{pipeline_text}, which cannot do {flag}: leave it out, or take another sampler.")
+
+
+def join_names(samplers: tuple[Sampler, ...]) -> str:
+    """Join names: "ddpm, ddim and euler"."""
+    return f"{', '.join(samplers[:-1])} and {samplers[-1]}" if len(samplers) > 1 else "".join(samplers)

@@ -1,0 +1,94 @@
+"""Flag aliases: `--mine` in a prompt stands for words and flags that the member saved before. Pure.
+
+An alias is inserted as it is and never searched for others: its content was checked when it was saved.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.flag_values import parse_value
+from bot.prompt.flags import OUR_FLAGS, find_first_flag, is_known, split_flags, split_spans
+from bot.prompt.permutations import expand_braces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+MAX_ALIAS_LENGTH = 500  # most characters of what an alias stands for
+ALIAS_NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
+ALIAS_NOTE = "--{} stands for “{}”."
+
+
+def find_unknown_flags(text: str) -> tuple[str, ...]:
+    """Return unknown flags in `text`, in braces too: perhaps aliases. Raises `Refused` for unreadable braces."""
+    flags = (flag.name for prompt in expand_braces(text) for flag in split_spans(prompt)[1])
+    return tuple(dict.fromkeys(name for name in flags if not is_known(name)))
+
+
+def expand_flag_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Return `text` with the member's flag aliases expanded, and a note on each.
+
+    An alias's words go behind the words before the first flag, so that they are no value of another flag; its flags go
+    where it stood. Text after it belongs to the words, as behind any flag without a value. Raises `Refused` for more
+    text than a prompt may have.
+    """
+    if not aliases:
+        return text, ()
+    leading_text, flags = split_spans(text)
+    words, flag_texts, used_names = [leading_text], list[str](), list[str]()
+    for flag in flags:
+        if is_known(flag.name) or flag.name not in aliases:
+            flag_texts.append(flag.text)
+            continue
+        value = aliases[flag.name]
+        flag_start = find_first_flag(value)
+        words += [value[:flag_start], flag.tail]
+        flag_texts.append(value[flag_start:])
+        used_names.append(flag.name)
+    if not used_names:
+        return text, ()
+    expanded_text = " ".join(
+        [_join_words(words), *(flag_text.strip() for flag_text in flag_texts if flag_text.strip())]
+    )
+    return clean_prompt(expanded_text), tuple(
+        ALIAS_NOTE.format(name, shorten(aliases[name], 100)) for name in dict.fromkeys(used_names)
+    )
+
+
+def _join_words(words: Iterable[str]) -> str:
+    text = ""
+    for word_text in filter(None, (word.strip() for word in words)):
+        text += word_text if not text or word_text[0] in ",.;:" else f" {word_text}"
+    return text
+
+
+def parse_alias_name(text: str) -> str:
+    """Return the name of an alias as it is stored. Raises `Refused` for an invalid name or one that is a flag."""
+    name = text.strip().lower().removeprefix("--")
+    if not ALIAS_NAME.fullmatch(name):
+        raise UserError(
+            f"“{shorten(text, 40)}” is no name for an option: a word of up to 24 letters, digits and hyphens is, "
+            "which begins with a letter."
+        )
+    if is_known(name):
+        raise UserError(f"--{name} is a flag already: choose another name.")
+    return name
+
+
+def parse_alias_value(text: str, models: Sequence[str]) -> str:
+    """Return what an alias stands for, cleaned. Raises `Refused`: a flag's own sentence if a flag in it is wrong."""
+    value = clean_prompt(text)
+    if not value:
+        raise UserError("An option stands for words, flags or both: say which.")
+    if len(value) > MAX_ALIAS_LENGTH:
+        raise UserError(f"An option stands for at most {MAX_ALIAS_LENGTH} characters; these are {len(value)}.")
+    if "{" in value or "}" in value:
+        raise UserError("An option stands for one text: braces belong into the prompt itself.")
+    for flag in split_flags(value)[1]:
+        if flag.name in OUR_FLAGS:
+            parse_value(flag.name, flag.value, models)
+    return value

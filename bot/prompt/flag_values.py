@@ -1,0 +1,174 @@
+"""Parsers for the values of our flags, from text or a front end's options; what is out of range is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from rapidfuzz import fuzz, process
+
+from bot.domain.errors import UserError
+from bot.domain.texts import clean_text, shorten
+from bot.prompt import loras, sampler_names
+from bot.prompt.concepts import MAX_CHARACTERS
+from bot.prompt.flags import describe_values
+from bot.prompt.parsed_prompt import MAX_RATIO
+from bot.prompt.permutations import MAX_JOBS
+from engine.contract import MAX_COUNT, MAX_INTERPOLATION_FRAMES, MAX_STEPS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.contract import Sampler
+
+MIN_STRENGTH, MIN_FRAMES = 0.05, 4
+WEIGHTS_IN_WALK = "A walk goes from one text to another: leave out the weights (::)."
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
+_SHAPE = re.compile(r"([0-9]{1,5})[:x×/]([0-9]{1,5})")
+_INTERVAL = re.compile(r"([0-9]?\.?[0-9]{1,9}|[0-9]\.)(?:-|:|to)([0-9]?\.?[0-9]{1,9}|[0-9]\.)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.contract.Name`
+
+_DASHES = str.maketrans("–—−", "---")
+
+
+def parse_value(name: str, value: object, models: Sequence[str]) -> object:
+    """Return the value of our flag `name` as a Request holds it. `value` is text, or already a number, pair or bool.
+
+    `models` are the known names; if there are none, any well-formed name is accepted. Raises `Refused`, naming flag,
+    value and range.
+    """
+    if name == "model":
+        return _parse_model(str(value), models)
+    return PARSERS[name](value)
+
+
+def _out_of_range(name: str, value: object) -> UserError:
+    excerpt = shorten(str(value), 40)
+    problem = f"--{name} needs a value" if not excerpt else f"--{name} {excerpt} is not possible"
+    return UserError(f"{problem}: it takes {describe_values(name)}.")
+
+
+def _integer_parser(name: str, minimum: int, maximum: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        text = str(value).translate(_DASHES)
+        if isinstance(value, bool) or not _INTEGER.fullmatch(text) or not minimum <= int(text) <= maximum:
+            raise _out_of_range(name, value)
+        return int(text)
+
+    return parse
+
+
+def _decimal_parser(name: str, minimum: float, maximum: float, scale: float = 1.0) -> Callable[[object], float]:
+    """Return a parser of a number within range, times `scale`."""
+
+    def parse(value: object) -> float:
+        text = repr(value) if isinstance(value, float) else str(value).translate(_DASHES)
+        if isinstance(value, bool) or not _DECIMAL.fullmatch(text) or not minimum <= float(text) <= maximum:
+            raise _out_of_range(name, value)
+        return float(text) * scale
+
+    return parse
+
+
+def _parse_image_weight(value: object) -> float:
+    """Convert Midjourney's image weight to the strength that keeps about as much of the init image."""
+    return max(MIN_STRENGTH, 1.0 - 0.4 * _decimal_parser("iw", 0, 3)(value))
+
+
+def _parse_shape(value: object) -> tuple[int, int]:
+    text = ":".join(str(side) for side in value) if isinstance(value, tuple | list) else str(value)
+    match = _SHAPE.fullmatch(text)
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not min(sides) or max(sides) > MAX_RATIO * min(sides):
+        raise _out_of_range("ar", text)
+    return sides
+
+
+def _parse_sampler(value: object) -> Sampler:
+    if (sampler := sampler_names.find_sampler(str(value))) is None:
+        raise _out_of_range("sampler", value)
+    return sampler
+
+
+def _parse_interval(value: object) -> tuple[float, float]:
+    """Return where guidance begins and where it ends, as fractions of the steps."""
+    text = "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    match = _INTERVAL.fullmatch(text.translate(_DASHES).replace(" ", ""))
+    start, stop = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
+    if not 0 <= start < stop <= 1:
+        raise _out_of_range("interval", text)
+    return start, stop
+
+
+def _parse_loras(value: object) -> tuple[loras.RequestedLora, ...]:
+    """Parse LoRAs, one after another in a list, or in a text with commas between them."""
+    texts = [str(part) for part in value] if isinstance(value, tuple | list) else str(value).split(",")
+    return loras.parse_loras(texts)
+
+
+def _parse_negative(value: object) -> str:
+    text = clean_text(str(value)).strip(" ,")
+    if not text:
+        raise _out_of_range("no", "")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"--no takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
+    return text
+
+
+def _parse_walk(value: object) -> str:
+    """Return the prompt at the end of a walk: one text, without weights."""
+    text = clean_text(str(value)).strip(" ,")
+    if not text:
+        raise _out_of_range("walk", "")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"--walk takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
+    if "::" in text:
+        raise UserError(WEIGHTS_IN_WALK)
+    return text
+
+
+def _switch_parser(name: str) -> Callable[[object], bool]:
+    def parse(value: object) -> bool:
+        if not isinstance(value, bool) and value != "":
+            raise _out_of_range(name, value)
+        return value is not False
+
+    return parse
+
+
+def _parse_model(value: str, models: Sequence[str]) -> str:
+    names = {name.lower(): name for name in models}
+    if value.lower() in names:
+        return names[value.lower()]
+    if not _NAME.fullmatch(value):
+        raise _out_of_range("model", value)
+    if not models:
+        return value
+    nearest_match = process.extractOne(value.lower(), sorted(names), scorer=fuzz.ratio)
+    raise UserError(f"There is no model {shorten(value, 40)}; the nearest is {names[nearest_match[0]]}.")
+
+
+PARSERS: dict[str, Callable[[object], object]] = {
+    "steps": _integer_parser("steps", 1, MAX_STEPS),
+    "seed": _integer_parser("seed", 0, 2**32 - 1),
+    "count": _integer_parser("count", 1, MAX_COUNT),
+    "guidance": _decimal_parser("guidance", 1, 30),
+    "strength": _decimal_parser("strength", MIN_STRENGTH, 1),
+    "iw": _parse_image_weight,
+    "stop": _decimal_parser("stop", 10, 100, 0.01),
+    "chaos": _decimal_parser("chaos", 0, 100, 0.01),
+    "quality": _decimal_parser("quality", 0.25, 4),
+    "repeat": _integer_parser("repeat", 1, MAX_JOBS),
+    "ar": _parse_shape,
+    "interval": _parse_interval,
+    "sampler": _parse_sampler,
+    "lora": _parse_loras,
+    "frames": _integer_parser("frames", MIN_FRAMES, MAX_INTERPOLATION_FRAMES),
+    "no": _parse_negative,
+    "walk": _parse_walk,
+    "fast": _switch_parser("fast"),
+    "relax": _switch_parser("relax"),
+    "tile": _switch_parser("tile"),
+    "mix": _switch_parser("mix"),
+}

@@ -1,0 +1,210 @@
+"""`Request`: what one prompt asks for; and the recipe that it becomes on a warm model."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bot.domain.errors import UserError
+from bot.domain.texts import ALL_STEPS_ENDING, WHOLE_PIPELINE_ENDING
+from bot.prompt.capability_check import check_capabilities, choose_interval
+from bot.prompt.concepts import EMPTY_CONCEPT, balance_weights
+from bot.prompt.emphasis import remove_emphasis
+from bot.prompt.loras import RequestedLora, resolve_loras
+from engine.contract import (
+    MAX_COUNT,
+    MAX_STEPS,
+    PIPELINE_SAMPLERS,
+    SAMPLER_TITLES,
+    Concept,
+    ModelInfo,
+    Recipe,
+    Sampler,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAST_STEPS = 30
+FAST_SAMPLER: Sampler = "dpmpp_2m"
+FULL_CHAIN_SAMPLERS: tuple[Sampler, ...] = (
+    "ddpm",
+    "ddim",
+)  # all of their steps are worth having; other samplers are good in few
+DEFAULT_FRAMES = 12  # of an interpolation
+MAX_RATIO = 4
+SIDE_RANGE = (16, 4096)  # pixels, as `engine.contract.Side`
+TOKENS_PER_WORD = 1.3  # of English, for a word-piece tokenizer; only the engine knows the true number
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class ParsedPrompt:
+    """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
+
+    `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
+    fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
+    this job, with its flags; `words` the same without them. `relaxed` is a tier of the queue and changes no pixel.
+    `strength` is that of init images, `until` a fraction of the steps, `quality` a factor on the usual ones. `walk` is
+    the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
+    """
+
+    concepts: tuple[Concept, ...]
+    negative: str = ""
+    steps: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    ar: tuple[int, int] | None = None
+    model: str | None = None
+    sampler: Sampler | None = None
+    loras: tuple[RequestedLora, ...] | None = None
+    count: int | None = None
+    fast: bool = False
+    relaxed: bool = False
+    eta: float = 0.0
+    strength: float | None = None
+    until: float | None = None
+    tile: bool = False
+    mixed: bool = False
+    chaos: float = 0.0
+    repeat: int = 1
+    quality: float = 1.0
+    walk: str = ""
+    frames: int = DEFAULT_FRAMES
+    text: str = ""
+    words: str = ""
+
+
+def build_recipe(parsed_prompt: ParsedPrompt, model_info: ModelInfo, seed: int, *, bucket: int | None = None) -> Recipe:
+    """Return everything that decides pixels, frozen. `seed` is used if the request names none.
+
+    Raises `Refused` if the shape does not fit the model, or for what it lacks. Members cannot set `bucket`.
+    """
+    width, height = fit_size(parsed_prompt.ar or (1, 1), model_info)
+    sampler, steps = choose_sampling(parsed_prompt, model_info)
+    start, stop = choose_interval(
+        parsed_prompt.interval, (model_info.guidance_start, model_info.guidance_stop), sampler, model_info
+    )
+    recipe = Recipe(
+        concepts=balance_weights(parsed_prompt.concepts),
+        negative=parsed_prompt.negative,
+        model=model_info.name,
+        revision=model_info.revision,
+        sampler=sampler,
+        steps=steps,
+        eta=parsed_prompt.eta,
+        seed=seed if parsed_prompt.seed is None else parsed_prompt.seed,
+        guidance=choose_guidance(parsed_prompt, model_info.guidance),
+        width=width,
+        height=height,
+        count=MAX_COUNT if parsed_prompt.count is None else parsed_prompt.count,
+        dtype=model_info.dtype,
+        bucket=bucket,
+        guidance_start=start,
+        guidance_stop=stop,
+        guides=model_info.guides,
+        loras=resolve_loras(parsed_prompt.loras or (), model_info),
+        until=1.0 if parsed_prompt.until is None else parsed_prompt.until,
+        tile=parsed_prompt.tile,
+        mixed=parsed_prompt.mixed and len(parsed_prompt.concepts) > 1,
+        chaos=parsed_prompt.chaos,
+    )
+    check_capabilities(recipe, model_info)
+    return recipe
+
+
+def choose_guidance(parsed_prompt: ParsedPrompt, default_guidance: float) -> float:
+    """Return the requested guidance, else the usual; 1 without words, which need no guidance and save a row."""
+    if parsed_prompt.concepts == (EMPTY_CONCEPT,):
+        return 1.0
+    return default_guidance if parsed_prompt.guidance is None else parsed_prompt.guidance
+
+
+def choose_sampling(parsed_prompt: ParsedPrompt, model_info: ModelInfo) -> tuple[Sampler, int]:
+    """Return sampler and steps. A model without the fast sampler, or made for few steps, keeps its own sampler."""
+    sampler, steps = model_info.sampler, model_info.steps
+    if parsed_prompt.fast and FAST_SAMPLER in model_info.samplers and model_info.steps > FAST_STEPS:
+        sampler, steps = FAST_SAMPLER, FAST_STEPS
+    elif parsed_prompt.fast:
+        steps = min(FAST_STEPS, model_info.steps)
+    return parsed_prompt.sampler or sampler, parsed_prompt.steps or min(
+        MAX_STEPS, max(1, round(steps * parsed_prompt.quality))
+    )
+
+
+def fit_size(ar: tuple[int, int], model_info: ModelInfo) -> tuple[int, int]:
+    """Return width and height in pixels near `ar` and the model's native area, in its multiples and within its pixels.
+
+    Raises `Refused` if no such size exists.
+    """
+    if ar[0] == ar[1] and not model_info.size % model_info.multiple and model_info.size**2 <= model_info.max_pixels:
+        return model_info.size, model_info.size
+    ratio = ar[0] / ar[1]
+    sizes = [(_size_deviation(w, h, ratio, model_info.size), w, h) for w, h in _candidate_sizes(ratio, model_info)]
+    if not sizes:
+        raise UserError(f"{model_info.name} cannot draw in the shape --ar {ar[0]}:{ar[1]}.")
+    _, width, height = min(sizes)
+    return width, height
+
+
+def _candidate_sizes(ratio: float, model_info: ModelInfo) -> Iterator[tuple[int, int]]:
+    """Yield, for each width in the model's multiples, the height nearest to the ratio."""
+    unit = model_info.multiple
+    smallest = math.ceil(SIDE_RANGE[0] / unit) * unit
+    for width in range(smallest, min(SIDE_RANGE[1], 4 * model_info.size) + 1, unit):
+        height = max(smallest, round(width / ratio / unit) * unit)
+        if height <= SIDE_RANGE[1] and width * height <= model_info.max_pixels:
+            yield width, height
+
+
+def _size_deviation(width: int, height: int, ratio: float, size: int) -> float:
+    """Return the deviation in shape and area, in octaves: half and double weigh the same. Shape counts twice."""
+    return 2 * abs(math.log2(width / height / ratio)) + abs(math.log2(width * height / size**2))
+
+
+def make_remarks(parsed_prompt: ParsedPrompt, model_info: ModelInfo) -> tuple[str, ...]:
+    """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
+    remarks: list[str] = []
+    sampler, _ = choose_sampling(parsed_prompt, model_info)
+    if sampler in PIPELINE_SAMPLERS:
+        remarks.append(f"{SAMPLER_TITLES[sampler]}: {WHOLE_PIPELINE_ENDING}")
+    if (
+        parsed_prompt.steps is None
+        and not parsed_prompt.fast
+        and sampler in FULL_CHAIN_SAMPLERS
+        and model_info.steps < MAX_STEPS
+    ):
+        remarks.append(f"{model_info.steps} steps on this machine; --steps {MAX_STEPS} {ALL_STEPS_ENDING}")
+    if parsed_prompt.ar and parsed_prompt.ar[0] != parsed_prompt.ar[1] and model_info.size <= 64:
+        remarks.append(
+            f"{model_info.name} was trained on squares of {model_info.size} px: other shapes come out weaker."
+        )
+    if parsed_prompt.tile and model_info.size <= 64:
+        remarks.append(f"{model_info.name} draws single things in the middle: as tiles they come out blurred.")
+    remarks += (
+        _truncation_note(remove_emphasis(concept.text), model_info, "prompt") for concept in parsed_prompt.concepts
+    )
+    remarks.append(_truncation_note(remove_emphasis(parsed_prompt.negative), model_info, "--no text"))
+    return tuple(remark for remark in remarks if remark)
+
+
+def _truncation_note(text: str, model_info: ModelInfo, part_name: str) -> str:
+    """Return a note on where `warm` stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
+    token_count = 0.0
+    for token in _TOKEN.finditer(text):
+        token_count += TOKENS_PER_WORD if token[0][0].isalnum() else 1.0
+        if token_count > model_info.tokens - 2:
+            return (
+                f"{model_info.name} reads about {model_info.tokens} tokens, and this {part_name} is likely longer: "
+                f"it may stop near “{_words_before(text, token.start())}”."
+            )
+    return ""
+
+
+def _words_before(text: str, position: int) -> str:
+    last_words = text[:position].split()[-3:]
+    return " ".join(last_words)[-60:] + " …"

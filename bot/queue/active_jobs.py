@@ -1,0 +1,151 @@
+"""The sent and running jobs in memory: epochs, steps, heartbeats. SQL has all that must survive a restart.
+
+So a frame costs no SQL. Knows records and frames; does no I/O. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bot.queue.model_load_times import ModelLoadTimes
+from bot.store import JobRecord
+from engine.contract import Frame, JobModelLoading
+
+MAX_PAUSE_SECONDS = 900.0  # longest pause, in seconds
+
+
+@dataclass
+class ActiveJob:
+    """A sent or running job. `beat`: last heartbeat; `left`: seconds left, as its worker reported at `said`."""
+
+    record: JobRecord
+    epoch: int
+    step: int
+    last_heartbeat: float
+    reported_seconds_left: float | None = None
+    reported_at: float = 0.0
+    preview_epoch: int = -1  # newest epoch with a preview: its model is in memory
+
+    @property
+    def is_claimed(self) -> bool:
+        """True once a worker reported its start."""
+        return self.record.state == "running"
+
+    def accepts_epoch(self, epoch: int) -> bool:
+        """Return True for the epoch of the known claim; before there is one, for any later epoch."""
+        return epoch == self.record.epoch if self.is_claimed else epoch >= max(self.epoch, self.record.epoch + 1)
+
+    @property
+    def remaining_cost(self) -> float:
+        """Device-seconds of the estimate that remain."""
+        return self.record.cost * max(0.0, 1.0 - self.step / self.record.steps)
+
+    def estimate_seconds_left(self, now: float) -> float | None:
+        """Return the worker's last estimate less the time since; None before the first."""
+        return (
+            None
+            if self.reported_seconds_left is None
+            else max(0.0, self.reported_seconds_left - (now - self.reported_at))
+        )
+
+
+class ActiveJobs:
+    """All runs by job. The dispatcher adds them, frames refresh them, and the ends of jobs remove them."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, ActiveJob] = {}
+        self.on_first_preview: Callable[[JobRecord, float], None] = lambda *_: None  # called at a run's first preview
+        self.results_behind_until = 0.0  # until when results may wait at the broker: a job without a claim may be done
+        self.load_times = ModelLoadTimes()
+        self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
+        self._remaining_costs: dict[str, float] = {}  # pool → sum over its runs; read at each view of any job
+
+    def put(self, record: JobRecord, now: float) -> ActiveJob:
+        """Add a sent or started job. A known run keeps its furthest step."""
+        known = self.by_id.get(record.id)
+        step = max(record.step, known.step if known else 0)
+        active_job = ActiveJob(record, record.epoch, step, now)
+        if known is not None:
+            active_job.reported_seconds_left, active_job.reported_at, active_job.preview_epoch = (
+                known.reported_seconds_left,
+                known.reported_at,
+                min(known.preview_epoch, record.epoch),
+            )
+        self.remove(record.id)
+        self.by_id[record.id] = active_job
+        self._add_cost(active_job, active_job.remaining_cost)
+        return active_job
+
+    def remove(self, job: str) -> None:
+        """Remove a job that ended or waits again."""
+        self.paused_since.pop(job, None)
+        if active_job := self.by_id.pop(job, None):
+            self._add_cost(active_job, -active_job.remaining_cost)
+
+    def reset_steps(self, job: str) -> None:
+        """Set a job back to step 0."""
+        if active_job := self.by_id.get(job):
+            old_cost, active_job.step = active_job.remaining_cost, 0
+            self._add_cost(active_job, active_job.remaining_cost - old_cost)
+
+    def record_frame(self, frame: Frame, now: float) -> ActiveJob | None:
+        """Take a frame as a heartbeat. None if it does not fit: unknown job, another epoch, or beyond its recipe.
+
+        Before a worker's start is reported, the sender is unknown: the frame is shown, but its step does not count.
+        """
+        active_job = self.by_id.get(frame.job)
+        if active_job is None or not active_job.accepts_epoch(frame.epoch):
+            return None
+        if frame.image >= active_job.record.image_count or frame.of != active_job.record.steps or frame.step > frame.of:
+            return None
+        old_cost = active_job.remaining_cost
+        if frame.step > active_job.step:  # the job runs, so a pause is over
+            self.paused_since.pop(frame.job, None)
+        if active_job.preview_epoch < 0:
+            self.on_first_preview(active_job.record, now)
+        active_job.epoch, active_job.preview_epoch, active_job.last_heartbeat = frame.epoch, frame.epoch, now
+        active_job.step = max(active_job.step, frame.step) if active_job.is_claimed else active_job.step
+        active_job.reported_seconds_left, active_job.reported_at = frame.seconds_left, now
+        self._add_cost(active_job, active_job.remaining_cost - old_cost)
+        return active_job
+
+    def record_loading(self, loading: JobModelLoading, now: float) -> ActiveJob | None:
+        """Take a model's loading progress as a heartbeat. None if it does not fit: unknown job, other model, older
+        epoch, or overtaken by a preview.
+        """
+        active_job = self.by_id.get(loading.job)
+        if (
+            active_job is None
+            or not active_job.accepts_epoch(loading.epoch)
+            or loading.epoch <= active_job.preview_epoch
+        ):
+            return None
+        if loading.model != active_job.record.model:
+            return None
+        active_job.epoch, active_job.last_heartbeat = loading.epoch, now
+        self.load_times.record_progress(loading.job, loading.model, loading.done, now)
+        return active_job
+
+    def remaining_cost(self, pool: str) -> float:
+        """Return the estimated device-seconds that the pool's runs still need."""
+        return max(0.0, self._remaining_costs.get(pool, 0.0)) if self.by_id else 0.0
+
+    def count_paused_rows(self, pool: str, rows: int, free_rows: int, now: float) -> int:
+        """Return the rows of paused runs that other jobs may use. The pool's workers have `rows`, `free` of them free.
+
+        Our pauses and the workers' free rows must agree, since a worker may have ended a pause long ago.
+        """
+        paused_jobs = [
+            job for job, since in self.paused_since.items() if now - since < MAX_PAUSE_SECONDS and job in self.by_id
+        ]
+        paused_rows = sum(self.by_id[job].record.rows for job in paused_jobs if self.by_id[job].record.pool == pool)
+        if not paused_rows:
+            return 0
+        pool_jobs = [active_job for active_job in self.by_id.values() if active_job.record.pool == pool]
+        unclaimed_rows = sum(run.record.rows for run in pool_jobs if not run.is_claimed)
+        return max(0, min(paused_rows, sum(run.record.rows for run in pool_jobs) - (rows - free_rows) - unclaimed_rows))
+
+    def _add_cost(self, active_job: ActiveJob, delta: float) -> None:
+        pool = active_job.record.pool
+        self._remaining_costs[pool] = self._remaining_costs.get(pool, 0.0) + delta if self.by_id else 0.0

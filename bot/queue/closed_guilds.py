@@ -1,0 +1,50 @@
+"""Cancels open jobs of closed servers within seconds, wherever the server was closed from.
+
+`/settings close` cancels by itself. The command line and a budget only write the rule, and an outage may interrupt
+either. Knows the store and how to cancel a job; checks no permissions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from bot.policy.rules import EVERYWHERE
+from bot.store import DatabaseUnavailable, Store, rules
+from bot.store.jobs import queries
+from engine.bus import BrokerUnreachable
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 1.0
+
+
+class ClosedGuildWatcher:
+    """Run `run` as a task. `cancel` cancels one job and returns a sentence on the outcome."""
+
+    def __init__(self, store: Store, cancel: Callable[[str], Awaitable[str]]) -> None:
+        self._store, self._cancel = store, cancel
+        self._closed_guilds: frozenset[str] = frozenset()
+
+    async def run(self) -> None:
+        """Run rounds until cancelled. Retry after an outage of broker or database."""
+        while True:
+            try:
+                await self.run_round()
+            except (BrokerUnreachable, DatabaseUnavailable) as error:
+                log.warning("closed servers: %s", error)
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def run_round(self) -> None:
+        """Cancel open jobs in servers that were closed a round ago too, so that `/settings close` comes first."""
+        closed_before, self._closed_guilds = (
+            self._closed_guilds,
+            (await self._store.read(rules.load_guild_caps)).closed_guilds,
+        )
+        for guild in sorted(self._closed_guilds & closed_before):
+            job_ids = await self._store.read(queries.list_open_ids, None if guild == EVERYWHERE else guild)
+            for job in job_ids:
+                await self._cancel(job)
+            if job_ids:
+                log.info("%d jobs of a closed server were cancelled", len(job_ids))

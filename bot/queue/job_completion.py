@@ -1,0 +1,145 @@
+"""Ends jobs or queues them again: SQL first, then the board, the feed and the broker's leftovers.
+
+Knows the store, the bus and the feed; decides nothing. It publishes an end to the feed once, after the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from bot.domain.events import Feed, JobEnded
+from bot.domain.job_states import is_end
+from bot.queue.active_jobs import ActiveJobs
+from bot.store import JobRecord, Store, Transition
+from bot.store.jobs import queries
+from bot.store.transitions.corrupt_rows import UNREADABLE_TEXT, fail_unreadable_jobs
+from engine.bus import BrokerUnreachable, Bus
+from engine.contract import Blame
+
+log = logging.getLogger(__name__)
+
+RequeueCause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job is queued again
+
+
+class JobCompletion:
+    """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch."""
+
+    def __init__(
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *,
+        clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
+        self.on_rows_freed = on_rows_freed  # called when rows may be free
+        self.on_end: Callable[[Transition], None] = lambda _: None  # called at each end; the next at each requeue
+        self.on_requeue: Callable[[RequeueCause], None] = lambda _: None
+
+    async def load_active(self) -> list[JobRecord]:
+        """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
+        for job in await self._store.write(fail_unreadable_jobs, self._clock()):
+            log.error("job %s: failed, since its row cannot be read", job)
+            self._active_jobs.remove(job)
+            self._feed.publish(JobEnded(job, "failed", UNREADABLE_TEXT))
+        records = await self._store.read(queries.list_active)
+        for record in records:
+            if record.id not in self._active_jobs.by_id:
+                self._active_jobs.put(record, self._clock())
+        return records
+
+    async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Transition | None:
+        """Fail a job. The reserved cost is refunded unless the member is to blame."""
+        actual_cost = None if blame == "member" else 0.0
+        transition = await self._store.end_job(
+            "fail", job, self._clock(), actual_cost, epoch=epoch, audit_note=blame, reason=reason, blame=blame
+        )
+        return await self.announce_and_clear(transition)
+
+    async def cancel(
+        self, job: str, actual_cost: float, *, epoch: int | None = None, audit_note: str = ""
+    ) -> Transition | None:
+        """Cancel a job, and charge `spent` device-seconds."""
+        return await self.announce_and_clear(
+            await self._store.end_job("cancel", job, self._clock(), actual_cost, epoch=epoch, audit_note=audit_note)
+        )
+
+    async def request_cancel(self, job: str) -> JobRecord | None:
+        """Cancel a waiting job at once, or flag a sent one. Return the job now, None if unknown."""
+        record, transition = await self._store.request_cancel(job, self._clock())
+        await self.announce_and_clear(
+            transition, tombstone=transition is not None and transition.record.epoch > 0
+        )  # an earlier worker may still run it
+        return record
+
+    async def requeue(
+        self,
+        job: str,
+        *,
+        step: int,
+        audit_note: str,
+        reason: str = "",
+        epoch: int | None = None,
+        cause: RequeueCause = "failed",
+    ) -> Transition | None:
+        """Queue a job again, or fail it after too many attempts without progress."""
+        transition = await self._store.requeue_job(
+            job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch
+        )
+        if transition is None or is_end(transition.record.state):
+            return await self.announce_and_clear(transition)
+        await self.announce_requeue(transition.record, audit_note, cause)
+        return transition
+
+    async def announce_requeue(self, record: JobRecord, audit_note: str, cause: RequeueCause) -> None:
+        """Tell board, broker and listeners that a job was queued again in SQL."""
+        active_job = self._active_jobs.by_id.get(record.id)
+        if (
+            active_job is not None and active_job.record.attempt < record.attempt
+        ):  # else this attempt was sent meanwhile
+            self._active_jobs.remove(record.id)
+        self.on_requeue(cause)
+        log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
+        await self._clear_attempt(replace(record, attempt=record.attempt - 1))
+        self.on_rows_freed()
+
+    async def revoke_claim(self, job: str, epoch: int) -> None:
+        """Revoke the claim of this epoch. Its worker stops at its next heartbeat without a report."""
+        try:
+            await self._bus.revoke_claim(job, epoch)
+        except BrokerUnreachable as error:  # the worker continues, and its results are accepted
+            log.warning("job %s: %s", job, error)
+
+    async def announce_and_clear(self, transition: Transition | None, *, tombstone: bool = False) -> Transition | None:
+        """Announce a committed end and clear the broker; None passes through."""
+        if transition is None:
+            return None
+        self.announce_end(transition)
+        await self.clear_broker(transition.record, tombstone=tombstone)
+        return transition
+
+    def announce_end(self, transition: Transition) -> None:
+        """Announce a committed end to board, feed and listeners."""
+        record = transition.record
+        self._active_jobs.remove(record.id)
+        self.on_end(transition)
+        self._feed.publish(JobEnded(record.id, record.state, record.reason))
+        self.on_rows_freed()
+        log.info("job %s: %s %s", record.id, record.state, record.reason)
+
+    async def _clear_attempt(self, record: JobRecord) -> None:
+        """Remove one attempt's message from the broker, but not the next attempt's, which may follow at any moment."""
+        try:
+            await self._bus.remove_dispatched(record.to_job())
+        except BrokerUnreachable as error:  # two attempts are queued; the claim lets only one run
+            log.warning("job %s: %s", record.id, error)
+
+    async def clear_broker(self, record: JobRecord, *, tombstone: bool = False) -> None:
+        """Remove a job's messages from the broker. `tombstone`: also stop a worker that runs it."""
+        try:
+            if tombstone:
+                await self._bus.cancel(record.id)
+            await self._bus.remove_dispatched(record.to_job(), every_attempt=True)
+        except BrokerUnreachable as error:
+            log.warning("job %s: %s", record.id, error)

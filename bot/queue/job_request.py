@@ -1,0 +1,91 @@
+"""Job requests: what a member asks for, before it has an id. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from bot.domain.dto import JobAction, Member, StoredInput
+from bot.domain.errors import UserError
+from bot.domain.texts import format_cost
+from bot.prompt.capability_check import check_capabilities
+from bot.prompt.loras import RequestedLora, resolve_loras
+from bot.queue.model_catalog import CatalogEntry
+from bot.store import NewJob
+from engine.contract import Job, MalformedMessage, Recipe, Task, decode, encode
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """One requested job. `cost` in device-seconds. `relaxed`: the member asked for that speed by its flag."""
+
+    action: JobAction
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    pool: str
+    cost: float
+    parent_image: tuple[str, int] | None = None
+    relaxed: bool = False
+    inputs: tuple[StoredInput, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The model that its worker must offer; empty for an upscale, which any worker runs."""
+        return self.task.model if isinstance(self.task, Recipe) else ""
+
+
+def add_total_cost(requests: Sequence[JobRequest]) -> list[JobRequest]:
+    """Put the total cost of several requests first in the first one's notes."""
+    if len(requests) < 2:
+        return list(requests)
+    total_note = format_cost(len(requests), sum(request.cost for request in requests))
+    return [replace(requests[0], notes=(total_note, *requests[0].notes)), *requests[1:]]
+
+
+def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, ...]]:
+    """Update an old recipe to the current weights of its model and LoRAs; with notes if they changed.
+
+    Raises `Refused` if the model no longer accepts the recipe.
+    """
+    info = entry.info
+    loras = resolve_loras((RequestedLora(lora.name, lora.weight) for lora in old.loras), info)
+    new = msgspec.structs.replace(
+        old, revision=info.revision or old.revision, dtype=info.dtype, guides=info.guides, loras=loras
+    )
+    check_capabilities(new, info)
+    return new, tuple(_changed_notes(old, new))
+
+
+def _changed_notes(old: Recipe, new: Recipe) -> Iterator[str]:
+    if old.revision and new.revision != old.revision:
+        yield f"Made with a newer version of {new.model}: it will differ."
+    revisions = {old_lora.name: old_lora.revision for old_lora in old.loras}
+    for lora in new.loras:
+        if revisions.get(lora.name) and lora.revision != revisions[lora.name]:
+            yield f"Made with another version of the LoRA {lora.name}: it will differ."
+
+
+def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
+    """Return the note on a model that no live worker offers. `anyone`: whether a worker is online at all."""
+    cause = "No worker has this model ready" if any_worker else "No worker is online"
+    return (
+        f"{cause}: this uses the last known settings of {entry.info.name}: {entry.info.dtype}, "
+        f"and {entry.info.steps} steps unless you say otherwise."
+    )
+
+
+def check_fits(draft: NewJob) -> None:
+    """Check that workers would accept the job. Raises `Refused` (400) now, instead of a dead letter later."""
+    try:
+        decode(encode(draft.to_job()), Job)
+    except MalformedMessage as error:
+        raise UserError(f"No worker would accept this job: {error}.", 400) from error
+
+
+def member_key(key: str | None, member: Member) -> str | None:
+    """Bind an idempotency key of any length to its member, so that nobody gets another's job by guessing."""
+    return None if key is None else hashlib.sha256(f"{member.id}\0{key}".encode()).hexdigest()

@@ -1,0 +1,181 @@
+"""The model catalogue: which models exist and what each needs, from live workers, else the last known, else as shipped.
+
+A model that is not `loaded` can be requested like any other: a worker then loads it into memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from bot.store import Store
+from bot.store.jobs import queries
+from engine.contract import SUPER_RESOLVER_VERSION, ModelInfo, Presence
+
+DEFAULT_POOL = "default"
+SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
+
+# The embedded model until a worker announces it: all its steps, as measured on two slow cores.
+SHIPPED_MODEL = ModelInfo(
+    name="embedded",
+    revision="",
+    dtype="float32",
+    size=64,
+    multiple=16,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=1000,
+    sampler="ddpm",
+    guidance=4.0,
+    row_ms=4.0,
+    encode_ms=10.0,
+    decode_ms=60.0,
+    enlargement=4,
+    guidance_start=0.3,
+    guidance_stop=0.8,
+)
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A model, the pool whose workers run it, and whether one of them is live."""
+
+    info: ModelInfo
+    pool: str
+    is_live: bool
+
+
+class ModelCatalog:
+    """The catalogue. Call `refresh` when workers come or go; it stores new profiles."""
+
+    def __init__(self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float]) -> None:
+        self._store, self._workers, self._clock = store, workers, clock
+        self._known: dict[str, tuple[ModelInfo, str]] = {}
+
+    async def load(self) -> None:
+        """Read the models of earlier workers from the store."""
+        self._known = {info.name: (info, pool) for info, pool in await self._store.read(queries.list_models)}
+
+    async def refresh(self) -> None:
+        """Store every profile that is new or changed, except whether it is in memory, which changes often."""
+        live_pools = group_by_pool(self._workers())
+        for name, entry in self._live_entries().items():
+            info = msgspec.structs.replace(entry.info, loaded=True)
+            known_info, pool = self._known.get(name, (None, ""))
+            if known_info != info or pool not in live_pools:  # the better pool of several changes often too
+                self._known[name] = (info, entry.pool)
+                await self._store.save_model(info, entry.pool, self._clock())
+
+    def entries(self) -> list[CatalogEntry]:
+        """Return every model once, live ones first. Never empty: with none known, the shipped one."""
+        live = self._live_entries()
+        known = [CatalogEntry(info, pool, False) for name, (info, pool) in self._known.items() if name not in live]
+        return [*live.values(), *known] or [CatalogEntry(SHIPPED_MODEL, DEFAULT_POOL, False)]
+
+    def model_names(self) -> list[str]:
+        """Return the names that `--model` accepts."""
+        return [entry.info.name for entry in self.entries()]
+
+    def find_entry(self, name: str | None) -> CatalogEntry:
+        """Return this model; for None the embedded one, or another if only that is live. Raises KeyError."""
+        entries = self.entries()
+        if name is None:
+            return min(entries, key=lambda entry: (not entry.is_live, entry.info.name != SHIPPED_MODEL.name))
+        return {entry.info.name: entry for entry in entries}[name]
+
+    def choose_live_pool(self, preferred_pool: str) -> str:
+        """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
+        live_pools = group_by_pool(self._workers())
+        return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
+
+    def upscale_ms(self, pool: str) -> float | None:
+        """Return the milliseconds a megapixel of the slowest super-resolver among a pool's live workers.
+
+        0 if none of them has one, or one is too old to run it; None while the pool has no worker.
+        """
+        workers = [worker for worker in self._workers().values() if pool in worker.pools]
+        if any(worker.v < SUPER_RESOLVER_VERSION for worker in workers):
+            return 0.0
+        return max((worker.enlarge_ms for worker in workers), default=None)
+
+    def _live_entries(self) -> dict[str, CatalogEntry]:
+        """Return the models of live workers. Of several workers with one model, the first by name defines it: recipes
+        stay stable.
+
+        A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
+        """
+        infos: dict[str, ModelInfo] = {}
+        workers = sorted(self._workers().items())
+        loaded = {info.name for _, presence in workers for info in presence.models if info.loaded}
+        for _, presence in workers:
+            for info in presence.models:
+                infos.setdefault(info.name, msgspec.structs.replace(info, loaded=info.name in loaded))
+        return {
+            name: CatalogEntry(info, self.choose_pool(name, info.revision) or "", True) for name, info in infos.items()
+        }
+
+    def choose_pool(self, model: str, revision: str = "") -> str | None:
+        """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
+        any).
+
+        The cheapest pool wins; among pools of similar cost, the least busy. None: no pool offers it.
+        """
+        pools, pool_costs = group_by_pool(self._workers()), dict[str, float]()
+        for presence in self._workers().values():
+            for info in presence.models:
+                if info.name == model and revision in ("", info.revision):
+                    pool = presence.pools[0]
+                    pool_costs[pool] = min(info.row_ms, pool_costs.get(pool, math.inf))
+        similar_pools = [pool for pool, cost in pool_costs.items() if cost <= SIMILAR_COST * min(pool_costs.values())]
+        return min(similar_pools, key=lambda pool: (pools[pool].used_share, pool), default=None)
+
+
+@dataclass(frozen=True)
+class PoolSummary:
+    """The live workers of one pool together: the rows that they take at once, and the models that they offer.
+
+    `loaded`: the models in memory of workers with free rows, or of all workers if none has any. `roomy`: the models of
+    workers with free rows.
+    """
+
+    pool: str
+    worker_count: int
+    rows: int
+    free_rows: int
+    models: frozenset[str]
+    loaded_models: frozenset[str] = frozenset()
+    models_with_room: frozenset[str] = frozenset()
+
+    @property
+    def used_share(self) -> float:
+        """The share of rows in use."""
+        return 1.0 - self.free_rows / self.rows if self.rows else 1.0
+
+    def is_full(self, model: str) -> bool:
+        """Return whether no worker that could run `model` (empty: any) has a free row; False if none could."""
+        return self.free_rows <= 0 or (model in self.models and model not in self.models_with_room)
+
+
+def group_by_pool(workers: Mapping[str, Presence]) -> dict[str, PoolSummary]:
+    """Group the live workers by pool. A worker of two pools counts fully in each."""
+    by_pool: dict[str, list[Presence]] = {}
+    for presence in workers.values():
+        for pool in presence.pools:
+            by_pool.setdefault(pool, []).append(presence)
+    return {pool: _summarise_pool(pool, members) for pool, members in by_pool.items()}
+
+
+def _summarise_pool(pool: str, presences: Sequence[Presence]) -> PoolSummary:
+    presences_with_room = [presence for presence in presences if presence.free > 0] or presences
+    return PoolSummary(
+        pool,
+        len(presences),
+        sum(presence.rows for presence in presences),
+        sum(presence.free for presence in presences),
+        frozenset(info.name for presence in presences for info in presence.models),
+        frozenset(info.name for presence in presences_with_room for info in presence.models if info.loaded),
+        frozenset(info.name for presence in presences for info in presence.models if presence.free > 0),
+    )

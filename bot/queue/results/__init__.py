@@ -1,0 +1,1 @@
+"""Reads the workers' results from the broker and stores them."""

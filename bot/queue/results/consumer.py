@@ -1,0 +1,282 @@
+"""Consumes workers' results: stores each, publishes it to the feed, and only then acknowledges it.
+
+Jobs run in parallel, the results of one job in order. A faulty result affects no other: it is retried twice, then
+becomes a dead letter. During an outage of database or disk a result is retried without limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from bot.domain.events import Feed, JobProgress
+from bot.domain.job_states import is_end
+from bot.queue.active_jobs import ActiveJob, ActiveJobs
+from bot.queue.job_completion import JobCompletion
+from bot.queue.results.batch import select_batch
+from bot.queue.results.ingest import IncompleteJob, ResultIngest
+from bot.queue.results.sender_check import find_sender_fault
+from bot.store import DatabaseUnavailable, Store
+from bot.store.transitions import picture_writes
+from engine.bus import BrokerUnreachable, Bus, BusMessage
+from engine.contract import (
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobHandedBack,
+    JobStarted,
+    PictureReady,
+    Result,
+)
+from engine.process.log_format import log_context
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 3
+MAX_CONCURRENT = 16
+MAX_FETCHED = 128  # most fetched results: the broker redelivers what is not acknowledged in time
+BEHIND_THRESHOLD = 128  # results waiting at the broker beyond which we are behind
+BEHIND_SECONDS = 10.0  # seconds that a result's count of waiting ones is believed: another may never come
+RETRY_PAUSE = 0.25  # seconds before a redelivery, times its tries
+OUTAGE_PAUSE = 2.0
+
+
+class ResultConsumer:
+    """Run `run` as a task."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        feed: Feed,
+        completion: JobCompletion,
+        ingest: ResultIngest,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
+        self._completion, self._ingest, self._clock = completion, ingest, clock
+        self._work_slots, self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Semaphore(MAX_FETCHED)
+        self._pending: dict[str, deque[BusMessage[Result]]] = {}  # job → its fetched results, in order
+        self._faults: Counter[int] = Counter()  # faults of each result, by stream sequence number
+        self._delayed_pictures: dict[
+            str, dict[PictureReady, str]
+        ] = {}  # job → its pictures that wait for the end of an outage
+        self.on_reclaim: Callable[[], None] = lambda: None  # called when a running job is claimed again
+
+    async def run(self) -> None:
+        """Consume results until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            async for message in self._bus.consume_results():
+                await self._fetch_slots.acquire()
+                self._active_jobs.results_behind_until = (
+                    self._clock() + BEHIND_SECONDS if message.pending_count > BEHIND_THRESHOLD else 0.0
+                )
+                job = message.value.job
+                if (pending := self._pending.get(job)) is not None:
+                    pending.append(message)
+                    continue
+                self._pending[job] = deque([message])
+                group.create_task(self._handle_job(job), name=f"settle {job}")
+
+    async def _handle_job(self, job: str) -> None:
+        """Handle the fetched results of one job, until none is left."""
+        pending = self._pending[job]
+        try:
+            while pending:
+                async with self._work_slots:
+                    with log_context(job, getattr(pending[0].value, "worker", "")):
+                        await self._handle_next(pending)
+        finally:
+            del self._pending[job]
+
+    async def _handle_next(self, pending: deque[BusMessage[Result]]) -> None:
+        """Handle the first result, or all at the head of the queue that can be stored together."""
+        batch = select_batch(pending, self._is_healthy)
+        try:
+            if len(batch) == 1 or not await self._store_batch(batch):
+                for message in batch:
+                    await self.handle_result(message)
+        finally:
+            for _ in batch:
+                pending.popleft()
+                self._fetch_slots.release()
+
+    def _is_healthy(self, message: BusMessage[Result]) -> bool:
+        """Return whether a result never had a fault, so that it may be stored with others."""
+        is_unaffected = message.value.job not in self._delayed_pictures and not self._faults[_sequence_number(message)]
+        return is_unaffected and not find_sender_fault(message, self._active_jobs)
+
+    async def _store_batch(self, batch: Sequence[BusMessage[Result]]) -> bool:
+        """Store results together, then acknowledge them. False: this failed, and none was acknowledged.
+
+        The caller then handles them one by one, so that a fault affects only its own result.
+        """
+        pictures = [each_message.value for each_message in batch if isinstance(each_message.value, PictureReady)]
+        finished = next((one.value for one in batch if isinstance(one.value, JobFinished)), None)
+        try:
+            _, transition = await self._ingest.ingest_pictures(pictures, finished)
+            if finished is not None and transition is None:
+                return False
+            await self._completion.announce_and_clear(transition)
+            await asyncio.gather(*(one.ack() for one in batch))
+        except Exception as error:
+            log.info("job %s: %d results are stored one by one: %s", batch[0].value.job, len(batch), error)
+            return False
+        return True
+
+    async def handle_result(self, message: BusMessage[Result]) -> None:
+        """Handle one result. Any fault is logged, and the result retried or made a dead letter."""
+        result, sequence = message.value, _sequence_number(message)
+        try:
+            if fault := find_sender_fault(message, self._active_jobs):
+                await message.dead_letter(fault)
+                return
+            try:
+                await self.apply_result(result, is_last_try=self._faults[sequence] >= MAX_TRIES - 1)
+            except (BrokerUnreachable, DatabaseUnavailable, OSError) as error:
+                log.warning("job %s: %s waits: %s", result.job, _result_name(message), error)
+                self._note_delay(result, error)
+                await message.nak(OUTAGE_PAUSE)
+            except Exception as error:
+                await self._count_fault(message, error)
+            else:
+                self._clear_faults(result, sequence)
+                await message.ack()
+        except BrokerUnreachable as error:
+            log.warning("job %s: %s comes again: %s", result.job, _result_name(message), error)
+
+    def _note_delay(self, result: Result, error: OSError) -> None:
+        if isinstance(result, PictureReady):
+            self._delayed_pictures.setdefault(result.job, {})[result] = str(error)
+
+    def _clear_faults(self, result: Result, sequence: int) -> None:
+        self._faults.pop(sequence, None)
+        if isinstance(result, PictureReady):
+            delayed = self._delayed_pictures.get(result.job, {})
+            delayed.pop(result, None)
+            if not delayed:
+                self._delayed_pictures.pop(result.job, None)
+
+    async def _count_fault(self, message: BusMessage[Result], error: Exception) -> None:
+        """Count a fault here, not by the broker's deliveries, which include those that an outage spoilt."""
+        sequence = _sequence_number(message)
+        self._faults[sequence] += 1
+        tries = self._faults[sequence]
+        log.error("job %s: %s, try %d", message.value.job, _result_name(message), tries, exc_info=error)
+        if tries < MAX_TRIES:
+            await message.nak(RETRY_PAUSE * tries)
+        else:
+            await message.dead_letter(f"{type(error).__name__}: {error}")
+            self._clear_faults(message.value, sequence)
+
+    async def apply_result(self, result: Result, *, is_last_try: bool = False) -> None:
+        """Apply a result. Duplicate, late and stale ones change nothing. `last`: it will not be redelivered."""
+        match result:
+            case JobStarted():
+                await self._apply_started(result)
+            case PictureReady():
+                await self._ingest.ingest_pictures([result])
+            case JobFinished():
+                await self._apply_finished(result, is_last_try)
+            case JobFailed():
+                await self._apply_failed(result)
+            case JobHandedBack():
+                await self._store.write(picture_writes.record_hand_back, result.job, result.epoch)
+            case JobCancelled():
+                await self._completion.cancel(
+                    result.job, result.cost, epoch=result.epoch, audit_note=f"after {result.steps} steps"
+                )
+
+    async def _apply_started(self, result: JobStarted) -> None:
+        active_job = self._active_jobs.by_id.get(result.job)
+        snapshots_lost = active_job is not None and await self._are_snapshots_lost(active_job, result.epoch)
+        preview_step = active_job.step if active_job and not snapshots_lost else 0
+        now = self._clock()
+        transition = await self._store.start_job(
+            result.job,
+            result.epoch,
+            result.worker,
+            result.step,
+            now,
+            preview_step=preview_step,
+            snapshots_lost=snapshots_lost,
+        )
+        if transition is None:
+            await self._stop_stray(result)
+        elif is_end(transition.record.state):
+            self._completion.announce_end(transition)
+            await self._completion.clear_broker(transition.record, tombstone=True)
+        else:
+            if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
+                self.on_reclaim()
+            if snapshots_lost:
+                self._active_jobs.reset_steps(result.job)
+            active_job = self._active_jobs.put(transition.record, now)
+            self._feed.publish(
+                JobProgress(result.job, active_job.step, transition.record.steps, active_job.remaining_cost)
+            )
+            if transition.record.cancelling:
+                await self._bus.cancel(result.job)
+            if self._feed.is_watched(result.job):
+                await self._bus.request_previews(result.job)
+
+    async def _are_snapshots_lost(self, active_job: ActiveJob, epoch: int) -> bool:
+        """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.
+
+        Raises `Unreachable`.
+        """
+        return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self._bus.read_first_epoch()
+
+    async def _stop_stray(self, result: JobStarted) -> None:
+        """Stop a worker that started an ended job, which the broker delivered twice. Ignore a stale epoch."""
+        record = await self._store.get_job(result.job)
+        if record is not None and is_end(record.state):
+            log.warning("job %s: %s began it though it is %s", result.job, result.worker, record.state)
+            await self._completion.clear_broker(record, tombstone=True)
+
+    async def _apply_finished(self, result: JobFinished, is_last_try: bool) -> None:
+        _, transition = await self._ingest.ingest_pictures([], result)
+        if await self._completion.announce_and_clear(transition) is None:
+            await self._handle_incomplete(result, is_last_try)
+
+    async def _handle_incomplete(self, result: JobFinished, is_last_try: bool) -> None:
+        """Handle a job that was reported done but is over, deleted, of a newer epoch, or lacks pictures."""
+        record = await self._store.get_job(result.job)
+        if record is None or is_end(record.state) or result.epoch < record.epoch:
+            return
+        if record.deleted is not None:  # deleted while it ran: its pictures were not stored
+            await self._completion.cancel(result.job, result.cost, epoch=result.epoch, audit_note="deleted")
+            return
+        missing = await self._ingest.list_missing(record)
+        if delayed := self._delayed_pictures.get(result.job):
+            raise OSError(next(iter(delayed.values())))  # not lost: they are stored after the outage
+        elif is_last_try:
+            reason = f"A worker reported it done without {', '.join(missing)}."
+            await self._completion.requeue(
+                result.job, step=record.step, audit_note=reason, reason=reason, epoch=result.epoch, cause="incomplete"
+            )
+        else:
+            raise IncompleteJob(f"{', '.join(missing)} of job {result.job}: not here yet")
+
+    async def _apply_failed(self, result: JobFailed) -> None:
+        if result.retry:
+            active_job = self._active_jobs.by_id.get(result.job)
+            step = active_job.step if active_job else 0
+            await self._completion.requeue(
+                result.job, step=step, audit_note=result.reason, reason=result.reason, epoch=result.epoch
+            )
+        else:
+            await self._completion.fail(result.job, result.reason, result.blame, epoch=result.epoch)
+
+
+def _sequence_number(message: BusMessage[Result]) -> int:
+    return message.nats_msg.metadata.sequence.stream
+
+
+def _result_name(message: BusMessage[Result]) -> str:
+    return type(message.value).__name__

@@ -1,0 +1,155 @@
+"""Ingests pictures and ladders: fetches them from the broker, checks them, stores the files and records them in SQL.
+
+It checks the bytes before it trusts a worker's report. Knows PNGs and ladders; decides no job states.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+from bot.domain.job_states import is_end
+from bot.images.image_codec import decode_image, png_size
+from bot.images.picture_store import PictureStore
+from bot.queue.active_jobs import ActiveJobs
+from bot.store import JobRecord, JobStats, Store, StoredPicture, Transition
+from bot.store.deletion.deletion_steps import is_unused
+from bot.store.jobs import queries
+from engine.bus import Bus
+from engine.contract import JobFinished, Ladder, PictureReady, Recipe, UpscaleMethod, UpscaleTask, decode
+
+MAX_UPSCALE = 8  # largest upscale factor, width and height, of a super-resolver (`engine.contract.Warm.enlargement`)
+MAX_BYTES = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
+
+
+class IncompleteJob(Exception):
+    """A worker reported a job as done before all of its pictures arrived."""
+
+
+class WrongPicture(ValueError):
+    """A picture does not match its report, or its job."""
+
+
+class ResultIngest:
+    """Stores incoming pictures of jobs."""
+
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        active_jobs: ActiveJobs,
+        pictures: PictureStore,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._bus, self._active_jobs, self._pictures, self._clock = (
+            store,
+            bus,
+            active_jobs,
+            pictures,
+            clock,
+        )
+
+    async def ingest_pictures(
+        self, pictures: Sequence[PictureReady], finished: JobFinished | None = None
+    ) -> tuple[bool, Transition | None]:
+        """Store pictures of one job and epoch, and finish it if `done` is given and none is missing.
+
+        False: the job does not accept them any more. Raises `Wrong`, `NoBlob`, `Malformed` or `Unreadable`, and then
+        stores none.
+        """
+        first_result = (*pictures, finished)[0]
+        assert first_result is not None
+        if pictures and not await self._is_accepted(pictures):
+            return False, None
+        contents = await self._fetch_contents(pictures)
+        new_pictures = [_to_stored(picture, contents[picture.sha256]) for picture in pictures]
+        stats = JobStats(finished.cost, finished.seconds, finished.ms_per_step) if finished else None
+        methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
+        async with AsyncExitStack() as locks:
+            for sha256 in sorted(contents):  # sorted everywhere, or two tasks would deadlock
+                await locks.enter_async_context(self._pictures.lock(sha256))
+            if contents:
+                await self._pictures.put_all(contents)
+            accepted, transition = await self._store.record_pictures(
+                first_result.job, first_result.epoch, new_pictures, stats, self._clock(), *methods[:1]
+            )
+            for sha256 in () if accepted else contents:
+                if await self._store.read(is_unused, sha256):  # the job ended or was deleted meanwhile
+                    await self._pictures.delete(sha256)
+        return accepted, transition
+
+    async def _is_accepted(self, pictures: Sequence[PictureReady]) -> bool:
+        """Return whether the job still accepts them. Raises `Wrong` for a picture that the job did not ask for."""
+        active_job = self._active_jobs.by_id.get(pictures[0].job)  # SQL knows all pictures, also those missing here
+        record = active_job.record if active_job else await self._store.get_job(pictures[0].job)
+        if record is None or is_end(record.state) or pictures[0].epoch < record.epoch or record.deleted is not None:
+            return False
+        for picture in pictures:
+            _check_expected(picture, record)
+        return True
+
+    async def _fetch_contents(self, pictures: Sequence[PictureReady]) -> dict[str, bytes]:
+        """Fetch the bytes, by SHA-256, and check them. The bus has verified the hashes."""
+        downloads = (
+            self._bus.get_blob(picture.sha256, min(MAX_BYTES[picture.kind], picture.bytes)) for picture in pictures
+        )
+        contents: list[bytes] = []
+        for content in await asyncio.gather(*downloads, return_exceptions=True):
+            if isinstance(content, BaseException):
+                raise content
+            contents.append(content)
+        if pictures:
+            await asyncio.to_thread(_check_pictures, pictures, contents)
+        return {value.sha256: content for value, content in zip(pictures, contents, strict=True)}
+
+    async def list_missing(self, record: JobRecord) -> list[str]:
+        """Return the results that have not arrived, as `image 0` or `ladder 0`."""
+        return record.find_missing(await self._store.read(queries.list_pictures, [record.id]))
+
+
+def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:
+    size_fields = (len(content), picture.width, picture.height)
+    return StoredPicture(
+        picture.job, picture.image, picture.kind, picture.sha256, *size_fields, verdict=picture.verdict
+    )
+
+
+def _check_pictures(pictures: Sequence[PictureReady], contents: Sequence[bytes]) -> None:
+    for picture, content in zip(pictures, contents, strict=True):
+        check_picture(picture, content)
+
+
+def _check_expected(picture: PictureReady, record: JobRecord) -> None:
+    if picture.image >= record.image_count or (picture.kind == "ladder" and isinstance(record.task, UpscaleTask)):
+        raise WrongPicture(f"the job did not ask for {picture.kind} {picture.image}")
+    if picture.kind == "image" and isinstance(record.task, Recipe):
+        requested, factor = (record.task.width, record.task.height), picture.width // record.task.width
+        if not 1 <= factor <= MAX_UPSCALE or (picture.width, picture.height) != (
+            factor * requested[0],
+            factor * requested[1],
+        ):
+            raise WrongPicture(
+                f"the picture is {picture.width} × {picture.height}, no multiple of {requested[0]} × {requested[1]}"
+            )
+
+
+def check_picture(picture: PictureReady, content: bytes) -> None:
+    """Check that the bytes are the announced PNG or ladder. Raises `Wrong`, `Malformed` or `Unreadable`.
+
+    A valid header proves little, so the PNG is decoded entirely. CPU-heavy: async callers use a thread.
+    """
+    if len(content) != picture.bytes:
+        raise WrongPicture(f"{len(content)} bytes arrived, not {picture.bytes}")
+    if picture.kind == "ladder":
+        ladder = decode(content, Ladder)
+        if (ladder.job, ladder.image) != (picture.job, picture.image):
+            raise WrongPicture("the ladder belongs to another picture")
+        if not ladder.rungs:
+            raise WrongPicture("the ladder has no keyframes")
+    elif png_size(content) != (picture.width, picture.height):
+        raise WrongPicture("the picture is not the PNG that was announced")
+    else:
+        decode_image(content)

@@ -1,0 +1,1 @@
+"""The checks before a job is admitted: word filter, rules, quota."""

@@ -1,0 +1,166 @@
+"""Admission: writes job requests as jobs, all of them or none.
+
+The rules are read and the usage is counted inside the transaction that writes the jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from ulid import ULID
+
+from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
+from bot.domain.errors import UserError
+from bot.domain.texts import INIT_IMAGE_GONE
+from bot.images.moderation_status import unchecked_notes
+from bot.policy.limits import Limits
+from bot.policy.rules import resolve
+from bot.queue.job_request import JobRequest, check_fits, member_key
+from bot.services.admission.quota_check import QueueState, apply_rules, check_early
+from bot.services.admission.word_filter import WordFilter
+from bot.services.job_views.job_views import JobViews
+from bot.services.preferences import known_preferences
+from bot.store import JobRecord, NewJob, Store
+from bot.store.fairness.ledger import Ledger, run_with_ledger
+from bot.store.jobs import queries
+from engine.contract import Presence
+
+MAX_NAME = 128
+TOO_MANY = 429
+
+
+class Admission:
+    """Admits job requests. `limits`: the defaults; `woken` is called after a job was admitted."""
+
+    def __init__(
+        self,
+        store: Store,
+        job_views: JobViews,
+        word_filter: WordFilter,
+        workers: Callable[[], Mapping[str, Presence]],
+        *,
+        limits: Limits,
+        max_age: float,
+        on_admitted: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._job_views, self._workers = store, job_views, workers
+        self._word_filter = word_filter
+        self._limits, self._max_age, self._on_admitted, self._clock = limits, max_age, on_admitted, clock
+
+    async def admit(
+        self, requests: Sequence[JobRequest], member: Member, destination: Destination, key: str | None
+    ) -> list[AcceptedJob]:
+        """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `Refused`."""
+        now = self._clock()
+        drafts = [self._build_draft(request, member, destination, now) for request in requests]
+        for draft in drafts:
+            check_fits(draft)
+        await self._word_filter.check_words(drafts, member)
+        relaxed, key = any(request.relaxed for request in requests), member_key(key, member)
+        try:
+            records, is_new = await self._write_jobs(
+                drafts, key, relaxed, QueueState(now, has_workers=bool(self._workers()))
+            )
+        except UserError as error:
+            if error.status != TOO_MANY:
+                raise
+            queue_state = await self._queue_state(
+                member, now
+            )  # only a refusal says when a place frees, and that takes reads
+            records, is_new = await self._write_jobs(drafts, key, relaxed, queue_state)
+        if is_new:
+            self._on_admitted()
+        return [await self._job_views.accepted_job(record) for record in records]
+
+    async def check_early(
+        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[AcceptedJob]:
+        """Check a request before its slow parts are read. Returns the jobs that the same `key` made before, else none.
+
+        Raises `Refused` if the request would be refused anyway: `count` jobs, of which nothing more is known.
+        """
+        own_key = member_key(key, member)
+        if own_key is not None and (records := await self._store.read(queries.list_by_key, own_key)):
+            return [await self._job_views.accepted_job(record) for record in records]
+        now = self._clock()
+        try:
+            await self._check_usage(
+                action, member, count, QueueState(now, has_workers=bool(self._workers())), relaxed=relaxed
+            )
+        except UserError as error:
+            if error.status == TOO_MANY:
+                await self._check_usage(action, member, count, await self._queue_state(member, now), relaxed=relaxed)
+            else:
+                await self._word_filter.note_blocked_attempt(member, prompt)
+            raise
+        return []
+
+    async def _check_usage(
+        self, action: JobAction, member: Member, count: int, queue_state: QueueState, *, relaxed: bool
+    ) -> None:
+        def decide(ledger: Ledger) -> None:
+            rules = resolve(ledger.load_rules(), member, self._limits)
+            check_early(
+                action, count, rules, ledger, known_preferences(ledger.load_preferences()), queue_state, relaxed=relaxed
+            )
+
+        await self._store.read(run_with_ledger, member, queue_state.now, decide)
+
+    async def _write_jobs(
+        self, drafts: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState
+    ) -> tuple[list[JobRecord], bool]:
+        member, workers = drafts[0].member, dict(self._workers())
+
+        def decide(requested_drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
+            if any(_is_input_gone(draft, ledger) for draft in requested_drafts):
+                raise UserError(INIT_IMAGE_GONE, 404)
+            rules = resolve(ledger.load_rules(), member, self._limits)
+            admitted_drafts = apply_rules(
+                requested_drafts,
+                rules,
+                ledger,
+                known_preferences(ledger.load_preferences()),
+                queue_state,
+                relaxed=relaxed,
+            )
+            return [_with_picture_check(draft, workers) for draft in admitted_drafts]
+
+        return await self._store.admit_jobs(drafts, key, decide, queue_state.now)
+
+    async def _queue_state(self, member: Member, now: float) -> QueueState:
+        member_frees_at, queue_frees_at = await self._job_views.next_free_at(member.id), self._job_views.any_free_at()
+        return QueueState(now, member_frees_at, queue_frees_at, bool(self._workers()))
+
+    def _build_draft(self, request: JobRequest, member: Member, destination: Destination, now: float) -> NewJob:
+        short_named = replace(member, name=member.name[:MAX_NAME])
+        return NewJob(
+            id=str(ULID()),
+            action=request.action,
+            prompt=request.prompt,
+            notes=request.notes,
+            task=request.task,
+            member=short_named,
+            destination=destination,
+            pool=request.pool,
+            model=request.model,
+            cost=request.cost,
+            created=now,
+            deadline=now + self._max_age,
+            parent=request.parent_image,
+            inputs=request.inputs,
+        )
+
+
+def _is_input_gone(draft: NewJob, ledger: Ledger) -> bool:
+    """Return whether an init image was deleted after it was found. Once it is noted, the job keeps it."""
+    hashes = [file.sha256 for file in draft.inputs]
+    return bool(hashes) and ledger.is_input_deleted(draft.parent[0] if draft.parent else None, hashes)
+
+
+def _with_picture_check(draft: NewJob, workers: Mapping[str, Presence]) -> NewJob:
+    """Apply the picture check: never in an age-restricted channel; with a note if no worker can check."""
+    needs_check = draft.check and not draft.member.age_restricted
+    return replace(draft, check=needs_check, notes=(*draft.notes, *unchecked_notes(needs_check, draft.pool, workers)))

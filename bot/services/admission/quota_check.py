@@ -1,0 +1,296 @@
+"""Quota check: decides whether a request is admitted under the member's effective rules, with one sentence if not.
+
+Runs inside the transaction that writes the jobs, so that nothing changes between check and write. Every refusal names
+the limit, the use, when some of it frees (if known), and who set the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.policy.limits import (
+    DAY_SECONDS,
+    MONTH_SECONDS,
+    Usage,
+    check_cost,
+    check_cost_left,
+    check_job_count,
+    check_shared_queue,
+)
+from bot.policy.rules import EVERYWHERE, EffectiveRules, Rule, UsageLimit
+from bot.policy.rules.explanations import format_for_sentence, set_by_sentence
+from bot.services.preferences import Preference
+from bot.store import TIER_WEIGHTS, NewJob
+from bot.store.fairness.ledger import Ledger
+from bot.store.jobs.records import RELAXED_TIER
+from engine.contract import Recipe
+
+RELAXED_HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
+RELAXED_ONLY = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
+NO_INTERPOLATION = (
+    "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
+)
+SHARED_OWNERS = {"channel": "This channel's", "guild": "This server's"}
+COST_WINDOWS = {"cost_day": DAY_SECONDS, "cost_month": MONTH_SECONDS}
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The time of the check. `frees`: when the first of the member's jobs ends; `room`: when the first job of anybody
+    ends; None if unknown. `workers`: whether any is online.
+    """
+
+    now: float
+    member_frees_at: float | None = None
+    any_frees_at: float | None = None
+    has_workers: bool = True
+
+
+def apply_rules(
+    drafts: Sequence[NewJob],
+    rules: EffectiveRules,
+    ledger: Ledger,
+    preference: Preference,
+    queue_state: QueueState,
+    *,
+    relaxed: bool = False,
+) -> list[NewJob]:
+    """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `Refused`.
+
+    `relaxed`: the member asked for that speed in this request, beyond preferring it.
+    """
+    check_open(rules)
+    for draft in drafts:
+        check_task(rules, draft)
+    tier, tier_notes = _choose_tier(rules, preference, relaxed)
+    is_private, privacy_notes = _choose_privacy(rules, preference)
+    cost = sum(draft.cost for draft in drafts)
+    _check_usage(len(drafts), cost, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
+    limit_here, limit_everywhere = _running_limit(rules, "member here"), _running_limit(rules, "member everywhere")
+    return [
+        replace(
+            draft,
+            member=replace(draft.member, tier=tier),
+            private=is_private,
+            check=draft.check or rules.check,
+            weight=TIER_WEIGHTS.get(tier, 1.0),
+            notes=(*draft.notes, *tier_notes, *privacy_notes),
+            running_here=limit_here,
+            running_everywhere=limit_everywhere,
+        )
+        for draft in drafts
+    ]
+
+
+def check_early(
+    action: str,
+    count: int,
+    rules: EffectiveRules,
+    ledger: Ledger,
+    preference: Preference,
+    queue_state: QueueState,
+    *,
+    relaxed: bool = False,
+) -> None:
+    """Check `count` jobs before their content and cost are known. Raises `Refused` only for what `passed` would refuse
+    too.
+    """
+    check_open(rules)
+    check_action(rules, action)
+    tier, _ = _choose_tier(rules, preference, relaxed)
+    _choose_privacy(rules, preference)
+    _check_usage(count, None, rules, ledger, queue_state, is_free=tier == RELAXED_TIER)
+
+
+def check_open(rules: EffectiveRules) -> None:
+    """Raise `Refused` (403) if the server is closed or the member blocked."""
+    if rules.closed:
+        closing_rule = rules.deciding_rules.get("closed")
+        closed_part = "This bot" if closing_rule is not None and closing_rule.guild == EVERYWHERE else "This server"
+        opener = (
+            "this bot's operator"
+            if closing_rule is not None and closing_rule.scope == "house"
+            else "the server's owner"
+        )
+        raise UserError(
+            f"{closed_part} is closed for new pictures: {rules.closed}. It waits for {opener} to open it.", 403
+        )
+    if rules.blocked:
+        raise UserError(_blocked_sentence(rules.deciding_rules.get("blocked")), 403)
+
+
+def _blocked_sentence(rule: Rule | None) -> str:
+    if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE):
+        blocked_part = "you" if rule.scope == "user" else "everybody" if rule.guild == EVERYWHERE else "this server"
+        return f"This bot's operator has blocked {blocked_part}: nothing can be made until they take that back."
+    blocked_part = "A role of yours is" if rule is not None and rule.scope == "role" else "You are"
+    return f"{blocked_part} blocked on this server: you can make nothing here until its admins unblock you."
+
+
+def check_action(rules: EffectiveRules, action: str) -> None:
+    """Raise `Refused` (403) if the rules forbid the action."""
+    if not rules.allows("commands", action):
+        raise UserError(_with_allowed(rules, "commands", f"You may not use {action} here"), 403)
+
+
+def check_model(rules: EffectiveRules, model: str) -> None:
+    """Raise `Refused` (403) if the rules forbid the model."""
+    if not rules.allows("models", model):
+        raise UserError(_with_allowed(rules, "models", f"The model {model} is not allowed here"), 403)
+
+
+def check_task(rules: EffectiveRules, draft: NewJob) -> None:
+    """Raise `Refused` if the rules forbid the job, regardless of usage."""
+    check_action(rules, draft.action)
+    task = draft.task
+    if not isinstance(task, Recipe):
+        return
+    check_model(rules, task.model)
+    if not rules.allows("samplers", task.sampler):
+        raise UserError(_with_allowed(rules, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
+    for name, requested_count in (("steps", task.steps), ("count", task.count)):
+        limit = getattr(rules, name)
+        if requested_count > limit:
+            noun = {"steps": "steps", "count": "pictures"}[name]
+            sentence = (
+                f"This asks for {requested_count} {noun}, and at most {limit} are allowed here: "
+                f"{_lower_hint(draft, name, limit)}."
+            )
+            raise UserError(
+                _with_setter(
+                    sentence if task.walk is None or name == "steps" else NO_INTERPOLATION.format(limit), rules, name
+                )
+            )
+    if task.width * task.height > rules.pixels:
+        limit = format_for_sentence("pixels", rules.pixels)
+        sentence = f"This would be {task.width}x{task.height}, and at most {limit} is allowed here."
+        raise UserError(_with_setter(sentence, rules, "pixels"))
+
+
+def _lower_hint(draft: NewJob, name: str, limit: int) -> str:
+    """Say how to stay below the limit: a button on an older job takes no flags, but its remix does."""
+    flag = f"--{name} {limit}"
+    return f"add {flag}" if draft.action in ("imagine", "remix") else f"remix it with {flag}"
+
+
+def _with_allowed(rules: EffectiveRules, setting: str, sentence: str) -> str:
+    allowed_names = ", ".join(getattr(rules, setting)) or "none"
+    return _with_setter(f"{sentence}; allowed: {shorten(allowed_names, 200)}.", rules, setting)
+
+
+def _with_setter(sentence: str, rules: EffectiveRules, setting: str) -> str:
+    return f"{sentence} {set_by_sentence(rules.deciding_rules.get(setting))}".rstrip()
+
+
+def _choose_tier(rules: EffectiveRules, preference: Preference, wants_relaxed: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the tier, with a note. A speed that was asked for must be allowed; a preferred one gives way, with a note
+    if the job then waits longer.
+    """
+    if wants_relaxed and not rules.allows("speeds", "relaxed"):
+        raise UserError(_with_allowed(rules, "speeds", "The relaxed speed is not allowed here"), 403)
+    speed = "relaxed" if wants_relaxed else preference.speed
+    if not rules.allows("speeds", speed):
+        speed = "relaxed" if speed == "fast" else "fast"
+    if not rules.allows("speeds", speed):
+        raise UserError(_with_allowed(rules, "speeds", "No speed is allowed to you here"), 403)
+    if speed == "fast":
+        return "standard", ()
+    return RELAXED_TIER, () if wants_relaxed or preference.speed == "relaxed" else (RELAXED_ONLY,)
+
+
+def _choose_privacy(rules: EffectiveRules, preference: Preference) -> tuple[bool, tuple[str, ...]]:
+    """Return whether the job is private, with a note. Refuses members who prefer private results where results are
+    public.
+
+    So no rule makes a result public that its author wants private, and the author learns it before anything is made.
+    """
+    prefers_private = preference.results == "private"
+    if rules.results == "public" and prefers_private:
+        sentence = "Results are public here, and you prefer private ones. To take part: /public."
+        raise UserError(_with_setter(sentence, rules, "results"), 403)
+    if rules.results == "private" and not prefers_private:
+        return True, ("Results are private here: only you see this one.",)
+    return prefers_private, ()
+
+
+def _running_limit(rules: EffectiveRules, whose: str) -> int | None:
+    return min((cap.limit for cap in rules.limits_of("running") if cap.usage_scope == whose), default=None)
+
+
+def _running_besides(rules: EffectiveRules, cap: UsageLimit, usage: Usage) -> int:
+    """Return how many jobs may run besides the `cap.limit` that may wait, counted as `cap` counts.
+
+    Without a limit on running jobs over all servers, each server allows its own.
+    """
+    if cap.usage_scope != "member everywhere":
+        return rules.running
+    limit_everywhere = _running_limit(rules, "member everywhere")
+    return max(rules.running, usage.running) if limit_everywhere is None else limit_everywhere
+
+
+def _check_usage(
+    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_free: bool
+) -> None:  # fmt: skip
+    """Check all limits; of several that are reached, raise the one that frees last, whose time then holds for all.
+
+    `cost`: of all these jobs, in device-seconds; None: more than nothing.
+    """
+    checks = _usage_checks(count, cost, rules, ledger, queue_state, is_free)
+    refusals = [refusal for check in checks if (refusal := _catch_refusal(check)) is not None]
+    if refusals:
+        raise max(refusals, key=lambda refusal: (refusal.retry_at is None, refusal.retry_at or 0.0))
+
+
+def _catch_refusal(check: Callable[[], None]) -> UserError | None:
+    try:
+        check()
+    except UserError as refusal:
+        return refusal
+    return None
+
+
+def _usage_checks(
+    count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, is_free: bool
+) -> Iterator[Callable[[], None]]:
+    for cap in rules.limits_of("queued"):
+        usage = replace(
+            ledger.get_usage(cap.usage_scope),
+            next_free_at=queue_state.member_frees_at,
+            has_workers=queue_state.has_workers,
+        )
+        running = _running_besides(rules, cap, usage)
+        yield partial(
+            check_job_count, running, cap.limit, usage, queue_state.now, count=count, set_by=set_by_sentence(cap.rule)
+        )
+    for cap in rules.limits_of("together_queued"):
+        usage = replace(
+            ledger.get_usage(cap.usage_scope),
+            next_free_at=queue_state.any_frees_at,
+            has_workers=queue_state.has_workers,
+        )
+        owner = SHARED_OWNERS[cap.usage_scope]
+        yield partial(
+            check_shared_queue,
+            cap.limit,
+            usage,
+            queue_state.now,
+            owner=owner,
+            count=count,
+            set_by=set_by_sentence(cap.rule),
+        )
+    hint = RELAXED_HINT if rules.allows("speeds", "relaxed") else ""
+    for setting, window in COST_WINDOWS.items() if not is_free else ():
+        for cap in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
+            spending, setter = (
+                ledger.get_spending(cap.usage_scope, window),
+                f"{set_by_sentence(cap.rule)} {hint}".strip(),
+            )
+            owner = SHARED_OWNERS.get(cap.usage_scope, "Your")
+            if cost is None:
+                yield partial(check_cost_left, cap.limit, spending, queue_state.now, owner=owner, set_by=setter)
+            else:
+                yield partial(check_cost, cap.limit, spending, cost, queue_state.now, owner=owner, set_by=setter)

@@ -1,0 +1,180 @@
+"""Loads what a job begins with: uploaded init images, masks, finished pictures, ladders.
+
+Files are decoded, stored by content, and noted in the transaction that writes the job, like its pictures: so they are
+deleted with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from bot.domain.concurrency import PerMemberLimit
+from bot.domain.dto import Member, StoredInput
+from bot.domain.errors import UserError
+from bot.domain.texts import INIT_IMAGE_GONE
+from bot.images.gallery import Gallery
+from bot.images.moderation_status import hold_reason, is_held
+from bot.images.picture_store import PictureStore
+from bot.images.uploads.image_links import FetchFile, FileUnavailable
+from bot.images.uploads.memory_limiter import MemoryLimiter
+from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
+from bot.services.init_images.loaded import LoadedInitImages, check_image_count, combine_init_images
+from bot.services.init_images.request import ImageInput, InitImages, JobImageRef, RemoteFile
+from bot.services.job_permissions import refusal_reason
+from bot.services.job_views.job_views import JobViews
+from bot.store import DatabaseUnavailable, JobRecord, Store
+from bot.store.deletion import deletion_steps
+from bot.store.jobs import queries
+from bot.store.moderation import reviews
+from engine.contract import required_blobs
+
+log = logging.getLogger(__name__)
+
+USES_PARENT_PICTURE = (
+    "edit",
+    "zoom",
+    "pan",
+    "branch",
+)  # begin with the parent's picture; others with what the parent did
+HELD_STATUS = 403
+
+
+class InitImageLoader:
+    """Fetches, decodes and stores init images."""
+
+    def __init__(
+        self,
+        store: Store,
+        picture_store: PictureStore,
+        gallery: Gallery,
+        job_views: JobViews,
+        upload_decoder: UploadDecoder,
+        fetch: FetchFile,
+    ) -> None:
+        self._store, self._picture_store, self._gallery, self._job_views = store, picture_store, gallery, job_views
+        self._upload_decoder, self._fetch = upload_decoder, fetch
+        self._member_limit, self._memory_limiter = PerMemberLimit(), MemoryLimiter()
+
+    def reserve_turn(self, member: Member) -> AbstractAsyncContextManager[None]:
+        """Serialise a member's slow work. Raises `Refused` if too many of their requests wait."""
+        return self._member_limit.reserve(member.id)
+
+    @asynccontextmanager
+    async def open_init_images(self, member: Member, init_images: InitImages) -> AsyncIterator[LoadedInitImages]:
+        """Fetch and decode a member's init images, in their turn; memory is reserved while the body runs.
+
+        Raises `Refused`, also for a finished picture that is held or that the member may not use.
+        """
+        check_image_count(len(init_images.pictures))
+        async with self.reserve_turn(member), self._memory_limiter.reserve(init_images.memory_bytes):
+            pictures = [await self._load_image(member, image) for image in init_images.pictures]
+            shape, mask = (pictures[0].width, pictures[0].height), init_images.mask
+            decoded_mask = (
+                None
+                if mask is None
+                else await self._upload_decoder.decode_mask(await self._fetch_bytes(mask), shape=shape)
+            )
+            yield combine_init_images(pictures, decoded_mask, init_images.weights)
+
+    async def load_upload(self, member: Member, upload: bytes | RemoteFile) -> DecodedImage:
+        """Fetch and decode an image that is no init image, in its member's turn. Raises `Refused`."""
+        async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
+            return await self._upload_decoder.decode_picture(await self._fetch_bytes(upload))
+
+    async def _load_image(self, member: Member, image: ImageInput) -> DecodedImage | StoredInput:
+        if not isinstance(image, JobImageRef):
+            return await self._upload_decoder.decode_picture(await self._fetch_bytes(image))
+        if reason_text := refusal_reason("vary", member, await self._job_views.load_record(image.job)):
+            raise UserError(reason_text, 403)
+        stored_file = await self._gallery.find_visible(image.job, image.index)
+        return StoredInput("input", stored_file.sha256, stored_file.bytes, stored_file.width, stored_file.height)
+
+    async def _fetch_bytes(self, upload: bytes | RemoteFile) -> bytes:
+        if isinstance(upload, bytes):
+            return upload
+        try:
+            return await self._fetch(upload.url, upload.max_bytes)
+        except FileUnavailable as error:
+            raise UserError(upload.missing_text, 404) from error
+
+    async def load_ladder(self, job: str, index: int) -> StoredInput:
+        """Return the ladder of a finished image that may be shown. Raises `Refused` if it has none."""
+        ladder = await self._gallery.find_ladder(job, index)
+        return StoredInput("branch", ladder.sha256, ladder.bytes, ladder.width, ladder.height)
+
+    async def inputs_of(self, record: JobRecord) -> tuple[StoredInput, ...]:
+        """Return what a job began with, for another job that begins with the same.
+
+        Raises `Refused` if that was deleted with the job it came from (404), or is held for review (403).
+        """
+        stored_files = await self._store.read(queries.list_pictures, [record.id])
+        inputs = tuple(
+            StoredInput(kind, file.sha256, file.bytes, file.width, file.height)
+            for kind in ("input", "mask", "branch") for file in stored_files if file.kind == kind
+        )  # fmt: skip
+        if not {file.sha256 for file in inputs}.issuperset(required_blobs(record.task)):
+            raise UserError(INIT_IMAGE_GONE, 404)
+        if inputs:
+            await self._check_not_held(record)
+        return inputs
+
+    async def _check_not_held(self, record: JobRecord) -> None:
+        """Raise `Refused` if a picture that the job begins with is held: one with the same content, or the parent's
+        picture of the nearest ancestor with an `OF_A_PICTURE` action.
+
+        A picture that was removed by age is no obstacle: jobs made from it stay usable.
+        """
+        for needs_check, file in await self._store.read(reviews.find_same_pictures, required_blobs(record.task)):
+            if is_held(needs_check, file):
+                raise UserError(hold_reason(file.image, file), 403)
+        while record.parent is not None and record.action not in USES_PARENT_PICTURE:
+            ancestor = await self._store.get_job(record.parent[0])
+            if ancestor is None:
+                return
+            record = ancestor
+        if record.parent is None:
+            return
+        try:
+            await self._gallery.find_visible(*record.parent)
+        except UserError as error:
+            if error.status == HELD_STATUS:
+                raise
+
+    @asynccontextmanager
+    async def protect_files(
+        self, inputs: Sequence[StoredInput], contents: dict[str, bytes] | None = None
+    ) -> AsyncIterator[None]:  # fmt: skip
+        """Keep what jobs begin with in storage while they are written, in turn with tasks that remove pictures.
+
+        At the end it removes what no job has noted, since the job was refused. Raises `Refused`.
+        """
+        names = sorted({file.sha256 for file in inputs})
+        async with AsyncExitStack() as locks:
+            for name in names:
+                await locks.enter_async_context(self._picture_store.lock(name))
+            try:
+                for name in names:
+                    await self._ensure_stored(name, (contents or {}).get(name))
+                yield
+            finally:
+                for name in contents or {}:
+                    await self._drop_unused(name)
+
+    async def _drop_unused(self, name: str) -> None:
+        """Drop what no job has noted. A failure only logs: the answer is already decided."""
+        try:
+            if await self._store.read(deletion_steps.is_unused, name):
+                await self._picture_store.delete(name)
+        except (DatabaseUnavailable, OSError) as error:
+            log.warning("picture %s may be stored without a job: %s", name, error)
+
+    async def _ensure_stored(self, name: str, content: bytes | None) -> None:
+        try:
+            if content is not None:
+                await self._picture_store.put(content)
+            elif not await self._picture_store.has(name):
+                raise UserError(INIT_IMAGE_GONE, 404)
+        except OSError as error:
+            raise UserError("Pictures cannot be stored just now: try again soon.", 429) from error

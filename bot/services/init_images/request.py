@@ -1,0 +1,81 @@
+"""Init images as a request names them, before any is fetched or decoded. Frozen values; no I/O.
+
+Front ends build them; the rules are checked before anything is fetched (`bot.services.init_images.loader`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bot.images.uploads.image_decoding import OUTPUT_SIDE
+from bot.images.uploads.image_links import FETCH_FAILED, check_link, parse_own_picture, split_leading_links
+from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+
+DECODED_BYTES = 3 * OUTPUT_SIDE * OUTPUT_SIDE  # the most bytes of one decoded picture
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at Discord. `size`: at most so many bytes, as Discord says; `lost`: the error text if it is gone."""
+
+    url: str
+    max_bytes: int = MAX_UPLOAD_BYTES
+    missing_text: str = FETCH_FAILED
+
+
+@dataclass(frozen=True)
+class JobImageRef:
+    """A finished picture: its job, and its index counted from 0."""
+
+    job: str
+    index: int
+
+
+ImageInput = bytes | RemoteFile | JobImageRef
+
+
+@dataclass(frozen=True)
+class InitImages:
+    """Init images in order, with an optional mask and optional weights."""
+
+    pictures: tuple[ImageInput, ...] = ()
+    mask: bytes | RemoteFile | None = None
+    weights: tuple[float, ...] = ()
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most bytes of memory that the files and their decoded pictures take until the job is written."""
+        return sum(_byte_size(upload) + DECODED_BYTES for upload in self._uploads())
+
+    def _uploads(self) -> Iterator[bytes | RemoteFile]:
+        for image in (*self.pictures, self.mask):
+            if isinstance(image, (bytes, RemoteFile)):
+                yield image
+
+
+def split_leading_urls(
+    text: str, init_images: InitImages | None, own_addresses: Sequence[str]
+) -> tuple[str, InitImages | None]:
+    """Split leading URLs off a prompt; return the rest, and the init images with those pictures added.
+
+    `own`: base addresses of our page, whose pictures are found by job. Raises `Refused` for any other address.
+    """
+    urls, prompt = split_leading_links(text)
+    if not urls:
+        return text, init_images
+    init_images = init_images or InitImages()
+    return prompt, replace(
+        init_images, pictures=(*init_images.pictures, *(_resolve_url(url, own_addresses) for url in urls))
+    )
+
+
+def _resolve_url(url: str, own_addresses: Sequence[str]) -> RemoteFile | JobImageRef:
+    for base in own_addresses:
+        if (job_image := parse_own_picture(url, base)) is not None:
+            return JobImageRef(job_image[0], job_image[1] - 1)
+    return RemoteFile(check_link(url))
+
+
+def _byte_size(upload: bytes | RemoteFile) -> int:
+    return upload.max_bytes if isinstance(upload, RemoteFile) else len(upload)

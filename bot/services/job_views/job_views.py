@@ -1,0 +1,226 @@
+"""Builds job views and accepted jobs from rows, running jobs and the forecast. Read-only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from bot.domain.dto import AcceptedJob, JobView, PictureRef
+from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
+from bot.domain.texts import PICTURES_DELETED
+from bot.policy.limits import Limits
+from bot.queue.active_jobs import ActiveJobs
+from bot.queue.eta import Forecast, QueuePlace
+from bot.store import JobRecord, Store, StoredPicture
+from bot.store.deletion import retention
+from bot.store.deletion.retention import DeletionReason
+from bot.store.jobs import interpolations, queries
+from engine.contract import Recipe
+
+UNKNOWN_JOB = "There is no such job."
+REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
+    {
+        "age": "It is not kept any more: this bot keeps pictures for a limited time.",
+        "room": "It is not kept any more: the oldest pictures here make room for new ones.",
+        "forgotten": "It is gone for good: its author had everything removed.",
+        "enlarged": PICTURES_DELETED,
+    }
+)
+
+
+async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
+    """Return the error to raise for a job without a row, or whose row says that its pictures were `deleted`."""
+    cause = await store.read(retention.read_deletion_reason, job)
+    if cause is not None:
+        return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
+    return UserError(PICTURES_DELETED if is_deleted else UNKNOWN_JOB, 404)
+
+
+MAX_WAITING_SHOWN = 100  # waiting jobs
+
+
+class JobViews:
+    """Reads jobs for front ends."""
+
+    def __init__(
+        self, store: Store, active_jobs: ActiveJobs, forecast: Forecast, *,
+        limits: Limits, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._active_jobs, self._forecast = store, active_jobs, forecast
+        self._limits, self._clock = limits, clock
+
+    async def load_record(self, job: str) -> JobRecord:
+        """Return a job's row. Raises `Refused` (404 or 410), also if its pictures were deleted."""
+        record = await self._store.get_job(job)
+        if record is None or record.deleted is not None:
+            raise await missing_job_error(self._store, job, is_deleted=record is not None)
+        return record
+
+    async def is_from_interpolation(self, record: JobRecord) -> bool:
+        """Return whether an interpolation gave the recipe its mixed prompt: its own, or a parent's with the same prompt
+        since.
+        """
+        ancestor: JobRecord | None = record
+        while ancestor is not None and isinstance(ancestor.task, Recipe):
+            if ancestor.task.walk is not None:
+                return ancestor.task.walk.to is not None
+            parent = await self._store.get_job(ancestor.parent[0]) if ancestor.parent else None
+            ancestor = parent if parent is not None and parent.prompt == ancestor.prompt else None
+        return False
+
+    async def next_free_at(self, member: str) -> float | None:
+        """Return when the first of a member's jobs ends, for the sentence of a refusal; None if unknown.
+
+        The end of a running job is known best; without one, it is the end of the first that waits.
+        """
+        now = self._clock()
+        running = [
+            active_job.record for active_job in self._active_jobs.by_id.values() if active_job.record.member == member
+        ]
+        etas = [self._forecast.estimate_eta(record, None, now) for record in running]
+        if not any(end is not None for end in etas):
+            first_waiting = {
+                record.account: record
+                for record in reversed(await self._store.read(queries.list_queued_of_member, member))
+            }
+            places = [
+                (record, await self._forecast.get_place(record, allow_stale=True)) for record in first_waiting.values()
+            ]
+            etas = [self._forecast.estimate_eta(record, place, now) for record, place in places]
+        known_etas = [end for end in etas if end is not None]
+        return now + min(known_etas) if known_etas else None
+
+    def any_free_at(self) -> float | None:
+        """Return when the first of all running jobs ends, so that another may start; None if unknown."""
+        now, active_jobs = self._clock(), self._active_jobs.by_id.values()
+        known_ends = [
+            active_job.reported_at + active_job.reported_seconds_left
+            for active_job in active_jobs
+            if active_job.reported_seconds_left is not None
+        ]
+        if known_ends:  # each admission calls this: it must be cheap with a thousand runs
+            return max(now, min(known_ends))
+        etas = (self._forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
+        return next((now + eta for eta in etas if eta is not None), None)
+
+    async def accepted_job(self, record: JobRecord) -> AcceptedJob:
+        """Return the values that a member sees after a job was accepted."""
+        task, place = record.task, await self._forecast.get_place(record, allow_stale=True)
+        recipe = task if isinstance(task, Recipe) else None
+        return AcceptedJob(
+            job=record.id,
+            jobs_ahead=place.jobs_ahead if place else 0,
+            eta=self._forecast.estimate_eta(record, place, self._clock()),
+            has_worker=self._forecast.has_worker(record.pool, record.model),
+            startup_notice=self._forecast.describe_startup(record.pool, record.model),
+            notes=record.notes,
+            prompt=record.prompt,
+            steps=record.steps,
+            sampler=task.sampler if isinstance(task, Recipe) else task.method,
+            seed=recipe.seed if recipe else 0,
+            count=record.image_count,
+            cost=record.cost,
+            is_private=record.private,
+        )
+
+    async def build_views(self, records: Sequence[JobRecord]) -> list[JobView]:
+        """Return views in the order of the records."""
+        stored_files: dict[str, list[StoredPicture]] = {}
+        for file in await self._store.read(queries.list_pictures, [record.id for record in records]):
+            stored_files.setdefault(file.job, []).append(file)
+        interpolated = [one for one in records if isinstance(one.task, Recipe) and one.task.walk is not None]
+        film_enders = (
+            await self._store.read(interpolations.find_last_finished, interpolated) if interpolated else set[str]()
+        )
+        return [
+            self._build_view(
+                record,
+                await self._forecast.get_place(record),
+                stored_files.get(record.id, []),
+                record.id in film_enders,
+            )
+            for record in records
+        ]
+
+    def _build_view(
+        self,
+        record: JobRecord,
+        place: QueuePlace | None,
+        stored_files: Sequence[StoredPicture],
+        ends_interpolation: bool,
+    ) -> JobView:
+        images = [file for file in stored_files if file.kind == "image"]
+        active_job = self._active_jobs.by_id.get(record.id)
+        return JobView(
+            id=record.id,
+            state=record.state,
+            prompt=record.prompt,
+            task=record.task,
+            member_id=record.member,
+            member_name=record.member_name,
+            guild=record.guild,
+            created=record.created,
+            started=record.started,
+            finished=record.ended,
+            seconds=record.seconds,
+            ms_per_step=record.ms_per_step,
+            jobs_ahead=place.jobs_ahead if place else None,
+            eta=None if is_end(record.state) else self._forecast.estimate_eta(record, place, self._clock()),
+            reason=record.reason,
+            step=max(record.step, active_job.step) if active_job else record.step,
+            total_steps=record.steps,
+            pictures=tuple(
+                PictureRef(file.image, file.sha256, file.width, file.height, file.verdict, file.reviewed)
+                for file in images
+            ),
+            ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
+            parent_image=record.parent,
+            action=record.action,
+            notes=record.notes,
+            cost=record.charged,
+            is_cancelling=record.cancelling,
+            has_worker=self._forecast.has_worker(record.pool, record.model),
+            startup_notice=self._forecast.describe_startup(record.pool, record.model),
+            wait_reason=self._forecast.explain_wait(record, place, self._running_limit(record)),
+            is_private=record.private,
+            needs_check=record.check,
+            deleted_at=record.deleted,
+            channel=record.channel,
+            ends_interpolation=ends_interpolation,
+        )
+
+    def _running_limit(self, record: JobRecord) -> int:
+        """Return how many jobs of its member may run at once: by the rules at its admission, else the default."""
+        caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
+        return min(caps, default=self._limits.running)
+
+    async def load_queue(self, guild: str | None) -> list[JobView]:
+        """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
+        active = await self._store.read(queries.list_active)
+        layout = await self._forecast.get_layout()
+        if layout.is_complete:
+            records = await self._store.read(queries.get_jobs, list(layout.places))
+            waiting = [records[job] for job in layout.places if job in records and records[job].state == "queued"]
+        else:
+            waiting = await self._store.read(queries.list_queued, guild, MAX_WAITING_SHOWN)
+        visible_jobs = [
+            record for record in (*active, *waiting) if guild in (None, record.guild) and record.deleted is None
+        ]
+        return await self.build_views(visible_jobs[: len(active) + MAX_WAITING_SHOWN])
+
+    async def load_recent(self, guild: str | None, limit: int) -> list[JobView]:
+        """Return the newest jobs first."""
+        return await self.build_views(await self._store.read(queries.list_newest, guild, limit))
+
+
+def _picture_ref(stored_file: StoredPicture) -> PictureRef:
+    return PictureRef(
+        stored_file.image,
+        stored_file.sha256,
+        stored_file.width,
+        stored_file.height,
+        stored_file.verdict,
+        stored_file.reviewed,
+    )

@@ -1,0 +1,183 @@
+"""Derived recipes: variation, reroll, remix, interpolation, upscale, and the pinned batch of exact mode. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bot.domain.errors import UserError
+from bot.prompt import ParsedPrompt
+from bot.prompt.capability_check import check_capabilities, check_sampler, choose_interval
+from bot.prompt.concepts import balance_weights
+from bot.prompt.loras import resolve_loras
+from bot.prompt.parsed_prompt import choose_sampling, fit_size
+from engine.contract import (
+    MAX_COUNT,
+    PIPELINE_SAMPLERS,
+    Interpolation,
+    ModelInfo,
+    NoiseAncestor,
+    Recipe,
+    UpscaleMethod,
+    UpscaleTask,
+    count_rows,
+    recipe_for_image,
+)
+
+MAX_ANCESTORS = 8
+INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures: each picture is one of them
+MAX_SIDE = 4096
+SEED_COUNT = 2**32
+LARGEST_BUCKET = 32
+UPSCALE_FACTORS = (4, 3, 2)
+LANCZOS_SECONDS_PER_MP = 0.05  # a megapixel of the enlarged picture; the transfer costs one megapixel more
+SUPER_RESOLVER_MS_PER_MP = (
+    14_000.0  # a megapixel of the source by the built-in super-resolver, as measured on one slow core
+)
+
+
+def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
+    """Return a variation of image `index`: its noise stream joins the lineage, and a fresh seed leads away from it.
+
+    The lineage keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
+    stream, so it resembles its parent less than `strength` says, by the drift of one step. Raises `Refused` if the
+    sampler cannot make variations.
+    """
+    recipe, index = (without_interpolation(recipe, index), 0) if recipe.walk else (recipe, index)
+    ancestor = NoiseAncestor(seed=recipe.seed, index=index, strength=strength)
+    lineage = (*recipe.lineage, ancestor)[-MAX_ANCESTORS:]
+    variation = msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
+    check_sampler(variation)
+    return variation
+
+
+def without_interpolation(recipe: Recipe, index: int) -> Recipe:
+    """Return the recipe without its interpolation: all of its images use the conditioning of image `index`."""
+    return msgspec.structs.replace(recipe_for_image(recipe, index), walk=None) if recipe.walk else recipe
+
+
+def interpolation_frame(recipe: Recipe, index: int) -> Recipe:
+    """Return image `index` of an interpolation alone, with its own noise; any other recipe unchanged."""
+    return msgspec.structs.replace(without_interpolation(recipe, index), count=1) if recipe.walk else recipe
+
+
+def interpolation_recipes(recipe: Recipe, target_prompt: str, frames: int) -> list[Recipe]:
+    """Return the recipes of an interpolation of `frames` pictures from the recipe's prompt to another."""
+    return [
+        msgspec.structs.replace(
+            recipe,
+            walk=Interpolation(target_prompt, first, frames),
+            count=min(MAX_COUNT, frames - first),
+            chaos=0.0,
+            mixed=False,
+        )
+        for first in range(0, frames, MAX_COUNT)
+    ]
+
+
+def can_interpolate(recipe: Recipe) -> bool:
+    """Return whether its pictures can be interpolated: several that differ in noise only, and no variations."""
+    differs_in_noise = recipe.walk is None and not recipe.lineage and not recipe.chaos
+    return (
+        differs_in_noise
+        and recipe.count > 1
+        and recipe.sampler not in PIPELINE_SAMPLERS
+        and not has_seed_overflow(recipe)
+    )
+
+
+def has_seed_overflow(recipe: Recipe) -> bool:
+    """Return whether one of its pictures has noise without a valid seed: image `i` draws from `seed + i`."""
+    return recipe.seed + recipe.count > SEED_COUNT
+
+
+def interpolate_images(recipe: Recipe) -> list[Recipe]:
+    """Return the recipes of an interpolation through all pictures of a recipe."""
+    noises = tuple(recipe.seed + image for image in range(recipe.count))
+    ranges = (
+        (first, min(MAX_COUNT, INTERPOLATION_FRAMES - first)) for first in range(0, INTERPOLATION_FRAMES, MAX_COUNT)
+    )
+    return [
+        msgspec.structs.replace(recipe, walk=Interpolation(None, first, INTERPOLATION_FRAMES, noises), count=count)
+        for first, count in ranges
+    ]
+
+
+def reroll_recipe(recipe: Recipe, seed: int) -> Recipe:
+    """Return the same recipe with other noise."""
+    walk = recipe.walk
+    if walk is not None:
+        walk = msgspec.structs.replace(walk, noises=tuple(seed + offset for offset in range(len(walk.noises))))
+    return msgspec.structs.replace(recipe, seed=seed, walk=walk)
+
+
+def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_info: ModelInfo) -> Recipe:
+    """Return the recipe with another prompt and the same noise; flags change further settings.
+
+    Raises `Refused` if the shape does not fit the model, if the model lacks a feature, or if another model is
+    requested: its noise is not comparable.
+    """
+    if parsed_prompt.walk:
+        raise UserError("A walk begins with a prompt of its own: ask for it anew.")
+    if parsed_prompt.model not in (None, recipe.model):
+        raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
+    width, height = fit_size(parsed_prompt.ar, model_info) if parsed_prompt.ar else (recipe.width, recipe.height)
+    sampler, steps = choose_sampling(
+        parsed_prompt, msgspec.structs.replace(model_info, sampler=recipe.sampler, steps=recipe.steps)
+    )
+    interval_bounds = choose_interval(
+        parsed_prompt.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, model_info
+    )
+    remix = msgspec.structs.replace(
+        recipe,
+        concepts=balance_weights(parsed_prompt.concepts),
+        negative=parsed_prompt.negative,
+        sampler=sampler,
+        steps=steps,
+        seed=recipe.seed if parsed_prompt.seed is None else parsed_prompt.seed,
+        guidance=recipe.guidance if parsed_prompt.guidance is None else parsed_prompt.guidance,
+        count=parsed_prompt.count or recipe.count,
+        width=width,
+        height=height,
+        guidance_start=interval_bounds[0],
+        guidance_stop=interval_bounds[1],
+        walk=None,
+        mixed=recipe.mixed or (parsed_prompt.mixed and len(parsed_prompt.concepts) > 1),
+        loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_info),
+    )
+    check_capabilities(remix, model_info)
+    return pin_batch_shape(remix) if remix.bucket else remix
+
+
+def pin_batch_shape(recipe: Recipe) -> Recipe:
+    """Return the recipe in exact mode: its batch shape is the power of two that holds its rows, whatever else runs.
+
+    Above 32 rows it takes several forwards of 32, so that it also fits where a larger batch would not.
+    """
+    return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (count_rows(recipe) - 1).bit_length()))
+
+
+def largest_upscale(sha256: str, width: int, height: int, method: UpscaleMethod = "gan") -> UpscaleTask:
+    """Return the largest upscale that fits. Raises `Refused` if none does."""
+    for factor in UPSCALE_FACTORS:
+        if max(width, height) * factor <= MAX_SIDE:
+            return UpscaleTask(source=sha256, factor=factor, method=method)
+    raise UserError(f"At {width} × {height} pixels this picture is as large as it gets.")
+
+
+def upscale_notes(task: UpscaleTask, width: int, height: int) -> tuple[str, ...]:
+    """Return a note if the default factor would be too large."""
+    if task.factor == UPSCALE_FACTORS[0]:
+        return ()
+    side = UPSCALE_FACTORS[0] * max(width, height)
+    return (
+        f"×{UPSCALE_FACTORS[0]} would be {side} pixels a side, and at most {MAX_SIDE} fit: it becomes ×{task.factor}.",
+    )
+
+
+def upscale_cost(
+    task: UpscaleTask, width: int, height: int, ms_per_megapixel: float = SUPER_RESOLVER_MS_PER_MP
+) -> float:
+    """Return the estimated device-seconds of an upscale. `ms`: the super-resolver's time a megapixel of the source."""
+    megapixels = width * height / 1e6
+    resolver_seconds = ms_per_megapixel * megapixels / 1000 if task.method == "gan" else 0.0
+    return resolver_seconds + LANCZOS_SECONDS_PER_MP * (1.0 + megapixels * task.factor**2)

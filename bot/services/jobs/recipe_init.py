@@ -1,0 +1,145 @@
+"""Recipes that begin with an init image or at a keyframe instead of noise. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from bot.domain.errors import UserError
+from bot.prompt import ParsedPrompt, parse
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.flag_aliases import expand_flag_aliases
+from bot.prompt.flags import split_flags
+from bot.prompt.parsed_prompt import MAX_RATIO
+from bot.prompt.permutations import escape_braces, expand_braces
+from bot.services.init_images.loaded import LoadedInitImages
+from bot.services.jobs.derived_recipes import remix_recipe
+from engine.contract import Branch, ModelInfo, Recipe, map_step, noise_seed, recipe_for_image
+
+FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
+FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
+NO_STEPS_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
+
+
+def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> ParsedPrompt:
+    """Return the request with the init image's aspect ratio, clamped to the allowed range, unless it has its own."""
+    if loaded_images is None or parsed.ar:
+        return parsed
+    width, height = loaded_images.size
+    max_side = MAX_RATIO * min(width, height)
+    return replace(parsed, ar=(min(width, max_side), min(height, max_side)))
+
+
+def with_init_images(recipe: Recipe, parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> Recipe:
+    """Return the recipe with its init images, if there are any."""
+    return (
+        recipe
+        if loaded_images is None
+        else msgspec.structs.replace(recipe, start=loaded_images.recipe_part(parsed.strength))
+    )
+
+
+def unused_strength_note(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> tuple[str, ...]:
+    """Return a note if a strength is given without an init image."""
+    if loaded_images is not None or parsed.strength is None:
+        return ()
+    return ("--strength and --iw are for a picture to begin with, and there is none.",)
+
+
+def single_image(recipe: Recipe, image: int) -> Recipe:
+    """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance."""
+    alone = recipe_for_image(recipe, image)
+    return msgspec.structs.replace(alone, seed=noise_seed(alone, image), count=1, chaos=0.0, until=1.0, walk=None)
+
+
+@dataclass(frozen=True)
+class BranchEdit:
+    """What changes from a keyframe on: a new prompt (with flags) in place of the `old` one, or flags alone.
+
+    `options` as in `bot.prompt.parse`.
+    """
+
+    old_prompt: str
+    new_prompt: str | None
+    options: Mapping[str, object]
+
+    @property
+    def shown_prompt(self) -> str:
+        """The prompt that the new job is shown with."""
+        return self.old_prompt if self.new_prompt is None else " ".join(self.new_prompt.split())
+
+
+def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Expand a member's flag aliases in a text for one job; with a note on each. Raises `Refused` for several
+    permutations.
+    """
+    if not aliases:
+        return text, ()
+    first, *further = expand_braces(clean_prompt(text))
+    if further:
+        raise UserError("One job at a time: leave out the braces.")
+    expanded_text, notes = expand_flag_aliases(first, aliases)
+    return escape_braces(expanded_text), notes
+
+
+def branch_recipe(
+    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_info: ModelInfo, models: Sequence[str] = ()
+) -> Recipe:
+    """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `Refused` for changes that sampling rules
+    out.
+
+    Without changes it gives the same picture. A seed, or several pictures, also draw the noise at that keyframe anew.
+    Another number of steps is that of the whole schedule: the rest is run in its share of them.
+    """
+    branch, has_new_noise = base, False
+    if edit.new_prompt is not None or edit.options:
+        parsed = _parse_edit(edit, base, models)
+        branch, has_new_noise = remix_recipe(base, parsed, model_info), parsed.seed is not None
+        if edit.new_prompt is None:  # a frame of an interpolation has a prompt that nobody typed
+            branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed)
+    for name in FIXED_FIELDS:
+        if getattr(branch, name) != getattr(base, name):
+            raise UserError(FIXED_SETTING.format({"width": "shape", "height": "shape"}.get(name, name)))
+    branch_point = _move_branch_point(
+        step, base.steps, branch.steps, Branch(ladder=ladder, step=step, fresh=has_new_noise or branch.count > 1)
+    )
+    return msgspec.structs.replace(branch, start=branch_point, lineage=() if has_new_noise else base.lineage)
+
+
+def _move_branch_point(step: int, old_steps: int, new_steps: int, branch_point: Branch) -> Branch:
+    """Move the branch point into a schedule of `steps` steps. Raises `Refused` if none remains after it."""
+    if new_steps == old_steps:
+        return branch_point
+    moved_step = map_step(step, old_steps, new_steps)
+    if moved_step >= new_steps:
+        raise UserError(NO_STEPS_LEFT.format(new_steps, step, old_steps))
+    return msgspec.structs.replace(branch_point, step=moved_step, rung=step)
+
+
+def _parse_edit(edit: BranchEdit, base: Recipe, models: Sequence[str]) -> ParsedPrompt:
+    """Parse one request; flags in the old prompt no longer count."""
+    keeps_prompt = edit.new_prompt is None
+    text = escape_braces(split_flags(edit.old_prompt)[0]) if edit.new_prompt is None else edit.new_prompt
+    options = {"negative": base.negative, **edit.options}
+    return parse_one(text, options, models, "branch", allow_empty=keeps_prompt)
+
+
+def parse_one(
+    text: str, options: Mapping[str, object], models: Sequence[str], noun: str, *, allow_empty: bool = False
+) -> ParsedPrompt:  # fmt: skip
+    """Parse a text for one job. Raises `Refused` for several."""
+    first, *further = parse(text, None, models=models, options=options, allow_empty=allow_empty).prompts
+    if further:
+        raise UserError(f"One {noun} at a time: leave out the braces and --repeat.")
+    return first
+
+
+def nearest_step_note(actual: int, requested: int) -> tuple[str, ...]:
+    """Return a note if the branch point is not the requested step."""
+    return (
+        ()
+        if actual == requested
+        else (f"Branched at step {actual}: the nearest to {requested} that keeps its latents.",)
+    )

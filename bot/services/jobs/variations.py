@@ -1,0 +1,293 @@
+"""Jobs from finished jobs: variation, reroll, remix, reproduction, upscale, and the interpolation between pictures.
+
+Callers check permissions first (`bot.policy.permissions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import msgspec
+
+from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
+from bot.domain.errors import UserError
+from bot.images.gallery import Gallery
+from bot.prompt import make_remarks, parse
+from bot.queue.job_request import JobRequest, add_total_cost, renew_recipe
+from bot.queue.model_catalog import CatalogEntry, ModelCatalog
+from bot.services.admission.admission import Admission
+from bot.services.flag_aliases import FlagAliases
+from bot.services.init_images.loaded import LoadedInitImages
+from bot.services.init_images.loader import InitImageLoader
+from bot.services.job_permissions import check_original
+from bot.services.job_views.job_views import JobViews
+from bot.services.jobs.derived_recipes import (
+    SUPER_RESOLVER_MS_PER_MP,
+    can_interpolate,
+    has_seed_overflow,
+    interpolate_images,
+    interpolation_frame,
+    largest_upscale,
+    pin_batch_shape,
+    remix_recipe,
+    reroll_recipe,
+    upscale_cost,
+    upscale_notes,
+    vary_recipe,
+)
+from bot.services.preferences import VariationStrength
+from bot.store import JobRecord
+from engine.contract import Recipe, UpscaleTask, estimate_cost
+
+# How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
+# by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
+VARIATION_STRENGTHS: Mapping[VariationStrength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
+PAST_PARTICIPLES: Mapping[JobAction, str] = MappingProxyType(
+    {
+        "vary": "varied", "remix": "remixed", "edit": "edited", "zoom": "zoomed out of", "pan": "continued",
+        "branch": "branched from",
+    }
+)  # fmt: skip
+NOT_INTERPOLABLE = (
+    "A walk goes between several finished pictures of one job, none of which is a variation of another one."
+)
+SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
+NOISE_DIFFERS = "This is no walk: except for the first picture, the noise differs from that of the walk's pictures."
+NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
+
+
+class VariationService:
+    """The use cases. `fresh` draws a seed. Every method raises `Refused`; the same `key` again returns the same job."""
+
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        job_views: JobViews,
+        gallery: Gallery,
+        admission: Admission,
+        init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases,
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
+        self._admission, self._init_image_loader, self._flag_aliases, self._draw_seed = (
+            admission,
+            init_image_loader,
+            flag_aliases,
+            draw_seed,
+        )
+
+    async def vary(
+        self, job: str, index: int, member: Member, destination: Destination, *,
+        key: str | None = None, strength: float = VARIATION_STRENGTHS["subtle"],
+    ) -> AcceptedJob:  # fmt: skip
+        """Make variations of one finished image; for an upscaled image, of its original."""
+        record, recipe, image_index = await self._find_original("vary", job, index, member)
+        variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
+        return await self._admit_derived("vary", record, image_index or 0, variation, member, destination, key)
+
+    async def reroll(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
+        """Run the same recipe with another seed."""
+        record = await self._job_views.load_record(job)
+        if not isinstance(record.task, Recipe):
+            raise UserError("An enlarged picture cannot be rolled again: roll its original.")
+        return await self._admit_derived(
+            "reroll", record, 0, reroll_recipe(record.task, self._draw_seed()), member, destination, key
+        )
+
+    async def interpolate_pictures(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> list[AcceptedJob]:  # fmt: skip
+        """Interpolate from each picture of a finished job to the next, as several jobs. Refused if one is held."""
+        record = await self._job_views.load_record(job)
+        if not isinstance(record.task, Recipe) or not can_interpolate(record.task) or record.state != "finished":
+            raise UserError(
+                SEED_OVERFLOW
+                if isinstance(record.task, Recipe) and has_seed_overflow(record.task)
+                else NOT_INTERPOLABLE
+            )
+        for index in range(record.task.count):
+            await self._gallery.find_visible(job, index)
+        entry = self._find_entry(record.task.model)
+        if entry is None:
+            raise UserError(f"No worker has ever offered {record.task.model}.")
+        base_recipe, notes = renew_recipe(record.task, entry)
+        inputs, parent = await self._init_image_loader.inputs_of(record), (record.id, 0)
+        recipes = [
+            pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
+        ]
+        requests = [
+            JobRequest(
+                "walk",
+                record.prompt,
+                notes,
+                recipe,
+                entry.pool,
+                estimate_cost(recipe, entry.info),
+                parent,
+                inputs=inputs,
+            )
+            for recipe in recipes
+        ]
+        return await self._admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
+
+    async def reproduce(
+        self, job: str, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
+        """Run the same recipe and seed with a pinned batch shape: the same pixels as any other exact run."""
+        record = await self._job_views.load_record(job)
+        if not isinstance(record.task, Recipe):
+            raise UserError("An enlarged picture cannot be reproduced: reproduce its original.")
+        notes = () if record.task.bucket else (NOT_EXACT,)
+        return await self._admit_derived(
+            "reproduce", record, 0, pin_batch_shape(record.task), member, destination, key, notes
+        )
+
+    async def remix(
+        self, job: str, index: int | None, text: str, member: Member, destination: Destination, *,
+        key: str | None = None, strength: float | None = None, negative: str | None = None,
+    ) -> list[AcceptedJob]:  # fmt: skip
+        """Run a finished job with another prompt; `text` may have flags, and braces make several jobs.
+
+        It keeps the noise. With a `strength` it makes variations of image `index`; without an index, a `strength` of 1
+        is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
+        is the negative prompt; None keeps the old one, "" removes it.
+        """
+        record, recipe, index = await self._find_original("remix", job, index, member)
+        if strength is not None:
+            seed = self._draw_seed()
+            rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, walk=None), seed)
+            recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
+        elif index is not None:
+            recipe = interpolation_frame(recipe, index)
+        recipe = await self._reset_mixed(record, recipe)
+        new_negative, aliases = (
+            recipe.negative if negative is None else negative,
+            await self._flag_aliases.aliases_for(member.id, text),
+        )
+        requests = await self._remix_requests(record, recipe, index, text, new_negative, aliases)
+        return await self._admit(requests, member, destination, key)
+
+    async def upscale(
+        self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
+    ) -> AcceptedJob:
+        """Upscale one finished image."""
+        record = await self._job_views.load_record(job)
+        source = await self._gallery.find_visible(job, index)
+        pool, size = self._catalog.choose_live_pool(record.pool), (source.width, source.height)
+        ms_per_megapixel = self._catalog.upscale_ms(pool)
+        task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
+        task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
+        request = JobRequest("upscale", record.prompt, upscale_notes(task, *size), task, pool, task_cost, (job, index))
+        return (await self._admission.admit([request], member, destination, key))[0]
+
+    async def _check_early(
+        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[AcceptedJob]:
+        """Check before anything slow is read; return the jobs that the same `key` made before. Raises `Refused`."""
+        return await self._admission.check_early(action, member, key, prompt, count=count, relaxed=relaxed)
+
+    async def _find_original(
+        self, action: JobAction, job: str, index: int | None, member: Member
+    ) -> tuple[JobRecord, Recipe, int | None]:
+        """Return the job and image that were drawn, following an upscale to its original if the member may use that
+        too.
+        """
+        record = await self._job_views.load_record(job)
+        while isinstance(record.task, UpscaleTask) and record.parent:
+            index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
+            check_original(action, member, record)
+        if index is not None:
+            await self._gallery.find_visible(record.id, index)
+        if not isinstance(record.task, Recipe):
+            raise UserError(f"This picture cannot be {PAST_PARTICIPLES[action]}.")
+        return record, record.task, index
+
+    async def _admit_derived(
+        self,
+        action: JobAction,
+        record: JobRecord,
+        index: int,
+        new_recipe: Recipe,
+        member: Member,
+        destination: Destination,
+        key: str | None,
+        notes: tuple[str, ...] = (),
+    ) -> AcceptedJob:
+        """Admit a job from another one's recipe, on the pool that has its model now."""
+        pool, job_cost = record.pool, record.cost
+        if entry := self._find_entry(new_recipe.model):
+            new_recipe, change_notes = renew_recipe(new_recipe, entry)
+            pool, job_cost, notes = entry.pool, estimate_cost(new_recipe, entry.info), (*notes, *change_notes)
+        inputs = await self._init_image_loader.inputs_of(record)
+        request = JobRequest(
+            action, record.prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs
+        )
+        return (await self._admit([request], member, destination, key))[0]
+
+    async def _admit(
+        self,
+        requests: Sequence[JobRequest],
+        member: Member,
+        destination: Destination,
+        key: str | None,
+        loaded_images: LoadedInitImages | None = None,
+    ) -> list[AcceptedJob]:
+        """Admit requests; protect the files that they begin with while the jobs are written."""
+        inputs = [file for request in requests for file in request.inputs]
+        async with self._init_image_loader.protect_files(inputs, loaded_images.new_contents if loaded_images else None):
+            return await self._admission.admit(add_total_cost(requests), member, destination, key)
+
+    async def _remix_requests(
+        self, record: JobRecord, base: Recipe, index: int | None, text: str, negative: str, aliases: Mapping[str, str]
+    ) -> list[JobRequest]:
+        """Return a request for each permutation of another prompt for `base`."""
+        entry = self._find_entry(base.model)
+        if entry is None:
+            raise UserError(f"No worker has ever offered {base.model}: it cannot be remixed.")
+        base, change_notes = renew_recipe(base, entry)
+        parsed = parse(text, None, models=self._catalog.model_names(), options={"negative": negative}, aliases=aliases)
+        model_info = msgspec.structs.replace(entry.info, sampler=base.sampler)
+        warnings = (
+            note
+            for parsed_prompt in parsed.prompts
+            for note in make_remarks(replace(parsed_prompt, steps=base.steps), model_info)
+        )
+        notes, parent = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes))), (record.id, index or 0)
+        inputs = await self._init_image_loader.inputs_of(record)
+        requests: list[JobRequest] = []
+        for parsed_prompt in parsed.prompts:
+            new_recipe, shown_prompt = (
+                remix_recipe(base, parsed_prompt, entry.info),
+                " ".join(parsed_prompt.text.split()),
+            )
+            has_other_noise = base.walk is not None and new_recipe.count > 1 and parsed_prompt.seed is None
+            job_cost, noise_note = estimate_cost(new_recipe, entry.info), (NOISE_DIFFERS,) if has_other_noise else ()
+            requests.append(
+                JobRequest(
+                    "remix", shown_prompt, (*notes, *noise_note), new_recipe, entry.pool, job_cost, parent,
+                    relaxed=parsed_prompt.relaxed, inputs=inputs,
+                )
+            )  # fmt: skip
+        return requests
+
+    async def _reset_mixed(self, record: JobRecord, base: Recipe) -> Recipe:
+        """Return the recipe for another prompt: `mixed` stays, unless only an interpolation had set it."""
+        was_interpolated = base.mixed and await self._job_views.is_from_interpolation(record)
+        return msgspec.structs.replace(base, mixed=False) if was_interpolated else base
+
+    def _find_entry(self, model: str) -> CatalogEntry | None:
+        try:
+            return self._catalog.find_entry(model)
+        except KeyError:
+            return None
+
+
+def _check_strength(strength: float) -> float:
+    if not 0 < strength <= 1:
+        raise UserError("A variation's strength is above 0 and at most 1.")
+    return strength

@@ -1,0 +1,78 @@
+"""Decodes keyframes in full quality for viewers, on a worker that has the exact model in memory.
+
+If no worker can do it now, or it would take long, viewers get the ladder's own thumbnails (a linear map of the latents)
+without a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from bot.images.keyframes.decoded_thumbnails import are_readable, read_estimates
+from bot.store import JobRecord
+from engine.bus import NoWorkerAnswers
+from engine.contract import X0_ESTIMATES_VERSION, DecodeRequest, Presence, Recipe, estimate_decode_ms
+
+log = logging.getLogger(__name__)
+
+MAX_DECODE_MS = 5000.0  # for a ladder, by calibration
+RETRY_SECONDS = 30.0  # seconds before a silent model is asked for again: a film must not wait for it
+
+RequestDecode = Callable[[str, DecodeRequest], Awaitable[tuple[bytes, ...]]]
+
+
+class LadderDecoder:
+    """Asks workers to decode ladders. `ask` raises `NobodyAnswers` or ConnectionError."""
+
+    def __init__(
+        self,
+        request_decode: RequestDecode,
+        workers: Callable[[], Mapping[str, Presence]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._request_decode, self._workers, self._clock = request_decode, workers, clock
+        self._silent_until: dict[tuple[str, str], float] = {}  # (pool, model) → not asked for until then
+
+    async def decode(self, record: JobRecord, ladder: bytes) -> tuple[bytes, ...]:
+        """Return a thumbnail for each keyframe; empty: show the ladder's own."""
+        recipe, pool = record.task, record.pool
+        if not isinstance(recipe, Recipe) or self._clock() < self._silent_until.get((pool, recipe.model), 0.0):
+            return ()
+        latents = await asyncio.to_thread(read_estimates, ladder)
+        if not latents or not self._is_quick(recipe, pool, len(latents)):
+            return ()
+        request = DecodeRequest(
+            model=recipe.model, revision=recipe.revision, width=recipe.width, height=recipe.height, tile=recipe.tile,
+            latents=latents,
+        )  # fmt: skip
+        thumbnails = await self._request_thumbnails(pool, request)
+        if not thumbnails:
+            self._silent_until[pool, recipe.model] = self._clock() + RETRY_SECONDS
+        return thumbnails
+
+    def _is_quick(self, recipe: Recipe, pool: str, count: int) -> bool:
+        """Return whether a live worker of the pool has this revision in memory and decodes fast enough."""
+        able = (
+            worker for worker in self._workers().values() if worker.v >= X0_ESTIMATES_VERSION and pool in worker.pools
+        )
+        required = (recipe.model, recipe.revision, True)
+        models = (
+            model_info
+            for worker in able
+            for model_info in worker.models
+            if (model_info.name, model_info.revision, model_info.loaded) == required
+        )
+        costs = [estimate_decode_ms(model_info, recipe.width, recipe.height, count) for model_info in models]
+        return bool(recipe.revision and costs) and min(costs) <= MAX_DECODE_MS
+
+    async def _request_thumbnails(self, pool: str, request: DecodeRequest) -> tuple[bytes, ...]:
+        """Ask a worker, and validate its answer."""
+        try:
+            thumbnails = await self._request_decode(pool, request)
+        except (NoWorkerAnswers, ConnectionError) as error:
+            log.debug("showing a ladder's own thumbnails: %s", error)
+            return ()
+        return thumbnails if await asyncio.to_thread(are_readable, thumbnails) else ()

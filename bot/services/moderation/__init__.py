@@ -1,0 +1,1 @@
+"""Reports, held pictures, who may see what."""

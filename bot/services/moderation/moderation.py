@@ -1,0 +1,182 @@
+"""Moderation: deletes a job's pictures, takes reports, and lists incidents.
+
+It returns the messages that show a deleted job; a front end removes the pictures there. Every method may raise
+`Refused`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bot.domain.dto import Delivery, DeliveryRole, Member
+from bot.domain.errors import UserError
+from bot.domain.events import Feed, JobEnded
+from bot.domain.incidents import Incident
+from bot.domain.job_states import is_end
+from bot.domain.texts import PICTURES_DELETED, clean_text
+from bot.images.picture_store import PictureStore
+from bot.policy.permissions import Action, JobRef, forbidden_reason
+from bot.policy.rules import EffectiveRules
+from bot.queue.cancellation import JobCanceller
+from bot.services.job_views.job_views import missing_job_error
+from bot.services.storage.file_cleanup import FileCleanup
+from bot.store import DatabaseUnavailable, JobRecord, Store
+from bot.store.deletion import deletion_steps
+from bot.store.jobs import destinations
+from bot.store.moderation import incidents
+
+log = logging.getLogger(__name__)
+
+MAX_REASON = 500  # characters of a report
+MAX_INCIDENTS = 20  # incidents
+SWEEP_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A deletion. `shown`: job → its destinations, for front ends to empty; the job itself first, then its upscales.
+
+    `films`: likewise the messages with their films.
+    """
+
+    job: str
+    sentence: str
+    deliveries: Mapping[str, Mapping[DeliveryRole, Delivery]]
+    films: Mapping[str, Sequence[Delivery]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A member's report, for the channel that the server's admins chose. Its texts come from members."""
+
+    incident: int
+    guild: str
+    channel: str
+    job: str
+    author: str
+    reporter: str
+    reason: str
+
+
+class Moderation:
+    """The use cases. `terms` returns a member's effective rules where they are.
+
+    A front end sets `post` to put a report into its channel; it returns whether the report is there now.
+    """
+
+    def __init__(
+        self, store: Store, picture_store: PictureStore, cancelling: JobCanceller, feed: Feed,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._cancelling, self._feed = store, cancelling, feed
+        self.remove_files = FileCleanup(store, picture_store)
+        self._effective_rules, self._clock = effective_rules, clock
+        self.post_report: Callable[[Report], Awaitable[bool]] | None = None
+
+    async def delete_pictures(self, job: str, member: Member) -> Deletion:
+        """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""
+        record = await self._find_record(job)
+        _check_permission("delete", member, record)
+        ids = await self._store.read(deletion_steps.list_jobs_of_picture, job)
+        deliveries = {job_id: await self._store.read(destinations.list_deliveries, job_id) for job_id in ids}
+        actor = (member.id, member.name)
+        marked_jobs = await self._store.write(deletion_steps.mark_deleted, ids, actor, self._clock())
+        films = {
+            job_id: await self._store.read(destinations.list_films, job_id) for job_id in ids
+        }  # no film is noted after the mark
+        for job_id in marked_jobs:
+            await self._stop_job(job_id)
+        await self.remove_files(
+            await self._store.read(deletion_steps.list_leftover_files, marked_jobs)
+        )  # the sweep removes those of others
+        sentence = "Deleted. Its pictures are gone for good." if job in marked_jobs else PICTURES_DELETED
+        return Deletion(job, sentence, deliveries, films)
+
+    async def _stop_job(self, job: str) -> None:
+        """Cancel a job that has not ended; tell subscribers about one that has."""
+        record = await self._find_record(job)
+        if not is_end(record.state):
+            await self._cancelling.cancel(job)
+        else:
+            self._feed.publish(JobEnded(job, record.state, PICTURES_DELETED))
+
+    async def remove_leftovers(self) -> None:
+        """Remove the files of deleted jobs that no other job shares. A later sweep retries failures."""
+        await self.remove_files(await self._store.read(deletion_steps.list_leftover_files))
+
+    async def run_sweeps(self) -> None:
+        """Sweep periodically until cancelled: a crash or an outage may have left files."""
+        while True:
+            try:
+                await self.remove_leftovers()
+            except DatabaseUnavailable as error:
+                log.warning("sweep: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def report_picture(self, job: str, member: Member, reason: str) -> str:
+        """Report a picture to the moderators, once for each member and job; say where the report went."""
+        record = await self._find_record(job)
+        _check_permission("report", member, record)
+        if record.deleted is not None:
+            raise UserError(PICTURES_DELETED, 404)
+        reason_text = clean_text(reason)
+        if not reason_text:
+            raise UserError("Say in a few words what is wrong with it.")
+        if len(reason_text) > MAX_REASON:
+            raise UserError(f"A report has at most {MAX_REASON} characters; this one has {len(reason_text)}.")
+        row = (record.guild, member.id, member.name, reason_text, self._clock(), job)
+        number = await self._store.write(incidents.write_report, *row)
+        if await self._post_report(record, member, number, reason_text):
+            return "Reported: the moderators of this server see it in their channel. Thank you."
+        return "Reported: it stands in the list of the moderators of this server. Thank you."
+
+    async def _post_report(self, record: JobRecord, member: Member, number: int, reason: str) -> bool:
+        """Post the report into the moderators' channel; return whether it is there. Their list has it in any case."""
+        channel = (await self._effective_rules(member)).reports
+        if not channel or self.post_report is None:
+            return False
+        report = Report(number, record.guild, channel, record.id, record.member_name, member.name, reason)
+        try:
+            return await self.post_report(report)
+        except Exception:
+            log.exception("report %d: it could not be put into its channel", number)
+            return False
+
+    async def list_incidents(
+        self, member: Member, limit: int = MAX_INCIDENTS, *, undecided_only: bool = False
+    ) -> list[Incident]:
+        """Return the newest incidents of the member's server; with `waiting` only undecided ones. For moderators."""
+        _check_permission("settings", member)
+        return await self._store.read(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
+
+    async def close_incident(self, number: int, member: Member) -> Incident:
+        """Close an incident. For moderators."""
+        _check_permission("dismiss", member)
+        actor = (member.id, member.name)
+        return await self._store.write(incidents.close_incident, member.guild, number, actor, self._clock())
+
+    async def note_block(self, blocked_name: str, member: Member, reason: str) -> None:
+        """Note that `member` blocked `whom` (a name), and why; the block itself is a rule of `Administration`."""
+        _check_permission("set", member)
+        detail = f"{blocked_name}: {clean_text(reason)}" if clean_text(reason) else blocked_name
+        row = (member.guild, "barred", member.id, member.name, detail, self._clock())
+        await self._store.write(incidents.write_incident, *row)
+
+    async def _find_record(self, job: str) -> JobRecord:
+        """Return a job's row, deleted or not."""
+        record = await self._store.get_job(job)
+        if record is None:
+            raise await missing_job_error(self._store, job)
+        return record
+
+
+def _check_permission(action: Action, member: Member, record: JobRecord | None = None) -> None:
+    job = None
+    if record is not None:
+        job = JobRef(record.member, record.member_name, record.guild, record.private)
+    if reason := forbidden_reason(action, member, job):
+        raise UserError(reason, 403)

@@ -1,0 +1,80 @@
+"""Members' preferences: pings, speed, visibility, a suffix for every prompt. They hold in every server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from bot.domain.errors import UserError
+from bot.domain.texts import shorten
+from bot.store import Store
+from bot.store.members import preferences as stored
+
+Speed = Literal["fast", "relaxed"]
+Visibility = Literal["public", "private"]
+VariationStrength = Literal["subtle", "strong"]
+MAX_SUFFIX = 200  # characters
+CHOICES: dict[str, tuple[str, ...]] = {
+    "speed": ("fast", "relaxed"),
+    "results": ("public", "private"),
+    "variation": ("subtle", "strong"),
+}
+ON_WORDS, OFF_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A member's preferences.
+
+    `ping`: a new message when a job of more than a minute ends; `direct`: each finished picture also as a direct
+    message; `variation`: what V1–V4 do; `remix`: V and re-roll ask for a changed prompt first; `suffix`: added to every
+    prompt that they type.
+    """
+
+    ping: bool = True
+    direct: bool = False
+    remix: bool = False
+    speed: Speed = "fast"
+    results: Visibility = "public"
+    variation: VariationStrength = "subtle"
+    suffix: str = ""
+
+
+NAMES = tuple(field.name for field in fields(Preference))
+
+
+class Preferences:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def load_preference(self, member: str) -> Preference:
+        """Return a member's preferences; the defaults if none are set."""
+        return known_preferences(await self._store.read(stored.load_preferences, member))
+
+    async def set_preference(self, member: str, name: str, text: str) -> Preference:
+        """Set one preference from typed text; an empty text resets it. Raises `Refused` (422)."""
+        if name not in NAMES:
+            raise UserError(f"There is no preference “{shorten(name, 40)}”; there are {', '.join(NAMES)}.")
+        value = _parse_value(name, text.strip()) if text.strip() else getattr(Preference(), name)
+        return known_preferences(await self._store.write(stored.update_preferences, member, {name: value}))
+
+
+def _parse_value(name: str, text: str) -> str | bool:
+    if name == "suffix":
+        if len(text) > MAX_SUFFIX:
+            raise UserError(f"A suffix has at most {MAX_SUFFIX} characters; this one has {len(text)}.")
+        return text
+    word = text.casefold()
+    if name in CHOICES:
+        if word not in CHOICES[name]:
+            raise UserError(f"“{name}” is {' or '.join(CHOICES[name])}, not “{shorten(text, 40)}”.")
+        return word
+    if word not in ON_WORDS + OFF_WORDS:
+        raise UserError(f"“{name}” is on or off, not “{shorten(text, 40)}”.")
+    return word in ON_WORDS
+
+
+def known_preferences(values: dict[str, object]) -> Preference:
+    """Return the stored preferences that this version knows: an older or newer version may have written them."""
+    known_values = {name: value for name, value in values.items() if name in NAMES}
+    return replace(Preference(), **known_values)  # pyright: ignore[reportArgumentType] - written by `prefer` alone

@@ -1,0 +1,1 @@
+"""A member's export, and the deletion of everything stored about them."""

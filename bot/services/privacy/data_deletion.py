@@ -1,0 +1,147 @@
+"""Deletes all data of a member: jobs, pictures, messages and preferences, however long it takes and whatever fails.
+
+A deletion request is a row in SQL until it is complete. `run` works on all of them, job by job. Each step is visible in
+the tables, so the work goes on after any crash. A front end deletes the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from bot.domain.dto import Delivery
+from bot.domain.events import Feed, JobEnded
+from bot.domain.job_states import is_end
+from bot.domain.texts import PICTURES_DELETED
+from bot.services.storage.retention import remove_all_files
+from bot.store import DatabaseUnavailable, Store, StoredPicture
+from bot.store.deletion import erasure, retention
+from bot.store.deletion.erasure import ErasureRequest
+from bot.store.deletion.retention import DeletionReason
+from bot.store.jobs import destinations
+from bot.store.members import export
+from engine.contract import MalformedMessage
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 10.0  # the command line writes requests beside this process
+RETRY_SECONDS = 1.0  # while a job has still to stop
+MAX_PAUSE_SECONDS = 60.0  # while everything left waits for a front end
+REMOVAL_REASONS: tuple[DeletionReason, ...] = ("forgotten", "enlarged")
+DeleteMessage = Callable[[str, Delivery], Awaitable[bool]]
+
+
+class DataDeletion:
+    """Deletes members' data, for the bot and for the command line.
+
+    A front end sets `take_away` to delete a message of a job: it returns False if the message must stay, and raises
+    ConnectionError if that has to wait. `waits`: until it is set, jobs with messages wait for it.
+    """
+
+    def __init__(
+        self, store: Store, cancel: Callable[[str], Awaitable[object]],
+        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, *,
+        waits_for_discord: bool, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
+        self._waits_for_discord, self._clock = waits_for_discord, clock
+        self.delete_message: DeleteMessage | None = None
+        self._requested = asyncio.Event()
+
+    async def request_deletion(self, member: str, guild: str = "") -> int:
+        """Begin to delete a member's data, everywhere or in one guild; return the number of jobs. Idempotent."""
+        job_count = await self._store.write(erasure.request_erasure, ErasureRequest(member, guild, self._clock()))
+        self._requested.set()
+        return job_count
+
+    async def count_jobs(self, member: str) -> int:
+        """Return how many jobs of a member are stored."""
+        return await self._store.read(export.count_jobs, member)
+
+    async def is_under_way(self, member: str) -> bool:
+        """Return whether a member's deletion is unfinished."""
+        return any(request.member == member for request in await self._store.read(erasure.list_requests))
+
+    async def run(self) -> None:
+        """Work on deletion requests until cancelled."""
+        pause = POLL_SECONDS
+        while True:
+            self._requested.clear()
+            has_running, has_requests = False, True
+            try:
+                has_running = await self.run_round()
+                has_requests = bool(await self._store.read(erasure.list_requests))
+            except (DatabaseUnavailable, OSError) as error:
+                log.warning("forgetting: %s", error)
+            pause = (
+                RETRY_SECONDS if has_running else min(2 * pause, MAX_PAUSE_SECONDS) if has_requests else POLL_SECONDS
+            )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._requested.wait()
+
+    async def run_round(self) -> bool:
+        """Do everything that can be done now; return True if a job has still to stop. Work for a front end waits
+        longer.
+        """
+        requests = await self._store.read(erasure.list_requests)
+        for request in requests:
+            while await self._store.write(erasure.mark_batch_deleted, request, self._clock()):
+                pass
+        has_running = await self._delete_jobs()
+        for request in requests:
+            await self._store.write(erasure.erase_member_data, request)
+            await self._store.write(erasure.close_request, request)
+        return has_running
+
+    async def _delete_jobs(self) -> bool:
+        last_id, has_running = "", False
+        while marked_jobs := await self._store.read(retention.list_marked, REMOVAL_REASONS, last_id):
+            reasons = dict(marked_jobs)
+            stopped_jobs = [job for job in reasons if await self._ensure_stopped(job)]
+            await remove_all_files(self._store, self._remove_files, list(reasons))
+            await self._remove_rows([job for job in stopped_jobs if await self._delete_messages(job)], reasons)
+            last_id, has_running = marked_jobs[-1][0], has_running or len(stopped_jobs) < len(reasons)
+        return has_running
+
+    async def _remove_rows(self, jobs: Sequence[str], reasons: Mapping[str, DeletionReason]) -> None:
+        """Remove rows; rows of others' upscales stay with their owners."""
+        await self._store.write(
+            retention.delete_rows, [job for job in jobs if reasons[job] == "forgotten"], self._clock()
+        )
+        await self._store.write(erasure.close_upscale_deletions, [job for job in jobs if reasons[job] == "enlarged"])
+
+    async def _ensure_stopped(self, job: str) -> bool:
+        """Return whether a job has ended, readable or not; else cancel it and look again in the next round."""
+        state = await self._store.read(erasure.read_state, job)
+        if state is None:
+            return True
+        if is_end(state):
+            self._feed.publish(JobEnded(job, state, PICTURES_DELETED))
+            return True
+        try:
+            await self._cancel(job)
+        except (MalformedMessage, TypeError) as error:  # ended as a corrupt row: at the start, or by the dispatcher
+            log.error("job %s: it is open, and its row cannot be read: %s", job, error)
+        return False
+
+    async def _delete_messages(self, job: str) -> bool:
+        """Delete a job's messages; return whether none is left."""
+        for role, delivery in await self._store.read(destinations.list_all_deliveries, job):
+            if delivery.destination.kind != "discord" or not delivery.message:
+                continue
+            if self.delete_message is None:
+                if self._waits_for_discord:
+                    return False
+                continue
+            try:
+                if not await self.delete_message(job, delivery):
+                    log.info("job %s: one of its messages stays: Discord does not let us delete it", job)
+            except ConnectionError as error:
+                log.warning("job %s: %s", job, error)
+                return False
+            await self._store.write(erasure.delete_destination, job, role)
+        return True

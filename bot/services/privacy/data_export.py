@@ -1,0 +1,146 @@
+"""Data export for a member: a zip of `jobs.json` and their pictures, without data of others.
+
+Pictures that the picture check or a moderator holds are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import msgspec
+
+from bot.domain.errors import UserError
+from bot.images.moderation_status import is_held
+from bot.images.picture_store import ContentMissing, PictureStore
+from bot.store import JobRecord, Store, StoredPicture
+from bot.store.members import export
+
+ZIP_OVERHEAD = 512  # bytes that a zip needs for a file beyond its content
+JOBS_FILE = "jobs.json"
+
+
+@dataclass
+class ExportContents:
+    """The contents of a member's export. `pictures`: name in the zip → SHA-256 and size."""
+
+    document: dict[str, Any]
+    pictures: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The approximate size of the pictures in a zip."""
+        return sum(size + ZIP_OVERHEAD for _, size in self.pictures.values())
+
+
+@dataclass(frozen=True)
+class ExportArchive:
+    """A zip in memory; `left`: how many pictures had no room in it."""
+
+    content: bytes
+    job_count: int
+    picture_count: int
+    omitted_pictures: int
+
+
+class DataExport:
+    """Builds exports, for the bot and for the command line."""
+
+    def __init__(self, store: Store, picture_store: PictureStore, *, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._picture_store, self._clock = store, picture_store, clock
+        self._archive_lock = asyncio.Lock()
+
+    async def build_archive(self, member: str, limit: int) -> ExportArchive:
+        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `Refused` (413) if even that
+        does not.
+        """
+        async with self._archive_lock:  # one at a time: the zip is in memory
+            contents = await self.collect_contents(member)
+            encoded_jobs = await asyncio.to_thread(_encode_json, contents.document)
+            has_room = len(encoded_jobs) + ZIP_OVERHEAD + contents.size <= limit
+            buffer = io.BytesIO()
+            picture_total = await self.write_zip(contents, buffer, pictures=has_room)
+            if len(buffer.getbuffer()) > limit:
+                raise UserError(
+                    "Even the list of your jobs is too large to be sent here. Ask this bot's operator.", 413
+                )
+            omitted_pictures = 0 if has_room else len(contents.pictures)
+            return ExportArchive(buffer.getvalue(), len(contents.document["jobs"]), picture_total, omitted_pictures)
+
+    async def collect_contents(self, member: str) -> ExportContents:
+        """Collect everything that is stored about a member, and the list of their pictures."""
+        settings = await self._store.read(export.read_choices, member)
+        document: dict[str, Any] = {
+            "member": member,
+            "made": self._clock(),
+            "times": "seconds since 1970; costs in device-seconds",
+            "preferences": settings.preferences,
+            "options": settings.flag_aliases,
+            "favourites": [{"job": job, "image": image + 1, "at": at} for job, image, at in settings.favourites],
+            "reports": [{"job": job, "at": at, "said": report_text} for job, at, report_text in settings.reports],
+            "jobs": [],
+        }
+        contents = ExportContents(document)
+        async for record, stored_files, destinations in self._read_jobs(member):
+            files = _exported_pictures(record, stored_files)
+            contents.pictures |= files
+            document["jobs"].append(_job_entry(record, list(files), destinations))
+        own_ids = {entry["id"] for entry in document["jobs"]}
+        for entry in document["jobs"]:
+            entry["parent"] = entry["parent"] if entry["parent"] in own_ids else None
+        return contents
+
+    async def _read_jobs(self, member: str) -> AsyncIterator[tuple[JobRecord, list[StoredPicture], list[Any]]]:
+        last_id = ""
+        while True:
+            records, stored_files, destinations = await self._store.read(export.read_page, member, last_id)
+            for record in records:
+                yield record, [file for file in stored_files if file.job == record.id], destinations.get(record.id, [])
+            if not records:
+                return
+            last_id = records[-1].id
+
+    async def write_zip(self, contents: ExportContents, out: IO[bytes], *, pictures: bool = True) -> int:
+        """Write the zip, picture by picture; return how many it contains. `jobs.json` lists the missing ones."""
+        missing: list[str] = []
+        with zipfile.ZipFile(out, "w") as archive:
+            for name, (sha256, _) in contents.pictures.items() if pictures else ():
+                try:
+                    await asyncio.to_thread(archive.writestr, name, await self._picture_store.get(sha256))
+                except ContentMissing:
+                    missing.append(name)
+            document = {**contents.document, "missing": missing} if missing else contents.document
+            encoded_jobs = await asyncio.to_thread(_encode_json, document)
+            await asyncio.to_thread(archive.writestr, JOBS_FILE, encoded_jobs, zipfile.ZIP_DEFLATED)
+        return len(contents.pictures) - len(missing) if pictures else 0
+
+
+def _exported_pictures(record: JobRecord, stored_files: Sequence[StoredPicture]) -> dict[str, tuple[str, int]]:
+    """Return the pictures of a job that may be shown, by their names in the zip."""
+    visible_files = [file for file in stored_files if file.kind == "image" and not is_held(record.check, file)]
+    return {f"pictures/{record.id}-{file.image + 1}.png": (file.sha256, file.bytes) for file in visible_files}
+
+
+def _job_entry(record: JobRecord, files: Sequence[str], destinations: Sequence[Any]) -> dict[str, Any]:
+    """Return a job as its author may know it."""
+    names = (
+        "id", "action", "state", "prompt", "notes", "member_name", "guild", "channel", "private", "tier", "model",
+        "created", "started", "ended", "cost", "charged", "reason",
+    )  # fmt: skip
+    entry: dict[str, Any] = {name: getattr(record, name) for name in names}
+    settings: Mapping[str, Any] = msgspec.to_builtins(record.task)
+    return entry | {
+        "settings": settings,
+        "parent": record.parent[0] if record.parent else None,
+        "places": destinations,
+        "pictures": files,
+    }
+
+
+def _encode_json(document: Mapping[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=1)

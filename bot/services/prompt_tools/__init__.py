@@ -1,0 +1,1 @@
+"""Suggests prompts for a picture, and shortens prompts."""

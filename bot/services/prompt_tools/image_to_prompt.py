@@ -1,0 +1,242 @@
+"""Image-to-prompt: suggests a prompt for an image. It scores a list of words by how well the model denoises the image
+with each (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier"); no vision model is needed.
+
+The search goes from coarse to fine: the setting (background, medium); then the subject, with few noise draws for all
+and more for the best; then further details, slot by slot. At the end a word is kept only if it clearly improves the
+score. One image at a time, and a short queue before it; nothing is charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.domain.texts import format_duration, shorten
+from bot.images.thumbnail import crop_square
+from bot.images.uploads.upload_decoder import DecodedImage
+from bot.policy.rules import EffectiveRules
+from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
+from bot.prompt.vocabulary import Vocabulary, build_prompt, choose_vocabulary
+from bot.queue.model_catalog import ModelCatalog
+from bot.services.admission.quota_check import check_action, check_model, check_open
+from bot.services.init_images.request import RemoteFile
+from engine.bus import NoWorkerAnswers
+from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelInfo
+
+MAX_MEMBERS = 4  # members with a request that runs or waits
+TIMEOUT_SECONDS = 240.0  # timeout of one request, its wait included
+MAX_COST = 120.0  # device-seconds that one may need
+MAX_REQUEST_MS = 10_000.0  # of one request, by calibration
+MAX_PROMPTS = 4
+# (how many of the best subjects, noise draws) for each round; None: all subjects.
+ROUNDS = ((None, 2), (24, 6), (8, 16))
+SLOT_DRAWS, FINAL_DRAWS = range(6), range(16)  # noise draws for slots, and for the final choice
+
+ALREADY_RUNNING = "A picture of yours is being described just now: wait until that is done."
+QUEUE_FULL = "Others are having pictures described just now: try again in a moment."
+TOO_SLOW = "With {model} this would take about {time} on the workers that are online: ask for a smaller model."
+TIMED_OUT = "The workers are too busy to describe a picture just now: try again later."
+EXPLANATION = (
+    "These are the words, out of {tried} that were tried, under which {model} predicts this picture's noise best. It "
+    "knows only those words; it does not see as a person does."
+)
+NO_WORDS_HELP = (
+    "Under none of the {tried} words that were tried does {model} predict this picture's noise better than without "
+    "words. It knows only those words; it does not see as a person does."
+)
+
+RequestScores = Callable[[DescribeRequest], Awaitable[Sequence[Sequence[float]]]]
+LoadImage = Callable[[Member, bytes | RemoteFile], Awaitable[DecodedImage]]
+
+
+@dataclass(frozen=True)
+class ScoredPrompt:
+    """A prompt, and the share by which it reduces the noise error compared to an empty prompt."""
+
+    prompt: str
+    gain: float
+
+
+@dataclass(frozen=True)
+class PromptSuggestions:
+    """Up to four prompts, best first; none if no words helped. `tried`: how many texts were scored."""
+
+    model: str
+    tried_texts: int
+    prompts: tuple[ScoredPrompt, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The sentence that explains the result."""
+        return (EXPLANATION if self.prompts else NO_WORDS_HELP).format(tried=self.tried_texts, model=self.model)
+
+
+class ImageToPrompt:
+    """Suggests prompts for members' images. `ask` raises `NobodyAnswers` or ConnectionError."""
+
+    def __init__(
+        self,
+        request_scores: RequestScores,
+        load_image: LoadImage,
+        catalog: ModelCatalog,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]],
+    ) -> None:
+        self._request_scores, self._load_image, self._catalog, self._effective_rules = (
+            request_scores,
+            load_image,
+            catalog,
+            effective_rules,
+        )
+        self._search_lock, self._waiting_members = asyncio.Lock(), set[str]()
+
+    async def suggest_prompts(
+        self, image: bytes | RemoteFile, member: Member, model_name: str | None = None
+    ) -> PromptSuggestions:
+        """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `Refused`."""
+        model_info = self._find_model(model_name)
+        await self._check_allowed(member, model_info)
+        with self._reserve_place(member.id):
+            try:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    decoded_image = await self._load_image(member, image)
+                    thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_info.size)
+                    async with self._search_lock:
+                        search = PromptSearch(self._request_scores, model_info, thumbnail)
+                        return PromptSuggestions(
+                            model_info.name,
+                            *await search.find_prompts(choose_vocabulary(model_info)),
+                            decoded_image.notes,
+                        )
+            except TimeoutError as error:
+                raise UserError(TIMED_OUT, 429) from error
+            except (NoWorkerAnswers, ConnectionError) as error:
+                raise UserError(shorten(str(error), 300)) from error
+
+    def _find_model(self, name: str | None) -> ModelInfo:
+        try:
+            return self._catalog.find_entry(name or None).info
+        except KeyError as error:
+            raise UserError(f"There is no model called {shorten(str(name), 64)} here.") from error
+
+    async def _check_allowed(self, member: Member, model_info: ModelInfo) -> None:
+        """Raise `Refused` if the rules forbid it, or if it would take too long."""
+        rules = await self._effective_rules(member)
+        check_open(rules)
+        check_action(rules, "describe")
+        check_model(rules, model_info.name)
+        if (seconds := estimate_cost(model_info, choose_vocabulary(model_info))) > MAX_COST:
+            raise UserError(TOO_SLOW.format(model=model_info.name, time=format_duration(seconds)))
+
+    @contextmanager
+    def _reserve_place(self, member: str) -> Iterator[None]:
+        """Occupy one of the few places in the queue, one for each member."""
+        if member in self._waiting_members:
+            raise UserError(ALREADY_RUNNING, 429)
+        if len(self._waiting_members) >= MAX_MEMBERS:
+            raise UserError(QUEUE_FULL, 429)
+        self._waiting_members.add(member)
+        try:
+            yield
+        finally:
+            self._waiting_members.discard(member)
+
+
+def estimate_cost(model_info: ModelInfo, words_to_score: Vocabulary) -> float:
+    """Return the device-seconds by calibration: rows of the network, and texts to encode."""
+    rows, earlier_draws = 0, 0
+    for candidates, draws in ROUNDS:
+        rows += (candidates or len(words_to_score.subjects)) * (draws - earlier_draws)
+        earlier_draws = draws
+    parts = len(words_to_score.scenes) + len(words_to_score.slots)
+    rows += words_to_score.addition_count * len(SLOT_DRAWS) + (2 * parts + MAX_PROMPTS) * len(FINAL_DRAWS)
+    return (
+        rows * model_info.row_ms + (len(words_to_score.subjects) + words_to_score.addition_count) * model_info.encode_ms
+    ) / 1000.0
+
+
+class PromptSearch:
+    """The search for one image (a small PNG) with one model."""
+
+    def __init__(self, request_scores: RequestScores, model_info: ModelInfo, thumbnail: bytes) -> None:
+        self._request_scores, self._model_info, self._thumbnail, self._tally = (
+            request_scores,
+            model_info,
+            thumbnail,
+            PromptScores(),
+        )
+
+    async def find_prompts(self, known_words: Vocabulary) -> tuple[int, tuple[ScoredPrompt, ...]]:
+        """Return how many texts were tried, and the prompts that beat an empty prompt, best first."""
+        chosen_words: list[str] = []
+        for slot in known_words.scenes:
+            chosen_words += await self._choose_slot_word(EMPTY_TEXT, chosen_words, slot)
+        subjects = await self._find_subjects(known_words.subjects, chosen_words)
+        for slot in known_words.slots:
+            chosen_words += await self._choose_slot_word(subjects[0], chosen_words, slot)
+        chosen_words = await self._drop_needless_words(subjects[0], chosen_words)
+        prompts = [build_prompt(subject, chosen_words) for subject in subjects]
+        await self._score_texts(prompts, FINAL_DRAWS)
+        best = [
+            ScoredPrompt(text, self._tally.gain(text, FINAL_DRAWS))
+            for text in self._tally.best_texts(prompts, FINAL_DRAWS, MAX_PROMPTS)
+        ]
+        return self._tally.text_count, tuple(scored_prompt for scored_prompt in best if scored_prompt.gain > 0)
+
+    async def _find_subjects(self, candidates: Sequence[str], settings: Sequence[str]) -> list[str]:
+        """Return the best subjects after several rounds."""
+        remaining_texts, earlier_draws = {build_prompt(subject, settings): subject for subject in candidates}, 0
+        for limit, draws in ROUNDS:
+            await self._score_texts(list(remaining_texts)[:limit], range(earlier_draws, draws))
+            best_texts = self._tally.best_texts(
+                list(remaining_texts)[:limit], range(draws), limit or len(remaining_texts)
+            )
+            remaining_texts, earlier_draws = {text: remaining_texts[text] for text in best_texts}, draws
+        return list(remaining_texts.values())[:MAX_PROMPTS]
+
+    async def _choose_slot_word(self, subject: str, chosen_words: Sequence[str], slot: Sequence[str]) -> list[str]:
+        """Return the word of a slot that fits best with `said`, or nothing if `said` alone fits better.
+
+        If `said` is empty, a word is always chosen: the models know hardly any picture that is only a setting, and with
+        the right setting in their text the subjects can be told apart.
+        """
+        texts: dict[str, list[str]] = {build_prompt(subject, [*chosen_words, word]): [word] for word in slot}
+        if without_word := build_prompt(subject, chosen_words):
+            texts[without_word] = []
+        await self._score_texts(texts, SLOT_DRAWS)
+        (best,) = self._tally.best_texts(texts, SLOT_DRAWS, 1)
+        return texts[best]
+
+    async def _drop_needless_words(self, subject: str, chosen_words: Sequence[str]) -> list[str]:
+        """Drop the words that do not clearly improve the score, checking the last one first."""
+        words = list(chosen_words)
+        for word in reversed(chosen_words):
+            without = [other_word for other_word in words if other_word is not word]
+            full_text, reduced_text = build_prompt(subject, words), build_prompt(subject, without)
+            await self._score_texts([full_text, reduced_text], FINAL_DRAWS)
+            words = words if self._tally.is_clearly_better(full_text, reduced_text, FINAL_DRAWS) else without
+        return words
+
+    async def _score_texts(self, texts: Iterable[str], draws: range) -> None:
+        """Score each text with these noise draws, skipping scores that are known."""
+        unscored_texts, batch_size = self._tally.missing_texts(texts, draws), _batch_size(self._model_info, len(draws))
+        for start in range(0, len(unscored_texts), batch_size):
+            batch = unscored_texts[start : start + batch_size]
+            request = DescribeRequest(
+                model=self._model_info.name,
+                revision=self._model_info.revision,
+                picture=self._thumbnail,
+                texts=tuple(batch),
+                first=draws.start,
+                draws=len(draws),
+            )
+            self._tally.add(batch, draws.start, await self._request_scores(request))
+
+
+def _batch_size(model_info: ModelInfo, draws: int) -> int:
+    """Return how many texts a request has, so that it does not occupy a worker for long."""
+    return max(1, min(MAX_CANDIDATES, int(MAX_REQUEST_MS / (draws * model_info.row_ms + model_info.encode_ms + 1e-3))))

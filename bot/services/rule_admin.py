@@ -1,0 +1,287 @@
+"""Admins' use cases for the rules of their server, and the operator's for all rules: read, set, explain, undo.
+
+Every write checks the permission first, happens in one transaction, and logs a `Change`. A member acts on the guild
+where they are; the operator acts in the guild "*" on rules for every server. Every method may raise `Refused`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.policy import permissions
+from bot.policy.limits import Limits
+from bot.policy.rules import (
+    EVERYWHERE,
+    LIMITABLE_COMMANDS,
+    SETTINGS,
+    EffectiveRules,
+    Rule,
+    RuleChange,
+    RuleValue,
+    Scope,
+    Setting,
+    change_plan,
+    presets,
+    resolve,
+    yaml_io,
+)
+from bot.policy.rules.effective_rules import is_applicable
+from bot.policy.rules.explanations import (
+    NO_NAMES,
+    DisplayNames,
+    Explanation,
+    explain_decision,
+    format_for_sentence,
+)
+from bot.policy.rules.rule import normalise_subject
+from bot.policy.rules.value_parser import find_setting, parse_list, parse_value
+from bot.services.admission.quota_check import check_action, check_open
+from bot.services.admission.quota_report import QuotaReport, quota_line, report_quotas
+from bot.store import Store
+from bot.store import rules as kept
+from bot.store.fairness.ledger import Ledger, run_with_ledger
+from bot.store.jobs import queries
+
+MAX_NAME = 128
+MAX_CHANGES = 20
+
+
+class RuleAdmin:
+    """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and says what happened."""
+
+    def __init__(
+        self, store: Store, cancel: Callable[[str], Awaitable[str]], *, limits: Limits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._cancel, self._limits, self._clock = store, cancel, limits, clock
+
+    # Reading
+
+    async def list_rules(self, guild: str) -> list[Rule]:
+        """Return a guild's rules and the operator's ceilings for it, in a stable order."""
+        return await self._store.read(kept.list_guild_rules, guild)
+
+    async def effective_rules(self, member: Member) -> EffectiveRules:
+        """Return the effective rules of a member where they are."""
+        return await self._store.read(
+            run_with_ledger, member, self._clock(), lambda ledger: self._resolve_rules(ledger, member)
+        )
+
+    async def check_command(self, member: Member, action: str) -> None:
+        """Check that the rules let a member use a command that makes no job. Raises `Refused` (403).
+
+        Checks only what the setting `commands` can forbid; the permission table decides who may act on whose job.
+        """
+        if action not in LIMITABLE_COMMANDS:
+            return
+        effective_rules = await self.effective_rules(member)
+        check_open(replace(effective_rules, closed=""))
+        check_action(effective_rules, action)
+
+    async def report_quotas(self, member: Member) -> QuotaReport:
+        """Return a member's effective rules, with the use of each limit and when some of it frees."""
+        now = self._clock()
+        return await self._store.read(
+            run_with_ledger, member, now, lambda ledger: report_quotas(self._resolve_rules(ledger, member), ledger)
+        )
+
+    async def explain(
+        self, guild: str, member: Member, setting_name: str | None = None, names: DisplayNames = NO_NAMES
+    ) -> list[Explanation]:
+        """Explain each setting (or the one called `name`) for `who`: the value, the use, and which rule decides.
+
+        `names`: how ids of channels, roles and users are shown, such as "@artists".
+        """
+        settings = list(SETTINGS.values()) if setting_name is None else [find_setting(setting_name)]
+        subject = replace(member, guild=guild)
+
+        def explain_all(ledger: Ledger) -> list[Explanation]:
+            rules, effective_rules = ledger.load_rules(), self._resolve_rules(ledger, subject)
+            return [
+                self._explain_setting(definition.name, effective_rules, rules, ledger, subject, names)
+                for definition in settings
+            ]
+
+        return await self._store.read(run_with_ledger, subject, self._clock(), explain_all)
+
+    def _explain_setting(
+        self,
+        name: str,
+        effective_rules: EffectiveRules,
+        rules: Sequence[Rule],
+        ledger: Ledger,
+        member: Member,
+        names: DisplayNames,
+    ) -> Explanation:
+        definition, matching_rules = (
+            SETTINGS[name],
+            [rule for rule in rules if rule.setting == name and is_applicable(rule, member)],
+        )
+        lines = {cap: quota_line(cap, ledger) for cap in effective_rules.limits_of(name)}
+        tightest_cap = min(lines, key=lambda cap: (cap.limit - lines[cap].used, cap.limit), default=None)
+        if tightest_cap is None:
+            explanation = explain_decision(definition, effective_rules, matching_rules, self._limits, names)
+            return Explanation(
+                name,
+                format_for_sentence(name, getattr(effective_rules, name)),
+                "",
+                explanation,
+                effective_rules.deciding_rules.get(name),
+            )
+        explanation, frees_at = (
+            explain_decision(definition, effective_rules, matching_rules, self._limits, names, tightest_cap),
+            lines[tightest_cap].frees_at,
+        )
+        return Explanation(
+            name,
+            format_for_sentence(name, tightest_cap.limit),
+            lines[tightest_cap].usage_text,
+            explanation,
+            tightest_cap.rule,
+            frees_at,
+            lines[tightest_cap].used_share,
+        )
+
+    def _resolve_rules(self, ledger: Ledger, member: Member) -> EffectiveRules:
+        return resolve(ledger.load_rules(), member, self._limits)
+
+    async def list_changes(self, guild: str, limit: int = MAX_CHANGES) -> list[RuleChange]:
+        """Return the changes, newest first."""
+        return await self._store.read(kept.list_changes, guild, limit)
+
+    async def export_yaml(self, guild: str) -> str:
+        """Return a guild's rules as YAML (`bot.policy.rules.yaml_io`), without the operator's ceilings and without
+        `closed`.
+        """
+        return yaml_io.dump_rules(await self.list_rules(guild))
+
+    # Writing
+
+    async def set_rule(
+        self, member: Member, scope: Scope, subject: str, name: str, text: str | list[str]
+    ) -> RuleChange:
+        """Set one rule from typed text, or from the parts of a list, which may contain commas.
+
+        `subject`: the id of a channel, role or user, or its mention; empty for guild and house.
+        """
+        definition, subject = self._check_settable(member, scope, name, subject)
+        value = parse_value(definition, text) if isinstance(text, str) else parse_list(definition, text)
+        return await self._write_change(
+            member, "set", lambda rules: change_plan.plan_rule(rules, (scope, subject, definition.name), value)
+        )
+
+    async def unset_rule(self, member: Member, scope: Scope, subject: str, name: str) -> RuleChange:
+        """Remove one rule."""
+        definition, subject = self._check_settable(member, scope, name, subject)
+        return await self._write_change(
+            member, "unset", lambda rules: change_plan.plan_rule(rules, (scope, subject, definition.name), None)
+        )
+
+    async def apply_preset(self, member: Member, name: str) -> RuleChange:
+        """Set all values of a preset for the whole server, as one change."""
+        _check_permission("set", member)
+        values = presets.preset_rules(presets.find_preset(name))
+        return await self._write_change(member, "preset", lambda rules: change_plan.plan_rules(rules, values))
+
+    async def import_yaml(self, member: Member, text: str) -> RuleChange:
+        """Replace all rules of the guild by those of a YAML file, as one change."""
+        _check_permission("set", member)
+        values = await asyncio.to_thread(yaml_io.load_rules, text, member.guild)
+        return await self._write_change(member, "import", lambda rules: change_plan.plan_import(rules, values))
+
+    async def set_ceilings(self, member: Member, guild: str, **limits: str | None) -> RuleChange:
+        """Set the operator's ceilings for a guild ("*": everywhere), by setting, as typed; None removes one."""
+        _check_permission("budget", member)
+        values: dict[tuple[str, str, str], RuleValue | None] = {}
+        for name, text in limits.items():
+            definition = find_setting(name)
+            change_plan.check_scope(definition, guild, "house", "")
+            values["house", "", definition.name] = None if text is None else parse_value(definition, text)
+        actor = replace(member, guild=guild)
+        return await self._write_change(actor, "budget", lambda rules: change_plan.plan_rules(rules, values))
+
+    async def undo_change(self, member: Member, number: int | None = None) -> RuleChange:
+        """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
+        _check_permission("settings", member)
+        return await self._store.write(
+            kept.undo_change,
+            member.guild,
+            number,
+            _actor(member),
+            lambda change: _check_undo(member, change),
+            self._clock(),
+        )
+
+    async def close_guild(self, member: Member, reason: str) -> int:
+        """Close the guild (kill switch): admit no new job and cancel every open one. Return how many were cancelled.
+
+        No job is admitted from the moment this begins. What a cancelled job did not use is refunded. If an outage
+        interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.queue.closed_guilds`).
+        """
+        await self.mark_closed(member, reason)
+        jobs = await self._store.read(queries.list_open_ids, None if member.guild == EVERYWHERE else member.guild)
+        for job in jobs:
+            await self._cancel(job)
+        return len(jobs)
+
+    async def mark_closed(self, member: Member, reason: str) -> RuleChange | None:
+        """Close the guild; the running bot cancels its open jobs later. Returns None if it was closed the same way
+        already.
+        """
+        _check_permission("close", member)
+        value = change_plan.closed_value(reason, member.name)
+        key = (_closing_scope(member), "", "closed")
+        if value in [rule.value for rule in await self.list_rules(member.guild) if rule.key == key]:
+            return None
+        return await self._write_change(member, "close", lambda rules: change_plan.plan_rule(rules, key, value))
+
+    async def open_guild(self, member: Member) -> RuleChange:
+        """Admit new jobs again. Only the operator opens what the operator has closed."""
+        _check_permission("close", member)
+        return await self._write_change(
+            member, "open", lambda rules: change_plan.plan_reopening(rules, is_operator=member.is_operator)
+        )
+
+    async def _write_change(self, member: Member, kind: str, changes: kept.ChangePlan) -> RuleChange:
+        return await self._store.write(kept.change_rules, member.guild, kind, _actor(member), changes, self._clock())
+
+    def _check_settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:
+        _check_permission("budget" if scope == "house" or member.guild == EVERYWHERE else "set", member)
+        definition = find_setting(name)
+        if definition.name == "closed":
+            raise UserError("A server is closed by close and opened by open, not by setting a value.")
+        address = normalise_subject(member.guild, scope, subject)
+        change_plan.check_scope(definition, member.guild, scope, address)
+        return definition, address
+
+
+def _closing_scope(member: Member) -> Scope:
+    """Return the scope that closes: the operator closes another's server in a scope that its owner cannot open."""
+    return "house" if member.guild == EVERYWHERE or (member.is_operator and not member.is_owner) else "guild"
+
+
+def _actor(member: Member) -> tuple[str, str]:
+    return member.id, member.name[:MAX_NAME]
+
+
+def _check_permission(action: permissions.Action, member: Member) -> None:
+    if member.guild == EVERYWHERE:
+        action = "budget"
+    if reason := permissions.forbidden_reason(action, member):
+        raise UserError(reason, 403)
+
+
+def undo_permissions(change: RuleChange) -> tuple[permissions.Action, ...]:
+    """Return the actions that a member must be permitted to undo a change: those that it took to make it."""
+    required: permissions.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
+    return ("budget", required) if any(step.scope == "house" for step in change.steps) else (required,)
+
+
+def _check_undo(member: Member, change: RuleChange) -> None:
+    for action in undo_permissions(change):
+        _check_permission(action, member)

@@ -1,0 +1,1 @@
+"""Removes what is no longer kept: old pictures, files without a row."""

@@ -1,0 +1,124 @@
+"""Retention: removes old finished jobs, and the oldest pictures when storage is full.
+
+It works in small steps; after a crash the next sweep finds what was begun. `bot.store.deletion.retention` decides what
+may go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from bot.store import DatabaseUnavailable, Store, StoredPicture
+from bot.store.deletion import archived_charges, deletion_steps, retention
+from bot.store.deletion.retention import RETENTION_REASONS, DeletionReason
+
+log = logging.getLogger(__name__)
+
+DAY_SECONDS = 86_400.0
+SWEEP_SECONDS = 600.0
+GRACE_SECONDS = 3600.0  # size limits spare jobs that ended just now: their authors may want to mark favourites
+REASON_SECONDS = 400 * DAY_SECONDS  # how long the reason of a removal is kept
+
+
+@dataclass(frozen=True)
+class RetentionLimits:
+    """How long jobs are kept, and how many bytes of pictures. None: no limit."""
+
+    max_seconds: float | None = None
+    max_bytes: int | None = None
+
+
+class Retention:
+    """Sweeps periodically. `empty` removes the files of deleted jobs that no other job shares."""
+
+    def __init__(
+        self,
+        store: Store,
+        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]],
+        limits: RetentionLimits,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._remove_files, self._limits, self._clock = store, remove_files, limits, clock
+
+    async def run(self) -> None:
+        """Sweep periodically until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except (DatabaseUnavailable, OSError) as error:
+                log.warning("retention: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Finish what was begun; then remove by age, then by size."""
+        await self._finish_removals()
+        await self._remove_by_age()
+        await self._remove_by_size()
+        await self._store.write(archived_charges.delete_old_charges, self._clock())
+        while await self._store.write(retention.delete_old_reasons, self._clock() - REASON_SECONDS):
+            pass
+
+    async def _remove_by_age(self) -> None:
+        if self._limits.max_seconds is None:
+            return
+        cutoff = self._clock() - self._limits.max_seconds
+        while (expired_jobs := await self._store.read(retention.list_expired, cutoff)) and await self._mark_removed(
+            expired_jobs, "age"
+        ):
+            await self._finish_removals()
+
+    async def _remove_by_size(self) -> None:
+        """Remove the oldest until pictures fit. Files that could not be removed count no more: else one outage would
+        take all.
+        """
+        if self._limits.max_bytes is None:
+            return
+        while (excess := await self._store.read(retention.sum_bytes) - self._limits.max_bytes) > 0:
+            oldest_jobs = await self._store.read(retention.list_oldest, self._clock() - GRACE_SECONDS)
+            if not await self._mark_removed(_choose_until(oldest_jobs, excess), "room"):
+                log.warning("pictures take %d bytes more than DARKROOM_KEEP_GB; nothing more may be removed", excess)
+                return
+            await self._finish_removals()
+
+    async def _mark_removed(self, ids: Sequence[str], reason: DeletionReason) -> list[str]:
+        marked_jobs = await self._store.write(retention.mark_removed, ids, reason, self._clock()) if ids else []
+        if marked_jobs:
+            log.info("removing %d jobs: %s", len(marked_jobs), reason)
+        return marked_jobs
+
+    async def _finish_removals(self) -> None:
+        """Empty and drop the marked jobs; the next sweep retries what cannot be emptied now."""
+        last_id = ""
+        while marked_jobs := await self._store.read(retention.list_marked, RETENTION_REASONS, last_id):
+            ids = [job for job, _ in marked_jobs]
+            await remove_all_files(self._store, self._remove_files, ids)
+            await self._store.write(retention.delete_rows, ids, self._clock())
+            last_id = ids[-1]
+
+
+async def remove_all_files(
+    store: Store, remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], ids: Sequence[str]
+) -> None:
+    """Remove all files of these deleted jobs; returns as well if some cannot be removed now."""
+    earlier: list[StoredPicture] = []
+    while (leftovers := await store.read(deletion_steps.list_leftover_files, ids)) and leftovers != earlier:
+        await remove_files(leftovers)
+        earlier = leftovers
+
+
+def _choose_until(sizes: Sequence[tuple[str, int]], excess: int) -> list[str]:
+    """Return the first jobs whose bytes cover the excess. The next round accounts for files that they share with
+    others.
+    """
+    chosen_jobs: list[str] = []
+    for job, size in sizes:
+        if excess <= 0:
+            break
+        chosen_jobs.append(job)
+        excess -= size
+    return chosen_jobs

@@ -1,0 +1,93 @@
+"""Online backup of an SQLite database, and checks of such a copy.
+
+Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
+copy leaves out Discord's interaction tokens: anybody who has one can use it for 15 minutes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, select
+from sqlalchemy.engine import make_url
+
+from bot.store.schema.tables import jobs, pictures
+
+TIMEOUT_SECONDS = 10.0
+REMOVE_TOKENS_SQL = """UPDATE places SET "where" = json_remove("where", '$.token') WHERE "where" LIKE '%"token"%'"""
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+
+
+class UnusableDatabase(ValueError):
+    """The file is not a database of Darkroom, or of a later version."""
+
+
+def find_sqlite_path(url: str) -> Path | None:
+    """Return the path of an SQLite database; None for any other."""
+    parsed_url = make_url(url)
+    return Path(parsed_url.database or "") if parsed_url.get_backend_name() == "sqlite" else None
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy everything committed at the start, except tokens, to one file. Raises `Unusable`, OSError.
+
+    VACUUM writes the file anew, since SQLite leaves deleted and overwritten content in a file.
+    """
+    draft_path = target.with_name(f"{target.name}.draft")
+    try:
+        with _open_database(source) as source_database, _open_database(draft_path, create=True) as target_database:
+            source_database.backup(target_database)
+            target_database.execute("PRAGMA journal_mode=DELETE")
+            with target_database:
+                target_database.execute(REMOVE_TOKENS_SQL)
+            target_database.execute("VACUUM INTO ?", (str(target),))
+    except sqlite3.Error as error:
+        raise UnusableDatabase(f"The database {source} cannot be copied: {error}.") from error
+    finally:
+        draft_path.unlink(missing_ok=True)
+
+
+def list_copy_hashes(file: Path) -> list[str]:
+    """Return the SHA-256 of every picture and ladder that a copy names. Raises `Unusable` if it is not Darkroom's."""
+    try:
+        with _open_database(file) as database:
+            _check_schema(database)
+            query = "SELECT DISTINCT p.sha256 FROM pictures p JOIN jobs j ON j.id = p.job WHERE j.deleted IS NULL"
+            return sorted(str(row[0]) for row in database.execute(query))
+    except sqlite3.Error as error:
+        raise UnusableDatabase(f"This is no database of Darkroom: {error}.") from error
+
+
+def list_stored_hashes(connection: Connection) -> list[str]:
+    """Return the same as `contents`, from the open store: for databases that other tools back up."""
+    query = select(pictures.c.sha256).join(jobs, jobs.c.id == pictures.c.job).where(jobs.c.deleted.is_(None))
+    return sorted(connection.execute(query.distinct()).scalars())
+
+
+def _check_schema(database: sqlite3.Connection) -> None:
+    (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if state != "ok":
+        raise UnusableDatabase(f"The database is damaged: {state}.")
+    version_row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    revision = str(version_row[0]) if version_row else ""
+    if not revision:
+        raise UnusableDatabase("This is no database of Darkroom: it has no version number.")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        ScriptDirectory.from_config(config).get_revision(revision)
+    except CommandError as error:
+        raise UnusableDatabase("It is of a later version of Darkroom: restore it with that version.") from error
+
+
+@contextmanager
+def _open_database(file: Path, *, create: bool = False) -> Iterator[sqlite3.Connection]:
+    address = f"{file.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    with closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_SECONDS)) as database:
+        yield database

@@ -1,0 +1,1 @@
+"""Removes jobs and members step by step."""

@@ -1,0 +1,137 @@
+"""Erases members who asked to be forgotten: one row for each pending request, and the deletion of their data.
+
+Jobs are deleted as for retention (`keeping`), and so are their messages: a destination's row goes once its message is
+deleted in Discord. Each function works inside its caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
+
+from bot.domain.job_states import JobState
+from bot.store.deletion import input_cleanup
+from bot.store.deletion.deletion_steps import mark_without_incident
+from bot.store.deletion.retention import BATCH_SIZE, record_reasons
+from bot.store.schema.deletion_tables import deleted_jobs, erasure_requests
+from bot.store.schema.member_tables import flag_aliases, preferences
+from bot.store.schema.tables import accounts, destinations, favourites, incidents, jobs
+
+MEMBER_INCIDENT_KINDS = (
+    "word",
+    "blocked",
+    "report",
+    "held",
+)  # incidents of a member's acts; the other kinds are staff decisions
+DELETED_MEMBER = "deleted member"
+
+
+@dataclass(frozen=True)
+class ErasureRequest:
+    """A request to be forgotten: everywhere, or in one `guild`. Data newer than `asked` stays."""
+
+    member: str
+    guild: str
+    asked: float
+
+
+def request_erasure(connection: Connection, request: ErasureRequest) -> int:
+    """Record the request and return how many jobs it covers. A pending one is extended to newer jobs."""
+    conditions = (erasure_requests.c.member == request.member, erasure_requests.c.guild == request.guild)
+    connection.execute(erasure_requests.delete().where(*conditions))
+    connection.execute(erasure_requests.insert().values(**vars(request)))
+    return int(connection.execute(select(func.count()).select_from(jobs).where(_is_covered_job(request))).scalar_one())
+
+
+def list_requests(connection: Connection) -> list[ErasureRequest]:
+    """Return every pending request, the oldest first."""
+    rows = connection.execute(select(erasure_requests).order_by(erasure_requests.c.asked)).mappings()
+    return [ErasureRequest(**row) for row in rows]
+
+
+def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: float) -> list[str]:
+    """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: no more."""
+    query = select(jobs.c.id).where(_is_covered_job(request), ~_is_being_erased()).order_by(jobs.c.id).limit(BATCH_SIZE)
+    member_job_ids = list(connection.execute(query).scalars())
+    job_ids, frontier = set(member_job_ids), member_job_ids
+    while frontier:
+        children_query = select(jobs.c.id).where(jobs.c.parent.in_(frontier), jobs.c.action == "upscale")
+        frontier = [job for job in connection.execute(children_query).scalars() if job not in job_ids]
+        job_ids |= set(frontier)
+    mark_without_incident(connection, sorted(job_ids), now)
+    input_cleanup.release_inputs(connection, sorted(job_ids))
+    connection.execute(
+        deleted_jobs.delete().where(deleted_jobs.c.job.in_(member_job_ids))
+    )  # a job that retention removed keeps its messages
+    record_reasons(connection, member_job_ids, "forgotten", now)
+    upscales_query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), ~_is_covered_job(request))
+    record_reasons(connection, list(connection.execute(upscales_query).scalars()), "enlarged", now)
+    return sorted(job_ids)
+
+
+def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
+    """Delete the member's data that belongs to no job: their choices, and their name in incidents."""
+    favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.asked]
+    if request.guild:
+        favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))
+    else:
+        connection.execute(preferences.delete().where(preferences.c.member == request.member))
+        connection.execute(flag_aliases.delete().where(flag_aliases.c.member == request.member))
+    connection.execute(favourites.delete().where(*favourite_conditions))
+    incident_conditions = [incidents.c.actor == request.member, incidents.c.at <= request.asked]
+    incident_conditions += [incidents.c.guild == request.guild] if request.guild else []
+    is_members_incident = and_(*incident_conditions, incidents.c.kind.in_(MEMBER_INCIDENT_KINDS))
+    connection.execute(incidents.delete().where(is_members_incident, incidents.c.closed.is_not(None)))
+    connection.execute(update(incidents).where(is_members_incident).values(actor="", actor_name=DELETED_MEMBER))
+
+
+def read_state(connection: Connection, job: str) -> JobState | None:
+    """Return a job's state even if the rest of its row is corrupt; None where it has no row."""
+    return cast(
+        "JobState | None", connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none()
+    )
+
+
+def delete_destination(connection: Connection, job: str, role: str) -> None:
+    """Drop a destination whose message was deleted, or cannot be."""
+    connection.execute(destinations.delete().where(destinations.c.job == job, destinations.c.role == role))
+
+
+def close_upscale_deletions(connection: Connection, ids: Sequence[str]) -> None:
+    """Close the deletion of others' upscales once pictures and messages are gone. Their rows stay."""
+    connection.execute(deleted_jobs.delete().where(deleted_jobs.c.job.in_(ids), deleted_jobs.c.why == "enlarged"))
+
+
+def close_request(connection: Connection, request: ErasureRequest) -> bool:
+    """Close the request if no job of the member is left, and delete their idle accounts of the fair order."""
+    if connection.execute(select(jobs.c.id).where(_is_covered_job(request)).limit(1)).first() is not None:
+        return False
+    escaped_member = request.member.replace("%", "%25").replace("/", "%2F")
+    account_conditions = [
+        accounts.c.path.endswith(f"/{escaped_member}", autoescape=True),
+        accounts.c.queued == 0,
+        accounts.c.active == 0,
+    ]
+    if request.guild:
+        guild = request.guild.replace("%", "%25").replace("/", "%2F")
+        account_conditions.append(accounts.c.path.endswith(f"/{guild}/{escaped_member}", autoescape=True))
+    has_jobs = exists().where(jobs.c.account == accounts.c.path)
+    connection.execute(accounts.delete().where(*account_conditions, ~has_jobs))
+    conditions = (
+        erasure_requests.c.member == request.member,
+        erasure_requests.c.guild == request.guild,
+        erasure_requests.c.asked == request.asked,
+    )
+    return connection.execute(erasure_requests.delete().where(*conditions)).rowcount > 0
+
+
+def _is_covered_job(request: ErasureRequest) -> ColumnElement[bool]:
+    is_members_job = and_(jobs.c.member == request.member, jobs.c.created <= request.asked)
+    return and_(is_members_job, jobs.c.guild == request.guild) if request.guild else is_members_job
+
+
+def _is_being_erased() -> ColumnElement[bool]:
+    return exists().where(deleted_jobs.c.job == jobs.c.id, deleted_jobs.c.why == "forgotten")

@@ -1,0 +1,1 @@
+"""The databases: SQLite, PostgreSQL, writes that share a commit."""

@@ -1,0 +1,61 @@
+"""The interface of a database driver, and the choice of a driver by URL."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Protocol, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import make_url
+
+from bot.domain.errors import UserError
+from bot.store.drivers.group_commit import Operation
+from bot.store.drivers.sqlite import SqliteDatabase
+
+T = TypeVar("T")
+
+POSTGRES_PACKAGES = ("asyncpg", "greenlet")  # packages that PostgreSQL needs
+DRIVER_MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
+
+
+class Database(Protocol):
+    """Runs plain functions of a connection as transactions, on its own threads."""
+
+    @property
+    def writer(self) -> Engine:
+        """The engine for writes."""
+        ...
+
+    @property
+    def reader(self) -> Engine:
+        """The engine for reads."""
+        ...
+
+    async def write(self, operation: Operation[T]) -> T:
+        """Run `act` and return its result once it is committed. Writers of all processes run one at a time, in the
+        order of the calls. Raises what `act` raises, or `Unavailable`.
+        """
+        ...
+
+    async def upgrade(self, operation: Operation[None]) -> None:
+        """Run `act` like `write`, for a migration that may take long."""
+        ...
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Run `act` on one snapshot of the tables. Raises what `act` raises, or `Unavailable`."""
+        ...
+
+    async def close(self) -> None:
+        """Finish pending transactions, then close every connection."""
+        ...
+
+
+def select_driver(url: str) -> Database:
+    """Return the driver for a URL, not connected yet. Raises `Refused` where its package is missing."""
+    if url.startswith("sqlite"):
+        return SqliteDatabase(make_url(url))
+    if any(find_spec(name) is None for name in POSTGRES_PACKAGES):
+        raise UserError(DRIVER_MISSING, 400)
+    from bot.store.drivers.postgres.driver import PostgresDatabase
+
+    return PostgresDatabase(url)

@@ -1,0 +1,1 @@
+"""PostgreSQL through asyncpg, on an event loop of its own."""

@@ -1,0 +1,1 @@
+"""Accounts for the fair order, and the ledger of usage."""

@@ -1,0 +1,153 @@
+"""The ledger: usage for quota checks. Counts the running, waiting and charged jobs of a member, guild or channel.
+
+Works inside one transaction. It reads only what some limit needs, and each figure once. Times are seconds since 1970,
+costs device-seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, func, select, union_all
+
+from bot.domain.dto import Member
+from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
+from bot.policy.limits import Charge, Spending, Usage, sum_spending
+from bot.policy.rules import Rule
+from bot.policy.rules.effective_rules import UsageScope
+from bot.store import rules
+from bot.store.deletion.archived_charges import load_hasher
+from bot.store.deletion.input_cleanup import RESULT_KINDS
+from bot.store.members import preferences
+from bot.store.schema.deletion_tables import archived_charges
+from bot.store.schema.tables import jobs, pictures
+
+T = TypeVar("T")
+
+
+def _scope_conditions(scope: UsageScope) -> list[ColumnElement[bool]]:
+    """Filter a member's jobs by member only, and by guild later in Python: with both, SQLite scans the guild's jobs."""
+    if scope.startswith("member"):
+        return [jobs.c.member == bindparam("member")]
+    is_in_guild = [jobs.c.guild == bindparam("guild")]
+    return [*is_in_guild, jobs.c.channel == bindparam("channel")] if scope == "channel" else is_in_guild
+
+
+@cache
+def _build_count_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
+    """Count open jobs by state and guild. Cached: each admission runs it, and building takes longer than running."""
+    query = select(jobs.c.state, jobs.c.guild, func.count().label("jobs"))
+    return query.where(*_scope_conditions(scope), jobs.c.state.in_(OPEN_STATES)).group_by(jobs.c.state, jobs.c.guild)
+
+
+@cache
+def _build_charge_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
+    """Select the charges since a time. Cached like `_counted`."""
+    query = select(jobs.c.created.label("at"), jobs.c.charged, jobs.c.guild)
+    return query.where(*_scope_conditions(scope), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
+
+
+class Ledger:
+    """Usage as one transaction sees it for one member."""
+
+    def __init__(self, connection: Connection, member: Member, now: float) -> None:
+        self._connection, self._member, self._now = connection, member, now
+        self.get_usage = cache(self._count_usage)
+        self.get_spending = cache(self._sum_charges)
+
+    def load_rules(self) -> list[Rule]:
+        """Return the rules of the member's guild, and those that hold everywhere."""
+        return rules.list_effective_rules(self._connection, self._member.guild)
+
+    def load_preferences(self) -> dict[str, object]:
+        """Return the member's preferences as stored."""
+        return preferences.load_preferences(self._connection, self._member.id)
+
+    def is_input_deleted(self, parent: str | None, contents: Sequence[str]) -> bool:
+        """Return whether a job's input was deleted: its parent is, or only deleted jobs made the contents."""
+        query = select(jobs.c.deleted).where(jobs.c.id == parent)
+        if self._connection.execute(query).scalar_one_or_none() is not None:
+            return True
+        results_query = select(pictures.c.sha256, jobs.c.deleted).join(jobs, jobs.c.id == pictures.c.job)
+        results_query = results_query.where(pictures.c.sha256.in_(contents), pictures.c.kind.in_(RESULT_KINDS))
+        is_kept_by_hash: dict[str, bool] = {}
+        for row in self._connection.execute(results_query):
+            is_kept_by_hash[row.sha256] = is_kept_by_hash.get(row.sha256, False) or row.deleted is None
+        return not all(is_kept_by_hash.values())
+
+    def _params(self, **others: object) -> dict[str, object]:
+        """Return the bound parameters for the statements of this module."""
+        return {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel, **others}
+
+    def _is_counted(self, scope: UsageScope, guild: str) -> bool:
+        return scope != "member here" or guild == self._member.guild
+
+    def _count_usage(self, scope: UsageScope) -> Usage:
+        """Count active and waiting jobs."""
+        by_state: Counter[str] = Counter()
+        for row in self._connection.execute(_build_count_query(scope), self._params()):
+            by_state[row.state] += int(row.jobs) * self._is_counted(scope, row.guild)
+        return Usage(running=sum(by_state[state] for state in ACTIVE_STATES), queued=by_state["queued"])
+
+    def _sum_charges(self, scope: UsageScope, window: float) -> Spending:
+        """Sum the charges of the last `window` seconds. A charge counts from the creation of its job."""
+        archive_queries, params = self._build_archive_queries(scope, window), self._params(since=self._now - window)
+        if scope.startswith("member"):
+            rows = [
+                row
+                for row in self._connection.execute(_build_charge_query(scope), params)
+                if self._is_counted(scope, row.guild)
+            ]
+            charges = [Charge(row.at, row.charged) for row in rows]
+            charges += [
+                Charge(row.at, row.charged) for query in archive_queries for row in self._connection.execute(query)
+            ]
+            return sum_spending(charges, self._now, window)
+        recent_query = (
+            _build_charge_query(scope).params(params).with_only_columns(jobs.c.created.label("at"), jobs.c.charged)
+        )
+        charges = union_all(recent_query, *archive_queries).subquery()
+        total_query = select(func.coalesce(func.sum(charges.c.charged), 0.0))
+        used_seconds = float(self._connection.execute(total_query).scalar_one())
+        return Spending(used_seconds, window, lambda excess: self._find_release_time(charges, excess) + window)
+
+    def _build_archive_queries(self, scope: UsageScope, window: float) -> list[Select[*tuple[Any, ...]]]:
+        """Select the archived charges of removed jobs (`spent`); an empty list where there are none."""
+        hash_id = load_hasher(self._connection)
+        if hash_id is None:
+            return []
+        member, query = (
+            self._member,
+            select(archived_charges.c.at, archived_charges.c.charged).where(archived_charges.c.at > self._now - window),
+        )
+        if scope.startswith("member"):
+            member_query = query.where(archived_charges.c.member == hash_id("member", member.id))
+            return [
+                member_query
+                if scope != "member here"
+                else member_query.where(archived_charges.c.guild == hash_id("guild", member.guild))
+            ]
+        guild_query = query.where(archived_charges.c.guild == hash_id("guild", member.guild))
+        return [
+            guild_query.where(archived_charges.c.channel == hash_id("channel", member.channel))
+            if scope == "channel"
+            else guild_query
+        ]
+
+    def _find_release_time(self, charges: Subquery, excess: float) -> float:
+        """Return the time of the charge whose expiry, with all older ones, frees `excess`."""
+        running_total: Any = func.sum(charges.c.charged).over(
+            order_by=charges.c.at
+        )  # charges of the same moment count together
+        totals = select(charges.c.at, running_total.label("gone")).subquery()
+        query = select(func.min(totals.c.at)).where(totals.c.gone >= excess)
+        released_at = self._connection.execute(query).scalar_one_or_none()
+        return self._now if released_at is None else float(released_at)
+
+
+def run_with_ledger(connection: Connection, member: Member, now: float, operation: Callable[[Ledger], T]) -> T:
+    """Run `act` on a ledger: `await store.ask(look, member, now, act)`."""
+    return operation(Ledger(connection, member, now))

@@ -1,0 +1,1 @@
+"""Jobs: rows, lists, destinations, history."""

@@ -1,0 +1,242 @@
+"""Frozen dataclasses for the rows that the store reads and writes. Knows the wire contract; does no I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+from sqlalchemy import RowMapping
+
+from bot.domain.dto import Destination, JobAction, Member, StoredInput
+from bot.domain.job_states import JobState
+from bot.policy.fair_queue import account_paths
+from engine.contract import BillingKey, Blame, Job, Recipe, Task, UpscaleTask, count_rows, decode, encode
+
+RELAXED_TIER = "relaxed"  # the tier whose jobs cost no quota
+INITIAL_VALUES: Mapping[str, object] = MappingProxyType({
+    "billed": 0.0, "attempt": 1, "barren": 0, "step": 0, "epoch": 0, "worker": "", "cancelling": False, "reason": "",
+    "blame": "",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970.
+
+    `running_here`, `running_everywhere`: the most jobs that the member may run at once in the guild, and in all guilds.
+    """
+
+    id: str
+    action: JobAction
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    member: Member
+    destination: Destination
+    pool: str
+    model: str
+    cost: float
+    created: float
+    deadline: float
+    weight: float = 1.0
+    parent: tuple[str, int] | None = None
+    private: bool = False
+    check: bool = False
+    running_here: int | None = None
+    running_everywhere: int | None = None
+    inputs: tuple[StoredInput, ...] = ()
+
+    @property
+    def billing_key(self) -> BillingKey:
+        """The key under which the job is charged."""
+        return BillingKey(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
+
+    def to_job(self) -> Job:
+        """Return the wire value of the first attempt."""
+        return Job(
+            id=self.id, task=self.task, share=self.billing_key, cost=self.cost, pool=self.pool, deadline=self.deadline,
+            check=self.check,
+        )  # fmt: skip
+
+    def to_row(self, key: str | None, ordinal: int) -> dict[str, object]:
+        """Return the new row of the table `jobs`."""
+        recipe = self.task if isinstance(self.task, Recipe) else None
+        return {
+            "id": self.id,
+            "key": key,
+            "ordinal": ordinal,
+            "state": "queued",
+            "action": self.action,
+            "parent": self.parent[0] if self.parent else None,
+            "parent_index": self.parent[1] if self.parent else None,
+            "prompt": self.prompt,
+            "notes": list(self.notes),
+            "task": encode(self.task),
+            "member": self.member.id,
+            "member_name": self.member.name,
+            "guild": self.member.guild,
+            "channel": self.member.channel,
+            "private": self.private,
+            "check": self.check,
+            "running_here": self.running_here,
+            "running_everywhere": self.running_everywhere,
+            "tier": self.member.tier,
+            "weight": self.weight,
+            "pool": self.pool,
+            "model": self.model,
+            "account": account_paths(self.pool, self.billing_key)[-1],
+            "rows": count_rows(recipe) if recipe else 1,
+            "cost": self.cost,
+            "charged": 0.0 if self.member.tier == RELAXED_TIER else self.cost,
+            "created": self.created,
+            "deadline": self.deadline,
+            **INITIAL_VALUES,
+        }
+
+    def input_rows(self) -> list[dict[str, object]]:
+        """Return the rows of the table `pictures` for the inputs, numbered from 0 within each kind."""
+        next_index: Counter[str] = Counter()
+        picture_rows: list[dict[str, object]] = []
+        for stored_input in self.inputs:
+            picture_rows.append(
+                {
+                    "job": self.id,
+                    "image": next_index[stored_input.kind],
+                    "kind": stored_input.kind,
+                    "sha256": stored_input.sha256,
+                    "bytes": stored_input.bytes,
+                    "width": stored_input.width,
+                    "height": stored_input.height,
+                }
+            )
+            next_index[stored_input.kind] += 1
+        return picture_rows
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job's row. `bot.store.schema.tables` explains the columns."""
+
+    id: str
+    key: str | None
+    ordinal: int
+    state: JobState
+    action: JobAction
+    parent: tuple[str, int] | None
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    member: str
+    member_name: str
+    guild: str
+    tier: str
+    weight: float
+    pool: str
+    model: str
+    account: str
+    rows: int
+    cost: float
+    charged: float
+    billed: float
+    attempt: int
+    barren: int
+    step: int
+    epoch: int
+    worker: str
+    cancelling: bool
+    created: float
+    deadline: float
+    sent: float | None
+    started: float | None
+    ended: float | None
+    seconds: float | None
+    ms_per_step: float | None
+    reason: str
+    blame: Blame | None
+    channel: str = ""
+    private: bool = False
+    check: bool = False
+    deleted: float | None = None
+    running_here: int | None = None
+    running_everywhere: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """The sampler steps of the whole job; an upscale counts as one."""
+        return self.task.steps if isinstance(self.task, Recipe) else 1
+
+    @property
+    def image_count(self) -> int:
+        """The number of pictures that the job makes."""
+        return self.task.count if isinstance(self.task, Recipe) else 1
+
+    def find_missing(self, pictures: Iterable[StoredPicture]) -> list[str]:
+        """Return the expected results that are not among `kept`, as `image 0` or `ladder 0`."""
+        present = {(picture.kind, picture.image) for picture in pictures}
+        kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.to_job().ladder else ["image"]
+        expected = [(kind, image) for kind in kinds for image in range(self.image_count)]
+        return [f"{kind} {image}" for kind, image in expected if (kind, image) not in present]
+
+    def to_job(self) -> Job:
+        """Return the wire value of this attempt."""
+        billing_key = BillingKey(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
+        return Job(
+            id=self.id,
+            task=self.task,
+            share=billing_key,
+            cost=self.cost,
+            pool=self.pool,
+            attempt=self.attempt,
+            deadline=self.deadline,
+            check=self.check,
+        )
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """One picture or ladder of a job, named by the SHA-256 of its content."""
+
+    job: str
+    image: int
+    kind: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    verdict: str = "unchecked"
+    reviewed: str = ""
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One audit line: a transition of a job, with its time and reason."""
+
+    job: str
+    at: float
+    source: str
+    target: str
+    attempt: int
+    epoch: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A transition that happened: the record after it and the state before it."""
+
+    record: JobRecord
+    old_state: JobState
+
+
+def decode_record(row: RowMapping) -> JobRecord:
+    """Convert a row of the table `jobs`. Raises `Malformed` if its task does not match the wire contract."""
+    values: dict[str, Any] = {str(name): value for name, value in row.items()}
+    parent, index = values.pop("parent"), values.pop("parent_index")
+    values["parent"] = None if parent is None else (cast(str, parent), cast(int, index))
+    values["notes"] = tuple(values["notes"])
+    values["task"] = decode(values["task"], cast("type[Task]", Recipe | UpscaleTask))
+    values["blame"] = values["blame"] or None
+    return JobRecord(**values)

@@ -1,0 +1,118 @@
+"""Incidents in SQL: write, read, close. Each function works inside its caller's transaction.
+
+Nobody can flood the table: kinds that a member can repeat are limited per hour, and each guild has a maximum. Beyond it
+the oldest closed incidents go first, and those that wait for a moderator last.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, select, update
+
+from bot.domain.errors import UserError
+from bot.domain.incidents import MAX_DETAIL, NEED_DECISION, REPEATABLE, Incident, IncidentKind
+from bot.domain.texts import clean_text, shorten
+from bot.store.schema.tables import incidents as kept
+
+MAX_PER_GUILD = 2000  # per guild
+HOURLY_LIMIT, HOUR = 5, 3600.0  # most per hour of one member and one repeatable kind
+DAILY_REPORTS, DAY = 10, 86_400.0  # most per day of one member
+NAME_LENGTH = 128
+
+
+def write_incident(
+    connection: Connection, guild: str, kind: IncidentKind, actor: str, name: str, text: str, now: float, job: str = ""
+) -> int | None:
+    """Write an incident and return its number; None if the member reached the hourly limit of its kind."""
+    conditions = (kept.c.guild == guild, kept.c.kind == kind, kept.c.actor == actor)
+    if kind in REPEATABLE and _count_incidents(connection, *conditions, kept.c.at > now - HOUR) >= HOURLY_LIMIT:
+        return None
+    values = {
+        "guild": guild,
+        "at": now,
+        "kind": kind,
+        "actor": actor,
+        "actor_name": clean_text(name)[:NAME_LENGTH],
+        "job": job,
+        "said": shorten(text, MAX_DETAIL),
+        "closed": None if kind in NEED_DECISION else now,
+    }
+    number = connection.execute(kept.insert().values(**values).returning(kept.c.id)).scalar_one()
+    _prune_incidents(connection, guild)
+    return int(number)
+
+
+def _prune_incidents(connection: Connection, guild: str) -> None:
+    excess = _count_incidents(connection, kept.c.guild == guild) - MAX_PER_GUILD
+    if excess > 0:
+        is_open = case((kept.c.closed.is_(None), 1), else_=0)
+        oldest = select(kept.c.id).where(kept.c.guild == guild).order_by(is_open, kept.c.id).limit(excess)
+        connection.execute(kept.delete().where(kept.c.id.in_(oldest)))
+
+
+def write_report(
+    connection: Connection, guild: str, actor: str, name: str, text: str, now: float, job: str
+) -> int:  # fmt: skip
+    """Write a member's report of a job. Raises `Refused` (429) for a second one of the job, or too many in a day."""
+    conditions = (kept.c.kind == "report", kept.c.actor == actor)
+    if _count_incidents(connection, kept.c.guild == guild, *conditions, kept.c.job == job):
+        raise UserError("You have reported this already: the moderators have it.", 429)
+    recent_times = [row.at for row in connection.execute(select(kept.c.at).where(*conditions, kept.c.at > now - DAY))]
+    if len(recent_times) >= DAILY_REPORTS:
+        raise UserError(
+            f"At most {DAILY_REPORTS} reports in 24 hours, and you have made {len(recent_times)}. If it is urgent, "
+            "write to a "
+            "moderator.",
+            429,
+            retry_at=min(recent_times) + DAY,
+        )
+    number = write_incident(connection, guild, "report", actor, name, text, now, job)
+    assert number is not None, "reports are bounded above"
+    return number
+
+
+def list_incidents(connection: Connection, guild: str | None, limit: int, *, open_only: bool = False) -> list[Incident]:
+    """Return the newest incidents first, of one guild or of all. `waiting`: only those that wait for a moderator."""
+    query = select(kept).order_by(kept.c.id.desc()).limit(limit)
+    if guild is not None:
+        query = query.where(kept.c.guild == guild)
+    if open_only:
+        query = query.where(kept.c.closed.is_(None))
+    return [_to_incident(row) for row in connection.execute(query).mappings()]
+
+
+def close_incident(connection: Connection, guild: str, number: int, actor: tuple[str, str], now: float) -> Incident:
+    """Close an incident and record who closed it; a closed one stays unchanged. Raises `Refused` (404)."""
+    conditions = (kept.c.id == number, kept.c.guild == guild)
+    row = connection.execute(select(kept).where(*conditions)).mappings().first()
+    if row is None:
+        raise UserError(f"There is no incident {number} here.", 404)
+    if row["closed"] is None:
+        row = connection.execute(update(kept).where(*conditions).values(closed=now).returning(kept)).mappings().one()
+        write_incident(connection, guild, "closed", *actor, f"number {number}", now, row["job"])
+    return _to_incident(row)
+
+
+def close_held_incident(connection: Connection, job: str, text_prefix: str, now: float) -> None:
+    """Close the "held" incident whose text begins with `about`: a moderator has decided."""
+    conditions = (
+        kept.c.job == job,
+        kept.c.kind == "held",
+        kept.c.said.startswith(text_prefix),
+        kept.c.closed.is_(None),
+    )
+    connection.execute(update(kept).where(*conditions).values(closed=now))
+
+
+def close_incidents(connection: Connection, job_ids: list[str], now: float) -> bool:
+    """Close the open incidents of these jobs, which are deleted. Return True if there was one."""
+    statement = update(kept).where(kept.c.job.in_(job_ids), kept.c.closed.is_(None))
+    return connection.execute(statement.values(closed=now)).rowcount > 0
+
+
+def _count_incidents(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    return int(connection.execute(select(func.count()).select_from(kept).where(*conditions)).scalar_one())
+
+
+def _to_incident(row: RowMapping) -> Incident:
+    values = {name: value for name, value in row.items() if name != "id"}
+    return Incident(number=row["id"], **values)  # pyright: ignore[reportArgumentType]

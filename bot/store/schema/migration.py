@@ -1,0 +1,48 @@
+"""Runs the Alembic migrations of `bot.migrations` inside one transaction of the store: all or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from bot.domain.errors import UserError
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+
+SchemaAge = Literal["none", "old", "today's", "unknown"]
+
+
+def migrate_tables(connection: Connection, revision: str = "head") -> None:
+    """Migrate the tables to `to`. Of two processes that start at once, the second waits and finds it done.
+
+    Raises `Refused` for tables of a later version.
+    """
+    if read_schema_age(connection) == "unknown":
+        raise UserError(
+            "The database is of a later version of Darkroom: install that version, or set another database.", 400
+        )
+    command.upgrade(_alembic_config(connection), revision)
+
+
+def read_schema_age(connection: Connection) -> SchemaAge:
+    """Return the age of the database's tables; `unknown` is a later version than this."""
+    current_revision = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory.from_config(_alembic_config(connection))
+    if current_revision is None:
+        return "none"
+    if current_revision == script.get_current_head():
+        return "today's"
+    return "old" if current_revision in {known.revision for known in script.walk_revisions()} else "unknown"
+
+
+def _alembic_config(connection: Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

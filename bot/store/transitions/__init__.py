@@ -1,0 +1,1 @@
+"""Every change of a job's state, each in one transaction."""

@@ -1,0 +1,53 @@
+"""Records incoming pictures, and the end of their job where none is missing, in one transaction.
+
+A transaction for each picture would cost more than the picture. Works inside its caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from bot.store.jobs import queries
+from bot.store.jobs.records import StoredPicture, Transition, decode_record
+from bot.store.transitions import job_transitions, picture_writes
+from engine.contract import UpscaleMethod
+
+
+@dataclass(frozen=True)
+class JobStats:
+    """A worker's figures for a finished job: `cost` in device-seconds, `seconds`, and milliseconds per step."""
+
+    cost: float
+    seconds: float
+    ms_per_step: float
+
+
+def record_pictures(
+    connection: Connection,
+    job: str,
+    epoch: int,
+    new_pictures: Sequence[StoredPicture],
+    stats: JobStats | None,
+    now: float,
+    *,
+    method: UpscaleMethod | None = None,
+) -> tuple[bool, Transition | None]:
+    """Record pictures of one job, and finish it if `end` is given and none is missing.
+
+    False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
+    """
+    row = (
+        picture_writes.insert_pictures(connection, new_pictures, epoch, now, method)
+        if new_pictures
+        else picture_writes.lock_open_job(connection, job, epoch)
+    )
+    if row is None or stats is None:
+        return row is not None, None
+    job_record = decode_record(row)
+    if job_record.find_missing(queries.list_pictures(connection, [job])):
+        return True, None
+    values = {"seconds": stats.seconds, "ms_per_step": stats.ms_per_step, "step": job_record.steps}
+    return True, job_transitions.end_job(connection, "finish", job, now, stats.cost, epoch=epoch, **values)

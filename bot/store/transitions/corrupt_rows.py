@@ -1,0 +1,47 @@
+"""Fails jobs whose rows cannot be read, as after a change of the wire contract or on a corrupt disk.
+
+A normal transition needs a readable record (`moves`); this module changes the raw row.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, RowMapping, select
+
+from bot.domain.job_states import OPEN_STATES
+from bot.store.fairness.accounts import add_cost
+from bot.store.jobs.records import decode_record
+from bot.store.schema.tables import jobs
+from bot.store.transitions.state_change import apply_transition
+from engine.contract import MalformedMessage
+
+UNREADABLE_TEXT = "Its database entry cannot be read any more; nothing was charged."
+
+
+def fail_unreadable_jobs(connection: Connection, now: float) -> list[str]:
+    """Fail every unreadable open job without charge, and return their ids. Reads all open jobs."""
+    rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN_STATES)).order_by(jobs.c.id)).mappings().all()
+    unreadable = [row for row in rows if not _is_readable(row)]
+    for row in unreadable:
+        _fail_job(connection, row, now)
+    return [row["id"] for row in unreadable]
+
+
+def _is_readable(row: RowMapping) -> bool:
+    try:
+        decode_record(row)
+    except (MalformedMessage, TypeError):
+        return False
+    return True
+
+
+def _fail_job(connection: Connection, row: RowMapping, now: float) -> None:
+    values = {
+        "reason": UNREADABLE_TEXT,
+        "blame": "us",
+        "ended": now,
+        "cancelling": False,
+        "charged": 0.0,
+        "billed": 0.0,
+    }
+    if apply_transition(connection, "fail", row["id"], now, audit_note="unreadable", **values) is not None:
+        add_cost(connection, row["account"], -row["billed"])

@@ -1,0 +1,330 @@
+"""Job transitions in SQL: each changes the job, its accounts and the audit together, or nothing.
+
+Every function works inside its caller's transaction. `bot.domain.job_states` defines the transitions; here each is one
+UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or duplicate message changes and charges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection, RowMapping, func, select, update
+
+from bot.domain.job_states import ACTIVE_STATES, TRANSITIONS, TransitionKind, is_end
+from bot.store.fairness.accounts import (
+    PickRequest,
+    add_cost,
+    adjust_counts,
+    count_rows_in_use,
+    enter_accounts,
+    find_longest_waiting_job,
+    find_next_job,
+    mark_served,
+    reset_wait,
+)
+from bot.store.fairness.ledger import Ledger
+from bot.store.jobs.queries import list_by_key
+from bot.store.jobs.records import RELAXED_TIER, JobRecord, NewJob, Transition, decode_record
+from bot.store.schema.tables import audit_lines, destinations, jobs, pictures
+from bot.store.transitions.state_change import apply_transition, lock_job, write_audit_line
+
+AdmissionCheck = Callable[[Sequence[NewJob], Ledger], Sequence[NewJob]]
+POISON_ATTEMPTS = 3  # attempts without progress
+MAX_ATTEMPTS = 20  # in total: a worker may report false progress
+TOO_MANY_ATTEMPTS = f"It was tried {MAX_ATTEMPTS} times and never finished."
+_INSERT_JOB, _INSERT_DESTINATION, _INSERT_INPUTS = (
+    jobs.insert().returning(jobs),
+    destinations.insert(),
+    pictures.insert(),
+)
+MAX_OVERRUN = 10.0  # a worker may bill at most this many times the estimate in the fair order
+
+
+def admit_jobs(
+    connection: Connection, new_jobs: Sequence[NewJob], key: str | None, decide: AdmissionCheck,
+    weights: Mapping[str, float], now: float,
+) -> tuple[list[JobRecord], bool]:  # fmt: skip
+    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `Refused` to insert none.
+
+    A known idempotency `key` returns its earlier jobs, and False.
+    """
+    if key is not None and (earlier_jobs := list_by_key(connection, key)):
+        return earlier_jobs, False
+    return insert_jobs(connection, decide(new_jobs, Ledger(connection, new_jobs[0].member, now)), key, weights), True
+
+
+def insert_jobs(
+    connection: Connection, new_jobs: Sequence[NewJob], key: str | None, weights: Mapping[str, float]
+) -> list[JobRecord]:
+    """Insert new jobs as queued, with their destinations and input pictures."""
+    inserted: list[JobRecord] = []
+    for ordinal, new_job in enumerate(new_jobs):
+        values = new_job.to_row(key, ordinal)
+        row = connection.execute(_INSERT_JOB, values).mappings().one()
+        destination_row = {
+            "job": new_job.id,
+            "role": "answer",
+            "kind": new_job.destination.kind,
+            "where": dict(new_job.destination.address),
+            "message": "",
+            "reason": "",
+        }
+        connection.execute(_INSERT_DESTINATION, destination_row)
+        enter_accounts(connection, row["account"], weights, new_job.created)
+        adjust_counts(connection, row["account"], queued=1)
+        if input_rows := new_job.input_rows():
+            connection.execute(_INSERT_INPUTS, input_rows)
+        write_audit_line(connection, row, "new", new_job.created, new_job.action)
+        inserted.append(decode_record(row))
+    return inserted
+
+
+def make_transition(
+    connection: Connection, kind: TransitionKind, job: str, now: float, *,
+    epoch: int | None = None, audit_note: str = "", **values: object,
+) -> Transition | None:  # fmt: skip
+    """Make one transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
+    result = apply_transition(connection, kind, job, now, epoch=epoch, audit_note=audit_note, **values)
+    return None if result is None else Transition(decode_record(result[0]), result[1])
+
+
+def end_job(
+    connection: Connection, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
+    epoch: int | None = None, audit_note: str = "", **values: object,
+) -> Transition | None:  # fmt: skip
+    """End a job, and settle its charge to `spent` device-seconds (None: the whole reserve). Happens at most once.
+
+    A member never pays more than was reserved. The fair order counts the real cost, up to `OVERRUN` times the estimate.
+    """
+    assert is_end(TRANSITIONS[kind].target)
+    transition = make_transition(
+        connection, kind, job, now, epoch=epoch, audit_note=audit_note, ended=now, cancelling=False, **values
+    )
+    if transition is None:
+        return None
+    job_record = transition.record
+    fair_cost = job_record.cost if actual_cost is None else min(actual_cost, MAX_OVERRUN * job_record.cost)
+    charged = 0.0 if job_record.tier == RELAXED_TIER else min(fair_cost, job_record.cost)
+    statement = update(jobs).where(jobs.c.id == job).values(charged=charged, billed=fair_cost).returning(jobs)
+    add_cost(connection, job_record.account, fair_cost - job_record.billed)
+    return Transition(decode_record(connection.execute(statement).mappings().one()), transition.old_state)
+
+
+def pick_job(
+    connection: Connection, request: PickRequest, rows: int, overbook_share: float, now: float
+) -> Transition | None:
+    """Mark the next job in fair order as sent if it fits. `rows`: all that the pool's workers take at once.
+
+    The head of the order waits until it fits: nothing passes it, or large jobs would starve. There are three
+    exceptions. The member who has waited longest for a turn gets one now and then (`bot.policy.queue_bypass`). A job
+    whose model is in memory passes one that needs another model. A member with no active job may exceed `rows` by one
+    job, within `overbook` × `rows` more rows. The longest wait may do the same, or newcomers would always fill those
+    rows.
+    """
+    if rows <= 0:
+        return None
+    capacity = _Capacity(
+        rows, max(0, count_rows_in_use(connection, request.pool) - request.paused_rows), overbook_share
+    )
+    bypass = request.bypass
+    if (
+        bypass.is_overdue_turn(request.pool)
+        and (row := find_longest_waiting_job(connection, request, bypass.overdue_before(now))) is not None
+    ):
+        return (
+            _send_picked(connection, request, row, now, is_overdue=True)
+            if capacity.can_fit(row, with_overbooking=True)
+            else None
+        )
+    row = find_next_job(connection, request)
+    if row is not None:
+        row = _prefer_loaded_model(connection, request, row, now)
+        if not capacity.can_fit(row):
+            row = find_next_job(connection, replace(request, newcomers_only=True))
+            row = row if row is not None and capacity.can_fit(row, with_overbooking=True) else None
+    return None if row is None else _send_picked(connection, request, row, now)
+
+
+@dataclass(frozen=True)
+class _Capacity:
+    """The rows of a pool: total and taken."""
+
+    rows: int
+    rows_in_use: int
+    overbook_share: float
+
+    def can_fit(self, row: RowMapping, *, with_overbooking: bool = False) -> bool:
+        """Return True if the job fits. A job larger than the pool gets the whole pool."""
+        return self.rows_in_use + min(row["rows"], self.rows) <= self.rows * (
+            1 + self.overbook_share if with_overbooking else 1
+        )
+
+
+def _prefer_loaded_model(connection: Connection, request: PickRequest, head: RowMapping, now: float) -> RowMapping:
+    """Return the head of the order, or for a limited time a job whose model is in memory."""
+    if (
+        request.loaded_models is None
+        or head["model"] in ("", *request.loaded_models)
+        or not request.bypass.can_bypass(head["id"], now)
+    ):
+        return head
+    return find_next_job(connection, replace(request, models=request.loaded_models)) or head
+
+
+def _send_picked(
+    connection: Connection, request: PickRequest, row: RowMapping, now: float, *, is_overdue: bool = False
+) -> Transition | None:
+    transition = _bill_and_send(connection, row, now)
+    if transition is not None:
+        reset_wait(connection, row["account"], now)
+        needs_load = request.loaded_models is not None and row["model"] not in ("", *request.loaded_models)
+        request.bypass.note_dispatch(
+            request.pool, row["id"], now, loads_model=row["model"] if needs_load else "", was_overdue=is_overdue
+        )
+    return transition
+
+
+def _bill_and_send(connection: Connection, row: RowMapping, now: float) -> Transition | None:
+    """Bill and send a job. A cost billed for an earlier attempt is not billed again."""
+    mark_served(connection, row["account"])
+    add_cost(connection, row["account"], max(0.0, row["cost"] - row["billed"]))
+    return make_transition(
+        connection,
+        "send",
+        row["id"],
+        now,
+        sent=now,
+        billed=max(row["cost"], row["billed"]),
+        audit_note=f"attempt {row['attempt']}",
+    )
+
+
+def start_job(
+    connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *,
+    preview_step: int = 0, snapshots_lost: bool = False,
+) -> Transition | None:  # fmt: skip
+    """Record a worker's claim at `step`, or fail the job after too many attempts without progress (see the record).
+
+    `seen`: the furthest step that previews have shown; that was progress too. `forgotten`: the broker lost its store,
+    and the job's snapshots, since the last claim; this does not count as an attempt without progress.
+    """
+    old_row = lock_job(connection, job)
+    if old_row is None or _is_requeued_already(old_row, epoch):
+        return None
+    is_retry = old_row["state"] == "running" and old_row["epoch"] != epoch  # a requeued attempt is counted already
+    reached_step = min(max(step, preview_step), decode_record(old_row).steps)
+    idle_attempts = old_row["barren"] if snapshots_lost else _count_idle_attempts(old_row, reached_step, is_retry)
+    if idle_attempts >= POISON_ATTEMPTS and old_row["epoch"] <= epoch:
+        return _fail_poison(connection, old_row, now, f"again on {worker}")
+    if old_row["epoch"] <= epoch and _count_other_starts(connection, job, epoch) >= MAX_ATTEMPTS:
+        return _fail_poison(connection, old_row, now, f"again on {worker}", TOO_MANY_ATTEMPTS)
+    return make_transition(
+        connection,
+        "start",
+        job,
+        now,
+        epoch=epoch,
+        audit_note=worker,
+        worker=worker,
+        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]),
+        barren=idle_attempts,
+        started=old_row["started"] or now,
+    )
+
+
+def requeue_job(
+    connection: Connection,
+    job: str,
+    now: float,
+    *,
+    step: int,
+    audit_note: str,
+    reason: str = "",
+    epoch: int | None = None,
+) -> Transition | None:
+    """Queue the job again as its next attempt, or fail it after too many without progress (see the record).
+
+    `step`: the furthest step known. `reason`: the sentence for the member if it fails.
+    """
+    old_row = lock_job(connection, job)
+    if (
+        old_row is None
+        or old_row["state"] not in ACTIVE_STATES
+        or (epoch is not None and _is_requeued_already(old_row, epoch))
+    ):
+        return None
+    if old_row["cancelling"]:
+        return end_job(
+            connection,
+            "cancel",
+            job,
+            now,
+            old_row["cost"] * _done_fraction(old_row, step),
+            epoch=epoch,
+            audit_note=audit_note,
+        )
+    idle_attempts = _count_idle_attempts(old_row, step, True)
+    if idle_attempts >= POISON_ATTEMPTS:
+        return _fail_poison(connection, old_row, now, audit_note, reason, epoch)
+    if old_row["attempt"] >= MAX_ATTEMPTS:
+        return _fail_poison(connection, old_row, now, audit_note, TOO_MANY_ATTEMPTS, epoch)
+    return make_transition(
+        connection, "requeue", job, now, epoch=epoch, audit_note=audit_note, attempt=old_row["attempt"] + 1, worker="",
+        step=max(step, old_row["step"]), barren=idle_attempts,
+    )  # fmt: skip
+
+
+def request_cancel(connection: Connection, job: str, now: float) -> tuple[JobRecord | None, Transition | None]:
+    """Request a cancel: a waiting job ends at once, a sent one is flagged for its worker."""
+    old_row = lock_job(connection, job)
+    if old_row is None:
+        return None, None
+    if old_row["state"] == "queued":
+        transition = end_job(
+            connection, "cancel", job, now, old_row["cost"] * _done_fraction(old_row, 0), audit_note="wished"
+        )
+        return (transition.record if transition else None), transition
+    if old_row["state"] in ACTIVE_STATES:
+        statement = update(jobs).where(jobs.c.id == job).values(cancelling=True).returning(jobs)
+        return decode_record(connection.execute(statement).mappings().one()), None
+    return decode_record(old_row), None
+
+
+def _is_requeued_already(old_row: RowMapping, epoch: int) -> bool:
+    """Return True if the job of this claim was requeued already, so all its reports are repeats."""
+    return old_row["epoch"] == epoch and old_row["state"] in ("queued", "sent")
+
+
+def _count_idle_attempts(old_row: RowMapping, step: int, is_retry: bool) -> int:
+    """Count the attempts without progress. Any progress resets the count."""
+    return 0 if step > old_row["step"] else old_row["barren"] + int(is_retry)
+
+
+def _count_other_starts(connection: Connection, job: str, epoch: int) -> int:
+    """Count the other claims that have started the job."""
+    conditions = (audit_lines.c.job == job, audit_lines.c.target == "running", audit_lines.c.epoch != epoch)
+    return int(connection.execute(select(func.count(audit_lines.c.epoch.distinct())).where(*conditions)).scalar_one())
+
+
+def _fail_poison(
+    connection: Connection, old_row: RowMapping, now: float, audit_note: str, reason: str = "", epoch: int | None = None
+) -> Transition | None:
+    member_text = reason or f"It was tried {POISON_ATTEMPTS} times and never got further."
+    return end_job(
+        connection,
+        "fail",
+        old_row["id"],
+        now,
+        0.0,
+        epoch=epoch,
+        audit_note=f"poison: {audit_note}",
+        reason=member_text,
+        blame="worker",
+        barren=POISON_ATTEMPTS,
+    )
+
+
+def _done_fraction(old_row: RowMapping, step: int) -> float:
+    """Return the fraction of the job that is known to have run."""
+    return min(1.0, max(step, old_row["step"]) / decode_record(old_row).steps)

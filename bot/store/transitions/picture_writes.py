@@ -1,0 +1,85 @@
+"""Writes other than transitions: pictures, model profiles, jobs that a worker hands back. One transaction each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, bindparam, select, update
+
+from bot.domain.job_states import OPEN_STATES
+from bot.store.jobs.records import StoredPicture
+from bot.store.moderation.reviews import write_held_incident
+from bot.store.schema.tables import jobs, models, pictures
+from engine.contract import ModelInfo, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
+
+# Built once: building a statement takes longer than SQLite takes to run it.
+_SELECT_OPEN = select(jobs).where(
+    jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None)
+)
+_SELECT_OPEN = _SELECT_OPEN.where(jobs.c.state.in_(OPEN_STATES)).with_for_update()
+_SELECT_VERDICTS = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(
+    pictures.c.job == bindparam("job")
+)
+_DELETE_PICTURE = pictures.delete().where(pictures.c.job == bindparam("job"), pictures.c.image == bindparam("at"))
+_DELETE_PICTURE = _DELETE_PICTURE.where(pictures.c.kind == bindparam("as"))
+_INSERT_PICTURES = pictures.insert()
+
+
+def insert_pictures(
+    connection: Connection,
+    new_pictures: Sequence[StoredPicture],
+    epoch: int,
+    now: float,
+    method: UpscaleMethod | None = None,
+) -> RowMapping | None:
+    """Record pictures and ladders of one job, and return its row. None: it is unknown, over, or a newer epoch has it.
+
+    An upscale's task gets the method really used: a worker without a super-resolver uses Lanczos, and the job's view
+    must say so.
+    """
+    job = new_pictures[0].job
+    row = lock_open_job(connection, job, epoch)
+    if row is None:
+        return None
+    slots = {(picture.image, picture.kind) for picture in new_pictures}
+    old_verdicts = {
+        (known.image, known.kind): known.verdict for known in connection.execute(_SELECT_VERDICTS, {"job": job})
+    }
+    for image, kind in slots & old_verdicts.keys():
+        connection.execute(_DELETE_PICTURE, {"job": job, "at": image, "as": kind})
+    connection.execute(_INSERT_PICTURES, [vars(one) for one in new_pictures])
+    if method is not None:
+        _set_upscale_method(connection, job, row["task"], method)
+    if row["check"]:
+        for one in new_pictures:
+            write_held_incident(connection, one, old_verdicts.get((one.image, one.kind)), now)
+    return row
+
+
+def lock_open_job(connection: Connection, job: str, epoch: int) -> RowMapping | None:
+    """Return the row of a job that still accepts pictures, locked until this transaction ends."""
+    return connection.execute(_SELECT_OPEN, {"job": job, "epoch": epoch}).mappings().first()
+
+
+def _set_upscale_method(connection: Connection, job: str, task: bytes, method: UpscaleMethod) -> None:
+    old_task = decode(task, cast("type[Task]", Recipe | UpscaleTask))
+    if isinstance(old_task, UpscaleTask) and old_task.method != method:
+        new_task = encode(msgspec.structs.replace(old_task, method=method))
+        connection.execute(update(jobs).where(jobs.c.id == job).values(task=new_task))
+
+
+def save_model(connection: Connection, model: ModelInfo, pool: str, now: float) -> None:
+    """Store a model's profile in place of an older one."""
+    connection.execute(models.delete().where(models.c.name == model.name))
+    connection.execute(models.insert().values(name=model.name, warm=encode(model), pool=pool, seen=now))
+
+
+def record_hand_back(connection: Connection, job: str, epoch: int) -> bool:
+    """Record that the worker handed the job back: the next start will not count as an attempt without progress.
+
+    False: it did so already, or another worker has the job.
+    """
+    conditions = (jobs.c.id == job, jobs.c.epoch == epoch, jobs.c.state == "running", jobs.c.worker != "")
+    return connection.execute(update(jobs).where(*conditions).values(worker="", barren=jobs.c.barren - 1)).rowcount == 1

@@ -1,0 +1,45 @@
+"""`POST /api/describe`: suggests prompts for a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+
+from bot.domain.errors import UserError
+from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
+from bot.web.middleware import member_of
+from bot.web.request_body import read_form
+
+IMAGE_TO_PROMPT = web.AppKey("describing", ImageToPrompt)
+
+
+class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The part `order` of the form, beside one part `picture`. Without a model, the default one is used."""
+
+    model: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.post("/api/describe", describe_picture)]
+
+
+async def describe_picture(request: web.Request) -> web.Response:
+    """Return prompts for the picture, which takes seconds."""
+    body, picture = await _read_picture(request)
+    result = await request.app[IMAGE_TO_PROMPT].suggest_prompts(picture, member_of(request), body.model)
+    prompts = [asdict(suggestion) for suggestion in result.prompts]
+    return web.json_response(
+        {"model": result.model, "tried": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
+         "notes": list(result.notes)}
+    )  # fmt: skip
+
+
+async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:
+    """Read the form. Other forms may be sent while this picture is scored: scoring has its own queue."""
+    async with read_form(request, DescribeBody) as (body, files):
+        if len(files.pictures) != 1 or files.mask is not None:
+            raise UserError("The form needs one part `picture`, beside `order`.", 400)
+        return body, files.pictures[0]

@@ -1,0 +1,231 @@
+"""The HTTP API of jobs: submit, read, pause, cancel, vary, upscale. Every error is one sentence with its status.
+
+Every decision about a job is the studio's. Pictures count from 1, as on the buttons.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from bot.domain.dto import AcceptedJob, Destination
+from bot.domain.errors import UserError
+from bot.services.init_images.request import InitImages, JobImageRef
+from bot.web import serializers
+from bot.web.media import find_picture, picture_index_of
+from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, VISITOR, member_of
+from bot.web.request_body import FormFiles, read_body, read_form
+from bot.web.sse import STUDIO, require_permitted, require_stoppable, require_visible, workers_payload
+
+NOT_OPTIONS = ("prompt", "exact", "shots", "weights")
+
+
+class PriorityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/jobs/{id}/priority`."""
+
+    weight: Annotated[float, msgspec.Meta(gt=0, le=1000)]
+
+
+class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/jobs`. The options mean the same as the prompt's flags, and override them."""
+
+    prompt: str
+    steps: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    interval: str | None = None
+    sampler: str | None = None
+    lora: str | list[str] | None = None
+    model: str | None = None
+    count: int | None = None
+    ar: str | None = None
+    fast: bool | None = None
+    negative: str | None = None
+    strength: float | None = None
+    until: float | None = None
+    tile: bool | None = None
+    mixed: bool | None = None
+    chaos: float | None = None
+    repeat: int | None = None
+    quality: float | None = None
+    walk: str | None = None
+    frames: int | None = None
+    exact: bool = False
+    shots: Annotated[list[str], msgspec.Meta(max_length=5)] = []
+    weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
+
+    def options(self) -> dict[str, Any]:
+        """Return the flags that the request sets."""
+        values = msgspec.structs.asdict(self)
+        return {name: value for name, value in values.items() if name not in NOT_OPTIONS and value is not None}
+
+
+def routes() -> list[web.RouteDef]:
+    base = "/api/jobs/{id}"
+    return [
+        web.get("/healthz", healthz),
+        web.get("/api/room", get_workers),
+        web.post("/api/invitations", create_invitation),
+        web.get("/api/jobs", list_jobs),
+        web.post("/api/jobs", create_jobs),
+        web.get(base, get_job),
+        web.delete(base, cancel_job),
+        web.post(base + "/pause", pause_job),
+        web.post(base + "/resume", resume_job),
+        web.post(base + "/priority", set_priority),
+        web.post(base + "/vary/{n}", vary),
+        web.post(base + "/upscale/{n}", upscale),
+        web.post(base + "/reroll", reroll),
+        web.post(base + "/walk", interpolate),
+    ]
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """Return that the server is up, and the number of workers."""
+    workers = request.app[STUDIO].live_workers()
+    return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
+
+
+async def get_workers(request: web.Request) -> web.Response:
+    """Return the live workers."""
+    return web.json_response(workers_payload(request.app))
+
+
+async def create_invitation(request: web.Request) -> web.Response:
+    """Make a one-time address for one more visitor, who comes as a guest."""
+    if request.app[HOST_POLICY].is_local:
+        raise UserError("This room is for this computer only; there is nobody to invite.", 422)
+    if not request[VISITOR].is_owner:
+        raise UserError("Only the owner of this room may invite.", 403)
+    token = request.app[SESSION_TOKENS].create_invitation()
+    return web.json_response({"path": f"/?token={token}"}, status=201)
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """Return the running jobs, the waiting ones in their order, and the last finished ones."""
+    job_service, reader = request.app[STUDIO], member_of(request)
+    queue, recent = await job_service.load_queue(GUILD), await job_service.load_recent(GUILD)
+    queued_ids = {view.id for view in queue}
+    ended_views = [view for view in recent if view.id not in queued_ids]
+    views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
+    return web.json_response({"jobs": [serializers.serialize_job(view, reader) for view in views]})
+
+
+async def create_jobs(request: web.Request) -> web.Response:
+    """Submit a prompt: one job, or several where it holds permutations. A form may carry init images."""
+    async with read_form(request, JobBody) as (body, files):
+        accepted_jobs = await request.app[STUDIO].imagine(
+            body.prompt,
+            member_of(request),
+            destination_of(request),
+            key=idempotency_key_of(request),
+            is_exact=body.exact,
+            init_images=await _init_images(request, body, files),
+            **body.options(),
+        )
+    payload = serializers.serialize_all_accepted(accepted_jobs)
+    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
+
+
+async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
+    """Return the order's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
+    if not (files.pictures or files.mask or body.shots):
+        return None
+    if files.pictures and body.shots:
+        raise UserError("Use either pictures of your own or finished ones, not both at once.")
+    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.shots]
+    return InitImages((*files.pictures, *finished_pictures), files.mask, tuple(body.weights))
+
+
+async def get_job(request: web.Request) -> web.Response:
+    """Return one job."""
+    return web.json_response(serializers.serialize_job(await require_visible(request), member_of(request)))
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    """Cancel a job that this visitor may stop."""
+    job = await require_stoppable(request)
+    sentence = await request.app[STUDIO].cancel(job, member_of(request))
+    return web.json_response({"id": job, "sentence": sentence})
+
+
+async def pause_job(request: web.Request) -> web.Response:
+    """Pause a running job at its step, for a quarter of an hour at most."""
+    job = await require_stoppable(request, "pause")
+    sentence = await request.app[STUDIO].pause(job, member_of(request))
+    return web.json_response({"id": job, "sentence": sentence})
+
+
+async def resume_job(request: web.Request) -> web.Response:
+    """Resume a paused job."""
+    job = await require_stoppable(request, "pause")
+    sentence = await request.app[STUDIO].pause(job, member_of(request), is_paused=False)
+    return web.json_response({"id": job, "sentence": sentence})
+
+
+async def set_priority(request: web.Request) -> web.Response:
+    """Set a running job's share of its author's rows; only for the room's owner."""
+    if not request[VISITOR].is_owner:
+        raise UserError("Only the owner of this room may set priorities.", 403)
+    job, body = request.match_info["id"], await read_body(request, PriorityBody)
+    return web.json_response({"id": job, "sentence": await request.app[STUDIO].set_priority(job, body.weight)})
+
+
+async def vary(request: web.Request) -> web.Response:
+    """V1 to V4: make variations of a picture."""
+    view, index = await require_permitted(request, "vary"), picture_index_of(request)
+    accepted_job = await request.app[STUDIO].vary(
+        view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
+
+
+async def upscale(request: web.Request) -> web.Response:
+    """U1 to U4: upscale a picture."""
+    view, index = await require_permitted(request, "upscale"), picture_index_of(request)
+    accepted_job = await request.app[STUDIO].upscale(
+        view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
+
+
+async def reroll(request: web.Request) -> web.Response:
+    """Run the same prompt with another seed."""
+    view = await require_permitted(request, "reroll")
+    accepted_job = await request.app[STUDIO].reroll(
+        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    return created_response(accepted_job)
+
+
+async def interpolate(request: web.Request) -> web.Response:
+    """Interpolate from each picture to the next, as several jobs."""
+    view, job_service = await require_permitted(request, "walk"), request.app[STUDIO]
+    accepted_jobs = await job_service.interpolate_pictures(
+        view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
+    )
+    payload = serializers.serialize_all_accepted(accepted_jobs)
+    return web.json_response(payload, status=201, headers={"Location": payload["url"]})
+
+
+def destination_of(request: web.Request) -> Destination:
+    return Destination("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
+
+
+def idempotency_key_of(request: web.Request) -> str | None:
+    """Return the studio's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
+    header = request.headers.get("Idempotency-Key")
+    if header is None:
+        return None
+    if not (1 <= len(header) <= 200 and header.isprintable()):
+        raise UserError("An Idempotency-Key has 1 to 200 printable characters.", 400)
+    text = "\n".join([member_of(request).id, request.method, request.path, header])
+    return "web:" + hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def created_response(accepted_job: AcceptedJob) -> web.Response:
+    payload = serializers.serialize_all_accepted([accepted_job])
+    return web.json_response(payload, status=201, headers={"Location": payload["url"]})

@@ -1,0 +1,51 @@
+"""The HTTP API of held pictures: the room's owner looks at one, shows it to all, or keeps it hidden.
+
+`Review` checks the permission.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from bot.domain.errors import UserError
+from bot.services.moderation.picture_review import PictureReview
+from bot.web import serializers
+from bot.web.media import NO_STORE, picture_index_of
+from bot.web.middleware import member_of
+from bot.web.sse import require_visible
+
+REVIEW = web.AppKey("review", PictureReview)
+
+
+def routes() -> list[web.RouteDef]:
+    base = "/api/jobs/{id}/pictures/{n}"
+    return [
+        web.get(base + "/held.png", get_held_picture),
+        web.post(base + "/show", show_picture),
+        web.post(base + "/hide", hide_picture),
+    ]
+
+
+async def get_held_picture(request: web.Request) -> web.Response:
+    """Return a held picture as it is."""
+    view, index = await require_visible(request), picture_index_of(request)
+    pictures = dict(await request.app[REVIEW].load_held_pictures(view.id, member_of(request)))
+    if index not in pictures:
+        raise UserError(f"Picture {index + 1} is not held.", 404)
+    return web.Response(body=pictures[index], content_type="image/png", headers={"Cache-Control": NO_STORE})
+
+
+async def show_picture(request: web.Request) -> web.Response:
+    """Show the picture to everybody; return the job."""
+    return await _decide(request, is_shown=True)
+
+
+async def hide_picture(request: web.Request) -> web.Response:
+    """Keep the picture hidden; return the job."""
+    return await _decide(request, is_shown=False)
+
+
+async def _decide(request: web.Request, *, is_shown: bool) -> web.Response:
+    view, index, member = await require_visible(request), picture_index_of(request), member_of(request)
+    decided_view = await request.app[REVIEW].decide(view.id, index, member, show=is_shown)
+    return web.json_response(serializers.serialize_job(decided_view, member))

@@ -1,0 +1,33 @@
+"""`GET /api/jobs/{id}/why`: why a job waits, for `darkroom jobs why` and other holders of this machine's terminal key.
+
+It covers every server's jobs and private ones, since it says nothing of their prompts.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from bot.domain.errors import UserError
+from bot.web.middleware import SESSION_TOKENS
+from bot.web.sse import STUDIO
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.get("/api/jobs/{id}/why", get_wait_reason)]
+
+
+async def get_wait_reason(request: web.Request) -> web.Response:
+    """Return what only the running bot knows: the reason for the wait, the job's step, and when it will be done."""
+    if not request.app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
+        raise UserError("Only the terminal of this machine may ask for that.", 403)
+    view = await request.app[STUDIO].load_view(request.match_info["id"])
+    return web.json_response(
+        {
+            "id": view.id,
+            "state": view.state,
+            "why": view.wait_reason,
+            "place": view.jobs_ahead,
+            "eta": view.eta,
+            "step": view.step,
+        }
+    )

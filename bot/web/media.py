@@ -1,0 +1,155 @@
+"""Finished pictures, grids, films and keyframes as files. A file never changes once it is shown.
+
+The studio has the bytes. Pictures count from 1, keyframes from 0.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from bot.domain.dto import JobView
+from bot.domain.errors import UserError
+from bot.domain.job_states import is_end
+from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, parse_film_format
+from bot.images.moderation_status import held_images
+from bot.web import serializers
+from bot.web.grid_cache import GridCache
+from bot.web.sse import STUDIO, require_permitted, require_visible
+from engine.contract import MAX_COUNT
+
+GRID_CACHE = web.AppKey("grids", GridCache)
+CACHE_FOREVER = "private, max-age=31536000, immutable"
+NO_STORE = "no-store"  # while a picture of the job is held: grid and film will change
+MIN_CELL = 512  # least pixels of the shorter side of a picture in the grid
+
+
+def routes() -> list[web.RouteDef]:
+    base, kind_pattern = "/api/jobs/{id}", f"{{kind:{'|'.join(FILM_FORMATS)}}}"
+    return [
+        web.get(base + "/pictures/{n}.png", get_picture),
+        web.get(base + "/grid.png", get_grid),
+        web.get(base + "/film." + kind_pattern, get_film),
+        web.get(base + "/walk." + kind_pattern, get_interpolation_film),
+        web.get(base + "/dissolve/{n}." + kind_pattern, get_dissolve_film),
+        web.get(base + "/return/{n}." + kind_pattern, get_return_film),
+        web.get(base + "/rungs", list_keyframes),
+        web.get(base + "/rungs/{n}.webp", get_keyframe),
+    ]
+
+
+async def get_picture(request: web.Request) -> web.Response:
+    """Return one finished picture."""
+    view, index = await require_visible(request), picture_index_of(request)
+    return _file_response(
+        await request.app[STUDIO].load_picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png", view
+    )
+
+
+async def get_grid(request: web.Request) -> web.Response:
+    """Return the pictures of a job as a grid."""
+    view, job_service = _require_finished(await require_visible(request)), request.app[STUDIO]
+
+    async def load_pictures() -> list[bytes]:
+        return [await job_service.load_shown_picture(view.id, picture.index) for picture in view.pictures]
+
+    held_indices = held_images(view)
+    key = tuple(f"{picture.sha256}{' held' if picture.index in held_indices else ''}" for picture in view.pictures)
+    return _file_response(await request.app[GRID_CACHE].get(key, load_pictures), "image/png", f"{view.id}.png", view)
+
+
+async def get_film(request: web.Request) -> web.Response:
+    """Return the film of a job."""
+    view, kind = (
+        _require_finished(await require_permitted(request, "film")),
+        parse_film_format(request.match_info["kind"]),
+    )
+    payload = await request.app[STUDIO].render_film(view.id, kind=kind)
+    return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}.{kind}", view)
+
+
+async def get_interpolation_film(request: web.Request) -> web.Response:
+    """Return the film of an interpolation, there and back, of all its jobs.
+
+    It is not cached: a moderator may still decide about a picture of another of its jobs.
+    """
+    view, kind = (
+        _require_finished(await require_permitted(request, "film")),
+        parse_film_format(request.match_info["kind"]),
+    )
+    payload = await request.app[STUDIO].render_interpolation(view.id, kind=kind)
+    response = _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-walk.{kind}", view)
+    response.headers["Cache-Control"] = NO_STORE
+    return response
+
+
+async def get_dissolve_film(request: web.Request) -> web.Response:
+    """Return a film of one picture as noise is added to it."""
+    view, index, kind = (
+        await require_permitted(request, "film"),
+        picture_index_of(request),
+        parse_film_format(request.match_info["kind"]),
+    )
+    payload = await request.app[STUDIO].render_noising_film(view.id, index, kind)
+    return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-dissolving.{kind}", view)
+
+
+async def get_return_film(request: web.Request) -> web.Response:
+    """Return a film of one picture as noise is added to it, then as it developed."""
+    view, index, kind = (
+        await require_permitted(request, "film"),
+        picture_index_of(request),
+        parse_film_format(request.match_info["kind"]),
+    )
+    payload = await request.app[STUDIO].render_noising_round_trip(view.id, index, kind)
+    return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-there-and-back.{kind}", view)
+
+
+async def list_keyframes(request: web.Request) -> web.Response:
+    """Return the steps of the film's keyframes, and the address of each."""
+    view = _require_finished(await require_permitted(request, "film"))
+    steps = await request.app[STUDIO].list_keyframe_steps(view.id)
+    base = f"{serializers.job_url(view.id)}/rungs"
+    return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
+
+
+async def get_keyframe(request: web.Request) -> web.Response:
+    """Return one keyframe of the film; the first is 0."""
+    view, number = _require_finished(await require_permitted(request, "film")), _parse_number(request)
+    return _file_response(
+        await request.app[STUDIO].render_keyframe_grid(view.id, number), "image/webp", f"{view.id}-{number}.webp", view
+    )
+
+
+def _require_finished(view: JobView) -> JobView:
+    if view.state == "finished":
+        return view
+    raise UserError(f"This job {'ended without a picture' if is_end(view.state) else 'is not finished yet'}.", 404)
+
+
+async def find_picture(request: web.Request, name: str) -> tuple[str, int]:
+    """Return the finished picture that `JOB/2` names, if this visitor may use it. Refuse with 400, 404 or 403."""
+    job, _, number = name.partition("/")
+    if number not in [str(index) for index in range(1, MAX_COUNT + 1)]:
+        raise UserError("A picture is named by its job and its number, as in 01J…/2.", 400)
+    return (await require_permitted(request, "vary", job)).id, int(number) - 1
+
+
+def _parse_number(request: web.Request) -> int:
+    text = request.match_info["n"]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        raise UserError("There is nothing with this number.", 404)
+    return int(text)
+
+
+def picture_index_of(request: web.Request) -> int:
+    """Return the index of the picture in the address, counted from 0 as the studio does."""
+    number = _parse_number(request)
+    if not 1 <= number <= MAX_COUNT:
+        raise UserError(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)
+    return number - 1
+
+
+def _file_response(content: bytes, kind: str, name: str, view: JobView) -> web.Response:
+    cache_control = NO_STORE if held_images(view) else CACHE_FOREVER
+    headers = {"Cache-Control": cache_control, "Content-Disposition": f'inline; filename="{name}"'}
+    return web.Response(body=content, content_type=kind, headers=headers)

@@ -1,0 +1,151 @@
+"""Middleware of the chatroom: checks every request, turns errors into sentences, adds security headers.
+
+The access rules are in `auth`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+
+import aiohttp_jinja2
+from aiohttp import web
+
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.store import DatabaseUnavailable
+from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor
+
+log = logging.getLogger(__name__)
+
+HOST_POLICY = web.AppKey("door", HostPolicy)
+SESSION_TOKENS = web.AppKey("gate", SessionTokens)
+SECURE_COOKIE = web.AppKey("secure", bool)
+METRICS_TOKEN = web.AppKey("scraper", str)  # the token for the metrics; empty: none gives access
+VISITOR = web.RequestKey("visitor", Visitor)
+
+GUILD = "local"
+TERMINAL_ID = "terminal"  # the id of the visitor without a cookie
+YEAR_SECONDS = 365 * 24 * 3600
+METRICS_PATH = "/metrics"
+ENTRANCE_PATH = "/api/entrance"  # where a one-time token is exchanged
+PUBLIC_PATHS = ("/healthz", "/static/")  # public: nothing secret is behind these
+STATUS_SENTENCES = {
+    404: "There is nothing at this address.",
+    408: "The request took too long to arrive. Send it again.",
+    413: "That is too large: a request may have 64 KiB.",
+    503: "The darkroom can't reach its database just now. Nothing was changed; try again in a while.",
+}
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Server": "darkroom",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+# aiohttp passes it by the name `handler`
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def add_security_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the security headers to every response, and forbid caching unless the response allows it."""
+    for name, value in SECURITY_HEADERS.items():
+        response.headers[name] = value
+    response.headers.setdefault("Cache-Control", "no-cache")
+
+
+def set_visitor_cookie(request: web.Request, response: web.StreamResponse, visitor: Visitor) -> None:
+    """Set the visitor's cookie: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
+    secure = request.secure or request.app[SECURE_COOKIE]
+    value = request.app[SESSION_TOKENS].sign_cookie(visitor)
+    response.set_cookie(COOKIE_NAME, value, max_age=YEAR_SECONDS, httponly=True, samesite="Strict", secure=secure)
+
+
+@web.middleware
+async def handle_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every refusal and error into one sentence with the right status."""
+    try:
+        return await handler(request)
+    except UserError as error:
+        return error_response(request, error.status, error.sentence)
+    except web.HTTPMethodNotAllowed as error:
+        methods = ", ".join(sorted(error.allowed_methods))
+        response = error_response(request, 405, f"{request.method} is not allowed here, only {methods}.")
+        response.headers["Allow"] = methods
+        return response
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        response = error_response(request, error.status, STATUS_SENTENCES.get(error.status, error.reason))
+        if error.status == 408:
+            response.force_close()  # the rest of the request may never come
+        return response
+    except DatabaseUnavailable as error:
+        log.warning("a request found no database: %s %s: %s", request.method, request.rel_url.raw_path, error)
+        return error_response(request, 503, STATUS_SENTENCES[503])
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("a request failed: %s %s", request.method, request.rel_url.raw_path)
+        return error_response(request, 500, "Something went wrong here. It is in the log.")
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Check Host and Origin, then identify the visitor. A newcomer to an open room gets a cookie."""
+    app = request.app
+    app[HOST_POLICY].check_request(request.method, request.headers)
+    cookie_visitor = app[SESSION_TOKENS].read_cookie(request.cookies.get(COOKIE_NAME, ""))
+    visitor = cookie_visitor or _visitor_without_cookie(request)
+    if visitor is not None:
+        request[VISITOR] = visitor
+    elif not (_is_public(request) or _is_scrape(request)):
+        raise UserError("This room asks for its one-time address: it was printed where it was started.", 403)
+    response = await handler(request)
+    if visitor is not None and cookie_visitor is None and visitor.id != TERMINAL_ID:
+        set_visitor_cookie(request, response, visitor)
+    return response
+
+
+def _visitor_without_cookie(request: web.Request) -> Visitor | None:
+    """Return the visitor of a request without a cookie: the terminal by its key, or anyone in an open room."""
+    tokens = request.app[SESSION_TOKENS]
+    if not request.app[HOST_POLICY].is_local and not tokens.is_terminal_key(request.headers.get("Authorization", "")):
+        return None
+    return tokens.create_visitor(is_owner=True) if request.path == "/" else Visitor(TERMINAL_ID, is_owner=True)
+
+
+def _is_public(request: web.Request) -> bool:
+    is_first_visit = request.path == "/" and "token" in request.query
+    return is_first_visit or request.path == ENTRANCE_PATH or request.path.startswith(PUBLIC_PATHS)
+
+
+def _is_scrape(request: web.Request) -> bool:
+    """Return whether the request is for the metrics and carries their token."""
+    token, header = (
+        request.app[METRICS_TOKEN],
+        request.headers.get("Authorization", "").encode("utf-8", "surrogateescape"),
+    )
+    return request.path == METRICS_PATH and bool(token) and hmac.compare_digest(header, f"Bearer {token}".encode())
+
+
+def error_response(request: web.Request, status: int, sentence: str) -> web.Response:
+    """Return one sentence: as JSON under `/api`, else as a page."""
+    if request.path.startswith("/api/") or request.path in ("/healthz", METRICS_PATH):
+        return web.json_response({"error": sentence}, status=status)
+    context = {"status": status, "sentence": sentence}
+    return aiohttp_jinja2.render_template("sentence.html", request, context, status=status)
+
+
+def member_of(request: web.Request) -> Member:
+    """Return the visitor as a member. Owners are moderators here."""
+    visitor = request[VISITOR]
+    name = "Terminal" if visitor.id == TERMINAL_ID else f"Visitor {visitor.id[:4]}"
+    return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_owner)

@@ -1,0 +1,100 @@
+"""The HTML pages: the chatroom, how to add the bot to a server, and the entrance by a one-time address.
+
+The jobs reach the page by the event stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp_jinja2
+import msgspec
+from aiohttp import web
+
+from bot.domain.errors import UserError
+from bot.web.middleware import ENTRANCE_PATH, HOST_POLICY, SESSION_TOKENS, VISITOR, set_visitor_cookie
+from bot.web.request_body import read_body
+
+INVITATION_USED = "This address was used already, or is not one of this room's. Ask for a new one."
+DISCORD_ENABLED = web.AppKey("in_discord", bool)
+EXAMPLES = (
+    "terrier, looking up, cute, white background",
+    "red apple, 3d render, white background",
+    "octopus, purple, soft shading, black background",
+    "{sun, moon} with a face, flat design --fast",
+)
+# View channels, send messages (also in threads), embed links, attach files, read the message history
+BOT_PERMISSIONS = 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 38
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.get("/", get_home),
+        web.post(ENTRANCE_PATH, redeem_token),
+        web.get("/discord", get_discord_page),
+        web.get("/favicon.ico", redirect_icon),
+    ]
+
+
+async def get_home(request: web.Request) -> web.StreamResponse:
+    """Return the chatroom; with `?token=…` the entrance."""
+    if "token" in request.query:
+        return get_entrance(request)
+    return _render_page(request, "room.html", examples=EXAMPLES, example=EXAMPLES[0])
+
+
+def get_entrance(request: web.Request) -> web.StreamResponse:
+    """Return the page behind a one-time address. It uses nothing up: link previews and HEAD requests come here too.
+
+    A known visitor goes on to the room by a page of ours and not by a redirect. Along a redirect from another site's
+    link, a browser would not send a SameSite=Strict cookie.
+    """
+    visitor, token = request.get(VISITOR), request.query["token"]
+    can_upgrade = request.app[SESSION_TOKENS].would_upgrade(token, visitor)
+    if visitor is None and not can_upgrade:
+        raise UserError(INVITATION_USED, 403)
+    return _render_page(request, "enter.html", known=not can_upgrade)
+
+
+class EntranceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/entrance`: the token of a one-time address."""
+
+    token: str
+
+
+async def redeem_token(request: web.Request) -> web.StreamResponse:
+    """Exchange the one-time token for a cookie. A visitor who gains nothing by it keeps their role and the token.
+
+    This is a POST from our own page: the visitor's cookie comes along even if a foreign link led to the page.
+    """
+    token, visitor = (await read_body(request, EntranceBody)).token, request.get(VISITOR)
+    tokens = request.app[SESSION_TOKENS]
+    if tokens.would_upgrade(token, visitor):
+        response = web.json_response({"path": "/"}, status=201)
+        new_visitor = tokens.redeem(token)
+        assert new_visitor is not None
+        set_visitor_cookie(request, response, new_visitor)
+        return response
+    if visitor is None:
+        raise UserError(INVITATION_USED, 403)
+    return web.json_response({"path": "/"})
+
+
+async def get_discord_page(request: web.Request) -> web.StreamResponse:
+    """Return the page on adding the bot to a Discord server."""
+    return _render_page(request, "discord.html", permissions=BOT_PERMISSIONS)
+
+
+async def redirect_icon(request: web.Request) -> web.StreamResponse:
+    """Redirect to the icon; browsers request this address by themselves."""
+    raise web.HTTPFound("/static/lamp.svg")
+
+
+def _render_page(request: web.Request, template: str, **context: Any) -> web.Response:
+    visitor = request.get(VISITOR)
+    context |= {
+        "in_discord": request.app[DISCORD_ENABLED],
+        "only_here": request.app[HOST_POLICY].is_local,
+        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.owner,
+    }
+    return aiohttp_jinja2.render_template(template, request, context)

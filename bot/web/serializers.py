@@ -1,0 +1,254 @@
+"""Serializes the studio's values to JSON for the page and the API. Pictures count from 1, as on U1 to U4."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from bot.domain import texts
+from bot.domain.dto import AcceptedJob, JobView, Member
+from bot.domain.errors import UserError
+from bot.domain.events import JobProgress, ModelLoading
+from bot.images.films.formats import FilmFormat, available_formats
+from bot.images.moderation_status import held_images, hold_reason
+from bot.prompt.flags import split_flags
+from bot.services.jobs.derived_recipes import can_interpolate
+from engine.contract import Branch, ImageToImage, ModelInfo, Presence, Recipe
+
+LOADING_SENTENCE = "The engine is warming up. Prompts wait here until it is ready."
+
+
+def job_url(job: str) -> str:
+    """Return a job's address in the API."""
+    return f"/api/jobs/{job}"
+
+
+def serialize_accepted(accepted_job: AcceptedJob) -> dict[str, Any]:
+    """Return an accepted job, as the answer to its request."""
+    return {
+        "id": accepted_job.job,
+        "prompt": accepted_job.prompt,
+        "place": accepted_job.jobs_ahead,
+        "eta": accepted_job.eta,
+        "worker": accepted_job.has_worker,
+        "starting": accepted_job.startup_notice,
+        "notes": list(accepted_job.notes),
+        "steps": accepted_job.steps,
+        "sampler": accepted_job.sampler,
+        "seed": accepted_job.seed,
+        "count": accepted_job.count,
+        "cost": accepted_job.cost,
+        "url": job_url(accepted_job.job),
+    }
+
+
+def serialize_all_accepted(accepted_jobs: Iterable[AcceptedJob]) -> dict[str, Any]:
+    """Return the first ticket with the ids of all (permutations make several) and every note once."""
+    items = [serialize_accepted(item) for item in accepted_jobs]
+    notes = list(dict.fromkeys(note for item in items for note in item["notes"]))
+    return {**items[0], "ids": [item["id"] for item in items], "jobs": items, "notes": notes}
+
+
+def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
+    """Return a job as `reader` sees it."""
+    is_own = view.member_id == reader.id
+    return {
+        "id": view.id,
+        "state": view.state,
+        "action": view.action,
+        "prompt": view.prompt,
+        "words": _prompt_without_flags(view.prompt),
+        "author": {"name": view.member_name, "you": is_own},
+        "may_cancel": is_own or reader.is_moderator,
+        "may_decide": reader.is_moderator,
+        "created": view.created,
+        "started": view.started,
+        "finished": view.finished,
+        "seconds": view.seconds,
+        "ms_per_step": view.ms_per_step,
+        "place": view.jobs_ahead,
+        "eta": view.eta,
+        "step": view.step,
+        "of": view.total_steps,
+        "percent": 100 if view.state == "finished" else texts.percent_done(view.step, view.total_steps),
+        "cost": view.cost,
+        "worker": view.has_worker,
+        "starting": view.startup_notice,
+        "cancelling": view.is_cancelling,
+        "reason": _reason_text(view),
+        "why": view.wait_reason,
+        "notes": list(view.notes),
+        "parent": None
+        if view.parent_image is None
+        else {"id": view.parent_image[0], "picture": view.parent_image[1] + 1},
+        **_serialize_task(view),
+        **_serialize_results(view),
+    }
+
+
+def _prompt_without_flags(prompt: str) -> str:
+    """Return the prompt without its flags, as the start of another prompt: an old seed must not come along."""
+    try:
+        return split_flags(prompt)[0]
+    except UserError:  # from an earlier version's grammar
+        return prompt
+
+
+def _reason_text(view: JobView) -> str:
+    if view.state == "cancelled" and not view.reason:
+        return texts.format_cancellation(view.step, view.total_steps)
+    return view.reason
+
+
+def _serialize_task(view: JobView) -> dict[str, Any]:
+    task = view.task
+    if isinstance(task, Recipe):
+        footer = texts.format_footer(task, view.seconds, view.ms_per_step, view.enlargement)
+        return {"task": "develop", **_serialize_recipe(task), "footer": footer}
+    picture = view.pictures[0] if view.pictures else None
+    footer = "" if picture is None else texts.format_upscale(task.factor, picture.width, picture.height, task.method)
+    return {"task": "enlarge", "count": 1, "factor": task.factor, "method": task.method, "footer": footer}
+
+
+def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "model": recipe.model,
+        "sampler": recipe.sampler,
+        "steps": recipe.steps,
+        "seed": recipe.seed,
+        "guidance": recipe.guidance,
+        "interval": [recipe.guidance_start, recipe.guidance_stop],
+        "loras": [{"name": lora.name, "weight": lora.weight} for lora in recipe.loras],
+        "negative": recipe.negative,
+        "width": recipe.width,
+        "height": recipe.height,
+        "count": recipe.count,
+        "exact": recipe.bucket is not None,
+        "start": _serialize_start(recipe.start),
+        "walk": None if recipe.walk is None else msgspec.to_builtins(recipe.walk),
+        "walkable": can_interpolate(recipe),
+        "stopped": recipe.end_step if recipe.end_step < recipe.steps else None,
+    }
+
+
+def _serialize_start(start: ImageToImage | Branch | None) -> dict[str, Any] | None:
+    """Return what it began with: the number of init images, or a step of its parent; None for noise."""
+    if isinstance(start, Branch):
+        return {"step": start.keyframe_step, "fresh": start.fresh}
+    if isinstance(start, ImageToImage):
+        return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
+    return None
+
+
+@cache
+def _film_kinds() -> tuple[FilmFormat, ...]:
+    """Return the kinds of films that can be made here; installed packages do not change at run time."""
+    return available_formats()
+
+
+def _serialize_results(view: JobView) -> dict[str, Any]:
+    base, held_indices = job_url(view.id), held_images(view)
+    pictures = [
+        {
+            "n": picture.index + 1,
+            "url": f"{base}/pictures/{picture.index + 1}.png",
+            "sha256": picture.sha256,
+            "width": picture.width,
+            "height": picture.height,
+            "held": hold_reason(picture.index, picture) if picture.index in held_indices else "",
+            **_picture_urls(
+                base,
+                picture.index + 1,
+                is_shown=picture.index not in held_indices,
+                has_ladder=picture.index in view.ladder_images,
+            ),
+        }
+        for picture in view.pictures
+    ]
+    is_finished = view.state == "finished"
+    has_film = is_finished and any(image not in held_indices for image in view.ladder_images)
+    return {
+        "pictures": pictures,
+        "grid": f"{base}/grid.png" if is_finished and pictures else None,
+        "film": f"{base}/film.webp" if has_film else None,
+        "films": {kind: f"{base}/film.{kind}" for kind in _film_kinds()} if has_film else {},
+        "rungs": f"{base}/rungs" if has_film else None,
+        "walks": {kind: f"{base}/walk.{kind}" for kind in _film_kinds()} if view.ends_interpolation else {},
+    }
+
+
+def _picture_urls(base: str, number: int, *, is_shown: bool, has_ladder: bool) -> dict[str, str | None]:
+    """Return the addresses that a picture has only while it may be shown."""
+    return {
+        "dissolve": f"{base}/dissolve/{number}.webp" if is_shown else None,
+        "return": f"{base}/return/{number}.webp" if is_shown and has_ladder else None,
+        "branch": f"{base}/branch/{number}" if is_shown and has_ladder else None,
+    }
+
+
+def serialize_frame(job_event: JobProgress) -> dict[str, Any]:
+    """Return live previews: image number → JPEG in base64, only the images that changed.
+
+    They are inside the event and not behind an address. A frame is a few kilobytes; an address would cost another
+    request on a browser's six connections, and could arrive after its picture is finished.
+    """
+    return {
+        "id": job_event.job,
+        "step": job_event.step,
+        "of": job_event.total_steps,
+        "percent": texts.percent_done(job_event.step, job_event.total_steps),
+        "seconds_left": job_event.seconds_left,
+        "frames": {str(index + 1): base64.b64encode(jpeg).decode() for index, jpeg in sorted(job_event.frames.items())},
+    }
+
+
+def serialize_loading(job_event: ModelLoading) -> dict[str, Any]:
+    """Return how far a model is loaded: percent, and the sentence for those who wait."""
+    percent = texts.percent_done(round(job_event.loaded_share * 1000), 1000)
+    sentence = texts.format_loading(job_event.model, job_event.loaded_share, job_event.model_bytes)
+    return {"id": job_event.job, "model": job_event.model, "percent": percent, "sentence": sentence}
+
+
+def _serialize_model(model: ModelInfo) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "size": model.size,
+        "enlargement": model.enlargement,
+        "steps": model.steps,
+        "loaded": model.loaded,
+        "samplers": list(model.samplers),
+        "loras": [lora.name for lora in model.loras],
+    }
+
+
+def serialize_workers(
+    workers: Mapping[str, Presence], *, engine_loading: bool = False, starting: str = ""
+) -> dict[str, Any]:
+    """Return every live worker with its device and its models.
+
+    `warming`: one is sure to come soon. `starting`: the sentence on one that is starting.
+    """
+    items = [
+        {
+            "name": worker.worker,
+            "device": worker.device,
+            "rows": worker.rows,
+            "free": worker.free,
+            "models": [_serialize_model(model) for model in worker.models],
+        }
+        for worker in sorted(workers.values(), key=lambda one: one.worker)
+    ]
+    models = sorted({model["name"] for worker in items for model in worker["models"]})
+    sentence = starting or (LOADING_SENTENCE if engine_loading else texts.NO_WORKER)
+    return {
+        "online": bool(items),
+        "warming": (engine_loading or bool(starting)) and not items,
+        "workers": items,
+        "models": models,
+        "loaded": sorted({model["name"] for worker in items for model in worker["models"] if model["loaded"]}),
+        "sentence": "" if items else sentence,
+    }

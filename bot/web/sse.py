@@ -1,0 +1,262 @@
+"""The live streams (server-sent events): one for the whole page, one for a single job.
+
+Each client reads at its own pace. The feed's subscription coalesces what a client has not read, so a slow one skips
+frames and delays nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse, sse_response
+
+from bot.domain.concurrency import race
+from bot.domain.dto import JobView
+from bot.domain.errors import UserError
+from bot.domain.events import JobEnded, JobEvent, JobProgress, Subscription
+from bot.domain.job_states import is_end
+from bot.policy.permissions import Action, forbidden_reason, job_ref
+from bot.services.jobs.job_service import JobService
+from bot.store import DatabaseUnavailable
+from bot.web import serializers
+from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, member_of
+from bot.web.sse_cache import EventCache, LiveEvent
+
+log = logging.getLogger(__name__)
+
+STUDIO = web.AppKey("studio", JobService)
+ENGINE_LOADING = web.AppKey("warming", asyncio.Event)  # set: our own engine was started and is not ready yet
+SHUTDOWN = web.AppKey("closing", asyncio.Event)
+STREAMS = web.AppKey("streams", set)
+EVENT_CACHE = web.AppKey("texts", EventCache)
+
+MAX_STREAMS = 200
+MAX_VISITOR_STREAMS = 20  # of one visitor; not for the terminal, which is no single visitor
+FRAME_PAUSE = 0.03  # seconds after each frame of a stream: about as often as the eye notices
+POLL_SECONDS = 1.0  # seconds between two checks of the workers
+MAX_RECENT_JOBS = 30  # jobs that the page starts with
+SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow client
+STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is cut off
+END_EVENT_ID = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.get("/api/events", stream_events), web.get("/api/jobs/{id}/events", stream_job_events)]
+
+
+async def stream_events(request: web.Request) -> web.StreamResponse:
+    """Stream all that the page shows: `room`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
+    async with _open_stream(request) as stream, request.app[STUDIO].feed.subscribe() as subscription:
+        page = PageStream(request, stream)
+        await race(page.follow_jobs(subscription), page.watch_workers(), _wait_for_disconnect(request))
+    return stream
+
+
+def workers_payload(app: web.Application) -> dict[str, Any]:
+    """Return the live workers, or that our own engine is starting."""
+    job_service = app[STUDIO]
+    return serializers.serialize_workers(
+        job_service.live_workers(), engine_loading=app[ENGINE_LOADING].is_set(), starting=job_service.startup_notice()
+    )
+
+
+class PageStream:
+    """One open page: its stream, and which jobs it may see."""
+
+    def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
+        self._request, self._app = request, request.app
+        self._studio = request.app[STUDIO]
+        self._reader = member_of(request)
+        self._stream = stream
+        self._visibility: dict[str, bool] = {}  # job → shown here
+
+    async def follow_jobs(self, subscription: Subscription) -> None:
+        """Send the jobs as they are, then each event as it comes."""
+        queue, recent = await self._studio.load_queue(GUILD), await self._studio.load_recent(GUILD, MAX_RECENT_JOBS)
+        views = {view.id: view for view in [*recent, *queue] if not view.is_hidden_from(self._reader.id)}
+        self._visibility.update(dict.fromkeys(views, True))
+        ordered = sorted(views.values(), key=lambda view: (view.created, view.id))
+        await self._send("jobs", {"jobs": [serializers.serialize_job(view, self._reader) for view in ordered]})
+        async for job_event in subscription:
+            if await self._forward_event(job_event):
+                await asyncio.sleep(FRAME_PAUSE)
+
+    async def _forward_event(self, job_event: JobEvent) -> bool:
+        """Return True if a frame was sent: only frames come so often that they need a pace."""
+        if job_event.job not in self._visibility or isinstance(job_event, JobEnded):
+            await self._send_job(job_event.job)
+        if isinstance(job_event, JobEnded):
+            self._visibility.pop(job_event.job, None)
+        elif self._visibility.get(job_event.job):
+            await _send_event(self._request, self._stream, job_event)
+            return isinstance(job_event, JobProgress)
+        return False
+
+    async def _send_job(self, job: str) -> None:
+        """Send the whole job when it is new to the page or over, or send that it was deleted.
+
+        Jobs of other servers and private jobs of others are not sent.
+        """
+        try:
+            view = await self._studio.load_view(job)
+        except UserError as error:
+            if self._visibility.get(job, True):
+                await self._send("gone", {"id": job, "reason": error.sentence})
+            return
+        self._visibility[job] = view.guild == GUILD and not view.is_hidden_from(self._reader.id)
+        if self._visibility[job]:
+            await self._send("job", serializers.serialize_job(view, self._reader))
+
+    async def watch_workers(self) -> None:
+        """Send the live workers, at once and whenever they change."""
+        last_state: dict[str, Any] | None = None
+        while True:
+            state = workers_payload(self._app)
+            if state != last_state:
+                await self._send("room", state)
+                last_state = state
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _send(self, event: str, value: dict[str, Any]) -> None:
+        await self._stream.send(json.dumps(value), event=event)
+
+
+async def stream_job_events(request: web.Request) -> web.StreamResponse:
+    """Stream one job: `queued` unless it is over, `loading` while its model loads, `frame` as it runs, and its end.
+
+    The stream closes after the end.
+    """
+    job_service = request.app[STUDIO]
+    view = await require_visible(request)
+    if request.headers.get("Last-Event-ID") == END_EVENT_ID:
+        return web.Response(status=204)  # this status stops an EventSource
+    async with _open_stream(request) as stream, job_service.feed.subscribe(view.id) as subscription:
+        await race(_follow_job(request, stream, subscription), _wait_for_disconnect(request))
+    return stream
+
+
+async def _follow_job(request: web.Request, stream: EventSourceResponse, subscription: Subscription) -> None:
+    view = await require_visible(request)
+    if is_end(view.state):
+        return await _send_end(request, stream)
+    payload = {
+        "id": view.id,
+        "state": view.state,
+        "place": view.jobs_ahead or 0,
+        "eta": view.eta,
+        "starting": view.startup_notice,
+    }
+    await stream.send(json.dumps(payload), event="queued")
+    async for job_event in subscription:
+        if isinstance(job_event, JobEnded):
+            return await _send_end(request, stream)
+        await _send_event(request, stream, job_event)
+        if isinstance(job_event, JobProgress):
+            await asyncio.sleep(FRAME_PAUSE)
+
+
+async def _send_event(request: web.Request, stream: EventSourceResponse, job_event: LiveEvent) -> None:
+    """Send one event as bytes that all pages share.
+
+    The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
+    client that reads nothing for too long is cut off. Raise ConnectionError and TimeoutError.
+    """
+    try:
+        async with asyncio.timeout(STALL_TIMEOUT):
+            await stream.write(request.app[EVENT_CACHE].encode(job_event))
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise
+
+
+async def _send_end(request: web.Request, stream: EventSourceResponse) -> None:
+    try:
+        view = await require_visible(request)
+    except UserError as error:  # deleted meanwhile
+        payload = {"id": request.match_info["id"], "state": "deleted", "reason": error.sentence}
+        return await stream.send(json.dumps(payload), event="deleted", id=END_EVENT_ID)
+    await stream.send(
+        json.dumps(serializers.serialize_job(view, member_of(request))), event=view.state, id=END_EVENT_ID
+    )
+
+
+async def require_visible(request: web.Request, job: str = "") -> JobView:
+    """Return the job in the address if this visitor may see it; a guest sees only this room's. Refuse with 404.
+
+    Only the author sees a private job: not even the room's owner does.
+    """
+    view = await request.app[STUDIO].load_view(job or request.match_info["id"])
+    if (view.guild != GUILD and not request[VISITOR].is_owner) or view.is_hidden_from(member_of(request).id):
+        raise UserError("There is no such job.", 404)
+    return view
+
+
+async def require_permitted(request: web.Request, action: Action, job: str = "") -> JobView:
+    """Return the job in the address if this visitor may do `action` with it. Refuse with 404, or with 403.
+
+    The room's owner sees the jobs of every server, but may continue only those of this room.
+    """
+    view = await require_visible(request, job)
+    if reason := forbidden_reason(action, member_of(request), job_ref(view)):
+        raise UserError(reason, 403)
+    return view
+
+
+async def require_stoppable(request: web.Request, action: Action = "cancel") -> str:
+    """Return the id of a job that this visitor may stop, seen or not: the room's owner may also stop private ones."""
+    with contextlib.suppress(UserError):
+        return (await require_visible(request)).id
+    view = await request.app[STUDIO].load_view(request.match_info["id"])
+    if forbidden_reason(action, member_of(request), job_ref(view)):
+        raise UserError("There is no such job.", 404)
+    return view.id
+
+
+@contextlib.asynccontextmanager
+async def _open_stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
+    """Yield an event stream that counts against the limits. An error ends it, and the client reconnects."""
+    streams, visitor = request.app[STREAMS], request[VISITOR].id
+    visitor_streams = 0 if visitor == TERMINAL_ID else sum(owner == visitor for owner, _ in streams)
+    if len(streams) >= MAX_STREAMS or visitor_streams >= MAX_VISITOR_STREAMS:
+        raise UserError("Too many pages are open here at once. Close one and try again.", 429)
+    streams.add(entry := (visitor, object()))
+    try:
+        _limit_buffers(request)
+        async with sse_response(request, send_timeout=STALL_TIMEOUT, ping_interval=10) as stream:
+            try:
+                yield stream
+            except DatabaseUnavailable as error:  # is a ConnectionError too
+                log.warning("a live stream ended: %s", error)
+            except (ConnectionError, TimeoutError):
+                log.debug("a reader of a live stream went away")
+            except Exception:
+                log.exception("a live stream broke")
+    finally:
+        streams.discard(entry)
+
+
+def _limit_buffers(request: web.Request) -> None:
+    """Set small buffers: otherwise a slow client would see megabytes of old frames before a new one."""
+    if request.transport is None:
+        return
+    request.transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)  # type: ignore[attr-defined]
+    sock = request.transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
+async def _wait_for_disconnect(request: web.Request) -> None:
+    """Return when the client has gone or the server closes."""
+    while request.transport is not None and not request.transport.is_closing():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_SECONDS):
+                await request.app[SHUTDOWN].wait()
+            return

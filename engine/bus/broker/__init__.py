@@ -1,0 +1,1 @@
+"""The broker that Darkroom starts itself, and the rights of its accounts."""

@@ -1,0 +1,1 @@
+"""The broker's key-value buckets and object stores: claims, snapshots, blobs, the leader lease."""

@@ -1,0 +1,181 @@
+"""The self-recovering connection to the broker, its credentials, and the error for an unreachable broker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+
+from engine.bus import subjects
+from engine.bus.hardened_client import HardenedClient
+from engine.bus.worker_keys import BadKey, derive_public_key
+
+log = logging.getLogger(__name__)
+
+PENDING_BYTES = 32 * 1024 * 1024  # buffered while the broker is away; the largest message is 8 MB
+POLL_SECONDS = 0.5
+CLIENT_OPTIONS: dict[str, Any] = {
+    "connect_timeout": 5, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.25, "pending_size": PENDING_BYTES,
+    "ping_interval": 10, "max_outstanding_pings": 3,
+}  # fmt: skip
+AUTH_FAILURE = "authorization violation"
+
+
+class BrokerUnreachable(ConnectionError):
+    """The broker did not answer in time, or refused; the message names the operation."""
+
+
+class ConnectionEnded(RuntimeError):
+    """The connection has ended for good, though we did not close it: the process must be restarted."""
+
+
+@contextmanager
+def translate_errors(operation: str) -> Iterator[None]:
+    """Turn every failure of the client library inside into `Unreachable("what: why")`, and lose no cancellation.
+
+    Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that arrives together with
+    the result (python/cpython#86296); a loop around it would then run for ever.
+    """
+    old_count = _count_cancellations()
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        if _count_cancellations() > old_count:
+            raise asyncio.CancelledError from error
+        reason = str(error) or type(error).__name__
+        raise BrokerUnreachable(f"The broker could not be reached to {operation}: {reason}.") from error
+    if _count_cancellations() > old_count:
+        raise asyncio.CancelledError
+
+
+def _count_cancellations() -> int:
+    """Return how often this task was cancelled."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Credentials of a connection, and its name.
+
+    `token`: shared token, or `user:password`. `key`: the seed of a worker key, in place of a token. `authority`: a file
+    of certificates to trust for a `tls://` broker; None: those of the system.
+    """
+
+    name: str
+    token: str = ""
+    key: str = ""
+    ca_file: Path | None = None
+
+    def to_client_options(self, url: str) -> dict[str, Any]:
+        """Return the client library's options. Raises `Unreachable` where the key or the file is invalid."""
+        return self._auth_options() | (
+            {"tls": _create_tls_context(self.ca_file, url)} if url.startswith("tls://") else {}
+        )
+
+    def _auth_options(self) -> dict[str, Any]:
+        if self.key:
+            try:
+                derive_public_key(self.key)
+            except BadKey as error:
+                raise BrokerUnreachable(str(error)) from error
+            return {"nkeys_seed_str": self.key, "inbox_prefix": subjects.inbox(self.name)}
+        user, colon, password = self.token.partition(":")  # as in an address: token@host, user:password@host
+        return {"user": user, "password": password} if colon else {"token": self.token or None}
+
+
+def _create_tls_context(ca_file: Path | None, url: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BrokerUnreachable(f"The certificates in {ca_file} cannot be read: {error}.") from error
+    if ca_file is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may be the broker's own certificate
+        context.check_hostname = not _is_loopback(url)  # no certificate names the loopback address
+    return context
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        return ip_address(urlsplit(url).hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+async def connect(
+    url: str, credentials: Credentials, timeout: float, after_reconnect: Callable[[], Awaitable[None]]
+) -> Client:
+    """Return a client that reconnects after every loss and then calls `on_return`; `stays` describes the one exception.
+
+    Raises `Unreachable` when the first connection takes longer than `patience` seconds, or the broker refuses us.
+    """
+    options = await asyncio.to_thread(credentials.to_client_options, url)
+    client = HardenedClient()
+    last_errors: list[Exception] = []
+    connected_event, close_tasks = asyncio.Event(), set[asyncio.Task[None]]()
+
+    async def on_error(error: Exception) -> None:
+        if not any(
+            "Authorization" in str(earlier) for earlier in last_errors
+        ):  # errors after a refusal are only its consequences
+            last_errors[:] = [error]
+        log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
+        if AUTH_FAILURE in str(error).lower():  # the client would retry for ever, with the same result
+            if not connected_event.is_set():
+                raise error
+            close_tasks.add(asyncio.create_task(client.close()))
+
+    async def on_loss() -> None:
+        if not client.is_closed:  # else we closed it ourselves
+            log.warning("broker: connection lost, reconnecting")
+
+    async def on_reconnect() -> None:
+        log.info("broker: connected again")
+        await after_reconnect()
+
+    try:
+        async with asyncio.timeout(timeout):
+            await client.connect(
+                servers=[url], name=credentials.name, error_cb=on_error, disconnected_cb=on_loss,
+                reconnected_cb=on_reconnect, **CLIENT_OPTIONS, **options,
+            )  # fmt: skip
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        await client.close()
+        reason = last_errors[0] if last_errors else error
+        raise BrokerUnreachable(_describe_failure(url, credentials, reason)) from error
+    connected_event.set()
+    return client
+
+
+def _describe_failure(url: str, credentials: Credentials, reason: BaseException) -> str:
+    text = str(reason) or type(reason).__name__
+    if AUTH_FAILURE in text.lower():
+        return f"The broker at {url} does not accept this {'key' if credentials.key else 'token'}: {text}."
+    return f"No broker answers at {url}: {text}."
+
+
+async def wait_until_closed(client: Client, is_closed_by_us: Callable[[], bool]) -> None:
+    """Return when the client is closed and `ours` says that we closed it; raise `Ended` when it closed by itself.
+
+    It closes by itself, without reconnecting, after a server error: a message beyond the limits, or a revoked token or
+    key. From then on every call fails as in an endless outage, so a long-lived process awaits this beside its work. It
+    polls because the client's `closed_cb` stays silent when the error comes during a reconnection.
+    """
+    while not client.is_closed:
+        await asyncio.sleep(POLL_SECONDS)
+    if not is_closed_by_us():
+        reason = str(client.last_error or "no reason given")
+        log.critical("broker: the connection has ended for good: %s", reason)
+        raise ConnectionEnded(f"The connection to the broker has ended for good: {reason}.")

@@ -1,0 +1,169 @@
+"""Base of the bot's and the worker's client: the connection, the declared streams, and blobs.
+
+Iterators over a subject continue through an outage of the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.kv import KeyValue
+
+from engine.bus import subjects
+from engine.bus.buckets.blobs import BlobStore
+from engine.bus.connection import BrokerUnreachable, Credentials, connect, translate_errors, wait_until_closed
+from engine.bus.deliveries import DeadLetters
+from engine.bus.latest import LatestByKey
+from engine.bus.rejections import RejectionLog
+from engine.bus.streams import BusLimits, declare_streams, has_consumer
+from engine.contract import MalformedMessage, decode
+
+log = logging.getLogger(__name__)
+
+REPLY_SECONDS = 5.0
+POLL_SECONDS = 0.1
+POOL_FORBIDDEN = "The broker does not let this key serve {pool}: a key is for one worker name and its pools ({error})."
+ReconnectCallback = Callable[[], Awaitable[None]]
+V = TypeVar("V")
+
+
+class BusBase:
+    """One connection, shared by a whole process. Make it by `connect`, then call `declare`."""
+
+    def __init__(
+        self,
+        client: Client,
+        limits: BusLimits,
+        reconnect_callbacks: list[ReconnectCallback],
+        has_worker_key: bool = False,
+    ) -> None:
+        self.client, self.limits, self.has_worker_key = (
+            client,
+            limits,
+            has_worker_key,
+        )  # scoped: connected with a worker key
+        self.js = client.jetstream(timeout=REPLY_SECONDS)
+        self.rejections = RejectionLog()
+        self.dead_letters = DeadLetters(self.js, self.rejections)
+        self.blobs = BlobStore(self.js, limits.blob_age, has_worker_key=has_worker_key)
+        self._reconnect_callbacks, self._is_closing = reconnect_callbacks, False
+
+    @classmethod
+    async def connect(
+        cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", ca_file: Path | None = None,
+        limits: BusLimits | None = None, timeout: float = 15.0,
+    ) -> Self:  # fmt: skip
+        """Connect to `url`. Raises `Unreachable` after `patience` seconds, or where token or key is refused.
+
+        `key` and `authority` are those of `engine.bus.connection.Right`. With a key we are the worker `name`.
+        """
+        reconnect_callbacks: list[ReconnectCallback] = []
+
+        async def run_callbacks() -> None:
+            for callback in list(reconnect_callbacks):
+                try:
+                    await callback()
+                except BrokerUnreachable as error:
+                    log.error("after the reconnection: %s", error)
+
+        client = await connect(url, Credentials(name, token, key, ca_file), timeout, run_callbacks)
+        return cls(client, limits or BusLimits(), reconnect_callbacks, bool(key))
+
+    async def declare(self, pools: Sequence[str] = ()) -> None:
+        """Make missing streams and buckets, now and after every reconnection, since the store may be new.
+
+        With a worker key, only check that the key is for us and for `pools`: the bot makes what is missing.
+        """
+        with translate_errors("declare its streams"):
+            await (self._check_access(pools) if self.has_worker_key else declare_streams(self.js, self.limits))
+        if not self._reconnect_callbacks:
+            self._reconnect_callbacks.append(partial(self.declare, pools))
+
+    async def _check_access(self, pools: Sequence[str]) -> None:
+        """Check access to the pools' consumers: the broker reports a forbidden request as a connection error."""
+        old_error = self.client.last_error
+        for pool in pools:
+            check_task = asyncio.ensure_future(has_consumer(self.js, subjects.WORK, subjects.pool_consumer(pool)))
+            try:
+                while not check_task.done():
+                    await asyncio.wait((check_task,), timeout=POLL_SECONDS)
+                    error = self.client.last_error
+                    if error is not old_error and "permissions violation" in str(error):
+                        raise BrokerUnreachable(POOL_FORBIDDEN.format(pool=pool, error=error))
+            finally:
+                check_task.cancel()
+            if not await check_task:
+                log.info("no job was ever sent to the pool %s", pool)
+
+    def add_reconnect_callback(self, callback: ReconnectCallback) -> None:
+        """Run `act` after every reconnection, once the streams exist again; a dispatcher publishes again there."""
+        self._reconnect_callbacks.append(callback)
+
+    @property
+    def is_connected(self) -> bool:
+        return self.client.is_connected
+
+    async def wait_closed(self) -> None:
+        """Return when we close the connection. Raises `Ended` when it ends for good by itself."""
+        await wait_until_closed(self.client, lambda: self._is_closing)
+
+    async def close(self) -> None:
+        self._is_closing = True
+        try:
+            with translate_errors("close the connection"):
+                await asyncio.wait_for(self.client.close(), REPLY_SECONDS)
+        except BrokerUnreachable as error:
+            log.debug("%s", error)
+
+    def _bucket(self, name: str) -> KeyValue:
+        return KeyValue(name, subjects.kv_stream(name), subjects.kv_subject(name, ""), self.js, direct=True)
+
+    @asynccontextmanager
+    async def _listen(self, subject: str, handler: Callable[[Msg], None]) -> AsyncIterator[None]:
+        """Call `on` with every message on a subject while the context lasts."""
+
+        async def receive(msg: Msg) -> None:
+            handler(msg)
+
+        with translate_errors(f"listen to {subject}"):
+            subscription = await self.client.subscribe(subject, cb=receive)
+            await self.client.flush(timeout=int(REPLY_SECONDS))
+        try:
+            yield
+        finally:
+            if self.client.is_connected:
+                await subscription.unsubscribe()
+
+    async def _iter_latest(self, subject: str, value_type: type[V], key: Callable[[V], Hashable]) -> AsyncIterator[V]:
+        """Yield a subject's values. A slow reader gets only the newest of each key."""
+        latest: LatestByKey[Hashable, V] = LatestByKey()
+
+        def store_value(msg: Msg) -> None:
+            try:
+                value = decode(msg.data, value_type)
+            except MalformedMessage as error:
+                self.dead_letters.record_bad_message(msg.subject, str(error))
+            else:
+                latest.put(key(value), value)
+
+        async with self._listen(subject, store_value):
+            while True:
+                yield await latest.get()
+
+    async def put_blob(self, content: bytes) -> str:
+        """Store bytes and return their SHA-256, which names them."""
+        with translate_errors("store a blob"):
+            return await self.blobs.put(content)
+
+    async def get_blob(self, sha256: str, limit: int) -> bytes:
+        """Return a blob of at most `limit` bytes, checked against its name. Raises `NoBlob`."""
+        with translate_errors("fetch a blob"):
+            return await self.blobs.get(sha256, limit)

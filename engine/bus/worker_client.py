@@ -1,0 +1,260 @@
+"""The worker's client of the bus: pulls and claims jobs, publishes results, stores snapshots, announces the worker.
+
+Imports no torch. While the broker is away, calls raise `Unreachable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.errors import KeyNotFoundError
+
+from engine.bus import subjects
+from engine.bus.buckets.claims import Claim, ClaimHolder, Claims
+from engine.bus.buckets.snapshots import SnapshotStore
+from engine.bus.connection import translate_errors
+from engine.bus.connection_base import BusBase, ReconnectCallback
+from engine.bus.deliveries import BusMessage, PullConsumer
+from engine.bus.latest import LatestByKey
+from engine.bus.request_replies import (
+    DecodeHandler,
+    DescribeHandler,
+    EmbedHandler,
+    answer_decode,
+    answer_describe,
+    answer_embed,
+)
+from engine.bus.streams import BusLimits, pool_consumer_config
+from engine.contract import (
+    ControlMessage,
+    Frame,
+    Job,
+    JobModelLoading,
+    ModelProgress,
+    Presence,
+    Result,
+    Snapshot,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+
+class WorkerClient(BusBase):
+    def __init__(
+        self,
+        client: Client,
+        limits: BusLimits,
+        reconnect_callbacks: list[ReconnectCallback],
+        has_worker_key: bool = False,
+    ) -> None:
+        super().__init__(client, limits, reconnect_callbacks, has_worker_key)
+        self._claims = Claims(self._bucket(subjects.CLAIMS))
+        self._snapshots = SnapshotStore(
+            self.js, self._bucket(subjects.SNAPSHOTS), self.blobs, has_worker_key=has_worker_key
+        )
+        self._tombstone_bucket = self._bucket(subjects.CANCELLED)
+        self._presence_bucket = self._bucket(subjects.WORKERS)
+        self._consumers: dict[str, PullConsumer[Job]] = {}
+        self._announced_pools: dict[str, tuple[str, ...]] = {}  # pools in which a worker was announced
+        self._reply_tasks: set[asyncio.Task[None]] = set()
+        self._describe_subscriptions: dict[str, Subscription] = {}  # by model
+        self._decode_subscriptions: dict[str, Subscription] = {}  # by subject
+        self._salt = secrets.token_bytes(16)  # else another client could publish our message id first
+
+    async def pull_job(
+        self, pools: Sequence[str], timeout: float = 1.0, *, wait: bool = True
+    ) -> BusMessage[Job] | None:
+        """Return the next job of these pools, in order of preference; None after `timeout` seconds.
+
+        With `wait` False, return only a job that no other worker waits for.
+        """
+        for pool in pools:
+            if pool not in self._consumers:
+                config = pool_consumer_config(pool, self.limits.lease)
+                self._consumers[pool] = PullConsumer(
+                    self.client,
+                    self.js,
+                    subjects.WORK,
+                    config,
+                    Job,
+                    self.dead_letters,
+                    has_worker_key=self.has_worker_key,
+                )
+            message = await self._consumers[pool].next_message(timeout / len(pools), wait=wait)
+            if message is not None:
+                return message
+        return None
+
+    async def stop_pulling(self) -> None:
+        """Hand back jobs that are on their way to us, so that nobody waits for their leases to expire."""
+        for consumer in self._consumers.values():
+            await consumer.close()
+        self._consumers.clear()
+
+    async def claim_job(self, job: str, worker: str) -> Claim | None:
+        """Claim a job for one lease; None while another worker has it. `claim.epoch` fences all we send."""
+        with translate_errors("claim"):
+            return await self._claims.acquire(job, worker)
+
+    async def renew_claim(self, claim: Claim) -> bool:
+        """Extend a claim by one lease. False: it is lost, so stop and publish nothing."""
+        with translate_errors("renew a claim"):
+            return await self._claims.renew(claim)
+
+    async def release_claim(self, claim: Claim) -> None:
+        with translate_errors("release a claim"):
+            await self._claims.release(claim)
+
+    async def get_holder(self, job: str) -> ClaimHolder | None:
+        """Return who holds a job, and its epoch."""
+        with translate_errors("look up a claim"):
+            return await self._claims.get_holder(job)
+
+    async def revoke_claim(self, job: str, epoch: int) -> bool:
+        """Take a job from its worker, which stops at its next heartbeat. False: there is no claim of this epoch."""
+        with translate_errors("revoke a claim"):
+            return await self._claims.revoke(job, epoch)
+
+    async def publish_frame(self, frame: Frame) -> None:
+        with translate_errors("send a preview"):
+            await self.client.publish(subjects.frames(frame.job), encode(frame))
+
+    async def publish_loading(self, loading: JobModelLoading) -> None:
+        """Publish how much of a job's model is in memory. Not stored, like a preview."""
+        with translate_errors("report how much of a model is loaded"):
+            await self.client.publish(subjects.loading(loading.job), encode(loading))
+
+    async def publish_progress(self, worker: str, pools: Sequence[str], progress: ModelProgress) -> None:
+        """Publish what this worker does before it is ready. Not stored, like a preview."""
+        payload = encode(progress)
+        with translate_errors("report this worker's progress"):
+            for pool in pools:
+                await self.client.publish(subjects.progress(worker, pool), payload)
+
+    async def publish_result(self, worker: str, result: Result) -> None:
+        """Return when the broker has stored the result. Its id removes the duplicate if a lost reply makes us resend
+        it.
+        """
+        payload = encode(result)
+        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16, key=self._salt).hexdigest()}
+        subject = subjects.result(worker, result.job)
+        with translate_errors("publish a result"):
+            await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Store a snapshot. Raises `Fenced` when a newer epoch has written that image."""
+        with translate_errors("store a snapshot"):
+            await self._snapshots.put(snapshot)
+
+    async def get_snapshots(self, job: str) -> list[Snapshot]:
+        with translate_errors("read snapshots"):
+            return await self._snapshots.get(job)
+
+    async def drop_snapshots(self, job: str) -> None:
+        with translate_errors("drop snapshots"):
+            await self._snapshots.drop(job)
+
+    async def is_cancelled(self, job: str) -> bool:
+        with translate_errors("look for a tombstone"):
+            try:
+                await self._tombstone_bucket.get(job)
+            except KeyNotFoundError:
+                return False
+            return True
+
+    async def watch_cancelled(self) -> AsyncIterator[str]:
+        """Yield ids of jobs cancelled from now on; `is_cancelled` tells of earlier or missed ones."""
+        async for job in self._iter_job_ids(subjects.kv_subject(subjects.CANCELLED, "*")):
+            yield job
+
+    async def watch_preview_requests(self) -> AsyncIterator[str]:
+        """Yield ids of watched jobs, again and again while somebody watches."""
+        async for job in self._iter_job_ids(subjects.PREVIEW_REQUESTS_ALL):
+            yield job
+
+    def watch_control_messages(self) -> AsyncIterator[ControlMessage]:
+        """Yield pauses, resumes and weights of all jobs: the newest pause or resume and the newest weight of each."""
+        return self._iter_latest(
+            subjects.CONTROL_ALL, ControlMessage, lambda message: (message.job, message.deed == "weigh")
+        )
+
+    async def _iter_job_ids(self, subject: str) -> AsyncIterator[str]:
+        latest: LatestByKey[str, str] = LatestByKey()
+
+        def store_job(msg: Msg) -> None:
+            job = msg.subject.rsplit(".", 1)[-1]
+            latest.put(job, job)
+
+        async with self._listen(subject, store_job):
+            while True:
+                yield await latest.get()
+
+    async def announce(self, presence: Presence) -> None:
+        """Announce this worker in each of its pools; its own key allows no others."""
+        self._announced_pools[presence.worker] = presence.pools
+        payload = encode(presence)
+        with translate_errors("announce this worker"):
+            for pool in presence.pools:
+                await self._presence_bucket.put(subjects.presence_key(presence.worker, pool), payload)
+
+    async def remove_presence(self, worker: str) -> None:
+        """Remove this worker's presence, so that nobody counts on it for another lease."""
+        with translate_errors("remove this worker's presence"):
+            for pool in self._announced_pools.pop(worker, ()):
+                await self._presence_bucket.delete(subjects.presence_key(worker, pool))
+
+    async def serve_embed(self, handler: EmbedHandler) -> None:
+        """Answer `embed` requests from now on, shared among the workers; `embed` runs off the loop."""
+
+        async def answer(msg: Msg) -> None:
+            await msg.respond(encode(await answer_embed(handler, msg)))
+
+        with translate_errors("offer embedding"):
+            await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
+
+    async def serve_describe(self, models: Sequence[str], handler: DescribeHandler) -> None:
+        """Answer image-to-prompt requests for exactly these models from now on, shared among the workers.
+
+        `describe` raises only cancellation. Requests run concurrently.
+        """
+
+        async def answer(msg: Msg) -> None:
+            task = asyncio.create_task(answer_describe(handler, msg))
+            self._reply_tasks.add(task)
+            task.add_done_callback(self._reply_tasks.discard)
+
+        with translate_errors("offer image-to-prompt"):
+            for model in set(models) - self._describe_subscriptions.keys():
+                subscription = await self.client.subscribe(
+                    subjects.describe(model), queue=subjects.DESCRIBE_GROUP, cb=answer
+                )
+                self._describe_subscriptions[model] = subscription
+            for model in self._describe_subscriptions.keys() - set(models):
+                await self._describe_subscriptions.pop(model).unsubscribe()
+
+    async def serve_decode(self, pools: Sequence[str], models: Sequence[str], handler: DecodeHandler) -> None:
+        """Answer decode requests for exactly these models in these pools from now on.
+
+        `decode` raises only cancellation. Requests run concurrently.
+        """
+
+        async def answer(msg: Msg) -> None:
+            task = asyncio.create_task(answer_decode(handler, msg))
+            self._reply_tasks.add(task)
+            task.add_done_callback(self._reply_tasks.discard)
+
+        wanted_subjects = {subjects.decode(pool, model) for pool in pools for model in models}
+        with translate_errors("offer decoding"):
+            for subject in wanted_subjects - self._decode_subscriptions.keys():
+                subscription = await self.client.subscribe(subject, queue=subjects.DECODE_GROUP, cb=answer)
+                self._decode_subscriptions[subject] = subscription
+            for subject in self._decode_subscriptions.keys() - wanted_subjects:
+                await self._decode_subscriptions.pop(subject).unsubscribe()

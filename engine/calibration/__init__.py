@@ -1,0 +1,1 @@
+"""How fast a model runs on this device; real work refines it."""

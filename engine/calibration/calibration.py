@@ -1,0 +1,201 @@
+"""Calibration: a model's number format, batch limit, default steps and costs, measured once and stored.
+
+It holds for one device, build and model. A recipe freezes what it takes from here, so load never changes pixels. The
+batch limit is the knee of the throughput curve: beyond it a larger batch gains under 5 % and only slows each step. Real
+work refines the measured times (`refinement`).
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import diffusers
+import msgspec
+import torch
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from engine.calibration.measurement import Clock, candidate_dtypes, measure_times
+from engine.contract import Dtype, ModelInfo, Sampler
+from engine.core.engine import BUCKETS
+from engine.models.family import Family, HasDefaultSampling, TakesLoras
+from engine.process.atomic_file import write_atomically
+
+log = logging.getLogger(__name__)
+
+MIN_THROUGHPUT_GAIN = 1.05  # twice the rows must gain at least this much throughput to be worth the longer step
+SLOW_FORWARD_MS = 500.0  # milliseconds; if a forward of two rows takes longer, a larger one is not worth the wait
+MAX_GRID_SECONDS = 60.0  # seconds that a grid of four with the default steps may take
+GRID_ROWS = 8  # four pictures with guidance
+DEFAULT_STEPS: tuple[tuple[int, Sampler], ...] = (
+    (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
+)  # fmt: skip
+FALLBACK_STEPS = 25  # steps of a model that supports none of these samplers
+MAX_STORED = 256  # calibrations in the file, other models, devices and versions included
+STEADY_FACTOR = 1.25  # a row's cost may change by this factor before the default steps change
+Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
+    """Milliseconds at the model's native size. `bucket_ms`: of one forward with that many rows."""
+
+    dtype: Dtype
+    rows: Annotated[int, Meta(ge=1, le=256)]
+    steps: Annotated[int, Meta(ge=1, le=1000)]
+    sampler: Sampler
+    row_ms: Milliseconds
+    encode_ms: Milliseconds
+    decode_ms: Milliseconds
+    bucket_ms: dict[int, Milliseconds]
+    dtype_ms: dict[Dtype, Milliseconds]
+
+    def to_model_info(self, family: Family) -> ModelInfo:
+        """Return what a worker announces of this model."""
+        return ModelInfo(
+            name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
+            max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
+            guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
+            enlargement=family.upscale_factor, samplers=family.samplers, guides=family.guides,
+            guidance_start=family.interval[0], guidance_stop=family.interval[1],
+            loras=family.list_loras() if isinstance(family, TakesLoras) else (),
+        )  # fmt: skip
+
+    def with_current_costs(self, model_info: ModelInfo) -> ModelInfo:
+        """Return the announcement with these costs; it changes nothing that a recipe freezes."""
+        return replace(model_info, row_ms=self.row_ms, decode_ms=self.decode_ms)
+
+
+def store_calibration(path: Path, family: Family, calibration: Calibration) -> None:
+    """Store a calibration for the next start."""
+    write_calibrations(path, read_calibrations(path) | {calibration_key(family): calibration})
+
+
+def calibrate(family: Family, path: Path, *, force: bool = False, clock: Clock = Clock()) -> Calibration:
+    """Return the stored calibration, or measure (a few seconds) and store it. A damaged file is measured again."""
+    key, stored = calibration_key(family), read_calibrations(path)
+    previous = stored.get(key)
+    if previous is None or force or previous.dtype not in candidate_dtypes(family):
+        current = measure_calibration(family, clock)
+    else:
+        current = update_default_steps(previous, family)
+    if current != previous:
+        write_calibrations(path, stored | {key: current})
+    return current
+
+
+def update_default_steps(calibration: Calibration, family: Family) -> Calibration:
+    """Return it with other default steps if real work has shown a clearly different speed."""
+    min_steps, max_steps = (
+        _fast_enough_defaults(family, calibration.row_ms * factor)[0][0]
+        for factor in (STEADY_FACTOR, 1 / STEADY_FACTOR)
+    )
+    if min_steps <= calibration.steps <= max_steps:
+        return calibration
+    steps, sampler = _choose_default_steps(family, calibration.row_ms)
+    return replace(calibration, steps=steps, sampler=sampler)
+
+
+def calibration_key(family: Family) -> str:
+    """Return the key of a calibration; anything in it changes the timing, or the bits."""
+    device = f"{read_device_name(family.device)}, {torch.get_num_threads()} threads"
+    return f"{device} | torch {torch.__version__}, diffusers {diffusers.__version__} | {family.name} {family.revision}"
+
+
+def read_device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def measure_calibration(family: Family, clock: Clock = Clock()) -> Calibration:
+    """Time the model on its device, for two or three seconds."""
+    timings = measure_times(family, clock)
+    dtype = min(timings.dtype_ms, key=lambda name: timings.dtype_ms[name])
+    rows, row_ms = find_batch_limit(timings.bucket_ms), find_row_ms(timings.bucket_ms)
+    steps, sampler = _choose_default_steps(family, row_ms)
+    return Calibration(
+        dtype, rows, steps, sampler, row_ms, timings.encode_ms, timings.decode_ms, timings.bucket_ms, timings.dtype_ms
+    )
+
+
+def find_batch_limit(bucket_ms: Mapping[int, float]) -> int:
+    """Return the batch limit: the knee, or the next bucket if only smaller ones were tried and the largest is quick.
+
+    The two rows of a guided image stay in one forward if that is not slower than two forwards.
+    """
+    limit = find_knee(_drop_slow_buckets(bucket_ms))
+    largest = max(bucket_ms)
+    if largest in (limit, 2) and 1 < largest < BUCKETS[-1] and bucket_ms[largest] <= SLOW_FORWARD_MS:
+        return 2 * largest
+    return 2 if limit == 1 and bucket_ms.get(2, float("inf")) <= 2 * bucket_ms[1] * MIN_THROUGHPUT_GAIN else limit
+
+
+def find_row_ms(bucket_ms: Mapping[int, float]) -> float:
+    """Return the milliseconds of a row in a forward at the knee."""
+    rows = find_knee(_drop_slow_buckets(bucket_ms))
+    return bucket_ms[rows] / rows
+
+
+def find_knee(bucket_ms: Mapping[int, float]) -> int:
+    """Return the smallest bucket whose rows a second no larger one beats by 5 %."""
+    throughput = {rows: rows / max(ms, 1e-9) for rows, ms in bucket_ms.items()}
+    return min(rows for rows, rate in throughput.items() if rate * MIN_THROUGHPUT_GAIN >= max(throughput.values()))
+
+
+def _drop_slow_buckets(bucket_ms: Mapping[int, float]) -> Mapping[int, float]:
+    """Ignore buckets above two rows if two rows already take too long."""
+    if bucket_ms.get(2, 0.0) <= SLOW_FORWARD_MS:
+        return bucket_ms
+    return {rows: ms for rows, ms in bucket_ms.items() if rows <= 2}
+
+
+def _choose_default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:
+    """Return the model's own default, if any; else the first that is fast enough and fits its schedule."""
+    *candidates, fallback = _fast_enough_defaults(family, row_ms)
+    return next((choice for choice in candidates if _has_plan(family, choice[1], choice[0])), fallback)
+
+
+def _fast_enough_defaults(family: Family, row_ms: float) -> list[tuple[int, Sampler]]:
+    """Return the defaults, most steps first, with which a grid of four takes at most a minute; always the last one."""
+    if isinstance(family, HasDefaultSampling) and family.default_sampling is not None:
+        return [family.default_sampling]
+    *candidates, fallback = [choice for choice in DEFAULT_STEPS if choice[1] in family.samplers] or [
+        (FALLBACK_STEPS, family.samplers[0])
+    ]
+    return [*(each for each in candidates if each[0] * GRID_ROWS * row_ms <= 1000 * MAX_GRID_SECONDS), fallback]
+
+
+def _has_plan(family: Family, sampler: Sampler, steps: int) -> bool:
+    try:
+        family.plan(sampler, steps, 0.0, family.size, family.size)
+    except ValueError:
+        return False
+    return True
+
+
+def read_calibrations(path: Path) -> dict[str, Calibration]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Calibration])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        log.warning("the calibration in %s cannot be read, measuring anew: %s", path.name, error)
+        return {}
+
+
+def write_calibrations(path: Path, stored: dict[str, Calibration]) -> None:
+    """Store the newest calibrations atomically."""
+    newest = dict([*stored.items()][-MAX_STORED:])
+    try:
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(newest)))
+    except OSError as error:
+        log.warning("the calibration cannot be stored in %s, the next start measures again: %s", path, error)

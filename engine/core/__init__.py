@@ -1,0 +1,1 @@
+"""The engine: trajectories that share forwards, step by step."""

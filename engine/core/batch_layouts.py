@@ -1,0 +1,47 @@
+"""Batch layouts: how many rows each forward has, and the row layout of a batch, cached while the batch is unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.core.batch_limits import BatchLimits
+from engine.core.batch_math import RowLayout
+from engine.core.trajectory import ModelInputs, Trajectory
+
+
+class BatchLayouts:
+    """`buckets`: the allowed batch shapes; few of them, so that few get compiled."""
+
+    def __init__(self, buckets: Sequence[int], limits: BatchLimits) -> None:
+        self._buckets, self._limits = tuple(sorted(buckets)), limits
+        self._last_layout: tuple[list[ModelInputs], RowLayout] | None = None
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of the last layout, padding included."""
+        return 0 if self._last_layout is None else len(self._last_layout[1].owner)
+
+    @property
+    def forward_shape(self) -> tuple[int, int]:
+        """Rows per forward of the last layout, and its number of forwards."""
+        size = 1 if self._last_layout is None else self._last_layout[1].forward_rows
+        return size, max(1, -(-self.padded_rows // size))
+
+    def layout_for(self, batch: Sequence[Trajectory]) -> RowLayout:
+        """Return the batch's layout; the cached one if no image joined, left or changed its inputs."""
+        size, model_inputs = self.forward_rows(batch), [image.model_inputs for image in batch]
+        cached = self._last_layout
+        if cached is None or cached[1].forward_rows != size or not _are_same(cached[0], model_inputs):
+            self._last_layout = cached = (model_inputs, RowLayout.build(batch, size))
+        return cached[1]
+
+    def forward_rows(self, batch: Sequence[Trajectory]) -> int:
+        """Return the rows of a forward: the recipe's pinned shape, or the next bucket."""
+        rows = min(sum(image.rows for image in batch), self._limits.limit_for(batch[0]))
+        return batch[0].bucket or next((size for size in self._buckets if size >= rows), rows)
+
+
+def _are_same(inputs: Sequence[ModelInputs], other_inputs: Sequence[ModelInputs]) -> bool:
+    return len(inputs) == len(other_inputs) and all(
+        input_a is input_b for input_a, input_b in zip(inputs, other_inputs, strict=True)
+    )

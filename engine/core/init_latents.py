@@ -1,0 +1,204 @@
+"""Init images, masks and keyframes as tensors: what an image starts from in place of pure noise.
+
+The blobs come from outside, so sizes are bounded, and bad ones are refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from engine.contract import Branch, ImageToImage, Ladder, MalformedMessage, Recipe, decode, map_step
+from engine.contract.rejection import JobRejected
+from engine.core.noise import slerp
+from engine.models.family import Family
+
+MAX_PIXELS = 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP")
+MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
+
+
+@dataclass(frozen=True)
+class InitLatents:
+    """The start of an image. `latents`: z of a `Forward`, x of a `Branch`, `[channels, height, width]`, float32.
+
+    They are on the family's device. For a branch, `estimate` is its x0, and `drawn` is how many noise draws came
+    before, if the ladder stores them. `level` is the latents' (alpha, sigma), set if the recipe's number of steps
+    differs from the ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `picture` (RGB) and
+    `painted` (grey) are the init image and mask in the finished size, to composite the unmasked part back. Several
+    blended init images have neither, since no single one could be composited.
+    """
+
+    latents: torch.Tensor
+    x0: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    init_image: Image.Image | None = None
+    mask_image: Image.Image | None = None
+    draw_count: int | None = None
+    noise_level: tuple[float, float] | None = None
+
+    def at_noise_level(self, target: tuple[float, float]) -> torch.Tensor:
+        """Return the branch's latents at a nearby noise level: x = alpha·x0 + sigma·eps, with x0 and eps unchanged."""
+        if self.noise_level is None or self.x0 is None or self.noise_level == target:
+            return self.latents
+        (alpha, sigma), (alpha_target, sigma_target) = self.noise_level, target
+        return alpha_target * self.x0 + sigma_target / sigma * (self.latents - alpha * self.x0)
+
+
+def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> InitLatents | None:
+    """Return the start of an image; None for pure noise. `blobs`: the recipe's `sources`, by SHA-256. Raises `Unfit`.
+
+    It runs the autoencoder, so call it only in the decode worker's thread.
+    """
+    start = recipe.start
+    if isinstance(start, ImageToImage):
+        return _encode_init_images(start, recipe, blobs, family)
+    if isinstance(start, Branch):
+        return _load_keyframe(start, recipe, _get_blob(blobs, start.ladder), family)
+    return None
+
+
+def encode_square(picture: bytes, family: Family) -> torch.Tensor:
+    """Return the autoencoder's mean of an image's middle square, at the native size. Raises `Unfit`, as `read` does."""
+    cropped = ImageOps.fit(_open_image(picture), (family.size, family.size), Image.Resampling.LANCZOS)
+    latents = family.encode_image(cropped).to(family.device, torch.float32)
+    if not torch.isfinite(latents).all():
+        raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
+    return latents
+
+
+def _encode_init_images(start: ImageToImage, recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> InitLatents:
+    """Encode the init images and interpolate them one after another, each by its share of the weight so far.
+
+    z is the autoencoder's mean. diffusers' own call samples the posterior, which is too narrow to show, and spends
+    noise draws on it. So parity holds with latents passed to its image-to-image pipelines.
+    """
+    size, total_weight = (recipe.width, recipe.height), 0.0
+    blended: torch.Tensor | None = None
+    for init_image in start.pictures:
+        picture = ImageOps.fit(_open_image(_get_blob(blobs, init_image.sha256)), size, Image.Resampling.LANCZOS)
+        latents = family.encode_image(picture).to(family.device, torch.float32)
+        total_weight += init_image.weight
+        blended = latents if blended is None else slerp(blended, latents, init_image.weight / total_weight)
+    assert blended is not None, "it has at least one init image"
+    _check_latents(blended, recipe, family)
+    if start.mask is None:
+        return InitLatents(blended)
+    mask_image = _open_image(_get_blob(blobs, start.mask)).convert("L")
+    mask, final_size = (
+        _shrink_mask(mask_image, size, blended),
+        (size[0] * family.upscale_factor, size[1] * family.upscale_factor),
+    )
+    if start.pictures[1:]:
+        return InitLatents(blended, mask=mask)
+    full_size_image = ImageOps.fit(
+        _open_image(_get_blob(blobs, start.pictures[0].sha256)), final_size, Image.Resampling.LANCZOS
+    )
+    return InitLatents(
+        blended,
+        mask=mask,
+        init_image=full_size_image,
+        mask_image=ImageOps.fit(mask_image, final_size, Image.Resampling.LANCZOS),
+    )
+
+
+def _shrink_mask(mask_image: Image.Image, size: tuple[int, int], latents: torch.Tensor) -> torch.Tensor:
+    """Return the mask at latent size, as diffusers' inpainting does: threshold, then nearest-neighbour scaling."""
+    resized = np.asarray(ImageOps.fit(mask_image, size, Image.Resampling.LANCZOS))
+    mask = torch.from_numpy((resized >= MASK_THRESHOLD).astype(np.float32))[None, None]
+    return torch.nn.functional.interpolate(mask, size=latents.shape[-2:])[0].to(latents.device)
+
+
+def _load_keyframe(start: Branch, recipe: Recipe, blob: bytes, family: Family) -> InitLatents:
+    shape = family.latent_shape(recipe.width, recipe.height)
+    try:
+        ladder = decode(blob, Ladder)
+    except MalformedMessage as error:
+        raise JobRejected("The keyframes that the picture branches from cannot be read.", "us") from error
+    if ladder.shape != tuple(shape) or not _is_at_keyframe(start, ladder.of, recipe.steps):
+        raise JobRejected("The keyframes have another size or another number of steps than the branch.", "us")
+    branchable = {
+        keyframe.step: keyframe
+        for keyframe in ladder.rungs
+        if keyframe.latent is not None and keyframe.step < ladder.of
+    }
+    rung = branchable.get(start.keyframe_step)
+    if rung is None or rung.latent is None:
+        raise JobRejected(_no_keyframe_sentence(start.keyframe_step, sorted(branchable)), "member")
+    x0 = None if rung.history is None else _decode_latents(rung.history, shape, family.device)
+    init_latents = InitLatents(_decode_latents(rung.latent, shape, family.device), x0, draw_count=rung.drawn)
+    return (
+        init_latents if start.rung is None else _with_noise_level(init_latents, start.rung, ladder.of, recipe, family)
+    )
+
+
+def _is_at_keyframe(start: Branch, ladder_steps: int, steps: int) -> bool:
+    """Return whether the branch starts at the step of its keyframe."""
+    if start.rung is None:
+        return ladder_steps == steps
+    return ladder_steps > start.rung and start.step == map_step(start.rung, ladder_steps, steps)
+
+
+def _with_noise_level(
+    init_latents: InitLatents, keyframe_step: int, ladder_steps: int, recipe: Recipe, family: Family
+) -> InitLatents:
+    """Add the keyframe's noise level and draw count, from the plan with the ladder's number of steps."""
+    try:
+        plan = family.plan(recipe.sampler, ladder_steps, recipe.eta, recipe.width, recipe.height)
+    except ValueError as error:
+        raise JobRejected(
+            f"{family.name} can no longer run the {ladder_steps} steps of that picture.", "model"
+        ) from error
+    return replace(
+        init_latents,
+        noise_level=plan.noise_level(keyframe_step),
+        draw_count=init_latents.draw_count or plan.draw_counts[keyframe_step],
+    )
+
+
+def _no_keyframe_sentence(step: int, branchable: list[int]) -> str:
+    if not branchable:
+        return "This picture has no keyframe to branch from."
+    return f"There is no keyframe at step {step}, only at {', '.join(map(str, branchable))}."
+
+
+def _decode_latents(content: bytes, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    if len(content) != 4 * int(np.prod(shape)):
+        raise JobRejected("The keyframe's latents have the wrong size.", "us")
+    latents = torch.from_numpy(np.frombuffer(bytearray(content), dtype=np.float32).reshape(shape))
+    if not torch.isfinite(latents).all():
+        raise JobRejected("The keyframe holds numbers that are not finite.", "us")
+    return latents.to(device)
+
+
+def _check_latents(latents: torch.Tensor, recipe: Recipe, family: Family) -> None:
+    if tuple(latents.shape) != tuple(family.latent_shape(recipe.width, recipe.height)):
+        raise JobRejected(f"{family.name} cannot start from an image of this shape.", "model")
+    if not torch.isfinite(latents).all():
+        raise JobRejected("The model encoded the image as numbers that are not finite.", "model")
+
+
+def _get_blob(blobs: Mapping[str, bytes], sha256: str) -> bytes:
+    try:
+        return blobs[sha256]
+    except KeyError as error:
+        raise JobRejected("The init image or keyframe of this picture is no longer stored.", "us") from error
+
+
+def _open_image(content: bytes) -> Image.Image:
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise JobRejected("The init image is too large.", "us")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error) as error:
+        raise JobRejected("The init image cannot be read.", "us") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise JobRejected("The init image is too large.", "us") from error

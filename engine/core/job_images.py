@@ -1,0 +1,212 @@
+"""Turns a job into its images (`Trajectory` or `Whole`), or raises `Unfit` with one sentence that says why not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
+
+from engine.contract import FULL_INTERVAL, Branch, Job, ModelInfo, Recipe, Snapshot, Task, recipe_for_image
+from engine.contract.rejection import JobRejected
+from engine.core.fault_isolation import reject_before_start
+from engine.core.init_latents import InitLatents
+from engine.core.pipeline_image import PipelineImage, PipelineSource
+from engine.core.trajectory import Trajectory
+from engine.models.family import Family, HasSingleFormat, TakesLoras
+from engine.pipelines.call_arguments import refuse_unsupported_recipe
+from engine.plan import NotTabled, Plan
+
+log = logging.getLogger(__name__)
+
+
+def build_images(
+    job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
+    row_ms_by_model: Mapping[str, float] = MappingProxyType({}), init_latents: InitLatents | None = None,
+    forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
+) -> Sequence[Trajectory] | Sequence[PipelineImage]:  # fmt: skip
+    """Return one image per picture of the job, text encoded, at its first step or restored from its snapshot.
+
+    If the sampler has no table, the images run whole through the model's own pipeline, from the start. `prices`:
+    milliseconds a row-step at the native size, by model name; 1 for unknown models. `beginning`: what replaces the
+    initial noise (`beginning.read`). `times`: milliseconds of a forward by rows, by model name. Raises `Unfit`; raises
+    `DeviceLost` if the device no longer computes.
+    """
+    recipe, family = _check_recipe(job, families)
+    row_ms = row_ms_by_model.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
+    try:
+        images = _build_images(job, recipe, family, init_latents)
+    except JobRejected:
+        raise
+    except Exception as error:
+        raise reject_before_start(error, family.device) from error
+    for image in images:
+        image.row_ms = row_ms
+        if image.bucket is None:  # a pinned forward costs its whole bucket, padding included
+            image.forward_times = forward_times.get(recipe.model, {})
+        if isinstance(image, Trajectory):
+            _restore_image(image, snapshots)
+    return images
+
+
+def _build_images(
+    job: Job, recipe: Recipe, family: Family, init_latents: InitLatents | None
+) -> Sequence[Trajectory] | Sequence[PipelineImage]:
+    """Return the images with their conditioning; this loads the recipe's LoRAs."""
+    if recipe.loras:
+        recipe = _with_loras(recipe, family)
+    plan = _find_plan(recipe, family)
+    if plan is None:
+        return _build_pipeline_images(job, recipe, family)
+    plan = _plan_from_start(plan, recipe, init_latents)
+    return [Trajectory(job, recipe, image, plan, family, init_latents) for image in range(recipe.count)]
+
+
+def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | None) -> Plan:
+    """Return the plan from the recipe's first step on.
+
+    A branch continues the noise count and the history of its keyframe, unless the number of steps changed.
+    """
+    start = recipe.start
+    if start is not None and init_latents is None:
+        raise JobRejected("The init image or keyframe of this picture did not reach the engine.", "us")
+    if init_latents is None or not isinstance(start, Branch):
+        return plan.starting_at(recipe.first_step)
+    needs_x0 = start.fresh or start.rung is not None or plan.has_history
+    if needs_x0 and init_latents.x0 is None:
+        raise JobRejected("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
+    plan = plan if start.rung is None else plan.without_history(start.step)
+    return plan if init_latents.draw_count is None else plan.with_draw_count(start.step, init_latents.draw_count)
+
+
+def check_job(job: Job, families: Mapping[str, Family]) -> None:
+    """Raise `Unfit` where `admit` would, as far as that shows before images and text are encoded. On any thread."""
+    recipe, family = _check_recipe(job, families)
+    if _find_plan(recipe, family) is None:
+        refuse_unsupported_recipe(recipe)
+
+
+def reason_to_decline(task: Task, models: Sequence[ModelInfo]) -> str:
+    """Return why a worker that offers these models cannot take the task, as one sentence; empty if it may.
+
+    Every worker can upscale, whatever its models. If no models are known, `admit` finds out.
+    """
+    if not isinstance(task, Recipe) or not models:
+        return ""
+    return _model_mismatch(task, {model.name: model.revision for model in models}.get(task.model))
+
+
+def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
+    """Find the sampler's table, which takes up to a second, so that `admit` does not delay other jobs. On any thread.
+
+    A large model that is in memory in another number format is loaded again in the recipe's.
+    """
+    recipe = job.task
+    if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
+        with suppress(ValueError, JobRejected):  # `admit` reports it
+            if isinstance(family, HasSingleFormat) and family.is_single_format:
+                family.get_network(recipe.dtype)
+            family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+
+
+def _check_recipe(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Family]:
+    if not isinstance(job.task, Recipe):
+        raise JobRejected("This job has no recipe for a picture.", "us")
+    family = _find_family(job.task, families)
+    _check_size(job.task, family)
+    _check_steps(job.task)
+    return job.task, family
+
+
+def _check_steps(recipe: Recipe) -> None:
+    first_step, end_step = recipe.first_step, recipe.end_step
+    if first_step >= end_step:
+        raise JobRejected(f"The picture would end after step {end_step}, but begin after step {first_step}.", "member")
+    if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
+        raise JobRejected("Every concept of a mixed prompt needs a weight above 0.", "member")
+    interpolation = recipe.walk
+    if interpolation is None:
+        return
+    if (
+        interpolation.to is not None and len(recipe.concepts) > 1
+    ) or interpolation.first + recipe.count > interpolation.of:
+        raise JobRejected("A walk goes from one text to another, and not beyond its end.", "us")
+    if interpolation.noises and recipe.lineage:
+        raise JobRejected("A walk between noises begins with no variation.", "us")
+
+
+def _restore_image(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
+    for snapshot in snapshots:
+        if snapshot.image == image.image:
+            try:
+                image.restore(snapshot)
+            except ValueError as error:
+                log.warning("job %s image %d starts over: %s", image.job, image.image, error)
+
+
+def _find_family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
+    family = families.get(recipe.model)
+    reason = _model_mismatch(recipe, None if family is None else family.revision)
+    if family is None or reason:
+        raise JobRejected(reason, "worker")
+    if recipe.guides != family.guides:
+        raise JobRejected(f"{family.name} takes guidance in another way than this recipe says.", "us")
+    if recipe.guidance_start > recipe.guidance_stop:
+        raise JobRejected("Guidance cannot stop before it starts.", "member")
+    if recipe.guides == "network" and recipe.guidance_interval != FULL_INTERVAL:
+        raise JobRejected(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
+    return family
+
+
+def _model_mismatch(recipe: Recipe, revision: str | None) -> str:
+    """Return why this worker cannot run the recipe's model. `revision` is the worker's; None if it lacks the model."""
+    if revision is None:
+        return f"This worker has no model called {recipe.model}."
+    if recipe.revision and recipe.revision != revision:
+        return f"This worker has another version of {recipe.model} than the recipe names."
+    return ""
+
+
+def _with_loras(recipe: Recipe, family: Family) -> Recipe:
+    if not isinstance(family, TakesLoras):
+        raise JobRejected(f"LoRAs cannot be added to {family.name}.", "model")
+    return family.with_loras(recipe)
+
+
+def _check_size(recipe: Recipe, family: Family) -> None:
+    if recipe.width % family.multiple or recipe.height % family.multiple:
+        raise JobRejected(f"With {family.name}, width and height must be multiples of {family.multiple}.", "member")
+    if recipe.width * recipe.height > family.max_pixels:
+        max_side = int(family.max_pixels**0.5)
+        raise JobRejected(
+            f"{recipe.width}×{recipe.height} is too large for {family.name}: at most {max_side}×{max_side} pixels.",
+            "member",
+        )
+
+
+def _find_plan(recipe: Recipe, family: Family) -> Plan | None:
+    """Return the plan; None if the sampler has no table but the model's own pipeline can run it."""
+    try:
+        return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+    except NotTabled as reason:
+        if isinstance(family, PipelineSource):
+            log.info("%s, %s: whole, by its own pipeline: %s", family.name, recipe.sampler, reason)
+            return None
+        raise _plan_rejection(recipe, family, reason) from reason
+    except ValueError as error:
+        raise _plan_rejection(recipe, family, error) from error
+
+
+def _build_pipeline_images(job: Job, recipe: Recipe, family: Family) -> list[PipelineImage]:
+    refuse_unsupported_recipe(recipe)
+    assert isinstance(family, PipelineSource), "only such a family's samplers go whole"
+    try:
+        return [PipelineImage(job, recipe_for_image(recipe, image), image, family) for image in range(recipe.count)]
+    except ValueError as error:
+        raise _plan_rejection(recipe, family, error) from error
+
+
+def _plan_rejection(recipe: Recipe, family: Family, error: ValueError) -> JobRejected:
+    log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
+    request = f"{recipe.steps} steps with the sampler {recipe.sampler}"
+    return JobRejected(f"{family.name} cannot take {request}; fewer steps or another may work.", "model")

@@ -1,0 +1,1 @@
+"""The device: cores, threads, memory."""

@@ -1,0 +1,132 @@
+"""Core turns: one computation at a time uses all processor cores; steps and decodes alternate.
+
+Two teams of threads on the same cores wait for each other at every barrier, and another number of threads gives other
+last bits. So steps and long decode work always use torch's own number of threads, under any load. Between two steps
+other work may take `SHARE` of a step's time, or run one piece; finished pictures go first. Spare work, for which nobody
+waits, runs when nothing else does, or for `SPARE_SHARE` of the steps' time. Work on a single core takes no turns
+(`engine.device.threads`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+OTHER_WORK_SHARE = 0.5  # of the last step's time, for other work before the next step
+SPARE_SHARE = 0.02  # of the time of all steps, for spare work where steps never pause
+SPARE_SECONDS = 1.0  # debt of spare work at the start, so that a first job does not wait for it
+IDLE_SECONDS = 0.5  # without a step, before spare work may run: a job also pauses briefly between two steps
+
+
+class WorkKind(IntEnum):
+    """The kind of a computation, by priority. Steps alternate with all others."""
+
+    STEP = 0
+    PICTURE = 1  # a finished picture, or the engine thread's work between steps
+    OTHER = 2
+    SPARE = 3  # nobody waits for it
+
+
+class CoreTurns:
+    """The lock on the cores; usable by any thread, not reentrant.
+
+    If not `shared` (the GPU computes), nobody waits.
+    """
+
+    def __init__(self, is_shared: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._is_shared, self._clock, self._condition = is_shared, clock, threading.Condition()
+        self._waiting: list[tuple[WorkKind, int]] = []
+        self._ticket_count = 0
+        self._is_taken = False
+        self._last_step_seconds, self._other_seconds = 0.0, 0.0  # seconds of the last step, and of other work since
+        self._last_step_end = -math.inf  # when the last step ended
+        self._spare_seconds = -SPARE_SECONDS  # seconds of spare work that may run before a step
+
+    @property
+    def waiting_count(self) -> int:
+        """The number of threads that wait for their turn."""
+        return len(self._waiting)
+
+    @contextmanager
+    def hold(self, kind: WorkKind) -> Iterator[None]:
+        """Wait for a turn and hold the cores until the block ends. Not for spare work: its turn may never come."""
+        assert kind is not WorkKind.SPARE
+        with self._hold_turn(kind):
+            yield
+
+    @contextmanager
+    def hold_for_spare(self, timeout: float) -> Iterator[bool]:
+        """Hold the cores for spare work. Yield False, without them, if others had them for `patience` seconds."""
+        with self._hold_turn(WorkKind.SPARE, timeout) as is_held:
+            yield is_held
+
+    @contextmanager
+    def _hold_turn(self, kind: WorkKind, timeout: float | None = None) -> Iterator[bool]:
+        if not self._is_shared:
+            yield True
+            return
+        if not self._acquire(kind, timeout):
+            yield False
+            return
+        started_at = self._clock()
+        try:
+            yield True
+        finally:
+            self._release(kind, self._clock() - started_at)
+
+    def _acquire(self, kind: WorkKind, timeout: float | None) -> bool:
+        """Return whether the turn came within `patience` seconds (None: no limit)."""
+        with self._condition:
+            self._ticket_count += 1
+            ticket = kind, self._ticket_count
+            self._waiting.append(ticket)
+            is_acquired = False
+            try:
+                is_acquired = self._condition.wait_for(
+                    lambda: not self._is_taken and self._next_ticket() == ticket, timeout
+                )
+            finally:  # after a keyboard interrupt, too: leave the line, so that nobody waits for this turn
+                self._waiting.remove(ticket)
+                if is_acquired:
+                    self._is_taken = True
+                else:
+                    self._condition.notify_all()
+            return is_acquired
+
+    def _release(self, kind: WorkKind, seconds: float) -> None:
+        with self._condition:
+            if kind is WorkKind.STEP:
+                self._last_step_seconds, self._other_seconds, self._last_step_end = seconds, 0.0, self._clock()
+                self._spare_seconds += SPARE_SHARE * seconds
+            elif kind is WorkKind.SPARE:
+                self._spare_seconds -= seconds
+            else:
+                self._other_seconds += seconds
+            self._is_taken = False
+            self._condition.notify_all()
+
+    def _next_ticket(self) -> tuple[WorkKind, int] | None:
+        """Return the next in line: other work within its share since the last step, else the step, else spare work."""
+        other = min(
+            (ticket for ticket in self._waiting if ticket[0] in (WorkKind.PICTURE, WorkKind.OTHER)), default=None
+        )
+        step = min((each for each in self._waiting if each[0] is WorkKind.STEP), default=None)
+        spare = min((each for each in self._waiting if each[0] is WorkKind.SPARE), default=None)
+        if spare is not None and other is None and (self._spare_seconds > 0.0 or (step is None and self._is_idle())):
+            return spare
+        if other is None and step is None:
+            return None
+        if other is None or (
+            step is not None
+            and self._other_seconds > 0.0
+            and self._other_seconds >= OTHER_WORK_SHARE * self._last_step_seconds
+        ):
+            return step
+        return other
+
+    def _is_idle(self) -> bool:
+        return self._clock() - self._last_step_end >= IDLE_SECONDS

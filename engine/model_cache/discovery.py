@@ -1,0 +1,207 @@
+"""Model discovery: from the names on the command line to entries of the model cache. Loads the models it must.
+
+Blocks for seconds to minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+
+from engine import models
+from engine.calibration.calibration import Calibration, calibrate, store_calibration
+from engine.contract import Dtype, ModelInfo, ModelProgress
+from engine.contract.rejection import JobRejected
+from engine.model_cache import ModelEntry, catalog_file, make_too_large_error
+from engine.model_cache.catalog_file import CatalogEntry
+from engine.model_cache.loaded_models import LoadedModels
+from engine.model_cache.loader import free_memory
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
+from engine.models.family import Family
+from engine.models.files.fingerprint import combine_fingerprints, fingerprint_folder
+from engine.models.files.model_source import ModelSource, find_model
+from engine.models.loading.memory_estimate import (
+    estimate_bytes,
+    estimate_bytes_by_format,
+    estimate_embedded_bytes,
+)
+from engine.models.loading.number_formats import FormatChooser
+from engine.models.loading.pipeline_loader import OnProgress
+from engine.models.loading.single_file import find_configs
+from engine.models.lora.lora_files import find_loras
+from engine.upscaling.super_resolver import SuperResolver
+
+log = logging.getLogger(__name__)
+
+ReportProgress = Callable[[ModelProgress], None]
+CALIBRATION_FILE = "calibration.json"
+LORA_FOLDER = "loras"  # a folder in the data folder
+
+
+@dataclass(frozen=True)
+class LoadContext:
+    """Model directory, device and settings; `graphs` and `offload` as in `engine.process.settings.Settings`."""
+
+    data: Path
+    device: torch.device
+    resolver: SuperResolver | None
+    build: str
+    use_cuda_graphs: bool = False
+    use_cpu_offload: bool = False
+
+
+@dataclass(frozen=True)
+class DiscoveredModel:
+    """A discovered model: size, catalog key and entry (None: unknown), and how to load it. `sizes` as in `Model`."""
+
+    name: str
+    size: int
+    catalog_key: str
+    load: Callable[[OnProgress | None], Family]
+    catalog_entry: CatalogEntry | None
+    size_by_format: Mapping[Dtype, int]
+
+
+def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
+    """Find every model. Raises `Unfit` where one is missing, or two have one name."""
+    catalog, discovered, lora_fingerprint = (
+        catalog_file.read_catalog(context.data),
+        list[DiscoveredModel](),
+        _fingerprint_loras(context.data),
+    )
+    for name_or_path in names:
+        model = _discover(name_or_path, context, catalog, lora_fingerprint)
+        if any(model.name == other.name for other in discovered):
+            raise JobRejected(f"Two models are called {model.name}; rename the folder of one.", "worker")
+        discovered.append(model)
+    return discovered
+
+
+def load_models(
+    discovered: Sequence[DiscoveredModel],
+    context: LoadContext,
+    loaded_models: LoadedModels,
+    report: ReportProgress = lambda _: None,
+) -> list[tuple[ModelEntry, Calibration]]:
+    """Load the first model, which most jobs use, and before it every model without a catalog entry. Raises `Unfit`.
+
+    `tell` is called at each stage, in this thread.
+    """
+    for model in discovered:
+        if model.size > loaded_models.budget:
+            raise make_too_large_error(model.name, model.size, loaded_models.budget)
+    entries = {
+        model.name: _load_or_read_entry(model, context, loaded_models, report, must_load=model is discovered[0])
+        for model in (*discovered[1:], discovered[0])
+    }
+    _write_catalog(discovered, entries, context.data)
+    return [(_make_model_entry(model, entries[model.name], context), entries[model.name].found) for model in discovered]
+
+
+def _discover(
+    name_or_path: str, context: LoadContext, catalog: dict[str, CatalogEntry], lora_fingerprint: str
+) -> DiscoveredModel:
+    source = None if name_or_path == EMBEDDED_MODEL else find_model(name_or_path, context.data)
+    format_chooser = FormatChooser(context.device)
+    name, size, revision = _inspect_source(source, format_chooser) if source else _inspect_embedded()
+    upscaler = context.resolver.fingerprint if context.resolver else ""
+    catalog_key = catalog_file.make_key(name, revision, context.device, upscaler, context.build, lora_fingerprint)
+
+    def load(on_progress: OnProgress | None) -> Family:
+        family = _load_family(source, context, on_progress)
+        if source is not None and source.compute_fingerprint() != revision:
+            raise JobRejected(f"The files of the model {name} have changed: restart this worker.", "worker")
+        return _configure_family(family, context)
+
+    size_by_format = estimate_bytes_by_format(source, format_chooser) if source else dict[Dtype, int]()
+    return DiscoveredModel(name, size, catalog_key, load, catalog.get(catalog_key), size_by_format)
+
+
+def _inspect_source(source: ModelSource, format_chooser: FormatChooser) -> tuple[str, int, str]:
+    """Return name, size and revision; fetch what the model needs from the hub now, never while jobs run."""
+    size = estimate_bytes(source, format_chooser)  # first: its errors say what is wrong with the files
+    if source.is_file:
+        find_configs(source.path, source.name)
+    return source.name, size, source.compute_fingerprint()
+
+
+def _load_family(source: ModelSource | None, context: LoadContext, on_progress: OnProgress | None) -> Family:
+    """Load the files found at the start: a hub name is not looked up again."""
+    if source is None:
+        return models.load_model(EMBEDDED_MODEL, context.data, device=context.device, resolver=context.resolver)
+    family = models.load_source(source, context.device, context.resolver, on_progress)
+    if isinstance(family, DiffusersFamily):
+        family.lora_folder = context.data / LORA_FOLDER
+    return family
+
+
+def _fingerprint_loras(data: Path) -> str:
+    """Return a fingerprint of all LoRAs by name and weights."""
+    return (
+        combine_fingerprints(*(f"{lora.name} {lora.revision}" for lora in loras))
+        if (loras := find_loras(data / LORA_FOLDER))
+        else ""
+    )
+
+
+def _configure_family(family: Family, context: LoadContext) -> Family:
+    """Apply offloading and CUDA graphs where the model supports them."""
+    if isinstance(family, DiffusersFamily):
+        if context.use_cpu_offload:
+            family.offload()
+        if context.use_cuda_graphs:
+            family.forward_runner.enable_cuda_graphs()
+    return family
+
+
+def _inspect_embedded() -> tuple[str, int, str]:
+    return EMBEDDED_MODEL, estimate_embedded_bytes(), fingerprint_folder(WEIGHTS_FOLDER)
+
+
+def _load_or_read_entry(
+    model: DiscoveredModel,
+    context: LoadContext,
+    loaded_models: LoadedModels,
+    report: ReportProgress,
+    *,
+    must_load: bool,
+) -> CatalogEntry:
+    """Return the entry of a model; load it where there is none, or where it is `wanted` in memory."""
+    if model.catalog_entry is not None and not must_load:
+        log.info("%s is loaded when a job needs it", model.name)
+        return model.catalog_entry
+    loaded_models.reserve(model.name, model.size)
+    free_memory()
+    loading = ModelProgress(model=model.name, phase="load", size=model.size)
+    report(loading)
+    family = model.load(lambda fraction: report(replace(loading, done=min(1.0, fraction))))
+    loaded_models.add(model.name, family)
+    if model.catalog_entry is None:
+        report(replace(loading, phase="measure", done=1.0))
+    calibration = calibrate(family, context.data / CALIBRATION_FILE)
+    report(replace(loading, phase="ready", done=1.0))
+    return CatalogEntry(calibration.to_model_info(family), calibration, model.size)
+
+
+def _make_model_entry(model: DiscoveredModel, entry: CatalogEntry, context: LoadContext) -> ModelEntry:
+    entries = [entry]
+
+    def make_info(family: Family) -> ModelInfo:
+        return entries[-1].found.to_model_info(family)
+
+    def save_calibration(calibration: Calibration, family: Family) -> None:
+        entries[:] = [CatalogEntry(calibration.with_current_costs(entries[-1].warm), calibration, model.size)]
+        store_calibration(context.data / CALIBRATION_FILE, family, calibration)
+        catalog_file.write_entries(context.data, {model.catalog_key: entries[-1]})
+
+    return ModelEntry(model.name, model.size, entry.warm, model.load, make_info, save_calibration, model.size_by_format)
+
+
+def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CatalogEntry], data: Path) -> None:
+    catalog_file.write_entries(data, {model.catalog_key: entries[model.name] for model in discovered})

@@ -1,0 +1,94 @@
+"""Loads a model by name or path as its model family, one file a family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.models.family import Family
+    from engine.models.files.model_source import ModelSource
+    from engine.models.loading.pipeline_loader import LoadedPipeline, OnProgress
+    from engine.upscaling.super_resolver import SuperResolver
+
+
+def load_model(
+    name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    on_progress: OnProgress | None = None, large_threshold: int | None = None,
+) -> Family:  # fmt: skip
+    """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
+
+    `resolver` upscales a small model's pictures. `told` receives the progress. `large`: as in `Choice`. Raises `Unfit`.
+    """
+    from engine.models.families.diffusers_family import DiffusersFamily
+    from engine.models.families.embedded import EMBEDDED_MODEL, load_embedded
+    from engine.models.files.model_source import find_model
+
+    if name_or_path == EMBEDDED_MODEL:
+        family: Family = load_embedded(device, resolver=resolver)
+    else:
+        family = load_source(find_model(name_or_path, data), device, resolver, on_progress, large_threshold)
+    if isinstance(family, DiffusersFamily):
+        family.lora_folder = data / "loras"
+    return family
+
+
+def load_folder(
+    source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
+) -> Family:
+    """Load a folder, or a hub name. Raises `Unfit` where it is no model in safetensors."""
+    from engine.models.files.model_source import ModelSource
+    from engine.models.loading.pipeline_loader import find_folder
+
+    return load_source(ModelSource(name, find_folder(source)), device, resolver)
+
+
+def load_source(
+    source: ModelSource, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    on_progress: OnProgress | None = None, large_threshold: int | None = None,
+) -> Family:  # fmt: skip
+    """Load a located model. Raises `Unfit` where it is no model in safetensors."""
+    import torch
+
+    from engine.models.families.diffusers_family import DiffusersFamily
+    from engine.models.loading.number_formats import LARGE_PARAMETERS, FormatChooser
+    from engine.models.loading.pipeline_loader import load_folder_pipeline
+    from engine.models.loading.single_file import load_file_pipeline
+
+    format_chooser = FormatChooser(
+        torch.device(device), LARGE_PARAMETERS if large_threshold is None else large_threshold
+    )
+    loaded = (load_file_pipeline if source.is_file else load_folder_pipeline)(
+        source.path, source.name, format_chooser, on_progress
+    )
+    family = _make_family(loaded, source.name, source.compute_fingerprint(), device, resolver)
+    if isinstance(family, DiffusersFamily) and loaded.single_format is not None:
+        family.use_single_format(loaded.single_format, loaded.reload)
+    return family
+
+
+def _make_family(
+    loaded: LoadedPipeline, name: str, revision: str, device: torch.device | str, resolver: SuperResolver | None
+) -> Family:
+    from engine.models.families.latent_consistency import as_stable_diffusion
+    from engine.models.families.stable_diffusion import StableDiffusion
+    from engine.models.registry import FAMILY_BY_PIPELINE
+    from engine.models.whole_pipeline.generic_family import GenericFamily
+
+    class_name = type(loaded.pipeline).__name__
+    if class_name == "LatentConsistencyModelPipeline":
+        return StableDiffusion(as_stable_diffusion(loaded.pipeline), name, revision, device)
+    if class_name == "StableDiffusionPipeline":
+        return StableDiffusion(loaded.pipeline, name, revision, device, resolver=resolver)
+    if class_name in FAMILY_BY_PIPELINE:
+        return FAMILY_BY_PIPELINE[class_name](loaded.pipeline, name, revision, device)
+    return GenericFamily(loaded.pipeline, name, revision, device)
+
+
+def make_model_name(name_or_path: str) -> str:
+    """Return a name that `engine.contract.Name` allows: the last part of a path or hub name, without a suffix."""
+    from engine.models.files.model_source import make_model_name
+
+    return make_model_name(name_or_path)

@@ -1,0 +1,1 @@
+"""Encodes pictures into latents and back, in tiles where memory is short."""

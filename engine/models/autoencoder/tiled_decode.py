@@ -1,0 +1,102 @@
+"""Decodes latents in overlapping tiles where a whole decode would exceed the free memory.
+
+Tiles have one size and are blended linearly, so the pixels depend only on the latents.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.device.memory import is_out_of_memory
+from engine.device.memory_budget import memory_for_pictures
+from engine.process.load_progress import format_size
+
+log = logging.getLogger(__name__)
+
+TILE, OVERLAP = 512, 128  # pixels along a side
+CHANNELS_LAST_LAYERS, CONTIGUOUS_LAYERS = 6, 8  # a decoder's peak memory in layers of its first block's size; measured
+Decode = Callable[[torch.Tensor], torch.Tensor]
+Span = tuple[int, torch.Tensor]  # a tile's first latent along a side, and its weight at each of its pixels
+
+
+def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return pixels `[1, 3, height, width]`, float32, of unscaled latents `[1, channels, height, width]`."""
+
+    def decode(part: torch.Tensor) -> torch.Tensor:
+        return vae.decode(part, return_dict=False)[0].float()
+
+    factor = get_pixels_per_latent(vae)
+    if factor * max(latents.shape[-2:]) <= TILE:
+        return decode(latents)  # a tile would take as much
+    needed_bytes, free_bytes = estimate_decode_bytes(vae, latents), memory_for_pictures(latents.device)
+    if needed_bytes <= free_bytes:
+        try:
+            return decode(latents)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    log.warning(
+        "a decode needs about %s and %s is free: it is decoded in tiles",
+        format_size(needed_bytes),
+        format_size(free_bytes),
+    )
+    return decode_tiles(decode, latents, factor)
+
+
+def estimate_decode_bytes(vae: Any, latents: torch.Tensor) -> int:
+    """Predict the memory of a whole decode besides weights, in bytes; 0 where the configuration does not say."""
+    channels = _list_channels(vae)
+    if not channels:
+        return 0
+    height, width = (side * get_pixels_per_latent(vae) for side in latents.shape[-2:])
+    return _estimate_peak_layers(vae) * height * width * channels[0] * latents.element_size()
+
+
+def get_pixels_per_latent(vae: Any) -> int:
+    """Return pixels a latent along a side: each block of the decoder but one doubles it."""
+    return 2 ** max(0, len(_list_channels(vae)) - 1) if _list_channels(vae) else 8
+
+
+def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return the pixels of latents, decoded in tiles; `factor`: pixels a latent."""
+    height, width = latents.shape[-2:]
+    tile, overlap = max(2, TILE // factor), max(1, OVERLAP // factor)
+    pixels = torch.zeros(1, 3, height * factor, width * factor, device=latents.device)
+    for top, row_weights in split_into_spans(height, tile, overlap, factor):
+        for left, column_weights in split_into_spans(width, tile, overlap, factor):
+            decoded = decode(latents[..., top : top + tile, left : left + tile].contiguous())
+            weights = (row_weights[:, None] * column_weights).to(decoded.device)
+            tile_height, tile_width = weights.shape
+            pixels[..., top * factor :, left * factor :][..., :tile_height, :tile_width] += decoded * weights
+    return pixels
+
+
+def split_into_spans(length: int, tile: int, overlap: int, factor: int) -> list[Span]:
+    """Return the tiles along a side: equally spaced, of one size. At every pixel their weights sum to one."""
+    if length <= tile:
+        return [(0, torch.ones(length * factor))]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    starts = [round(index * (length - tile) / (count - 1)) for index in range(count)]
+    ramp = torch.arange(tile * factor, dtype=torch.float64) + 0.5
+    weight = torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap * factor)
+    total = torch.zeros(length * factor, dtype=torch.float64)
+    for start in starts:
+        total[start * factor : (start + tile) * factor] += weight
+    return [(start, (weight / total[start * factor : (start + tile) * factor]).float()) for start in starts]
+
+
+def _list_channels(vae: Any) -> list[int]:
+    """Return the channels of the decoder's blocks, from the pixels' end."""
+    return list(vae.config.get("decoder_block_out_channels") or vae.config.get("block_out_channels") or ())
+
+
+def _estimate_peak_layers(vae: Any) -> int:
+    """Return a decoder's peak memory in layers: channels-last weights need fewer copies."""
+    kernels = [weight for weight in vae.parameters() if weight.dim() == 4 and min(weight.shape) > 1]
+    is_channels_last = kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+    return CHANNELS_LAST_LAYERS if is_channels_last else CONTIGUOUS_LAYERS

@@ -1,0 +1,266 @@
+"""Base of the families on a diffusers pipeline: its autoencoder, copies of its network, cached texts.
+
+Reuses the pipeline's parts, but never its `__call__`. Subclasses hold what differs between models.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from threading import RLock
+from typing import Any, ClassVar
+
+import msgspec
+import torch
+from PIL import Image
+
+from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
+from engine.models.autoencoder.autoencoder import decode_latents, encode_pixels, make_latent_space
+from engine.models.families.few_step_models import find_few_step_sampling
+from engine.models.family import TORCH_DTYPES, Conditioning
+from engine.models.lora.lora_collection import LoraCollection
+from engine.models.network.cpu_offload import offload_to_cpu
+from engine.models.network.forward_runner import ForwardRunner
+from engine.models.network.network_copies import (
+    NetworkCopies,
+    Networks,
+    Reload,
+    SingleNetwork,
+    detach_from_file,
+    drop_modules,
+    replace_modules,
+)
+from engine.models.text.prompt_key import PromptKey, count_bytes, list_texts
+from engine.models.whole_pipeline.pipeline_support import WholePipelineSupport
+from engine.plan import Plan, plan, samplers_for
+from engine.preview_maps.known_maps import LatentSpace
+from engine.prompt.emphasis import strip_emphasis
+
+MAX_CACHED_TEXTS, MAX_CACHED_TEXT_BYTES = 256, 256 * 2**20
+
+
+class DiffusersFamily(WholePipelineSupport, ABC):
+    """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
+
+    A large one is held in one dtype (`hold_one`). `guidance` is the default. A subclass sets `size`, `multiple` and
+    `tokens`.
+    """
+
+    network_name: ClassVar[str] = "transformer"  # the pipeline's attribute
+    channels_last: ClassVar[bool] = False  # memory format of a small model's autoencoder
+    supports_emphasis: ClassVar[bool] = False  # supports emphasis brackets (`emphasis`); else they are removed
+    prompt_arguments: ClassVar[tuple[str, ...]] = (
+        "prompt_embeds",
+        "pooled_prompt_embeds",
+    )  # conditions, as arguments of its call
+    guides: GuidanceKind = "rows"
+    interval: tuple[float, float] = (0.0, 1.0)
+    size: int
+    multiple: int
+    tokens: int
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
+    ) -> None:
+        self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
+        self.pipeline, self.pipeline_lock = pipeline, RLock()
+        self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
+        self.samplers: tuple[Sampler, ...] = tuple(
+            name for name in samplers_for(self.scheduler_config) if name not in self.unsupported_samplers
+        )
+        self.default_sampling = find_few_step_sampling(self.name, self.scheduler_config, self.samplers)
+        self.upscale_factor, self.upscaler = 1, ""
+        self.latent_channels = int(pipeline.vae.config.latent_channels)  # of the latents
+        self.latent_space: LatentSpace = make_latent_space(pipeline.vae.config, int(pipeline.vae_scale_factor))
+        self._is_offloaded = False
+        self._move_to_device()
+        self.forward_runner = ForwardRunner(self._master, self.device)
+        self._networks: Networks = NetworkCopies(self._master, self.device)
+        self._cached_conditioning: OrderedDict[PromptKey, Conditioning] = OrderedDict()
+        self._loras = LoraCollection(pipeline, self.network_name)
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """Number formats worth timing."""
+        return self._networks.dtypes
+
+    def has_format(self, dtype: Dtype) -> bool:
+        """Whether the network is available in this format without loading."""
+        return self._networks.has_format(dtype)
+
+    @property
+    def is_single_format(self) -> bool:
+        """Whether the model is held in one number format at a time."""
+        return isinstance(self._networks, SingleNetwork)
+
+    def use_single_format(self, dtype: Dtype, reload: Reload) -> None:
+        """Hold a large model once, in `dtype`; `reopen` loads the pipeline in another format."""
+
+        def reload_master(new_dtype: Dtype) -> Any:
+            replace_modules(self.pipeline, reload(new_dtype))
+            self._move_to_device()
+            detach_from_file(self._vae)
+            return self._master
+
+        self.forward_runner.release()
+        detach_from_file(self._vae)
+        self._networks = SingleNetwork(self._master, dtype, self.device, reload_master, self._release_weights)
+
+    def _move_to_device(self) -> None:
+        """Move the pipeline's parts to the device; a network moves only when a dtype is used."""
+        self._master = getattr(self.pipeline, self.network_name).eval().requires_grad_(False)
+        self._vae: Any = self.pipeline.vae.eval().requires_grad_(False).to(self.device)
+        if self.channels_last:
+            self._vae.to(memory_format=torch.channels_last)
+        for encoder in self._list_text_encoders():
+            encoder.eval().requires_grad_(False).to(self.device)
+            if self._is_offloaded:
+                offload_to_cpu(encoder, self.device)
+
+    def _release_weights(self) -> None:
+        self._loras.release()
+        self.forward_runner.release()
+        self._cached_conditioning.clear()
+        self._master = self._vae = None
+        drop_modules(self.pipeline)
+
+    def offload(self) -> None:
+        """From now on, keep the text encoders, the larger half of large models, on the host between their forwards."""
+        self._is_offloaded = True
+        for encoder in self._list_text_encoders():
+            offload_to_cpu(encoder, self.device)
+
+    def _list_text_encoders(self) -> list[Any]:
+        """Return the pipeline's text encoders."""
+        parts = self.pipeline.components.items()
+        return [module for part, module in parts if part.startswith("text_encoder") and module is not None]
+
+    @property
+    def max_pixels(self) -> int:
+        return (2 * self.size) ** 2
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels a latent, along a side."""
+        return int(self.pipeline.vae_scale_factor)
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        return plan(self.scheduler_config, sampler, steps, eta)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self.latent_channels, height // self.pixels_per_latent, width // self.pixels_per_latent
+
+    def list_loras(self) -> tuple[Lora, ...]:
+        """Return the LoRAs that fit this model."""
+        return self._loras.list_compatible()
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Folder of the LoRAs; None: there are none."""
+        return self._loras.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: Path | None) -> None:
+        self._loras.folder = folder
+
+    def with_loras(self, recipe: Recipe) -> Recipe:
+        loras = self._loras.resolve(recipe.loras)
+        self.get_network(recipe.dtype, loras)  # errors appear before the first step
+        return msgspec.structs.replace(recipe, loras=loras)
+
+    def make_lora_pipeline(self, recipe: Recipe) -> Any:
+        return self._loras.apply(recipe.loras, ("whole", recipe.dtype, recipe.loras), self.get_network(recipe.dtype))
+
+    def get_text_pipeline(self, loras: tuple[Lora, ...]) -> Any:
+        """Return the pipeline whose text encoders have these LoRAs; without LoRAs this pipeline."""
+        return self._loras.apply_to_text_encoders(loras, self._master) if loras else self.pipeline
+
+    def encode_conditioning(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
+        if self.is_single_format:
+            self.get_network(recipe.dtype)  # the text encoders are in the recipe's dtype too
+        with self.pipeline_lock:  # tokenizers are not thread-safe
+            prompt = PromptKey(text, negative, self._count_chunks(recipe), recipe.loras)
+        return (*self._get_conditioning(prompt), *self._make_extra_conditioning(recipe))
+
+    def encode_prompt_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call for a recipe's prompts."""
+        positive, *negatives = list_texts(recipe)
+        arguments = self._make_prompt_arguments(self.encode_conditioning(positive, recipe))
+        for negative in negatives:
+            negative_arguments = self._make_prompt_arguments(self.encode_conditioning(negative, recipe, negative=True))
+            arguments |= {f"negative_{name}": part for name, part in negative_arguments.items()}
+        return {"prompt": None, "negative_prompt": None, **arguments}
+
+    def _make_prompt_arguments(self, conditions: Conditioning) -> dict[str, Any]:
+        return {name: part[None] for name, part in zip(self.prompt_arguments, conditions, strict=False)}
+
+    @abstractmethod
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        """Encode a text with the pipeline's text encoders."""
+
+    def _count_chunks(self, recipe: Recipe) -> int:
+        """Return the number of chunks of the recipe's longest text."""
+        return 1
+
+    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
+        """Return the conditions beside the prompt; none by default."""
+        return ()
+
+    def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
+        """Return a text's conditions, encoded at their first use."""
+        if prompt not in self._cached_conditioning:
+            supported_prompt = prompt if self.supports_emphasis else prompt._replace(text=strip_emphasis(prompt.text))
+            with torch.inference_mode(), self.pipeline_lock:
+                self._cached_conditioning[prompt] = self._encode_text(
+                    self.get_text_pipeline(prompt.loras), supported_prompt
+                )
+        self._cached_conditioning.move_to_end(prompt)
+        while len(self._cached_conditioning) > 1 and (
+            len(self._cached_conditioning) > MAX_CACHED_TEXTS
+            or count_bytes(self._cached_conditioning) > MAX_CACHED_TEXT_BYTES
+        ):
+            self._cached_conditioning.popitem(last=False)
+        return self._cached_conditioning[prompt]
+
+    def clear_text_cache(self) -> None:
+        """Drop the cache of encoded texts."""
+        self._cached_conditioning.clear()
+
+    @torch.inference_mode()
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
+    ) -> torch.Tensor:
+        torch_dtype = TORCH_DTYPES[dtype]
+        inputs = (x.to(torch_dtype), t, *self.forward_runner.cast_conditioning(conditioning, torch_dtype))
+        net = self.get_network(dtype, loras)
+        if loras:  # other weights than those packed or recorded
+            return self._run_network_on(net, inputs).float()
+        return self.forward_runner.run(net, dtype, inputs, self._run_network_on).float()
+
+    def _run_network_on(self, net: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        x, t, *conditioning = inputs
+        return self._run_network(net, x, t, tuple(conditioning))
+
+    @abstractmethod
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """Run one forward of the network; every input but the timesteps is in its dtype."""
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        pixels = decode_latents(self._vae, latents, self.device)
+        return self.pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        return self.decode(latents)
+
+    @torch.inference_mode()
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        return encode_pixels(self._vae, self.pipeline.image_processor.preprocess(picture), self.device)
+
+    def get_network(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
+        """Return the network in this format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
+        if loras:
+            return getattr(self._loras.apply(loras, dtype, self.get_network(dtype)), self.network_name)
+        return self._networks.get_network(dtype)

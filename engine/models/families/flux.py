@@ -1,0 +1,73 @@
+"""Flux.1: T5's token states, CLIP's pooled text, latents packed two by two. Guidance is a network input.
+
+schnell has no such input; there guidance takes rows, and is off by default. Our latents are unpacked: between networks
+they are `[channels, height, width]` for every model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.contract import Recipe, Sampler
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.flow_matching import compute_mu, make_even_sigmas
+from engine.models.family import Conditioning
+from engine.models.text.prompt_key import PromptKey
+from engine.plan import Plan, TimestepOptions, plan
+
+GUIDANCE = 3.5  # the pipeline's own default
+TOKENS = 512  # of T5
+
+
+class Flux(DiffusersFamily):
+    """Conditions: T5's states, CLIP's pooled text, and guidance where it is an input."""
+
+    unsupported_samplers = ("heun", "dpmpp_3m")
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        self._takes_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        default_guidance = choose_guidance(name, GUIDANCE) if self._takes_guidance else 1.0
+        super().__init__(pipeline, name, revision, device, guidance or default_guidance)
+        self.guides = "network" if self._takes_guidance else "rows"
+        self.tokens = TOKENS
+        self.size = int(pipeline.default_sample_size) * self.pixels_per_latent
+        self.multiple = 2 * self.pixels_per_latent
+        self._position_ids: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu, sigmas=make_even_sigmas(steps)))
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        states, pooled, _ = pipeline.encode_prompt(prompt.text, device=self.device, max_sequence_length=TOKENS)
+        return states[0].float(), pooled[0].float()
+
+    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
+        return (torch.tensor(recipe.guidance, device=self.device),) if self._takes_guidance else ()
+
+    def _unpack(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        return type(self.pipeline)._unpack_latents(latents, height, width, self.pixels_per_latent)
+
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, pooled, *guidance = conditioning
+        rows, channels, height, width = x.shape
+        pipeline_class = type(self.pipeline)
+        out = net(
+            hidden_states=pipeline_class._pack_latents(x, rows, channels, height, width), encoder_hidden_states=states,
+            pooled_projections=pooled, guidance=guidance[0] if guidance else None, timestep=t.to(x.dtype) / 1000,
+            img_ids=self._get_position_ids(height // 2, width // 2, x.dtype), txt_ids=x.new_zeros(states.shape[1], 3),
+            return_dict=False,
+        )[0]  # fmt: skip
+        return self._unpack(out, width * self.pixels_per_latent, height * self.pixels_per_latent)
+
+    def _get_position_ids(self, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return the position of each packed latent, one for all rows. Cached, since it is computed on the host."""
+        key = height, width, dtype
+        if key not in self._position_ids:
+            self._position_ids[key] = self.pipeline._prepare_latent_image_ids(1, height, width, self.device, dtype)
+        return self._position_ids[key]

@@ -1,0 +1,49 @@
+"""Stable Diffusion 3 and 3.5: two CLIPs and T5 in joint attention with the image, flow matching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.contract import Sampler
+from engine.contract.rejection import JobRejected
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.few_step_models import choose_guidance
+from engine.models.families.flow_matching import compute_mu
+from engine.models.family import Conditioning
+from engine.models.text.prompt_key import PromptKey
+from engine.plan import Plan, TimestepOptions, plan
+
+GUIDANCE = 7.0  # the pipeline's own default
+TOKENS = 256  # of T5; the CLIPs read 77
+
+
+class StableDiffusion3(DiffusersFamily):
+    """Conditions: token states of all three text encoders, concatenated, and the CLIPs' pooled texts."""
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or choose_guidance(name, GUIDANCE))
+        network = pipeline.transformer.config
+        self.tokens = TOKENS if pipeline.text_encoder_3 is not None else int(pipeline.tokenizer.model_max_length)
+        self.size = int(network.sample_size) * self.pixels_per_latent
+        self.multiple = self.pixels_per_latent * int(network.patch_size)
+        self._max_side = int(network.pos_embed_max_size) * self.multiple
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        if max(width, height) > self._max_side:  # the network has no more positions
+            raise JobRejected(f"With {self.name}, a side has at most {self._max_side} pixels.", "member")
+        mu = compute_mu(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, TimestepOptions(mu=mu))
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        states, _, pooled, _ = pipeline.encode_prompt(
+            prompt.text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+        )
+        return states[0].float(), pooled[0].float()
+
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, pooled = conditioning
+        return net(x, encoder_hidden_states=states, pooled_projections=pooled, timestep=t, return_dict=False)[0]

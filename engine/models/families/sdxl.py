@@ -1,0 +1,100 @@
+"""Stable Diffusion XL: two CLIPs, a pooled text, and sizes in pixels as conditions.
+
+Pictures get no watermark, whatever packages are installed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from PIL import Image
+
+from engine.contract import GuidanceKind, Recipe
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
+from engine.models.family import Conditioning
+from engine.models.text import prompt_chunks
+from engine.models.text.prompt_key import PromptKey, list_texts
+from engine.prompt.emphasis import strip_emphasis
+
+GUIDANCE = 5.0  # the pipeline's own default
+
+
+class StableDiffusionXL(DiffusersFamily):
+    """Conditions: token states of both CLIPs, the second's pooled text, sizes, and for an LCM the embedded guidance."""
+
+    network_name, channels_last = "unet", True
+    supports_emphasis = True
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(
+            pipeline, name, revision, device, guidance or choose_default_guidance(pipeline, name, GUIDANCE)
+        )
+        network = pipeline.unet.config
+        self.tokens = prompt_chunks.MAX_CHUNKS * prompt_chunks.get_chunk_capacity(pipeline.tokenizer_2)
+        self.size = int(network.sample_size) * self.pixels_per_latent
+        self.multiple = math.lcm(8, self.pixels_per_latent * 2 ** (len(network.block_out_channels) - 1))
+        self.guides: GuidanceKind = detect_guides(pipeline)
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        if prompt.negative and not prompt.text and pipeline.config.force_zeros_for_empty_prompt:
+            return tuple(torch.zeros_like(each) for each in self._get_conditioning(prompt._replace(negative=False)))
+        chunk_lists = [
+            prompt_chunks.pad_chunks(
+                prompt_chunks.split_into_chunks(prompt.text, tokenizer, prompt.chunks), prompt.chunks, tokenizer
+            )
+            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ]
+        if all(prompt_chunks.is_plain(each) for each in chunk_lists):
+            states, _, pooled, _ = pipeline.encode_prompt(
+                strip_emphasis(prompt.text), device=self.device, do_classifier_free_guidance=False
+            )
+            return states[0].float(), pooled[0].float()
+        first, second = (
+            prompt_chunks.encode_chunks(each, encoder, penultimate=True)
+            for each, encoder in zip(chunk_lists, (pipeline.text_encoder, pipeline.text_encoder_2), strict=True)
+        )
+        assert second.pooled is not None
+        return torch.cat([first.states, second.states], dim=-1), second.pooled
+
+    def _count_chunks(self, recipe: Recipe) -> int:
+        tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
+        return max(
+            len(prompt_chunks.split_into_chunks(text, each)) for text in list_texts(recipe) for each in tokenizers
+        )
+
+    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
+        """Return original size, crop and target size of an uncropped picture, then guidance where it is an input."""
+        size, projection_dim = (recipe.height, recipe.width), self.pipeline.text_encoder_2.config.projection_dim
+        sizes = self.pipeline._get_add_time_ids(
+            size, (0, 0), size, torch.float32, text_encoder_projection_dim=projection_dim
+        )[0]
+        return sizes.to(self.device), *embed_guidance(self.pipeline, recipe.guidance, self.device)
+
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, pooled, sizes, *guidance = conditioning
+        return net(
+            x, t, encoder_hidden_states=states, timestep_cond=guidance[0] if guidance else None,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False,
+        )[0]  # fmt: skip
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        mean, std = self._get_latent_statistics(latents)
+        return super().decode(latents * std + mean)
+
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        latents = super().encode_image(picture)
+        mean, std = self._get_latent_statistics(latents)
+        return (latents - mean) / std
+
+    def _get_latent_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """Return mean and deviation of the latents, a channel: some models have more than one scale factor."""
+        config = self._vae.config
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
+            return 0.0, 1.0
+        mean, std = (latents.new_tensor(config[each]).view(-1, 1, 1) for each in ("latents_mean", "latents_std"))
+        return mean * config.scaling_factor, std

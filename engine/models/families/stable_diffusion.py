@@ -1,0 +1,90 @@
+"""Stable Diffusion 1.x and 2.x, the embedded model included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.models.bert.modeling_bert import BertModel
+
+from engine.contract import GuidanceKind, Recipe
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.latent_consistency import choose_default_guidance, detect_guides, embed_guidance
+from engine.models.family import SMALL_MODEL_SIZE, Conditioning
+from engine.models.files.fingerprint import combine_fingerprints
+from engine.models.text import prompt_chunks
+from engine.models.text.prompt_key import PromptKey, list_texts
+from engine.prompt.emphasis import strip_emphasis
+from engine.upscaling.super_resolver import MAX_SIDE, SuperResolver
+
+OWN_MODEL_GUIDANCE, DEFAULT_GUIDANCE = 4.0, 7.5  # guidance: models trained here have seen fewer pictures
+
+
+class StableDiffusion(DiffusersFamily):
+    """`resolver` upscales the finished pictures of a small model, and is then part of its revision."""
+
+    network_name, channels_last = "unet", True
+    supports_emphasis, prompt_arguments = True, ("prompt_embeds",)
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",
+        guidance: float | None = None, resolver: SuperResolver | None = None,
+    ) -> None:  # fmt: skip
+        is_own_model = isinstance(pipeline.text_encoder, BertModel)
+        default_guidance = (
+            OWN_MODEL_GUIDANCE if is_own_model else choose_default_guidance(pipeline, name, DEFAULT_GUIDANCE)
+        )
+        super().__init__(pipeline, name, revision, device, default_guidance if guidance is None else guidance)
+        # The embedded model was trained with 24 tokens only.
+        self._max_chunks = 1 if isinstance(pipeline.text_encoder, BertModel) else prompt_chunks.MAX_CHUNKS
+        max_length, chunk_capacity = (
+            int(pipeline.tokenizer.model_max_length),
+            prompt_chunks.get_chunk_capacity(pipeline.tokenizer),
+        )
+        self.tokens = max_length if self._max_chunks == 1 else self._max_chunks * chunk_capacity
+        self.size = int(pipeline.unet.config.sample_size) * self.pixels_per_latent
+        # Each block but one halves the sides.
+        self.multiple = self.pixels_per_latent * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        self.guides: GuidanceKind = detect_guides(pipeline)
+        self._resolver = resolver if self.size <= SMALL_MODEL_SIZE else None
+        if self._resolver is not None:
+            self.upscale_factor, self.upscaler = self._resolver.scale, self._resolver.name
+            self.revision = combine_fingerprints(revision, self._resolver.fingerprint)
+
+    def encode_text(self, text: str) -> torch.Tensor:
+        """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
+        return self._get_conditioning(PromptKey(text))[0]
+
+    def _count_chunks(self, recipe: Recipe) -> int:
+        return max(
+            len(prompt_chunks.split_into_chunks(text, self.pipeline.tokenizer, self._max_chunks))
+            for text in list_texts(recipe)
+        )
+
+    def _get_conditioning(self, prompt: PromptKey) -> Conditioning:
+        return super()._get_conditioning(prompt._replace(negative=False))  # a negative text is encoded like any other
+
+    def _encode_text(self, pipeline: Any, prompt: PromptKey) -> Conditioning:
+        text_chunks = prompt_chunks.split_into_chunks(prompt.text, pipeline.tokenizer, prompt.chunks)
+        text_chunks = prompt_chunks.pad_chunks(text_chunks, prompt.chunks, pipeline.tokenizer)
+        if prompt_chunks.is_plain(text_chunks):
+            states, _ = pipeline.encode_prompt(strip_emphasis(prompt.text), self.device, 1, False)
+            return (states[0].float(),)
+        # The mean of BERT's states is near zero, so it cannot be restored.
+        is_clip = not isinstance(pipeline.text_encoder, BertModel)
+        return (prompt_chunks.encode_chunks(text_chunks, pipeline.text_encoder, restore=is_clip).states,)
+
+    def _make_extra_conditioning(self, recipe: Recipe) -> Conditioning:
+        return embed_guidance(self.pipeline, recipe.guidance, self.device)
+
+    def _run_network(self, net: Any, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        states, *guidance = conditioning
+        guidance_input = guidance[0] if guidance else None
+        return net(x, t, encoder_hidden_states=states, timestep_cond=guidance_input, return_dict=False)[0]
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        picture = self.decode(latents)
+        if self._resolver is None or max(picture.size) * self.upscale_factor > MAX_SIDE:
+            return picture
+        return self._resolver.upscale(picture)

@@ -1,0 +1,161 @@
+"""`Family`, the interface between sampling and models, and its optional extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+
+from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
+from engine.plan import Plan
+
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SMALL_MODEL_SIZE = 128  # native side in pixels; up to it, previews are decoded and final pictures upscaled
+
+# Network inputs beside latents and timesteps, for one text or stacked for a batch's rows. Token states come first, then
+# other inputs of the model (a pooled text, sizes in pixels, a mask). Their shapes are part of the batch key.
+Conditioning = tuple[torch.Tensor, ...]
+
+
+class Family(Protocol):
+    """One loaded model. The engine's thread calls all of it, but the decode worker makes and encodes pictures."""
+
+    name: str
+    revision: str  # changes with the weights: calibrations and recipes are bound to it
+    device: torch.device
+    samplers: tuple[Sampler, ...]
+    size: int  # native side in pixels
+    multiple: int  # sides are multiples of this
+    tokens: int  # the most that the text encoder reads
+    guides: GuidanceKind
+    guidance: float  # default
+    interval: tuple[float, float]  # default: the fractions of the steps between which guidance holds
+    upscale_factor: int  # the finished picture's sides are the recipe's times this
+    upscaler: str  # name of the upscaler; empty where there is none
+
+    @property
+    def max_pixels(self) -> int: ...
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        """Return the sampler's plan for a picture of this size in pixels. Raises ValueError with a sentence."""
+        ...
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the latents of a picture of this size in pixels."""
+        ...
+
+    def encode_conditioning(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
+        """Encode one text of a recipe, in one fixed shape, float32 on the device; one at a time, cached."""
+        ...
+
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
+    ) -> torch.Tensor:
+        """Return the network's output, float32, for `[rows, …]` latents, `[rows]` timesteps, `[rows, …]` conditions."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        """Decode latents `[channels, height, width]` at the recipe's size."""
+        ...
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        """Decode latents and upscale by `enlargement` where the result is not too large."""
+        ...
+
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        """Return latents `[channels, height, width]` of a picture: the autoencoder's mean."""
+        ...
+
+
+@runtime_checkable
+class HasFormats(Protocol):
+    """A family that lists the number formats worth timing: a large network exists in only one."""
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]: ...
+
+
+@runtime_checkable
+class HasSingleFormat(Protocol):
+    """A family that may be in memory in one number format at a time; `held_once` says whether it is."""
+
+    @property
+    def is_single_format(self) -> bool: ...
+
+    def has_format(self, dtype: Dtype) -> bool:
+        """Whether it can run in this format without loading."""
+        ...
+
+    def get_network(self, dtype: Dtype) -> object:
+        """Return the network in this format; reload the model if needed."""
+        ...
+
+
+def is_loaded(family: Family) -> bool:
+    """Whether the weights are in memory: while a large model is reloaded in another format they are not."""
+    return not (isinstance(family, HasSingleFormat) and family.is_single_format) or any(
+        family.has_format(dtype) for dtype in TORCH_DTYPES
+    )
+
+
+@runtime_checkable
+class HasNetwork(Protocol):
+    """A family that can prepare its network for a number format."""
+
+    def get_network(self, dtype: Dtype) -> object: ...
+
+
+@runtime_checkable
+class TimedAtNativeSize(Protocol):
+    """A family whose timing forward always has its native size."""
+
+    timed_at_native_size: bool
+
+
+@runtime_checkable
+class HasDefaultSampling(Protocol):
+    """A family that may have default steps and a default sampler."""
+
+    default_sampling: tuple[int, Sampler] | None
+
+
+@runtime_checkable
+class TakesLoras(Protocol):
+    """A family whose networks accept LoRAs (Hu et al. 2021)."""
+
+    def list_loras(self) -> tuple[Lora, ...]:
+        """Return the LoRAs that fit, each at weight 1."""
+        ...
+
+    def with_loras(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with each LoRA's revision, and load the LoRAs. Raises `Unfit`."""
+        ...
+
+    def make_lora_pipeline(self, recipe: Recipe) -> Any:
+        """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `Unfit`."""
+        ...
+
+
+@runtime_checkable
+class EncodesPrompts(Protocol):
+    """A family that encodes prompts for its pipeline's own call: once for all images, with weights and long texts."""
+
+    def encode_prompt_arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """Return that call's arguments for a recipe's prompts."""
+        ...
+
+
+class TokenConditioned(Family, Protocol):
+    """A family whose only condition is token states, so that one can calculate with them."""
+
+    scheduler_config: Mapping[str, Any]
+
+    def encode_text(self, text: str) -> torch.Tensor:
+        """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
+        ...

@@ -1,0 +1,187 @@
+"""Inspects a diffusers folder: its parts, their classes, and the sizes of their weights.
+
+Reads configurations and safetensors headers; loads no weights and runs no code from the folder. Refuses unusable models
+before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from safetensors import SafetensorError, safe_open
+
+from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
+from engine.models.files.fingerprint import UNUSED_PARTS, refuse_unsafe_part_names
+
+LIBRARIES = ("diffusers", "transformers")
+AUTO_CLASSES = (
+    "AutoTokenizer",
+    "AutoProcessor",
+    "AutoImageProcessor",
+    "AutoFeatureExtractor",
+)  # classes without weights that pick another class
+PICKLE_PATTERNS = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+SAFETENSORS_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part with weights: its class, parameter count, and the number format of most parameters."""
+
+    name: str
+    part_class: Any  # the class
+    parameters: int
+    stored_dtype: Dtype
+    variant: str | None = None  # infix of its file names, as in `model.fp16.safetensors`
+    files: tuple[Path, ...] = ()  # the weights
+
+
+def read_index(folder: Path, name: str) -> dict[str, Any]:
+    """Return the folder's `model_index.json`. Raises `Unfit`."""
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobRejected(f"The model {name} has no model_index.json that can be read.", "model") from error
+    if isinstance(index, dict) and isinstance(index.get("_class_name"), list):
+        raise JobRejected(f"The model {name} brings its own code, which is not run.", "model")
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise JobRejected(f"The model {name} does not say which pipeline it is (model_index.json).", "model")
+    refuse_unsafe_part_names(index, name)
+    return index
+
+
+def find_pipeline_class(index: dict[str, Any], name: str) -> Any:
+    """Return the pipeline's class. Raises `Unfit` where diffusers has no such pipeline."""
+    pipeline_type = _get_member("diffusers", index["_class_name"])
+    if not isinstance(pipeline_type, type) or not issubclass(pipeline_type, DiffusionPipeline):
+        raise JobRejected(f"The model {name} is of a kind that diffusers does not know.", "model")
+    return pipeline_type
+
+
+def find_part_classes(index: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the class of every used part. Raises `Unfit` for a foreign class, or one with uninspected weights."""
+    part_classes: dict[str, Any] = {}
+    for part, entry in index.items():
+        if part in UNUSED_PARTS or not isinstance(entry, list) or entry == [None, None]:
+            continue
+        library, class_name = (str(each) for each in entry) if len(entry) == 2 else ("", "")
+        part_class = _get_member(library, class_name) if library in LIBRARIES else None
+        if not isinstance(part_class, type):
+            qualified_name = f"{library}.{class_name}"[:80]
+            raise JobRejected(
+                f"The {part} of the model {name} is {qualified_name}, which is not part of diffusers or transformers.",
+                "model",
+            )
+        if not _is_allowed_class(part_class):
+            raise JobRejected(
+                f"The {part} of the model {name} is a {class_name[:80]}, which cannot be a part here.", "model"
+            )
+        part_classes[part] = part_class
+    return part_classes
+
+
+def list_parts(folder: Path, part_classes: dict[str, Any]) -> list[Part]:
+    """Return the parts with weights. Raises `Unfit` where weights are missing or not in safetensors."""
+    inspected_parts = (_inspect_part(folder / name, part_class) for name, part_class in part_classes.items())
+    return [part for part in inspected_parts if part is not None]
+
+
+def refuse_pickles(folder: Path, part_classes: Mapping[str, Any]) -> None:
+    """Refuse pickles in folders whose weights are not inspected. Raises `Unfit`."""
+    for name in part_classes:
+        if any(each for pattern in PICKLE_PATTERNS for each in (folder / name).glob(pattern)):
+            reason = "which can run code when it is opened: take it away, or convert it to safetensors"
+            raise JobRejected(f"The folder {name} of the model's configurations holds a pickle, {reason}.", "model")
+
+
+def count_parameters(files: list[Path]) -> tuple[int, Dtype]:
+    """Return the files' parameter count and most common number format. Raises `SafetensorError` or OSError."""
+    counts: Counter[str] = Counter()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(key)
+                counts[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
+    most_common = counts.most_common(1)[0][0] if counts else ""
+    return sum(counts.values()), SAFETENSORS_DTYPES.get(most_common, "float32")
+
+
+def _is_allowed_class(part_class: type) -> bool:
+    """Whether it is one network, which is inspected, or has no weights: no pipeline, and no auto class but `PICKS`."""
+    mixins = (transformers.ProcessorMixin, transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
+    weightless = (SchedulerMixin, transformers.PreTrainedTokenizerBase, *mixins)
+    return issubclass(part_class, (torch.nn.Module, *weightless)) or part_class.__name__ in AUTO_CLASSES
+
+
+def _get_member(library: str, name: str) -> Any:
+    return getattr(importlib.import_module(library), name, None)
+
+
+def _inspect_part(folder: Path, part_class: Any) -> Part | None:
+    if not issubclass(part_class, torch.nn.Module):
+        return None
+    _refuse_external_weights(folder)
+    files, variant = _find_weight_files(folder)
+    try:
+        return Part(folder.name, part_class, *count_parameters(files), variant, tuple(files))
+    except (OSError, SafetensorError) as error:
+        raise JobRejected(
+            f"The weights of the model's {folder.name} cannot be read: they are no safetensors.", "model"
+        ) from error
+
+
+def _refuse_external_weights(folder: Path) -> None:
+    """Refuse configurations that make transformers open other weights than the inspected ones, even a pickle."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None  # reported when the part is loaded
+    if (folder / "adapter_config.json").exists() or (isinstance(config, dict) and "transformers_weights" in config):
+        raise JobRejected(
+            f"The {folder.name} of the model names weights besides its own, which are not opened.", "model"
+        )
+
+
+def _find_weight_files(folder: Path) -> tuple[list[Path], str | None]:
+    """Return the weight files: those of an index, else the one of the first variant."""
+    files = sorted(folder.glob("*.safetensors"))
+    if index_files := sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name)):
+        shards = [_list_shards(folder, each) for each in index_files]  # check all: the library chooses one
+        return shards[0], _parse_variant(index_files[0].name.replace(".safetensors.index", ""))
+    if files:
+        first = min(files, key=lambda path: path.name.count("."))
+        return [first], _parse_variant(first.name.removesuffix(".safetensors"))
+    pickles = [each for pattern in PICKLE_PATTERNS for each in folder.glob(pattern)]
+    reason = "only as a pickle, which can run code when it is opened" if pickles else "not at all"
+    raise JobRejected(
+        f"The model holds the weights of its {folder.name} {reason}: convert them to safetensors.", "model"
+    )
+
+
+def _parse_variant(name: str) -> str | None:
+    """Return `fp16` for `model.fp16` and `model.fp16.json`."""
+    return name.removesuffix(".json").partition(".")[2] or None
+
+
+def _list_shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = {str(each) for each in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise JobRejected(f"The list of the weights of the model's {folder.name} cannot be read.", "model") from error
+    if not names:
+        raise JobRejected(f"The list of the weights of the model's {folder.name} names no file.", "model")
+    for name in sorted(names):
+        if "/" in name or "\\" in name or not name.endswith(".safetensors") or not (folder / name).is_file():
+            raise JobRejected(f"The model lacks {name[:100]}, a file of the weights of its {folder.name}.", "model")
+    return [folder / name for name in sorted(names)]

@@ -1,0 +1,1 @@
+"""Loads a pipeline: number formats, single files, an estimate of its memory."""

@@ -1,0 +1,100 @@
+"""Chooses a model's number formats by its files' headers and the device, before anything is loaded.
+
+A large model is in memory once, in one format. A small one is float32, and its network has a copy in half the bits
+where that is faster. Loads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.contract import Dtype
+from engine.models.family import TORCH_DTYPES
+from engine.models.files.pipeline_parts import Part
+from engine.models.registry import has_family
+from engine.pipelines.pipeline_clone import NETWORK_NAMES
+
+LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is held in one format
+HUGE_PARAMETERS = 1_000_000_000  # parameters: a larger model never takes more bytes than its files
+HALF_FORMATS: tuple[Dtype, ...] = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class PartFormats:
+    """The number format of each part, by name.
+
+    `held`: the format of a large model; None: the model is small. `copies`: whether a float32 network also has a copy.
+    """
+
+    by_part: Mapping[str, Dtype]
+    single_format: Dtype | None = None
+    has_network_copy: bool = True
+
+    def count_bytes(self, parts: Sequence[Part]) -> int:
+        """Return the bytes of a model of these parts, its network's copy included."""
+        part_bytes = sum(part.parameters * TORCH_DTYPES[self.by_part[part.name]].itemsize for part in parts)
+        return part_bytes + (
+            sum(2 * part.parameters for part in parts if self._is_copied(part)) if self.has_network_copy else 0
+        )
+
+    def _is_copied(self, part: Part) -> bool:
+        return part.name in NETWORK_NAMES and self.by_part[part.name] == "float32"
+
+
+@dataclass(frozen=True)
+class FormatChooser:
+    """Chooses for one device. A part of more than `large` parameters makes a model large."""
+
+    device: torch.device
+    large_threshold: int = LARGE_PARAMETERS
+
+    def choose_formats(self, class_name: str, parts: Sequence[Part]) -> PartFormats:
+        """Choose for a pipeline class and its parts. An empty class name counts as one with a family."""
+        largest = max(parts, key=lambda part: part.parameters, default=None)
+        if largest is None or largest.parameters <= self.large_threshold:
+            return PartFormats({part.name: "float32" for part in parts})
+        dtype = choose_single_format(self.device, largest.stored_dtype)
+        if dtype == "float32" and largest.parameters > HUGE_PARAMETERS:
+            dtype = largest.stored_dtype
+        return self.make_single_formats(dtype, class_name, parts)
+
+    def make_single_formats(self, dtype: Dtype, class_name: str, parts: Sequence[Part]) -> PartFormats:
+        """Return the formats of a large model held in `held`. Without a family of ours only its large parts are."""
+        if not class_name or has_family(class_name):
+            return PartFormats({part.name: dtype for part in parts}, dtype, has_network_copy=False)
+        return PartFormats(
+            {part.name: dtype if part.parameters > self.large_threshold else "float32" for part in parts}, dtype
+        )
+
+    def estimate_sizes(self, class_name: str, parts: Sequence[Part]) -> dict[Dtype, int]:
+        """Return the bytes in each format that the model may be loaded in; empty for a small model."""
+        if self.choose_formats(class_name, parts).has_network_copy:
+            return {}
+        return {dtype: self.make_single_formats(dtype, class_name, parts).count_bytes(parts) for dtype in TORCH_DTYPES}
+
+
+def choose_training_formats(parts: Sequence[Part]) -> PartFormats:
+    """Return formats for training: float32, except for parts too large for that."""
+    return PartFormats(
+        {part.name: part.stored_dtype if part.parameters > HUGE_PARAMETERS else "float32" for part in parts}
+    )
+
+
+def choose_single_format(device: torch.device, stored_dtype: Dtype) -> Dtype:
+    """Return the format for a large model: half the bits where the device computes with them, else float32.
+
+    On a GPU that is the files' half format, if the GPU supports it. On a processor it is bfloat16, whatever the files
+    have.
+    """
+    if device.type == "cuda":
+        supported: tuple[Dtype, ...] = HALF_FORMATS if torch.cuda.is_bf16_supported() else ("float16",)
+        return stored_dtype if stored_dtype in supported else supported[0]
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor has bfloat16 instructions."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,211 @@
+"""Loads a diffusers folder part by part as its pipeline; runs no code from the folder.
+
+Only safetensors: a pickle can run code when it is opened. The number format of each part is chosen before any is
+loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
+from engine.models.family import TORCH_DTYPES
+from engine.models.files.fingerprint import UNUSED_PARTS
+from engine.models.files.model_source import find_model
+from engine.models.files.pipeline_parts import (
+    Part,
+    find_part_classes,
+    find_pipeline_class,
+    list_parts,
+    read_index,
+)
+from engine.models.files.tensor_reader import read_tensors
+from engine.models.library_logging import silence_libraries
+from engine.models.loading.number_formats import FormatChooser, PartFormats, choose_training_formats
+
+OnProgress = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
+LOAD_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, ArithmeticError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
+
+
+def find_folder(source: str) -> Path:
+    """Return a folder, or fetch a hub name into one. Raises `Unfit`."""
+    return Path(source) if Path(source).is_dir() else find_model(source, Path()).path
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """`held`: the number format of a large model. `reopen` loads its pipeline in another one."""
+
+    pipeline: Any
+    single_format: Dtype | None
+    reload: Callable[[Dtype], Any]
+
+
+def load_training_pipeline(folder: Path, name: str) -> Any:
+    """Load a folder's pipeline for training. Raises `Unfit` where it is no such model in safetensors."""
+    return _load(folder, name, choose_training_formats(inspect_folder(folder, name)), None)
+
+
+def load_folder_pipeline(
+    folder: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
+) -> LoadedPipeline:
+    """Load a folder's pipeline for generation. Raises `Unfit` where it is no such model in safetensors."""
+    parts, class_name = inspect_folder(folder, name), read_index(folder, name)["_class_name"]
+    formats = format_chooser.choose_formats(class_name, parts)
+
+    def reload(dtype: Dtype) -> Any:
+        return _load(folder, name, format_chooser.make_single_formats(dtype, class_name, parts), None)
+
+    return LoadedPipeline(_load(folder, name, formats, on_progress), formats.single_format, reload)
+
+
+def _load(folder: Path, name: str, formats: PartFormats, on_progress: OnProgress | None) -> Any:
+    index = read_index(folder, name)
+    pipeline_type, parts = find_pipeline_class(index, name), inspect_folder(folder, name)
+    loaded_parts = load_parts(
+        parts, lambda part: _load_part(folder, part, TORCH_DTYPES[formats.by_part[part.name]], name), on_progress
+    )
+    try:
+        with silence_libraries():
+            pipeline = pipeline_type.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, **loaded_parts, **make_unused_arguments(index)
+            )
+    except LOAD_ERRORS as error:
+        raise make_load_error(name) from error
+    return prepare_pipeline(pipeline, name)
+
+
+def inspect_folder(folder: Path, name: str) -> list[Part]:
+    """Return the parts of a folder that have weights. Raises `Unfit` where anything is wrong with them."""
+    index = read_index(folder, name)
+    find_pipeline_class(index, name)
+    return list_parts(folder, find_part_classes(index, name))
+
+
+def load_parts(
+    parts: Sequence[Part], load_part: Callable[[Part], Any], on_progress: OnProgress | None
+) -> dict[str, Any]:
+    """Load every part, by name; report progress before each, and after the last."""
+    loaded_parts: dict[str, Any] = {}
+    total_parameters, loaded_parameters = max(1, sum(part.parameters for part in parts)), 0
+    for part in parts:
+        if on_progress is not None:
+            on_progress(loaded_parameters / total_parameters)
+        loaded_parts[part.name] = load_part(part)
+        loaded_parameters += part.parameters
+    if on_progress is not None:
+        on_progress(1.0)
+    return loaded_parts
+
+
+def make_unused_arguments(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts that we do not use, as the pipeline's arguments: None."""
+    arguments: dict[str, Any] = {part: None for part in UNUSED_PARTS if part in index}
+    return arguments | {"requires_safety_checker": False} if "safety_checker" in index else arguments
+
+
+def _load_part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
+    converted_files = part.files if dtype != TORCH_DTYPES[part.stored_dtype] else ()
+    part_class = (
+        part.part_class
+        if dtype == torch.float32 and not converted_files
+        else guard_default_dtype(part.part_class, dtype, converted_files)
+    )
+    try:
+        with silence_libraries():
+            module = part_class.from_pretrained(
+                str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
+            )
+    except LOAD_ERRORS as error:
+        reason = f"its {part.name} is damaged"
+        raise JobRejected(f"The model {name} is not a model that can be loaded: {reason}.", "model") from error
+    module.__class__ = part.part_class
+    return module
+
+
+def guard_default_dtype(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path] = ()) -> Any:
+    """Return the class as a subclass that leaves torch's default dtype alone while it is built.
+
+    Both libraries change that default for the whole process, while another thread may be drawing noise with it. `cast`:
+    files in another format, read a slice at a time.
+    """
+
+    class DiffusersPart(part_class):
+        @classmethod
+        def _set_default_torch_dtype(cls, dtype: torch.dtype) -> torch.dtype:
+            return torch.get_default_dtype()
+
+        @classmethod
+        def _load_pretrained_model(cls, model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
+            if converted_files:
+                sharded = state_dict is None
+                state_dict = read_tensors(converted_files, target_dtype, _list_float32_names(model))
+                if not sharded:
+                    model._fix_state_dict_keys_on_load(state_dict)
+            return super()._load_pretrained_model(model, state_dict, *others, **options)
+
+    class TransformersPart(part_class):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            for parameter in self.parameters():  # no memory yet; weights take the dtype of these
+                parameter.data = parameter.data.to(target_dtype)
+
+        @classmethod
+        def get_init_context(cls, dtype: torch.dtype, *others: Any, **options: Any) -> Any:
+            return super().get_init_context(torch.get_default_dtype(), *others, **options)
+
+        @staticmethod
+        def _load_pretrained_model(model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
+            weights = (
+                read_tensors(converted_files, target_dtype, _list_float32_names(model))
+                if converted_files
+                else state_dict
+            )
+            return part_class._load_pretrained_model(model, weights, *others, **options)
+
+    guarded_class = DiffusersPart if hasattr(part_class, "_set_default_torch_dtype") else TransformersPart
+    guarded_class.__name__, guarded_class.__qualname__, guarded_class.__module__ = (
+        part_class.__name__,
+        part_class.__qualname__,
+        part_class.__module__,
+    )
+    return guarded_class
+
+
+def _list_float32_names(model: Any) -> set[str]:
+    """Return name fragments of weights that the library keeps in float32."""
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return {fragment for name in names for fragment in getattr(model, name, None) or ()}
+
+
+def make_load_error(name: str) -> JobRejected:
+    return JobRejected(f"The model {name} is not a model that can be loaded.", "model")
+
+
+def prepare_pipeline(pipeline: Any, name: str) -> Any:
+    """Turn off progress bars. Raises `Unfit` where the pipeline needs more than a prompt."""
+    _refuse_other_inputs(pipeline, name)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _refuse_other_inputs(pipeline: Any, name: str) -> None:
+    """Refuse inpainting and depth networks: they also take a picture and a mask."""
+    if getattr(pipeline, "unet", None) is None or getattr(pipeline, "vae", None) is None:
+        return
+    network = pipeline.unet.config
+    if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
+        raise JobRejected(
+            f"The model {name} needs more than a prompt (inpainting, depth …), which is not supported.", "model"
+        )

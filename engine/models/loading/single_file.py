@@ -1,0 +1,160 @@
+"""Opens one safetensors file in the layout of the original programs, through diffusers' conversion.
+
+The pipeline class and its parts come from the folder of configurations beside the file. Without one they are fetched
+from the hub, by what diffusers recognises in the file.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders import single_file_utils
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
+from engine.models.family import TORCH_DTYPES
+from engine.models.files.model_source import find_configs_folder
+from engine.models.files.pipeline_parts import (
+    SAFETENSORS_DTYPES,
+    Part,
+    find_part_classes,
+    find_pipeline_class,
+    read_index,
+    refuse_pickles,
+)
+from engine.models.files.tensor_reader import read_tensors
+from engine.models.library_logging import silence_libraries
+from engine.models.loading.number_formats import FormatChooser, PartFormats
+from engine.models.loading.pipeline_loader import (
+    LOAD_ERRORS,
+    LoadedPipeline,
+    OnProgress,
+    load_parts,
+    make_load_error,
+    make_unused_arguments,
+    prepare_pipeline,
+)
+from engine.pipelines.pipeline_clone import NETWORK_NAMES
+
+TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
+AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.")
+CONFIG_PATTERNS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
+
+
+def load_file_pipeline(
+    path: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
+) -> LoadedPipeline:
+    """Open a file as a pipeline. Raises `Unfit` where it is no model that can be opened."""
+    _count_parameters(path, name)  # refuse a bad file before anything is fetched
+    configs = find_configs(path, name)
+    index = read_index(configs, name)
+    parts, class_name = inspect_file(path, name, index), index["_class_name"]
+    formats = format_chooser.choose_formats(class_name, parts)
+
+    def reload(dtype: Dtype) -> Any:
+        return _load(path, name, configs, format_chooser.make_single_formats(dtype, class_name, parts), None)
+
+    return LoadedPipeline(_load(path, name, configs, formats, on_progress), formats.single_format, reload)
+
+
+def _load(path: Path, name: str, configs: Path, formats: PartFormats, on_progress: OnProgress | None) -> Any:
+    index = read_index(configs, name)
+    pipeline_type, part_classes, parts = (
+        find_pipeline_class(index, name),
+        find_part_classes(index, name),
+        inspect_file(path, name, index),
+    )
+    refuse_pickles(configs, part_classes)
+
+    def load_part(part: Part) -> Any:
+        options = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
+        dtype, group = TORCH_DTYPES[formats.by_part[part.name]], "vae" if part.name == "vae" else "network"
+        is_converted = dtype != TORCH_DTYPES[part.stored_dtype]
+        weights = (
+            read_tensors([path], dtype, is_selected=lambda key: _find_group(key) == group)
+            if is_converted
+            else str(path)
+        )
+        with silence_libraries():
+            return part_classes[part.name].from_single_file(weights, torch_dtype=dtype, **options)
+
+    try:
+        loadable_parts = [part for part in parts if hasattr(part_classes.get(part.name), "from_single_file")]
+        loaded_parts = load_parts(loadable_parts, load_part, on_progress) | make_unused_arguments(index)
+        text_dtype = TORCH_DTYPES[formats.by_part.get("text_encoder", "float32")]
+        with silence_libraries():
+            pipeline = pipeline_type.from_single_file(
+                str(path), config=str(configs), dtype=text_dtype, local_files_only=True, **loaded_parts
+            )
+    except single_file_utils.SingleFileComponentError as error:
+        raise JobRejected(
+            f"The file of the model {name} lacks a part: its network or a text encoder.", "model"
+        ) from error
+    except LOAD_ERRORS as error:
+        raise make_load_error(name) from error
+    return prepare_pipeline(pipeline, name)
+
+
+def find_configs(path: Path, name: str) -> Path:
+    """Return the folder beside the file, or the one fetched from the hub, once a process. Raises `Unfit`."""
+    if folder := find_configs_folder(path):
+        return folder
+    stat = path.stat()
+    return _fetch_configs(path, name, stat.st_size, stat.st_mtime_ns)
+
+
+def inspect_file(path: Path, name: str, index: Mapping[str, Any] | None = None) -> list[Part]:
+    """Return the sizes of network, autoencoder and text encoders. `index`: of its configurations. Raises `Unfit`."""
+    configs = find_configs_folder(path)
+    known_index = index or (read_index(configs, name) if configs else {})
+    network = next((each for each in NETWORK_NAMES if each in known_index), NETWORK_NAMES[0])
+    part_names = {"network": network, "vae": "vae", "text_encoder": "text_encoder"}
+    return [
+        Part(
+            part_names[group],
+            None,
+            sum(counts.values()),
+            SAFETENSORS_DTYPES.get(counts.most_common(1)[0][0], "float32"),
+        )
+        for group, counts in _count_parameters(path, name).items()
+    ]
+
+
+def _count_parameters(path: Path, name: str) -> dict[str, Counter[str]]:
+    """Count the parameters of each number format in every group. Raises `Unfit`."""
+    counts: dict[str, Counter[str]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(key)
+                group_counts = counts.setdefault(_find_group(key), Counter())
+                group_counts[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
+    except (OSError, SafetensorError) as error:
+        raise JobRejected(f"The model {name} cannot be read: its file is no safetensors.", "model") from error
+    return counts
+
+
+def _find_group(key: str) -> str:
+    if key.startswith(TEXT_ENCODER_PREFIXES):
+        return "text_encoder"
+    return "vae" if key.startswith(AUTOENCODER_PREFIXES) else "network"
+
+
+@functools.lru_cache(maxsize=64)
+def _fetch_configs(path: Path, name: str, size: int, mtime_ns: int) -> Path:
+    """Fetch the configurations that diffusers uses for such a file; cached for this `size` and modification time."""
+    try:
+        checkpoint = single_file_utils.load_single_file_checkpoint(str(path), local_files_only=True)
+        repository = single_file_utils.fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
+        return Path(snapshot_download(repository, allow_patterns=CONFIG_PATTERNS))
+    except LOAD_ERRORS as error:
+        location = f"in a folder {path.stem} beside the file"
+        sentence = f"The model {name} needs its configurations, {location}, since they cannot be fetched from the hub."
+        raise JobRejected(sentence, "model") from error

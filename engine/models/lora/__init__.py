@@ -1,0 +1,1 @@
+"""LoRAs: files, compatibility, networks with LoRAs applied."""

@@ -1,0 +1,25 @@
+"""Registry of families by pipeline class. No other module but `engine.models` contains these class names."""
+
+from __future__ import annotations
+
+from engine.models.families.diffusers_family import DiffusersFamily
+from engine.models.families.flux import Flux
+from engine.models.families.sana import Sana
+from engine.models.families.sd3 import StableDiffusion3
+from engine.models.families.sdxl import StableDiffusionXL
+from engine.models.families.zimage import ZImage
+
+# Loaded separately: a small one also takes a super-resolver.
+STABLE_DIFFUSION_PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+FAMILY_BY_PIPELINE: dict[str, type[DiffusersFamily]] = {
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "ZImagePipeline": ZImage,
+    "SanaPipeline": Sana,
+}
+
+
+def has_family(class_name: str) -> bool:
+    """Whether a family of ours runs pipelines of this class."""
+    return class_name in (*STABLE_DIFFUSION_PIPELINES, *FAMILY_BY_PIPELINE)

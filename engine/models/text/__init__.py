@@ -1,0 +1,1 @@
+"""Prompts longer than a text encoder's window."""

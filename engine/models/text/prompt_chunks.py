@@ -1,0 +1,102 @@
+"""Prompt chunks for text encoders of a fixed length: tokens with weights, and several chunks for a long text.
+
+As in AUTOMATIC1111's web UI (its wiki, "Infinite prompt length" and "Attention/emphasis"): 75 tokens a chunk between a
+start and an end token. Each chunk is encoded separately, and the states are concatenated. A token's state is multiplied
+by its weight. Unlike there, a chunk may end anywhere, not preferably at a comma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.prompt.emphasis import split_by_weight
+
+MAX_CHUNKS = 3  # chunks of a text; the rest is ignored
+
+
+class Chunk(NamedTuple):
+    """Token ids of full length (with start, end and padding), their weights, and the unpadded length."""
+
+    ids: list[int]
+    weights: list[float]
+    token_count: int
+
+
+def get_chunk_capacity(tokenizer: Any) -> int:
+    """Return how many tokens of a text fit into one chunk."""
+    return int(tokenizer.model_max_length) - 2
+
+
+def split_into_chunks(text: str, tokenizer: Any, max_chunks: int = MAX_CHUNKS) -> list[Chunk]:
+    """Split a text into 1 to `most` chunks; the rest is ignored."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for fragment in split_by_weight(text):
+        token_ids = tokenizer(fragment.text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        ids += token_ids
+        weights += [fragment.weight] * len(token_ids)
+    capacity = get_chunk_capacity(tokenizer)
+    starts = range(0, max(1, min(len(ids), max_chunks * capacity)), capacity)
+    return [
+        _make_chunk(ids[start : start + capacity], weights[start : start + capacity], tokenizer) for start in starts
+    ]
+
+
+def pad_chunks(chunks: Sequence[Chunk], count: int, tokenizer: Any) -> list[Chunk]:
+    """Return `count` chunks, filled up with empty ones."""
+    return [*chunks, *[_make_chunk([], [], tokenizer)] * (count - len(chunks))][:count]
+
+
+def is_plain(chunks: Sequence[Chunk]) -> bool:
+    """Whether the text fits one chunk and has no weights, so the pipeline can encode it itself."""
+    return len(chunks) == 1 and all(weight == 1.0 for weight in chunks[0].weights)
+
+
+def _make_chunk(ids: list[int], weights: list[float], tokenizer: Any) -> Chunk:
+    start, end = tokenizer("").input_ids[:2]
+    padding = get_chunk_capacity(tokenizer) - len(ids)
+    return Chunk(
+        [start, *ids, end, *[tokenizer.pad_token_id] * padding], [1.0, *weights, 1.0, *[1.0] * padding], len(ids) + 2
+    )
+
+
+class EncodedText(NamedTuple):
+    """Token states `[tokens, features]` of all chunks, float32, and the first chunk's pooled text, if there is one."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None
+
+
+def encode_chunks(
+    chunks: Sequence[Chunk], encoder: Any, *, penultimate: bool = False, restore: bool = False
+) -> EncodedText:
+    """Encode each chunk. `penultimate`: use the layer before the last. `restore`: keep the mean of a chunk's states.
+
+    Restoring is the web UI's "original" emphasis; without it, "no norm".
+    """
+    outputs = [_run_encoder(chunk, encoder, penultimate) for chunk in chunks]
+    states = [output.hidden_states[-2][0].float() if penultimate else output[0][0].float() for output in outputs]
+    weighted = [_apply_weights(each, chunk.weights, restore) for each, chunk in zip(states, chunks, strict=True)]
+    return EncodedText(torch.cat(weighted), outputs[0][0][0].float() if outputs[0][0].dim() == 2 else None)
+
+
+def _run_encoder(chunk: Chunk, encoder: Any, penultimate: bool) -> Any:
+    """Call the encoder as the pipelines do."""
+    ids = torch.tensor([chunk.ids], device=encoder.device)
+    mask = None
+    if getattr(encoder.config, "use_attention_mask", False):
+        mask = (torch.arange(len(chunk.ids), device=encoder.device) < chunk.token_count).long()[None]
+    return encoder(ids, attention_mask=mask, output_hidden_states=penultimate)
+
+
+def _apply_weights(states: torch.Tensor, weights: Sequence[float], restore: bool) -> torch.Tensor:
+    if all(weight == 1.0 for weight in weights):
+        return states
+    weighted = states * torch.tensor(weights, device=states.device)[:, None]
+    if not restore:
+        return weighted
+    mean_ratio = float(states.mean() / weighted.mean())
+    return weighted * min(2.0, max(0.5, mean_ratio))  # clamped: a mean near zero says nothing of the states' size

@@ -1,0 +1,276 @@
+"""The decode worker: a thread that turns the engine's events into previews, pictures and ladders.
+
+On a CPU decodes and steps take turns, each with all cores (`engine.device.core_turns`); on a GPU they run side by side.
+It decodes one thing at a time: finished pictures first, then previews, then ladders. If nothing waits, it fits preview
+maps bit by bit. A picture depends on its recipe and latents alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from queue import PriorityQueue
+from typing import TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from PIL.Image import Image
+
+from engine import contract as wire
+from engine.contract import Frame, Job, Ladder, Recipe, Verdict
+from engine.contract.rejection import JobRejected
+from engine.core.engine import LatentsDone, StepDone
+from engine.core.fault_isolation import reject_before_start
+from engine.core.init_latents import InitLatents, encode_square, load_init_latents
+from engine.core.job_images import check_job
+from engine.core.trajectory import LatentKeyframe
+from engine.device.core_turns import CoreTurns, WorkKind
+from engine.device.stopwatch import Stopwatch
+from engine.models.family import SMALL_MODEL_SIZE, Family, is_loaded
+from engine.output.image_encoding import (
+    encode_jpeg,
+    encode_latents,
+    encode_latents_half,
+    encode_png,
+    encode_thumbnail,
+    format_parameters,
+)
+from engine.output.picture_check import JobVerdicts, PictureCheck
+from engine.output.postprocessing import composite, decode_tiled
+from engine.output.previewer import Previewer
+from engine.preview_maps.map_store import MapStore
+
+log = logging.getLogger(__name__)
+
+PICTURE_PRIORITY, FRAME_PRIORITY, LADDER_PRIORITY, CLOSE_PRIORITY, FIT_PRIORITY = range(5)
+FIT_WAIT_SECONDS = 0.05  # seconds that a fit waits for the cores, and all else in this thread for the fit
+T = TypeVar("T")
+
+
+class DecodeWorker:
+    """Every method returns at once, with a `concurrent.futures.Future` for its result (`asyncio.wrap_future`)."""
+
+    def __init__(
+        self,
+        families: Mapping[str, Family],
+        picture_check: PictureCheck | None = None,
+        map_store: MapStore | None = None,
+        cores: CoreTurns | None = None,
+    ) -> None:
+        self._families, self._map_store, self.cores = families, map_store, cores or CoreTurns()
+        self.has_picture_check = picture_check is not None
+        self._picture_verdicts = JobVerdicts(picture_check, self.cores)  # used only in the thread
+        self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # weak: a model may be evicted
+        self.on_picture_decoded: Callable[[Recipe, float], None] = lambda recipe, ms: None  # called in the thread
+        self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
+        self._sequence = itertools.count()
+        self._init_latents: dict[str, InitLatents] = {}  # by job; used only in the thread
+        self._prepared_families: WeakSet[Family] = (
+            WeakSet()
+        )  # used only in the thread; what follows, only by the caller
+        self._frame_futures: dict[tuple[str, int], Future[Frame]] = {}
+        self._thread = threading.Thread(
+            target=self._run_thread, args=(torch.get_num_threads(),), name="lane", daemon=True
+        )
+        self._thread.start()
+
+    def prepare_preview(self, model: str) -> None:
+        """Fit a preview map for a model that is now in memory, bit by bit while nothing else waits."""
+        self._submit(FIT_PRIORITY, lambda: self._prepare_preview(model))
+
+    def encode_init_images(self, job: Job, blobs: Mapping[str, bytes]) -> Future[InitLatents | None]:
+        """Encode a job's init images from its blobs (by SHA-256); None: pure noise. The future may raise `Unfit`.
+
+        With a mask, the init image is kept until the job is forgotten, for compositing.
+        """
+        return self._submit(PICTURE_PRIORITY, lambda: self._encode_init_images(job, blobs))
+
+    def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
+        """Encode an image for `/describe` at the model's native size. The future may raise `Unfit`."""
+        return self._submit(FRAME_PRIORITY, lambda: self._run_on_upload(model, partial(encode_square, picture)))
+
+    def render_frame(self, event: StepDone, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
+        """Render a live preview. It replaces one that still waits for the same image: only the newest counts."""
+        pending = self._frame_futures.get((event.job, event.image))
+        if pending is not None:
+            pending.cancel()
+        future = self._submit(FRAME_PRIORITY, lambda: self._render_frame(event, job, epoch, seconds_left))
+        self._frame_futures[event.job, event.image] = future
+        return future
+
+    def render_picture(self, event: LatentsDone, job: Job) -> Future[bytes]:
+        """Return the finished PNG: the same bytes for the same recipe and latents."""
+        return self._submit(PICTURE_PRIORITY, lambda: self._render_picture(event, job))
+
+    def check_picture(self, content: bytes, job: Job) -> Future[Verdict]:
+        """Check a finished picture; "unchecked" if the job does not ask for it, or if the check failed."""
+        return self._submit(PICTURE_PRIORITY, lambda: self._picture_verdicts.check_final(job, content))
+
+    def encode_ladder(self, event: LatentsDone, job: Job, *, is_for_film: bool = False) -> Future[bytes]:
+        """Return the encoded `Ladder`. `closely`: it is for a film, so decode the keyframes of a small model."""
+        return self._submit(LADDER_PRIORITY, lambda: self._encode_ladder(event, job, is_for_film))
+
+    def decode_thumbnail(self, model: str, x0: torch.Tensor, tile: bool) -> Future[bytes]:
+        """Decode one keyframe for a close look. The future may raise `Unfit`."""
+        return self._submit(LADDER_PRIORITY, lambda: self._run_on_upload(model, partial(_decode_thumbnail, x0, tile)))
+
+    def forget_job(self, job: str) -> None:
+        """Cancel everything that waits for a job that has left."""
+        for key in [key for key in self._frame_futures if key[0] == job]:
+            self._frame_futures.pop(key).cancel()
+        self._submit(
+            PICTURE_PRIORITY, lambda: self._init_latents.pop(job, None)
+        )  # queued, in case the job comes once more
+        self._submit(LADDER_PRIORITY, lambda: self._picture_verdicts.forget_job(job))
+
+    def close(self) -> None:
+        """Finish the waiting work, then end the thread."""
+        self._submit(CLOSE_PRIORITY, self._stop)
+        self._thread.join()
+
+    def _submit(self, priority: int, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._queue.put((priority, next(self._sequence), lambda: _fulfil_future(future, work)))
+        return future
+
+    def _run_thread(self, cores: int) -> None:
+        torch.set_num_threads(cores)  # a fixed number: another one gives other last bits
+        self._is_running = True
+        while self._is_running:
+            _, _, work = self._queue.get()
+            work()
+
+    def _stop(self) -> None:
+        self._is_running = False
+
+    def _encode_init_images(self, job: Job, blobs: Mapping[str, bytes]) -> InitLatents | None:
+        recipe = _recipe_of(job)
+        if recipe.start is None:
+            return None
+        check_job(job, self._families)
+        init_latents = self._run_on_upload(recipe.model, partial(load_init_latents, recipe, blobs))
+        if init_latents is not None and init_latents.init_image is not None:
+            self._init_latents[job.id] = init_latents
+        return init_latents
+
+    def _run_on_upload(self, model: str, work: Callable[[Family], T]) -> T:
+        """Run work on an uploaded image. Raises `Unfit` for anything that goes wrong, or `DeviceLost`."""
+        family = self._families[model]
+        try:
+            with self.cores.hold(WorkKind.OTHER):
+                return work(family)
+        except JobRejected:
+            raise
+        except Exception as error:
+            raise reject_before_start(error, family.device) from error
+
+    def _render_frame(self, event: StepDone, job: Job, epoch: int, seconds_left: float) -> Frame:
+        x0, recipe = event.x0, _recipe_of(job)
+        assert x0 is not None, "only a watched job's steps carry x0"
+        verdict = self._picture_verdicts.check_preview(
+            job, event.image, event.step / event.total_steps, lambda: self._decode_x0(recipe, x0)
+        )
+        picture = self._render_preview(recipe, x0)
+        return Frame(
+            job=event.job, image=event.image, epoch=epoch, step=event.step, of=event.total_steps,
+            picture=encode_jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
+        )  # fmt: skip
+
+    def _render_preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        """Render with the map, which is too cheap to wait for the cores; decode latents that the map does not fit."""
+        previewer = self._previewer_of(recipe.model)
+        if previewer.can_render(x0):
+            return decode_tiled(previewer.render, x0, recipe.tile)
+        return self._decode_tiled(recipe, x0)
+
+    def _decode_tiled(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        return decode_tiled(partial(self._decode_x0, recipe), x0, recipe.tile)
+
+    def _decode_x0(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        with self.cores.hold(WorkKind.OTHER):
+            return self._families[recipe.model].decode(x0)
+
+    def _previewer_of(self, model: str) -> Previewer:
+        """Return the previewer of the model that is in memory now."""
+        family = self._families[model]
+        if family not in self._previewers:
+            self._previewers[family] = Previewer(family, self._map_store)
+        return self._previewers[family]
+
+    def _prepare_preview(self, model: str) -> None:
+        family = self._families.get(model)
+        if family is not None and family not in self._prepared_families:
+            self._prepared_families.add(family)
+            self._fit_preview_map(model)
+
+    def _fit_preview_map(self, model: str) -> None:
+        """Encode one picture of the fit, then requeue the rest behind newer work.
+
+        While a model is being loaded in another number format it has no encoder; its next job resumes the fit.
+        """
+        family = self._families.get(model)
+        if family is None or self._previewer_of(model).is_fitted:
+            return
+        with self.cores.hold_for_spare(FIT_WAIT_SECONDS) as has_cores:
+            if not is_loaded(family):
+                self._prepared_families.discard(family)
+                return
+            if has_cores:
+                self._previewer_of(model).fit_one_more()
+        self._submit(FIT_PRIORITY, lambda: self._fit_preview_map(model))
+
+    def _render_picture(self, event: LatentsDone, job: Job) -> bytes:
+        recipe = _recipe_of(job)
+        family = self._families[recipe.model]
+        with self.cores.hold(WorkKind.PICTURE):
+            stopwatch = Stopwatch()
+            picture = decode_tiled(family.finish, event.latents, recipe.tile)
+            self.on_picture_decoded(recipe, stopwatch.elapsed_ms())
+        picture = composite(picture, self._init_latents.get(job.id))
+        factor = picture.width // recipe.width
+        return encode_png(picture, format_parameters(recipe, event.image, family.revision, factor, family.upscaler))
+
+    def _encode_ladder(self, event: LatentsDone, job: Job, is_for_film: bool) -> bytes:
+        recipe = _recipe_of(job)
+        is_decoded = is_for_film and self._families[recipe.model].size <= SMALL_MODEL_SIZE
+        render = partial(self._decode_tiled if is_decoded else self._render_preview, recipe)
+        is_mapped = not is_decoded and self._previewer_of(recipe.model).can_render(event.latents)
+        rungs = tuple(
+            _to_message(keyframe, encode_thumbnail(render(keyframe.x0)), is_mapped) for keyframe in event.keyframes
+        )
+        steps, shape = recipe.steps, tuple(event.latents.shape)
+        return wire.encode(Ladder(job=event.job, image=event.image, of=steps, shape=shape, rungs=rungs))
+
+
+def _fulfil_future(future: Future[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except JobRejected as error:  # the input is at fault, so no log entry
+        future.set_exception(error)
+    except Exception as error:  # other jobs go on; the future carries this job's error
+        log.exception("the decode worker failed at one item")
+        future.set_exception(error)
+
+
+def _to_message(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> wire.Keyframe:
+    """Return the wire form. `mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
+    history = None if keyframe.latents is None else encode_latents(keyframe.x0)
+    estimate = encode_latents_half(keyframe.x0) if is_mapped else None
+    return wire.Keyframe(
+        keyframe.step, thumbnail_jpeg, encode_latents(keyframe.latents), history, keyframe.draw_count, estimate
+    )
+
+
+def _decode_thumbnail(x0: torch.Tensor, tile: bool, family: Family) -> bytes:
+    return encode_thumbnail(decode_tiled(family.decode, x0.to(family.device), tile))
+
+
+def _recipe_of(job: Job) -> Recipe:
+    assert isinstance(job.task, Recipe), "only a recipe's job has events"
+    return job.task

@@ -1,0 +1,149 @@
+"""Batches many network calls into few forwards and splits the outputs.
+
+Whether calls may be joined follows from their arguments (`call.py`) and is then *tried*. The first time that calls of a
+signature meet, and the first time at different timesteps, each also runs alone. If the outputs differ by more than
+rounding, or the joint forward fails, such calls run one by one from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from engine.device.memory import is_out_of_memory
+from engine.pipelines.network_call import NetworkCall, has_different_timesteps, join_calls, split_output
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; swapped rows differ by far more
+HALF_TOLERANCE = 5e-2  # the same for bfloat16 and float16
+MAX_TRIALS = 1000
+
+
+class ForwardBatcher:
+    """`forwards` and `rows` count what ran, trials and padding included."""
+
+    def __init__(self) -> None:
+        self.forwards, self.rows = 0, 0
+        self._is_joinable: dict[Hashable, bool] = {}
+
+    def run(self, calls: Sequence[NetworkCall], max_rows: int, bucket: int | None = None) -> list[Any]:
+        """Return the output of each call, in order, from forwards of at most `most` rows (a larger call runs alone).
+
+        With a `bucket`, every forward has exactly that many rows if its calls fit. Then an output's bits do not depend
+        on the other calls. Raises what the network raises for a call by itself, or out of memory.
+        """
+        outputs: list[Any] = [None] * len(calls)
+        for group in _group_calls(calls):
+            for chunk in _split_group(calls, group, bucket or max_rows):
+                batch = [calls[n] for n in chunk]
+                for n, output in zip(chunk, self._run_batch(batch, bucket), strict=True):
+                    outputs[n] = output
+        return outputs
+
+    def _run_batch(self, calls: list[NetworkCall], bucket: int | None) -> list[Any]:
+        rows = sum(call.rows for call in calls)
+        padding = max(0, bucket - rows) if bucket else 0
+        if len(calls) == 1 and not padding:
+            return [self._run_single(calls[0])]
+        trial_key = self._make_trial_key(calls, padding)
+        if trial_key not in self._is_joinable:
+            return self._run_trial(calls, padding, trial_key)
+        return (
+            self._run_joined(calls, padding)
+            if self._is_joinable[trial_key]
+            else [self._run_single(call) for call in calls]
+        )
+
+    def _make_trial_key(self, calls: list[NetworkCall], padding: int) -> Hashable:
+        """Return the key of what is tried once. It compares timesteps only until that has been tried."""
+        differing_key = (calls[0].signature, padding > 0, True)
+        if differing_key in self._is_joinable or (len(calls) > 1 and has_different_timesteps(calls)):
+            return differing_key
+        return (calls[0].signature, padding > 0, False)
+
+    def _run_single(self, call: NetworkCall) -> Any:
+        self.forwards, self.rows = self.forwards + 1, self.rows + call.rows
+        return call.forward(*call.arguments)
+
+    def _run_joined(self, calls: list[NetworkCall], padding: int) -> list[Any]:
+        arguments, counts = join_calls(calls, padding), [call.rows for call in calls]
+        self.forwards, self.rows = self.forwards + 1, self.rows + sum(counts) + padding
+        return split_output(calls[0].forward(*arguments), counts, sum(counts) + padding)
+
+    def _run_trial(self, calls: list[NetworkCall], padding: int, trial_key: Hashable) -> list[Any]:
+        """Run the calls alone and joined. Non-finite outputs prove nothing, so the next such calls try again."""
+        single_outputs = [self._run_single(call) for call in calls]
+        joined_outputs = self._try_joined(calls, padding)
+        single_tensors = [list(_iterate_tensors(each)) for each in single_outputs]
+        if not all(part.isfinite().all() for each in single_tensors for part in each):
+            return single_outputs
+        is_joinable = joined_outputs is not None and all(
+            _all_close(part, list(_iterate_tensors(output)))
+            for part, output in zip(single_tensors, joined_outputs, strict=True)
+        )
+        if len(self._is_joinable) >= MAX_TRIALS:
+            self._is_joinable.clear()
+        self._is_joinable[trial_key] = is_joinable
+        if not is_joinable:
+            log.warning(
+                "calls to %s cannot be joined by rows: they run one by one from now on", _get_network_name(calls[0])
+            )
+        return joined_outputs if is_joinable and joined_outputs is not None else single_outputs
+
+    def _try_joined(self, calls: list[NetworkCall], padding: int) -> list[Any] | None:
+        try:
+            return self._run_joined(calls, padding)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            log.info("%s failed on joined calls: %r", _get_network_name(calls[0]), error)
+            return None
+
+
+def _group_calls(calls: Sequence[NetworkCall]) -> list[list[int]]:
+    """Return the indices of calls of equal signature, in order."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, call in enumerate(calls):
+        groups.setdefault(call.signature, []).append(index)
+    return list(groups.values())
+
+
+def _split_group(calls: Sequence[NetworkCall], indices: list[int], max_rows: int) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    for index in indices:
+        if chunk and sum(calls[n].rows for n in chunk) + calls[index].rows > max_rows:
+            yield chunk
+            chunk = []
+        chunk.append(index)
+    yield chunk
+
+
+def _iterate_tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from _iterate_tensors(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for each in output:
+            yield from _iterate_tensors(each)
+
+
+def _all_close(single: list[torch.Tensor], batched: list[torch.Tensor]) -> bool:
+    if [part.shape for part in single] != [part.shape for part in batched]:
+        return False
+    return all(_is_close(expected, actual) for expected, actual in zip(single, batched, strict=True))
+
+
+def _is_close(expected: torch.Tensor, actual: torch.Tensor) -> bool:
+    if not expected.is_floating_point():
+        return bool(torch.equal(expected, actual))
+    scale = float(expected.double().norm())
+    return float((expected.double() - actual.double()).norm()) <= TOLERANCE.get(expected.dtype, HALF_TOLERANCE) * scale
+
+
+def _get_network_name(call: NetworkCall) -> str:
+    return type(call.forward.net).__name__

@@ -1,0 +1,1 @@
+"""Linear maps from latents to colours, for previews without a decoder."""

@@ -1,0 +1,1 @@
+"""Settings, log lines and load progress of a process. Imports no torch."""

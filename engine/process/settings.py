@@ -1,0 +1,224 @@
+"""A worker's settings from its command line and the environment: read once, checked, frozen. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.process.log_format import LogFormat
+
+SIZE_PATTERN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+VARIABLES = {
+    "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "nats_key": "DARKROOM_NATS_KEY",
+    "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
+    "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
+    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_GRAPHS", "offload": "DARKROOM_OFFLOAD", "log": "DARKROOM_LOG",
+}  # fmt: skip
+CHECK_VARIABLES = {
+    "folder": "DARKROOM_CHECK",
+    "labels": "DARKROOM_CHECK_LABELS",
+    "threshold": "DARKROOM_CHECK_THRESHOLD",
+}
+
+
+class SettingError(ValueError):
+    """A setting is wrong; the text names it and says what is wrong with it."""
+
+
+class PictureCheckSettings(BaseModel):
+    """The picture check: a classifier's folder, its unsafe labels (none: by their names) and the threshold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    labels: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    threshold: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
+
+    @field_validator("folder")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        return tuple(label.strip() for label in value.split(",") if label.strip()) if isinstance(value, str) else value
+
+
+class SimulationSettings(BaseModel):
+    """A simulated device: milliseconds per row of a forward, and the most rows of one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_ms: float = Field(0.5, gt=0, le=60_000, allow_inf_nan=False)
+    rows: int = Field(32, ge=1, le=256)
+
+
+class WorkerSettings(BaseModel):
+    """A worker's settings.
+
+    - `nats_key`: the worker's own key in place of the token.
+    - `nats_ca`: certificates to trust behind `tls://`.
+    - `device`: auto, cpu or cuda (`cuda:1` for the second).
+    - `models`: names or folders, the first the default.
+    - `memory`: bytes for models, given as 12GB; None: a share of the device's.
+    - `parent`: the process that started this one; the worker ends with it; 0: none.
+    - `upscaler`: a file; None: the built-in super-resolver.
+    - `graphs`: on a GPU, record forwards as CUDA graphs.
+    - `offload`: keep text encoders in host memory, and on the GPU only while they run.
+    - `simulated`: a device that only waits, without models.
+    - `log`: the format of log lines.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nats: str = Field(min_length=1)
+    nats_token: SecretStr = SecretStr("")
+    nats_key: SecretStr = SecretStr("")
+    nats_ca: Path | None = None
+    name: Name
+    models: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("embedded",)
+    pools: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("default",)
+    data: Path
+    device: str = "auto"
+    parent: int = Field(0, ge=0)
+    check: PictureCheckSettings | None = None
+    upscaler: Path | None = None
+    memory: int | None = None
+    graphs: bool = False
+    offload: bool = False
+    log: LogFormat = "text"
+    simulated: SimulationSettings | None = None
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _parse_memory(cls, value: object) -> object:
+        return parse_size(value) if isinstance(value, str) else value
+
+    @field_validator("nats_key")
+    @classmethod
+    def _refuse_key_and_token(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        token = info.data.get("nats_token")
+        if value.get_secret_value() and token is not None and token.get_secret_value():
+            raise ValueError("a worker has a key or the broker's token, not both")
+        return value
+
+    @field_validator("data", "upscaler", "nats_ca")
+    @classmethod
+    def _make_absolute(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not re.match(r"^(auto|cpu|cuda(:\d{1,2})?)$", value):
+            raise ValueError("auto, cpu, cuda or cuda:1 is needed")
+        return value
+
+    @field_validator("nats")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        if not re.match(r"^(nats|tls|ws|wss)://[^\s/]+/?$", value):
+            raise ValueError("an address such as nats://127.0.0.1:4222 is needed")
+        return value
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `12GB`, `11.5 GiB` or `800M`. Raises ValueError that says which form is needed."""
+    match = SIZE_PATTERN.fullmatch(text.strip())
+    size = 0.0
+    if match is not None:
+        base = 1024 if match[3] else 1000
+        size = float(match[1]) * base ** " KMGT".index((match[2] or " ").upper())
+    if size < 1:
+        raise ValueError("a size such as 12GB is needed")
+    return int(size)
+
+
+def load_settings(**arguments: Any) -> WorkerSettings:
+    """Return the settings from arguments (`check`: a folder), then environment, then defaults. Raises `BadSetting`."""
+    values = {"name": default_name(), "data": default_data()}
+    values |= {field: os.environ[variable] for field, variable in VARIABLES.items() if os.environ.get(variable)}
+    values |= {field: value for field, value in arguments.items() if value}
+    values["check"] = load_check_settings(arguments.get("check"))
+    if not values.get("nats"):
+        raise SettingError("Name the broker with --nats or DARKROOM_NATS.")
+    try:
+        return WorkerSettings(**values)
+    except ValidationError as error:
+        raise _setting_error(error, VARIABLES) from None
+
+
+def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | None:
+    """Return the picture check of `folder`, else of the environment; None if neither names one. Raises `BadSetting`."""
+    values: dict[str, Any] = {
+        field: os.environ[variable] for field, variable in CHECK_VARIABLES.items() if os.environ.get(variable)
+    }
+    if folder is not None:
+        values["folder"] = folder
+    if "folder" not in values:
+        return None
+    try:
+        return PictureCheckSettings(**values)
+    except ValidationError as error:
+        raise _setting_error(error, CHECK_VARIABLES) from None
+
+
+def load_simulation_settings(is_enabled: bool, **arguments: float | None) -> SimulationSettings | None:
+    """Return the simulated device. `given`: command-line values, None where absent. Raises `BadSetting`."""
+    values = {field: value for field, value in arguments.items() if value is not None}
+    if values and not is_enabled:
+        raise SettingError("--row-ms and --rows need --simulated.")
+    try:
+        return SimulationSettings.model_validate(values) if is_enabled else None
+    except ValidationError as error:
+        raise _setting_error(error, {"row_ms": "--row-ms", "rows": "--rows"}) from None
+
+
+def upscaler_path() -> Path | None:
+    """Return the file that the environment names in place of the built-in super-resolver."""
+    path = os.environ.get(VARIABLES["upscaler"])
+    return Path(path).expanduser().absolute() if path else None
+
+
+def _setting_error(error: ValidationError, names: Mapping[str, str]) -> SettingError:
+    first = error.errors(include_input=False, include_url=False)[0]  # an input may be a secret
+    field = str(first["loc"][0]) if first["loc"] else "settings"
+    return SettingError(f"{names.get(field, field)}: {first['msg'].removeprefix('Value error, ')}.")
+
+
+def read_token(path: Path) -> str:
+    """Return a token or key from a file, which keeps it out of process lists. Raises `BadSetting`."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"The file {path.name} cannot be read: {type(error).__name__}.") from error
+
+
+def default_name() -> str:
+    """Return the host's name, reduced to the characters that the contract allows."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:64]
+    return name or "worker"
+
+
+def default_data() -> Path:
+    """Return `$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "darkroom"

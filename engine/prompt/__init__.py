@@ -1,0 +1,1 @@
+"""Emphasis in prompts: `(word:1.2)`."""

@@ -1,0 +1,85 @@
+"""The runs of this worker, and how a run is removed from everything that works on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+
+from engine.output.decode_worker import DecodeWorker
+from engine.worker.engine_thread import EngineThread
+from engine.worker.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class ActiveRuns:
+    """`changed` is set when the worker's presence is out of date."""
+
+    def __init__(self, thread: EngineThread, decode_worker: DecodeWorker) -> None:
+        self.thread, self._decode_worker = thread, decode_worker
+        self.presence_changed = asyncio.Event()
+        self.on_remove: Callable[[Run], None] = lambda _: None
+        self._runs: dict[str, Run] = {}
+        self._worker_tasks: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._runs.values()))
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, run: Run) -> bool:
+        return self._runs.get(run.job.id) is run
+
+    def get(self, job: str) -> Run | None:
+        return self._runs.get(job)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that all runs occupy."""
+        return sum(run.rows for run in self)
+
+    def add(self, run: Run) -> None:
+        self._runs[run.job.id] = run
+        self.presence_changed.set()
+
+    def remove(self, run: Run) -> None:
+        if run in self:
+            del self._runs[run.job.id]
+            self._decode_worker.forget_job(run.job.id)
+            self.on_remove(run)
+            self.presence_changed.set()
+
+    def spawn(self, work: Coroutine[object, object, None], run: Run | None = None) -> None:
+        """Start a task of a run, which ends with the run, or of the worker."""
+        tasks = self._worker_tasks if run is None else run.tasks
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def cancel_tasks(self, run: Run) -> None:
+        """Cancel every task of a run except the current one."""
+        for task in run.tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    async def stop_run(self, run: Run) -> int:
+        """End a run's tasks, remove it from the engine, and return the steps done."""
+        self.cancel_tasks(run)
+        steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
+        return max(steps, *run.steps_done.values())
+
+    async def abandon(self, run: Run, reason: str) -> None:
+        """Stop a run without a result: the new holder of its claim reports on the job. Only the first call acts."""
+        if run not in self:
+            return
+        log.warning("job %s is stopped: %s", run.job.id, reason)
+        run.try_end()
+        self.remove(run)
+        await self.stop_run(run)
+
+    async def close(self) -> None:
+        """Cancel the worker's tasks; runs end their own."""
+        for task in self._worker_tasks:
+            task.cancel()
+        await asyncio.gather(*self._worker_tasks, return_exceptions=True)

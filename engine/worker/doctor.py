@@ -1,0 +1,66 @@
+"""The engine's part of `darkroom doctor`: does each model load, on which device, how fast. One line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine import models
+from engine.calibration.calibration import Calibration, calibrate, read_device_name
+from engine.contract.rejection import JobRejected
+from engine.device.torch_device import choose_device
+from engine.models.family import Family
+from engine.output.picture_check import PictureCheck
+from engine.process.settings import SettingError, load_check_settings, upscaler_path
+from engine.upscaling.super_resolver import SuperResolver
+
+MEASURE_AGAIN_HINT = "If the machine was busy during this measurement: run darkroom doctor --again, then restart."
+Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, the fix
+
+
+def check_model(data: Path, model: str = "embedded", *, force: bool = False) -> Iterator[Finding]:
+    """Yield device, number format and speed of one model, from its calibration (measured now if missing or `again`)."""
+    device = choose_device()
+    yield "device", True, f"{device.type}: {read_device_name(device)}", ""
+    try:
+        resolver = SuperResolver.load(upscaler_path(), device)
+    except JobRejected as error:
+        yield "upscaler", False, str(error), "Name another file with DARKROOM_UPSCALER, or none."
+        return
+    yield "upscaler", True, _describe_upscaler(resolver), ""
+    try:
+        family = models.load_model(model, data, device=device, resolver=resolver)
+    except (JobRejected, OSError, ValueError) as error:
+        yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
+        return
+    yield from _calibration_findings(family, calibrate(family, data / "calibration.json", force=force))
+
+
+def check_picture_check(folder: Path) -> Iterator[Finding]:
+    """Load the picture check in this folder and try it once; labels and threshold come from the environment."""
+    try:
+        settings = load_check_settings(folder)
+        assert settings is not None, "a folder is named"
+        check = PictureCheck.load(settings.folder, settings.labels, settings.threshold, choose_device())
+    except (SettingError, JobRejected) as error:
+        yield "check", False, str(error), "Name another folder with DARKROOM_CHECK, or none."
+        return
+    yield "check", True, f"{check.name} flags {', '.join(check.labels)} from {settings.threshold:g} on", ""
+
+
+def _describe_upscaler(resolver: SuperResolver | None) -> str:
+    if resolver is None:
+        return "none is installed: pictures are upscaled by Lanczos, which adds no detail"
+    ms = resolver.measure_ms_per_megapixel() * 0.256**2
+    return f"{resolver.name} ×{resolver.scale}, {ms:.0f} ms for a picture of 256 × 256 pixels"
+
+
+def _calibration_findings(family: Family, calibration: Calibration) -> Iterator[Finding]:
+    dtype_times = ", ".join(f"{dtype} {ms:.1f} ms" for dtype, ms in calibration.dtype_ms.items())
+    yield "dtype", True, f"{calibration.dtype} (two rows: {dtype_times})", ""
+    grid_seconds = calibration.steps * 8 * calibration.row_ms / 1000
+    speed = (
+        f"{calibration.row_ms * 8:.1f} ms a step of a grid of four, {calibration.steps} steps of "
+        f"{calibration.sampler} in {grid_seconds:.0f} s"
+    )
+    yield "speed", True, f"{family.name}: {speed}", MEASURE_AGAIN_HINT if calibration.steps < 1000 else ""

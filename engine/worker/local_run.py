@@ -1,0 +1,130 @@
+"""Runs one job to its end in this process, without a broker: `darkroom imagine` uses it if no `darkroom up` runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from engine.contract import Frame, Job, Recipe
+from engine.contract.rejection import JobRejected
+from engine.core.engine import Engine, Event, JobFailure, StepDone
+from engine.core.engine import LatentsDone as Finished
+from engine.core.job_images import prepare_plan
+from engine.device.core_turns import CoreTurns, WorkKind
+from engine.models.family import Family
+from engine.output.decode_worker import DecodeWorker
+from engine.preview_maps.map_store import MapStore
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """PNGs and encoded ladders in the order of the images, the number of shown frames, and timings."""
+
+    pictures: list[bytes]
+    ladders: list[bytes]
+    frame_count: int
+    seconds: float
+    ms_per_step: float
+
+
+FRAME_INTERVAL_SECONDS = 0.5  # seconds between two frames of an image: one at each step took longer than the step
+
+
+def run_locally(
+    job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
+    on_frame: Callable[[Frame], None] | None = None, rows: int = 32, map_store: MapStore | None = None,
+) -> LocalResult:  # fmt: skip
+    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` if it cannot be done.
+
+    `blobs`: the recipe's init images or ladder, by SHA-256. `maps`: where fitted preview maps are stored.
+    """
+    on_cpu = all(family.device.type == "cpu" for family in families.values())
+    engine, decode_worker = (
+        Engine(families, rows=rows),
+        DecodeWorker(families, map_store=map_store, cores=CoreTurns(on_cpu)),
+    )
+    try:
+        return _LocalRun(job, families, engine, decode_worker, on_frame).run(blobs)
+    finally:
+        engine.close()
+        decode_worker.close()
+
+
+class _LocalRun:
+    def __init__(
+        self, job: Job, families: Mapping[str, Family], engine: Engine, decode_worker: DecodeWorker,
+        on_frame: Callable[[Frame], None] | None,
+    ) -> None:  # fmt: skip
+        self._job, self._families, self._engine, self._decode_worker, self._on_frame = (
+            job,
+            families,
+            engine,
+            decode_worker,
+            on_frame,
+        )
+        self._frame_futures: dict[int, Future[Frame]] = {}
+        self._picture_futures: dict[int, Future[bytes]] = {}
+        self._ladder_futures: dict[int, Future[bytes]] = {}
+        self._frame_due_at: dict[int, float] = {}  # image → when its next frame is due
+        self._frames_shown = 0
+        self._started_at = time.monotonic()
+        self._steps = 0
+        self._first_step, self._end_step = (
+            (job.task.first_step, job.task.end_step) if isinstance(job.task, Recipe) else (0, 0)
+        )
+
+    def run(self, blobs: Mapping[str, bytes]) -> LocalResult:
+        prepare_plan(self._job, self._families)  # before anything is encoded: it may load the model again
+        if isinstance(self._job.task, Recipe) and (self._job.ladder or self._on_frame is not None):
+            self._decode_worker.prepare_preview(self._job.task.model)
+        self._engine.add(self._job, (), self._decode_worker.encode_init_images(self._job, blobs).result())
+        self._engine.watch(self._job.id, self._on_frame is not None)
+        stepping_began = time.monotonic()
+        while not self._engine.is_idle:
+            if not self._engine.wait_for_work():
+                continue
+            with self._decode_worker.cores.hold(WorkKind.STEP):
+                events = self._engine.step()
+            self._steps += 1
+            self._deliver_frames()
+            for event in events:
+                self._handle_event(event)
+        stepping_seconds = time.monotonic() - stepping_began
+        pictures = [self._picture_futures[image].result() for image in sorted(self._picture_futures)]
+        ladders = [self._ladder_futures[image].result() for image in sorted(self._ladder_futures)]
+        seconds = time.monotonic() - self._started_at
+        return LocalResult(
+            pictures, ladders, self._frames_shown, seconds, 1000 * stepping_seconds / max(1, self._steps)
+        )
+
+    def _handle_event(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._request_frame(event)
+        elif isinstance(event, JobFailure):
+            raise JobRejected(event.reason, event.blame)
+        else:
+            self._render_results(event)
+
+    def _request_frame(self, event: StepDone) -> None:
+        elapsed = time.monotonic() - self._started_at
+        is_due = event.image not in self._frame_futures and elapsed >= self._frame_due_at.get(event.image, 0.0)
+        if self._on_frame is not None and event.x0 is not None and is_due:
+            self._frame_due_at[event.image] = elapsed + FRAME_INTERVAL_SECONDS
+            seconds_left = elapsed / max(1, event.step - self._first_step) * (self._end_step - event.step)
+            self._frame_futures[event.image] = self._decode_worker.render_frame(event, self._job, 0, seconds_left)
+
+    def _render_results(self, event: Finished) -> None:
+        self._picture_futures[event.image] = self._decode_worker.render_picture(event, self._job)
+        if self._job.ladder:
+            self._ladder_futures[event.image] = self._decode_worker.encode_ladder(event, self._job, is_for_film=True)
+
+    def _deliver_frames(self) -> None:
+        for image, future in list(self._frame_futures.items()):
+            if self._on_frame is not None and future.done():
+                del self._frame_futures[image]
+                if future.exception() is None:  # else the decode worker has logged it; the job goes on
+                    self._on_frame(future.result())
+                    self._frames_shown += 1

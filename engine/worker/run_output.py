@@ -1,0 +1,188 @@
+"""Output of the engine's steps: previews for watchers, pictures and keyframes as blobs.
+
+A blob is stored before the picture that names it is published. Only the newest preview of each image is rendered, at a
+pace that leaves the processor to the finished pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import threading
+import time
+from concurrent.futures import Future
+from functools import partial
+from typing import Literal, TypeVar
+
+from engine.bus import BlobMissing, BrokerUnreachable, Bus
+from engine.bus.latest import LatestByKey
+from engine.contract import MAX_FRAME_BYTES, Frame, PictureReady, Recipe, UpscaleMethod, UpscaleTask, Verdict
+from engine.contract.rejection import JobRejected
+from engine.core.engine import LatentsDone, StepDone
+from engine.core.init_latents import InitLatents
+from engine.output.decode_worker import DecodeWorker
+from engine.output.upscaler import UpscaledPicture, Upscaler
+from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
+from engine.worker.run import Run
+from engine.worker.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+REST_FACTOR = 9.0  # rest after a preview, times its duration: previews get a tenth of one core
+MAX_REST_SECONDS = 0.25
+MAX_SOURCE_BYTES = 64 * 1024 * 1024
+
+
+class RunOutput:
+    def __init__(
+        self,
+        bus: Bus,
+        decode_worker: DecodeWorker,
+        upscaler: Upscaler,
+        result_publisher: ResultPublisher,
+        watchdog: Watchdog,
+    ) -> None:
+        self._bus, self._decode_worker, self._upscaler = bus, decode_worker, upscaler
+        self._result_publisher, self._watchdog = result_publisher, watchdog
+        self._preview_queue: LatestByKey[str, Run] = LatestByKey()
+        self._pending_decodes = 0
+        self._upscale_lock = asyncio.Lock()
+
+    async def load_init_latents(self, run: Run) -> InitLatents | None:
+        """Fetch and encode the job's init image or branch point; None where it starts from noise. Raises `Unfit`."""
+        recipe = run.job.task
+        if isinstance(recipe, Recipe):
+            self._decode_worker.prepare_preview(recipe.model)
+        if not isinstance(recipe, Recipe) or recipe.start is None:
+            return None
+        try:
+            blobs = {
+                sha: await retry_until_reachable(partial(self._bus.get_blob, sha, MAX_SOURCE_BYTES))
+                for sha in recipe.required_blobs
+            }
+        except BlobMissing as error:
+            # The broker drops old blobs; when the job is dispatched again, its blobs are too.
+            raise JobRejected("The init image was no longer at the broker.", "worker") from error
+        return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs))
+
+    def queue_preview(self, run: Run, event: StepDone) -> None:
+        if run.is_watched and event.x0 is not None:
+            run.pending_previews[event.image] = event
+            self._preview_queue.put(event.job, run)
+
+    async def send_previews(self) -> None:
+        """Render and send previews for ever: one image of every job in turn, then the next image of each."""
+        while True:
+            run = await self._preview_queue.get()
+            event = run.pending_previews.pop(next(iter(run.pending_previews)))
+            if run.pending_previews:
+                self._preview_queue.put(event.job, run)
+            if run.is_ended or event.image not in run.unpublished_images:
+                continue
+            start = time.monotonic()
+            await self._send_preview(run, event)
+            await asyncio.sleep(min(MAX_REST_SECONDS, REST_FACTOR * (time.monotonic() - start)))
+
+    async def _send_preview(self, run: Run, event: StepDone) -> None:
+        """Send one preview. A failed preview is skipped: the picture does not depend on it."""
+        try:
+            future = self._decode_worker.render_frame(event, run.job, run.claim.epoch, run.seconds_left)
+            frame: Frame = await asyncio.wrap_future(future)
+            if len(frame.picture) <= MAX_FRAME_BYTES and not run.is_ended:
+                await self._bus.publish_frame(frame)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # the worker ends; otherwise a newer preview replaced this one
+        except BrokerUnreachable as error:
+            log.debug("a preview of job %s is skipped: %s", event.job, error)
+        except Exception:
+            log.exception("job %s: a preview failed", event.job)
+
+    async def publish_image(self, run: Run, event: LatentsDone) -> None:
+        """Decode and publish one finished image; the last image finishes the job."""
+        recipe = run.job.task
+        assert isinstance(recipe, Recipe)
+        png = await self._wait_for_decode(self._decode_worker.render_picture(event, run.job))
+        verdict = await self._check_picture(run, png)
+        await self._publish_picture(run, event.image, "image", png, _read_png_size(png), verdict)
+        if run.job.ladder:
+            ladder = await self._wait_for_decode(self._decode_worker.encode_ladder(event, run.job))
+            await self._publish_picture(run, event.image, "ladder", ladder, (recipe.width, recipe.height))
+        run.unpublished_images.discard(event.image)
+        if not run.unpublished_images:
+            await self._result_publisher.finish_run(run)
+
+    async def _wait_for_decode(self, future: Future[T]) -> T:
+        """Wait for the decode worker. Its deadline starts anew with each item that it finishes."""
+        if self._pending_decodes == 0:
+            self._watchdog.start_phase("the decode worker", "decode")
+        self._pending_decodes += 1
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self._pending_decodes -= 1
+            if self._pending_decodes:
+                self._watchdog.start_phase("the decode worker", "decode")
+            else:
+                self._watchdog.end_phase("the decode worker")
+
+    async def _check_picture(self, run: Run, png: bytes) -> Verdict:
+        """Check the finished picture itself, independently of its previews."""
+        if not (run.job.check and self._decode_worker.has_picture_check):
+            return "unchecked"
+        return await self._wait_for_decode(self._decode_worker.check_picture(png, run.job))
+
+    async def _publish_picture(
+        self, run: Run, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
+        verdict: Verdict = "unchecked", method: UpscaleMethod | None = None,
+    ) -> None:  # fmt: skip
+        sha = await retry_until_reachable(lambda: self._bus.put_blob(content))
+        picture = PictureReady(
+            job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
+            width=size[0], height=size[1], verdict=verdict, method=method,
+        )  # fmt: skip
+        await self._result_publisher.publish_picture(run, picture)
+
+    async def run_upscale(self, run: Run) -> None:
+        """Run an upscale job."""
+        task = run.job.task
+        assert isinstance(task, UpscaleTask)
+        try:
+            source = await retry_until_reachable(lambda: self._bus.get_blob(task.source, MAX_SOURCE_BYTES))
+            async with self._upscale_lock:
+                upscaled = await self._upscale(source, task)
+        except BlobMissing:
+            await self._result_publisher.fail_run(run, "The picture to upscale is no longer stored.", "us")
+        except JobRejected as error:
+            await self._result_publisher.fail_run(run, error.sentence, error.blame)
+        else:
+            verdict = await self._check_picture(run, upscaled.png)
+            await self._publish_picture(
+                run, 0, "image", upscaled.png, _read_png_size(upscaled.png), verdict, upscaled.method
+            )
+            await self._result_publisher.finish_run(run)
+
+    async def _upscale(self, source: bytes, task: UpscaleTask) -> UpscaledPicture:
+        """Upscale the picture. The deadline is per tile: a large picture takes a slow network long."""
+        is_abandoned = threading.Event()
+
+        def report_activity() -> None:
+            if is_abandoned.is_set():
+                raise JobRejected("Nobody waits for this upscale any more.", "member")
+            self._watchdog.start_phase("the upscaler", "decode")
+
+        report_activity()
+        future = self._upscaler.upscale(source, task.factor, task.method, report_activity)
+        future.add_done_callback(lambda _: self._watchdog.end_phase("the upscaler"))
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            is_abandoned.set()
+
+
+def _read_png_size(png: bytes) -> tuple[int, int]:
+    """Return width and height from the header (PNG specification, 11.2.2 IHDR)."""
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)

@@ -1,0 +1,53 @@
+"""A benchmark row passes by its goal and its sample count. A row without samples never passes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.report.figure_row import FigureRow, format_json, format_table
+
+GOALS = st.sampled_from(["≥ 0.5", "≤ 2", "= 0", "= 1", None])
+FIGURES = st.none() | st.floats() | st.integers(-3, 3)
+
+
+@given(FIGURES, GOALS, st.integers(0, 5), st.integers(1, 5))
+def test_a_row_passes_only_if_all_was_measured(figure: float | None, goal: str | None, samples: int, of: int) -> None:
+    row = FigureRow("a row", figure, goal, "", "", samples, of)
+    if samples < of or figure is None or not math.isfinite(figure):
+        assert not row.meets_goal
+        assert row.remark
+    assert (row.figure is None) == (samples == 0 or figure is None or not math.isfinite(figure))
+    assert row.meets_goal or goal is not None or row.remark
+    assert replace(row) == row
+    [plain] = json.loads(format_json([row]), parse_constant=pytest.fail)
+    assert plain["pass"] == row.meets_goal
+
+
+@pytest.mark.parametrize(("samples", "said"), [(0, "nothing was measured: 0 of 1,000"), (900, "only 900 of 1,000")])
+def test_an_incomplete_row_says_how_many_samples_it_has(samples: int, said: str) -> None:
+    row = FigureRow("finals shown twice", 0, "= 0", "", "as notices", samples, 1000)
+    assert not row.meets_goal
+    assert row.to_dict()["note"] == row.remark
+    assert row.remark.startswith(said)
+    assert row.remark.endswith("; as notices")
+    assert row.remark in format_table([row])
+
+
+def test_a_complete_row_says_how_many_samples_it_has() -> None:
+    row = FigureRow("finals shown twice", 0, "= 0", "", samples=1000, planned=1000)
+    assert row.meets_goal
+    assert row.to_dict() == {
+        "name": "finals shown twice", "figure": 0, "goal": "= 0", "unit": "", "pass": True, "samples": 1000, "of": 1000
+    }  # fmt: skip
+
+
+def test_a_row_of_one_measurement_shows_no_sample_count() -> None:
+    assert FigureRow("resident", 120.0, "≤ 200", "MB").to_dict() == {
+        "name": "resident", "figure": 120.0, "goal": "≤ 200", "unit": "MB", "pass": True
+    }  # fmt: skip

@@ -1,0 +1,135 @@
+"""`darkroom gpu-report`: every kind of model against its pipeline, every way to run one, and the two files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
+from benchmarks.gpu_report import __main__ as report
+from benchmarks.gpu_report import pipeline_parity, speedups
+from benchmarks.gpu_report.device_facts import describe_device
+from benchmarks.gpu_report.report_format import format_json, format_markdown
+from benchmarks.report.figure_row import FigureRow
+from engine import models
+from engine.models.families.diffusers_family import DiffusersFamily
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
+CPU = torch.device("cpu")
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
+    messages: list[str] = []
+    rows = pipeline_parity.measure_parity_rows(CPU, messages.append)
+    assert len(rows) == len(messages) == len(PIPELINE_BUILDERS)
+    assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
+
+
+def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(kind: str, folder: Path) -> None:
+        if kind == "sd":
+            raise RuntimeError("no kernel image is available")
+        save_small_pipeline(kind, folder)
+
+    monkeypatch.setattr(pipeline_parity, "build", fail)
+    broken, sound = pipeline_parity.measure_parity_rows(CPU, _ignore, ("sd", "sdxl"))
+    assert (broken.figure, broken.meets_goal) == (None, False)
+    assert "no kernel image" in broken.note
+    assert sound.meets_goal
+
+
+def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = pipeline_parity.call_pipeline
+    monkeypatch.setattr(pipeline_parity, "call_pipeline", lambda *args: original(*args) * 1.01)
+    (row,) = pipeline_parity.measure_parity_rows(CPU, _ignore, ("sd",))
+    assert row.figure == pytest.approx(0.01, abs=0.009)
+    assert not row.meets_goal
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> speedups.LoadFamily:
+    save_small_pipeline("sd", tmp_path / "sd")
+
+    def load_family() -> DiffusersFamily:
+        family = models.load_folder(str(tmp_path / "sd"), "sd")
+        assert isinstance(family, DiffusersFamily)
+        return family
+
+    return load_family
+
+
+def test_each_way_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -> None:
+    rows = speedups.measure_speedup_rows(load, _ignore)
+    measured = {row.name: row.figure for row in rows if row.figure is not None}
+    assert all(figure > 0 for figure in measured.values())
+    assert sorted(measured) == sorted(speedups._batch_row_name(count) for count in speedups.BATCH_SIZES)
+    assert {row.note for row in rows if row.figure is None} == {speedups.NO_GPU_NOTE}
+    assert len(rows) == len(speedups.BATCH_SIZES) + 5
+
+
+def test_a_failing_way_does_not_stop_the_others(load: speedups.LoadFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> float:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(speedups, "_measure_ms", fail)
+    rows = speedups.measure_speedup_rows(load, _ignore)
+    assert len(rows) == len(speedups.BATCH_SIZES) + 5
+    assert all("out of memory" in row.note for row in rows[: len(speedups.BATCH_SIZES)])
+    assert {row.note for row in rows[len(speedups.BATCH_SIZES) :]} == {speedups.NO_GPU_NOTE}
+
+
+def test_the_device_is_described_in_plain_values() -> None:
+    facts = json.loads(json.dumps(describe_device(CPU)))
+    assert facts["kind"] == "cpu"
+    assert facts["torch"] == torch.__version__.partition("+")[0] or facts["torch"] == torch.__version__
+    assert facts["float32, TFLOP/s"] > 0
+    assert {f"{dtype}, TFLOP/s" for dtype in ("float32", "bfloat16", "float16")} <= set(facts)
+
+
+def test_the_page_says_what_was_measured_and_what_was_not() -> None:
+    rows = [FigureRow("a | b", 0.5, "≥ 1", "×", "two\nlines"), FigureRow("c", None, None, "×", speedups.NO_GPU_NOTE)]
+    facts = {"device": "a processor", "kind": "cpu", "driver": None}
+    page = format_markdown(facts, {"Ways": rows})
+    assert "There is no GPU here" in page
+    assert "| **miss** | a \\| b | 0.5 × | ≥ 1 | two lines |" in page
+    assert "| – | c | not measured |  | not on a processor |" in page
+    assert "There is no GPU" not in format_markdown({**facts, "kind": "cuda"}, {})
+    content = json.loads(format_json(facts, {"Ways": rows}))
+    assert [row["pass"] for row in content["sections"]["Ways"]] == [False, False]
+
+
+def test_both_files_are_written_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline_parity, "KINDS", {"sd": PIPELINE_BUILDERS["sd"]})
+    monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
+    assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    files = [Path(line) for line in out.splitlines()]
+    assert [file.name for file in files] == ["darkroom-gpu-report.json", "darkroom-gpu-report.md"]
+    assert "no GPU here" in err
+    page = files[1].read_text()
+    assert "Parity with the unmodified pipelines" in page
+    assert str(tmp_path) not in page + files[0].read_text()
+
+
+def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+
+    def measure(names: tuple[str, ...], cache: Path, **_: Any) -> list[FigureRow]:
+        chosen.append((names, cache))
+        return [FigureRow("sd15: a step", 1.0, None, "×")]
+
+    monkeypatch.setattr(report, "measure_models", measure)
+    monkeypatch.setattr(pipeline_parity, "KINDS", {"sd": PIPELINE_BUILDERS["sd"]})
+    report.main(["--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--full", "--models", "sd15"])
+    assert chosen == [(("sd15",), tmp_path / "c")]
+    assert "sd15: a step" in (tmp_path / "darkroom-gpu-report.md").read_text()

@@ -1,0 +1,412 @@
+"""One bot leads. Another takes over when it is killed or stopped, and a returning bot changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.app import leader_election as leading_module
+from bot.app import leader_heartbeat
+from bot.app.leader_election import EXIT_CODE, Leader, keep_lead
+from bot.app.watchdog_loop import WatchdogLoop, boot_seconds
+from bot.domain.errors import UserError
+from bot.store import DatabaseUnavailable, LeaderTerm, NotLeader, Store, leader_terms, read_store_id
+from bot.store.drivers.database import select_driver
+from bot.store.jobs import queries
+from bot.store.schema.migration import migrate_tables
+from engine.bus import Bus, BusLimits, ClaimHolder
+from engine.contract import decode, encode
+
+ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
+
+
+def test_the_check_of_leadership_runs_before_other_callbacks():
+    calls: list[str] = []
+    with asyncio.Runner(loop_factory=WatchdogLoop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, WatchdogLoop)
+        loop.selector.before_iteration = lambda: calls.append("look")
+        runner.run(asyncio.sleep(0))
+        loop.call_soon(calls.append, "work")
+        calls.clear()
+        runner.run(asyncio.sleep(0))
+        loop.selector.before_iteration = None
+    assert calls.index("look") < calls.index("work")
+
+
+@pytest.mark.asyncio
+async def test_an_older_leader_term_writes_nothing_any_more(tmp_path):
+    url = f"sqlite:///{tmp_path / 'one.sqlite'}"
+    first, second = await Store.open(url), await Store.open(url)
+    await first.write(lambda _: None)  # nobody leads, so no term is needed
+    await first.begin_term()
+    await second.begin_term()
+    assert (await first.is_leader(), await second.is_leader()) == (False, True)
+    with pytest.raises(NotLeader):
+        await first.write(lambda _: None)
+    await second.write(lambda _: None)
+    await first.begin_term()
+    assert not await second.is_leader()
+    for store in (first, second):
+        await store.close()
+
+
+async def _bus(workplace: Any) -> Bus:
+    bus = await Bus.connect(workplace.broker.url, workplace.broker.token, limits=BusLimits(leader_lease=1.0))
+    workplace.stack.push_async_callback(bus.close)
+    await bus.declare()
+    return bus
+
+
+@pytest.mark.asyncio
+async def test_a_standby_says_so_and_takes_over_when_the_leader_resigns(workplace, until, monkeypatch):
+    monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
+    notices: list[str] = []
+    lost: list[str] = []
+    first, second = await _bus(workplace), await _bus(workplace)
+
+    async def follow() -> Store:
+        async with keep_lead(second, notices.append, on_lost=lost.append) as leader:
+            store = await Store.open(workplace.settings.database)
+            await leader.begin_term(store)
+            leader.note_close()
+            return store
+
+    workplace.settings.data.mkdir(parents=True)
+    async with keep_lead(first, notices.append, on_lost=lost.append) as leader:
+        following = asyncio.create_task(follow())
+        await until(lambda: notices)
+        assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", notices[0])
+        await asyncio.sleep(1.5)  # longer than the lease: it is renewed
+        assert not following.done()
+        store = await Store.open(workplace.settings.database)
+        await leader.begin_term(store)
+        leader.note_close()
+    other = await following
+    assert not await store.is_leader()
+    assert lost == []
+    for one in (store, other):
+        await one.close()
+
+
+@pytest.mark.asyncio
+async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workplace, until, monkeypatch):
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
+    lost: list[str] = []
+    workplace.settings.data.mkdir(parents=True)
+    bus = await _bus(workplace)
+    async with keep_lead(bus, print, on_lost=lost.append) as leader:
+        store, other = [await Store.open(workplace.settings.database) for _ in range(2)]
+        await leader.begin_term(store)
+        leader._proven_until = 0.0
+        await asyncio.to_thread(leader.check_lead)  # it blocks by design
+        assert lost == [], "the term is ours"
+        assert leader._proven_until > 0
+        await other.begin_term()
+
+        def look() -> None:
+            leader._proven_until = 0.0  # just before, because the lease is still renewed
+            leader.check_lead()
+
+        await asyncio.to_thread(look)  # it blocks by design
+        assert lost[0] == "Another bot has begun to write to this database."
+        lost.clear()
+        await until(lambda: lost)  # the regular reading finds it too
+        assert leader._claim is not None
+        await bus.js.purge_stream("KV_leaders")
+        lost.clear()
+        await until(lambda: "Another bot has led meanwhile." in lost)
+        leader.note_close()
+        for one in (store, other):
+            await one.close()
+
+
+@pytest.fixture
+def short_intervals(monkeypatch):
+    monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
+    monkeypatch.setattr(leading_module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(leader_heartbeat, "DEAD_SECONDS", 0.6)
+    monkeypatch.setattr(leader_heartbeat, "POLL_SECONDS", 0.02)
+
+
+@asynccontextmanager
+async def lead_with_store(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIterator[tuple[Store, Leader]]:
+    """Like the app, it closes the store before the leader resigns."""
+    async with keep_lead(bus, print, on_lost=lost.append) as leader:
+        store = await Store.open(url)
+        try:
+            await leader.begin_term(store)
+            yield store, leader
+        finally:
+            leader.note_close()
+            await store.close()
+
+
+@pytest.mark.asyncio
+async def test_without_a_shared_broker_a_second_bot_is_refused_while_the_first_lives(
+    database: str, short_intervals, monkeypatch
+):
+    lost: list[str] = []
+    async with lead_with_store(database, lost) as (first, _):
+        with pytest.raises(UserError, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
+            async with lead_with_store(database, lost):
+                pass
+        assert await first.is_leader()
+    monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 60.0)
+    monkeypatch.setattr(leader_heartbeat, "DEAD_SECONDS", 60.0)
+    async with asyncio.timeout(5), lead_with_store(database, lost) as (second, _):  # the first ended cleanly
+        assert await second.is_leader()
+    assert lost == []
+
+
+@pytest.mark.asyncio
+async def test_of_two_bots_that_start_at_once_one_is_refused(database: str, short_intervals):
+    lost: list[str] = []
+    one_ended = asyncio.Event()
+
+    async def bot() -> None:
+        try:
+            async with lead_with_store(database, lost):
+                await one_ended.wait()
+        finally:
+            one_ended.set()
+
+    async with asyncio.timeout(20):
+        ends = await asyncio.gather(bot(), bot(), return_exceptions=True)
+    assert sorted(map(type, ends), key=str) == sorted([type(None), UserError], key=str)
+    assert lost == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("led", [False, True], ids=["alone", "led"])
+async def test_a_new_leader_gives_one_that_ended_uncleanly_the_time_to_notice(
+    workplace, database: str, short_intervals, led
+):
+    before, lost = await Store.open(database), list[str]()
+    await before.begin_term("bot-that-was-cut-off")  # and sends no heartbeat
+    began = boot_seconds()
+    async with lead_with_store(database, lost, await _bus(workplace) if led else None) as (after, _):
+        assert boot_seconds() - began >= leader_heartbeat.DEAD_SECONDS + leading_module.NOTICE_SECONDS
+        assert await after.is_leader()
+        with pytest.raises(NotLeader):
+            await before.write(lambda _: None)
+    await before.close()
+
+
+@pytest.mark.asyncio
+async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_open(database: str, short_intervals):
+    before = await Store.open(database)
+    await before.begin_term("bot-that-was-cut-off")
+
+    async def bot() -> None:
+        async with lead_with_store(database, []):
+            raise AssertionError("it is stopped before this")
+
+    stopped = asyncio.create_task(bot())
+    async with asyncio.timeout(5):
+        while await before.is_leader():
+            await asyncio.sleep(0.02)
+    stopped.cancel()
+    await asyncio.wait([stopped])
+    assert not (await before.read(leader_terms.read_newest_term)).over
+    await before.close()
+
+
+@pytest.mark.asyncio
+async def test_without_a_shared_broker_a_later_term_also_ends_the_bot(database: str, short_intervals, until):
+    lost: list[str] = []
+    async with lead_with_store(database, lost) as (first, _):
+        other = await Store.open(database)
+        await other.begin_term()
+        await until(lambda: lost)
+        assert lost[0] == "Another bot has begun to write to this database."
+        with pytest.raises(NotLeader):
+            await first.write(lambda _: None)
+        await other.close()
+
+
+@pytest.mark.asyncio
+async def test_without_a_lease_the_check_blocks_only_after_a_suspension(database: str, short_intervals, monkeypatch):
+    monkeypatch.setattr(leading_module, "CONFIRM_SECONDS", 60.0)
+    lost: list[str] = []
+    async with lead_with_store(database, lost) as (_, leader):
+        other = await Store.open(database)
+        await other.begin_term()
+        leader._proven_until, leader._checked_at = 0.0, boot_seconds()
+        await asyncio.to_thread(leader.check_lead)
+        assert lost == [], "awake: the term is read beside the work"
+        leader._checked_at = 0.0
+        await other.close()
+        await asyncio.to_thread(leader.check_lead)
+        assert lost == ["Another bot has begun to write to this database."]
+        lost.clear()
+        leader._checked_at = 0.0
+        monkeypatch.setattr(leader, "_confirm_term", _raise_unavailable)
+        await asyncio.to_thread(leader.check_lead)
+        assert lost == [], "the database is away for every bot"
+
+
+async def _raise_unavailable() -> None:
+    raise DatabaseUnavailable("away")
+
+
+@pytest.mark.asyncio
+async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database: str, short_intervals, monkeypatch):
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 60.0)
+    async with lead_with_store(database, [], await _bus(workplace)) as (store, leader):
+        assert await leader_heartbeat.is_leader_alive(store)
+        leader._lease_until = 0.0
+        assert not await leader_heartbeat.is_leader_alive(store)
+
+
+@pytest.mark.asyncio
+async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, database: str, short_intervals, fresh):
+    other = await Store.open(await asyncio.to_thread(fresh, "sqlite"))
+    assert await read_store_id(str(other.database.writer.url)) == ""
+    await other.begin_term()
+    assert len(await read_store_id(str(other.database.writer.url))) == 26
+    notices: list[str] = []
+    async with lead_with_store(database, [], await _bus(workplace)) as (store, _):
+        for url in (str(other.database.writer.url), f"sqlite:///{workplace.settings.data.parent / 'new.sqlite'}"):
+            with pytest.raises(
+                UserError, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
+            ) as no:
+                async with asyncio.timeout(10), keep_lead(await _bus(workplace), notices.append, database_url=url):
+                    pass
+            assert no.value.status == 400
+        notices.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3), keep_lead(await _bus(workplace), notices.append, database_url=database):
+                pass
+        assert len(notices) == 1
+        assert await store.is_leader()
+    await other.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("migrations are read on the store's own thread")
+async def test_a_database_of_an_earlier_version_has_no_id(bare: str):
+    old = await asyncio.to_thread(select_driver, bare)
+    try:
+        assert await old.read(leader_terms.read_store_id) == ""
+        await old.upgrade(lambda connection: migrate_tables(connection, "0009"))
+        await old.write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
+        assert await old.read(leader_terms.read_store_id) == ""
+        await old.upgrade(migrate_tables)
+        assert await old.read(leader_terms.read_newest_term) == LeaderTerm(7, over=False)
+    finally:
+        await old.close()
+
+
+def test_a_bot_name_leaves_room_for_the_store_id(monkeypatch):
+    monkeypatch.setattr(leader_heartbeat.socket, "gethostname", lambda: "a_long.name." * 9)
+    monkeypatch.setattr(leader_heartbeat.os, "getpid", lambda: 4194304)
+    assert decode(encode(ClaimHolder(worker=f"{leader_heartbeat.process_name()}.{'0' * 26}")), ClaimHolder)
+
+
+class Bot:
+    """A `darkroom bot` with its own process and data folder."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self.process, self.folder, self.lines = process, folder, list[str]()
+        self.reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, workplace: Any, name: str, **more: str) -> Bot:
+        folder = workplace.settings.data.parent / name
+        env = (
+            ENV
+            | {
+                "DATABASE_URL": f"sqlite:///{workplace.settings.data / 'shared.sqlite'}",
+                "PICTURES_URL": str(workplace.settings.data / "pictures"),
+                "DARKROOM_NATS": workplace.broker.url,
+                "DARKROOM_NATS_TOKEN": workplace.broker.token,
+            }
+            | more
+        )
+        command = [sys.executable, "-m", "bot", "bot", "--port", "0", "--data", str(folder)]
+        pipe, out = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=out)
+        bot = cls(process, folder)
+        workplace.stack.push_async_callback(bot.stop)
+        return bot
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            self.lines.append(line.decode())
+
+    def says(self, words: str) -> bool:
+        return any(words in line for line in self.lines)
+
+    async def ask(self, path: str, value: object = None) -> Any:
+        url = json.loads((self.folder / "running.json").read_text())["url"]
+        body = None if value is None else json.dumps(value).encode()
+
+        def call() -> Any:
+            headers = {"Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(url + path, body, headers), timeout=20) as answer:
+                return json.load(answer)
+
+        return await asyncio.to_thread(call)
+
+    async def stop(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        self.reading.cancel()
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(180)
+async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_when_it_wakes(workplace, until):
+    workplace.settings.data.mkdir(parents=True)
+    apprentice, _ = await workplace.worker()
+    first = await Bot.start(workplace, "first")
+    await until(lambda: first.says("Darkroom is open"), 30)
+    second = await Bot.start(workplace, "second")
+    await until(lambda: second.says("stands by"), 30)
+    apprentice.go.clear()
+    jobs = [(await first.ask("/api/jobs", {"prompt": "a lamp --count 1"}))["id"] for _ in range(3)]
+    await until(lambda: apprentice.begun, 30)
+    first.process.kill()
+    await until(lambda: second.says("Darkroom is open"), 60)
+    third = await Bot.start(workplace, "third")  # not earlier: of two standbys, either may take over
+    await until(lambda: third.says("stands by"), 30)
+    stranger = await Bot.start(workplace, "stranger", DATABASE_URL="")
+    async with asyncio.timeout(30):
+        assert await stranger.process.wait() == 2
+    await until(lambda: stranger.says("has another database: set DATABASE_URL"))
+    second.process.send_signal(signal.SIGSTOP)
+    await until(lambda: third.says("Darkroom is open"), 60)
+    apprentice.go.set()
+    jobs.append((await third.ask("/api/jobs", {"prompt": "a cat --count 1"}))["id"])
+    store = await Store.open(f"sqlite:///{workplace.settings.data / 'shared.sqlite'}")
+
+    async def all_finished() -> bool:
+        found = await store.read(queries.get_jobs, jobs)
+        return {found[job].state for job in jobs} == {"finished"}
+
+    await until(all_finished, 60)
+    second.process.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(30):
+        assert await second.process.wait() == EXIT_CODE
+    assert third.process.returncode is None
+    moves = await store.read(queries.list_audit, jobs)
+    assert sorted(entry.job for entry in moves if entry.target == "finished") == sorted(jobs)
+    await store.close()
+    with sqlite3.connect(workplace.settings.data / "shared.sqlite") as connection:
+        assert connection.execute("SELECT term FROM terms").fetchall() == [(3,)]

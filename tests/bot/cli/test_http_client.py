@@ -1,0 +1,128 @@
+"""`darkroom imagine` with a running bot: how it recognises one, and how long it follows a job's stream."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from rich.console import Console
+
+from bot.cli.imagine import http_client
+from bot.cli.imagine.job_inputs import ApiRequest
+from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.cli.imagine.result import GenerationError
+
+pytestmark = pytest.mark.asyncio
+FINISHED = {
+    "id": "J", "state": "finished", "seed": 7, "steps": 4, "sampler": "ddpm", "pictures": [], "film": None, "walks": {},
+    "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
+}  # fmt: skip
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serve(*routes: web.RouteDef) -> AsyncIterator[str]:
+    app = web.Application()
+    app.add_routes(routes)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "ours"),
+    [
+        (200, '{"status": "ok", "app": "darkroom"}', True),
+        (200, '{"status": "ok"}', False),
+        (200, '"darkroom"', False),
+        (200, "<html>", False),
+        (500, '{"app": "darkroom"}', False),
+    ],
+)
+async def test_only_a_running_darkroom_is_recognised(status: int, said: str, ours: bool) -> None:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=said)
+
+    async with serve(web.get("/healthz", healthz)) as url:
+        assert await http_client.is_darkroom_running(url) is ours
+    assert not await http_client.is_darkroom_running(url)  # it no longer runs
+
+
+class FakeServer:
+    """Accepts one job. Its stream breaks `breaks` times, each time after one event, or after none if `silent`."""
+
+    def __init__(self, breaks: int, *, silent: bool) -> None:
+        self.breaks, self.silent, self.opened = breaks, silent, 0
+
+    async def imagine(self, _: web.Request) -> web.Response:
+        return web.json_response({"id": "J", "ids": ["J"], "notes": [], "worker": True}, status=201)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        self.opened += 1
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        if not self.silent:
+            await answer.write(b'event: queued\ndata: {"place": 1, "eta": null}\n\n')
+        if self.opened > self.breaks:
+            await answer.write(f"event: finished\ndata: {json.dumps(FINISHED)}\n\n".encode())
+        return answer
+
+
+async def follow_job(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    async def skip_sleep(_: float) -> None:
+        return
+
+    monkeypatch.setattr("bot.cli.imagine.http_client.asyncio.sleep", skip_sleep)
+    routes = web.post("/api/jobs", server.imagine), web.get("/api/jobs/J/events", server.events)
+    async with serve(*routes) as url:
+        with ProgressDisplay(Console(quiet=True), 1) as screen:
+            return await http_client.generate(
+                url, "key", ApiRequest("/api/jobs", {"prompt": "a"}), film=False, display=screen
+            )
+
+
+async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer(breaks=12, silent=False)
+    result = await follow_job(server, monkeypatch)
+    assert result.seed == 7
+    assert server.opened == 13
+
+
+async def test_a_silent_stream_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer(breaks=99, silent=True)
+    with pytest.raises(GenerationError, match="went away"):
+        await follow_job(server, monkeypatch)
+    assert server.opened == http_client.MAX_RECONNECTS
+
+
+async def test_finished_parts_of_an_interpolation_stay_when_another_fails() -> None:
+    text = io.StringIO()
+    lost = {**FINISHED, "id": "K", "state": "failed", "reason": "The worker has no memory left for it."}
+    with ProgressDisplay(Console(file=text, width=200), 1) as screen:
+        assert http_client._select_finished([FINISHED, lost, FINISHED], screen) == [FINISHED, FINISHED]
+        with pytest.raises(GenerationError, match="no memory left"):
+            http_client._select_finished([lost, lost], screen)
+    assert text.getvalue().count("Part 2 of 3 has no pictures: The worker has no memory left for it.") == 1
+
+
+async def test_a_loading_model_is_shown_until_the_first_step() -> None:
+    text = io.StringIO()
+    with ProgressDisplay(Console(file=text, force_terminal=True, width=80), 1) as screen:
+        for percent in (10, 40):
+            progress = {"id": "J", "model": "sd-1.5", "percent": percent, "sentence": f"loading sd-1.5, {percent} %"}
+            http_client._show_event("loading", progress, screen)
+            screen._live.refresh()
+        assert "loading sd-1.5, 10 %" in text.getvalue()
+        assert "loading sd-1.5, 40 %" in text.getvalue()
+        http_client._show_event("frame", {"step": 1, "of": 4, "seconds_left": 3.0, "frames": {}}, screen)
+        screen._live.refresh()
+    assert "step 1 of 4" in text.getvalue()

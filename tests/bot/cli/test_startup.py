@@ -1,0 +1,184 @@
+"""`darkroom up`: what it says while its engine warms up, and what it checks before it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+
+from bot.app.settings import load_settings
+from bot.cli.up.engine_process import EngineProcess
+from bot.cli.up.startup import (
+    LOCAL_WORKER,
+    check_classifier_folder,
+    check_memory_size,
+    is_shared,
+    print_load_progress,
+    print_when_warm,
+)
+from bot.domain.errors import UserError
+from engine.contract import ModelInfo, ModelProgress, Presence
+
+pytestmark = pytest.mark.asyncio
+WARM = ModelInfo(
+    name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=24, steps=24,
+    sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+)  # fmt: skip
+LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
+
+
+class FakeStudio:
+    """The part of a studio that is used here: its workers."""
+
+    def __init__(self) -> None:
+        self.online: dict[str, Presence] = {}
+
+    def workers(self) -> dict[str, Presence]:
+        return self.online
+
+
+async def _output_while_warming(
+    code: str, log: Path, studio: FakeStudio, capsys: pytest.CaptureFixture[str], presence: Presence | None = None
+) -> str:
+    """The output once the engine no longer warms up; `presence` announces itself meanwhile."""
+    warming = asyncio.Event()
+    warming.set()
+    async with EngineProcess([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
+        reporting = asyncio.create_task(print_when_warm(cast("Any", studio), shop, warming))
+        await asyncio.sleep(0)
+        assert warming.is_set()
+        if presence is not None:
+            studio.online[presence.worker] = presence
+        await reporting
+    assert not warming.is_set()
+    return capsys.readouterr().out
+
+
+async def test_the_engine_warms_up_until_it_announces_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Presence(
+        worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test"
+    )
+    assert "embedded is warm: paper" in await _output_while_warming(
+        LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here
+    )
+
+
+async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.cli.up.startup.POLL_SECONDS", 0.0)
+    load = ModelProgress(model="sd15", phase="load", size=2 * 10**9)
+    sentences, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
+    ended = asyncio.Event()
+
+    def progress(name: str) -> ModelProgress | None:
+        assert name == LOCAL_WORKER
+        try:
+            return next(stages)
+        except StopIteration:
+            ended.set()
+            return None
+
+    task = asyncio.create_task(print_load_progress(progress, sentences.append))
+    await asyncio.wait_for(ended.wait(), 10)
+    task.cancel()
+    assert sentences == ["loading sd15, 2 GB", "measuring sd15", "sd15 is ready after 1 s"]
+
+
+async def test_the_engine_warms_up_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = await _output_while_warming(FAILS, tmp_path / "engine.log", FakeStudio(), capsys)
+    assert "The engine stopped while it started" in output
+
+
+async def test_a_missing_picture_check_is_refused_at_once(tmp_path: Path) -> None:
+    await asyncio.to_thread(_check_picture_check, tmp_path)
+
+
+def _check_picture_check(tmp_path: Path) -> None:
+    check_classifier_folder(load_settings(data=tmp_path))
+    with pytest.raises(UserError, match="is no folder with a model"):
+        check_classifier_folder(load_settings(data=tmp_path, check=tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    check_classifier_folder(load_settings(data=tmp_path, check=tmp_path))
+
+
+async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = replace(WARM, name="large", loaded=False)
+    here = Presence(
+        worker=LOCAL_WORKER, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test"
+    )
+    output = await _output_while_warming(LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here)
+    assert "large is offered, and loaded when somebody asks for it." in output
+    assert "large is warm" not in output
+
+
+@pytest.mark.parametrize("memory", ["much", "0"])
+async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--memory or DARKROOM_MEMORY: a size such as 12GB is needed\."):
+        check_memory_size(memory)
+    monkeypatch.setenv("DARKROOM_MEMORY", memory)
+    with pytest.raises(UserError, match="a size such as 12GB"):
+        check_memory_size("")
+    check_memory_size("12GB")
+
+
+RUN = """
+import sys
+from pathlib import Path
+from bot.cli.up import run
+from bot.config import load
+from bot.refused import Refused
+try:
+    run(load(data=Path(sys.argv[1]), port=0), (), show=False)
+except Refused as refused:
+    sys.exit(refused.sentence)
+"""
+
+
+async def _wait_until_open(program: asyncio.subprocess.Process) -> None:
+    assert program.stdout is not None
+    line = b" "
+    while line and b"Darkroom is open" not in line:
+        line = await program.stdout.readline()
+    assert line, "the program ended early"
+
+
+async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path: Path, database: str) -> None:
+    """Each folder has a broker of its own."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
+
+    async def start(name: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", RUN, str(tmp_path / name), env=env | {"DATABASE_URL": database},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+
+    async with asyncio.timeout(60):
+        first = await start("first")
+        try:
+            await _wait_until_open(first)
+            second = await start("second")
+            _, output = await second.communicate()
+            assert b"Another bot is at work on this database (bot-" in output
+            assert first.returncode is None
+        finally:
+            first.terminate()
+            await first.communicate()
+        third = await start("second")
+        await _wait_until_open(third)
+        third.terminate()
+        await third.communicate()
+
+
+async def test_only_a_shared_database_or_broker_needs_a_leader(tmp_path: Path) -> None:
+    def check() -> None:
+        assert not is_shared(load_settings(data=tmp_path))
+        assert is_shared(load_settings(data=tmp_path, nats="nats://10.0.0.5:4222"))
+        assert is_shared(load_settings(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
+
+    await asyncio.to_thread(check)

@@ -1,0 +1,97 @@
+"""The button rows under a card: which buttons, within Discord's limits, with ids that outlive this version."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any, get_args
+
+import discord
+import pytest
+
+from bot.discord.cards import button_layout
+from bot.discord.cards.button_layout import BUTTON_KINDS, ButtonKind
+from bot.discord.components.buttons import BUTTON_ACTIONS, BUTTON_STYLES, CUSTOM_ID
+from bot.domain.dto import PictureRef
+from engine.contract import UpscaleTask
+from shared.sample_views import JOB, PARENT, a_view
+
+
+def row_labels(row: button_layout.ButtonRow) -> list[str]:
+    return [button.label or button.emoji for button in row]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_grid_has_u_and_v_for_each_picture_and_the_common_buttons(count: int) -> None:
+    ups, varies, others = button_layout.build_finished_rows(a_view(count=count, ladders=tuple(range(count))))
+    assert row_labels(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
+    assert [button.custom_id for button in varies] == [*(f"vary:{JOB}:{n}" for n in range(count)), f"more:{JOB}"]
+    assert row_labels(others) == ["Remix", "Film", "Walk", "🚩", "🗑️"]
+    assert others[0].custom_id == f"remix:{JOB}"
+
+
+def test_a_single_picture_has_a_favourite_button() -> None:
+    *_, others = button_layout.build_finished_rows(a_view(count=1))
+    assert row_labels(others) == ["Remix", "❤️", "🚩", "🗑️"]
+
+
+def test_an_upscale_has_every_button_that_edits_it() -> None:
+    shots = (PictureRef(0, "0" * 64, 256, 256),)
+    view = a_view(recipe=UpscaleTask(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=shots)
+    varies, pans, seldom, others = button_layout.build_finished_rows(view)
+    presses = ("subtle", "strong", "zoomsome", "zoomtwice", "branch")
+    assert [button.custom_id for button in varies] == [f"{press}:{JOB}:0" for press in presses]
+    assert row_labels(pans) == ["← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…"]
+    assert row_labels(seldom) == ["Compare"]
+    assert row_labels(others) == ["Remix", "❤️", "🚩", "🗑️"]
+    assert others[0].custom_id == f"remix:{JOB}:0"
+    flagged = replace(view, needs_check=True, pictures=(PictureRef(0, "0" * 64, 384, 256, verdict="flagged"),))
+    _, _, seldom, *others = button_layout.build_finished_rows(flagged)
+    assert row_labels(seldom) == ["Make square", "Compare"]
+    assert len(others) == 2
+
+
+def test_the_offered_edits_depend_on_the_pictures_shape_and_parent() -> None:
+    usual = tuple(press for press in button_layout.PICTURE_ACTION_LABELS if press not in ("square", "compare"))
+    assert button_layout.picture_action_kinds(a_view(), 2) == usual
+    wide = a_view(pictures=(PictureRef(0, "0" * 64, 96, 64),))
+    assert button_layout.picture_action_kinds(wide, 0) == (*usual, "square")
+    assert button_layout.picture_action_kinds(replace(wide, action="vary", parent_image=(PARENT, 1)), 0) == (
+        *usual,
+        "square",
+        "compare",
+    )
+
+
+@pytest.mark.parametrize("alone", [{"private": True}, {"guild": "discord:dm:1"}])
+def test_a_job_that_only_its_author_sees_has_no_report_button(alone: dict[str, Any]) -> None:
+    assert "🚩" not in [each for row in button_layout.build_finished_rows(a_view(**alone)) for each in row_labels(row)]
+
+
+def test_with_every_picture_held_there_are_at_most_five_rows_of_five() -> None:
+    shots = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    found = button_layout.build_finished_rows(a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3)))
+    assert len(found) == 5
+    assert all(1 <= len(row) <= 5 for row in found)
+    ids = [button.custom_id for row in found for button in row]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(CUSTOM_ID, each) for each in ids)
+
+
+def test_ids_of_older_messages_are_still_valid() -> None:
+    for old in (f"up:{JOB}:3", f"vary:{JOB}:0", f"reroll:{JOB}", f"cancel:{JOB}", f"deny:{JOB}:1"):
+        assert re.fullmatch(CUSTOM_ID, old)
+    for wrong in (f"up:{JOB[:-1]}", f"open:{JOB}", f"up:{JOB}:", f"up:{JOB}:-1", f"up:{JOB}:1\n", f"mine:show:{JOB}"):
+        assert not re.fullmatch(CUSTOM_ID, wrong)
+
+
+def test_every_press_has_a_handler() -> None:
+    assert set(BUTTON_ACTIONS) == set(BUTTON_KINDS) == set(get_args(ButtonKind))
+
+
+def test_upscale_and_vary_look_alike_and_only_destructive_buttons_are_red() -> None:
+    assert "up" not in BUTTON_STYLES
+    assert "vary" not in BUTTON_STYLES
+    assert {press for press, style in BUTTON_STYLES.items() if style is discord.ButtonStyle.danger} == {
+        "cancel", "erase", "deny",
+    }  # fmt: skip

@@ -1,0 +1,226 @@
+"""The registered command tree against Discord's limits, which nothing else checks before Discord does."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import discord
+import msgspec
+import pytest
+
+from bot.discord.cards.button_layout import BUTTON_EMOJI
+from bot.discord.checks import COMMAND_ACTIONS
+from bot.discord.commands.command_limits import check_limits, count_characters
+from bot.discord.commands.generation import autocomplete
+from bot.discord.commands.help import MENTIONED_COMMANDS, render_help
+from bot.discord.commands.member.flag_aliases import render_aliases
+from bot.discord.commands.member.prefer import render_preferences
+from bot.discord.commands.registry import COMMANDS, build_payload
+from bot.discord.commands.translations import GERMAN
+from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
+from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
+from bot.policy.permissions import ACTIONS
+from bot.queue.model_catalog import SHIPPED_MODEL
+from bot.services.flag_aliases import MAX_ALIASES
+from bot.services.preferences import NAMES as PREFERENCES
+from bot.services.preferences import Preference
+from engine.contract import SAMPLER_TITLES, Lora
+
+ROOT = Path(__file__).resolve().parents[4]
+
+MEMBERS = {
+    "imagine", "blend", "mix", "walk", "shorten", "describe", "queue", "cancel", "mine", "info", "prefer", "reproduce",
+    "film",
+    "help", "fast", "relax", "turbo", "stealth", "public", "my-data", "forget-me",
+}  # fmt: skip
+SHORTCUTS = {"fast", "relax", "turbo", "stealth", "public"}  # ways to /prefer
+MENUS = {"Reproduce", "Use as prompt", "Details", "Report"}
+STRING = 3
+LONG_CHOICES = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]
+
+
+@pytest.mark.asyncio
+async def test_the_tree_is_within_discords_limits() -> None:
+    tree = await build_payload()
+    assert [row.to_json() for row in check_limits(tree) if not row.is_within] == []
+    assert {command["name"] for command in tree if command["type"] == 1} >= {*MEMBERS, "settings"}
+    assert {command["name"] for command in tree if command["type"] == 3} >= MENUS
+
+
+@pytest.mark.asyncio
+async def test_commands_work_only_where_the_bot_is_a_member() -> None:
+    for command in await build_payload():
+        assert command["integration_types"] == [0], "no user installs: pictures are messages of a channel"
+        assert command["contexts"] in ([0], [0, 1]), "servers, and direct messages with the bot"
+        if command["name"] in MEMBERS | MENUS:
+            assert command["contexts"] == [0, 1]
+
+
+def make_command(**changes: Any) -> dict[str, Any]:
+    return {"type": 1, "name": "one", "description": "What it does", "options": [], **changes}
+
+
+def make_option(**changes: Any) -> dict[str, Any]:
+    return {"type": STRING, "name": "word", "description": "Which", "required": False, **changes}
+
+
+@pytest.mark.parametrize(
+    ("tree", "missed"),
+    [
+        ([make_command(name="One")], "names that Discord refuses"),
+        ([make_command(name="two words")], "names that Discord refuses"),
+        ([make_command(name_localizations={"de": "Eins"})], "names that Discord refuses"),
+        ([make_command(description="")], "missing descriptions"),
+        ([make_command(description="x" * 101)], "longest description"),
+        ([make_command(description_localizations={"de": "x" * 101})], "longest description"),
+        ([make_command(name="x" * 33)], "longest name"),
+        ([make_command(), make_command()], "names that are there twice"),
+        ([make_command(options=[make_option(), make_option(name="other", required=True)])], "required after optional"),
+        (
+            [make_command(options=[make_option(autocomplete=True, choices=[{"name": "a", "value": "a"}])])],
+            "suggestions",
+        ),
+        ([make_command(options=[make_option(name=f"o{n}") for n in range(26)])], "options of a command"),
+        (
+            [make_command(options=[make_option(choices=[{"name": f"{n}", "value": n} for n in range(26)])])],
+            "choices of an",
+        ),
+        ([make_command(options=[make_option(choices=[{"name": "x" * 101, "value": "a"}])])], "longest choice"),
+        ([make_command(options=[make_option(description="x" * 100, choices=LONG_CHOICES)] * 4)], "largest command"),
+        ([{"type": 3, "name": f"Menu {n}"} for n in range(16)], "menus of a message"),
+        ([make_command(name=f"c{n}") for n in range(101)], "slash commands"),
+    ],
+)
+def test_the_rows_catch_what_discord_refuses(tree: list[dict[str, Any]], missed: str) -> None:
+    assert any(row.name.startswith(missed) for row in check_limits(tree) if not row.is_within)
+
+
+def test_a_menu_may_have_capitals_and_spaces_and_needs_no_description() -> None:
+    assert all(row.is_within for row in check_limits([{"type": 3, "name": "Use as prompt"}]))
+
+
+def test_characters_are_counted_in_the_longest_language() -> None:
+    choice = {"name": "ab", "value": "xyz"}
+    command = make_command(
+        name="one",
+        description="four",
+        description_localizations={"de": "sieben?"},
+        options=[make_option(choices=[choice])],
+    )
+    assert count_characters(command) == len("one") + len("sieben?") + len("word") + len("Which") + len("ab") + len(
+        "xyz"
+    )
+
+
+def test_the_command_line_prints_the_tree_and_the_rows() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "bot", "commands", "--json"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert {command["name"] for command in found["commands"]} >= MEMBERS | MENUS
+    assert all(row["pass"] for row in found["rows"])
+    assert {"name", "figure", "goal", "unit", "pass"} == set(found["rows"][0])
+
+
+def test_every_command_has_an_action_of_the_permission_table() -> None:
+    names = {command.name for command in COMMANDS} - {"settings", "moderation", "Report"}  # these check for themselves
+    assert names == set(COMMAND_ACTIONS)
+    assert set(COMMAND_ACTIONS.values()) <= set(ACTIONS)
+
+
+def test_every_sampler_is_offered_with_advice() -> None:
+    assert autocomplete.SAMPLER_ADVICE.keys() == SAMPLER_TITLES.keys()
+    for german in (False, True):
+        choices = autocomplete.sampler_choices(None, "", german=german)
+        assert [one.value for one in choices] == list(SAMPLER_TITLES)
+        assert all(len(one.name) <= MAX_CHOICE_CHARS for one in choices)
+        assert len({one.name for one in choices}) == len(choices) <= MAX_CHOICES
+    assert [one.value for one in autocomplete.sampler_choices(SHIPPED_MODEL, "", german=False)] == list(
+        SHIPPED_MODEL.samplers
+    )
+    assert [one.value for one in autocomplete.sampler_choices(None, "rauschen", german=True)] == [
+        "euler_ancestral",
+        "dpmpp_2m_sde",
+    ]
+
+
+def test_loras_are_completed_one_after_another() -> None:
+    warm = msgspec.structs.replace(SHIPPED_MODEL, loras=(Lora("style", 0.8), Lora("detail")))
+    assert [one.value for one in autocomplete.lora_choices(warm, "")] == ["style:0.8", "detail:1"]
+    assert [one.value for one in autocomplete.lora_choices(warm, "style:0.5, d")] == ["style:0.5, detail:1"]
+    assert autocomplete.lora_choices(SHIPPED_MODEL, "") == autocomplete.lora_choices(None, "") == []
+
+
+def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
+    cold = msgspec.structs.replace(SHIPPED_MODEL, name="large", loaded=False)
+    choices = autocomplete.model_choices([SHIPPED_MODEL, cold], "")
+    assert [one.value for one in choices] == ["embedded", "large"]
+    assert [one.name for one in choices] == ["embedded", "large (loaded on demand)"]
+
+
+@pytest.mark.asyncio
+async def test_member_commands_have_german_texts_and_none_is_stale() -> None:
+    commands = [command for command in await build_payload() if command["name"] in MEMBERS | MENUS]
+    texts: set[str] = set()
+
+    def visit(part: dict[str, Any]) -> None:
+        if part.get("description"):
+            assert part.get("description_localizations", {}).get("de"), part["description"]
+            texts.add(part["description"])
+        for inner in (*part.get("options", ()), *part.get("choices", ())):
+            visit(inner)
+        texts.add(part["name"])
+
+    for command in commands:
+        visit(command)
+        if command["type"] == 3:
+            assert command["name_localizations"]["de"]
+        else:
+            assert command["name_localizations"] == {}, "people tell each other the names of commands"
+    assert set(GERMAN) <= texts, "a stale translation: no command has this text"
+
+
+def test_help_names_each_command_and_links_those_with_a_known_id() -> None:
+    plain = render_help(lambda name: f"`/{name}`", is_staff=True)
+    assert all(f"`/{name}`" in plain for name in MENTIONED_COMMANDS)
+    assert {name.partition(" ")[0] for name in MENTIONED_COMMANDS} == MEMBERS - {"help"} - SHORTCUTS
+    assert len(render_help(lambda name: f"</{name}:1234567890123456789>", is_staff=True)) <= 2000
+    assert "settings" not in render_help(lambda name: name, is_staff=False)
+    assert all(sign in plain for sign in (*BUTTON_EMOJI.values(), "**U**", "**V**", "✉️", "❌"))
+
+
+def test_the_list_of_preferences_says_how_to_change_one() -> None:
+    lines = render_preferences(Preference(), lambda name: f"</{name}:17>").split("\n")
+    assert len(lines) == len(PREFERENCES) + 2
+    assert lines[-1].startswith("-# </prefer set:17> with a name and a value changes one")
+
+
+def test_all_flag_aliases_fit_one_message() -> None:
+    many = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MAX_ALIASES)}
+    message = render_aliases(many, "</prefer option set:1234567890123456789>")
+    assert len(message) <= 2000
+    assert message.count("`--") == MAX_ALIASES
+
+
+def test_prefer_set_offers_every_preference() -> None:
+    group = next(command for command in COMMANDS if command.name == "prefer")
+    assert isinstance(group, discord.app_commands.Group)
+    prefer = group.get_command("set")
+    assert isinstance(prefer, discord.app_commands.Command)
+    (name,) = [parameter for parameter in prefer.parameters if parameter.name == "name"]
+    assert [choice.value for choice in name.choices] == list(PREFERENCES)
+
+
+def test_the_readme_asks_for_exactly_the_permissions_that_the_bot_needs() -> None:
+    """A locked thread needs one more; nobody should give that to a bot just in case."""
+    (permissions,) = re.findall(r"the permissions\s+(\*[^;]+);", (ROOT / "README.md").read_text())
+    needed = {*PERMISSIONS_AFTER_TOKEN.values(), SEND_IN_THREADS, "Attach Files"}
+    assert {name.removesuffix("s") for name in re.findall(r"\*([^*]+)\*", permissions)} == {
+        name.removesuffix("s") for name in needed
+    }

@@ -1,0 +1,73 @@
+"""`/describe` in Discord: only the member sees the prompts, and can imagine each, also after a restart."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bot.discord.cards.job_cards import MAX_CONTENT
+from bot.discord.commands.generation.describe import PROMPT_LINE, find_prompt, render_suggestions
+from bot.domain.errors import UserError
+from bot.services.prompt_tools.image_to_prompt import PromptSuggestions, ScoredPrompt
+from shared.discord_staff import said, text
+from shared.fake_describer import Describer
+from shared.png_upload import png
+
+
+def make_message(content: str) -> Any:
+    return SimpleNamespace(content=content)
+
+
+def test_a_button_reads_its_prompt_from_the_message() -> None:
+    longest = "children's drawing of a glass of wine, black and white photo, in the mountains, close-up " * 2
+    words = (
+        ScoredPrompt("red fox, blue background", 0.613),
+        ScoredPrompt("t-rex", 0.004),
+        *(ScoredPrompt(longest.strip(), 0.001),) * 2,
+    )
+    message = render_suggestions(
+        PromptSuggestions("embedded" * 8, 341, words, ("It is animated: its first picture is taken.",))
+    )
+    assert len(message) <= MAX_CONTENT
+    assert [find_prompt(make_message(message), number) for number in range(1, 5)] == [one.prompt for one in words]
+    assert [number for number, _ in PROMPT_LINE.findall(message)] == ["1", "2", "3", "4"]
+    with_model = render_suggestions(PromptSuggestions("sdxl", 341, words[:1]), "sdxl")
+    assert find_prompt(make_message(with_model), 1) == "red fox, blue background --model sdxl"
+    for content in ("", render_suggestions(PromptSuggestions("embedded", 341, words[:1]))):
+        with pytest.raises(UserError, match="use /describe again"):
+            find_prompt(make_message(content), 2)
+    assert "none of the 341 words" in render_suggestions(PromptSuggestions("embedded", 341, ())).replace(
+        "Under none", "none"
+    )
+
+
+@pytest.mark.asyncio
+async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(open_world: Any) -> None:
+    async with open_world() as world:
+        image = ("fox.png", png(90, 60))
+        without_worker = await world.alice.slash(world.channel, "describe", image=image)
+        assert "No worker that is online has embedded in memory" in said(without_worker)
+        await world.painter.bus.serve_describe(["embedded"], Describer("fox", "watercolor"))
+        reply = await world.alice.slash(world.channel, "describe", image=image, model="embedded")
+        assert reply.ephemeral
+        assert text(reply).startswith("`1.` fox, watercolor --model embedded · 40 % less error than without words")
+        assert "does not see as a person does" in text(reply)
+        assert world.labels(reply.response)[0] == "Imagine 1"
+        await world.restart()
+        await world.ended(await world.alice.click(reply.response, label="Imagine 1"))
+        assert (await world.studio.load_recent())[0].prompt == "fox, watercolor --model embedded"
+
+
+@pytest.mark.asyncio
+async def test_describe_refuses_bad_images_and_unknown_models(open_world: Any) -> None:
+    async with open_world() as world:
+        refusal = await world.alice.slash(world.channel, "describe", image=("fox.png", b"no picture"))
+        assert "has a format that is not supported here" in said(refusal)
+        unknown = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)), model="sdxl")
+        assert "There is no model called sdxl here" in said(unknown)
+        await world.painter.bus.serve_describe(["embedded"], Describer())
+        none = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)))
+        assert text(none).startswith("-# Under none of the ")
+        assert not world.labels(none.response)

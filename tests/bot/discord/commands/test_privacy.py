@@ -1,0 +1,105 @@
+"""`/my-data` and `/forget-me`, used as members do."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+import discord
+import pytest
+
+from bot.discord.cards.job_cards import render_refusal
+from bot.discord.commands.member import privacy
+from bot.services.job_views.job_views import REMOVAL_SENTENCES
+
+pytestmark = pytest.mark.asyncio
+
+
+async def imagine(world: Any, who: Any, prompt: str) -> Any:
+    return await world.ended(await who.slash(world.channel, "imagine", prompt=f"{prompt} --count 1 --steps 2"))
+
+
+def text(result: Any) -> str:
+    assert result.response
+    return result.response.content
+
+
+async def wait_until_forgotten(world: Any, who: Any) -> None:
+    desk, member = world.house.services.data_deletion, f"discord:{who.id}"
+    await world.until(lambda: True)
+    while await desk.is_under_way(member):
+        await world.until(lambda: True)
+
+
+async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        await imagine(world, world.alice, "red apple")
+        await imagine(world, world.bob, "green pear")
+        result = await world.alice.slash(world.channel, "my-data")
+        assert result.ephemeral
+        assert "1 job, in `jobs.json`, and 1 picture" in text(result)
+        (attachment,) = result.response.attachments
+        with zipfile.ZipFile(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as packed:
+            exported = packed.read("jobs.json").decode()
+            (picture,) = [name for name in packed.namelist() if name != "jobs.json"]
+            assert packed.read(picture).startswith(b"\x89PNG")
+        assert [one["prompt"].partition(" --")[0] for one in json.loads(exported)["jobs"]] == ["red apple"]
+        assert "pear" not in exported
+        assert "token" not in exported
+        monkeypatch.setattr(privacy, "MAX_EXPORT_BYTES", 1500)
+        small = await world.alice.slash(world.channel, "my-data")
+        assert "too large to be sent here" in text(small) or text(small).startswith(render_refusal("")[:1])
+
+
+async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(open_world: Any) -> None:
+    async with open_world() as world:
+        mine, other = await imagine(world, world.alice, "red apple"), await imagine(world, world.bob, "green pear")
+        job = next(view for view in await world.studio.load_recent() if "red apple" in view.prompt).id
+        question = await world.alice.slash(world.channel, "forget-me")
+        assert question.ephemeral
+        assert "That is 1 job with their pictures" in text(question)
+        assert "Blocks and moderators' decisions stay." in text(question)
+        assert "red apple" in mine.content, "nothing is deleted yet"
+        await world.restart()
+        await world.alice.click(question.response, label="Remove everything")
+        assert "under way: 1 job" in text(question)
+        assert not question.response.components
+        await wait_until_forgotten(world, world.alice)
+        message_ids = [message.id for message in world.channel.history()]
+        assert mine.id not in message_ids
+        assert other.id in message_ids
+        assert await world.house.store.get_job(job) is None
+        old_message = await world.client.get_partial_messageable(world.channel.id, guild_id=world.guild.id).send(
+            "left", view=make_button_view(f"reroll:{job}")
+        )
+        reply = await world.bob.click(old_message, custom_id=f"reroll:{job}")
+        assert text(reply) == render_refusal(REMOVAL_SENTENCES["forgotten"])
+        again = await world.alice.slash(world.channel, "forget-me")
+        assert "That is 0 jobs" in text(again)
+
+
+def make_button_view(custom_id: str) -> discord.ui.View:
+    view = discord.ui.View(timeout=None)
+    view.add_item(discord.ui.Button(label="again", custom_id=custom_id))
+    view.stop()
+    return view
+
+
+async def test_forget_me_cancels_running_jobs_and_passes_over_a_message_it_cannot_delete(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.stand_at = 1
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple --count 1")
+        await world.until(lambda: not world.painter.going.is_set())
+        identity = result.response.id
+        await world.house.services.deliveries.update_address(
+            (await world.studio.load_queue(None))[0].id, channel="1", token=""
+        )
+        question = await world.alice.slash(world.channel, "forget-me")
+        await world.alice.click(question.response, label="Remove everything")
+        await wait_until_forgotten(world, world.alice)
+        assert await world.studio.load_queue(None) == []
+        assert identity in [message.id for message in world.channel.history()], "the bot cannot find it to delete it"

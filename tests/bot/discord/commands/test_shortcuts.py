@@ -1,0 +1,195 @@
+"""`/mix`, shortcuts to a preference, films in every direction and format, `/shorten` and `/walk`."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bot.discord.commands.generation.mix import mix_prompts
+from bot.discord.commands.generation.walk import join_prompts
+from bot.domain.errors import UserError
+from bot.images.films.formats import available_formats
+from engine.bus import Bus
+from shared.discord_jobs import made
+from shared.discord_staff import said, text
+
+
+async def newest_view(world: Any) -> Any:
+    return (await world.studio.load_recent())[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "weight", "prompt"),
+    [
+        ("a cat", "a dog", 0.5, "a cat::0.5 a dog::0.5 --mix"),
+        ("a cat --ar 3:2", "a dog --no fog", 0.7, "a cat::0.7 a dog::0.3 --ar 3:2 --no fog --mix"),
+        (" a  cat ", "a dog", 1 / 3, "a cat::0.333 a dog::0.667 --mix"),
+    ],
+)
+def test_a_mix_is_one_prompt_with_the_flags_of_both(first: str, second: str, weight: float, prompt: str) -> None:
+    assert mix_prompts(first, second, weight) == prompt
+
+
+@pytest.mark.parametrize(("first", "reason"), [("a:: b::2", "Leave out the weights"), ("--ar 3:2", "needs words")])
+def test_a_mix_refuses_weights_and_empty_prompts(first: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        mix_prompts(first, "a dog", 0.5)
+
+
+@pytest.mark.asyncio
+async def test_mix_puts_both_prompts_with_their_weights_into_one_recipe(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.ended(await world.alice.slash(world.channel, "mix", first="a cat", second="a dog", weight=0.75))
+        recipe = (await newest_view(world)).recipe
+        assert recipe.mixed
+        cat, dog = recipe.concepts
+        assert (cat.text, dog.text) == ("a cat", "a dog")
+        assert cat.weight == pytest.approx(3 * dog.weight)
+
+
+@pytest.mark.asyncio
+async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        preferences = world.client.services.preferences
+        for command, name, value in (
+            ("relax", "speed", "relaxed"), ("fast", "speed", "fast"), ("stealth", "results", "private"),
+            ("public", "results", "public"),
+        ):  # fmt: skip
+            result = await world.alice.slash(world.channel, command)
+            assert result.ephemeral
+            assert f"**{value}**" in text(result)
+            assert getattr(await preferences.of(f"discord:{world.alice.id}"), name) == value
+        before = await preferences.of(f"discord:{world.alice.id}")
+        answer = text(await world.alice.slash(world.channel, "turbo"))
+        assert "no third speed" in answer
+        assert "`--fast` behind a prompt draws it in 30 steps" in answer
+        assert await preferences.of(f"discord:{world.alice.id}") == before
+
+
+@pytest.mark.asyncio
+async def test_a_film_plays_in_each_direction_and_has_the_requested_format(open_world: Any) -> None:
+    async with open_world() as world:
+        await made(world, count=2)
+        job = (await newest_view(world)).id
+        for way, kind in (("developing", "gif"), ("dissolving", "webp"), ("both", "gif")):
+            reply = await world.bob.slash(world.channel, "film", job=job, format=kind, kind=way, picture=2)
+            (attachment,) = reply.response.attachments
+            assert attachment.filename.endswith(kind)
+            film = Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url)))
+            assert film.format == kind.upper()
+            assert getattr(film, "n_frames", 1) > 1, way
+        wrong = await world.bob.slash(world.channel, "film", job=job, kind="dissolving", picture=4)
+        assert "no such picture" in said(wrong)
+        for kind in {"avif", "mp4"} - set(available_formats()):
+            refusal = await world.bob.slash(world.channel, "film", job=job, format=kind)
+            assert "cannot be made here" in text(refusal)
+            assert refusal.ephemeral
+
+
+WEIGHTS = {"apple": 9.0, "red": 4.0, "table": 3.0}
+
+
+async def embed(texts: Sequence[str]) -> list[list[float]]:
+    """Bags of words: each of three words is an axis, and all others hardly move the vector."""
+    found: list[list[float]] = []
+    for one in texts:
+        words = one.split()
+        row = [*(weight * (word in words) for word, weight in WEIGHTS.items()), 0.01 * len(words) + 1e-9]
+        length = math.hypot(*row)
+        found.append([value / length for value in row])
+    return found
+
+
+async def serve_text_encoder(world: Any) -> Bus:
+    """Start a worker that embeds text."""
+    bus: Bus = world.painter.bus
+    task = asyncio.create_task(bus.serve_embed(embed))
+    world.tasks.append(task)
+    return bus
+
+
+@pytest.mark.asyncio
+async def test_shorten_weighs_words_and_a_shorter_prompt_is_imagined_after_a_restart(open_world: Any) -> None:
+    async with open_world() as world:
+        prompt = "a very red `apple` upon (the:1.2) table, in soft light --ar 2:1 --count 1"
+        without_worker = await world.alice.slash(world.channel, "shorten", prompt=prompt)
+        assert "No worker that understands text is online" in said(without_worker)
+        await serve_text_encoder(world)
+        reply = await world.alice.slash(world.channel, "shorten", prompt=prompt.replace("`", ""))
+        assert reply.ephemeral
+        assert "**apple**" in text(reply).split(" · ")[0], "the heaviest comes first"
+        assert "No picture was made for this" in text(reply)
+        assert world.labels(reply.response) == [f"Imagine {number}" for number in range(1, 6)]
+        await world.restart()
+        await world.ended(await world.alice.click(reply.response, label="Imagine 5"))
+        view = await newest_view(world)
+        assert view.prompt.startswith("red apple")
+        assert view.recipe.width == 2 * view.recipe.height, "flags stay"
+        assert view.recipe.count == 1
+
+
+@pytest.mark.asyncio
+async def test_shorten_refuses_unsuitable_prompts(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        for prompt, reason in (
+            ("apple --ar 3:2", "fewer than two words"), ("{red, green} apple", "leave out the braces"),
+            ("a " * 130, "At most 126 words"), ("an apple --stepps 4", "no flag"),
+        ):  # fmt: skip
+            refusal = await world.alice.slash(world.channel, "shorten", prompt=prompt)
+            assert reason in text(refusal), prompt
+
+
+@pytest.mark.asyncio
+async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.alice.slash(world.channel, "walk", **{"from": "a cat --seed 7", "to": "a dog", "frames": 6})
+        await world.until(lambda: len(world.painter.done) == 2)
+        views = await world.studio.load_recent()
+        await world.until(lambda: not world.house.active_jobs.by_id)
+        views = await world.studio.load_recent()
+        assert sorted(view.recipe.walk.first for view in views) == [0, 4]
+        assert {view.recipe.seed for view in views} == {7}
+        [last] = [view for view in views if view.walk]
+
+        def names() -> set[str]:
+            messages = world.env.backend.messages[world.channel.id].values()
+            return {file["filename"] for message in messages for file in message.attachments}
+
+        await world.until(lambda: f"darkroom-{last.id}-walk.webp" in names())
+        [other] = [view for view in views if not view.walk]
+        reply = await world.bob.slash(world.channel, "film", job=other.id, kind="walk", format="gif")
+        [film] = reply.response.attachments
+        assert film.filename.endswith("-film.gif")
+
+
+@pytest.mark.asyncio
+async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        await world.restart()
+        replies = [await world.bob.click(grid, label="Walk") for _ in range(2)]
+        assert "already on its way" in text(replies[1])
+        await world.until(lambda: len(world.painter.done) == 5)
+        await world.until(lambda: not world.house.active_jobs.by_id)
+        views = [view for view in await world.studio.load_recent() if view.action == "walk"]
+        assert sorted(view.recipe.walk.first for view in views) == [0, 4, 8, 12]
+        assert {view.recipe.walk.noises for view in views} == {(7, 8)}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "prompt"),
+    [
+        ("a cat", "a dog", "a cat --frames 12 --walk a dog"),
+        ("a cat --ar 3:2", " a  dog --no fog", "a cat --ar 3:2 --no fog --frames 12 --walk a dog"),
+    ],
+)
+def test_an_interpolation_is_one_prompt_with_the_flags_of_both(start: str, end: str, prompt: str) -> None:
+    assert join_prompts(start, end, 12) == prompt
+    with pytest.raises(UserError, match="need words"):
+        join_prompts(start, "--no fog", 12)

@@ -1,0 +1,148 @@
+"""Forms and cards about a job against Discord's schema, whatever members wrote; and how a sent form is read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import discord
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simcord.components import validate_components, validate_modal, walk_components
+
+from bot.discord.attachments import UploadedFile
+from bot.discord.cards import button_layout, job_cards
+from bot.discord.components import reports
+from bot.discord.components.buttons import build_view
+from bot.discord.components.edit_form import build_edit_form
+from bot.discord.components.forms import FormSubmission, form_id, parse_submission
+from bot.discord.components.keyframe_menu import KeyframeMenu, build_branch_form
+from bot.discord.components.more_menu import PictureMenu
+from bot.discord.components.variations import FORM_TITLES, build_remix_form
+from bot.domain.dto import PictureRef
+from bot.prompt import parse
+from bot.prompt.concepts import clean_prompt
+from bot.prompt.permutations import escape_braces
+from bot.services.moderation.moderation import MAX_REASON, Report
+from engine.contract import UpscaleTask
+from loopback.known_deviations import unexplained
+from loopback.openapi import FILE, Judge
+from shared.sample_views import JOB, a_recipe, a_view
+
+NASTY = "@everyone <@5> **x** {a, b} \\{c\\} [a](http://b.c) `y` \u202e"
+words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)
+
+
+@settings(max_examples=50, deadline=None)
+@given(words, words, st.sampled_from(sorted(FORM_TITLES)), st.sampled_from([None, 0, 3]))
+def test_a_remix_form_is_within_discords_limits(prompt: str, negative: str, how: Any, index: int | None) -> None:
+    recipe = a_recipe(4)
+    view = a_view(prompt=prompt, recipe=type(recipe)(**{**fields_of(recipe), "negative": negative[:2000]}))
+    modal = build_remix_form(view, how, index).to_dict()
+    validate_modal(modal)
+    assert len(modal["title"]) <= 45
+    for node in walk_components(modal["components"]):
+        assert len(node.get("value") or "") <= 2000
+        assert len(node.get("label") or "") <= 45
+        assert len(node.get("description") or "") <= 100
+
+
+def fields_of(recipe: Any) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in recipe.__struct_fields__}
+
+
+@settings(max_examples=200, deadline=None)
+@given(words)
+def test_a_prompt_in_a_form_is_taken_literally(text: str) -> None:
+    """A prompt that is sent unchanged is one job with the same words."""
+    cleaned = clean_prompt(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
+    if not cleaned.strip() or len(escape_braces(cleaned)) > 2000 or "\\" in cleaned or clean_prompt(cleaned) != cleaned:
+        return  # a second repair of mojibake may change more
+    parsed = parse(escape_braces(cleaned), None)
+    assert len(parsed.prompts) == 1
+    assert parsed.prompts[0].words == " ".join(cleaned.split())
+
+
+def make_report(**changes: str) -> Report:
+    values = {"author": NASTY, "reporter": NASTY, "reason": "x" * MAX_REASON, **changes}
+    return Report(12, "discord:1", "5", JOB, values["author"], values["reporter"], values["reason"])
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="Discord's OpenAPI file is not here")
+@pytest.mark.asyncio
+async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
+    judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
+    for how in FORM_TITLES:
+        judge.hear("POST", callback, {}, {"type": 9, "data": build_remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
+    others = (
+        reports.build_report_form(JOB),
+        build_edit_form(a_view(prompt=NASTY), 3),
+        build_branch_form(a_view(prompt=NASTY), 3, 1000),
+    )
+    for modal in others:
+        validate_modal(modal.to_dict())
+        judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
+    shots = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    several = a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3), prompt=NASTY)
+    upscale = a_view(recipe=UpscaleTask(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
+    found = [
+        job_cards.render_ended(several),
+        job_cards.render_ended(upscale),
+        reports.render_report(make_report(), "https://discord.com/1"),
+    ]
+    for items in ([PictureMenu(JOB, index) for index in range(4)], [KeyframeMenu(JOB, 3, range(1, 13), 12)]):
+        menus = discord.ui.View(timeout=None)
+        for item in items:
+            menus.add_item(item)
+        validate_components(menus.to_components(), flags=0)
+        body = {"content": "which", "components": menus.to_components(), "allowed_mentions": {"parse": []}}
+        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+        menus.stop()
+    for card in [*found, job_cards.Card("Delete?", button_layout.build_confirm_rows(JOB))]:
+        view = build_view(card)
+        assert view
+        validate_components(view.to_components(), flags=0)
+        assert len(card.content) <= job_cards.MAX_CONTENT
+        body = {"content": card.content, "components": view.to_components(), "allowed_mentions": {"parse": []}}
+        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+        view.stop()
+    assert unexplained(judge.findings) == []
+
+
+def test_a_report_card_quotes_members_without_harm() -> None:
+    content = reports.render_report(make_report(reason=NASTY), "").content
+    for wrong in ("@everyone", "<@5>", "**x**", "\u202e"):
+        assert wrong not in content
+
+
+def make_interaction(custom_id: str, kind: discord.InteractionType = discord.InteractionType.modal_submit) -> Any:
+    node = {"type": 18, "component": {"type": 4, "custom_id": "prompt", "value": "pear"}}
+    return SimpleNamespace(type=kind, data={"custom_id": custom_id, "components": [node]})
+
+
+def test_a_sent_form_is_read_by_its_id() -> None:
+    assert parse_submission(make_interaction(form_id("remix", JOB, "subtle", 3))) == FormSubmission(
+        "remix", JOB, "subtle", 3, {"prompt": "pear"}
+    )
+    assert parse_submission(make_interaction(form_id("report", JOB))) == FormSubmission(
+        "report", JOB, "", None, {"prompt": "pear"}
+    )
+    at_a_keyframe = FormSubmission("branch", JOB, "", 3, {"prompt": "pear"}, 1000)
+    assert parse_submission(make_interaction(form_id("branch", JOB, "", 3, 1000))) == at_a_keyframe
+    for other in (f"remix:{JOB}", f"remix-form:{JOB[:-1]}:same", f"remix-form:{JOB}:same:x", "settings:save", ""):
+        assert parse_submission(make_interaction(other)) is None
+    assert parse_submission(make_interaction(form_id("remix", JOB), discord.InteractionType.component)) is None
+
+
+def test_a_form_reads_only_its_own_file_with_url_and_size() -> None:
+    interaction = make_interaction(form_id("edit", JOB, index=1))
+    interaction.data["components"] = [
+        {"type": 18, "component": {"type": 19, "custom_id": "mask", "values": ["7", "8"]}}
+    ]
+    attachment = {"id": "7", "url": "https://cdn.example/7", "size": 12, "filename": "m.png"}
+    interaction.data["resolved"] = {"attachments": {"7": attachment, "9": attachment}}
+    form = parse_submission(interaction)
+    assert form is not None
+    assert form.files == {"mask": (UploadedFile("https://cdn.example/7", 12, "m.png"),)}
+    assert form.fields == {"mask": ""}

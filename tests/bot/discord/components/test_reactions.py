@@ -1,0 +1,228 @@
+"""Reactions: an envelope sends the pictures, a cross cancels or deletes, and all others cost nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import discord
+import pytest
+from simcord.builders import ChannelHandle
+
+from bot.discord.components.reactions import MAX_REACTIONS, WINDOW_SECONDS, ReactionLimiter
+from bot.domain.errors import UserError
+from shared.discord_jobs import made, moderator
+
+pytestmark = pytest.mark.asyncio
+
+ENVELOPE, CROSS = "✉️", "❌"
+
+
+def direct_messages(actor: Any) -> list[Any]:
+    channel = actor.user.dm_channel
+    return list(channel.history()) if channel is not None else []
+
+
+async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, seed=7)
+        (view,) = await world.studio.load_recent()
+        await world.bob.react(grid, ENVELOPE)
+        (direct_message,) = await world.until(lambda: direct_messages(world.bob))
+        assert [one.filename for one in direct_message.attachments] == [
+            f"darkroom-{view.id}-{n}.png" for n in (1, 2, 3, 4)
+        ]
+        assert [one.description for one in direct_message.attachments] == ["red apple"] * 4
+        for part in ("red apple", "alice", "Seed: 7", view.id, str(grid.id)):
+            assert part in direct_message.content
+        assert world.env.backend.cdn.get(direct_message.attachments[2].url) == await world.studio.load_picture(
+            view.id, 2
+        )
+        assert direct_messages(world.alice) == []
+
+
+async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        (view,) = await world.studio.load_recent()
+        await world.until(lambda: world.painter.done)
+        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        message = result.response.id
+        for actor in (world.bob, moderator(world)):
+            await world.client.reactions.added(make_reaction(world, message, actor, ENVELOPE))
+            assert direct_messages(actor) == []
+        await world.client.reactions.added(make_reaction(world, message, world.alice, ENVELOPE))
+        assert view.id in direct_messages(world.alice)[0].content
+
+
+def make_reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None, **changes: Any) -> Any:
+    """A raw reaction event of a member of the server."""
+    there = world.client.get_guild((guild or world.guild).id)
+    payload: Any = {
+        "id": str(actor.id), "username": actor.name, "discriminator": "0", "avatar": None, "global_name": None,
+    }  # fmt: skip
+    member = discord.Member(
+        data={
+            "user": payload, "flags": 0, "joined_at": None, "premium_since": None, "deaf": False, "mute": False,
+            "roles": [str(each) for each in world.env.backend.get_guild(there.id).members[actor.id].role_ids],
+        },
+        guild=there, state=world.client._connection,
+    )  # fmt: skip
+    values = {
+        "emoji": discord.PartialEmoji(name=sign), "user_id": actor.id, "member": member, "guild_id": there.id,
+        "message_id": message, "channel_id": world.channel.id, "message_author_id": world.client.user.id,
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_one(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.stand_at = 3
+        running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
+        await world.bob.react(running.message, CROSS)
+        (view,) = await world.studio.load_recent()
+        assert not view.cancelling
+        await world.alice.react(running.message, CROSS)
+        await world.until(lambda: "ancelled" in world.message(running.id).content)
+        world.painter.stand_at = None
+        world.painter.going.set()
+
+        grid = await made(world, seed=7)
+        view = (await world.studio.load_recent())[0]
+        await world.bob.react(grid, CROSS)
+        assert (await world.studio.load_view(view.id)).deleted is None
+        await world.alice.react(grid, CROSS)
+        await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
+        with pytest.raises(UserError, match="deleted"):
+            await world.studio.load_view(view.id)
+
+
+async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
+    async with open_world() as world:
+        may = discord.PermissionOverwrite(manage_messages=True)
+        world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
+        grid, mo = await made(world, seed=7), moderator(world)
+        await world.bob.react(grid, CROSS)
+        assert (await world.studio.load_recent())[0].deleted is None, (
+            "a permission in one channel makes no moderator of the server"
+        )
+        await mo.react(grid, CROSS)
+        await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
+
+
+async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        grid = await made(world, seed=7)
+        bobs_message = await world.bob.send(world.channel, "hello")
+        lookups: list[str] = []
+        job_at = world.deliveries.find_job
+
+        async def count_lookup(message: str) -> str | None:
+            lookups.append(message)
+            return await job_at(message)
+
+        monkeypatch.setattr(type(world.deliveries), "find_job", lambda _, message: count_lookup(message))
+        before = len(world.env.http_requests)
+        for sign in (CROSS, ENVELOPE):
+            event = make_reaction(world, bobs_message.id, world.alice, sign, message_author_id=world.bob.id)
+            await world.client.reactions.added(event)
+        await world.alice.react(grid, "👍")
+        robot = world.guild.add_member(world.env.create_user("robot", bot=True))
+        await robot.react(grid, CROSS)
+        assert lookups == [], "the event says whose message it is"
+        unknown = make_reaction(world, bobs_message.id, world.alice, CROSS, message_author_id=None)
+        await world.client.reactions.added(unknown)
+        assert lookups == [str(bobs_message.id)]
+        assert len(world.env.http_requests) == before
+        assert (await world.studio.load_recent())[0].deleted is None
+
+
+async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, seed=7, count=1)
+        for _ in range(100):
+            await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
+        assert len(direct_messages(world.bob)) == MAX_REACTIONS
+
+
+async def test_the_reaction_limit_resets_and_is_per_member() -> None:
+    now = [0.0]
+    turns = ReactionLimiter(lambda: now[0])
+    assert [turns.allow(1) for _ in range(MAX_REACTIONS + 1)] == [*[True] * MAX_REACTIONS, False]
+    assert turns.allow(2)
+    now[0] = WINDOW_SECONDS + 0.1
+    assert turns.allow(1)
+
+
+async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_world() as world:
+        grid = await made(world, seed=7, count=1)
+        world.env.inject_error(
+            "POST", "/channels/*/messages", status=403, code=50007, message="Cannot send messages to this user",
+            times=None,
+        )  # fmt: skip
+        with caplog.at_level(logging.INFO, "bot.discord.components.reactions"):
+            for _ in range(3):
+                await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
+        assert caplog.text.count("could not be sent") == 1
+        assert direct_messages(world.bob) == []
+
+
+async def test_reactions_work_in_a_direct_message(open_world: Any) -> None:
+    async with open_world() as world:
+        user = world.alice.user
+        await user.slash("imagine", prompt="red apple")
+        await world.until(lambda: world.painter.done)
+        await world.until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
+        message = user.dm_channel.history()[-1]
+        await user.set_reaction(message, ENVELOPE, reacted=True)
+        await world.until(lambda: len(user.dm_channel.history()) == 2)
+        await user.set_reaction(message, CROSS, reacted=True)
+        await world.until(lambda: message.id not in {one.id for one in user.dm_channel.history()})
+
+
+async def test_reactions_work_in_a_thread(open_world: Any) -> None:
+    async with open_world() as world:
+        created = world.env.backend.create_thread(world.channel.id, "apples", world.alice.id, type=11)
+        created.thread_members[world.client.user.id] = world.env.backend.now_iso()
+        thread = ChannelHandle(world.env, world.guild, created)
+        result = await world.alice.slash(thread, "imagine", prompt="red apple")
+        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        message = result.response.message
+        await world.bob.react(message, ENVELOPE)
+        await world.until(lambda: direct_messages(world.bob))
+        await world.bob.react(message, CROSS)
+        assert message.id in {one.id for one in thread.history()}
+        await moderator(world).react(message, CROSS)
+        await world.until(lambda: message.id not in {one.id for one in thread.history()})
+
+
+async def test_reactions_from_another_server_have_no_effect(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, seed=7)
+        elsewhere = world.env.create_guild("Elsewhere")
+        dora = elsewhere.add_member(world.env.create_user("dora"))
+        await asyncio.sleep(0)
+        for sign in (ENVELOPE, CROSS):
+            await world.client.reactions.added(make_reaction(world, grid.id, dora, sign, elsewhere))
+        assert direct_messages(dora) == []
+        assert (await world.studio.load_recent())[0].deleted is None
+
+
+async def test_an_internal_error_is_logged_and_contained(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        grid = await made(world, seed=7)
+
+        async def broken(*_: object) -> str:
+            raise OSError("the disk is away")
+
+        monkeypatch.setattr(type(world.deliveries), "find_job", broken)
+        await world.alice.react(grid, CROSS)
+        assert "a reaction to message" in caplog.text

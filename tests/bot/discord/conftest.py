@@ -1,0 +1,180 @@
+"""The whole app for the Discord tests: real SQLite, real nats-server, real studio; the worker paints solid colours."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import discord
+import pytest
+import simcord
+from blockbuster import BlockBuster
+
+from bot.app.settings import load_settings
+from bot.app.wiring import open_app
+from bot.discord.client import DarkroomClient
+from bot.discord.delivery.courier import Courier
+from bot.discord.delivery.discord_api import MessageClient
+from bot.images.uploads.image_links import FileUnavailable
+from engine.bus import Bus
+from engine.bus.broker.embedded import Broker
+from shared.painter import Painter, stop
+
+if TYPE_CHECKING:
+    from simcord.actors import MemberActor
+    from simcord.builders import ChannelHandle, GuildHandle
+    from simcord.results import InteractionResult
+
+    from bot.app.wiring import App
+    from bot.services import Services
+    from bot.services.job_views.deliveries import Deliveries
+    from bot.services.jobs.job_service import JobService
+
+mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
+
+
+class Uploads:
+    """Downloads from the simulated Discord; `more` adds files by their real URLs."""
+
+    def __init__(self) -> None:
+        self.env: simcord.Env | None = None
+        self.more: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+
+    async def __call__(self, url: str, most: int) -> bytes:
+        self.fetched.append(url)
+        found = self.more.get(url) or (self.env.backend.cdn.get(url) if self.env else None)
+        if found is None:
+            raise FileUnavailable
+        assert len(found) <= most
+        return found
+
+
+@dataclass
+class World:
+    """One server with two members, the bot in it, and the whole app behind the bot."""
+
+    house: App
+    client: DarkroomClient
+    painter: Painter
+    folder: Path
+    uploads: Uploads = field(default_factory=Uploads)
+    env: simcord.Env = field(init=False)
+    guild: GuildHandle = field(init=False)
+    channel: ChannelHandle = field(init=False)
+    alice: MemberActor = field(init=False)
+    bob: MemberActor = field(init=False)
+    courier: asyncio.Task[None] = field(init=False)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def furnish(self, env: simcord.Env) -> None:
+        self.env = self.uploads.env = env
+        self.guild = env.create_guild()
+        self.channel = self.guild.create_text_channel("pictures")
+        self.alice, self.bob = (self.guild.add_member(env.create_user(name)) for name in ("alice", "bob"))
+
+    async def online(self) -> None:
+        """Start the worker and wait until the app sees it."""
+        self.tasks.append(asyncio.create_task(self.painter.run()))
+        await self.until(lambda: self.studio.live_workers())
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            await stop(task)
+
+    @property
+    def studio(self) -> JobService:
+        return self.house.jobs
+
+    @property
+    def deliveries(self) -> Deliveries:
+        return self.house.services.deliveries
+
+    async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
+        """Wait until `what` is true, and return it. A dead courier raises at once."""
+        deadline = time.perf_counter() + seconds
+        while not (found := what()):
+            for task in self.tasks:
+                if task.done():
+                    task.result()
+            assert time.perf_counter() < deadline, f"not in {seconds} s"
+            await asyncio.sleep(0.02)
+        return found
+
+    def message(self, message_id: int) -> discord.Message:
+        return next(each for each in self.channel.history() if each.id == message_id)
+
+    async def ended(self, result: InteractionResult) -> discord.Message:
+        """Wait until the job is over, when no Cancel button is left, and return the answer's message."""
+        assert result.response
+        identity = result.response.id
+        return await self.until(lambda: (m := self.message(identity)) and "Cancel" not in self.labels(m) and m)
+
+    @staticmethod
+    def labels(message: Any) -> list[str]:
+        """The button labels of a message or of an interaction's response."""
+        rows = [row if isinstance(row, dict) else row.to_dict() for row in message.components]
+        return [button.get("label") or button["emoji"]["name"] for row in rows for button in row["components"]]
+
+    def begin(self) -> None:
+        """Start a courier for the client, outside the bot's scope and before the bot, as in `serve`."""
+        self.courier = asyncio.create_task(Courier(self.house.services, MessageClient(self.client)).run())
+        self.tasks.append(self.courier)
+
+    async def stop_courier(self) -> None:
+        self.tasks.remove(self.courier)
+        await stop(self.courier)
+
+    async def restart(self) -> None:
+        """Kill the bot and start another."""
+        if self.courier in self.tasks:
+            await self.stop_courier()
+        self.client = create_client(self.house.services, self.folder)
+        self.begin()
+        await self.env.restart_bot(self.client)
+
+
+def create_client(desk: Services, folder: Path) -> DarkroomClient:
+    return DarkroomClient(desk, folder / "synced", shard_count=1)
+
+
+@asynccontextmanager
+async def start_app(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[App, Painter]]:
+    """An open app, and a worker that does not run yet."""
+    async with AsyncExitStack() as stack:
+        watch.deactivate()  # opening the app may block: nothing else runs yet
+        broker = await stack.enter_async_context(Broker(folder / "nats"))
+        bus, worker_bus = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
+        for each in (bus, worker_bus):
+            await each.declare()
+            stack.push_async_callback(each.close)
+        house = await stack.enter_async_context(open_app(load_settings(data=folder), bus, fetch_upload=uploads))
+        watch.activate()
+        yield house, Painter(worker_bus)
+
+
+@asynccontextmanager
+async def start_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        uploads = Uploads()
+        house, painter = await stack.enter_async_context(start_app(folder, watch, uploads))
+        client = create_client(house.services, folder)
+        world = World(house, client, painter, folder, uploads)
+        stack.push_async_callback(world.close)
+        if worker:
+            await world.online()
+        world.begin()
+        world.furnish(await stack.enter_async_context(simcord.run(client, settle_timeout=10.0)))
+        yield world
+
+
+@pytest.fixture
+def open_world(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[..., Any]:
+    """`async with open_world() as world`."""
+    return lambda **options: start_world(tmp_path, event_loop_stays_free, **options)

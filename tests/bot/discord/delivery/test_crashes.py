@@ -1,0 +1,126 @@
+"""The bot dies before and after each request and each write about a final card: nothing is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from simcord.http.client import FakeHTTPClient
+
+from bot.domain.dto import Member
+
+pytestmark = pytest.mark.asyncio
+
+WRITES = ("add", "moved", "delivered", "lost")
+MAX_POINTS = 80  # crash points of one job's end
+ROUNDS = 3  # concurrent tasks change their order: a point may be hit twice, and another missed
+
+
+class CrashPoint:
+    """Counts the courier's actions and blocks for ever at one of them: there the test kills it."""
+
+    def __init__(self, point: int) -> None:
+        self.left = point
+        self.dead = asyncio.Event()
+        self.at = ""
+
+    async def run(self, name: str, act: Callable[[], Awaitable[Any]]) -> Any:
+        await self._count(f"before {name}")
+        result = await act()
+        await self._count(f"after {name}")
+        return result
+
+    async def _count(self, name: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.at = name
+            self.dead.set()
+        if self.left <= 0:
+            await asyncio.Event().wait()
+
+
+def patch_call(owner: Any, name: str, crash_points: list[CrashPoint], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run calls of `owner.name` through the last crash point, if there is one."""
+    act = getattr(owner, name)
+
+    async def patched(*args: Any, **kwargs: Any) -> Any:
+        if not crash_points:
+            return await act(*args, **kwargs)
+        label = f"{args[1].method} {args[1].path} {args[1].channel_id or ''}".strip() if name == "request" else name
+        return await crash_points[-1].run(label, lambda: act(*args, **kwargs))
+
+    monkeypatch.setattr(owner, name, patched)
+
+
+def with_picture(messages: list[Any], job: str) -> list[Any]:
+    return [each for each in messages if any(job in one.filename for one in each.attachments)]
+
+
+async def wait_until_delivered(world: Any) -> None:
+    while await world.deliveries.list_undelivered("discord"):
+        await asyncio.sleep(0.02)
+
+
+async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: int, vanished: bool) -> str:
+    """End a job while its courier dies at that point and restarts. Return where it died, empty if it did not."""
+    world.painter.stand_at = 3
+    result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+    await world.until(lambda: "step 2 of 20" in world.message(result.response.id).content)
+    (job,) = [view.id for view in await world.studio.load_recent() if view.state == "running"]
+    if vanished:
+        world.env.backend.delete_message(world.channel.id, result.response.id)
+    crash_points.append(CrashPoint(point))
+    world.painter.stand_at = None
+    world.painter.going.set()
+    both = [asyncio.ensure_future(wait_until_delivered(world)), asyncio.ensure_future(crash_points[-1].dead.wait())]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED, timeout=40)
+    for each in both:
+        each.cancel()
+    last = crash_points.pop()
+    if last.dead.is_set():
+        while (await world.studio.load_view(job)).state != "finished":
+            await asyncio.sleep(0.02)
+        await world.restart()
+        async with asyncio.timeout(40):
+            await wait_until_delivered(world)
+    direct_messages = with_picture(world.alice.user.dm_channel.history(), job)
+    in_channel = with_picture(world.channel.history(), job)
+    assert len(direct_messages) == 1, f"{last.at}: {len(direct_messages)} direct messages"
+    assert len(in_channel) == (0 if vanished else 1), f"{last.at}: {len(in_channel)} messages in the channel"
+    if not vanished:
+        assert in_channel[0].content.startswith(f"<@{world.alice.id}>"), last.at
+        answer = world.message(result.response.id)
+        assert str(in_channel[0].id) in answer.content, f"{last.at}: the answer points to the notice"
+    return last.at
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+@pytest.mark.timeout(600)
+async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, vanished: bool
+) -> None:
+    async with open_world() as world:
+        desk, crash_points = world.house.services, []
+        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", is_admin=True)
+        await desk.rule_admin.set_rule(admin, "guild", "", "long_ping", "0")
+        preference = (
+            ("ping", "off") if vanished else ("direct", "on")
+        )  # a direct message replaces the deleted one anyway
+        await desk.preferences.prefer(f"discord:{world.alice.id}", *preference)
+        for name in WRITES:
+            patch_call(desk.deliveries, name, crash_points, monkeypatch)
+        patch_call(FakeHTTPClient, "request", crash_points, monkeypatch)
+        crashes, posts = list[str](), set[str]()
+        for _ in range(ROUNDS):
+            for point in range(1, MAX_POINTS):
+                at = await end_job_with_crash(world, crash_points, point, vanished)
+                if not at:
+                    break
+                crashes.append(at)
+            posts = {at for at in crashes if "POST" in at}
+            if len(posts) >= (4 if vanished else 6):
+                break
+        assert len(crashes) >= (10 if vanished else 20), crashes
+        assert len(posts) >= (4 if vanished else 6), crashes

@@ -1,0 +1,255 @@
+"""The settings' cards within Discord's limits, whatever rules there are and whatever text is in them."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Any
+
+import discord
+import pytest
+from discord import app_commands, ui
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simcord.components import COMPONENTS_V2_FLAG, validate_components, validate_modal, walk_components
+
+from bot.discord.settings import (
+    COMMANDS,
+    HANDLERS,
+    autocomplete,
+    cards,
+    explanations,
+    forms,
+    rule_changes,
+    texts,
+    ui_parts,
+)
+from bot.discord.settings.german import GERMAN
+from bot.domain.dto import Member
+from bot.policy.limits import Limits
+from bot.policy.rules.catalogue import SETTINGS, Setting
+from bot.policy.rules.effective_rules import resolve
+from bot.policy.rules.explanations import Explanation
+from bot.policy.rules.rule import SCOPES, Rule, RuleChange, RuleStep, RuleValue, Scope
+from loopback.known_deviations import unexplained
+from loopback.openapi import FILE, Judge
+
+GUILD = "discord:5"
+NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
+ids = st.integers(10**17, 10**19).map(str)
+
+
+def values(one: Setting) -> st.SearchStrategy[RuleValue]:
+    if one.kind == "switch":
+        return st.booleans()
+    if one.kind in ("number", "cost", "size", "seconds"):
+        return st.integers(one.minimum, one.maximum)
+    if one.kind == "choices":
+        return st.lists(st.sampled_from(one.choices), unique=True).map(tuple)
+    if one.kind in ("names", "texts"):
+        return st.lists(st.text(min_size=1, max_size=90) | st.just(NASTY), max_size=30).map(tuple)
+    if one.kind == "choice":
+        return st.sampled_from(one.choices)
+    return st.text(min_size=1, max_size=300) | st.just(NASTY[:300]) if one.kind == "text" else ids
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    one = SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))]
+    scope: Scope = draw(st.sampled_from(one.scopes))
+    subject = "" if scope in ("house", "guild") else draw(ids)
+    return Rule(scope, f"discord:{subject}" if scope == "user" else subject, one.name, draw(values(one)), GUILD)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> RuleChange:
+    found = draw(st.lists(rules(), max_size=12))
+    steps = tuple(RuleStep(r.scope, r.subject, r.setting, draw(st.none() | st.just(r.value)), r.value) for r in found)
+    name = draw(st.text(max_size=128) | st.just(NASTY[:128]))
+    what = draw(st.sampled_from(sorted(texts.ACTION_VERBS)))
+    return RuleChange(
+        draw(st.integers(1, 10**9)), GUILD, 1.7e9, "discord:1", name, what, steps, None, draw(st.none() | ids.map(int))
+    )
+
+
+def check_card(view: ui.LayoutView) -> list[dict[str, Any]]:
+    """Assert that Discord would accept the card and that each id has a handler; return the components."""
+    components = validate_components(view.to_components(), flags=COMPONENTS_V2_FLAG)
+    found = list(walk_components(components))
+    assert len(found) <= 40
+    text = "".join(each["content"] for each in found if each["type"] == 10)
+    assert "@everyone" not in text
+    assert re.search(r"(?<!\\)\]\(", text) is None, "no link from a member"
+    for each in found:
+        if "custom_id" in each and not each.get("disabled"):
+            assert each["custom_id"].split(":")[1] in HANDLERS
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
+def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
+    terms = resolve(found, Member("", "", GUILD), Limits())
+    check_card(cards.build_overview(terms, found, cards.build_notice("✅ Something changed.", 10**9)))
+    for scope in ("channel", "role", "user"):
+        check_card(cards.build_exceptions(scope, found, page, cards.build_notice("✅ Something changed.", 10**9)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
+def test_the_history_fits(found: list[RuleChange], page: int) -> None:
+    check_card(
+        cards.build_history(
+            found, page, [1], cards.build_notice(rule_changes.describe_undo(found[0]) if found else "x")
+        )
+    )
+    for change in found:
+        check_card(cards.build_result(texts.describe_change(change), undo_number=change.number))
+        check_card(
+            cards.build_question(
+                ["## Preset", *texts.format_steps(change.steps)], ui_parts.button("Apply", "apply", "contest")
+            )
+        )
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_the_forms_of_each_setting_are_valid(name: str) -> None:
+    one = SETTINGS[name]
+    for form in (forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{2**63}", one, None)):
+        validate_modal(form.to_dict())
+        assert len(form.custom_id) <= 100
+        assert len(form.title) <= 45
+
+
+def test_the_other_forms_are_valid() -> None:
+    for scope in ("channel", "role", "user"):
+        validate_modal(forms.build_add_form(scope).to_dict())
+    validate_modal(forms.build_words_form(["a"] * 500, ["b"], "a" * 16).to_dict())
+    validate_modal(forms.build_close_form(NASTY).to_dict())
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
+def test_every_form_and_card_fits_discords_openapi_schema() -> None:
+    judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
+    every: list[ui.Modal] = [forms.build_words_form(["a"], [], "a" * 16), forms.build_close_form("x")]
+    every += [forms.build_add_form(scope) for scope in ("channel", "role", "user")]
+    for one in SETTINGS.values():
+        every += [forms.build_change_form(one, None), forms.build_rule_form("user", f"discord:{10**17}", one, None)]
+    for form in every:
+        judge.hear("POST", callback, {}, {"type": 9, "data": form.to_dict()})
+    found = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
+    terms, change = resolve(found, Member("", "", GUILD), Limits()), RuleChange(1, GUILD, 1.0, "a", "b", "set", ())
+    for view in (
+        cards.build_overview(terms, found, cards.build_notice("x", 3)), cards.build_exceptions("role", found, 0),
+        cards.build_history([change], 0, [1]), cards.build_explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
+        cards.build_result("x", undo_number=1), cards.build_question(["a"], ui_parts.button("x", "apply", "y")),
+    ):  # fmt: skip
+        body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
+        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+    assert unexplained(judge.findings) == []
+
+
+def test_every_setting_has_a_title_and_a_place() -> None:
+    assert set(texts.TITLES) == set(SETTINGS)
+    names = {
+        *texts.MEMBER_LIMITS,
+        *texts.SHARED_LIMITS,
+        *texts.SWITCHES,
+        "words",
+        "patterns",
+        "closed",
+        "blocked",
+    }
+    assert names == set(SETTINGS)
+    assert all(len(title) <= 45 for title in texts.TITLES.values())
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_suggestions_fit(name: str) -> None:
+    known = {"1": NASTY, "a" * 101: "too long to be a choice"}
+    for typed in ("", "o", "ddim, ", "xyz"):
+        found = autocomplete.suggest_values(SETTINGS[name], typed, known)
+        assert len(found) <= 25
+        assert all(1 <= len(each.name) <= 100 and 1 <= len(str(each.value)) <= 100 for each in found)
+    assert autocomplete.suggest_values(None, "", known) == []
+
+
+def test_a_list_is_completed_name_by_name() -> None:
+    found = autocomplete.suggest_values(SETTINGS["samplers"], "ddim, eu", {})
+    names = ("euler", "euler_karras", "euler_ancestral", "heun")
+    assert [each.value for each in found] == [f"ddim, {name}" for name in names]
+    assert "all" in [each.value for each in autocomplete.suggest_values(SETTINGS["samplers"], "", {})]
+
+
+def test_the_commands_are_within_discords_limits() -> None:
+    tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
+    for group in COMMANDS:
+        tree.add_command(group)
+    for group in tree.get_commands():
+        data = group.to_dict(tree)
+        length = sum(len(each[part]) for each in walk(data) for part in ("name", "description") if part in each)
+        assert length < 8000
+        assert len(data["options"]) <= 25
+        for each in walk(data):
+            assert 1 <= len(each["description"]) <= 100
+            assert set(each["name"]) <= {*string.ascii_lowercase, "_"}
+            assert len(each.get("choices") or ()) <= 25
+    assert {scope for one in SETTINGS.values() for scope in one.scopes} == set(SCOPES)
+
+
+def walk(node: Any) -> list[Any]:
+    return [node, *(each for child in node.get("options") or () for each in walk(child))]
+
+
+def test_no_german_description_is_stale_or_too_long() -> None:
+    tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
+    for group in COMMANDS:
+        tree.add_command(group)
+    descriptions = {each["description"] for group in tree.get_commands() for each in walk(group.to_dict(tree))}
+    assert set(GERMAN) <= descriptions, "a stale translation: no command has this text"
+    assert all(1 <= len(each) <= 100 for each in GERMAN.values())
+
+
+def test_no_limit_reads_the_same_everywhere() -> None:
+    most = SETTINGS["cost_month"].maximum
+    found = [Rule("guild", "", "cost_month", most, GUILD)]
+    components = check_card(cards.build_overview(resolve(found, Member("", "", GUILD), Limits()), found))
+    text = "\n".join(each["content"] for each in components if each["type"] == 10)
+    assert "Device time a month · **no limit**" in text
+    assert "### All together\nRunning · no limit\nWaiting · no limit\nTime a day · no limit" in text
+    assert "unlimited" not in str(components)
+    assert "now no limit: how many jobs of all members run at once" in str(components)
+
+
+def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
+    names = ("long_ping", "cost_day", "running")
+    lines = texts.format_steps([RuleStep("guild", "", name, None, 60) for name in names])
+    assert [line.split(":")[0] for line in lines] == [
+        "• Running at once",
+        "• Device time a day",
+        "• Ping after long jobs",
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
+def test_an_explanation_fits(found: list[Rule], reason: str) -> None:
+    each = [Explanation(one.setting, reason[:200], "", reason, one, 1.7e9, 0.5) for one in found]
+    check_card(cards.build_explanation("## What holds", explanations.build_sections(each), "5"))
+
+
+def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
+    blocked, full, half = (
+        Explanation("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD)),
+        Explanation("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0),
+        Explanation("running", "2", "1 of 2", "why", None, None, 0.5),
+    )
+    ((heading, lines), (below, rest)) = explanations.build_sections(
+        [half, full, Explanation("steps", "1000", "", "why"), blocked]
+    )
+    assert (heading, below) == ("Now", "By default")
+    assert [line.split("\n")[0] for line in lines] == [
+        "⛔ Blocked · **yes**", "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",
+        "Running at once · **1 of 2**",
+    ]  # fmt: skip
+    assert rest == ["-# Most steps · 1000"]

@@ -1,0 +1,74 @@
+"""A film shows a channel nothing that its server's rules forbid there, and is deleted with its job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import discord
+import pytest
+
+from bot.domain.dto import Member
+from shared.discord_staff import text
+
+pytestmark = pytest.mark.asyncio
+
+
+def admin(world: Any) -> Member:
+    return Member("discord:1", "Ada", f"discord:{world.guild.id}", is_moderator=True, is_admin=True)
+
+
+async def imagine(world: Any, channel: Any, prompt: str) -> str:
+    """Finish a job of alice's in `channel`, or in a direct message, and return its id."""
+    finished_before = len(world.painter.done)
+    if channel is None:
+        await world.alice.user.slash("imagine", prompt=prompt, count=1)
+    else:
+        await world.alice.slash(channel, "imagine", prompt=prompt, count=1)
+    await world.until(lambda: len(world.painter.done) > finished_before)
+    (view, *_) = await world.studio.load_recent()
+    await world.until(lambda: view.id not in world.house.active_jobs.by_id)
+    return view.id
+
+
+async def test_a_film_is_public_only_where_its_job_would_be_now(open_world: Any) -> None:
+    async with open_world() as world:
+        rules = world.house.services.rule_admin
+        art = world.guild.create_text_channel("art")
+        direct, there, here = [await imagine(world, each, "red apple") for each in (None, art, world.channel)]
+
+        async def is_public(job: str, channel: Any = world.channel) -> bool:
+            reply = await world.alice.slash(channel, "film", job=job)
+            assert len(reply.response.attachments) == 1, text(reply)
+            return not reply.ephemeral
+
+        assert await is_public(here)
+        assert not await is_public(direct), "no word filter and no picture check has seen it"
+        assert not await is_public(there), "other rules may hold there"
+        assert await is_public(there, art)
+        for setting, value in (("words", "apple"), ("results", "private"), ("check", "on"), ("patterns", "ap+le")):
+            await rules.set(admin(world), "guild", "", setting, value)
+            assert not await is_public(here), setting
+            await rules.unset(admin(world), "guild", "", setting)
+        assert await is_public(here)
+
+
+async def test_films_are_deleted_with_their_job(open_world: Any) -> None:
+    async with open_world() as world:
+        role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
+        mo = world.guild.add_member(world.env.create_user("mo"), roles=[role])
+
+        def message_ids() -> set[int]:
+            return {message.id for message in world.channel.history()}
+
+        job = await imagine(world, world.channel, "red apple")
+        films = [(await who.slash(world.channel, "film", job=job)).response for who in (world.alice, world.bob)]
+        assert message_ids() >= {film.id for film in films}
+        assert set(await world.deliveries.list_deliveries(job)) == {"answer"}, "no film is owed"
+        (entry,) = (await world.house.services.history.load_page(f"discord:{world.alice.id}", "all", 1)).kept
+        assert entry.place.where["message"] not in {str(film.id) for film in films}
+        assert "red apple" in text(await world.bob.context_menu(world.channel, "Details", films[0].message))
+        await mo.react(films[1].message, "❌")
+        await world.until(lambda: message_ids() == set())
+        assert await world.deliveries.list_films(job) == []
+        place = (await world.deliveries.list_deliveries(job))["answer"].place
+        assert not await world.deliveries.add_film(job, place), "the job was deleted while the film was rendered"

@@ -1,0 +1,251 @@
+"""Init images, blends, and edits of finished pictures, by command and by button."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from PIL import Image
+from simcord.components import walk_components
+
+from bot.discord import attachments
+from bot.discord.components.branches import MAX_KEYFRAMES, spread_steps
+from bot.discord.components.keyframe_menu import CONTINUE_HINT
+from bot.domain.dto import Destination, Member
+from bot.domain.errors import UserError
+from bot.services.init_images.request import InitImages
+from engine.contract import Branch, ImageToImage
+from shared.discord_jobs import made
+from shared.discord_staff import fields, ids, said, text
+from shared.png_upload import png
+
+pytestmark = pytest.mark.asyncio
+PICTURE, OTHER, MASK = (("a.png", png(64, 32)), ("b.png", png(32, 32, 20)), ("m.png", png(64, 32, 255)))
+SQUARE = ("m.png", png(64, 64, 255))
+
+
+async def newest_view(world: Any) -> Any:
+    return (await world.studio.load_recent())[0]
+
+
+async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, strength=0.4)
+        final = await world.ended(result)
+        start, recipe = (await newest_view(world)).recipe.start, (await newest_view(world)).recipe
+        assert isinstance(start, ImageToImage)
+        assert (start.strength, len(start.pictures), start.mask) == (0.4, 1, None)
+        assert recipe.width == 2 * recipe.height, "the init image gives the shape"
+        assert "More…" in world.labels(final)
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, mask=MASK))
+        assert (await newest_view(world)).recipe.start.mask is not None
+
+
+async def test_a_bad_init_image_mask_or_branch_is_refused_ephemerally(open_world: Any) -> None:
+    async with open_world() as world:
+
+        async def read_refusal(**options: Any) -> str:
+            result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", **options)
+            assert result.ephemeral or all(each.ephemeral for each in result.followups)
+            return "\n".join(text(each) for each in (result.response, *result.followups) if each)
+
+        assert "🚫" in await read_refusal(image=("a.png", b"no picture"))
+        assert "add that picture as image" in await read_refusal(mask=MASK)
+        assert "so it takes no image" in await read_refusal(image=PICTURE, branch="x:4")
+        assert "names no job" in await read_refusal(branch="whatever")
+        assert await world.studio.load_recent() == []
+
+
+@dataclass
+class HugeAttachment:
+    url: str = "https://cdn.discordapp.com/never"
+    size: int = attachments.MAX_FILE_BYTES + 1
+    filename: str = "huge.png"
+
+
+async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> None:
+    with pytest.raises(UserError, match=r"huge.png has 16\.0 MiB, and the limit is 16 MiB"):
+        attachments.to_remote_file(HugeAttachment())
+    attachment = HugeAttachment("https://cdn.discordapp.com/attachments/1/2/bär.png?ex=1&hm=a&", 5)
+    assert (
+        attachments.to_remote_file(attachment).url
+        == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
+    )
+    async with open_world(worker=False) as world:
+        bring = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
+        with pytest.raises(UserError, match=r"did not let me download huge\.png"):
+            await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Destination("discord"), bring=bring)
+
+
+async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
+    async with open_world() as world:
+        at = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
+        world.uploads.more[at] = png(64, 32)
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"<{at}> a lamp --iw 1"))
+        view = await newest_view(world)
+        assert (view.prompt, view.action, view.recipe.start.strength) == ("a lamp --iw 1", "imagine", 0.6)
+        assert view.recipe.width == 2 * view.recipe.height
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"{at} a lamp", image=OTHER))
+        view = await newest_view(world)
+        assert (view.action, len(view.recipe.start.pictures)) == ("blend", 2)
+        wrong = await world.alice.slash(world.channel, "imagine", prompt="https://evil.example/a.png a lamp")
+        assert wrong.ephemeral
+        assert "Only pictures that were uploaded to Discord or here" in text(wrong)
+        assert not any("evil" in url for url in world.uploads.fetched)
+
+
+async def test_blend_takes_weights_and_needs_no_prompt(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3, 1")
+        card = await world.ended(result)
+        assert card.content.startswith("**without a prompt** · alice · blended")
+        view = await newest_view(world)
+        assert view.action == "blend"
+        assert [one.weight for one in view.recipe.start.pictures] == [3, 1]
+        wrong = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3")
+        assert "one weight" in text(wrong)
+        assert wrong.ephemeral
+
+
+async def test_more_under_a_grid_offers_a_menu_for_each_picture(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        job = (await newest_view(world)).id
+        await world.restart()
+        menus = await world.bob.click(grid, label="More…")
+        assert menus.ephemeral
+        assert ids(menus) == [f"onward:{job}:0", f"onward:{job}:1"]
+        for press, action in (("zoomsome", "zoom"), ("panleft", "pan")):
+            card = await world.ended(await world.bob.select(menus.response, [press], custom_id=f"onward:{job}:1"))
+            view = await newest_view(world)
+            assert (view.action, view.parent, view.member_name) == (action, (job, 1), "bob")
+            assert view.recipe.start.mask
+            assert " 2" in card.content
+
+
+async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await world.ended(
+            await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, count=1)
+        )
+        wide = await newest_view(world)
+        assert wide.recipe.width == 2 * wide.recipe.height
+        menus = await world.bob.click(grid, label="More…")
+        await world.ended(await world.bob.select(menus.response, ["square"], custom_id=f"onward:{wide.id}:0"))
+        view = await newest_view(world)
+        assert (view.action, view.parent) == ("zoom", (wide.id, 0))
+        assert (view.recipe.width, view.recipe.height) == (64, 64)
+        assert view.recipe.start.mask
+        with pytest.raises(UserError, match="a square already"):
+            await world.studio.zoom_to_square(view.id, 0, Member("local:ann", "Ann", "local"), Destination("web"))
+
+
+async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2)
+        varied = await world.ended(await world.alice.click(grid, label="V2"))
+        view = await newest_view(world)
+        menus = await world.bob.click(varied, label="More…")
+        reply = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
+        assert reply.ephemeral
+        assert text(reply).startswith("Before: **red apple**\nAfter: **")
+        (attachment,) = reply.response.attachments
+        with Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as both:
+            assert both.width > both.height
+        await world.client.services.moderation.delete_pictures(
+            view.parent[0], Member(view.member_id, "alice", view.guild)
+        )
+        missing = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
+        assert "🚫" in said(missing)
+
+
+async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=1)
+        upscale = await world.ended(await world.alice.click(grid, label="U1"))
+        replies = [await world.alice.click(upscale, label="Zoom out 2×") for _ in range(2)]
+        assert sum("already on its way" in text(each) for each in replies) == 1
+        assert [view.action for view in await world.studio.load_recent()] == ["zoom", "upscale", "imagine"]
+
+
+async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=1)
+        first = await newest_view(world)
+        menus = await world.bob.click(grid, label="More…")
+        form = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
+        assert set(fields(form)) == {"mask", "prompt", "strength"}
+        wrong = await world.bob.submit_modal(form, {"mask": SQUARE, "prompt": "red apple", "strength": "much"})
+        assert "from 0.05 to 1" in text(wrong)
+        form = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
+        reply = await world.bob.submit_modal(form, {"mask": SQUARE, "prompt": "a worm", "strength": "0,7"})
+        await world.ended(reply)
+        view = await newest_view(world)
+        assert (view.action, view.prompt, view.parent) == ("edit", "a worm", (first.id, 0))
+        assert view.recipe.start.strength == 0.7
+        assert view.recipe.start.mask
+
+
+async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        first = await newest_view(world)
+        upscale = await world.ended(await world.alice.click(grid, label="U2"))
+        reply = await world.bob.click(upscale, label="Branch…")
+        assert reply.ephemeral
+        assert len(reply.response.attachments) == 1
+        (menu,) = (each for each in walk_components(reply.response.components) if "custom_id" in each)
+        assert menu["custom_id"] == f"rungs:{first.id}:1"
+        assert [option["value"] for option in menu["options"]] == ["4", "8", "12", "16"]
+        await world.restart()
+        form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
+        assert fields(form)["prompt"]["value"] == "red apple"
+        await world.ended(await world.bob.submit_modal(form, {"prompt": "red apple", "seed": "9", "steps": "60"}))
+        view = await newest_view(world)
+        assert (view.action, view.parent, view.prompt) == ("branch", (first.id, 1), "red apple")
+        assert (view.recipe.steps, view.recipe.start.left) == (60, 8)
+        assert (view.recipe.start.fresh, view.recipe.seed) == (True, 9)
+        form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
+        wrong = await world.bob.submit_modal(form, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""})
+        assert "cannot be changed" in text(wrong)
+
+
+async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, prompt="red apple --stop 50 --steps 40", count=1)
+        first = await newest_view(world)
+        menus = await world.bob.click(grid, label="More…")
+        reply = await world.bob.select(menus.response, ["branch"], custom_id=f"onward:{first.id}:0")
+        (menu,) = (each for each in walk_components(reply.response.components) if "custom_id" in each)
+        descriptions = [option.get("description") for option in menu["options"]]
+        assert descriptions == [*[None] * (len(descriptions) - 1), CONTINUE_HINT]
+        last = menu["options"][-1]["value"]
+        form = await world.bob.select(reply.response, [last], custom_id=menu["custom_id"])
+        await world.ended(await world.bob.submit_modal(form, {"prompt": fields(form)["prompt"]["value"]}))
+        view = await newest_view(world)
+        assert (view.action, view.recipe.start.step, view.recipe.last) == ("branch", int(last), 40)
+
+
+async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) -> None:
+    async with open_world() as world:
+        await made(world, count=2)
+        first = await newest_view(world)
+        suggestions = await world.alice.autocomplete(world.channel, "imagine", "branch", "", prompt="pear")
+        assert [each["value"] for each in suggestions] == [first.id]
+        for reference, index, step in ((f"{first.id.lower()}/2:12", 1, 12), (first.id, 0, 12), (f"{first.id}:9", 0, 8)):
+            await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a pear", branch=reference))
+            view = await newest_view(world)
+            assert (view.action, view.prompt, view.parent) == ("branch", "a pear", (first.id, index)), reference
+            assert isinstance(view.recipe.start, Branch)
+            assert view.recipe.start.step == step, reference
+
+
+@pytest.mark.parametrize("count", [1, 2, 11, 12, 13, 47, 200])
+async def test_a_branch_menu_offers_twelve_keyframes_with_the_first_and_the_last(count: int) -> None:
+    steps = list(range(4, 4 + count))
+    found = spread_steps(steps)
+    assert len(found) == len(set(found)) == min(count, MAX_KEYFRAMES)
+    assert (found[0], found[-1]) == (steps[0], steps[-1])
+    assert found == sorted(found)

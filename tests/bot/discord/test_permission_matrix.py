@@ -1,0 +1,376 @@
+"""The permission matrix through the real code: every role presses every button, form, menu and command.
+
+`bot.policy.permissions` and the roles written down here say what each press must give. The whole bot is closed for new
+pictures, so an allowed press stops at the next check: one world serves all presses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import discord
+import pytest
+from simcord.backend.errors import SetupError
+from simcord.components import walk_components
+
+from bot.discord.cards.button_layout import Button, ButtonKind
+from bot.discord.cards.job_cards import render_refusal
+from bot.discord.channel_visibility import CHANNEL_HIDDEN
+from bot.discord.components import buttons
+from bot.discord.responses import INTERNAL_ERROR
+from bot.discord.settings import HANDLERS
+from bot.domain.dto import Member
+from bot.policy.permissions import ACTIONS, PRIVATE_JOB, Action, JobRef, forbidden_reason
+from shared.discord_staff import Staff, hired
+from shared.png_upload import png
+
+pytestmark = pytest.mark.asyncio
+
+REFUSALS = (  # how the refusals of the permission table begin, as members see them
+    "Only ",
+    "That job belongs to another server",
+    "That job is private",
+    "This one is yours",
+    "That belongs to a",
+    "That job belongs to a channel",
+)
+PICTURE_PRESSES: tuple[ButtonKind, ...] = (
+    "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
+    "panup", "pandown", "edit", "branch", "square", "compare",
+)  # fmt: skip
+MAX_BUTTONS = 25  # buttons of a message
+DESTRUCTIVE: tuple[ButtonKind, ...] = ("erase",)
+
+# What each button and each form does.
+BUTTONS: Mapping[ButtonKind, Action] = {
+    "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
+    "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
+    "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
+    "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
+    "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
+    "square": "zoom", "compare": "details",
+    "walk": "walk",
+}  # fmt: skip
+FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
+# What each command does; those with options get these, {job} being the job that is acted on.
+COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
+    "imagine": ("imagine", {"prompt": "apple"}),
+    "blend": ("blend", {"image1": ("a.png", png(8, 8)), "image2": ("b.png", png(8, 8))}),
+    "mix": ("imagine", {"first": "apple", "second": "pear"}),
+    "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
+    "shorten": ("prompt", {"prompt": "a red apple"}),
+    "describe": ("describe", {"image": ("a.png", png(8, 8))}),
+    "fast": ("prefer", {}),
+    "relax": ("prefer", {}),
+    "turbo": ("prefer", {}),
+    "stealth": ("prefer", {}),
+    "public": ("prefer", {}),
+    "queue": ("queue", {}),
+    "mine": ("mine", {}),
+    "info": ("info", {}),
+    "prefer show": ("prefer", {}),
+    "prefer set": ("prefer", {"name": "speed", "value": "fast"}),
+    "prefer suffix": ("prefer", {}),
+    "prefer remix": ("prefer", {}),
+    "prefer auto_dm": ("prefer", {}),
+    "prefer option set": ("prefer", {"name": "mine", "value": "--ar 3:2"}),
+    "prefer option list": ("prefer", {}),
+    "help": ("help", {}),
+    "my-data": ("export", {}),
+    "forget-me": ("forget", {}),
+    "cancel": ("cancel", {"job": "{job}"}),
+    "reproduce": ("reproduce", {"job": "{job}"}),
+    "film": ("film", {"job": "{job}"}),
+    "settings show": ("settings", {}),
+    "settings set": ("set", {"setting": "running", "value": "3"}),
+    "settings unset": ("set", {"setting": "running"}),
+    "settings explain": ("explain", {"member": "{member}"}),
+    "settings preset": ("set", {"name": "small server"}),
+    "settings log": ("settings", {}),
+    "settings undo": ("set", {}),
+    "settings export": ("settings", {}),
+    "settings import": ("set", {"file": ("rules.yaml", b"rules: {}")}),
+    "settings close": ("close", {}),
+    "settings open": ("close", {}),
+    "settings budget": ("budget", {"guild": "1", "running": "5"}),
+    "moderation words": ("set", {}),
+    "moderation block": ("set", {"member": "{member}"}),
+    "moderation unblock": ("set", {"member": "{member}"}),
+    "moderation reports": ("set", {}),
+    "moderation incidents": ("settings", {}),
+    "moderation held": ("approve", {}),
+    "moderation check": ("set", {"switch": "off"}),
+}
+MENUS: Mapping[str, Action] = {
+    "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details", "Report": "report",
+}  # fmt: skip
+# What each press of a card of the settings does.
+CARDS: Mapping[str, Action] = {
+    "show": "settings", "page": "settings", "explain": "explain", "log": "settings", "change": "set", "add": "set",
+    "save": "set", "undo": "set", "back": "set", "presets": "set", "preset": "set", "apply": "set",
+    "export": "settings", "bring": "set", "leave": "set", "close": "close", "closed": "close", "open": "close",
+    "incidents": "settings", "shut": "settings", "words": "set", "reword": "set",
+}  # fmt: skip
+OPEN_TO_ALL = {"dismiss": "it takes a card away that one has, and changes nothing"}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who clicks, where, and as which `Member` the permission table must see them."""
+
+    name: str
+    hand: Any
+    member: Member
+    channel: Any
+    direct: bool = False
+    blind: bool = False  # cannot see the channel of the jobs
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All actors, and the jobs that they act on."""
+
+    world: Any
+    staff: Staff
+    actors: tuple[Actor, ...]
+    subjects: Mapping[str, JobRef]  # by job
+
+    def forbidden(self, action: Action, actor: Actor, job: str | None) -> str | None:
+        subject = None if job is None else self.subjects[job]
+        if subject is None or not actor.blind or subject.is_private:
+            return forbidden_reason(action, actor.member, subject, in_direct_message=actor.direct)
+        reason = forbidden_reason(
+            action, actor.member, replace(subject, is_private=True), in_direct_message=actor.direct
+        )
+        return CHANNEL_HIDDEN if reason == PRIVATE_JOB else reason
+
+    async def send_board(self, actor: Actor, ids: list[str]) -> discord.Message:
+        """Send a message with these buttons where the actor is: permissions hold on any card."""
+        view = discord.ui.View(timeout=None)
+        for each in ids:
+            view.add_item(discord.ui.Button(label=each[:40], custom_id=each))
+        view.stop()
+        if actor.direct:
+            channel = await self.world.client.create_dm(discord.Object(actor.hand.id))
+        else:
+            channel = self.world.client.get_partial_messageable(actor.channel.id, guild_id=actor.hand.guild.id)
+        return await channel.send("everything at once", view=view)
+
+    async def send_boards(self, actor: Actor, ids: list[str]) -> dict[str, discord.Message]:
+        """Send as many messages as all buttons need, and return the message of each button."""
+        parts = [ids[at : at + MAX_BUTTONS] for at in range(0, len(ids), MAX_BUTTONS)]
+        return {each: card for part in parts for card in [await self.send_board(actor, part)] for each in part}
+
+
+def make_member(hand: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
+    return replace(Member(f"discord:{hand.id}", name, guild), **dict.fromkeys(flags, True))
+
+
+async def set_up(world: Any, *, count: int = 2) -> Scene:
+    """Finish a public and a private job of the author, then close the whole bot."""
+    outside, abroad = world.guild, world.channel
+    staff = await hired(world)
+    world.painter.speed = 0.0
+    bob, tenant = (staff.guild.add_member(world.env.create_user(name), roles=[staff.crew]) for name in ("bert", "tess"))
+    may = discord.PermissionOverwrite(manage_messages=True, manage_channels=True)
+    room = staff.guild.create_text_channel("tess's room", overwrites={tenant: may})
+    unseen = {tenant: discord.PermissionOverwrite(view_channel=False)}
+    staff.channel = world.channel = staff.guild.create_text_channel("not for tess", overwrites=unseen)
+    here, author = f"discord:{staff.guild.id}", staff.member
+    prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
+    await staff.slash(author, "imagine", prompt=prompt)
+    await world.client.services.preferences.prefer(f"discord:{author.id}", "results", "private")
+    await staff.slash(author, "imagine", prompt="secret --count 1 --steps 2")
+    await world.client.services.preferences.prefer(f"discord:{author.id}", "results", "public")
+    await world.until(lambda: len(world.painter.done) == count)
+    while await world.deliveries.list_undelivered("discord"):
+        await world.until(lambda: True)
+    views = await world.studio.load_recent()
+    everywhere = Member(f"discord:{staff.keeper.id}", "keeper", "*", is_operator=True)
+    await world.client.services.rule_admin.close_guild(everywhere, "for the test")
+
+    def in_server(hand: Any, name: str, *flags: str) -> Actor:
+        return Actor(name, hand, make_member(hand, name, here, flags), staff.channel)
+
+    def in_other_server(hand: Any, name: str, *flags: str) -> Actor:
+        return Actor(f"{name} elsewhere", hand, make_member(hand, name, f"discord:{outside.id}", flags), abroad)
+
+    def in_direct_message(hand: Any, name: str, *flags: str) -> Actor:
+        member = make_member(hand, name, f"discord:dm:{hand.id}", flags)
+        return Actor(f"{name} alone with the bot", hand.user, member, None, direct=True)
+
+    actors = (
+        in_server(author, "author"),
+        in_server(bob, "member"),
+        in_server(staff.moderator, "moderator", "moderator"),
+        in_server(staff.admin, "admin", "moderator", "admin"),
+        in_server(staff.owner, "owner", "moderator", "admin", "owner"),
+        in_server(staff.keeper, "house", "house"),
+        replace(in_server(tenant, "member in a room of their own"), channel=room, blind=True),
+        in_other_server(outside.add_member(author.user), "author"),
+        in_other_server(world.alice, "stranger"),
+        in_other_server(outside.add_member(staff.keeper.user), "house", "house"),
+        in_direct_message(author, "author"),
+        in_direct_message(bob, "member"),
+        in_direct_message(staff.keeper, "house", "house"),
+    )
+    subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.private) for view in views}
+    assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
+    return Scene(world, staff, actors, subjects)
+
+
+def all_text(result: Any) -> str:
+    """All text of the bot's answer and its followups."""
+    messages = [result.response, *result.followups]
+    nodes = [node for one in messages if one for node in walk_components(one.components)]
+    return "\n".join(
+        [one.content for one in messages if one] + [node["content"] for node in nodes if node["type"] == 10]
+    )
+
+
+def check_answer(expected: str | None, result: Any, what: str) -> None:
+    """Expect this refusal, ephemeral; or, with None, no refusal of the permission table."""
+    assert result.acknowledged, what
+    content = all_text(result)
+    assert INTERNAL_ERROR not in content, what
+    if expected is not None:
+        assert content == render_refusal(expected), what
+        assert all(one.ephemeral for one in (result.response, *result.followups) if one), what
+    else:
+        assert not any(f"{start}" in content for start in REFUSALS), f"{what}: {content}"
+
+
+def button_ids(job: str, presses: tuple[ButtonKind, ...]) -> Iterator[tuple[ButtonKind, str]]:
+    for press in presses:
+        index = 0 if press in PICTURE_PRESSES else 999 if press == "dismiss" else None
+        yield press, Button(press, job, index=index).custom_id
+
+
+async def test_every_role_presses_every_button_on_public_and_private_jobs(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        assert set(get_args(ButtonKind)) == set(BUTTONS)
+        presses: tuple[ButtonKind, ...] = tuple(press for press in BUTTONS if press not in DESTRUCTIVE)
+        for actor in scene.actors:
+            for job in scene.subjects:
+                ids = dict(button_ids(job, presses))
+                cards = await scene.send_boards(actor, list(ids.values()))
+                for press, custom_id in ids.items():
+                    about = None if press == "dismiss" else job
+                    expected = scene.forbidden(BUTTONS[press], actor, about)
+                    result = await actor.hand.click(cards[custom_id], custom_id=custom_id)
+                    check_answer(
+                        expected, result, f"{press} by {actor.name}, private: {scene.subjects[job].is_private}"
+                    )
+
+
+async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world, count=10)
+        left = list(scene.subjects)
+        for actor in scene.actors:
+            card = await scene.send_board(actor, [f"erase:{left[0]}"])
+            expected = scene.forbidden("delete", actor, left[0])
+            check_answer(expected, await actor.hand.click(card, custom_id=f"erase:{left[0]}"), f"erase by {actor.name}")
+            remaining = {view.id for view in await world.studio.load_recent()}
+            assert (left[0] in remaining) == (expected is not None), actor.name
+            left = [job for job in left if job in remaining]
+        assert len(left) == 1, "the author and this bot's operator in three places each, moderator, admin, owner"
+
+
+async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
+    """Roles may change between the button and the form."""
+    async with open_world() as world:
+        scene = await set_up(world)
+        public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        member = next(actor for actor in scene.actors if actor.name == "member")
+        card = await scene.send_board(member, [f"remix:{public}", f"report:{public}", f"edit:{public}"])
+        assert set(buttons.FORM_ACTIONS) == set(FORMS)
+        words = {"prompt": "pear", "negative": ""}
+        for form, opener, values in (
+            ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
+            ("edit", "edit", {"mask": ("mask.png", png(8, 8))}),
+        ):  # fmt: skip
+            for job, subject in scene.subjects.items():
+                opening = await member.hand.click(card, custom_id=f"{opener}:{public}")
+                forged = opening.modal["custom_id"].replace(public, job).replace(f"{opener}-form", f"{form}-form")
+                opening._interaction.modal["custom_id"] = forged
+                reply = await member.hand.submit_modal(opening, values)
+                expected = scene.forbidden(FORMS[form], member, job)
+                check_answer(expected, reply, f"{form}, private: {subject.is_private}")
+
+
+async def test_every_role_types_every_command(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        names = {command.qualified_name for command in world.client.tree.walk_commands() if is_leaf(command)}
+        assert names == set(COMMANDS)
+        for actor in scene.actors:
+            for name, (action, options) in COMMANDS.items():
+                about = scene.subjects if "{job}" in options.values() else [None]
+                for job in about:
+                    expected = scene.forbidden(action, actor, job)
+                    result = await type_command(scene, actor, name, options, job)
+                    if result is not None:
+                        check_answer(expected, result, f"/{name} by {actor.name}")
+                        unlike = name == "film" and actor.channel is not scene.staff.channel
+                        assert not unlike or result.ephemeral, f"a public film from another channel, by {actor.name}"
+                    else:
+                        assert actor.direct or "elsewhere" in actor.name, "all staff see every command"
+
+
+def is_leaf(command: Any) -> bool:
+    return not hasattr(command, "walk_commands")
+
+
+async def type_command(scene: Scene, actor: Actor, name: str, options: Mapping[str, Any], job: str | None) -> Any:
+    """Type the command; None where Discord does not offer it."""
+    placeholders = {"{job}": job, "{member}": scene.world.bob.user}
+    arguments = {
+        option: placeholders.get(value, value) if isinstance(value, str) else value for option, value in options.items()
+    }
+    try:
+        if actor.direct:
+            return await actor.hand.slash(name, **arguments)
+        return await actor.hand.slash(actor.channel, name, **arguments)
+    except SetupError:
+        return None
+
+
+async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
+        public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
+        message_id = (await world.deliveries.answer_destination(public)).where["message"]
+        message = next(each for each in scene.staff.channel.history() if str(each.id) == message_id)
+        for actor in scene.actors:
+            if actor.channel is not scene.staff.channel:
+                continue
+            for name, action in MENUS.items():
+                result = await actor.hand.context_menu(actor.channel, name, message)
+                check_answer(scene.forbidden(action, actor, public), result, f"{name} by {actor.name}")
+
+
+async def test_every_role_presses_every_button_of_the_settings(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        assert set(CARDS) | set(OPEN_TO_ALL) == set(HANDLERS)
+        for actor in scene.actors:
+            verbs = [verb for verb, action in CARDS.items() if scene.forbidden(action, actor, None) is not None]
+            if not verbs:
+                continue
+            card = await scene.send_board(actor, [f"settings:{verb}:1:1" for verb in verbs])
+            for verb in verbs:
+                result = await actor.hand.click(card, custom_id=f"settings:{verb}:1:1")
+                check_answer(scene.forbidden(CARDS[verb], actor, None), result, f"settings:{verb} by {actor.name}")
+
+
+async def test_every_action_of_the_permission_table_is_covered() -> None:
+    actions = {
+        *BUTTONS.values(), *FORMS.values(), *MENUS.values(), *CARDS.values(),
+        *(action for action, _ in COMMANDS.values()),
+    }  # fmt: skip
+    assert set(ACTIONS) - actions == {"envelope", "pause"}

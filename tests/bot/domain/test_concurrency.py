@@ -1,0 +1,69 @@
+"""The limit for each member and the memory limiter: what waits, what is refused, what a cancelled task frees."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bot.domain import concurrency
+from bot.domain.concurrency import PerMemberLimit
+from bot.domain.errors import UserError
+from bot.images.uploads.memory_limiter import MemoryLimiter
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_member_waits_only_for_their_own_tasks() -> None:
+    line, order, go = PerMemberLimit(max_requests=3), list[str](), asyncio.Event()
+
+    async def one(who: str, name: str) -> None:
+        async with line.reserve(who):
+            order.append(name)
+            await go.wait()
+
+    tasks = [asyncio.create_task(one(*each)) for each in (("ann", "a1"), ("ann", "a2"), ("ann", "a3"), ("bob", "b1"))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == ["a1", "b1"]
+    with pytest.raises(UserError, match="under way already"):
+        await one("ann", "a4")
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == ["a1", "b1", "a3"]
+    assert line._queues == {}, "no member is remembered"
+    assert concurrency.MAX_REQUESTS > 1
+
+
+async def test_memory_is_granted_in_order_and_freed_however_a_task_ends() -> None:
+    tray, order = MemoryLimiter(max_bytes=10, max_waiting=3), list[str]()
+
+    async def one(name: str, size: int, until: asyncio.Event) -> None:
+        async with tray.reserve(size):
+            order.append(name)
+            await until.wait()
+
+    first, second = asyncio.Event(), asyncio.Event()
+    tasks = [
+        asyncio.create_task(one("a", 6, first)),
+        asyncio.create_task(one("b", 6, second)),
+        asyncio.create_task(one("c", 1, second)),
+    ]
+    await asyncio.sleep(0.01)
+    assert (order, tray.reserved_bytes) == (["a"], 6), "a small request does not pass a large one"
+    late = asyncio.create_task(one("d", 99, second))
+    await asyncio.sleep(0.01)
+    with pytest.raises(UserError, match="Too many pictures"):
+        await one("e", 1, second)
+    late.cancel()
+    first.set()
+    await asyncio.sleep(0.01)
+    assert (order, tray.reserved_bytes) == (["a", "b", "c"], 7)
+    tasks[1].cancel()
+    second.set()
+    await asyncio.gather(*tasks, late, return_exceptions=True)
+    async with tray.reserve(99):
+        assert tray.reserved_bytes == 10, "a request above the limit takes all of it"
+    assert tray.reserved_bytes == 0

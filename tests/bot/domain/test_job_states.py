@@ -1,0 +1,48 @@
+"""The table of transitions: what it allows, and that no job leaves an end state."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from bot.domain.job_states import (
+    ACTIVE_STATES,
+    END_STATES,
+    OPEN_STATES,
+    TRANSITIONS,
+    WAITING_STATES,
+    JobState,
+    TransitionKind,
+    is_allowed,
+    is_end,
+)
+
+
+def test_every_move_is_in_the_table_and_every_state_in_one_group():
+    assert set(TRANSITIONS) == set(get_args(TransitionKind))
+    assert set(OPEN_STATES) | set(END_STATES) == set(get_args(JobState))
+    assert set(WAITING_STATES) | set(ACTIVE_STATES) == set(OPEN_STATES)
+
+
+@pytest.mark.parametrize("move", get_args(TransitionKind))
+@pytest.mark.parametrize("state", END_STATES)
+def test_no_move_leaves_an_end_state(move, state):
+    assert is_end(state)
+    assert not is_allowed(move, state)
+
+
+def test_every_end_state_can_be_reached_from_every_open_state():
+    for move in ("finish", "fail", "cancel"):
+        assert is_end(TRANSITIONS[move].target)
+        assert all(is_allowed(move, state) for state in OPEN_STATES)
+
+
+def test_only_queued_jobs_are_sent_and_only_sent_or_running_ones_requeued():
+    assert [state for state in get_args(JobState) if is_allowed("send", state)] == ["queued"]
+    assert [state for state in get_args(JobState) if is_allowed("requeue", state)] == ["sent", "running"]
+
+
+def test_the_table_cannot_be_changed():
+    with pytest.raises(TypeError):
+        TRANSITIONS["send"] = TRANSITIONS["fail"]  # pyright: ignore[reportIndexIssue] - that is what is tested

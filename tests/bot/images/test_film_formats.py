@@ -1,0 +1,255 @@
+"""Film files: read back, every format shows its frames for their durations, within its size limit."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import av
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from bot.domain.errors import UserError
+from bot.images.films.animation import (
+    FRAME_MS,
+    HOLD_MS,
+    MAX_FILM_BYTES,
+    MAX_SIDE,
+    Animation,
+    bound_size,
+    encode_to_fit,
+    frame_durations,
+    join_animations,
+    select_frames,
+)
+from bot.images.films.formats import (
+    FILM_FORMATS,
+    MEDIA_TYPES,
+    FilmFormat,
+    available_formats,
+    check_film_format,
+    encode_frames,
+    parse_film_format,
+)
+
+PICTURES: tuple[FilmFormat, ...] = ("webp", "avif", "gif")
+
+
+def read_film(payload: bytes, kind: FilmFormat) -> tuple[list[Image.Image], list[int]]:
+    """Frames and their milliseconds, by Pillow; for an MP4 by FFmpeg, which counts equal frames as one."""
+    if kind == "mp4":
+        return _video(payload)
+    frames, times = [], []
+    with Image.open(io.BytesIO(payload)) as opened:
+        assert opened.format == kind.upper()
+        for place in range(getattr(opened, "n_frames", 1)):
+            opened.seek(place)
+            opened.load()
+            frames.append(opened.convert("RGB"))
+            times.append(int(opened.info.get("duration", 0)))
+    return frames, times
+
+
+def _video(payload: bytes) -> tuple[list[Image.Image], list[int]]:
+    frames: list[Image.Image] = []
+    times: list[int] = []
+    with av.open(io.BytesIO(payload), "r") as container:
+        (stream,) = container.streams.video
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        for frame in container.decode(stream):
+            picture = frame.to_image()
+            if frames and np.abs(np.asarray(picture, int) - np.asarray(frames[-1], int)).mean() < 2:
+                times[-1] += FRAME_MS
+            else:
+                frames.append(picture)
+                times.append(FRAME_MS)
+    return frames, times
+
+
+def grey(size: tuple[int, int], value: int) -> Image.Image:
+    return Image.new("RGB", size, (value, value, value))
+
+
+def a_reel(count: int = 8, size: tuple[int, int] = (64, 48), **more: object) -> Animation:
+    return Animation(count, size, lambda place, at: grey(at, (20 + 25 * place) % 256), **more)  # type: ignore[arg-type]
+
+
+def noisy_reel(count: int = 12, size: tuple[int, int] = (128, 128)) -> Animation:
+    """Every frame is different noise, which compresses worst."""
+
+    def draw(place: int, at: tuple[int, int]) -> Image.Image:
+        grains = np.random.default_rng(place).integers(0, 256, (at[1], at[0], 3), dtype=np.uint8)
+        return Image.fromarray(grains)
+
+    return Animation(count, size, draw)
+
+
+def level(picture: Image.Image) -> float:
+    return float(np.asarray(picture).mean())
+
+
+@pytest.mark.parametrize("kind", FILM_FORMATS)
+def test_every_format_shows_each_frame_for_its_duration_and_pauses_on_the_last(kind: FilmFormat) -> None:
+    frames, times = read_film(encode_to_fit(a_reel(), kind), kind)
+    assert [round((level(one) - 20) / 25) for one in frames] == list(range(8))
+    pause = round(HOLD_MS / FRAME_MS) * FRAME_MS if kind == "mp4" else HOLD_MS
+    assert times == [FRAME_MS] * 7 + [pause]
+    assert {one.size for one in frames} == {(64, 48)}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_film_loops(kind: FilmFormat) -> None:
+    film = encode_to_fit(a_reel(), kind)
+    if kind == "avif":  # ISO/IEC 23008-12 has no loop but the edit list: flag 1 repeats it (ISO/IEC 14496-12, 8.6.6)
+        at = film.index(b"elst")
+        assert film[at + 5 : at + 8] == b"\0\0\1"
+        return
+    with Image.open(io.BytesIO(film)) as opened:
+        assert opened.info["loop"] == 0
+
+
+@pytest.mark.parametrize("kind", FILM_FORMATS)
+def test_the_same_frames_give_the_same_bytes_at_any_time(kind: FilmFormat) -> None:
+    """AVIF and MP4 have a field for their time of creation."""
+    first = encode_to_fit(noisy_reel(5), kind)
+    time.sleep(1.1)
+    assert encode_to_fit(noisy_reel(5), kind) == first
+
+
+def test_a_video_begins_with_its_index() -> None:
+    """However long the film is, a player can start with the first part of the file."""
+    for reel in (a_reel(1), noisy_reel(96, (64, 64)), a_reel(90, (16, 16), pauses={0: 60_000})):
+        film = encode_to_fit(reel, "mp4", 1 << 30)
+        assert film.index(b"moov") < film.index(b"mdat")
+
+
+@pytest.mark.parametrize("kind", FILM_FORMATS)
+def test_odd_sizes_and_single_frames_are_encoded(kind: FilmFormat) -> None:
+    (only,), _ = read_film(encode_to_fit(a_reel(1, (33, 17)), kind), kind)
+    assert only.size == ((34, 18) if kind == "mp4" else (33, 17))
+    assert level(only.crop((0, 0, 33, 17))) == pytest.approx(20, abs=4)
+    assert len(read_film(encode_to_fit(a_reel(3, (1, 1)), kind), kind)[0]) == 3
+
+
+SMALLEST = 0.1  # share of the whole film; every limit above it can be met
+WHOLE = {kind: len(encode_to_fit(noisy_reel(), kind)) for kind in FILM_FORMATS}
+
+
+@pytest.mark.parametrize("kind", FILM_FORMATS)
+@settings(deadline=None, max_examples=12)
+@given(share=st.floats(0.0, 1.2))
+@example(share=1.0)
+@example(share=0.02)
+def test_no_film_exceeds_its_size_limit(kind: FilmFormat, share: float) -> None:
+    limit = int(WHOLE[kind] * share)
+    if share < SMALLEST:
+        with suppress(UserError):
+            assert len(encode_to_fit(noisy_reel(), kind, limit)) <= limit
+        return
+    film = encode_to_fit(noisy_reel(), kind, limit)
+    assert len(film) <= limit
+    frames, times = read_film(film, kind)
+    assert times[-1] >= HOLD_MS - FRAME_MS
+    assert len(frames) >= 2
+    assert sum(times) == pytest.approx(11 * FRAME_MS + HOLD_MS, abs=FRAME_MS), "it lasts as long with fewer frames"
+
+
+@pytest.mark.parametrize("kind", FILM_FORMATS)
+def test_a_size_limit_takes_frames_first_then_pixels_then_quality(kind: FilmFormat) -> None:
+    half, _ = read_film(encode_to_fit(noisy_reel(), kind, round(WHOLE[kind] * 0.7)), kind)
+    assert (len(half), half[0].size) == (6, (128, 128))
+    small, _ = read_film(encode_to_fit(noisy_reel(), kind, round(WHOLE[kind] * 0.25)), kind)
+    assert len(small) == 4
+    assert small[0].size < (128, 128)
+
+
+def test_a_gif_loses_its_dithering_before_it_loses_frames() -> None:
+    def draw(place: int, at: tuple[int, int]) -> Image.Image:
+        across = np.linspace(0, 255, at[0])[None, :, None]
+        down = np.linspace(0, 255, at[1])[:, None, None]
+        pixels = np.concatenate([(across + 0 * down + 5 * place) % 256, down + 0 * across, 0 * across + 0 * down], 2)
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    smooth = Animation(6, (128, 128), draw)
+    whole = encode_to_fit(smooth, "gif")
+    plain = encode_to_fit(smooth, "gif", len(whole) - 1)
+    assert len(read_film(plain, "gif")[0]) == len(read_film(whole, "gif")[0]) == 6
+    blurred = [_error(film, draw, smooth) for film in (whole, plain)]
+    assert blurred[0] < blurred[1], "to an eye, dithering is closer to the frames"
+
+
+def _error(film: bytes, draw: Callable[[int, tuple[int, int]], Image.Image], reel: Animation) -> float:
+    last = read_film(film, "gif")[0][-1].resize((32, 32), Image.Resampling.BOX)
+    expected = draw(reel.count - 1, reel.size).resize((32, 32), Image.Resampling.BOX)
+    return float(np.abs(np.asarray(last, float) - np.asarray(expected, float)).mean())
+
+
+def test_a_gif_has_one_palette_for_all_frames() -> None:
+    film = encode_frames([grey((32, 32), value) for value in (10, 120, 230)], [90] * 3, "gif")
+    assert film[10] & 0x80, "a global palette (GIF89a, 18)"
+    assert [round(level(one)) for one in read_film(film, "gif")[0]] == pytest.approx([10, 120, 230], abs=4)
+    with Image.open(io.BytesIO(film)) as opened:
+        tables = []
+        for place in range(3):
+            opened.seek(place)
+            tables.append(opened.global_palette is not None)  # type: ignore[attr-defined]
+    assert all(tables)
+
+
+def test_an_unavailable_format_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available_formats() == FILM_FORMATS
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"darkroom-bot\[mp4\]") as refused:
+        encode_to_fit(a_reel(), "mp4")
+    assert refused.value.status == 422
+    assert available_formats() == ("webp", "avif", "gif")
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    with pytest.raises(UserError, match="without AVIF"):
+        check_film_format("avif")
+    assert available_formats() == ("webp", "gif")
+
+
+def test_formats_are_accepted_as_members_write_them() -> None:
+    assert [parse_film_format(text) for text in ("GIF", " .mp4", "WebP", "avif")] == ["gif", "mp4", "webp", "avif"]
+    assert MEDIA_TYPES.keys() == set(FILM_FORMATS)
+    for wrong in ("", "mov", "image/gif"):
+        with pytest.raises(UserError, match="webp, avif, gif or mp4"):
+            parse_film_format(wrong)
+
+
+def test_frames_of_several_sizes_are_rejected() -> None:
+    for frames, times in (([], []), ([grey((8, 8), 0), grey((9, 8), 0)], [90, 90]), ([grey((8, 8), 0)], [])):
+        with pytest.raises(ValueError, match="one size"):
+            encode_frames(frames, times, "webp")
+
+
+@given(st.integers(1, 96), st.integers(1, 12), st.sets(st.integers(0, 95), max_size=4))
+def test_thinning_keeps_the_end_the_pauses_and_the_duration(count: int, every: int, pauses: set[int]) -> None:
+    paused = {place: 700 for place in pauses if place < count - 1}
+    reel = Animation(count, (8, 8), lambda _, at: grey(at, 0), paused)
+    places = select_frames(reel, every)
+    assert places[-1] == count - 1
+    assert paused.keys() <= set(places)
+    times = frame_durations(reel, places)
+    assert len(times) == len(places)
+    assert times[-1] == HOLD_MS
+    whole = (count - 1) * FRAME_MS if len(places) > 1 else 0
+    assert sum(times[:-1]) == whole + sum(paused.values())
+
+
+def test_joined_reels_have_the_size_of_the_second() -> None:
+    both = join_animations(a_reel(3, (16, 16)), a_reel(2, (40, 20), pauses={0: 5}), 300)
+    assert (both.count, both.size, dict(both.pauses)) == (5, (40, 20), {2: 300, 3: 5})
+    assert [round((level(both.draw(place, (40, 20))) - 20) / 25) for place in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_a_frame_has_a_largest_size() -> None:
+    assert bound_size((2064, 1000)) == (MAX_SIDE, 500)
+    assert bound_size((64, 64)) == (64, 64)
+    assert MAX_FILM_BYTES == 10 * 1024 * 1024

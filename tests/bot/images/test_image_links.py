@@ -1,0 +1,267 @@
+"""Which links are allowed, against known tricks; and fetches from a real server behind Discord's name."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from bot.domain.errors import UserError
+from bot.images.uploads import image_links
+from bot.images.uploads.image_links import check_link, fetch_file, is_allowed, parse_own_picture
+from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
+
+HOSTS = ("cdn.discordapp.com", "media.discordapp.net")
+ATTACHED = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
+OWN = "https://pictures.example/darkroom"
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+TRICKS = """
+http://cdn.discordapp.com/a.png
+HTTPS://cdn.discordapp.com/a.png
+https://CDN.discordapp.com/a.png
+https://cdn.discordapp.com
+https://cdn.discordapp.com./a.png
+https://cdn.discordapp.com@evil.example/a.png
+https://evil.example@cdn.discordapp.com/a.png
+https://cdn.discordapp.com:pw@evil.example/a.png
+https://cdn.discordapp.com:443@evil.example/a.png
+https://cdn.discordapp.com:80/a.png
+https://cdn.discordapp.com:0443/a.png
+https://cdn.discordapp.com:/a.png
+https://cdn.discordapp.com\\@evil.example/a.png
+https://cdn.discordapp.com\\a.png
+https:\\\\cdn.discordapp.com/a.png
+https:/cdn.discordapp.com/a.png
+https:///cdn.discordapp.com/a.png
+//cdn.discordapp.com/a.png
+https://cdn.discordapp.com.evil.example/a.png
+https://evil.example/cdn.discordapp.com/a.png
+https://evil.example#https://cdn.discordapp.com/a.png
+https://evil.example?https://cdn.discordapp.com/a.png
+https://cdn.discordapp.com#@evil.example/a.png
+https://cdn.discordapp.com/a.png#b
+https://cdn.discordapp.com?@evil.example/a.png
+https://cdn-discordapp.com/a.png
+https://xcdn.discordapp.com/a.png
+https://discordapp.com/a.png
+https://cdn.discordapp.net/a.png
+https://сdn.discordapp.com/a.png
+https://cdn。discordapp。com/a.png
+https://xn--dn-jlc.discordapp.com/a.png
+https://cdn.discordapp.com%2eevil.example/a.png
+https://cdn%2ediscordapp.com/a.png
+https://cdn.discordapp.com%00.evil.example/a.png
+https://cdn.discordapp.com/%
+https://cdn.discordapp.com/a b.png
+https://cdn.discordapp.com/ä.png
+https://127.0.0.1/a.png
+https://[::1]/a.png
+https://[::ffff:127.0.0.1]/a.png
+https://[cdn.discordapp.com]/a.png
+https://2130706433/a.png
+https://0x7f.1/a.png
+https://169.254.169.254/latest/meta-data
+https://localhost/a.png
+file:///etc/passwd
+file://cdn.discordapp.com/etc/passwd
+data:image/png;base64,AAAA
+ftp://cdn.discordapp.com/a.png
+gopher://cdn.discordapp.com/_x
+javascript:alert(1)
+jar:https://cdn.discordapp.com/a.png!/
+/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/pictures/1.png
+../a.png
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("url", [*TRICKS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))])
+def test_no_url_trick_is_allowed(url: str) -> None:
+    assert not is_allowed(url)
+    assert not is_allowed(url, OWN)
+    with pytest.raises(UserError, match="Only pictures that were uploaded to Discord or here"):
+        check_link(url)
+
+
+def test_links_that_discord_hands_out_are_allowed() -> None:
+    for host in HOSTS:
+        for url in (f"https://{host}/attachments/1/2/a%20cat-(1)_~.png", f"https://{host}:443/a.png?ex=1&width=8"):
+            assert check_link(url) == url
+    assert check_link(ATTACHED) == ATTACHED
+    assert not is_allowed(ATTACHED + "a" * image_links.MAX_URL_LENGTH)
+
+
+AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | st.characters(), max_size=60)
+
+
+@given(st.one_of(st.text(), st.builds("https://{}".format, AUTHORITY), st.builds("{}{}{}".format, st.text(max_size=5),
+       st.sampled_from([ATTACHED, *(f"https://{host}" for host in HOSTS)]), AUTHORITY)))  # fmt: skip
+def test_every_url_parser_reads_an_allowed_link_as_discords(url: str) -> None:
+    if is_allowed(url):
+        assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
+        split = urlsplit(url)
+        assert (split.scheme, split.hostname in HOSTS, split.username, split.port in (None, 443)) == (
+            "https", True, None, True,
+        )  # fmt: skip
+
+
+def test_links_to_the_pages_own_pictures_are_recognised() -> None:
+    assert parse_own_picture(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN) == (JOB, 3)
+    assert parse_own_picture(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN + "/") == (JOB, 3)
+    assert is_allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
+    for url in (
+        f"{OWN}/api/jobs/{JOB}/pictures/0.png", f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",
+        f"{OWN}/api/jobs/{JOB}/film.webp", f"{OWN}/api/jobs/{JOB}/pictures/1.png\n",
+        f"{OWN}/api/jobs/../{JOB}/pictures/1.png", f"{OWN}.evil.example/api/jobs/{JOB}/pictures/1.png",
+        f"https://pictures.example@evil.example/api/jobs/{JOB}/pictures/1.png",
+    ):  # fmt: skip
+        assert not is_allowed(url, OWN)
+    for own in (None, "", "/", "javascript:", "https://"):
+        assert not is_allowed(f"{own or ''}/api/jobs/{JOB}/pictures/1.png", own)
+
+
+SENT = web.AppKey("SENT", list[int])
+
+
+class _LocalResolver(AbstractResolver):
+    """Resolves every name to this machine and the server's port; the URL stays unchanged, TLS included."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.asked = port, list[str]()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:  # fmt: skip
+        self.asked.append(host)
+        return [
+            ResolveResult(
+                hostname=host, host="127.0.0.1", port=self.port, family=socket.AF_INET, proto=0, flags=0
+            )
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., str]) -> Path:
+    """A key and a certificate for Discord's names, trusted only by this test."""
+    import subprocess
+
+    key_file = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = [needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=test", "-keyout", str(key_file), "-out", str(key_file) + ".crt"]
+    command += ["-addext", "subjectAltName=" + ",".join(f"DNS:{host}" for host in HOSTS)]
+    subprocess.run(command, check=True, capture_output=True)
+    return key_file
+
+
+@asynccontextmanager
+async def discord(
+    answer: Callable[[web.Request], object], certificate: Path, free_port: int
+) -> AsyncIterator[tuple[aiohttp.ClientSession, _LocalResolver, list[int]]]:  # fmt: skip
+    async def answered(request: web.Request) -> web.StreamResponse:
+        response = answer(request)
+        return await response if asyncio.iscoroutine(response) else response  # pyright: ignore[reportReturnType]
+
+    app = web.Application()
+    app[SENT] = [0]
+    app.router.add_get("/{path:.*}", answered)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    server_tls, client_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    await asyncio.to_thread(server_tls.load_cert_chain, str(certificate) + ".crt", str(certificate))
+    await asyncio.to_thread(client_tls.load_verify_locations, str(certificate) + ".crt")
+    await web.TCPSite(runner, "127.0.0.1", free_port, ssl_context=server_tls).start()
+    here = _LocalResolver(free_port)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=here, ssl=client_tls)) as session:
+            yield session, here, app[SENT]
+    finally:
+        await runner.cleanup()
+
+
+async def _send_too_much(request: web.Request) -> web.StreamResponse:
+    """Sends four times the limit without a Content-Length."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        for _ in range(4 * MAX_UPLOAD_BYTES >> 20):
+            await response.write(bytes(1 << 20))
+            request.app[SENT][0] += 1 << 20
+    return response
+
+
+async def _announce_too_much(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": str(MAX_UPLOAD_BYTES + 1)})
+    await response.prepare(request)
+    await response.write(b"a")
+    return response
+
+
+def _send_gzip(_: web.Request) -> web.Response:
+    return web.Response(body=gzip.compress(bytes(1 << 20)), headers={"Content-Encoding": "gzip"})
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("the server in this process reads its certificate")
+async def test_a_fetch_follows_no_redirect_and_stops_at_the_size_limit(certificate: Path, free_port: int) -> None:
+    def answer(request: web.Request) -> object:
+        if request.path == "/away":
+            raise web.HTTPFound("https://media.discordapp.net/cat.png")
+        if request.path == "/cat.png":
+            assert request.headers["Accept-Encoding"] == "identity"
+            return web.Response(body=b"a cat")
+        ways = {"/long": _send_too_much, "/announced": _announce_too_much, "/squeezed": _send_gzip}
+        return ways[request.path](request) if request.path in ways else web.Response(status=404)
+
+    async with discord(answer, certificate, free_port) as (session, here, sent):
+        assert await fetch_file(session, "https://cdn.discordapp.com/cat.png?ex=1") == b"a cat"
+        for path, match, status in (
+            ("away", "cannot be fetched", 404), ("gone", "cannot be fetched", 404),
+            ("squeezed", "cannot be fetched", 404),
+            ("long", "up to 16 MiB", 413), ("announced", "up to 16 MiB", 413),
+        ):  # fmt: skip
+            with pytest.raises(UserError, match=match) as refusal:
+                await fetch_file(session, f"https://cdn.discordapp.com/{path}")
+            assert refusal.value.status == status
+        for url in (*TRICKS, f"{OWN}/api/jobs/{JOB}/pictures/1.png"):
+            with pytest.raises(UserError, match="Only pictures"):
+                await fetch_file(session, url)
+        assert sent[0] < 3 * MAX_UPLOAD_BYTES, "the server never sent the rest"
+        assert set(here.asked) == {"cdn.discordapp.com"}, "no other name was looked up"
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("the server in this process reads its certificate")
+async def test_a_fetch_without_an_answer_fails_in_time(
+    certificate: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    monkeypatch.setattr(image_links, "FETCH_TIMEOUT", 0.3)
+    async with discord(never, certificate, free_port) as (session, _, _):
+        with pytest.raises(UserError, match="cannot be fetched"):
+            await fetch_file(session, ATTACHED)
+
+
+@pytest.mark.asyncio
+async def test_a_server_without_a_trusted_certificate_is_refused(free_port: int) -> None:
+    """No server listens there, or its certificate is untrusted: neither is Discord."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_LocalResolver(free_port))) as session:
+        with pytest.raises(UserError, match="cannot be fetched"):
+            await fetch_file(session, ATTACHED)

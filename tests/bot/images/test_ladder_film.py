@@ -1,0 +1,160 @@
+"""Films: every keyframe in order, a longer last frame, a size limit, and ladders that break the contract."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bot.domain.errors import UserError
+from bot.images.films import ladder_film as film_module
+from bot.images.films.animation import FRAME_MS, HOLD_MS, MAX_SIDE
+from bot.images.films.ladder_film import keyframe_steps, render_film, render_keyframe
+from bot.images.grid import GAP
+from bot.images.image_codec import UnreadableImage, encode_image
+from engine.contract import Keyframe, Ladder, encode
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def thumbnail(grey: int, size: tuple[int, int] = (64, 64)) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", size, grey).convert("RGB").save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
+def noisy_thumbnail(seed: int) -> bytes:
+    """A thumbnail that does not compress."""
+    out = io.BytesIO()
+    state, values = seed + 1, bytearray()
+    for _ in range(64 * 64 * 3):
+        state = state * 1103515245 + 12345 & 0x7FFFFFFF
+        values.append(state >> 16 & 255)
+    Image.frombytes("RGB", (64, 64), bytes(values)).save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
+def ladder(image: int = 0, count: int = 6, first: int = 0, pictures: list[bytes] | None = None) -> bytes:
+    pictures = pictures or [thumbnail(first + 20 * place) for place in range(count)]
+    rungs = tuple(Keyframe(step=place * 10, thumbnail=one) for place, one in enumerate(pictures))
+    return encode(Ladder(job=JOB, image=image, of=1000, shape=(16, 8, 8), rungs=rungs))
+
+
+def frames(payload: bytes) -> list[tuple[Image.Image, int]]:
+    found = []
+    with Image.open(io.BytesIO(payload)) as opened:
+        assert opened.format == "WEBP"
+        for place in range(getattr(opened, "n_frames", 1)):
+            opened.seek(place)
+            opened.load()
+            found.append((opened.convert("RGB"), opened.info.get("duration", 0)))
+    return found
+
+
+def grey(picture: Image.Image, at: tuple[int, int]) -> int:
+    value = picture.getpixel(at)
+    assert isinstance(value, tuple)
+    return int(value[0])
+
+
+def test_a_film_shows_every_keyframe_and_pauses_on_the_last() -> None:
+    pairs = frames(render_film([ladder()]))
+    assert [round(grey(one, (128, 128)) / 20) for one, _ in pairs] == [0, 1, 2, 3, 4, 5]
+    assert [duration for _, duration in pairs] == [FRAME_MS] * 5 + [HOLD_MS]
+    assert pairs[0][0].size == (256, 256)
+
+
+def test_images_are_placed_by_number_whatever_their_order() -> None:
+    ladders = [ladder(2, first=100), ladder(0), ladder(1, first=50)]
+    last = frames(render_film(ladders))[-1][0]
+    assert last.size == (512 + GAP, 512 + GAP)
+    assert grey(last, (100, 100)) == pytest.approx(100, abs=4)
+    assert grey(last, (400, 100)) == pytest.approx(150, abs=4)
+    assert grey(last, (100, 400)) == pytest.approx(200, abs=4)
+    assert render_film(ladders) == render_film(ladders[::-1])
+
+
+def test_a_shorter_ladder_repeats_its_last_keyframe() -> None:
+    ladders = [ladder(0, 6), ladder(1, 3, first=100)]
+    last = frames(render_film(ladders))[-1][0]
+    assert (grey(last, (100, 100)), grey(last, (400, 100))) == (pytest.approx(100, abs=4), pytest.approx(140, abs=4))
+    assert keyframe_steps(ladders) == [0, 10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_the_last_frame_shows_the_finished_pictures(side: int) -> None:
+    """A small model's pictures are larger than its keyframes: enlarged keyframes would look blurred there."""
+    chart = np.zeros((side, side, 3), dtype=np.uint8)
+    chart[:, side // 2 :] = 255
+    finals = [encode_image(Image.fromarray(chart), "PNG")] * 2
+    pairs = frames(render_film([ladder(0), ladder(1)], finals=finals))
+    assert [round(grey(one, (128, 128)) / 20) for one, _ in pairs[:-1]] == [0, 1, 2, 3, 4]
+    assert len({one.size for one, _ in pairs}) == 1
+    last = pairs[-1][0]
+    assert (grey(last, (120, 128)), grey(last, (136, 128))) == (pytest.approx(0, abs=9), pytest.approx(255, abs=9))
+    with pytest.raises(UnreadableImage):
+        render_film([ladder()], finals=[b"no picture"])
+
+
+def test_each_large_finished_picture_is_reduced_before_the_next_is_opened() -> None:
+    large = encode_image(Image.new("RGB", (2048, 1024)), "PNG")
+    assert film_module._open_final(large).size == (film_module.MAX_FINAL_SIDE, film_module.MAX_FINAL_SIDE // 2)
+    pairs = frames(render_film([ladder(0), ladder(1)], finals=[large, large]))
+    assert len({one.size for one, _ in pairs}) == 1
+
+
+def test_a_single_keyframe_is_a_still_grid() -> None:
+    ladders = [ladder(0), ladder(1, first=100)]
+    ((still, _),) = frames(render_keyframe(ladders, 2))
+    assert still.size == (512 + GAP, 256)
+    assert (grey(still, (100, 100)), grey(still, (400, 100))) == (pytest.approx(40, abs=4), pytest.approx(140, abs=4))
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            render_keyframe(ladders, outside)
+
+
+def test_a_film_stays_within_its_size_limit() -> None:
+    ladders = [
+        ladder(image, pictures=[noisy_thumbnail(image * 10 + place) for place in range(5)]) for image in range(4)
+    ]
+    whole = render_film(ladders)
+    small = render_film(ladders, limit=len(whole) // 4)
+    assert len(small) <= len(whole) // 4
+    assert frames(small)[-1][1] == HOLD_MS
+    with pytest.raises(UserError, match="too large") as refused:
+        render_film(ladders, limit=100)
+    assert refused.value.status == 413
+
+
+def test_thumbnails_of_any_sizes_make_frames_of_one_bounded_size() -> None:
+    """They come from workers: a large one among small ones neither fails nor makes a film of gigabytes."""
+    sizes = [(64, 64), (1024, 1024), (8, 640), (512, 256)]
+    odd = ladder(pictures=[thumbnail(40, size) for size in sizes])
+    pairs = frames(render_film([odd, odd, odd]))
+    assert {one.size for one, _ in pairs} == {frames(render_film([odd, odd, odd]))[0][0].size}
+    assert max(pairs[0][0].size) <= MAX_SIDE
+    huge = ladder(pictures=[thumbnail(40 + place, (1000, 1000)) for place in range(3)])
+    assert frames(render_film([huge] * 4))[0][0].size == (MAX_SIDE, MAX_SIDE)
+
+
+def test_an_invalid_ladder_is_refused() -> None:
+    oversized = ladder(pictures=[thumbnail(9, (1100, 1000))])
+    for wrong in (b"", b"\x00nonsense", ladder(count=6)[:-9], ladder(pictures=[b"no picture"]), oversized):
+        with pytest.raises(UnreadableImage):
+            render_film([wrong])
+    with pytest.raises(UnreadableImage, match="without rungs"):
+        render_film([encode(Ladder(job=JOB, image=0, of=10, shape=(1,), rungs=()))])
+    for number in (0, 5):
+        with pytest.raises(ValueError, match="1 to 4"):
+            render_film([ladder()] * number)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=4))
+def test_any_ladders_make_a_film_as_long_as_the_longest(counts: list[int]) -> None:
+    ladders = [ladder(image, count) for image, count in enumerate(counts)]
+    assert len(frames(render_film(ladders, 64))) == max(counts) == len(keyframe_steps(ladders))

@@ -1,0 +1,226 @@
+"""Keyframes to branch from: which exist, the nearest one, their contact sheet; and pictures side by side."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bot.domain.errors import UserError
+from bot.images.contact_sheet import (
+    CELL_SIZE,
+    HEIGHT_RANGE,
+    MAX_CELLS,
+    compose_side_by_side,
+    make_contact_sheet,
+)
+from bot.images.grid import GAP, MAX_GRID_SIDE
+from bot.images.image_codec import BACKGROUND, UnreadableImage, decode_image, encode_image
+from bot.images.keyframes.ladder_keyframes import branch_steps, nearest_branch_step, read_keyframes
+from engine.contract import BillingKey, Concept, Job, Keyframe, Ladder, Recipe, decode, encode
+from engine.core import keyframe_steps as engines
+from engine.models.families.embedded import load_embedded
+from engine.worker.local_run import run_locally
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+LATENTS = b"\0" * (4 * 4 * 2 * 2)
+
+
+def thumbnail(shade: int = 90, size: tuple[int, int] = (64, 64)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, (shade,) * 3).save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
+def rung(step: int, *, whole: bool, shade: int = 90, size: tuple[int, int] = (64, 64)) -> Keyframe:
+    return Keyframe(step=step, thumbnail=thumbnail(shade, size), latent=LATENTS if whole else None)
+
+
+def ladder(*rungs: Keyframe, of: int = 1000) -> bytes:
+    return encode(Ladder(job=JOB, image=0, of=of, shape=(4, 2, 2), rungs=rungs))
+
+
+def branchable_ladder(*steps: int, of: int = 1000) -> bytes:
+    return ladder(*(rung(step, whole=True) for step in steps), of=of)
+
+
+@pytest.fixture(scope="module")
+def real_job() -> tuple[bytes, bytes]:
+    """A picture and its ladder by the embedded model, in 18 steps."""
+    family = load_embedded()
+    recipe = Recipe(
+        concepts=(Concept(text="a red apple"),), model=family.name, sampler="ddim", steps=18, seed=7, guidance=3.0,
+        width=64, height=64, count=1, dtype="float32",
+    )  # fmt: skip
+    job = Job(id=JOB, task=recipe, share=BillingKey("standard", "guild", "user"), cost=1.0, deadline=1e11)
+    result = run_locally(job, {family.name: family})
+    return result.pictures[0], result.ladders[0]
+
+
+def test_a_real_ladder_can_be_branched_where_the_engine_stored_latents(
+    real_job: tuple[bytes, bytes],
+) -> None:
+    found = read_keyframes(real_job[1])
+    assert [stage.step for stage in found] == list(range(1, 19))
+    assert [stage.can_branch for stage in found] == [engines.has_latents(place) for place in range(18)]
+    assert branch_steps(real_job[1]) == (4, 8, 12, 16)
+    assert [nearest_branch_step(real_job[1], step) for step in (1, 4, 7, 8, 15, 18)] == [4, 4, 4, 8, 12, 16]
+    assert [stage.thumbnail for stage in found] == [one.thumbnail for one in decode(real_job[1], Ladder).rungs]
+    shown = decode_image(make_contact_sheet(real_job[1]))
+    assert shown.size == (4 * (CELL_SIZE + GAP) - GAP, CELL_SIZE + 27)
+    assert decode_image(compose_side_by_side([real_job[0], real_job[0]], ["parent", "branch"])).size == (516, 256 + 33)
+
+
+def test_neither_the_start_nor_the_last_step_can_be_branched() -> None:
+    assert branch_steps(branchable_ladder(0, 4, 8, 12, of=12)) == (4, 8)
+    assert nearest_branch_step(branchable_ladder(0, 4, 8, 12, of=12), 12) == 8
+
+
+def test_a_ladder_without_latents_says_why_it_cannot_be_branched() -> None:
+    wrong = Keyframe(step=5, thumbnail=thumbnail(), latent=LATENTS + b"\0")
+    for empty in (ladder(), ladder(rung(5, whole=False)), ladder(wrong)):
+        assert branch_steps(empty) == ()
+        for ask in (lambda one: nearest_branch_step(one, 5), make_contact_sheet):
+            with pytest.raises(UserError, match=r"no keyframes to branch from.*earlier version") as refused:
+                ask(empty)
+            assert refused.value.status == 404
+
+
+def test_an_invalid_ladder_is_refused() -> None:
+    for wrong in (b"", b"nonsense", branchable_ladder(4)[:-3]):
+        for ask in (read_keyframes, branch_steps, make_contact_sheet, lambda one: nearest_branch_step(one, 1)):
+            with pytest.raises(UserError, match="cannot be read") as refused:
+                ask(wrong)
+            assert refused.value.status == 404
+    for thumbnails in (b"no picture", thumbnail(size=(1100, 1000))):
+        with pytest.raises(UnreadableImage):
+            make_contact_sheet(ladder(Keyframe(step=3, thumbnail=thumbnails, latent=LATENTS)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=48), st.integers(0, 70))
+def test_the_nearest_keyframe_is_the_last_at_or_below_else_the_first_above(
+    places: list[tuple[int, bool]], step: int
+) -> None:
+    one = ladder(*(Keyframe(step=at, thumbnail=b"", latent=LATENTS if whole else None) for at, whole in places), of=60)
+    possible = sorted({at for at, whole in places if whole and 0 < at < 60})
+    assert branch_steps(one) == tuple(possible)
+    assert [stage.step for stage in read_keyframes(one)] == sorted({at for at, _ in places})
+    if not possible:
+        with pytest.raises(UserError):
+            nearest_branch_step(one, step)
+        return
+    found = nearest_branch_step(one, step)
+    assert found in possible
+    below = [at for at in possible if at <= step]
+    assert found == (below[-1] if below else possible[0])
+
+
+def cell_positions(sheet: Image.Image, shades: list[int]) -> list[int]:
+    """The position of each shade, in rows of four cells."""
+    found = []
+    for shade in shades:
+        where = np.argwhere(np.abs(np.asarray(sheet, int) - shade).max(2) < 4)
+        row, column = np.median(where, axis=0)
+        found.append(int(row // (CELL_SIZE + 27 + GAP)) * 4 + int(column // (CELL_SIZE + GAP)))
+    return found
+
+
+def test_a_contact_sheet_has_a_labelled_cell_for_each_step() -> None:
+    shades = [40 + 16 * place for place in range(7)]
+    steps = [100 * (place + 1) for place in range(7)]
+    mixed = [one for step, shade in zip(steps, shades, strict=True) for one in (
+        rung(step - 50, whole=False, shade=255), rung(step, whole=True, shade=shade))]  # fmt: skip
+    sheet = make_contact_sheet(ladder(*mixed), "PNG")
+    assert sheet == make_contact_sheet(ladder(*mixed[::-1]), "PNG")
+    shown = decode_image(sheet)
+    assert shown.size == (4 * (CELL_SIZE + GAP) - GAP, 2 * (CELL_SIZE + 27 + GAP) - GAP)
+    assert cell_positions(shown, shades) == list(range(7))
+    labels = [
+        np.asarray(
+            shown.crop(
+                (x * (CELL_SIZE + GAP), CELL_SIZE + 1, x * (CELL_SIZE + GAP) + CELL_SIZE, CELL_SIZE + 27)
+            ).convert("L")
+        )
+        for x in range(4)
+    ]
+    assert all(one.max() > 200 for one in labels), "each cell has light text below it"
+    assert len({one.tobytes() for one in labels}) == 4
+    rows = np.flatnonzero((labels[0] > 120).any(1))
+    assert rows.max() - rows.min() >= 12, "the text is high enough to read"
+
+
+def test_a_contact_sheet_shows_at_most_twelve_steps_from_first_to_last() -> None:
+    shades = {step: 30 + 4 * step for step in range(1, 48)}
+    sheet = make_contact_sheet(ladder(*(rung(step, whole=True, shade=shade) for step, shade in shades.items())), "PNG")
+    assert decode_image(sheet).size == (4 * (CELL_SIZE + GAP) - GAP, 3 * (CELL_SIZE + 27 + GAP) - GAP)
+    middles = [
+        (CELL_SIZE // 2 + x * (CELL_SIZE + GAP), CELL_SIZE // 2 + y * (CELL_SIZE + 27 + GAP))
+        for y in range(3)
+        for x in range(4)
+    ]
+    colours = [decode_image(sheet).getpixel(at)[0] for at in middles]  # type: ignore[index]
+    assert len(colours) == MAX_CELLS
+    assert (colours[0], colours[-1]) == (shades[1], shades[47])
+    assert colours == sorted(set(colours))
+    assert len(make_contact_sheet(ladder(*(rung(step, whole=True) for step in range(1, 48))))) < 100_000
+
+
+@pytest.mark.parametrize("size", [(128, 64), (16, 1024), (1000, 1000)])
+def test_cells_keep_the_aspect_ratio_of_their_thumbnails(size: tuple[int, int]) -> None:
+    sheet = decode_image(make_contact_sheet(ladder(*(rung(step, whole=True, size=size) for step in (1, 2))), "PNG"))
+    height = round(size[1] * CELL_SIZE / max(size))
+    assert sheet.height == height + 27
+    assert np.abs(np.asarray(sheet, int)[height // 2, sheet.width // 4 - 1] - 90).max() < 4
+
+
+def png(size: tuple[int, int], shade: int) -> bytes:
+    return encode_image(Image.new("RGB", size, (shade,) * 3), "PNG")
+
+
+def test_pictures_are_compared_at_equal_height() -> None:
+    pictures = [png((512, 256), 100), png((64, 128), 160), png((300, 300), 220)]
+    sheet = compose_side_by_side(pictures, ["parent", "branch", "other"])
+    assert sheet == compose_side_by_side(pictures, ["parent", "branch", "other"])
+    pixels = np.asarray(decode_image(sheet), int)
+    widths = [600, 150, 300]
+    assert pixels.shape == (300 + 33, sum(widths) + 2 * GAP, 3)
+    at = 0
+    for width, shade in zip(widths, (100, 160, 220), strict=True):
+        assert (pixels[:300, at : at + width] == shade).all()
+        assert pixels[300:, at : at + width].max() > 200
+        at += width + GAP
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(1, 700), st.integers(1, 700)), min_size=2, max_size=4),
+    st.lists(st.text(max_size=400), min_size=4, max_size=4),
+)
+def test_any_pictures_and_labels_give_a_sheet_of_bounded_size(sizes: list[tuple[int, int]], labels: list[str]) -> None:
+    sheet = decode_image(compose_side_by_side([png(size, 200) for size in sizes], labels[: len(sizes)]))
+    assert sheet.width <= MAX_GRID_SIDE
+    assert sheet.height <= HEIGHT_RANGE[1] + 33
+
+
+def test_a_long_label_is_cut_and_unknown_characters_are_left_out() -> None:
+    two = [png((256, 256), 100)] * 2
+    strips = [
+        decode_image(compose_side_by_side(two, [text, ""])).crop((0, 256, 256, 289)) for text in ("word " * 60, "word")
+    ]
+    assert np.asarray(strips[0], int)[:, [0, 1, 254, 255]].max() == max(BACKGROUND), "the label ends before the edge"
+    assert compose_side_by_side(two, ["élan\n\tvital", "a"]) == compose_side_by_side(two, ["elan vital", "a"])
+    assert compose_side_by_side(two, ["🎈", "\ud800"]) == compose_side_by_side(two, ["", ""])
+
+
+def test_one_five_or_unlabelled_pictures_are_not_compared() -> None:
+    one = png((8, 8), 3)
+    for pictures, labels in (([one], ["a"]), ([one] * 5, ["a"] * 5), ([one] * 2, ["a"])):
+        with pytest.raises(ValueError, match="2 to 4"):
+            compose_side_by_side(pictures, labels)
+    with pytest.raises(UnreadableImage):
+        compose_side_by_side([one, b"no picture"], ["a", "b"])

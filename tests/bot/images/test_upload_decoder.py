@@ -1,0 +1,484 @@
+"""The upload decoder with its real processes: every format, every limit, and hostile files."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import struct
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from PIL import ExifTags, Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from bot.domain.errors import UserError
+from bot.images.uploads import upload_decoder as intake_module
+from bot.images.uploads.image_decoding import FORMATS
+from bot.images.uploads.png_validation import RGB, InvalidPng, validate_png
+from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES, MAX_WAITING, DecodedImage, UploadDecoder
+
+pytestmark = pytest.mark.asyncio
+HALVES = np.zeros((24, 48, 3), np.uint8)
+HALVES[:, :24], HALVES[:, 24:] = (200, 30, 40), (20, 60, 190)
+Until = Callable[..., Any]
+
+
+@pytest_asyncio.fixture
+async def intake() -> AsyncIterator[UploadDecoder]:
+    opened = UploadDecoder()
+    yield opened
+    await opened.close()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def raw_png(width: int, height: int, bits: int, colour: int, data: bytes, *more: bytes) -> bytes:
+    """A PNG with any header and any data."""
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@cache
+def deflated_zeros(length: int) -> bytes:
+    """Deflates `length` zeros without holding them all in memory."""
+    deflate, block = zlib.compressobj(9), bytes(1 << 20)
+    parts = [deflate.compress(block[: min(len(block), length - at)]) for at in range(0, length, len(block))]
+    return b"".join(parts) + deflate.flush()
+
+
+def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
+
+
+def pixels(picture: DecodedImage) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(picture.png)) as opened:
+        assert (opened.size, opened.info) == ((picture.width, picture.height), {})
+        return np.asarray(opened.convert("RGB"), int)
+
+
+def is_near(found: DecodedImage, expected: np.ndarray[Any, Any], most: float = 6) -> bool:
+    actual = pixels(found)
+    return actual.shape == expected.shape and float(np.abs(actual - expected.astype(int)).mean()) < most
+
+
+async def assert_refused(intake: UploadDecoder, content: bytes, match: str, status: int = 422) -> None:
+    with pytest.raises(UserError, match=match) as refusal:
+        await intake.decode_picture(content)
+    assert refusal.value.status == status
+    assert refusal.value.sentence.endswith(".")
+
+
+def decoder_processes(intake: UploadDecoder) -> list[psutil.Process]:
+    pids = {process.pid for process in intake._decoders}
+    found = [psutil.Process(pid) for pid in pids]
+    return [*found, *(one for parent in found for one in parent.children(recursive=True))]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_every_format_is_read(intake: UploadDecoder, form: str) -> None:
+    options = {"quality": 95} if form in ("JPEG", "WEBP", "AVIF") else {}
+    content = saved(Image.fromarray(HALVES), form, **options)
+    found = await intake.decode_picture(content)
+    assert is_near(found, HALVES)
+    assert found.notes == ()
+    assert (await intake.decode_picture(content)).sha256 == found.sha256, "the same bytes again, in another process"
+    assert validate_png(found.png, 64, RGB) == (48, 24)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+async def test_every_mode_becomes_rgb(intake: UploadDecoder, mode: str) -> None:
+    grey = Image.linear_gradient("L").resize((64, 32))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(grey, np.uint16) * 257)
+    else:
+        picture = grey.convert("RGB").convert(mode) if mode == "RGBA" else grey.convert(mode)
+    expected = np.asarray(grey.convert("1") if mode == "1" else grey, int)
+    expected = np.where(expected == 1, 255, expected) if mode == "1" else expected
+    assert is_near(await intake.decode_picture(saved(picture)), np.repeat(expected[..., None], 3, 2), 8)
+
+
+async def test_transparent_pixels_become_white(intake: UploadDecoder) -> None:
+    layer = np.dstack([HALVES, np.where(HALVES[..., 0] > 100, 255, 0).astype(np.uint8)])
+    white = HALVES.copy()
+    white[:, 24:] = 255
+    for form in ("PNG", "WEBP"):
+        found = await intake.decode_picture(saved(Image.fromarray(layer), form, lossless=True))
+        assert is_near(found, white, 1)
+        assert found.notes == ("What is transparent in it was made white.",)
+    palette = Image.fromarray(HALVES).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
+    found = await intake.decode_picture(saved(palette, transparency=int(np.asarray(palette)[0, 30])))
+    assert is_near(found, white, 1)
+
+
+async def test_photographs_are_turned_upright_and_lose_their_metadata(intake: UploadDecoder) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "A camera"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 8.0, 14.0)
+    content = saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=exif, comment=b"my home")
+    assert b"A camera" in content
+    found = await intake.decode_picture(content)
+    assert is_near(found, np.rot90(HALVES, -1), 6)
+    assert validate_png(found.png, 64, RGB) == (24, 48)
+    text = PngInfo()
+    text.add_text("parameters", "a secret prompt")
+    text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta/>", zip=True)
+    for orientation, upright in ((3, np.rot90(HALVES, 2)), (8, np.rot90(HALVES)), (99, HALVES), (1, HALVES)):
+        exif[ExifTags.Base.Orientation] = orientation
+        assert is_near(await intake.decode_picture(saved(Image.fromarray(HALVES), exif=exif, pnginfo=text)), upright, 1)
+
+
+async def test_circular_exif_is_read(intake: UploadDecoder) -> None:
+    """An IFD that names itself as the next one, and as its own EXIF part."""
+    entry = struct.pack("<HHIIHHII", 0x8769, 4, 1, 8, 0x0112, 3, 1, 6)
+    body = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entry + struct.pack("<I", 8)
+    found = await intake.decode_picture(saved(Image.fromarray(HALVES), "JPEG", quality=95, exif=body))
+    assert (found.width, found.height) in ((24, 48), (48, 24))
+
+
+async def test_colour_profiles_are_applied(intake: UploadDecoder) -> None:
+    """A profile with red and blue exchanged changes the picture; a damaged profile is ignored."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    at = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(profile[131])}
+    red, blue = (profile[at[tag] + 4 : at[tag] + 12] for tag in (b"rXYZ", b"bXYZ"))
+    profile[at[b"rXYZ"] + 4 : at[b"rXYZ"] + 12], profile[at[b"bXYZ"] + 4 : at[b"bXYZ"] + 12] = blue, red
+    exchanged = await intake.decode_picture(saved(Image.fromarray(HALVES), icc_profile=bytes(profile)))
+    assert is_near(exchanged, HALVES[..., ::-1], 3)
+    for damaged in (b"no profile", bytes(profile[:200]), bytes(profile[:128]) + b"\xff" * 300):
+        assert is_near(await intake.decode_picture(saved(Image.fromarray(HALVES), icc_profile=damaged)), HALVES, 1)
+
+
+async def test_cmyk_pictures_ignore_the_profile_of_another_colour_space(intake: UploadDecoder) -> None:
+    """CMYK with a LAB profile keeps its pixels."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    content = saved(Image.fromarray(HALVES).convert("CMYK"), "JPEG", quality=95, icc_profile=profile)
+    assert is_near(await intake.decode_picture(content), HALVES)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", *(["AVIF"] if "AVIF" in FORMATS else [])])
+async def test_of_an_animation_only_the_first_frame_is_taken(intake: UploadDecoder, form: str) -> None:
+    others = [Image.new("RGB", (48, 24), (0, shade, 0)) for shade in (90, 180)]
+    options = {} if form in ("GIF", "PNG") else {"quality": 95}
+    found = await intake.decode_picture(
+        saved(Image.fromarray(HALVES), form, save_all=True, append_images=others, **options)
+    )
+    assert is_near(found, HALVES)
+    assert found.notes == ("It is animated: its first picture is taken.",)
+
+
+async def test_an_animation_of_ten_thousand_frames_is_read_quickly(intake: UploadDecoder) -> None:
+    content = saved(Image.new("P", (16, 16)), "GIF")
+    frame = content[content.index(b"\x2c", 13) : -1]
+    began = time.monotonic()
+    found = await intake.decode_picture(content[:-1] + (b"\x21\xf9\x04\0\1\0\0\0" + frame) * 10_000 + b";")
+    assert time.monotonic() - began < 3
+    assert found.notes == ("It is animated: its first picture is taken.",)
+
+
+async def test_large_pictures_are_scaled_down(intake: UploadDecoder) -> None:
+    wide = Image.fromarray(HALVES).resize((4800, 2400), Image.Resampling.NEAREST)
+    for form in ("PNG", "JPEG"):
+        found = await intake.decode_picture(saved(wide, form))
+        assert (found.width, found.height) == (2048, 1024)
+        assert found.notes == ("It was made smaller, from 4800 × 2400 to 2048 × 1024.",)
+        shades = pixels(found)
+        assert np.abs(shades[500, 100] - HALVES[0, 0].astype(int)).max() < 4
+        assert np.abs(shades[500, -100] - HALVES[0, -1].astype(int)).max() < 4
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    found = await intake.decode_picture(saved(wide, "JPEG", exif=exif))
+    assert found.notes == ("It was made smaller, from 2400 × 4800 to 1024 × 2048.",)
+    thin = await intake.decode_picture(saved(Image.new("RGB", (16_000, 1))))
+    assert (thin.width, thin.height) == (2048, 1)
+
+
+async def test_oversized_pictures_are_refused_before_a_pixel_is_decoded(intake: UploadDecoder) -> None:
+    await intake.decode_picture(saved(Image.fromarray(HALVES)))  # starts the process
+    began = time.monotonic()
+    bomb = raw_png(30_000, 30_000, 1, 0, deflated_zeros(30_000 * 3751))
+    assert len(bomb) < 200_000
+    await assert_refused(intake, bomb, r"The picture has too many pixels: up to 40 million are read\.", 413)
+    await assert_refused(intake, raw_png(2**31 - 1, 2**31 - 1, 8, 2, b""), "too many pixels", 413)
+    await assert_refused(intake, raw_png(16_385, 8, 8, 2, b""), "too long: up to 16384 pixels a side", 413)
+    await assert_refused(intake, bytes(MAX_UPLOAD_BYTES + 1), "too large: up to 16 MiB", 413)
+    lying = bytearray(saved(Image.new("P", (16, 16)), "GIF"))
+    at = lying.index(b"\x2c\0\0\0\0", 13)
+    lying[at + 5 : at + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame larger than its screen
+    await assert_refused(intake, bytes(lying), "too many pixels", 413)
+    assert time.monotonic() - began < 5
+
+
+async def test_files_that_are_no_picture_are_refused(intake: UploadDecoder) -> None:
+    whole = saved(Image.fromarray(HALVES))
+    kinds = "has a format that is not supported here: PNG, JPEG, WebP, GIF"
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
+    for content in (b"\0", b"hello" * 99, svg, postscript, saved(Image.fromarray(HALVES), "TIFF"), whole[8:]):
+        await assert_refused(intake, content, kinds)
+    await assert_refused(intake, b"", "is empty")
+    damaged = "is damaged and cannot be read"
+    for content in (whole[:60], whole[:-30], whole[:33], raw_png(0, 9, 8, 2, b""), b"\xff\xd8\xff\xe0", b"GIF89a"):
+        await assert_refused(intake, content, damaged)
+    half = await intake.decode_picture(raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 5)))
+    assert (half.width, half.height) == (10, 10), "it has five of its ten rows: Pillow reads the others as black"
+    with pytest.raises(UserError, match="The second picture has a format that is not supported"):
+        await intake.decode_picture(b"hello", label="second picture")
+
+
+async def test_decompression_bombs_do_not_inflate_without_limit(intake: UploadDecoder) -> None:
+    """In a text, in a profile, after the last row: none is inflated, or only up to a limit."""
+    rows, gigabyte = zlib.compress((b"\0" + bytes(30)) * 10), deflated_zeros(2**28)
+    for more in (chunk(b"zTXt", b"a\0\0" + gigabyte), chunk(b"iCCP", b"a\0\0" + gigabyte)):
+        began = time.monotonic()
+        await assert_refused(intake, raw_png(10, 10, 8, 2, rows, more), "is damaged")
+        assert time.monotonic() - began < 5
+    found = await intake.decode_picture(raw_png(10, 10, 8, 2, deflated_zeros(2**28)))
+    assert (found.width, found.height, len(found.png) < 1000) == (10, 10, True)
+
+
+def slow_jpeg() -> bytes:
+    """A progressive photograph of 25 million pixels that repeats an empty scan 20,000 times: a few MB, minutes."""
+    content = saved(Image.new("L", (5000, 5000)), "JPEG", progressive=True)
+    starts = [at for at in range(len(content) - 1) if content[at : at + 2] == b"\xff\xda"]
+    scan = content[starts[1] : starts[2]]
+    scan = scan[: scan.index(b"\xff\xc4")] if b"\xff\xc4" in scan else scan
+    return content[: starts[2]] + scan * 20_000 + content[starts[2] :]
+
+
+async def test_a_picture_that_takes_too_long_is_refused() -> None:
+    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder(timeout=1.0)
+    assert len(content) < MAX_UPLOAD_BYTES
+    try:
+        began = time.monotonic()
+        await assert_refused(intake, content, "takes too long to be read")
+        assert 0.9 < time.monotonic() - began < 5
+        (reader,) = decoder_processes(intake)
+        assert (await intake.decode_picture(saved(Image.fromarray(HALVES)))).width == 48
+        assert [one.pid for one in decoder_processes(intake)] == [reader.pid], "only the child process ended"
+    finally:
+        await intake.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
+async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
+    intake = UploadDecoder(memory=128 * 2**20)
+    try:
+        await assert_refused(intake, raw_png(6000, 6000, 8, 2, deflated_zeros(18_001 * 6000)), "too much memory", 413)
+        assert (await intake.decode_picture(saved(Image.fromarray(HALVES)))).width == 48
+    finally:
+        await intake.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "CMYK"), ("WEBP", "RGBA"), ("GIF", "P"), ("AVIF", "RGBA")],
+)
+async def test_the_largest_accepted_picture_fits_into_less_memory(form: str, mode: str) -> None:
+    """40 million pixels fit in seven eighths of the memory limit."""
+    if form not in FORMATS:
+        pytest.skip("Pillow was built without AVIF")
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"progressive": True, "subsampling": 0}, "WEBP": {"lossless": False, "method": 0},
+        "AVIF": {"speed": 10}, "PNG": {"compress_level": 1},
+    }  # fmt: skip
+    large = Image.new(mode, (6320, 6320), 100 if mode == "P" else (100, 90, 80, 70))
+    if mode == "P":
+        large.info["transparency"] = 0
+    content = await asyncio.to_thread(lambda: saved(large, form, **options.get(form, {})))
+    intake = UploadDecoder(memory=intake_module.MEMORY_LIMIT * 7 // 8, timeout=60)
+    try:
+        assert (await intake.decode_picture(content)).width == 2048
+    finally:
+        await intake.close()
+
+
+async def test_masks_become_grey_and_bad_masks_are_refused(intake: UploadDecoder) -> None:
+    strokes = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    strokes.paste((255, 255, 255, 255), (5, 5, 20, 20))
+    found = await intake.decode_mask(saved(strokes), shape=(40, 30))
+    with Image.open(io.BytesIO(found.png)) as grey:
+        assert (grey.mode, grey.getextrema(), grey.getbbox()) == ("L", (0, 255), (5, 5, 20, 20))
+    assert found.notes == ()
+    with pytest.raises(UserError, match=r"The mask has 40 × 30 pixels, and its picture 64 × 64"):
+        await intake.decode_mask(saved(strokes), shape=(64, 64))
+    for empty in (Image.new("L", (40, 30), 100), Image.new("RGBA", (40, 30), (255, 255, 255, 0))):
+        with pytest.raises(UserError, match="Nothing is painted"):
+            await intake.decode_mask(saved(empty))
+    with pytest.raises(UserError, match="The mask has a format that is not supported"):
+        await intake.decode_mask(b"hello")
+
+
+async def test_a_killed_decoder_process_ends_one_picture_only(until: Until) -> None:
+    """First the child is killed, then its parent: each ends one picture and nothing else."""
+    content, intake, small = await asyncio.to_thread(slow_jpeg), UploadDecoder(), saved(Image.fromarray(HALVES))
+    try:
+        for which in (1, 0):
+            reading = asyncio.create_task(intake.decode_picture(content))
+            await until(lambda: len(decoder_processes(intake)) == 2)
+            decoder_processes(intake)[which].send_signal(signal.SIGKILL)
+            with pytest.raises(UserError, match="Reading the picture broke off"):
+                await reading
+            assert (await intake.decode_picture(small)).width == 48
+        idle = decoder_processes(intake)[0]
+        idle.send_signal(signal.SIGKILL)
+        await until(lambda: not [one for one in intake._decoders if one.is_ready])
+        assert (await intake.decode_picture(small)).width == 48
+    finally:
+        await intake.close()
+    assert not idle.is_running()
+
+
+async def test_decoder_processes_end_when_the_request_is_cancelled_or_the_bot_closes(until: Until) -> None:
+    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    task = asyncio.create_task(intake.decode_picture(content))
+    await until(lambda: len(decoder_processes(intake)) == 2)
+    processes = decoder_processes(intake)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
+    task = asyncio.create_task(intake.decode_picture(content))
+    await until(lambda: len(decoder_processes(intake)) == 2)
+    processes = decoder_processes(intake)
+    await intake.close()
+    with pytest.raises(UserError, match="broke off"):
+        await task
+    await until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes))
+    with pytest.raises(UserError):
+        await intake.decode_picture(content)
+
+
+async def test_two_pictures_decode_at_once_and_the_queue_is_bounded(until: Until) -> None:
+    small, intake, most = saved(Image.fromarray(HALVES)), UploadDecoder(), 0
+    try:
+        tasks = [asyncio.create_task(intake.decode_picture(small)) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0)
+        with pytest.raises(UserError, match="Too many pictures") as refusal:
+            await intake.decode_picture(small)
+        assert refusal.value.status == 429
+        while not all(one.done() for one in tasks):
+            most = max(most, len(intake._decoders))
+            await asyncio.sleep(0.005)
+        assert len({one.result().sha256 for one in tasks}) == 1
+        assert most == 2
+    finally:
+        await intake.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds of other processes are read from /proc")
+async def test_the_decoder_process_has_no_secrets_files_or_rights(
+    until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISCORD_TOKEN", "a secret")
+    content, intake = await asyncio.to_thread(slow_jpeg), UploadDecoder()
+    task = asyncio.create_task(intake.decode_picture(content))
+    try:
+        await until(
+            lambda: (
+                len(decoder_processes(intake)) == 2
+                and decoder_processes(intake)[1].rlimit(psutil.RLIMIT_NOFILE) == (0, 0)
+            )
+        )
+        parent, child = decoder_processes(intake)
+        for limit, most in (("FSIZE", 0), ("NPROC", 0), ("CORE", 0), ("AS", intake_module.MEMORY_LIMIT), ("CPU", 12)):
+            assert child.rlimit(getattr(psutil, f"RLIMIT_{limit}")) == (most, most)
+        assert set(parent.environ()) | set(child.environ()) <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
+        status = await asyncio.to_thread(Path(f"/proc/{child.pid}/status").read_text)
+        assert "NoNewPrivs:\t1" in status
+        names = await asyncio.to_thread(os.listdir, f"/proc/{child.pid}/fd")
+        links = {os.readlink(f"/proc/{child.pid}/fd/{name}") for name in names}
+        assert {name for name in links if not name.startswith("pipe:")} == {"/dev/null"}
+        assert len([name for name in links if name.startswith("pipe:")]) == 1, (
+            "it has its own pipe and none of the bot's"
+        )
+        loaded = await asyncio.to_thread(Path(f"/proc/{parent.pid}/maps").read_text)
+        assert "PIL" in loaded
+        assert not any(name in loaded for name in ("sqlalchemy", "aiohttp", "msgspec", "numpy", "_ssl"))
+        parent.send_signal(signal.SIGKILL)
+        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await intake.close()
+
+
+LIAR = """
+import os, sys
+sys.path.insert(0, {root!r})
+from bot.images import confined, reading
+reading.prepare()
+def answered(kind, content):
+    exec(content.decode())
+    return said
+reading.answered = answered
+reading.prepare = lambda: None
+confined.main(2.0, 2**30)
+"""
+GOOD = "reading.HEAD.pack(b'+', 0, 4, 4)"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "said = b''",
+        "said = b'+'",
+        "said = b'?' * 99",
+        f"said = {GOOD}",
+        f"said = {GOOD} + b'no PNG'",
+        f"said = {GOOD} + bytes(confined.MOST_SAID)",
+        "said = b'x'\nwhile True: os.write(ends, bytes(1 << 20))",
+        "os.kill(os.getpid(), 11)",
+        "os.abort()",
+        "import time; time.sleep(60)",
+        "os.setsid(); os.close(ends); import time; time.sleep(60)",
+        "raise KeyboardInterrupt",
+        "os.fork(); said = b''",
+        "open('/etc/hostname')",
+    ],
+)
+async def test_a_hostile_decoder_process_is_not_trusted(
+    lie: str, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    """A picture has taken over the child, which now says or does anything."""
+    from bot.images.uploads import decoder_process
+
+    code = LIAR.format(root=str(decoder_process.ROOT)).replace("{", "{{").replace("}", "}}") + "#{!r}{!r}{!r}"
+    monkeypatch.setattr(decoder_process, "START_CODE", code)
+    intake = UploadDecoder(timeout=2.0)
+    try:
+        with pytest.raises(UserError, match=r"broke off|too long"):
+            await intake.decode_picture(lie.replace("ends", "sys._getframe(2).f_locals['sink']").encode())
+        await until(lambda: len(decoder_processes(intake)) <= 1)
+    finally:
+        await intake.close()
+
+
+async def test_only_a_plain_png_is_accepted_from_a_decoder_process() -> None:
+    rows = zlib.compress((b"\0" + bytes(30)) * 10)
+    assert validate_png(raw_png(10, 10, 8, 2, rows), 10, RGB) == (10, 10)
+    good = raw_png(10, 10, 8, 2, rows)
+    for bad in (
+        good[:-1], good + b"\0", good[:40] + b"\1" + good[41:],
+        raw_png(11, 10, 8, 2, rows), raw_png(10, 10, 8, 0, rows),
+        raw_png(10, 10, 8, 2, rows, chunk(b"tEXt", b"a\0b")), raw_png(10, 10, 8, 2, deflated_zeros(2**28)),
+        raw_png(10, 10, 8, 2, zlib.compress((b"\5" + bytes(30)) * 10)), raw_png(10, 10, 8, 2, rows + b"\0"),
+        raw_png(10, 10, 8, 2, zlib.compress((b"\0" + bytes(30)) * 9)), b"", good[:8], good[:8] + bytes(40),
+    ):  # fmt: skip
+        with pytest.raises(InvalidPng):
+            validate_png(bad, 10, RGB)

@@ -1,0 +1,316 @@
+"""Permissions: the table of `bot.policy.permissions`, checked cell by cell against a second table written by hand.
+
+`PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md` regenerates the page for admins.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bot.domain.dto import Member
+from bot.policy.permissions import (
+    ACTIONS,
+    PERMISSIONS,
+    ROLE_TITLES,
+    ROLES,
+    Action,
+    JobRef,
+    Role,
+    forbidden_reason,
+    job_ref,
+    role_of,
+)
+from shared.sample_views import a_view
+
+ROOT = Path(__file__).parents[3]
+HERE, ELSEWHERE = "discord:1", "discord:2"
+AUTHOR = "discord:author"
+DIRECT = f"discord:dm:{AUTHOR.removeprefix('discord:')}"
+
+# The roles behind each word of the table below.
+WHO: dict[str, set[Role]] = {
+    "everyone": {"member", "moderator", "admin", "owner", "house"},
+    "moderators": {"moderator", "admin", "owner", "house"},
+    "admins": {"admin", "owner", "house"},
+    "owner": {"owner", "house"},
+    "house": {"house"},
+    "nobody": set(),
+}
+# The columns: no job or an own one; another member's job of this server; another member's private job; a job of another
+# server ("-": the action is about no job); and whether it works in a conversation with the bot.
+EXPECTED = """
+imagine     everyone    -           -           -       direct
+blend       everyone    -           -           -       direct
+describe    everyone    -           -           -       direct
+queue       everyone    -           -           -       direct
+mine        everyone    -           -           -       direct
+info        everyone    -           -           -       direct
+prefer      everyone    -           -           -       direct
+export      everyone    -           -           -       direct
+forget      everyone    -           -           -       direct
+help        everyone    -           -           -       direct
+cancel      everyone    moderators  moderators  house   direct
+pause       everyone    moderators  moderators  house   direct
+upscale     everyone    everyone    nobody      nobody  direct
+vary        everyone    everyone    nobody      nobody  direct
+reroll      everyone    everyone    nobody      nobody  direct
+remix       everyone    everyone    nobody      nobody  direct
+reproduce   everyone    everyone    nobody      nobody  direct
+edit        everyone    everyone    nobody      nobody  direct
+zoom        everyone    everyone    nobody      nobody  direct
+pan         everyone    everyone    nobody      nobody  direct
+branch      everyone    everyone    nobody      nobody  direct
+walk        everyone    everyone    nobody      nobody  direct
+prompt      everyone    everyone    nobody      nobody  direct
+film        everyone    everyone    nobody      nobody  direct
+details     everyone    everyone    nobody      nobody  direct
+favourite   everyone    everyone    nobody      nobody  direct
+envelope    everyone    everyone    nobody      nobody  direct
+delete      everyone    moderators  moderators  house   direct
+report      nobody      everyone    nobody      nobody  direct
+approve     moderators  moderators  moderators  house   direct
+deny        moderators  moderators  moderators  house   direct
+dismiss     moderators  moderators  moderators  house   direct
+settings    moderators  -           -           -       server
+explain     moderators  -           -           -       server
+set         admins      -           -           -       server
+close       owner       -           -           -       server
+budget      house       -           -           -       direct
+"""
+RELATIONS = ("none", "own", "another's", "private", "elsewhere")
+# Every sentence that a refused member may read.
+SENTENCES = """
+That works only in a server: use it there.
+That job belongs to another server.
+That job is private: only its author may use it.
+This one is yours: delete it instead.
+Only Ann and moderators (who may manage messages in the whole server) may cancel this job.
+Only Ann and moderators (who may manage messages in the whole server) may pause this job.
+Only Ann and moderators (who may manage messages in the whole server) may delete these pictures.
+Only moderators (who may manage messages in the whole server) may dismiss a report.
+Only moderators (who may manage messages in the whole server) may keep held pictures hidden.
+Only moderators (who may manage messages in the whole server) may look at and show held pictures.
+Only moderators (who may manage messages in the whole server) may look at this server's settings.
+Only moderators (who may manage messages in the whole server) may see which rule decides.
+Only admins (who may manage this server) may change this server's settings.
+Only the server's owner may close or open this server.
+Only this bot's operator may set what a whole server may spend.
+"""
+
+
+def expected_cells(action: str) -> Sequence[str]:
+    return next(row.split()[1:] for row in EXPECTED.split("\n") if row.split()[:1] == [action])
+
+
+ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(action)[1] != "-"]
+
+
+MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
+
+
+def a_member(who: Role, *, author: bool = False, guild: str = HERE) -> Member:
+    """A member of this role with only the flag that it needs: no flag implies a lower one."""
+    plain = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
+    return plain if who == "member" else replace(plain, **{who: True})
+
+
+def a_case(relation: str, who: Role, *, direct: bool) -> tuple[Member, JobRef | None]:
+    """A member in a server or alone with the bot, and the job that they act on."""
+    here = DIRECT if direct else HERE
+    if relation == "none":
+        return a_member(who, guild=here), None
+    guild = ELSEWHERE if relation == "elsewhere" else here
+    member = a_member(who, author=relation == "own", guild=here)
+    return member, JobRef(AUTHOR, "Ann", guild, is_private=relation == "private")
+
+
+def relations(action: Action) -> tuple[str, ...]:
+    return ("none",) if expected_cells(action)[1] == "-" else RELATIONS
+
+
+def every_case() -> Iterator[tuple[Action, str, Role, bool]]:
+    for action in ACTIONS:
+        for relation, who, direct in itertools.product(relations(action), ROLES, (False, True)):
+            yield action, relation, who, direct
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
+    own, others, private, elsewhere, place = expected_cells(action)
+    cells = {"none": own, "own": own, "another's": others, "private": private, "elsewhere": elsewhere}
+    for relation in relations(action):
+        cell = cells[relation]
+        for direct in (False, True):
+            may = {
+                who
+                for who in ROLES
+                for member, subject in [a_case(relation, who, direct=direct)]
+                if forbidden_reason(action, member, subject, in_direct_message=direct) is None
+            }
+            assert may == (set() if direct and place == "server" else WHO[cell]), (relation, direct)
+
+
+def test_an_action_about_no_job_rejects_a_job() -> None:
+    for action in set(ACTIONS) - set(ABOUT_JOBS):
+        with pytest.raises(ValueError, match="acts on no job"):
+            forbidden_reason(action, a_member("house"), JobRef(AUTHOR, "Ann", HERE))
+
+
+def test_the_expected_table_lists_every_action() -> None:
+    assert [row.split()[0] for row in EXPECTED.strip().split("\n")] == list(ACTIONS)
+    assert set(PERMISSIONS) == set(ACTIONS)
+
+
+def test_an_author_can_always_cancel_and_delete_their_own_jobs() -> None:
+    jobs = [JobRef(AUTHOR, "Ann", guild, private) for guild in (HERE, ELSEWHERE, DIRECT) for private in (False, True)]
+    for who, subject, direct in itertools.product(ROLES, jobs, (False, True)):
+        author = a_member(who, author=True)
+        assert forbidden_reason("cancel", author, subject, in_direct_message=direct) is None
+        assert forbidden_reason("delete", author, subject, in_direct_message=direct) is None
+
+
+def test_only_the_operator_moderates_jobs_of_another_server() -> None:
+    for action, who in itertools.product(ABOUT_JOBS, ROLES):
+        member, subject = a_case("elsewhere", who, direct=False)
+        may = forbidden_reason(action, member, subject) is None
+        assert may == (who == "house" and action in MODERATED)
+
+
+def test_plain_members_cannot_use_private_jobs_of_others() -> None:
+    for action in ABOUT_JOBS:
+        member, subject = a_case("private", "member", direct=False)
+        assert forbidden_reason(action, member, subject) is not None
+
+
+def test_only_the_author_can_use_a_private_job() -> None:
+    """Moderators delete it or decide about held pictures; they cannot use it."""
+    for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, ROLES):
+        member, subject = a_case("private", who, direct=False)
+        assert forbidden_reason(action, member, subject) == "That job is private: only its author may use it."
+
+
+def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
+    rows: set[tuple[Action, str, bool]] = {(action, relation, direct) for action, relation, _, direct in every_case()}
+    for action, relation, direct in rows:
+        row = [
+            forbidden_reason(action, *a_case(relation, who, direct=direct), in_direct_message=direct) is None
+            for who in ROLES
+        ]
+        assert row == sorted(row), (action, relation)
+
+
+def test_the_highest_role_counts() -> None:
+    flags = ("moderator", "admin", "owner", "house")
+    for values in itertools.product((False, True), repeat=4):
+        member = replace(a_member("member"), **dict(zip(flags, values, strict=True)))
+        highest = [flag for flag, has in zip(flags, values, strict=True) if has]
+        assert role_of(member) == (highest[-1] if highest else "member")
+
+
+def test_every_refusal_is_a_known_sentence() -> None:
+    refusals = set[str]()
+    for action, relation, who, direct in every_case():
+        sentence = forbidden_reason(action, *a_case(relation, who, direct=direct), in_direct_message=direct)
+        refusals |= {sentence} if sentence else set()
+    assert refusals == set(SENTENCES.strip().split("\n"))
+
+
+def test_the_subject_is_taken_from_the_view() -> None:
+    assert job_ref(a_view(private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
+
+
+def actions_in_code() -> set[str]:
+    """Every action that the code checks: in a call, or in a mapping of buttons, forms and commands."""
+    constants = set[str]()
+    for path in (ROOT / "bot").rglob("*.py"):
+        if path.name == "access.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _name(node.func) in ("permit", "_permit", "forbidden", "respond", "may"):
+                constants |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+            if isinstance(node, ast.AnnAssign) and "Action" in ast.dump(node.annotation) and node.value:
+                constants |= {one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)}
+    return {constant for constant in constants if isinstance(constant, str)}
+
+
+def _name(called: ast.expr) -> str:
+    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+
+
+def test_the_code_uses_every_row_of_the_table() -> None:
+    assert set(ACTIONS) - actions_in_code() == set()
+
+
+COLUMNS = (
+    "may", "nothing in particular, or an own job", "another's job in this server", "another's private job",
+    "a job of another server", "in a conversation with the bot",
+)  # fmt: skip
+
+
+def render_page() -> str:
+    """`docs/access.md`, for admins."""
+    role_names = {**ROLE_TITLES, "member": "everyone"}
+
+    def cell(least: Role | None) -> str:
+        return "–" if least is None else role_names[least].partition(" (")[0]
+
+    lines = [
+        "# Who may do what",
+        "",
+        (
+            "This page is for admins and moderators. It is generated from `bot/policy/permissions.py`, which the bot "
+            "asks before"
+        ),
+        "every command, button and reaction. Each column names the lowest role that may act; every higher role may,",
+        "too. From the lowest:",
+        ", ".join(role_names[who] for who in ROLES) + ".",
+        "",
+        "Quotas and blocks are rules, not permissions: `/settings`. In `/moderation`, moderators may use `incidents`",
+        "and `held`. `words`, `block`, `unblock`, `reports` and `check` change this server's settings, so admins may",
+        "use them. Discord shows moderators all seven.",
+        "",
+        "A permission in one channel makes nobody a moderator; a role with *Manage Messages* does. If a member cannot",
+        "see a channel, its jobs count as private for them. A thread counts as its channel. The bot posts a film for",
+        "everyone only in the job's own channel, and only if today's rules would admit the job. Else only the member",
+        "who asked for the film sees it.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for permit in PERMISSIONS.values():
+        others = [
+            cell(permit.others_role),
+            cell(permit.private_role),
+            "this bot's operator" if permit.operator_elsewhere else "–",
+        ]
+        direct = "yes" if permit.in_direct_messages else "no"
+        cells = [permit.phrase, cell(permit.own_role), *(others if permit.concerns_jobs else ["", "", ""]), direct]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(every_refusal())), ""])
+
+
+def every_refusal() -> set[str]:
+    """Every refusal, with “the author” in place of a name."""
+    found = set[str]()
+    for action, relation, who, direct in every_case():
+        member, subject = a_case(relation, who, direct=direct)
+        if subject is not None:
+            subject = JobRef(subject.author, "*the author*", subject.guild, subject.is_private)
+        found |= {forbidden_reason(action, member, subject, in_direct_message=direct) or ""}
+    return found - {""}
+
+
+def test_the_page_for_admins_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "access.md").read_text() == render_page(), (
+        "PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md"
+    )
+
+
+if __name__ == "__main__":
+    print(render_page(), end="")

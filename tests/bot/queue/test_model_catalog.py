@@ -1,0 +1,69 @@
+"""What presences say of a pool: how fast its super-resolvers are, and which models it has."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+import pytest
+
+from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
+from bot.store import Store
+from engine.contract import ModelInfo, Presence
+
+
+def presence(worker: str, ms: float, version: int = 3, pool: str = "default") -> Presence:
+    return Presence(
+        v=version, worker=worker, pools=(pool,), models=(), device="", rows=8, free=8, build="", enlarge_ms=ms
+    )  # fmt: skip
+
+
+def test_a_pool_with_a_worker_too_old_for_upscales_has_no_super_resolver() -> None:
+    workers: dict[str, Presence] = {}
+    models = ModelCatalog(cast("Store", None), lambda: workers, lambda: 0.0)
+    assert models.upscale_ms("default") is None
+    workers["a"], workers["b"] = presence("a", 100.0), presence("b", 300.0)
+    assert models.upscale_ms("default") == 300.0
+    workers["old"] = presence("old", 0.0, version=2)
+    assert models.upscale_ms("default") == 0.0
+    workers["old"] = presence("old", 0.0, version=2, pool="elsewhere")
+    assert models.upscale_ms("default") == 300.0
+
+
+def presence_with(worker: str, *models: ModelInfo) -> Presence:
+    return msgspec.structs.replace(presence(worker, 0.0), models=models)
+
+
+@pytest.mark.asyncio
+async def test_a_model_on_disk_is_offered_and_counts_as_loaded_once_any_worker_has_it_in_memory(store: Store) -> None:
+    cold = msgspec.structs.replace(SHIPPED_MODEL, name="large", loaded=False, samplers=("ddim", "heun"))
+    workers = {"a": presence_with("a", SHIPPED_MODEL, cold)}
+    models = ModelCatalog(store, lambda: workers, lambda: 0.0)
+    await models.refresh()
+    assert [(one.info.name, one.info.loaded, one.is_live) for one in models.entries()] == [
+        ("embedded", True, True), ("large", False, True),
+    ]  # fmt: skip
+    version = store.version
+    workers["b"] = presence_with("b", msgspec.structs.replace(cold, loaded=True, steps=7))
+    assert models.find_entry("large").info == msgspec.structs.replace(cold, loaded=True), (
+        "the first worker's description counts"
+    )
+    await models.refresh()
+    assert store.version == version, "loading a model into memory writes nothing"
+    workers.clear()
+    again = ModelCatalog(store, lambda: workers, lambda: 0.0)
+    await again.load()
+    assert {one.info.name: one.is_live for one in again.entries()} == {"embedded": False, "large": False}
+    assert again.find_entry("large").info.samplers == ("ddim", "heun")
+
+
+def test_a_pool_is_full_for_a_model_when_every_worker_that_has_it_is_full() -> None:
+    large = msgspec.structs.replace(SHIPPED_MODEL, name="large")
+    busy, idle = msgspec.structs.replace(presence_with("a", SHIPPED_MODEL), free=0), presence_with("b", large)
+    crew = group_by_pool({"a": busy, "b": idle})["default"]
+    assert crew.free_rows == 8
+    assert [crew.is_full(model) for model in ("embedded", "large", "", "unknown")] == [True, False, False, False]
+    crew = group_by_pool({"a": busy, "b": idle, "c": presence_with("c", SHIPPED_MODEL)})["default"]
+    assert not crew.is_full("embedded")
+    crew = group_by_pool({"a": busy})["default"]
+    assert [crew.is_full(model) for model in ("embedded", "", "unknown")] == [True, True, True]

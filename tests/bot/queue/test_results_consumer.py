@@ -1,0 +1,333 @@
+"""Results from workers: only those that fit a job count, they are stored before they are acknowledged, and a bad one
+harms no other."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bot.domain.events import JobEnded, JobProgress, ModelLoading
+from bot.images.image_codec import encode_image, png_size
+from bot.queue.results import consumer
+from engine.bus import subjects
+from engine.contract import (
+    Frame,
+    JobCancelled,
+    JobFailed,
+    JobFinished,
+    JobModelLoading,
+    JobStarted,
+    Ladder,
+    PictureReady,
+    encode,
+)
+
+JPEG = b"\xff\xd8\xff\xe0"
+UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+async def wait_for_results(app, until):
+    """Waits until every report is handled."""
+
+    async def is_empty():
+        info = await app.result_consumer._bus.js.stream_info(subjects.RESULTS)
+        return info.state.messages == 0
+
+    await until(is_empty, 15)
+
+
+@pytest.fixture
+def open_job(workplace, until, ann, here):
+    """A running bot, a worker that the test drives, and one job that it holds at epoch 10."""
+
+    async def make(text="a lamp --count 1"):
+        app = await workplace.house()
+        worker = await workplace.hand("hand")
+        await worker.announce()
+        await until(lambda: app.jobs.live_workers())
+        (ticket,) = await app.jobs.imagine(text, ann, here)
+        job = await worker.handed()
+        await worker.say(JobStarted(job=ticket.job, epoch=10, worker="hand"))
+        await wait_for_results(app, until)
+        return app, worker, job
+
+    return make
+
+
+def finished_report(job, epoch=10):
+    return JobFinished(job=job.id, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0)
+
+
+@pytest.mark.asyncio
+async def test_stale_repeated_and_late_reports_change_nothing(open_job, until):
+    app, worker, job = await open_job()
+    await worker.say(JobFailed(job=job.id, epoch=9, reason="stale", blame="worker"))
+    await worker.say(JobCancelled(job=job.id, epoch=9, steps=0, cost=0.0))
+    await worker.say(JobStarted(job=job.id, epoch=9, worker="stale"))
+    await worker.picture(job, 10, 0)
+    await worker.ladder(job, 10, 0)
+    for _ in range(2):
+        await worker.say(finished_report(job))
+    await worker.say(JobFailed(job=job.id, epoch=11, reason="late", blame="member"))
+    await wait_for_results(app, until)
+    view = await app.jobs.load_view(job.id)
+    assert (view.state, view.reason, len(view.pictures), view.ladders) == ("finished", "", 1, (0,))
+    assert (await app.store.get_job(job.id)).worker == "hand"
+
+
+@pytest.mark.asyncio
+async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job, until):
+    app, worker, job = await open_job()
+    await worker.say(JobStarted(job=UNKNOWN, epoch=1, worker="hand"))
+    await worker.say(JobFinished(job=UNKNOWN, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0))
+    await wait_for_results(app, until)
+    assert app.result_consumer._bus.dead_letters.count == {}
+    assert (await app.jobs.load_view(job.id)).state == "running"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "fault", ["size", "nine times", "bytes", "missing", "not a png", "torn", "garbage", "ladder", "empty ladder"]
+)
+async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_job, until, fault):
+    app, worker, job = await open_job()
+    valid = encode_image(Image.effect_noise((job.task.width, job.task.height), 50), "PNG")
+    contents = {
+        "not a png": b"GIF89a" * 10, "torn": valid[: len(valid) // 2], "garbage": valid[:33] + b"garbage" * 9,
+        "ladder": b"no ladder", "empty ladder": encode(Ladder(job=job.id, image=0, of=40, shape=(1, 1), rungs=())),
+    }  # fmt: skip
+    content = contents.get(fault, b"")
+    sha = await worker.bus.put_blob(content) if content else None
+    if "ladder" in fault:
+        await worker.picture(job, 10, 0)
+    if fault == "size":
+        await worker.keep(job, 10, 0, "image", b"\x89PNG", 72)
+    elif fault == "nine times":
+        await worker.keep(job, 10, 0, "image", b"\x89PNG", 9 * 64)
+    else:
+        picture = PictureReady(
+            job=job.id, image=0, epoch=10, kind="ladder" if "ladder" in fault else "image", sha256=sha or "0" * 64,
+            bytes=len(content) or 5, width=64, height=64,
+        )  # fmt: skip
+        await worker.say(picture)
+    await worker.say(finished_report(job))
+    await until(lambda: app.result_consumer._bus.dead_letters.count["results"] == 1)
+
+    async def is_queued_again():
+        return (await app.store.get_job(job.id)).attempt == 2
+
+    await until(is_queued_again)
+    again = await worker.handed()
+    assert (again.id, again.attempt) == (job.id, 2)
+    await worker.say(JobStarted(job=job.id, epoch=20, worker="hand"))
+    await worker.picture(job, 20, 0)
+    await worker.ladder(job, 20, 0)
+    await worker.say(finished_report(job, 20))
+    await wait_for_results(app, until)
+    assert (await app.jobs.load_view(job.id)).state == "finished"
+
+
+@pytest.mark.asyncio
+async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, until, monkeypatch):
+    monkeypatch.setattr(consumer, "OUTAGE_PAUSE", 0.05)
+    app, worker, job = await open_job()
+    tries = []
+    take = app.result_consumer.apply_result
+
+    async def count_and_take(value, **more):
+        tries.append(type(value))
+        await take(value, **more)
+
+    monkeypatch.setattr(app.result_consumer, "apply_result", count_and_take)
+    blocked = Path(app.jobs._gallery._pictures._folder) / "sha256"
+    blocked.write_bytes(b"in the way of every picture")
+    await worker.picture(job, 10, 0)
+    await until(lambda: tries)
+    await worker.ladder(job, 10, 0)
+    await worker.say(finished_report(job))
+    await until(lambda: min(tries.count(PictureReady), tries.count(JobFinished)) > 2 * consumer.MAX_TRIES)
+    blocked.unlink()
+    await wait_for_results(app, until)
+    record = await app.store.get_job(job.id)
+    assert (record.state, record.attempt, app.result_consumer._bus.dead_letters.count) == ("finished", 1, {})
+    assert not app.result_consumer._delayed_pictures
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("blame", "share"), [("member", 1.0), ("model", 0.0), ("worker", 0.0), ("us", 0.0)])
+async def test_only_a_members_fault_is_charged(open_job, until, blame, share):
+    app, worker, job = await open_job()
+    async with app.feed.subscribe(job.id) as events:
+        await worker.say(JobFailed(job=job.id, epoch=10, reason="It broke.", blame=blame))
+        async with asyncio.timeout(10):
+            while not isinstance(event := await anext(events), JobEnded):
+                continue
+    assert event == JobEnded(job.id, "failed", "It broke.")
+    record = await app.store.get_job(job.id)
+    assert (record.blame, record.charged) == (blame, pytest.approx(share * record.cost))
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_starts_an_ended_job_is_told_to_stop(open_job, until):
+    app, worker, job = await open_job()
+    await worker.say(JobFailed(job=job.id, epoch=10, reason="It broke.", blame="model"))
+    await wait_for_results(app, until)
+    assert not await worker.bus.is_cancelled(job.id)
+    await worker.say(JobStarted(job=job.id, epoch=30, worker="hand"))
+    await wait_for_results(app, until)
+    assert await worker.bus.is_cancelled(job.id)
+    assert (await app.jobs.load_view(job.id)).state == "failed"
+
+
+@pytest.mark.asyncio
+async def test_only_frames_that_fit_their_job_are_shown(open_job, until):
+    app, worker, job = await open_job("a lamp --count 2 --steps 40")
+
+    def frame(**more):
+        values = {"job": job.id, "image": 0, "epoch": 10, "step": 20, "of": 40, "picture": JPEG, "seconds_left": 90.0}
+        return Frame(**(values | more))
+
+    async with app.feed.subscribe(job.id) as events:
+        assert isinstance(await anext(events), JobProgress)
+        for bad in (
+            frame(epoch=9), frame(job=UNKNOWN), frame(image=2), frame(of=50), frame(picture=b"<svg>"),
+            frame(step=41, of=41),
+        ):  # fmt: skip
+            await worker.bus.publish_frame(bad)
+        await worker.bus.publish_frame(frame())
+        async with asyncio.timeout(5):
+            assert await anext(events) == JobProgress(job.id, 20, 40, 90.0, {0: JPEG})
+    await worker.announce()  # on a busy machine the first announcement may be older than a lease
+    await until(app.jobs.live_workers)
+    view = await app.jobs.load_view(job.id)
+    assert (view.step, view.of) == (20, 40)
+    assert view.eta == pytest.approx(90.0, abs=30.0)  # less the time since then, which is long on a busy machine
+
+
+@pytest.mark.asyncio
+async def test_only_loading_progress_that_fits_its_job_is_shown_watched_or_not(open_job):
+    app, worker, job = await open_job("a lamp --count 2 --steps 40")
+
+    def loading(**more):
+        return JobModelLoading(**({"job": job.id, "epoch": 10, "model": "embedded", "done": 0.4} | more))
+
+    async with app.feed.subscribe(job.id, previews=False) as events:
+        assert isinstance(await anext(events), JobProgress)
+        for bad in (loading(epoch=9), loading(job=UNKNOWN), loading(model="another")):
+            await worker.bus.publish_loading(bad)
+        await worker.bus.publish_loading(loading())
+        async with asyncio.timeout(5):
+            assert await anext(events) == ModelLoading(job.id, "embedded", 0.4)
+
+
+@pytest.mark.asyncio
+async def test_the_worker_learns_which_jobs_are_watched(open_job):
+    app, worker, job = await open_job()
+    wants = worker.bus.watch_preview_requests()
+    reading = asyncio.ensure_future(anext(wants))
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5), app.feed.subscribe(job.id):
+        assert await reading == job.id
+    await wants.aclose()
+
+
+@pytest.mark.asyncio
+async def test_reports_from_while_the_bot_was_closed_are_handled_at_the_next_start(workplace, until, ann, here):
+    async with workplace.visit() as app:
+        worker = await workplace.hand("hand")
+        await worker.announce()
+        await until(lambda: app.jobs.live_workers())
+        (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, here)
+        job = await worker.handed()
+    await worker.say(JobStarted(job=job.id, epoch=10, worker="hand"))
+    await worker.picture(job, 10, 0)
+    await worker.ladder(job, 10, 0)
+    await worker.say(finished_report(job))
+    app = await workplace.house()
+    await wait_for_results(app, until)
+    assert (await app.jobs.load_view(ticket.job)).state == "finished"
+
+
+def test_only_a_png_has_a_size():
+    assert png_size(b"\x89PNG\r\n\x1a\n") is None
+    assert png_size(b"x" * 64) is None
+
+
+@pytest.mark.asyncio
+async def test_a_job_deleted_while_it_runs_is_cancelled_without_an_error(open_job, until, ann, caplog):
+    app, worker, job = await open_job()
+    await app.services.moderation.delete_pictures(job.id, ann)
+    await worker.picture(job, 10, 0)
+    await worker.say(finished_report(job))
+    await wait_for_results(app, until)
+    record = await app.store.get_job(job.id)
+    assert (record.state, record.attempt) == ("cancelled", 1)
+    assert record.charged == pytest.approx(min(record.cost, 1.0))
+    assert not [entry for entry in caplog.records if entry.levelname == "ERROR"]
+
+
+@asynccontextmanager
+async def hold_reports(app, job, length):
+    """Lets no report be handled until `length` reports of a job wait."""
+    for _ in range(consumer.MAX_CONCURRENT):
+        await app.result_consumer._work_slots.acquire()
+    try:
+        yield
+        async with asyncio.timeout(15):
+            while len(app.result_consumer._pending.get(job.id, ())) < length:
+                await asyncio.sleep(0.02)
+    finally:
+        for _ in range(consumer.MAX_CONCURRENT):
+            app.result_consumer._work_slots.release()
+
+
+@pytest.mark.asyncio
+async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transaction(open_job, until, monkeypatch):
+    app, worker, job = await open_job("a lamp --count 4")
+    calls, take_in = [], app.store.record_pictures
+    monkeypatch.setattr(app.store, "record_pictures", lambda *args: (calls.append(args), take_in(*args))[1])
+    ends = []
+    monkeypatch.setattr(app.result_consumer._completion, "on_end", ends.append)
+    async with hold_reports(app, job, 9):
+        for image in range(4):
+            await worker.picture(job, 10, image)
+            await worker.ladder(job, 10, image)
+        await worker.say(finished_report(job))
+    await wait_for_results(app, until)
+    view = await app.jobs.load_view(job.id)
+    assert (view.state, len(view.pictures), view.ladders) == ("finished", 4, (0, 1, 2, 3))
+    assert len(await app.jobs.load_shown_pictures(job.id)) == 4
+    assert (len(ends), len(calls), len(calls[0][2])) == (1, 1, 8)
+
+
+@pytest.mark.asyncio
+async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, until):
+    app, worker, job = await open_job("a lamp --count 2")
+    async with hold_reports(app, job, 5):
+        for image in range(2):
+            await worker.ladder(job, 10, image)
+        await worker.picture(job, 10, 0)
+        await worker.keep(job, 10, 1, "image", b"GIF89a" * 10, 64)
+        await worker.say(finished_report(job))
+    await until(lambda: app.result_consumer._bus.dead_letters.count["results"] == 1)
+
+    async def is_queued_again():
+        return (await app.store.get_job(job.id)).attempt == 2
+
+    await until(is_queued_again)
+    view = await app.jobs.load_view(job.id)
+    assert ([shot.index for shot in view.pictures], view.ladders) == ([0], (0, 1))
+
+
+@pytest.mark.asyncio
+async def test_a_picture_larger_than_announced_is_not_fetched(open_job, until):
+    app, worker, job = await open_job()
+    sha = await worker.bus.put_blob(encode_image(Image.effect_noise((64, 64), 50), "PNG"))
+    report = PictureReady(job=job.id, image=0, epoch=10, kind="image", sha256=sha, bytes=99, width=64, height=64)
+    await worker.say(report)
+    await until(lambda: app.result_consumer._bus.dead_letters.count["results"] == 1)
+    assert (await app.jobs.load_view(job.id)).pictures == ()

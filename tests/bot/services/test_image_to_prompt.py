@@ -1,0 +1,203 @@
+"""Image-to-prompt: the search through the word list, the answer, and who may ask how often."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace as changed
+from PIL import Image
+
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.images.image_codec import png_size
+from bot.images.thumbnail import MAX_SIDE, crop_square
+from bot.images.uploads.upload_decoder import DecodedImage, UploadDecoder
+from bot.policy.limits import Limits
+from bot.policy.rules import Rule, resolve
+from bot.prompt.prompt_scores import EMPTY_TEXT, PromptScores
+from bot.prompt.vocabulary import EMBEDDED_VOCABULARY, GENERAL_VOCABULARY, build_prompt, choose_vocabulary
+from bot.queue.model_catalog import SHIPPED_MODEL
+from bot.services.init_images.request import RemoteFile
+from bot.services.prompt_tools.image_to_prompt import (
+    MAX_COST,
+    MAX_MEMBERS,
+    ImageToPrompt,
+    PromptSearch,
+    PromptSuggestions,
+    ScoredPrompt,
+    estimate_cost,
+)
+from engine.bus import NoWorkerAnswers
+from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelInfo
+from shared.fake_describer import Describer
+
+ANN, BOB = Member("discord:1", "Ann", "discord:9"), Member("discord:2", "Bob", "discord:9")
+
+
+def png(width: int = 80, height: int = 60) -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((width, height), 100).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest_asyncio.fixture
+async def intake() -> AsyncIterator[UploadDecoder]:
+    opened = UploadDecoder()
+    yield opened
+    await opened.close()
+
+
+def describing(
+    ask: Any, intake: UploadDecoder, *, warm: ModelInfo = SHIPPED_MODEL, rules: tuple[Rule, ...] = ()
+) -> ImageToPrompt:
+    async def terms(member: Member) -> Any:
+        return resolve(rules, member, Limits())
+
+    models: Any = SimpleNamespace(profile=lambda name: SimpleNamespace(warm={None: warm, warm.name: warm}[name]))
+
+    async def read(_member: Member, piece: bytes | RemoteFile) -> DecodedImage:
+        assert isinstance(piece, bytes)
+        return await intake.decode_picture(piece)
+
+    return ImageToPrompt(ask, read, models, terms)
+
+
+def rule(setting: str, value: Any) -> Rule:
+    return Rule("guild", "", setting, value, guild="discord:9")
+
+
+def test_the_embedded_model_knows_every_word_of_its_list() -> None:
+    words = json.loads((Path(__file__).parents[3] / "engine/weights/words.json").read_text())["words"]
+    assert set(EMBEDDED_VOCABULARY.subjects) <= set(words)
+    for each in (EMBEDDED_VOCABULARY, GENERAL_VOCABULARY):
+        assert len(set(each.subjects)) == len(each.subjects)
+        assert all(one.count("{}") == 1 for slot in (*each.scenes, *each.slots) for one in slot)
+    assert choose_vocabulary(SHIPPED_MODEL) is EMBEDDED_VOCABULARY
+    assert choose_vocabulary(changed(SHIPPED_MODEL, size=512, tokens=75)) is GENERAL_VOCABULARY
+
+
+def test_extra_words_surround_the_subject_or_stand_alone() -> None:
+    extras = ["{}, blue background", "red {}"]
+    assert build_prompt("fox", extras) == "red fox, blue background"
+    assert build_prompt("", extras[:1]) == "blue background"
+    assert build_prompt("fox", []) == "fox"
+
+
+def test_errors_are_relative_to_the_error_of_an_empty_prompt() -> None:
+    tally = PromptScores()
+    tally.add([EMPTY_TEXT, "fox", "cat"], 0, [[1.0, 10.0], [0.5, 5.0], [0.9, 11.0]])
+    assert tally.gain("fox", range(2)) == pytest.approx(0.5)
+    assert tally.best_texts(["cat", "fox", "cat"], range(2), 5) == ["fox", "cat"]
+    assert tally.is_clearly_better("fox", EMPTY_TEXT, range(2))
+    assert not tally.is_clearly_better("cat", EMPTY_TEXT, range(2)), "better at one draw, worse at the other"
+    assert tally.text_count == 2
+    assert tally.missing_texts(["fox", "dog", "dog"], range(2)) == ["dog"]
+    assert tally.missing_texts(["fox"], range(1, 3)) == [EMPTY_TEXT, "fox"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("fits", "found"),
+    [
+        (("fox", "blue background"), "fox, blue background"),
+        (("octopus", "purple octopus", "3d render"), "purple octopus, 3d render"),
+        (("teddy bear",), "teddy bear"),
+    ],
+)
+async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...], found: str) -> None:
+    describer = Describer(*fits)
+    tried, best = await PromptSearch(describer.errors, SHIPPED_MODEL, png(64, 64)).find_prompts(EMBEDDED_VOCABULARY)
+    assert best[0].prompt == found
+    assert best[0].gain == max(one.gain for one in best) == pytest.approx(0.2 * len(fits))
+    texts = {text for request in describer.asked for text in request.texts} - {EMPTY_TEXT}
+    assert tried == len(texts)
+    rows = sum(len(request.texts) * request.draws for request in describer.asked)
+    assert rows * SHIPPED_MODEL.row_ms / 1000 <= 1.3 * estimate_cost(SHIPPED_MODEL, EMBEDDED_VOCABULARY) < MAX_COST
+    assert all(len(request.texts) <= MAX_CANDIDATES and request.draws <= MAX_NOISINGS for request in describer.asked)
+
+
+@pytest.mark.asyncio
+async def test_no_words_are_suggested_if_none_help() -> None:
+    _, best = await PromptSearch(Describer().errors, SHIPPED_MODEL, png(64, 64)).find_prompts(EMBEDDED_VOCABULARY)
+    assert best == ()
+    sentence = PromptSuggestions("embedded", 341, best).sentence
+    assert sentence.startswith("Under none of the 341 words that were tried does embedded predict")
+    assert sentence.endswith("it does not see as a person does.")
+    assert PromptSuggestions("embedded", 341, (ScoredPrompt("fox", 0.5),)).sentence.startswith(
+        "These are the words, out of 341 that were tried, under which embedded predicts this picture's noise best."
+    )
+
+
+@pytest.mark.asyncio
+async def test_the_image_is_sent_small_and_square_and_the_answer_names_the_model(intake: UploadDecoder) -> None:
+    describer = Describer("fox")
+    found = await describing(describer.errors, intake).suggest_prompts(png(300, 200), ANN)
+    assert (found.model, found.prompts[0].prompt) == ("embedded", "fox")
+    assert {png_size(one.picture) for one in describer.asked} == {(64, 64)}
+    assert png_size(crop_square(png(2000, 900), 1024)) == (MAX_SIDE, MAX_SIDE)
+    assert len(crop_square(png(600, 600), 1024)) <= MAX_FRAME_BYTES
+
+
+@pytest.mark.asyncio
+async def test_each_member_has_one_request_at_a_time_and_the_queue_is_short(intake: UploadDecoder) -> None:
+    go, waiting = asyncio.Event(), Describer("fox")
+
+    async def ask(request: DescribeRequest) -> Any:
+        await go.wait()
+        return await waiting.errors(request)
+
+    desk = describing(ask, intake)
+    members = [Member(f"discord:{number}", "Ann", "discord:9") for number in range(MAX_MEMBERS)]
+    tasks = [asyncio.create_task(desk.suggest_prompts(png(), one)) for one in members]
+    await asyncio.sleep(0)
+    while len(desk._waiting_members) < MAX_MEMBERS:
+        await asyncio.sleep(0.01)
+    with pytest.raises(UserError, match="A picture of yours"):
+        await desk.suggest_prompts(png(), members[0])
+    with pytest.raises(UserError, match="Others are having") as refused:
+        await desk.suggest_prompts(png(), Member("discord:99", "Zoe", "discord:9"))
+    assert refused.value.status == 429
+    go.set()
+    assert [one.prompts[0].prompt for one in await asyncio.gather(*tasks)] == ["fox"] * MAX_MEMBERS
+    assert (await desk.suggest_prompts(png(), members[0])).prompts[0].prompt == "fox"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ((rule("commands", ("imagine",)),), "You may not use describe here"),
+        ((rule("models", ("sdxl",)),), "The model embedded is not allowed here"),
+        ((rule("closed", "we pause"),), "we pause"),
+        ((Rule("user", "discord:1", "blocked", True, guild="discord:9"),), "You are blocked"),
+    ],
+)
+async def test_rules_hold_for_image_to_prompt(rules: tuple[Rule, ...], reason: str, intake: UploadDecoder) -> None:
+    describer = Describer("fox")
+    with pytest.raises(UserError, match=reason):
+        await describing(describer.errors, intake, rules=rules).suggest_prompts(png(), ANN)
+    assert not describer.asked
+
+
+@pytest.mark.asyncio
+async def test_every_failure_is_a_sentence(intake: UploadDecoder) -> None:
+    async def nobody(request: DescribeRequest) -> Any:
+        raise NoWorkerAnswers("No worker that is online has embedded in memory: draw something with it first.")
+
+    with pytest.raises(UserError, match="No worker that is online"):
+        await describing(nobody, intake).suggest_prompts(png(), ANN)
+    with pytest.raises(UserError, match="has a format that is not supported"):
+        await describing(nobody, intake).suggest_prompts(b"no picture at all", ANN)
+    with pytest.raises(UserError, match="There is no model called sdxl"):
+        await describing(nobody, intake).suggest_prompts(png(), ANN, "sdxl")
+    slow = changed(SHIPPED_MODEL, row_ms=2000.0)
+    with pytest.raises(UserError, match="would take about"):
+        await describing(nobody, intake, warm=slow).suggest_prompts(png(), BOB)

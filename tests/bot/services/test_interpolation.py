@@ -1,0 +1,274 @@
+"""Interpolation between two prompts: its grammar, its jobs over a real broker and store, and its film."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bot.cli.imagine import local_engine
+from bot.cli.imagine.progress_display import ProgressDisplay
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.images.films.animation import HOLD_MS
+from bot.images.films.interpolation_film import FRAMES_BETWEEN, animate_walk, render_walk
+from bot.prompt import parse
+from bot.prompt.capability_check import check_sampler
+from bot.prompt.flags import prompt_title
+from bot.services.admission.word_filter import member_texts
+from bot.services.jobs.derived_recipes import (
+    can_interpolate,
+    interpolate_images,
+    interpolation_recipes,
+    pin_batch_shape,
+    vary_recipe,
+    without_interpolation,
+)
+from bot.services.jobs.recipe_init import single_image
+from bot.store import NewJob
+from bot.store.jobs import interpolations
+from engine.contract import PIPELINE_SAMPLERS, Concept, Interpolation, NoiseAncestor, Recipe, recipe_for_image
+from tests.bot.conftest import png, warm
+
+BOB = Member("local:bob", "Bob", "local")
+FOX = Recipe(
+    concepts=(Concept("a fox"),), model="m", sampler="ddim", steps=9, seed=5, guidance=3.0, width=64, height=64,
+    dtype="float32",
+)  # fmt: skip
+
+
+def test_an_interpolation_is_requested_by_a_flag_with_a_prompt():
+    (one,) = parse("a fox, blue --walk a terrier, red --frames 8 --no fog", None).prompts
+    assert (one.words, one.walk, one.frames, one.negative) == ("a fox, blue", "a terrier, red", 8, "fog")
+    assert parse("a fox", None, options={"walk": "a cat"}).prompts[0].frames == 12
+    assert prompt_title("a (fox:1.2) --walk a cat --frames 8 --no fog") == "a fox → a cat (no fog)"
+    assert "changes nothing" in parse("a fox --walk a cat --count 2", None).notes[0]
+    assert "alone it changes nothing" in parse("a fox --frames 8", None).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a:: b::2 --walk c", "from one text to another"),
+        ("a --walk b:: c", "from one text to another"),
+        ("a --walk", "needs a value"),
+        ("--walk b", "begins with words|empty"),
+        ("a --walk b --frames 3", "4 to 16"),
+        ("a --walk b --frames 17", "4 to 16"),
+        ("a --walk b --repeat 4", "makes 12 jobs"),
+    ],
+)
+def test_an_invalid_interpolation_is_refused_in_one_sentence(text, why):
+    with pytest.raises(UserError, match=why):
+        parse(text, None, allow_empty=text.startswith("--"))
+
+
+@pytest.mark.parametrize("sampler", sorted(PIPELINE_SAMPLERS))
+def test_a_whole_pipeline_draws_no_interpolation(sampler):
+    part = msgspec.structs.replace(interpolation_recipes(FOX, "a cat", 4)[0], sampler=sampler)
+    with pytest.raises(UserError, match="cannot do --walk"):
+        check_sampler(part)
+
+
+def film_frames(frames: int) -> list[tuple[int, int]]:
+    """The shade and the milliseconds of each frame."""
+    pictures = [png(32, 32, round(200 * place / (frames - 1))) for place in range(frames)]
+    film = Image.open(io.BytesIO(render_walk(pictures)))
+    frames_seen = []
+    for place in range(getattr(film, "n_frames", 1)):
+        film.seek(place)
+        film.load()
+        frames_seen.append((film.convert("L").getpixel((9, 9)), film.info["duration"]))
+    return frames_seen
+
+
+def test_the_film_goes_forth_and_back_through_every_picture():
+    frames = film_frames(5)
+    shades = [shade for shade, _ in frames]
+    assert len(frames) == 2 * 4 * FRAMES_BETWEEN + 1
+    forth = [200 * at / 12 for at in range(13)]
+    assert shades == pytest.approx([*forth, *forth[-2::-1]], abs=3)
+    assert frames[4 * FRAMES_BETWEEN][1] >= HOLD_MS <= frames[-1][1]
+    assert animate_walk([png(64, 32), png(64, 32)]).size == (512, 256)
+    with pytest.raises(ValueError, match="two pictures"):
+        render_walk([png(8, 8)])
+
+
+async def wait_for_end(app, jobs, until):
+    async def are_done() -> bool:
+        return all([(await app.jobs.load_view(job)).state not in ("queued", "sent", "running") for job in jobs])
+
+    await until(are_done)
+    return [await app.jobs.load_view(job) for job in jobs]
+
+
+@pytest.mark.asyncio
+async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_film(workplace, until, ann, here):
+    app = await workplace.house()
+    await workplace.worker()
+    await until(lambda: app.jobs.live_workers())
+    studio = app.jobs
+    tickets = await studio.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
+    assert len(tickets) == 2
+    views = await wait_for_end(app, [one.job for one in tickets], until)
+    assert [view.recipe.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
+    assert [(view.recipe.count, view.recipe.seed) for view in views] == [(4, 7), (2, 7)]
+    assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
+    films = [await studio.render_interpolation(view.id) for view in views]
+    assert films[0] == films[1]
+    assert [part.id for part in await app.store.read(interpolations.list_parts, views[1].id)] == [
+        view.id for view in views
+    ]
+
+    (other,) = await studio.imagine("a fox --steps 20", ann, here)
+    (view,) = await wait_for_end(app, [other.job], until)
+    assert not view.walk
+    with pytest.raises(UserError, match="no film of a walk"):
+        await studio.render_interpolation(view.id)
+    with pytest.raises(UserError, match="A walk begins with a prompt of its own"):
+        await studio.remix(view.id, 0, "a dog --walk a cat", ann, here)
+
+    moved = await studio.vary(views[1].id, 0, BOB, here)
+    recipe = (await studio.load_view(moved.job)).task
+    assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (NoiseAncestor(7, 0, 0.2),))
+    await wait_for_end(app, [moved.job], until)
+    for job in (views[1].id, moved.job):
+        for strength in (None, 0.6):
+            (dog,) = await studio.remix(job, 0, "dog:: cat::-0.5", BOB, here, strength=strength)
+            recipe = (await studio.load_view(dog.job)).task
+            assert not recipe.mixed, "nobody typed --mix"
+    (both,) = await studio.remix(moved.job, 0, "dog:: cat:: --mix", BOB, here)
+    assert (await studio.load_view(both.job)).task.mixed
+    await wait_for_end(app, [both.job], until)
+    (mixed,) = await studio.remix(both.job, 0, "dog:: rat::", BOB, here)
+    assert (await studio.load_view(mixed.job)).task.mixed, "--mix was typed before"
+    (single,) = await studio.remix(views[1].id, 1, "a dog", BOB, here)
+    recipe = (await studio.load_view(single.job)).task
+    assert (recipe.count, recipe.seed, single.notes) == (1, 7, ())
+    (several,) = await studio.remix(views[0].id, None, "a dog", BOB, here)
+    assert "differs from that of the walk's pictures" in several.notes[0]
+    words = await studio.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
+    assert not (await studio.load_view(words.job)).task.mixed
+    near = await studio.branch(views[1].id, 0, 10, BOB, here, steps=40)
+    recipe = (await studio.load_view(near.job)).task
+    assert [one.text for one in recipe.concepts] == ["a fox", "a cat"]
+    assert (recipe.walk, recipe.mixed, recipe.seed) == (None, True, 7)
+
+
+@pytest.mark.asyncio
+async def test_an_interpolation_is_deleted_whole_and_the_word_filter_reads_its_prompts(workplace, until, ann, here):
+    app = await workplace.house()
+    await workplace.worker()
+    await until(lambda: app.jobs.live_workers())
+    tickets = await app.jobs.imagine("a fox --walk a cat --frames 5 --steps 20", ann, here)
+    await wait_for_end(app, [one.job for one in tickets], until)
+    deletion = await app.services.moderation.delete_pictures(tickets[1].job, ann)
+    assert set(deletion.deliveries) == {one.job for one in tickets}
+    with pytest.raises(UserError):
+        await app.jobs.load_view(tickets[0].job)
+    draft = NewJob(
+        id="0" * 26,
+        action="imagine",
+        prompt="p",
+        notes=(),
+        task=interpolation_recipes(FOX, "a gory cat", 4)[0],
+        member=ann,
+        destination=here,
+        pool="default",
+        model="m",
+        cost=1.0,
+        created=1.0,
+        deadline=2.0,
+    )
+    assert "a gory cat" in list(member_texts(draft))
+
+
+@pytest.mark.asyncio
+async def test_the_same_interpolation_twice_is_two_interpolations(workplace, ann, here):
+    app = await workplace.house()
+    tickets = await app.jobs.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
+    jobs = [one.job for one in tickets]
+    for place, job in enumerate(jobs):
+        part_ids = [part.id for part in await app.store.read(interpolations.list_parts, job)]
+        assert part_ids == jobs[:2] if place < 2 else part_ids == jobs[2:]
+
+
+@pytest.mark.asyncio
+async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_anything(
+    workplace, until, ann, here, monkeypatch
+):
+    whole = msgspec.structs.replace(warm(), samplers=("ddim", "heun"))
+    monkeypatch.setattr("tests.bot.conftest.warm", lambda *_: whole)
+    app = await workplace.house()
+    await workplace.worker()
+    await until(lambda: app.jobs.live_workers())
+    with pytest.raises(UserError, match="cannot do --walk"):
+        await app.jobs.imagine("a fox --walk a cat --sampler heun", ann, here)
+    with ProgressDisplay(Console(quiet=True), 1) as screen, pytest.raises(UserError, match="cannot do --walk"):
+        local_engine._build_recipes("a fox --walk a cat --sampler heun", {}, whole, screen, None)
+
+
+@pytest.mark.asyncio
+async def test_an_unfinished_interpolation_has_no_film_yet(workplace, until, ann, here):
+    app = await workplace.house()
+    tickets = await app.jobs.imagine("a fox --walk a cat", ann, here)
+    assert len(tickets) == 3
+    for ticket in tickets:
+        with pytest.raises(UserError, match="still under way"):
+            await app.jobs.render_interpolation(ticket.job)
+
+
+def test_a_frame_of_an_interpolation_becomes_a_plain_recipe_for_later_jobs():
+    recipe = FOX
+    parts = interpolation_recipes(recipe, "a cat", 9)
+    assert [part.count for part in parts] == [4, 4, 1]
+    rest = without_interpolation(parts[1], 0)
+    assert (rest.walk, rest.mixed, rest.seed) == (None, True, recipe.seed)
+    assert [one.weight for one in rest.concepts] == [0.5, 0.5]
+    assert single_image(parts[1], 3).seed == recipe.seed
+    assert vary_recipe(parts[0], 3, 0.2, 1).lineage[-1] == NoiseAncestor(recipe.seed, 0, 0.2)
+    assert without_interpolation(parts[2], 0).concepts == (Concept("a cat"),)
+    assert pin_batch_shape(parts[0]).bucket == pin_batch_shape(recipe).bucket
+
+
+def test_no_interpolation_goes_beyond_the_last_seed():
+    grid = msgspec.structs.replace(FOX, count=3, seed=2**32 - 3)
+    assert can_interpolate(grid)
+    for part in interpolate_images(grid):
+        assert msgspec.convert(msgspec.to_builtins(part), Recipe) == part
+    assert not can_interpolate(msgspec.structs.replace(grid, seed=2**32 - 2))
+
+
+@pytest.mark.asyncio
+async def test_an_interpolation_between_pictures_goes_through_each(workplace, until, ann, here):
+    app = await workplace.house()
+    await workplace.worker()
+    await until(lambda: app.jobs.live_workers())
+    studio = app.jobs
+    (ticket,) = await studio.imagine("a fox --count 3 --seed 7 --steps 20", ann, here)
+    with pytest.raises(UserError, match="between several finished pictures"):
+        await studio.interpolate_pictures(ticket.job, BOB, here)
+    (grid,) = await wait_for_end(app, [ticket.job], until)
+    (last,) = await studio.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, here)
+    await wait_for_end(app, [last.job], until)
+    with pytest.raises(UserError, match="above 4294967295"):
+        await studio.interpolate_pictures(last.job, BOB, here)
+    tickets = await studio.interpolate_pictures(grid.id, BOB, here)
+    views = await wait_for_end(app, [one.job for one in tickets], until)
+    assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
+    images = [recipe_for_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
+    assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
+    assert len(images) == 13
+    assert sum(view.walk for view in views) == 1
+    film = Image.open(io.BytesIO(await studio.render_interpolation(views[0].id, kind="gif")))
+    assert film.format == "GIF"
+    (varied_ones,) = await wait_for_end(app, [(await studio.vary(grid.id, 0, ann, here)).job], until)
+    for other in (varied_ones, views[0]):
+        with pytest.raises(UserError, match="none of which is a variation"):
+            await studio.interpolate_pictures(other.id, ann, here)
+    again = await studio.reroll(views[0].id, ann, here)
+    recipe = (await studio.load_view(again.job)).task
+    assert recipe.walk.noises == (recipe.seed, recipe.seed + 1, recipe.seed + 2)

@@ -1,0 +1,343 @@
+"""Held pictures: blurred for everyone, refused for further use, and decided by moderators."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from sqlalchemy import select
+
+from bot.app.wiring import App
+from bot.domain.dto import Destination, JobView, Member
+from bot.domain.errors import UserError
+from bot.domain.events import JobEnded, JobProgress
+from bot.images.blur import MAX_SIDE, blur_picture
+from bot.images.image_codec import UnreadableImage, decode_image
+from bot.images.moderation_status import NO_CHECK, held_images, hold_reasons, is_held, unchecked_notes
+from bot.store.jobs.records import StoredPicture
+from bot.store.schema.tables import incidents
+from engine.contract import Presence
+from shared.painter import Painter, stop
+
+MODERATOR = Member("local:mo", "Mo", "local", is_moderator=True)
+BOB = Member("local:bob", "Bob", "local")
+
+
+def draw_face(form: str = "PNG", size: tuple[int, int] = (256, 192)) -> bytes:
+    """Eyes and a mouth on a chequered ground."""
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for x in range(0, size[0], 16):
+        draw.rectangle((x, 0, x + 7, size[1]), fill="#ccc")
+    for x in (80, 150):
+        draw.ellipse((x, 60, x + 30, 90), fill="black")
+    draw.arc((80, 90, 180, 150), 0, 180, fill="red", width=6)
+    out = io.BytesIO()
+    picture.save(out, form)
+    return out.getvalue()
+
+
+def detail(picture: Image.Image) -> float:
+    """How much of a picture is finer than an eighth of it: its mean difference from itself smoothed."""
+    smooth = picture.resize((8, 8), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
+    difference = ImageChops.difference(picture.convert("L"), smooth.convert("L"))
+    return sum(difference.tobytes()) / len(difference.tobytes())
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_blurred_picture_cannot_be_recognised_or_sharpened(form: Any) -> None:
+    source = draw_face(form)
+    hidden = decode_image(blur_picture(source, form))
+    assert hidden.size == (256, 192)
+    assert detail(decode_image(source)) > 20
+    assert detail(hidden) < 2
+    assert detail(hidden.filter(ImageFilter.UnsharpMask(40, 500, 0))) < 8
+    assert blur_picture(source, form) == blur_picture(source, form)
+
+
+def test_a_blurred_picture_keeps_its_shape_and_loses_its_metadata() -> None:
+    large = decode_image(blur_picture(draw_face(size=(3000, 1000))))
+    assert large.size == (MAX_SIDE, round(MAX_SIDE / 3))
+    entries = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(entries, "PNG", comment="a secret")
+    assert not Image.open(io.BytesIO(blur_picture(entries.getvalue()))).info
+    assert decode_image(blur_picture(draw_face(size=(1, 900)))).size == (1, MAX_SIDE)
+    with pytest.raises(UnreadableImage):
+        blur_picture(b"no picture")
+    with pytest.raises(UnreadableImage):
+        blur_picture(draw_face(size=(100, 100)), max_pixels=99)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "reviewed", "expected"),
+    [
+        (True, "passed", "", False), (True, "flagged", "", True), (True, "unchecked", "", True),
+        (True, "flagged", "shown", False), (True, "unchecked", "shown", False), (True, "flagged", "hidden", True),
+        (True, "passed", "hidden", True), (False, "unchecked", "", False), (False, "flagged", "", False),
+        (False, "unchecked", "hidden", True),
+    ],
+)  # fmt: skip
+def test_the_verdict_and_the_review_decide_what_is_held(
+    check: bool, verdict: str, reviewed: str, expected: bool
+) -> None:
+    assert is_held(check, StoredPicture("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed)) is expected
+
+
+def test_a_job_that_no_worker_can_check_says_so() -> None:
+    plain = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
+    able = presence_with_check(plain, "two")
+    assert unchecked_notes(True, "default", {}) == unchecked_notes(True, "default", {"one": plain}) == (NO_CHECK,)
+    assert unchecked_notes(True, "other", {"two": able}) == (NO_CHECK,)
+    assert unchecked_notes(True, "default", {"one": plain, "two": able}) == ()
+    assert unchecked_notes(False, "default", {}) == ()
+
+
+def presence_with_check(one: Presence, name: str) -> Presence:
+    return Presence(
+        worker=name, pools=one.pools, models=(), device="", rows=1, free=1, build="", checks=True
+    )  # fmt: skip
+
+
+@dataclass
+class CheckedApp:
+    """An app with the picture check on, and a worker whose verdicts a test chooses."""
+
+    app: App
+    painter: Painter
+    until: Any
+
+    async def ask(self, text: str, member: Member = BOB) -> str:
+        (ticket,) = await self.app.jobs.imagine(text, member, Destination("web", {}))
+        return ticket.job
+
+    async def done(self, job: str) -> JobView:
+        async def is_over() -> bool:
+            return (await self.app.jobs.load_view(job)).state == "finished"
+
+        await self.until(is_over)
+        return await self.app.jobs.load_view(job)
+
+    async def incidents(self) -> list[tuple[str, str, str]]:
+        query = select(incidents).order_by(incidents.c.id)
+        rows = await self.app.store.read(lambda connection: connection.execute(query).mappings().all())
+        return [(row["kind"], row["actor"], row["said"]) for row in rows]
+
+
+@pytest_asyncio.fixture
+async def checked_app(workplace: Any, until: Any) -> AsyncIterator[CheckedApp]:
+    app, painter = await workplace.house(), Painter(await workplace.bus())
+    painter.checks = True
+    await check_all(app)
+    task = asyncio.create_task(painter.run())
+    await until(lambda: app.jobs.live_workers())
+    yield CheckedApp(app, painter, until)
+    await stop(task)
+
+
+ADMIN = Member("local:ada", "Ada", "local", is_admin=True)
+
+
+async def check_all(app: App, value: str = "on") -> None:
+    """Sets the guild's rule that its pictures are checked."""
+    await app.services.rule_admin.set_rule(ADMIN, "guild", "", "check", value)
+
+
+@pytest.mark.asyncio
+async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {1: "flagged", 2: "unchecked"}
+    job = await checked_app.ask("a lamp --seed 3")
+    view = await checked_app.done(job)
+    assert view.needs_check
+    assert [shot.verdict for shot in view.pictures] == ["passed", "flagged", "unchecked", "passed"]
+    assert held_images(view) == (1, 2)
+    assert hold_reasons(view) == [
+        "Picture 2 is held by the picture check until a moderator has looked at it.",
+        "Picture 3 could not be checked, so it is held until a moderator has looked at it.",
+    ]
+    studio = checked_app.app.jobs
+    for index in (0, 3):
+        assert await studio.load_picture(job, index) == await studio.load_shown_picture(job, index)
+    for index in (1, 2):
+        with pytest.raises(UserError, match=f"Picture {index + 1} ") as refused:
+            await studio.load_picture(job, index)
+        assert refused.value.status == 403
+        assert await studio.load_shown_picture(job, index) == blur_picture(
+            await checked_app.app.services.picture_review._gallery.read_unblurred(job, index)
+        )
+
+
+@pytest.mark.asyncio
+async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {1: "flagged"}
+    job = await checked_app.ask("a lamp --seed 3")
+    await checked_app.done(job)
+    studio, place = checked_app.app.jobs, Destination("web", {})
+    for act in (studio.vary, studio.upscale):
+        with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
+            await act(job, 1, BOB, place)
+    with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
+        await studio.interpolate_pictures(job, BOB, place)
+    await studio.upscale(job, 0, BOB, place)
+    view = await checked_app.app.services.picture_review.decide(job, 1, MODERATOR, show=True)
+    assert held_images(view) == ()
+    assert await studio.load_picture(job, 1)
+    checked_app.painter.verdicts = {0: "flagged"}
+    upscaled = (await studio.upscale(job, 1, BOB, place)).job
+    assert held_images(await checked_app.done(upscaled)) == (0,), "an upscaled picture has a check of its own"
+
+
+@pytest.mark.asyncio
+async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    job, studio = await checked_app.ask("a lamp --count 2"), checked_app.app.jobs
+    await checked_app.done(job)
+    without_it = decode_image(await studio.render_keyframe_grid(job, 0))
+    await checked_app.app.services.picture_review.decide(job, 0, MODERATOR, show=True)
+    with_it = decode_image(await studio.render_keyframe_grid(job, 0))
+    assert with_it.width > 1.5 * without_it.width
+    single = await checked_app.ask("a lamp --count 1")
+    await checked_app.done(single)
+    for request in (
+        studio.render_film(single),
+        studio.list_keyframe_steps(single),
+        studio.render_keyframe_grid(single, 0),
+    ):
+        with pytest.raises(UserError, match="held by the picture check, so there is no film"):
+            await request
+
+
+@pytest.mark.asyncio
+async def test_moderators_decide_and_every_decision_is_recorded(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged", 1: "unchecked"}
+    job, review = await checked_app.ask("a lamp --count 3"), checked_app.app.services.picture_review
+    await checked_app.done(job)
+    entries = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
+             ("held", BOB.id, "Picture 2 could not be checked.")]  # fmt: skip
+    assert await checked_app.incidents() == entries
+    pictures = await review.load_held_pictures(job, MODERATOR)
+    assert [index for index, _ in pictures] == [0, 1]
+    assert decode_image(pictures[1][1]).getpixel((5, 5)) == (
+        90,
+        20 + 10 * ((await seed_of(checked_app, job)) % 20),
+        128,
+    )
+    assert held_images(await review.decide(job, 0, MODERATOR, show=False)) == (0, 1)
+    assert held_images(await review.decide(job, 1, MODERATOR, show=True)) == (0,)
+    assert held_images(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # a second time changes nothing
+    with pytest.raises(UserError, match="Picture 1 stays hidden: a moderator has looked at it"):
+        await checked_app.app.jobs.load_picture(job, 0)
+    entries += [
+        ("denied", MODERATOR.id, "Picture 1 is kept hidden."),
+        ("approved", MODERATOR.id, "Picture 2 is shown."),
+    ]
+    assert await checked_app.incidents() == entries
+    assert held_images(await review.decide(job, 0, MODERATOR, show=True)) == ()
+    assert (await checked_app.incidents())[-1] == ("approved", MODERATOR.id, "Picture 1 is shown.")
+
+
+async def seed_of(checked_app: CheckedApp, job: str) -> int:
+    task: Any = (await checked_app.app.jobs.load_view(job)).task
+    return int(task.seed)
+
+
+@pytest.mark.asyncio
+async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    review = checked_app.app.services.picture_review
+    checked_app.painter.going.clear()
+    job = await checked_app.ask("a lamp --count 2")
+    with pytest.raises(UserError, match="not finished"):
+        await review.decide(job, 0, MODERATOR, show=True)
+    checked_app.painter.going.set()
+    await checked_app.done(job)
+    for member in (BOB, Member("local:eve", "Eve", "elsewhere", is_moderator=True)):
+        for act in (review.load_held_pictures(job, member), review.decide(job, 0, member, show=True)):
+            with pytest.raises(UserError) as refused:
+                await act
+            assert refused.value.status == 403
+    with pytest.raises(UserError, match="Picture 2 is not held"):
+        await review.decide(job, 1, MODERATOR, show=False)
+    with pytest.raises(UserError, match="no such picture"):
+        await review.decide(job, 3, MODERATOR, show=True)
+    with pytest.raises(UserError, match="no such job"):
+        await review.decide("0" * 26, 0, MODERATOR, show=True)
+    await review.decide(job, 0, MODERATOR, show=True)
+    with pytest.raises(UserError, match="No picture of this job is held"):
+        await review.load_held_pictures(job, MODERATOR)
+
+
+@pytest.mark.asyncio
+async def test_previews_are_blurred_until_the_check_has_passed_their_image(checked_app: CheckedApp) -> None:
+    checked_app.painter.early = {1: "flagged"}
+    checked_app.painter.paint, checked_app.painter.speed = draw_chequered, 0.05
+    frames: dict[int, list[tuple[int, bytes]]] = {0: [], 1: []}
+    async with checked_app.app.feed.subscribe() as events:
+        await checked_app.ask("a lamp --count 2")
+        async for event in events:
+            if isinstance(event, JobProgress):
+                for image, jpeg in event.frames.items():
+                    frames[image].append((event.step, jpeg))
+            if isinstance(event, JobEnded):
+                break
+    clear = {
+        image: [step for step, jpeg in previews if detail(decode_image(jpeg)) > 5] for image, previews in frames.items()
+    }
+    assert clear[1] == []
+    assert clear[0]
+    assert min(clear[0]) >= 8, "40 % of 20 steps"
+    assert [step for step, jpeg in frames[0] if detail(decode_image(jpeg)) <= 5]
+
+
+def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
+    return draw_face(form, (recipe.width, recipe.height))
+
+
+@pytest.mark.asyncio
+async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: CheckedApp) -> None:
+    checked_app.painter.checks = False
+    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.jobs.live_workers().values()))
+    (ticket,) = await checked_app.app.jobs.imagine("a lamp", BOB, Destination("web", {}))
+    assert NO_CHECK in ticket.notes
+    view = await checked_app.done(ticket.job)
+    assert held_images(view) == (0, 1, 2, 3)
+    assert NO_CHECK in view.notes
+    assert [kind for kind, _, _ in await checked_app.incidents()] == ["held"] * 4
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_held_without_the_rule_or_in_age_restricted_channels(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    grown = replace(BOB, age_restricted=True)
+    adults = await checked_app.done(await checked_app.ask("a lamp --count 1", grown))
+    await check_all(checked_app.app, "off")
+    plain = await checked_app.done(await checked_app.ask("a lamp --count 1"))
+    for view in (adults, plain):
+        assert not view.needs_check
+        assert held_images(view) == ()
+        assert await checked_app.app.jobs.load_picture(view.id, 0)
+    assert await checked_app.incidents() == []
+
+
+@pytest.mark.asyncio
+async def test_moderators_see_the_pictures_that_wait_for_them(checked_app: CheckedApp) -> None:
+    checked_app.painter.verdicts = {0: "flagged"}
+    first = await checked_app.ask("a lamp --count 1")
+    await checked_app.done(first)
+    second = await checked_app.ask("a lamp --count 2")
+    await checked_app.done(second)
+    checked_app.painter.verdicts = {}
+    await checked_app.done(await checked_app.ask("a chair"))
+    review = checked_app.app.services.picture_review
+    assert [view.id for view in await review.list_waiting(MODERATOR, 10)] == [first, second]
+    assert [view.id for view in await review.list_waiting(MODERATOR, 1)] == [first]
+    await review.decide(first, 0, MODERATOR, show=False)
+    assert [view.id for view in await review.list_waiting(MODERATOR, 10)] == [second]
+    assert await review.list_waiting(Member("local:eve", "Eve", "elsewhere", is_moderator=True), 10) == []
+    with pytest.raises(UserError, match="Only moderators"):
+        await review.list_waiting(BOB, 10)

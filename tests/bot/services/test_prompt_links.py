@@ -1,0 +1,121 @@
+"""Prompts that begin with links, through the whole app: a server behind Discord's name, the page's own pictures."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from aiohttp import web
+
+from bot.cli.imagine.job_inputs import JobInputs
+from bot.cli.imagine.local_engine import generate
+from bot.domain.dto import Member
+from bot.domain.errors import UserError
+from bot.images.uploads import image_links
+from bot.policy.permissions import OTHER_GUILD, PRIVATE_JOB
+from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile, split_leading_urls
+from engine.contract import InitImage
+from tests.bot.conftest import png
+from tests.bot.images.test_image_links import ATTACHED, TRICKS, certificate, discord
+from tests.bot.services.test_edits import over
+
+__all__ = ["certificate"]
+BOB = Member("local:bob", "Bob", "local")
+PAGE = "http://127.0.0.1:8189"
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+OWN_PICTURE = f"{PAGE}/api/jobs/{JOB}/pictures/2.png"
+
+
+def test_links_at_the_start_of_a_prompt_become_init_images() -> None:
+    for text, urls, rest in (
+        (f"{ATTACHED} a lamp", [ATTACHED], "a lamp"),
+        (f" {ATTACHED},\n<{OWN_PICTURE}>  a lamp --iw 1", [ATTACHED, OWN_PICTURE], "a lamp --iw 1"),
+        (ATTACHED, [ATTACHED], ""), ("a lamp", [], "a lamp"), (f"a lamp {ATTACHED}", [], f"a lamp {ATTACHED}"),
+        ("HTTP://evil.example", ["HTTP://evil.example"], ""), ("a://b", [], "a://b"), ("", [], ""),
+    ):  # fmt: skip
+        assert image_links.split_leading_links(text) == (urls, rest)
+    before = InitImages((b"a",), b"m", (1.0, 2.0, 3.0))
+    rest, bring = split_leading_urls(f"{ATTACHED} {OWN_PICTURE} a lamp", before, ["https://other.example", PAGE])
+    assert (rest, bring) == (
+        "a lamp",
+        InitImages((b"a", RemoteFile(ATTACHED), JobImageRef(JOB, 1)), b"m", (1.0, 2.0, 3.0)),
+    )
+    assert split_leading_urls("a lamp", None, [PAGE]) == ("a lamp", None)
+    for text in (OWN_PICTURE, f"{ATTACHED} http://evil.example a lamp"):
+        with pytest.raises(UserError, match="Only pictures that were uploaded"):
+            split_leading_urls(text, None, [])
+    for trick in TRICKS:
+        if trick.lower().startswith("http") and "://" in trick and " " not in trick:
+            with pytest.raises(UserError, match="Only pictures that were uploaded"):
+                split_leading_urls(f"{trick} a lamp", None, [PAGE])
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("the server in this process reads its certificate")
+async def test_a_discord_link_is_fetched_and_becomes_the_init_image(
+    workplace, until, ann, here, certificate, free_port: int
+):  # fmt: skip
+    def answer(request: web.Request) -> object:
+        if request.path == "/away":
+            raise web.HTTPFound(f"{PAGE}/secret")
+        return web.Response(body=b"<html>" if request.path == "/page" else png(64, 64))
+
+    async with discord(answer, certificate, free_port) as (session, resolver, _):
+        house = await workplace.house(outside=partial(image_links.fetch_file, session))
+        await workplace.worker()
+        (ticket,) = await house.jobs.imagine(f"{ATTACHED} a lamp --iw 1", ann, here, suffix="at night")
+        view = await over(house, ticket.job, until)
+        assert (view.state, view.action, view.prompt) == ("finished", "imagine", "a lamp at night --iw 1")
+        assert (view.recipe.start.strength, len(view.recipe.start.pictures)) == (0.6, 1)
+        (ticket,) = await house.jobs.imagine(ATTACHED, ann, here, suffix="at night")
+        assert (await house.jobs.load_view(ticket.job)).task.guidance == 1, "without a prompt there is no suffix"
+        for path, sentence in (("away", "cannot be fetched from Discord"), ("page", "a format that is not supported")):
+            with pytest.raises(UserError, match=sentence):
+                await house.jobs.imagine(f"https://cdn.discordapp.com/{path} a lamp", ann, here)
+        with pytest.raises(UserError, match="One to 5 pictures"):
+            await house.jobs.imagine(f"{ATTACHED} " * 6, ann, here)
+        assert set(resolver.asked) == {"cdn.discordapp.com"}
+
+
+@pytest.mark.asyncio
+async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetched(workplace, until, ann, here):
+    async def outside(url: str, most: int) -> bytes:
+        raise AssertionError(url)
+
+    house = await workplace.house(outside=outside)
+    await workplace.worker()
+    house.jobs.page_addresses = (PAGE,)
+
+    async def make_job() -> str:
+        (ticket,) = await house.jobs.imagine("a lamp --count 2", ann, here)
+        return (await over(house, ticket.job, until)).id
+
+    def link_to(job: str, number: int = 2) -> str:
+        return f"{PAGE}/api/jobs/{job}/pictures/{number}.png a cat"
+
+    public = await make_job()
+    shot = (await house.jobs.load_view(public)).pictures[1]
+    (ticket,) = await house.jobs.imagine(link_to(public), BOB, here)
+    assert (await house.jobs.load_view(ticket.job)).task.start.pictures == (InitImage(shot.sha256),)
+    await house.services.preferences.set_preference(ann.id, "results", "private")
+    hidden = await make_job()
+    for link, who, sentence in (
+        (link_to(hidden), BOB, PRIVATE_JOB), (link_to(public), Member("discord:1", "Eve", "discord:2"), OTHER_GUILD),
+        (link_to(public, 4), BOB, "no such picture"), (link_to(JOB), BOB, "no such job"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            await house.jobs.imagine(link, who, here)
+    await house.jobs.imagine(link_to(hidden), ann, here)
+
+
+def test_the_command_line_without_a_bot_fetches_nothing(tmp_path) -> None:
+    from rich.console import Console
+
+    from bot.app.settings import load_settings
+    from bot.cli.imagine.progress_display import ProgressDisplay
+
+    with (
+        ProgressDisplay(Console(quiet=True), 1) as screen,
+        pytest.raises(UserError, match="Links need a running Darkroom"),
+    ):
+        generate(f"{ATTACHED} a cat", {}, load_settings(data=tmp_path), inputs=JobInputs(), film=False, display=screen)

@@ -1,0 +1,235 @@
+"""Retention: what is deleted by age or for space, what stays, and that no crash loses or leaves a picture."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bot.app.settings import load_settings
+from bot.domain.dto import Destination, Member
+from bot.domain.errors import UserError
+from bot.images.picture_store import PictureStore
+from bot.services.job_views.job_views import REMOVAL_SENTENCES, missing_job_error
+from bot.services.storage.file_cleanup import FileCleanup
+from bot.services.storage.retention import (
+    DAY_SECONDS,
+    GRACE_SECONDS,
+    REASON_SECONDS,
+    Retention,
+    RetentionLimits,
+)
+from bot.store import Store
+from bot.store.deletion import retention
+from bot.store.fairness.ledger import Ledger
+from bot.store.jobs import queries
+from bot.store.members import preferences
+from bot.store.moderation import incidents
+from bot.store.schema.deletion_tables import archived_charges, charge_keys, deleted_jobs
+from bot.store.schema.tables import jobs
+from shared.stored_jobs import SIZE, asked, content, draft, files, finished
+
+pytestmark = pytest.mark.asyncio
+NOW = 100 * DAY_SECONDS
+OLD, NEW = NOW - 31 * DAY_SECONDS, NOW - 5 * DAY_SECONDS
+
+
+@pytest_asyncio.fixture
+async def pictures(tmp_path: Any) -> PictureStore:
+    return await asyncio.to_thread(PictureStore, tmp_path / "pictures")
+
+
+def build_retention(
+    store: Store, pictures: PictureStore, *, days: float | None = None, room: int | None = None, now=NOW
+):
+    keep = RetentionLimits(None if days is None else days * DAY_SECONDS, room)
+    return Retention(store, FileCleanup(store, pictures), keep, clock=lambda: now)
+
+
+async def job_ids(store: Store) -> set[str]:
+    return set(await store.read(lambda c: c.execute(jobs.select()).scalars().all()))
+
+
+async def read_usage(store: Store, user: str, whose: Any = "member everywhere", guild: str = "local") -> list[float]:
+    """The seconds used, and when three of them are free again."""
+    member = Member(user, user, guild, channel="room")
+
+    def read_ledger(connection: Any) -> list[float]:
+        usage = Ledger(connection, member, NOW).get_spending(whose, 30 * DAY_SECONDS)
+        return [usage.total_cost, usage.frees_at(3.0)]
+
+    return await store.read(read_ledger)
+
+
+async def test_old_jobs_are_deleted_with_everything_they_own(store, pictures, tmp_path):
+    old = await finished(store, pictures, draft(at=OLD), "old", "shared")
+    new = await finished(store, pictures, draft(at=NEW), "new", "shared")
+    await build_retention(store, pictures).sweep()
+    assert await job_ids(store) == {old, new}, "without a setting everything is kept for ever"
+    await build_retention(store, pictures, days=30).sweep()
+    assert await job_ids(store) == {new}
+    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"new", "shared"}
+    assert await store.read(queries.list_audit, [old]) == []
+    assert await store.read(queries.list_pictures, [old]) == []
+    refused = await missing_job_error(store, old)
+    assert (refused.sentence, refused.status) == (REMOVAL_SENTENCES["age"], 410)
+    assert (await missing_job_error(store, "0" * 26)).status == 404
+
+
+async def test_jobs_that_someone_may_still_need_stay(store, pictures):
+    liked, shown, reported, parent, free = [
+        await finished(store, pictures, draft(at=OLD, place=Destination(kind, {})))
+        for kind in ("web", "discord", "web", "web", "web")
+    ]
+    await store.write(preferences.toggle_favourite, "local:bob", liked, 0, OLD)
+    await store.write(incidents.write_report, "local", "local:bob", "Bob", "rude", OLD, reported)
+    waiting = await asked(store, draft(at=OLD, action="upscale", parent=(parent, 0)))
+    await build_retention(store, pictures, days=30, room=1).sweep()
+    assert await job_ids(store) == {liked, shown, reported, parent, waiting}, "only the unneeded job is deleted"
+    assert free not in await job_ids(store)
+    for number in [one.number for one in await store.read(incidents.list_incidents, "local", 9, waiting=True)]:
+        await store.write(incidents.close_incident, "local", number, ("local:mod", "Mo"), NOW)
+    await build_retention(store, pictures, days=30).sweep()
+    assert await job_ids(store) == {liked, shown, parent, waiting}
+
+
+async def test_charges_outlive_their_jobs_without_the_members_name(store, pictures):
+    for at in (NOW - 3 * DAY_SECONDS, NOW - 2 * DAY_SECONDS):
+        await finished(store, pictures, draft(at=at))
+    before = [await read_usage(store, "local:ann", whose) for whose in WHOSE]
+    await build_retention(store, pictures, days=1).sweep()
+    assert await job_ids(store) == set()
+    after = [await read_usage(store, "local:ann", whose) for whose in WHOSE]
+    assert after == before == [[4.0, NOW + 28 * DAY_SECONDS]] * 4
+    assert [(await read_usage(store, "local:bob", whose))[0] for whose in WHOSE] == [0, 0, 4, 4]
+    assert (await read_usage(store, "local:ann", "member here", "elsewhere"))[0] == 0
+    charges = await store.read(lambda c: c.execute(archived_charges.select()).all())
+    assert len(charges) == 2
+    assert "ann" not in str(charges)
+    await build_retention(store, pictures, now=NOW + 29 * DAY_SECONDS).sweep()
+    for table in (archived_charges, charge_keys):
+        assert await store.read(lambda c, table=table: c.execute(table.select()).all()) == []
+
+
+WHOSE = ("member everywhere", "member here", "guild", "channel")
+
+
+async def test_the_oldest_jobs_make_room_and_shared_content_counts_once(store, pictures, tmp_path):
+    old_jobs = [await finished(store, pictures, draft(at=NEW + n), "shared", f"own {n}") for n in range(5)]
+    new_job = await finished(store, pictures, draft(at=NOW - GRACE_SECONDS / 2))
+    await store.write(preferences.toggle_favourite, "local:ann", old_jobs[1], 0, NOW)
+    assert await store.read(retention.sum_bytes) == 7 * SIZE
+    await build_retention(store, pictures, room=5 * SIZE).sweep()
+    assert await job_ids(store) == {old_jobs[1], old_jobs[3], old_jobs[4], new_job}
+    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"shared", "own 1", "own 3", "own 4", new_job}
+    assert (await missing_job_error(store, old_jobs[0])).sentence == REMOVAL_SENTENCES["room"]
+    await build_retention(store, pictures, room=1).sweep()
+    assert await job_ids(store) == {old_jobs[1], new_job}, (
+        "favourites and the newest jobs stay, however little room there is"
+    )
+
+
+async def test_retention_deletes_no_more_while_the_picture_store_is_away(store, pictures, tmp_path, monkeypatch):
+    old_jobs = [await finished(store, pictures, draft(at=NEW + n), f"own {n}") for n in range(4)]
+
+    async def fail(_sha256: str) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "delete", fail)
+        await build_retention(store, pictures, room=3 * SIZE).sweep()
+    assert await job_ids(store) == set(old_jobs), "the row says that its file is still there"
+    refused = await missing_job_error(store, old_jobs[0], is_deleted=True)
+    assert (refused.sentence, refused.status) == (REMOVAL_SENTENCES["room"], 410)
+    await build_retention(store, pictures).sweep()
+    assert await job_ids(store) == set(old_jobs[1:])
+    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"own 1", "own 2", "own 3"}
+
+
+class PowerCut(BaseException):
+    """A power cut in the middle of a sweep."""
+
+
+def cut_after(steps: int, store: Store, pictures: PictureStore, patched: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Lets `steps` changes succeed and then fails every one. The result tells whether any failed."""
+    left, real = [steps], {"write": store.write, "drop": pictures.delete}
+
+    def failing(name: str) -> Callable[..., Any]:
+        async def act(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise PowerCut
+            return await real[name](*args, **options)
+
+        return act
+
+    patched.setattr(store, "write", failing("write"))
+    patched.setattr(pictures, "delete", failing("drop"))
+    return lambda: left[0] < 0
+
+
+async def test_a_crash_anywhere_loses_nothing_and_leaves_nothing(local, pictures, tmp_path, monkeypatch):
+    store = local
+    for steps in range(100):
+        old = await finished(store, pictures, draft(at=NOW - 20 * DAY_SECONDS), f"old {steps}", f"shared {steps}")
+        new = await finished(store, pictures, draft(at=NEW), f"new {steps}", f"shared {steps}")
+        with monkeypatch.context() as patched:
+            was_cut = cut_after(steps, store, pictures, patched)
+            with contextlib.suppress(PowerCut):
+                await build_retention(store, pictures, days=10).sweep()
+            crashed = was_cut()
+        for one in await store.read(queries.list_pictures, [new]):
+            assert await pictures.get(one.sha256), "every picture that a row names exists"
+        assert (await read_usage(store, "local:ann"))[0] == 4.0
+        await build_retention(store, pictures, days=10).sweep()
+        assert await job_ids(store) == {new}
+        assert await asyncio.to_thread(files, tmp_path / "pictures") == {f"new {steps}", f"shared {steps}"}
+        assert (await read_usage(store, "local:ann"))[0] == 4.0
+        for job in (old, new):
+            await store.write(lambda c, job=job: c.execute(jobs.delete().where(jobs.c.id == job)))
+        await store.write(lambda c: c.execute(archived_charges.delete()))
+        for text in (f"new {steps}", f"shared {steps}"):
+            await pictures.delete(await pictures.put(content(text)))
+        if not crashed:
+            assert steps > 5, "a sweep has more than five changes to interrupt"
+            return
+    raise AssertionError("the sweep never ended")
+
+
+async def test_the_record_of_a_deleted_job_is_forgotten_after_a_year(store, pictures):
+    await finished(store, pictures, draft(at=OLD))
+    await build_retention(store, pictures, days=30).sweep()
+    assert len(await store.read(lambda c: c.execute(deleted_jobs.select()).all())) == 1
+    await build_retention(store, pictures, now=NOW + REASON_SECONDS + 1).sweep()
+    assert await store.read(lambda c: c.execute(deleted_jobs.select()).all()) == []
+
+
+async def test_the_retention_settings_are_read_and_checked():
+    settings = load_settings(keep_days=30, keep_gb=0.5)
+    assert (settings.keep_seconds, settings.keep_bytes) == (30 * DAY_SECONDS, 500_000_000)
+    assert (load_settings().keep_seconds, load_settings().keep_bytes) == (None, None)
+    for name, wrong in (("keep_days", 0), ("keep_gb", -1)):
+        with pytest.raises(UserError, match=f"DARKROOM_{name.upper()} is not valid"):
+            load_settings(**{name: wrong})
+
+
+async def test_a_running_bot_deletes_old_jobs(workplace, until, ann, here):
+    app = await workplace.house()
+    await workplace.worker()
+    await until(lambda: app.jobs.live_workers())
+    (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, here)
+
+    async def is_over() -> bool:
+        record = await app.store.get_job(ticket.job)
+        return record is None or record.ended is not None
+
+    await until(is_over)
+    app.retention._limits = replace(app.retention._limits, max_seconds=0.0)
+    await app.retention.sweep()
+    with pytest.raises(UserError, match="limited time"):
+        await app.jobs.load_view(ticket.job)

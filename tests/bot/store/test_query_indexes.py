@@ -1,0 +1,137 @@
+"""Queries at each keystroke, at each deletion and every few minutes use indexes, however much data there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+from ulid import ULID
+
+from benchmarks.queue.queue_seed import seed_queue
+from bot.domain.dto import Destination, Member
+from bot.policy.limits import DAY_SECONDS
+from bot.policy.rules.effective_rules import UsageScope
+from bot.store import NewJob, PickRequest, Store
+from bot.store.deletion import deletion_steps
+from bot.store.fairness.ledger import Ledger
+from bot.store.jobs import history
+from engine.contract import Concept, Recipe
+
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+
+
+def draft(user: str, channel: str, **more: Any) -> NewJob:
+    return NewJob(
+        id=str(ULID()),
+        action="imagine",
+        prompt="a lamp",
+        notes=(),
+        task=RECIPE,
+        member=Member(user, user, "g", channel=channel),
+        destination=Destination("web", {}),
+        pool="default",
+        model="embedded",
+        cost=1.0,
+        created=1.0,
+        deadline=2.0,
+        **more,
+    )
+
+
+class StatementRecorder:
+    """Records the statements that an engine executes meanwhile."""
+
+    def __init__(self, engine: Engine, *kinds: str) -> None:
+        self._engine, self._kinds = engine, kinds
+        self.statements: list[tuple[str, Any]] = []
+
+    def __enter__(self) -> list[tuple[str, Any]]:
+        event.listen(self._engine, "before_cursor_execute", self._keep)
+        return self.statements
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(self._engine, "before_cursor_execute", self._keep)
+
+    def _keep(self, _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool):
+        if statement.startswith(self._kinds):
+            self.statements.append((statement, parameters))
+
+
+def explain(connection: Connection, statements: list[tuple[str, Any]]) -> list[str]:
+    """The query plan of each statement."""
+    lite = connection.dialect.name == "sqlite"
+    way, last = ("EXPLAIN QUERY PLAN", 3) if lite else ("EXPLAIN", 0)
+    found = [connection.exec_driver_sql(f"{way} {sql}", parameters).all() for sql, parameters in statements]
+    return ["\n".join(row[last] for row in rows) for rows in found]
+
+
+async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
+    with StatementRecorder(store.database.reader, "SELECT") as statements:
+        await store.read(question, *args)
+    return await store.read(explain, statements)
+
+
+async def fill_queue(store: Store) -> None:
+    """Queues ten thousand jobs of a thousand members."""
+    await store.write(seed_queue, draft("seed", "1"), 10_000, 1000)
+
+
+@pytest.mark.asyncio
+async def test_pick_and_admission_use_indexes_however_long_the_queue_is(store):
+    await fill_queue(store)
+    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as picking:
+        assert await store.pick_job(PickRequest("default", ("embedded",), member_limit=10**6), 1000, 1.0, 1001.0)
+    with StatementRecorder(store.database.writer, "SELECT", "UPDATE") as admitting:
+        await store.admit_jobs([draft("ann", "1")], "key", read_all_limits, 1.0)
+    assert 8 <= len(picking) <= 20
+    assert 8 <= len(admitting) <= 30
+    for plan in await store.read(explain, picking + admitting):
+        assert not [table for table in ("jobs", "accounts", "moves", "places") if f"Seq Scan on {table}" in plan], plan
+        assert not [table for table in ("jobs", "accounts", "moves", "places") if f"SCAN {table}" in plan], plan
+    assert not [plan for plan in await store.read(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
+
+
+def read_all_limits(taken: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
+    """Reads as much as a rule that needs everything."""
+    ledger.load_rules()
+    for whose in get_args(UsageScope):
+        ledger.get_usage(whose)
+        ledger.get_spending(whose, DAY_SECONDS)
+    return taken
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
+    drafts = [
+        draft("ann", "1"),
+        draft("bob", "2"),
+        draft("ann", "2"),
+        draft("bob", "1", private=True),
+        draft("bob", "1"),
+    ]
+    await store.admit_jobs(drafts, None, lambda taken, _ledger: taken, 1.0)
+    first, _, third, _, last = (one.id for one in drafts)
+    assert [one.id for one in await store.read(history.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
+    assert [one.id for one in await store.read(history.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
+    found = await plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
+    assert len(found) == 2
+    assert not [plan for plan in found if "SCAN" in plan or "TEMP B-TREE" in plan]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_leftovers_are_found_by_the_index_of_deleted_jobs(store):
+    await store.admit_jobs([draft("ann", "1") for _ in range(3)], None, lambda taken, _ledger: taken, 1.0)
+    (everywhere,), (one,) = (
+        await plans(store, deletion_steps.list_leftover_files),
+        await plans(store, deletion_steps.list_leftover_files, ["0" * 26]),
+    )
+    assert "SCAN pictures" not in everywhere + one
+    assert "SCAN jobs" not in one
+    assert "INDEX jobs_deleted" in everywhere

@@ -1,0 +1,175 @@
+"""Repeated, late and stale reports in any order: states, charges, accounts and audit agree; an end is final."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import Connection, create_engine, select
+from ulid import ULID
+
+from bot.domain.dto import Destination, Member
+from bot.domain.job_states import ACTIVE_STATES, END_STATES, TRANSITIONS
+from bot.policy.fair_queue import ancestor_paths
+from bot.store import NewJob, PickRequest
+from bot.store.schema.tables import accounts, jobs, metadata
+from bot.store.schema.tables import audit_lines as audit
+from bot.store.transitions import job_transitions, pool_changes
+from engine.contract import Concept, Recipe
+
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+STORE = Path(job_transitions.__file__).parents[1]
+POOLS = ("default", "other")
+
+
+def draft(user: str, tier: str, cost: float) -> NewJob:
+    return NewJob(
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE, member=Member(user, user, "g", tier),
+        destination=Destination("web", {}), pool="default", model="embedded", cost=cost, created=0.0, deadline=10.0**9,
+    )  # fmt: skip
+
+
+class Jobs(RuleBasedStateMachine):
+    """Jobs of three accounts, and every report that a broker may repeat or delay."""
+
+    @initialize()
+    def open(self) -> None:
+        self.connection: Connection = create_engine("sqlite://").connect()
+        metadata.create_all(self.connection)
+        self.now, self.ends = 0.0, dict[str, tuple[str, float]]()
+        self.reports: list[tuple[Any, ...]] = []  # of workers, to be repeated
+        self.admit("ann", "standard", 8.0)
+
+    def teardown(self) -> None:
+        if hasattr(self, "connection"):
+            self.connection.close()
+
+    def _job(self, which: int) -> str:
+        ids = self.connection.execute(select(jobs.c.id).order_by(jobs.c.id)).scalars().all()
+        return ids[which % len(ids)]
+
+    def _note(self, moved: Any) -> None:
+        if moved is not None and moved.record.state in END_STATES:
+            assert moved.record.id not in self.ends, "a job ends once"
+            self.ends[moved.record.id] = (moved.record.state, moved.record.charged)
+
+    @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
+    def admit(self, user: str, tier: str, cost: float) -> None:
+        job_transitions.insert_jobs(self.connection, [draft(user, tier, cost)], None, {})
+
+    @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
+    def send(self, pool: str, rows: int, seconds: float) -> None:
+        self.now += seconds
+        self._note(job_transitions.pick_job(self.connection, PickRequest(pool, ("embedded",), 3), rows, 1.0, self.now))
+
+    @rule(which=st.integers(0, 9), pool=st.sampled_from(POOLS))
+    def move_away(self, which: int, pool: str) -> None:
+        pool_changes.reroute_job(self.connection, self._job(which), pool, {}, self.now)
+
+    @rule(which=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
+        ["start", "requeue", "finish", "fail", "cancel"]), spent=st.floats(0, 1000))  # fmt: skip
+    def report(self, which: int, epoch: int, step: int, kind: str, spent: float) -> None:
+        self.reports.append((kind, self._job(which), epoch, step, spent))
+        self._apply(*self.reports[-1])
+
+    @precondition(lambda self: self.reports)
+    @rule(which=st.integers(0, 99))
+    def repeat_report(self, which: int) -> None:
+        kind, job, *more = self.reports[which % len(self.reports)]
+        before = self._row(job)
+        self._apply(kind, job, *more)
+        if before["state"] in END_STATES or before["epoch"] > more[0]:
+            assert self._row(job) == before, "a report of an ended job or an older epoch changes nothing"
+
+    def _row(self, job: str) -> dict[str, Any]:
+        return dict(self.connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one())
+
+    def _apply(self, kind: Any, job: str, epoch: int, step: int, spent: float) -> None:
+        if kind == "start":
+            moved = job_transitions.start_job(self.connection, job, epoch, "w", step, self.now)
+        elif kind == "requeue":
+            moved = job_transitions.requeue_job(self.connection, job, self.now, step=step, audit_note="w", epoch=epoch)
+        else:
+            moved = job_transitions.end_job(self.connection, kind, job, self.now, spent, epoch=epoch)
+        self._note(moved)
+
+    @rule(which=st.integers(0, 9))
+    def request_cancel(self, which: int) -> None:
+        self._note(job_transitions.request_cancel(self.connection, self._job(which), self.now)[1])
+
+    @invariant()
+    def all_agree(self) -> None:
+        if not hasattr(self, "connection"):
+            return
+        rows = [dict(row) for row in self.connection.execute(select(jobs)).mappings()]
+        self._check_ends(rows)
+        self._check_counts(rows)
+        for row in rows:
+            self._check_audit(row)
+
+    def _check_ends(self, rows: list[dict[str, Any]]) -> None:
+        over = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in END_STATES}
+        assert over == self.ends
+        assert all(0 <= row["charged"] <= row["cost"] for row in rows)
+
+    def _check_counts(self, rows: list[dict[str, Any]]) -> None:
+        expected: dict[str, list[float]] = {}
+        for row in rows:
+            for level in ancestor_paths(row["account"]):
+                queued, active, billed = expected.setdefault(level, [0, 0, 0.0])
+                state = row["state"]
+                expected[level] = [
+                    queued + (state == "queued"),
+                    active + (state in ACTIVE_STATES),
+                    billed + row["billed"],
+                ]
+        for one in self.connection.execute(select(accounts)):
+            queued, active, billed = expected.get(one.path, [0, 0, 0.0])
+            assert (one.queued, one.active) == (queued, active), one.path
+            if one.parent == "":  # on lower levels, an idle member comes back at the present virtual time
+                assert one.virtual == pytest.approx(billed, abs=1e-6)
+
+    def _check_audit(self, row: dict[str, Any]) -> None:
+        """The audit of a job follows the table of transitions to its present state."""
+        lines = self.connection.execute(select(audit).where(audit.c.job == row["id"]).order_by(audit.c.id)).all()
+        assert (lines[0].source, lines[-1].target, lines[-1].epoch) == ("new", row["state"], row["epoch"])
+        for last, line in itertools.pairwise(lines):
+            assert line.source == last.target
+            moved = line.source == line.target == "queued"  # into another pool
+            matches = [one for one in TRANSITIONS.values() if line.source in one.sources and one.target == line.target]
+            assert moved or matches
+            assert line.epoch >= last.epoch
+        assert sum(line.target in END_STATES for line in lines) == (row["state"] in END_STATES)
+        requeued_epochs = [line.epoch for line in lines if line.source in ACTIVE_STATES and line.target == "queued"]
+        assert len(requeued_epochs) == len(set(requeued_epochs)), (
+            "a claim is handed back once, however often its report comes"
+        )
+
+
+Jobs.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestJobs = Jobs.TestCase
+
+
+def _writes_a_state(node: ast.AST) -> bool:
+    """`.values(state=…)` and `{"state": …}`: the only ways in which the code base writes a column."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
+        return any(word.arg == "state" for word in node.keywords)
+    keys = node.keys if isinstance(node, ast.Dict) else []
+    return any(isinstance(key, ast.Constant) and key.value == "state" for key in keys)
+
+
+def test_only_one_place_writes_the_state_of_a_job():
+    """Its UPDATE names the states that a job may leave. New jobs come from `Draft.values`."""
+    sources = {path.name: path.read_text() for path in STORE.rglob("*.py")}
+    matches = {name for name, source in sources.items() if any(map(_writes_a_state, ast.walk(ast.parse(source))))}
+    assert matches == {"transition.py", "records.py"}
+    assert not [name for name, source in sources.items() if "update jobs" in source.lower()]

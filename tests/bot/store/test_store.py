@@ -1,0 +1,514 @@
+"""The store over real databases: one transaction per transition, one end and charge per job, the fair order in SQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, text, update
+from ulid import ULID
+
+from bot.domain.dto import Destination, Member
+from bot.domain.errors import UserError
+from bot.domain.job_states import END_STATES
+from bot.policy.fair_queue import WaitEstimate, dispatch_order
+from bot.policy.limits import DAY_SECONDS, check_job_count
+from bot.store import DatabaseUnavailable, NewJob, PickRequest, Store, StoredPicture
+from bot.store.fairness.ledger import Ledger
+from bot.store.fairness.ledger import run_with_ledger as ledger
+from bot.store.jobs import destinations, queries
+from bot.store.schema.tables import jobs, metadata, models
+from bot.store.transitions import picture_writes
+from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
+from bot.store.transitions.job_transitions import MAX_ATTEMPTS, POISON_ATTEMPTS
+from engine.contract import Concept, ModelInfo, Recipe
+
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
+
+
+def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: Any) -> NewJob:
+    values: dict[str, Any] = {
+        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": ("a note",), "task": RECIPE,
+        "member": Member(user, user, guild, tier), "place": Destination("web", {"message": "1"}), "pool": "default",
+        "model": "embedded", "cost": cost, "created": 1000.0, "deadline": 2000.0,
+    }  # fmt: skip
+    return NewJob(**(values | more))
+
+
+def admit_all(drafts: Sequence[NewJob], _ledger: Ledger) -> Sequence[NewJob]:
+    """Admits every job."""
+    return drafts
+
+
+async def queue_jobs(store: Store, *drafts: NewJob) -> list[str]:
+    records, _ = await store.admit_jobs(drafts, None, admit_all, 1000.0)
+    return [record.id for record in records]
+
+
+async def query(store: Store, sql: str) -> list[tuple]:
+    return await store.read(lambda connection: [tuple(row) for row in connection.execute(text(sql))])
+
+
+@pytest.mark.asyncio
+async def test_an_admitted_job_reads_back_unchanged(store):
+    (job,) = await queue_jobs(store, draft(parent=("0" * 26, 2)))
+    record = await store.get_job(job)
+    assert record is not None
+    assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
+    assert (record.rows, record.charged, record.epoch, record.attempt) == (8, 10.0, 0, 1)
+    assert record.to_job().share.user == "ann"
+    assert await store.read(destinations.get_destination, job) == Destination("web", {"message": "1"})
+    assert await store.get_job("0" * 26) is None
+
+
+@pytest.mark.asyncio
+async def test_writes_are_durable_and_the_migrations_match_the_tables(store):
+    def ask(connection: Connection) -> tuple:
+        names = ("journal_mode", "synchronous") if connection.dialect.name == "sqlite" else ()
+        pragmas = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
+        return (*pragmas, compare_metadata(MigrationContext.configure(connection), metadata))
+
+    durable = ("wal", 2) if store.database.writer.dialect.name == "sqlite" else ()
+    assert await store.read(ask) == (*durable, [])
+    assert await store.write(ask) == (*durable, [])
+
+
+@pytest.mark.asyncio
+async def test_opening_a_store_again_changes_nothing(database: str):
+    for number in range(2):
+        store = await Store.open(database.replace("sqlite:", "sqlite+aiosqlite:"))
+        await queue_jobs(store, draft())
+        assert await query(store, "SELECT count(*) FROM jobs") == [(number + 1,)]
+        await store.close()
+
+
+@pytest.mark.asyncio
+async def test_the_same_idempotency_key_returns_the_same_jobs(store):
+    first, new = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
+    again, old = await store.admit_jobs([draft(), draft()], "interaction 1", admit_all, 1000.0)
+    assert (new, old) == (True, False)
+    assert [record.id for record in first] == [record.id for record in again]
+    assert await query(store, "SELECT count(*) FROM jobs") == [(2,)]
+
+
+@pytest.mark.asyncio
+async def test_twenty_requests_at_once_with_one_key_make_one_job(store):
+    answers = await asyncio.gather(*(store.admit_jobs([draft()], "pressed", admit_all, 1000.0) for _ in range(20)))
+    assert sum(new for _, new in answers) == 1
+    assert len({record.id for records, _ in answers for record in records}) == 1
+
+
+@pytest.mark.asyncio
+async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothing(store):
+    def decide(drafts, ledger):
+        check_job_count(3, 4, ledger.usage("member everywhere"), 1000.0)
+        return drafts
+
+    async def ask():
+        try:
+            await store.admit_jobs([draft(cost=1.0)], None, decide, 1000.0)
+        except UserError:
+            return 0
+        return 1
+
+    assert sum(await asyncio.gather(*(ask() for _ in range(20)))) == 7
+    for table in ("jobs", "places", "moves"):
+        assert await query(store, f"SELECT count(*) FROM {table}") == [(7,)]
+    assert await query(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
+
+
+@pytest.mark.asyncio
+async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
+    jobs = await queue_jobs(store, draft(), draft(), draft(user="bob"), draft(created=-100_000.0))
+    await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
+    ann = Member("ann", "ann", "g")
+
+    def count_usage(ledger: Ledger) -> tuple[int, int, int, float, float]:
+        mine, all_of_them = ledger.get_usage("member here"), ledger.get_usage("guild")
+        spent = (
+            ledger.get_spending("member here", DAY_SECONDS).total_cost,
+            ledger.get_spending("guild", DAY_SECONDS).total_cost,
+        )
+        return (mine.running, mine.queued, all_of_them.queued, *spent)
+
+    assert await store.read(ledger, ann, 1002.0, count_usage) == (1, 2, 3, 20.0, 30.0)
+    await store.end_job("cancel", jobs[1], 1003.0, 0.0)
+    assert await store.read(ledger, ann, 1004.0, count_usage) == (1, 1, 2, 10.0, 20.0)
+
+
+@pytest.mark.asyncio
+async def test_older_epochs_are_rejected_and_an_ended_job_stays_ended(store):
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
+    assert (await store.start_job(job, 5, "w", 0, 1002.0)).record.state == "running"
+    assert await store.start_job(job, 4, "stale", 0, 1003.0) is None
+    assert await store.end_job("finish", job, 1004.0, 3.0, epoch=4) is None
+    assert not await store.record_picture(StoredPicture(job, 0, "image", "a" * 64, 1, 64, 64), 4, 1.0)
+    assert await store.record_picture(StoredPicture(job, 0, "image", "a" * 64, 1, 64, 64), 5, 1.0)
+    moved = await store.end_job("finish", job, 1004.0, 3.0, epoch=5)
+    assert (moved.record.state, moved.record.charged, moved.record.ended) == ("finished", 3.0, 1004.0)
+    assert await store.end_job("fail", job, 1005.0, 0.0, epoch=6) is None
+    assert await store.end_job("cancel", job, 1005.0, 0.0) is None
+    assert not await store.record_picture(StoredPicture(job, 1, "image", "b" * 64, 1, 64, 64), 6, 1.0)
+    assert await store.requeue_job(job, 1005.0, step=1, audit_note="") is None
+    assert (await store.get_job(job)).charged == 3.0
+    assert await query(store, "SELECT source, target FROM moves ORDER BY id") == [
+        ("new", "queued"), ("queued", "sent"), ("sent", "running"), ("running", "finished"),
+    ]  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_a_charge_never_exceeds_the_reserve_while_the_fair_order_counts_everything(store):
+    (job,) = await queue_jobs(store, draft(cost=10.0))
+    await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
+    moved = await store.end_job("finish", job, 1002.0, 25.0)
+    assert (moved.record.charged, moved.record.billed) == (10.0, 25.0)
+    assert await query(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_lies_about_its_progress_gains_no_endless_attempts(store):
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 8, 0, 1001.0)
+    runs = 0
+    while (moved := await store.start_job(job, runs + 1, "liar", 10 * runs, 1002.0)).record.state == "running":
+        assert moved.record.step <= RECIPE.steps
+        runs += 1
+    assert POISON_ATTEMPTS < runs <= RECIPE.steps // 10 + POISON_ATTEMPTS
+    assert (moved.record.state, moved.record.charged) == ("failed", 0.0)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["claimed again", "queued again"])
+async def test_a_job_fails_after_twenty_attempts_even_if_each_makes_progress(store, way):
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 8, 0, 1001.0)
+    for number in range(1, MAX_ATTEMPTS + 1):
+        assert (await store.start_job(job, number, "w", number, 1002.0)).record.state == "running"
+        assert (await store.start_job(job, number, "w", number, 1002.0)).record.state == "running", (
+            "a repeated report counts once"
+        )
+        if way == "queued again" and number < MAX_ATTEMPTS:
+            await store.requeue_job(job, 1003.0, step=number, audit_note="lost")
+            await store.pick_job(EVERYTHING, 8, 0, 1003.5)
+    if way == "queued again":
+        moved = await store.requeue_job(job, 1004.0, step=30, audit_note="lost")
+    else:
+        moved = await store.start_job(job, MAX_ATTEMPTS + 1, "w", 30, 1004.0)
+    assert (moved.record.state, moved.record.charged, moved.record.blame) == ("failed", 0.0, "worker")
+    assert moved.record.reason == "It was tried 20 times and never finished."
+
+
+@pytest.mark.asyncio
+async def test_three_attempts_without_progress_are_poison_and_progress_resets_the_count(store):
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
+    await store.start_job(job, 1, "w", 0, 1002.0)
+    await store.start_job(job, 2, "w", 0, 1003.0)
+    await store.start_job(job, 3, "w", 0, 1004.0)
+    assert (await store.get_job(job)).barren == POISON_ATTEMPTS - 1
+    assert (await store.start_job(job, 4, "w", 20, 1005.0)).record.barren == 0
+    for epoch in (5, 6):
+        assert (await store.start_job(job, epoch, "w", 20, 1006.0)).record.state == "running"
+    assert await store.start_job(job, 4, "stale", 0, 1006.5) is None
+    assert (await store.start_job(job, 6, "w", 20, 1006.6, preview_step=20)).record.barren == 2
+    moved = await store.start_job(job, 7, "w", 20, 1007.0)
+    assert (moved.record.state, moved.record.blame, moved.record.charged) == ("failed", "worker", 0.0)
+
+
+@pytest.mark.asyncio
+async def test_a_job_that_the_broker_lost_may_start_over(store):
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
+    await store.start_job(job, 1, "w", 0, 1002.0)
+    assert (await store.start_job(job, 2, "w", 0, 1003.0)).record.barren == 1
+    for epoch in range(3, 9):
+        moved = await store.start_job(job, epoch, "w", 0, 1004.0, snapshots_lost=True)
+        assert (moved.record.state, moved.record.barren, moved.record.step) == ("running", 1, 0)
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 32, 1.0, 1005.0)
+    await store.start_job(job, 11, "w", 30, 1006.0)
+    await store.start_job(job, 12, "w", 0, 1007.0, snapshots_lost=True)
+    assert (
+        await store.start_job(job, 13, "w", 10, 1008.0)
+    ).record.barren == 0  # fewer steps than before the loss, but progress
+    for epoch in (14, 15):
+        assert (await store.start_job(job, epoch, "w", 10, 1009.0)).record.state == "running"
+    assert (await store.start_job(job, 16, "w", 10, 1010.0)).record.state == "failed"
+
+
+@pytest.mark.asyncio
+async def test_workers_that_shut_down_in_order_poison_no_job(store):
+    (job,) = await queue_jobs(store, draft())
+    await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
+    for epoch in range(1, 8):  # seven restarts before its first step
+        moved = await store.start_job(job, epoch, "w", 0, 1002.0)
+        assert (moved.record.state, moved.record.barren) == ("running", 0)
+        assert [
+            await store.write(picture_writes.record_hand_back, job, number) for number in (epoch - 1, epoch, epoch)
+        ] == [
+            False,
+            True,
+            False,
+        ]
+    for epoch in (8, 9, 10):
+        assert (await store.start_job(job, epoch, "w", 0, 1003.0)).record.state == "running"
+    assert (await store.start_job(job, 11, "w", 0, 1004.0)).record.state == "failed"
+
+
+@pytest.mark.asyncio
+async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
+    (job,) = await queue_jobs(store, draft(cost=10.0))
+    await store.pick_job(EVERYTHING, 32, 1.0, 1001.0)
+    again = await store.requeue_job(job, 1002.0, step=12, audit_note="lost")
+    assert (again.record.state, again.record.attempt, again.record.barren, again.record.step) == ("queued", 2, 0, 12)
+    await store.pick_job(EVERYTHING, 32, 1.0, 1003.0)
+    assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
+    states = [(await store.requeue_job(job, 1004.0, step=12, audit_note="lost")).record.state]
+    for _ in range(2):
+        await store.pick_job(EVERYTHING, 32, 1.0, 1005.0)
+        states.append((await store.requeue_job(job, 1006.0, step=12, audit_note="lost", reason="said")).record.state)
+    assert states == ["queued", "queued", "failed"]
+    record = await store.get_job(job)
+    assert (record.charged, record.billed, record.reason) == (0.0, 0.0, "said")
+    assert await query(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(0.0, 0, 0)]
+
+
+@pytest.mark.asyncio
+async def test_cancelling_ends_a_waiting_job_at_once_and_asks_a_sent_one_to_stop(store):
+    waits, runs = await queue_jobs(store, draft(), draft(user="bob"))
+    record, moved = await store.request_cancel(waits, 1001.0)
+    assert (record.state, record.charged, moved.old_state) == ("cancelled", 0.0, "queued")
+    await store.pick_job(EVERYTHING, 32, 1.0, 1002.0)
+    record, moved = await store.request_cancel(runs, 1003.0)
+    assert (record.state, record.cancelling, moved) == ("sent", True, None)
+    moved = await store.requeue_job(runs, 1004.0, step=10, audit_note="lost")
+    assert (moved.record.state, moved.record.charged) == ("cancelled", 2.5)
+    assert (await store.request_cancel(runs, 1005.0))[0].state == "cancelled"
+    assert await store.request_cancel("0" * 26, 1005.0) == (None, None)
+
+
+@pytest.mark.asyncio
+async def test_dispatched_rows_fit_the_pool_and_newcomers_still_get_in(store):
+    await queue_jobs(store, *(draft() for _ in range(9)))
+    picked = [await store.pick_job(EVERYTHING, 32, 0.5, 1001.0) for _ in range(5)]
+    assert [moved is not None for moved in picked] == [True] * 4 + [False]
+    await queue_jobs(store, draft(user="bob"), draft(user="bob"), draft(user="cyd"), draft(user="dan"))
+    late = [await store.pick_job(EVERYTHING, 32, 0.5, 1002.0) for _ in range(3)]
+    assert [moved.record.member if moved else None for moved in late] == ["bob", "cyd", None]
+    assert await store.pick_job(EVERYTHING, 0, 1.0, 1003.0) is None
+
+
+@pytest.mark.asyncio
+async def test_a_job_larger_than_its_pool_runs_there_alone(store):
+    await queue_jobs(store, draft(), draft())
+    assert await store.pick_job(EVERYTHING, 4, 1.0, 1001.0) is not None
+    assert await store.pick_job(EVERYTHING, 4, 1.0, 1001.0) is None
+
+
+@pytest.mark.asyncio
+async def test_a_members_running_jobs_are_limited_and_others_go_past(store):
+    await queue_jobs(store, *(draft(guild=guild) for guild in "ghijk"), draft(user="bob", guild="z"))
+    capped = PickRequest("default", ("embedded",), member_limit=2)
+    picked = [await store.pick_job(capped, 1000, 1.0, 1001.0) for _ in range(4)]
+    assert sorted(moved.record.member for moved in picked if moved) == ["ann", "ann", "bob"]
+
+
+@pytest.mark.asyncio
+async def test_jobs_wait_for_a_worker_that_has_their_model_and_pool(store):
+    await queue_jobs(store, draft(model="other"), draft(user="bob"), draft(user="cyd", pool="big"))
+    assert (await store.pick_job(EVERYTHING, 1000, 1.0, 1001.0)).record.member == "bob"
+    assert await store.pick_job(EVERYTHING, 1000, 1.0, 1001.0) is None
+    assert (await store.pick_job(PickRequest("big", ("embedded",), 3), 1000, 1.0, 1001.0)).record.member == "cyd"
+
+
+requests = st.lists(
+    st.tuples(st.sampled_from(["s", "v"]), st.sampled_from("gh"), st.sampled_from("abc"), st.floats(0.5, 20)),
+    min_size=1,
+    max_size=25,
+)
+
+
+def run_with_store(scenario, url: str) -> None:
+    async def run_scenario() -> None:
+        store = await Store.open(url, {"v": 3.0})
+        try:
+            await scenario(store)
+        finally:
+            await store.close()
+
+    asyncio.run(run_scenario())
+
+
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), ("postgres", 6)])
+def test_sql_picks_jobs_in_the_fair_order(fresh, kind, examples):
+    async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
+        for wave in (first, second):
+            await queue_jobs(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
+            queue = await store.read(queries.load_waiting_queue, 1000)
+            assert queue is not None
+            waiting, accounts = queue
+            expected = list(dispatch_order(accounts, [one for one, _ in waiting]))
+            served = []
+            for _ in expected if wave is second else expected[: len(expected) // 2]:
+                moved = await store.pick_job(EVERYTHING, 10**6, 1.0, 1001.0)
+                assert moved is not None
+                served.append(moved.record.id)
+            assert served == expected[: len(served)]
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(requests, requests)
+    def holds(first: list[tuple], second: list[tuple]) -> None:
+        run_with_store(lambda store: serve(store, first, second), fresh(kind))
+
+    holds()
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "wish"]),
+        st.integers(0, 5), st.integers(0, 6), st.integers(0, 40), st.floats(0, 100),
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+async def _apply_action(store: Store, jobs: list[str], action: str, which: int, epoch: int, step: int, spent: float):
+    if action == "admit" or not jobs:
+        jobs += await queue_jobs(store, draft(user=f"u{which % 3}"))
+    elif action == "pick":
+        return await store.pick_job(EVERYTHING, 16, 1.0, 1001.0)
+    job = jobs[which % len(jobs)]
+    if action == "start":
+        return await store.start_job(job, epoch, "w", step, 1002.0)
+    if action == "requeue":
+        return await store.requeue_job(job, 1003.0, step=step, audit_note="w")
+    if action == "wish":
+        return (await store.request_cancel(job, 1004.0))[1]
+    if action in ("finish", "fail", "cancel"):
+        return await store.end_job(action, job, 1005.0, spent, epoch=epoch)
+    return None
+
+
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), ("postgres", 8)])
+def test_any_sequence_of_actions_ends_a_job_once_and_charges_it_once(fresh, kind, examples):
+    async def act(store: Store, sequence: list[tuple]) -> None:
+        jobs: list[str] = []
+        ends: dict[str, tuple] = {}
+        for step in sequence:
+            moved = await _apply_action(store, jobs, *step)
+            if moved is not None and moved.record.state in END_STATES:
+                assert moved.record.id not in ends
+                ends[moved.record.id] = (moved.record.state, moved.record.charged)
+        await _check_invariants(store, ends)
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(actions)
+    def holds(sequence: list[tuple]) -> None:
+        run_with_store(lambda store: act(store, sequence), fresh(kind))
+
+    holds()
+
+
+async def _check_invariants(store: Store, ends: dict[str, tuple]) -> None:
+    rows = await query(store, "SELECT id, state, charged, cost, billed FROM jobs")
+    assert {job: (state, charged) for job, state, charged, _, _ in rows if state in END_STATES} == ends
+    assert all(0 <= charged <= cost for _, _, charged, cost, _ in rows)
+    counted = await query(
+        store, "SELECT job, count(*) FROM moves WHERE target IN ('finished','failed','cancelled') GROUP BY job"
+    )
+    assert dict(counted) == dict.fromkeys(ends, 1)
+    waiting = sum(state == "queued" for _, state, *_ in rows)
+    active = sum(state in ("sent", "running") for _, state, *_ in rows)
+    for (parent,) in await query(store, "SELECT DISTINCT parent FROM accounts"):
+        sums = await query(
+            store, f"SELECT sum(queued), sum(active), sum(virtual) FROM accounts WHERE parent = '{parent}'"
+        )
+        assert sums[0][:2] == (waiting, active)
+        if parent == "":
+            assert sums[0][2] == pytest.approx(sum(billed for *_, billed in rows))
+
+
+@pytest.mark.asyncio
+async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
+    jobs = await queue_jobs(store, *(draft("flood", cost=2.0) for _ in range(50)))
+    (mine,) = await queue_jobs(store, draft("late", cost=2.0))
+    assert await store.read(queries.load_waiting_queue, 50) is None
+    crowd = WaitEstimate((await store.read(queries.summarise_waiting))["default"])
+    turn = await store.read(queries.count_earlier_jobs, await store.get_job(mine))
+    assert crowd.estimate(turn) == (1, pytest.approx(4.0))  # the flood's first job, and itself
+    assert await store.read(queries.count_earlier_jobs, await store.get_job(jobs[-1])) == 49
+    assert crowd.estimate(49) == (50, pytest.approx(102.0))
+
+
+@pytest.mark.asyncio
+async def test_destinations_are_merged_and_deliveries_end(store):
+    one, two = await queue_jobs(store, draft(), draft(place=Destination("discord", {"token": "t"})))
+    await store.write(destinations.update_destination, two, {"message": "9", "token": "u"})
+    assert await store.read(destinations.list_undelivered, "discord") == [], "a waiting job has nothing to deliver"
+    for _ in range(2):
+        await store.pick_job(EVERYTHING, 32, 1.0, 1000.5)
+    owed = await store.read(destinations.list_undelivered, "discord")
+    assert [(record.id, place.address) for record, place in owed] == [(two, {"token": "u", "message": "9"})]
+    await store.write(destinations.mark_delivered, two, 1001.0)
+    assert await store.read(destinations.list_undelivered, "discord") == []
+    assert [record.id for record, _ in await store.read(destinations.list_undelivered, "web")] == [one]
+
+
+@pytest.mark.asyncio
+async def test_an_unreadable_row_blocks_no_one_and_fails_without_a_charge(store, caplog):
+    ended_job, waits, sent, fine = await queue_jobs(store, *(draft(user) for user in ("a", "b", "c", "d")))
+    await store.end_job("finish", ended_job, 1001.0, 1.0)
+    await store.pick_job(PickRequest("default", ("embedded",), member_limit=1), 8, 0, 1001.0)
+    spoil = update(jobs).where(jobs.c.id != fine).values(task=b"\0")
+    await store.write(lambda connection: connection.execute(spoil) and None)
+    assert [one.id for one in await store.read(queries.list_newest, None, 9)] == [fine]
+    assert f"job {sent}: its row cannot be read" in caplog.text
+    assert await store.write(fail_unreadable_jobs, 1002.0) == [waits, sent]
+    assert await store.write(fail_unreadable_jobs, 1003.0) == []
+    failures = await query(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
+    assert failures == [("failed", "us", 0.0, 0.0)] * 2
+    assert await query(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
+    assert (await store.pick_job(EVERYTHING, 8, 0, 1004.0)).record.id == fine
+
+
+@pytest.mark.asyncio
+async def test_an_unreadable_profile_of_a_model_is_left_out(store):
+    spoil = models.insert().values(name="old", warm=b"\0", pool="default", seen=1.0)
+    await store.write(lambda connection: connection.execute(spoil) and None)
+    assert await store.read(queries.list_models) == []
+
+
+@pytest.mark.asyncio
+async def test_a_models_profile_is_remembered_once(store):
+    warm = ModelInfo(
+        name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=4096, tokens=24, steps=100,
+        sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
+    )  # fmt: skip
+    await store.save_model(warm, "old", 1.0)
+    await store.save_model(warm, "default", 2.0)
+    assert await store.read(queries.list_models) == [(warm, "default")]
+
+
+@pytest.mark.asyncio
+async def test_overdue_jobs_are_found_whatever_their_state(store):
+    late, later, never = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
+    await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
+    assert [record.id for record in await store.read(queries.list_overdue, 2000.0)] == [late, later]
+    assert never not in [record.id for record in await store.read(queries.list_overdue, 8999.0)]
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_is_away_says_so(tmp_path):
+    with pytest.raises(DatabaseUnavailable, match="cannot be used now"):
+        await Store.open(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.sqlite'}")

@@ -1,0 +1,308 @@
+"""Every refusal: one sentence with the right status, and no change."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bot.store import DatabaseUnavailable
+from bot.web.middleware import SESSION_TOKENS
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenRoom, Room
+
+pytestmark = pytest.mark.asyncio
+UNKNOWN_JOB = "/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+async def send_refused(room: Room, method: str, path: str, **how: Any) -> tuple[int, str]:
+    async with room.client.request(method, room.url + path, **how) as answer:
+        assert answer.content_type == "application/json"
+        reply = await answer.json()
+        assert set(reply) == {"error"}
+        assert reply["error"].endswith((".", "?"))
+        return answer.status, reply["error"]
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b"[]",
+    b'"terrier"',
+    b"{}",
+    b'{"prompt": 7}',
+    b'{"prompt": "a", "steps": "40"}',
+    b'{"prompt": "a", "steps": 4.5}',
+    b'{"prompt": "a", "steps": true}',
+    b'{"prompt": "a", "fast": "yes"}',
+    b'{"prompt": "a", "stpes": 40}',
+    b'{"prompt": "\xff"}',
+    b'{"prompt": "a"} {}',
+    b"[" * 60000,
+]
+
+
+async def test_a_malformed_request_is_400(room: Room, subtests: pytest.Subtests) -> None:
+    for body in MALFORMED:
+        with subtests.test(body=body[:40]):
+            kind = {"Content-Type": "application/json"}
+            status, _ = await send_refused(room, "POST", "/api/jobs", data=body, headers=kind)
+            assert status == 400
+
+
+async def test_an_unknown_field_is_named(room: Room) -> None:
+    _, sentence = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
+    assert "stpes" in sentence
+
+
+async def test_a_form_is_400(room: Room) -> None:
+    status, sentence = await send_refused(room, "POST", "/api/jobs", data={"prompt": "a"})
+    assert status == 400
+    assert "application/json" in sentence
+
+
+async def test_a_too_long_idempotency_key_is_400(room: Room) -> None:
+    headers = {"Idempotency-Key": "k" * 201}
+    status, _ = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a"}, headers=headers)
+    assert status == 400
+
+
+FOREIGN = [
+    {"Host": "evil.example"},
+    {"Host": "evil.example:80"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+]
+
+
+async def test_another_site_is_403_whatever_it_requests(room: Room, subtests: pytest.Subtests) -> None:
+    for headers in FOREIGN:
+        for method, path in (
+            ("POST", "/api/jobs"),
+            ("GET", "/api/jobs"),
+            ("GET", "/api/events"),
+            ("DELETE", UNKNOWN_JOB),
+        ):
+            with subtests.test(headers=headers, method=method, path=path):
+                status, _ = await send_refused(room, method, path, headers=headers)
+                assert status == 403
+    _, reply = await room.ask("GET", "/api/jobs")
+    assert reply["jobs"] == []
+
+
+async def test_our_own_page_may_send_requests(room: Room) -> None:
+    headers = {"Origin": room.url, "Sec-Fetch-Site": "same-origin"}
+    async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "a"}, headers=headers) as answer:
+        assert answer.status == 201
+
+
+MISSING = [
+    ("GET", "/api/nothing"),
+    ("GET", UNKNOWN_JOB),
+    ("GET", "/api/jobs/x"),
+    ("GET", "/api/jobs/%00"),
+    ("DELETE", UNKNOWN_JOB),
+    ("POST", f"{UNKNOWN_JOB}/reroll"),
+    ("POST", f"{UNKNOWN_JOB}/vary/1"),
+    ("POST", f"{UNKNOWN_JOB}/upscale/1"),
+    ("GET", f"{UNKNOWN_JOB}/events"),
+    ("GET", f"{UNKNOWN_JOB}/pictures/1.png"),
+    ("GET", f"{UNKNOWN_JOB}/grid.png"),
+    ("GET", f"{UNKNOWN_JOB}/film.webp"),
+    ("GET", f"{UNKNOWN_JOB}/rungs"),
+    ("GET", f"{UNKNOWN_JOB}/rungs/0.webp"),
+]
+
+
+async def test_unknown_paths_and_jobs_are_404(room: Room, subtests: pytest.Subtests) -> None:
+    for method, path in MISSING:
+        with subtests.test(method=method, path=path):
+            status, _ = await send_refused(room, method, path)
+            assert status == 404
+
+
+async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
+    room.drawers[0].going.clear()
+    job = await room.imagine("terrier")
+    for path in ("pictures/1.png", "grid.png", "film.webp", "rungs", "rungs/0.webp"):
+        status, _ = await send_refused(room, "GET", f"/api/jobs/{job}/{path}")
+        assert status == 404, path
+    for path in ("vary/1", "upscale/1"):
+        async with room.client.post(f"{room.url}/api/jobs/{job}/{path}") as answer:
+            assert answer.status in {404, 422}
+    await room.ask("DELETE", f"/api/jobs/{job}")
+
+
+async def test_a_wrong_method_is_405_and_names_the_allowed_ones(room: Room, subtests: pytest.Subtests) -> None:
+    for method, path in (("PUT", "/api/jobs"), ("POST", "/api/events"), ("PATCH", UNKNOWN_JOB)):
+        with subtests.test(method=method, path=path):
+            status, sentence = await send_refused(room, method, path)
+            assert status == 405
+            assert "GET" in sentence
+
+
+async def test_a_large_body_is_413(room: Room) -> None:
+    status, _ = await send_refused(room, "POST", "/api/jobs", json={"prompt": "a" * 70_000})
+    assert status == 413
+
+
+INVALID: list[dict[str, object]] = [
+    {"prompt": ""},
+    {"prompt": "terrier --sede 4"},
+    {"prompt": "terrier --steps 99999"},
+    {"prompt": "terrier", "steps": 0},
+    {"prompt": "terrier", "steps": -1},
+    {"prompt": "terrier", "steps": 10**30},
+    {"prompt": "terrier", "seed": -1},
+    {"prompt": "terrier", "seed": 2**40},
+    {"prompt": "terrier", "guidance": 1e300},
+    {"prompt": "terrier", "guidance": -3},
+    {"prompt": "terrier", "count": 5},
+    {"prompt": "terrier", "sampler": "magic"},
+    {"prompt": "terrier", "model": "nobody"},
+    {"prompt": "terrier", "ar": "wide"},
+    {"prompt": "terrier", "negative": "a" * 5000},
+    {"prompt": "a" * 60_000},
+    {"prompt": "\x00"},
+]
+
+
+async def test_an_invalid_prompt_or_option_is_422(room: Room, subtests: pytest.Subtests) -> None:
+    for body in INVALID:
+        with subtests.test(body=str(body)[:60]):
+            status, _ = await send_refused(room, "POST", "/api/jobs", json=body)
+            assert status == 422
+
+
+async def test_the_nearest_flag_is_named(room: Room) -> None:
+    _, sentence = await send_refused(room, "POST", "/api/jobs", json={"prompt": "terrier --sede 4"})
+    assert "--seed" in sentence
+
+
+async def test_more_jobs_than_the_limit_are_429_and_name_it(room: Room) -> None:
+    room.drawers[0].going.clear()
+    for _ in range(40):
+        async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "terrier"}) as answer:
+            if answer.status != 201:
+                assert answer.status == 429
+                assert any(digit.isdigit() for digit in (await answer.json())["error"])
+                break
+    else:
+        pytest.fail("no limit in forty jobs")
+
+
+async def test_the_number_of_open_streams_is_limited(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.sse.MAX_STREAMS", 1)
+    async with room.client.get(f"{room.url}/api/events") as first:
+        assert first.status == 200
+        status, _ = await send_refused(room, "GET", "/api/events")
+        assert status == 429
+
+
+async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.sse.MAX_VISITOR_STREAMS", 1)
+    async with open_room(host="0.0.0.0") as room:
+        tokens = room.app[SESSION_TOKENS]
+        one, other = ({"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(owner=False))}"} for _ in "ab")
+        async with room.client.get(f"{room.url}/api/events", headers=one) as first:
+            assert first.status == 200
+            status, _ = await send_refused(room, "GET", "/api/events", headers=one)
+            assert status == 429
+            async with room.client.get(f"{room.url}/api/events", headers=other) as second:
+                assert second.status == 200
+
+
+async def test_an_idle_connection_is_closed(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.app.KEEPALIVE_SECONDS", 0.2)
+    async with open_room(workers=0) as room:
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_body_that_does_not_arrive_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.request_body.BODY_TIMEOUT", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+    head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{room.port}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: 50\r\n\r\n{{".encode())
+    async with asyncio.timeout(10):
+        reply = await reader.read()  # until the connection is closed
+    writer.close()
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b"took too long" in reply
+
+
+async def test_a_missing_page_is_answered_with_a_page(room: Room) -> None:
+    async with room.client.get(f"{room.url}/<script>") as answer:
+        assert answer.status == 404
+        assert answer.content_type == "text/html"
+        assert "<script>" not in await answer.text()
+
+
+async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(room.studio, "live_workers", fail)
+    status, sentence = await send_refused(room, "GET", "/api/room")
+    assert status == 500
+    assert "secret" not in sentence
+
+
+async def test_a_database_that_is_away_is_503_and_reported(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable("The database cannot be used now: secret detail.")
+
+    monkeypatch.setattr(room.studio, "load_recent", fail)
+    status, sentence = await send_refused(room, "GET", "/api/jobs")
+    assert status == 503
+    assert "database" in sentence
+    assert "secret" not in sentence
+    _ = [event async for event in room.events("/api/events")]  # it ends by itself
+    assert "a live stream ended: The database cannot be used now" in caplog.text
+
+
+async def test_every_answer_has_security_headers(room: Room) -> None:
+    for path in (
+        "/",
+        "/discord",
+        "/healthz",
+        "/static/room.js",
+        "/api/jobs",
+        "/nothing",
+        "/api/nothing",
+        "/api/events",
+    ):
+        async with room.client.get(room.url + path) as answer:
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Referrer-Policy"] == "no-referrer"
+            assert "aiohttp" not in answer.headers["Server"].lower()
+
+
+async def test_static_files_stay_in_their_folder(room: Room) -> None:
+    for path in ("/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/"):
+        async with room.client.get(room.url + path) as answer:
+            assert answer.status in {403, 404}
+
+
+async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        gate = room.app[SESSION_TOKENS]
+        owner, guest = (gate.sign_cookie(gate.create_visitor(owner=role)) for role in (True, False))
+        room.drawers[0].going.clear()
+        job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
+        status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
+        assert status == 403, reply
+        status, _ = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={owner}")
+        assert status == 200

@@ -1,0 +1,207 @@
+"""Init images in a form over HTTP: single, blended, with a mask; what is refused; and films in every format."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from bot.images.films.formats import MEDIA_TYPES, available_formats
+from bot.web.request_body import MEMBER_LIMIT
+from shared.painter import solid
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.bot.web.conftest import Room
+
+pytestmark = pytest.mark.asyncio
+PAGE_HEADERS = {"X-Darkroom": "test"}
+
+
+def png(colour: str = "#c33", size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, form)
+    return out.getvalue()
+
+
+def form(order: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    data.add_field("order", json.dumps(order), content_type="application/json")
+    for name, content in files:
+        data.add_field(name, content, filename=name, content_type="application/octet-stream")
+    return data
+
+
+async def send(
+    room: Room, path: str, data: aiohttp.FormData, headers: dict[str, str] = PAGE_HEADERS
+) -> tuple[int, Any]:
+    async with room.client.post(room.url + path, data=data, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_one_init_image_starts_a_job_without_a_prompt(room: Room) -> None:
+    status, reply = await send(room, "/api/jobs", form({"prompt": "", "strength": 0.4}, ("picture", png(form="JPEG"))))
+    assert status == 201, reply
+    job = await room.end_of(reply["id"])
+    assert job["state"] == "finished"
+    assert job["action"] == "imagine"
+    assert job["start"] == {"pictures": 1, "strength": 0.4, "mask": False}
+
+
+async def test_several_pictures_are_blended_and_a_mask_keeps_a_part(room: Room) -> None:
+    pictures = [("picture", png(colour)) for colour in ("#c33", "#3a5", "#36c")]
+    status, reply = await send(room, "/api/jobs", form({"prompt": ""}, *pictures))
+    assert status == 201, reply
+    job = await room.end_of(reply["id"])
+    assert (job["action"], job["start"]["pictures"]) == ("blend", 3)
+    status, reply = await send(
+        room, "/api/jobs", form({"prompt": "a lamp"}, ("picture", png()), ("mask", png("white")))
+    )
+    assert status == 201, reply
+    assert (await room.end_of(reply["id"]))["start"]["mask"]
+
+
+async def test_a_picture_may_be_larger_than_a_json_body(room: Room) -> None:
+    noise = io.BytesIO()
+    Image.effect_noise((512, 512), 80).convert("RGB").save(noise, "PNG")
+    assert len(noise.getvalue()) > 128 * 1024
+    status, reply = await send(room, "/api/jobs", form({"prompt": "a lamp"}, ("picture", noise.getvalue())))
+    assert status == 201, reply
+
+
+async def test_a_finished_picture_can_be_an_init_image(room: Room) -> None:
+    first = await room.end_of(await room.imagine("terrier", count=2))
+    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a cat", "shots": [f"{first['id']}/2"]})
+    assert status == 201, reply
+    assert (await room.end_of(reply["id"]))["start"]["pictures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("picture", b"no picture at all")], "picture"),
+        ([("picture", b"")], "empty"),
+        ([("picture", png())] * 6, "5 pictures"),
+        ([("sketch", png())], "no other"),
+        ([("picture", png()), ("mask", png()), ("mask", png())], "one `mask`"),
+    ],
+)
+async def test_an_invalid_form_is_refused_in_one_sentence(
+    room: Room, files: list[tuple[str, bytes]], words: str
+) -> None:  # fmt: skip
+    status, reply = await send(room, "/api/jobs", form({"prompt": "a"}, *files))
+    assert 400 <= status < 500
+    assert words in reply["error"]
+    assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
+
+
+async def test_another_sites_form_is_refused(room: Room) -> None:
+    data = form({"prompt": "a"}, ("picture", png()))
+    assert (await send(room, "/api/jobs", data, {}))[0] == 400
+    data = form({"prompt": "a"}, ("picture", png()))
+    assert (await send(room, "/api/jobs", data, {**PAGE_HEADERS, "Origin": "https://evil.example"}))[0] == 403
+
+
+async def test_a_part_of_a_picture_is_inpainted(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier --seed 7", count=2))
+    address = f"/api/jobs/{job['id']}/edit/2"
+    status, reply = await send(room, address, form({"prompt": "a cat", "strength": 0.8}, ("mask", png("white"))))
+    assert status == 201, reply
+    child = await room.end_of(reply["id"])
+    assert (child["action"], child["parent"]) == ("edit", {"id": job["id"], "picture": 2})
+    assert child["start"] == {"pictures": 1, "strength": 0.8, "mask": True}
+    assert (await send(room, address, form({"prompt": "a cat"})))[0] == 400
+
+
+async def test_a_wide_picture_is_made_a_square(room: Room) -> None:
+    room.drawers[0].paint = solid
+    job = await room.end_of(await room.imagine("terrier --ar 2:1 --count 1"))
+    address = f"/api/jobs/{job['id']}/zoom/1"
+    status, reply = await room.ask("POST", address, {"square": True})
+    assert status == 201, reply
+    child = await room.end_of(reply["id"])
+    assert (child["action"], child["pictures"][0]["width"]) == ("zoom", child["pictures"][0]["height"])
+    status, reply = await room.ask("POST", f"/api/jobs/{child['id']}/zoom/1", {"square": True})
+    assert (status, reply["error"]) == (422, "This picture is a square already.")
+
+
+async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier --seed 7 --count 2"))
+    assert job["words"] == "terrier"
+    base = f"/api/jobs/{job['id']}"
+    steps = (await room.ask("GET", job["pictures"][1]["branch"]))[1]["steps"]
+    requests = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "steps": 48}}
+    child: dict[str, Any] = {}
+    for verb, body in requests.items():
+        status, reply = await room.ask("POST", f"{base}/{verb}/2", body)
+        assert status == 201, reply
+        child = await room.end_of(reply["id"])
+        assert (child["state"], child["action"], child["parent"]["picture"]) == ("finished", verb, 2)
+    assert child["start"] == {"step": steps[1], "fresh": False}
+    assert (child["steps"], child["stopped"]) == (48, None)
+
+
+async def test_films_come_in_every_available_format(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier --count 1"))
+    assert set(job["films"]) == set(available_formats()) >= {"webp", "gif"}
+    addresses = [
+        *job["films"].items(),
+        ("webp", job["pictures"][0]["dissolve"]),
+        ("webp", job["pictures"][0]["return"]),
+    ]
+    for kind, address in addresses:
+        async with room.client.get(room.url + address) as answer:
+            content = await answer.read()
+            assert (answer.status, answer.content_type) == (200, MEDIA_TYPES[kind])
+        if kind != "mp4":
+            with Image.open(io.BytesIO(content)) as film:
+                assert (film.format, film.n_frames > 4) == (kind.upper(), True)  # type: ignore[attr-defined]
+    status, _ = await room.ask("GET", f"/api/jobs/{job['id']}/film.exe")
+    assert status == 404
+
+
+async def test_a_prompt_may_begin_with_the_address_of_a_picture_on_the_page(room: Room) -> None:
+    first = await room.end_of(await room.imagine("terrier", count=2))
+    address = f"{room.url}/api/jobs/{first['id']}/pictures/2.png"
+    job = await room.end_of(await room.imagine(f"{address} a cat --iw 1"))
+    assert (job["action"], job["prompt"]) == ("imagine", "a cat --iw 1")
+    assert job["start"] == {"pictures": 1, "strength": 0.6, "mask": False}
+    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "https://evil.example/a.png a cat"})
+    assert (status, "Only pictures that were uploaded" in reply["error"]) == (422, True)
+
+
+async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not(room: Room) -> None:
+    rest = asyncio.Event()
+    head = b'--x\r\nContent-Disposition: form-data; name="order"\r\n\r\n{"prompt": "a lamp"}\r\n--x\r\n'
+    part = b'Content-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + png() + b"\r\n--x--\r\n"
+
+    async def stream_slowly() -> AsyncIterator[bytes]:
+        yield head
+        await rest.wait()
+        yield part
+
+    async def send_slowly() -> int:
+        kind = {**PAGE_HEADERS, "Content-Type": "multipart/form-data; boundary=x"}
+        async with room.client.post(f"{room.url}/api/jobs", data=stream_slowly(), headers=kind) as answer:
+            return answer.status
+
+    first = asyncio.create_task(send_slowly())
+    while not room.app[MEMBER_LIMIT]._queues:
+        await asyncio.sleep(0.01)
+    second = asyncio.create_task(send(room, "/api/jobs", form({"prompt": "a cat"}, ("picture", png()))))
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as other:
+        async with other.get(room.url):
+            pass
+        data = form({"prompt": "a dog"}, ("picture", png()))
+        async with other.post(f"{room.url}/api/jobs", data=data, headers=PAGE_HEADERS) as answer:
+            assert answer.status == 201
+    assert not second.done()
+    rest.set()
+    assert (await first, (await second)[0]) == (201, 201)
+    assert room.app[MEMBER_LIMIT]._queues == {}

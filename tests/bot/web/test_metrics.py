@@ -1,0 +1,154 @@
+"""`GET /metrics`: who may read it, what it counts of real jobs, and that no label can grow without end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from bot.app.metrics import MAX_MODELS, Metrics
+from bot.app.metrics_page import MetricsPage
+from bot.store import DatabaseUnavailable
+from bot.web.auth import terminal_key
+
+TOKEN = "a-token-of-some-length"
+DOCS = Path(__file__).parents[3] / "docs" / "operations.md"
+
+
+async def scrape(room, **headers: str) -> tuple[int, str]:
+    async with room.client.get(room.url + "/metrics", headers=headers) as answer:
+        return answer.status, await answer.text()
+
+
+def values(page: str) -> dict[str, float]:
+    """`name{label="value"}` → value."""
+    samples = {}
+    for family in text_string_to_metric_families(page):
+        for one in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(one.labels.items()))
+            samples[f"{one.name}{{{labels}}}" if labels else one.name] = one.value
+    return samples
+
+
+@pytest.mark.asyncio
+async def test_finished_failed_and_cancelled_jobs_are_counted(room):
+    (worker,) = room.drawers
+    finished = await room.imagine("a lamp --count 2")
+    async for name, _ in room.events(f"/api/jobs/{finished}/events"):
+        if name == "finished":
+            break
+    failed = await room.imagine("an impossible lamp")
+    await room.end_of(failed)
+    worker.stand_at = 3
+    cancelled = await room.imagine("a lamp")
+    async for name, _ in room.events(f"/api/jobs/{cancelled}/events"):
+        if name == "frame":
+            break
+    waiting = await room.imagine("a lamp --relax --count 1")
+    status, page = await scrape(room)
+    assert status == 200
+    samples = values(page)
+    assert samples['darkroom_active_jobs{pool="default",state="running"}'] >= 1
+    assert samples['darkroom_active_rows{pool="default",state="running"}'] >= 4
+    assert samples['darkroom_workers{pool="default"}'] == 1
+    assert samples['darkroom_worker_rows{pool="default"}'] == 32
+    assert samples['darkroom_batch_fill_ratio{pool="default"}'] == 0
+    await room.ask("DELETE", f"/api/jobs/{cancelled}")
+    await room.end_of(cancelled)
+    worker.stand_at = None
+    worker.going.set()
+    await room.end_of(waiting)
+    _, page = await scrape(room)
+    samples = values(page)
+    ends = {state: samples[f'darkroom_job_seconds_count{{outcome="{state}"}}'] for state in ("finished", "cancelled")}
+    assert ends == {"finished": 2, "cancelled": 1}
+    assert samples['darkroom_job_failures_total{blame="model"}'] == 1
+    assert samples['darkroom_refunds_total{outcome="failed"}'] == 1
+    assert samples['darkroom_step_seconds_count{model="embedded"}'] == 2
+    assert samples["darkroom_first_preview_seconds_count"] >= 1
+    assert samples['darkroom_queue_jobs{tier="standard"}'] == 0
+    assert (samples["darkroom_store_up"], samples["darkroom_broker_up"]) == (1, 1)
+    for secret in (finished, failed, cancelled, "local:", "Terminal", "lamp"):
+        assert secret not in page
+
+
+@pytest.mark.asyncio
+async def test_a_queue_has_a_length_and_an_age(open_room):
+    async with open_room(workers=0) as room:
+        for _ in range(2):
+            await room.imagine("a lamp")
+        samples = values((await scrape(room))[1])
+        assert samples['darkroom_queue_jobs{tier="standard"}'] == 2
+        assert samples['darkroom_queue_jobs{tier="relaxed"}'] == 0
+        assert 0 < samples['darkroom_queue_oldest_seconds{tier="standard"}'] < 60
+
+
+@pytest.mark.asyncio
+async def test_only_the_token_or_the_terminals_key_may_read_the_metrics(open_room):
+    async with open_room(workers=0, public_url="https://pictures.example", metrics_token=TOKEN) as room:
+        for headers in ({}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}):
+            status, reply = await scrape(room, **headers)
+            assert status == 403
+            assert '{"error": "This room asks for its one-time address' in reply
+        token = {"Authorization": f"Bearer {TOKEN}"}
+        key = await asyncio.to_thread(terminal_key, room.settings.data)
+        assert (await scrape(room, **token))[0] == 200
+        assert (await scrape(room, Authorization=f"Bearer {key}"))[0] == 200
+        for path in ("/api/jobs", "/api/room", "/metrics/"):
+            async with room.client.get(room.url + path, headers=token) as answer:
+                assert answer.status == 403
+        async with room.client.get(room.url + "/metrics", headers={**token, "Host": "evil.example"}) as answer:
+            assert answer.status == 403
+
+
+@pytest.mark.asyncio
+async def test_without_a_configured_token_an_empty_one_is_refused(open_room):
+    async with open_room(workers=0, public_url="https://pictures.example") as room:
+        for sent in ("Bearer ", "Bearer", ""):
+            assert (await scrape(room, Authorization=sent))[0] == 403
+
+
+@pytest.mark.asyncio
+async def test_openmetrics_is_served_on_request(room):
+    accept = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    async with room.client.get(room.url + "/metrics", headers={"Accept": accept}) as answer:
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+        names = {family.name for family in open_metrics(await answer.text())}
+    assert {"darkroom_job_seconds", "darkroom_requeues", "darkroom_queue_jobs"} <= names
+
+
+@pytest.mark.asyncio
+async def test_the_manual_lists_every_metric(room):
+    _, page = await scrape(room)
+    documented = set(re.findall(r"^\| `(darkroom_\w+)", DOCS.read_text(), re.MULTILINE))
+    families = text_string_to_metric_families(page)
+    assert documented == {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+
+
+@pytest.mark.asyncio
+async def test_other_metrics_are_served_while_the_database_is_away():
+    class Away:
+        async def ask(self, *_: object) -> None:
+            raise DatabaseUnavailable("away")
+
+    class Bus:
+        workers: dict[str, object] = {}  # noqa: RUF012
+        connected = False
+        dead = type("Dead", (), {"count": {"results": 2}})()
+
+    samples = values((await MetricsPage(Metrics(), Away(), Bus()).render(generate_latest)).decode())  # type: ignore[arg-type]
+    assert (samples["darkroom_store_up"], samples["darkroom_broker_up"]) == (0, 0)
+    assert samples['darkroom_dead_letters_total{subject="results"}'] == 2
+    assert not any(name.startswith("darkroom_queue") for name in samples)
+
+
+def test_models_beyond_the_limit_share_one_label():
+    metrics = Metrics()
+    names = {metrics._model_label(f"model{number}") for number in range(MAX_MODELS + 50)}
+    assert len(names) == MAX_MODELS + 1
+    assert metrics._model_label("model0") == "model0"

@@ -1,0 +1,467 @@
+"""The page as a visitor sees it, in headless Chromium over a real bot."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from playwright.async_api import Browser, Locator, Page, expect
+
+from bot.web.middleware import SESSION_TOKENS
+from bot.web.sse import ENGINE_LOADING, SHUTDOWN, STREAMS
+from shared.web_visitor import LONG, finished, say, visit
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import OpenRoom, Room
+
+pytestmark = pytest.mark.asyncio
+PROMPT = "terrier, looking up, cute, white background"
+STEPS = 24  # of the worker's model
+
+
+async def picture_sources(card: Locator) -> list[str]:
+    return await card.locator(".print img").evaluate_all("all => all.map(one => one.src)")
+
+
+async def note_changes(image: Locator) -> None:
+    """From now on the page counts how many different pictures this image shows."""
+    await image.evaluate(
+        """one => {
+            one.seen = new Set();
+            new MutationObserver(() => one.src && one.seen.add(one.src)).observe(one, {attributes: true});
+        }"""
+    )
+
+
+async def count_changes(image: Locator) -> int:
+    return await image.evaluate("one => one.seen.size")
+
+
+async def test_the_page_tells_a_newcomer_what_it_is_and_what_to_do(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await expect(page.locator("#prompt")).to_be_focused()
+    await expect(page.locator("#prompt")).to_have_attribute("placeholder", PROMPT)
+    await expect(page.locator("#welcome")).to_contain_text("It is not Discord")
+    await expect(page.locator("#lamp")).to_have_class("lamp lit")
+    await page.get_by_role("button", name=PROMPT).click()
+    await expect(page.locator("#prompt")).to_have_value(PROMPT)
+    await page.get_by_role("link", name="Put it in your server").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Put it in your server")
+
+
+async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> None:
+    worker = room.drawers[0]
+    worker.speed, worker.stand_at = 0.08, 2
+    await visit(page, room)
+    card = await say(page, PROMPT)
+    await expect(page.locator("#prompt")).to_have_value("")
+    await expect(card.locator(".who")).to_have_text("You")
+    await expect(card.locator(".prompt")).to_have_text(PROMPT)
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    for number in range(4):
+        await note_changes(card.locator(".print img").nth(number))
+    worker.going.set()
+    await finished(card)
+    for number in range(4):
+        assert await count_changes(card.locator(".print img").nth(number)) > 4
+    assert all("/pictures/" in source for source in await picture_sources(card))
+    natural = await card.locator(".print img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert natural == [64, 64, 64, 64]
+    alt = await card.locator(".print img").nth(2).get_attribute("alt")
+    assert alt == f"Picture 3 of 4: {PROMPT}"
+
+
+async def test_percent_and_time_left_are_shown_while_a_job_runs(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    room.drawers[0].going.clear()
+    await expect(card.locator(".percent")).to_have_text(re.compile(r"[1-9]\d? %"))
+    await expect(card.locator(".left")).to_have_text(re.compile(r"about \d+ s left"))
+    assert re.match(r"\d+ % · Darkroom", await page.title())
+    room.drawers[0].going.set()
+    await finished(card)
+    assert await page.title() == "Darkroom"
+
+
+async def test_a_loading_model_has_the_progress_bar_until_the_first_preview(page: Page, room: Room) -> None:
+    worker = room.drawers[0]
+    worker.loading, worker.stand_at = (0.1, 0.4), 0
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
+    await expect(card.locator(".percent")).to_have_text("")
+    await expect(card).to_have_attribute("data-state", "loading")
+    assert await card.locator("progress").evaluate("one => one.value") == 40
+    assert await page.title() == "Darkroom"
+    await page.reload()
+    card = page.locator("article.job").first
+    await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
+    worker.going.set()
+    await expect(card).to_have_attribute("data-state", re.compile("running|finished"))
+    await finished(card)
+
+
+async def test_models_on_disk_are_counted_beside_those_in_memory(page: Page, room: Room) -> None:
+    worker = room.drawers[0]
+    await visit(page, room)
+    await expect(page.locator("#status")).to_have_text("embedded on paper and ink")
+    worker.models = (worker.model, *(msgspec.structs.replace(worker.model, name=n, loaded=False) for n in "ab"))
+    await expect(page.locator("#status")).to_have_text("embedded on paper and ink · 2 more models when asked for")
+
+
+async def test_cancel_stops_a_job_and_says_so(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.2
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    room.drawers[0].going.clear()
+    await card.get_by_role("button", name="Cancel").click()
+    await expect(card).to_have_attribute("data-state", "cancelled", timeout=LONG)
+    await expect(card.locator(".said")).to_contain_text("Cancelled")
+    await expect(card.locator(".tray")).to_be_hidden()
+
+
+async def test_pause_stops_a_job_and_resume_lets_it_go_on(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    await card.get_by_role("button", name="Pause").click()
+    await expect(card.get_by_role("button", name="Resume")).to_be_visible()
+    await expect(card.locator(".left")).to_have_text("paused")
+    await asyncio.sleep(0.5)  # for previews on their way
+    before = await picture_sources(card)
+    await asyncio.sleep(1.0)
+    assert await picture_sources(card) == before
+    await expect(card).to_have_attribute("data-state", "running")
+    await card.get_by_role("button", name="Resume").click()
+    await expect(card.get_by_role("button", name="Pause")).to_be_visible()
+    await finished(card)
+    await expect(card.locator(".pause")).to_be_hidden()
+
+
+async def test_a_pause_that_ended_by_itself_is_shown(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.4
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    await card.get_by_role("button", name="Pause").click()
+    await expect(card.get_by_role("button", name="Resume")).to_be_visible()
+    room.drawers[0].go_on()
+    await expect(card.get_by_role("button", name="Pause")).to_be_visible(timeout=LONG)
+
+
+async def test_waiting_jobs_show_their_place_in_the_queue(page: Page, room: Room) -> None:
+    room.drawers[0].going.clear()
+    await visit(page, room)
+    cards = [await say(page, f"terrier {number}") for number in range(5)]
+    await expect(cards[-1].locator(".left")).to_contain_text(re.compile(r"ahead of you|Next in line"))
+    room.drawers[0].going.set()
+    for card in cards:
+        await finished(card)
+
+
+async def test_upscale_vary_and_reroll_make_new_messages(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    for number, (button, deed) in enumerate(
+        [("Enlarge picture 2", "enlarged picture 2"), ("Vary picture 3", "varied picture 3"), ("Re-roll", "once more")]
+    ):
+        await card.get_by_role("button", name=button).click()
+        child = page.locator("article.job").nth(number + 1)
+        await expect(child.locator(".deed")).to_contain_text(deed)
+        await finished(child)
+    enlarged = page.locator("article.job").nth(1)
+    assert await enlarged.locator(".print").count() == 1
+    await expect(enlarged.locator(".said")).to_contain_text("Lanczos")
+    await expect(enlarged.get_by_role("button", name="Enlarge picture 1")).to_have_count(0)
+
+
+async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    slider, sheet = card.get_by_role("slider"), card.locator(".rung")
+    await expect(sheet).to_be_hidden()
+    await slider.focus()
+    await page.keyboard.press("ArrowLeft")  # before a keyframe is loaded: one back, not to the first
+    await expect(card.locator(".where")).to_have_text(f"step {STEPS} of {STEPS}")
+    await page.keyboard.press("Home")
+    await expect(sheet).to_be_visible()
+    await expect(card.locator(".where")).to_have_text(re.compile(r"step \d+ of \d+"))
+    first = await sheet.get_attribute("src")
+    await page.keyboard.press("ArrowRight")
+    await expect(sheet).not_to_have_attribute("src", str(first))
+    assert await sheet.evaluate("one => one.decode().then(() => one.naturalWidth)") > 64
+    await page.keyboard.press("End")
+    await expect(sheet).to_be_hidden()
+    await expect(card.locator(".where")).to_have_text("finished")
+
+
+async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    await note_changes(card.locator(".rung"))
+    await card.get_by_role("button", name="Play how it developed").click()
+    async with asyncio.timeout(20):
+        while await count_changes(card.locator(".rung")) < 6:
+            await asyncio.sleep(0.05)
+    await expect(card.locator(".where")).to_have_text("finished")
+    await expect(card.get_by_role("button", name="Play how it developed")).to_be_visible()
+
+
+async def test_downloads_have_file_names(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    for name, ending in (
+        ("Download: pictures", ".png"),
+        ("Download: film as webp", ".webp"),
+        ("Download: film as gif", ".gif"),
+    ):
+        async with page.expect_download() as download:
+            await card.get_by_role("link", name=name).click()
+        assert (await download.value).suggested_filename.endswith(ending)
+
+
+async def test_a_refusal_is_a_sentence_and_the_prompt_stays(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await page.locator("#prompt").fill("terrier --sede 4")
+    await page.get_by_role("button", name="Imagine").click()
+    await expect(page.get_by_role("alert")).to_contain_text("--seed")
+    await expect(page.locator("#prompt")).to_have_value("terrier --sede 4")
+    await expect(page.locator("article.job")).to_have_count(0)
+    await page.keyboard.type("2")
+    await expect(page.get_by_role("alert")).to_be_hidden()
+
+
+async def test_notes_and_failures_are_shown(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "an impossible thing --v 6")
+    await expect(card.locator(".notes")).to_contain_text("--v")
+    await expect(card).to_have_attribute("data-state", "failed", timeout=LONG)
+    await expect(card.locator(".said")).to_contain_text("out of bounds")
+
+
+async def test_a_prompt_is_text_and_never_markup(page: Page, room: Room) -> None:
+    wicked = "<img src=x onerror=\"document.title='broken'\"> </article><script>document.title='broken'</script> &amp;"
+    await visit(page, room)
+    card = await say(page, wicked)
+    await expect(card.locator(".prompt")).to_have_text(wicked)
+    await finished(card)
+    assert await card.locator(".prompt *").count() == 0
+    assert await page.locator("article script").count() == 0
+    await page.reload()
+    await expect(page.locator("article.job .prompt")).to_have_text(wicked)
+    assert "broken" not in await page.title()
+
+
+async def test_another_visitor_sees_a_job_live_with_its_authors_name(page: Page, browser: Browser, room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    other = await (await browser.new_context()).new_page()
+    await other.goto(room.url)
+    await visit(page, room)
+    mine = await say(page, "terrier")
+    await expect(mine.locator(".print.wet")).to_have_count(4)
+    room.drawers[0].going.clear()
+    card = other.locator("article.job").first
+    await expect(card.locator(".who")).to_have_text(re.compile("Visitor .+"))
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    room.drawers[0].going.set()
+    await finished(card)
+
+
+async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Page, open_room: OpenRoom) -> None:
+    async with open_room(workers=0) as room:
+        await page.goto(room.url)
+        await expect(page.locator("#status")).to_contain_text("No worker is online")
+        await expect(page.locator("#lamp")).to_have_class("lamp")
+        room.app[ENGINE_LOADING].set()
+        await expect(page.locator("#status")).to_contain_text("The engine is warming up")
+        await page.goto("about:blank")
+
+
+async def test_the_page_reconnects_by_itself_after_a_restart(page: Page, open_room: OpenRoom) -> None:
+    async with open_room() as room:
+        port = room.port
+        await visit(page, room)
+        first = await say(page, "before")
+        await finished(first)
+    await expect(page.locator("#status")).to_contain_text("Connection lost")
+    await page.locator("#prompt").fill("while away")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("reached")
+    async with open_room(port=port) as room:
+        await expect(page.locator("#status")).to_contain_text("paper and ink", timeout=LONG)
+        await expect(page.locator("article.job")).to_have_count(1)
+        await page.keyboard.press("Enter")
+        second = page.locator("article.job").nth(1)
+        await expect(second.locator(".prompt")).to_have_text("while away")
+        await finished(second)
+        await page.goto("about:blank")
+
+
+async def test_a_hidden_page_closes_its_stream_and_opens_it_again_when_shown(page: Page, room: Room) -> None:
+    show = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true}); %s }"
+    show %= "document.dispatchEvent(new Event('visibilitychange'))"
+    await page.clock.install()
+    await visit(page, room)
+    assert len(room.app[STREAMS]) == 1
+    await page.evaluate(show, True)
+    await page.clock.fast_forward(61_000)
+    async with asyncio.timeout(10):
+        while room.app[STREAMS]:
+            await asyncio.sleep(0.05)
+    job = await room.imagine("while nobody looked", count=1)
+    await room.end_of(job)
+    await page.evaluate(show, False)
+    await finished(page.locator("article.job"))
+
+
+async def test_the_page_fits_a_phone(browser: Browser, room: Room) -> None:
+    phone = await browser.new_context(
+        viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True
+    )
+    page = await phone.new_page()
+    await page.goto(room.url)
+    card = await say(page, "terrier " + "o" * 200)
+    await finished(card)
+    for path in ("", "/discord"):
+        if path:
+            await page.goto(room.url + path)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    await page.goto(room.url)
+    box = await page.locator("article.job .cancel, article.job .row button").last.bounding_box()
+    assert box is not None
+    assert box["height"] >= 40
+    imagine = await page.get_by_role("button", name="Imagine").bounding_box()
+    assert imagine is not None
+    assert imagine["y"] + imagine["height"] <= 740
+
+
+async def test_every_control_can_be_reached_by_keyboard_and_has_a_name(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    nameless = await page.evaluate(
+        """() => [...document.querySelectorAll("button, a[href], input, textarea")]
+            .filter(one => one.checkVisibility() && !(one.ariaLabel || one.textContent.trim() || one.labels?.length
+                || one.querySelector("img[alt]:not([alt=''])")))
+            .map(one => one.outerHTML)"""
+    )
+    assert nameless == []
+    await card.locator(".print").first.focus()
+    reached = []
+    for _ in range(24):
+        await page.keyboard.press("Tab")
+        reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert reached[3:6] == ["Play how it developed", "How it developed, step by step", "Enlarge picture 1"]
+    assert "Go on from picture 1" in reached
+    assert "Re-roll: the same prompt with another seed" in reached
+
+
+async def test_reduced_motion_is_respected(browser: Browser, room: Room) -> None:
+    context = await browser.new_context(reduced_motion="reduce")
+    page = await context.new_page()
+    await page.goto(room.url)
+    await expect(page.locator("#lamp")).to_have_class("lamp lit")
+    card = await say(page, "terrier")
+    assert await card.evaluate("one => getComputedStyle(one).animationName") == "none"
+
+
+async def test_the_link_that_invites_the_bot_is_filled_in(page: Page, room: Room) -> None:
+    await page.goto(f"{room.url}/discord")
+    link = page.locator("#invitation")
+    assert await link.get_attribute("href") is None
+    await page.get_by_label("Application ID").fill("123456789012345678")
+    href = await link.get_attribute("href")
+    assert href is not None
+    assert href.startswith("https://discord.com/oauth2/authorize?client_id=123456789012345678&")
+    assert "scope=bot+applications.commands" in href
+
+
+async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        page = await (await browser.new_context()).new_page()
+        await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(owner=True)}")
+        await page.get_by_role("button", name="Come in").click()
+        await expect(page.locator("#status")).to_contain_text("paper and ink")
+        assert "token" not in page.url
+        await page.get_by_role("button", name="Invite a guest").click()
+        field = page.get_by_label("Address for the guest")
+        await expect(field).not_to_have_value("")  # the server sends it
+        address = await field.input_value()
+        await page.goto(address)  # opens one's own invitation
+        await expect(page.get_by_role("button", name="Invite a guest")).to_be_visible()
+        guest = await (await browser.new_context()).new_page()
+        await guest.goto(address)
+        await guest.get_by_role("button", name="Come in").click()
+        await expect(guest.locator("#status")).to_contain_text("paper and ink")
+        await expect(guest.get_by_role("button", name="Invite a guest")).to_have_count(0)
+        stranger = await (await browser.new_context()).new_page()
+        await stranger.goto(address)
+        await expect(stranger.get_by_role("heading", level=1)).to_have_text("No access")
+        for one in (page, guest, stranger):
+            await one.goto("about:blank")
+
+
+async def test_the_page_loads_nothing_from_other_sites() -> None:
+    here = Path(__file__).parents[3] / "bot" / "web"
+    for file in [*here.glob("static/*"), *here.glob("templates/*")]:
+        text = file.read_text()
+        assert "innerHTML" not in text, file.name
+        assert "style=" not in text, file.name
+        for scheme in ('src="http', "url(http", "@import", "eval("):
+            assert scheme not in text, file.name
+
+
+async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        room.drawers[0].going.clear()
+        pages = []
+        for owner in (True, False):
+            page = await (await browser.new_context()).new_page()
+            await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(owner=owner)}")
+            await page.get_by_role("button", name="Come in").click()
+            await expect(page.locator("#status")).to_contain_text("paper and ink")
+            pages.append(page)
+        host, guest = pages
+        card = await say(host, "terrier")
+        await expect(card.get_by_role("button", name="Cancel")).to_be_visible()
+        await expect(guest.locator("article.job")).to_be_visible()
+        await expect(guest.get_by_role("button", name="Cancel")).to_have_count(0)
+        await expect(guest.get_by_role("button", name="Pause")).to_have_count(0)
+        address = f"{room.url}/api/jobs/{str(await card.get_attribute('id')).removeprefix('job-')}"
+        for deed, sentence in (("pause", "may pause this job."), ("priority", "Only the owner of this room")):
+            answer = await guest.request.post(f"{address}/{deed}", data={"weight": 2}, headers={"Origin": room.url})
+            assert answer.status == 403
+            assert sentence in (await answer.json())["error"]
+        assert room.drawers[0].steers == []
+        for page in pages:
+            await page.goto("about:blank")
+
+
+async def test_a_job_that_ended_while_the_page_was_offline_is_looked_up(
+    page: Page, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.drawers[0].going.clear()
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await page.context.set_offline(True)
+    monkeypatch.setattr("bot.web.sse.MAX_RECENT_JOBS", 1)
+    room.app[SHUTDOWN].set()  # every stream ends
+    await expect(page.locator("#status")).to_contain_text("Connection lost")
+    room.app[SHUTDOWN].clear()
+    room.drawers[0].going.set()
+    await room.end_of(await room.imagine("another", count=1))
+    await room.end_of(str(await card.get_attribute("id")).removeprefix("job-"))
+    await page.context.set_offline(False)
+    await finished(page.locator("article.job").first)

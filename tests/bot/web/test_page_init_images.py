@@ -1,0 +1,241 @@
+"""Init images as a visitor adds them: chosen, dropped, pasted, or taken from a finished job."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+from playwright.async_api import Locator, Page, expect
+
+from engine.contract import ImageToImage, Recipe
+from shared.web_visitor import card_of, finished, picture_of, visit
+
+if TYPE_CHECKING:
+    from playwright.async_api import FilePayload
+
+    from tests.bot.web.conftest import Room
+
+pytestmark = pytest.mark.asyncio
+TRANSFER = """([files, uri]) => {
+    const moved = new DataTransfer();
+    for (const text of files)
+        moved.items.add(
+            new File([Uint8Array.from(atob(text), (one) => one.charCodeAt(0))], "it.png", {type: "image/png"})
+        );
+    if (uri) moved.setData("text/uri-list", uri);
+    return moved;
+}"""
+
+
+def png(colour: str = "#36c") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (48, 48), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def file(name: str, content: bytes | None = None, kind: str = "image/png") -> FilePayload:
+    return {"name": name, "mimeType": kind, "buffer": png() if content is None else content}
+
+
+async def choose(page: Page, *files: FilePayload) -> None:
+    async with page.expect_file_chooser() as chooser:
+        await page.get_by_role("button", name="Begin with pictures").click()
+    await (await chooser.value).set_files(list(files))
+
+
+async def drop(page: Page, files: int, uri: str = "") -> None:
+    text = base64.b64encode(png()).decode()
+    moved = await page.evaluate_handle(TRANSFER, [[text] * files, uri])
+    for kind in ("dragover", "drop"):
+        await page.dispatch_event("#log", kind, {"dataTransfer": moved, "bubbles": True, "cancelable": True})
+
+
+async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("a cat.png"))
+    thumbs = page.get_by_role("list", name="Pictures to begin with").get_by_role("listitem")
+    await expect(thumbs).to_have_count(1)
+    middle = "one => [...one.getContext('2d').getImageData(64, 64, 1, 1).data]"
+    assert await thumbs.locator("canvas").evaluate(middle) == [0x33, 0x66, 0xCC, 255]
+    slider = page.get_by_role("slider", name="How much is drawn anew")
+    await expect(slider).to_have_value("60")
+    await slider.focus()
+    await page.keyboard.press("ArrowLeft")
+    await page.get_by_role("button", name="Imagine").click()
+    card = await card_of(page, 0)
+    await expect(card.locator(".deed")).to_have_text("began with a picture, 55 % drawn anew")
+    await expect(thumbs).to_have_count(0)
+    await finished(card)
+
+
+async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await drop(page, 2)
+    moved = await page.evaluate_handle(TRANSFER, [[base64.b64encode(png("#c33")).decode()], ""])
+    await page.evaluate(
+        "moved => document.getElementById('prompt').dispatchEvent("
+        "new ClipboardEvent('paste', {clipboardData: moved, bubbles: true}))",
+        moved,
+    )
+    await expect(page.locator(".thumbs li")).to_have_count(3)
+    await expect(page.locator(".drawn-title")).to_contain_text("3 pictures, blended")
+    await page.keyboard.press("Enter")
+    card = await card_of(page, 0)
+    await expect(card.locator(".deed")).to_have_text("blended 3 pictures, 50 % drawn anew")
+    await finished(card)
+
+
+async def init_image_of(room: Room, card: Locator) -> ImageToImage:
+    """The init image of a message's job."""
+    recipe = (await room.studio.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
+    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe.start, ImageToImage)
+    return recipe.start
+
+
+async def paint_stroke(page: Page) -> None:
+    """Paints from the left edge to the centre of the canvas, with a brush of the default size."""
+    box = await page.get_by_role("dialog").locator("canvas").bounding_box()
+    assert box is not None
+    await page.mouse.move(box["x"], box["y"] + box["height"] / 2)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    await page.mouse.up()
+
+
+async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("one.png"))
+    await expect(page.get_by_text("How much each of them counts")).to_be_hidden()
+    await choose(page, file("two.png", png("#c33")))
+    first, second = (page.get_by_role("slider", name=f"How much picture {number} counts") for number in (1, 2))
+    await expect(first).to_have_attribute("aria-valuetext", "50 %")
+    await first.focus()
+    for _ in range(4):
+        await page.keyboard.press("ArrowLeft")
+    await second.fill("3")
+    await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])
+    await choose(page, file("three.png"))
+    await page.get_by_role("button", name="Remove picture 3: three.png").click()
+    await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])  # what was chosen stays
+    await page.get_by_role("button", name="Imagine").click()
+    card = await card_of(page, 0)
+    await finished(card)
+    assert [one.weight for one in (await init_image_of(room, card)).pictures] == [1, 3]
+
+
+async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("a cat.png"))
+    await page.get_by_role("button", name="Paint over a part").click()
+    dialog = page.get_by_role("dialog")
+    await paint_stroke(page)
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(page.get_by_role("button", name="Paint over a part")).to_be_focused()  # closing keeps nothing
+    await page.keyboard.press("Enter")
+    await paint_stroke(page)
+    await dialog.get_by_role("button", name="Keep it").click()
+    await expect(page.locator(".thumbs .stripes")).to_be_visible()
+    await expect(page.get_by_role("slider", name="How much of what is painted over is drawn anew")).to_have_value("90")
+    room.drawers[0].going.clear()
+    await page.get_by_role("button", name="Imagine").click()
+    card = await card_of(page, 0)
+    start = await init_image_of(room, card)
+    assert start.mask is not None
+    with Image.open(io.BytesIO(await room.drawers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
+        assert mask.size == (48, 48)
+        assert [mask.convert("L").getpixel(at) for at in ((10, 24), (10, 4), (44, 24))] == [255, 0, 0]
+    room.drawers[0].going.set()
+    await expect(card.locator(".deed")).to_have_text("began with a part of a picture, 90 % drawn anew")
+    await expect(page.locator(".start")).to_be_hidden()
+    await finished(card)
+
+
+async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(page: Page, room: Room) -> None:
+    card = await picture_of(page, room)
+    await card.get_by_role("button", name="Go on from picture 1").click()
+    await card.get_by_role("button", name="Begin the next prompt with picture 1").click()
+    await page.get_by_role("button", name="Paint over a part").click()
+    await paint_stroke(page)
+    await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    await choose(page, file("other.png"))
+    await expect(page.get_by_role("alert")).to_contain_text("A part is painted over in one picture alone")
+    await expect(page.locator(".thumbs .stripes")).to_have_count(0)
+    await page.get_by_role("button", name="Remove picture 2: other.png").click()
+    await expect(page.locator(".thumbs .stripes")).to_be_visible()
+    await page.get_by_role("button", name="Imagine").click()
+    child = await card_of(page, 1)
+    await expect(child.locator(".deed")).to_contain_text("began with a part of a picture")
+    assert (await init_image_of(room, child)).mask is not None
+    await finished(child)
+    await choose(page, file("a cat.png"))
+    for painting in (True, False):
+        await page.get_by_role("button", name="Paint over a part" if painting else "Change what is painted").click()
+        await (
+            paint_stroke(page) if painting else page.get_by_role("dialog").get_by_role("button", name="Clear").click()
+        )
+        await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    await expect(page.get_by_role("button", name="Paint over a part")).to_be_visible()
+    await expect(page.locator(".thumbs .stripes")).to_have_count(0)
+    await page.get_by_role("button", name="Remove picture 1").click()
+    await choose(page, file("odd.png", b"\x89PNG and no more"))
+    await page.get_by_role("button", name="Paint over a part").click()
+    await expect(page.get_by_role("alert")).to_contain_text("can’t be painted over here")
+
+
+async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("one.png"), file("two.png"))
+    await page.get_by_role("button", name="Remove picture 2: two.png").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("button", name="Remove picture 1: one.png")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".start")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Begin with pictures")).to_be_focused()
+
+
+async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("notes.txt", b"words", "text/plain"))
+    await expect(page.get_by_role("alert")).to_contain_text("notes.txt")
+    await expect(page.locator(".start")).to_be_hidden()
+    await choose(page, *(file(f"{n}.png") for n in range(6)))
+    await expect(page.get_by_role("alert")).to_contain_text("Up to 5 pictures")
+    await expect(page.locator(".thumbs li")).to_have_count(5)
+    await page.reload()
+    await choose(page, file("<b>broken</b>.png", b"\x89PNG and no more"))
+    await page.locator("#prompt").fill("a lamp")
+    await page.get_by_role("button", name="Imagine").click()
+    await expect(page.get_by_role("alert")).to_contain_text("The picture")  # what the server says
+    await expect(page.locator(".thumbs li")).to_have_count(1)
+    await expect(page.locator("article.job")).to_have_count(0)
+
+
+async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: Page, room: Room) -> None:
+    card = await picture_of(page, room)
+    for number in range(2):
+        await card.get_by_role("button", name="Go on from picture 1").click()
+        await card.get_by_role("button", name="Begin the next prompt with picture 1").click()
+        await expect(page.locator("#prompt")).to_be_focused()
+        if number:
+            await choose(page, file("other.png"))
+        await page.keyboard.type("a cat --count 1")
+        await page.get_by_role("button", name="Imagine").click()
+        child = await card_of(page, number + 1)
+        what = "blended 2 pictures, 50 %" if number else "began with a picture, 60 %"
+        await expect(child.locator(".deed")).to_have_text(f"{what} drawn anew")
+        await finished(child)
+        if not number:
+            await card.get_by_role("button", name="Go on from picture 1").click()
+
+
+async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(page: Page, room: Room) -> None:
+    card = await picture_of(page, room)
+    await drop(page, 0, str(await card.locator(".print").evaluate("one => one.href")))
+    await expect(page.get_by_role("button", name="Remove picture 1: picture 1 of a job")).to_be_visible()
+    await drop(page, 0, "https://elsewhere.example/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/pictures/1.png")
+    await expect(page.get_by_role("alert")).to_contain_text("from elsewhere")
+    await expect(page.locator(".thumbs li")).to_have_count(1)

@@ -1,0 +1,143 @@
+"""The embedded broker, with the real server: it needs a token, restarts after a crash, has its folder to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.bus import BrokerUnreachable, Bus
+from engine.bus.broker.embedded import Broker, BrokerError
+
+
+async def wait_until(condition: object, seconds: float = 10.0) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.asyncio
+async def test_the_broker_requires_its_token(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        assert bus.client.max_payload == 8 * 1024 * 1024
+        await bus.close()
+        with pytest.raises(BrokerUnreachable, match="Authorization"):
+            await Bus.connect(broker.url, "wrong", timeout=3.0)
+        with pytest.raises(BrokerUnreachable):
+            await Bus.connect(broker.url, "", timeout=1.0)
+
+
+@pytest.mark.asyncio
+async def test_the_brokers_files_are_private_to_their_owner(tmp_path: Path) -> None:
+    async with Broker(tmp_path / "nats") as broker:
+        config = tmp_path / "nats" / "nats.conf"
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "nats").stat().st_mode) == 0o700
+        text = await asyncio.to_thread(config.read_text)
+        assert "sync_interval: always" in text
+        assert 'host: "127.0.0.1"' in text
+        user, _, password = broker.token.partition(":")
+        assert f'user: "{user}", password: "{password}"' in text
+        assert password not in " ".join(await asyncio.to_thread(_read_command_line, broker.pid))
+
+
+def _read_command_line(pid: int | None) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+@pytest.mark.asyncio
+async def test_a_killed_server_restarts_with_its_store(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        sha = await bus.put_blob(b"kept through a crash")
+        first = broker.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await wait_until(lambda: broker.restarts == 1 and broker.pid != first)
+        await wait_until(lambda: bus.is_connected)
+        assert await bus.get_blob(sha, 100) == b"kept through a crash"
+        await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_a_failed_restart_of_the_server_is_tried_again(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        program, broker._server = broker._server, tmp_path / "no such program"
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        await wait_until(lambda: broker.restarts == 2)
+        broker._server = program
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_a_store_without_accounts_is_migrated(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        first = await bus.read_first_epoch()
+        sha = await bus.put_blob(b"kept")
+        await bus.close()
+    store = tmp_path / "store" / "jetstream"
+    (store / "darkroom").rename(store / "$G")  # where a server without accounts keeps it
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        assert await bus.read_first_epoch() == first
+        assert await bus.get_blob(sha, 100) == b"kept"
+        await bus.close()
+    assert [one.name for one in store.iterdir() if one.name[0] != "_"] == ["darkroom"]
+
+
+@pytest.mark.asyncio
+async def test_a_folder_allows_one_broker(tmp_path: Path) -> None:
+    async with Broker(tmp_path):
+        with pytest.raises(BrokerError, match="already running"):
+            await Broker(tmp_path).__aenter__()
+    async with Broker(tmp_path) as again:
+        assert again.pid is not None
+
+
+@pytest.mark.asyncio
+async def test_an_orphaned_server_is_stopped_before_a_new_one_starts(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    await asyncio.to_thread(broker._prepare)
+    orphan = await asyncio.create_subprocess_exec(str(broker._server), "-c", str(broker.folder / "nats.conf"))
+    await wait_until((tmp_path / "nats.pid").exists)
+    assert broker._lock is not None
+    os.close(broker._lock)
+    async with Broker(tmp_path, port=broker.port) as successor:
+        assert orphan.returncode is not None or await asyncio.wait_for(orphan.wait(), 5) is not None
+        assert successor.pid != orphan.pid
+
+
+@pytest.mark.asyncio
+async def test_another_process_with_the_old_pid_is_left_alone(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+    try:
+        (tmp_path / "nats.pid").write_text(str(process.pid))
+        async with Broker(tmp_path):
+            assert process.returncode is None
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.mark.asyncio
+async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(BrokerError, match="address already in use"):
+        await Broker(tmp_path, port=port).__aenter__()
+    server.close()
+    await server.wait_closed()

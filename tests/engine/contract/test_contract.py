@@ -1,0 +1,321 @@
+"""The wire contract: every valid value survives the wire, and nothing else gets in or crashes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from engine import contract
+from engine.contract import (
+    BillingKey,
+    Concept,
+    Frame,
+    Job,
+    MalformedMessage,
+    ModelInfo,
+    Recipe,
+    Result,
+    UpscaleTask,
+    count_rows,
+    decode,
+    encode,
+    estimate_cost,
+)
+
+KINDS = [
+    contract.Recipe,
+    contract.UpscaleTask,
+    contract.Job,
+    contract.Frame,
+    contract.PictureReady,
+    contract.JobStarted,
+    contract.JobFinished,
+    contract.JobFailed,
+    contract.JobCancelled,
+    contract.JobHandedBack,
+    contract.Ladder,
+    contract.Snapshot,
+    contract.Presence,
+    contract.EmbedRequest,
+    contract.EmbedReply,
+    contract.DescribeRequest,
+    contract.DescribeReply,
+    contract.DecodeRequest,
+    contract.DecodeReply,
+]
+ANY_KIND = st.sampled_from(KINDS)
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    """Every value of the contract's type, derived from its own declaration, bounds included."""
+    match kind:
+        case inspect.StructType(cls=cls, fields=fields):
+            return st.builds(cls, **{field.name: values_of(field.type) for field in fields})
+        case inspect.UnionType(types=types):
+            return st.one_of([values_of(each) for each in types])
+        case inspect.LiteralType(values=allowed):
+            return st.sampled_from(list(allowed))
+        case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
+            return st.lists(values_of(item), min_size=least or 0, max_size=min(most or 0, 3)).map(tuple)
+        case inspect.TupleType(item_types=items):
+            return st.tuples(*(values_of(item) for item in items))
+        case inspect.StrType(pattern=str(pattern)):
+            return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
+        case inspect.StrType(min_length=least, max_length=most):
+            return st.text(min_size=least or 0, max_size=min(most or 0, 50))
+        case inspect.BytesType(min_length=least, max_length=most):
+            return st.binary(min_size=least or 0, max_size=min(most or 0, 100))
+        case inspect.IntType(ge=least, le=most, lt=below):
+            return st.integers(least, most if most is not None else (below or 0) - 1)
+        case inspect.FloatType(ge=least, gt=above, le=most):
+            return st.floats(least if least is not None else above, most, exclude_min=above is not None)
+        case inspect.BoolType():
+            return st.booleans()
+        case inspect.NoneType():
+            return st.none()
+    raise AssertionError(f"the contract has a type that this test doesn't know: {kind}")
+
+
+def any_value(kind: type) -> st.SearchStrategy[Any]:
+    return values_of(inspect.type_info(kind))
+
+
+ANY_VALUE = ANY_KIND.flatmap(any_value)
+
+
+@given(ANY_VALUE)
+@settings(max_examples=300, deadline=None)
+def test_every_value_survives_the_wire(value: Any) -> None:
+    assert decode(encode(value), type(value)) == value
+
+
+@given(st.binary(max_size=300), ANY_KIND)
+@settings(max_examples=300, deadline=None)
+def test_garbage_is_malformed_and_nothing_else(payload: bytes, kind: type) -> None:
+    with pytest.raises(MalformedMessage):
+        decode(payload, kind)
+
+
+@given(ANY_VALUE, st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, data: st.DataObject) -> None:
+    payload = bytearray(encode(value))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        survivor = decode(bytes(payload), type(value))
+    except MalformedMessage:
+        return
+    assert decode(encode(survivor), type(value)) == survivor
+
+
+def replace_each_float(plain: Any, by: float) -> Iterator[Any]:
+    """Yields one copy for every float in a nested plain value, with that float replaced."""
+    if isinstance(plain, float):
+        yield by
+    elif isinstance(plain, dict):
+        for key, inner in plain.items():
+            yield from ({**plain, key: other} for other in replace_each_float(inner, by))
+    elif isinstance(plain, list):
+        for at, inner in enumerate(plain):
+            yield from ([*plain[:at], other, *plain[at + 1 :]] for other in replace_each_float(inner, by))
+
+
+@given(ANY_VALUE, st.sampled_from([math.nan, math.inf, -math.inf]))
+@settings(max_examples=200, deadline=None)
+def test_no_float_is_infinite_or_not_a_number(value: Any, bad: float) -> None:
+    for plain in replace_each_float(msgspec.msgpack.decode(encode(value)), bad):
+        with pytest.raises(MalformedMessage):
+            decode(msgspec.msgpack.encode(plain), type(value))
+
+
+def find_unbounded(kind: Any, path: str) -> Iterator[str]:
+    """Yields the paths in a declaration where a string, list or number has no bound."""
+    match kind:
+        case inspect.StructType(cls=cls, fields=fields):
+            if not kind.forbid_unknown_fields or not cls.__struct_config__.frozen:
+                yield f"{path} is open or mutable"
+            for field in fields:
+                yield from find_unbounded(field.type, f"{path}.{field.name}")
+        case inspect.UnionType(types=types):
+            for each in types:
+                yield from find_unbounded(each, path)
+        case inspect.VarTupleType(item_type=item, max_length=most):
+            if most is None:
+                yield path
+            yield from find_unbounded(item, f"{path}[]")
+        case inspect.TupleType(item_types=items):
+            for item in items:
+                yield from find_unbounded(item, f"{path}[]")
+        case inspect.StrType(pattern=pattern, max_length=most) if pattern is None and most is None:
+            yield path
+        case inspect.BytesType(max_length=None):
+            yield path
+        case inspect.IntType() | inspect.FloatType():
+            if (kind.ge is None and kind.gt is None) or (kind.le is None and kind.lt is None):
+                yield path
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_string_list_and_number_is_bounded(kind: type) -> None:
+    assert list(find_unbounded(inspect.type_info(kind), kind.__name__)) == []
+
+
+def make_recipe(**changes: Any) -> Recipe:
+    defaults: dict[str, Any] = {
+        "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 10, "seed": 1,
+        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
+    }  # fmt: skip
+    return Recipe(**{**defaults, **changes})
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", " ", ".", "*", ">"])
+def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
+    """Python's `$` would accept a trailing newline."""
+    frame = Frame(job="0" * 26 + ending, image=0, epoch=1, step=1, of=2, picture=b"", seconds_left=0)
+    with pytest.raises(MalformedMessage, match="job"):
+        decode(encode(frame), Frame)
+    with pytest.raises(MalformedMessage, match="source"):
+        decode(encode(UpscaleTask(source="a" * 64 + ending)), UpscaleTask)
+    if ending != ".":
+        with pytest.raises(MalformedMessage, match="model"):
+            decode(encode(make_recipe(model="m" + ending)), Recipe)
+
+
+def test_messages_of_another_version_are_refused() -> None:
+    plain = msgspec.msgpack.decode(encode(make_recipe()))
+    for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
+        with pytest.raises(MalformedMessage):
+            decode(msgspec.msgpack.encode({**plain, **changes}), Recipe)
+
+
+def test_messages_of_an_older_version_are_read_with_defaults_for_new_fields() -> None:
+    share = BillingKey(tier="a", guild="b", user="c")
+    job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9, check=True)
+    plain = {**msgspec.msgpack.decode(encode(job)), "v": 1}
+    del plain["check"]
+    older = decode(msgspec.msgpack.encode(plain), Job)
+    assert (older.v, older.check, older.task) == (1, False, job.task)
+
+
+def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
+    share = BillingKey(tier="a", guild="b", user="c")
+    upscale = Job(id="0" * 26, task=UpscaleTask(source="a" * 64), share=share, cost=1.0, deadline=2e9)
+    sha = "a" * 64
+    picture = contract.PictureReady(
+        job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64
+    )
+    presence = contract.Presence(
+        worker="w", pools=("default",), models=(make_warm(),), device="cpu", rows=8, free=8, build="b"
+    )  # fmt: skip
+    for value, missing in ((upscale, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
+        for version in (1, 2):
+            plain = {**msgspec.msgpack.decode(encode(value)), "v": version}
+            for name in missing:
+                del plain[name]
+            for model in plain.get("models", ()):
+                del model["enlargement"]
+            assert decode(msgspec.msgpack.encode(plain), type(value)) == msgspec.structs.replace(value, v=version)
+    assert (upscale.task, picture.method) == (UpscaleTask(source=sha, factor=4, method="lanczos"), None)
+    assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
+
+
+V2_JOB = {"type", "v", "id", "task", "share", "cost", "pool", "attempt", "deadline", "ladder", "check"}
+V2_RECIPE = {
+    "type", "v", "concepts", "negative", "model", "revision", "sampler", "steps", "eta", "seed", "guidance", "width",
+    "height", "count", "dtype", "bucket", "lineage",
+}  # fmt: skip
+
+
+def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
+    """An unknown field or a later `v` would make it refuse the job as a dead letter."""
+    share = BillingKey(tier="a", guild="b", user="c")
+    for task in (make_recipe(), UpscaleTask(source="a" * 64), UpscaleTask(source="a" * 64, factor=3, method="gan")):
+        job = Job(id="0" * 26, task=task, share=share, cost=1.0, deadline=2e9, check=True)
+        plain = msgspec.msgpack.decode(encode(contract.downgrade_job(job, 2)))
+        assert set(plain) == V2_JOB
+        assert plain["v"] <= 2
+        assert plain["task"].get("v", 1) <= 2
+        if isinstance(task, UpscaleTask):
+            assert plain["task"] == {
+                "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
+            }  # fmt: skip
+        else:
+            assert set(plain["task"]) <= V2_RECIPE  # what is left out has its default there too
+        assert contract.downgrade_job(job, contract.VERSION) == job
+
+
+def test_newer_messages_are_distinguished_from_damaged_ones() -> None:
+    share = BillingKey(tier="a", guild="b", user="c")
+    job = Job(id="0" * 26, task=make_recipe(), share=share, cost=1.0, deadline=2e9)
+    plain = msgspec.msgpack.decode(encode(job))
+    later = contract.VERSION + 1
+    for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
+        with pytest.raises(contract.NewerVersion, match=f"version {later} .* update it"):
+            decode(msgspec.msgpack.encode({**plain, **changes}), Job)
+    for changes in ({"hue": 1}, {"v": "9"}, {"task": {"type": "Video", "v": 1}}):
+        with pytest.raises(MalformedMessage) as damaged:
+            decode(msgspec.msgpack.encode({**plain, **changes}), Job)
+        assert not isinstance(damaged.value, contract.NewerVersion)
+    with pytest.raises(contract.NewerVersion, match="the worker 'w' says version"):
+        decode(msgspec.msgpack.encode({"type": "Presence", "v": later, "worker": "w"}), contract.Presence)
+
+
+def test_a_deeply_nested_bomb_is_malformed() -> None:
+    for bomb in (b"\x91" * 100_000, b"\x81\xa4task" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
+        with pytest.raises(MalformedMessage):
+            decode(bomb, Job)
+
+
+def test_a_result_is_recognised_by_its_tag() -> None:
+    finished = contract.JobFinished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
+    kind: Any = Result
+    assert decode(encode(finished), kind) == finished
+    with pytest.raises(MalformedMessage):
+        decode(encode(make_recipe()), kind)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 8),
+        ({"count": 1}, 2),
+        ({"guidance": 1.0}, 4),
+        ({"guidance": 1.0, "negative": "blur"}, 4),  # at guidance 1 the empty or negative text cancels out
+        ({"guidance": 1.0, "concepts": (Concept("a", 0.5),)}, 8),
+        ({"concepts": (Concept("a"), Concept("b"), Concept("c", -1.0))}, 16),
+    ],
+)
+def test_rows_per_step_follow_from_the_recipe(changes: dict[str, Any], expected: int) -> None:
+    assert count_rows(make_recipe(**changes)) == expected
+
+
+def make_warm() -> ModelInfo:
+    return ModelInfo(
+        name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
+        sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
+    )  # fmt: skip
+
+
+def test_the_cost_adds_steps_texts_and_decodes() -> None:
+    assert estimate_cost(make_recipe(), make_warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert estimate_cost(make_recipe(bucket=8), make_warm()) == estimate_cost(make_recipe(), make_warm())
+    assert estimate_cost(make_recipe(count=3, bucket=8), make_warm()) == pytest.approx(
+        (8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000
+    )
+    assert estimate_cost(make_recipe(bucket=5), make_warm()) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert estimate_cost(make_recipe(width=128), make_warm()) == pytest.approx(
+        (2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000
+    )
+
+
+def test_a_share_needs_a_weight_above_zero() -> None:
+    with pytest.raises(MalformedMessage, match="weight"):
+        decode(encode(BillingKey(tier="a", guild="b", user="c", weight=0.0)), BillingKey)

@@ -1,0 +1,177 @@
+"""Branching from a keyframe with another number of steps, and continuing a picture that stopped early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from engine.contract import Branch, Keyframe, Ladder, encode, map_step
+from engine.contract.rejection import JobRejected
+from engine.core.engine import LatentsDone
+from engine.core.job_images import build_images
+from engine.core.noise import Noise
+from engine.core.trajectory import Trajectory
+from engine.models.families.stable_diffusion import StableDiffusion
+from engine.plan import COLUMNS
+from tests.shared.init_image_jobs import (
+    Blobs,
+    begun,
+    developed,
+    forward,
+    ladder_of,
+    raw,
+    saved,
+    scene,
+    stored,
+)
+
+Make = Callable[..., Any]
+SAMPLERS = ["ddim", "ddpm", "euler", "dpmpp_2m_karras"]
+
+
+@pytest.fixture
+def build_recipe(recipe: Make) -> Make:
+    def make(text: str = "a red cat", **fields: Any) -> Any:
+        defaults: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
+        return recipe(text, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def draw_unbranched(
+    embedded: StableDiffusion, build_recipe: Make, job: Make
+) -> Callable[..., tuple[LatentsDone, Blobs]]:
+    """Draws a picture without a branch; returns it and its ladder as blobs."""
+
+    def make(**fields: Any) -> tuple[LatentsDone, Blobs]:
+        one = job(build_recipe(**fields))
+        [original] = developed(one, {}, embedded)
+        return original, stored(ladder_of(original, one))
+
+    return make
+
+
+def branch(blobs: Blobs, rung: int, of: int, steps: int, **fields: Any) -> Branch:
+    return Branch(next(iter(blobs)), map_step(rung, of, steps), rung=rung, **fields)
+
+
+def single_keyframe_ladder(family: StableDiffusion, history: bytes | None) -> Blobs:
+    """A ladder of eight steps with one keyframe after the fourth."""
+    shape = tuple(family.latent_shape(64, 64))
+    rungs = (Keyframe(4, b"", raw(torch.ones(shape)), history),)
+    return stored(encode(Ladder(job="01J00000000000000000000000", image=0, of=8, shape=shape, rungs=rungs)))
+
+
+def relative_distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The distance between both, relative to the norm of `other`."""
+    return float((one - other).norm() / other.norm())
+
+
+def test_a_keyframe_maps_to_the_same_share_of_the_steps_or_just_after() -> None:
+    assert [map_step(400, 1000, steps) for steps in (1000, 500, 50, 30, 3)] == [400, 200, 20, 12, 2]
+    assert [map_step(16, 48, steps) for steps in (96, 100, 1000)] == [32, 34, 334]
+    assert map_step(996, 1000, 50) == 50  # no step is left
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str
+) -> None:
+    original, blobs = draw_unbranched(steps=24, sampler=sampler, until=13 / 24)
+    start = branch(blobs, 12, 24, 48)
+    [more] = developed(job(build_recipe(steps=48, sampler=sampler, start=start, until=25 / 48)), blobs, embedded)
+    before, after = ({rung.step: rung.x0 for rung in one.keyframes} for one in (original, more))
+    assert list(after) == [25]
+    assert relative_distance(after[25], before[13]) < 0.02
+    assert relative_distance(after[25], before[13]) < relative_distance(before[12], before[13])
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 50), ("dpmpp_2m", 7)])
+def test_a_branch_of_a_deterministic_sampler_ends_near_the_original(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str, steps: int
+) -> None:
+    original, blobs = draw_unbranched(steps=24, sampler=sampler)
+    start = branch(blobs, 16, 24, steps)
+    [other] = developed(job(build_recipe(steps=steps, sampler=sampler, start=start)), blobs, embedded)
+    assert 0.0 < relative_distance(other.latents, original.latents) < 0.1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_a_picture_that_stopped_early_continues_bit_for_bit(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str
+) -> None:
+    """The last keyframe always keeps its latents."""
+    original, _ = draw_unbranched(steps=9, sampler=sampler)
+    _, blobs = draw_unbranched(steps=9, sampler=sampler, until=0.6)
+    start = Branch(next(iter(blobs)), 5)
+    [on] = developed(job(build_recipe(steps=9, sampler=sampler, start=start)), blobs, embedded)
+    assert torch.equal(on.latents, original.latents)
+
+
+def test_a_branch_of_a_branch_or_of_an_init_image_draws_the_remaining_noise(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
+) -> None:
+    """A branch of an image-to-image job, and a branch of a branch with another number of steps."""
+    picture, blobs = forward([saved(scene())], 0.9)
+    _, ladder = draw_unbranched(steps=8)
+    more = branch(ladder, 4, 8, 10)
+    for begins, needed in ((picture, blobs), (more, ladder)):
+        one = job(build_recipe(steps=10, start=begins))
+        [original] = developed(one, needed, embedded)
+        steps_with_latents = [rung.step for rung in original.keyframes if rung.latents is not None]
+        again = stored(ladder_of(original, one))
+        [same] = developed(
+            job(build_recipe(steps=10, start=Branch(next(iter(again)), steps_with_latents[0]))), again, embedded
+        )
+        assert torch.equal(same.latents, original.latents)
+
+
+def test_a_branch_never_draws_the_noise_of_earlier_steps_again(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
+) -> None:
+    _, blobs = draw_unbranched(steps=12)
+    one = job(build_recipe(steps=4, start=branch(blobs, 8, 12, 4)))
+    [image] = build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
+    assert isinstance(image, Trajectory)
+    straight_on = Noise(one.task, 0, tuple(embedded.latent_shape(64, 64)))
+    plan = embedded.plan("ddpm", 12, 0.0, 64, 64)
+    assert torch.equal(image.noise.step_noise(3, image.plan), straight_on.step_noise(8, plan))
+
+
+def test_a_multistep_sampler_drops_history_of_another_step_size(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
+) -> None:
+    _, blobs = draw_unbranched(steps=8, sampler="dpmpp_2m", until=0.5)
+    for steps, remembers in ((8, True), (16, False)):
+        start = Branch(next(iter(blobs)), 4) if steps == 8 else branch(blobs, 4, 8, steps)
+        one = job(build_recipe(steps=steps, sampler="dpmpp_2m", start=start))
+        [image] = build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))
+        assert isinstance(image, Trajectory)
+        m = COLUMNS.index("M")
+        assert bool(image.plan.table[start.step, m]) is remembers
+        assert image.plan.table[start.step + 1, m] != 0.0
+
+
+@pytest.mark.parametrize(
+    ("step", "rung", "steps"), [(9, 4, 16), (8, 4, 8), (4, 8, 8), (4, None, 16), (8, 8, 16)], ids=str
+)  # fmt: skip
+def test_a_branch_whose_step_does_not_match_its_keyframe_is_refused(
+    embedded: StableDiffusion, build_recipe: Make, job: Make, step: int, rung: int | None, steps: int
+) -> None:
+    blobs = single_keyframe_ladder(embedded, raw(torch.ones(embedded.latent_shape(64, 64))))
+    start = Branch(next(iter(blobs)), step, rung=rung)
+    with pytest.raises(JobRejected, match="another number of steps"):
+        begun(job(build_recipe(steps=steps, start=start)), blobs, embedded)
+
+
+def test_a_ladder_without_x0_refuses_another_number_of_steps(
+    embedded: StableDiffusion, build_recipe: Make, job: Make
+) -> None:
+    blobs = single_keyframe_ladder(embedded, None)
+    one = job(build_recipe(steps=16, start=branch(blobs, 4, 8, 16)))
+    with pytest.raises(JobRejected, match="earlier version"):
+        build_images(one, {"embedded": embedded}, init_latents=begun(one, blobs, embedded))

@@ -1,0 +1,257 @@
+"""Pauses and weights: between two steps in the engine, and over the broker to a worker. Other jobs lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine import models
+from engine.contract import ControlMessage, JobFinished, JobStarted, PictureReady
+from engine.core.engine import Engine, JobFailure, StepDone
+from engine.worker import Worker, run_control
+from engine.worker.engine_thread import EngineThread
+from engine.worker.watchdog import Watchdog
+from tests.shared.worker_harness import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
+
+Make = Callable[..., Any]
+STEPS = 60  # at 20 ms each: more than a second
+
+
+def run_steps(engine: Engine, steps: int) -> dict[str, int]:
+    """Runs steps of the engine; returns the image-steps of each job."""
+    done: dict[str, int] = {}
+    for _ in range(steps):
+        for event in engine.step():
+            assert not isinstance(event, JobFailure), event
+            if isinstance(event, StepDone):
+                done[event.job] = done.get(event.job, 0) + 1
+    return done
+
+
+def test_a_paused_job_takes_no_steps_and_resumes_bit_for_bit(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    one, other = job(recipe("a", steps=20, count=2, bucket=4)), job(recipe("b", steps=30, bucket=4), user="bob")
+    reference, engine = Engine({"affine": affine}), Engine({"affine": affine})
+    reference.add(one)
+    expected = finish(reference)
+    for each in (one, other):
+        engine.add(each)
+    run_steps(engine, 5)
+    engine.pause(one.id)
+    before = engine.take_snapshots(one.id, 1)
+    assert run_steps(engine, 10) == {other.id: 10}
+    assert engine.take_snapshots(one.id, 1) == before
+    assert before[0].k > 0
+    assert engine.free_rows == 30
+    engine.resume(one.id)
+    latents = finish(engine)
+    assert all(torch.equal(latents[key], expected[key]) for key in expected)
+
+
+def test_an_engine_with_only_paused_jobs_is_idle_until_one_resumes(affine: Any, recipe: Make, job: Make) -> None:
+    engine, one = Engine({"affine": affine}), job(recipe(steps=9))
+    engine.add(one)
+    engine.pause(one.id)
+    engine.pause("unknown")
+    assert engine.is_idle
+    assert engine.step() == []
+    engine.resume(one.id)
+    assert not engine.is_idle
+    engine.pause(one.id)
+    assert engine.cancel(one.id) == 0
+    assert engine.is_idle
+    engine.add(one)  # the same id again, no longer paused
+    assert run_steps(engine, 9) == {one.id: 9}
+
+
+def test_a_weight_divides_the_rows_of_one_user_only(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine}, rows=8)
+    light, heavy = (job(recipe(steps=1000, count=4)) for _ in range(2))
+    stranger = job(recipe(steps=1000, count=4), user="bob")
+    for each in (light, heavy, stranger):
+        engine.add(each)
+    run_steps(engine, 20)
+    engine.set_job_weight(heavy.id, 3.0)
+    done = run_steps(engine, 100)
+    assert done[heavy.id] / done[light.id] == pytest.approx(3.0, rel=0.1)
+    assert done[stranger.id] == pytest.approx(done[heavy.id] + done[light.id], rel=0.05)
+    with pytest.raises(ValueError, match="at most 1000"):
+        engine.set_job_weight(heavy.id, 0.0)
+
+
+def test_the_cost_of_a_row_is_the_models_times_the_area(affine: Any, recipe: Make, job: Make) -> None:
+    priced, plain = Engine({"affine": affine}, row_ms_by_model={"affine": 1.5}), Engine({"affine": affine})
+    for engine, price in ((priced, 6.0), (plain, 4.0)):
+        one = job(recipe(width=64, height=64))
+        engine.add(one)
+        assert [image.row_ms for image in engine._images[one.id]] == [price]
+
+
+def test_users_of_large_and_small_pictures_get_equal_device_time(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine}, row_ms_by_model={"affine": 2.0})
+    small, large = job(recipe(steps=1000)), job(recipe(steps=1000, width=64, height=64), user="bob")
+    for each in (small, large):
+        engine.add(each)
+    done = run_steps(engine, 500)
+    assert done[small.id] / done[large.id] == pytest.approx(4.0, rel=0.1)
+
+
+def test_a_pinned_batch_shape_is_filled_despite_the_batch_limit(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    """Without guidance a pinned batch has half the rows; with guidance more than the worker's batch limit."""
+    engine = Engine({"affine": affine}, rows=2)
+    engine.add(job(recipe(bucket=8, count=4, steps=10, guidance_start=0.5)))
+    finish(engine)
+    assert affine.shapes == [4] * 5 + [8] * 5
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_a_job_in_a_whole_pipeline_can_pause_and_resume(tmp_path: Path, recipe: Make, job: Make) -> None:
+    save_small_pipeline("sd", tmp_path / "sd")
+    model = models.load_folder(str(tmp_path / "sd"), "sd")
+    engine = Engine({"sd": model})
+    try:
+        one = job(recipe(model="sd", sampler="heun", steps=3, width=64, height=64, guidance=3.0))
+        engine.add(one)
+        engine.pause(one.id)  # its thread still encodes the prompt
+        step_until_idle(engine)
+        assert engine._images[one.id][0].k == 0
+        engine.resume(one.id)
+        assert not engine.is_idle
+        while not engine.is_idle:
+            assert not any(isinstance(event, JobFailure) for event in engine.step())
+        assert one.id not in engine._images
+    finally:
+        engine.close()
+
+
+def step_until_idle(engine: Engine) -> None:
+    end = time.monotonic() + 30
+    while not engine.is_idle:
+        assert engine.step() == []
+        assert time.monotonic() < end
+
+
+@pytest.mark.asyncio
+async def test_the_engine_thread_takes_no_steps_while_all_jobs_are_paused(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, one, step_count = Engine({"affine": affine}), job(recipe(steps=1000)), [0]
+    step = engine.step
+
+    def count_step() -> Any:
+        step_count[0] += 1
+        return step()
+
+    monkeypatch.setattr(engine, "step", count_step)
+    thread = EngineThread(engine, Watchdog(), lambda *_: None, lambda error: pytest.fail(repr(error)))
+    thread.start()
+    await thread.call(lambda engine: engine.add(one))
+    await until(lambda: step_count[0] > 3)
+    await thread.call(lambda engine: engine.pause(one.id))
+    before = step_count[0]
+    await asyncio.sleep(0.2)
+    assert step_count[0] == before
+    await thread.call(lambda engine: engine.resume(one.id))
+    await until(lambda: step_count[0] > before)
+    await thread.stop()
+
+
+async def start_slow_worker(shop: Shop) -> tuple[Worker, asyncio.Task[None]]:
+    usual, shop.loaded = shop.loaded, {"embedded": Slowly(shop.loaded["embedded"])}  # pyright: ignore
+    try:
+        return await shop.worker("one")
+    finally:
+        shop.loaded = usual
+
+
+@pytest.mark.asyncio
+async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Shop) -> None:
+    job = a_job(steps=STEPS)
+    worker, _ = await start_slow_worker(shop)
+    await shop.bot.dispatch(job)
+    run = await midway(worker)
+    await shop.bot.client.publish("steer." + JOB, b"\x93garbage")
+    await shop.bot.send_control(ControlMessage(job=OTHER, deed="pause"))  # no worker runs this job
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None and run.weight == 0.5 and worker.free_rows == 8)
+    await worker.active_runs.thread.call(lambda engine: engine.is_idle)
+    await asyncio.sleep(0.1)
+    k = run.done[0]
+    await asyncio.sleep(1.5 * LEASE)
+    assert run.done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
+    holder = await shop.bot.get_holder(JOB)
+    assert holder is not None
+    assert (await shop.bot.get_snapshots(JOB))[0].k == k
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
+    results = await shop.results()
+    assert [type(value) for value in results] == [JobStarted, PictureReady, JobFinished]
+    assert results[1].sha256 == (await uninterrupted(shop, job))[0]
+
+
+@pytest.mark.asyncio
+async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_control.MAX_PAUSE_SECONDS == 15 * 60
+    monkeypatch.setattr(run_control, "MAX_PAUSE_SECONDS", 0.5)
+    worker, _ = await start_slow_worker(shop)
+    await shop.bot.dispatch(a_job(steps=STEPS))
+    run = await midway(worker)
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    assert isinstance((await shop.results())[-1], JobFinished)
+    assert run.paused is None
+
+
+@pytest.mark.asyncio
+async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
+    worker, _ = await start_slow_worker(shop)
+    await shop.bot.dispatch(a_job(steps=1000))
+    run = await midway(worker)
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    first = run.paused
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
+    await until(lambda: run.weight == 0.5)
+    assert run.paused is first
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
+    await until(lambda: run.paused is None)
+    assert 0 < run.rested < 30
+    run.rested = run_control.MAX_PAUSE_SECONDS - 0.5
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    await until(lambda: run.paused is None, 10)
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.25))
+    await until(lambda: run.weight == 0.25)
+    assert run.paused is None
+    await shop.bot.cancel(JOB)
+
+
+@pytest.mark.parametrize("shop", [30.0], indirect=True)  # long enough that no lease lapses if the machine stalls
+@pytest.mark.asyncio
+async def test_a_paused_job_that_moves_to_another_worker_runs_there(shop: Shop) -> None:
+    job = a_job(steps=STEPS)
+    first, task = await start_slow_worker(shop)
+    await shop.bot.dispatch(job)
+    run = await midway(first)
+    await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    first.drain()
+    await task
+    await shop.worker("two")
+    results = await shop.results()
+    starts = [value for value in results if isinstance(value, JobStarted)]
+    assert [start.worker for start in starts] == ["one", "two"]
+    assert starts[1].step >= 3
+    assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)

@@ -1,0 +1,35 @@
+"""Freed memory goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.device.memory import trim_heap
+
+BLOCK, COUNT = 64 * 1024, 1600  # 100 MB in blocks that the heap keeps
+
+
+def resident_mb() -> float:
+    """The resident memory of this process in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc are Linux's")
+def test_the_heap_returns_freed_memory_to_the_system() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(BLOCK) for _ in range(COUNT)]
+    for block in blocks:
+        ctypes.memset(block, 1, BLOCK)
+    for block in blocks[:-1]:  # the last one keeps the heap from shrinking at its end
+        libc.free(block)
+    before = resident_mb()
+    trim_heap()
+    assert resident_mb() < before - 80
+    libc.free(blocks[-1])

@@ -1,0 +1,112 @@
+"""Models with one number format at a time, and who waits for which format. It needs no model and no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine import model_cache
+from engine.contract import Dtype
+from engine.contract.rejection import JobRejected
+from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache.loaded_models import LoadedModels
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.may_block]
+
+
+class SingleFormatFamily:
+    """A stand-in for a family with a large network, as far as the model cache needs it."""
+
+    def __init__(self) -> None:
+        self.dtype: Dtype = "bfloat16"
+        self.loads: list[Dtype] = []
+
+    held_once = True
+
+    def holds(self, dtype: Dtype) -> bool:
+        return dtype == self.dtype
+
+    def net(self, dtype: Dtype) -> object:
+        self.dtype = dtype
+        self.loads.append(dtype)
+        return self
+
+
+def build_model(name: str, family: Any, wait: Callable[[], object] = lambda: None) -> ModelEntry:
+    """A model of 4 bytes, or 8 in float32; it calls `wait` before its last part."""
+    warm: Any = None
+
+    def open_model(report: Any) -> Any:
+        report(0.9)
+        wait()
+        return family
+
+    return ModelEntry(name, 4, warm, open_model, lambda _: warm, size_by_format={"bfloat16": 4, "float32": 8})
+
+
+def build_cache(budget: int, *models: ModelEntry) -> ModelCache:
+    return ModelCache(list(models), LoadedModels(budget))
+
+
+async def test_a_long_wait_for_another_format_ends_and_leaves_no_waiter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.1)
+    cache = build_cache(8, build_model("x", SingleFormatFamily()))
+    await cache.acquire("x", "bfloat16")
+    waiting = asyncio.create_task(cache.acquire("x", "float32"))
+    await asyncio.sleep(0.3)
+    cache.release("x")
+    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(cache.acquire("x", "float32"), 0.5)
+    assert not cache.is_memory_contended()
+
+
+async def test_a_job_that_waits_for_another_format_is_not_overtaken_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.1)
+    family = SingleFormatFamily()
+    cache = build_cache(8, build_model("x", family))
+    first, waiting = (asyncio.create_task(cache.acquire("x", dtype)) for dtype in ("bfloat16", "float32"))
+    await asyncio.wait_for(first, 5)
+    await asyncio.sleep(0.3)
+    late = asyncio.create_task(cache.acquire("x", "bfloat16"))
+    await asyncio.sleep(0.1)
+    assert not late.done()
+    cache.release("x")
+    await asyncio.wait_for(waiting, 5)
+    cache.release("x")
+    await asyncio.wait_for(late, 5)
+    assert family.loads == ["float32", "bfloat16"]
+
+
+async def test_a_cancel_during_the_last_part_keeps_nothing_in_memory() -> None:
+    gate = threading.Event()
+    cache = build_cache(
+        4, build_model("x", SingleFormatFamily(), lambda: gate.wait(10)), build_model("y", SingleFormatFamily())
+    )
+    take = asyncio.create_task(cache.acquire("x", "bfloat16"))
+    async with asyncio.timeout(5):
+        while cache.get_loaded_fraction("x") != 0.9:
+            await asyncio.sleep(0.01)
+    take.cancel()
+    await asyncio.gather(take, return_exceptions=True)
+    gate.set()
+    assert await asyncio.wait_for(cache.acquire("y", "bfloat16"), 5)
+    assert list(cache.families) == ["y"]
+
+
+async def test_a_larger_format_evicts_other_models_or_is_refused() -> None:
+    cache = build_cache(8, build_model("x", SingleFormatFamily()), build_model("y", SingleFormatFamily()))
+    for name in "xy":
+        await cache.acquire(name, "bfloat16")
+        cache.release(name)
+    await cache.acquire("x", "float32")
+    assert list(cache.families) == ["x"]
+    small = build_cache(6, build_model("x", SingleFormatFamily()))
+    with pytest.raises(JobRejected, match=r"The model x needs about .* of memory"):
+        await small.acquire("x", "float32")
+    assert await small.acquire("x", "bfloat16")

@@ -1,0 +1,329 @@
+"""Foreign model families: the oracle is each unmodified pipeline with the same weights, seeds and scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.contract import Concept, Job, Recipe
+from engine.contract.rejection import JobRejected
+from engine.core.engine import Engine
+from engine.models import load_folder
+from engine.models.families.few_step_models import choose_guidance, find_few_step_sampling
+from engine.models.families.stable_diffusion import StableDiffusion
+from engine.models.family import Family
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+
+Make = Callable[..., Any]
+USUAL = {
+    "sd_lcm": "lcm", "sdxl": "euler", "lcm": "lcm", "sd3": "euler", "flux": "euler", "schnell": "euler",
+    "zimage": "euler", "sana": "dpmpp_2m",
+}  # fmt: skip
+KINDS = tuple(USUAL)
+BY_ROWS = tuple(kind for kind in KINDS if kind not in ("sd_lcm", "lcm", "flux"))
+OTHERS = [("sdxl", "ddim"), ("sdxl", "dpmpp_2m"), ("sd3", "dpmpp_2m"), ("flux", "dpmpp_2m"), ("sana", "euler")]
+
+
+@pytest.fixture(scope="module")
+def load_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """(family, pipeline) of a kind, loaded separately from one folder."""
+    loaded: dict[str, tuple[Any, Any]] = {}
+
+    def open_kind(kind: str) -> tuple[Any, Any]:
+        if kind not in loaded:
+            folder: Path = tmp_path_factory.mktemp("small") / kind
+            save_small_pipeline(kind, folder)
+            pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
+            pipeline.set_progress_bar_config(disable=True)
+            loaded[kind] = load_folder(str(folder), kind), pipeline
+        return loaded[kind]
+
+    return open_kind
+
+
+def build_recipe(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
+    defaults: dict[str, Any] = {
+        "model": kind, "sampler": USUAL.get(kind, "euler"), "steps": 4, "width": 64, "height": 64,
+        "guides": family.guides,
+    }  # fmt: skip
+    return make(text, **(defaults | fields))
+
+
+def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[torch.Tensor]:
+    engine, each = Engine({family.name: family}), job(recipe)
+    engine.add(each)
+    latents = finish(engine)
+    return [latents[each.id, image] for image in range(recipe.count)]
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference; above 1 relative to the largest latent."""
+    return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    wrong = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
+    return float("inf") if wrong == 0 else float(10 * np.log10(255**2 / wrong))
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [*USUAL.items(), *OTHERS])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_latents_equal_the_pipelines(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, sampler: str, guidance: float
+) -> None:
+    family, pipeline = load_small(kind)
+    one = build_recipe(recipe, kind, family, sampler=sampler, guidance=guidance, count=2)
+    theirs = by_pipeline(pipeline, family, one)
+    for ours, expected in zip(by_engine(family, one, job, finish), theirs, strict=True):
+        assert error(ours, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", BY_ROWS)
+def test_a_negative_prompt_acts_as_in_the_pipeline(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    family, pipeline = load_small(kind)
+    one = build_recipe(recipe, kind, family, guidance=4.0, negative="a dog in the grass")
+    (ours,) = by_engine(family, one, job, finish)
+    assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
+    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, kind, family, guidance=4.0))[0]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_and_guidance_change_the_latents_of_the_small_models(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    """Otherwise the comparisons with the pipeline would prove nothing."""
+    family, _ = load_small(kind)
+    one, other, unguided = (
+        by_engine(family, build_recipe(recipe, kind, family, text, guidance=guidance), job, finish)[0]
+        for text, guidance in (("a cat", 4.0), ("a dog in the grass", 4.0), ("a cat", 1.0))
+    )
+    assert error(one, other) > 1e-3
+    assert error(one, unguided) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_users_share_forwards_and_get_the_pipelines_latents(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, pipeline = load_small(kind)
+    rows, denoise = [], family.denoise
+
+    def count_rows(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return denoise(x, *rest)
+
+    monkeypatch.setattr(family, "denoise", count_rows)
+    first = job(build_recipe(recipe, kind, family, steps=5, guidance=4.0), user="ann")
+    second = job(
+        build_recipe(recipe, kind, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea"
+    )
+    engine = Engine({kind: family})
+    engine.add(first)
+    engine.step()
+    engine.add(second)
+    latents = finish(engine)
+    assert len(rows) == 5  # the second job's steps rode along in the first's forwards
+    assert max(rows) == rows[0] * 2
+    for each in (first, second):
+        assert error(latents[each.id, 0], by_pipeline(pipeline, family, each.task)[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_pictures_equal_the_pipelines(
+    load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, size: tuple[int, int]
+) -> None:
+    family, pipeline = load_small(kind)
+    one = build_recipe(recipe, kind, family, guidance=3.0, width=size[0], height=size[1])
+    (ours,) = by_engine(family, one, job, finish)
+    picture = family.decode(ours)
+    assert ours.shape == family.latent_shape(*size)
+    assert picture.size == size
+    assert psnr(picture, by_pipeline(pipeline, family, one, "pil")[0]) >= 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoded_picture_equals_the_autoencoders_mean(load_small: Make, kind: str) -> None:
+    family, pipeline = load_small(kind)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    latents = family.encode_image(picture)
+    assert latents.shape == family.latent_shape(96, 64)
+    with torch.inference_mode():
+        encoded = pipeline.vae.encode(pipeline.image_processor.preprocess(picture), return_dict=False)[0]
+    mean = encoded.mean[0] if hasattr(encoded, "mean") and not isinstance(encoded, torch.Tensor) else encoded[0]
+    config = pipeline.vae.config
+    torch.testing.assert_close(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), mean)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: Make, kind: str) -> None:
+    family, _ = load_small(kind)
+    one = build_recipe(recipe, kind, family)
+    texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
+    x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
+    exact, near = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
+    assert near.dtype == torch.float32
+    assert near.shape == exact.shape == x.shape
+    assert 0 < float((near - exact).std() / exact.std()) < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe: Make, kind: str, dtype: str) -> None:
+    """Texts of other lengths have the same shapes outside, but other shapes inside some networks."""
+    family, _ = load_small(kind)
+    one = build_recipe(recipe, kind, family)
+    x, t = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0, 20.0])
+
+    def predict(*texts: str) -> torch.Tensor:
+        parts = zip(*(family.encode_conditioning(text, one) for text in texts), strict=True)
+        return family.denoise(x, t, tuple(torch.stack(each) for each in parts), dtype)
+
+    first = predict("a cat", "a dog")
+    others = [predict("a longer text of trees " * 3, "") for _ in range(3)]
+    assert torch.equal(predict("a cat", "a dog"), first)
+    assert all(torch.equal(other, others[0]) and not torch.equal(other, first) for other in others)
+
+
+def test_each_family_announces_its_sizes_tokens_and_guidance(load_small: Make) -> None:
+    families = {kind: load_small(kind)[0] for kind in KINDS}
+    assert {kind: (each.size, each.multiple) for kind, each in families.items()} == {
+        "sd_lcm": (64, 4), "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4),
+        "zimage": (256, 4), "sana": (64, 32),
+    }  # fmt: skip
+    assert [families[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
+    assert {kind for kind, each in families.items() if each.guides == "network"} == {"sd_lcm", "lcm", "flux"}
+    assert families["flux"].guidance == 3.5
+    assert families["schnell"].guidance == 1.0
+    assert families["sd3"].samplers[:2] == families["zimage"].samplers[:2] == ("euler", "dpmpp_2m")
+
+
+def test_a_latent_consistency_pipeline_loads_as_stable_diffusion_with_inner_guidance(
+    tmp_path: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    save_small_pipeline("latent_consistency", tmp_path / "lcm")
+    family = load_folder(str(tmp_path / "lcm"), "dreamy")
+    assert isinstance(family, StableDiffusion)
+    assert (family.guides, family.guidance, family.default_sampling) == ("network", 8.0, (8, "lcm"))
+    one = build_recipe(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
+    (ours,) = by_engine(family, one, job, finish)
+    pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(tmp_path / "lcm")
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline).__name__ == "LatentConsistencyModelPipeline"
+    theirs = pipeline(
+        "a cat", num_inference_steps=4, guidance_scale=6.0, width=64, height=64, output_type="latent",
+        generator=torch.Generator().manual_seed(one.seed),
+    ).images  # fmt: skip
+    assert error(ours, theirs[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("first", ["a cat", "a dog in the grass"])
+def test_a_negative_concept_may_come_first(load_small: Make, recipe: Make, job: Make, finish: Make, first: str) -> None:
+    """With guidance inside the network, there is no empty text to start from."""
+    family, _ = load_small("flux")
+    weights = {"a cat": 1.0, "a dog in the grass": -0.5}
+    second = next(text for text in weights if text != first)
+    one = build_recipe(recipe, "flux", family)
+    (plain,) = by_engine(family, one, job, finish)
+    orders = (tuple(Concept(each, weights[each]) for each in texts) for texts in ((first, second), (second, first)))
+    latents = [
+        by_engine(family, msgspec.structs.replace(one, concepts=concepts), job, finish)[0] for concepts in orders
+    ]
+    assert torch.equal(*latents)
+    assert error(latents[0], plain) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "usual"),
+    [
+        ("sdxl-turbo", "EulerAncestralDiscreteScheduler", (4, "euler")),
+        ("lcm-sdxl", "EulerDiscreteScheduler", (8, "lcm")),
+        ("dreamy", "LCMScheduler", (8, "lcm")), ("turbofan", "PNDMScheduler", None),
+    ],
+)  # fmt: skip
+def test_few_step_models_default_to_few_steps(name: str, scheduler: str, usual: Any) -> None:
+    assert find_few_step_sampling(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == usual
+    assert find_few_step_sampling(name, {"_class_name": scheduler}, ("native",)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [("Z-Image-Turbo", 1.0), ("sdxl-lightning-4step", 1.0), ("SD3.5-Large", 5.0), ("turbofan", 5.0), ("lcm", 1.0)],
+)
+def test_a_distilled_model_is_recognised_by_its_name(name: str, guidance: float) -> None:
+    assert choose_guidance(name, 5.0) == guidance
+
+
+def test_an_empty_negative_prompt_of_sdxl_is_all_zeros(load_small: Make, recipe: Make) -> None:
+    family, _ = load_small("sdxl")
+    one = build_recipe(recipe, "sdxl", family)
+    states, pooled, _ = family.encode_conditioning("", one, negative=True)
+    assert not states.any()
+    assert not pooled.any()
+    assert family.encode_conditioning("", one)[0].any()
+
+
+def test_sdxl_is_conditioned_on_the_size(load_small: Make, recipe: Make) -> None:
+    family, _ = load_small("sdxl")
+    assert family.encode_conditioning("a cat", build_recipe(recipe, "sdxl", family, width=64, height=96))[
+        2
+    ].tolist() == [
+        96,
+        64,
+        0,
+        0,
+        96,
+        64,
+    ]
+
+
+def test_latents_with_a_mean_and_deviation_per_channel_are_normalised(
+    load_small: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like Playground 2.5: a mean and a deviation per channel."""
+    family, _ = load_small("sdxl")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    plain, scale = family.encode_image(picture), family._vae.config.scaling_factor
+    mean, deviation = [1.0, -2.0, 3.0, 0.5], [8.0, 5.0, 6.0, 4.0]
+    config = {**family._vae.config, "latents_mean": mean, "latents_std": deviation}
+    monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
+    centred = family.encode_image(picture)
+    centre, spread = (torch.tensor(each).view(-1, 1, 1) for each in (mean, deviation))
+    torch.testing.assert_close(centred * spread / scale + centre, plain / scale)
+    monkeypatch.undo()
+    before = family.decode(plain)
+    monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
+    assert psnr(family.decode(centred), before) >= 60
+
+
+def test_sd3_shifts_its_schedule_by_size_if_configured(
+    load_small: Make, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, pipeline = load_small("sd3")
+    monkeypatch.setattr(family, "scheduler_config", {**family.scheduler_config, "use_dynamic_shifting": True})
+    small, large = family.plan("euler", 4, 0.0, 64, 64), family.plan("euler", 4, 0.0, 128, 128)
+    assert small.table[2, 0] < large.table[2, 0]
+    one = build_recipe(recipe, "sd3", family, height=96, guidance=3.0)
+    (ours,) = by_engine(family, one, job, finish)
+    assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
+
+
+def test_sd3_refuses_sides_beyond_its_positions(load_small: Make, recipe: Make, job: Make) -> None:
+    family, _ = load_small("sd3")
+    each: Job = job(build_recipe(recipe, "sd3", family, width=264, height=16))
+    with pytest.raises(JobRejected, match="a side has at most 256 pixels") as refused:
+        Engine({"sd3": family}).add(each)
+    assert refused.value.blame == "member"

@@ -1,0 +1,430 @@
+"""LoRAs per job: the oracle is each pipeline's own loading. Without a LoRA, not one bit changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from engine.calibration.calibration import Calibration
+from engine.contract import Lora
+from engine.contract.rejection import JobRejected
+from engine.core.engine import Engine, LatentsDone
+from engine.models import load_folder, load_model
+from engine.models.families.embedded import build_pipeline, load_embedded
+from engine.models.lora import lora_pipeline
+from engine.models.lora.lora_files import find_lora, find_loras
+from tests.engine.models.test_families import by_engine, by_pipeline, error
+from training.commands.run_lora import write_lora
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers' own
+    pytest.mark.filterwarnings(
+        "ignore:Already found a `peft_config` attribute"
+    ),  # PEFT warns when the oracle loads two
+]
+
+Make = Callable[..., Any]
+ATTENTION = (".to_q", ".to_k", ".to_v")
+CLIP = (".q_proj", ".v_proj")
+TEXTS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+CALIBRATION = Calibration("float32", 4, 10, "ddim", 1.0, 1.0, 1.0, {1: 1.0}, {"float32": 1.0})
+
+
+@pytest.fixture(scope="module")
+def small_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds the small model of a kind once and returns its folder."""
+    built: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in built:
+            built[kind] = tmp_path_factory.mktemp("small") / kind
+            save_small_pipeline(kind, built[kind])
+        return built[kind]
+
+    return folder
+
+
+@pytest.fixture
+def load_small(small_folders: Make, tmp_path: Path) -> Callable[[str], Any]:
+    """Loads a family of a kind, with `tmp_path` as its folder of LoRAs."""
+
+    def family(kind: str) -> Any:
+        model: Any = load_folder(str(small_folders(kind)), kind)
+        model.lora_folder = tmp_path
+        return model
+
+    return family
+
+
+def pipeline_of(folder: Path) -> Any:
+    pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def random_matrices(module: Any, endings: tuple[str, ...], seed: int, rank: int = 2) -> dict[str, torch.Tensor]:
+    """Random matrices for the layers with these name endings, under PEFT's names."""
+    chance, matrices = torch.Generator().manual_seed(seed), {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name.endswith(endings):
+            matrices[f"{name}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=chance) * 0.3
+            matrices[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=chance) * 0.3
+    assert matrices
+    return matrices
+
+
+def write_family_lora(path: Path, family: Any, seed: int, *, network: bool = True, texts: tuple[str, ...] = ()) -> Path:
+    """Writes a LoRA for parts of a family in diffusers' format."""
+    tensors: dict[str, torch.Tensor] = {}
+    if network:
+        matrices = random_matrices(family.get_network("float32"), ATTENTION, seed)
+        tensors |= {f"{family.network_name}.{name}": value for name, value in matrices.items()}
+    for number, part in enumerate(texts):
+        matrices = random_matrices(getattr(family.pipeline, part), CLIP, seed + 100 * (number + 1))
+        tensors |= {f"{part}.{name}": value for name, value in matrices.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path
+
+
+def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
+    usual = {"sana": "dpmpp_2m", "sd": "ddim"}.get(family.name, "euler")
+    side = min(64, family.size)
+    defaults: dict[str, Any] = {
+        "model": family.name, "sampler": usual, "steps": 3, "width": side, "height": side, "guides": family.guides,
+        "guidance": 3.0,
+    }  # fmt: skip
+    return make("a cat", **(defaults | fields))
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "zimage", "sana"])
+def test_latents_equal_those_of_a_pipeline_that_loads_the_loras_itself(
+    load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    """One LoRA changes network and text encoders, one only the network. Both run together, then the first alone."""
+    family, pipeline = load_small(kind), pipeline_of(small_folders(kind))
+    first = write_family_lora(tmp_path / "first.safetensors", family, 1, texts=TEXTS.get(kind, ()))
+    second = write_family_lora(tmp_path / "second.v2" / "any.safetensors", family, 2)
+    assert [lora.name for lora in family.list_loras()] == ["first", "second.v2"]
+    plain = by_engine(family, build_recipe(recipe, family), job, finish)[0]
+    for name, path in (("a", first), ("b", second)):
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    for weights in ((0.7, -0.4), (1.0,)):
+        loras = tuple(Lora(name, weight) for name, weight in zip(("first", "second.v2"), weights, strict=False))
+        pipeline.set_adapters(["a", "b"][: len(weights)], list(weights))
+        (ours,) = by_engine(family, build_recipe(recipe, family, loras=loras), job, finish)
+        assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
+        assert error(ours, plain) > 1e-3
+
+
+def test_a_lora_trained_by_darkroom_keeps_its_alpha(
+    load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    """The file's header holds its alpha."""
+    family, pipeline = load_small("sd"), pipeline_of(small_folders("sd"))
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    write_lora(pipeline.unet, tmp_path / "mine")
+    assert [lora.name for lora in family.list_loras()] == ["mine"]
+    (ours,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("mine"),)), job, finish)
+    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
+
+
+def test_the_embedded_model_accepts_loras(tmp_path: Path, recipe: Make, job: Make, finish: Make) -> None:
+    family, pipeline = load_embedded(), build_pipeline()
+    family.lora_folder = tmp_path
+    write_family_lora(tmp_path / "one.safetensors", family, 1)
+    assert [lora.name for lora in family.list_loras()] == ["one"]
+    pipeline.load_lora_weights(str(tmp_path), weight_name="one.safetensors", adapter_name="a")
+    pipeline.set_adapters(["a"], [0.1])
+    (ours,) = by_engine(family, build_recipe(recipe, family, sampler="ddim", loras=(Lora("one", 0.1),)), job, finish)
+    theirs = by_pipeline(pipeline, family, build_recipe(recipe, family, sampler="ddim"))[0]
+    assert error(ours, theirs) <= 1e-4
+
+
+def test_the_kohya_format_is_read(
+    load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    family, pipeline = load_small("sd"), pipeline_of(small_folders("sd"))
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in random_matrices(family.get_network("float32"), ATTENTION, 3).items():
+        name = "lora_unet_" + key.split(".lora_")[0].replace(".", "_")
+        tensors |= {
+            f"{name}.lora_{'down' if 'lora_A' in key else 'up'}.weight": value,
+            f"{name}.alpha": torch.tensor(1.0),
+        }
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    pipeline.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
+    assert [lora.name for lora in family.list_loras()] == ["kohya"]
+    (ours,) = by_engine(family, build_recipe(recipe, family, loras=(Lora("kohya"),)), job, finish)
+    assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, family))[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_jobs_without_loras_keep_every_bit(
+    load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, dtype: str
+) -> None:
+    family = load_small("sd")
+    write_family_lora(tmp_path / "one.safetensors", family, 1, texts=TEXTS["sd"])
+    plain, with_one = (build_recipe(recipe, family, dtype=dtype, loras=loras) for loras in ((), (Lora("one"),)))
+    before = by_engine(family, plain, job, finish)[0]
+    conditioning = family.encode_conditioning("a cat", plain)[0]
+    between = by_engine(family, with_one, job, finish)[0]
+    family._cached_conditioning.clear()
+    assert torch.equal(by_engine(family, plain, job, finish)[0], before)
+    assert torch.equal(family.encode_conditioning("a cat", plain)[0], conditioning)
+    assert not torch.equal(between, before)
+    assert torch.equal(by_engine(family, with_one, job, finish)[0], between)
+    changed = [type(layer).__name__ for layer in family.get_network(dtype).modules() if hasattr(layer, "lora_A")]
+    assert changed == []
+
+
+def test_jobs_with_different_loras_do_not_affect_each_other(
+    load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    family = load_small("sd")
+    for seed, name in enumerate(("one", "two")):
+        write_family_lora(tmp_path / f"{name}.safetensors", family, seed, texts=TEXTS["sd"])
+    combinations = [(), (Lora("one"),), (Lora("two"),), (Lora("one", 0.5),), (Lora("one"), Lora("two", 2.0))]
+    jobs = [
+        job(build_recipe(recipe, family, loras=loras), user=f"u{number}") for number, loras in enumerate(combinations)
+    ]
+    alone = [by_engine(load_small("sd"), each.task, job, finish)[0] for each in jobs]
+    engine = Engine({"sd": family})
+    for each in jobs:
+        engine.add(each)
+    together = finish(engine)
+    for each, expected in zip(jobs, alone, strict=True):
+        assert torch.equal(together[each.id, 0], expected)
+    assert len({each.numpy().tobytes() for each in alone}) == len(combinations)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_whole_pipelines_apply_their_jobs_loras(
+    load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    """Two whole pipelines run in their threads while a third job keeps switching the network's LoRAs."""
+    family, pipeline = load_small(kind), pipeline_of(small_folders(kind))
+    for seed, name in enumerate(("one", "two")):
+        write_family_lora(tmp_path / f"{name}.safetensors", family, seed, texts=TEXTS[kind])
+        pipeline.load_lora_weights(str(tmp_path), weight_name=f"{name}.safetensors", adapter_name=name)
+    heun = {"sampler": "heun", "negative": "a dog", "steps": 6}
+    jobs = [job(build_recipe(recipe, family, loras=(Lora(name),), **heun), user=name) for name in ("one", "two")]
+    other = job(build_recipe(recipe, family, steps=6, loras=(Lora("two", -1.0), Lora("one", 2.0))))
+    engine = Engine({kind: family})
+    for each in (*jobs, other):
+        engine.add(each)
+    latents = finish(engine)
+    for each, name in zip(jobs, ("one", "two"), strict=True):
+        pipeline.set_adapters([name])
+        assert (
+            error(latents[each.id, 0], by_pipeline(pipeline, family, build_recipe(recipe, family, **heun))[0]) <= 1e-4
+        )
+
+
+def test_a_network_switches_only_when_the_loras_change(
+    load_small: Make, tmp_path: Path, recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_small("sd")
+    for seed, name in enumerate(("one", "two")):
+        write_family_lora(tmp_path / f"{name}.safetensors", family, seed)
+    one, two = (family.with_loras(build_recipe(recipe, family, loras=(Lora(name),))).loras for name in ("one", "two"))
+    family.get_network("float32", one)
+    switches: list[Any] = []
+    kind = type(family.get_text_pipeline(one))
+    real = kind.set_adapters
+    monkeypatch.setattr(kind, "set_adapters", lambda *words: (switches.append(words), real(*words)))
+    nets = [family.get_network("float32", loras) for loras in (one, one, two, two, one)]
+    assert len(switches) == 2
+    assert all(net is nets[0] for net in nets)
+
+
+def test_a_lora_for_one_text_encoder_changes_only_its_conditioning(
+    load_small: Make, tmp_path: Path, recipe: Make
+) -> None:
+    family = load_small("sdxl")
+    write_family_lora(tmp_path / "words.safetensors", family, 1, network=False, texts=("text_encoder_2",))
+    plain = build_recipe(recipe, family)
+    conditioning = family.encode_conditioning(
+        "a cat", family.with_loras(build_recipe(recipe, family, loras=(Lora("words"),)))
+    )
+    states, others = conditioning[0], family.encode_conditioning("a cat", plain)[0]
+    assert torch.equal(states[:, :32], others[:, :32])
+    assert not torch.equal(states[:, 32:], others[:, 32:])
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_half_precision_applies_the_lora(load_small: Make, tmp_path: Path, recipe: Make, kind: str) -> None:
+    family = load_small(kind)
+    write_family_lora(tmp_path / "one.safetensors", family, 1)
+    one = family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 2.0),), dtype="bfloat16"))
+    texts = tuple(part[None] for part in family.encode_conditioning("a cat", one))
+    x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
+    exact, near = (family.denoise(x, t, texts, dtype, one.loras) for dtype in ("float32", "bfloat16"))
+    plain = family.denoise(x, t, texts, "float32")
+    assert float((near - exact).std()) < 0.2 * float((exact - plain).std())
+    kinds = {each.dtype for each in family.get_network("bfloat16", one.loras).parameters()}
+    assert kinds == {torch.bfloat16}
+
+
+def test_loras_beyond_the_cache_size_are_loaded_again(
+    load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_pipeline, "LORAS_PER_COPY", 2)
+    family = load_small("sd")
+    names = ("one", "two", "three")
+    for seed, name in enumerate(names):
+        write_family_lora(tmp_path / f"{name}.safetensors", family, seed)
+    recipes = [build_recipe(recipe, family, loras=(Lora(name),)) for name in names]
+    first = [by_engine(family, each, job, finish)[0] for each in recipes]
+    again = [by_engine(family, each, job, finish)[0] for each in recipes]
+    for before, after in zip(first, again, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_fitting_loras_are_announced_and_all_others_refused(
+    load_small: Make, tmp_path: Path, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    family, other = load_small("sd"), load_small("sdxl")
+    write_family_lora(tmp_path / "fits.safetensors", family, 1, texts=TEXTS["sd"])
+    write_family_lora(tmp_path / "large" / "pytorch_lora_weights.safetensors", other, 1, texts=TEXTS["sdxl"])
+    save_file({"some.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
+    (tmp_path / "spoilt.safetensors").write_bytes(b"rubbish")
+    torch.save({}, tmp_path / "old.pt")
+    (fits,) = CALIBRATION.to_model_info(family).loras
+    assert (fits.name, fits.weight, len(fits.revision)) == ("fits", 1.0, 12)
+    assert [lora.name for lora in CALIBRATION.to_model_info(other).loras] == ["large"]
+    assert {"large", "none", "spoilt", "old"} <= {word for line in caplog.messages for word in line.split()}
+    for name, sentence in {
+        "large": "The LoRA large does not fit this model.",
+        "none": "The LoRA none does not fit this model.",
+        "spoilt": "The LoRA spoilt cannot be read as safetensors.",
+        "old": "The LoRA old exists only as a pickle, which can run code when it is opened: convert it to safetensors.",
+        "absent": "This worker has no LoRA called absent.",
+    }.items():
+        with pytest.raises(JobRejected) as refused:
+            Engine({"sd": family}).add(job(build_recipe(recipe, family, loras=(Lora(name),))))
+        assert refused.value.sentence == sentence
+    assert torch.isfinite(step_once(family, recipe, job, fits)).all()
+
+
+def step_once(family: Any, recipe: Make, job: Make, lora: Lora) -> torch.Tensor:
+    """The latents after one step with this LoRA."""
+    engine = Engine({family.name: family})
+    engine.add(job(build_recipe(recipe, family, steps=1, loras=(lora,))))
+    return next(event.latents for event in engine.step() if isinstance(event, LatentsDone))
+
+
+def test_another_version_is_refused_and_a_new_file_is_another_version(
+    load_small: Make, tmp_path: Path, recipe: Make
+) -> None:
+    family = load_small("sd")
+    path = write_family_lora(tmp_path / "one.safetensors", family, 1)
+    (first,) = family.list_loras()
+    write_family_lora(path, family, 2)
+    (second,) = family.list_loras()
+    assert first.revision != second.revision
+    with pytest.raises(JobRejected, match="another version of the LoRA one") as refused:
+        family.with_loras(build_recipe(recipe, family, loras=(first,)))
+    assert refused.value.blame == "worker"
+    assert (
+        family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 0.5),))).loras[0].revision == second.revision
+    )
+
+
+def test_the_weights_of_a_repeated_lora_add_up(load_small: Make, tmp_path: Path, recipe: Make) -> None:
+    family = load_small("sd")
+    write_family_lora(tmp_path / "one.safetensors", family, 1)
+    (lora,) = family.with_loras(build_recipe(recipe, family, loras=(Lora("one", 0.5), Lora("one", 0.25)))).loras
+    assert lora.weight == 0.75
+
+
+def test_a_family_without_lora_support_refuses_them(affine: Any, recipe: Make, job: Make) -> None:
+    with pytest.raises(JobRejected, match="LoRAs cannot be added to affine"):
+        Engine({"affine": affine}).add(job(recipe(loras=(Lora("one"),))))
+    assert CALIBRATION.to_model_info(affine).loras == ()
+
+
+def test_without_peft_loras_are_neither_announced_nor_accepted(
+    load_small: Make, tmp_path: Path, recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_small("sd")
+    write_family_lora(tmp_path / "one.safetensors", family, 1)
+    monkeypatch.setattr(lora_pipeline, "find_spec", lambda name: None)
+    assert family.list_loras() == ()
+    with pytest.raises(JobRejected, match="LoRAs need the package peft"):
+        family.with_loras(build_recipe(recipe, family, loras=(Lora("one"),)))
+
+
+def test_no_lora_name_or_link_leads_out_of_the_folder(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "loras", tmp_path / "secret.safetensors"
+    folder.mkdir()
+    save_file({"a": torch.zeros(1)}, outside)
+    (folder / "link.safetensors").symlink_to(outside)
+    (folder / "within.safetensors").write_bytes(outside.read_bytes())
+    (folder / "alias.safetensors").symlink_to(folder / "within.safetensors")
+    (folder / ".hidden.safetensors").write_bytes(b"")
+    assert [one.name for one in find_loras(folder)] == ["alias", "within"]
+    for name in ("../secret", "..", "/etc/passwd", "a/b", "", "secret\n", ".hidden"):
+        with pytest.raises(JobRejected, match="has no LoRA"):
+            find_lora(folder, name)
+    with pytest.raises(JobRejected, match="leads out of the folder"):
+        find_lora(folder, "link")
+
+
+def test_an_unreadable_lora_is_left_out_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("good", "locked"):
+        save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    usual_open, usual_iterdir = Path.open, Path.iterdir
+
+    def open_unless_locked(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.stem == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_unless_locked)
+    assert [one.name for one in find_loras(tmp_path)] == ["good"]
+    assert "The LoRA locked cannot be read" in caplog.text
+    with pytest.raises(JobRejected, match="The LoRA locked cannot be read"):
+        find_lora(tmp_path, "locked")
+
+    def refuse_listing(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path)) if path == tmp_path else AssertionError(usual_iterdir)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_listing)
+    assert find_loras(tmp_path) == []
+    assert "cannot be read" in caplog.text
+
+
+def test_a_lora_folder_with_several_weights_needs_the_standard_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "many").mkdir(exist_ok=True)
+        save_file({"a": torch.zeros(1)}, tmp_path / "many" / f"{name}.safetensors")
+    with pytest.raises(JobRejected, match="several files of weights"):
+        find_lora(tmp_path, "many")
+    save_file({"a": torch.zeros(1)}, tmp_path / "many" / "pytorch_lora_weights.safetensors")
+    assert find_lora(tmp_path, "many").path.name == "pytorch_lora_weights.safetensors"
+    (tmp_path / "empty").mkdir()
+    assert [one.name for one in find_loras(tmp_path)] == ["many"]
+    assert find_loras(None) == find_loras(tmp_path / "missing") == []
+
+
+def test_loras_are_found_in_the_data_folder(
+    small_folders: Make, load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    write_family_lora(tmp_path / "data" / "loras" / "one.safetensors", load_small("sd"), 1)
+    family: Any = load_model(str(small_folders("sd")), tmp_path / "data")
+    assert [lora.name for lora in family.list_loras()] == ["one"]
+    assert family.lora_folder == tmp_path / "data" / "loras"
+    assert by_engine(
+        family, build_recipe(recipe, load_small("sd"), model=family.name, loras=family.list_loras()), job, finish
+    )

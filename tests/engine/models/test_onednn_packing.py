@@ -1,0 +1,138 @@
+"""Packed weights give the plain network's bits in every number format and batch shape, never a wrong picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.calibration.measurement import probe_recipe
+from engine.contract import Dtype
+from engine.models.families.stable_diffusion import StableDiffusion
+from engine.models.network import onednn_packing
+from engine.models.network.onednn_packing import PackedCopies, can_pack
+
+pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN operators")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: int, dtype: Dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    texts = tuple(
+        part.expand(rows, *part.shape) for part in embedded.encode_conditioning("cat", probe_recipe(embedded))
+    )
+    packs, net = PackedCopies(), embedded.get_network(dtype)
+    for height in (8, 12):
+        x = torch.randn(rows, 16, height, 8, generator=generator).to(next(net.parameters()).dtype)
+        t = torch.linspace(20, 900, rows)
+
+        @torch.inference_mode()
+        def predict(network: Any, x: torch.Tensor = x, t: torch.Tensor = t) -> torch.Tensor:
+            return network(x, t, encoder_hidden_states=texts[0].to(x.dtype), return_dict=False)[0]
+
+        plain = predict(net)
+        for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING + 1):
+            assert torch.equal(packs.run(net, (dtype, height), predict), plain)
+    if dtype == "bfloat16":
+        assert all(each is not net for each in packs._copies.values())
+
+
+class DerivedLinear(nn.Linear):
+    """A subclass of the plain layer: packing must not replace it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + 1
+
+
+def test_a_subclass_of_a_layer_is_not_packed() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), DerivedLinear(4, 4)).bfloat16(), torch.ones(2, 4).bfloat16()
+    packs = PackedCopies()
+    with torch.inference_mode():
+        plain = net(x)
+        for _ in range(4):
+            assert torch.equal(packs.run(net, "shape", lambda network: network(x)), plain)
+
+
+class CountingForwards(nn.Module):
+    """Counts its forwards, so every forward has another result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(x) + self.calls
+
+
+def test_a_packed_copy_with_another_result_is_not_used() -> None:
+    net, x, packs = CountingForwards(), torch.ones(2, 4), PackedCopies()
+    with torch.inference_mode():
+        for _ in range(4):
+            packs.run(net, "shape", lambda network: network(x))
+    assert list(packs._copies.values()) == [net]
+    assert net.calls == 4  # the copy ran once on its own
+
+
+def test_the_copies_are_bounded_and_share_the_parameters() -> None:
+    net, packs = nn.Sequential(nn.Linear(8, 8)).bfloat16(), PackedCopies(max_bytes=300)
+    with torch.inference_mode():
+        for rows in (1, 2, 3):
+            for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING):
+                packs.run(net, rows, lambda network, rows=rows: network(torch.ones(rows, 8).bfloat16()))
+    assert list(packs._copies) == [2, 3]
+    assert all(copy is not net and copy[0].weight is net[0].weight for copy in packs._copies.values())
+
+
+class Counting(nn.Module):
+    """Counts its forwards. It is no layer that can be packed."""
+
+    reads = 0
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        Counting.reads += 1
+        return text.square()
+
+
+class TextNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.read = nn.Linear(4, 4), Counting()
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.read(text)
+
+
+def test_a_repeated_text_is_processed_once() -> None:
+    net, packs = TextNetwork().bfloat16(), PackedCopies()
+    texts = [torch.randn(2, 4).bfloat16() for _ in range(2)]
+    with torch.inference_mode():
+
+        def step(text: torch.Tensor) -> int:
+            x, before = torch.randn(2, 4).bfloat16(), Counting.reads
+            out = packs.run(net, "shape", lambda network: network(x, text), (text,))
+            new_reads = Counting.reads - before
+            assert torch.equal(out, net(x, text))
+            return new_reads
+
+        for _ in range(onednn_packing.FORWARDS_BEFORE_PACKING):
+            step(texts[0])
+        assert [step(text) for text in (texts[0], texts[0], texts[1], texts[1], texts[0])] == [0, 0, 1, 0, 1]
+
+
+def test_the_next_step_reuses_the_batched_texts_of_the_last(embedded: StableDiffusion) -> None:
+    texts = embedded.encode_conditioning("cat", probe_recipe(embedded))
+    batched = embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)
+    assert embedded.forward_runner.cast_conditioning(texts, torch.bfloat16)[0] is batched[0]
+    assert embedded.forward_runner.cast_conditioning(texts, torch.float32)[0].dtype == torch.float32
+    again = embedded.forward_runner.cast_conditioning((texts[0].clone(),), torch.bfloat16)[0]
+    assert again is not batched[0]
+    assert torch.equal(again, batched[0])
+
+
+def test_a_large_network_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_packing, "MAX_PARAMETERS", 10)
+    assert not can_pack(nn.Linear(8, 8))

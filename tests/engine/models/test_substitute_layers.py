@@ -1,0 +1,89 @@
+"""Substitutes for diffusers' layers: only in bfloat16 on a processor, everywhere there, and no less exact."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from engine.calibration.measurement import probe_recipe
+from engine.models.families.stable_diffusion import StableDiffusion
+from engine.models.network.network_copies import place_network
+from engine.models.network.substitute_layers import substitute_layers
+
+CPU = torch.device("cpu")
+
+
+@torch.inference_mode()
+def forward(net: Any, family: StableDiffusion, rows: int) -> torch.Tensor:
+    kind = next(net.parameters()).dtype
+    x = torch.randn(rows, *family.latent_shape(64, 64), generator=torch.Generator().manual_seed(rows))
+    texts = family.encode_conditioning("cat", probe_recipe(family))[0].expand(rows, -1, -1)
+    t = torch.linspace(20, 900, rows)
+    return net(x.to(kind), t, encoder_hidden_states=texts.to(kind), return_dict=False)[0].float()
+
+
+def rms_difference(some: torch.Tensor, others: torch.Tensor) -> float:
+    return float((some - others).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_substitutes_are_as_close_to_float32_as_diffusers_layers(embedded: StableDiffusion, rows: int) -> None:
+    original = place_network(copy.deepcopy(embedded.pipeline.unet), CPU, "bfloat16")
+    exact = forward(embedded.get_network("float32"), embedded, rows)
+    ours = rms_difference(forward(embedded.get_network("bfloat16"), embedded, rows), exact)
+    assert 0 < ours <= 1.05 * rms_difference(forward(original, embedded, rows), exact)
+
+
+def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
+    embedded: StableDiffusion,
+) -> None:
+    def replaceable_layers(net: nn.Module) -> list[str]:
+        kinds = [type(each) for each in net.modules() if type(each) is nn.GroupNorm]
+        return [str(kind) for kind in kinds] + [
+            type(each.processor).__name__ for each in net.modules() if isinstance(each, Attention)
+        ]
+
+    assert set(replaceable_layers(embedded.get_network("bfloat16"))) == {"_Attend"}
+    assert set(replaceable_layers(embedded.get_network("float32"))) == {str(nn.GroupNorm), "AttnProcessor2_0"}
+
+
+def test_a_substituted_norm_keeps_the_memory_layout() -> None:
+    norm = nn.GroupNorm(2, 4)
+    net = nn.Sequential(copy.deepcopy(norm))
+    substitute_layers(net)
+    first = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    last = first.contiguous(memory_format=torch.channels_last)
+    for x in (first, last, first.flatten(2)):
+        assert net(x).stride() == x.stride()
+        assert torch.allclose(net(x), norm(x), atol=1e-6)
+
+
+def build_attention(**options: Any) -> Attention:
+    torch.manual_seed(1)
+    return Attention(query_dim=8, heads=2, dim_head=4, **options)
+
+
+@pytest.mark.parametrize("told", [None, 5, 80])
+def test_substituted_attention_gives_the_same_result(told: int | None) -> None:
+    net = nn.Sequential(build_attention())
+    original = copy.deepcopy(net)
+    substitute_layers(net)
+    x, texts = torch.randn(2, 9, 8), None if told is None else torch.randn(2, told, 8)
+    assert type(net[0].processor) is not type(original[0].processor)
+    assert torch.allclose(net[0](x, texts), original[0](x, texts), atol=1e-6)
+    mask = torch.zeros(2, 9 if told is None else told)
+    mask[:, 2:] = -1e4
+    assert torch.allclose(net[0](x, texts, mask), original[0](x, texts, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"residual_connection": True}, {"norm_num_groups": 2}, {"qk_norm": "layer_norm"}])
+def test_attention_with_extra_options_is_not_replaced(options: dict[str, Any]) -> None:
+    net = nn.Sequential(build_attention(**options))
+    before = net[0].processor
+    substitute_layers(net)
+    assert net[0].processor is before

@@ -1,0 +1,240 @@
+"""The decode worker: it encodes deterministic pictures and ladders, and frames of the newest step only."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any, get_args
+
+import pytest
+import torch
+from PIL import Image
+
+from engine.contract import (
+    Branch,
+    Concept,
+    ImageToImage,
+    InitImage,
+    Job,
+    Ladder,
+    NoiseAncestor,
+    UpscaleMethod,
+    decode,
+)
+from engine.contract.rejection import JobRejected
+from engine.core.engine import Engine, LatentsDone, StepDone
+from engine.output.decode_worker import DecodeWorker
+from engine.output.image_encoding import encode_png, format_parameters
+from engine.output.upscaler import upscale_picture
+
+Make = Callable[..., Any]
+TIMEOUT = 30.0
+
+
+@pytest.fixture
+def lane(affine: Any) -> Iterator[DecodeWorker]:
+    lane = DecodeWorker({"affine": affine})
+    yield lane
+    lane.close()
+
+
+def decode_ladder(ladder: bytes) -> Ladder:
+    return decode(ladder, Ladder)
+
+
+def develop(affine: Any, job: Job) -> tuple[list[StepDone], LatentsDone]:
+    engine = Engine({"affine": affine})
+    engine.add(job)
+    engine.watch(job.id)
+    events = [event for _ in range(job.task.steps) for event in engine.step()]  # pyright: ignore[reportAttributeAccessIssue]
+    return [e for e in events if isinstance(e, StepDone)], next(e for e in events if isinstance(e, LatentsDone))
+
+
+def test_a_picture_has_the_same_bytes_every_time_and_carries_its_parameters(
+    lane: DecodeWorker, affine: Any, recipe: Make, job: Make
+) -> None:
+    one = job(recipe("a cat", seed=41, steps=5))
+    _, developed = develop(affine, one)
+    first, second = (lane.render_picture(developed, one).result(TIMEOUT) for _ in range(2))
+    assert first == second
+    with Image.open(BytesIO(first)) as picture:
+        assert picture.size == (32, 32)
+        assert set(picture.info) == {"parameters"}
+        assert "Steps: 5, Sampler: DDPM, CFG scale: 2, Seed: 41, Size: 32x32, Model hash: r1, Model: affine" in str(
+            picture.info["parameters"]
+        )
+
+
+def test_parameters_have_the_format_of_a1111(recipe: Make) -> None:
+    whole = recipe(
+        concepts=(Concept("sea"), Concept("fog", -0.5)), negative="people, text", sampler="ddim", eta=0.3, bucket=8,
+        lineage=(NoiseAncestor(3, 2, 0.25),), seed=9,
+    )  # fmt: skip
+    assert format_parameters(whole, 2, "abc").splitlines() == [
+        "sea fog::-0.5",
+        "Negative prompt: people, text",
+        (
+            "Steps: 10, Sampler: DDIM, CFG scale: 2, Seed: 11, Size: 32x32, Model hash: abc, Model: affine, "
+            "Precision: float32, Eta: 0.3, Variation of: 5@0.25, Batch shape: 8, Version: Darkroom"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"start": ImageToImage((InitImage("ab" * 32), InitImage("cd" * 32, 2.0)), 0.6)},
+         "Denoising strength: 0.6, Begun with: ababababab@1 cdcdcdcdcd@2, Version"),
+        ({"start": ImageToImage((InitImage("ab" * 32),), 1.0, "ef" * 32)},
+         "Denoising strength: 1, Begun with: ababababab@1, Mask: efefefefef, Version"),
+        ({"start": Branch("ab" * 32, 4), "tile": True}, "Branched from: ababababab at 4, Tiling: True, Version"),
+        ({"until": 0.5, "mixed": True}, "Stopped after: 5, Mixed: True, Version"),
+        ({"chaos": 1.0, "count": 2}, "CFG scale: 3, Seed: 8"),
+    ],
+)  # fmt: skip
+def test_parameters_name_init_images_branches_and_options(recipe: Make, fields: dict[str, Any], said: str) -> None:
+    assert said in format_parameters(recipe(**fields), 1, "abc").splitlines()[-1]
+
+
+def test_parameters_keep_text_beyond_latin_1() -> None:
+    with Image.open(BytesIO(encode_png(Image.new("RGB", (8, 8)), "котёнок 猫 😀"))) as picture:
+        assert picture.info["parameters"] == "котёнок 猫 😀"
+
+
+def test_the_ladder_holds_thumbnails_latents_and_history(
+    lane: DecodeWorker, affine: Any, recipe: Make, job: Make
+) -> None:
+    one = job(recipe(steps=9, sampler="dpmpp_2m"))
+    _, developed = develop(affine, one)
+    ladder = decode(lane.encode_ladder(developed, one).result(TIMEOUT), Ladder)
+    assert (ladder.job, ladder.image, ladder.of, ladder.shape) == (one.id, 0, 9, (4, 4, 4))
+    assert [rung.step for rung in ladder.rungs] == list(range(1, 10))
+    assert [rung.step for rung in ladder.rungs if rung.latent] == [4, 8]
+    latent = torch.frombuffer(bytearray(ladder.rungs[3].latent or b""), dtype=torch.float32).view(4, 4, 4)
+    rung = developed.keyframes[3]
+    assert rung.latents is not None
+    assert torch.equal(latent, rung.latents)
+    assert ladder.rungs[3].history == rung.x0.numpy().tobytes()
+    assert ladder.rungs[2].history is None
+    assert [rung.estimate for rung in ladder.rungs] == [
+        rung.x0.half().numpy().tobytes() for rung in developed.keyframes
+    ]
+    with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
+        assert thumbnail.format == "JPEG"
+
+
+def test_an_exact_film_decodes_the_keyframes_of_a_small_model_only(
+    lane: DecodeWorker, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, decoded, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
+    _, developed = develop(affine, one)
+    monkeypatch.setattr(affine, "decode", lambda x0: decoded.append(x0) or decode(x0))
+    lane.encode_ladder(developed, one).result(TIMEOUT)
+    assert not decoded
+    ladder = decode_ladder(lane.encode_ladder(developed, one, is_for_film=True).result(TIMEOUT))
+    assert len(decoded) == len(ladder.rungs) == 3
+    assert {rung.estimate for rung in ladder.rungs} == {None}, "the thumbnail is already exact"
+    monkeypatch.setattr(affine, "size", 512)
+    lane.encode_ladder(developed, one, is_for_film=True).result(TIMEOUT)
+    assert len(decoded) == 3, "a large model would take minutes"
+
+
+def test_only_the_newest_frame_is_rendered(lane: DecodeWorker, affine: Any, recipe: Make, job: Make) -> None:
+    one = job(recipe(steps=4))
+    steps, _ = develop(affine, one)
+    gate = threading.Event()
+    lane._submit(0, gate.wait)  # keeps the decode worker busy
+    futures = [lane.render_frame(event, one, 7, 1.5) for event in steps]
+    gate.set()
+    frame = futures[-1].result(TIMEOUT)
+    assert (frame.job, frame.image, frame.epoch, frame.step, frame.of, frame.seconds_left) == (one.id, 0, 7, 4, 4, 1.5)
+    assert all(future.cancelled() for future in futures[:-1])
+    with Image.open(BytesIO(frame.picture)) as picture:
+        assert picture.format == "JPEG"
+
+
+def test_pictures_go_before_frames_and_frames_before_ladders(
+    lane: DecodeWorker, affine: Any, recipe: Make, job: Make
+) -> None:
+    one = job(recipe(steps=3))
+    steps, developed = develop(affine, one)
+    gate, order = threading.Event(), []
+    lane._submit(0, gate.wait)
+    for name, future in (
+        ("ladder", lane.encode_ladder(developed, one)),
+        ("frame", lane.render_frame(steps[-1], one, 0, 0.0)),
+        ("picture", lane.render_picture(developed, one)),
+    ):
+        future.add_done_callback(lambda _, name=name: order.append(name))
+    gate.set()
+    lane.close()
+    assert order == ["picture", "frame", "ladder"]
+
+
+def test_forgetting_a_job_drops_its_waiting_work(lane: DecodeWorker, affine: Any, recipe: Make, job: Make) -> None:
+    one, other = job(recipe(steps=6)), job(recipe(steps=6))
+    steps, _ = develop(affine, one)
+    gate = threading.Event()
+    lane._submit(0, gate.wait)
+    frame = lane.render_frame(steps[-1], one, 0, 0.0)
+    other_frame = lane.render_frame(develop(affine, other)[0][-1], other, 0, 0.0)
+    lane.forget_job(one.id)
+    gate.set()
+    assert frame.cancelled()
+    assert other_frame.result(TIMEOUT)
+
+
+def test_a_jobs_error_goes_to_its_future_and_the_decode_worker_continues(
+    lane: DecodeWorker, affine: Any, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = job(recipe(steps=2))
+    _, developed = develop(affine, one)
+    spoilt = LatentsDone(developed.job, 0, torch.zeros(1), ())
+    with pytest.raises(RuntimeError, match="dimensions"):
+        lane.render_picture(spoilt, one).result(TIMEOUT)
+    assert lane.render_picture(developed, one).result(TIMEOUT)
+    assert "failed at one item" in caplog.text
+
+
+def test_an_upscale_keeps_the_parameters_and_adds_its_own() -> None:
+    small = encode_png(Image.new("RGB", (20, 10), "red"), "a cat\nSteps: 3")
+    with Image.open(BytesIO(upscale_picture(small, 4).png)) as large:
+        assert large.size == (80, 40)
+        expected = "a cat\nSteps: 3, Postprocess upscale by: 4, Postprocess upscaler: Lanczos"
+        assert large.info["parameters"] == expected
+    assert upscale_picture(small, 2) == upscale_picture(small, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "factor", "sentence"),
+    [
+        (b"no picture", 2, "cannot be read"),
+        (encode_png(Image.new("RGB", (1025, 8)), ""), 4, "4100×32 is more than 4096 pixels a side"),
+        (encode_png(Image.new("RGB", (8, 8)), "")[:50], 2, "cannot be read"),
+    ],
+)
+def test_a_picture_that_cannot_be_upscaled_is_refused(source: bytes, factor: int, sentence: str) -> None:
+    for method in get_args(UpscaleMethod):
+        with pytest.raises(JobRejected, match=sentence):
+            upscale_picture(source, factor, method)
+
+
+def test_decoding_uses_all_cores_and_later_threads_keep_their_thread_count(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New threads inherit torch's latest thread count, and another count changes the last bits."""
+    cores, thread_counts, original = torch.get_num_threads(), list[int](), affine.decode
+    monkeypatch.setattr(affine, "decode", lambda x: thread_counts.append(torch.get_num_threads()) or original(x))
+    torch.set_num_threads(3)
+    try:
+        lane = DecodeWorker({"affine": affine})
+        order = job(recipe(steps=1, count=1))
+        lane.render_picture(develop(affine, order)[1], order).result(TIMEOUT)
+        later = threading.Thread(target=lambda: thread_counts.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        lane.close()
+    finally:
+        torch.set_num_threads(cores)
+    assert thread_counts == [3, 3]

@@ -1,0 +1,98 @@
+"""Postprocessing: unpainted pixels stay exactly, and a tile is decoded with its wrapped edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from engine.output.decode_worker import DecodeWorker
+from engine.output.postprocessing import composite, decode_tiled
+from engine.worker.local_run import run_locally
+from engine.worker.simulated_model import SimulatedModel
+from tests.shared.init_image_jobs import begun, forward, half_mask, saved, scene
+
+Make = Callable[..., Any]
+TIMEOUT = 60.0
+
+
+class UpscalingFamily(SimulatedModel):
+    """Finished pictures are four times as wide and high, as from a super-resolver."""
+
+    enlargement, upscaler = 4, "by four"
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        picture = self.decode(latents)
+        return picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB"), dtype=np.int16)
+
+
+@pytest.mark.parametrize(("family", "side"), [(SimulatedModel(0.001), 64), (UpscalingFamily(0.001), 256)])
+def test_unpainted_pixels_are_those_of_the_init_image(
+    recipe: Make, job: Make, family: SimulatedModel, side: int
+) -> None:
+    source = scene((300, 200))
+    start, blobs = forward([saved(source)], 0.9, saved(half_mask((300, 200))))
+    one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start), ladder=False)
+    [content] = run_locally(one, {"simulated": family}, blobs).pictures
+    picture = Image.open(BytesIO(content))
+    assert picture.size == (side, side)
+    expected = ImageOps.fit(source, (side, side), Image.Resampling.LANCZOS)
+    soft = 4
+    assert np.array_equal(pixels(picture)[:, : side // 2 - soft], pixels(expected)[:, : side // 2 - soft])
+    assert np.abs(pixels(picture)[:, side // 2 + soft :] - pixels(expected)[:, side // 2 + soft :]).mean() > 5
+
+
+def test_a_redelivered_job_is_still_composited_over_its_init_image(recipe: Make, job: Make) -> None:
+    """It was lost and came back at once: to forget the first delivery must not forget the second."""
+    family = SimulatedModel(0.001)
+    start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
+    one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start))
+    lane = DecodeWorker({"simulated": family})
+    try:
+        futures = []
+        for _ in range(2):
+            futures.append(lane.encode_init_images(one, blobs))
+            lane.forget_job(one.id)
+        futures.append(lane.encode_init_images(one, blobs))
+        assert all(future.result(TIMEOUT) is not None for future in futures)
+        assert one.id in lane._init_latents
+        lane.forget_job(one.id)
+        lane.close()
+        assert not lane._init_latents
+    finally:
+        if lane._thread.is_alive():
+            lane.close()
+
+
+def test_blended_init_images_with_a_mask_are_not_composited(recipe: Make, job: Make) -> None:
+    start, blobs = forward([saved(scene()), saved(scene(colour="red"))], 0.9, saved(half_mask()))
+    beginning = begun(job(recipe(model="simulated", width=64, height=64, start=start)), blobs, SimulatedModel(0.1))
+    assert beginning is not None
+    assert beginning.mask is not None
+    plain = scene(colour="white")
+    assert composite(plain, beginning) is plain
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 16), (4, 1, 1)])
+def test_a_tile_is_decoded_with_wrapped_edges_and_cropped(shape: tuple[int, int, int]) -> None:
+    """A decoder that uses no neighbours gives the same pixels. Its input has the opposite edges around it."""
+    family, inputs = SimulatedModel(0.1), list[torch.Tensor]()
+
+    def decode(latents: torch.Tensor) -> Image.Image:
+        inputs.append(latents)
+        return family.decode(latents)
+
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert np.array_equal(pixels(decode_tiled(decode, latents, True)), pixels(decode_tiled(decode, latents, False)))
+    around = min(4, *shape[1:])
+    assert torch.equal(inputs[0][:, around:-around, :around], latents[:, :, -around:])
+    assert torch.equal(inputs[0][:, :around, around:-around], latents[:, -around:, :])

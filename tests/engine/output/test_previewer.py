@@ -1,0 +1,266 @@
+"""Previews by a linear map: rough at first, fitted in the background, stored by revision; nobody waits for the fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.contract import Job
+from engine.core.engine import Engine, LatentsDone, StepDone
+from engine.models.families.stable_diffusion import StableDiffusion
+from engine.output.decode_worker import CLOSE_PRIORITY, FIT_PRIORITY, DecodeWorker
+from engine.output.previewer import Previewer, fit_preview_map, to_array
+from engine.preview_maps.known_maps import KNOWN_MAPS, LatentSpace, rough_map
+from engine.preview_maps.latent_map import LatentMap, LatentMapFit, latent_features
+from engine.preview_maps.map_store import MapStore
+
+Make = Callable[..., Any]
+TIMEOUT = 30.0
+
+
+@pytest.fixture
+def large(affine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The affine family at a usual size, so that each latent becomes one pixel."""
+    monkeypatch.setattr(affine, "size", 512)
+    return affine
+
+
+def develop(family: Any, job: Job) -> tuple[StepDone, LatentsDone]:
+    engine = Engine({family.name: family})
+    engine.add(job)
+    engine.watch(job.id)
+    events = [event for _ in range(job.task.steps) for event in engine.step()]  # pyright: ignore[reportAttributeAccessIssue]
+    last = [event for event in events if isinstance(event, StepDone)][-1]
+    return last, next(event for event in events if isinstance(event, LatentsDone))
+
+
+@given(st.integers(1, 5), st.sampled_from([1, 3]), st.sampled_from([1, 2, 8]), st.integers(3, 6), st.integers(3, 6))
+def test_the_fit_recovers_a_linear_map(channels: int, reach: int, patch: int, height: int, width: int) -> None:
+    random = np.random.default_rng(channels + 10 * reach + 100 * patch)
+    size = channels * reach**2 + 1
+    weights = (random.uniform(-0.2, 0.2, (size, 3 * patch**2)) / size).astype(np.float32)
+    weights[-1] = 0.5
+    true, fitting = LatentMap(weights, reach, patch), LatentMapFit(channels, reach, patch)
+    for _ in range(40):
+        latents = random.standard_normal((channels, height, width)).astype(np.float32)
+        fitting.add_picture(latents, true.render(latents))
+    fitted, new = fitting.solve(), random.standard_normal((channels, height, width)).astype(np.float32)
+    assert fitted.channels == channels
+    predicted, expected = fitted.render(new).astype(int), true.render(new).astype(int)
+    assert predicted.shape == (height * patch, width * patch, 3)
+    assert np.abs(predicted - expected).max() <= 3
+
+
+def test_columns_include_the_neighbours_of_a_latent_and_repeat_the_edge() -> None:
+    table = latent_features(np.arange(4, dtype=np.float32).reshape(1, 2, 2), 3)
+    assert table[0].tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3, 1]
+
+
+def test_nan_latents_give_black_pixels() -> None:
+    pixels = rough_map(LatentSpace(4)).render(np.full((4, 2, 2), np.nan, dtype=np.float32))
+    assert pixels.max() == 0
+
+
+@pytest.mark.parametrize("space", KNOWN_MAPS)
+def test_known_autoencoders_have_a_rough_map(space: LatentSpace) -> None:
+    mapping = rough_map(space)
+    assert mapping.channels == space.channels
+    grey = mapping.render(np.zeros((space.channels, 1, 1), dtype=np.float32))
+    assert grey.tolist() == [[[128, 128, 128]]]
+
+
+def test_the_known_map_of_sd1_separates_yellow_from_blue() -> None:
+    """The fourth channel runs from yellow to blue, as is widely known."""
+    latents = np.zeros((4, 1, 2), dtype=np.float32)
+    latents[3] = (-1, 1)
+    yellow, blue = rough_map(LatentSpace(4, 0.18215)).render(latents)[0].astype(int)
+    assert yellow[2] - yellow[0] > 50  # a lower value is bluer
+    assert blue[0] - blue[2] > 50
+
+
+def test_the_rough_map_of_an_unknown_autoencoder_shows_contrast() -> None:
+    random = np.random.default_rng(0)
+    pixels = rough_map(LatentSpace(7, 3.0)).render(random.standard_normal((7, 16, 16)).astype(np.float32))
+    assert pixels.std(axis=(0, 1)).min() > 15
+
+
+def test_the_rough_map_is_shown_until_the_fit_ends(large: Any) -> None:
+    previewer = Previewer(large)
+    before = previewer.render(torch.ones(4, 4, 4))
+    assert before.size == (4, 4)
+    assert not previewer.is_fitted
+    while not previewer.is_fitted:
+        previewer.fit_one_more()
+    flat = large.encode_image(Image.new("RGB", (512, 512), (200, 40, 90)))
+    assert previewer.render(flat).getpixel((1, 1)) == pytest.approx((200, 40, 90), abs=3)
+
+
+def test_previews_of_a_small_model_have_native_size_before_and_after_the_fit(embedded: StableDiffusion) -> None:
+    previewer = Previewer(embedded)
+    latents = embedded.encode_image(Image.new("RGB", (64, 64), "red"))
+    assert previewer.render(latents).size == (64, 64)
+    previewer.latent_map = fit_preview_map(embedded)
+    assert previewer.render(latents).size == (64, 64)
+
+
+def test_the_fitted_map_of_the_embedded_model_is_close_to_its_decoder(embedded: StableDiffusion) -> None:
+    """A gradient with a square, which the fit did not see."""
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    picture.paste((220, 60, 30), (16, 16, 48, 48))
+    latents = embedded.encode_image(picture)
+    preview = fit_preview_map(embedded).render(to_array(latents)).astype(float)
+    decoded = np.asarray(embedded.decode(latents), dtype=float)
+    assert 10 * np.log10(255**2 / ((preview - decoded) ** 2).mean()) > 18
+
+
+def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(large: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    files = MapStore(tmp_path)
+    first = Previewer(large, files)
+    while not first.is_fitted:
+        first.fit_one_more()
+    again = Previewer(large, files)
+    assert again.is_fitted
+    assert np.array_equal(again.latent_map.weights, first.latent_map.weights)
+    monkeypatch.setattr(large, "revision", "r2")
+    assert not Previewer(large, files).is_fitted
+    assert [path.suffix for path in (tmp_path / "previews").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"no map", b"\xff" * 100])
+def test_a_spoilt_map_file_is_fitted_again(large: Any, tmp_path: Path, spoilt: bytes) -> None:
+    files = MapStore(tmp_path)
+    files.write("r1", fit_preview_map(large))
+    (path,) = (tmp_path / "previews").iterdir()
+    path.write_bytes(spoilt)
+    assert not Previewer(large, files).is_fitted
+
+
+def test_a_stored_map_of_another_shape_or_with_nan_is_ignored(large: Any, tmp_path: Path) -> None:
+    files = MapStore(tmp_path)
+    files.write("r1", LatentMap(np.zeros((6, 3), dtype=np.float32)))
+    assert files.read("r1", 4, 1, 1) is None
+    files.write("r1", LatentMap(np.full((5, 3), np.nan, dtype=np.float32)))
+    assert files.read("r1", 4, 1, 1) is None
+
+
+def test_an_unwritable_folder_of_maps_raises_no_error(large: Any, tmp_path: Path) -> None:
+    (tmp_path / "previews").write_bytes(b"in the way")
+    MapStore(tmp_path).write("r1", fit_preview_map(large))
+
+
+@pytest.fixture
+def blocked_lane(
+    large: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[DecodeWorker, threading.Event, list[str]]]:
+    """A decode worker that blocks at its first task and records the order of encodes and decodes."""
+    order, gate = list[str](), threading.Event()
+    encode, decode = large.encode_image, large.decode
+    monkeypatch.setattr(large, "encode_image", lambda picture: order.append("fit") or encode(picture))
+    monkeypatch.setattr(large, "decode", lambda latents: order.append("final") or decode(latents))
+    lane = DecodeWorker({"affine": large})
+    lane._submit(0, lambda: gate.wait(TIMEOUT))
+    yield lane, gate, order
+    gate.set()
+    lane.close()
+
+
+def test_a_fit_waits_behind_frames_ladders_and_finals(
+    blocked_lane: tuple[DecodeWorker, threading.Event, list[str]], large: Any, recipe: Make, job: Make
+) -> None:
+    lane, gate, order = blocked_lane
+    one = job(recipe(steps=3, count=1))
+    event, developed = develop(large, one)
+    lane.prepare_preview("affine")  # submitted first, runs last
+    frame, ladder, final = (
+        lane.render_frame(event, one, 0, 0.0),
+        lane.encode_ladder(developed, one),
+        lane.render_picture(developed, one),
+    )
+    frame.add_done_callback(lambda _: order.append("frame"))
+    ladder.add_done_callback(lambda _: order.append("ladder"))
+    gate.set()
+    for future in (frame, ladder, final):
+        future.result(TIMEOUT)
+    assert [name for name in order if name != "fit"] == ["final", "frame", "ladder"]
+    assert order[:3] == ["final", "frame", "ladder"]
+
+
+def test_a_final_during_a_fit_waits_for_one_small_picture_at_most(
+    large: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, order, encode = job(recipe(steps=3, count=1)), list[str](), large.encode_image
+    _, developed = develop(large, one)
+    lane = DecodeWorker({"affine": large})
+
+    def encode_and_submit(picture: Image.Image) -> torch.Tensor:
+        """Submits a final picture while the second picture is encoded."""
+        order.append("fit")
+        if len(order) == 2:
+            lane.render_picture(developed, one).add_done_callback(lambda _: order.append("final"))
+        return encode(picture)
+
+    monkeypatch.setattr(large, "encode_image", encode_and_submit)
+    lane.prepare_preview("affine")
+    done = threading.Event()
+    while not done.is_set():  # a probe of the lowest priority runs after the fit's next picture
+        lane._submit(FIT_PRIORITY, lambda: done.set() if order.count("fit") == 16 else None).result(TIMEOUT)
+    lane.close()
+    assert order == ["fit", "fit", "final", *["fit"] * 14]
+
+
+def test_closing_the_decode_worker_drops_a_fit(blocked_lane: tuple[DecodeWorker, threading.Event, list[str]]) -> None:
+    lane, gate, order = blocked_lane
+    lane.prepare_preview("affine")
+    lane._submit(CLOSE_PRIORITY, lane._stop)
+    gate.set()
+    lane._thread.join(TIMEOUT)
+    assert "fit" not in order
+
+
+def test_a_model_whose_encoder_fails_keeps_the_rough_map(
+    large: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = list[int]()
+
+    def fail_to_encode(picture: Image.Image) -> torch.Tensor:
+        calls.append(1)
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(large, "encode_image", fail_to_encode)
+    one = job(recipe(steps=2, count=1))
+    event, _ = develop(large, one)
+    lane = DecodeWorker({"affine": large})
+    for _ in range(2):
+        lane.prepare_preview("affine")
+        assert lane.render_frame(event, one, 0, 0.0).result(TIMEOUT).picture
+    lane._submit(FIT_PRIORITY, lambda: None).result(TIMEOUT)
+    lane.close()
+    assert len(calls) == 1
+
+
+def test_a_fit_continues_once_the_model_is_reloaded(
+    large: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded_formats = list[str]()
+    for name, value in {"held_once": True, "holds": loaded_formats.__contains__, "net": lambda dtype: None}.items():
+        monkeypatch.setattr(large, name, value, raising=False)
+    lane = DecodeWorker({"affine": large})
+    lane.prepare_preview("affine")
+    lane._submit(FIT_PRIORITY, lambda: None).result(TIMEOUT)
+    previewer = lane._previewer_of("affine")
+    assert not previewer.is_fitted
+    loaded_formats.append("float32")
+    lane.prepare_preview("affine")
+    while not lane._submit(FIT_PRIORITY, lambda: previewer.is_fitted).result(TIMEOUT):
+        pass
+    lane.close()
+    assert not caplog.records

@@ -1,0 +1,68 @@
+"""`python -m engine serve`: a bad setting ends it with one line and exit code 2, before it loads anything heavy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.process.settings import SettingError, load_settings, read_token
+
+
+def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *args], env=plain | environment, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "Name the broker with --nats or DARKROOM_NATS."),
+        (("--nats", "nonsense"), "DARKROOM_NATS: an address such as nats://127.0.0.1:4222 is needed."),
+        (("--nats", "nats://127.0.0.1:1", "--device", "abacus"), "DARKROOM_DEVICE: auto, cpu, cuda or cuda:1"),
+        (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "DARKROOM_WORKER: "),
+        (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The file nowhere cannot be read"),
+    ],
+)
+def test_a_bad_setting_is_named_in_one_line(args: tuple[str, ...], said: str) -> None:
+    done = run("serve", *args)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_option_gives_an_error_without_a_traceback() -> None:
+    done = run("serve", "--bogus")
+    assert done.returncode == 2
+    assert "--bogus" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DARKROOM_NATS", "nats://elsewhere:4222")
+    monkeypatch.setenv("DARKROOM_NATS_TOKEN", "secret-token")
+    monkeypatch.setenv("DARKROOM_WORKER", "from-environment")
+    settings = load_settings(name="given", nats="", models=(), data=tmp_path)
+    assert (settings.nats, settings.name) == ("nats://elsewhere:4222", "given")
+    assert (settings.models, settings.pools, settings.data) == (("embedded",), ("default",), tmp_path)
+    assert settings.nats_token.get_secret_value() == "secret-token"
+    assert "secret-token" not in repr(settings)
+
+
+def test_a_worker_without_a_name_takes_a_valid_one_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "-ä weird host!.local")
+    monkeypatch.delenv("DARKROOM_WORKER", raising=False)
+    assert load_settings(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
+
+
+def test_a_token_can_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    assert read_token(tmp_path / "token") == "abc"
+    with pytest.raises(SettingError, match="FileNotFoundError"):
+        read_token(tmp_path / "none")

@@ -1,0 +1,104 @@
+"""A worker's run: its pace, time left, cost, and that it ends only once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.bus.buckets.claims import Claim
+from engine.contract import (
+    BillingKey,
+    Concept,
+    ImageToImage,
+    InitImage,
+    Job,
+    Recipe,
+    Snapshot,
+    Task,
+    UpscaleTask,
+)
+from engine.worker.run import Run
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def build_run(task: Task | None = None, **recipe: Any) -> Run:
+    plain: dict[str, Any] = {
+        "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 100, "seed": 1,
+        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
+    }  # fmt: skip
+    task = task or Recipe(**{**plain, **recipe})
+    job = Job(id=JOB, task=task, share=BillingKey("standard", "guild", "ann"), cost=8.0, deadline=2e9)
+    return Run(job, Claim(JOB, "one", 5, 5), start_time=0.0)
+
+
+def test_the_time_left_follows_the_pace_of_the_steps() -> None:
+    run = build_run(count=2)
+    for k in range(1, 51):
+        run.record_step([(0, k), (1, k)], k * 0.2)
+    assert run.seconds_left == pytest.approx(2 * 50 * 0.1)
+    for k in range(51, 101):
+        run.record_step([(0, k), (1, k)], 10 + (k - 50) * 0.4)
+    assert run.seconds_left == 0
+    assert run.seconds_per_step == pytest.approx(0.2, rel=0.1)
+
+
+def test_the_first_step_already_has_a_time_left() -> None:
+    run = build_run(count=1)
+    run.last_step_time = 10.0
+    run.record_step([(0, 1)], 10.5)
+    assert run.seconds_left == pytest.approx(99 * 0.5)
+
+
+def snapshot(image: int, k: int) -> Snapshot:
+    return Snapshot(job=JOB, image=image, epoch=4, k=k, shape=(1,), x=b"", h=b"")
+
+
+def test_a_run_resumes_from_its_least_advanced_image() -> None:
+    run = build_run(count=3)
+    assert run.restore_progress([snapshot(0, 40), snapshot(1, 30)]) == 0
+    assert run.steps_done == {0: 40, 1: 30, 2: 0}
+    assert run.restore_progress([snapshot(2, 35), snapshot(3, 1)]) == 30
+    assert not run.has_unsaved_steps
+    run.record_step([(2, 36)], 1.0)
+    assert run.has_unsaved_steps
+
+
+@given(st.integers(0, 2000))
+def test_the_charge_never_exceeds_the_cost(steps: int) -> None:
+    assert build_run().compute_cost(steps) == pytest.approx(8.0 * min(steps, 100) / 100)
+
+
+def test_a_partial_run_counts_only_the_steps_that_run() -> None:
+    run = build_run(count=2, start=ImageToImage((InitImage("a" * 64),), 0.6), until=0.8)
+    assert (run.first_step, run.end_step, run.steps_done, run.has_unsaved_steps) == (40, 80, {0: 40, 1: 40}, False)
+    assert run.restore_progress([snapshot(0, 60)]) == 40
+    assert not run.has_unsaved_steps
+    run.last_step_time = 10.0
+    run.record_step([(0, 61), (1, 41)], 11.0)
+    assert run.has_unsaved_steps
+    assert run.seconds_left == pytest.approx((19 + 39) * 0.5)
+    assert [run.compute_cost(steps) for steps in (0, 40, 60, 80, 100)] == [0.0, 0.0, 4.0, 8.0, 8.0]
+
+
+def test_an_upscale_takes_no_rows_and_has_one_output() -> None:
+    run = build_run(UpscaleTask(source="a" * 64))
+    assert (run.rows, run.end_step, run.unpublished_images, run.compute_cost(0), run.seconds_left) == (
+        0,
+        0,
+        {0},
+        0.0,
+        0.0,
+    )
+
+
+def test_a_run_has_the_rows_of_its_recipe() -> None:
+    assert build_run().rows == 8
+
+
+def test_a_run_ends_once() -> None:
+    run = build_run()
+    assert [run.try_end() for _ in range(3)] == [True, False, False]

@@ -1,0 +1,112 @@
+"""The real bot as an unmodified process: `python -m bot bot`. Only its environment points it to the loopback Discord.
+
+A real nats-server beside it outlives it. The bot can be killed and restarted; its log and memory can be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine.bus import Bus
+from engine.bus.broker.embedded import Broker
+from loopback.server import TOKEN, Loopback, until
+from shared.painter import Painter, stop
+
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT = 60.0
+OWN_PREFIXES = ("DARKROOM_", "DISCORD_", "COVERAGE_")
+
+
+class Bot:
+    """A bot process. After `kill`, `start` uses the same folder and broker again."""
+
+    def __init__(self, loopback: Loopback, broker: Broker, folder: Path, **environment: str) -> None:
+        self.loopback, self.broker, self.folder = loopback, broker, folder
+        self.environment = environment
+        self.log = folder / "printed.txt"
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    async def start(self, *, wait: bool = True) -> None:
+        """Returns once every shard is connected and the commands are registered."""
+        command = [sys.executable, "-m", "bot", "bot", "--port", "0"]
+        command += ["--nats", self.broker.url, "--data", str(self.folder)]
+        with await asyncio.to_thread(self.log.open, "ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, cwd=ROOT, env=self._env(), stdout=output, stderr=output
+            )
+        if wait:
+            await until(self._is_up, START_TIMEOUT)
+
+    def _env(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
+        settings = {
+            "DISCORD_API": self.loopback.api,
+            "DISCORD_GATEWAY": self.loopback.gateway.url,
+            "DISCORD_TOKEN": TOKEN,
+            "DARKROOM_NATS_TOKEN": self.broker.token,
+            "PYTHONWARNINGS": "ignore",
+        }
+        return clean | settings | self.environment
+
+    def _is_up(self) -> bool:
+        assert self.process
+        assert self.process.returncode is None, self.printed()
+        return self.loopback.gateway.ready() and bool(self.loopback.world.backend.commands)
+
+    def printed(self) -> str:
+        """All output since its first start."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def room(self) -> str:
+        """The URL of its web page."""
+        return json.loads((self.folder / "running.json").read_text())["url"]
+
+    def memory(self) -> int:
+        """Bytes of resident memory."""
+        return psutil.Process(self.pid).memory_info().rss
+
+    async def kill(self) -> None:
+        """SIGKILL, as the kernel sends it when memory is short."""
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+    async def end(self) -> int:
+        """Stops in order and returns the exit code."""
+        assert self.process
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+
+@asynccontextmanager
+async def running(loopback: Loopback, folder: Path, **environment: str) -> AsyncIterator[tuple[Bot, Painter]]:
+    """A ready bot beside an open loopback, and a painter that works in this process."""
+    async with AsyncExitStack() as parts:
+        broker = await parts.enter_async_context(Broker(folder / "nats"))
+        bus = await Bus.connect(broker.url, broker.token)
+        parts.push_async_callback(bus.close)
+        await bus.declare()
+        painter = Painter(bus)
+        work: asyncio.Task[Any] = asyncio.create_task(painter.run())
+        parts.push_async_callback(stop, work)
+        bot = Bot(loopback, broker, folder / "bot", **environment)
+        await asyncio.to_thread(bot.folder.mkdir, parents=True, exist_ok=True)
+        parts.push_async_callback(bot.end)
+        await bot.start()
+        yield bot, painter

@@ -1,0 +1,44 @@
+"""Jobs for the Discord tests: start one, pause it, wait for its end or its delivery; and create a moderator."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import discord
+
+from bot.domain.job_states import is_end
+
+
+async def begun(world: Any, who: Any = None, where: Any = None) -> Any:
+    """Start a job and pause it at step 5, with its first frames shown."""
+    world.painter.stand_at = 5
+    result = await (who or world.alice).slash(where or world.channel, "imagine", prompt="red apple")
+    channel = (where or world.channel).id
+    await world.until(lambda: "step 4 of 20" in stored(world, channel, result.response.id).content)
+    world.painter.stand_at = None
+    return result
+
+
+async def noted(world: Any) -> None:
+    """Wait until every job is over, and the store says that every message was shown or why not."""
+    async with asyncio.timeout(40):
+        while any(not is_end(view.state) for view in await world.studio.load_recent()):
+            await asyncio.sleep(0.02)
+        while await world.deliveries.list_undelivered("discord"):
+            await asyncio.sleep(0.02)
+
+
+async def made(world: Any, prompt: str = "red apple", **options: Any) -> discord.Message:
+    """Imagine, wait for the end, and return the job's message."""
+    return await world.ended(await world.alice.slash(world.channel, "imagine", prompt=prompt, **options))
+
+
+def stored(world: Any, channel: int, message: int) -> Any:
+    return world.env.backend.messages[channel][message]
+
+
+def moderator(world: Any) -> Any:
+    """Create a member who may manage messages in the whole server."""
+    role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
+    return world.guild.add_member(world.env.create_user("mo"), roles=[role])

@@ -1,0 +1,88 @@
+"""Shared by the tests of init images: pictures, masks and ladders as blobs, and jobs that use them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from io import BytesIO
+
+import torch
+from PIL import Image, ImageDraw
+
+from engine.contract import ImageToImage, InitImage, Job, Keyframe, Ladder, Recipe, Snapshot, encode
+from engine.core.engine import Engine, JobFailure, LatentsDone
+from engine.core.init_latents import InitLatents, load_init_latents
+from engine.models.family import Family
+
+Blobs = dict[str, bytes]
+
+
+def saved(picture: Image.Image, form: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, format=form)
+    return buffer.getvalue()
+
+
+def scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:
+    """A disc in front of two coloured halves."""
+    picture = Image.new("RGB", size, "teal")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, size[1] // 2, *size), fill="navy")
+    draw.ellipse((size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4), fill=colour)
+    return picture
+
+
+def half_mask(size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A mask that is white on the right, so that the left half stays."""
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).rectangle((size[0] // 2, 0, *size), fill=255)
+    return mask
+
+
+def stored(*contents: bytes) -> Blobs:
+    return {hashlib.sha256(content).hexdigest(): content for content in contents}
+
+
+def forward(pictures: Sequence[bytes], strength: float, mask: bytes | None = None) -> tuple[ImageToImage, Blobs]:
+    """Init images of equal weight for a recipe's `start`, and the blobs that it needs."""
+    sources = tuple(InitImage(name) for each in pictures for name in stored(each))
+    mask_name = None if mask is None else next(iter(stored(mask)))
+    return ImageToImage(sources, strength, mask_name), stored(*pictures, *([] if mask is None else [mask]))
+
+
+def ladder_of(developed: LatentsDone, job: Job) -> bytes:
+    """The ladder as the decode worker writes it, but with empty thumbnails."""
+    recipe = job.task
+    assert isinstance(recipe, Recipe)
+    rungs = tuple(
+        Keyframe(rung.step, b"", None, None, rung.draw_count)
+        if rung.latents is None
+        else Keyframe(rung.step, b"", raw(rung.latents), raw(rung.x0), rung.draw_count)
+        for rung in developed.keyframes
+    )
+    shape = tuple(developed.latents.shape)
+    return encode(Ladder(job=job.id, image=developed.image, of=recipe.steps, shape=shape, rungs=rungs))
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
+
+
+def begun(job: Job, blobs: Blobs, family: Family) -> InitLatents | None:
+    assert isinstance(job.task, Recipe)
+    return load_init_latents(job.task, blobs, family)
+
+
+def added(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> None:
+    engine.add(job, snapshots, begun(job, blobs, family))
+
+
+def developed(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[LatentsDone]:
+    """Runs the job alone in an engine and returns its images in order."""
+    engine, images = Engine({family.name: family}), list[LatentsDone]()
+    added(engine, job, blobs, family, snapshots)
+    while not engine.is_idle:
+        for event in engine.step():
+            assert not isinstance(event, JobFailure), event
+            images += [event] if isinstance(event, LatentsDone) else []
+    return sorted(images, key=lambda event: event.image)

@@ -1,0 +1,473 @@
+"""Training: data repeats by seed, captions hold no held-out word, resume is exact, checkpoints survive a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL import Image, ImageDraw
+
+from engine.models.families.embedded import WEIGHTS_FOLDER
+from training.__main__ import main
+from training.core import checkpoint
+from training.core.run import CHECKPOINT_FILE, Budget, Run, read_settings
+from training.diffusion.diffusion_trainer import (
+    DiffusionEvaluator,
+    DiffusionSettings,
+    DiffusionTrainer,
+    add_text_embedding,
+    build_network,
+    load_network,
+)
+from training.diffusion.latent_cache import LatentCache, load_caption_encoder, open_cache, open_variant_cache
+from training.diffusion.sampling import add_noise, measure_v_mse, sample_latents
+from training.pictures import artwork
+from training.pictures.artwork import ARTWORK_PACKAGES, LABEL_PACKAGE, Artwork, Package
+from training.pictures.captions import (
+    HELD_OUT_PAIRS,
+    HELD_OUT_WORDS,
+    Appearance,
+    clean_description,
+    has_held_out_word,
+    is_held_out_pair,
+    make_caption,
+)
+from training.pictures.variants import (
+    FIRST_HELD_BACK,
+    find_dominant_hue,
+    nearest_hue,
+    number_variants,
+    render_variant,
+)
+
+ROOT = Path(__file__).parents[2]
+SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+LOOK = Appearance("", "flat design", "", "white")
+
+
+def draw_artwork(
+    label: str, *tags: str, colour: str = "red", group: int = 5, key: str = "flat-design/1f697"
+) -> Artwork:
+    pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(pixels).ellipse((8, 8, 56, 56), fill=colour)
+    return Artwork(key, clean_description(label, tags), group, "flat design", "CC-BY-4.0", "somebody", pixels)
+
+
+def tiny_network(seed: int = 0) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+
+
+def tiny_cache(count: int = 20) -> LatentCache:
+    rng = np.random.default_rng(3)
+    latents = rng.normal(size=(count, 4, 4, 4)).astype(np.float16)
+    states = rng.normal(size=(count, 6, 64)).astype(np.float16)
+    return LatentCache(latents, states, np.zeros((6, 64), np.float32), ("a ball",) * count)
+
+
+def embedded_cache() -> LatentCache:
+    rng = np.random.default_rng(4)
+    latents, states = rng.normal(size=(4, 16, 8, 8)), rng.normal(size=(4, 24, 384))
+    return LatentCache(
+        latents.astype(np.float16), states.astype(np.float16), np.zeros((24, 384), np.float32), ("a",) * 4
+    )
+
+
+def tiny_autoencoder(latent_channels: int = 4) -> AutoencoderKL:
+    torch.manual_seed(0)
+    shape = {
+        "block_out_channels": (8, 8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    return AutoencoderKL(
+        sample_size=32, latent_channels=latent_channels, norm_num_groups=4, scaling_factor=1.0, **shape
+    ).eval()
+
+
+def build_trainer(
+    steps: int = 0, settings: DiffusionSettings = DiffusionSettings(batch=8, warm=2, rate=1e-3)
+) -> DiffusionTrainer:
+    trainer = DiffusionTrainer(
+        add_text_embedding(tiny_network()), tiny_cache(), DDIMScheduler(**SCHEDULE).alphas_cumprod, settings
+    )
+    for number in range(steps):
+        trainer.step(number / 10)
+    return trainer
+
+
+def build_run(folder: Path, budget: Budget) -> Run:
+    folder.mkdir(exist_ok=True)
+    trainer = build_trainer()
+    judge = DiffusionEvaluator(
+        trainer, tiny_cache(8), torch.zeros(2, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE)
+    )
+    return Run(folder, trainer, judge, budget, start_time=0.0)
+
+
+def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def archive_of(folder: Path, package: Package, members: dict[str, bytes]) -> Package:
+    """A package as `npm pack` writes it, with the hash of its bytes."""
+    with tarfile.open(folder / package.archive_name, "w:gz") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    pinned = Package(package.name, package.version, "", package.licence, package.credit, package.style, package.folder)
+    digest = artwork.compute_integrity((folder / package.archive_name).read_bytes())
+    return Package(**{**pinned.__dict__, "integrity": digest})
+
+
+# --- captions
+
+
+def test_no_caption_contains_a_held_out_word() -> None:
+    labels = [
+        clean_description("automobile", ["car", "vehicle"]),
+        clean_description("oncoming automobile", ["automobile", "cars"]),
+        clean_description("dog face", ["Puppy", "puppies", "pet", "hounds"]),
+        clean_description("cat face", ["kitten", "Feline friend", "kitty"]),
+        clean_description("sailboat", ["vessel", "sea"]),
+    ]
+    rng = np.random.default_rng(1)
+    captions = [make_caption(rng.choice(labels), 3, LOOK, rng) for _ in range(3000)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert not [one for one in captions if has_held_out_word(one)]
+    assert any("car" in one.split(", ") for one in captions)
+    assert {word for word in HELD_OUT_WORDS if has_held_out_word(f"a {word}s, blue background")} == HELD_OUT_WORDS
+
+
+def test_a_label_without_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="held-out"):
+        clean_description("space vessel", [])
+
+
+def test_a_caption_names_hue_size_and_background() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        one = make_caption(
+            clean_description("rocket", ["space"]), 5, Appearance("blue", "3d render", "small", "pink"), rng
+        )
+        assert "blue" in one
+        assert "small" in one
+        assert "pink background" in one
+
+
+def test_held_out_pairs_are_recognised_and_never_drawn() -> None:
+    assert is_held_out_pair("blue", clean_description("green apple", []))
+    assert is_held_out_pair(
+        "pink", clean_description("taxi", ["drive", "cars"])
+    )  # a caption may put a tag beside the hue
+    assert not is_held_out_pair("blue", clean_description("pineapple", ["grapple"]))
+    for hue, thing in sorted(HELD_OUT_PAIRS):
+        for label, tag in ((thing, "thing"), ("whatsit", thing), ("whatsit", f"big {thing}s")):
+            art = draw_artwork(label, tag, "round", key=f"x/{thing}")
+            captions = [
+                render_variant(art, number, seed=0).caption.replace(f"{hue} background", "") for number in range(200)
+            ]
+            assert not [one for one in captions if hue in one.split() and thing in one]
+
+
+# --- variants
+
+
+def test_variants_repeat_by_seed_and_differ_by_number() -> None:
+    art = draw_artwork("car", "vehicle")
+    one, again, other = render_variant(art, 3, 7), render_variant(art, 3, 7), render_variant(art, 4, 7)
+    assert one.pixels.tobytes() == again.pixels.tobytes()
+    assert one.caption == again.caption
+    assert one.pixels.tobytes() != other.pixels.tobytes()
+    assert one.pixels.shape == (64, 64, 3)
+    assert one.licence == "CC-BY-4.0"
+
+
+def test_a_recoloured_drawing_has_the_hue_of_its_caption() -> None:
+    art = draw_artwork("ball", "toy", "round", colour=(220, 30, 40))  # pyright: ignore[reportArgumentType]
+    blue_balls = [one for number in range(300) if "blue ball" in (one := render_variant(art, number, 0)).caption]
+    blue_balls = [one for one in blue_balls if one.caption.count("blue") == 1 and "close-up" not in one.caption]
+    assert len(blue_balls) > 3
+    for one in blue_balls:
+        middle = Image.fromarray(one.pixels[28:36, 28:36]).convert("RGBA")
+        assert nearest_hue(find_dominant_hue(middle) or 0.0) == "blue"
+
+
+def test_an_unnamed_background_is_white() -> None:
+    variants = [render_variant(draw_artwork("ball"), number, 0) for number in range(200)]
+    unnamed = [one for one in variants if "background" not in one.caption and "close-up" not in one.caption]
+    assert len(unnamed) > 20
+    assert all((one.pixels[0, 0] == 255).all() for one in unnamed)
+
+
+def test_training_never_uses_validation_numbers() -> None:
+    pairs = number_variants([draw_artwork("ball", group=3), draw_artwork("up arrow", group=8)])
+    assert max(number for _, number in pairs) < FIRST_HELD_BACK
+    assert {index: number + 1 for index, number in pairs} == {0: 4, 1: 1}  # flat design: a tenth of its spread
+
+
+# --- artwork
+
+
+def test_artwork_comes_with_its_licence_and_without_flags_or_skin_tones(tmp_path: Path) -> None:
+    png = io.BytesIO()
+    draw_artwork("ball").pixels.save(png, "PNG")
+    entries = [
+        {"label": "automobile", "hexcode": "1F697", "tags": ["car"], "group": 5},
+        {"label": "flag: Chad", "hexcode": "1F1F9-1F1E9", "tags": ["flag"], "group": 9},
+        {"label": "keycap: 1", "hexcode": "0031-FE0F-20E3", "tags": ["1"], "group": 8},
+    ]
+    names = archive_of(tmp_path, LABEL_PACKAGE, {LABEL_PACKAGE.folder: json.dumps(entries).encode()})
+    names_of = {
+        f"{ARTWORK_PACKAGES[1].folder}{code}.png": png.getvalue() for code in ("1f697", "1f1f9-1f1e9", "31-20e3")
+    }
+    package = archive_of(tmp_path, ARTWORK_PACKAGES[1], names_of)
+    loaded = artwork.load(tmp_path, [package], names)
+    assert [(art.key, art.licence, art.description.label) for art in loaded] == [
+        ("flat-design/1f697", "CC-BY-4.0", "car")
+    ]
+    assert {package.licence for package in ARTWORK_PACKAGES} == {"Apache-2.0", "CC-BY-4.0", "MIT"}
+    assert all(package.credit for package in ARTWORK_PACKAGES)
+
+
+def test_an_archive_with_other_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LABEL_PACKAGE.archive_name).write_bytes(b"not what was pinned")
+    with pytest.raises(ValueError, match="not the archive that was pinned"):
+        artwork.fetch_package(LABEL_PACKAGE, tmp_path)
+
+
+# --- latents
+
+
+def test_a_cache_is_built_once_and_holds_the_encoders_results(tmp_path: Path) -> None:
+    pictures, built = [draw_artwork("ball", "toy")], []
+    vae, text = tiny_autoencoder(), load_caption_encoder()
+    vae.register_to_config(sample_size=64)
+
+    def make() -> LatentCache:
+        pairs = [(0, 0), (0, 1)]
+        return open_variant_cache(
+            tmp_path, pictures, pairs, (vae, text), seed=5, on_progress=lambda done, _: built.append(done)
+        )
+
+    first, again = make(), make()
+    assert built == [2]
+    assert (
+        first.captions == again.captions == tuple(render_variant(pictures[0], number, 5).caption for number in (0, 1))
+    )
+    assert first.latents.shape == (2, 4, 8, 8)
+    assert np.allclose(first.states, load_caption_encoder()(first.captions).numpy(), atol=2e-3)
+    listing = json.loads(next(tmp_path.glob("variants-*/variants.json")).read_text())
+    assert [entry["licence"] for entry in listing] == ["CC-BY-4.0"] * 2
+    with torch.no_grad():
+        vae.get_parameter("quant_conv.bias").add_(1.0)  # another autoencoder has other latents and another cache
+    other = make()
+    assert built == [2, 2]
+    assert not np.allclose(first.latents, other.latents)
+    assert len(list(tmp_path.glob("variants-*"))) == 2
+
+
+def test_an_interrupted_cache_is_built_again(tmp_path: Path) -> None:
+    vae = tiny_autoencoder()
+    vae.register_to_config(sample_size=64)
+    pairs, pictures = [(0, 0)], [draw_artwork("ball")]
+
+    def stop(_done: int, _of: int) -> None:
+        raise KeyboardInterrupt
+
+    text = load_caption_encoder()
+    with pytest.raises(KeyboardInterrupt):
+        open_variant_cache(tmp_path, pictures, pairs, (vae, text), seed=1, on_progress=stop)
+    assert next(tmp_path.iterdir()).suffix == ".partial"
+    open_variant_cache(tmp_path, pictures, pairs, (vae, text), seed=1)
+    assert len(open_cache(next(tmp_path.glob("variants-*")))) == 1
+
+
+# --- the network
+
+
+def test_noising_and_v_equal_diffusers() -> None:
+    scheduler = DDPMScheduler(**SCHEDULE)
+    clean, noise = torch.randn(5, 4, 4, 4), torch.randn(5, 4, 4, 4)
+    times = torch.tensor([0, 10, 500, 900, 999])
+    mixed, velocity = add_noise(clean, noise, scheduler.alphas_cumprod[times])
+    assert torch.allclose(mixed, scheduler.add_noise(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
+    assert torch.allclose(velocity, scheduler.get_velocity(clean, noise, times), atol=1e-5)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(mixed[-1], noise[-1])  # the last step is pure noise
+
+
+def test_a_grafted_network_first_predicts_the_same() -> None:
+    source = tiny_network().eval()
+    grown = add_text_embedding(source).eval()
+    x, text = torch.randn(2, 4, 4, 4), torch.randn(2, 6, 64)
+    with torch.no_grad():
+        before = source(x, torch.tensor(500), encoder_hidden_states=text).sample
+        after = grown(x, torch.tensor(500), encoder_hidden_states=text).sample
+    assert torch.equal(before, after)
+    assert add_text_embedding(grown) is grown
+
+
+def test_a_fresh_network_has_the_shape_of_a_folder_but_new_weights(tmp_path: Path) -> None:
+    checkpoint.export_network(add_text_embedding(tiny_network(seed=5)), tmp_path)
+    stored, one, again, other = load_network(tmp_path), *(build_network(tmp_path, seed) for seed in (1, 1, 2))
+    weights = [network.state_dict() for network in (stored, one, again, other)]
+    assert [each.keys() == weights[0].keys() for each in weights] == [True] * 4
+    assert are_equal(weights[1], weights[2])
+    for name in ("conv_in.weight", "conv_out.weight", "mid_block.resnets.0.conv1.weight"):
+        assert not torch.allclose(weights[0][name], weights[1][name], atol=1e-3)
+        assert not torch.allclose(weights[1][name], weights[3][name], atol=1e-3)
+
+
+def test_an_error_on_training_pictures_has_another_name_than_v_mse() -> None:
+    trainer = build_trainer()
+    args = (trainer, trainer.cache, torch.zeros(1, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE))
+    assert DiffusionEvaluator(*args).evaluate().keys() == {"v_mse"}
+    assert DiffusionEvaluator(*args, "v_mse_of_pictures").evaluate().keys() == {"v_mse_of_pictures"}
+
+
+def test_training_lowers_the_loss_of_the_network_and_its_average() -> None:
+    trainer = build_trainer(settings=DiffusionSettings(batch=8, warm=5, rate=3e-3))
+    before = measure_v_mse(trainer.average, trainer.cache, trainer.alphas)
+    for _ in range(60):
+        trainer.step(0.0)
+    assert measure_v_mse(trainer.network, trainer.cache, trainer.alphas) < 0.9 * before
+    assert measure_v_mse(trainer.average, trainer.cache, trainer.alphas) < 0.95 * before
+
+
+def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted = build_trainer(6)
+    half = build_trainer(3)
+    checkpoint.save(tmp_path / "c", half.state_tensors(), {"steps": half.steps})
+    tensors, position = checkpoint.load(tmp_path / "c")
+    other = DiffusionTrainer(add_text_embedding(tiny_network(seed=9)), tiny_cache(), half.alphas, half.settings)
+    other.restore(tensors, position["steps"])
+    for number in range(3, 6):
+        other.step(number / 10)
+    assert are_equal(uninterrupted.state_tensors(), other.state_tensors())
+    assert other.samples == 48
+
+
+def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    uninterrupted = build_run(tmp_path / "whole", Budget(samples=48))
+    uninterrupted.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
+    first, losses = build_run(tmp_path / "broken", Budget(samples=48)), []
+    first.train_until(lambda: 0.0, lambda: len(losses) == 2, lambda loss: losses.append(loss), save_interval=60)
+    second = build_run(tmp_path / "broken", Budget(samples=48))
+    second.resume()
+    second.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
+    unbroken, again = (checkpoint.load(tmp_path / name / CHECKPOINT_FILE)[0] for name in ("whole", "broken"))
+    assert are_equal(unbroken, again)
+    assert DiffusionSettings(**read_settings(tmp_path / "broken")) == uninterrupted.trainer.settings
+    lines = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
+    assert [line["samples"] for line in lines] == [16, 48]
+    with Image.open(tmp_path / "broken" / "sheets" / "000000048.png") as sheet:
+        assert sheet.size == (2 * 32 * 2, 32 * 2)
+
+
+def test_a_budget_by_the_clock_survives_pauses() -> None:
+    budget = Budget(end_time=1000.0)
+    assert budget.progress(0, start_time=0.0, now=250.0) == 0.25
+    assert budget.progress(10**9, start_time=0.0, now=2000.0) == 1.0
+    assert Budget(samples=100).progress(50, 0.0, 10**9) == 0.5
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
+    trainer = build_trainer()
+    trainer.cache.latents[:] = np.inf
+    with pytest.raises(ValueError, match="not a number"):
+        trainer.step(0.0)
+
+
+def test_sampling_repeats_by_seed() -> None:
+    network, scheduler = tiny_network().eval(), DDIMScheduler(**SCHEDULE)
+    states, empty = torch.randn(2, 6, 64), torch.zeros(6, 64)
+    one = sample_latents(network, states, empty, scheduler, steps=4)
+    assert torch.equal(one, sample_latents(network, states, empty, scheduler, steps=4))
+    assert torch.isfinite(one).all()
+
+
+# --- checkpoints
+
+SAVE_FOREVER = """
+import sys, torch
+from pathlib import Path
+from engine.training import checkpoint
+number = 0
+while True:
+    number += 1
+    tensors = {f"t{i}": torch.full((300_000,), float(number)) for i in range(8)}
+    checkpoint.save(Path(sys.argv[1]), tensors, {"number": number})
+"""
+
+
+def test_a_checkpoint_survives_a_kill_while_the_next_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    writer = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=ROOT)
+    try:
+        _until(lambda: path.exists() and path.with_name("checkpoint.fresh").exists())
+    finally:
+        writer.kill()
+        writer.wait()
+    tensors, position = checkpoint.load(path)
+    assert len(tensors) == 8
+    assert all((tensor == position["number"]).all() for tensor in tensors.values())
+
+
+def test_a_missing_checkpoint_raises_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "checkpoint")
+
+
+def test_the_export_loads_in_diffusers_in_half_precision(tmp_path: Path) -> None:
+    trainer = build_trainer(2)
+    checkpoint.export_network(trainer.average, tmp_path / "unet")
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
+    assert loaded.config["addition_embed_type"] == "text"
+    theirs = dict(trainer.average.named_parameters())
+    assert all(torch.equal(p, theirs[name].half().float()) for name, p in loaded.named_parameters())
+    assert all(p.dtype == torch.float32 for p in trainer.average.parameters())
+
+
+@pytest.mark.parametrize(("raw", "prefix"), [((), "network:average."), (("--raw",), "network.")])
+def test_the_checkpoint_of_an_unfinished_run_can_be_exported(tmp_path: Path, raw: tuple[str, ...], prefix: str) -> None:
+    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
+    trainer = DiffusionTrainer(
+        load_network(WEIGHTS_FOLDER / "unet"), embedded_cache(), alphas, DiffusionSettings(batch=2)
+    )
+    trainer.step(0.5)
+    tensors = trainer.state_tensors()
+    checkpoint.save(tmp_path / "run" / CHECKPOINT_FILE, tensors, {"steps": 1})
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "unet"), *raw]) == 0
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
+    assert all(torch.equal(p, tensors[f"{prefix}{name}"].half().float()) for name, p in loaded.named_parameters())
+
+
+def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.002)

@@ -1,0 +1,534 @@
+"""The evaluation: measures on pictures with known answers, a judge that learns and resumes exactly, and rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.report.figure_row import format_json, format_table
+from engine.core.engine import Engine
+from training.__main__ import main
+from training.evaluation import (
+    diversity,
+    edge_charts,
+    measures,
+    prompt_adherence,
+    prompt_sheet,
+    reconstruction,
+    speed,
+)
+from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
+from training.evaluation.augmentation import augment
+from training.evaluation.checks import CHECK_NAMES, CHECKS, run_checks
+from training.evaluation.context import EvaluationContext, LazyValue, SampleSizes
+from training.evaluation.judge import (
+    JudgeNetwork,
+    JudgeOutput,
+    LabelJudge,
+    load_judge,
+    read_labels,
+    save_judge,
+)
+from training.evaluation.judge_trainer import (
+    JudgeEvaluator,
+    JudgeSettings,
+    JudgeTrainer,
+    held_back_pairs,
+    render_pairs,
+)
+from training.evaluation.normal_pose import render_posed
+from training.evaluation.picture_sampler import PictureSampler
+from training.pictures.artwork import Artwork
+from training.pictures.captions import HELD_OUT_WORDS, clean_description, has_held_out_word
+from training.pictures.masked_pictures import as_images
+from training.pictures.variants import BACKGROUND_COLOURS, FIRST_HELD_BACK, HUE_DEGREES, render_variant
+
+SMALL = SampleSizes(per_colour=1, per_pair=1, per_word=1, seed_groups=2, guidance_prompts=3)
+RGB = tuple[int, int, int]
+RED, BLUE = (220, 30, 30), (45, 105, 220)
+THINGS = ("apple", "car", "cat", "dog", "ship", "tiger")
+WIDTHS = (8, 16, 24)
+
+
+def square(colour: RGB, background: RGB = (255, 255, 255), side: int = 64) -> np.ndarray:
+    picture = np.full((side, side, 3), background, dtype=np.uint8)
+    picture[side // 4 : -side // 4, side // 4 : -side // 4] = colour
+    return picture
+
+
+def drawing(label: str, number: int, style: str = "flat design") -> Artwork:
+    """A shape that no other number has."""
+    pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    pen, colour = ImageDraw.Draw(pixels), ((number * 97) % 200, (number * 53) % 200, (number * 29) % 200, 255)
+    pen.regular_polygon((32, 32, 28), 3 + number % 5, rotation=number * 17, fill=colour)
+    pen.rectangle((8 * (number % 6), 20, 8 * (number % 6) + 12, 34), fill=(255 - colour[0], 40, 200, 255))
+    return Artwork(f"{style}/{number:x}", clean_description(label, ["thing"]), 5, style, "MIT", "somebody", pixels)
+
+
+def drawings() -> list[Artwork]:
+    return [drawing(label, number) for number, label in enumerate(THINGS)]
+
+
+def judge_trainer(settings: JudgeSettings = JudgeSettings(batch=6, warm=2, rate=4e-3)) -> JudgeTrainer:
+    torch.manual_seed(1)
+    vectors = torch.nn.functional.normalize(torch.randn(len(THINGS), 384), dim=1)
+    return JudgeTrainer(drawings(), vectors, settings, WIDTHS)
+
+
+class Book:
+    """A stand-in for a family: `Copier` looks its pictures up."""
+
+    size, name, guidance, scheduler_config = 64, "book", 3.5, {}
+
+
+class Copier(PictureSampler):
+    """A painter that draws what `by_prompt` gives."""
+
+    def __init__(self, by_prompt: Callable[[str, int], np.ndarray]) -> None:
+        super().__init__(Book(), "float32")  # pyright: ignore[reportArgumentType]
+        object.__setattr__(self, "by_prompt", by_prompt)
+
+    def pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        drawn: Any = self.by_prompt  # pyright: ignore[reportAttributeAccessIssue]
+        return np.stack([drawn(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
+
+
+class Expert(LabelJudge):
+    """A judge with known answers: it compares a picture with the real drawings."""
+
+    def look(self, pictures: np.ndarray) -> JudgeOutput:
+        originals = measures.shrink(np.stack([render_posed(one) for one in drawings()]))
+        small = measures.shrink(pictures)
+        near = -torch.cdist(small, originals)
+        return JudgeOutput(near, near, torch.nn.functional.normalize(small - 128, dim=1))
+
+
+def test_a_painter_draws_the_same_latents_as_the_engine(
+    affine: Any, recipe: Callable[..., Any], job: Callable[..., Any], finish: Callable[..., Any]
+) -> None:
+    """A sampler with a history, with guidance and without."""
+    words = ("cat", "dog", "a bird")
+    for guidance in (1.0, 2.5):
+        jobs = [job(recipe(text, sampler="dpmpp_2m", seed=seed, guidance=guidance)) for seed, text in enumerate(words)]
+        engine = Engine({"affine": affine})
+        for each in jobs:
+            engine.add(each)
+        theirs = finish(engine)
+        painter = PictureSampler(affine, "float32", steps=jobs[0].task.steps)
+        ours = painter.sample_latents(words, range(len(words)), guidance)
+        for each, mine in zip(jobs, ours, strict=True):
+            assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
+
+
+def fail_with(sentence: str) -> Callable[[], Any]:
+    def make() -> Any:
+        raise ValueError(sentence)
+
+    return make
+
+
+def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> EvaluationContext:
+    expert = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
+    fields: dict[str, Any] = {
+        "weights": Path("none"), "painter": lambda: Copier(by_prompt), "judge": lambda: expert, "artwork": drawings,
+        "resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
+    }  # fmt: skip
+    return EvaluationContext(**fields)
+
+
+def draw_label(prompt: str, _seed: int = 0) -> np.ndarray:
+    """The drawing whose label is in the prompt, on white."""
+    matches = [one for one in drawings() if one.description.label in prompt]
+    return render_posed(matches[0]) if matches else square(RED)
+
+
+# --- measures
+
+
+def test_hue_and_background_of_a_coloured_square_are_recognised() -> None:
+    picture = square(RED, BACKGROUND_COLOURS["blue"])
+    assert measures.nearest_background(picture) == "blue"
+    assert measures.name_subject_hue(picture) == "red"
+    assert measures.nearest_background(square(RED, BACKGROUND_COLOURS["teal"])) == "teal"
+    assert measures.name_subject_hue(square((128, 128, 128))) is None  # grey has no hue
+    assert measures.name_subject_hue(square((255, 255, 255))) is None  # and an empty picture no subject
+
+
+def test_a_background_is_recognised_behind_a_subject_that_touches_the_edge() -> None:
+    picture = square(RED, BACKGROUND_COLOURS["green"])
+    picture[:, 24:40] = RED
+    assert measures.nearest_background(picture) == "green"
+
+
+def test_every_named_background_and_hue_is_recognised() -> None:
+    assert [measures.nearest_background(square(RED, colour)) for colour in BACKGROUND_COLOURS.values()] == list(
+        BACKGROUND_COLOURS
+    )
+    art = drawing("ball", 2)
+    for hue in ("red", "green", "blue", "purple"):
+        colour = (
+            Image.new("HSV", (1, 1), (round(HUE_DEGREES[hue] * 256 / 360), 200, 200)).convert("RGB").getpixel((0, 0))
+        )
+        assert isinstance(colour, tuple)
+        assert measures.name_subject_hue(square((colour[0], colour[1], colour[2]))) == hue
+    assert measures.nearest_background(render_variant(art, FIRST_HELD_BACK, 0).pixels) in BACKGROUND_COLOURS
+
+
+def test_retrieval_counts_the_wanted_label_among_the_best() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
+    wanted = torch.tensor([0, 1, 0, 2])
+    assert measures.retrieval_at(scores, wanted, 1) == 25.0
+    assert measures.retrieval_at(scores, wanted, 2) == 75.0
+    assert measures.retrieval_at(scores, wanted, 9) == 100.0
+    assert measures.retrieval_of_any_at(scores, [[3], [2, 1], [2, 0], [0]], 2) == 50.0
+
+
+def test_psnr_counts_only_what_is_inside_the_mask() -> None:
+    real, mask = np.stack([square(RED)]), np.zeros((1, 64, 64), dtype=bool)
+    mask[:, 16:48, 16:48] = True
+    outside, inside = real.copy(), real.copy()
+    outside[:, :8] = 0
+    inside[:, 16:48, 16:48, :] = np.array(RED) + np.array([25, 0, 0])
+    wrong = 10 * np.log10(255**2 * 3 / 25**2)
+    assert measures.masked_psnr(real, outside, mask).tolist() == pytest.approx([100])
+    assert measures.masked_psnr(real, inside, mask).tolist() == pytest.approx([wrong], abs=0.01)
+    both = [np.concatenate(two) for two in ((real, real), (inside, real), (mask, np.zeros_like(mask)))]
+    assert measures.masked_psnr(*both).tolist() == pytest.approx([wrong], abs=0.01)  # an empty mask is not 100 dB
+    with pytest.raises(ValueError, match="inside its mask"):
+        measures.masked_psnr(real, real, np.zeros_like(mask))
+
+
+def test_the_mask_covers_the_composed_drawing() -> None:
+    art = drawing("ball", 0)
+    for number in range(FIRST_HELD_BACK, FIRST_HELD_BACK + 6):
+        picture, mask = render_variant(art, number, 3).pixels, reconstruction.subject_mask(art, number, 3)
+        away = np.abs(picture.astype(int) - measures.border_colour(picture)).max(axis=-1) > 60
+        assert mask.any()
+        assert (away & ~mask).mean() < 0.03  # apart from the soft edge, the mask covers what differs
+
+
+def test_equal_pictures_have_no_diversity_and_are_recognised() -> None:
+    one = torch.ones(1, 4, 4)
+    other = torch.eye(4)[None]
+    assert measures.mean_distance(torch.cat([one, other])).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert measures.has_duplicates(np.stack([square(RED), square(BLUE), square(RED)]))
+    assert not measures.has_duplicates(np.stack([square(RED), square(BLUE)]))
+
+
+def test_a_copied_picture_is_nearest_to_its_original() -> None:
+    originals = np.stack([render_posed(one) for one in drawings()])
+    distances, index = measures.find_nearest_drawings(originals[[3, 1]], originals)
+    assert index.tolist() == [3, 1]
+    assert float(distances.max()) < 0.5
+    far, _ = measures.find_nearest_drawings(np.stack([square(BLUE, RED)]), originals)
+    assert float(far) > 50
+
+
+def test_overshoot_is_what_goes_beyond_the_step() -> None:
+    chart = np.array([[64, 64, 192, 192]])
+    assert measures.overshoot(chart, 64, 192) == 0
+    assert measures.overshoot(np.array([[61, 64, 192, 199]]), 64, 192) == 7
+    assert measures.overshoot(np.array([[50, 64, 192, 199]]), 64, 192) == 14
+
+
+# --- the judge
+
+
+def test_the_judge_learns_its_labels() -> None:
+    trainer = judge_trainer()
+    look = JudgeEvaluator(trainer, held_back_pairs(trainer.pictures, 4, 0))
+    first = trainer.step(0.0)["loss"]
+    losses = [trainer.step(0.2)["loss"] for _ in range(40)]
+    assert losses[-1] < 0.7 * first
+    assert look.evaluate()["at_1"] > 60
+    assert all(number >= FIRST_HELD_BACK for _, number in look.pairs)
+
+
+def test_the_judge_resumes_exactly() -> None:
+    uninterrupted, interrupted, resumed = (
+        judge_trainer(),
+        judge_trainer(),
+        judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3)),
+    )
+    for share in (0.0, 0.1, 0.2, 0.3):
+        uninterrupted.step(share)
+    for share in (0.0, 0.1):
+        interrupted.step(share)
+    checkpoint = {name: tensor.clone() for name, tensor in interrupted.state_tensors().items()}
+    interrupted.step(0.9)
+    resumed.restore(checkpoint, 2)
+    for share in (0.2, 0.3):
+        resumed.step(share)
+    expected, actual = uninterrupted.state_tensors(), resumed.state_tensors()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert resumed.samples == 24
+
+
+def test_measuring_the_judge_does_not_change_it() -> None:
+    trainer = judge_trainer()
+    trainer.step(0.0)
+    before = {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
+    JudgeEvaluator(trainer, held_back_pairs(trainer.pictures, 1, 0)).evaluate()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.state_tensors().items())
+
+
+def test_a_judge_saved_in_half_precision_gives_the_same_scores(tmp_path: Path) -> None:
+    trainer = judge_trainer()
+    for _ in range(5):
+        trainer.step(0.0)
+    judge = LabelJudge(trainer.network.eval(), trainer.labels, {"at_1": 70.0, "at_5": 88.0})
+    save_judge(judge, tmp_path)
+    again, pictures = (
+        load_judge(tmp_path),
+        render_pairs(trainer.pictures, [(0, FIRST_HELD_BACK), (3, FIRST_HELD_BACK)], 0),
+    )
+    assert again.labels == read_labels(tmp_path) == THINGS
+    assert again.own_scores == {"at_1": 70.0, "at_5": 88.0}
+    assert torch.allclose(again.judge_pictures(pictures).scores, judge.judge_pictures(pictures).scores, atol=0.05)
+    assert again.judge_pictures(np.repeat(np.repeat(pictures, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
+    listing = json.loads((tmp_path / "labels.json").read_text())
+    (tmp_path / "labels.json").write_text(json.dumps({**listing, "labels": listing["labels"][:3]}))
+    with pytest.raises(ValueError, match="do not belong to one judge"):
+        load_judge(tmp_path)
+    for broken in ("{", "[]", "{}", json.dumps({**listing, "widths": [8, "16", None]})):
+        (tmp_path / "labels.json").write_text(broken)
+        with pytest.raises(ValueError, match="no list of a judge's labels"):
+            load_judge(tmp_path)
+
+
+def test_blemishes_depend_only_on_the_seed_and_keep_the_range() -> None:
+    pictures = as_images(np.stack([square(RED), square(BLUE)] * 6))
+    one, again, other = (augment(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.shape == pictures.shape
+    assert float(one.abs().max()) <= 1
+
+
+# --- checks
+
+
+def figures(rows: Sequence[Any]) -> Mapping[str, float]:
+    return {row.name: row.figure for row in rows}
+
+
+def test_a_model_that_copies_hits_all_labels_and_is_reported_as_memorising() -> None:
+    scene = make_scene(draw_label)
+    own_1, own_5, _, posed_5, at_1, at_5, relative = prompt_adherence.check_labels(scene)
+    assert (at_1.figure, at_5.figure) == (100, 100)
+    assert own_5.figure
+    assert own_1.figure
+    assert posed_5.figure == 100  # the judge knows all drawings, but it may miss re-hued renderings
+    assert relative.figure == pytest.approx(100 * 100 / posed_5.figure, abs=0.1)
+    assert "on white" in relative.note
+    assert "6 of 6 labels" in at_5.note
+    (memory,) = diversity.check_memorisation(scene)
+    assert memory.figure == 100
+    assert "asked for in 100 %" in memory.note
+    assert "drawings themselves, 0 %" in memory.note
+    difference, same = diversity.check_seeds(scene)
+    assert difference.figure == pytest.approx(0, abs=1e-4)
+    assert same.figure == 100
+
+
+def test_a_model_that_draws_noise_memorises_nothing_and_hits_no_hue() -> None:
+    def noise(prompt: str, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+
+    scene = make_scene(noise)
+    assert diversity.check_memorisation(scene)[0].figure == 0
+    assert figures(prompt_adherence.check_labels(scene))["label retrieval at 1"] < 50
+    assert diversity.check_seeds(scene)[1].figure == 0
+    assert prompt_adherence.check_hues(scene)[0].figure == 0
+
+
+def test_requested_colours_are_hits_and_others_are_misses() -> None:
+    def obedient(prompt: str, _seed: int) -> np.ndarray:
+        name = prompt.rsplit(", ", 1)[1].removesuffix(" background")
+        return square(RED, BACKGROUND_COLOURS[name])
+
+    assert prompt_adherence.check_backgrounds(make_scene(obedient))[0].figure == 100
+    (row,) = prompt_adherence.check_backgrounds(make_scene(lambda prompt, _: square(RED, BACKGROUND_COLOURS["teal"])))
+    assert row.figure == pytest.approx(100 / 12, abs=0.01)
+    assert "as teal" in row.note
+    (row,) = prompt_adherence.check_hues(make_scene(lambda prompt, _: square(BLUE)))
+    assert row.figure == pytest.approx(100 * 2 / 6, abs=0.01)  # blue apple, blue banana
+    assert "green cat as blue" in row.note
+
+
+def test_a_held_out_word_is_a_hit_if_an_accepted_label_is_recognised() -> None:
+    def understanding(prompt: str, _seed: int) -> np.ndarray:
+        (word,) = [word for word in ACCEPTED_LABELS if word in prompt]
+        return draw_label(next(label for label in THINGS if label in ACCEPTED_LABELS[word]))
+
+    figure, relative = prompt_adherence.check_held_out_words(make_scene(understanding))
+    assert figure.figure == 100
+    assert relative.figure == 100
+    assert "kitten 100" in figure.note
+    assert "32 pictures" in figure.note
+
+
+def test_the_evaluation_uses_all_held_out_words() -> None:
+    assert set(ACCEPTED_LABELS) == HELD_OUT_WORDS
+    assert all(has_held_out_word(form.format(word=word)) for word in ACCEPTED_LABELS for form in PROMPT_TEMPLATES)
+    assert not any(has_held_out_word(label) for labels in ACCEPTED_LABELS.values() for label in labels)
+
+
+# --- rows
+
+
+def test_rows_are_well_formed_if_parts_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.safetensors").write_bytes(b"0" * 2_500_000)
+    for other in ("run/checkpoint.safetensors", "text_encoder/model.safetensors"):
+        (tmp_path / other).parent.mkdir()
+        (tmp_path / other).write_bytes(b"0" * 9_000_000)
+    missing = fail_with("The artwork could not be fetched: install npm.")
+    messages: list[str] = []
+    scene = make_scene(
+        draw_label, artwork=missing, weights=tmp_path, painter=fail_with("The text encoder is not installed.")
+    )
+    rows = [json.loads(one) for one in map(json.dumps, json.loads(format_json(run_checks(scene, [], messages.append))))]
+    assert [row["name"] for row in rows] == [goal.name for check in CHECKS for goal in check.goals]
+    assert all({"name", "figure", "goal", "unit", "pass"} <= row.keys() for row in rows)
+    assert not [row for row in rows if row["figure"] is None and (row["pass"] or not row["note"].endswith("."))]
+    assert len(messages) == len(CHECKS)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["weights, together"]["figure"] == 2.5
+    assert by_name["weights, together"]["pass"]
+    assert "not installed" in by_name["backgrounds as named"]["note"]
+    assert "install npm" in by_name["reconstruction: PSNR inside the subject, drawings held out"]["note"]
+    assert "super-resolver" in by_name["one picture, four times as wide and high"]["note"]
+
+
+def test_a_figure_without_a_goal_always_passes() -> None:
+    rows = run_checks(make_scene(draw_label), ["guidance"], lambda _: None)
+    assert len(rows) == 24
+    assert all(row.meets_goal and row.goal is None for row in rows)
+    assert "goal" not in format_table(rows)
+    assert json.loads(format_json(rows))[0]["goal"] is None
+
+
+def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(ValueError, match="reconstruction, backgrounds"):
+        run_checks(make_scene(draw_label), ["beauty"], lambda _: None)
+    assert len(set(CHECK_NAMES)) == len(CHECK_NAMES)
+
+
+def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
+    scene = make_scene(draw_label, artwork=fail_with("install npm"))
+    rows = {row.name: row for row in prompt_adherence.check_labels(scene)}
+    assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
+    assert rows["label retrieval at 5"].figure == 100
+    share = rows["label retrieval at 5, as a share of the judge's own on white"]
+    assert share.figure is None  # never against the score on harder pictures
+    assert "install npm" in share.note
+
+
+def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    real = np.stack([square(RED)])
+    row = reconstruction._ssim_row(real, real, "")  # pyright: ignore[reportPrivateUsage]
+    assert not row.meets_goal
+    assert "darkroom-bot[train]" in row.note
+
+
+def test_ssim_of_the_same_picture_is_one() -> None:
+    real = np.stack([square(RED), square(BLUE)])
+    assert reconstruction._ssim_row(real, real, "").figure == 1  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:
+    class Lanczos:
+        def enlarge(self, picture: Image.Image) -> Image.Image:
+            return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS)
+
+    seconds, ringing = speed.check_upscaling(make_scene(draw_label, resolver=Lanczos))
+    assert seconds.figure is not None
+    assert ringing.figure is not None
+    assert ringing.figure > 4  # which is why it is measured
+    assert not ringing.meets_goal
+    assert "36 charts" in ringing.note
+
+
+def test_an_overshoot_at_slanting_edges_only_is_detected() -> None:
+    def enlarge(picture: Image.Image) -> Image.Image:
+        grey = np.asarray(picture.convert("L"))
+        if (grey == grey[0]).all() or (np.ptp(grey, axis=1) == 0).all():
+            return picture
+        return Image.fromarray((np.asarray(picture).astype(int) + 9).astype(np.uint8))
+
+    beyond = edge_charts.measure_overshoots(enlarge)
+    assert {value for name, value in beyond.items() if "upright" in name or "lying" in name} == {0}
+    assert beyond["64 to 192, steep"] == 9
+
+
+def test_a_missing_part_is_requested_once() -> None:
+    calls: list[int] = []
+
+    def make() -> int:
+        calls.append(1)
+        raise ValueError("It is not there.")
+
+    once = LazyValue(make)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="not there"):
+            once()
+    assert calls == [1]
+
+
+# --- the sheet
+
+
+def test_the_sheets_prompts_depend_only_on_labels_and_seed() -> None:
+    labels = [f"thing {number}" for number in range(300)]
+    prompts = prompt_sheet.choose_prompts(labels, 7)
+    assert prompts == prompt_sheet.choose_prompts(labels, 7)
+    assert prompts != prompt_sheet.choose_prompts(labels, 8)
+    assert len(prompts) == 64
+    assert [word for word in ACCEPTED_LABELS if any(word in one for one in prompts[:8])] == list(ACCEPTED_LABELS)
+    assert sum("white background" in one for one in prompts[8:]) in range(15, 42)
+
+
+def test_a_sheet_is_captioned_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = prompt_sheet.draw_sheet([Image.fromarray(square(RED))] * 20, ["a long caption of a picture"] * 20)
+    assert page.size == (8 * prompt_sheet.CELL_SIDE, 3 * (prompt_sheet.CELL_SIDE + prompt_sheet.CAPTION_HEIGHT))
+    assert (
+        np.asarray(page)[
+            prompt_sheet.CELL_SIDE : prompt_sheet.CELL_SIDE + prompt_sheet.CAPTION_HEIGHT, : prompt_sheet.CELL_SIDE
+        ].min()
+        < 60
+    )
+    prompt_sheet.write_sheet(page, tmp_path / "sheet.webp")
+    with Image.open(tmp_path / "sheet.webp") as again:
+        assert again.size == page.size
+    with pytest.raises(ValueError, match=r"\.webp or \.png"):
+        prompt_sheet.write_sheet(page, tmp_path / "sheet.gif")
+    monkeypatch.setattr(prompt_sheet, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"ends in \.webp"):
+        prompt_sheet.write_sheet(page, tmp_path / "large.png")
+    assert not (tmp_path / "large.png").exists()
+
+
+# --- the command
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--from", str(tmp_path), "--json"]) == 2
+    output = capsys.readouterr()
+    assert "no model" in output.err
+    assert not output.out

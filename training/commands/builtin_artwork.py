@@ -1,0 +1,81 @@
+"""The built-in artwork for the training commands: fetched once, encoded once, kept in the cache folder."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from engine.models.families.embedded import EMBEDDED_MODEL, WEIGHTS_FOLDER
+from training.commands.options import default_cache_folder
+from training.commands.progress import show_progress
+from training.diffusion.latent_cache import (
+    CaptionEncoder,
+    LatentCache,
+    load_caption_encoder,
+    open_variant_cache,
+)
+from training.diffusion.models import refuse_incomplete
+from training.pictures import artwork
+from training.pictures.artwork import Artwork
+from training.pictures.variants import FIRST_HELD_BACK, number_variants
+
+VALIDATION_PICTURES = 1024
+
+Encoders = tuple[AutoencoderKL, CaptionEncoder]
+
+
+def load_drawings(cache: Path | None, side: int = artwork.MAX_SIDE) -> list[Artwork]:
+    """Load all artwork, at most `side` px, with npm if it is missing. Raises ValueError if it is unavailable."""
+    try:
+        return artwork.load((cache or default_cache_folder()) / "npm", side=side)
+    except (FileNotFoundError, subprocess.SubprocessError) as error:
+        raise ValueError(
+            f"The built-in artwork could not be fetched with npm ({type(error).__name__}): install npm, "
+            "or train on pictures of your own with --data FOLDER."
+        ) from error
+
+
+def open_variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[LatentCache, LatentCache]:
+    """Return latents and token states to train on, and the held-back ones."""
+    pictures = load_drawings(cache)
+    held_back_index = np.random.default_rng(seed).choice(len(pictures), VALIDATION_PICTURES, replace=False)
+    pair_lists = (number_variants(pictures), [(int(index), FIRST_HELD_BACK) for index in np.sort(held_back_index)])
+    caches: list[LatentCache] = []
+    for name, pairs in zip(("encoding variants", "encoding held-back variants"), pair_lists, strict=True):
+        with show_progress(name) as report_progress:
+            folder = cache or default_cache_folder()
+            latent_cache = open_variant_cache(
+                folder,
+                pictures,
+                pairs,
+                encoders,
+                seed=seed,
+                on_progress=lambda finished, total, report=report_progress: report(finished / total, ""),
+            )
+        caches.append(latent_cache)
+    return caches[0], caches[1]
+
+
+def load_encoders(weights: Path) -> Encoders:
+    """Load the autoencoder of a folder in the diffusers layout, and MiniLM."""
+    autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
+    autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
+    return autoencoder.eval(), load_caption_encoder()
+
+
+def load_schedule(weights: Path) -> DDIMScheduler:
+    """Load the noise schedule of a folder in the diffusers layout, as DDIM."""
+    return cast(DDIMScheduler, DDIMScheduler.from_pretrained(weights / "scheduler"))
+
+
+def find_weights(source: str) -> Path:
+    """Return the folder of `embedded`, or a folder with unet, vae and scheduler. Raises ValueError."""
+    folder = WEIGHTS_FOLDER if source == EMBEDDED_MODEL else Path(source)
+    refuse_incomplete(source, folder)
+    return folder

@@ -1,0 +1,101 @@
+"""The `darkroom train evaluate` command: measures a model's quality as rows of figure and goal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from training.commands.options import Cache, Threads
+from training.commands.progress import print_status, show_progress
+
+if TYPE_CHECKING:
+    from training.evaluation.picture_sampler import PictureSampler
+
+ModelName = Annotated[
+    str, typer.Option("--from", metavar="MODEL", help="The model to evaluate: embedded, or a folder.")
+]
+JudgeFolder = Annotated[
+    Path | None, typer.Option("--judge", metavar="FOLDER", help="Another judge than the built-in one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Draw a sample: a tenth of the time.")]
+OnlyChecks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Only this check, of reconstruction, backgrounds, hues, labels, words, seeds, memories, guidance, speed, "
+        "enlarging and sizes; may be given several times.",
+    ),
+]
+SheetFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
+
+SHEET_STEPS = 50
+
+
+def evaluate(
+    source: ModelName = "embedded",
+    judge: JudgeFolder = None,
+    cache: Cache = None,
+    threads: Threads = None,
+    only: OnlyChecks = None,
+    quick: Quick = False,
+    json: AsJson = False,
+    sheet: SheetFile = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure the model with a judge: a classifier that was trained on the real pictures only.
+
+    Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. Timings mean something only while
+    nothing else runs.
+    """
+    import torch
+
+    from benchmarks.report.figure_row import format_json, format_table
+    from engine.models.families.embedded import WEIGHTS_FOLDER
+    from training.commands import builtin_artwork
+    from training.evaluation.checks import run_checks as rows_of
+    from training.evaluation.context import QUICK_SIZES, SampleSizes
+    from training.evaluation.context_loader import open_context
+
+    if threads:
+        torch.set_num_threads(threads)
+    weights_folder, judge_folder = builtin_artwork.find_weights(source), judge or WEIGHTS_FOLDER / "judge"
+    if sheet:
+        return _draw_sheet(weights_folder, judge_folder, sheet, seed)
+    with show_progress("drawing") as report_progress:
+        context = open_context(
+            weights_folder,
+            judge_folder,
+            lambda: builtin_artwork.load_drawings(cache),
+            QUICK_SIZES if quick else SampleSizes(),
+            seed,
+            lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
+        )
+        rows = rows_of(context, only or [], print_status)
+    typer.echo(format_json(rows) if json else format_table(rows))
+
+
+def _draw_sheet(weights_folder: Path, judge_folder: Path, path: Path, seed: int) -> None:
+    from dataclasses import replace
+
+    from training.evaluation import prompt_sheet
+    from training.evaluation.context_loader import load_sampler
+    from training.evaluation.judge import read_labels
+
+    prompts = prompt_sheet.choose_prompts(read_labels(judge_folder), seed)
+    sampler: PictureSampler = load_sampler(weights_folder)
+    with show_progress("drawing") as report_progress:
+        sampler = replace(
+            sampler,
+            steps=SHEET_STEPS,
+            on_progress=lambda finished, total: report_progress(finished / total, f"{finished} of {total} steps"),
+        )
+        latents = sampler.sample_latents(prompts, [seed] * len(prompts))
+    pictures = [sampler.family.finish(picture_latents) for picture_latents in latents]
+    prompt_sheet.write_sheet(prompt_sheet.draw_sheet(pictures, prompts), path)
+    print_status(f"{path}: {len(prompts)} prompts, seed {seed}, {SHEET_STEPS} steps.")

@@ -1,0 +1,133 @@
+"""Runs `darkroom train diffusion`, on the built-in artwork or on the user's pictures. Imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from engine.device.torch_device import choose_device
+from engine.models.families.embedded import EMBEDDED_MODEL
+from engine.models.files.fingerprint import fingerprint_folder
+from training.commands import builtin_artwork, user_dataset
+from training.commands.progress import print_status
+from training.commands.run_folder import STAGING_FOLDER
+from training.commands.session import Session
+from training.core import memory_estimate
+from training.diffusion.dataset_cache import select_evaluation_rows
+from training.diffusion.diffusion_trainer import (
+    SCRATCH,
+    DiffusionEvaluator,
+    DiffusionSettings,
+    DiffusionTrainer,
+    add_text_embedding,
+    build_network,
+    load_network,
+)
+from training.diffusion.latent_cache import LatentCache
+from training.diffusion.models import LoadedModel, find_model_folder, load_model, read_dtypes, write_model
+from training.diffusion.sampling import SHEET_PROMPTS
+from training.pictures.variants import mix_fingerprint
+
+DATASET_BATCH, DATASET_RATE = 16, 1e-4  # Muon's step size does not depend on the batch
+
+POOLING_HEADS = 64  # attention heads with which diffusers pools the text for the time embedding
+
+
+def train_on_artwork(session: Session, source: str, cache: Path | None, overrides: dict[str, float | None]) -> int:
+    settings = session.resolve_settings(DiffusionSettings, **overrides)
+    parts_model = _parts_model(source)
+    weights = builtin_artwork.find_weights(parts_model)
+    memory_estimate.check_fits(memory_estimate.estimate_diffusion(weights, settings.batch))
+    session.bind_origin(
+        {
+            "starting weights": _describe_start(source, fingerprint_folder(weights)),
+            "pictures": f"the built-in artwork, {mix_fingerprint()}",
+        }
+    )
+    vae, caption_encoder = builtin_artwork.load_encoders(weights)
+    train_cache, held_back_cache = builtin_artwork.open_variants(cache, (vae, caption_encoder), settings.seed)
+    scheduler = builtin_artwork.load_schedule(weights)
+    unet = weights / "unet"
+    network = build_network(unet, settings.seed) if source == SCRATCH else load_network(unet)
+    trainer = _make_trainer(network, train_cache, scheduler, settings)
+    evaluator = DiffusionEvaluator(trainer, held_back_cache, caption_encoder(SHEET_PROMPTS), vae, scheduler)
+    return session.train(trainer, evaluator, lambda: _write_result(session, load_model(parts_model), trainer))
+
+
+def train_on_dataset(session: Session, source: str, data: Path, flip: bool, overrides: dict[str, float | None]) -> int:
+    settings = session.resolve_settings(DiffusionSettings if source == SCRATCH else _gentle_settings, **overrides)
+    parts_model = _parts_model(source)
+    if (folder := find_model_folder(parts_model)) and (
+        folder / "unet"
+    ).is_dir():  # otherwise `open_model` reports what is missing
+        memory_estimate.check_fits(memory_estimate.estimate_diffusion(folder, settings.batch))
+    dataset = user_dataset.read_dataset(session, data)
+    model = load_model(parts_model)
+    starting_weights = _describe_start(source, model.fingerprint)
+    session.bind_origin({"starting weights": starting_weights, "pictures": dataset.fingerprint, "--flip": str(flip)})
+    scheduler = _load_schedule(model)
+    train_cache = user_dataset.encode_dataset(session, dataset, model, side=model.side, seed=settings.seed, flip=flip)
+    model.pipeline.unet = _make_network(model, source, settings.seed)
+    trainer = _make_trainer(model.pipeline.unet, train_cache, scheduler, settings)
+    prompt_states = model.encode_captions(user_dataset.choose_prompts(dataset))
+    evaluator = DiffusionEvaluator(
+        trainer,
+        select_evaluation_rows(train_cache, dataset, flip),
+        prompt_states,
+        model.pipeline.vae,
+        scheduler,
+        "v_mse_of_pictures",
+    )
+    exit_code = session.train(trainer, evaluator, lambda: _write_result(session, model, trainer), minutes=1.0)
+    if exit_code == 0:
+        print_status(f'Draw with it: darkroom imagine "{dataset.pictures[0].caption}" --model {session.options.out}')
+    return exit_code
+
+
+def _make_trainer(
+    network: UNet2DConditionModel, train_cache: LatentCache, scheduler: DDIMScheduler, settings: DiffusionSettings
+) -> DiffusionTrainer:
+    torch.nn.Module.to(network, choose_device())
+    return DiffusionTrainer(network, train_cache, scheduler.alphas_cumprod, settings)
+
+
+def _parts_model(source: str) -> str:
+    """Return the model of the other parts (autoencoder, text encoder, schedule): the embedded one for scratch."""
+    return EMBEDDED_MODEL if source == SCRATCH else source
+
+
+def _describe_start(source: str, fingerprint: str) -> str:
+    return f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
+
+
+def _make_network(model: LoadedModel, source: str, seed: int) -> UNet2DConditionModel:
+    if source == SCRATCH:
+        return build_network(model.folder / "unet", seed)
+    torch.manual_seed(seed)  # initial weights of the added layers
+    network = model.pipeline.unet
+    return add_text_embedding(network) if network.config.cross_attention_dim % POOLING_HEADS == 0 else network
+
+
+def _gentle_settings(**overrides: Any) -> DiffusionSettings:
+    """Return settings for few pictures, seen often: small steps, so that the network forgets little."""
+    return DiffusionSettings(**{"rate": DATASET_RATE, "batch": DATASET_BATCH, "warm": 20} | overrides)
+
+
+def _load_schedule(model: LoadedModel) -> DDIMScheduler:
+    config = model.pipeline.scheduler.config
+    if config.prediction_type != "v_prediction":
+        raise ValueError(
+            "This model does not predict v, and only such models are trained here: use `darkroom train lora`."
+        )
+    return cast(DDIMScheduler, DDIMScheduler.from_config(config))
+
+
+def _write_result(session: Session, model: LoadedModel, trainer: DiffusionTrainer) -> None:
+    """Write the averaged network in fp16 with the model's other parts in their stored number formats."""
+    model.pipeline.unet = trainer.average
+    dtypes = {**read_dtypes(model.folder), "unet": torch.float16}
+    write_model(model.pipeline, dtypes, session.options.out, session.folder / STAGING_FOLDER)

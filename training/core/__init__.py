@@ -1,0 +1,1 @@
+"""A training run: optimizer, checkpoints, random numbers, memory estimate."""

@@ -1,0 +1,187 @@
+"""Estimates the memory of a training before anything is loaded, from the headers of the weight files.
+
+Knows sizes only. The figures are for a processor, rounded up from measurements (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROCESS_BYTES = 0.8e9  # bytes: torch, diffusers and transformers without any model
+TRAINED_PARAMETER_BYTES = (
+    36  # bytes a parameter: weights, gradient, average, two moments in fp32; a checkpoint writes copies of four
+)
+FROZEN_PARAMETER_BYTES = 6  # fp32, and the copy in half precision that autocast keeps
+LORA_PARAMETER_BYTES = 36
+ACTIVATIONS_PER_OUTPUT = 40  # values that a block keeps for its gradient, for each output value
+MAX_HEADER_BYTES = 100 << 20
+MAX_DIMENSION = 1 << 40
+PICTURE_PIXEL_BYTES = 8  # bytes for each pixel of a picture in memory: picture, mask, and copies of both for stacking
+HELD_OUT_PIXEL_BYTES = 40  # the same for a held-out picture: also as floats, and as the network's output
+SMALLER_BATCH = "a smaller --batch"
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by purpose; `mend` is advice that reduces them."""
+
+    weights: float
+    activations: float
+    remedy: str
+    batch: int
+    weights_label: str = "weights and optimizer"
+
+    @property
+    def total(self) -> float:
+        return PROCESS_BYTES + self.weights + self.activations
+
+
+def estimate_diffusion(folder: Path, batch: int) -> MemoryEstimate:
+    """Estimate the training of a whole network. Raises ValueError if the folder has no network."""
+    weights = TRAINED_PARAMETER_BYTES * count_parameters(folder / "unet") + _frozen_parts_bytes(folder)
+    remedy = (
+        f"{SMALLER_BATCH if batch > 1 else 'a smaller model'}, or `darkroom train lora`, which leaves the network "
+        "as it is"
+    )
+    return MemoryEstimate(weights, activation_bytes(_read_config(folder / "unet"), batch), remedy, batch)
+
+
+def estimate_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> MemoryEstimate:
+    """Estimate the training of a LoRA of `rank` on a frozen network; `side` of the pictures in pixels."""
+    config = _read_config(folder / "unet")
+    vae_factor = 2 ** (len(_read_config(folder / "vae", needs_sample_size=False)["block_out_channels"]) - 1)
+    lora_parameters = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
+    weights = (
+        FROZEN_PARAMETER_BYTES * count_parameters(folder / "unet")
+        + LORA_PARAMETER_BYTES * lora_parameters
+        + _frozen_parts_bytes(folder)
+    )
+    remedy = "a smaller --size" if batch == 1 else f"{SMALLER_BATCH} or a smaller --size"
+    return MemoryEstimate(weights, activation_bytes(config, batch, side and side // vae_factor), remedy, batch)
+
+
+def estimate_pixel_network(
+    parameter_count: int,
+    bytes_per_picture: float,
+    batch: int,
+    train_pixels: float,
+    held_out_pixels: float = 0.0,
+    remedy: str = "",
+) -> MemoryEstimate:
+    """Estimate training on `seen` and `held_out` pixels in memory; each picture of a batch keeps `each` bytes."""
+    weights = (
+        TRAINED_PARAMETER_BYTES * parameter_count
+        + PICTURE_PIXEL_BYTES * train_pixels
+        + HELD_OUT_PIXEL_BYTES * held_out_pixels
+    )
+    return MemoryEstimate(
+        weights, bytes_per_picture * batch, remedy or SMALLER_BATCH, batch, "weights, optimizer and pictures"
+    )
+
+
+def check_fits(estimate: MemoryEstimate) -> None:
+    """Raise ValueError, one sentence with the numbers, if the training cannot fit."""
+    free = free_bytes()
+    if estimate.total > free:
+        breakdown = (
+            f"{_format_gb(estimate.weights)} for {estimate.weights_label}, {_format_gb(estimate.activations)} for a "
+            f"batch of {estimate.batch}"
+        )
+        raise ValueError(
+            f"This training needs about {_format_gb(estimate.total)} of memory ({breakdown}), and {_format_gb(free)} "
+            "are free: "
+            f"try {estimate.remedy}."
+        )
+
+
+def activation_bytes(config: dict[str, Any], batch: int, side: int | None = None) -> float:
+    """Return the bytes that a batch keeps for the gradient; `side` of the latents, by default the network's."""
+    widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
+    layers = layers if isinstance(layers, int) else max(layers)
+    latent_side = side or config["sample_size"]
+    total = 0.0
+    for level, width in enumerate(widths):
+        area = math.ceil(latent_side / 2**level) ** 2
+        layer_count = 2 * layers + 1 + 2 * (level == len(widths) - 1)
+        total += layer_count * width * area * ACTIVATIONS_PER_OUTPUT * 2
+    return total * batch
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the numbers in a part's safetensors files from their headers. Raises ValueError."""
+    files = [path for path in sorted(folder.glob("*.safetensors")) if ".fp16." not in path.name]
+    files = files or sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights in safetensors.")
+    return sum(math.prod(shape) for path in files for shape in _read_shapes(path))
+
+
+def free_bytes() -> float:
+    """Return the free bytes: what Linux counts as available, limited by the container's own limit."""
+    lines = _read_lines(Path("/proc/meminfo"))
+    available_values = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    free = (
+        available_values[0] if available_values else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    )
+    limit, usage = (_read_lines(Path(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
+    return min(free, float(limit[0]) - float(usage[0])) if limit and usage and limit[0].isdigit() else free
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # another system, or no container
+        return []
+
+
+def _frozen_parts_bytes(folder: Path) -> float:
+    return sum(4.0 * count_parameters(folder / part) for part in ("vae", "text_encoder") if (folder / part).is_dir())
+
+
+def _read_shapes(path: Path) -> list[list[int]]:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError
+            header = json.loads(file.read(length))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        if not all(_are_sizes(shape, allow_empty=True) for shape in shapes):
+            raise ValueError
+        return shapes
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path} is no safetensors file.") from None
+
+
+def _read_config(folder: Path, *, needs_sample_size: bool = True) -> dict[str, Any]:
+    """Read a part's configuration and check the sizes that this module uses. Raises ValueError."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise ValueError(f"{folder} has no config.json that can be read.") from None
+    layers = config.get("layers_per_block", 2) if isinstance(config, dict) else None
+    if not (
+        isinstance(config, dict)
+        and _are_sizes(config.get("block_out_channels"))
+        and _are_sizes(layers if isinstance(layers, list) else [layers])
+        and (_are_sizes([config.get("sample_size")]) or not needs_sample_size)
+    ):
+        raise ValueError(f"{folder} has a config.json that does not say how large its network is.")
+    return config
+
+
+def _are_sizes(value: object, *, allow_empty: bool = False) -> bool:
+    """Check for whole numbers of at least 1. With `empty`, an empty list and zeros count too: a tensor's shape."""
+    if not isinstance(value, list) or not (value or allow_empty):
+        return False
+    return all(type(size) is int and 1 - allow_empty <= size <= MAX_DIMENSION for size in value)
+
+
+def _format_gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,1 @@
+"""Trains the diffusion network and LoRAs."""

@@ -1,0 +1,145 @@
+"""Trains a LoRA on the attention of any Stable Diffusion network, by PEFT; the network itself stays frozen.
+
+Supports networks that predict noise or v; knows nothing of files or clocks. All randomness is a function of (seed,
+step). Hu 2021 (LoRA); Ho 2020 (noise); Salimans & Ho 2022 (v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.core.learner import Learner, warmup_factor
+from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
+from training.core.run import Metrics
+from training.diffusion.latent_cache import LatentCache
+from training.diffusion.sampling import add_noise, decode_latents, read_rows, sample_latents, write_sheet
+
+TARGET_MODULES = ["to_q", "to_k", "to_v", "to_out.0"]
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The settings that stay the same for a whole run; `size` is the side of the pictures in pixels."""
+
+    size: int
+    rank: int = 8
+    alpha: float = 8.0
+    rate: float = 2e-4
+    batch: int = 4
+    warm: int = 10
+    unconditioned: float = 0.1
+    decay: float = 0.01
+    precision: str = "bf16"
+    seed: int = 0
+
+
+class LoraTrainer:
+    """Trains an adapter on `network`; `scheduler` says how noise is added and what is predicted."""
+
+    def __init__(self, network: Any, cache: LatentCache, scheduler: DDIMScheduler, settings: LoraSettings) -> None:
+        self.network, self.cache, self.settings, self.steps = network.requires_grad_(False).train(), cache, settings, 0
+        if not (len(cache) and scheduler.config["prediction_type"] in ("epsilon", "v_prediction")):
+            raise ValueError("This model predicts neither noise nor v, which is all that can be trained here.")
+        self.device = next(network.parameters()).device
+        self.alphas = scheduler.alphas_cumprod
+        self.predicts_noise = scheduler.config["prediction_type"] == "epsilon"
+        self.batch_size = min(settings.batch, len(cache))
+        torch.manual_seed(settings.seed)  # initial weights of the adapter
+        alpha: Any = settings.alpha  # PEFT takes a float, although its types say int
+        network.add_adapter(
+            LoraConfig(r=settings.rank, target_modules=TARGET_MODULES, lora_alpha=alpha, init_lora_weights="gaussian")
+        )
+        lora_parameters = {
+            name.replace(".", "/"): parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
+        self.learner = Learner("lora", nn.ParameterDict(lora_parameters), weight_decay=settings.decay)
+        self.empty_states = torch.from_numpy(cache.empty_states).float()
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch_size
+
+    @property
+    def rate(self) -> float:
+        return self.learner.rate
+
+    def step(self, progress: float) -> Metrics:
+        """Train one batch. Raises ValueError if the loss is not a number."""
+        clean, states, generator = self._next_batch()
+        loss = self._loss(clean, states, generator)
+        if not torch.isfinite(loss):
+            raise ValueError(f"The loss is not a number after {self.samples} pictures: lower the learning rate.")
+        loss.backward()
+        self.learner.update(self.settings.rate * warmup_factor(self.steps, self.settings.warm) * (1.0 - 0.9 * progress))
+        self.steps += 1
+        return {"loss": float(loss.detach())}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self.learner.state_tensors()
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        self.learner.restore(tensors)
+        self.steps = steps
+
+    @torch.no_grad()
+    def mean_loss(self, cache: LatentCache) -> float:
+        """Return the mean loss over a cache, always with the same noise and timesteps."""
+        total = 0.0
+        for start in range(0, len(cache), self.batch_size):
+            clean, states = read_rows(cache, np.arange(start, min(start + self.batch_size, len(cache))))
+            total += float(self._loss(clean, states, torch.Generator().manual_seed(start))) * len(clean)
+        return total / len(cache)
+
+    def _loss(self, clean: Tensor, states: Tensor, generator: torch.Generator) -> Tensor:
+        count = len(clean)
+        timesteps = (stratified_uniforms(count, generator) * len(self.alphas)).long().clamp_(max=len(self.alphas) - 1)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy, v = add_noise(clean, noise, self.alphas[timesteps])
+        target = (noise if self.predicts_noise else v).to(self.device)
+        noisy, timesteps, states = noisy.to(self.device), timesteps.to(self.device), states.to(self.device)
+        dtype = PRECISIONS[self.settings.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            prediction = self.network(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        return F.mse_loss(prediction.float(), target)
+
+    def _next_batch(self) -> tuple[Tensor, Tensor, torch.Generator]:
+        clean, states = read_rows(
+            self.cache, np.sort(batch_indices(self.settings.seed, self.steps, len(self.cache), self.batch_size))
+        )
+        generator = step_generator(self.settings.seed, self.steps)
+        return clean, drop_conditioning(states, self.empty_states, self.settings.unconditioned, generator), generator
+
+
+@dataclass(frozen=True)
+class LoraEvaluator:
+    """Evaluates the LoRA on its own pictures and draws some of their captions."""
+
+    trainer: LoraTrainer
+    training_cache: LatentCache
+    prompt_states: Tensor
+    autoencoder: Any
+    scheduler: DDIMScheduler
+
+    def evaluate(self) -> Metrics:
+        return {"loss_of_pictures": self.trainer.mean_loss(self.training_cache)}
+
+    def draw_sheet(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        device, network = self.trainer.device, self.trainer.network
+        states, empty_states = self.prompt_states.to(device), self.trainer.empty_states.to(device)
+        latents = sample_latents(network, states, empty_states, self.scheduler, steps=25)
+        is_large = self.trainer.settings.size > 128
+        write_sheet(path, list(decode_latents(self.autoencoder, latents.cpu())), columns=4, zoom=1 if is_large else 2)

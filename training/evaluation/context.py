@@ -1,0 +1,156 @@
+"""The inputs of the checks, loaded on first use: the model, the judge, the artwork.
+
+A missing input raises a ValueError with one sentence on every use; no load is tried twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.contract.rejection import JobRejected
+from engine.upscaling.super_resolver import SuperResolver
+from training.evaluation.judge import JudgeOutput, LabelJudge
+from training.evaluation.judge_trainer import held_back_pairs, render_pairs
+from training.evaluation.measures import retrieval_at
+from training.evaluation.normal_pose import OTHER_SCALES, render_posed_rescaled
+from training.evaluation.picture_sampler import PictureSampler
+from training.pictures.artwork import Artwork
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class SampleSizes:
+    """How many pictures are drawn. `labels` of them (None: all) are drawn; the ranking is always over all labels."""
+
+    label_count: int | None = None
+    per_colour: int = 10
+    per_pair: int = 16
+    per_word: int = 4  # seeds for each template
+    seed_groups: int = 40
+    guidance_prompts: int = 72
+
+
+QUICK_SIZES = SampleSizes(label_count=160, per_colour=3, per_pair=6, per_word=1, seed_groups=12, guidance_prompts=24)
+
+
+class LazyValue(Generic[Value]):
+    """Calls `make` on first use and caches its value, or its error as a ValueError with one sentence."""
+
+    def __init__(self, load: Callable[[], Value]) -> None:
+        self._load, self._values = load, list[Value]()
+        self._error: ValueError | None = None
+
+    def __call__(self) -> Value:
+        if self._error is not None:
+            raise self._error
+        if not self._values:
+            try:
+                self._values.append(self._load())
+            except (ValueError, JobRejected) as error:
+                self._error = ValueError(str(error))
+                raise self._error from error
+        return self._values[0]
+
+
+@dataclass(frozen=True)
+class LabelSample:
+    """One picture for each of these labels, and the judge's output for it."""
+
+    labels: tuple[str, ...]
+    targets: Tensor
+    pictures: np.ndarray
+    output: JudgeOutput
+
+
+class EvaluationContext:
+    """The inputs of all checks. `weights` is the model's folder; each loader is called at most once."""
+
+    def __init__(
+        self,
+        weights: Path,
+        load_sampler: Callable[[], PictureSampler],
+        load_judge: Callable[[], LabelJudge],
+        load_artwork: Callable[[], Sequence[Artwork]],
+        load_resolver: Callable[[], SuperResolver],
+        sizes: SampleSizes = SampleSizes(),
+        seed: int = 0,
+    ) -> None:
+        self._sampler, self._judge, self._artwork = (
+            LazyValue(load_sampler),
+            LazyValue(load_judge),
+            LazyValue(load_artwork),
+        )
+        self._resolver, self.weights = LazyValue(load_resolver), weights
+        self.sizes, self.seed = sizes, seed
+        self.label_sample = LazyValue(self._sample_labels)
+        self.judge_renderings = LazyValue(self._judge_renderings)
+        self.judge_on_white = LazyValue(self._judge_on_white)
+
+    @property
+    def sampler(self) -> PictureSampler:
+        return self._sampler()
+
+    @property
+    def judge(self) -> LabelJudge:
+        return self._judge()
+
+    @property
+    def artwork(self) -> Sequence[Artwork]:
+        return self._artwork()
+
+    @property
+    def resolver(self) -> SuperResolver:
+        return self._resolver()
+
+    @cached_property
+    def label_numbers(self) -> dict[str, int]:
+        """Return the number of each label."""
+        return {label: number for number, label in enumerate(self.judge.labels)}
+
+    def choose_labels(self, count: int, salt: int) -> list[str]:
+        """Choose `count` labels, without repeats while there are enough; the same for one `salt`."""
+        labels, rng = self.judge.labels, np.random.default_rng([self.seed, salt])
+        return [labels[int(i)] for i in rng.choice(len(labels), count, replace=count > len(labels))]
+
+    def _sample_labels(self) -> LabelSample:
+        count = self.sizes.label_count
+        labels = (
+            self.judge.labels if count is None else tuple(self.choose_labels(min(count, len(self.judge.labels)), 1))
+        )
+        pictures = self.sampler.sample_pictures([f"{label}, white background" for label in labels], range(len(labels)))
+        targets = torch.tensor([self.label_numbers[label] for label in labels])
+        return LabelSample(tuple(labels), targets, pictures, self.judge.judge_pictures(pictures))
+
+    def _judge_renderings(self) -> tuple[JudgeOutput, Tensor]:
+        """Judge two held-back renderings of every label; return the judge's output and the true labels."""
+        pairs = held_back_pairs(self.artwork, 2, self.seed)
+        targets = torch.tensor([self.label_numbers[self.artwork[index].description.label] for index, _ in pairs])
+        return self.judge.judge_pictures(render_pairs(self.artwork, pairs, self.seed)), targets
+
+    def _judge_on_white(self) -> tuple[JudgeOutput, Tensor]:
+        """Judge the same drawings posed as prompts ask; return the judge's output and the true labels."""
+        drawings = [self.artwork[index] for index, _ in held_back_pairs(self.artwork, 2, self.seed)]
+        targets = torch.tensor([self.label_numbers[drawing.description.label] for drawing in drawings])
+        return self.judge.judge_pictures(render_posed_rescaled(drawings)), targets.repeat(len(OTHER_SCALES))
+
+    def judge_score_on_white(self, count: int) -> float:
+        """Return the judge's retrieval in percent on posed real drawings. Raises ValueError without artwork."""
+        output, targets = self.judge_on_white()
+        return retrieval_at(output.scores, targets, count)
+
+    def judge_score(self, count: int) -> float:
+        """Return the judge's retrieval in percent on any rendering; without artwork, its score from training."""
+        try:
+            output, targets = self.judge_renderings()
+        except ValueError:
+            return float(self.judge.own_scores[f"at_{count}"])
+        return retrieval_at(output.scores, targets, count)

@@ -1,0 +1,174 @@
+"""Trains the judge on renderings of the real artwork to predict the label and its MiniLM sentence vector.
+
+Knows one step and the state that repeats the next one exactly. All randomness, down to the choice of renderings, is a
+function of (seed, step). Knows nothing of files, clocks or the model that it will evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.core.learner import Learner, cosine_decay, warmup_factor
+from training.core.muon import is_hidden_matrix
+from training.core.rng import batch_indices, step_generator
+from training.core.run import Metrics
+from training.diffusion.sampling import write_sheet
+from training.evaluation.augmentation import augment
+from training.evaluation.judge import DEFAULT_WIDTHS, JudgeNetwork, LabelJudge
+from training.evaluation.measures import retrieval_at
+from training.pictures.artwork import Artwork
+from training.pictures.masked_pictures import as_images, as_pictures
+from training.pictures.variants import FIRST_HELD_BACK, render_variant
+
+SHEET_PICTURES = 64
+RENDERINGS_PER_DRAWING = 8  # renderings of each drawing in memory: half a gigabyte saves a quarter of the time
+GRADIENT_CLIP = 5.0
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """The settings that stay the same for a whole run."""
+
+    rate: float = 3e-3
+    batch: int = 128
+    warm: int = 50
+    decay: float = 0.02
+    smoothing: float = 0.1  # some labels are nearly equal, so no answer deserves certainty
+    seed: int = 0
+
+
+def collect_labels(pictures: Sequence[Artwork]) -> tuple[str, ...]:
+    """Return every label of the artwork once, sorted."""
+    return tuple(sorted({art.description.label for art in pictures}))
+
+
+def render_pairs(pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], seed: int) -> np.ndarray:
+    """Render these (picture, number) pairs as uint8 [n, 64, 64, 3]."""
+    return np.stack([render_variant(pictures[index], number, seed).pixels for index, number in pairs])
+
+
+class JudgeTrainer:
+    """Trains a judge. `vectors` are the sentence vectors of `labels`, of length 1: [labels, 384]."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Artwork],
+        label_vectors: Tensor,
+        settings: JudgeSettings = JudgeSettings(),
+        widths: Sequence[int] = DEFAULT_WIDTHS,
+    ) -> None:
+        self.pictures, self.label_vectors, self.settings = pictures, label_vectors, settings
+        self.labels = collect_labels(pictures)
+        label_numbers = {label: number for number, label in enumerate(self.labels)}
+        self.targets = torch.tensor([label_numbers[art.description.label] for art in pictures])
+        torch.manual_seed(settings.seed)
+        self.network = JudgeNetwork(len(self.labels), widths)
+        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
+        self.learners = (
+            Learner("body", self.network.body, is_muon_matrix=is_hidden_matrix, weight_decay=settings.decay),
+            Learner("heads", self.network.heads, weight_decay=settings.decay),
+        )
+        self.batch_size = min(settings.batch, len(pictures))
+        self.steps = 0
+        self._renderings: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch_size
+
+    @property
+    def rate(self) -> float:
+        return self.learners[0].rate
+
+    def step(self, progress: float) -> Metrics:
+        """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
+        pictures, targets = self.next_batch()
+        self.network.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores, sentences, _ = self.network(pictures)
+        label_loss = F.cross_entropy(scores.float(), targets, label_smoothing=self.settings.smoothing)
+        sentence_loss = 1 - F.cosine_similarity(sentences.float(), self.label_vectors[targets]).mean()
+        loss = label_loss + sentence_loss
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
+        loss.backward()
+        rate = self.settings.rate * warmup_factor(self.steps, self.settings.warm) * cosine_decay(progress)
+        for learner in self.learners:
+            learner.update(rate, clip=GRADIENT_CLIP)
+        self.steps += 1
+        return {
+            "loss": float(loss.detach()),
+            "label": float(label_loss.detach()),
+            "sentence": float(sentence_loss.detach()),
+        }
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything that the next step depends on, by name."""
+        return {name: tensor for learner in self.learners for name, tensor in learner.state_tensors().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
+        for learner in self.learners:
+            learner.restore(tensors)
+        self.steps = steps
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return this step's batch: pictures in -1 … 1 and the numbers of their labels."""
+        index = batch_indices(self.settings.seed, self.steps, len(self.pictures), self.batch_size)
+        numbers = np.random.default_rng([self.settings.seed, 1, self.steps]).integers(
+            0, RENDERINGS_PER_DRAWING, self.batch_size
+        )
+        pictures = np.stack(
+            [self._render(int(drawing), int(number)) for drawing, number in zip(index, numbers, strict=True)]
+        )
+        return augment(as_images(pictures), step_generator(self.settings.seed, self.steps)), self.targets[index]
+
+    def _render(self, index: int, number: int) -> np.ndarray:
+        if (index, number) not in self._renderings:
+            self._renderings[index, number] = render_variant(self.pictures[index], number, self.settings.seed).pixels
+        return self._renderings[index, number]
+
+
+@dataclass(frozen=True)
+class JudgeEvaluator:
+    """Evaluates the judge: retrieval over renderings that it was never trained on."""
+
+    trainer: JudgeTrainer
+    pairs: Sequence[tuple[int, int]]
+
+    def build_judge(self) -> LabelJudge:
+        """Return the judge in its current state, with its own score."""
+        own_scores = {name: round(figure, 2) for name, figure in self.evaluate().items()}
+        return LabelJudge(self.trainer.network.eval(), self.trainer.labels, own_scores)
+
+    def evaluate(self) -> Metrics:
+        judge = LabelJudge(self.trainer.network.eval(), self.trainer.labels, {})
+        output = judge.judge_pictures(render_pairs(self.trainer.pictures, self.pairs, self.trainer.settings.seed))
+        targets = self.trainer.targets[[index for index, _ in self.pairs]]
+        return {f"at_{count}": retrieval_at(output.scores, targets, count) for count in (1, 5)}
+
+    def draw_sheet(self, path: Path) -> None:
+        """Write a sheet of pictures as the judge gets them in training."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures, _ = self.trainer.next_batch()
+        write_sheet(path, list(as_pictures(pictures[:SHEET_PICTURES])))
+
+
+def held_back_pairs(pictures: Sequence[Artwork], per_label: int, seed: int) -> list[tuple[int, int]]:
+    """Return (picture, number) pairs never trained on, `per_label` for every label, its drawings in turn."""
+    by_label: dict[str, list[int]] = {}
+    for index, art in enumerate(pictures):
+        by_label.setdefault(art.description.label, []).append(index)
+    first_numbers = np.random.default_rng(seed).integers(0, 1 << 16, len(by_label))
+    return [
+        (drawings[int(start + number) % len(drawings)], FIRST_HELD_BACK + number)
+        for start, (_, drawings) in zip(first_numbers, sorted(by_label.items()), strict=True)
+        for number in range(per_label)
+    ]

@@ -1,0 +1,61 @@
+"""Generates many pictures with the engine's own text encoding, plan and autoencoder. Knows no judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.contract import Dtype, Sampler
+from engine.models.family import TokenConditioned
+from engine.plan import plan
+from training.latent_sampling import build_input, initial_noise, sample_latents
+
+ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a processor
+
+
+@dataclass(frozen=True)
+class PictureSampler:
+    """Generates pictures of one family. `told` is called with the finished and the total number of steps."""
+
+    family: TokenConditioned
+    dtype: Dtype
+    on_progress: Callable[[int, int], None] = lambda finished, total: None
+    steps: int = 25
+    sampler: Sampler = "dpmpp_2m"
+
+    def sample_pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Draw uint8 [n, h, w, 3] before upscaling, one prompt and seed a picture; guidance defaults to the model's."""
+        latents = self.sample_latents(prompts, seeds, guidance, interval)
+        return np.stack([np.asarray(self.family.decode(picture_latents).convert("RGB")) for picture_latents in latents])
+
+    def sample_latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Draw the latents of each prompt and seed: [n, channels, h, w]."""
+        family = self.family
+        guidance_scale = family.guidance if guidance is None else guidance
+        guidance_interval = family.interval if interval is None else interval
+        sampling_plan = plan(family.scheduler_config, self.sampler, self.steps)
+        drawings = [
+            build_input(
+                family,
+                family.encode_text(prompt),
+                guidance_scale,
+                sampling_plan.init_sigma * initial_noise(family, seed),
+                guidance_interval,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return torch.stack(
+            sample_latents(
+                family, sampling_plan, drawings, on_step=self.on_progress, dtype=self.dtype, rows=ROWS_PER_FORWARD
+            )
+        )

@@ -1,0 +1,164 @@
+"""Checks of prompt adherence: backgrounds, hues on unseen pairs, labels, and unseen words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from benchmarks.report.figure_row import FigureRow
+from training.evaluation import goals
+from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
+from training.evaluation.context import EvaluationContext
+from training.evaluation.measures import (
+    name_subject_hue,
+    nearest_background,
+    percent_of_hits,
+    retrieval_at,
+    retrieval_of_any_at,
+)
+from training.evaluation.normal_pose import render_posed_rescaled
+from training.pictures.captions import HELD_OUT_PAIRS
+from training.pictures.variants import BACKGROUND_COLOURS
+
+LISTED_MISSES = 3  # of the worst, in a note
+
+
+def check_backgrounds(context: EvaluationContext) -> list[FigureRow]:
+    """Draw every named background on some labels; the border's colour decides."""
+    colours = [colour for colour in BACKGROUND_COLOURS for _ in range(context.sizes.per_colour)]
+    labels = context.choose_labels(len(colours), 2)
+    prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
+    found_colours = [
+        nearest_background(picture) for picture in context.sampler.sample_pictures(prompts, range(len(prompts)))
+    ]
+    hits = [found == colour for found, colour in zip(found_colours, colours, strict=True)]
+    misses = [f"{colour} as {found}" for found, colour in zip(found_colours, colours, strict=True) if found != colour]
+    note = f"{len(hits)} pictures, {len(BACKGROUND_COLOURS)} colours{_list_misses(misses)}"
+    return [goals.BACKGROUNDS.make_row(percent_of_hits(hits), note)]
+
+
+def check_hues(context: EvaluationContext) -> list[FigureRow]:
+    """Draw the colour–object pairs that are in no caption, from many seeds."""
+    pairs = [pair for pair in sorted(HELD_OUT_PAIRS) for _ in range(context.sizes.per_pair)]
+    prompts = [f"{hue} {thing}, white background" for hue, thing in pairs]
+    found_hues = [
+        name_subject_hue(picture) for picture in context.sampler.sample_pictures(prompts, range(len(prompts)))
+    ]
+    misses = [
+        f"{' '.join(pair)} as {found or 'no hue'}"
+        for found, pair in zip(found_hues, pairs, strict=True)
+        if found != pair[0]
+    ]
+    hits = [found == hue for found, (hue, _) in zip(found_hues, pairs, strict=True)]
+    return [
+        goals.HUES.make_row(
+            percent_of_hits(hits), f"{len(hits)} pictures of {len(HELD_OUT_PAIRS)} pairs{_list_misses(misses)}"
+        )
+    ]
+
+
+def check_labels(context: EvaluationContext) -> list[FigureRow]:
+    """Draw "LABEL, white background" and rank the judge's labels: is LABEL the first, or among the first five?"""
+    label_sample, label_count = context.label_sample(), len(context.judge.labels)
+    at_1, at_5 = (retrieval_at(label_sample.output.scores, label_sample.targets, count) for count in (1, 5))
+    note = f"{len(label_sample.labels)} of {label_count} labels asked for, ranked among all {label_count}"
+    judge_note = (
+        f"{label_count} labels, two renderings each that no training saw: on any background, small, close-up, re-hued"
+    )
+    return [
+        goals.JUDGE_AT_1.make_row(context.judge_score(1)),
+        goals.JUDGE_AT_5.make_row(context.judge_score(5), judge_note),
+        *_judge_on_white_rows(context),
+        goals.LABEL_AT_1.make_row(at_1, note),
+        goals.LABEL_AT_5.make_row(at_5, note),
+        _share_on_white_row(context, at_5),
+    ]
+
+
+def _judge_on_white_rows(context: EvaluationContext) -> list[FigureRow]:
+    """Score the judge on the drawings posed as prompts ask, in sizes that it was not trained on."""
+    note = "two drawings of every label on white, each a little smaller and a little larger than in training"
+    try:
+        return [
+            goals.JUDGE_ON_WHITE_AT_1.make_row(context.judge_score_on_white(1)),
+            goals.JUDGE_ON_WHITE_AT_5.make_row(context.judge_score_on_white(5), note),
+        ]
+    except ValueError as error:
+        return [goal.make_row(None, str(error)) for goal in (goals.JUDGE_ON_WHITE_AT_1, goals.JUDGE_ON_WHITE_AT_5)]
+
+
+def _share_on_white_row(context: EvaluationContext, at_5: float) -> FigureRow:
+    """Compare with the judge's score on real pictures that are as easy as the model's prompts."""
+    try:
+        judge_score = context.judge_score_on_white(5)
+    except ValueError as error:
+        return goals.LABEL_AT_5_SHARE.make_row(None, str(error))
+    return goals.LABEL_AT_5_SHARE.make_row(
+        _percent_of_judge(at_5, judge_score),
+        f"{at_5:.1f} % where the judge has {judge_score:.1f} % on real drawings on white",
+    )
+
+
+def check_held_out_words(context: EvaluationContext) -> list[FigureRow]:
+    """Draw words that are in no caption; a hit is a label of that meaning among the judge's first five."""
+    word_templates = [
+        (word, template)
+        for word in ACCEPTED_LABELS
+        for template in PROMPT_TEMPLATES
+        for _ in range(context.sizes.per_word)
+    ]
+    prompts = [template.format(word=word) for word, template in word_templates]
+    output = context.judge.judge_pictures(context.sampler.sample_pictures(prompts, range(len(prompts))))
+    score, judge_score = (
+        retrieval_of_any_at(output.scores, _accepted_labels(context, [word for word, _ in word_templates]), 5),
+        _judge_word_score(context),
+    )
+    top_labels = output.top_labels(5).tolist()
+    by_word = {word: [] for word in ACCEPTED_LABELS}
+    for (word, _), top_row in zip(word_templates, top_labels, strict=True):
+        by_word[word].append(not set(top_row).isdisjoint(_accepted_labels(context, [word])[0]))
+    word_scores = ", ".join(f"{word} {percent_of_hits(hits):.0f}" for word, hits in by_word.items())
+    return [
+        goals.WORDS.make_row(score, f"{len(word_templates)} pictures, in percent: {word_scores}"),
+        goals.WORDS_SHARE.make_row(
+            _percent_of_judge(score, judge_score), f"where the judge has {judge_score:.1f} % on real drawings, on white"
+        ),
+    ]
+
+
+def _accepted_labels(context: EvaluationContext, words: Sequence[str]) -> list[list[int]]:
+    return [
+        [context.label_numbers[label] for label in ACCEPTED_LABELS[word] if label in context.label_numbers]
+        for word in words
+    ]
+
+
+def _judge_word_score(context: EvaluationContext) -> float:
+    """Measure the same on real drawings of each word's meaning, on white; each word counts equally."""
+    scores: list[float] = []
+    for word, accepted_labels in ACCEPTED_LABELS.items():
+        drawings = [drawing for drawing in context.artwork if drawing.description.label in accepted_labels]
+        if drawings:
+            pictures = render_posed_rescaled(drawings)
+            scores.append(
+                retrieval_of_any_at(
+                    context.judge.judge_pictures(pictures).scores, _accepted_labels(context, [word] * len(pictures)), 5
+                )
+            )
+    if not scores:
+        raise ValueError("The artwork has no picture of what the held-out words mean.")
+    return sum(scores) / len(scores)
+
+
+def _percent_of_judge(score: float, judge_score: float) -> float:
+    """Return `figure` in percent of the judge's own score."""
+    if judge_score <= 0:
+        raise ValueError("The judge recognises nothing, not even real pictures: train it with `darkroom train judge`.")
+    return 100 * score / judge_score
+
+
+def _list_misses(misses: Sequence[str]) -> str:
+    if not misses:
+        return ""
+    worst_misses = ", ".join(f"{miss} ({count})" for miss, count in Counter(misses).most_common(LISTED_MISSES))
+    return f"; missed most: {worst_misses}"

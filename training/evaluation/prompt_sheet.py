@@ -1,0 +1,91 @@
+"""The contact sheet of the model card: 64 captioned prompts with one seed, not chosen by hand.
+
+The rule: every held-out word once, in the templates' order. Then labels drawn evenly by the seed: half of them with a
+background other than white, a quarter with a hue (unless the label names a colour), a quarter with a style.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from training.evaluation.accepted_labels import ACCEPTED_LABELS, PROMPT_TEMPLATES
+from training.pictures.artwork import ARTWORK_PACKAGES
+from training.pictures.captions import COLOURS
+from training.pictures.variants import BACKGROUND_COLOURS, HUE_DEGREES
+
+COLUMNS, CELL_SIDE, CAPTION_HEIGHT, FONT_SIZE = 8, 192, 34, 12  # pixels
+MAX_BYTES = 1_000_000
+QUALITIES = (90, 80, 70, 60, 50)
+
+
+def choose_prompts(labels: Sequence[str], seed: int, count: int = 64) -> list[str]:
+    """Choose the prompts; the same for the same labels and seed."""
+    rng = np.random.default_rng([seed, 6])
+    word_prompts = [
+        PROMPT_TEMPLATES[i % len(PROMPT_TEMPLATES)].format(word=word) for i, word in enumerate(ACCEPTED_LABELS)
+    ]
+    sheet_labels = rng.choice(labels, max(0, count - len(word_prompts)), replace=count > len(labels))
+    return [*word_prompts, *(_random_prompt(str(label), rng) for label in sheet_labels)][:count]
+
+
+def _random_prompt(label: str, rng: np.random.Generator) -> str:
+    background = str(rng.choice([subject for subject in BACKGROUND_COLOURS if subject != "white"]))
+    hue, style = str(rng.choice(list(HUE_DEGREES))), str(rng.choice([package.style for package in ARTWORK_PACKAGES]))
+    has_background, has_hue, has_style = rng.random() < 0.5, rng.random() < 0.25, rng.random() < 0.25
+    subject = f"{hue} {label}" if has_hue and COLOURS.isdisjoint(label.split()) else label
+    return ", ".join(
+        [subject, *([style] if has_style else []), f"{background if has_background else 'white'} background"]
+    )
+
+
+def draw_sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Draw all pictures in reading order, eight a line, each above its caption."""
+    row_count = -(-len(pictures) // COLUMNS)
+    page = Image.new("RGB", (COLUMNS * CELL_SIDE, row_count * (CELL_SIDE + CAPTION_HEIGHT)), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = index % COLUMNS * CELL_SIDE, index // COLUMNS * (CELL_SIDE + CAPTION_HEIGHT)
+        thumbnail = picture.convert("RGB").resize((CELL_SIDE - 4, CELL_SIDE - 4), Image.Resampling.LANCZOS)
+        page.paste(thumbnail, (left + 2, top + 2))
+        wrapped_caption = "\n".join(textwrap.wrap(caption, CELL_SIDE // 7, max_lines=2, placeholder=" …"))
+        pen.multiline_text(
+            (left + CELL_SIDE / 2, top + CELL_SIDE),
+            wrapped_caption,
+            fill="black",
+            font=font,
+            anchor="ma",
+            align="center",
+        )
+    return page
+
+
+def write_sheet(page: Image.Image, path: Path) -> None:
+    """Write PNG or WebP by the file's suffix, at most 1 MB.
+
+    Raises ValueError for another suffix or a too large sheet.
+    """
+    for content in _encode_page(page, path.suffix.lower()):
+        if len(content) <= MAX_BYTES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            return
+    raise ValueError(f"The sheet does not fit into {MAX_BYTES / 1e6:g} MB: name a file that ends in .webp.")
+
+
+def _encode_page(page: Image.Image, suffix: str) -> list[bytes]:
+    if suffix not in (".png", ".webp"):
+        raise ValueError("A sheet is a file that ends in .webp or .png.")
+    contents: list[bytes] = []
+    for quality in QUALITIES if suffix == ".webp" else QUALITIES[:1]:
+        file = io.BytesIO()
+        page.save(file, "WEBP" if suffix == ".webp" else "PNG", quality=quality, method=4, optimize=True)
+        contents.append(file.getvalue())
+        if len(contents[-1]) <= MAX_BYTES:
+            break
+    return contents

@@ -1,0 +1,85 @@
+"""Measures generation time, the super-resolver's time and overshoot, and the size of the weights."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.report.figure_row import FigureRow
+from engine.contract import BillingKey, Concept, Job, Recipe, Sampler
+from engine.worker.local_run import run_locally
+from training.core.run import CHECKPOINT_FILE
+from training.evaluation import goals
+from training.evaluation.context import EvaluationContext
+from training.evaluation.edge_charts import measure_overshoots
+
+PROMPT = "red apple, white background"
+MEGABYTE = 1e6
+
+
+def check_grids(context: EvaluationContext) -> list[FigureRow]:
+    """Time four pictures of one prompt, from the recipe to four finished PNGs."""
+    _time_grid(context, 2, "dpmpp_2m")  # warm
+    family = context.sampler.family
+    note = f"in {context.sampler.dtype}; finals {family.size * family.upscale_factor} px a side"
+    return [
+        goals.GRID_1000_STEPS.make_row(_time_grid(context, 1000, "ddpm"), note),
+        goals.GRID_30_STEPS.make_row(_time_grid(context, 30, "dpmpp_2m"), note),
+    ]
+
+
+def check_upscaling(context: EvaluationContext) -> list[FigureRow]:
+    """Time the super-resolver on a picture of the model's size, and measure its overshoot on edge charts."""
+    resolver, size = context.resolver, context.sampler.family.size
+    overshoot_by_chart = measure_overshoots(resolver.upscale)
+    worst_chart = max(overshoot_by_chart, key=lambda name: overshoot_by_chart[name])
+    straight_overshoot = max(
+        value for name, value in overshoot_by_chart.items() if "upright" in name or "lying" in name
+    )
+    start_time = time.perf_counter()
+    upscaled_picture = resolver.upscale(Image.new("RGB", (size, size), "grey"))
+    seconds = time.perf_counter() - start_time
+    note = (
+        f"of {len(overshoot_by_chart)} charts: {worst_chart}; where the edge is upright or lying at most "
+        f"{straight_overshoot:g}"
+    )
+    return [
+        goals.UPSCALE_TIME.make_row(seconds, f"{size} to {upscaled_picture.width} px a side"),
+        goals.OVERSHOOT.make_row(overshoot_by_chart[worst_chart], note),
+    ]
+
+
+def check_sizes(context: EvaluationContext) -> list[FigureRow]:
+    """Measure the model's folder in millions of bytes: the weights that it runs with, no files of a training run."""
+    file_sizes = {
+        path: path.stat().st_size / MEGABYTE
+        for path in context.weights.rglob("*.safetensors")
+        if _is_model_weight(path, context)
+    }
+    if not file_sizes:
+        raise ValueError("The model's folder has no weights in safetensors.")
+    largest = max(file_sizes, key=lambda path: file_sizes[path])
+    return [
+        goals.TOTAL_WEIGHTS.make_row(sum(file_sizes.values()), f"{len(file_sizes)} files, without the text encoder"),
+        goals.LARGEST_FILE.make_row(file_sizes[largest], str(largest.relative_to(context.weights))),
+    ]
+
+
+def _is_model_weight(path: Path, context: EvaluationContext) -> bool:
+    """Exclude a run's checkpoints, and the text encoder, which the embedded model takes from a package."""
+    path_parts = path.relative_to(context.weights).parts
+    return path_parts[0] not in ("run", "text_encoder") and path.name != CHECKPOINT_FILE
+
+
+def _time_grid(context: EvaluationContext, steps: int, sampler: Sampler) -> float:
+    """Return the seconds."""
+    family, dtype = context.sampler.family, context.sampler.dtype
+    recipe = Recipe(
+        concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=context.seed,
+        guidance=family.guidance, width=family.size, height=family.size, count=4, dtype=dtype,
+    )  # fmt: skip
+    share = BillingKey(tier="standard", guild="local", user="local", weight=1.0)
+    job = Job(id=f"{1:026}", task=recipe, share=share, cost=1.0, deadline=2e9)
+    return run_locally(job, {family.name: family}).seconds

@@ -1,0 +1,71 @@
+"""What an experiment uses (model, plan, seed) and its result. Knows no files and no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+
+from engine.contract import MAX_STEPS
+from engine.contract.rejection import JobRejected
+from engine.models.family import TokenConditioned
+from engine.plan import Plan, plan
+from training.latent_sampling import OnStep, SamplingInput, build_input, initial_noise, sample_latents
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """An experiment's result: contact sheet, a sentence about it, figures, and the frames of a film if it has one."""
+
+    name: str
+    sheet: Image.Image
+    summary: str
+    figures: Mapping[str, object] = field(default_factory=dict)
+    frames: Sequence[Image.Image] = ()
+
+
+def make_ddim_plan(family: TokenConditioned, steps: int) -> Plan:
+    """Return the DDIM plan of this model: a step needs only the latents before it, so a run can begin at any step.
+
+    Raises `Unfit`.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise JobRejected(f"--steps may be 1 to {MAX_STEPS}; {steps} is not.", "member")
+    try:
+        return plan(family.scheduler_config, "ddim", steps)
+    except ValueError as error:
+        raise JobRejected(str(error), "model") from error
+
+
+@dataclass(frozen=True)
+class LabContext:
+    """A model with the settings of an experiment; `seen` is called after every step."""
+
+    family: TokenConditioned
+    steps: int
+    guidance: float
+    seed: int
+    on_step: OnStep = lambda finished, total: None
+
+    @property
+    def plan(self) -> Plan:
+        return make_ddim_plan(self.family, self.steps)
+
+    def initial_noise(self, number: int = 0) -> torch.Tensor:
+        return initial_noise(self.family, self.seed + number)
+
+    def make_drawing(self, conditioning: torch.Tensor, noise: torch.Tensor) -> SamplingInput:
+        return build_input(self.family, conditioning, self.guidance, noise)
+
+    def render_pictures(self, drawings: Sequence[SamplingInput], first_step: int = 0) -> list[Image.Image]:
+        """Return the finished pictures, as the model's family finishes them."""
+        return [
+            self.family.finish(latents)
+            for latents in sample_latents(self.family, self.plan, drawings, first_step, self.on_step)
+        ]
+
+    def without_guidance(self) -> LabContext:
+        """Return the same without guidance, which needs a prompt."""
+        return replace(self, guidance=1.0)

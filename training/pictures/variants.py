@@ -1,0 +1,149 @@
+"""Renders many variants of a drawing: backgrounds, hues, sizes, positions, each with a matching caption.
+
+Knows pixels; a variant is a pure function of (drawing, number, seed). Numbers from `HELD_BACK` on are never trained on;
+they are for validation.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from training.pictures.artwork import Artwork
+from training.pictures.captions import COLOURS, Appearance, is_held_out_pair, make_caption
+
+SIDE = 64
+FIRST_HELD_BACK = 1_000_000
+BACKGROUND_COLOURS = {
+    "white": (255, 255, 255), "black": (12, 12, 14), "grey": (128, 128, 130), "red": (214, 40, 40),
+    "orange": (245, 140, 30), "yellow": (250, 215, 60), "green": (60, 165, 75), "blue": (45, 105, 220),
+    "purple": (130, 70, 190), "pink": (245, 160, 195), "brown": (120, 75, 45), "teal": (30, 150, 150),
+}  # fmt: skip
+HUE_DEGREES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue": 220, "purple": 275, "pink": 325}
+REHUED_SHARE = 0.18
+SYMBOL_GROUP = 8
+# Variants by group: people ask most for animals and food, seldom for "up-left arrow"; but rare ones are not learnt.
+VARIANTS_BY_GROUP = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOL_GROUP: 12}
+# Three styles of one word are three answers to one prompt. The rounded style dominates, so that few steps of training
+# give one clear picture and not the mean of three.
+STYLE_SHARE = {"3d render": 1.0, "soft shading": 0.16, "flat design": 0.1}
+POSED_SHARE = 0.75  # share of centred, usual-sized, unchanged drawings: what a plain prompt should give
+USUAL_SCALE = 0.92
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rendered variant; `pixels` is uint8 [64, 64, 3]."""
+
+    pixels: np.ndarray
+    caption: str
+    key: str
+    licence: str
+
+
+def mix_fingerprint() -> str:
+    """Return hex digits that change with the mix of artwork that a network is trained on."""
+    return f"{zlib.crc32(repr((VARIANTS_BY_GROUP, STYLE_SHARE, POSED_SHARE, REHUED_SHARE)).encode()):08x}"
+
+
+def number_variants(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
+    """Return all (picture, number) pairs to train on; `per_picture` overrides the counts by group."""
+    counts = (per_picture or _variant_count(drawing) for drawing in pictures)
+    return [(index, number) for index, count in enumerate(counts) for number in range(count)]
+
+
+def _variant_count(drawing: Artwork) -> int:
+    is_clock = "o'clock" in drawing.description.label or drawing.description.label.endswith("-thirty")
+    base_count = VARIANTS_BY_GROUP[SYMBOL_GROUP] if is_clock else VARIANTS_BY_GROUP.get(drawing.group, 16)
+    return max(1, round(base_count * STYLE_SHARE.get(drawing.style, 1.0)))
+
+
+def render_variant(drawing: Artwork, number: int, seed: int) -> Variant:
+    """Render the drawing's variant of this number: the same bytes and caption on every machine."""
+    rng = np.random.default_rng([seed, zlib.crc32(drawing.key.encode()), number])
+    pixels, hue = _change_hue(drawing, rng)
+    background = (
+        "white" if rng.random() < 0.5 else str(rng.choice([name for name in BACKGROUND_COLOURS if name != "white"]))
+    )
+    is_posed = rng.random() < POSED_SHARE
+    size, scale = ("", USUAL_SCALE) if is_posed else _random_size(rng)
+    has_direction = drawing.group == SYMBOL_GROUP or not {"left", "right"}.isdisjoint(drawing.description.label.split())
+    if not (is_posed or has_direction) and rng.random() < 0.5:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    rendered = compose(pixels, scale, 0.0 if is_posed else 0.6, BACKGROUND_COLOURS[background], rng)
+    text = make_caption(drawing.description, drawing.group, Appearance(hue, drawing.style, size, background), rng)
+    return Variant(rendered, text, drawing.key, drawing.licence)
+
+
+def find_dominant_hue(pixels: Image.Image) -> float | None:
+    """Return the hue in degrees of most opaque, saturated pixels; None if less than a third are saturated."""
+    hsv = np.asarray(pixels.convert("RGB").convert("HSV"), dtype=np.float32)
+    opaque = np.asarray(pixels.getchannel("A")) > 128
+    is_vivid = opaque & (hsv[..., 1] > 90) & (hsv[..., 2] > 60)
+    if is_vivid.sum() < max(1, opaque.sum()) / 3:
+        return None
+    angles = hsv[..., 0][is_vivid] * (2 * np.pi / 256)
+    counts, edges = np.histogram(angles, bins=24, range=(0, 2 * np.pi))
+    peak = edges[counts.argmax()] + np.pi / 24
+    near_peak = angles[np.cos(angles - peak) > np.cos(np.pi / 8)]
+    if near_peak.size < 0.6 * angles.size:
+        return None
+    return float(np.degrees(np.arctan2(np.sin(near_peak).mean(), np.cos(near_peak).mean())) % 360)
+
+
+def nearest_hue(degrees: float) -> str:
+    """Return the nearest named hue, around the circle."""
+    return min(HUE_DEGREES, key=lambda name: abs((degrees - HUE_DEGREES[name] + 180) % 360 - 180))
+
+
+def compose(
+    pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Render on a colour, uint8 [64, 64, 3]: `scale` of the side long, off centre by up to `shift` of the margin."""
+    longest = max(pixels.size)
+    width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
+    resized = pixels.resize((width, height), Image.Resampling.BICUBIC)
+    margin = np.abs(np.array([SIDE - width, SIDE - height])) / 2
+    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * margin).astype(int)
+    shade = tuple(
+        int(np.clip(channel + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for channel in colour
+    )
+    canvas = Image.new("RGBA", (SIDE, SIDE), (*shade, 255))
+    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    layer.paste(resized, (int(left), int(top)))
+    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
+
+
+def _change_hue(drawing: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
+    draw, new_hue = rng.random(), str(rng.choice(list(HUE_DEGREES)))
+    names_colour = not COLOURS.isdisjoint(drawing.description.label.split())
+    if draw > REHUED_SHARE + 0.2 or names_colour or (own_hue := find_dominant_hue(drawing.pixels)) is None:
+        return drawing.pixels, ""
+    if draw > REHUED_SHARE:  # its own colour, named in the caption: red cars teach "red car", too
+        name = nearest_hue(own_hue)
+        is_usable = name not in ("orange", "yellow") and not is_held_out_pair(name, drawing.description)
+        return drawing.pixels, name if is_usable else ""
+    if is_held_out_pair(new_hue, drawing.description):
+        return drawing.pixels, ""
+    return _rotate_hue(drawing.pixels, HUE_DEGREES[new_hue] - own_hue), new_hue
+
+
+def _rotate_hue(pixels: Image.Image, degrees: float) -> Image.Image:
+    hue, saturation, value = pixels.convert("RGB").convert("HSV").split()
+    rotated_hue = (np.asarray(hue, dtype=np.int32) + round(degrees * 256 / 360)) % 256
+    recoloured = Image.merge("HSV", (Image.fromarray(rotated_hue.astype(np.uint8)), saturation, value)).convert("RGB")
+    recoloured.putalpha(pixels.getchannel("A"))
+    return recoloured
+
+
+def _random_size(rng: np.random.Generator) -> tuple[str, float]:
+    draw = rng.random()
+    if draw < 0.25:
+        return "small", float(rng.uniform(0.42, 0.6))
+    if draw < 0.45:
+        return "close-up", float(rng.uniform(1.2, 1.5))
+    return "", float(rng.uniform(0.82, 1.0))
