@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL", "") not in ("", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests' networks are too small for more
+settings.register_profile("darkroom", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("darkroom")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn after every fork
 
 
@@ -57,10 +60,10 @@ def event_loop_stays_free(request: pytest.FixtureRequest) -> Iterator[BlockBuste
     if "asyncio" not in request.keywords or "may_block" in request.keywords:
         yield None
         return
-    with blockbuster_ctx(["bot", "engine"]) as watch:
+    with blockbuster_ctx(["bot", "engine", "training", "benchmarks"]) as watch:
         for function in watch.functions.values():  # on the event loop of the store's own thread: nothing else waits
-            function.can_block_in("bot/store/upgrading.py", {"upgrade", "age"})
-            function.can_block_in("bot/store/dialling.py", {"dial"})
+            function.can_block_in("bot/store/schema/migration.py", {"migrate_tables", "read_schema_age"})
+            function.can_block_in("bot/store/drivers/postgres/connection.py", {"open_connection"})
         yield watch
 
 

@@ -20,7 +20,7 @@ from benchmarks.fixtures.reference_pipeline import make_job
 from benchmarks.models.diffusers_run import print_output_line, read_memory, synchronize_gpu
 from engine import models
 from engine.calibration.calibration import calibrate
-from engine.contract import Concept, Job, ModelInfo, Recipe
+from engine.contract import Concept, Job, ModelProfile, Recipe
 from engine.core.engine import Engine, JobFailure, LatentsDone
 from engine.device.torch_device import choose_device
 from engine.models.family import Family
@@ -30,10 +30,10 @@ from engine.output.decode_worker import DecodeWorker
 def main(run_spec: dict[str, Any]) -> None:
     data_folder = Path(run_spec["data"])
     family = models.load_model(run_spec["folder"], data_folder, device=choose_device())
-    model_info = calibrate(family, data_folder / "calibration.json").to_model_info(family)
-    print_output_line(loaded=read_memory(), dtype=model_info.dtype)
+    model_profile = calibrate(family, data_folder / "calibration.json").to_model_profile(family)
+    print_output_line(loaded=read_memory(), dtype=model_profile.dtype)
     for number in range(run_spec["pictures"]):
-        _run_job(run_spec, family, _make_job(run_spec, model_info, number))
+        _run_job(run_spec, family, _make_job(run_spec, model_profile, number))
 
 
 def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
@@ -63,19 +63,19 @@ def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
     )
 
 
-def _make_job(run_spec: dict[str, Any], model_info: ModelInfo, seed: int) -> Job:
+def _make_job(run_spec: dict[str, Any], model_profile: ModelProfile, seed: int) -> Job:
     recipe = Recipe(
         concepts=(Concept(run_spec["prompt"]),),
-        model=model_info.name,
-        sampler=run_spec["sampler"] or model_info.sampler,
+        model=model_profile.name,
+        sampler=run_spec["sampler"] or model_profile.sampler,
         steps=run_spec["steps"],
         seed=seed,
         guidance=run_spec["guidance"],
         width=run_spec["side"],
         height=run_spec["side"],
         count=1,
-        dtype=model_info.dtype,
-        guides=model_info.guides,
+        dtype=model_profile.dtype,
+        guides=model_profile.guides,
     )
     return make_job(recipe, seed)
 

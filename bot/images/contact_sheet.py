@@ -15,7 +15,7 @@ from bot.domain.errors import UserError
 from bot.images.films.ladder_film import MAX_THUMBNAIL_PIXELS
 from bot.images.grid import GAP, MAX_GRID_SIDE, scale_size
 from bot.images.image_codec import BACKGROUND, ImageFormat, decode_image, encode_image, resize_image
-from bot.images.keyframes.ladder_keyframes import NO_KEYFRAMES, Keyframe, read_keyframes
+from bot.images.keyframes.ladder_keyframes import NO_KEYFRAMES, KeyframeThumbnail, read_keyframes
 
 MAX_CELLS = 12  # cells of a contact sheet
 CELL_SIZE = 192  # pixels of a cell's longer side
@@ -70,7 +70,7 @@ def compose_side_by_side(pictures: Sequence[bytes], labels: Sequence[str]) -> by
     return encode_image(canvas, "PNG")
 
 
-def _pick_evenly(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
+def _pick_evenly(keyframes: Sequence[KeyframeThumbnail]) -> list[KeyframeThumbnail]:
     if len(keyframes) <= MAX_CELLS:
         return list(keyframes)
     return [keyframes[round(index * (len(keyframes) - 1) / (MAX_CELLS - 1))] for index in range(MAX_CELLS)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from bot.prompt.flags import ParsedFlag
-    from engine.contract import Concept, ModelInfo
+    from engine.contract import Concept, ModelProfile
 
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
@@ -44,7 +44,7 @@ class ParseResult:
 
 def parse(
     text: str,
-    default_model: ModelInfo | None,
+    default_model: ModelProfile | None,
     *,
     models: Sequence[str] = (),
     options: Mapping[str, object] | None = None,

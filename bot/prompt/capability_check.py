@@ -8,28 +8,29 @@ from bot.domain.errors import UserError
 from engine.contract import FULL_INTERVAL, PIPELINE_SAMPLERS
 
 if TYPE_CHECKING:
-    from engine.contract import ModelInfo, Recipe, Sampler
+    from engine.contract import ModelProfile, Recipe, Sampler
 
 
 def choose_interval(
     requested_interval: tuple[float, float] | None,
     default_interval: tuple[float, float],
     sampler: Sampler,
-    model_info: ModelInfo,
+    model_profile: ModelProfile,
 ) -> tuple[float, float]:
     """Return the guidance interval: the requested one, else the usual one if sampler and model allow a choice."""
     if requested_interval is not None:
         return requested_interval
-    return FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_info.guides == "network" else default_interval
+    return FULL_INTERVAL if sampler in PIPELINE_SAMPLERS or model_profile.guides == "network" else default_interval
 
 
-def check_capabilities(recipe: Recipe, model_info: ModelInfo) -> None:
+def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
     """Raise `Refused` if the model or the sampler cannot do what the recipe needs."""
-    if recipe.sampler not in model_info.samplers:
+    if recipe.sampler not in model_profile.samplers:
         raise UserError(
-            f"{model_info.name} does not take the sampler {recipe.sampler}: it takes {join_names(model_info.samplers)}."
+            f"{model_profile.name} does not take the sampler {recipe.sampler}: it takes "
+            f"{join_names(model_profile.samplers)}."
         )
-    if model_info.guides == "network":
+    if model_profile.guides == "network":
         _check_built_in_guidance(recipe)
     check_sampler(recipe)
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):

@@ -16,7 +16,7 @@ from engine.contract import MAX_LORAS, Lora
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from engine.contract import ModelInfo
+    from engine.contract import ModelProfile
 
 MAX_WEIGHT = 4.0  # as in `engine.contract.Lora`
 NONE = "none"  # removes the LoRAs of a remixed job
@@ -70,26 +70,26 @@ def _parse_lora(text: str) -> RequestedLora:
     return RequestedLora(name, float(weight) if colon else None)
 
 
-def resolve_loras(requested_loras: Iterable[RequestedLora], model_info: ModelInfo) -> tuple[Lora, ...]:
+def resolve_loras(requested_loras: Iterable[RequestedLora], model_profile: ModelProfile) -> tuple[Lora, ...]:
     """Return the model's LoRAs with their revisions, without those of weight 0. Raises `Refused` for a missing one."""
-    available = {requested.name.lower(): requested for requested in model_info.loras}
+    available = {requested.name.lower(): requested for requested in model_profile.loras}
     resolved_loras: list[Lora] = []
     for requested in requested_loras:
         if (lora := available.get(requested.name.lower())) is None:
-            raise UserError(_missing_text(requested.name, model_info))
+            raise UserError(_missing_text(requested.name, model_profile))
         weight = lora.weight if requested.weight is None else requested.weight
         if not math.isclose(weight, 0.0, abs_tol=1e-9):
             resolved_loras.append(Lora(lora.name, weight, lora.revision))
     return tuple(resolved_loras)
 
 
-def _missing_text(name: str, model_info: ModelInfo) -> str:
-    if not model_info.loras:
+def _missing_text(name: str, model_profile: ModelProfile) -> str:
+    if not model_profile.loras:
         return (
-            f"There is no LoRA for {model_info.name}: this bot's operator can put one, as {FILE_SUFFIX}, "
+            f"There is no LoRA for {model_profile.name}: this bot's operator can put one, as {FILE_SUFFIX}, "
             "into loras/ in the worker's data folder."
         )
     nearest_match = process.extractOne(
-        name.lower(), {lora.name: lora.name.lower() for lora in model_info.loras}, scorer=fuzz.ratio
+        name.lower(), {lora.name: lora.name.lower() for lora in model_profile.loras}, scorer=fuzz.ratio
     )
-    return f"There is no LoRA {shorten(name, 40)} for {model_info.name}; the nearest is {nearest_match[2]}."
+    return f"There is no LoRA {shorten(name, 40)} for {model_profile.name}; the nearest is {nearest_match[2]}."

@@ -19,7 +19,7 @@ from engine.contract import (
     PIPELINE_SAMPLERS,
     SAMPLER_TITLES,
     Concept,
-    ModelInfo,
+    ModelProfile,
     Recipe,
     Sampler,
 )
@@ -79,41 +79,43 @@ class ParsedPrompt:
     words: str = ""
 
 
-def build_recipe(parsed_prompt: ParsedPrompt, model_info: ModelInfo, seed: int, *, bucket: int | None = None) -> Recipe:
+def build_recipe(
+    parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None
+) -> Recipe:
     """Return everything that decides pixels, frozen. `seed` is used if the request names none.
 
     Raises `Refused` if the shape does not fit the model, or for what it lacks. Members cannot set `bucket`.
     """
-    width, height = fit_size(parsed_prompt.ar or (1, 1), model_info)
-    sampler, steps = choose_sampling(parsed_prompt, model_info)
+    width, height = fit_size(parsed_prompt.ar or (1, 1), model_profile)
+    sampler, steps = choose_sampling(parsed_prompt, model_profile)
     start, stop = choose_interval(
-        parsed_prompt.interval, (model_info.guidance_start, model_info.guidance_stop), sampler, model_info
+        parsed_prompt.interval, (model_profile.guidance_start, model_profile.guidance_stop), sampler, model_profile
     )
     recipe = Recipe(
         concepts=balance_weights(parsed_prompt.concepts),
         negative=parsed_prompt.negative,
-        model=model_info.name,
-        revision=model_info.revision,
+        model=model_profile.name,
+        revision=model_profile.revision,
         sampler=sampler,
         steps=steps,
         eta=parsed_prompt.eta,
         seed=seed if parsed_prompt.seed is None else parsed_prompt.seed,
-        guidance=choose_guidance(parsed_prompt, model_info.guidance),
+        guidance=choose_guidance(parsed_prompt, model_profile.guidance),
         width=width,
         height=height,
         count=MAX_COUNT if parsed_prompt.count is None else parsed_prompt.count,
-        dtype=model_info.dtype,
+        dtype=model_profile.dtype,
         bucket=bucket,
         guidance_start=start,
         guidance_stop=stop,
-        guides=model_info.guides,
-        loras=resolve_loras(parsed_prompt.loras or (), model_info),
+        guides=model_profile.guides,
+        loras=resolve_loras(parsed_prompt.loras or (), model_profile),
         until=1.0 if parsed_prompt.until is None else parsed_prompt.until,
         tile=parsed_prompt.tile,
         mixed=parsed_prompt.mixed and len(parsed_prompt.concepts) > 1,
         chaos=parsed_prompt.chaos,
     )
-    check_capabilities(recipe, model_info)
+    check_capabilities(recipe, model_profile)
     return recipe
 
 
@@ -124,40 +126,46 @@ def choose_guidance(parsed_prompt: ParsedPrompt, default_guidance: float) -> flo
     return default_guidance if parsed_prompt.guidance is None else parsed_prompt.guidance
 
 
-def choose_sampling(parsed_prompt: ParsedPrompt, model_info: ModelInfo) -> tuple[Sampler, int]:
+def choose_sampling(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tuple[Sampler, int]:
     """Return sampler and steps. A model without the fast sampler, or made for few steps, keeps its own sampler."""
-    sampler, steps = model_info.sampler, model_info.steps
-    if parsed_prompt.fast and FAST_SAMPLER in model_info.samplers and model_info.steps > FAST_STEPS:
+    sampler, steps = model_profile.sampler, model_profile.steps
+    if parsed_prompt.fast and FAST_SAMPLER in model_profile.samplers and model_profile.steps > FAST_STEPS:
         sampler, steps = FAST_SAMPLER, FAST_STEPS
     elif parsed_prompt.fast:
-        steps = min(FAST_STEPS, model_info.steps)
+        steps = min(FAST_STEPS, model_profile.steps)
     return parsed_prompt.sampler or sampler, parsed_prompt.steps or min(
         MAX_STEPS, max(1, round(steps * parsed_prompt.quality))
     )
 
 
-def fit_size(ar: tuple[int, int], model_info: ModelInfo) -> tuple[int, int]:
+def fit_size(ar: tuple[int, int], model_profile: ModelProfile) -> tuple[int, int]:
     """Return width and height in pixels near `ar` and the model's native area, in its multiples and within its pixels.
 
     Raises `Refused` if no such size exists.
     """
-    if ar[0] == ar[1] and not model_info.size % model_info.multiple and model_info.size**2 <= model_info.max_pixels:
-        return model_info.size, model_info.size
+    if (
+        ar[0] == ar[1]
+        and not model_profile.size % model_profile.multiple
+        and model_profile.size**2 <= model_profile.max_pixels
+    ):
+        return model_profile.size, model_profile.size
     ratio = ar[0] / ar[1]
-    sizes = [(_size_deviation(w, h, ratio, model_info.size), w, h) for w, h in _candidate_sizes(ratio, model_info)]
+    sizes = [
+        (_size_deviation(w, h, ratio, model_profile.size), w, h) for w, h in _candidate_sizes(ratio, model_profile)
+    ]
     if not sizes:
-        raise UserError(f"{model_info.name} cannot draw in the shape --ar {ar[0]}:{ar[1]}.")
+        raise UserError(f"{model_profile.name} cannot draw in the shape --ar {ar[0]}:{ar[1]}.")
     _, width, height = min(sizes)
     return width, height
 
 
-def _candidate_sizes(ratio: float, model_info: ModelInfo) -> Iterator[tuple[int, int]]:
+def _candidate_sizes(ratio: float, model_profile: ModelProfile) -> Iterator[tuple[int, int]]:
     """Yield, for each width in the model's multiples, the height nearest to the ratio."""
-    unit = model_info.multiple
+    unit = model_profile.multiple
     smallest = math.ceil(SIDE_RANGE[0] / unit) * unit
-    for width in range(smallest, min(SIDE_RANGE[1], 4 * model_info.size) + 1, unit):
+    for width in range(smallest, min(SIDE_RANGE[1], 4 * model_profile.size) + 1, unit):
         height = max(smallest, round(width / ratio / unit) * unit)
-        if height <= SIDE_RANGE[1] and width * height <= model_info.max_pixels:
+        if height <= SIDE_RANGE[1] and width * height <= model_profile.max_pixels:
             yield width, height
 
 
@@ -166,40 +174,41 @@ def _size_deviation(width: int, height: int, ratio: float, size: int) -> float:
     return 2 * abs(math.log2(width / height / ratio)) + abs(math.log2(width * height / size**2))
 
 
-def make_remarks(parsed_prompt: ParsedPrompt, model_info: ModelInfo) -> tuple[str, ...]:
+def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tuple[str, ...]:
     """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
     remarks: list[str] = []
-    sampler, _ = choose_sampling(parsed_prompt, model_info)
+    sampler, _ = choose_sampling(parsed_prompt, model_profile)
     if sampler in PIPELINE_SAMPLERS:
         remarks.append(f"{SAMPLER_TITLES[sampler]}: {WHOLE_PIPELINE_ENDING}")
     if (
         parsed_prompt.steps is None
         and not parsed_prompt.fast
         and sampler in FULL_CHAIN_SAMPLERS
-        and model_info.steps < MAX_STEPS
+        and model_profile.steps < MAX_STEPS
     ):
-        remarks.append(f"{model_info.steps} steps on this machine; --steps {MAX_STEPS} {ALL_STEPS_ENDING}")
-    if parsed_prompt.ar and parsed_prompt.ar[0] != parsed_prompt.ar[1] and model_info.size <= 64:
+        remarks.append(f"{model_profile.steps} steps on this machine; --steps {MAX_STEPS} {ALL_STEPS_ENDING}")
+    if parsed_prompt.ar and parsed_prompt.ar[0] != parsed_prompt.ar[1] and model_profile.size <= 64:
         remarks.append(
-            f"{model_info.name} was trained on squares of {model_info.size} px: other shapes come out weaker."
+            f"{model_profile.name} was trained on squares of {model_profile.size} px: other shapes come out weaker."
         )
-    if parsed_prompt.tile and model_info.size <= 64:
-        remarks.append(f"{model_info.name} draws single things in the middle: as tiles they come out blurred.")
+    if parsed_prompt.tile and model_profile.size <= 64:
+        remarks.append(f"{model_profile.name} draws single things in the middle: as tiles they come out blurred.")
     remarks += (
-        _truncation_note(remove_emphasis(concept.text), model_info, "prompt") for concept in parsed_prompt.concepts
+        _truncation_note(remove_emphasis(concept.text), model_profile, "prompt") for concept in parsed_prompt.concepts
     )
-    remarks.append(_truncation_note(remove_emphasis(parsed_prompt.negative), model_info, "--no text"))
+    remarks.append(_truncation_note(remove_emphasis(parsed_prompt.negative), model_profile, "--no text"))
     return tuple(remark for remark in remarks if remark)
 
 
-def _truncation_note(text: str, model_info: ModelInfo, part_name: str) -> str:
+def _truncation_note(text: str, model_profile: ModelProfile, part_name: str) -> str:
     """Return a note on where `warm` stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
     token_count = 0.0
     for token in _TOKEN.finditer(text):
         token_count += TOKENS_PER_WORD if token[0][0].isalnum() else 1.0
-        if token_count > model_info.tokens - 2:
+        if token_count > model_profile.tokens - 2:
             return (
-                f"{model_info.name} reads about {model_info.tokens} tokens, and this {part_name} is likely longer: "
+                f"{model_profile.name} reads about {model_profile.tokens} tokens, and this {part_name} is likely "
+                "longer: "
                 f"it may stop near “{_words_before(text, token.start())}”."
             )
     return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.contract import ModelInfo
+from engine.contract import ModelProfile
 
 ANIMALS = """
 dog, cat, fox, wolf, bear, panda, koala, tiger, lion, horse, cow, pig, sheep, goat, ram, monkey, gorilla,
@@ -121,10 +121,10 @@ def build_prompt(subject: str, additions: Sequence[str]) -> str:
     return subject
 
 
-def choose_vocabulary(model_info: ModelInfo) -> Vocabulary:
+def choose_vocabulary(model_profile: ModelProfile) -> Vocabulary:
     """Return the vocabulary for a model."""
     return (
         EMBEDDED_VOCABULARY
-        if model_info.size <= EMBEDDED_SIDE and model_info.tokens <= EMBEDDED_TOKENS
+        if model_profile.size <= EMBEDDED_SIDE and model_profile.tokens <= EMBEDDED_TOKENS
         else GENERAL_VOCABULARY
     )

@@ -51,12 +51,12 @@ def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, .
 
     Raises `Refused` if the model no longer accepts the recipe.
     """
-    info = entry.info
-    loras = resolve_loras((RequestedLora(lora.name, lora.weight) for lora in old.loras), info)
+    profile = entry.profile
+    loras = resolve_loras((RequestedLora(lora.name, lora.weight) for lora in old.loras), profile)
     new = msgspec.structs.replace(
-        old, revision=info.revision or old.revision, dtype=info.dtype, guides=info.guides, loras=loras
+        old, revision=profile.revision or old.revision, dtype=profile.dtype, guides=profile.guides, loras=loras
     )
-    check_capabilities(new, info)
+    check_capabilities(new, profile)
     return new, tuple(_changed_notes(old, new))
 
 
@@ -73,8 +73,8 @@ def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
     """Return the note on a model that no live worker offers. `anyone`: whether a worker is online at all."""
     cause = "No worker has this model ready" if any_worker else "No worker is online"
     return (
-        f"{cause}: this uses the last known settings of {entry.info.name}: {entry.info.dtype}, "
-        f"and {entry.info.steps} steps unless you say otherwise."
+        f"{cause}: this uses the last known settings of {entry.profile.name}: {entry.profile.dtype}, "
+        f"and {entry.profile.steps} steps unless you say otherwise."
     )
 
 

@@ -13,13 +13,13 @@ import msgspec
 
 from bot.store import Store
 from bot.store.jobs import queries
-from engine.contract import SUPER_RESOLVER_VERSION, ModelInfo, Presence
+from engine.contract import SUPER_RESOLVER_VERSION, ModelProfile, Presence
 
 DEFAULT_POOL = "default"
 SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
-SHIPPED_MODEL = ModelInfo(
+SHIPPED_MODEL = ModelProfile(
     name="embedded",
     revision="",
     dtype="float32",
@@ -43,7 +43,7 @@ SHIPPED_MODEL = ModelInfo(
 class CatalogEntry:
     """A model, the pool whose workers run it, and whether one of them is live."""
 
-    info: ModelInfo
+    profile: ModelProfile
     pool: str
     is_live: bool
 
@@ -53,38 +53,40 @@ class ModelCatalog:
 
     def __init__(self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float]) -> None:
         self._store, self._workers, self._clock = store, workers, clock
-        self._known: dict[str, tuple[ModelInfo, str]] = {}
+        self._known: dict[str, tuple[ModelProfile, str]] = {}
 
     async def load(self) -> None:
         """Read the models of earlier workers from the store."""
-        self._known = {info.name: (info, pool) for info, pool in await self._store.read(queries.list_models)}
+        self._known = {profile.name: (profile, pool) for profile, pool in await self._store.read(queries.list_models)}
 
     async def refresh(self) -> None:
         """Store every profile that is new or changed, except whether it is in memory, which changes often."""
         live_pools = group_by_pool(self._workers())
         for name, entry in self._live_entries().items():
-            info = msgspec.structs.replace(entry.info, loaded=True)
-            known_info, pool = self._known.get(name, (None, ""))
-            if known_info != info or pool not in live_pools:  # the better pool of several changes often too
-                self._known[name] = (info, entry.pool)
-                await self._store.save_model(info, entry.pool, self._clock())
+            profile = msgspec.structs.replace(entry.profile, loaded=True)
+            known_profile, pool = self._known.get(name, (None, ""))
+            if known_profile != profile or pool not in live_pools:  # the better pool of several changes often too
+                self._known[name] = (profile, entry.pool)
+                await self._store.save_model(profile, entry.pool, self._clock())
 
     def entries(self) -> list[CatalogEntry]:
         """Return every model once, live ones first. Never empty: with none known, the shipped one."""
         live = self._live_entries()
-        known = [CatalogEntry(info, pool, False) for name, (info, pool) in self._known.items() if name not in live]
+        known = [
+            CatalogEntry(profile, pool, False) for name, (profile, pool) in self._known.items() if name not in live
+        ]
         return [*live.values(), *known] or [CatalogEntry(SHIPPED_MODEL, DEFAULT_POOL, False)]
 
     def model_names(self) -> list[str]:
         """Return the names that `--model` accepts."""
-        return [entry.info.name for entry in self.entries()]
+        return [entry.profile.name for entry in self.entries()]
 
     def find_entry(self, name: str | None) -> CatalogEntry:
         """Return this model; for None the embedded one, or another if only that is live. Raises KeyError."""
         entries = self.entries()
         if name is None:
-            return min(entries, key=lambda entry: (not entry.is_live, entry.info.name != SHIPPED_MODEL.name))
-        return {entry.info.name: entry for entry in entries}[name]
+            return min(entries, key=lambda entry: (not entry.is_live, entry.profile.name != SHIPPED_MODEL.name))
+        return {entry.profile.name: entry for entry in entries}[name]
 
     def choose_live_pool(self, preferred_pool: str) -> str:
         """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
@@ -107,14 +109,15 @@ class ModelCatalog:
 
         A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
         """
-        infos: dict[str, ModelInfo] = {}
+        profiles: dict[str, ModelProfile] = {}
         workers = sorted(self._workers().items())
-        loaded = {info.name for _, presence in workers for info in presence.models if info.loaded}
+        loaded = {profile.name for _, presence in workers for profile in presence.models if profile.loaded}
         for _, presence in workers:
-            for info in presence.models:
-                infos.setdefault(info.name, msgspec.structs.replace(info, loaded=info.name in loaded))
+            for profile in presence.models:
+                profiles.setdefault(profile.name, msgspec.structs.replace(profile, loaded=profile.name in loaded))
         return {
-            name: CatalogEntry(info, self.choose_pool(name, info.revision) or "", True) for name, info in infos.items()
+            name: CatalogEntry(profile, self.choose_pool(name, profile.revision) or "", True)
+            for name, profile in profiles.items()
         }
 
     def choose_pool(self, model: str, revision: str = "") -> str | None:
@@ -125,10 +128,10 @@ class ModelCatalog:
         """
         pools, pool_costs = group_by_pool(self._workers()), dict[str, float]()
         for presence in self._workers().values():
-            for info in presence.models:
-                if info.name == model and revision in ("", info.revision):
+            for profile in presence.models:
+                if profile.name == model and revision in ("", profile.revision):
                     pool = presence.pools[0]
-                    pool_costs[pool] = min(info.row_ms, pool_costs.get(pool, math.inf))
+                    pool_costs[pool] = min(profile.row_ms, pool_costs.get(pool, math.inf))
         similar_pools = [pool for pool, cost in pool_costs.items() if cost <= SIMILAR_COST * min(pool_costs.values())]
         return min(similar_pools, key=lambda pool: (pools[pool].used_share, pool), default=None)
 
@@ -175,7 +178,7 @@ def _summarise_pool(pool: str, presences: Sequence[Presence]) -> PoolSummary:
         len(presences),
         sum(presence.rows for presence in presences),
         sum(presence.free for presence in presences),
-        frozenset(info.name for presence in presences for info in presence.models),
-        frozenset(info.name for presence in presences_with_room for info in presence.models if info.loaded),
-        frozenset(info.name for presence in presences for info in presence.models if presence.free > 0),
+        frozenset(profile.name for presence in presences for profile in presence.models),
+        frozenset(profile.name for presence in presences_with_room for profile in presence.models if profile.loaded),
+        frozenset(profile.name for presence in presences for profile in presence.models if presence.free > 0),
     )

@@ -60,12 +60,12 @@ class LadderDecoder:
         )
         required = (recipe.model, recipe.revision, True)
         models = (
-            model_info
+            model_profile
             for worker in able
-            for model_info in worker.models
-            if (model_info.name, model_info.revision, model_info.loaded) == required
+            for model_profile in worker.models
+            if (model_profile.name, model_profile.revision, model_profile.loaded) == required
         )
-        costs = [estimate_decode_ms(model_info, recipe.width, recipe.height, count) for model_info in models]
+        costs = [estimate_decode_ms(model_profile, recipe.width, recipe.height, count) for model_profile in models]
         return bool(recipe.revision and costs) and min(costs) <= MAX_DECODE_MS
 
     async def _request_thumbnails(self, pool: str, request: DecodeRequest) -> tuple[bytes, ...]:

@@ -27,7 +27,7 @@ from bot.store.leader_terms import LeaderTerm, NotLeader
 from bot.store.schema.migration import migrate_tables
 from bot.store.transitions import completion, job_transitions, picture_writes, pool_changes
 from bot.store.transitions.completion import JobStats
-from engine.contract import ModelInfo, UpscaleMethod
+from engine.contract import ModelProfile, UpscaleMethod
 
 __all__ = [
     "DatabaseUnavailable",
@@ -227,7 +227,7 @@ class Store:
         self.version += transition is not None
         return accepted, transition
 
-    async def save_model(self, model: ModelInfo, pool: str, now: float) -> None:
+    async def save_model(self, model: ModelProfile, pool: str, now: float) -> None:
         """Store a model's profile for times when no worker is online."""
         await self.write(picture_writes.save_model, model, pool, now)
 

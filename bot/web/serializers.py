@@ -17,7 +17,7 @@ from bot.images.films.formats import FilmFormat, available_formats
 from bot.images.moderation_status import held_images, hold_reason
 from bot.prompt.flags import split_flags
 from bot.services.jobs.derived_recipes import can_interpolate
-from engine.contract import Branch, ImageToImage, ModelInfo, Presence, Recipe
+from engine.contract import Branch, ImageToImage, ModelProfile, Presence, Recipe
 
 LOADING_SENTENCE = "The engine is warming up. Prompts wait here until it is ready."
 
@@ -213,7 +213,7 @@ def serialize_loading(job_event: ModelLoading) -> dict[str, Any]:
     return {"id": job_event.job, "model": job_event.model, "percent": percent, "sentence": sentence}
 
 
-def _serialize_model(model: ModelInfo) -> dict[str, Any]:
+def _serialize_model(model: ModelProfile) -> dict[str, Any]:
     return {
         "name": model.name,
         "size": model.size,

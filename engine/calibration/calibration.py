@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from engine.calibration.measurement import Clock, candidate_dtypes, measure_times
-from engine.contract import Dtype, ModelInfo, Sampler
+from engine.contract import Dtype, ModelProfile, Sampler
 from engine.core.engine import BUCKETS
 from engine.models.family import Family, HasDefaultSampling, TakesLoras
 from engine.process.atomic_file import write_atomically
@@ -53,9 +53,9 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     bucket_ms: dict[int, Milliseconds]
     dtype_ms: dict[Dtype, Milliseconds]
 
-    def to_model_info(self, family: Family) -> ModelInfo:
+    def to_model_profile(self, family: Family) -> ModelProfile:
         """Return what a worker announces of this model."""
-        return ModelInfo(
+        return ModelProfile(
             name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
             max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
             guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
@@ -64,9 +64,9 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             loras=family.list_loras() if isinstance(family, TakesLoras) else (),
         )  # fmt: skip
 
-    def with_current_costs(self, model_info: ModelInfo) -> ModelInfo:
+    def with_current_costs(self, model_profile: ModelProfile) -> ModelProfile:
         """Return the announcement with these costs; it changes nothing that a recipe freezes."""
-        return replace(model_info, row_ms=self.row_ms, decode_ms=self.decode_ms)
+        return replace(model_profile, row_ms=self.row_ms, decode_ms=self.decode_ms)
 
 
 def store_calibration(path: Path, family: Family, calibration: Calibration) -> None:

@@ -497,7 +497,7 @@ class Snapshot(_Value, frozen=True, kw_only=True):
     rungs: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = ()
 
 
-class ModelInfo(Struct, frozen=True, forbid_unknown_fields=True):
+class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
     """One model that a worker offers, with its calibration on that device."""
 
     name: Name
@@ -528,7 +528,7 @@ class Presence(_Value, frozen=True, kw_only=True):
     v: Version = VERSION
     worker: Name
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
-    models: Annotated[tuple[ModelInfo, ...], Meta(max_length=64)]
+    models: Annotated[tuple[ModelProfile, ...], Meta(max_length=64)]
     device: Annotated[str, Meta(max_length=128)]
     rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it runs at once
     free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
@@ -776,7 +776,7 @@ def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
     return row_count + (-row_count % bucket if bucket else 0)
 
 
-def estimate_cost(recipe: Recipe, model: ModelInfo) -> float:
+def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
     """Return calibrated device-seconds: row-steps × time a row-step at this size + encode + decode.
 
     Encoding an init image takes about as long as decoding one.
@@ -788,6 +788,6 @@ def estimate_cost(recipe: Recipe, model: ModelInfo) -> float:
     return (step_ms + text_ms + (recipe.count + init_image_count) * model.decode_ms * area) / 1000.0
 
 
-def estimate_decode_ms(model: ModelInfo, width: int, height: int, count: int) -> float:
+def estimate_decode_ms(model: ModelProfile, width: int, height: int, count: int) -> float:
     """Return calibrated milliseconds of `count` decodes at this size; the calibrated time includes upscaling."""
     return count * model.decode_ms * width * height / (model.size * model.size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
-from engine.contract import FULL_INTERVAL, Branch, Job, ModelInfo, Recipe, Snapshot, Task, recipe_for_image
+from engine.contract import FULL_INTERVAL, Branch, Job, ModelProfile, Recipe, Snapshot, Task, recipe_for_image
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import reject_before_start
 from engine.core.init_latents import InitLatents
@@ -86,7 +86,7 @@ def check_job(job: Job, families: Mapping[str, Family]) -> None:
         refuse_unsupported_recipe(recipe)
 
 
-def reason_to_decline(task: Task, models: Sequence[ModelInfo]) -> str:
+def reason_to_decline(task: Task, models: Sequence[ModelProfile]) -> str:
     """Return why a worker that offers these models cannot take the task, as one sentence; empty if it may.
 
     Every worker can upscale, whatever its models. If no models are known, `admit` finds out.

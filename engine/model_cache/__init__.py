@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.calibration.calibration import Calibration
-from engine.contract import Dtype, ModelInfo, ModelProgress
+from engine.contract import Dtype, ModelProfile, ModelProgress
 from engine.contract.rejection import JobRejected
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import LoadAbandoned, ModelLoader
@@ -39,9 +39,9 @@ class ModelEntry:
 
     name: str
     size: int
-    info: ModelInfo
+    profile: ModelProfile
     load: Callable[[OnProgress], Family]
-    make_info: Callable[[Family], ModelInfo]
+    make_info: Callable[[Family], ModelProfile]
     save_calibration: Callable[[Calibration, Family], None] = lambda calibration, family: None  # saves a calibration
     size_by_format: Mapping[Dtype, int] = field(
         default_factory=dict[Dtype, int]
@@ -63,14 +63,14 @@ class ModelCache:
         self.families = loaded_models.families
         self.on_change: Callable[[], None] = lambda: None
         self.progress: ModelProgress | None = None  # of the model that is loading, or was loaded last
-        self._progress_lines = ProgressLines(log.info)
+        self._progress_lines = ProgressLines(log.profile)
         self._load_lock = asyncio.Lock()
         self._change_event = asyncio.Event()
         self._wait_starts: dict[object, float] = {}  # start (monotonic) of each wait for memory in use
 
-    def list_models(self) -> tuple[ModelInfo, ...]:
+    def list_models(self) -> tuple[ModelProfile, ...]:
         """Return the announcement of each model."""
-        return tuple(_with_loaded(model.info, model.name in self.families) for model in self._models.values())
+        return tuple(_with_loaded(model.profile, model.name in self.families) for model in self._models.values())
 
     def get_loaded_fraction(self, name: str) -> float | None:
         """Return a model's loaded fraction, 0 to 1; None for an unknown model."""
@@ -81,7 +81,7 @@ class ModelCache:
         """Announce and save a calibration from real work. Blocks for a file."""
         model, family = self._models.get(name), self.families.get(name)
         if model is not None and family is not None:
-            model.info = calibration.with_current_costs(model.info)
+            model.profile = calibration.with_current_costs(model.profile)
             model.save_calibration(calibration, family)
 
     async def acquire(self, name: str, dtype: Dtype) -> bool:
@@ -178,7 +178,7 @@ class ModelCache:
         await self._reserve_memory(model, model.size)
         try:
             with self._reporting_context(model, model.size):
-                family, model.info = await self.loader.run(
+                family, model.profile = await self.loader.run(
                     model.name, lambda report_activity: self._load_in_thread(model, report_activity)
                 )
             self._loaded_models.add(model.name, family)
@@ -193,7 +193,7 @@ class ModelCache:
             format_size(self._loaded_models.budget),
         )
 
-    def _load_in_thread(self, model: ModelEntry, report_activity: Callable[[], None]) -> tuple[Family, ModelInfo]:
+    def _load_in_thread(self, model: ModelEntry, report_activity: Callable[[], None]) -> tuple[Family, ModelProfile]:
         """Load the model, in the loader's thread."""
 
         def on_progress(fraction: float) -> None:
@@ -257,5 +257,5 @@ def make_too_large_error(name: str, size: int, budget: int) -> JobRejected:
     )
 
 
-def _with_loaded(info: ModelInfo, is_loaded: bool) -> ModelInfo:
-    return info if info.loaded == is_loaded else replace(info, loaded=is_loaded)
+def _with_loaded(profile: ModelProfile, is_loaded: bool) -> ModelProfile:
+    return profile if profile.loaded == is_loaded else replace(profile, loaded=is_loaded)

@@ -15,7 +15,7 @@ import torch
 from msgspec import Meta, Struct
 
 from engine.calibration.calibration import Calibration, read_device_name
-from engine.contract import VERSION, ModelInfo
+from engine.contract import VERSION, ModelProfile
 from engine.process.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ MAX_ENTRIES = 1024  # models in the file, those of other devices and versions in
 FORMAT_VERSION = 2  # raise it when entries would now come out differently, such as a large model's format
 
 
-class CatalogEntry(Struct, frozen=True, forbid_unknown_fields=True):
+class CalibratedModel(Struct, frozen=True, forbid_unknown_fields=True):
     """A catalog entry. `size`: bytes that the model takes, by its files."""
 
-    warm: ModelInfo
+    warm: ModelProfile
     found: Calibration
     size: Annotated[int, Meta(ge=0)]
 
@@ -46,10 +46,10 @@ def make_key(name: str, fingerprint: str, device: torch.device, upscaler: str, b
     return f"{device_part} | {version_part} | {name} {fingerprint} {upscaler} {loras}".rstrip()
 
 
-def read_catalog(data: Path) -> dict[str, CatalogEntry]:
+def read_catalog(data: Path) -> dict[str, CalibratedModel]:
     """Return all entries; none where the file is missing or damaged."""
     try:
-        return msgspec.json.decode((data / FILE_NAME).read_bytes(), type=dict[str, CatalogEntry])
+        return msgspec.json.decode((data / FILE_NAME).read_bytes(), type=dict[str, CalibratedModel])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -57,7 +57,7 @@ def read_catalog(data: Path) -> dict[str, CatalogEntry]:
         return {}
 
 
-def write_entries(data: Path, entries: dict[str, CatalogEntry]) -> None:
+def write_entries(data: Path, entries: dict[str, CalibratedModel]) -> None:
     """Write these entries, and the newest older ones."""
     older = {key: entry for key, entry in read_catalog(data).items() if key not in entries}
     merged = dict([*(older | entries).items()][-MAX_ENTRIES:])

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from engine import models
 from engine.calibration.calibration import Calibration, calibrate, store_calibration
-from engine.contract import Dtype, ModelInfo, ModelProgress
+from engine.contract import Dtype, ModelProfile, ModelProgress
 from engine.contract.rejection import JobRejected
 from engine.model_cache import ModelEntry, catalog_file, make_too_large_error
-from engine.model_cache.catalog_file import CatalogEntry
+from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import free_memory
 from engine.models.families.diffusers_family import DiffusersFamily
@@ -64,7 +64,7 @@ class DiscoveredModel:
     size: int
     catalog_key: str
     load: Callable[[OnProgress | None], Family]
-    catalog_entry: CatalogEntry | None
+    catalog_entry: CalibratedModel | None
     size_by_format: Mapping[Dtype, int]
 
 
@@ -105,7 +105,7 @@ def load_models(
 
 
 def _discover(
-    name_or_path: str, context: LoadContext, catalog: dict[str, CatalogEntry], lora_fingerprint: str
+    name_or_path: str, context: LoadContext, catalog: dict[str, CalibratedModel], lora_fingerprint: str
 ) -> DiscoveredModel:
     source = None if name_or_path == EMBEDDED_MODEL else find_model(name_or_path, context.data)
     format_chooser = FormatChooser(context.device)
@@ -171,7 +171,7 @@ def _load_or_read_entry(
     report: ReportProgress,
     *,
     must_load: bool,
-) -> CatalogEntry:
+) -> CalibratedModel:
     """Return the entry of a model; load it where there is none, or where it is `wanted` in memory."""
     if model.catalog_entry is not None and not must_load:
         log.info("%s is loaded when a job needs it", model.name)
@@ -186,22 +186,22 @@ def _load_or_read_entry(
         report(replace(loading, phase="measure", done=1.0))
     calibration = calibrate(family, context.data / CALIBRATION_FILE)
     report(replace(loading, phase="ready", done=1.0))
-    return CatalogEntry(calibration.to_model_info(family), calibration, model.size)
+    return CalibratedModel(calibration.to_model_profile(family), calibration, model.size)
 
 
-def _make_model_entry(model: DiscoveredModel, entry: CatalogEntry, context: LoadContext) -> ModelEntry:
+def _make_model_entry(model: DiscoveredModel, entry: CalibratedModel, context: LoadContext) -> ModelEntry:
     entries = [entry]
 
-    def make_info(family: Family) -> ModelInfo:
-        return entries[-1].found.to_model_info(family)
+    def make_info(family: Family) -> ModelProfile:
+        return entries[-1].found.to_model_profile(family)
 
     def save_calibration(calibration: Calibration, family: Family) -> None:
-        entries[:] = [CatalogEntry(calibration.with_current_costs(entries[-1].warm), calibration, model.size)]
+        entries[:] = [CalibratedModel(calibration.with_current_costs(entries[-1].warm), calibration, model.size)]
         store_calibration(context.data / CALIBRATION_FILE, family, calibration)
         catalog_file.write_entries(context.data, {model.catalog_key: entries[-1]})
 
     return ModelEntry(model.name, model.size, entry.warm, model.load, make_info, save_calibration, model.size_by_format)
 
 
-def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CatalogEntry], data: Path) -> None:
+def _write_catalog(discovered: Sequence[DiscoveredModel], entries: dict[str, CalibratedModel], data: Path) -> None:
     catalog_file.write_entries(data, {model.catalog_key: entries[model.name] for model in discovered})

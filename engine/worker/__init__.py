@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from engine.bus import BrokerUnreachable, Bus
 from engine.calibration.calibration import Calibration
-from engine.contract import ModelInfo, Presence, Snapshot
+from engine.contract import ModelProfile, Presence, Snapshot
 from engine.core.engine import Engine, Event, JobFailure, LatentsDone, StepDone
 from engine.device.core_turns import WorkKind
 from engine.device.memory import trim_heap
@@ -37,7 +37,7 @@ from engine.worker.heartbeats import Heartbeats, Stuck
 from engine.worker.intake import Intake
 from engine.worker.model_fetcher import ModelFetcher
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 from engine.worker.run_control import RunControl
 from engine.worker.run_output import RunOutput
 from engine.worker.snapshot_saver import SnapshotSaver
@@ -63,7 +63,7 @@ class WorkerProfile:
     name: str
     device: str
     rows: int
-    models: tuple[ModelInfo, ...] = ()
+    models: tuple[ModelProfile, ...] = ()
     pools: tuple[str, ...] = ("default",)
     build: str = ""
     has_picture_check: bool = False
@@ -251,7 +251,7 @@ class Worker:
         presence = self._profile.make_presence(self.free_rows)
         return replace(presence, models=self._model_cache.list_models() or presence.models)
 
-    async def _admit(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
+    async def _admit(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
         def add_to_engine(engine: Engine) -> None:
             if not run.is_ended:  # else a cancel came first, and nothing would remove the job again
                 engine.add(run.job, snapshots, init_latents)
@@ -270,7 +270,7 @@ class Worker:
             if run is not None and not run.is_ended:
                 self._on_run_events(run, list(group), moment)
 
-    def _on_run_events(self, run: Run, events: list[Event], moment: float) -> None:
+    def _on_run_events(self, run: JobRun, events: list[Event], moment: float) -> None:
         if steps := [(event.image, event.step) for event in events if isinstance(event, StepDone)]:
             run.record_step(steps, moment)
         for event in events:
@@ -282,12 +282,12 @@ class Worker:
                 case JobFailure():
                     self.active_runs.spawn(self._run_guarded(run, self._fail_run(run, event)), run)
 
-    async def _fail_run(self, run: Run, event: JobFailure) -> None:
+    async def _fail_run(self, run: JobRun, event: JobFailure) -> None:
         await run.start_announced.wait()
         await self._result_publisher.fail_run(run, event.reason, event.blame)
 
-    async def _run_guarded(self, run: Run, work: Coroutine[object, object, None]) -> None:
-        """Run `work`; an error fails only this job."""
+    async def _run_guarded(self, run: JobRun, work: Coroutine[object, object, None]) -> None:
+        """JobRun `work`; an error fails only this job."""
         with log_context(run.job.id):
             try:
                 await work

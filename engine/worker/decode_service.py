@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from engine.contract import DecodeReply, DecodeRequest, ModelInfo, estimate_decode_ms
+from engine.contract import DecodeReply, DecodeRequest, ModelProfile, estimate_decode_ms
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import DeviceLost
 from engine.model_cache import ModelCache
@@ -84,7 +84,7 @@ def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tens
         yield torch.from_numpy(values.reshape(shape))
 
 
-def _check_time(request: DecodeRequest, info: ModelInfo) -> None:
+def _check_time(request: DecodeRequest, info: ModelProfile) -> None:
     """Raise `Unfit` where the request would take too long."""
     if estimate_decode_ms(info, request.width, request.height, len(request.latents)) > MAX_DECODE_MS:
         raise JobRejected(SLOW_ERROR, "worker")

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from engine.contract import DescribeReply, DescribeRequest, Dtype, ModelInfo
+from engine.contract import DescribeReply, DescribeRequest, Dtype, ModelProfile
 from engine.contract.rejection import JobRejected
 from engine.core import diffusion_classifier
 from engine.core.diffusion_classifier import ClassifierRow, Noising
@@ -74,7 +74,7 @@ class DescribeService:
             return DescribeReply(error="This worker failed to describe the picture.")
 
     async def _compute_errors(
-        self, request: DescribeRequest, family: Family, info: ModelInfo
+        self, request: DescribeRequest, family: Family, info: ModelProfile
     ) -> tuple[tuple[float, ...], ...]:
         latents = await asyncio.wrap_future(self._decode_worker.encode_for_description(request.model, request.picture))
         draws = await asyncio.to_thread(diffusion_classifier.noise_image, family, latents, request.first, request.draws)

@@ -12,7 +12,7 @@ import time
 from engine.bus import BrokerUnreachable, Bus
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 from engine.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Heartbeats:
             self._active_runs.presence_changed.set()
             await asyncio.sleep(self._bus.limits.renewal_interval)
 
-    async def _renew_run(self, run: Run) -> None:
+    async def _renew_run(self, run: JobRun) -> None:
         try:
             for handle in list(run.handles.values()):
                 await handle.in_progress()
@@ -80,7 +80,7 @@ class Heartbeats:
         if run is not None and run.try_end():
             self._active_runs.spawn(self._finish_cancel(run))
 
-    async def _finish_cancel(self, run: Run) -> None:
+    async def _finish_cancel(self, run: JobRun) -> None:
         try:
             steps = await self._active_runs.stop_run(run)
             await self._result_publisher.publish_cancelled(run, min(steps, run.end_step))

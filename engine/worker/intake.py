@@ -19,7 +19,7 @@ from engine.contract.rejection import JobRejected
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 from engine.worker.run_output import RunOutput
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ MAX_TRIES = 3
 PASS_ON_SECONDS = 0.05  # times the number of deliveries: the next idle worker gets it almost at once
 MAX_PASS_ON_SECONDS = 1.0  # for a job that nobody takes: workers that cannot run it must not spin
 MAX_REMEMBERED_JOBS = 256  # passed-on jobs: each is logged once
-AdmitRun = Callable[[Run, Sequence[Snapshot]], Awaitable[None]]
+AdmitRun = Callable[[JobRun, Sequence[Snapshot]], Awaitable[None]]
 FindRejection = Callable[[Job], str]
 
 
@@ -96,15 +96,15 @@ class Intake:
             log.warning("job %s: %s", delivery.value.id, error)
             return None
 
-    def _enter_run(self, delivery: BusMessage[Job], claim: Claim) -> Run:
+    def _enter_run(self, delivery: BusMessage[Job], claim: Claim) -> JobRun:
         job = delivery.value
-        run = Run(job, claim, time.monotonic(), handles={job.attempt: delivery})
+        run = JobRun(job, claim, time.monotonic(), handles={job.attempt: delivery})
         if (task := asyncio.current_task()) is not None:
             run.tasks.add(task)
         self._active_runs.add(run)
         return run
 
-    async def _begin_run(self, run: Run) -> None:
+    async def _begin_run(self, run: JobRun) -> None:
         try:
             await self._start_run(run)
         except JobRejected as error:
@@ -118,7 +118,7 @@ class Intake:
         else:
             self._error_counts.pop(run.job.id, None)
 
-    async def _start_run(self, run: Run) -> None:
+    async def _start_run(self, run: JobRun) -> None:
         is_cancelled, snapshots = await asyncio.gather(
             self._bus.is_cancelled(run.job.id), self._bus.get_snapshots(run.job.id)
         )
@@ -139,13 +139,13 @@ class Intake:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _announce_start(self, run: Run, step: int) -> None:
+    async def _announce_start(self, run: JobRun, step: int) -> None:
         await self._result_publisher.publish(
             JobStarted(job=run.job.id, epoch=run.claim.epoch, worker=self._worker_name, step=step)
         )
         run.start_announced.set()
 
-    async def _handle_error(self, run: Run) -> None:
+    async def _handle_error(self, run: JobRun) -> None:
         """Handle an unexpected error: after three tries, dead-letter the message and fail the job.
 
         Tries are counted here. The broker's count includes deliveries that were handed back or passed on.
@@ -162,7 +162,7 @@ class Intake:
             log.warning("job %s: %s", run.job.id, error)
         await self._result_publisher.fail_run(run, "The engine failed at this job three times.", "us")
 
-    async def _hand_back(self, run: Run, delay: float = 0.0) -> None:
+    async def _hand_back(self, run: JobRun, delay: float = 0.0) -> None:
         run.try_end()
         await self._active_runs.stop_run(run)  # the engine may have it already
         try:

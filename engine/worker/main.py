@@ -73,14 +73,14 @@ class WorkerModels:
     def slowest_step_seconds(self) -> float:
         """Seconds of the slowest possible step of these models: all rows, at the largest size."""
         return max(
-            self.rows * calibration.row_ms * model.info.max_pixels / model.info.size**2 / 1000
+            self.rows * calibration.row_ms * model.profile.max_pixels / model.profile.size**2 / 1000
             for model, calibration in self.models
         )
 
     @property
     def row_ms_by_model(self) -> dict[str, float]:
         """Milliseconds a row-step of each model at its native size."""
-        return {model.info.name: calibration.row_ms for model, calibration in self.models}
+        return {model.profile.name: calibration.row_ms for model, calibration in self.models}
 
     @property
     def forward_times(self) -> dict[str, dict[int, float]]:
@@ -94,12 +94,12 @@ class WorkerModels:
 
     def build_offer(self, settings: WorkerSettings) -> WorkerProfile:
         device = f"{self.device.type}: {read_device_name(self.device)}"[:128]
-        model_infos = tuple(model.info for model, _ in self.models)
+        model_profiles = tuple(model.profile for model, _ in self.models)
         return WorkerProfile(
             settings.name,
             device,
             max(self.rows, GRID_ROWS),
-            model_infos,
+            model_profiles,
             settings.pools,
             build_label(),
             self.check is not None,

@@ -11,7 +11,7 @@ from engine.contract import Job, JobModelLoading, ModelProgress, Recipe
 from engine.core.job_images import prepare_plan, reason_to_decline
 from engine.model_cache import ModelCache
 from engine.worker.active_runs import ActiveRuns
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ModelFetcher:
         """Return why the models of this worker cannot run a job; empty: they can."""
         return reason_to_decline(job.task, self._model_cache.list_models())
 
-    async def fetch_model(self, run: Run) -> None:
+    async def fetch_model(self, run: JobRun) -> None:
         """Return once the engine can take the run. Raises `Unfit` where its model cannot be loaded."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe), "only a recipe has a model"
@@ -61,7 +61,7 @@ class ModelFetcher:
                     log.debug("%s", error)
             await asyncio.sleep(REPORT_SECONDS)
 
-    async def _report_loading(self, run: Run, model: str) -> None:
+    async def _report_loading(self, run: JobRun, model: str) -> None:
         await run.start_announced.wait()
         while (fraction := self._model_cache.get_loaded_fraction(model)) is not None:
             try:
@@ -72,11 +72,11 @@ class ModelFetcher:
                 log.debug("job %s: %s", run.job.id, error)
             await asyncio.sleep(REPORT_SECONDS)
 
-    def _on_remove(self, run: Run) -> None:
+    def _on_remove(self, run: JobRun) -> None:
         if run.model_in_use:
             self._active_runs.spawn(self._release_model(run))
 
-    async def _release_model(self, run: Run) -> None:
+    async def _release_model(self, run: JobRun) -> None:
         """Release the model once the engine has dropped the run: a lost run may stay there for a step."""
         await self._active_runs.thread.call(lambda engine: engine.cancel(run.job.id))
         self._model_cache.release(run.model_in_use)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from engine.contract import ModelInfo
+from engine.contract import ModelProfile
 from engine.contract.rejection import JobRejected
 from engine.model_cache import ModelCache
 from engine.models.family import Family
@@ -44,7 +44,7 @@ class RequestSlot:
 
 
 @asynccontextmanager
-async def use_model(model_cache: ModelCache, name: str, revision: str) -> AsyncIterator[tuple[Family, ModelInfo]]:
+async def use_model(model_cache: ModelCache, name: str, revision: str) -> AsyncIterator[tuple[Family, ModelProfile]]:
     """Keep a loaded model in the cache for the body. Empty `revision`: any.
 
     Raises `Unfit` where the model is not in memory at this revision, or `TimeoutError`.

@@ -15,7 +15,7 @@ from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Blame, JobCancelled, JobFailed, JobFinished, JobHandedBack, PictureReady, Result
 from engine.process.log_format import log_context
 from engine.worker.active_runs import ActiveRuns
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ class ResultPublisher:
         with log_context(result.job):
             await retry_until_reachable(lambda: self._bus.publish_result(self._worker_name, result))
 
-    async def publish_picture(self, run: Run, picture: PictureReady) -> None:
+    async def publish_picture(self, run: JobRun, picture: PictureReady) -> None:
         """Announce a finished picture, whose blob is already stored."""
         await run.start_announced.wait()
         await self.publish(picture)
 
-    async def finish_run(self, run: Run) -> None:
+    async def finish_run(self, run: JobRun) -> None:
         if run.try_end():
             seconds = time.monotonic() - run.start_time
             steps = max(1, round(run.image_steps_run / run.image_count))
@@ -62,7 +62,7 @@ class ResultPublisher:
             )  # fmt: skip
             await self._end_run(run, result)
 
-    async def fail_run(self, run: Run, reason: str, blame: Blame) -> None:
+    async def fail_run(self, run: JobRun, reason: str, blame: Blame) -> None:
         """Fail the run. `retry` is set where another worker may be able to run the job."""
         if run.try_end():
             log.warning("job %s failed (%s): %s", run.job.id, blame, reason)
@@ -70,12 +70,12 @@ class ResultPublisher:
             result = JobFailed(job=run.job.id, epoch=run.claim.epoch, reason=reason[:500], blame=blame, retry=retry)
             await self._end_run(run, result)
 
-    async def publish_cancelled(self, run: Run, steps: int) -> None:
+    async def publish_cancelled(self, run: JobRun, steps: int) -> None:
         """Publish that a run was cancelled at step `steps`. Only the caller that ended the run calls it."""
         cost, steps_run = run.compute_cost(steps), max(0, steps - run.first_step)
         await self._end_run(run, JobCancelled(job=run.job.id, epoch=run.claim.epoch, steps=steps_run, cost=cost))
 
-    async def _end_run(self, run: Run, result: Result) -> None:
+    async def _end_run(self, run: JobRun, result: Result) -> None:
         await self.publish(result)
         log.info("job %s: %s", run.job.id, type(result).__name__.lower())
         self._active_runs.remove(run)
@@ -83,7 +83,7 @@ class ResultPublisher:
             if await self._has_claim(run):
                 await self._clean_up(run, result)
 
-    async def _has_claim(self, run: Run) -> bool:
+    async def _has_claim(self, run: JobRun) -> bool:
         """Whether the claim holds. If not, or if that is unknown, message and snapshots may be the next worker's.
 
         The bot settles a finished job too, so what we leave behind is removed.
@@ -96,7 +96,7 @@ class ResultPublisher:
             log.warning("job %s: %s", run.job.id, error)
         return False
 
-    async def _clean_up(self, run: Run, result: Result) -> None:
+    async def _clean_up(self, run: JobRun, result: Result) -> None:
         """Acknowledge the message, drop the snapshots, and last release the claim: another worker may then take it."""
         actions: list[Callable[[], Awaitable[None]]] = [handle.ack for handle in run.handles.values()]
         if not (isinstance(result, JobFailed) and result.retry):  # else the next worker may resume from them
@@ -108,7 +108,7 @@ class ResultPublisher:
             except BrokerUnreachable as error:  # the bot settles the job too, and the claim expires
                 log.warning("job %s: %s", run.job.id, error)
 
-    async def hand_back(self, run: Run) -> None:
+    async def hand_back(self, run: JobRun) -> None:
         """Publish that this worker stops and hands the job back, then release it."""
         try:
             await self._bus.publish_result(self._worker_name, JobHandedBack(job=run.job.id, epoch=run.claim.epoch))
@@ -116,7 +116,7 @@ class ResultPublisher:
             log.warning("job %s: %s", run.job.id, error)
         await self.release_run(run)
 
-    async def release_run(self, run: Run, delay: float = 0.0) -> None:
+    async def release_run(self, run: JobRun, delay: float = 0.0) -> None:
         """Release a run without a result, so that another worker can resume it."""
         self._active_runs.remove(run)
         await self._bus.release_claim(run.claim)

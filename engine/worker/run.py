@@ -1,4 +1,4 @@
-"""Run: one claimed job, its progress, and its remaining time. No I/O.
+"""JobRun: one claimed job, its progress, and its remaining time. No I/O.
 
 Its outcome is decided once: the first caller of `end` (finish, failure, cancel or loss) gets True, the others False.
 """
@@ -18,7 +18,7 @@ SMOOTHING = 0.05  # weight of the newest step in the pace
 
 
 @dataclass
-class Run:
+class JobRun:
     """All times are on the monotonic clock. `handles`: the messages to acknowledge, by attempt."""
 
     job: Job

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import ControlMessage, Recipe
 from engine.worker.active_runs import ActiveRuns
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 
 log = logging.getLogger(__name__)
 
@@ -68,25 +68,25 @@ class RunControl:
         self._active_runs.presence_changed.set()  # a paused job's rows are free
         self._active_runs.spawn(self._update_engine(run))
 
-    def _pause(self, run: Run) -> None:
+    def _pause(self, run: JobRun) -> None:
         """Pause a run; all its pauses share one time limit."""
         seconds_left = MAX_PAUSE_SECONDS - run.paused_seconds
         if run.pause_timer is None and seconds_left > 0:
             run.pause_timer = asyncio.get_running_loop().call_later(seconds_left, self._end_pause, run)
 
-    def _end_pause(self, run: Run) -> None:
+    def _end_pause(self, run: JobRun) -> None:
         _unpause(run)
         if run in self._active_runs and not run.is_ended:
             log.info("job %s resumes: its pause was too long, or other models need the memory of its model", run.job.id)
             self._active_runs.presence_changed.set()
             self._active_runs.spawn(self._update_engine(run))
 
-    async def _update_engine(self, run: Run) -> None:
+    async def _update_engine(self, run: JobRun) -> None:
         """Apply the run's state when the engine gets to it, so the order of two calls does not matter."""
         await self._active_runs.thread.call(run.apply_control)
 
 
-def _unpause(run: Run) -> None:
+def _unpause(run: JobRun) -> None:
     if run.pause_timer is not None:
         seconds_left = run.pause_timer.when() - asyncio.get_running_loop().time()
         run.paused_seconds = MAX_PAUSE_SECONDS - max(0.0, seconds_left)

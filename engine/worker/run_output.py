@@ -24,7 +24,7 @@ from engine.core.init_latents import InitLatents
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import UpscaledPicture, Upscaler
 from engine.worker.result_publisher import ResultPublisher, retry_until_reachable
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 from engine.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,11 @@ class RunOutput:
     ) -> None:
         self._bus, self._decode_worker, self._upscaler = bus, decode_worker, upscaler
         self._result_publisher, self._watchdog = result_publisher, watchdog
-        self._preview_queue: LatestByKey[str, Run] = LatestByKey()
+        self._preview_queue: LatestByKey[str, JobRun] = LatestByKey()
         self._pending_decodes = 0
         self._upscale_lock = asyncio.Lock()
 
-    async def load_init_latents(self, run: Run) -> InitLatents | None:
+    async def load_init_latents(self, run: JobRun) -> InitLatents | None:
         """Fetch and encode the job's init image or branch point; None where it starts from noise. Raises `Unfit`."""
         recipe = run.job.task
         if isinstance(recipe, Recipe):
@@ -67,7 +67,7 @@ class RunOutput:
             raise JobRejected("The init image was no longer at the broker.", "worker") from error
         return await self._wait_for_decode(self._decode_worker.encode_init_images(run.job, blobs))
 
-    def queue_preview(self, run: Run, event: StepDone) -> None:
+    def queue_preview(self, run: JobRun, event: StepDone) -> None:
         if run.is_watched and event.x0 is not None:
             run.pending_previews[event.image] = event
             self._preview_queue.put(event.job, run)
@@ -85,7 +85,7 @@ class RunOutput:
             await self._send_preview(run, event)
             await asyncio.sleep(min(MAX_REST_SECONDS, REST_FACTOR * (time.monotonic() - start)))
 
-    async def _send_preview(self, run: Run, event: StepDone) -> None:
+    async def _send_preview(self, run: JobRun, event: StepDone) -> None:
         """Send one preview. A failed preview is skipped: the picture does not depend on it."""
         try:
             future = self._decode_worker.render_frame(event, run.job, run.claim.epoch, run.seconds_left)
@@ -100,7 +100,7 @@ class RunOutput:
         except Exception:
             log.exception("job %s: a preview failed", event.job)
 
-    async def publish_image(self, run: Run, event: LatentsDone) -> None:
+    async def publish_image(self, run: JobRun, event: LatentsDone) -> None:
         """Decode and publish one finished image; the last image finishes the job."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
@@ -128,14 +128,14 @@ class RunOutput:
             else:
                 self._watchdog.end_phase("the decode worker")
 
-    async def _check_picture(self, run: Run, png: bytes) -> Verdict:
+    async def _check_picture(self, run: JobRun, png: bytes) -> Verdict:
         """Check the finished picture itself, independently of its previews."""
         if not (run.job.check and self._decode_worker.has_picture_check):
             return "unchecked"
         return await self._wait_for_decode(self._decode_worker.check_picture(png, run.job))
 
     async def _publish_picture(
-        self, run: Run, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
+        self, run: JobRun, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
         verdict: Verdict = "unchecked", method: UpscaleMethod | None = None,
     ) -> None:  # fmt: skip
         sha = await retry_until_reachable(lambda: self._bus.put_blob(content))
@@ -145,8 +145,8 @@ class RunOutput:
         )  # fmt: skip
         await self._result_publisher.publish_picture(run, picture)
 
-    async def run_upscale(self, run: Run) -> None:
-        """Run an upscale job."""
+    async def run_upscale(self, run: JobRun) -> None:
+        """JobRun an upscale job."""
         task = run.job.task
         assert isinstance(task, UpscaleTask)
         try:

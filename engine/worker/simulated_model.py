@@ -124,4 +124,6 @@ def build_calibration(row_ms: float, rows: int) -> Calibration:
 
 def build_cache_model(family: SimulatedModel, calibration: Calibration) -> ModelEntry:
     """Return the model for the model cache. It takes no memory to speak of."""
-    return ModelEntry(NAME, 1, calibration.to_model_info(family), lambda options: family, calibration.to_model_info)
+    return ModelEntry(
+        NAME, 1, calibration.to_model_profile(family), lambda options: family, calibration.to_model_profile
+    )

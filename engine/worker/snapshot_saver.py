@@ -12,7 +12,7 @@ from engine.contract import Snapshot
 from engine.core.engine import Engine
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.result_publisher import ResultPublisher
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 from engine.worker.watched_jobs import WatchedJobs
 
 log = logging.getLogger(__name__)
@@ -44,13 +44,13 @@ class SnapshotSaver:
             self._watched_jobs.drop_expired()
             await self._save_runs([run for run in self._active_runs if run.has_unsaved_steps and not run.is_ended])
 
-    async def _save_runs(self, runs: Sequence[Run]) -> None:
+    async def _save_runs(self, runs: Sequence[JobRun]) -> None:
         """Take all snapshots between two steps: one after another, those of a full worker would be seconds old."""
         if runs:
             snapshots = await self._take_snapshots(runs)
             await asyncio.gather(*(self._store_snapshots(run, each) for run, each in zip(runs, snapshots, strict=True)))
 
-    async def _take_snapshots(self, runs: Sequence[Run], *, is_last: bool = False) -> list[list[Snapshot]]:
+    async def _take_snapshots(self, runs: Sequence[JobRun], *, is_last: bool = False) -> list[list[Snapshot]]:
         """Return the snapshots of each run. `last`: also pause the runs, so that no further step runs."""
 
         def take_between_steps(engine: Engine) -> list[list[Snapshot]]:
@@ -60,7 +60,7 @@ class SnapshotSaver:
 
         return await self._active_runs.thread.call(take_between_steps)
 
-    async def _store_snapshots(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
+    async def _store_snapshots(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
         """Store a run's snapshots. Few writes run at a time, since heartbeats share the connection."""
         results = await asyncio.gather(
             *(self._put_snapshot(run, snapshot) for snapshot in snapshots), return_exceptions=True
@@ -74,7 +74,7 @@ class SnapshotSaver:
         except BrokerUnreachable as error:
             log.warning("job %s: %s", run.job.id, error)
 
-    async def _put_snapshot(self, run: Run, snapshot: Snapshot) -> None:
+    async def _put_snapshot(self, run: JobRun, snapshot: Snapshot) -> None:
         """Store a snapshot unless our lease may have expired: the next owner may have dropped the snapshots."""
         async with self._write_slots:
             if not run.is_ended and time.monotonic() - max(run.start_time, run.renewal_time) < self._bus.limits.lease:
@@ -91,7 +91,7 @@ class SnapshotSaver:
         except TimeoutError as error:
             log.warning("not every job could be handed back in time: %r", error)
 
-    async def _take_last_snapshots(self, runs: Sequence[Run]) -> list[list[Snapshot]]:
+    async def _take_last_snapshots(self, runs: Sequence[JobRun]) -> list[list[Snapshot]]:
         """Return last snapshots; none where a long step runs or the engine fails: earlier ones count then."""
         try:
             async with asyncio.timeout(SAVE_TIMEOUT_SECONDS):
@@ -102,7 +102,7 @@ class SnapshotSaver:
             log.exception("no last snapshots could be taken")
         return [[] for _ in runs]
 
-    async def _hand_back(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
+    async def _hand_back(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
         """Hand back one run; its errors do not affect the others."""
         try:
             async with asyncio.timeout(SAVE_TIMEOUT_SECONDS):
@@ -114,7 +114,7 @@ class SnapshotSaver:
         except BrokerUnreachable as error:
             log.warning("job %s: %s", run.job.id, error)
 
-    async def _release_run(self, run: Run) -> None:
+    async def _release_run(self, run: JobRun) -> None:
         if run.try_end():
             self._active_runs.cancel_tasks(run)
             await self._result_publisher.hand_back(run)

@@ -11,7 +11,7 @@ import time
 
 from engine.bus import BrokerUnreachable, Bus
 from engine.worker.active_runs import ActiveRuns
-from engine.worker.run import Run
+from engine.worker.run import JobRun
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ class WatchedJobs:
             if run.is_watched and not self.is_watched(run.job.id):
                 self._set_watched(run, False)
 
-    def _set_watched(self, run: Run, is_watched: bool) -> None:
+    def _set_watched(self, run: JobRun, is_watched: bool) -> None:
         run.is_watched = is_watched
         self._active_runs.spawn(self._update_engine(run, is_watched))
 
-    async def _update_engine(self, run: Run, is_watched: bool) -> None:
+    async def _update_engine(self, run: JobRun, is_watched: bool) -> None:
         await self._active_runs.thread.call(lambda engine: engine.watch(run.job.id, is_watched))

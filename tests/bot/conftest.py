@@ -27,7 +27,7 @@ from engine.contract import (
     JobStarted,
     Keyframe,
     Ladder,
-    ModelInfo,
+    ModelProfile,
     PictureReady,
     Presence,
     Recipe,
@@ -53,8 +53,8 @@ def png(width: int, height: int, shade: int = 128) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def warm(name: str = "embedded", revision: str = "1") -> ModelInfo:
-    return ModelInfo(
+def warm(name: str = "embedded", revision: str = "1") -> ModelProfile:
+    return ModelProfile(
         name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
         sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from engine.contract import (
     JobStarted,
     Keyframe,
     Ladder,
-    ModelInfo,
+    ModelProfile,
     PictureReady,
     Presence,
     Recipe,
@@ -45,9 +45,9 @@ STEPS = 20
 INKS = ["#c33", "#3a5", "#36c", "#c93"]
 
 
-def warm(steps: int = STEPS) -> ModelInfo:
+def warm(steps: int = STEPS) -> ModelProfile:
     """The one model that a painter has ready."""
-    return ModelInfo(
+    return ModelProfile(
         name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64,
         steps=steps, sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
@@ -85,7 +85,7 @@ class Painter:
         self.here = asyncio.Event()
         self.here.set()
         self.loading: tuple[float, ...] = ()  # model loading progress before each job; `stand_at` 0 pauses there
-        self.models: tuple[ModelInfo, ...] = ()  # the models that it announces, if not its one model
+        self.models: tuple[ModelProfile, ...] = ()  # the models that it announces, if not its one model
         self.done: list[str] = []
         self._over = False
         self.checks = False  # whether it has a picture check

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from engine.models.families.embedded import WEIGHTS_FOLDER
 from training.__main__ import main
 from training.core import checkpoint
-from training.core.run import CHECKPOINT_FILE, Budget, Run, read_settings
+from training.core.run import CHECKPOINT_FILE, Budget, TrainingRun, read_settings
 from training.diffusion.diffusion_trainer import (
     DiffusionEvaluator,
     DiffusionSettings,
@@ -120,13 +120,13 @@ def build_trainer(
     return trainer
 
 
-def build_run(folder: Path, budget: Budget) -> Run:
+def build_run(folder: Path, budget: Budget) -> TrainingRun:
     folder.mkdir(exist_ok=True)
     trainer = build_trainer()
     judge = DiffusionEvaluator(
         trainer, tiny_cache(8), torch.zeros(2, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE)
     )
-    return Run(folder, trainer, judge, budget, start_time=0.0)
+    return TrainingRun(folder, trainer, judge, budget, start_time=0.0)
 
 
 def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -16,7 +16,7 @@ from spandrel import ModelLoader
 
 from training.__main__ import main
 from training.core import checkpoint
-from training.core.run import Budget, Run
+from training.core.run import Budget, TrainingRun
 from training.gan import (
     autoencoder_evaluator,
     autoencoder_shapes,
@@ -233,7 +233,7 @@ def test_with_kept_latents_only_the_decoder_changes(keep: bool) -> None:
 def test_a_run_logs_its_figures_writes_a_sheet_and_ends(tmp_path: Path) -> None:
     trainer = make_autoencoder_trainer(keep=True)
     judge = autoencoder_evaluator.AutoencoderEvaluator(trainer, mask_pictures(blobs(3, 32)))
-    Run(tmp_path, trainer, judge, Budget(samples=8), start_time=0.0).train_until(
+    TrainingRun(tmp_path, trainer, judge, Budget(samples=8), start_time=0.0).train_until(
         lambda: 0.0, lambda: False, lambda losses: None, 60
     )
     line = json.loads((tmp_path / "log.jsonl").read_text())

@@ -30,7 +30,7 @@ from training.lab.interpolation import interpolate_prompts
 from training.lab.lesson import write_lesson
 from training.lab.output import write_result
 from training.lab.sample_pictures import draw_apple, draw_cat
-from training.lab.vocabulary import Vocabulary, find_nearest_words, read_vocabulary
+from training.lab.vocabulary import LabVocabulary, find_nearest_words, read_vocabulary
 from training.lab.word_arithmetic import compose_drawing, draw_mix, draw_weight_steps
 from training.lab.word_sums import MAX_TERMS, Term, format_sum, parse_sum
 from training.latent_sampling import SamplingInput
@@ -225,7 +225,7 @@ def test_numbers_that_are_not_finite_raise_an_error(small: LabContext) -> None:
 
 
 def test_the_nearest_word_of_king_and_woman_without_man_is_queen(embedder: Embedder) -> None:
-    known = Vocabulary.embed_words(embedder, WORDS)
+    known = LabVocabulary.embed_words(embedder, WORDS)
     words = find_nearest_words(embedder, parse_sum("king + woman - man"), known, 3)
     assert words[0][0] == "queen"
     assert {"king", "woman", "man"}.isdisjoint(word for word, _ in words)
@@ -235,9 +235,9 @@ def test_the_nearest_word_of_king_and_woman_without_man_is_queen(embedder: Embed
 
 def test_words_that_cancel_out_have_no_nearest_word(embedder: Embedder) -> None:
     with pytest.raises(JobRejected, match="cancel each other out"):
-        find_nearest_words(embedder, parse_sum("cat - cat"), Vocabulary.embed_words(embedder, WORDS))
+        find_nearest_words(embedder, parse_sum("cat - cat"), LabVocabulary.embed_words(embedder, WORDS))
     with pytest.raises(JobRejected, match="no other words"):
-        find_nearest_words(embedder, parse_sum("cat"), Vocabulary.embed_words(embedder, ["cat"]))
+        find_nearest_words(embedder, parse_sum("cat"), LabVocabulary.embed_words(embedder, ["cat"]))
 
 
 @pytest.mark.parametrize(

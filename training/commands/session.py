@@ -25,7 +25,7 @@ from training.commands.progress import count_noun, print_status, show_progress
 from training.commands.run_folder import RUN_FOLDER
 from training.commands.tensorboard import open_tensorboard
 from training.core import checkpoint
-from training.core.run import Budget, Evaluator, Metrics, Run, Trainer
+from training.core.run import Budget, Evaluator, Metrics, Trainer, TrainingRun
 
 MAX_THREADS = 1024
 SettingsType = TypeVar("SettingsType")
@@ -87,7 +87,7 @@ class Session:
         end_time = self._end_time()
         budget = Budget(self.options.samples, end_time, self.options.steps)
         metadata = {"origin": self.origin, "until": self.options.until, "ending": end_time}
-        run = Run(self.folder, trainer, evaluator, budget, start_time=time.time(), metadata=metadata)
+        run = TrainingRun(self.folder, trainer, evaluator, budget, start_time=time.time(), metadata=metadata)
         if self.position is None:
             run_folder.clear_run(self.folder)  # for --fresh, only after all checks have passed
             run.save_checkpoint(time.time(), {}, evaluate=True)  # the state before training
@@ -118,7 +118,7 @@ class Session:
             return position["ending"]
         return self.options.end_time()
 
-    def _resume(self, run: Run) -> None:
+    def _resume(self, run: TrainingRun) -> None:
         try:
             run.resume()
         except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -127,7 +127,7 @@ class Session:
                 "take another --out, or start over with --fresh."
             ) from error
 
-    def _train_until_signal(self, run: Run, save_interval: float) -> int:
+    def _train_until_signal(self, run: TrainingRun, save_interval: float) -> int:
         """Train and return the number of the signal that stopped it, or 0. A second signal ends the process at once."""
         received_signals: list[int] = []
 

@@ -83,7 +83,7 @@ class MetricsWriter(Protocol):
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A training run that saves its position in `folder`; `started` and `now` are seconds of one clock."""
 
     folder: Path

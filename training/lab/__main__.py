@@ -48,7 +48,7 @@ def nearest(
 
     terms, vocabulary, embed = parse_sum(sum_), search.read_vocabulary(words), Embedder()
     typer.echo(f"Reading {len(vocabulary):,} words …", err=True)
-    matches = search.find_nearest_words(embed, terms, search.Vocabulary.embed_words(embed, vocabulary), top)
+    matches = search.find_nearest_words(embed, terms, search.LabVocabulary.embed_words(embed, vocabulary), top)
     if as_json:
         match_list = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in matches]
         typer.echo(

@@ -16,7 +16,7 @@ from training.lab.forward_process import show_forward_process
 from training.lab.interpolation import interpolate_prompts
 from training.lab.output import ensure_folder, translate_write_errors, write_film
 from training.lab.sample_pictures import draw_apple, draw_cat
-from training.lab.vocabulary import EmbedTexts, Vocabulary, find_nearest_words
+from training.lab.vocabulary import EmbedTexts, LabVocabulary, find_nearest_words
 from training.lab.word_arithmetic import draw_mix, draw_weight_steps
 from training.lab.word_sums import parse_sum
 
@@ -86,7 +86,7 @@ def _write_chapter(result: ExperimentResult, pictures: Path) -> str:
 
 def _nearest_words_table(embed_texts: EmbedTexts, words: Sequence[str]) -> str:
     lines = ["| sum | nearest words, each with its cosine |", "|---|---|"]
-    vocabulary = Vocabulary.embed_words(embed_texts, words)
+    vocabulary = LabVocabulary.embed_words(embed_texts, words)
     for expression in TABLE_SUMS:
         matches = find_nearest_words(embed_texts, parse_sum(expression), vocabulary, 5)
         lines.append(f"| `{expression}` | {', '.join(f'{word} {cosine:.2f}' for word, cosine in matches)} |")

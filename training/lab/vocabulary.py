@@ -36,14 +36,14 @@ def read_vocabulary(file: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class LabVocabulary:
     """Words and their vectors `[words, features]`, in the same order."""
 
     words: tuple[str, ...]
     vectors: torch.Tensor
 
     @classmethod
-    def embed_words(cls, embed_texts: EmbedTexts, words: Sequence[str]) -> Vocabulary:
+    def embed_words(cls, embed_texts: EmbedTexts, words: Sequence[str]) -> LabVocabulary:
         """Embed the words; takes seconds for thousands. Batches texts of similar length to save padding."""
         sorted_words = sorted(words, key=lambda word: (len(word), word))
         vectors = [
@@ -55,7 +55,7 @@ class Vocabulary:
 
 
 def find_nearest_words(
-    embed_texts: EmbedTexts, terms: Sequence[Term], candidates: Vocabulary, count: int = 10
+    embed_texts: EmbedTexts, terms: Sequence[Term], candidates: LabVocabulary, count: int = 10
 ) -> list[tuple[str, float]]:
     """Return the `most` words with the largest cosine to Σ wᵢ·vᵢ, without the terms themselves. Raises `Unfit`.
 

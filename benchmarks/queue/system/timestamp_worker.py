@@ -17,12 +17,12 @@ import time
 from PIL import Image
 
 from engine.bus import Bus, BusMessage, Claim
-from engine.contract import Frame, Job, JobFailed, JobStarted, ModelInfo, Presence, Recipe
+from engine.contract import Frame, Job, JobFailed, JobStarted, ModelProfile, Presence, Recipe
 
 WORKER_NAME = "stamper"
 TIMESTAMP = struct.Struct(">d")
 HEARTBEAT_SECONDS = 3.0  # seconds; a claim lasts ten
-MODEL = ModelInfo(
+MODEL = ModelProfile(
     name=WORKER_NAME, revision="1", dtype="float32", size=256, multiple=8, max_pixels=512 * 512, tokens=77, steps=50,
     sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip

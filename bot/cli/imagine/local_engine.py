@@ -45,7 +45,7 @@ from bot.services.jobs.recipe_init import (
     with_input_aspect,
 )
 from bot.store import JobRecord, Store
-from engine.contract import BillingKey, Frame, Job, ModelInfo, Recipe, estimate_cost
+from engine.contract import BillingKey, Frame, Job, ModelProfile, Recipe, estimate_cost
 from engine.process.load_progress import format_loading
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def _generate_here(
     prompt: str, options: Mapping[str, object], data: Path, inputs: JobInputs, film: bool, display: ProgressDisplay
 ) -> ImagineResult:
     init_images = _load_init_images(inputs, display)
-    family, model_info = _load_model(_model_name(prompt, options), data, display)
-    recipes = _build_recipes(prompt, {**options, "model": None}, model_info, display, init_images)
+    family, model_profile = _load_model(_model_name(prompt, options), data, display)
+    recipes = _build_recipes(prompt, {**options, "model": None}, model_profile, display, init_images)
     is_walk, contents = recipes[0].walk is not None, init_images.new_contents if init_images else {}
-    results = [_run_job(part, contents, family, model_info, film and not is_walk, display, data) for part in recipes]
+    results = [_run_job(part, contents, family, model_profile, film and not is_walk, display, data) for part in recipes]
     return _join_walk(results) if is_walk else results[0]
 
 
@@ -113,7 +113,7 @@ def _run_job(
     job_recipe: Recipe,
     contents: Mapping[str, bytes],
     family: Family,
-    model_info: ModelInfo,
+    model_profile: ModelProfile,
     film: bool,
     display: ProgressDisplay,
     data: Path,
@@ -121,7 +121,7 @@ def _run_job(
     from engine.preview_maps.map_store import MapStore
     from engine.worker import local_run
 
-    job, first_index = _make_job(job_recipe, model_info, film), job_recipe.walk.first if job_recipe.walk else 0
+    job, first_index = _make_job(job_recipe, model_profile, film), job_recipe.walk.first if job_recipe.walk else 0
     models, maps = {family.name: family}, MapStore(data)
     run_result = local_run.run_locally(
         job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
@@ -145,7 +145,7 @@ def _model_name(prompt: str, options: Mapping[str, object]) -> str:
     return str(chosen_model or "embedded")
 
 
-def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Family, ModelInfo]:
+def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Family, ModelProfile]:
     from engine import models
     from engine.calibration.calibration import calibrate
     from engine.device.torch_device import choose_device
@@ -164,7 +164,7 @@ def _load_model(model: str, data: Path, display: ProgressDisplay) -> tuple[Famil
         model, data, device=device, resolver=resolver, on_progress=_loading_callback(name, model, data, display)
     )
     display.show_loading(f"measuring {name}", None)
-    return family, calibrate(family, data / "calibration.json").to_model_info(family)
+    return family, calibrate(family, data / "calibration.json").to_model_profile(family)
 
 
 def _loading_callback(name: str, model: str, data: Path, display: ProgressDisplay) -> Callable[[float], None]:
@@ -213,18 +213,18 @@ def _load_init_images(inputs: JobInputs, display: ProgressDisplay) -> LoadedInit
 def _build_recipes(
     prompt: str,
     options: Mapping[str, object],
-    model_info: ModelInfo,
+    model_profile: ModelProfile,
     display: ProgressDisplay,
     init_images: LoadedInitImages | None,
 ) -> list[Recipe]:
     """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
-    parsed = parse(prompt, model_info, options=options, allow_empty=init_images is not None)
+    parsed = parse(prompt, model_profile, options=options, allow_empty=init_images is not None)
     request = with_input_aspect(parsed.prompts[0], init_images)
     for note in (*parsed.notes, *unused_strength_note(request, init_images)):
         display.print_note(note)
-    job_recipe = with_init_images(build_recipe(request, model_info, secrets.randbelow(2**32)), request, init_images)
+    job_recipe = with_init_images(build_recipe(request, model_profile, secrets.randbelow(2**32)), request, init_images)
     recipes = interpolation_recipes(job_recipe, request.walk, request.frames) if request.walk else [job_recipe]
-    check_capabilities(recipes[0], model_info)
+    check_capabilities(recipes[0], model_profile)
     return [pin_batch_shape(part) for part in recipes]
 
 
@@ -241,13 +241,13 @@ def branch_locally(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )
     assert isinstance(record.task, Recipe)
-    family, model_info = _load_model(record.task.model, settings.data, display)
+    family, model_profile = _load_model(record.task.model, settings.data, display)
     sha256, step = hashlib.sha256(ladder).hexdigest(), ladder_keyframes.nearest_branch_step(ladder, keyframe.step)
     for note in nearest_step_note(step, keyframe.step):
         display.print_note(note)
     branch_edit = BranchEdit(record.prompt, prompt or None, options)
-    job_recipe = branch_recipe(single_image(record.task, keyframe.image), sha256, step, branch_edit, model_info)
-    return _run_job(pin_batch_shape(job_recipe), {sha256: ladder}, family, model_info, film, display, settings.data)
+    job_recipe = branch_recipe(single_image(record.task, keyframe.image), sha256, step, branch_edit, model_profile)
+    return _run_job(pin_batch_shape(job_recipe), {sha256: ladder}, family, model_profile, film, display, settings.data)
 
 
 async def _load_branch_source(store: Store, settings: Settings, keyframe: KeyframeRef) -> tuple[JobRecord, bytes]:
@@ -261,12 +261,12 @@ async def _load_branch_source(store: Store, settings: Settings, keyframe: Keyfra
     return record, await gallery.read_file(await gallery.find_ladder(keyframe.job, keyframe.image))
 
 
-def _make_job(job_recipe: Recipe, model_info: ModelInfo, film: bool) -> Job:
+def _make_job(job_recipe: Recipe, model_profile: ModelProfile, film: bool) -> Job:
     return Job(
         id=str(ULID()),
         task=job_recipe,
         share=TERMINAL_BILLING_KEY,
-        cost=estimate_cost(job_recipe, model_info),
+        cost=estimate_cost(job_recipe, model_profile),
         deadline=time.time() + DAY_SECONDS,
         ladder=film,
     )

@@ -260,12 +260,12 @@ async def print_when_warm(job_service: JobService, engine_process: EngineProcess
             return
         await asyncio.sleep(POLL_SECONDS)
     warmup.clear()
-    for model_info in presence.models:
-        if not model_info.loaded:
-            _print_text(f"  {model_info.name} is offered, and loaded when somebody asks for it.\n")
+    for model_profile in presence.models:
+        if not model_profile.loaded:
+            _print_text(f"  {model_profile.name} is offered, and loaded when somebody asks for it.\n")
             continue
-        speed = f"{model_info.row_ms:.1f} ms a row and step, {model_info.steps} steps by default"
-        _print_text(f"  {model_info.name} is warm: {presence.device}, {model_info.dtype}, {speed}.\n")
+        speed = f"{model_profile.row_ms:.1f} ms a row and step, {model_profile.steps} steps by default"
+        _print_text(f"  {model_profile.name} is warm: {presence.device}, {model_profile.dtype}, {speed}.\n")
 
 
 def _print_line(sentence: str) -> None:

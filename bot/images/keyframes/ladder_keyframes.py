@@ -17,7 +17,7 @@ NO_KEYFRAMES = "This picture has no keyframes to branch from: it has too few ste
 
 
 @dataclass(frozen=True)
-class Keyframe:
+class KeyframeThumbnail:
     """A keyframe after `step` steps. `branches`: whether a job can branch here. `thumbnail`: still encoded."""
 
     step: int
@@ -25,18 +25,18 @@ class Keyframe:
     thumbnail: bytes
 
 
-def read_keyframes(ladder: bytes) -> list[Keyframe]:
+def read_keyframes(ladder: bytes) -> list[KeyframeThumbnail]:
     """Return the keyframes in the order of their steps, one per step. Raises `Refused` (404) for what is no ladder."""
     try:
         decoded = decode(ladder, Ladder)
     except MalformedMessage as error:
         raise UserError(UNREADABLE, 404) from error
     full_bytes = 4 * math.prod(decoded.shape)
-    keyframes: dict[int, Keyframe] = {}
+    keyframes: dict[int, KeyframeThumbnail] = {}
     for entry in decoded.rungs:
         has_latents = entry.latent is not None and len(entry.latent) == full_bytes
         # After the last step nothing is left to change, and before the first nothing has been done.
-        keyframe = Keyframe(entry.step, has_latents and 1 <= entry.step < decoded.of, entry.thumbnail)
+        keyframe = KeyframeThumbnail(entry.step, has_latents and 1 <= entry.step < decoded.of, entry.thumbnail)
         if keyframe.can_branch or entry.step not in keyframes:
             keyframes[entry.step] = keyframe
     return [keyframes[step] for step in sorted(keyframes)]

@@ -14,7 +14,7 @@ from engine.contract import (
     MAX_COUNT,
     PIPELINE_SAMPLERS,
     Interpolation,
-    ModelInfo,
+    ModelProfile,
     NoiseAncestor,
     Recipe,
     UpscaleMethod,
@@ -110,7 +110,7 @@ def reroll_recipe(recipe: Recipe, seed: int) -> Recipe:
     return msgspec.structs.replace(recipe, seed=seed, walk=walk)
 
 
-def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_info: ModelInfo) -> Recipe:
+def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Recipe:
     """Return the recipe with another prompt and the same noise; flags change further settings.
 
     Raises `Refused` if the shape does not fit the model, if the model lacks a feature, or if another model is
@@ -120,12 +120,12 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_info: ModelI
         raise UserError("A walk begins with a prompt of its own: ask for it anew.")
     if parsed_prompt.model not in (None, recipe.model):
         raise UserError(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
-    width, height = fit_size(parsed_prompt.ar, model_info) if parsed_prompt.ar else (recipe.width, recipe.height)
+    width, height = fit_size(parsed_prompt.ar, model_profile) if parsed_prompt.ar else (recipe.width, recipe.height)
     sampler, steps = choose_sampling(
-        parsed_prompt, msgspec.structs.replace(model_info, sampler=recipe.sampler, steps=recipe.steps)
+        parsed_prompt, msgspec.structs.replace(model_profile, sampler=recipe.sampler, steps=recipe.steps)
     )
     interval_bounds = choose_interval(
-        parsed_prompt.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, model_info
+        parsed_prompt.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, model_profile
     )
     remix = msgspec.structs.replace(
         recipe,
@@ -142,9 +142,9 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_info: ModelI
         guidance_stop=interval_bounds[1],
         walk=None,
         mixed=recipe.mixed or (parsed_prompt.mixed and len(parsed_prompt.concepts) > 1),
-        loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_info),
+        loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
     )
-    check_capabilities(remix, model_info)
+    check_capabilities(remix, model_profile)
     return pin_batch_shape(remix) if remix.bucket else remix
 
 

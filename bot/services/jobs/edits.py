@@ -151,12 +151,12 @@ class EditService(VariationService):
         base_recipe = base_recipe if text is None else await self._reset_mixed(record, base_recipe)
         branch_edit = BranchEdit(record.prompt, text, options)
         new_recipe = branch_recipe(
-            base_recipe, ladder.sha256, nearest_step, branch_edit, entry.info, self._catalog.model_names()
+            base_recipe, ladder.sha256, nearest_step, branch_edit, entry.profile, self._catalog.model_names()
         )
         new_recipe = pin_batch_shape(new_recipe) if exact and not new_recipe.bucket else new_recipe
         notes, job_cost = (
             (*alias_notes, *nearest_step_note(nearest_step, step), *change_notes),
-            estimate_cost(new_recipe, entry.info),
+            estimate_cost(new_recipe, entry.profile),
         )
         request = JobRequest(
             "branch",
@@ -208,24 +208,24 @@ class EditService(VariationService):
             reroll_recipe(without_interpolation(recipe, index), self._draw_seed())
         )
         if aspect is not None:
-            width, height = fit_size(aspect, entry.info)
+            width, height = fit_size(aspect, entry.profile)
             new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
         shown_prompt = record.prompt
         if new_prompt is not None:
             new_recipe, shown_prompt = (
-                remix_recipe(await self._reset_mixed(record, new_recipe), new_prompt, entry.info),
+                remix_recipe(await self._reset_mixed(record, new_recipe), new_prompt, entry.profile),
                 " ".join(new_prompt.text.split()),
             )
             strength = new_prompt.strength if strength is None else strength
         edit_recipe = msgspec.structs.replace(new_recipe, start=loaded_images.recipe_part(strength), lineage=())
-        check_capabilities(edit_recipe, entry.info)
+        check_capabilities(edit_recipe, entry.profile)
         request = JobRequest(
             action,
             shown_prompt,
             (*notes, *change_notes),
             edit_recipe,
             entry.pool,
-            estimate_cost(edit_recipe, entry.info),
+            estimate_cost(edit_recipe, entry.profile),
             (record.id, index),
             inputs=loaded_images.inputs,
         )

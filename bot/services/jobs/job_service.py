@@ -36,7 +36,7 @@ from bot.services.jobs.edits import EditService
 from bot.services.jobs.recipe_init import unused_strength_note, with_init_images, with_input_aspect
 from bot.store import JobRecord, Store
 from bot.store.members import preferences
-from engine.contract import MAX_COUNT, ModelInfo, ModelProgress, Presence, estimate_cost
+from engine.contract import MAX_COUNT, ModelProfile, ModelProgress, Presence, estimate_cost
 
 __all__ = ["AcceptedJob", "Destination", "JobAction", "JobService", "JobView", "Member", "PictureRef"]
 
@@ -101,7 +101,7 @@ class JobService(EditService):
         text, init_images = split_leading_urls(text, init_images, self.page_addresses)
         full_text = add_suffix(text, suffix if text else "")
         aliases, model_names = await self._flag_aliases.aliases_for(member.id, full_text), self._catalog.model_names()
-        default_model = self._catalog.find_entry(None).info
+        default_model = self._catalog.find_entry(None).profile
         parsed = parse(
             full_text,
             default_model,
@@ -147,7 +147,7 @@ class JobService(EditService):
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
             base_recipe = with_init_images(
-                build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.info, self._draw_seed()),
+                build_recipe(with_input_aspect(parsed_prompt, loaded_images), entry.profile, self._draw_seed()),
                 parsed_prompt,
                 loaded_images,
             )
@@ -156,9 +156,11 @@ class JobService(EditService):
                 if parsed_prompt.walk
                 else [base_recipe]
             )
-            check_capabilities(recipes[0], entry.info)
+            check_capabilities(recipes[0], entry.profile)
             recipes = [pin_batch_shape(single_recipe) if is_exact else single_recipe for single_recipe in recipes]
-            model_notes = () if entry.info.name == default_entry.info.name else make_remarks(parsed_prompt, entry.info)
+            model_notes = (
+                () if entry.profile.name == default_entry.profile.name else make_remarks(parsed_prompt, entry.profile)
+            )
             all_notes = (
                 *(loaded_images.notes if loaded_images else ()),
                 *parsed.notes,
@@ -174,7 +176,7 @@ class JobService(EditService):
                     notes,
                     single_recipe,
                     entry.pool,
-                    estimate_cost(single_recipe, entry.info),
+                    estimate_cost(single_recipe, entry.profile),
                     relaxed=parsed_prompt.relaxed,
                     inputs=loaded_images.inputs if loaded_images else (),
                 )
@@ -282,14 +284,14 @@ class JobService(EditService):
         """Return the sentence about a worker that is starting up; empty if none is."""
         return format_startup(self._startup_progress())
 
-    def list_models(self) -> list[ModelInfo]:
+    def list_models(self) -> list[ModelProfile]:
         """Return the models that can be requested, those of live workers first."""
-        return [profile.info for profile in self._catalog.entries()]
+        return [entry.profile for entry in self._catalog.entries()]
 
-    def find_model(self, name: str | None) -> ModelInfo | None:
+    def find_model(self, name: str | None) -> ModelProfile | None:
         """Return a model by name, None if there is none; without a name, the default one."""
         try:
-            return self._catalog.find_entry(name or None).info
+            return self._catalog.find_entry(name or None).profile
         except KeyError:
             return None
 

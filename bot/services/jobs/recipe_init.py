@@ -16,7 +16,7 @@ from bot.prompt.parsed_prompt import MAX_RATIO
 from bot.prompt.permutations import escape_braces, expand_braces
 from bot.services.init_images.loaded import LoadedInitImages
 from bot.services.jobs.derived_recipes import remix_recipe
-from engine.contract import Branch, ModelInfo, Recipe, map_step, noise_seed, recipe_for_image
+from engine.contract import Branch, ModelProfile, Recipe, map_step, noise_seed, recipe_for_image
 
 FIXED_SETTING = "A branch continues the sampling of its parent: its {} cannot be changed."
 FIXED_FIELDS = ("sampler", "width", "height", "model", "eta")
@@ -85,7 +85,7 @@ def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[st
 
 
 def branch_recipe(
-    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_info: ModelInfo, models: Sequence[str] = ()
+    base: Recipe, ladder: str, step: int, edit: BranchEdit, model_profile: ModelProfile, models: Sequence[str] = ()
 ) -> Recipe:
     """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `Refused` for changes that sampling rules
     out.
@@ -96,7 +96,7 @@ def branch_recipe(
     branch, has_new_noise = base, False
     if edit.new_prompt is not None or edit.options:
         parsed = _parse_edit(edit, base, models)
-        branch, has_new_noise = remix_recipe(base, parsed, model_info), parsed.seed is not None
+        branch, has_new_noise = remix_recipe(base, parsed, model_profile), parsed.seed is not None
         if edit.new_prompt is None:  # a frame of an interpolation has a prompt that nobody typed
             branch = msgspec.structs.replace(branch, concepts=base.concepts, mixed=base.mixed)
     for name in FIXED_FIELDS:

@@ -127,7 +127,7 @@ class VariationService:
                 notes,
                 recipe,
                 entry.pool,
-                estimate_cost(recipe, entry.info),
+                estimate_cost(recipe, entry.profile),
                 parent,
                 inputs=inputs,
             )
@@ -222,7 +222,7 @@ class VariationService:
         pool, job_cost = record.pool, record.cost
         if entry := self._find_entry(new_recipe.model):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
-            pool, job_cost, notes = entry.pool, estimate_cost(new_recipe, entry.info), (*notes, *change_notes)
+            pool, job_cost, notes = entry.pool, estimate_cost(new_recipe, entry.profile), (*notes, *change_notes)
         inputs = await self._init_image_loader.inputs_of(record)
         request = JobRequest(
             action, record.prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs
@@ -251,22 +251,22 @@ class VariationService:
             raise UserError(f"No worker has ever offered {base.model}: it cannot be remixed.")
         base, change_notes = renew_recipe(base, entry)
         parsed = parse(text, None, models=self._catalog.model_names(), options={"negative": negative}, aliases=aliases)
-        model_info = msgspec.structs.replace(entry.info, sampler=base.sampler)
+        model_profile = msgspec.structs.replace(entry.profile, sampler=base.sampler)
         warnings = (
             note
             for parsed_prompt in parsed.prompts
-            for note in make_remarks(replace(parsed_prompt, steps=base.steps), model_info)
+            for note in make_remarks(replace(parsed_prompt, steps=base.steps), model_profile)
         )
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warnings, *change_notes))), (record.id, index or 0)
         inputs = await self._init_image_loader.inputs_of(record)
         requests: list[JobRequest] = []
         for parsed_prompt in parsed.prompts:
             new_recipe, shown_prompt = (
-                remix_recipe(base, parsed_prompt, entry.info),
+                remix_recipe(base, parsed_prompt, entry.profile),
                 " ".join(parsed_prompt.text.split()),
             )
             has_other_noise = base.walk is not None and new_recipe.count > 1 and parsed_prompt.seed is None
-            job_cost, noise_note = estimate_cost(new_recipe, entry.info), (NOISE_DIFFERS,) if has_other_noise else ()
+            job_cost, noise_note = estimate_cost(new_recipe, entry.profile), (NOISE_DIFFERS,) if has_other_noise else ()
             requests.append(
                 JobRequest(
                     "remix", shown_prompt, (*notes, *noise_note), new_recipe, entry.pool, job_cost, parent,

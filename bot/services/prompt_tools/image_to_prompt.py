@@ -25,7 +25,7 @@ from bot.queue.model_catalog import ModelCatalog
 from bot.services.admission.quota_check import check_action, check_model, check_open
 from bot.services.init_images.request import RemoteFile
 from engine.bus import NoWorkerAnswers
-from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelInfo
+from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 
 MAX_MEMBERS = 4  # members with a request that runs or waits
 TIMEOUT_SECONDS = 240.0  # timeout of one request, its wait included
@@ -98,18 +98,18 @@ class ImageToPrompt:
         self, image: bytes | RemoteFile, member: Member, model_name: str | None = None
     ) -> PromptSuggestions:
         """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `Refused`."""
-        model_info = self._find_model(model_name)
-        await self._check_allowed(member, model_info)
+        model_profile = self._find_model(model_name)
+        await self._check_allowed(member, model_profile)
         with self._reserve_place(member.id):
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     decoded_image = await self._load_image(member, image)
-                    thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_info.size)
+                    thumbnail = await asyncio.to_thread(crop_square, decoded_image.png, model_profile.size)
                     async with self._search_lock:
-                        search = PromptSearch(self._request_scores, model_info, thumbnail)
+                        search = PromptSearch(self._request_scores, model_profile, thumbnail)
                         return PromptSuggestions(
-                            model_info.name,
-                            *await search.find_prompts(choose_vocabulary(model_info)),
+                            model_profile.name,
+                            *await search.find_prompts(choose_vocabulary(model_profile)),
                             decoded_image.notes,
                         )
             except TimeoutError as error:
@@ -117,20 +117,20 @@ class ImageToPrompt:
             except (NoWorkerAnswers, ConnectionError) as error:
                 raise UserError(shorten(str(error), 300)) from error
 
-    def _find_model(self, name: str | None) -> ModelInfo:
+    def _find_model(self, name: str | None) -> ModelProfile:
         try:
-            return self._catalog.find_entry(name or None).info
+            return self._catalog.find_entry(name or None).profile
         except KeyError as error:
             raise UserError(f"There is no model called {shorten(str(name), 64)} here.") from error
 
-    async def _check_allowed(self, member: Member, model_info: ModelInfo) -> None:
+    async def _check_allowed(self, member: Member, model_profile: ModelProfile) -> None:
         """Raise `Refused` if the rules forbid it, or if it would take too long."""
         rules = await self._effective_rules(member)
         check_open(rules)
         check_action(rules, "describe")
-        check_model(rules, model_info.name)
-        if (seconds := estimate_cost(model_info, choose_vocabulary(model_info))) > MAX_COST:
-            raise UserError(TOO_SLOW.format(model=model_info.name, time=format_duration(seconds)))
+        check_model(rules, model_profile.name)
+        if (seconds := estimate_cost(model_profile, choose_vocabulary(model_profile))) > MAX_COST:
+            raise UserError(TOO_SLOW.format(model=model_profile.name, time=format_duration(seconds)))
 
     @contextmanager
     def _reserve_place(self, member: str) -> Iterator[None]:
@@ -146,7 +146,7 @@ class ImageToPrompt:
             self._waiting_members.discard(member)
 
 
-def estimate_cost(model_info: ModelInfo, words_to_score: Vocabulary) -> float:
+def estimate_cost(model_profile: ModelProfile, words_to_score: Vocabulary) -> float:
     """Return the device-seconds by calibration: rows of the network, and texts to encode."""
     rows, earlier_draws = 0, 0
     for candidates, draws in ROUNDS:
@@ -155,17 +155,18 @@ def estimate_cost(model_info: ModelInfo, words_to_score: Vocabulary) -> float:
     parts = len(words_to_score.scenes) + len(words_to_score.slots)
     rows += words_to_score.addition_count * len(SLOT_DRAWS) + (2 * parts + MAX_PROMPTS) * len(FINAL_DRAWS)
     return (
-        rows * model_info.row_ms + (len(words_to_score.subjects) + words_to_score.addition_count) * model_info.encode_ms
+        rows * model_profile.row_ms
+        + (len(words_to_score.subjects) + words_to_score.addition_count) * model_profile.encode_ms
     ) / 1000.0
 
 
 class PromptSearch:
     """The search for one image (a small PNG) with one model."""
 
-    def __init__(self, request_scores: RequestScores, model_info: ModelInfo, thumbnail: bytes) -> None:
-        self._request_scores, self._model_info, self._thumbnail, self._tally = (
+    def __init__(self, request_scores: RequestScores, model_profile: ModelProfile, thumbnail: bytes) -> None:
+        self._request_scores, self._model_profile, self._thumbnail, self._tally = (
             request_scores,
-            model_info,
+            model_profile,
             thumbnail,
             PromptScores(),
         )
@@ -223,12 +224,15 @@ class PromptSearch:
 
     async def _score_texts(self, texts: Iterable[str], draws: range) -> None:
         """Score each text with these noise draws, skipping scores that are known."""
-        unscored_texts, batch_size = self._tally.missing_texts(texts, draws), _batch_size(self._model_info, len(draws))
+        unscored_texts, batch_size = (
+            self._tally.missing_texts(texts, draws),
+            _batch_size(self._model_profile, len(draws)),
+        )
         for start in range(0, len(unscored_texts), batch_size):
             batch = unscored_texts[start : start + batch_size]
             request = DescribeRequest(
-                model=self._model_info.name,
-                revision=self._model_info.revision,
+                model=self._model_profile.name,
+                revision=self._model_profile.revision,
                 picture=self._thumbnail,
                 texts=tuple(batch),
                 first=draws.start,
@@ -237,6 +241,8 @@ class PromptSearch:
             self._tally.add(batch, draws.start, await self._request_scores(request))
 
 
-def _batch_size(model_info: ModelInfo, draws: int) -> int:
+def _batch_size(model_profile: ModelProfile, draws: int) -> int:
     """Return how many texts a request has, so that it does not occupy a worker for long."""
-    return max(1, min(MAX_CANDIDATES, int(MAX_REQUEST_MS / (draws * model_info.row_ms + model_info.encode_ms + 1e-3))))
+    return max(
+        1, min(MAX_CANDIDATES, int(MAX_REQUEST_MS / (draws * model_profile.row_ms + model_profile.encode_ms + 1e-3)))
+    )

@@ -12,7 +12,7 @@ from bot.domain.job_states import ACTIVE_STATES, OPEN_STATES
 from bot.policy.fair_queue import Account, WaitingJob
 from bot.store.jobs.records import AuditEntry, JobRecord, StoredPicture, decode_record
 from bot.store.schema.tables import accounts, audit_lines, jobs, models, pictures
-from engine.contract import MalformedMessage, ModelInfo, decode
+from engine.contract import MalformedMessage, ModelProfile, decode
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +128,12 @@ def list_audit(connection: Connection, ids: Sequence[str]) -> list[AuditEntry]:
     return [AuditEntry(**{name: value for name, value in row.items() if name != "id"}) for row in rows]
 
 
-def list_models(connection: Connection) -> list[tuple[ModelInfo, str]]:
+def list_models(connection: Connection) -> list[tuple[ModelProfile, str]]:
     """Return every model that a worker ever offered, with its pool, the last seen first."""
-    known: list[tuple[ModelInfo, str]] = []
+    known: list[tuple[ModelProfile, str]] = []
     for row in connection.execute(select(models).order_by(models.c.seen.desc(), models.c.name)):
         try:
-            known.append((decode(row.warm, ModelInfo), row.pool))
+            known.append((decode(row.warm, ModelProfile), row.pool))
         except MalformedMessage as error:
             log.error("model %s: its profile cannot be read: %s", row.name, error)
     return known

@@ -12,7 +12,7 @@ from bot.domain.job_states import OPEN_STATES
 from bot.store.jobs.records import StoredPicture
 from bot.store.moderation.reviews import write_held_incident
 from bot.store.schema.tables import jobs, models, pictures
-from engine.contract import ModelInfo, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
+from engine.contract import ModelProfile, Recipe, Task, UpscaleMethod, UpscaleTask, decode, encode
 
 # Built once: building a statement takes longer than SQLite takes to run it.
 _SELECT_OPEN = select(jobs).where(
@@ -70,7 +70,7 @@ def _set_upscale_method(connection: Connection, job: str, task: bytes, method: U
         connection.execute(update(jobs).where(jobs.c.id == job).values(task=new_task))
 
 
-def save_model(connection: Connection, model: ModelInfo, pool: str, now: float) -> None:
+def save_model(connection: Connection, model: ModelProfile, pool: str, now: float) -> None:
     """Store a model's profile in place of an older one."""
     connection.execute(models.delete().where(models.c.name == model.name))
     connection.execute(models.insert().values(name=model.name, warm=encode(model), pool=pool, seen=now))

@@ -22,10 +22,10 @@ from bot.cli.up.startup import (
     print_when_warm,
 )
 from bot.domain.errors import UserError
-from engine.contract import ModelInfo, ModelProgress, Presence
+from engine.contract import ModelProfile, ModelProgress, Presence
 
 pytestmark = pytest.mark.asyncio
-WARM = ModelInfo(
+WARM = ModelProfile(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=24, steps=24,
     sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip

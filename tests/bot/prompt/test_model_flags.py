@@ -25,7 +25,7 @@ from engine.contract import (
     PIPELINE_SAMPLERS,
     SAMPLER_TITLES,
     Lora,
-    ModelInfo,
+    ModelProfile,
     Recipe,
     Sampler,
     decode,
@@ -33,7 +33,7 @@ from engine.contract import (
 )
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
-WARM = ModelInfo(
+WARM = ModelProfile(
     name="large", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=128 * 128, tokens=77, steps=1000,
     sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=5.0, decode_ms=5.0, samplers=SAMPLERS, guidance_start=0.1,
     guidance_stop=0.9, loras=(Lora("Style-v2", 0.7, "abc"), Lora("detail", 1.0, "def"), Lora("x", 1, ""), Lora("y", 1)),
@@ -45,14 +45,14 @@ QUICK = msgspec.structs.replace(
 quick = settings(deadline=None, max_examples=150)
 
 
-def build_recipe(text: str, warm: ModelInfo = WARM, **options: object) -> Recipe:
+def build_recipe(text: str, warm: ModelProfile = WARM, **options: object) -> Recipe:
     (request,) = parse(text, warm, options=options).prompts
     outcome = to_recipe(request, warm, 7)
     assert decode(encode(outcome), Recipe) == outcome
     return outcome
 
 
-def refusal(text: str, warm: ModelInfo = WARM, **options: object) -> str:
+def refusal(text: str, warm: ModelProfile = WARM, **options: object) -> str:
     with pytest.raises(UserError) as caught:
         build_recipe(text, warm, **options)
     assert len(caught.value.sentence) <= 500
@@ -179,7 +179,7 @@ def test_a_whole_pipeline_refuses_what_it_lacks_and_notes_the_rest(sampler: Samp
     assert lasting_notes((note, "other")) == ("other",)
 
 
-def remix(base: Recipe, text: str, warm: ModelInfo = WARM) -> Recipe:
+def remix(base: Recipe, text: str, warm: ModelProfile = WARM) -> Recipe:
     (request,) = parse(text, None).prompts
     return remix_recipe(base, request, warm)
 

@@ -14,9 +14,9 @@ from bot.prompt import ParseResult, build_recipe, make_remarks, parse
 from bot.prompt.flags import IGNORED_FLAGS, OUR_FLAGS, prompt_title
 from bot.prompt.parsed_prompt import fit_size
 from bot.prompt.permutations import MAX_JOBS, expand_braces
-from engine.contract import ModelInfo, Recipe, decode, encode
+from engine.contract import ModelProfile, Recipe, decode, encode
 
-WARM = ModelInfo(
+WARM = ModelProfile(
     name="embedded",
     revision="1",
     dtype="bfloat16",
@@ -271,7 +271,7 @@ def test_without_a_worker_any_valid_model_name_is_accepted() -> None:
 
 @quick
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([WARM, LARGE]))
-def test_sizes_fit_the_model(width: int, height: int, warm: ModelInfo) -> None:
+def test_sizes_fit_the_model(width: int, height: int, warm: ModelProfile) -> None:
     if max(width, height) > 4 * min(width, height):
         return
     result = fit_size((width, height), warm)

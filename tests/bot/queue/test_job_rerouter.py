@@ -16,10 +16,10 @@ from bot.queue.model_catalog import ModelCatalog, group_by_pool
 from bot.store import Store
 from bot.store.jobs import queries
 from bot.store.transitions.pool_changes import PAGE_SIZE
-from engine.contract import ModelInfo, Presence, UpscaleTask
+from engine.contract import ModelProfile, Presence, UpscaleTask
 from shared.stored_jobs import RECIPE, draft
 
-WARM = ModelInfo(
+WARM = ModelProfile(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
     sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from bot.queue.model_catalog import SHIPPED_MODEL, ModelCatalog, group_by_pool
 from bot.store import Store
-from engine.contract import ModelInfo, Presence
+from engine.contract import ModelProfile, Presence
 
 
 def presence(worker: str, ms: float, version: int = 3, pool: str = "default") -> Presence:
@@ -30,7 +30,7 @@ def test_a_pool_with_a_worker_too_old_for_upscales_has_no_super_resolver() -> No
     assert models.upscale_ms("default") == 300.0
 
 
-def presence_with(worker: str, *models: ModelInfo) -> Presence:
+def presence_with(worker: str, *models: ModelProfile) -> Presence:
     return msgspec.structs.replace(presence(worker, 0.0), models=models)
 
 
@@ -40,12 +40,12 @@ async def test_a_model_on_disk_is_offered_and_counts_as_loaded_once_any_worker_h
     workers = {"a": presence_with("a", SHIPPED_MODEL, cold)}
     models = ModelCatalog(store, lambda: workers, lambda: 0.0)
     await models.refresh()
-    assert [(one.info.name, one.info.loaded, one.is_live) for one in models.entries()] == [
+    assert [(one.profile.name, one.profile.loaded, one.is_live) for one in models.entries()] == [
         ("embedded", True, True), ("large", False, True),
     ]  # fmt: skip
     version = store.version
     workers["b"] = presence_with("b", msgspec.structs.replace(cold, loaded=True, steps=7))
-    assert models.find_entry("large").info == msgspec.structs.replace(cold, loaded=True), (
+    assert models.find_entry("large").profile == msgspec.structs.replace(cold, loaded=True), (
         "the first worker's description counts"
     )
     await models.refresh()
@@ -53,8 +53,8 @@ async def test_a_model_on_disk_is_offered_and_counts_as_loaded_once_any_worker_h
     workers.clear()
     again = ModelCatalog(store, lambda: workers, lambda: 0.0)
     await again.load()
-    assert {one.info.name: one.is_live for one in again.entries()} == {"embedded": False, "large": False}
-    assert again.find_entry("large").info.samplers == ("ddim", "heun")
+    assert {one.profile.name: one.is_live for one in again.entries()} == {"embedded": False, "large": False}
+    assert again.find_entry("large").profile.samplers == ("ddim", "heun")
 
 
 def test_a_pool_is_full_for_a_model_when_every_worker_that_has_it_is_full() -> None:

@@ -36,7 +36,7 @@ from bot.services.prompt_tools.image_to_prompt import (
     estimate_cost,
 )
 from engine.bus import NoWorkerAnswers
-from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelInfo
+from engine.contract import MAX_CANDIDATES, MAX_FRAME_BYTES, MAX_NOISINGS, DescribeRequest, ModelProfile
 from shared.fake_describer import Describer
 
 ANN, BOB = Member("discord:1", "Ann", "discord:9"), Member("discord:2", "Bob", "discord:9")
@@ -56,7 +56,7 @@ async def intake() -> AsyncIterator[UploadDecoder]:
 
 
 def describing(
-    ask: Any, intake: UploadDecoder, *, warm: ModelInfo = SHIPPED_MODEL, rules: tuple[Rule, ...] = ()
+    ask: Any, intake: UploadDecoder, *, warm: ModelProfile = SHIPPED_MODEL, rules: tuple[Rule, ...] = ()
 ) -> ImageToPrompt:
     async def terms(member: Member) -> Any:
         return resolve(rules, member, Limits())

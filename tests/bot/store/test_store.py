@@ -27,7 +27,7 @@ from bot.store.schema.tables import jobs, metadata, models
 from bot.store.transitions import picture_writes
 from bot.store.transitions.corrupt_rows import fail_unreadable_jobs
 from bot.store.transitions.job_transitions import MAX_ATTEMPTS, POISON_ATTEMPTS
-from engine.contract import Concept, ModelInfo, Recipe
+from engine.contract import Concept, ModelProfile, Recipe
 
 RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
@@ -491,7 +491,7 @@ async def test_an_unreadable_profile_of_a_model_is_left_out(store):
 
 @pytest.mark.asyncio
 async def test_a_models_profile_is_remembered_once(store):
-    warm = ModelInfo(
+    warm = ModelProfile(
         name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=4096, tokens=24, steps=100,
         sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip

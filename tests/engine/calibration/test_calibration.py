@@ -26,11 +26,11 @@ from engine.calibration.calibration import (
     update_default_steps,
 )
 from engine.calibration.measurement import BUCKETS_BUDGET_SECONDS, BUDGET_SECONDS, Clock
-from engine.contract import ModelInfo, decode, encode
+from engine.contract import ModelProfile, decode, encode
 from engine.core.engine import BUCKETS
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.plan import plan
-from tests.engine.conftest import SCHEDULE, Affine
+from shared.engine_fixtures import SCHEDULE, Affine
 
 
 @dataclass
@@ -225,8 +225,8 @@ def test_the_embedded_models_calibration_is_consistent(embedded: StableDiffusion
     assert calibration.rows in BUCKETS
     assert list(calibration.bucket_ms.values()) == sorted(calibration.bucket_ms.values())
     assert plan(embedded.scheduler_config, calibration.sampler, calibration.steps).steps == calibration.steps
-    warm = calibration.to_model_info(embedded)
-    assert decode(encode(warm), ModelInfo) == warm
+    warm = calibration.to_model_profile(embedded)
+    assert decode(encode(warm), ModelProfile) == warm
     assert (warm.name, warm.size, warm.multiple, warm.tokens) == ("embedded", 64, 16, 24)
 
 

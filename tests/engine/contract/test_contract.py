@@ -19,7 +19,7 @@ from engine.contract import (
     Frame,
     Job,
     MalformedMessage,
-    ModelInfo,
+    ModelProfile,
     Recipe,
     Result,
     UpscaleTask,
@@ -297,8 +297,8 @@ def test_rows_per_step_follow_from_the_recipe(changes: dict[str, Any], expected:
     assert count_rows(make_recipe(**changes)) == expected
 
 
-def make_warm() -> ModelInfo:
-    return ModelInfo(
+def make_warm() -> ModelProfile:
+    return ModelProfile(
         name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
         sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from engine.core.noise import Noise
 from engine.core.trajectory import Trajectory
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.plan import COLUMNS
-from tests.shared.init_image_jobs import (
+from shared.init_image_jobs import (
     Blobs,
     begun,
     developed,

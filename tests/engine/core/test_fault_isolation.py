@@ -34,7 +34,7 @@ from engine.plan.samplers import FLOW_SCHEDULERS, TABLED
 from engine.worker import Stuck
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
-from tests.shared.worker_harness import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
+from shared.worker_harness import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
 
 Make = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

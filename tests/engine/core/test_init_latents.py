@@ -22,7 +22,7 @@ from engine.core.init_latents import InitLatents, load_init_latents
 from engine.core.noise import slerp
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.worker.simulated_model import SimulatedModel
-from tests.shared.init_image_jobs import Blobs, forward, half_mask, raw, saved, scene, stored
+from shared.init_image_jobs import Blobs, forward, half_mask, raw, saved, scene, stored
 
 Make = Callable[..., Any]
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

@@ -24,7 +24,7 @@ from engine.contract.rejection import JobRejected
 from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.image_encoding import format_parameters
-from tests.shared.init_image_jobs import developed
+from shared.init_image_jobs import developed
 
 Make = Callable[..., Any]
 

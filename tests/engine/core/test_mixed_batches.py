@@ -19,7 +19,7 @@ from engine.core.job_images import build_images
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.local_run import run_locally
-from tests.shared.init_image_jobs import (
+from shared.init_image_jobs import (
     Blobs,
     added,
     developed,

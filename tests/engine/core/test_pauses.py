@@ -18,7 +18,7 @@ from engine.core.engine import Engine, JobFailure, StepDone
 from engine.worker import Worker, run_control
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
-from tests.shared.worker_harness import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
+from shared.worker_harness import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
 
 Make = Callable[..., Any]
 STEPS = 60  # at 20 ms each: more than a second

@@ -42,7 +42,7 @@ from engine.upscaling.super_resolver import SuperResolver
 from engine.worker import Worker, WorkerProfile, main
 from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
-from tests.shared.ldm_checkpoint import write
+from shared.ldm_checkpoint import write
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
 NAMES = ("one", "two", "three")

@@ -23,7 +23,7 @@ from engine.models import load_folder
 from engine.models.families.embedded import build_pipeline
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.plan import build_scheduler
-from tests.shared.init_image_jobs import Blobs, begun, developed, forward, half_mask, saved, scene
+from shared.init_image_jobs import Blobs, begun, developed, forward, half_mask, saved, scene
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

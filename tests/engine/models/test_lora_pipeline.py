@@ -298,9 +298,9 @@ def test_fitting_loras_are_announced_and_all_others_refused(
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
     (tmp_path / "spoilt.safetensors").write_bytes(b"rubbish")
     torch.save({}, tmp_path / "old.pt")
-    (fits,) = CALIBRATION.to_model_info(family).loras
+    (fits,) = CALIBRATION.to_model_profile(family).loras
     assert (fits.name, fits.weight, len(fits.revision)) == ("fits", 1.0, 12)
-    assert [lora.name for lora in CALIBRATION.to_model_info(other).loras] == ["large"]
+    assert [lora.name for lora in CALIBRATION.to_model_profile(other).loras] == ["large"]
     assert {"large", "none", "spoilt", "old"} <= {word for line in caplog.messages for word in line.split()}
     for name, sentence in {
         "large": "The LoRA large does not fit this model.",
@@ -349,7 +349,7 @@ def test_the_weights_of_a_repeated_lora_add_up(load_small: Make, tmp_path: Path,
 def test_a_family_without_lora_support_refuses_them(affine: Any, recipe: Make, job: Make) -> None:
     with pytest.raises(JobRejected, match="LoRAs cannot be added to affine"):
         Engine({"affine": affine}).add(job(recipe(loras=(Lora("one"),))))
-    assert CALIBRATION.to_model_info(affine).loras == ()
+    assert CALIBRATION.to_model_profile(affine).loras == ()
 
 
 def test_without_peft_loras_are_neither_announced_nor_accepted(

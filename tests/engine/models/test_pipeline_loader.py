@@ -30,7 +30,7 @@ from engine.models.loading.memory_estimate import (
 )
 from engine.models.loading.number_formats import FormatChooser, choose_single_format
 from engine.models.loading.pipeline_loader import load_folder_pipeline
-from tests.shared.ldm_checkpoint import write
+from shared.ldm_checkpoint import write
 
 SMALL = FormatChooser(torch.device("cpu"))
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -15,7 +15,7 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.postprocessing import composite, decode_tiled
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import SimulatedModel
-from tests.shared.init_image_jobs import begun, forward, half_mask, saved, scene
+from shared.init_image_jobs import begun, forward, half_mask, saved, scene
 
 Make = Callable[..., Any]
 TIMEOUT = 60.0

@@ -10,14 +10,14 @@ import pytest
 
 from engine.calibration import calibration
 from engine.calibration.calibration import Calibration
-from engine.contract import ModelInfo
+from engine.contract import ModelProfile
 from engine.model_cache import catalog_file
-from engine.model_cache.catalog_file import CatalogEntry
+from engine.model_cache.catalog_file import CalibratedModel
 from engine.preview_maps.latent_map import LatentMap
 from engine.preview_maps.map_store import MapStore
 from engine.process.atomic_file import write_atomically
 
-WARM = ModelInfo(
+WARM = ModelProfile(
     name="a", revision="r", dtype="float32", size=64, multiple=8, max_pixels=4096, tokens=77, steps=4, sampler="ddim",
     guidance=4.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
 )  # fmt: skip
@@ -43,12 +43,12 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", raise_disk_full)
     MapStore(tmp_path).write("r1", LatentMap(np.zeros((5, 3), np.float32), 1, 1))
     calibration.write_calibrations(tmp_path / "calibration.json", {"a": CALIBRATION})
-    catalog_file.write_entries(tmp_path, {"a": CatalogEntry(WARM, CALIBRATION, 1)})
+    catalog_file.write_entries(tmp_path, {"a": CalibratedModel(WARM, CALIBRATION, 1)})
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
 
 
 def test_the_catalogue_of_known_models_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog_file, "MAX_ENTRIES", 3)
     for key in ("a", "b", "c", "a", "d"):
-        catalog_file.write_entries(tmp_path, {key: CatalogEntry(WARM, CALIBRATION, 1)})
+        catalog_file.write_entries(tmp_path, {key: CalibratedModel(WARM, CALIBRATION, 1)})
     assert list(catalog_file.read_catalog(tmp_path)) == ["c", "a", "d"], "the newest entries stay"

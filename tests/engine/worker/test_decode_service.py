@@ -23,8 +23,8 @@ from engine.worker import Worker, WorkerProfile
 from engine.worker import decode_service as worker_decoding
 from engine.worker.decode_service import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
 from engine.worker.watchdog import Watchdog
+from shared.worker_harness import LONG, OTHER, Shop, a_job, midway, until
 from tests.engine.worker.test_describe_service import shelf_of
-from tests.shared.worker_harness import LONG, OTHER, Shop, a_job, midway, until
 
 
 def pixels(picture: bytes | Image.Image, side: int = 64) -> np.ndarray[Any, Any]:

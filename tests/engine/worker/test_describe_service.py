@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.bus import Bus, NoWorkerAnswers
-from engine.contract import DescribeReply, DescribeRequest, ModelInfo, encode
+from engine.contract import DescribeReply, DescribeRequest, ModelProfile, encode
 from engine.contract.rejection import JobRejected
 from engine.core.diffusion_classifier import ClassifierRow, noise_image, prediction_errors, split_rows
 from engine.core.engine import Engine
@@ -31,7 +31,7 @@ from engine.worker import Worker, WorkerProfile
 from engine.worker import describe_service as worker_describing
 from engine.worker.describe_service import BUSY_ERROR, STOPPING_ERROR, DescribeService
 from engine.worker.watchdog import Watchdog
-from tests.shared.worker_harness import LONG, Shop, a_job, midway, until
+from shared.worker_harness import LONG, Shop, a_job, midway, until
 from training.latent_sampling import build_input, initial_noise, sample_latents
 
 
@@ -45,8 +45,8 @@ def make_request(*texts: str, picture: bytes | None = None, **fields: Any) -> De
     return DescribeRequest(**({"model": "embedded", "picture": picture or encode_png(), "texts": texts} | fields))
 
 
-def make_warm(family: Family) -> ModelInfo:
-    return ModelInfo(
+def make_warm(family: Family) -> ModelProfile:
+    return ModelProfile(
         name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
         max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
         row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guides=family.guides,
@@ -235,7 +235,7 @@ async def test_a_slower_device_gets_smaller_forwards(affine: Any) -> None:
         harness = await asyncio.to_thread(DescribingHarness, affine)
         harness.go.set()
         model = harness.shelf._models["affine"]
-        model.info = replace(model.info, row_ms=row_ms)
+        model.profile = replace(model.profile, row_ms=row_ms)
         affine.shapes.clear()
         await harness.answer(*"abcdefgh")
         assert set(affine.shapes) == {rows}

@@ -20,7 +20,7 @@ from engine.output.image_encoding import encode_png
 from engine.output.picture_check import JobVerdicts
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
-from tests.shared.worker_harness import until
+from shared.worker_harness import until
 
 Make = Callable[..., Any]
 

@@ -18,8 +18,8 @@ from engine.contract import (
     decode,
 )
 from engine.worker.local_run import run_locally
-from tests.shared.init_image_jobs import Blobs, forward, half_mask, saved, scene
-from tests.shared.worker_harness import JOB, LONG, OTHER, Shop, a_job, midway, sha, until
+from shared.init_image_jobs import Blobs, forward, half_mask, saved, scene
+from shared.worker_harness import JOB, LONG, OTHER, Shop, a_job, midway, sha, until
 
 
 async def put_blobs(shop: Shop, blobs: Blobs) -> None:

@@ -22,7 +22,7 @@ from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
 from engine.worker import Worker, WorkerProfile, intake, simulated_model
 from engine.worker.watchdog import Watchdog
-from tests.shared.worker_harness import JOB, OTHER, Shop, a_job, until
+from shared.worker_harness import JOB, OTHER, Shop, a_job, until
 
 CALIBRATION = simulated_model.build_calibration(row_ms=0.1, rows=8)
 
@@ -46,7 +46,11 @@ class MixedPool:
         stock.reserve(model, 1)
         stock.add(model, family)
         shelf = ModelCache(
-            [ModelEntry(model, 1, CALIBRATION.to_model_info(family), lambda report: family, CALIBRATION.to_model_info)],
+            [
+                ModelEntry(
+                    model, 1, CALIBRATION.to_model_profile(family), lambda report: family, CALIBRATION.to_model_profile
+                )
+            ],
             stock,
         )
         self.lanes.append(await asyncio.to_thread(DecodeWorker, shelf.families))
@@ -151,7 +155,10 @@ async def test_any_worker_upscales(mixed_pool: MixedPool) -> None:
 
 
 def test_a_worker_explains_why_a_job_is_not_for_it() -> None:
-    mine = (CALIBRATION.to_model_info(NamedModel("embedded", "1")), CALIBRATION.to_model_info(NamedModel("sdxl", "7")))
+    mine = (
+        CALIBRATION.to_model_profile(NamedModel("embedded", "1")),
+        CALIBRATION.to_model_profile(NamedModel("sdxl", "7")),
+    )
     assert reason_to_decline(a_job().task, mine) == ""
     assert reason_to_decline(a_job(model="sdxl", revision="7").task, mine) == ""
     assert reason_to_decline(a_job(model="flux").task, mine) == "This worker has no model called flux."

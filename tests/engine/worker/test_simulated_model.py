@@ -21,8 +21,8 @@ from engine.output.decode_worker import DecodeWorker
 from engine.plan import TABLED
 from engine.worker.local_run import run_locally
 from engine.worker.simulated_model import NAME, SimulatedModel, build_calibration, forward_ms
+from shared.worker_harness import JOB, LEASE, OTHER, Shop, a_job, uninterrupted, until
 from tests.engine.process.test_settings import run
-from tests.shared.worker_harness import JOB, LEASE, OTHER, Shop, a_job, uninterrupted, until
 
 # A killed worker's job is free after one lease, so the process gets the short lease of these tests.
 SERVE = (

@@ -38,7 +38,7 @@ from engine.output.upscaler import Upscaler
 from engine.upscaling.super_resolver import SuperResolver
 from engine.worker import Stuck
 from engine.worker.watchdog import Watchdog
-from tests.shared.worker_harness import JOB, LEASE, LONG, OTHER, Shop, a_job, midway, uninterrupted, until
+from shared.worker_harness import JOB, LEASE, LONG, OTHER, Shop, a_job, midway, uninterrupted, until
 
 
 @pytest.mark.asyncio

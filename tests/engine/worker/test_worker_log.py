@@ -15,7 +15,7 @@ from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
 from engine.contract import JobFinished
 from engine.worker.simulated_model import NAME
-from tests.shared.worker_harness import JOB, a_job, until
+from shared.worker_harness import JOB, a_job, until
 
 
 @pytest.mark.asyncio

@@ -15,7 +15,7 @@ from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from engine.contract import SAMPLER_TITLES
 
 if TYPE_CHECKING:
-    from engine.contract import ModelInfo, Sampler
+    from engine.contract import ModelProfile, Sampler
 
 SAMPLER_ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and in German
     {
@@ -37,7 +37,7 @@ SAMPLER_ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in Engl
 )
 
 
-def sampler_choices(model: ModelInfo | None, current: str, *, german: bool) -> list[Choice[str]]:
+def sampler_choices(model: ModelProfile | None, current: str, *, german: bool) -> list[Choice[str]]:
     """Return the model's samplers; all of them if the model is unknown."""
     query, sampler_names = current.casefold(), model.samplers if model else tuple(SAMPLER_TITLES)
     labels = ((name, f"{SAMPLER_TITLES[name]}: {SAMPLER_ADVICE[name][german]}") for name in sampler_names)
@@ -45,7 +45,7 @@ def sampler_choices(model: ModelInfo | None, current: str, *, german: bool) -> l
     return choices[:MAX_CHOICES]
 
 
-def lora_choices(model: ModelInfo | None, current: str) -> list[Choice[str]]:
+def lora_choices(model: ModelProfile | None, current: str) -> list[Choice[str]]:
     """Return the model's LoRAs, each at its usual weight, behind what was typed before the last comma."""
     before, comma, query = current.rpartition(",")
     prefix = f"{before.strip()}, " if comma else ""
@@ -54,7 +54,7 @@ def lora_choices(model: ModelInfo | None, current: str) -> list[Choice[str]]:
     return [Choice(name=text, value=text) for text in matches if len(text) <= MAX_CHOICE_CHARS][:MAX_CHOICES]
 
 
-def model_choices(all_models: list[ModelInfo], current: str) -> list[Choice[str]]:
+def model_choices(all_models: list[ModelProfile], current: str) -> list[Choice[str]]:
     """Return models by name; one that is only on disk says that it is loaded on demand."""
     notes = {model.name: "" if model.loaded else " (loaded on demand)" for model in reversed(all_models)}
     names = [

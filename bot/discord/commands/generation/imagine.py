@@ -24,7 +24,7 @@ from engine.contract import MAX_COUNT, MAX_STEPS
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import AcceptedJob, Destination, Member
-    from engine.contract import ModelInfo
+    from engine.contract import ModelProfile
 
 MIN_STRENGTH = 0.05  # the least strength of an init image
 MASK_WITHOUT_IMAGE = "A mask says which part of a picture is redrawn: add that picture as image."
@@ -144,6 +144,6 @@ async def suggest_loras(interaction: discord.Interaction[DarkroomClient], curren
     return autocomplete.lora_choices(_selected_model(interaction), current)
 
 
-def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelInfo | None:
+def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelProfile | None:
     """Return the model that is chosen so far, else the default."""
     return interaction.client.job_service.find_model(getattr(interaction.namespace, "model", None))

@@ -76,7 +76,7 @@ def make_answer(**known: object) -> dict[DeliveryRole, Delivery]:
         (
             make_view(),
             NotifyPrefs(direct_message=True),
-            make_answer(place=Destination("discord", {"channel": "2", "guild": ""})),
+            make_answer(destination=Destination("discord", {"channel": "2", "guild": ""})),
             [],
         ),
     ],
@@ -96,7 +96,7 @@ def test_with_any_failures_delivery_ends_and_uses_each_role_once(
     state: JobState, seconds: float, private: bool, ping: bool, direct: bool, message: str, works: list[bool], dm: bool
 ) -> None:
     view, wishes = make_view(state, seconds, private=private), NotifyPrefs(ping, direct)
-    known = make_answer(message=message, place=Destination("discord", {**GUILD, "guild": "" if dm else "1"}))
+    known = make_answer(message=message, destination=Destination("discord", {**GUILD, "guild": "" if dm else "1"}))
     luck = iter(works)
     for _ in range(12):
         for role in destinations.missing_roles(view, known, wishes):
