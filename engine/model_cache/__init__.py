@@ -63,7 +63,7 @@ class ModelCache:
         self.families = loaded_models.families
         self.on_change: Callable[[], None] = lambda: None
         self.progress: ModelProgress | None = None  # of the model that is loading, or was loaded last
-        self._progress_lines = ProgressLines(log.profile)
+        self._progress_lines = ProgressLines(log.info)
         self._load_lock = asyncio.Lock()
         self._change_event = asyncio.Event()
         self._wait_starts: dict[object, float] = {}  # start (monotonic) of each wait for memory in use
