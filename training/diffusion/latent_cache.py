@@ -59,7 +59,7 @@ class CaptionEncoder:
 
 
 def load_caption_encoder() -> CaptionEncoder:
-    """Load MiniLM from the installed wheel. Raises `Unfit` if it is missing or not the one we trained with."""
+    """Load MiniLM from the installed wheel. Raises `JobRejected` if it is missing or not the one we trained with."""
     return CaptionEncoder(*load_text_encoder())
 
 

@@ -55,7 +55,8 @@ class LoadedModel:
 
 
 def find_model_folder(source: str, models: Path | None = None) -> Path:
-    """Find the folder of `embedded`, a path, a name in the data folder's `models`, or a hub name. Raises `Unfit`."""
+    """Find the folder of `embedded`, a path, a name in the data folder's `models`, or a hub name. Raises `JobRejected`.
+    """
     if source == EMBEDDED_MODEL:
         return WEIGHTS_FOLDER
     local_folder = (models or default_data() / "models") / source
@@ -63,7 +64,7 @@ def find_model_folder(source: str, models: Path | None = None) -> Path:
 
 
 def load_model(source: str) -> LoadedModel:
-    """Open a model. Raises `Unfit` if it is not a Stable Diffusion model in safetensors."""
+    """Open a model. Raises `JobRejected` if it is not a Stable Diffusion model in safetensors."""
     folder = find_model_folder(source)
     if (folder / INDEX_FILE).is_file():
         pipeline = load_training_pipeline(folder, source)

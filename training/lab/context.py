@@ -29,7 +29,7 @@ class ExperimentResult:
 def make_ddim_plan(family: TokenConditioned, steps: int) -> Plan:
     """Return the DDIM plan of this model: a step needs only the latents before it, so a run can begin at any step.
 
-    Raises `Unfit`.
+    Raises `JobRejected`.
     """
     if not 1 <= steps <= MAX_STEPS:
         raise JobRejected(f"--steps may be 1 to {MAX_STEPS}; {steps} is not.", "member")

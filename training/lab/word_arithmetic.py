@@ -22,7 +22,7 @@ MIX_SUMMARY = (
 
 
 def draw_mix(context: LabContext, terms: Sequence[Term], count: int = 3) -> ExperimentResult:
-    """Draw each term alone, the embedding mix and the composable rows, from `count` seeds. Raises `Unfit`."""
+    """Draw each term alone, the embedding mix and the composable rows, from `count` seeds. Raises `JobRejected`."""
     if not any(term.weight > 0 for term in terms):
         raise JobRejected("At least one term must have a plus sign.", "member")
     noises = [context.initial_noise(number) for number in range(count)]

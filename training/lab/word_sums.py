@@ -31,7 +31,7 @@ class Term:
 
 
 def parse_sum(expression: str) -> tuple[Term, ...]:
-    """Parse a sum into its terms, in order. Raises `Unfit` with one sentence if it is not a sum."""
+    """Parse a sum into its terms, in order. Raises `JobRejected` with one sentence if it is not a sum."""
     text = expression.replace("“", '"').replace("”", '"')
     if len(text) > MAX_TERMS * (MAX_TERM_LENGTH + 20):
         raise _make_error(f"The sum is too long: at most {MAX_TERMS} terms of {MAX_TERM_LENGTH} characters.")
