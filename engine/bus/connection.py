@@ -43,8 +43,7 @@ class ConnectionEnded(RuntimeError):
 
 @contextmanager
 def translate_errors(operation: str) -> Iterator[None]:
-    """Raise every failure of the client library inside as `BrokerUnreachable`, whose text names `operation` and the
-    reason.
+    """Raise each failure of the client library inside as `BrokerUnreachable`; its text has `operation` and reason.
 
     No cancellation is lost. Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that
     arrives together with the result (python/cpython#86296); a loop around it would then run for ever.
@@ -118,10 +117,9 @@ def _is_loopback(url: str) -> bool:
 async def connect(
     url: str, credentials: Credentials, timeout: float, after_reconnect: Callable[[], Awaitable[None]]
 ) -> Client:
-    """Return a client that reconnects after every loss and then calls `after_reconnect`.
+    """Return a client that calls `after_reconnect` after every loss, except where `wait_until_closed` says otherwise.
 
-    `wait_until_closed` describes the one loss without a reconnection. Raises `BrokerUnreachable` when the first
-    connection takes longer than `timeout` seconds, or the broker refuses us.
+    Raises `BrokerUnreachable` when the first connection takes longer than `timeout` seconds, or the broker refuses us.
     """
     options = await asyncio.to_thread(credentials.to_client_options, url)
     client = HardenedClient()

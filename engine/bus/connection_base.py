@@ -104,9 +104,7 @@ class BusBase:
                 log.info("no job was ever sent to the pool %s", pool)
 
     def add_reconnect_callback(self, callback: ReconnectCallback) -> None:
-        """Run `callback` after every reconnection, once the streams exist again. A dispatcher publishes its jobs again
-        there.
-        """
+        """Run `callback` after every reconnection, once the streams exist again: a dispatcher then publishes again."""
         self._reconnect_callbacks.append(callback)
 
     @property

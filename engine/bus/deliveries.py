@@ -75,8 +75,7 @@ class DeadLetters:
 
 @dataclass(frozen=True)
 class BusMessage(Generic[T]):
-    """One value and the means to answer its message. While the broker is away, every method raises `BrokerUnreachable`.
-    """
+    """One value and the means to answer its message. Every method raises `BrokerUnreachable` in an outage."""
 
     value: T
     nats_msg: Msg

@@ -1,6 +1,4 @@
-"""The loading progress and sizes of models that workers reported last. A worker that loads a model cannot take jobs
-yet.
-"""
+"""The loading progress and sizes of models that workers reported last. A worker that loads one cannot take jobs yet."""
 
 from __future__ import annotations
 

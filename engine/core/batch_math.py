@@ -67,9 +67,7 @@ class RowLayout:
         return tuple(zip(*(part.split(self.forward_rows) for part in self.conditioning), strict=True))
 
     def apply_guidance(self, out: torch.Tensor) -> torch.Tensor:
-        """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any number of
-        texts.
-        """
+        """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any texts."""
         base = guided = out[self.base]
         for row, coefficient in self.slots:
             guided = guided + coefficient * (out[row] - base)

@@ -45,9 +45,7 @@ Event = StepDone | LatentsDone | JobFailure
 
 @dataclass(frozen=True)
 class BatchRun:
-    """The batch of a step: `forward_count` forwards of `rows` rows each. `is_synchronised`: the device has finished
-    them.
-    """
+    """The batch of a step: `forward_count` forwards of `rows` rows each. `is_synchronised`: the device is done."""
 
     model: str
     dtype: Dtype

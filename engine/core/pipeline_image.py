@@ -52,8 +52,9 @@ class PipelineSource(Protocol):
         ...
 
     def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
-        """Return the pipeline's only picture, or its latents, as the family's `finish` takes them: `[channels, height,
-        width]`.
+        """Return the pipeline's only picture, or its latents, as the family's `finish` takes them.
+
+        They are `[channels, height, width]`.
         """
         ...
 

@@ -46,8 +46,9 @@ LORA_FOLDER = "loras"  # a folder in the data folder
 
 @dataclass(frozen=True)
 class LoadContext:
-    """Model directory, device and settings. `use_cuda_graphs`, `use_cpu_offload`: as `graphs` and `offload` of
-    `engine.process.settings.WorkerSettings`.
+    """Model directory, device and settings.
+
+    `use_cuda_graphs`, `use_cpu_offload`: as `graphs` and `offload` of `engine.process.settings.WorkerSettings`.
     """
 
     data: Path

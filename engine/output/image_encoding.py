@@ -35,8 +35,7 @@ def encode_jpeg(picture: Image.Image) -> bytes:
 
 
 def encode_thumbnail(picture: Image.Image) -> bytes:
-    """Return a JPEG of at most `THUMBNAIL_SIDE` pixels a side: a ladder has dozens, and WebP takes six times as long.
-    """
+    """Return a JPEG of at most `THUMBNAIL_SIDE` pixels a side: a ladder has dozens, and WebP is six times slower."""
     small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return _save(small, format="JPEG", quality=85, subsampling=0)

@@ -31,8 +31,7 @@ class ForwardBatcher:
         self._is_joinable: dict[Hashable, bool] = {}
 
     def run(self, calls: Sequence[NetworkCall], max_rows: int, bucket: int | None = None) -> list[Any]:
-        """Return the output of each call, in order, from forwards of at most `max_rows` rows (a larger call runs
-        alone).
+        """Return the output of each call, in order, from forwards of at most `max_rows` rows. A larger call runs alone.
 
         With a `bucket`, every forward has exactly that many rows if its calls fit. Then an output's bits do not depend
         on the other calls. Raises what the network raises for a call by itself, or out of memory.

@@ -153,7 +153,9 @@ def parse_size(text: str) -> int:
 
 
 def load_settings(**arguments: Any) -> WorkerSettings:
-    """Return the settings from arguments (`check`: a folder), then environment, then defaults. Raises `SettingError`.
+    """Return the settings from arguments (`check`: a folder), environment, and defaults, in this order of precedence.
+
+    Raises `SettingError`.
     """
     values = {"name": default_name(), "data": default_data()}
     values |= {field: os.environ[variable] for field, variable in VARIABLES.items() if os.environ.get(variable)}
@@ -168,7 +170,9 @@ def load_settings(**arguments: Any) -> WorkerSettings:
 
 
 def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | None:
-    """Return the picture check of `folder`, else of the environment; None if neither names one. Raises `SettingError`.
+    """Return the picture check of `folder`, else of the environment; None if neither names one.
+
+    Raises `SettingError`.
     """
     values: dict[str, Any] = {
         field: os.environ[variable] for field, variable in CHECK_VARIABLES.items() if os.environ.get(variable)

@@ -137,8 +137,7 @@ class Group(Generic[E]):
         too_wide.clear()
 
     def _leading_seats(self, step: int) -> list[Seat[E]]:
-        """Return the seats before the fair order: new jobs, then overtaken seats. Long overtaken seats come before all.
-        """
+        """Return the seats before the fair order: long overtaken seats, then new jobs, then other overtaken seats."""
         overtaken = sorted((seat for seat in self.seats.values() if seat.overtaken_at is not None), key=_by_overtaking)
         long_overtaken = [seat for seat in overtaken if _by_overtaking(seat) + MAX_OVERTAKEN_STEPS < step]
         newcomers: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
@@ -229,9 +228,7 @@ def _update_heaps(job: ShareNode[E]) -> None:
 
 
 def _catch_up_served(parent: ShareNode[E]) -> None:
-    """Raise nodes that got everything they asked for to the least served waiting sibling, so that nothing is owed to
-    them.
-    """
+    """Raise nodes that got everything they asked for to the least served waiting sibling: nothing is owed to them."""
     children = parent.children.values()
     waiting = [child.time for child in children if child.served_count < child.image_count]
     least_time = min(waiting) if waiting else max(child.time for child in children)

@@ -91,8 +91,9 @@ def efficient_sizes(forward_times: ForwardTimes, min_rows: int, max_rows: int) -
 
 
 def efficient_ms(forward_times: ForwardTimes, sizes: Sequence[int]) -> float:
-    """Return the shortest mean time of mixed efficient sizes with `MIN_THROUGHPUT_SHARE` of the largest's rows a
-    millisecond.
+    """Return the shortest mean time of mixed efficient sizes.
+
+    They must give at least `MIN_THROUGHPUT_SHARE` of the largest size's rows a millisecond.
     """
     min_throughput = MIN_THROUGHPUT_SHARE * sizes[-1] / forward_ms(forward_times, sizes[-1])
     few = sizes[0]

@@ -115,8 +115,9 @@ class SuperResolver:
     def _upscale_tile(
         self, tile_pixels: np.ndarray, inner: Box, outer: Box, factor: int
     ) -> tuple[Image.Image, tuple[int, int]]:
-        """Return the pixels for `inner` and their position. Both boxes are in source pixels; `tile_pixels` are those of
-        `outer`.
+        """Return the pixels for `inner` and their position. Both boxes are in source pixels.
+
+        `tile_pixels` are the pixels of `outer`.
         """
         pixels = Image.fromarray(self._run_network(tile_pixels))
         if factor != self.scale:

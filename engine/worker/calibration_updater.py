@@ -1,4 +1,4 @@
-"""Calibration by real work: measures steps and decodes, updates costs, batch limits and announcements, and saves them.
+"""Calibration by real work: times steps and decodes, updates costs, batch limits and announcements, and saves them.
 
 `engine.calibration.refinement` weighs the measurements.
 """

@@ -60,7 +60,7 @@ def _check_memory(session: Session, folder: Path, overrides: dict[str, Any]) -> 
         **saved_settings,
         **{name: value for name, value in overrides.items() if value is not None},
     }
-    if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `open_model` reports what is missing
+    if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `load_model` reports what is missing
         memory_estimate.check_fits(
             memory_estimate.estimate_lora(
                 folder, estimate_settings["batch"], estimate_settings["rank"], estimate_settings.get("size")

@@ -1,4 +1,4 @@
-"""What an experiment uses (model, plan, seed) and its result. Knows no files and no terminal."""
+"""The model, plan and seed of an experiment, and its result. Independent of files and terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_ddim_plan(family: TokenConditioned, steps: int) -> Plan:
 
 @dataclass(frozen=True)
 class LabContext:
-    """A model with the settings of an experiment; `seen` is called after every step."""
+    """A model with the settings of an experiment; it calls `on_step` after every step."""
 
     family: TokenConditioned
     steps: int

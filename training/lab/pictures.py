@@ -1,4 +1,4 @@
-"""Opens the user's pictures safely and converts between pictures and tensors. Knows Pillow; knows no model."""
+"""Opens the user's pictures safely and converts between pictures and tensors, without a model."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def parse_sum(expression: str) -> tuple[Term, ...]:
 
 
 def format_sum(terms: Sequence[Term]) -> str:
-    """Format the sum as it could be typed; `read` returns the same terms again."""
+    """Format the sum as it could be typed; `parse_sum` returns the same terms again."""
     text = ""
     for number, term in enumerate(terms):
         sign = "-" if term.weight < 0 else "+"

@@ -70,8 +70,7 @@ def find_pipeline_class(index: dict[str, Any], name: str) -> Any:
 
 
 def find_part_classes(index: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the class of every used part. Raises `JobRejected` for a foreign class, or one with uninspected weights.
-    """
+    """Return the class of every used part. Raises `JobRejected` for a foreign one, or uninspected weights."""
     part_classes: dict[str, Any] = {}
     for part, entry in index.items():
         if part in UNUSED_PARTS or not isinstance(entry, list) or entry == [None, None]:
@@ -119,8 +118,9 @@ def count_parameters(files: list[Path]) -> tuple[int, Dtype]:
 
 
 def _is_allowed_class(part_class: type) -> bool:
-    """Whether it is one network, which is inspected, or has no weights: no pipeline, and no auto class but
-    `AUTO_CLASSES`.
+    """Whether it is one network, which is inspected, or has no weights.
+
+    It may be no pipeline, and no auto class but those in `AUTO_CLASSES`.
     """
     mixins = (transformers.ProcessorMixin, transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
     weightless = (SchedulerMixin, transformers.PreTrainedTokenizerBase, *mixins)

@@ -20,8 +20,7 @@ def read_tensors(
     unchanged_names: Collection[str] = (),
     is_selected: Callable[[str], bool] = lambda key: True,
 ) -> dict[str, torch.Tensor]:
-    """Return the weights that `is_selected` accepts in `dtype`, copied. Those in `unchanged_names` keep their format.
-    """
+    """Return the weights that `is_selected` accepts, copied in `dtype`; `unchanged_names` keep their format."""
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
         for keys in _split_keys(path, is_selected):

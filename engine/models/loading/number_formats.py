@@ -63,9 +63,7 @@ class FormatChooser:
         return self.make_single_formats(dtype, class_name, parts)
 
     def make_single_formats(self, dtype: Dtype, class_name: str, parts: Sequence[Part]) -> PartFormats:
-        """Return the formats of a large model in `dtype`. Without a family of ours only its large parts get that
-        format.
-        """
+        """Return the formats of a large model in `dtype`. Without a family of ours only its large parts get it."""
         if not class_name or has_family(class_name):
             return PartFormats({part.name: dtype for part in parts}, dtype, has_network_copy=False)
         return PartFormats(

@@ -111,8 +111,7 @@ def find_configs(path: Path, name: str) -> Path:
 
 
 def inspect_file(path: Path, name: str, index: Mapping[str, Any] | None = None) -> list[Part]:
-    """Return the sizes of network, autoencoder and text encoders. `index`: of its configurations. Raises `JobRejected`.
-    """
+    """Return the sizes of network, autoencoder, text encoders. `index`: of its configurations. Raises `JobRejected`."""
     configs = find_configs_folder(path)
     known_index = index or (read_index(configs, name) if configs else {})
     network = next((each for each in NETWORK_NAMES if each in known_index), NETWORK_NAMES[0])

@@ -81,8 +81,7 @@ def _is_candidate(path: Path) -> bool:
 
 
 def _find_weights(folder: Path, name: str) -> Path | None:
-    """Return the weights of a name; None where there are none. Raises `JobRejected` for a pickle, or for several files.
-    """
+    """Return the weights of a name; None where there are none. Raises `JobRejected` for a pickle or several files."""
     if (single := folder / f"{name}{SAFETENSORS_SUFFIX}").is_file():
         return single
     lora_folder = folder / name
