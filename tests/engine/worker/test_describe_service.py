@@ -170,7 +170,7 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Sh
 
 
 class DescribingHarness:
-    """A worker's `Describing` over the affine network. Its thread waits until `go` is set."""
+    """A worker's `DescribeService` over the affine network. Its thread waits until `go` is set."""
 
     def __init__(self, affine: Any) -> None:
         self.go, self.calls = asyncio.Event(), 0
