@@ -77,7 +77,7 @@ class ResultPublisher:
 
     async def _end_run(self, run: JobRun, result: Result) -> None:
         await self.publish(result)
-        log.info("job %s: %s", run.job.id, type(result).__name__.lower())
+        log.info("job %s: %s", run.job.id, str(result.__struct_config__.tag).lower())
         self._active_runs.remove(run)
         with log_context(run.job.id):
             if await self._has_claim(run):

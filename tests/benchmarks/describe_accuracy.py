@@ -51,7 +51,7 @@ def sample_picture(family: Any, prompt: str, seed: int) -> Image.Image:
 
     plan = family.plan("dpmpp_2m", 30, 0.0, family.size, family.size)
     start = initial_noise(family, seed)
-    drawing = build_input(family, family.encode(prompt), family.guidance, start, family.interval)
+    drawing = build_input(family, family.encode_text(prompt), family.guidance, start, family.interval)
     return family.finish(sample_latents(family, plan, [drawing])[0])
 
 

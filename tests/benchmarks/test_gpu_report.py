@@ -39,7 +39,7 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
             raise RuntimeError("no kernel image is available")
         save_small_pipeline(kind, folder)
 
-    monkeypatch.setattr(pipeline_parity, "build", fail)
+    monkeypatch.setattr(pipeline_parity, "save_small_pipeline", fail)
     broken, sound = pipeline_parity.measure_parity_rows(CPU, _ignore, ("sd", "sdxl"))
     assert (broken.figure, broken.meets_goal) == (None, False)
     assert "no kernel image" in broken.note
@@ -109,7 +109,7 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
 def test_both_files_are_written_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline_parity, "KINDS", {"sd": PIPELINE_BUILDERS["sd"]})
+    monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
     assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
@@ -129,7 +129,7 @@ def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest
         return [FigureRow("sd15: a step", 1.0, None, "×")]
 
     monkeypatch.setattr(report, "measure_models", measure)
-    monkeypatch.setattr(pipeline_parity, "KINDS", {"sd": PIPELINE_BUILDERS["sd"]})
+    monkeypatch.setattr(pipeline_parity, "PIPELINE_BUILDERS", {"sd": PIPELINE_BUILDERS["sd"]})
     report.main(["--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--full", "--models", "sd15"])
     assert chosen == [(("sd15",), tmp_path / "c")]
     assert "sd15: a step" in (tmp_path / "darkroom-gpu-report.md").read_text()

@@ -16,10 +16,10 @@ ENV = {name: value for name, value in os.environ.items() if not name.startswith(
 CALIBRATE = """
 import sys
 from pathlib import Path
-from engine.calibration import calibrate
-from engine.families.embedded import load_embedded
-from engine.super_resolver import SuperResolver
-calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
+from engine.calibration.calibration import calibrate
+from engine.models.families.embedded import load_embedded
+from engine.upscaling.super_resolver import SuperResolver
+calibrate(load_embedded(resolver=SuperResolver.load(None)), Path(sys.argv[1]))
 """
 
 

@@ -415,7 +415,7 @@ def test_sampling_repeats_by_seed() -> None:
 SAVE_FOREVER = """
 import sys, torch
 from pathlib import Path
-from engine.training import checkpoint
+from training.core import checkpoint
 number = 0
 while True:
     number += 1

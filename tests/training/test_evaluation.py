@@ -96,7 +96,7 @@ class Copier(PictureSampler):
         super().__init__(Book(), "float32")  # pyright: ignore[reportArgumentType]
         object.__setattr__(self, "by_prompt", by_prompt)
 
-    def pictures(
+    def sample_pictures(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> np.ndarray:  # fmt: skip
@@ -107,7 +107,7 @@ class Copier(PictureSampler):
 class Expert(LabelJudge):
     """A judge with known answers: it compares a picture with the real drawings."""
 
-    def look(self, pictures: np.ndarray) -> JudgeOutput:
+    def judge_pictures(self, pictures: np.ndarray) -> JudgeOutput:
         originals = measures.shrink(np.stack([render_posed(one) for one in drawings()]))
         small = measures.shrink(pictures)
         near = -torch.cdist(small, originals)
@@ -141,8 +141,8 @@ def fail_with(sentence: str) -> Callable[[], Any]:
 def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> EvaluationContext:
     expert = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
     fields: dict[str, Any] = {
-        "weights": Path("none"), "painter": lambda: Copier(by_prompt), "judge": lambda: expert, "artwork": drawings,
-        "resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
+        "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert, "load_artwork": drawings,
+        "load_resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
     }  # fmt: skip
     return EvaluationContext(**fields)
 
@@ -398,7 +398,7 @@ def test_rows_are_well_formed_if_parts_are_missing(tmp_path: Path) -> None:
     missing = fail_with("The artwork could not be fetched: install npm.")
     messages: list[str] = []
     scene = make_scene(
-        draw_label, artwork=missing, weights=tmp_path, painter=fail_with("The text encoder is not installed.")
+        draw_label, load_artwork=missing, weights=tmp_path, load_sampler=fail_with("The text encoder is not installed.")
     )
     rows = [json.loads(one) for one in map(json.dumps, json.loads(format_json(run_checks(scene, [], messages.append))))]
     assert [row["name"] for row in rows] == [goal.name for check in CHECKS for goal in check.goals]
@@ -428,7 +428,7 @@ def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
 
 
 def test_without_the_artwork_the_judges_stored_score_is_used() -> None:
-    scene = make_scene(draw_label, artwork=fail_with("install npm"))
+    scene = make_scene(draw_label, load_artwork=fail_with("install npm"))
     rows = {row.name: row for row in prompt_adherence.check_labels(scene)}
     assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
     assert rows["label retrieval at 5"].figure == 100
@@ -452,10 +452,10 @@ def test_ssim_of_the_same_picture_is_one() -> None:
 
 def test_a_super_resolver_is_measured_for_overshoot_and_time() -> None:
     class Lanczos:
-        def enlarge(self, picture: Image.Image) -> Image.Image:
+        def upscale(self, picture: Image.Image) -> Image.Image:
             return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS)
 
-    seconds, ringing = speed.check_upscaling(make_scene(draw_label, resolver=Lanczos))
+    seconds, ringing = speed.check_upscaling(make_scene(draw_label, load_resolver=Lanczos))
     assert seconds.figure is not None
     assert ringing.figure is not None
     assert ringing.figure > 4  # which is why it is measured

@@ -191,12 +191,12 @@ def test_resuming_is_exact_including_the_discriminator(tmp_path: Path, make: Mak
         through.step(number / 10)
         if number < 2:
             stopped.step(number / 10)
-    checkpoint.save(tmp_path / "kept.safetensors", stopped.tensors(), {})
+    checkpoint.save(tmp_path / "kept.safetensors", stopped.state_tensors(), {})
     again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 2)
     for number in (2, 3):
         again.step(number / 10)
-    tensors = through.tensors()
-    assert same(tensors, again.tensors())
+    tensors = through.state_tensors()
+    assert same(tensors, again.state_tensors())
     assert any(name.startswith("discriminator:exp_avg") for name in tensors)
     assert again.rate == through.rate > 0
 

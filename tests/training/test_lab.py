@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -329,10 +329,13 @@ def test_stairs_start_without_the_last_term(small: LabContext) -> None:
 
 def test_stairs_change_only_the_weight_of_the_last_term(small: LabContext, monkeypatch: pytest.MonkeyPatch) -> None:
     drawings_so_far: list[SamplingInput] = []
-    develop = LabContext.render_pictures
-    monkeypatch.setattr(
-        LabContext, "develop", lambda room, drawings: develop(room, drawings_so_far.extend(drawings) or drawings)
-    )
+    render_pictures = LabContext.render_pictures
+
+    def record_drawings(context: LabContext, drawings: Sequence[SamplingInput]) -> list[Image.Image]:
+        drawings_so_far.extend(drawings)
+        return render_pictures(context, drawings)
+
+    monkeypatch.setattr(LabContext, "render_pictures", record_drawings)
     draw_weight_steps(small, parse_sum("cat + dog - 2*fog + 2*blue"))
     steers = [[much / small.guidance for much in one.coefficients] for one in drawings_so_far[-5:]]
     assert [steer[:3] for steer in steers] == [pytest.approx([0.5, 0.5, -1])] * 5
@@ -361,7 +364,7 @@ def test_an_unwritable_folder_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("training.lab.__main__.room", None)
+    monkeypatch.setattr("training.lab.__main__.open_context", None)
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc")):
         assert main(["mix", "cat", "--out", str(out)]) == 2
         assert "Nothing can be written to" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
     own_options = [
         option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, option in own_parameters.items()
-        if name != "course"
+        if name != "options"
     ]
     run.__signature__ = inspect.Signature([*options[:1], *own_options, *options[1:]])  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {option.name: option.annotation for option in [*options, *own_options]}

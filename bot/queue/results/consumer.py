@@ -279,4 +279,4 @@ def _sequence_number(message: BusMessage[Result]) -> int:
 
 
 def _result_name(message: BusMessage[Result]) -> str:
-    return type(message.value).__name__
+    return str(message.value.__struct_config__.tag)

@@ -136,9 +136,9 @@ async def test_a_job_is_redelivered_after_the_lease_unless_heartbeats_hold_it(jo
     for _ in range(4):
         await asyncio.sleep(LEASE * 0.4)
         await mine.in_progress()
-        assert await two.pull(["default"], timeout=0.05) is None
-    again = await two.pull(["default"], timeout=LEASE * 3)
-    assert (again.value, again.tries) == (make_job(), 2)
+        assert await two.pull_job(["default"], timeout=0.05) is None
+    again = await two.pull_job(["default"], timeout=LEASE * 3)
+    assert (again.value, again.delivery_count) == (make_job(), 2)
     await again.ack()
     assert await one.pull_job(["default"], timeout=LEASE * 1.5) is None
 
@@ -164,7 +164,7 @@ async def test_a_worker_that_stops_pulling_holds_no_job_back(join: Any) -> None:
     pull.cancel()
     await one.stop_pulling()
     await bot.dispatch(make_job())
-    assert (await two.pull(["default"], timeout=LEASE / 2)).value == make_job()
+    assert (await two.pull_job(["default"], timeout=LEASE / 2)).value == make_job()
 
 
 @pytest.mark.asyncio
@@ -176,7 +176,7 @@ async def test_a_job_in_flight_to_a_stopping_worker_is_handed_back(join: Any) ->
         await asyncio.sleep(0.02)
         pull.cancel()
         await asyncio.gather(bot.dispatch(make_job(attempt=round + 1)), one.stop_pulling())
-        delivered = await two.pull(["default"], timeout=LEASE / 2)
+        delivered = await two.pull_job(["default"], timeout=LEASE / 2)
         assert delivered is not None
         await delivered.ack()
 
@@ -236,20 +236,20 @@ async def test_a_claim_has_one_holder_and_one_epoch_through_renewals(join: Any) 
 async def test_a_pull_without_wait_takes_only_jobs_that_no_other_worker_waits_for(join: Any) -> None:
     bot, idle, full = await join(), await join(), await join()
     begin = time.monotonic()
-    assert await full.pull(["default"], 5.0, wait=False) is None
+    assert await full.pull_job(["default"], 5.0, wait=False) is None
     assert time.monotonic() - begin < 4.0
-    assert await idle.pull(["default"], 0.1) is None
+    assert await idle.pull_job(["default"], 0.1) is None
     for _ in range(10):
-        waiting = asyncio.create_task(idle.pull(["default"], 5.0))
-        looks = [await full.pull(["default"], 5.0, wait=False) for _ in range(3)]
+        waiting = asyncio.create_task(idle.pull_job(["default"], 5.0))
+        looks = [await full.pull_job(["default"], 5.0, wait=False) for _ in range(3)]
         await bot.dispatch(make_job())
-        looks.append(await full.pull(["default"], 5.0, wait=False))
+        looks.append(await full.pull_job(["default"], 5.0, wait=False))
         delivered = await waiting
         assert delivered is not None
         await delivered.ack()
         assert looks == [None] * 4
     await bot.dispatch(make_job())
-    delivered = await full.pull(["default"], 5.0, wait=False)
+    delivered = await full.pull_job(["default"], 5.0, wait=False)
     assert delivered is not None
     assert delivered.value == make_job()
 
@@ -316,7 +316,7 @@ async def test_a_late_release_does_not_remove_the_next_holders_claim(join: Any, 
         return await delete(key, last=last)
 
     monkeypatch.setattr(bucket, "delete", delete_late)
-    await worker.release(claim)
+    await worker.release_claim(claim)
     assert (await bot.get_holder(JOB)).worker == "two"
     assert await bot.renew_claim(next_claims[0])
 
@@ -352,7 +352,7 @@ async def test_bot_and_worker_continue_when_the_store_is_lost(join: Any, broker:
     bot, worker = await join(), await join()
     results = bot.consume_results()
     first = asyncio.create_task(anext(results))
-    assert await worker.pull(["default"], timeout=0.1) is None
+    assert await worker.pull_job(["default"], timeout=0.1) is None
     published = asyncio.Event()
 
     async def republish() -> None:
@@ -404,7 +404,7 @@ async def test_results_wait_in_order_until_the_bot_acknowledges_them(join: Any) 
         await delivered.ack()
     await received[4].nak()
     again = await take_values(bot.consume_results(), 1)
-    assert (again[0].value, again[0].tries) == (sent[4], 2)
+    assert (again[0].value, again[0].delivery_count) == (sent[4], 2)
     await again[0].ack()
     assert (await bot.js.stream_info("results")).state.messages == 0
 
@@ -437,12 +437,12 @@ async def test_a_job_of_a_newer_version_stays_for_a_newer_worker(join: Any) -> N
     fields = msgspec.msgpack.decode(encode(make_job()))
     await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**fields, "v": VERSION + 1}))
     await bot.dispatch(make_job(OTHER))
-    delivered = await worker.pull(["default"], 3.0)
+    delivered = await worker.pull_job(["default"], 3.0)
     assert delivered is not None
     assert delivered.value.id == OTHER
     await delivered.ack()
     assert (await bot.js.stream_info("work")).state.messages == 1
-    assert worker.dead.count == {}
+    assert worker.dead_letters.count == {}
 
 
 @pytest.mark.asyncio
@@ -453,7 +453,7 @@ async def test_jobs_are_reduced_to_what_an_old_worker_in_the_pool_can_read(
     await bot.watch_workers()
     task = UpscaleTask(source="a" * 64, method="gan")
     await bot.dispatch(make_job(task=task))
-    delivered = await worker.pull(["default"], 3.0)
+    delivered = await worker.pull_job(["default"], 3.0)
     assert delivered is not None
     assert delivered.value.task == task
     await delivered.ack()
@@ -461,7 +461,7 @@ async def test_jobs_are_reduced_to_what_an_old_worker_in_the_pool_can_read(
     await wait_until(lambda: "old" in bot.workers)
     assert "worker old has an older version (2, not" in caplog.text
     await bot.dispatch(make_job(OTHER, task=task))
-    delivered = await worker.pull(["default"], 3.0)
+    delivered = await worker.pull_job(["default"], 3.0)
     assert delivered is not None
     assert delivered.value.task == UpscaleTask(source="a" * 64)
 
@@ -632,7 +632,7 @@ async def test_a_cancellation_is_heard_at_once_and_can_be_read_later(join: Any) 
 @pytest.mark.asyncio
 async def test_a_worker_hears_requests_for_previews(join: Any) -> None:
     bot, worker = await join(), await join()
-    wants = worker.wants()
+    wants = worker.watch_preview_requests()
     first = asyncio.create_task(anext(wants))
     await asyncio.sleep(0.1)
     await bot.request_previews(JOB)
@@ -756,7 +756,7 @@ async def test_a_dead_letter_of_maximum_size_disconnects_nobody(join: Any) -> No
 @pytest.mark.asyncio
 async def test_a_connection_that_the_server_ends_for_good_raises_ended(join: Any) -> None:
     bus, other = await join(), await join()
-    holding, others = asyncio.create_task(bus.wait_closed()), asyncio.create_task(other.hold())
+    holding, others = asyncio.create_task(bus.wait_closed()), asyncio.create_task(other.wait_closed())
     # The header makes the message too large; only the server notices.
     await bus.client.publish("anything", b"x" * MAX_PAYLOAD, headers={"Reason": "none"})
     with pytest.raises(ConnectionEnded, match=r"(?i)payload"):

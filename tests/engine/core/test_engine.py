@@ -297,7 +297,7 @@ def break_network(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -
 def test_an_error_that_one_job_causes_fails_only_that_job(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    affine.condition = lambda text, *_, **__: (torch.full((4, 2), len(text) / 16),)  # exact in float32
+    affine.encode_conditioning = lambda text, *_, **__: (torch.full((4, 2), len(text) / 16),)  # exact in float32
     break_network(affine, monkeypatch, len("guilty") / 16)
     engine = Engine({"affine": affine})
     guilty, good = job(recipe("guilty", count=2, steps=3)), [job(recipe(text, steps=3)) for text in ("a", "be")]

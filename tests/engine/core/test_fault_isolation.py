@@ -371,7 +371,7 @@ async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(shop
     worker, task = await shop.worker("one")
     await shop.bot.dispatch(job)
     run = await midway(worker)
-    await until(lambda: run.saved)
+    await until(lambda: run.steps_saved)
     lost.append(True)
     with pytest.raises(Stuck, match="device-side assert"):
         await asyncio.wait_for(task, 30)
@@ -424,7 +424,7 @@ def test_an_unforeseen_error_at_the_start_blames_worker_or_model(kind: str) -> N
 PROGRAM = """
 import os, sys, time
 from engine import __main__ as program
-from engine.families.stable_diffusion import StableDiffusion
+from engine.models.families.stable_diffusion import StableDiffusion
 
 denoise = StableDiffusion.denoise
 
@@ -435,7 +435,7 @@ def losing(*arguments):
     return denoise(*arguments)
 
 StableDiffusion.denoise = losing
-program._leave(program.main(sys.argv[1:]))
+program._exit_now(program.main(sys.argv[1:]))
 """
 
 

@@ -184,12 +184,12 @@ async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Sh
     await shop.bot.send_control(ControlMessage(job=OTHER, deed="pause"))  # no worker runs this job
     await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.paused is not None and run.weight == 0.5 and worker.free_rows == 8)
+    await until(lambda: run.pause_timer is not None and run.weight == 0.5 and worker.free_rows == 8)
     await worker.active_runs.thread.call(lambda engine: engine.is_idle)
     await asyncio.sleep(0.1)
-    k = run.done[0]
+    k = run.steps_done[0]
     await asyncio.sleep(1.5 * LEASE)
-    assert run.done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
+    assert run.steps_done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
     holder = await shop.bot.get_holder(JOB)
     assert holder is not None
     assert (await shop.bot.get_snapshots(JOB))[0].k == k
@@ -207,9 +207,9 @@ async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.Monk
     await shop.bot.dispatch(a_job(steps=STEPS))
     run = await midway(worker)
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.paused is not None)
+    await until(lambda: run.pause_timer is not None)
     assert isinstance((await shop.results())[-1], JobFinished)
-    assert run.paused is None
+    assert run.pause_timer is None
 
 
 @pytest.mark.asyncio
@@ -218,23 +218,23 @@ async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
     await shop.bot.dispatch(a_job(steps=1000))
     run = await midway(worker)
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.paused is not None)
-    first = run.paused
+    await until(lambda: run.pause_timer is not None)
+    first = run.pause_timer
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.5))
     await until(lambda: run.weight == 0.5)
-    assert run.paused is first
+    assert run.pause_timer is first
     await shop.bot.send_control(ControlMessage(job=JOB, deed="resume"))
-    await until(lambda: run.paused is None)
-    assert 0 < run.rested < 30
-    run.rested = run_control.MAX_PAUSE_SECONDS - 0.5
+    await until(lambda: run.pause_timer is None)
+    assert 0 < run.paused_seconds < 30
+    run.paused_seconds = run_control.MAX_PAUSE_SECONDS - 0.5
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.paused is not None)
-    await until(lambda: run.paused is None, 10)
+    await until(lambda: run.pause_timer is not None)
+    await until(lambda: run.pause_timer is None, 10)
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
     await shop.bot.send_control(ControlMessage(job=JOB, deed="weigh", weight=0.25))
     await until(lambda: run.weight == 0.25)
-    assert run.paused is None
+    assert run.pause_timer is None
     await shop.bot.cancel(JOB)
 
 
@@ -246,7 +246,7 @@ async def test_a_paused_job_that_moves_to_another_worker_runs_there(shop: Shop) 
     await shop.bot.dispatch(job)
     run = await midway(first)
     await shop.bot.send_control(ControlMessage(job=JOB, deed="pause"))
-    await until(lambda: run.paused is not None)
+    await until(lambda: run.pause_timer is not None)
     first.drain()
     await task
     await shop.worker("two")

@@ -495,7 +495,9 @@ def test_an_error_in_a_preview_fails_only_that_job(
     )
     unshown = make_job_for(family, sampler="native", user="c", height=16)  # PNDM: only the finished picture is shown
     monkeypatch.setattr(
-        family, "last_seen", lambda finished: show_or_fail(finished, 32, finished.shape[1] * family.pixels_per_latent)
+        family,
+        "final_to_preview_latents",
+        lambda final_latents: show_or_fail(final_latents, 32, final_latents.shape[1] * family.pixels_per_latent),
     )
     for each in (sound, faulty, unshown):
         engine.add(each)

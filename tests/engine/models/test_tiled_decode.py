@@ -90,9 +90,9 @@ def test_a_decode_that_does_not_fit_memory_is_always_tiled(
     vae = embedded.pipeline.vae
     size = estimate_decode_bytes(vae, picture_latents[None])
     assert size == 6 * 256 * 256 * 16 * 4 or size == 8 * 256 * 256 * 16 * 4
-    monkeypatch.setattr(tiled_decode, "room_for_pictures", lambda _: size)
+    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: size)
     whole = decode_within_memory(vae, picture_latents[None])
-    monkeypatch.setattr(tiled_decode, "room_for_pictures", lambda _: size - 1)
+    monkeypatch.setattr(tiled_decode, "memory_for_pictures", lambda _: size - 1)
     first, second = (decode_within_memory(vae, picture_latents[None]) for _ in range(2))
     assert not torch.equal(first, whole)
     assert torch.equal(first, second)

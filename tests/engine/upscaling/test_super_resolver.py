@@ -222,7 +222,7 @@ def test_a_large_model_uses_no_super_resolver(
     from engine.models import load_folder
     from engine.models.families import stable_diffusion
 
-    monkeypatch.setattr(stable_diffusion, "SMALL", 31)
+    monkeypatch.setattr(stable_diffusion, "SMALL_MODEL_SIZE", 31)
     plain = load_folder(str(small_folder), "small")
     with_resolver = load_folder(str(small_folder), "small", resolver=SuperResolver(weights()))
     assert (with_resolver.upscale_factor, with_resolver.revision) == (1, plain.revision)

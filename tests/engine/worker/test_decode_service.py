@@ -111,13 +111,13 @@ async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are
     worker = await start_worker(shop)
     await shop.bot.dispatch(a_job(OTHER, steps=LONG))
     run = await midway(worker)
-    before, shape = min(run.done.values()), family.latent_shape(64, 64)
+    before, shape = min(run.steps_done.values()), family.latent_shape(64, 64)
     latents = [torch.randn(shape, generator=torch.Generator().manual_seed(k)).half() for k in range(8)]
     contents = tuple(one.numpy().tobytes() for one in latents)
     request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=contents)
     thumbnails = await shop.bot.decode("default", request)
     assert len(thumbnails) == 8
-    assert min(run.done.values()) > before, "the running job continued meanwhile"
+    assert min(run.steps_done.values()) > before, "the running job continued meanwhile"
     tiled = await shop.bot.decode("default", replace(request, tile=True))
     assert tiled != thumbnails
     bad = torch.full(shape, float("inf")).half().numpy().tobytes()

@@ -87,7 +87,7 @@ def test_the_error_is_the_error_of_the_predicted_noise(affine: Any) -> None:
     assert one.weight == pytest.approx(1.0)
     assert torch.allclose(one.target, noise, atol=1e-4)
     (error,) = prediction_errors(affine, ["a cat"], [one], [ClassifierRow(0, 0)], 1, "float32")
-    out = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._told("a cat")[None],), "float32")[0]
+    out = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._embed("a cat")[None],), "float32")[0]
     assert error == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
 
 
@@ -153,10 +153,10 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Sh
     await bus.client.flush()
     await shop.bot.dispatch(a_job(steps=LONG))
     run = await midway(worker)
-    before, request = min(run.done.values()), make_request("a fox", "a car", "", draws=8)
+    before, request = min(run.steps_done.values()), make_request("a fox", "a car", "", draws=8)
     scores = await shop.bot.describe(request)
     assert [len(one) for one in scores] == [8, 8, 8]
-    assert min(run.done.values()) > before, "the running job continued meanwhile"
+    assert min(run.steps_done.values()) > before, "the running job continued meanwhile"
     assert scores == await shop.bot.describe(request), "the same bits, whatever else runs"
     for request, reason in (
         (make_request("a", picture=b"no picture"), "cannot be read"),

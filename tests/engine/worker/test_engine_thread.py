@@ -34,7 +34,7 @@ class RecordingCores(CoreTurns):
         self.had: list[WorkKind] = []
 
     @contextmanager
-    def held(self, kind: WorkKind) -> Iterator[None]:
+    def hold(self, kind: WorkKind) -> Iterator[None]:
         with super().hold(kind):
             self.now = kind
             self.had.append(kind)

@@ -26,8 +26,9 @@ from tests.engine.process.test_settings import run
 
 # A killed worker's job is free after one lease, so the process gets the short lease of these tests.
 SERVE = (
-    "import sys\nfrom engine.bus import station\nfrom engine.bus.streams import Kept\n"
-    f"station.Kept = lambda: Kept(lease={LEASE})\nfrom engine.__main__ import _leave, main\n_leave(main(sys.argv[1:]))"
+    "import sys\nfrom engine.bus import connection_base\nfrom engine.bus.streams import BusLimits\n"
+    f"connection_base.BusLimits = lambda: BusLimits(lease={LEASE})\n"
+    "from engine.__main__ import _exit_now, main\n_exit_now(main(sys.argv[1:]))"
 )
 
 

@@ -274,7 +274,7 @@ async def test_a_worker_that_lost_its_claim_publishes_nothing(shop: Shop) -> Non
     for _ in range(8):
         await asyncio.sleep(LEASE * 0.25)
         await shop.bot.renew_claim(heir)
-        await delivered.msg.in_progress()
+        await delivered.nats_msg.in_progress()
     source = shop.bot.consume_results()
     assert isinstance((await anext(source)).value, JobStarted)
     with pytest.raises(TimeoutError):
