@@ -87,6 +87,7 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
     """Build `Forgetting` without broker and front ends."""
     from bot.domain.events import Feed
     from bot.images.picture_store import PictureStore
+    from bot.services.front_end_actions import FrontEndActions
     from bot.services.privacy.data_deletion import DataDeletion
     from bot.services.storage.file_cleanup import FileCleanup
 
@@ -94,8 +95,9 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
         return await store.request_cancel(job_id, time.time())
 
     return DataDeletion(
-        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures)), Feed(), waits_for_discord=True
-    )
+        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures)), Feed(), FrontEndActions(),
+        waits_for_discord=True,
+    )  # fmt: skip
 
 
 async def _wait_for_bot(service: DataDeletion, member: str) -> None:

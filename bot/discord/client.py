@@ -60,7 +60,6 @@ class DarkroomClient(discord.AutoShardedClient):
             **options,
         )
         self.services = services
-        self.job_service = services.jobs
         self.idempotency_keys = IdempotencyKeys()
         self.reactions = ReactionHandler(self)
         self.build_view = build_view
@@ -73,8 +72,9 @@ class DarkroomClient(discord.AutoShardedClient):
 
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*DYNAMIC_ITEMS)
-        self.services.moderation.post_report = partial(reports.post_report, self)
-        self.services.data_deletion.delete_message = partial(delete_forgotten_message, self)
+        self.services.front_end.connect(
+            post_report=partial(reports.post_report, self), delete_message=partial(delete_forgotten_message, self)
+        )
         self.operator_ids = operator_ids_of(await self.application_info())
         for command in COMMANDS:
             self.tree.add_command(command)

@@ -69,7 +69,7 @@ async def suggest_open_jobs(interaction: Interaction, current: str) -> list[Choi
     own_jobs = await interaction.client.services.history.list_open(member.id)
     others: Sequence[JobView] = ()
     if member.is_moderator and interaction.guild_id is not None:
-        queue = await interaction.client.job_service.load_queue(member.guild)
+        queue = await interaction.client.services.job_views.load_queue(member.guild)
         others = [with_channel_privacy(view, interaction.user) for view in queue if view.member_id != member.id]
     all_label = f"All of mine: {texts.format_job_count(len(own_jobs))}" if len(own_jobs) > 1 else ""
     return filter_jobs([*own_jobs, *others], current, member.id, all_label=all_label)
@@ -99,7 +99,7 @@ async def require_shown_job(interaction: Interaction, message: discord.Message) 
     job = await find_shown_job(interaction, message)
     if job is None:
         raise UserError(NO_JOB, 404)
-    return await interaction.client.job_service.load_view(job)
+    return await interaction.client.services.job_views.load_view(job)
 
 
 def _job_in_buttons(message: discord.Message) -> str | None:

@@ -53,9 +53,9 @@ class ActiveJob:
 class ActiveJobs:
     """All runs by job. The dispatcher adds them, frames refresh them, and the ends of jobs remove them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_first_preview: Callable[[JobRecord, float], None] = lambda *_: None) -> None:
         self.by_id: dict[str, ActiveJob] = {}
-        self.on_first_preview: Callable[[JobRecord, float], None] = lambda *_: None  # called at a run's first preview
+        self._on_first_preview = on_first_preview  # called at a run's first preview
         self.results_behind_until = 0.0  # until when results may wait at the broker: a job without a claim may be done
         self.load_times = ModelLoadTimes()
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
@@ -103,7 +103,7 @@ class ActiveJobs:
         if frame.step > active_job.step:  # the job runs, so a pause is over
             self.paused_since.pop(frame.job, None)
         if active_job.preview_epoch < 0:
-            self.on_first_preview(active_job.record, now)
+            self._on_first_preview(active_job.record, now)
         active_job.epoch, active_job.preview_epoch, active_job.last_heartbeat = frame.epoch, frame.epoch, now
         active_job.step = max(active_job.step, frame.step) if active_job.is_claimed else active_job.step
         active_job.reported_seconds_left, active_job.reported_at = frame.seconds_left, now

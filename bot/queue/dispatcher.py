@@ -50,7 +50,7 @@ def overbook_share(rows: int) -> float:
 
 
 class Dispatcher:
-    """Run `run` as a task."""
+    """Run `run` as a task. `wake_event` is set when a job arrives or ends, or a worker changes."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Dispatcher:
         models: ModelCatalog,
         pictures: PictureStore,
         completion: JobCompletion,
+        wake_event: asyncio.Event,
         *,
         limits: Limits,
         clock: Callable[[], float] = time.time,
@@ -70,7 +71,7 @@ class Dispatcher:
         self._forecast, self._models, self._pictures, self._completion = forecast, models, pictures, completion
         self._limits, self._clock = limits, clock
         self._bypass = QueueBypass()
-        self._wake_event = asyncio.Event()
+        self._wake_event = wake_event
         self._must_republish = True  # the broker may lack jobs that SQL has as sent
         self._published: dict[str, QueueMoved] = {}
         self._published_at = 0.0

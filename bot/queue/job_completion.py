@@ -26,16 +26,19 @@ RequeueCause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # wh
 
 
 class JobCompletion:
-    """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch."""
+    """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch.
+
+    It calls `on_rows_freed` when rows may be free, `on_end` at each end, and `on_requeue` at each requeue.
+    """
 
     def __init__(
         self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *,
         clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
+        on_end: Callable[[Transition], None] = lambda _: None,
+        on_requeue: Callable[[RequeueCause], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
-        self.on_rows_freed = on_rows_freed  # called when rows may be free
-        self.on_end: Callable[[Transition], None] = lambda _: None  # called at each end; the next at each requeue
-        self.on_requeue: Callable[[RequeueCause], None] = lambda _: None
+        self.on_rows_freed, self._on_end, self._on_requeue = on_rows_freed, on_end, on_requeue
 
     async def load_active(self) -> list[JobRecord]:
         """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
@@ -99,7 +102,7 @@ class JobCompletion:
             active_job is not None and active_job.record.attempt < record.attempt
         ):  # else this attempt was sent meanwhile
             self._active_jobs.remove(record.id)
-        self.on_requeue(cause)
+        self._on_requeue(cause)
         log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
         await self._clear_attempt(replace(record, attempt=record.attempt - 1))
         self.on_rows_freed()
@@ -123,7 +126,7 @@ class JobCompletion:
         """Announce a committed end to board, feed and listeners."""
         record = transition.record
         self._active_jobs.remove(record.id)
-        self.on_end(transition)
+        self._on_end(transition)
         self._feed.publish(JobEnded(record.id, record.state, record.reason))
         self.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)

@@ -88,6 +88,17 @@ class ModelCatalog:
             return min(entries, key=lambda entry: (not entry.is_live, entry.profile.name != SHIPPED_MODEL.name))
         return {entry.profile.name: entry for entry in entries}[name]
 
+    def list_profiles(self) -> list[ModelProfile]:
+        """Return the models that can be requested, those of live workers first."""
+        return [entry.profile for entry in self.entries()]
+
+    def find_profile(self, name: str | None) -> ModelProfile | None:
+        """Return a model by name, None if there is none; without a name, the default one."""
+        try:
+            return self.find_entry(name or None).profile
+        except KeyError:
+            return None
+
     def choose_live_pool(self, preferred_pool: str) -> str:
         """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
         live_pools = group_by_pool(self._workers())

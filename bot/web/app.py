@@ -41,8 +41,8 @@ def build_app(
     app = web.Application(
         middlewares=[middleware.handle_errors, middleware.authenticate], client_max_size=MAX_BODY_BYTES
     )
-    app[sse.STUDIO] = services.jobs
-    services.jobs.page_addresses = _extra_addresses(settings)
+    app[sse.SERVICES] = services
+    services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
     app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
@@ -122,9 +122,9 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncIterato
     try:
         site = web.TCPSite(runner, host.strip("[]"), port)
         await site.start()
-        port, job_service = runner.addresses[0][1], app[sse.STUDIO]
+        port = runner.addresses[0][1]
         local_hosts = dict.fromkeys((_reachable_host(host), "127.0.0.1", "localhost", "[::1]"))
-        job_service.page_addresses = (*job_service.page_addresses, *(f"http://{name}:{port}" for name in local_hosts))
+        app[sse.SERVICES].page_addresses.add(*(f"http://{name}:{port}" for name in local_hosts))
         yield port
     finally:
         await runner.cleanup()

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
     from bot.app.leader_election import Leader
     from bot.app.settings import Settings
-    from bot.services.jobs.job_service import JobService
     from engine.bus import Bus
-    from engine.contract import ModelProgress
+    from engine.contract import ModelProgress, Presence
 
 LOCAL_WORKER = "here"  # the name of the worker that we start
 POLL_SECONDS = 0.25  # seconds between two checks of the engine, until it is warm
@@ -129,7 +128,8 @@ async def _start_parts(
     _print_text(_welcome_text(settings, models, page_url))
     if engine_process is not None:
         await stack.enter_async_context(_run_beside(print_load_progress(bus.model_progress.get_progress), "loads"))
-        await stack.enter_async_context(_run_beside(print_when_warm(bot_app.jobs, engine_process, warmup), "warm"))
+        warm_line = print_when_warm(bot_app.services.live_workers, engine_process, warmup)
+        await stack.enter_async_context(_run_beside(warm_line, "warm"))
     if open_browser and _has_display():
         await asyncio.to_thread(webbrowser.open, page_url)
 
@@ -248,12 +248,14 @@ async def print_load_progress(
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def print_when_warm(job_service: JobService, engine_process: EngineProcess, warmup: asyncio.Event) -> None:
+async def print_when_warm(
+    live_workers: Callable[[], Mapping[str, Presence]], engine_process: EngineProcess, warmup: asyncio.Event
+) -> None:
     """Print a line for each model once the engine is ready, or one line if its first start fails.
 
     Either clears `warming`.
     """
-    while (presence := job_service.live_workers().get(LOCAL_WORKER)) is None or not presence.models:
+    while (presence := live_workers().get(LOCAL_WORKER)) is None or not presence.models:
         if engine_process.restart_count:
             warmup.clear()
             _print_text(f"  The engine stopped while it started; its log: {engine_process.log_file}\n")

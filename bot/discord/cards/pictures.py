@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from bot.domain.dto import JobView
-    from bot.services.jobs.job_service import JobService
+    from bot.images.gallery import Gallery
 
 
 import io
@@ -87,12 +87,12 @@ async def render_preview(view: JobView, frames: Mapping[int, bytes]) -> PictureF
 
 
 async def render_final(
-    job_service: JobService, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
+    gallery: Gallery, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
 ) -> tuple[Card, PictureFile | None]:
     """Return a job's final card and picture. If the picture is missing, the card says why."""
     card = job_cards.render_ended(view)
     try:
-        picture = await render_picture(job_service, view, limit, cache)
+        picture = await render_picture(gallery, view, limit, cache)
     except (UserError, UnreadableImage) as error:
         log.warning("job %s: its picture cannot be shown: %s", view.id, error)
         return job_cards.note_missing(card), None
@@ -100,7 +100,7 @@ async def render_final(
 
 
 async def render_picture(
-    job_service: JobService, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
+    gallery: Gallery, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
 ) -> PictureFile | None:
     """Return a finished job's picture in at most `limit` bytes; None if it has none, or none that small.
 
@@ -108,9 +108,9 @@ async def render_picture(
     """
     if view.state != "finished":
         return None
-    if view.ends_interpolation and (film := await _render_interpolation(job_service, view, limit)):
+    if view.ends_interpolation and (film := await _render_interpolation(gallery, view, limit)):
         return film
-    pictures = await job_service.load_shown_pictures(view.id)
+    pictures = await gallery.read_all_for_members(view.id)
     if cache and (cached_picture := cache.get(view.id, pictures, limit)):
         return cached_picture
     result = await asyncio.to_thread(_encode_pictures, pictures, isinstance(view.task, Recipe), limit)
@@ -123,10 +123,10 @@ async def render_picture(
     return picture
 
 
-async def _render_interpolation(job_service: JobService, view: JobView, limit: int) -> PictureFile | None:
+async def _render_interpolation(gallery: Gallery, view: JobView, limit: int) -> PictureFile | None:
     """Return the film of the interpolation that this job completes; None if too few of its frames may be shown."""
     try:
-        return PictureFile(f"darkroom-{view.id}-walk.webp", await job_service.render_interpolation(view.id, limit))
+        return PictureFile(f"darkroom-{view.id}-walk.webp", await gallery.render_walk(view.id, limit))
     except UserError as error:
         log.info("job %s: no film of its walk: %s", view.id, error.sentence)
         return None

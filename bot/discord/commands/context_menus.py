@@ -64,7 +64,7 @@ async def report_message(interaction: discord.Interaction[DarkroomClient], messa
 
 async def _prompt_of(interaction: Interaction, message: discord.Message) -> str:
     if job := await find_shown_job(interaction, message):
-        view = await interaction.client.job_service.load_view(job)
+        view = await interaction.client.services.job_views.load_view(job)
         await require_permission(interaction, "prompt", view)
         return escape_braces(view.prompt)
     prompt = " ".join(message.content.split())

@@ -111,7 +111,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
             if self.button.kind != "dismiss":  # a reported job may have been deleted since
-                self.job_view = await interaction.client.studio.view(self.button.job)
+                self.job_view = await interaction.client.services.job_views.load_view(self.button.job)
             await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
         except UserError as error:
             await send_refusal(interaction, error.sentence)
@@ -138,12 +138,12 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
     """Do what the press asks for. Raises `Refused`."""
     match button.kind:
         case "cancel":
-            text = await interaction.client.job_service.cancel(view.id, member_of(interaction))
+            text = await interaction.client.services.jobs.cancel(view.id, member_of(interaction))
             await interaction.response.send_message(text, ephemeral=True)
         case "film":
             await send_film(interaction, view)
         case "favour":
-            is_favourite = await interaction.client.job_service.toggle_favourite(
+            is_favourite = await interaction.client.services.jobs.toggle_favourite(
                 view.id, button.index or 0, member_of(interaction)
             )
             await interaction.response.send_message(FAVOURITE_TEXTS[is_favourite], ephemeral=True)
@@ -162,7 +162,7 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
         case "more":
             await more_menu.open_more_menu(interaction, view)
         case "walk":
-            submit_walk = interaction.client.job_service.interpolate_pictures
+            submit_walk = interaction.client.services.variations.interpolate_pictures
             await submit_once(
                 interaction,
                 button.custom_id,
@@ -183,7 +183,7 @@ async def handle_job_form(interaction: Interaction) -> None:
         return
     try:
         async with reply_on_error(interaction):
-            view = await interaction.client.job_service.load_view(submission.job)
+            view = await interaction.client.services.job_views.load_view(submission.job)
             await require_permission(interaction, FORM_ACTIONS[submission.form_name], view)
             await _submit_form(interaction, submission, view)
     except Exception:

@@ -31,12 +31,12 @@ async def send_comparison(interaction: Interaction, view: JobView, index: int) -
     if view.parent_image is None:
         raise UserError(NO_SOURCE, 404)
     await interaction.response.defer(ephemeral=True, thinking=True)
-    job_service, (parent_id, parent_index) = interaction.client.job_service, view.parent_image
-    parent = await job_service.load_view(parent_id)
+    services, (parent_id, parent_index) = interaction.client.services, view.parent_image
+    parent = await services.job_views.load_view(parent_id)
     await require_permission(interaction, "details", parent)
     if view.action == "remix" and any(picture.index == index for picture in parent.pictures):
         parent_index = index  # a remix has the same noise, picture by picture
-    payload = await job_service.render_comparison(
+    payload = await services.gallery.render_comparison(
         [(parent_id, parent_index), (view.id, index)], [f"before: {parent_index + 1}", f"after: {index + 1}"]
     )
     names = [job_title(candidate.prompt) for candidate in (parent, view)]

@@ -42,7 +42,7 @@ async def _picture_files(client: DarkroomClient, view: JobView) -> list[discord.
     files: list[discord.File] = []
     for picture in view.pictures:
         try:
-            content = await client.job_service.load_picture(view.id, picture.index)
+            content = await client.services.gallery.read_picture(view.id, picture.index)
         except UserError:  # held by the picture check, or not kept any more
             continue
         result = await asyncio.to_thread(grid.shrink_to_fit, content, UPLOAD_LIMIT // len(view.pictures))

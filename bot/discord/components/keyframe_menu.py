@@ -63,7 +63,7 @@ class KeyframeMenu(
         step = str(((interaction.data or {}).get("values") or [""])[0])
         if not re.fullmatch(r"[0-9]{1,4}", step):
             raise UserError("That is no step. Please open the menu once more.")
-        view = await interaction.client.job_service.load_view(self.job)
+        view = await interaction.client.services.job_views.load_view(self.job)
         await require_permission(interaction, "branch", view)
         await open_form(interaction, build_branch_form(view, self.index, int(step)))
 

@@ -51,9 +51,9 @@ async def run_picture_action(interaction: Interaction, button: Button, view: Job
 async def _submit(
     interaction: Interaction, button: Button, index: int, member: Member, destination: Destination, key: str
 ) -> AcceptedJob:  # fmt: skip
-    job_service = interaction.client.job_service
+    services = interaction.client.services
     if button.kind == "square":
-        return await job_service.zoom_to_square(button.job, index, member, destination, key=key)
+        return await services.edits.zoom_to_square(button.job, index, member, destination, key=key)
     if factor := ZOOM_FACTORS.get(button.kind):
-        return await job_service.zoom(button.job, index, factor, member, destination, key=key)
-    return await job_service.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)
+        return await services.edits.zoom(button.job, index, factor, member, destination, key=key)
+    return await services.edits.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)

@@ -117,8 +117,8 @@ class ReactionHandler:
     async def _apply_reaction(
         self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
     ) -> None:  # fmt: skip
-        job_service, is_direct = self._client.job_service, payload.guild_id is None
-        view = await job_service.load_view(job)
+        services, is_direct = self._client.services, payload.guild_id is None
+        view = await services.job_views.load_view(job)
         if meaning == "envelope":
             await self._require_permission("envelope", member, view, is_direct=is_direct)
             await self._send_pictures(view, payload.user_id)
@@ -126,7 +126,7 @@ class ReactionHandler:
             await self._require_permission("delete", member, view, is_direct=is_direct)
             await delete_job(self._client, job, member)
         else:
-            await job_service.cancel(job, member)
+            await services.jobs.cancel(job, member)
 
     async def _require_permission(self, action: Action, member: Member, view: JobView, *, is_direct: bool) -> None:
         if reason := forbidden_reason(action, member, job_ref(view), in_direct_message=is_direct):

@@ -110,7 +110,7 @@ async def _refresh_messages(interaction: Interaction, view: JobView) -> None:
         card = _review_card(view)
         await interaction.edit_original_response(content=card.content, view=client.build_view(card))
     else:
-        card, picture = await pictures.render_final(client.job_service, view, interaction.filesize_limit)
+        card, picture = await pictures.render_final(client.services.gallery, view, interaction.filesize_limit)
         card = card if pressed_role is None else _card_for_role(pressed_role, card, view, deliveries)
         await interaction.edit_original_response(
             content=card.content,
@@ -144,7 +144,7 @@ async def _edit_message(
     view: JobView,
     deliveries: dict[DeliveryRole, Delivery],
 ) -> None:
-    card, picture = await pictures.render_final(client.job_service, view, UPLOAD_LIMIT)
+    card, picture = await pictures.render_final(client.services.gallery, view, UPLOAD_LIMIT)
     card = _card_for_role(role, card, view, deliveries)
     message = client.get_partial_messageable(int(target.destination.address["channel"])).get_partial_message(
         int(target.message)

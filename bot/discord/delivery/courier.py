@@ -65,7 +65,7 @@ class Courier:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.edit_policy: EditPolicy[EditContent] = edit_policy or EditPolicy()
-        self._services, self._studio, self._deliveries = services, services.jobs, services.deliveries
+        self._services, self._deliveries = services, services.deliveries
         self._message_client = message_client
         self._count_outcome = count_outcome
         self._clock = clock
@@ -85,7 +85,7 @@ class Courier:
     async def run(self) -> None:
         """Deliver what ended while no bot ran, then keep up with the feed."""
         await self._message_client.wait_until_ready()
-        async with self._studio.feed.subscribe(with_previews=False) as events, asyncio.TaskGroup() as group:
+        async with self._services.feed.subscribe(with_previews=False) as events, asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._send_forever(group)), group.create_task(self._sweep_forever(group))]
             async for event in events:
                 await self._handle_event(event, group)

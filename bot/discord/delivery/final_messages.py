@@ -41,7 +41,7 @@ class FinalSender:
         wall_clock: Callable[[], float],
         public_url: str = "",
     ) -> None:
-        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._services, self._deliveries = services, services.deliveries
         self._message_client, self._load_notify_prefs, self._wall_clock, self._public_url = (
             message_client,
             load_notify_prefs,
@@ -56,7 +56,7 @@ class FinalSender:
         if destinations.is_settled(deliveries):
             self._picture_cache.forget(job)
             return None
-        message.view = await self._studio.load_view(job)
+        message.view = await self._services.job_views.load_view(job)
         message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
         for role in destinations.missing_roles(message.view, deliveries, message.notify_prefs):
             address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()
@@ -161,7 +161,7 @@ class FinalSender:
     async def _render_final(
         self, message: TrackedMessage, limit: int
     ) -> tuple[pictures.Card, pictures.PictureFile | None]:
-        card, picture = await pictures.render_final(self._studio, message.view, limit, self._picture_cache)
+        card, picture = await pictures.render_final(self._services.gallery, message.view, limit, self._picture_cache)
         if picture is None and message.view.state == "finished" and self._public_url:
             card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{message.view.id}/grid.png")
         return card, picture

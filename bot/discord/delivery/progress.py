@@ -39,7 +39,7 @@ class ProgressUpdater:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._services, self._deliveries = services, services.deliveries
         self._message_client, self._clock, self._wall_clock = message_client, clock, wall_clock
 
     async def show(
@@ -97,7 +97,7 @@ class ProgressUpdater:
     ) -> tuple[Card, PictureFile | None]:
         now = self._wall_clock()
         if isinstance(event, QueueMoved):
-            message.view = await self._studio.load_view(event.job)
+            message.view = await self._services.job_views.load_view(event.job)
             return job_cards.render_waiting(message.view, event.jobs_ahead, event.eta, now), None
         if isinstance(event, ModelLoading):
             return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None

@@ -48,7 +48,7 @@ class TrackedMessages:
     """The open cases by job."""
 
     def __init__(self, services: Services, clock: Callable[[], float]) -> None:
-        self._studio, self._deliveries, self._administration = services.jobs, services.deliveries, services.rule_admin
+        self._services, self._deliveries, self._administration = services, services.deliveries, services.rule_admin
         self._clock = clock
         self._messages: dict[str, TrackedMessage] = {}
         self._ignored: OrderedDict[str, None] = OrderedDict()
@@ -62,7 +62,7 @@ class TrackedMessages:
             return self._messages.get(job)
         try:
             destination = await self._deliveries.answer_destination(job)
-            view = await self._studio.load_view(job)
+            view = await self._services.job_views.load_view(job)
         except UserError:
             self._ignore(job)
             return None
@@ -75,7 +75,7 @@ class TrackedMessages:
         """Open a case. From now on the workers send this job's frames."""
         if view.id not in self._messages:
             shows_frames = (await self.load_effective_rules(view)).previews
-            self._studio.feed.watch(view.id)
+            self._services.feed.watch(view.id)
             self._messages[view.id] = TrackedMessage(view, destination, self._clock(), shows_frames=shows_frames)
         return self._messages[view.id]
 
@@ -87,7 +87,7 @@ class TrackedMessages:
     def untrack(self, job: str) -> None:
         """Close the case after its final was shown everywhere: late frames open no new one."""
         if self._messages.pop(job, None):
-            self._studio.feed.unwatch(job)
+            self._services.feed.unwatch(job)
         self._ignore(job)
 
     def _ignore(self, job: str) -> None:

@@ -221,7 +221,7 @@ def _find_setting(name: str | None) -> Setting | None:
 
 def _live_values(interaction: Interaction, setting: Setting) -> dict[str, str]:
     if setting.kind == "names":
-        return {model.name: model.name for model in interaction.client.job_service.list_models()}
+        return {model.name: model.name for model in interaction.client.services.catalog.list_profiles()}
     if setting.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
         return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
     return {}

@@ -110,7 +110,7 @@ async def describe_result(interaction: Interaction, change: RuleChange) -> str:
 def _missing_requirements(interaction: Interaction, step: RuleStep) -> list[str]:
     """Return what a setting still needs to work: a worker that can check, a channel that we may write in."""
     if step.setting == "check" and step.after is True:
-        has_checker = any(presence.checks for presence in interaction.client.job_service.live_workers().values())
+        has_checker = any(presence.checks for presence in interaction.client.services.live_workers().values())
         return [] if has_checker else [NO_CHECKER]
     if step.setting != "reports" or interaction.guild is None:
         return []

@@ -56,6 +56,7 @@ class ResultConsumer:
         completion: JobCompletion,
         ingest: ResultIngest,
         *,
+        on_reclaim: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
@@ -66,7 +67,7 @@ class ResultConsumer:
         self._delayed_pictures: dict[
             str, dict[PictureReady, str]
         ] = {}  # job → its pictures that wait for the end of an outage
-        self.on_reclaim: Callable[[], None] = lambda: None  # called when a running job is claimed again
+        self._on_reclaim = on_reclaim  # called when a running job is claimed again
 
     async def run(self) -> None:
         """Consume results until cancelled."""
@@ -213,7 +214,7 @@ class ResultConsumer:
             await self._completion.clear_broker(transition.record, tombstone=True)
         else:
             if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
-                self.on_reclaim()
+                self._on_reclaim()
             if snapshots_lost:
                 self._active_jobs.reset_steps(result.job)
             active_job = self._active_jobs.put(transition.record, now)

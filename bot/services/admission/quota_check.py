@@ -256,41 +256,38 @@ def _catch_refusal(check: Callable[[], None]) -> UserError | None:
 def _usage_checks(
     count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, is_free: bool
 ) -> Iterator[Callable[[], None]]:
+    """Yield the check of each limit; a free job has no cost to check."""
+    yield from _queue_checks(count, rules, ledger, queue_state)
+    if not is_free:
+        yield from _cost_checks(cost, rules, ledger, queue_state)
+
+
+def _queue_checks(
+    count: int, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
+) -> Iterator[Callable[[], None]]:
+    now, has_workers = queue_state.now, queue_state.has_workers
     for cap in rules.limits_of("queued"):
-        usage = replace(
-            ledger.get_usage(cap.usage_scope),
-            next_free_at=queue_state.member_frees_at,
-            has_workers=queue_state.has_workers,
-        )
-        running = _running_besides(rules, cap, usage)
-        yield partial(
-            check_job_count, running, cap.limit, usage, queue_state.now, count=count, set_by=set_by_sentence(cap.rule)
-        )
+        usage = ledger.get_usage(cap.usage_scope)
+        usage = replace(usage, next_free_at=queue_state.member_frees_at, has_workers=has_workers)
+        running, set_by = _running_besides(rules, cap, usage), set_by_sentence(cap.rule)
+        yield partial(check_job_count, running, cap.limit, usage, now, count=count, set_by=set_by)
     for cap in rules.limits_of("together_queued"):
-        usage = replace(
-            ledger.get_usage(cap.usage_scope),
-            next_free_at=queue_state.any_frees_at,
-            has_workers=queue_state.has_workers,
-        )
-        owner = SHARED_OWNERS[cap.usage_scope]
-        yield partial(
-            check_shared_queue,
-            cap.limit,
-            usage,
-            queue_state.now,
-            owner=owner,
-            count=count,
-            set_by=set_by_sentence(cap.rule),
-        )
+        usage = ledger.get_usage(cap.usage_scope)
+        usage = replace(usage, next_free_at=queue_state.any_frees_at, has_workers=has_workers)
+        owner, set_by = SHARED_OWNERS[cap.usage_scope], set_by_sentence(cap.rule)
+        yield partial(check_shared_queue, cap.limit, usage, now, owner=owner, count=count, set_by=set_by)
+
+
+def _cost_checks(
+    cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
+) -> Iterator[Callable[[], None]]:
     hint = RELAXED_HINT if rules.allows("speeds", "relaxed") else ""
-    for setting, window in COST_WINDOWS.items() if not is_free else ():
+    for setting, window in COST_WINDOWS.items():
         for cap in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
-            spending, setter = (
-                ledger.get_spending(cap.usage_scope, window),
-                f"{set_by_sentence(cap.rule)} {hint}".strip(),
-            )
+            spending = ledger.get_spending(cap.usage_scope, window)
+            set_by = f"{set_by_sentence(cap.rule)} {hint}".strip()
             owner = SHARED_OWNERS.get(cap.usage_scope, "Your")
             if cost is None:
-                yield partial(check_cost_left, cap.limit, spending, queue_state.now, owner=owner, set_by=setter)
+                yield partial(check_cost_left, cap.limit, spending, queue_state.now, owner=owner, set_by=set_by)
             else:
-                yield partial(check_cost, cap.limit, spending, cost, queue_state.now, owner=owner, set_by=setter)
+                yield partial(check_cost, cap.limit, spending, cost, queue_state.now, owner=owner, set_by=set_by)

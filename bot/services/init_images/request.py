@@ -5,7 +5,7 @@ Front ends build them; the rules are checked before anything is fetched (`bot.se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from bot.images.uploads.image_decoding import OUTPUT_SIDE
@@ -54,8 +54,21 @@ class InitImages:
                 yield image
 
 
+class PageAddresses:
+    """The base addresses of our page, which adds them when it knows them. Our own pictures need no download."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, None] = {}
+
+    def add(self, *addresses: str) -> None:
+        self._addresses |= dict.fromkeys(addresses)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._addresses)
+
+
 def split_leading_urls(
-    text: str, init_images: InitImages | None, own_addresses: Sequence[str]
+    text: str, init_images: InitImages | None, own_addresses: Iterable[str]
 ) -> tuple[str, InitImages | None]:
     """Split leading URLs off a prompt; return the rest, and the init images with those pictures added.
 
@@ -70,7 +83,7 @@ def split_leading_urls(
     )
 
 
-def _resolve_url(url: str, own_addresses: Sequence[str]) -> RemoteFile | JobImageRef:
+def _resolve_url(url: str, own_addresses: Iterable[str]) -> RemoteFile | JobImageRef:
     for base in own_addresses:
         if (job_image := parse_own_picture(url, base)) is not None:
             return JobImageRef(job_image[0], job_image[1] - 1)

@@ -100,23 +100,20 @@ class History:
         The caller checks permissions. A seed is searched among the jobs that the member could see.
         """
         if match := ID_PATTERN.search(text):
-            return await self._load_view(match[0].upper())
+            return await self._job_views.load_view(match[0].upper())
         if match := LINK_PATTERN.search(text):
             job = await self._store.read(destinations.find_job, match[1])
             if job is None:
                 raise UserError("That message shows no job of mine.", 404)
-            return await self._load_view(job)
+            return await self._job_views.load_view(job)
         if match := SEED_PATTERN.search(text):
             return await self._find_by_seed(int(match[1] or match[2]), member)
         raise UserError(f"“{shorten(text, 60)}” names no job: choose one from the list, or give its link or seed.")
-
-    async def _load_view(self, job: str) -> JobView:
-        return (await self._job_views.build_views([await self._job_views.load_record(job)]))[0]
 
     async def _find_by_seed(self, seed: int, member: Member) -> JobView:
         for record in await self._store.read(
             stored.list_nearby_jobs, member.id, member.guild, member.channel, MAX_SEARCHED
         ):
             if isinstance(record.task, Recipe) and record.task.seed == seed:
-                return await self._load_view(record.id)
+                return await self._job_views.load_view(record.id)
         raise UserError(f"Of your jobs and the newest ones in this channel, none has the seed {seed}.", 404)

@@ -145,13 +145,9 @@ class JobViews:
         ]
 
     def _build_view(
-        self,
-        record: JobRecord,
-        place: QueuePlace | None,
-        stored_files: Sequence[StoredPicture],
+        self, record: JobRecord, place: QueuePlace | None, stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
-    ) -> JobView:
-        images = [file for file in stored_files if file.kind == "image"]
+    ) -> JobView:  # fmt: skip
         active_job = self._active_jobs.by_id.get(record.id)
         return JobView(
             id=record.id,
@@ -171,10 +167,7 @@ class JobViews:
             reason=record.reason,
             step=max(record.step, active_job.step) if active_job else record.step,
             total_steps=record.steps,
-            pictures=tuple(
-                PictureRef(file.image, file.sha256, file.width, file.height, file.verdict, file.reviewed)
-                for file in images
-            ),
+            pictures=tuple(_picture_ref(file) for file in stored_files if file.kind == "image"),
             ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
             parent_image=record.parent,
             action=record.action,
@@ -196,7 +189,11 @@ class JobViews:
         caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
         return min(caps, default=self._limits.running)
 
-    async def load_queue(self, guild: str | None) -> list[JobView]:
+    async def load_view(self, job: str) -> JobView:
+        """Return a job's view. Raises `UserError` (404 or 410)."""
+        return (await self.build_views([await self.load_record(job)]))[0]
+
+    async def load_queue(self, guild: str | None = None) -> list[JobView]:
         """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
         active = await self._store.read(queries.list_active)
         layout = await self._forecast.get_layout()
@@ -210,7 +207,7 @@ class JobViews:
         ]
         return await self.build_views(visible_jobs[: len(active) + MAX_WAITING_SHOWN])
 
-    async def load_recent(self, guild: str | None, limit: int) -> list[JobView]:
+    async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
         return await self.build_views(await self._store.read(queries.list_newest, guild, limit))
 

@@ -22,6 +22,7 @@ from bot.images.picture_store import PictureStore
 from bot.policy.permissions import Action, JobRef, forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.queue.cancellation import JobCanceller
+from bot.services.front_end_actions import FrontEndActions, Report
 from bot.services.job_views.job_views import missing_job_error
 from bot.services.storage.file_cleanup import FileCleanup
 from bot.store import DatabaseUnavailable, JobRecord, Store
@@ -49,33 +50,17 @@ class Deletion:
     films: Mapping[str, Sequence[Delivery]]
 
 
-@dataclass(frozen=True)
-class Report:
-    """A member's report, for the channel that the server's admins chose. Its texts come from members."""
-
-    incident: int
-    guild: str
-    channel: str
-    job: str
-    author: str
-    reporter: str
-    reason: str
-
-
 class Moderation:
-    """The use cases. `terms` returns a member's effective rules where they are.
-
-    A front end sets `post` to put a report into its channel; it returns whether the report is there now.
-    """
+    """`effective_rules` returns a member's rules where they are. The front end posts reports."""
 
     def __init__(
         self, store: Store, picture_store: PictureStore, cancelling: JobCanceller, feed: Feed,
-        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], front_end: FrontEndActions, *,
+        clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._cancelling, self._feed = store, cancelling, feed
         self.remove_files = FileCleanup(store, picture_store)
-        self._effective_rules, self._clock = effective_rules, clock
-        self.post_report: Callable[[Report], Awaitable[bool]] | None = None
+        self._effective_rules, self._front_end, self._clock = effective_rules, front_end, clock
 
     async def delete_pictures(self, job: str, member: Member) -> Deletion:
         """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""
@@ -137,11 +122,11 @@ class Moderation:
     async def _post_report(self, record: JobRecord, member: Member, number: int, reason: str) -> bool:
         """Post the report into the moderators' channel; return whether it is there. Their list has it in any case."""
         channel = (await self._effective_rules(member)).reports
-        if not channel or self.post_report is None:
+        if not channel or self._front_end.post_report is None:
             return False
         report = Report(number, record.guild, channel, record.id, record.member_name, member.name, reason)
         try:
-            return await self.post_report(report)
+            return await self._front_end.post_report(report)
         except Exception:
             log.exception("report %d: it could not be put into its channel", number)
             return False

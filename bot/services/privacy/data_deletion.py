@@ -12,10 +12,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from bot.domain.dto import Delivery
 from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
 from bot.domain.texts import PICTURES_DELETED
+from bot.services.front_end_actions import FrontEndActions
 from bot.services.storage.retention import remove_all_files
 from bot.store import DatabaseUnavailable, Store, StoredPicture
 from bot.store.deletion import erasure, retention
@@ -31,24 +31,21 @@ POLL_SECONDS = 10.0  # the command line writes requests beside this process
 RETRY_SECONDS = 1.0  # while a job has still to stop
 MAX_PAUSE_SECONDS = 60.0  # while everything left waits for a front end
 REMOVAL_REASONS: tuple[DeletionReason, ...] = ("forgotten", "enlarged")
-DeleteMessage = Callable[[str, Delivery], Awaitable[bool]]
 
 
 class DataDeletion:
     """Deletes members' data, for the bot and for the command line.
 
-    A front end sets `take_away` to delete a message of a job: it returns False if the message must stay, and raises
-    ConnectionError if that has to wait. `waits`: until it is set, jobs with messages wait for it.
+    `waits_for_discord`: until the front end can delete messages, jobs with messages wait for it.
     """
 
     def __init__(
         self, store: Store, cancel: Callable[[str], Awaitable[object]],
-        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, *,
+        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, front_end: FrontEndActions, *,
         waits_for_discord: bool, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
-        self._waits_for_discord, self._clock = waits_for_discord, clock
-        self.delete_message: DeleteMessage | None = None
+        self._front_end, self._waits_for_discord, self._clock = front_end, waits_for_discord, clock
         self._requested = asyncio.Event()
 
     async def request_deletion(self, member: str, guild: str = "") -> int:
@@ -133,12 +130,12 @@ class DataDeletion:
         for role, delivery in await self._store.read(destinations.list_all_deliveries, job):
             if delivery.destination.kind != "discord" or not delivery.message:
                 continue
-            if self.delete_message is None:
+            if self._front_end.delete_message is None:
                 if self._waits_for_discord:
                     return False
                 continue
             try:
-                if not await self.delete_message(job, delivery):
+                if not await self._front_end.delete_message(job, delivery):
                     log.info("job %s: one of its messages stays: Discord does not let us delete it", job)
             except ConnectionError as error:
                 log.warning("job %s: %s", job, error)

@@ -18,7 +18,7 @@ from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, VISITOR, member_of
 from bot.web.request_body import FormFiles, read_body, read_form
-from bot.web.sse import STUDIO, require_permitted, require_stoppable, require_visible, workers_payload
+from bot.web.sse import SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
 
 NOT_OPTIONS = ("prompt", "exact", "shots", "weights")
 
@@ -85,7 +85,7 @@ def routes() -> list[web.RouteDef]:
 
 async def healthz(request: web.Request) -> web.Response:
     """Return that the server is up, and the number of workers."""
-    workers = request.app[STUDIO].live_workers()
+    workers = request.app[SERVICES].live_workers()
     return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
 
 
@@ -106,8 +106,8 @@ async def create_invitation(request: web.Request) -> web.Response:
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Return the running jobs, the waiting ones in their order, and the last finished ones."""
-    job_service, reader = request.app[STUDIO], member_of(request)
-    queue, recent = await job_service.load_queue(GUILD), await job_service.load_recent(GUILD)
+    services, reader = request.app[SERVICES], member_of(request)
+    queue, recent = await services.job_views.load_queue(GUILD), await services.job_views.load_recent(GUILD)
     queued_ids = {view.id for view in queue}
     ended_views = [view for view in recent if view.id not in queued_ids]
     views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
@@ -117,7 +117,7 @@ async def list_jobs(request: web.Request) -> web.Response:
 async def create_jobs(request: web.Request) -> web.Response:
     """Submit a prompt: one job, or several where it holds permutations. A form may carry init images."""
     async with read_form(request, JobBody) as (body, files):
-        accepted_jobs = await request.app[STUDIO].imagine(
+        accepted_jobs = await request.app[SERVICES].jobs.imagine(
             body.prompt,
             member_of(request),
             destination_of(request),
@@ -148,21 +148,21 @@ async def get_job(request: web.Request) -> web.Response:
 async def cancel_job(request: web.Request) -> web.Response:
     """Cancel a job that this visitor may stop."""
     job = await require_stoppable(request)
-    sentence = await request.app[STUDIO].cancel(job, member_of(request))
+    sentence = await request.app[SERVICES].jobs.cancel(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def pause_job(request: web.Request) -> web.Response:
     """Pause a running job at its step, for a quarter of an hour at most."""
     job = await require_stoppable(request, "pause")
-    sentence = await request.app[STUDIO].pause(job, member_of(request))
+    sentence = await request.app[SERVICES].jobs.pause(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def resume_job(request: web.Request) -> web.Response:
     """Resume a paused job."""
     job = await require_stoppable(request, "pause")
-    sentence = await request.app[STUDIO].pause(job, member_of(request), is_paused=False)
+    sentence = await request.app[SERVICES].jobs.pause(job, member_of(request), is_paused=False)
     return web.json_response({"id": job, "sentence": sentence})
 
 
@@ -171,13 +171,13 @@ async def set_priority(request: web.Request) -> web.Response:
     if not request[VISITOR].is_owner:
         raise UserError("Only the owner of this room may set priorities.", 403)
     job, body = request.match_info["id"], await read_body(request, PriorityBody)
-    return web.json_response({"id": job, "sentence": await request.app[STUDIO].set_priority(job, body.weight)})
+    return web.json_response({"id": job, "sentence": await request.app[SERVICES].jobs.set_priority(job, body.weight)})
 
 
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: make variations of a picture."""
     view, index = await require_permitted(request, "vary"), picture_index_of(request)
-    accepted_job = await request.app[STUDIO].vary(
+    accepted_job = await request.app[SERVICES].variations.vary(
         view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)
@@ -186,7 +186,7 @@ async def vary(request: web.Request) -> web.Response:
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: upscale a picture."""
     view, index = await require_permitted(request, "upscale"), picture_index_of(request)
-    accepted_job = await request.app[STUDIO].upscale(
+    accepted_job = await request.app[SERVICES].variations.upscale(
         view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)
@@ -195,7 +195,7 @@ async def upscale(request: web.Request) -> web.Response:
 async def reroll(request: web.Request) -> web.Response:
     """Run the same prompt with another seed."""
     view = await require_permitted(request, "reroll")
-    accepted_job = await request.app[STUDIO].reroll(
+    accepted_job = await request.app[SERVICES].variations.reroll(
         view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)
@@ -203,8 +203,8 @@ async def reroll(request: web.Request) -> web.Response:
 
 async def interpolate(request: web.Request) -> web.Response:
     """Interpolate from each picture to the next, as several jobs."""
-    view, job_service = await require_permitted(request, "walk"), request.app[STUDIO]
-    accepted_jobs = await job_service.interpolate_pictures(
+    view, services = await require_permitted(request, "walk"), request.app[SERVICES]
+    accepted_jobs = await services.variations.interpolate_pictures(
         view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     payload = serializers.serialize_all_accepted(accepted_jobs)

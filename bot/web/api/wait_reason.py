@@ -9,7 +9,7 @@ from aiohttp import web
 
 from bot.domain.errors import UserError
 from bot.web.middleware import SESSION_TOKENS
-from bot.web.sse import STUDIO
+from bot.web.sse import SERVICES
 
 
 def routes() -> list[web.RouteDef]:
@@ -20,7 +20,7 @@ async def get_wait_reason(request: web.Request) -> web.Response:
     """Return what only the running bot knows: the reason for the wait, the job's step, and when it will be done."""
     if not request.app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
         raise UserError("Only the terminal of this machine may ask for that.", 403)
-    view = await request.app[STUDIO].load_view(request.match_info["id"])
+    view = await request.app[SERVICES].job_views.load_view(request.match_info["id"])
     return web.json_response(
         {
             "id": view.id,

@@ -54,8 +54,8 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
     assert "There is no store in" in await darkroom("list", fails=True)
     async with workplace.visit() as house:
         assert await darkroom("list") == "There is no job yet.\n"
-        (mine,) = await house.jobs.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
-        (theirs,) = await house.jobs.imagine("a very long prompt " * 20, BOB, DISCORD)
+        (mine,) = await house.services.jobs.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
+        (theirs,) = await house.services.jobs.imagine("a very long prompt " * 20, BOB, DISCORD)
     table = (await darkroom("list")).splitlines()
     assert [line.split()[0] for line in table] == ["job", theirs.job, mine.job]
     assert max(map(len, table)) <= 100
@@ -83,7 +83,7 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
 @pytest.mark.asyncio
 async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, ann):
     async with workplace.visit() as house:
-        tickets = [(await house.jobs.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
+        tickets = [(await house.services.jobs.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
     same = tickets[0].job[:5]
     for words, sentence in (
         (("show", "zzz"), "There is no job ZZZ."),
@@ -106,16 +106,16 @@ async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, a
 @pytest.mark.asyncio
 async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, until):
     house = await workplace.house()
-    (waiting,) = await house.jobs.imagine("a lamp", ann, WEB)
-    (behind,) = await house.jobs.imagine("a lamp", ann, WEB)
-    assert (await house.jobs.load_view(behind.job)).jobs_ahead == 1
+    (waiting,) = await house.services.jobs.imagine("a lamp", ann, WEB)
+    (behind,) = await house.services.jobs.imagine("a lamp", ann, WEB)
+    assert (await house.services.job_views.load_view(behind.job)).jobs_ahead == 1
     async with house.feed.subscribe(waiting.job) as moments:
         await darkroom("cancel", waiting.job)
         async for moment in moments:
             if isinstance(moment, JobEnded):
                 assert moment.state == "cancelled"
                 break
-    assert (await house.jobs.load_view(behind.job)).jobs_ahead == 0
+    assert (await house.services.job_views.load_view(behind.job)).jobs_ahead == 0
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
     await wait_for(until, house, behind.job, "running")
@@ -135,14 +135,14 @@ async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkro
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    (ticket,) = await house.jobs.imagine("a lamp --count 1", ann, WEB)
+    (ticket,) = await house.services.jobs.imagine("a lamp --count 1", ann, WEB)
     await wait_for(until, house, ticket.job, "running")
     output = await darkroom("requeue", ticket.job[:-1])
     bot_part = "a running bot takes it from apprentice within seconds"
     assert output == f"Job {ticket.job} is in the queue again, as attempt 2; {bot_part}.\n"
 
     def sent_again() -> bool:
-        run = house.active_jobs.by_id.get(ticket.job)
+        run = house.queue.active_jobs.by_id.get(ticket.job)
         return run is not None and run.record.attempt == 2
 
     await until(sent_again)
@@ -162,7 +162,7 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    tickets = [(await house.jobs.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
+    tickets = [(await house.services.jobs.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
     await until(lambda: len(apprentice.begun) == 3)
     await wait_for(until, house, tickets[0].job, "running")
     settings = workplace.settings

@@ -115,10 +115,10 @@ async def test_a_search_for_a_job_finds_all_its_log_lines(workplace, until, ann,
     with log_to_file(log, "json"):
         house = await workplace.house()
         await workplace.worker()
-        (ticket,) = await house.jobs.imagine("a lamp\nERROR: --seed 1", ann, here)
+        (ticket,) = await house.services.jobs.imagine("a lamp\nERROR: --seed 1", ann, here)
 
         async def is_finished() -> bool:
-            return (await house.jobs.load_view(ticket.job)).state == "finished"
+            return (await house.services.job_views.load_view(ticket.job)).state == "finished"
 
         await until(is_finished)
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from bot.app.wiring import App
     from bot.services import Services
     from bot.services.job_views.deliveries import Deliveries
-    from bot.services.jobs.job_service import JobService
 
 mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
 
@@ -82,15 +81,15 @@ class World:
     async def online(self) -> None:
         """Start the worker and wait until the app sees it."""
         self.tasks.append(asyncio.create_task(self.painter.run()))
-        await self.until(lambda: self.studio.live_workers())
+        await self.until(lambda: self.services.live_workers())
 
     async def close(self) -> None:
         for task in self.tasks:
             await stop(task)
 
     @property
-    def studio(self) -> JobService:
-        return self.house.jobs
+    def services(self) -> Services:
+        return self.house.services
 
     @property
     def deliveries(self) -> Deliveries:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bot.store import DatabaseUnavailable
+from bot.web import serializers
 from bot.web.middleware import SESSION_TOKENS
 
 if TYPE_CHECKING:
@@ -245,10 +246,10 @@ async def test_a_missing_page_is_answered_with_a_page(room: Room) -> None:
 
 
 async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(room.studio, "live_workers", fail)
+    monkeypatch.setattr(serializers, "serialize_workers", fail)
     status, sentence = await send_refused(room, "GET", "/api/room")
     assert status == 500
     assert "secret" not in sentence
@@ -260,7 +261,7 @@ async def test_a_database_that_is_away_is_503_and_reported(
     async def fail(*_: object) -> None:
         raise DatabaseUnavailable("The database cannot be used now: secret detail.")
 
-    monkeypatch.setattr(room.studio, "load_recent", fail)
+    monkeypatch.setattr(room.desk.job_views, "load_recent", fail)
     status, sentence = await send_refused(room, "GET", "/api/jobs")
     assert status == 503
     assert "database" in sentence

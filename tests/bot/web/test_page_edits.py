@@ -61,7 +61,7 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
     room.drawers[0].going.clear()
     await dialog.get_by_role("button", name="Draw anew").click()
     child = await card_of(page, 1)
-    recipe = (await room.studio.load_view(str(await child.get_attribute("id")).removeprefix("job-"))).task
+    recipe = (await room.desk.job_views.load_view(str(await child.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     start = recipe.start
     assert isinstance(start, ImageToImage)

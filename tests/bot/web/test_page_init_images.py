@@ -90,7 +90,7 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -
 
 async def init_image_of(room: Room, card: Locator) -> ImageToImage:
     """The init image of a message's job."""
-    recipe = (await room.studio.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
+    recipe = (await room.desk.job_views.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     assert isinstance(recipe.start, ImageToImage)
     return recipe.start

@@ -24,7 +24,7 @@ HELD_SENTENCE = "Picture 2 is held by the picture check until a moderator has lo
 async def check_all(room: Room, verdicts: dict[int, Any]) -> None:
     """Sets the rule that pictures are checked, and the worker's verdicts."""
     room.drawers[0].checks, room.drawers[0].verdicts = True, verdicts
-    rules = RuleAdmin(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
+    rules = RuleAdmin(room.desk.jobs._store, room.desk.jobs._cancelling.cancel, limits=room.settings.limits)
     await rules.set_rule(Member("local:ada", "Ada", GUILD, is_admin=True), "guild", "", "check", "on")
 
 

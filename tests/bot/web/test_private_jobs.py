@@ -101,7 +101,7 @@ async def test_a_job_of_another_server_cannot_be_used_by_its_id(room: Room) -> N
     elsewhere = Member("discord:1", "ann", "discord:2")
     (ticket,) = await room.desk.jobs.imagine("a lamp", elsewhere, Destination("web"))
     async with asyncio.timeout(20):
-        while (await room.desk.jobs.load_view(ticket.job)).state != "finished":
+        while (await room.desk.job_views.load_view(ticket.job)).state != "finished":
             await asyncio.sleep(0.05)
     for method, path in (
         ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "rungs"),
@@ -151,7 +151,7 @@ async def test_the_terminal_says_that_its_job_was_deleted(room: Room) -> None:
     room.drawers[0].going.clear()
 
     async def delete_it() -> None:
-        while not (queue := await room.studio.load_queue("local")):
+        while not (queue := await room.desk.job_views.load_queue("local")):
             await asyncio.sleep(0.02)
         await room.desk.moderation.delete_pictures(queue[0].id, Member("local:mod", "Mo", "local", is_moderator=True))
         room.drawers[0].going.set()

@@ -52,7 +52,7 @@ async def describe(
 @describe.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return autocomplete.model_choices(interaction.client.job_service.list_models(), current)
+    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 def render_suggestions(suggestions: PromptSuggestions, model: str | None = None) -> str:

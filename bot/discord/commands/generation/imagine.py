@@ -129,7 +129,7 @@ async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], curr
 @imagine.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return autocomplete.model_choices(interaction.client.job_service.list_models(), current)
+    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 @imagine.autocomplete("sampler")
@@ -146,4 +146,4 @@ async def suggest_loras(interaction: discord.Interaction[DarkroomClient], curren
 
 def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelProfile | None:
     """Return the model that is chosen so far, else the default."""
-    return interaction.client.job_service.find_model(getattr(interaction.namespace, "model", None))
+    return interaction.client.services.catalog.find_profile(getattr(interaction.namespace, "model", None))

@@ -42,6 +42,6 @@ async def reproduce_job(interaction: Interaction, view: JobView) -> None:
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
         key = f"reproduce:{interaction.id}"
-        return [await interaction.client.job_service.reproduce(view.id, member, destination, key=key)]
+        return [await interaction.client.services.variations.reproduce(view.id, member, destination, key=key)]
 
     await respond_with_jobs(interaction, submit)
