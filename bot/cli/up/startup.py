@@ -118,7 +118,7 @@ async def _start_parts(
     web_app = build_app(settings, bot_app.services, warmup, bot_app.metrics_page)
     port = await stack.enter_async_context(_serve_web(web_app, settings))
     if settings.discord_token is not None:
-        from bot.discord.client import run_client  # costs 40 MB, so only with a token
+        from bot.discord.start import run_client  # costs 40 MB, so only with a token
 
         await stack.enter_async_context(
             _run_beside(run_client(settings, bot_app.services, bot_app.metrics.count_discord_request), "discord")

@@ -34,7 +34,7 @@ async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
         ]
         member_id = member_of(interaction).id
         has_own_jobs = any(view.member_id == member_id for view in views)
-        hint = f"-# {interaction.client.tree.mention('cancel')} cancels one of yours." if has_own_jobs else ""
+        hint = f"-# {interaction.client.mention_command('cancel')} cancels one of yours." if has_own_jobs else ""
         await send_ephemeral(interaction, job_cards.render_queue(views, time.time(), hint, member_id))
 
 

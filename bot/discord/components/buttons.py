@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,31 +59,8 @@ BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
 FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 )
-DOUBLE_CLICK_SECONDS = 10.0  # seconds in which a second press of the same button by the same member is a double click
 CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
 FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
-
-
-class IdempotencyKeys:
-    """Gives a double click one idempotency key, so that it makes one job."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._recent: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
-
-    def key_for(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
-        """Return the idempotency key, and whether this is the first press."""
-        now, press = self._clock(), (custom_id, member)
-        while self._recent and next(iter(self._recent.values()))[0] <= now - DOUBLE_CLICK_SECONDS:
-            self._recent.popitem(last=False)
-        is_first = press not in self._recent
-        if is_first:
-            self._recent[press] = (now, f"press:{interaction}")
-        return self._recent[press][1], is_first
-
-    def forget(self, custom_id: str, member: str) -> None:
-        """Forget a press that made no job: the next one is another attempt, with its own card."""
-        self._recent.pop((custom_id, member), None)
 
 
 class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):

@@ -28,14 +28,6 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 
-from typing import TYPE_CHECKING
-
-import discord
-
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import Delivery
-
 log = logging.getLogger(__name__)
 
 WEBHOOK_MESSAGE_ROUTE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"

@@ -18,9 +18,9 @@ from blockbuster import BlockBuster
 
 from bot.app.settings import load_settings
 from bot.app.wiring import open_app
-from bot.discord.client import DarkroomClient
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
+from bot.discord.start import RunningClient
 from bot.images.uploads.image_links import FileUnavailable
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
@@ -60,7 +60,7 @@ class World:
     """One server with two members, the bot in it, and the whole app behind the bot."""
 
     house: App
-    client: DarkroomClient
+    client: RunningClient
     painter: Painter
     folder: Path
     uploads: Uploads = field(default_factory=Uploads)
@@ -139,8 +139,8 @@ class World:
         await self.env.restart_bot(self.client)
 
 
-def create_client(desk: Services, folder: Path) -> DarkroomClient:
-    return DarkroomClient(desk, folder / "synced", shard_count=1)
+def create_client(desk: Services, folder: Path) -> RunningClient:
+    return RunningClient(desk, folder / "synced", shard_count=1)
 
 
 @asynccontextmanager

@@ -58,7 +58,9 @@ async def set_alias(
 async def list_aliases(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         aliases = await interaction.client.services.flag_aliases.list_aliases(member_of(interaction).id)
-        await send_ephemeral(interaction, render_aliases(aliases, interaction.client.tree.mention("prefer option set")))
+        await send_ephemeral(
+            interaction, render_aliases(aliases, interaction.client.mention_command("prefer option set"))
+        )
 
 
 @set_alias.autocomplete("name")
