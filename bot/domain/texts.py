@@ -147,7 +147,7 @@ def format_cost(count: int, cost: float) -> str:
 def format_queue_place(jobs_ahead: int, eta: float | None, *, has_worker: bool = True, startup_notice: str = "") -> str:
     """Say where a queued job stands: how many jobs start before it, and the seconds until it is done, if known.
 
-    `starting`: a sentence about a worker that is starting up.
+    `startup_notice`: a sentence about a worker that is starting up.
     """
     if not has_worker:
         return startup_notice or NO_WORKER

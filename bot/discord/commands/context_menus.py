@@ -44,7 +44,7 @@ async def show_job_details(interaction: discord.Interaction[DarkroomClient], mes
 
 @app_commands.context_menu(name="Use as prompt")
 async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
-    """Open a form with the prompt of our own message, or with the text of any other one."""
+    """Open a form with the prompt of the bot's own message, or with the text of any other message."""
     async with reply_on_error(interaction):
         prompt = await _prompt_of(interaction, message)
         modal = create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID))
