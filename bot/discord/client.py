@@ -24,7 +24,7 @@ from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components import reports
 from bot.discord.components.buttons import IdempotencyKeys, build_view, handle_job_form
 from bot.discord.components.deletion import delete_forgotten_message
-from bot.discord.components.reactions import ReactionHandler
+from bot.discord.components.reactions import Reactions
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.rate_limit_headers import trace_rate_limits
@@ -62,7 +62,7 @@ class DarkroomClient(discord.AutoShardedClient):
         self.services = services
         self.job_service = services.jobs
         self.idempotency_keys = IdempotencyKeys()
-        self.reactions = ReactionHandler(self)
+        self.reactions = Reactions(self)
         self.build_view = build_view
         self.tree = DarkroomCommandTree(self)
         self.operator_ids: frozenset[int] = frozenset()  # the operators' user ids, from the Discord application

@@ -111,7 +111,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
             if self.button.kind != "dismiss":  # a reported job may have been deleted since
-                self.job_view = await interaction.client.studio.view(self.button.job)
+                self.job_view = await interaction.client.job_service.load_view(self.button.job)
             await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
         except UserError as error:
             await send_refusal(interaction, error.sentence)

@@ -69,7 +69,7 @@ class PictureMenu(
                 kind: ButtonKind | None = next((press for press in PICTURE_ACTION_LABELS if press == values[0]), None)
                 if kind is None:
                     raise UserError("This menu is of another version of the bot. Please open it once more.")
-                view = await interaction.client.studio.view(self.job)
+                view = await interaction.client.job_service.load_view(self.job)
                 await require_permission(interaction, PICTURE_ACTIONS[kind], view)
                 await run_picture_action(interaction, Button(kind, self.job, "", self.index), view)
         except Exception:

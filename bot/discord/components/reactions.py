@@ -55,7 +55,7 @@ class ReactionLimiter:
         return True
 
 
-class ReactionHandler:
+class Reactions:
     """Handles every added reaction, which the client passes on."""
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:

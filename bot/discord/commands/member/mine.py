@@ -128,7 +128,7 @@ class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         async def show_job() -> None:
-            view = await interaction.client.studio.view(self.item.values[0])
+            view = await interaction.client.job_service.load_view(self.item.values[0])
             await require_permission(interaction, "details", view)
             await interaction.response.defer(ephemeral=True, thinking=True)
             await _show_job(interaction, view)
