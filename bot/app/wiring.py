@@ -1,6 +1,4 @@
-"""Wires the application: builds the store, the queue, the services and the metrics, and runs their tasks until it
-closes.
-"""
+"""Wires the application: builds store, queue, services and metrics, and runs their tasks until it closes."""
 
 from __future__ import annotations
 
@@ -121,7 +119,7 @@ async def open_app(
 
 @asynccontextmanager
 async def _run_tasks(app: App) -> AsyncIterator[None]:
-    """Run the tasks beside the body. An error of the body is raised as itself, not as a group."""
+    """Run the tasks beside the body. An error of the body passes through unchanged, not as a group."""
     body_error: Exception | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(task, name=name) for name, task in app.tasks().items()]

@@ -1,6 +1,6 @@
 """Starts Discord: the running client with its commands and components, and the courier beside it.
 
-Does nothing at import. The courier starts before the bot, so that it misses nothing.
+The courier starts before the client connects, so that it misses no event.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components import reports
 from bot.discord.components.buttons import build_view, handle_job_form
 from bot.discord.components.deletion import delete_forgotten_message
-from bot.discord.components.reactions import ReactionHandler
+from bot.discord.components.reactions import Reactions
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.rate_limit_headers import trace_rate_limits
@@ -55,7 +55,7 @@ class RunningClient(DarkroomClient):
         self, services: Services, commands_file: Path, *, gateway: yarl.URL | None = None, **options: Any
     ) -> None:
         super().__init__(services, **options)
-        self.reactions = ReactionHandler(self)
+        self.reactions = Reactions(self)
         self.tree = DarkroomCommandTree(self)
         self._commands_file, self._gateway = commands_file, gateway
 
@@ -110,7 +110,7 @@ def create_client(settings: Settings, services: Services, edits: EditPolicy[Any]
     Route.BASE = settings.discord_api.rstrip("/")
     gateway = yarl.URL(settings.discord_gateway) if settings.discord_gateway else None
     if gateway:
-        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # where it reconnects after a lost session
+        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # the gateway to which it reconnects after a lost session
     options = {} if edits is None else {"http_trace": trace_rate_limits(edits, time.monotonic)}
     return RunningClient(services, settings.data / COMMANDS_FILE, gateway=gateway, **options)
 
@@ -118,7 +118,7 @@ def create_client(settings: Settings, services: Services, edits: EditPolicy[Any]
 async def run_client(settings: Settings, services: Services, on_edit: RequestCounter = count_nothing) -> None:
     """Run the client until cancelled. A rejected token is logged once, and the rest of the bot goes on without Discord.
 
-    `edited` is called for each request about a message, with its kind and its outcome.
+    `on_edit` is called for each request about a message, with its kind and its outcome.
     """
     if settings.discord_token is None:
         return

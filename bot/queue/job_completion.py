@@ -1,4 +1,4 @@
-"""Ends jobs or queues them again: SQL first, then the board, the feed and the broker's leftovers.
+"""Ends jobs or queues them again: SQL first, then the active jobs, the feed and the broker's leftovers.
 
 Knows the store, the bus and the feed; decides nothing. It publishes an end to the feed once, after the commit.
 """
@@ -41,7 +41,7 @@ class JobCompletion:
         self.on_rows_freed, self._on_end, self._on_requeue = on_rows_freed, on_end, on_requeue
 
     async def load_active(self) -> list[JobRecord]:
-        """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
+        """Load the active jobs from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
         for job in await self._store.write(fail_unreadable_jobs, self._clock()):
             log.error("job %s: failed, since its row cannot be read", job)
             self._active_jobs.remove(job)
@@ -63,7 +63,7 @@ class JobCompletion:
     async def cancel(
         self, job: str, actual_cost: float, *, epoch: int | None = None, audit_note: str = ""
     ) -> Transition | None:
-        """Cancel a job, and charge `spent` device-seconds."""
+        """Cancel a job, and charge `actual_cost` device-seconds."""
         return await self.announce_and_clear(
             await self._store.end_job("cancel", job, self._clock(), actual_cost, epoch=epoch, audit_note=audit_note)
         )
@@ -96,11 +96,11 @@ class JobCompletion:
         return transition
 
     async def announce_requeue(self, record: JobRecord, audit_note: str, cause: RequeueCause) -> None:
-        """Tell board, broker and listeners that a job was queued again in SQL."""
+        """Tell active jobs, broker and listeners that SQL has queued a job again."""
         active_job = self._active_jobs.by_id.get(record.id)
         if (
             active_job is not None and active_job.record.attempt < record.attempt
-        ):  # else this attempt was sent meanwhile
+        ):  # otherwise the dispatcher has sent this attempt meanwhile
             self._active_jobs.remove(record.id)
         self._on_requeue(cause)
         log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
@@ -123,7 +123,7 @@ class JobCompletion:
         return transition
 
     def announce_end(self, transition: Transition) -> None:
-        """Announce a committed end to board, feed and listeners."""
+        """Announce a committed end to active jobs, feed and listeners."""
         record = transition.record
         self._active_jobs.remove(record.id)
         self._on_end(transition)

@@ -15,7 +15,7 @@ import torch
 from engine.contract import DecodeReply, DecodeRequest, ModelProfile, estimate_decode_ms
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import DeviceLost
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.model_use import RequestSlot, use_model
@@ -70,7 +70,7 @@ class DecodeService:
 
 
 def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
-    """Yield the latents as tensors. Raises `Unfit` where one has the wrong size or is not finite."""
+    """Yield the latents as tensors. Raises `JobRejected` where one has the wrong size or is not finite."""
     try:
         shape = family.latent_shape(request.width, request.height)
     except ValueError as error:
@@ -85,6 +85,6 @@ def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tens
 
 
 def _check_time(request: DecodeRequest, info: ModelProfile) -> None:
-    """Raise `Unfit` where the request would take too long."""
+    """Raise `JobRejected` where the request would take too long."""
     if estimate_decode_ms(info, request.width, request.height, len(request.latents)) > MAX_DECODE_MS:
         raise JobRejected(SLOW_ERROR, "worker")

@@ -1,4 +1,4 @@
-"""Runs one worker process: connects to the broker, loads the models, and works until it is told to stop."""
+"""Runs one worker process: connects to the broker, loads the models, and works until it gets a signal to stop."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
 
-from engine.bus import BrokerUnreachable, Bus
+from engine.bus import Bus
 from engine.calibration.calibration import Calibration, read_device_name
 from engine.contract import ModelProgress
 from engine.contract.rejection import JobRejected
@@ -24,7 +23,7 @@ from engine.device.core_turns import CoreTurns
 from engine.device.memory import limit_heap_arenas
 from engine.device.memory_budget import model_budget
 from engine.device.torch_device import choose_device
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.text_embedder import Embedder
 from engine.output.decode_worker import DecodeWorker
@@ -34,8 +33,11 @@ from engine.preview_maps.map_store import MapStore
 from engine.process.load_progress import ProgressLines
 from engine.process.settings import PictureCheckSettings, SimulationSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver
-from engine.worker import Stuck, Worker, WorkerProfile
+from engine.worker.heartbeats import Stuck
+from engine.worker.startup_progress import StartupProgress
 from engine.worker.watchdog import DEADLINES, Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 
 if TYPE_CHECKING:
     from engine.model_cache.discovery import DiscoveredModel, LoadContext, ReportProgress
@@ -43,13 +45,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARENT_CHECK_SECONDS = 0.5  # between two checks of the parent process
-PROGRESS_SECONDS = 0.5  # between two progress messages of a start
 GRID_ROWS = 8  # rows of four images with guidance: with fewer, a worker could never announce room for a grid
 
 
 @dataclass(frozen=True)
 class WorkerModels:
-    """What this worker offers: each model with its calibration, and the memory stock."""
+    """The models that this worker offers, each with its calibration, and those that are in memory."""
 
     device: torch.device
     models: tuple[tuple[ModelEntry, Calibration], ...]
@@ -93,27 +94,22 @@ class WorkerModels:
         return {} if self.is_simulated else {model.name: calibration for model, calibration in self.models}
 
     def build_offer(self, settings: WorkerSettings) -> WorkerProfile:
+        """Return what a worker with these models and settings announces."""
         device = f"{self.device.type}: {read_device_name(self.device)}"[:128]
         model_profiles = tuple(model.profile for model, _ in self.models)
         return WorkerProfile(
-            settings.name,
-            device,
-            max(self.rows, GRID_ROWS),
-            model_profiles,
-            settings.pools,
-            build_label(),
-            self.check is not None,
-            self.upscale_ms,
-        )
+            settings.name, device, max(self.rows, GRID_ROWS), model_profiles, settings.pools, build_label(),
+            self.check is not None, self.upscale_ms,
+        )  # fmt: skip
 
 
 def load_all_models(settings: WorkerSettings) -> WorkerModels:
-    """Load the models. Blocks for seconds to minutes, or as long as a download takes. Raises `Unfit`."""
+    """Load the models. Blocks for seconds to minutes, or as long as a download takes. Raises `JobRejected`."""
     return load_startup_models(settings, *discover_models(settings))
 
 
 def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[DiscoveredModel]]:
-    """Find the models, downloading those on the hub, which may take long. Raises `Unfit`."""
+    """Find the models, downloading those on the hub, which may take long. Raises `JobRejected`."""
     from engine.model_cache.discovery import (  # imports every model family, which takes seconds
         LoadContext,
         discover_models,
@@ -131,7 +127,7 @@ def load_startup_models(
     discovered: Sequence[DiscoveredModel],
     on_progress: ReportProgress = lambda _: None,
 ) -> WorkerModels:
-    """Load the models that must be in memory from the start. Raises `Unfit`."""
+    """Load the models that must be in memory from the start. Raises `JobRejected`."""
     from engine.model_cache.discovery import load_models
 
     check = load_check(settings.check, model_dirs.device)
@@ -158,7 +154,7 @@ def simulate_models(simulation: SimulationSettings) -> WorkerModels:
 
 
 def load_check(check_settings: PictureCheckSettings | None, device: torch.device) -> PictureCheck | None:
-    """Return the picture check if the settings name one. Raises `Unfit`."""
+    """Return the picture check if the settings name one. Raises `JobRejected`."""
     if check_settings is None:
         return None
     check = PictureCheck.load(check_settings.folder, check_settings.labels, check_settings.threshold, device)
@@ -176,7 +172,7 @@ def build_label() -> str:
 
 
 async def run_worker(settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `Unreachable` or `Unfit`."""
+    """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `BrokerUnreachable` or `JobRejected`."""
     limit_heap_arenas()
     token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
@@ -191,45 +187,11 @@ async def run_worker(settings: WorkerSettings) -> None:
         await bus.close()
 
 
-class StartupProgress:
-    """Publishes this worker's start-up progress."""
-
-    def __init__(self, bus: Bus, name: str, pools: Sequence[str]) -> None:
-        self._bus, self._name, self._pools = bus, name, pools
-        self._latest = ModelProgress()
-
-    def update(self, progress: ModelProgress) -> None:
-        """Store the newest progress; called in the loading thread."""
-        self._latest = progress
-
-    @asynccontextmanager
-    async def publish_during(self) -> AsyncIterator[None]:
-        """Publish the progress repeatedly while the body runs, and once when it has succeeded."""
-        task = asyncio.create_task(self._publish_repeatedly())
-        try:
-            yield
-            await self._publish()
-        finally:
-            task.cancel()
-
-    async def _publish_repeatedly(self) -> None:
-        while True:
-            await self._publish()
-            await asyncio.sleep(PROGRESS_SECONDS)
-
-    async def _publish(self) -> None:
-        try:
-            await self._bus.publish_progress(self._name, self._pools, self._latest)
-        except BrokerUnreachable as error:
-            log.debug("%s", error)
-
-
 async def _load_with_timeout(settings: WorkerSettings, on_progress: ReportProgress = lambda _: None) -> WorkerModels:
     if settings.simulated is not None:
         return simulate_models(settings.simulated)
-    model_dirs, discovered = await asyncio.to_thread(
-        discover_models, settings
-    )  # outside the timeout: the hub may be slow
+    # Outside the timeout: the hub may be slow.
+    model_dirs, discovered = await asyncio.to_thread(discover_models, settings)
     progress_lines = ProgressLines(log.info, str(model_dirs.device))
 
     def on_load_progress(progress: ModelProgress) -> None:
@@ -286,7 +248,7 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
 
 
 async def _act_on_parent_exit(parent: int, on_exit: Callable[[], None]) -> None:
-    """Call `act` once the parent process has died: nothing else would ever stop this worker."""
+    """Call `on_exit` once the parent process has died: nothing else would ever stop this worker."""
     if not parent:
         return
     while os.getppid() == parent:
@@ -296,7 +258,7 @@ async def _act_on_parent_exit(parent: int, on_exit: Callable[[], None]) -> None:
 
 
 class _SignalHandlers:
-    """While active, SIGTERM and SIGINT call `act` and do not end the process."""
+    """While active, SIGTERM and SIGINT call `on_signal` and do not end the process."""
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self._on_signal = on_signal

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, JobModelLoading, ModelProgress, Recipe
 from engine.core.job_images import prepare_plan, reason_to_decline
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.run import JobRun
 
@@ -34,7 +34,7 @@ class ModelFetcher:
         return reason_to_decline(job.task, self._model_cache.list_models())
 
     async def fetch_model(self, run: JobRun) -> None:
-        """Return once the engine can take the run. Raises `Unfit` where its model cannot be loaded."""
+        """Return once the engine can take the run. Raises `JobRejected` where its model cannot be loaded."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe), "only a recipe has a model"
         report_task = asyncio.create_task(self._report_loading(run, recipe.model))

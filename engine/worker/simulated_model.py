@@ -2,7 +2,7 @@
 
 So a worker runs for real in all but its network: claims, batches, snapshots, previews, results. A picture is a
 bit-exact function of prompt, seed and every step, in any batch. So its hash shows whether a job that moved to another
-worker was continued correctly.
+worker continued correctly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from engine.calibration.calibration import Calibration, find_knee
 from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
 from engine.core.engine import BUCKETS
-from engine.model_cache import ModelEntry
+from engine.model_cache.cache import ModelEntry
 from engine.models.family import Conditioning
 from engine.plan import TABLED, Plan, plan, samplers_for
 

@@ -27,7 +27,7 @@ NOT_RUNNING_NOTE = "The broker is not running here; it reads the keys when it st
 
 
 def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
-    """Make a key; return it as text for the person who starts that worker. Raise `Refused`."""
+    """Make a key; return it as text for the person who starts that worker. Raise `UserError`."""
     if name == LOCAL_WORKER:
         raise UserError(f"{LOCAL_WORKER} is this machine's own worker, which needs no key: choose another name.", 400)
     pool_names = [pool.strip() for pool in pools.split(",") if pool.strip()]
@@ -74,7 +74,7 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
 
 
 def revoke_key(settings: Settings, name: str, *, as_json: bool) -> str:
-    """Revoke a key; return what happened. Raise `Refused` if there is no such key."""
+    """Revoke a key; return what happened. Raise `UserError` if there is no such key."""
     try:
         applied = _open_enrolment(settings).revoke_key(name)
     except (BadKey, OSError) as error:

@@ -71,7 +71,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
         item = ui.Button[ui.View](style=style, label=label, emoji=button.emoji or None, custom_id=button.custom_id)
         super().__init__(item, row=row)
         self.button = button
-        self.job_view: JobView | None = None  # the job, once it was looked up
+        self.job_view: JobView | None = None  # the job, once it is loaded
 
     @classmethod
     async def from_custom_id(
@@ -110,7 +110,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
 
 
 async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Do what the press asks for. Raises `Refused`."""
+    """Do what the press asks for. Raises `UserError`."""
     match button.kind:
         case "cancel":
             text = await interaction.client.services.jobs.cancel(view.id, member_of(interaction))

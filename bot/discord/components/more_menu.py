@@ -33,7 +33,7 @@ NO_USABLE_PICTURE = "None of its pictures can be used now."
 
 
 async def open_more_menu(interaction: discord.Interaction[DarkroomClient], view: JobView) -> None:
-    """Show the menus. Raises `Refused` if every picture is held or deleted."""
+    """Show the menus. Raises `UserError` if every picture is held or deleted."""
     usable = [picture.index for picture in view.pictures if not is_held(view.needs_check, picture)]
     if not usable:
         raise UserError(NO_USABLE_PICTURE, 404)

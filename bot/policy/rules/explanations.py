@@ -95,7 +95,7 @@ def explain_decision(
 ) -> str:
     """Return which rule decides a setting, over or beside which others, and what the operator allows.
 
-    `rules` apply to the member; `tight` is, of limits that apply together, the one with least left.
+    `rules` apply to the member; `tightest` is, of limits that apply together, the one with least left.
     """
     deciding_rule = tightest.rule if tightest else effective_rules.deciding_rules.get(setting.name)
     value = tightest.limit if tightest else getattr(effective_rules, setting.name)

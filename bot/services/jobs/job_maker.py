@@ -49,9 +49,7 @@ class JobMaker:
     async def find_original(
         self, action: JobAction, job: str, index: int | None, member: Member
     ) -> tuple[JobRecord, Recipe, int | None]:
-        """Return the job and image that were drawn, following an upscale to its original if the member may use that
-        too.
-        """
+        """Return the generated job and image: of an upscale, those of its original, if the member may use that too."""
         record = await self._job_views.load_record(job)
         while isinstance(record.task, UpscaleTask) and record.parent:
             index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
@@ -77,7 +75,7 @@ class JobMaker:
         return *renew_recipe(recipe, entry), entry
 
     async def reset_mixed(self, record: JobRecord, recipe: Recipe) -> Recipe:
-        """Return the recipe for another prompt: `mixed` stays, unless only an interpolation had set it."""
+        """Return the recipe for another prompt: `mixed` stays, unless an interpolation had set it."""
         was_interpolated = recipe.mixed and await self._job_views.is_from_interpolation(record)
         return msgspec.structs.replace(recipe, mixed=False) if was_interpolated else recipe
 

@@ -132,16 +132,17 @@ class JobService:
         return requests
 
     async def cancel(self, job: str, member: Member) -> str:
-        """Cancel an own job, or as a moderator one of the own guild; say what happened. Raises `Refused`."""
+        """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""
         record = await self._job_views.load_record(job)
         if reason := forbidden_reason("cancel", member, _job_ref(record)):
             raise UserError(reason, 403)
         return await self._cancelling.cancel(job)
 
     async def pause(self, job: str, member: Member, *, is_paused: bool = True) -> str:
-        """Pause a running job, for a quarter of an hour at most, or with `on` False resume it.
+        """Pause a running job, for a quarter of an hour at most, or with `is_paused` False resume it.
 
-        The permission is that to cancel. Not stored: a job that moves to another worker runs on. Raises `Refused`.
+        It needs the permission to cancel. Nothing stores it: a job that moves to another worker runs on. Raises
+        `UserError`.
         """
         record = await self._job_views.load_record(job)
         if reason := forbidden_reason("pause", member, _job_ref(record)):
@@ -149,11 +150,11 @@ class JobService:
         return await (self._job_control.pause if is_paused else self._job_control.resume)(record)
 
     async def set_priority(self, job: str, weight: float) -> str:
-        """Set a running job's share of its author's rows. For the operator. Not stored. Raises `Refused`."""
+        """Set a running job's share of its author's rows. For the operator. Nothing stores it. Raises `UserError`."""
         return await self._job_control.prioritise(await self._job_views.load_record(job), weight)
 
     async def toggle_favourite(self, job: str, index: int, member: Member) -> bool:
-        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `Refused`."""
+        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `UserError`."""
         await self._gallery.find_visible(job, index)
         return await self._store.write(preferences.toggle_favourite, member.id, job, index, self._clock())
 

@@ -176,7 +176,7 @@ class VariationService:
         key: str | None,
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
-        """Admit a job from another one's recipe, on the pool that has its model now."""
+        """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
         pool, job_cost = record.pool, record.cost
         if entry := self._job_maker.find_entry(new_recipe.model):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)

@@ -1,7 +1,7 @@
 """Job transitions in SQL: each changes the job, its accounts and the audit together, or nothing.
 
 Every function works inside its caller's transaction. `bot.domain.job_states` defines the transitions; here each is one
-UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or duplicate message changes and charges nothing.
+UPDATE … WHERE state IN (…) AND epoch <= …. So a stale or duplicate message changes and charges nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def admit_jobs(
     connection: Connection, new_jobs: Sequence[NewJob], key: str | None, decide: AdmissionCheck,
     weights: Mapping[str, float], now: float,
 ) -> tuple[list[JobRecord], bool]:  # fmt: skip
-    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `Refused` to insert none.
+    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `UserError` to insert none.
 
     A known idempotency `key` returns its earlier jobs, and False.
     """
@@ -93,9 +93,9 @@ def end_job(
     connection: Connection, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
     epoch: int | None = None, audit_note: str = "", **values: object,
 ) -> Transition | None:  # fmt: skip
-    """End a job, and settle its charge to `spent` device-seconds (None: the whole reserve). Happens at most once.
+    """End a job, and settle its charge to `actual_cost` device-seconds (None: the whole reserve). Happens at most once.
 
-    A member never pays more than was reserved. The fair order counts the real cost, up to `OVERRUN` times the estimate.
+    A member never pays more than was reserved. The fair order counts the real cost, at most `MAX_OVERRUN` estimates.
     """
     assert is_end(TRANSITIONS[kind].target)
     transition = make_transition(
@@ -119,8 +119,7 @@ def pick_job(
     The head of the order waits until it fits: nothing passes it, or large jobs would starve. There are three
     exceptions. The member who has waited longest for a turn gets one now and then (`bot.policy.queue_bypass`). A job
     whose model is in memory passes one that needs another model. A member with no active job may exceed `rows` by one
-    job, within `overbook` × `rows` more rows. The longest wait may do the same, or newcomers would always fill those
-    rows.
+    job, within `overbook_share` × `rows` more rows. So may the longest wait, or newcomers would always fill those rows.
     """
     if rows <= 0:
         return None
@@ -206,8 +205,8 @@ def start_job(
 ) -> Transition | None:  # fmt: skip
     """Record a worker's claim at `step`, or fail the job after too many attempts without progress (see the record).
 
-    `seen`: the furthest step that previews have shown; that was progress too. `forgotten`: the broker lost its store,
-    and the job's snapshots, since the last claim; this does not count as an attempt without progress.
+    `preview_step`: the furthest step that previews have shown, which is progress too. `snapshots_lost`: since the last
+    claim the broker lost its store and the job's snapshots; that does not count as an attempt without progress.
     """
     old_row = lock_job(connection, job)
     if old_row is None or _is_requeued_already(old_row, epoch):

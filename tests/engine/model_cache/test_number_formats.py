@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import model_cache
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache import cache as model_cache
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block]
@@ -25,12 +25,12 @@ class SingleFormatFamily:
         self.dtype: Dtype = "bfloat16"
         self.loads: list[Dtype] = []
 
-    held_once = True
+    is_single_format = True
 
-    def holds(self, dtype: Dtype) -> bool:
+    def has_format(self, dtype: Dtype) -> bool:
         return dtype == self.dtype
 
-    def net(self, dtype: Dtype) -> object:
+    def get_network(self, dtype: Dtype) -> object:
         self.dtype = dtype
         self.loads.append(dtype)
         return self

@@ -23,14 +23,15 @@ from engine.core.diffusion_classifier import ClassifierRow, noise_image, predict
 from engine.core.engine import Engine
 from engine.core.init_latents import encode_square
 from engine.device.core_turns import WorkKind
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
-from engine.worker import Worker, WorkerProfile
 from engine.worker import describe_service as worker_describing
 from engine.worker.describe_service import BUSY_ERROR, STOPPING_ERROR, DescribeService
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import LONG, Shop, a_job, midway, until
 from training.latent_sampling import build_input, initial_noise, sample_latents
 
@@ -126,7 +127,7 @@ def test_every_family_can_score_texts(kind: str, tmp_path: Path) -> None:
 
 def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
     plan = embedded.plan("dpmpp_2m", 15, 0.0, 64, 64)
-    drawing = build_input(embedded, embedded.encode("fox, white background"), 4.0, initial_noise(embedded, 7))
+    drawing = build_input(embedded, embedded.encode_text("fox, white background"), 4.0, initial_noise(embedded, 7))
     latents = encode_square(encode_png(embedded.decode(sample_latents(embedded, plan, [drawing])[0])), embedded)
     texts = ["fox", "car", "owl", "banana", "guitar", "wolf", "fox, blue background"]
     samples, rows = noise_image(embedded, latents, 0, 2), next(split_rows(len(texts), 2, 14))
@@ -170,7 +171,7 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Sh
 
 
 class DescribingHarness:
-    """A worker's `Describing` over the affine network. Its thread waits until `go` is set."""
+    """A worker's `DescribeService` over the affine network. Its thread waits until `go` is set."""
 
     def __init__(self, affine: Any) -> None:
         self.go, self.calls = asyncio.Event(), 0

@@ -1,6 +1,6 @@
 """`/mine`: a member's own jobs over all servers, five a page, shown to them only.
 
-Stateless: a button's id holds the page that it leads to, and shows always the presser's own jobs.
+Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ async def _show_job(interaction: Interaction, view: JobView) -> None:
 
 
 async def _run_action(interaction: Interaction, action: Callable[[], Awaitable[None]]) -> None:
-    """Run `act` and tell the member what fails: buttons have no command tree that does."""
+    """Run `action` and tell the member about an error: buttons have no command tree that does so."""
     try:
         async with reply_on_error(interaction):
             await action()
