@@ -86,20 +86,11 @@ class Workload:
             else (steps, None)
         )
         recipe = Recipe(
-            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),),
-            model=family.name,
-            sampler=sampler,
-            steps=steps,
-            seed=user_number,
-            guidance=guidance,
-            width=family.size,
-            height=family.size,
-            count=self.count,
-            dtype=self.dtype,
-            guidance_start=self.guidance_interval[0],
-            guidance_stop=self.guidance_interval[1],
+            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),), model=family.name, sampler=sampler,
+            steps=steps, seed=user_number, guidance=guidance, width=family.size, height=family.size, count=self.count,
+            dtype=self.dtype, guidance_start=self.guidance_interval[0], guidance_stop=self.guidance_interval[1],
             start=image_to_image,
-        )
+        )  # fmt: skip
         share = BillingKey("standard", "bench", f"user-{user_number}")
         return Job(id=f"{user_number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
 

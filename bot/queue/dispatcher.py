@@ -53,19 +53,9 @@ class Dispatcher:
     """Run `run` as a task."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        forecast: Forecast,
-        models: ModelCatalog,
-        pictures: PictureStore,
-        completion: JobCompletion,
-        *,
-        limits: Limits,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, forecast: Forecast, models: ModelCatalog,
+        pictures: PictureStore, completion: JobCompletion, *, limits: Limits, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._forecast, self._models, self._pictures, self._completion = forecast, models, pictures, completion
         self._limits, self._clock = limits, clock

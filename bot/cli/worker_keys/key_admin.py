@@ -42,15 +42,9 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
         account_fields = {"user": user, "account": {owner: account}, "exports": worker_permissions.build_exports()}
         return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
     lines = [
-        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:",
-        "",
-        f"  {seed}",
-        "",
-        "On the machine of that worker:",
-        "",
-        f"  {command}",
-        "",
-    ]
+        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:", "",
+        f"  {seed}", "", "On the machine of that worker:", "", f"  {command}", "",
+    ]  # fmt: skip
     if settings.nats:
         lines += [
             f"{settings.nats} is not our own broker: add this to the accounts of its configuration, and reload that",

@@ -54,16 +54,10 @@ class Courier:
     """Call `run`; it ends when cancelled, or when the feed closes. `public`: the web page's address, if any."""
 
     def __init__(
-        self,
-        services: Services,
-        message_client: MessageClient,
-        edit_policy: EditPolicy[EditContent] | None = None,
-        *,
-        public_url: str = "",
-        count_outcome: RequestCounter = count_nothing,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, services: Services, message_client: MessageClient, edit_policy: EditPolicy[EditContent] | None = None, *,
+        public_url: str = "", count_outcome: RequestCounter = count_nothing,
+        clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self.edit_policy: EditPolicy[EditContent] = edit_policy or EditPolicy()
         self._services, self._studio, self._deliveries = services, services.jobs, services.deliveries
         self._message_client = message_client

@@ -48,16 +48,9 @@ class ResultConsumer:
     """Run `run` as a task."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        completion: JobCompletion,
-        ingest: ResultIngest,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, completion: JobCompletion,
+        ingest: ResultIngest, *, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._completion, self._ingest, self._clock = completion, ingest, clock
         self._work_slots, self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Semaphore(MAX_FETCHED)
@@ -198,14 +191,9 @@ class ResultConsumer:
         preview_step = active_job.step if active_job and not snapshots_lost else 0
         now = self._clock()
         transition = await self._store.start_job(
-            result.job,
-            result.epoch,
-            result.worker,
-            result.step,
-            now,
-            preview_step=preview_step,
+            result.job, result.epoch, result.worker, result.step, now, preview_step=preview_step,
             snapshots_lost=snapshots_lost,
-        )
+        )  # fmt: skip
         if transition is None:
             await self._stop_stray(result)
         elif is_end(transition.record.state):

@@ -190,14 +190,9 @@ def _bill_and_send(connection: Connection, row: RowMapping, now: float) -> Trans
     mark_served(connection, row["account"])
     add_cost(connection, row["account"], max(0.0, row["cost"] - row["billed"]))
     return make_transition(
-        connection,
-        "send",
-        row["id"],
-        now,
-        sent=now,
-        billed=max(row["cost"], row["billed"]),
+        connection, "send", row["id"], now, sent=now, billed=max(row["cost"], row["billed"]),
         audit_note=f"attempt {row['attempt']}",
-    )
+    )  # fmt: skip
 
 
 def start_job(
@@ -220,29 +215,16 @@ def start_job(
     if old_row["epoch"] <= epoch and _count_other_starts(connection, job, epoch) >= MAX_ATTEMPTS:
         return _fail_poison(connection, old_row, now, f"again on {worker}", TOO_MANY_ATTEMPTS)
     return make_transition(
-        connection,
-        "start",
-        job,
-        now,
-        epoch=epoch,
-        audit_note=worker,
-        worker=worker,
-        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]),
-        barren=idle_attempts,
+        connection, "start", job, now, epoch=epoch, audit_note=worker, worker=worker,
+        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]), barren=idle_attempts,
         started=old_row["started"] or now,
-    )
+    )  # fmt: skip
 
 
 def requeue_job(
-    connection: Connection,
-    job: str,
-    now: float,
-    *,
-    step: int,
-    audit_note: str,
-    reason: str = "",
+    connection: Connection, job: str, now: float, *, step: int, audit_note: str, reason: str = "",
     epoch: int | None = None,
-) -> Transition | None:
+) -> Transition | None:  # fmt: skip
     """Queue the job again as its next attempt, or fail it after too many without progress (see the record).
 
     `step`: the furthest step known. `reason`: the sentence for the member if it fails.
@@ -256,14 +238,9 @@ def requeue_job(
         return None
     if old_row["cancelling"]:
         return end_job(
-            connection,
-            "cancel",
-            job,
-            now,
-            old_row["cost"] * _done_fraction(old_row, step),
-            epoch=epoch,
+            connection, "cancel", job, now, old_row["cost"] * _done_fraction(old_row, step), epoch=epoch,
             audit_note=audit_note,
-        )
+        )  # fmt: skip
     idle_attempts = _count_idle_attempts(old_row, step, True)
     if idle_attempts >= POISON_ATTEMPTS:
         return _fail_poison(connection, old_row, now, audit_note, reason, epoch)
@@ -312,17 +289,9 @@ def _fail_poison(
 ) -> Transition | None:
     member_text = reason or f"It was tried {POISON_ATTEMPTS} times and never got further."
     return end_job(
-        connection,
-        "fail",
-        old_row["id"],
-        now,
-        0.0,
-        epoch=epoch,
-        audit_note=f"poison: {audit_note}",
-        reason=member_text,
-        blame="worker",
-        barren=POISON_ATTEMPTS,
-    )
+        connection, "fail", old_row["id"], now, 0.0, epoch=epoch, audit_note=f"poison: {audit_note}",
+        reason=member_text, blame="worker", barren=POISON_ATTEMPTS,
+    )  # fmt: skip
 
 
 def _done_fraction(old_row: RowMapping, step: int) -> float:

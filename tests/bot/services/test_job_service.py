@@ -191,17 +191,12 @@ async def test_unknown_jobs_and_missing_pictures_are_refused_with_404(workplace,
     nothing = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     studio = app.jobs
     for request in (
-        studio.load_view(nothing),
-        studio.cancel(nothing, ann),
-        studio.vary(nothing, 0, ann, here),
+        studio.load_view(nothing), studio.cancel(nothing, ann), studio.vary(nothing, 0, ann, here),
         app.services.deliveries.answer_destination(nothing),
-        studio.load_picture(ticket.job, 0),
-        studio.render_film(ticket.job),
-        studio.list_keyframe_steps(ticket.job),
-        studio.render_keyframe_grid(ticket.job, 0),
-        studio.upscale(ticket.job, 0, ann, here),
+        studio.load_picture(ticket.job, 0), studio.render_film(ticket.job), studio.list_keyframe_steps(ticket.job),
+        studio.render_keyframe_grid(ticket.job, 0), studio.upscale(ticket.job, 0, ann, here),
         studio.reroll("' OR 1=1 --", ann, here),
-    ):
+    ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             await request
         assert caught.value.status == 404

@@ -196,15 +196,11 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
     assert deletion.deliveries[job]["answer"].destination == here
     for deleted in (job, upscaled):
         for request in (
-            studio.load_view(deleted),
-            studio.load_picture(deleted, 0),
-            studio.render_film(deleted),
-            studio.list_keyframe_steps(deleted),
-            studio.render_keyframe_grid(deleted, 0),
-            studio.vary(deleted, 0, BOB, here),
-            studio.upscale(deleted, 0, BOB, here),
+            studio.load_view(deleted), studio.load_picture(deleted, 0), studio.render_film(deleted),
+            studio.list_keyframe_steps(deleted), studio.render_keyframe_grid(deleted, 0),
+            studio.vary(deleted, 0, BOB, here), studio.upscale(deleted, 0, BOB, here),
             studio.reroll(deleted, BOB, here),
-        ):
+        ):  # fmt: skip
             error = await refusal_of(request)
             assert (error.status, error.sentence) == (404, PICTURES_DELETED)
     assert [view.id for view in await studio.load_recent("local")] == [varied]
