@@ -11,16 +11,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test lint types imports tests docs chaos fuzz format clean
+.PHONY: help demo test test-all lint types imports tests tests-all coverage audit docs chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: .venv/.all ## set up what is missing, then open the chatroom
 	$(BIN)/darkroom up --port $(PORT) --open
 
-test: lint types imports docs tests ## set up what is missing, then check everything
+test: lint types imports docs tests ## set up what is missing, then check what a change usually breaks
+
+test-all: lint types imports docs tests-all ## check everything, slow tests and PostgreSQL too
 
 lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -32,8 +34,17 @@ types: .venv/.dev ## basedpyright
 imports: .venv/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
-tests: .venv/.dev ## pytest
+tests: .venv/.dev ## pytest, without the tests marked slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+tests-all: .venv/.dev ## pytest, all of it
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+coverage: .venv/.dev ## all tests with coverage by lines and branches, a row for each room
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= && $(BIN)/coverage json -q -o out/coverage.json && $(BIN)/python tests/coverage_by_room.py out/coverage.json
+
+audit: .venv/.dev ## known vulnerabilities of the pinned versions; asks PyPI, so it needs the internet
+	$(BIN)/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 docs: .venv/.dev ## build the pages of docs/ as a site in out/site; a broken link or anchor fails
 	$(BIN)/zensical build --strict --clean

@@ -41,6 +41,19 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     return report
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without the slow tests, a table marked `sampled` runs its first case alone."""
+    if config.getoption("markexpr") != "not slow":
+        return
+    tables, left, kept = set[str](), list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        table = item.nodeid.partition("[")[0]
+        (left if "sampled" in item.keywords and table in tables else kept).append(item)
+        tables.add(table)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
 @pytest.fixture(scope="session")
 def needs() -> Callable[..., str]:
     """`needs("chromium", "chromium-browser")`: the path of the first installed program; skips the test without one."""

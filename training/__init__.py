@@ -1,1 +1,1 @@
-"""Trains the embedded model, and models from the user's own pictures. Knows nothing of jobs, queues or chat."""
+"""Trains the embedded model, and models from the user's own pictures. Independent of jobs, queues and chat."""

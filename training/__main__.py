@@ -1,4 +1,4 @@
-"""The `darkroom train` command line. A mistake of the caller's ends in one sentence and exit code 2.
+"""The `darkroom train` command line. A mistake of the user ends in one sentence and exit code 2.
 
 Each command is a file of `training/commands/`; it imports torch only when it runs.
 """
@@ -48,7 +48,7 @@ app.command()(words)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code. By contract a ValueError is a mistake of the caller's."""
+    """Run a command line and return the exit code. By contract a ValueError is a mistake of the user."""
     try:
         arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
         return int(app(arguments, prog_name="darkroom train", standalone_mode=False) or 0)

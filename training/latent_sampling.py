@@ -1,7 +1,7 @@
 """Sampling by a plan's table, from noise and embeddings to latents, without jobs: for the lab and the evaluation.
 
-The engine takes prompts, and jobs that come and go. A point between two prompts has no text, and a batch of a thousand
-evaluation pictures needs no fair order. It accepts only plans that draw no noise on the way (DDIM, DPM++ 2M): two
+The engine takes prompts, and jobs that come and go. But a point between two prompts has no text, and a thousand
+evaluation pictures need no fair order. It accepts only plans that draw no noise on the way (DDIM, DPM++ 2M): two
 pictures then differ only by their texts or their start.
 """
 
@@ -27,7 +27,7 @@ OnStep = Callable[[int, int], None]  # (steps done, of)
 class SamplingInput:
     """One picture to sample: its start, and its texts `[rows, tokens, features]`, the base first.
 
-    `steer` has a coefficient for each further text: out = base + Σ steer·(row - base). That holds in the steps of
+    `coefficients` has one for each further text: out = base + Σ coefficient·(row - base). That holds in the steps of
     `interval`, a pair of fractions; elsewhere only the last text is predicted (Kynkäänniemi et al. 2024).
     """
 
@@ -37,7 +37,7 @@ class SamplingInput:
     interval: tuple[float, float] = FULL_INTERVAL
 
     def inputs_at(self, step: int, steps: int) -> tuple[torch.Tensor, tuple[float, ...]]:
-        """Return the texts and coefficients of step `k`."""
+        """Return the texts and coefficients of this step."""
         return (
             (self.conditioning, self.coefficients)
             if is_in_interval(self.interval, step, steps)
@@ -65,7 +65,7 @@ def sample_latents(
     family: Family, plan: Plan, inputs: Sequence[SamplingInput], first_step: int = 0,
     on_step: OnStep = lambda done, total_steps: None, *, dtype: Dtype = "float32", rows: int = MAX_ROWS,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Return the finished latents of each drawing. `first`: the step at which their start stands (0: pure noise)."""
+    """Return the finished latents of each input. `first_step`: the step that their start stands at (0: pure noise)."""
     if plan.table[:, COLUMNS.index("N")].any() or (first_step and plan.has_history):
         raise ValueError("This plan draws noise on the way, or needs a step from before the start.")
     finished: list[torch.Tensor] = []
@@ -86,13 +86,13 @@ def sample_latents(
 
 @torch.inference_mode()
 def predict_x0(family: Family, plan: Plan, step: int, sampling_input: SamplingInput) -> torch.Tensor:
-    """Return the x0 that the network predicts from the drawing's start at step `k`."""
+    """Return the x0 that the network predicts from the input's start at this step."""
     x = sampling_input.start_latents[None].to(family.device)
     return _step(family, plan, step, x, torch.zeros_like(x), [sampling_input], "float32")[1][0]
 
 
 def noise_level(plan: Plan, step: int) -> tuple[float, float]:
-    """Return (alpha, sigma) of step `k`: x = alpha·x0 + sigma·noise."""
+    """Return (alpha, sigma) of this step: x = alpha·x0 + sigma·noise."""
     row = dict(zip(COLUMNS, plan.table[step].tolist(), strict=True))
     return row["alpha"], row["sigma"]
 
@@ -105,7 +105,7 @@ def _step(
     family: Family, plan: Plan, step: int, x: torch.Tensor, previous_x0: torch.Tensor, batch: Sequence[SamplingInput],
     dtype: Dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Return (x', x0) of each drawing after step `k`; `before` is the previous step's x0."""
+    """Return (x', x0) of each input after this step; `previous_x0` is the previous step's."""
     coefficients_by_name = dict(zip(COLUMNS, plan.table[step].astype(np.float32).tolist(), strict=True))
     step_inputs = [sampling_input.inputs_at(step, plan.steps) for sampling_input in batch]
     counts = [len(conditioning) for conditioning, _ in step_inputs]
@@ -133,7 +133,7 @@ def _apply_guidance(out: torch.Tensor, coefficients: tuple[float, ...]) -> torch
 
 
 def _batches(inputs: Sequence[SamplingInput], rows: int) -> list[list[SamplingInput]]:
-    """Group the drawings in order, as `rows` and their size allow; a larger one gets its own batch."""
+    """Group the inputs in order, as `rows` and their size allow; a larger one gets its own batch."""
     batches: list[list[SamplingInput]] = []
     for candidate in inputs:
         max_rows = min(

@@ -1,1 +1,1 @@
-"""The bot against a Discord on this machine."""
+"""Benchmarks of the bot against a simulated Discord on this machine."""

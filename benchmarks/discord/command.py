@@ -16,7 +16,7 @@ REQUIRED_PACKAGES = ("simcord", "jsonschema", "psutil")  # packages of the extra
 
 
 def run(args: Sequence[str], root: Path = ROOT) -> int:
-    """Return the exit code. Raise `Refused` if the tests or their packages are missing."""
+    """Return the exit code. Raises `UserError` if the tests or their packages are missing."""
     missing_packages = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if missing_packages or not (root / "tests" / "loopback" / "bench.py").exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Benchmarks against diffusers in one run.
+"""Benchmarks that measure the engine beside diffusers, in one run.
 
-They are not tests: a slow machine misses a goal, it does not fail a build.
+They are not tests: a slow machine misses a goal, but fails no build.
 """

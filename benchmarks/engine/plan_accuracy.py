@@ -1,7 +1,7 @@
 """Compares every sampler's plan with diffusers' scheduler, over a thousand steps of an affine network.
 
 In double precision only the arithmetic can differ. In float32 diffusers rounds, too: with flow matching by up to 2e-5
-over so many steps. So the float32 figure has no goal. Knows schedulers, no weights.
+over so many steps. So the float32 figure has no goal. It needs no weights.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from engine.models.family import Family
 
 
 def time_engine_previews(family: Family, load: Workload, step_share: float = 0.1) -> list[float]:
-    """Return the seconds until each user sees our decoded preview at `share` of the steps (0: any), ascending."""
+    """Return the seconds until each user sees our decoded preview at `step_share` of the steps (0: any), ascending."""
     started_at, preview_times = time.perf_counter(), dict[str, float]()
     for event in run_engine(family, load, with_previews=True):
         if (

@@ -22,7 +22,7 @@ EQUAL_PSNR = 120.0  # dB for equal pictures
 
 
 def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
-    """Kill and resume jobs in batches with other jobs: once pinned to a batch layout (`exact`), once not."""
+    """Kill and resume jobs in batches with other jobs: once pinned to a batch shape, once not."""
     random, jobs = Random(SEED), load.make_jobs(family)
     pinned_jobs = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
     equal_count, worst_psnr = 0, EQUAL_PSNR
@@ -62,7 +62,7 @@ def _run_uninterrupted(family: Family, job: Job) -> torch.Tensor:
 
 
 def _run_resumed(family: Family, job: Job, other_jobs: list[Job], kill_step: int) -> torch.Tensor:
-    """Run `k` steps in one engine and the rest in another beside `mates`; between them the snapshot is serialised."""
+    """Run `kill_step` steps in one engine and the rest in another beside `other_jobs`, from a serialised snapshot."""
     engine = Engine({family.name: family})
     engine.add(job)
     for _ in range(kill_step):

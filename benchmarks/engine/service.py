@@ -1,6 +1,6 @@
 """Measures the running program from outside: `darkroom up`, a watched job, `darkroom imagine`.
 
-Knows the command line and the HTTP API; imports neither the bot nor the engine.
+It uses the command line and the HTTP API, and imports neither the bot nor the engine.
 """
 
 from __future__ import annotations

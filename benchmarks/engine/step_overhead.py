@@ -153,7 +153,7 @@ def _is_step_of(event: object, job: Job) -> bool:
 
 
 def measure_flood_slowdown(family: Family, load: Workload, forward_times: Mapping[int, float]) -> FigureRow:
-    """Compare one job beside another user's twenty with the same job alone. `times` are the calibrated times."""
+    """Compare one job beside another user's twenty with the same job alone. `forward_times` are calibrated."""
     lone_job, *_ = load.make_jobs(family)
     other_jobs = [
         reassign_job(job, 100 + number) for number, job in enumerate(replace(load, users=20).make_jobs(family))

@@ -69,7 +69,7 @@ def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[fl
 
 
 def plot_measurements(measurements: list[UserMeasurement], path: Path, caption: str) -> None:
-    """Draw two panels as a PNG with a caption. Raises OSError if it cannot be written."""
+    """Draw two panels as a PNG with this caption. Raises OSError if it cannot be written."""
     width, height = 2 * PANEL_SIZE[0] + PANEL_GAP, PANEL_SIZE[1] + 44
     image = Image.new("RGB", (width, height), BACKGROUND_COLOUR)
     draw = ImageDraw.Draw(image)

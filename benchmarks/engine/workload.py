@@ -56,9 +56,9 @@ DEADLINE = 4e9  # far in the future: no job expires here
 class Workload:
     """One job for each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
 
-    `interval` is the guidance interval. `mixed` gives each user another sampler, number of steps or guidance, with the
-    same row-steps in total. `begun` starts every job from an init image and a mask, with as many steps run. `rows` is
-    the batch limit of a forward.
+    `mixed` gives each user another sampler, number of steps or guidance, with the same row-steps in total.
+    `with_init_image` starts every job from an init image and a mask, with as many steps run. `batch_limit` is that of a
+    forward, in rows.
     """
 
     steps: int
@@ -95,7 +95,8 @@ class Workload:
         return Job(id=f"{user_number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
 
 
-# (sampler, factor on the steps, guidance): five samplers, five numbers of steps; row-steps in total as without.
+# (sampler, factor on the steps, guidance): five samplers, five numbers of steps; the sum of row-steps is the same as
+# without `mixed`.
 SAMPLER_MIX: tuple[tuple[Sampler, float, bool], ...] = (
     ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
     ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),

@@ -1,1 +1,1 @@
-"""The `darkroom gpu-report` benchmark: what this GPU does with our engine, as files to attach to an issue."""
+"""The `darkroom gpu-report` benchmark: measures our engine on this GPU and writes files to attach to an issue."""

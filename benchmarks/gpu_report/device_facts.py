@@ -1,4 +1,4 @@
-"""Facts about the machine: device, driver, versions, number formats, attention. Knows no model."""
+"""Facts about the machine: device, driver, versions, number formats, attention. No model."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ LoadFamily = Callable[[], DiffusersFamily]
 def measure_speedup_rows(load_family: LoadFamily, print_progress: Callable[[str], None]) -> list[FigureRow]:
     """Return the rows.
 
-    `load` loads the same model anew each time. A part that fails says so in its rows; the others go on.
+    `load_family` loads the same model anew each time. A part that fails says so in its rows; the others go on.
     """
     rows = list[FigureRow]()
     for title, names, measure_part in (

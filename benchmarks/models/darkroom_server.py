@@ -1,6 +1,6 @@
 """Runs `darkroom up` with one model and uses it over HTTP as visitors do: first frame and picture of each job.
 
-Knows the command line and the HTTP API; imports neither the bot nor the engine.
+It uses the command line and the HTTP API, and imports neither the bot nor the engine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAILURE_EVENTS = ("failed", "cancelled", "deleted")
 class JobTimes:
     """One job's times in a visitor's view (`time.perf_counter`).
 
-    `frame` is None if the picture came before any frame.
+    `first_frame_at` is None if the picture came before any frame.
     """
 
     posted_at: float
@@ -45,7 +45,7 @@ class JobTimes:
 
 @dataclass(frozen=True)
 class DarkroomServer:
-    """A running `darkroom up`. `begun` is the time at which its command started."""
+    """A running `darkroom up`. `started_at` is the time at which its command started."""
 
     pid: int
     started_at: float
@@ -57,13 +57,13 @@ class DarkroomServer:
             return str(response.headers["Set-Cookie"]).partition(";")[0]
 
     def draw_concurrently(self, requests: list[dict[str, Any]]) -> list[JobTimes]:
-        """Post all orders at once, each as another visitor."""
+        """Post all requests at once, each as another visitor."""
         cookies = [self.open_session() for _ in requests]
         with ThreadPoolExecutor(len(requests)) as executor:
             return list(executor.map(self.draw_picture, requests, cookies))
 
     def draw_picture(self, request: dict[str, Any], cookie: str) -> JobTimes:
-        """Post an order and follow the job's events until its picture is downloaded."""
+        """Post a request and follow the job's events until the picture is downloaded."""
         posted_at, job = self._post_job(request, cookie)
         first_frame_at: float | None = None
         with _open_url(f"{self.address}/api/jobs/{job}/events", cookie=cookie) as lines:
@@ -81,7 +81,7 @@ class DarkroomServer:
         return JobTimes(posted_at, first_frame_at, time.perf_counter())
 
     def _post_job(self, request: dict[str, Any], cookie: str) -> tuple[float, str]:
-        """Post an order; retries while the server does not know the model yet."""
+        """Post a request; retries while the server does not know the model yet."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
             posted_at = time.perf_counter()

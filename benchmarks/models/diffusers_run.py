@@ -1,6 +1,6 @@
 """Measures the unmodified diffusers pipeline as its users run it: load a folder, call it, save the picture.
 
-    python rival.py ORDER.json
+python diffusers_run.py RUN_SPEC.json
 
 Imports nothing of this project. Prints one line of JSON for each measured fact.
 """

@@ -1,8 +1,8 @@
 """Measures our engine on one job in its own process: step time, decode time and memory.
 
-    python -m benchmarks.models.engine_run ORDER.json
+python -m benchmarks.models.engine_run RUN_SPEC.json
 
-It reads the same order file as `rival` and prints the same facts. No one watches the job, so there are no previews.
+It reads the same file as `diffusers_run` and prints the same facts. Nobody watches the job, so there are no previews.
 """
 
 from __future__ import annotations

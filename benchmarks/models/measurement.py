@@ -1,6 +1,6 @@
-"""Runs both sides of one model, part after part, and collects their figures. Knows no goals.
+"""Runs both sides of one model, part after part, and collects their figures, without goals.
 
-If a part fails, its figures are missing and the failure is recorded; the other parts go on.
+If a part fails, it records the failure in place of the figures, and goes on with the other parts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ READ_BYTES = 2**24
 
 @dataclass
 class Figures:
-    """Seconds, pictures a second or MB, by name. `failures` says what could not be measured, and why."""
+    """Seconds, pictures a second or MB, by name. `failures` has a sentence for each part that could not be measured."""
 
     values: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)

@@ -34,7 +34,7 @@ SMALLER_SIZE_NOTE = "512² instead of 1024², so that it fits into the time"
 class BenchmarkModel:
     """A model to measure, and the job that both sides run. `sampler` None means the model's own sampler.
 
-    `users` are the numbers of simultaneous users besides one.
+    `user_counts` are the numbers of simultaneous users besides one.
     """
 
     name: str
@@ -88,7 +88,7 @@ def build_sd15() -> Any:
 
 
 def build_sdxl(image_side: int = 1024) -> Any:
-    """Build SDXL; its network has 2.6 billion parameters. `side` is its native size in pixels."""
+    """Build SDXL; its network has 2.6 billion parameters. `image_side` is its native size in pixels."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=image_side // 8, cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
         block_out_channels=(320, 640, 1280), transformer_layers_per_block=[1, 2, 10], use_linear_projection=True,

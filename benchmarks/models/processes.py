@@ -52,7 +52,7 @@ def run_and_collect(command: Sequence[str], log_path: Path) -> list[OutputLine]:
 
 @contextmanager
 def run_process(command: Sequence[str], log_path: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program that is terminated at the end of the block or after `PATIENCE`. Its errors go to `log`."""
+    """Run a program; end it with the block, or after `TIMEOUT_SECONDS`. Its errors go to `log_path`."""
     with log_path.open("wb") as log_file:
         process = subprocess.Popen(command, stdout=stdout or log_file, stderr=log_file, env=clean_environment())
         timeout_timer = Timer(TIMEOUT_SECONDS, process.terminate)

@@ -23,7 +23,7 @@ EMBEDDING_SCALE = 0.02  # scale of CLIP's token and position embeddings
 
 
 def ensure_model_folder(folder: Path, build_pipeline: Callable[[], Any]) -> Path:
-    """Write the pipeline of `build` into `folder`, unless a complete folder of the same pipeline is there."""
+    """Write the pipeline of `build_pipeline` into `folder`, unless a complete folder of the same pipeline is there."""
     with torch.device("meta"):
         pipeline = build_pipeline()
     digest = _hash_pipeline(pipeline)

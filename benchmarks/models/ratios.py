@@ -11,7 +11,7 @@ from benchmarks.report.figure_row import FigureRow
 
 @dataclass(frozen=True)
 class RatioRow:
-    """Our figure divided by diffusers'. With `rate`, ours is pictures a second and diffusers' seconds a picture."""
+    """Our figure divided by diffusers'. With `is_rate`, ours is pictures a second and diffusers' seconds a picture."""
 
     name: str
     darkroom_key: str

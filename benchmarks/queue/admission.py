@@ -1,6 +1,6 @@
 """Measures jobs admitted a second, through the real use case, rules and quota check, and whether their order is fair.
 
-Members ask concurrently, each again after its answer. One busy worker is online, so nearly all jobs wait.
+Members send requests concurrently, each again after its answer. One busy worker is online, so nearly all jobs wait.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ async def _submit_until(system: BenchSystem, counter: Iterator[int], end_time: f
 async def _pick_members(system: BenchSystem) -> list[str]:
     """Return the members who are served first, as many as there are users.
 
-    First come those whose jobs the worker had. Then we pick, once the worker has gone and nobody else dispatches.
+    First come those whose jobs the worker had. When the worker has gone and nobody else dispatches, we pick the others.
     """
     system.workers.stop("worker")
     await system.workers.wait_for_end("worker")

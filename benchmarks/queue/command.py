@@ -103,7 +103,7 @@ async def _measure_picking(database: str, quick: bool) -> list[FigureRow]:
 
 @asynccontextmanager
 async def _fresh_database(database: str) -> AsyncIterator[str | None]:
-    """Yield the URL of a fresh database; None: SQLite in the installation's folder. Raise `Refused` if unavailable."""
+    """Yield the URL of a fresh database; None: SQLite in the installation's folder. Raises `UserError`."""
     if database == SQLITE:
         yield None
         return

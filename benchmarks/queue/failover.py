@@ -1,4 +1,4 @@
-"""Measures a job that changes its worker, because the first one was killed or stopped in order.
+"""Measures a job that changes its worker, because the first one was killed, or shut down in order.
 
 A second worker is warm and idle beside it. The steps in previews before and after tell how much work is repeated.
 """

@@ -60,12 +60,12 @@ def make_row(
 
 
 def missing_rows(database: str, names: Sequence[str], reason: str) -> list[FigureRow]:
-    """Return the rows of what could not be measured: they never pass."""
+    """Return the rows of figures that could not be measured: they never pass."""
     return [make_row(name, database, None, reason, samples=1, expected=1) for name in names]
 
 
 def percentile(values: Sequence[float], quantile: float) -> float:
-    """Return the value below which `share` of them lie, by the nearest rank: an observed one. NaN of none."""
+    """Return the value below which a share `quantile` of them lies, by the nearest rank. NaN if there are none."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]

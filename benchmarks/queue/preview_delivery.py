@@ -1,6 +1,6 @@
 """Measures how long a preview travels: from the worker to the bot's subscriber, and on to a hundred open pages.
 
-Broker, `darkroom bot`, the worker (`stamper`) and this process, which holds all pages, are separate processes.
+Broker, `darkroom bot`, the worker (`timestamp_worker`) and this process, which holds all pages, are separate processes.
 """
 
 from __future__ import annotations

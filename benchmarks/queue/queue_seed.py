@@ -1,6 +1,6 @@
 """Fills the queue with many waiting jobs of many members, for `darkroom bench queue`.
 
-Written in bulk: to admit 100,000 jobs one by one would take minutes. It writes what a pick reads, jobs and their
+It inserts in bulk: to admit 100,000 jobs one by one would take minutes. It writes what a pick reads, jobs and their
 accounts, but no destinations and no audit.
 """
 
@@ -24,7 +24,7 @@ USERS_PER_GUILD = 100
 
 
 def seed_queue(connection: Connection, template: NewJob, count: int, users: int) -> None:
-    """Insert `count` jobs like the draft, by `users` members in turn, whose accounts have random virtual times."""
+    """Insert `count` jobs like `template`, by `users` members in turn, whose accounts have random virtual times."""
     rng = random.Random(1)
     billing_keys = [
         BillingKey(template.member.tier, f"guild-{index // USERS_PER_GUILD}", f"user-{index}") for index in range(users)

@@ -1,1 +1,1 @@
-"""A row of a report: name, figure, goal, unit."""
+"""A row of a report: a figure with its name, goal and unit."""

@@ -1,4 +1,4 @@
-"""One measured figure beside its goal, as a table for people and as JSON for programs. Knows no benchmark.
+"""One measured figure beside its goal, as a table for people and as JSON for programs, for any benchmark.
 
 A figure of no samples never passes: a row says how many samples were taken, and how many were planned.
 """
@@ -17,8 +17,8 @@ AT_MOST_SIGN = "≤"
 class FigureRow:
     """One figure. `goal` reads "≥ 3.5", "≤ 200" or "= 1"; None means that the figure has no goal.
 
-    A figure of None could not be measured, and `note` says why. `samples` were taken of the `of` planned: fewer miss
-    every goal, and with none the figure becomes None. A figure that is not finite becomes None, too.
+    A figure of None could not be measured, and `note` says why. `samples` of the `planned` samples were taken: fewer
+    miss every goal, and with none the figure becomes None. A figure that is not finite becomes None, too.
     """
 
     name: str

@@ -18,9 +18,9 @@ CANCEL_SHARE = 0.06
 
 @dataclass(frozen=True)
 class Arrival:
-    """One job: `images` of `size`² pixels in `steps`. Guidance holds in steps `first` ≤ k < `end`.
+    """One job: `images` of `size`² pixels in `steps`. Guidance holds in steps `guidance_start` ≤ k < `guidance_end`.
 
-    `at` is in seconds. `patience` is the number of seconds after `at` when the member cancels an unfinished job.
+    `arrival_time` is in seconds. The member cancels the job if it is unfinished `cancel_after` seconds later.
     """
 
     job_id: str
@@ -35,7 +35,7 @@ class Arrival:
     cancel_after: float = math.inf
 
     def rows_at_step(self, step: int) -> int:
-        """Return the network rows of one image at step `k`."""
+        """Return the network rows of one image at this step."""
         return 2 if self.guidance_start <= step < self.guidance_end else 1
 
 

@@ -106,7 +106,7 @@ def jain_index(values: Iterable[float]) -> float:
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """Return the smallest value that is at least as large as `share` % of the values; NaN if there are none."""
+    """Return the smallest value that is at least as large as `percent` % of the values; NaN if there are none."""
     ordered = sorted(values)
     return ordered[max(0, -(-percent * len(ordered) // 100) - 1)] if ordered else math.nan
 

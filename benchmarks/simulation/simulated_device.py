@@ -1,7 +1,7 @@
 """A device in simulated time, driven by our scheduler, and for comparison by one job after another.
 
-Both get the same arrivals and the same table of milliseconds by rows, in the form of a calibration. Decoding runs in
-its own thread and is left out of both. Needs simpy.
+Both get the same arrivals and the same table of milliseconds by rows, in the form of a calibration. Both leave out
+decoding, which runs in its own thread. Needs simpy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def compute_isolated_seconds(arrival: Arrival) -> float:
 class SimulationResult:
     """A simulation's result. By job: seconds from arrival to its first preview, and to its end if it finished.
 
-    `cost` sums each user's cost times rows until `until`, in milliseconds; `filled` counts forwards by rows.
+    `cost_by_member` sums each member's cost times rows until `end_time`, in milliseconds; `forwards_by_rows` counts
+    forwards by their rows.
     """
 
     end_time: float = math.inf

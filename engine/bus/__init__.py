@@ -1,8 +1,8 @@
 """The bus: all communication between the bot and the workers over NATS.
 
 `Bus` joins the bot's and the worker's client. Every wait is bounded. While the broker is away, calls raise
-`Unreachable` and the connection recovers by itself. Only a process that awaits `hold` learns that it will not
-(`Ended`).
+`BrokerUnreachable` and the connection recovers by itself. When it cannot recover, `wait_closed` raises
+`ConnectionEnded`; a long-lived process awaits that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The bot's client of the bus: dispatches jobs, reads results and previews, cancels, tracks workers, sends requests.
 
-Uses no SQL and no Discord. While the broker is away, calls raise `Unreachable`; iterators wait instead.
+Uses no SQL and no Discord. While the broker is away, calls raise `BrokerUnreachable`; iterators wait instead.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class BotClient(BusBase):
         return self.workers
 
     async def embed(self, texts: Sequence[str], timeout: float = 10.0) -> tuple[tuple[float, ...], ...]:
-        """Return one unit vector a text (up to 64). Raises `NobodyAnswers`."""
+        """Return one unit vector a text (up to 64). Raises `NoWorkerAnswers`."""
         request = encode(EmbedRequest(texts=tuple(texts)))
         with translate_errors("embed"):
             try:
@@ -204,7 +204,7 @@ class BotClient(BusBase):
         return reply.vectors
 
     async def describe(self, request: DescribeRequest, timeout: float = DESCRIBE_TIMEOUT) -> PredictionErrors:
-        """Return the prediction error of each text at each noise draw. Raises `NobodyAnswers`.
+        """Return the prediction error of each text at each noise draw. Raises `NoWorkerAnswers`.
 
         A worker may be busy or about to stop, so up to four attempts are made.
         """
@@ -233,7 +233,7 @@ class BotClient(BusBase):
                 raise NoWorkerAnswers("The worker did not answer in time.") from error
 
     async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODE_TIMEOUT) -> tuple[bytes, ...]:
-        """Return a thumbnail, not validated, for each of the latents, from this pool. Raises `NobodyAnswers`."""
+        """Return a thumbnail, not validated, for each of the latents, from this pool. Raises `NoWorkerAnswers`."""
         with translate_errors("decode"):
             try:
                 reply = decode(

@@ -43,10 +43,10 @@ class ConnectionEnded(RuntimeError):
 
 @contextmanager
 def translate_errors(operation: str) -> Iterator[None]:
-    """Turn every failure of the client library inside into `Unreachable("what: why")`, and lose no cancellation.
+    """Raise each failure of the client library inside as `BrokerUnreachable`; its text has `operation` and reason.
 
-    Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that arrives together with
-    the result (python/cpython#86296); a loop around it would then run for ever.
+    No cancellation is lost. Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that
+    arrives together with the result (python/cpython#86296); a loop around it would then run for ever.
     """
     old_count = _count_cancellations()
     try:
@@ -70,8 +70,8 @@ def _count_cancellations() -> int:
 class Credentials:
     """Credentials of a connection, and its name.
 
-    `token`: shared token, or `user:password`. `key`: the seed of a worker key, in place of a token. `authority`: a file
-    of certificates to trust for a `tls://` broker; None: those of the system.
+    `token`: shared token, or `user:password`. `key`: the seed of a worker key, in place of a token. `ca_file`:
+    certificates to trust for a `tls://` broker; None: those of the system.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Credentials:
     ca_file: Path | None = None
 
     def to_client_options(self, url: str) -> dict[str, Any]:
-        """Return the client library's options. Raises `Unreachable` where the key or the file is invalid."""
+        """Return the client library's options. Raises `BrokerUnreachable` where the key or the file is invalid."""
         return self._auth_options() | (
             {"tls": _create_tls_context(self.ca_file, url)} if url.startswith("tls://") else {}
         )
@@ -117,9 +117,9 @@ def _is_loopback(url: str) -> bool:
 async def connect(
     url: str, credentials: Credentials, timeout: float, after_reconnect: Callable[[], Awaitable[None]]
 ) -> Client:
-    """Return a client that reconnects after every loss, but one (`wait_until_closed`), and calls `after_reconnect`.
+    """Return a client that calls `after_reconnect` after every loss, except where `wait_until_closed` says otherwise.
 
-    Raises `BrokerUnreachable` if the first connection takes longer than `timeout` seconds, or the broker refuses us.
+    Raises `BrokerUnreachable` when the first connection takes longer than `timeout` seconds, or the broker refuses us.
     """
     options = await asyncio.to_thread(credentials.to_client_options, url)
     client, last_errors = HardenedClient(), list[Exception]()
@@ -164,7 +164,7 @@ def _describe_failure(url: str, credentials: Credentials, reason: BaseException)
 
 
 async def wait_until_closed(client: Client, is_closed_by_us: Callable[[], bool]) -> None:
-    """Return when the client is closed and `ours` says that we closed it; raise `Ended` when it closed by itself.
+    """Return when we have closed the client. Raises `ConnectionEnded` when it closed by itself.
 
     It closes by itself, without reconnecting, after a server error: a message beyond the limits, or a revoked token or
     key. From then on every call fails as in an endless outage, so a long-lived process awaits this beside its work. It

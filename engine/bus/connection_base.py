@@ -49,7 +49,7 @@ class BusBase:
             client,
             limits,
             has_worker_key,
-        )  # scoped: connected with a worker key
+        )  # whether we connected with a worker key
         self.js = client.jetstream(timeout=REPLY_SECONDS)
         self.rejections = RejectionLog()
         self.dead_letters = DeadLetters(self.js, self.rejections)
@@ -61,9 +61,9 @@ class BusBase:
         cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", ca_file: Path | None = None,
         limits: BusLimits | None = None, timeout: float = 15.0,
     ) -> Self:  # fmt: skip
-        """Connect to `url`. Raises `Unreachable` after `patience` seconds, or where token or key is refused.
+        """Connect to `url`. Raises `BrokerUnreachable` after `timeout` seconds, or where token or key is refused.
 
-        `key` and `authority` are those of `engine.bus.connection.Right`. With a key we are the worker `name`.
+        `key` and `ca_file` are those of `engine.bus.connection.Credentials`. With a key we are the worker `name`.
         """
         reconnect_callbacks: list[ReconnectCallback] = []
 
@@ -104,7 +104,7 @@ class BusBase:
                 log.info("no job was ever sent to the pool %s", pool)
 
     def add_reconnect_callback(self, callback: ReconnectCallback) -> None:
-        """Run `act` after every reconnection, once the streams exist again; a dispatcher publishes again there."""
+        """Run `callback` after every reconnection, once the streams exist again: a dispatcher then publishes again."""
         self._reconnect_callbacks.append(callback)
 
     @property
@@ -112,7 +112,7 @@ class BusBase:
         return self.client.is_connected
 
     async def wait_closed(self) -> None:
-        """Return when we close the connection. Raises `Ended` when it ends for good by itself."""
+        """Return when we close the connection. Raises `ConnectionEnded` when it ends for good by itself."""
         await wait_until_closed(self.client, lambda: self._is_closing)
 
     async def close(self) -> None:
@@ -128,7 +128,7 @@ class BusBase:
 
     @asynccontextmanager
     async def _listen(self, subject: str, handler: Callable[[Msg], None]) -> AsyncIterator[None]:
-        """Call `on` with every message on a subject while the context lasts."""
+        """Call `handler` with every message on a subject while the context lasts."""
 
         async def receive(msg: Msg) -> None:
             handler(msg)
@@ -164,6 +164,6 @@ class BusBase:
             return await self.blobs.put(content)
 
     async def get_blob(self, sha256: str, limit: int) -> bytes:
-        """Return a blob of at most `limit` bytes, checked against its name. Raises `NoBlob`."""
+        """Return a blob of at most `limit` bytes, checked against its name. Raises `BlobMissing`."""
         with translate_errors("fetch a blob"):
             return await self.blobs.get(sha256, limit)

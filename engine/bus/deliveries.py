@@ -75,7 +75,7 @@ class DeadLetters:
 
 @dataclass(frozen=True)
 class BusMessage(Generic[T]):
-    """One value and the means to answer its message. Every method raises `Unreachable` when the broker is away."""
+    """One value and the means to answer its message. Every method raises `BrokerUnreachable` in an outage."""
 
     value: T
     nats_msg: Msg
@@ -114,7 +114,7 @@ class BusMessage(Generic[T]):
 class PullConsumer(Generic[T]):
     """Pulls values of one type from one durable consumer, and makes the consumer where it is missing.
 
-    `scoped`: our key may not make it, so retry until the bot has sent a first job there.
+    `has_worker_key`: our key may not make it, so retry until the bot has sent a first job there.
 
     Requests are short and repeated, since a restarted broker forgets them. Each has its own reply subject, so the end
     of an old request is never taken for the end of the current one.
@@ -138,7 +138,7 @@ class PullConsumer(Generic[T]):
         self._expires_at = 0.0  # when the request expires, on the loop's clock
 
     async def next_message(self, timeout: float, *, wait: bool = True) -> BusMessage[T] | None:
-        """Return the next good value, or None after `timeout` seconds. Raises `Unreachable`.
+        """Return the next good value, or None after `timeout` seconds. Raises `BrokerUnreachable`.
 
         With `wait` False, return only a message that no waiting worker has taken.
         """

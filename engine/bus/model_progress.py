@@ -1,4 +1,4 @@
-"""Loading progress and sizes of models, as workers last reported them. Such a worker cannot take jobs yet."""
+"""The loading progress and sizes of models that workers reported last. A worker that loads one cannot take jobs yet."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ModelProgressRegistry:
         return self._sizes.get(model, 0)
 
     def get_newest(self, pool: str | None, *, excluded: Collection[str] = ()) -> ModelProgress | None:
-        """Return the newest report in one pool or in all, without the workers `but`."""
+        """Return the newest report in one pool or in all, without the workers `excluded`."""
         reports = [
             report
             for (worker, report_pool), report in self._current_reports()

@@ -1,7 +1,7 @@
 """Log of refused messages and their reasons, also for `darkroom doctor`.
 
-Any client of the broker may send anything, under any name, at any rate. So each reason of each sender is logged once in
-a while, a flood is summarised, and only the newest refusals are kept.
+Any client of the broker may send anything, under any name, at any rate. So it logs each reason of each sender once in a
+while, summarises a flood, and keeps only the newest refusals.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Rejection:
 
 
 class RejectionLog:
-    """`clock` is monotonic."""
+    """Counts refusals and logs them at a bounded rate. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -46,7 +46,7 @@ class RejectionLog:
         self._window_start, self._logged_lines, self._suppressed = clock(), 0, 0
 
     def record(self, subject: str, reason: str) -> None:
-        """Count a refusal. `who` says what was sent; `why` is the reason. Both may contain untrusted text."""
+        """Count a refusal. `subject` says what was sent, and by whom. Both may contain untrusted text."""
         key = _shorten(subject, SUBJECT_CHARS), _shorten(reason, REASON_CHARS)
         now, earlier = self._clock(), self._rejections.pop(key, None)
         rejection = (
@@ -84,6 +84,6 @@ class RejectionLog:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """Return `text` on one line, of at most `most` characters."""
+    """Return `text` on one line, of at most `limit` characters."""
     shortened = escape(text[:limit])
     return shortened if len(shortened) <= limit and len(text) <= limit else f"{shortened[: limit - 1]}…"

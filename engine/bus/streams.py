@@ -1,6 +1,6 @@
-"""Configurations of the broker's streams and buckets, and how they are made.
+"""Configurations of the broker's streams and buckets, and the functions that create them.
 
-Declaring twice is harmless: both sides do it at the start, and again after the broker's store was lost.
+Creating them twice is harmless: both sides do it at the start, and again after the broker lost its store.
 
 No stream allows the header `Nats-Rollup`: a client that may publish one message could purge the whole stream by it.
 """

@@ -1,6 +1,6 @@
 """The worker's client of the bus: pulls and claims jobs, publishes results, stores snapshots, announces the worker.
 
-Imports no torch. While the broker is away, calls raise `Unreachable`.
+Imports no torch. While the broker is away, calls raise `BrokerUnreachable`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class WorkerClient(BusBase):
         self._consumers.clear()
 
     async def claim_job(self, job: str, worker: str) -> Claim | None:
-        """Claim a job for one lease; None while another worker has it. `claim.epoch` fences all we send."""
+        """Claim a job for one lease; None while another worker has it. Its epoch fences everything that we send."""
         with translate_errors("claim"):
             return await self._claims.acquire(job, worker)
 
@@ -135,8 +135,9 @@ class WorkerClient(BusBase):
                 await self.client.publish(subjects.progress(worker, pool), payload)
 
     async def publish_result(self, worker: str, result: Result) -> None:
-        """Return when the broker has stored the result. Its id removes the duplicate if a lost reply makes us resend
-        it.
+        """Return when the broker has stored the result.
+
+        If a lost reply makes us send it again, its id lets the broker drop the duplicate.
         """
         payload = encode(result)
         headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16, key=self._salt).hexdigest()}
@@ -145,7 +146,7 @@ class WorkerClient(BusBase):
             await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
-        """Store a snapshot. Raises `Fenced` when a newer epoch has written that image."""
+        """Store a snapshot. Raises `StaleEpoch` when a newer epoch has written that image."""
         with translate_errors("store a snapshot"):
             await self._snapshots.put(snapshot)
 
@@ -207,7 +208,7 @@ class WorkerClient(BusBase):
                 await self._presence_bucket.delete(subjects.presence_key(worker, pool))
 
     async def serve_embed(self, handler: EmbedHandler) -> None:
-        """Answer `embed` requests from now on, shared among the workers; `embed` runs off the loop."""
+        """Answer requests for text embeddings from now on, shared among the workers. `handler` runs off the loop."""
 
         async def answer(msg: Msg) -> None:
             await msg.respond(encode(await answer_embed(handler, msg)))
@@ -218,7 +219,7 @@ class WorkerClient(BusBase):
     async def serve_describe(self, models: Sequence[str], handler: DescribeHandler) -> None:
         """Answer image-to-prompt requests for exactly these models from now on, shared among the workers.
 
-        `describe` raises only cancellation. Requests run concurrently.
+        `handler` raises only `CancelledError`. Requests run concurrently.
         """
 
         async def answer(msg: Msg) -> None:
@@ -238,7 +239,7 @@ class WorkerClient(BusBase):
     async def serve_decode(self, pools: Sequence[str], models: Sequence[str], handler: DecodeHandler) -> None:
         """Answer decode requests for exactly these models in these pools from now on.
 
-        `decode` raises only cancellation. Requests run concurrently.
+        `handler` raises only `CancelledError`. Requests run concurrently.
         """
 
         async def answer(msg: Msg) -> None:

@@ -44,7 +44,7 @@ class Announcement:
 
 
 class WorkerRegistry:
-    """`on_change` is called when a worker comes, goes, or changes its presence."""
+    """Live workers by name. It calls `on_change` when a worker comes, goes, or changes its presence."""
 
     def __init__(self, lease: float, rejections: RejectionLog, on_change: Callable[[], None] = lambda: None) -> None:
         self._lease, self._rejections = lease, rejections

@@ -36,7 +36,7 @@ class Refinement:
         self._decode_samples.append(ms)
 
     def refine(self) -> Calibration | None:
-        """Return the refined calibration if it changed enough to announce; it then replaces `found`."""
+        """Return the refined calibration if it changed enough to announce; it then becomes the current one."""
         bucket_ms = self._refined_bucket_ms()
         decode_ms = _median(self._decode_samples) or self.calibration.decode_ms
         refined = replace(

@@ -25,7 +25,7 @@ class LimitedImage(Protocol):
 
 
 class BatchLimits:
-    """`known` holds the limit of every key that was looked up. The default is `rows`, or the model's own limit."""
+    """The batch limit of each key. The default is `default_limit`, or the model's own limit."""
 
     def __init__(self, default_limit: int, model_limits: Mapping[str, int] = MappingProxyType({})) -> None:
         self.default_limit, self._model_limits = default_limit, dict(model_limits)

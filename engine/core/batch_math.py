@@ -67,7 +67,7 @@ class RowLayout:
         return tuple(zip(*(part.split(self.forward_rows) for part in self.conditioning), strict=True))
 
     def apply_guidance(self, out: torch.Tensor) -> torch.Tensor:
-        """Return base + Σ steer·(row - base): classifier-free guidance (Ho & Salimans 2022) for any number of texts."""
+        """Return base + Σ coefficient·(row - base): classifier-free guidance (Ho & Salimans 2022) for any texts."""
         base = guided = out[self.base]
         for row, coefficient in self.slots:
             guided = guided + coefficient * (out[row] - base)
@@ -140,7 +140,7 @@ def restore_unmasked(images: Sequence[Trajectory], prediction: Prediction) -> Pr
 
 
 def roll_tiles(x: torch.Tensor, images: Sequence[Trajectory], direction: int = 1) -> torch.Tensor:
-    """Roll the latents of tiles by their shifts, or back (`way` -1); leave all others as they are."""
+    """Roll the latents of tiles by their shifts, or back (`direction` -1); leave all others as they are."""
     shifts = [image.shift for image in images]
     if all(shift is None for shift in shifts):
         return x

@@ -1,7 +1,7 @@
 """A diffusion classifier: scores how well texts fit an image (Li et al. 2023, arXiv 2303.16203).
 
 It noises the image's latents a few times, with different noise and levels. The network then predicts that noise under
-each text; the text with the least error fits best. All texts get the same noises, so only the text makes errors differ.
+each text; the text with the least error fits best. All texts get the same noises, so errors differ only by the text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Noising:
 def noise_image(family: Family, latents: torch.Tensor, first: int, count: int) -> list[Noising]:
     """Return `count` draws from number `first` on of one fixed sequence. `latents`: an image's, at the native size.
 
-    Finding the table takes up to a second, once per model. Raises `Unfit`.
+    Finding the table takes up to a second, once per model. Raises `JobRejected`.
     """
     plan = _find_plan(family)
     return [_noise_image(plan, latents, number) for number in range(first, first + count)]
@@ -82,7 +82,7 @@ class ClassifierRow:
 
 
 def split_rows(text_count: int, noising_count: int, chunk_size: int) -> Iterator[list[ClassifierRow]]:
-    """Yield all pairs of text and draw, at most `rows` together; the draws of a text are neighbours."""
+    """Yield all pairs of text and draw, at most `chunk_size` together; the draws of a text are neighbours."""
     rows_in_order = [
         ClassifierRow(text_index, noising_index)
         for text_index, noising_index in product(range(text_count), range(noising_count))
@@ -122,9 +122,9 @@ def prediction_errors(
     batch_rows: int,
     dtype: Dtype,
 ) -> list[float]:
-    """Return the mean squared error of the noise for each row, in one forward of `rows` rows.
+    """Return the mean squared error of the noise for each of `rows_to_score`, from one forward of `batch_rows` rows.
 
-    Copies of the first row pad the forward, so that there is one shape. Waits for the device. Raises `Unfit` for
+    Copies of the first row pad the forward, so that there is one shape. Waits for the device. Raises `JobRejected` for
     numbers that are not finite.
     """
     padded = [*rows_to_score, *[rows_to_score[0]] * (batch_rows - len(rows_to_score))]

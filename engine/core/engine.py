@@ -40,8 +40,8 @@ ScheduledImage = Trajectory | PipelineImage
 class Engine:
     """`rows`: the most rows of a forward (the calibrated batch limit). `families`: its models, by name.
 
-    Calibrated, by model name: `prices`, milliseconds a row-step at the native size; `caps`, a model's own batch limit;
-    `times`, milliseconds of a forward by rows (`engine.scheduler.step_time_limit`).
+    Calibrated, by model name: `row_ms_by_model`, milliseconds a row-step at the native size; `batch_limits`, a model's
+    own limit; `forward_times`, milliseconds of a forward by rows (`engine.scheduler.step_time_limit`).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Engine:
         self._watched_jobs, self._paused_jobs = (
             set[str](),
             set[str](),
-        )  # jobs; paused ones also while all images are away
+        )  # jobs; paused ones also while all images are busy
         self._job_weights: dict[str, float] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -83,7 +83,7 @@ class Engine:
         return max(0, self.rows - self._scheduler.active_rows)
 
     def add(self, job: Job, snapshots: Sequence[Snapshot] = (), init_latents: InitLatents | None = None) -> None:
-        """Add the job's images for the next step, each from its snapshot or else its start. Raises `Unfit`."""
+        """Add the job's images for the next step, each from its snapshot or else its start. Raises `JobRejected`."""
         if job.id in self._images:
             return
         images = self._images[job.id] = [
@@ -143,7 +143,7 @@ class Engine:
         self.rows = max(self.rows, batch_limit)
 
     def wait_for_work(self) -> bool:
-        """Return whether a step has anything to do now; if all images are away, wait a moment for them."""
+        """Return whether a step has anything to do now; if all images are busy, wait a moment for them."""
         return not self._scheduler.is_idle or bool(self._events) or self._pipeline_batching.wait_for_ready()
 
     @torch.inference_mode()
@@ -266,7 +266,7 @@ class Engine:
             self._fail_job(job, "The model failed at this picture.", "model")
 
     def _schedule(self, image: ScheduledImage) -> None:
-        """Schedule the image with its job's pause and weight, which may have changed while it was away."""
+        """Schedule the image with its job's pause and weight, which may have changed while it was busy."""
         self._limits.limit_for(image)
         self._scheduler.add(image)
         if image.job in self._job_weights:
@@ -291,7 +291,7 @@ class Engine:
     def _remove_image(self, image: ScheduledImage) -> None:
         if isinstance(image, PipelineImage):
             self._pipeline_batching.remove(image)
-        with suppress(KeyError):  # an away image is not scheduled
+        with suppress(KeyError):  # a busy image is not scheduled
             self._scheduler.remove(image)
         self._images[image.job].remove(image)
         if not self._images[image.job]:

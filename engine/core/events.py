@@ -12,7 +12,7 @@ from engine.core.trajectory import LatentKeyframe
 
 @dataclass(frozen=True)
 class StepDone:
-    """Image `image` has done `k` of `of` steps. `x0` is set if the job is watched."""
+    """Image `image` has done `step` of `total_steps` steps. `x0` is set if the job is watched."""
 
     job: str
     image: int
@@ -45,7 +45,7 @@ Event = StepDone | LatentsDone | JobFailure
 
 @dataclass(frozen=True)
 class BatchRun:
-    """The batch of a step: `forwards` forwards of `rows` rows each. `waited`: the device has finished them."""
+    """The batch of a step: `forward_count` forwards of `rows` rows each. `is_synchronised`: the device is done."""
 
     model: str
     dtype: Dtype

@@ -54,7 +54,7 @@ def find_failing_jobs(
 ) -> list[str]:
     """Return the jobs that also fail by themselves, after they failed together with `error`.
 
-    Raises `error` if none of them fails alone. Also raises it if all fail and the `harmless` forward on the same model
+    Raises `error` if none of them fails alone. Also raises it if all fail and `run_harmless_forward` on the same model
     fails too: after the device is lost, every later call fails.
     """
     failing = [

@@ -27,13 +27,13 @@ MASK_THRESHOLD = 128  # lighter parts of a mask are painted anew
 
 @dataclass(frozen=True)
 class InitLatents:
-    """The start of an image. `latents`: z of a `Forward`, x of a `Branch`, `[channels, height, width]`, float32.
+    """The start of an image. `latents`: z of an `ImageToImage`, x of a `Branch`, `[channels, height, width]`, float32.
 
-    They are on the family's device. For a branch, `estimate` is its x0, and `drawn` is how many noise draws came
-    before, if the ladder stores them. `level` is the latents' (alpha, sigma), set if the recipe's number of steps
-    differs from the ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `picture` (RGB) and
-    `painted` (grey) are the init image and mask in the finished size, to composite the unmasked part back. Several
-    blended init images have neither, since no single one could be composited.
+    They are on the family's device. For a branch, `x0` is the keyframe's x0, and `draw_count` is how many noise draws
+    came before, if the ladder stores them. `noise_level` is the latents' (alpha, sigma), set if the recipe's number of
+    steps differs from the ladder's. `mask` is `[1, height, width]`, 1 where the image is painted anew. `init_image`
+    (RGB) and `mask_image` (grey) have the finished size, to composite the unmasked part back. Several blended init
+    images have neither, since no single one could be composited.
     """
 
     latents: torch.Tensor
@@ -53,9 +53,9 @@ class InitLatents:
 
 
 def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> InitLatents | None:
-    """Return the start of an image; None for pure noise. `blobs`: the recipe's `sources`, by SHA-256. Raises `Unfit`.
+    """Return the start of an image; None for pure noise. `blobs`: the recipe's `required_blobs`, by SHA-256.
 
-    It runs the autoencoder, so call it only in the decode worker's thread.
+    It runs the autoencoder, so call it only in the decode worker's thread. Raises `JobRejected`.
     """
     start = recipe.start
     if isinstance(start, ImageToImage):
@@ -66,7 +66,7 @@ def load_init_latents(recipe: Recipe, blobs: Mapping[str, bytes], family: Family
 
 
 def encode_square(picture: bytes, family: Family) -> torch.Tensor:
-    """Return the autoencoder's mean of an image's middle square, at the native size. Raises `Unfit`, as `read` does."""
+    """Return the autoencoder's mean of an image's middle square, at the native size. Raises `JobRejected`."""
     cropped = ImageOps.fit(_open_image(picture), (family.size, family.size), Image.Resampling.LANCZOS)
     latents = family.encode_image(cropped).to(family.device, torch.float32)
     if not torch.isfinite(latents).all():

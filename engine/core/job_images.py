@@ -1,4 +1,4 @@
-"""Turns a job into its images (`Trajectory` or `Whole`), or raises `Unfit` with one sentence that says why not."""
+"""Turns a job into its images (`Trajectory` or `PipelineImage`), or raises `JobRejected` with a sentence."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def build_images(
 ) -> Sequence[Trajectory] | Sequence[PipelineImage]:  # fmt: skip
     """Return one image per picture of the job, text encoded, at its first step or restored from its snapshot.
 
-    If the sampler has no table, the images run whole through the model's own pipeline, from the start. `prices`:
-    milliseconds a row-step at the native size, by model name; 1 for unknown models. `beginning`: what replaces the
-    initial noise (`beginning.read`). `times`: milliseconds of a forward by rows, by model name. Raises `Unfit`; raises
-    `DeviceLost` if the device no longer computes.
+    If the sampler has no table, the images run through the model's whole pipeline, from the start. By model name:
+    `row_ms_by_model`, milliseconds a row-step at the native size, 1 for unknown models; `forward_times`, milliseconds
+    of a forward by rows. `init_latents`: what replaces the initial noise (`load_init_latents`). Raises `JobRejected`;
+    raises `DeviceLost` if the device no longer computes.
     """
     recipe, family = _check_recipe(job, families)
     row_ms = row_ms_by_model.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
@@ -80,7 +80,10 @@ def _plan_from_start(plan: Plan, recipe: Recipe, init_latents: InitLatents | Non
 
 
 def check_job(job: Job, families: Mapping[str, Family]) -> None:
-    """Raise `Unfit` where `admit` would, as far as that shows before images and text are encoded. On any thread."""
+    """Raise `JobRejected` where `build_images` would, as far as that shows before images and text are encoded.
+
+    It may run on any thread.
+    """
     recipe, family = _check_recipe(job, families)
     if _find_plan(recipe, family) is None:
         refuse_unsupported_recipe(recipe)
@@ -89,7 +92,7 @@ def check_job(job: Job, families: Mapping[str, Family]) -> None:
 def reason_to_decline(task: Task, models: Sequence[ModelProfile]) -> str:
     """Return why a worker that offers these models cannot take the task, as one sentence; empty if it may.
 
-    Every worker can upscale, whatever its models. If no models are known, `admit` finds out.
+    Every worker can upscale, whatever its models. If no models are known, `build_images` decides later.
     """
     if not isinstance(task, Recipe) or not models:
         return ""
@@ -97,13 +100,13 @@ def reason_to_decline(task: Task, models: Sequence[ModelProfile]) -> str:
 
 
 def prepare_plan(job: Job, families: Mapping[str, Family]) -> None:
-    """Find the sampler's table, which takes up to a second, so that `admit` does not delay other jobs. On any thread.
+    """Find the sampler's table, which takes up to a second, so that `build_images` does not delay other jobs.
 
-    A large model that is in memory in another number format is loaded again in the recipe's.
+    It may run on any thread. A large model that is in memory in another number format is loaded again in the recipe's.
     """
     recipe = job.task
     if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
-        with suppress(ValueError, JobRejected):  # `admit` reports it
+        with suppress(ValueError, JobRejected):  # `build_images` reports it
             if isinstance(family, HasSingleFormat) and family.is_single_format:
                 family.get_network(recipe.dtype)
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)

@@ -14,8 +14,9 @@ _MAX_LOG_SNR = 8.0  # beyond |log-SNR| 8 nothing visible changes; it is infinite
 
 
 def keyframe_steps(plan: Plan, first_step: int = 0, end_step: int | None = None) -> tuple[int, ...]:
-    """Return the keyframes as steps done (`first` + 1…`last`): at most `MAX_RUNGS`, evenly in log-SNR, the last
-    included.
+    """Return the keyframes as numbers of steps done, from `first_step` + 1 to `end_step`.
+
+    They are at most `MAX_KEYFRAMES`, evenly spaced in log-SNR, and include the last step.
     """
     noise_levels = plan.table[first_step:end_step, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
     return tuple(first_step + step for step in _choose_steps(noise_levels.tobytes()))
@@ -34,5 +35,5 @@ def _choose_steps(noise_levels: bytes) -> tuple[int, ...]:
 
 
 def has_latents(number: int) -> bool:
-    """Return whether keyframe number `rung` (from 0) stores latents and history besides its thumbnail."""
+    """Return whether keyframe `number` (from 0) stores latents and history besides its thumbnail."""
     return number % LATENTS_EVERY == LATENTS_EVERY - 1

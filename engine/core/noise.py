@@ -26,7 +26,7 @@ class Noise:
         return self._draw_blended(0)
 
     def step_noise(self, k: int, plan: Plan) -> torch.Tensor:
-        """Return the noise that step `k` adds; call it only if `plan.draws_noise(k)`."""
+        """Return the noise that step `k` adds; call it only if `plan.has_noise_draw(k)`."""
         return self._draw_blended(plan.draw_counts[k])
 
     def _draw_blended(self, position: int) -> torch.Tensor:

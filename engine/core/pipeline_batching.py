@@ -1,7 +1,7 @@
 """Batches the forwards of images that run through whole pipelines, and tracks which of them wait for one.
 
-An image is *ready* while it waits for a forward. It is *away* while its thread works by itself: it encodes text or
-decodes. The engine waits for away images only if it has nothing else to do. Scheduling happens elsewhere.
+An image is *ready* while it waits for a forward. It is *busy* while its thread works by itself: it encodes text or
+decodes. The engine waits for busy images only if it has nothing else to do. Scheduling happens elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.core.pipeline_image import PipelineImage
 from engine.pipelines.forward_batcher import ForwardBatcher
 
 MAX_THREADS = 64  # threads at once; later images start as earlier ones end
-WAIT_SECONDS = 0.05  # seconds to wait for away images if there is nothing else to do
+WAIT_SECONDS = 0.05  # seconds to wait for busy images if there is nothing else to do
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PipelineBatching:
 
     @property
     def has_busy_images(self) -> bool:
-        """Whether some image is away, and so will come back by itself."""
+        """Whether some image is busy, and so becomes ready by itself."""
         return bool(self._busy)
 
     def add(self, image: PipelineImage) -> None:
@@ -48,7 +48,7 @@ class PipelineBatching:
         self._busy.append(image)
 
     def collect_ready(self, wait: bool) -> list[PipelineImage]:
-        """Return images that were away and are now ready or finished. `wait`: if there are none, wait a moment."""
+        """Return images that were busy and are now ready or finished. `wait`: if there are none, wait a moment."""
         if not self._busy:
             return []
         if wait:
@@ -60,7 +60,7 @@ class PipelineBatching:
         return ready
 
     def wait_for_ready(self) -> bool:
-        """Wait a moment if no away image is ready; return whether one is. Leaves them all in `away`."""
+        """Wait a moment if no busy image is ready; return whether one is. It collects none of them."""
         self._start_threads()
         if not self._ready_images():
             self._wait_briefly()
@@ -74,7 +74,7 @@ class PipelineBatching:
         return PipelineOutputs([image for image, _ in calls], outputs)
 
     def resume_images(self, batch_outputs: PipelineOutputs) -> list[PipelineImage]:
-        """Let each image continue to its next forward or its end. Return the images that are away now."""
+        """Let each image continue to its next forward or its end. Return the images that are busy now."""
         for image, output in zip(batch_outputs.images, batch_outputs.outputs, strict=True):
             image.pipeline_thread.answer(output)
         busy = [

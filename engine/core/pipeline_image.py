@@ -1,7 +1,7 @@
-"""Whole: one image that runs through an unmodified pipeline in its own thread; only its forwards are batched.
+"""`PipelineImage`: one image that runs through an unmodified pipeline in its own thread. Only its forwards are batched.
 
-It is scheduled step by step beside trajectories. It has no state to snapshot, so it cannot move to another worker
-midway.
+The scheduler treats its steps like those of trajectories. It has no state to snapshot, so it cannot move to another
+worker midway.
 """
 
 from __future__ import annotations
@@ -52,15 +52,18 @@ class PipelineSource(Protocol):
         ...
 
     def extract_latents(self, output: Any, width: int, height: int) -> torch.Tensor:
-        """Return the pipeline's only picture, or its latents, as `finish` takes them: `[channels, height, width]`."""
+        """Return the pipeline's only picture, or its latents, as the family's `finish` takes them.
+
+        They are `[channels, height, width]`.
+        """
         ...
 
     def to_preview_latents(self, x0: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
-        """Return a sampler's x0 as `decode` takes it, or None if it cannot be shown."""
+        """Return a sampler's x0 as the family's `decode` takes it, or None if it cannot be shown."""
         ...
 
     def final_to_preview_latents(self, finished: torch.Tensor) -> torch.Tensor:
-        """Return the finished latents as `decode` takes them."""
+        """Return the finished latents as the family's `decode` takes them."""
         ...
 
 
@@ -71,8 +74,8 @@ class NonFiniteOutput(ArithmeticError):
 class PipelineImage:
     """Image `image` of `job`. `rows`: of its next forward, or its usual number until that is known.
 
-    `price` (milliseconds a row-step at its size) and `times` (of a forward, by rows) are calibrated. Raises ValueError
-    with a sentence if the model does not support the sampler.
+    `row_ms` (milliseconds a row-step at its size) and `forward_times` (of a forward, by rows) are calibrated. Raises
+    ValueError with a sentence if the model does not support the sampler.
     """
 
     row_ms = 1.0
@@ -140,7 +143,7 @@ class PipelineImage:
             return [JobFailure(self.job, *_failure_reason(self.job, error))]
 
     def _step_events(self, is_watched: bool) -> list[Event]:
-        """Return a step event if it has done a further step; with x0 if it is `watched`."""
+        """Return a step event if it has done a further step; with x0 if `is_watched`."""
         steps_done, previous_step = (
             int(self.steps * sum(self._progress_by_sampler.values()) / self._sampler_count),
             self.k,

@@ -40,7 +40,7 @@ _ROLL_STRIDES = (3_242_174_889, 2_447_445_414)
 class LatentKeyframe:
     """A keyframe before decoding: x0 after `step` steps; at every fourth also the latents to continue from.
 
-    `drawn`: how many noise draws came before the next step.
+    `draw_count`: how many noise draws came before the next step.
     """
 
     step: int
@@ -52,7 +52,8 @@ class LatentKeyframe:
 class ModelInputs(NamedTuple):
     """An image's inputs to the network at one step: a base row and one row for each further text.
 
-    out = base + Σ steer·(row - base). Images of equal `key` may share a forward; `bucket` is the pinned batch shape.
+    out = base + Σ coefficient·(row - base). Images of equal `key` may share a forward; `bucket` is the pinned batch
+    shape.
     """
 
     conditioning: Conditioning  # each [rows, …]
@@ -72,7 +73,7 @@ class MaskedSource(NamedTuple):
 class Trajectory:
     """Image `image` of `job`. In steps without guidance it may take fewer rows.
 
-    `price` (milliseconds a row-step at its size) and `times` (of a forward, by rows): see
+    `row_ms` (milliseconds a row-step at its size) and `forward_times` (of a forward, by rows): see
     `engine.scheduler.share_tree`.
     """
 
@@ -201,8 +202,8 @@ def build_conditioning(
     """Return the conditions, each `[rows, …]`, and the coefficient of each row after the first.
 
     out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11). Where guidance·Σ wᵢ = 1 the empty text u cancels
-    out, and the first concept of positive weight is the base. That also holds where guidance is not `held`, or is an
-    input of the network: the weights are then scaled to sum to 1, unless one of them is not positive.
+    out, and the first concept of positive weight is the base. That also holds where guidance is off, or is an input of
+    the network: the weights are then scaled to sum to 1, unless one of them is not positive.
     """
     concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
     conditionings = [family.encode_conditioning(concept.text, recipe) for concept in concepts]

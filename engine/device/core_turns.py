@@ -1,10 +1,11 @@
 """Core turns: one computation at a time uses all processor cores; steps and decodes alternate.
 
 Two teams of threads on the same cores wait for each other at every barrier, and another number of threads gives other
-last bits. So steps and long decode work always use torch's own number of threads, under any load. Between two steps
-other work may take `SHARE` of a step's time, or run one piece; finished pictures go first. Spare work, for which nobody
-waits, runs when nothing else does, or for `SPARE_SHARE` of the steps' time. Work on a single core takes no turns
-(`engine.device.threads`).
+last bits. So steps and long decode work always use torch's own number of threads, under any load.
+
+Between two steps other work may take `OTHER_WORK_SHARE` of a step's time, or run one piece; finished pictures go first.
+Nobody waits for spare work: it runs when nothing else does, or for `SPARE_SHARE` of the steps' time. Work on a single
+core takes no turns (`engine.device.threads`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class WorkKind(IntEnum):
 class CoreTurns:
     """The lock on the cores; usable by any thread, not reentrant.
 
-    If not `shared` (the GPU computes), nobody waits.
+    `is_shared`: False where the GPU computes, so that nobody waits.
     """
 
     def __init__(self, is_shared: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,7 +61,7 @@ class CoreTurns:
 
     @contextmanager
     def hold_for_spare(self, timeout: float) -> Iterator[bool]:
-        """Hold the cores for spare work. Yield False, without them, if others had them for `patience` seconds."""
+        """Hold the cores for spare work. Yield False, without them, if others had them for `timeout` seconds."""
         with self._hold_turn(WorkKind.SPARE, timeout) as is_held:
             yield is_held
 
@@ -79,7 +80,7 @@ class CoreTurns:
             self._release(kind, self._clock() - started_at)
 
     def _acquire(self, kind: WorkKind, timeout: float | None) -> bool:
-        """Return whether the turn came within `patience` seconds (None: no limit)."""
+        """Return whether the turn came within `timeout` seconds (None: no limit)."""
         with self._condition:
             self._ticket_count += 1
             ticket = kind, self._ticket_count

@@ -11,7 +11,7 @@ def limit_to_one_core(engine_threads: int) -> None:
     """Make torch compute on one core in this thread: a second team of threads would fight the engine's for the cores.
 
     torch also gives the number to every thread that starts later, and another number gives other last bits. So a
-    short-lived thread resets it for them to `cores`.
+    short-lived thread resets it for them to `engine_threads`.
     """
     torch.get_num_threads()  # a thread adopts the global number at its first call: make that call now
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Model cache: several models within one memory budget, loaded on demand and kept while there is room.
 
-Loading runs in a separate thread, one model at a time, while the engine runs other models. `Stock` decides what is
-evicted.
+Loading runs in a separate thread, one model at a time, while the engine runs other models. `LoadedModels` decides which
+model it evicts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECHECK_SECONDS = 1.0
 
 @dataclass
 class ModelEntry:
-    """A model that this worker offers. `size`: bytes. `open` loads it; `renew` returns its announcement."""
+    """A model that this worker offers. `size`: bytes. `load` loads it; `make_info` returns its announcement."""
 
     name: str
     size: int
@@ -53,7 +53,7 @@ class ModelEntry:
 
 
 class ModelCache:
-    """Belongs to the event loop, except `families`, which any thread may read, and `refine`."""
+    """Belongs to the event loop, except `families`, which any thread may read, and `update_calibration`."""
 
     def __init__(
         self, models: list[ModelEntry], loaded_models: LoadedModels, loader: ModelLoader | None = None
@@ -63,7 +63,7 @@ class ModelCache:
         self.families = loaded_models.families
         self.on_change: Callable[[], None] = lambda: None
         self.progress: ModelProgress | None = None  # of the model that is loading, or was loaded last
-        self._progress_lines = ProgressLines(log.profile)
+        self._progress_lines = ProgressLines(log.info)
         self._load_lock = asyncio.Lock()
         self._change_event = asyncio.Event()
         self._wait_starts: dict[object, float] = {}  # start (monotonic) of each wait for memory in use
@@ -85,9 +85,9 @@ class ModelCache:
             model.save_calibration(calibration, family)
 
     async def acquire(self, name: str, dtype: Dtype) -> bool:
-        """Wait until the model is in memory, and keep it there until `let_go`. Raises `Unfit` where loading fails.
+        """Wait until the model is in memory, and keep it there until `release`.
 
-        Returns False for an unknown model, which needs no `let_go`.
+        Returns False for an unknown model, which needs no `release`. Raises `JobRejected` where loading fails.
         """
         model = self._models.get(name)
         if model is None:
@@ -105,7 +105,7 @@ class ModelCache:
         return True
 
     def is_memory_contended(self, waiter: object = None) -> bool:
-        """Whether a waiter other than `me` has waited too long for models in use."""
+        """Whether another waiter than `waiter` has waited too long for models in use."""
         return any(
             time.monotonic() - start > MAX_WAIT_SECONDS
             for other, start in self._wait_starts.items()
@@ -118,7 +118,7 @@ class ModelCache:
         self._notify_change()
 
     async def close(self) -> None:
-        """End all waiting. A thread that still loads ends with the process."""
+        """End all waits. A thread that still loads ends with the process."""
         tasks = [model.loading_task for model in self._models.values() if model.loading_task is not None]
         for task in tasks:
             task.cancel()

@@ -1,6 +1,7 @@
-"""Model catalog file: what a worker knows of its models before they are loaded, so that a start loads only the first.
+"""Model catalog file: what a worker knows of its models before it loads them, so that a start loads only the first.
 
-Entries are bound to weights, device and program versions, like calibrations; others are measured again. Opens no model.
+An entry holds for one set of weights, one device and one program version, like a calibration; others are measured
+again. Opens no model.
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ LORA_FOLDER = "loras"  # a folder in the data folder
 
 @dataclass(frozen=True)
 class LoadContext:
-    """Model directory, device and settings; `graphs` and `offload` as in `engine.process.settings.Settings`."""
+    """Model directory, device and settings.
+
+    `use_cuda_graphs`, `use_cpu_offload`: as `graphs` and `offload` of `engine.process.settings.WorkerSettings`.
+    """
 
     data: Path
     device: torch.device
@@ -58,7 +61,10 @@ class LoadContext:
 
 @dataclass(frozen=True)
 class DiscoveredModel:
-    """A discovered model: size, catalog key and entry (None: unknown), and how to load it. `sizes` as in `Model`."""
+    """A discovered model: its size, its catalog key and entry (None: unknown), and how to load it.
+
+    `size_by_format`: as in `engine.model_cache.ModelEntry`.
+    """
 
     name: str
     size: int
@@ -69,7 +75,7 @@ class DiscoveredModel:
 
 
 def discover_models(names: Sequence[str], context: LoadContext) -> list[DiscoveredModel]:
-    """Find every model. Raises `Unfit` where one is missing, or two have one name."""
+    """Find every model. Raises `JobRejected` where one is missing, or two have one name."""
     catalog, discovered, lora_fingerprint = (
         catalog_file.read_catalog(context.data),
         list[DiscoveredModel](),
@@ -89,9 +95,9 @@ def load_models(
     loaded_models: LoadedModels,
     report: ReportProgress = lambda _: None,
 ) -> list[tuple[ModelEntry, Calibration]]:
-    """Load the first model, which most jobs use, and before it every model without a catalog entry. Raises `Unfit`.
+    """Load the first model, which most jobs use, and before it every model without a catalog entry.
 
-    `tell` is called at each stage, in this thread.
+    It calls `report` at each stage, in this thread. Raises `JobRejected`.
     """
     for model in discovered:
         if model.size > loaded_models.budget:
@@ -172,7 +178,7 @@ def _load_or_read_entry(
     *,
     must_load: bool,
 ) -> CalibratedModel:
-    """Return the entry of a model; load it where there is none, or where it is `wanted` in memory."""
+    """Return the entry of a model; load it where there is none, or if it `must_load`."""
     if model.catalog_entry is not None and not must_load:
         log.info("%s is loaded when a job needs it", model.name)
         return model.catalog_entry

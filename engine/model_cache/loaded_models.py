@@ -33,7 +33,7 @@ class LoadedModels:
     def reserve(self, name: str, size: int, protected: frozenset[str] = frozenset()) -> bool:
         """Make room for a model to load, or to change its size. Drop idle models, the least recently used first.
 
-        Returns False, and drops nothing, where all idle models but the `spared` would not make enough room.
+        Returns False, and drops nothing, where all idle models but the `protected` would not make enough room.
         """
         idle = [other for other in self._families if not self._users[other] and other not in protected | {name}]
         extra_bytes = size - self._sizes.get(name, 0)

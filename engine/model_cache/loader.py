@@ -27,7 +27,7 @@ class LoadAbandoned(Exception):
 
 
 class ModelLoader:
-    """`busy` is called at the start and at every progress, `rest` at the end."""
+    """Calls `report_activity` at the start and at every progress, and `report_idle` at the end."""
 
     def __init__(
         self, report_activity: ReportActivity = lambda: None, report_idle: ReportActivity = lambda: None
@@ -35,7 +35,7 @@ class ModelLoader:
         self.report_activity, self.report_idle = report_activity, report_idle
 
     async def run(self, name: str, work: Callable[[ReportActivity], T]) -> T:
-        """Run `work` in a daemon thread. Turns every failure into an `Unfit` with one sentence."""
+        """Run `work` in a daemon thread. Turns every failure into a `JobRejected` with one sentence."""
         future: Future[T] = Future()
         cores = torch.get_num_threads()
         threading.Thread(

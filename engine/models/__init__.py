@@ -20,7 +20,8 @@ def load_model(
 ) -> Family:  # fmt: skip
     """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
-    `resolver` upscales a small model's pictures. `told` receives the progress. `large`: as in `Choice`. Raises `Unfit`.
+    `resolver` upscales a small model's pictures. `on_progress` receives the progress. `large_threshold`: as in
+    `FormatChooser`. Raises `JobRejected`.
     """
     from engine.models.families.diffusers_family import DiffusersFamily
     from engine.models.families.embedded import EMBEDDED_MODEL, load_embedded
@@ -38,7 +39,7 @@ def load_model(
 def load_folder(
     source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
 ) -> Family:
-    """Load a folder, or a hub name. Raises `Unfit` where it is no model in safetensors."""
+    """Load a folder, or a hub name. Raises `JobRejected` where it is no model in safetensors."""
     from engine.models.files.model_source import ModelSource
     from engine.models.loading.pipeline_loader import find_folder
 
@@ -49,7 +50,7 @@ def load_source(
     source: ModelSource, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
     on_progress: OnProgress | None = None, large_threshold: int | None = None,
 ) -> Family:  # fmt: skip
-    """Load a located model. Raises `Unfit` where it is no model in safetensors."""
+    """Load a located model. Raises `JobRejected` where it is no model in safetensors."""
     import torch
 
     from engine.models.families.diffusers_family import DiffusersFamily

@@ -65,7 +65,7 @@ class Family(Protocol):
         ...
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
-        """Decode latents and upscale by `enlargement` where the result is not too large."""
+        """Decode latents and upscale by `upscale_factor` where the result is not too large."""
         ...
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
@@ -83,7 +83,7 @@ class HasFormats(Protocol):
 
 @runtime_checkable
 class HasSingleFormat(Protocol):
-    """A family that may be in memory in one number format at a time; `held_once` says whether it is."""
+    """A family that may be in memory in one number format at a time; `is_single_format` says whether it is."""
 
     @property
     def is_single_format(self) -> bool: ...
@@ -134,11 +134,11 @@ class TakesLoras(Protocol):
         ...
 
     def with_loras(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with each LoRA's revision, and load the LoRAs. Raises `Unfit`."""
+        """Return the recipe with each LoRA's revision, and load the LoRAs. Raises `JobRejected`."""
         ...
 
     def make_lora_pipeline(self, recipe: Recipe) -> Any:
-        """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `Unfit`."""
+        """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `JobRejected`."""
         ...
 
 

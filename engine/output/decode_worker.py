@@ -83,14 +83,14 @@ class DecodeWorker:
         self._submit(FIT_PRIORITY, lambda: self._prepare_preview(model))
 
     def encode_init_images(self, job: Job, blobs: Mapping[str, bytes]) -> Future[InitLatents | None]:
-        """Encode a job's init images from its blobs (by SHA-256); None: pure noise. The future may raise `Unfit`.
+        """Encode a job's init images from its blobs (by SHA-256); None: pure noise. The future may raise `JobRejected`.
 
         With a mask, the init image is kept until the job is forgotten, for compositing.
         """
         return self._submit(PICTURE_PRIORITY, lambda: self._encode_init_images(job, blobs))
 
     def encode_for_description(self, model: str, picture: bytes) -> Future[torch.Tensor]:
-        """Encode an image for `/describe` at the model's native size. The future may raise `Unfit`."""
+        """Encode an image for `/describe` at the model's native size. The future may raise `JobRejected`."""
         return self._submit(FRAME_PRIORITY, lambda: self._run_on_upload(model, partial(encode_square, picture)))
 
     def render_frame(self, event: StepDone, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
@@ -111,11 +111,11 @@ class DecodeWorker:
         return self._submit(PICTURE_PRIORITY, lambda: self._picture_verdicts.check_final(job, content))
 
     def encode_ladder(self, event: LatentsDone, job: Job, *, is_for_film: bool = False) -> Future[bytes]:
-        """Return the encoded `Ladder`. `closely`: it is for a film, so decode the keyframes of a small model."""
+        """Return the encoded `Ladder`. `is_for_film`: decode the keyframes of a small model, in place of a map."""
         return self._submit(LADDER_PRIORITY, lambda: self._encode_ladder(event, job, is_for_film))
 
     def decode_thumbnail(self, model: str, x0: torch.Tensor, tile: bool) -> Future[bytes]:
-        """Decode one keyframe for a close look. The future may raise `Unfit`."""
+        """Decode one keyframe with the autoencoder, in place of a map. The future may raise `JobRejected`."""
         return self._submit(LADDER_PRIORITY, lambda: self._run_on_upload(model, partial(_decode_thumbnail, x0, tile)))
 
     def forget_job(self, job: str) -> None:
@@ -158,7 +158,7 @@ class DecodeWorker:
         return init_latents
 
     def _run_on_upload(self, model: str, work: Callable[[Family], T]) -> T:
-        """Run work on an uploaded image. Raises `Unfit` for anything that goes wrong, or `DeviceLost`."""
+        """Run work on an uploaded image. Raises `JobRejected` for anything that goes wrong, or `DeviceLost`."""
         family = self._families[model]
         try:
             with self.cores.hold(WorkKind.OTHER):
@@ -259,7 +259,7 @@ def _fulfil_future(future: Future[T], work: Callable[[], T]) -> None:
 
 
 def _to_message(keyframe: LatentKeyframe, thumbnail_jpeg: bytes, is_mapped: bool) -> wire.Keyframe:
-    """Return the wire form. `mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
+    """Return the wire form. `is_mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
     history = None if keyframe.latents is None else encode_latents(keyframe.x0)
     estimate = encode_latents_half(keyframe.x0) if is_mapped else None
     return wire.Keyframe(

@@ -35,7 +35,7 @@ def encode_jpeg(picture: Image.Image) -> bytes:
 
 
 def encode_thumbnail(picture: Image.Image) -> bytes:
-    """Return a JPEG of at most `THUMBNAIL` pixels a side: a ladder has dozens, and WebP takes six times as long."""
+    """Return a JPEG of at most `THUMBNAIL_SIDE` pixels a side: a ladder has dozens, and WebP is six times slower."""
     small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return _save(small, format="JPEG", quality=85, subsampling=0)
@@ -44,7 +44,7 @@ def encode_thumbnail(picture: Image.Image) -> bytes:
 def format_parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upscaler: str = "") -> str:
     """Return the recipe of one image in A1111's format. With that seed diffusers draws the same picture.
 
-    `Size` is the size for diffusers; upscaling since then is in A1111's own fields for it.
+    `Size` is the size for diffusers. A later upscale is in A1111's own fields for it.
     """
     recipe = recipe_for_image(recipe, image)
     loras = (f"<lora:{each.name}:{each.weight:g}>" for each in recipe.loras)
@@ -77,7 +77,7 @@ def format_parameters(recipe: Recipe, image: int, revision: str, factor: int = 1
 
 
 def _start_fields(recipe: Recipe) -> dict[str, str]:
-    """Return how it started and ended, in A1111's fields if it has them. Images are named by their SHA-256."""
+    """Return the fields for the start and the end, A1111's if it has them. Images are named by their SHA-256."""
     fields: dict[str, str] = {}
     if isinstance(recipe.start, ImageToImage):
         fields["Denoising strength"] = f"{recipe.start.strength:g}"

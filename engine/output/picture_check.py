@@ -43,8 +43,9 @@ class PictureCheck:
     def load(
         cls, folder: Path, labels: Sequence[str] = (), threshold: float = 0.5, device: torch.device | str = "cpu"
     ) -> PictureCheck:
-        """Load it and try it once. `labels` are unsafe from `threshold` on; none: those with unsafe names. Raises
-        `Unfit`.
+        """Load it and try it once. `labels` are unsafe from `threshold` on; none: those with unsafe names.
+
+        Raises `JobRejected`.
         """
         _refuse_pickles(folder)
         try:
@@ -93,7 +94,10 @@ class JobVerdicts:
         self._preview_verdicts: dict[str, dict[int, Verdict]] = {}
 
     def check_preview(self, job: Job, image: int, steps_share: float, decode_x0: Callable[[], Image.Image]) -> Verdict:
-        """Return the verdict on an image's previews. `done`: share of its steps; `estimate` is called at most once."""
+        """Return the verdict on an image's previews. `steps_share`: of its steps, how many are done, 0 to 1.
+
+        It calls `decode_x0` at most once.
+        """
         if not job.check or self._check is None or steps_share < EARLY_SHARE:
             return "unchecked"
         verdicts = self._preview_verdicts.setdefault(job.id, {})
@@ -111,7 +115,7 @@ class JobVerdicts:
         self._preview_verdicts.pop(job, None)
 
     def _classify(self, job: Job, open_picture: Callable[[], Image.Image], kind: WorkKind) -> Verdict:
-        """Return the verdict. `picture` may take the cores itself, so the check takes them after it."""
+        """Return the verdict. `open_picture` may take the cores itself, so the check takes them after it."""
         if self._check is None:
             return "unchecked"
         try:

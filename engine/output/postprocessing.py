@@ -14,7 +14,7 @@ FEATHER_SHARE = 1 / 256  # of the shorter side: four pixels of 1024, as A1111's 
 
 
 def decode_tiled(decode: Callable[[torch.Tensor], Image.Image], latents: torch.Tensor, tile: bool) -> Image.Image:
-    """Return `make(latents)` for latents `[channels, height, width]`.
+    """Return `decode(latents)` for latents `[channels, height, width]`.
 
     A tile is decoded with its own opposite edges around it, which are then cut off.
     """

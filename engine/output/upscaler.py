@@ -1,6 +1,6 @@
 """Upscales finished pictures, with the super-resolver if there is one, else with Lanczos, which adds no detail.
 
-It refuses a picture whose result would be too large before it decodes it.
+If the result would be too large, it refuses the picture before it decodes it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Upscaler:
     def upscale(
         self, source: bytes, factor: int, method: UpscaleMethod, on_tile: OnTile | None = None
     ) -> Future[UpscaledPicture]:
-        """Run `enlarge` in the thread, which also calls `on_tile`."""
+        """Run `upscale_picture` in the thread, which also calls `on_tile`."""
         return self._thread.submit(upscale_picture, source, factor, method, self._resolver, on_tile)
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ def upscale_picture(
     source: bytes, factor: int, method: UpscaleMethod = "lanczos", resolver: SuperResolver | None = None,
     on_tile: OnTile | None = None,
 ) -> UpscaledPicture:  # fmt: skip
-    """Return the PNG `factor` times as wide and high; its recipe stays, with the upscale noted. Raises `Unfit`.
+    """Return the PNG `factor` times as wide and high; its recipe stays, with the upscale noted. Raises `JobRejected`.
 
     Without a `resolver` "gan" falls back to Lanczos, and the result says so.
     """

@@ -13,7 +13,7 @@ from engine.prompt.emphasis import strip_emphasis
 
 
 def refuse_unsupported_recipe(recipe: Recipe) -> None:
-    """Raise `Unfit` for a recipe that only the batching engine supports."""
+    """Raise `JobRejected` for a recipe that only the batching engine supports."""
     prefix = f"With the sampler {recipe.sampler}, this model's pictures go through its own pipeline as a whole, which"
     if [concept.weight for concept in recipe.concepts] != [1.0]:
         raise JobRejected(f"{prefix} takes one prompt without weights.", "member")

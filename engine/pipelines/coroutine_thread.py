@@ -1,7 +1,7 @@
 """A function in its own thread, used as a coroutine: it stops at each question until the owner answers.
 
 So code that runs from start to end, such as a diffusers pipeline, takes turns with others, unmodified. Long work
-between two questions need not block the owner (`go_on_alone`).
+between two questions need not block the owner (`release_owner`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class ThreadClosed(BaseException):
-    """Raised inside a closed strand. It is no `Exception`, so that no pipeline catches it."""
+    """Raised inside a closed thread. It is no `Exception`, so that no pipeline catches it."""
 
 
 class Message(NamedTuple, Generic[Q]):
@@ -36,9 +36,9 @@ class ThreadEnd(NamedTuple, Generic[T]):
 
 
 class CoroutineThread(Generic[Q, A, T]):
-    """`work` runs in the thread and gets the strand, to call `ask`. The thread starts at the first `rest`.
+    """`work` runs in the thread and gets this object, to call `ask`. The thread starts at the first `poll`.
 
-    One thread owns the strand: only it may call `rest`, `answer`, `close` and `join`.
+    One other thread owns it: only the owner may call `poll`, `answer`, `close` and `join`.
     """
 
     def __init__(self, work: Callable[[CoroutineThread[Q, A, T]], T], name: str = "strand") -> None:
@@ -55,7 +55,7 @@ class CoroutineThread(Generic[Q, A, T]):
 
     @property
     def thread(self) -> threading.Thread | None:
-        """The thread. After its end it holds no reference to the strand or its work."""
+        """The thread. After its end it holds no reference to this object or its work."""
         return self._thread
 
     @property
@@ -65,7 +65,7 @@ class CoroutineThread(Generic[Q, A, T]):
     def poll(self, seconds: float | None = None) -> Message[Q] | ThreadEnd[T] | None:
         """Return its question or its end; wait for that, at most `seconds`.
 
-        Return None if it still runs, or says that it works alone for a while.
+        Return None if it still runs, or has released its owner for a while.
         """
         if self._thread is None:
             self._start()
@@ -77,13 +77,13 @@ class CoroutineThread(Generic[Q, A, T]):
         return self._pending
 
     def answer(self, answer: A) -> None:
-        """Answer the question from `rest`, so that the thread continues."""
+        """Answer the question from `poll`, so that the thread continues."""
         assert isinstance(self._pending, Message), "no question is open"
         self._pending = None
         self._answers.put(Message(answer))
 
     def close(self) -> None:
-        """Make it end at its current or next question, or at its next `check`. Returns at once."""
+        """Make it end at its current or next question, or at its next `raise_if_closed`. Returns at once."""
         if self._thread is None:  # never started, and never will
             self._pending = ThreadEnd(None, ThreadClosed())
         self._close_event.set()
@@ -96,7 +96,7 @@ class CoroutineThread(Generic[Q, A, T]):
         return not self.is_alive
 
     def ask(self, question: Q) -> A:
-        """In the thread: wait for the owner's answer. Raises `Ceased` if there will be none."""
+        """In the thread: wait for the owner's answer. Raises `ThreadClosed` if there will be none."""
         self.raise_if_closed()
         self._outbox.put(Message(question))
         message = self._answers.get()
@@ -105,11 +105,11 @@ class CoroutineThread(Generic[Q, A, T]):
         return message.content
 
     def release_owner(self) -> None:
-        """In the thread: release an owner that waits in `rest`; it asks again later."""
+        """In the thread: release an owner that waits in `poll`; the owner polls again later."""
         self._outbox.put(None)
 
     def raise_if_closed(self) -> None:
-        """In the thread: raise `Ceased` if the strand was closed."""
+        """In the thread: raise `ThreadClosed` if the owner has closed it."""
         if self._close_event.is_set():
             raise ThreadClosed
 
@@ -124,6 +124,6 @@ class CoroutineThread(Generic[Q, A, T]):
         limit_to_one_core(cores)
         try:
             end = ThreadEnd(self._work(self))
-        except BaseException as error:  # also `Ceased`, and any error of a pipeline: the owner decides
+        except BaseException as error:  # also `ThreadClosed`, and any error of a pipeline: the owner decides
             end = ThreadEnd(None, error)
         self._outbox.put(end)

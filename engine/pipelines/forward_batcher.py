@@ -1,7 +1,7 @@
 """Batches many network calls into few forwards and splits the outputs.
 
-Whether calls may be joined follows from their arguments (`call.py`) and is then *tried*. The first time that calls of a
-signature meet, and the first time at different timesteps, each also runs alone. If the outputs differ by more than
+The arguments of calls decide whether it may join them (`network_call.py`). Then it *tries*: the first time that calls
+of a signature meet, and the first time at different timesteps, each also runs alone. If the outputs differ by more than
 rounding, or the joint forward fails, such calls run one by one from then on.
 """
 
@@ -24,14 +24,14 @@ MAX_TRIALS = 1000
 
 
 class ForwardBatcher:
-    """`forwards` and `rows` count what ran, trials and padding included."""
+    """`forwards` and `rows` count everything that ran, trials and padding included."""
 
     def __init__(self) -> None:
         self.forwards, self.rows = 0, 0
         self._is_joinable: dict[Hashable, bool] = {}
 
     def run(self, calls: Sequence[NetworkCall], max_rows: int, bucket: int | None = None) -> list[Any]:
-        """Return the output of each call, in order, from forwards of at most `most` rows (a larger call runs alone).
+        """Return the output of each call, in order, from forwards of at most `max_rows` rows. A larger call runs alone.
 
         With a `bucket`, every forward has exactly that many rows if its calls fit. Then an output's bits do not depend
         on the other calls. Raises what the network raises for a call by itself, or out of memory.
@@ -59,7 +59,7 @@ class ForwardBatcher:
         )
 
     def _make_trial_key(self, calls: list[NetworkCall], padding: int) -> Hashable:
-        """Return the key of what is tried once. It compares timesteps only until that has been tried."""
+        """Return the key of a trial. It compares timesteps only until such a trial has run."""
         differing_key = (calls[0].signature, padding > 0, True)
         if differing_key in self._is_joinable or (len(calls) > 1 and has_different_timesteps(calls)):
             return differing_key

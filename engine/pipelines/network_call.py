@@ -1,4 +1,4 @@
-"""A call to a network's forward, analysed so that calls of several images can be joined by rows.
+"""A call to a network's forward, analysed so that a batch can join calls of several images by rows.
 
 A leaf of the arguments is *rows* (a tensor, or a list, with one entry for each row of the first argument), *time* (a
 timestep without a dimension, which every diffusers network also accepts per row) or *one for all*: equal in all joined
@@ -23,7 +23,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Forward:
-    """A network's forward, computed in `kind` and returned in float32; None: unchanged. Timesteps keep their dtype."""
+    """A network's forward, computed in `dtype` and returned in float32; None: unchanged. Timesteps keep their dtype."""
 
     net: Any
     dtype: torch.dtype | None = None
@@ -201,7 +201,7 @@ def _choose_dtype(t: Any) -> torch.dtype | None:
 
 
 def split_output(output: Any, counts: Sequence[int], total_rows: int) -> list[Any]:
-    """Return each call's part of an output of `whole` rows. Raises ValueError if it does not consist of rows."""
+    """Return each call's part of an output of `total_rows` rows. Raises ValueError if it does not consist of rows."""
     if output is None or isinstance(output, bool | int | float | str):
         return [output] * len(counts)
     if is_rows(output, total_rows):

@@ -37,7 +37,7 @@ MakeForward = Callable[[str, Any], Forward]  # attribute name and the pipeline's
 
 @dataclass(frozen=True)
 class SamplerProgress:
-    """A sampler has done `step` of `of` evaluations: its sample, and its x0 if known.
+    """A sampler has done `step` of `total_steps` evaluations: its sample, and its x0 if known.
 
     Samplers such as Heun's need several evaluations per step.
     """
@@ -98,7 +98,7 @@ def _is_pipeline(part: Any) -> bool:
 
 
 def wrap_network(real_forward: Forward, run_call: RunCall) -> Any:
-    """Return a network with the same weights whose forward calls `ask`. It reports float32 as its dtype."""
+    """Return a network with the same weights whose forward calls `run_call`. It reports float32 as its dtype."""
     network_copy, analyzer = copy.copy(real_forward.net), CallAnalyzer(real_forward)
 
     @wraps(real_forward.net.forward)

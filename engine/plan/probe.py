@@ -50,9 +50,9 @@ class Plan:
     """`table[k]` holds the coefficients of step `k`, in the order of `COLUMNS` (float64, `[steps, 10]`).
 
     `alpha, sigma` are the noise level at which step `k` predicts: x = alpha·x0 + sigma·eps. `init_sigma` scales the
-    first draw. `draws[k]` is how many noise draws come before step `k`'s own, the initial latents being the first;
-    `draws[steps]` is their total. A draw may count but add nothing (Euler ancestral's last), and a step may draw none
-    (LCM's and DDPM's last).
+    first draw. `draw_counts[k]` is how many noise draws come before step `k`'s own, the initial latents being the
+    first; `draw_counts[steps]` is their total. A draw may count but add nothing (Euler ancestral's last), and a step
+    may draw none (LCM's and DDPM's last).
     """
 
     table: np.ndarray
@@ -79,11 +79,11 @@ class Plan:
         return float(alpha), float(sigma)
 
     def starting_at(self, first_step: int) -> Plan:
-        """Return the plan of an image that starts at step `first` without history; it counts noise from there."""
+        """Return the plan of an image that starts at `first_step` without history; it counts noise from there."""
         return self.without_history(first_step).with_draw_count(first_step, 1) if first_step else self
 
     def without_history(self, first_step: int) -> Plan:
-        """Return the plan without the history that a multistep sampler uses at step `first`.
+        """Return the plan without the history that a multistep sampler uses at `first_step`.
 
         That step is of first order, as if the previous x0 had been the same: M·h with h = x0 = P·x + Q·out.
         """
@@ -96,7 +96,7 @@ class Plan:
         return replace(self, table=table)
 
     def with_draw_count(self, first_step: int, draw_count: int) -> Plan:
-        """Return the plan with `before` noise draws before step `first`."""
+        """Return the plan with `draw_count` noise draws before `first_step`."""
         return replace(
             self,
             draw_counts=tuple(draw_count + max(0, count - self.draw_counts[first_step]) for count in self.draw_counts),
@@ -106,7 +106,7 @@ class Plan:
 def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions()) -> Plan | None:
     """Return the plan, or None if the scheduler divides by zero. `scheduler` cannot be used afterwards.
 
-    Raises `NotTabled`, `Mistimed`, and any error of diffusers.
+    Raises `NotTabled`, `TimestepError`, and any error of diffusers.
     """
     set_timesteps(scheduler, steps, timing)
     if len(scheduler.timesteps) != steps:
@@ -207,7 +207,7 @@ def _coefficients(
 ) -> torch.Tensor:
     """Return (A, B, M, N) of every step from the basis, after superposition has shown that there is nothing else.
 
-    Raises `NotTabled` with the sentence `otherwise`. Non-finite values stay NaN.
+    Raises `NotTabled` with the sentence `reason`. Non-finite values stay NaN.
     """
     y = _flatten_results(results)
     is_finite = y.isfinite().all(dim=1)

@@ -77,8 +77,8 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
 def samplers_for(scheduler_config: Mapping[str, Any]) -> tuple[Sampler, ...]:
     """Return the samplers that suit a model: those with a table first, then those for an unmodified pipeline.
 
-    It decides by the name alone. If the model's scheduler clips, or its network predicts the variance, `plan` still
-    refuses a table.
+    It decides by the name alone. If the model's scheduler clips, or its network predicts the variance,
+    `engine.plan.plan` still refuses a table.
     """
     return tuple(name for name in SAMPLERS if not _refusal_reason(scheduler_config, name))
 
@@ -93,7 +93,7 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
         if sampler == "native"
         else _schedulers_for(scheduler_config)[sampler]
     )
-    assert scheduler_class is not None  # `_refusal` checked it
+    assert scheduler_class is not None  # `_refusal_reason` checked it
     config = (
         {**scheduler_config}
         if sampler == "native"

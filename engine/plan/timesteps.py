@@ -28,7 +28,7 @@ class TimestepOptions:
 
 
 def set_timesteps(scheduler: Any, steps: int, options: TimestepOptions = TimestepOptions()) -> None:
-    """Set the timesteps as pipelines do. Raises `Mistimed`, or diffusers' error for too many steps."""
+    """Set the timesteps as pipelines do. Raises `TimestepError`, or diffusers' error for too many steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of divisions by zero: that step is not finite

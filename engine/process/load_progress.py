@@ -19,7 +19,7 @@ def format_size(size: int) -> str:
 
 
 def format_loaded_part(share: float, size: int) -> str:
-    """Return `1.2 of 2.0 GB` or `35 of 140 MB`; never the full size before it is `done`."""
+    """Return `1.2 of 2.0 GB` or `35 of 140 MB`; the full size only at a `share` of 1."""
     unit, name, digits = next((unit_row for unit_row in UNITS if size >= unit_row[0]), (1000, "kB", 0))
     step = unit / 10**digits
     total_units = max(1, round(size / step))
@@ -41,7 +41,7 @@ LINE_INTERVAL_SECONDS = 5.0  # between two lines about one model
 
 
 class ProgressLines:
-    """`say` gets each line. `where` is a device, as in "ready on cpu"."""
+    """Calls `write_line` with each line. `device`: as in "ready on cpu"."""
 
     def __init__(self, write_line: Callable[[str], None], device: str = "") -> None:
         self._write_line, self._device_suffix = write_line, f" on {device}" if device else ""

@@ -39,7 +39,7 @@ def log_context(job: str, worker: str = "") -> Iterator[None]:
 
 
 def job_of(record: logging.LogRecord) -> str:
-    """Return the record's job: from `extra`, from the start of its message, or from the enclosing `about`."""
+    """Return the record's job, from its attribute `job`, the start of its message, or the enclosing `log_context`."""
     job = getattr(record, "job", None)
     if isinstance(job, str):
         return job
@@ -63,7 +63,7 @@ def escape(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people. `line` is a `logging.Formatter` format; a traceback follows, indented."""
+    """Lines for people. `text_format` is a `logging.Formatter` format; a traceback follows, indented."""
 
     def __init__(self, text_format: str) -> None:
         super().__init__(text_format)
@@ -102,7 +102,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def build_formatter(log_format: LogFormat, text_format: str, worker: str = "") -> logging.Formatter:
-    """Return the formatter for `form`; `line` is the format of text lines."""
+    """Return the formatter for `log_format`; `text_format` is the format of text lines."""
     return JsonFormatter(worker) if log_format == "json" else TextFormatter(text_format)
 
 

@@ -153,7 +153,10 @@ def parse_size(text: str) -> int:
 
 
 def load_settings(**arguments: Any) -> WorkerSettings:
-    """Return the settings from arguments (`check`: a folder), then environment, then defaults. Raises `BadSetting`."""
+    """Return the settings from arguments (`check`: a folder), environment, and defaults, in this order of precedence.
+
+    Raises `SettingError`.
+    """
     values = {"name": default_name(), "data": default_data()}
     values |= {field: os.environ[variable] for field, variable in VARIABLES.items() if os.environ.get(variable)}
     values |= {field: value for field, value in arguments.items() if value}
@@ -167,7 +170,10 @@ def load_settings(**arguments: Any) -> WorkerSettings:
 
 
 def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | None:
-    """Return the picture check of `folder`, else of the environment; None if neither names one. Raises `BadSetting`."""
+    """Return the picture check of `folder`, else of the environment; None if neither names one.
+
+    Raises `SettingError`.
+    """
     values: dict[str, Any] = {
         field: os.environ[variable] for field, variable in CHECK_VARIABLES.items() if os.environ.get(variable)
     }
@@ -182,7 +188,7 @@ def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | No
 
 
 def load_simulation_settings(is_enabled: bool, **arguments: float | None) -> SimulationSettings | None:
-    """Return the simulated device. `given`: command-line values, None where absent. Raises `BadSetting`."""
+    """Return the simulated device. `arguments`: command-line values, None where absent. Raises `SettingError`."""
     values = {field: value for field, value in arguments.items() if value is not None}
     if values and not is_enabled:
         raise SettingError("--row-ms and --rows need --simulated.")
@@ -205,7 +211,7 @@ def _setting_error(error: ValidationError, names: Mapping[str, str]) -> SettingE
 
 
 def read_token(path: Path) -> str:
-    """Return a token or key from a file, which keeps it out of process lists. Raises `BadSetting`."""
+    """Return a token or key from a file, which keeps it out of process lists. Raises `SettingError`."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

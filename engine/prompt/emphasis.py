@@ -57,7 +57,7 @@ def strip_emphasis(text: str) -> str:
 class _Parser:
     """The parser's state. An open bracket is an entry of its own, which closing makes empty.
 
-    A character costs the same at any depth: factors are noted by span and multiplied once at the end.
+    A character costs the same at any depth: it notes factors by span and multiplies them once at the end.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Parser:
             self._add_text(symbol[1:] if symbol[0] == "\\" and len(symbol) > 1 else symbol)
 
     def weights(self) -> list[float]:
-        """Return the weight of each entry, from the outside in. `most` is what outer spans leave of ±10."""
+        """Return the weight of each entry, from the outside in. The bound is what outer spans leave of ±10."""
         weights: list[float] = []
         enclosing = [(len(self.texts), 1.0, MAX_WEIGHT)]
         for entry in range(len(self.texts)):
@@ -123,9 +123,9 @@ class _Parser:
 
 
 def _nest_span(factor: float, bound: float, span_end: int, span_factor: float) -> tuple[int, float, float]:
-    """Return the factor and bound inside a span that ends at `end`.
+    """Return the end, factor and bound inside a span that ends at `span_end`.
 
-    Clamping own·w to ±10, multiplying by `factor` and clamping to ±`most` equals one factor and one bound.
+    Clamping own·w to ±10, multiplying by `factor` and clamping to ±`bound` equals one factor and one bound.
     """
     product = max(-MAX_PRODUCT, min(MAX_PRODUCT, factor * span_factor))
     return span_end, product, min(bound, abs(factor) * MAX_WEIGHT)

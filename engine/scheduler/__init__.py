@@ -1,9 +1,9 @@
 """Chooses the images of the next forward: fair queueing over tier → guild → user → job, by calibrated cost. No torch.
 
-Start-time fair queueing answers two questions. Images of equal key may share a forward and form a *group*: `turns.py`
-decides which group has the device. `group.py` decides which of its images are in the batch. A new job starts level with
-the least served, so it is in the very next batch of its group. The most served images pause. So nobody waits behind
-someone's thousand steps, and nobody gains credit while away or paused.
+Start-time fair queueing answers two questions. Images of equal key may share a forward and form a *group*:
+`group_turns` decides which group has the device. `group` decides which of its images are in the batch. A new job starts
+level with the least served, so it is in the very next batch of its group. The most served images pause. So nobody waits
+behind someone's thousand steps, and nobody gains credit while away or paused.
 
 Bounds for siblings f and m at any level, with weights w; W is their cost over any interval:
 
@@ -12,11 +12,11 @@ Bounds for siblings f and m at any level, with weights w; W is their cost over a
   batch ahead, which adds one batch. Narrower images may use rows that no other image fits in, so that no batch leaves
   any unused. Deficit round robin (Shreedhar and Varghese 1996, "Efficient fair queuing using deficit round-robin") with
   a quantum q allows 2 c + q, and lets a new job wait for a whole round.
-- Between groups, for users with all their work in one: the device times T of groups a and b with claims C (users, by
-  weight) differ by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves; L is the cost of a turn.
+- Between groups, for users with all their work in one: the device times T of groups a and b with user weights C differ
+  by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves; L is the cost of a turn.
 - With calibrated times, take a user with share s whose rows alone take t. A step takes t/s or less on average
-  (`patience.py`), as long as a batch of those rows and one more does.
-- A group keeps the device for at least `hold` steps or `quantum` of cost, unless its last image leaves.
+  (`step_time_limit`), as long as a batch of those rows and one more does.
+- A group keeps the device for at least `turn_steps` steps or `quantum` of cost, unless its last image leaves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_WEIGHT = 1000.0
 
 
 class Scheduler(Generic[E]):
-    """A group's turn lasts `hold` steps or `quantum` of cost (milliseconds, if entries have a price)."""
+    """A group's turn lasts `turn_steps` steps or `quantum` of cost (milliseconds, if entries have a `row_ms`)."""
 
     def __init__(self, turn_steps: int = 8, quantum: float = 1000.0) -> None:
         self._group_turns: GroupTurns[E] = GroupTurns(turn_steps, quantum)
@@ -44,7 +44,7 @@ class Scheduler(Generic[E]):
         self._paused_jobs: set[str] = set()
         self._newcomers: set[str] = set()  # jobs that were never served
         self._weights: dict[str, float] = {}  # of jobs, among jobs of the same user
-        self._proposal: tuple[Group[E], dict[int, float]] | None = None  # the proposal of `next`, and its costs
+        self._proposal: tuple[Group[E], dict[int, float]] | None = None  # the proposal of `next_batch`, and its costs
         self._is_stale = False
         self._arrival_count = 0
         self._step_count = 0
@@ -128,7 +128,7 @@ class Scheduler(Generic[E]):
         return [seat.entry for seat in batch]
 
     def charge(self, batch: Sequence[E], cost: float | None = None) -> None:
-        """Charge a batch that has run, at the rows and prices of its proposal, even if it has moved on since.
+        """Charge a batch that has run, at the rows and costs of its proposal, even if it has moved on since.
 
         `cost`: the forward's cost if it is not the sum of its rows (padding); it is charged to the group.
         """

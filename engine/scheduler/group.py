@@ -1,7 +1,8 @@
 """A group: the entries of one key, which may share a batch, and the choice of its next batch.
 
 Within a group the order is start-time fair queueing by cost. Each pick takes the least served tier, in it the least
-served guild, user and job; a job's images go by step. `claim` is the part of a node's work that is in this group.
+served guild, user and job; a job's images go by step. A node's `work_share` is the part of its work that is in this
+group.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Group(Generic[E]):
         del self.seats[seat.number]
 
     def update_shares(self, tree_root: ShareNode[E]) -> None:
-        """Recompute claims and rates, after an entry joined, left, paused or changed its weight."""
+        """Recompute work shares and rates, after an entry joined, left, paused or changed its weight."""
         self.nodes, self.rates = list(self.group_root.descendants()), []
         self._set_work_share(self.group_root, tree_root)
         self._set_rates(self.group_root, tree_root, 1.0)
@@ -126,7 +127,7 @@ class Group(Generic[E]):
         return batch
 
     def _mark_overtaken(self, too_wide: list[Seat[E]]) -> None:
-        """Note that seats too wide for the remaining rows were overtaken; each user's first goes first next time."""
+        """Mark seats that are too wide for the remaining rows as overtaken; each user's first goes first next time."""
         for seat in too_wide:
             assert seat.group_node is not None
             assert seat.group_node.parent is not None
@@ -136,9 +137,7 @@ class Group(Generic[E]):
         too_wide.clear()
 
     def _leading_seats(self, step: int) -> list[Seat[E]]:
-        """Return the seats before the fair order: new jobs, then overtaken seats; long overtaken ones come first of
-        all.
-        """
+        """Return the seats before the fair order: long overtaken seats, then new jobs, then other overtaken seats."""
         overtaken = sorted((seat for seat in self.seats.values() if seat.overtaken_at is not None), key=_by_overtaking)
         long_overtaken = [seat for seat in overtaken if _by_overtaking(seat) + MAX_OVERTAKEN_STEPS < step]
         newcomers: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
@@ -229,7 +228,7 @@ def _update_heaps(job: ShareNode[E]) -> None:
 
 
 def _catch_up_served(parent: ShareNode[E]) -> None:
-    """Raise nodes that got all they asked for to the least served waiting sibling: they are owed nothing."""
+    """Raise nodes that got everything they asked for to the least served waiting sibling: nothing is owed to them."""
     children = parent.children.values()
     waiting = [child.time for child in children if child.served_count < child.image_count]
     least_time = min(waiting) if waiting else max(child.time for child in children)

@@ -1,8 +1,8 @@
-"""Group turns: groups of equal keys take turns on the device, in proportion to their users' claims.
+"""Group turns: groups of equal keys take turns on the device, in proportion to their users' shares.
 
-A turn's device time is charged to all who have work in that group, by claim and not by rows. So a user of few rows does
-not slow the group down, and spreading work over many sizes gains nothing. The next turn goes to the least charged tier,
-in it the least charged guild, user and job.
+A turn's device time is charged to all who have work in that group, by their share and not by rows. So a user of few
+rows does not slow the group down, and spreading work over many sizes gains nothing. The next turn goes to the least
+charged tier, in it the least charged guild, user and job.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.scheduler.share_tree import E, Seat, ShareNode
 
 
 class GroupTurns(Generic[E]):
-    """A turn lasts `hold` steps or `quantum` of cost, whichever comes first, or until its group is empty."""
+    """A turn lasts `turn_steps` steps or `quantum` of cost, whichever comes first, or until its group is empty."""
 
     def __init__(self, turn_steps: int, quantum: float) -> None:
         self.root: ShareNode[E] = ShareNode()

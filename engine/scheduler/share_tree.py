@@ -151,7 +151,7 @@ class ShareNode(Generic[E]):
 
 @dataclass(eq=False, slots=True)
 class Seat(Generic[E]):
-    """An entry's state. `job` is its node in the whole tree, `here` the one in its group, for the key of that time."""
+    """An entry's state. `job_node` is its node in the whole tree, `group_node` the one in the group of its `key`."""
 
     entry: E
     number: int  # in order of arrival

@@ -25,7 +25,7 @@ class Demand:
 
 
 class StepTimeLimiter:
-    """The state of one group. `bound` proposes and changes nothing; `charge` counts what has run."""
+    """The state of one group. `limit_rows` proposes a limit; `charge` counts the rows that have run."""
 
     def __init__(self) -> None:
         self._saved_ms: dict[Hashable, float] = {}  # milliseconds; negative: a debt
@@ -78,7 +78,7 @@ def forward_ms(forward_times: ForwardTimes, rows: int) -> float:
 
 
 def efficient_sizes(forward_times: ForwardTimes, min_rows: int, max_rows: int) -> list[int]:
-    """Return the sizes from at least `least` rows to `full` that no mixture of two others beats."""
+    """Return the sizes from at least `min_rows` rows to `max_rows` that no mixture of two others beats."""
     sizes = sorted({min(size, max_rows) for size in forward_times if size >= min_rows} | {max_rows})
     hull: list[int] = []
     for size in sizes:
@@ -91,7 +91,10 @@ def efficient_sizes(forward_times: ForwardTimes, min_rows: int, max_rows: int) -
 
 
 def efficient_ms(forward_times: ForwardTimes, sizes: Sequence[int]) -> float:
-    """Return the shortest mean time of mixed efficient sizes with `KEPT` of the largest's rows a millisecond."""
+    """Return the shortest mean time of mixed efficient sizes.
+
+    They must give at least `MIN_THROUGHPUT_SHARE` of the largest size's rows a millisecond.
+    """
     min_throughput = MIN_THROUGHPUT_SHARE * sizes[-1] / forward_ms(forward_times, sizes[-1])
     few = sizes[0]
     for many in sizes[1:]:

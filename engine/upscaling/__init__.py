@@ -1,1 +1,1 @@
-"""The super-resolver: a GAN-trained network that enlarges a picture four times."""
+"""The super-resolver: a network, trained as a GAN, that upscales a picture four times."""

@@ -1,8 +1,8 @@
 """The super-resolver: upscales pictures with a network of any architecture that spandrel loads.
 
 It works tile by tile. Each tile includes as much context as the network's receptive field, and only its inside is kept.
-So there are no seams, no blending, and memory does not grow with the picture. Weights must be safetensors: a pickle can
-run code when it is opened.
+So there are no seams and no blending, and memory does not grow with the picture. Weights must be safetensors: a pickle
+can run code when it is opened.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SuperResolver:
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        """Raise `Unfit` (blame "worker") with one sentence if the file is not such a network in safetensors."""
+        """Raise `JobRejected` (blame "worker") with one sentence if the file is not such a network in safetensors."""
         self.name, self.device = _safe_name(path), torch.device(device)
         self._net, self._is_clamped = _load_network(path)
         self.scale = int(self._net.scale)
@@ -68,7 +68,7 @@ class SuperResolver:
 
     @classmethod
     def load(cls, path: Path | None, device: torch.device | str = "cpu") -> SuperResolver | None:
-        """Return the one at `path`, else the built-in one; None if that is not installed. Raises `Unfit`."""
+        """Return the one at `path`, else the built-in one; None if that is not installed. Raises `JobRejected`."""
         if path is None and not BUILT_IN.exists():
             return None
         return cls(path or BUILT_IN, device)
@@ -115,7 +115,10 @@ class SuperResolver:
     def _upscale_tile(
         self, tile_pixels: np.ndarray, inner: Box, outer: Box, factor: int
     ) -> tuple[Image.Image, tuple[int, int]]:
-        """Return the pixels for `inner` and their position. Both boxes are in source pixels; `shown` is `outer`."""
+        """Return the pixels for `inner` and their position. Both boxes are in source pixels.
+
+        `tile_pixels` are the pixels of `outer`.
+        """
         pixels = Image.fromarray(self._run_network(tile_pixels))
         if factor != self.scale:
             size = ((outer[2] - outer[0]) * factor, (outer[3] - outer[1]) * factor)
@@ -212,7 +215,7 @@ def _receptive_radius(net: torch.nn.Module) -> int:
 def _tile_boxes(size: tuple[int, int], context: int) -> Iterator[tuple[Box, Box]]:
     """Yield boxes that cover a picture of `size` without overlap, each with its larger context box.
 
-    A context box may reach `EDGE` pixels beyond the picture.
+    A context box may reach `EDGE_PADDING` pixels beyond the picture.
     """
     width, height = size
     step = TILE_SIDE - 2 * context

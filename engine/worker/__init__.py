@@ -1,4 +1,4 @@
-"""Worker: takes jobs from the queue, runs them in one engine, and holds each until its result is stored.
+"""Worker: pulls jobs from the queue, runs them in one engine, and keeps each until its result is stored.
 
 Every job gets exactly one result or is handed back. The jobs of a killed worker continue elsewhere from their last
 snapshots. Imports no SQL and no Discord.
@@ -77,7 +77,7 @@ class WorkerProfile:
 
 
 class Worker:
-    """`run` returns after `drain`, and raises `Stuck` or `Ended` when the process must end."""
+    """`run` returns after `drain`, and raises `Stuck` or `ConnectionEnded` when the process must end."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Worker:
             self._stop_signal.set_result(None)
 
     async def run(self) -> None:
-        """Work until drained. Raises `Stuck`, and `Ended` from the bus."""
+        """Work until drained. Raises `Stuck`, and `ConnectionEnded` from the bus."""
         self._thread.start()
         self._bus.add_reconnect_callback(self._heartbeats.recheck_cancels)
         coroutines: list[Coroutine[object, object, None]] = [
@@ -287,7 +287,7 @@ class Worker:
         await self._result_publisher.fail_run(run, event.reason, event.blame)
 
     async def _run_guarded(self, run: JobRun, work: Coroutine[object, object, None]) -> None:
-        """JobRun `work`; an error fails only this job."""
+        """Run `work`; an error fails only this job."""
         with log_context(run.job.id):
             try:
                 await work

@@ -1,4 +1,4 @@
-"""The runs of this worker, and how a run is removed from everything that works on it."""
+"""The runs of this worker, and how to remove a run from everything that works on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class ActiveRuns:
-    """`changed` is set when the worker's presence is out of date."""
+    """`presence_changed` is set when the worker's presence is out of date."""
 
     def __init__(self, thread: EngineThread, decode_worker: DecodeWorker) -> None:
         self.thread, self._decode_worker = thread, decode_worker

@@ -1,4 +1,4 @@
-"""Calibration by real work: measured steps and decodes update costs, batch limits and announcements, and are saved.
+"""Calibration by real work: times steps and decodes, updates costs, batch limits and announcements, and saves them.
 
 `engine.calibration.refinement` weighs the measurements.
 """
@@ -20,7 +20,7 @@ UPDATE_SECONDS = 5.0
 
 
 class CalibrationUpdater:
-    """`stepped` runs in the engine's thread, `decoded` in the decode worker's, `refine` in the event loop."""
+    """The engine's thread calls `record_step`, the decode worker's `record_decode`. The rest runs in the event loop."""
 
     def __init__(
         self,

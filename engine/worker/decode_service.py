@@ -70,7 +70,7 @@ class DecodeService:
 
 
 def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
-    """Yield the latents as tensors. Raises `Unfit` where one has the wrong size or is not finite."""
+    """Yield the latents as tensors. Raises `JobRejected` where one has the wrong size or is not finite."""
     try:
         shape = family.latent_shape(request.width, request.height)
     except ValueError as error:
@@ -85,6 +85,6 @@ def parse_latents(request: DecodeRequest, family: Family) -> Iterator[torch.Tens
 
 
 def _check_time(request: DecodeRequest, info: ModelProfile) -> None:
-    """Raise `Unfit` where the request would take too long."""
+    """Raise `JobRejected` where the request would take too long."""
     if estimate_decode_ms(info, request.width, request.height, len(request.latents)) > MAX_DECODE_MS:
         raise JobRejected(SLOW_ERROR, "worker")

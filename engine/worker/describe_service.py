@@ -93,7 +93,7 @@ class DescribeService:
         rows: int,
         dtype: Dtype,
     ) -> list[float]:
-        """Run one forward in the engine's thread; split it in halves where memory runs out. Raises `Unfit`."""
+        """Run one forward in the engine's thread; split it in halves where memory runs out. Raises `JobRejected`."""
         try:
             work = partial(diffusion_classifier.prediction_errors, family, texts, draws, batch, rows, dtype)
             return await self._thread.call(lambda _: _run_checked(family, work), WorkKind.PICTURE)
@@ -112,7 +112,7 @@ class _BatchTooLarge(Exception):
 
 
 def _run_checked(family: Family, work: Callable[[], list[float]]) -> list[float]:
-    """Run `work`. Raises `Unfit`, `_TooLarge`, or `DeviceLost` where the device is lost."""
+    """Run `work`. Raises `JobRejected`, `_BatchTooLarge`, or `DeviceLost` where the device is lost."""
     try:
         return work()
     except JobRejected:

@@ -19,7 +19,10 @@ Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, t
 
 
 def check_model(data: Path, model: str = "embedded", *, force: bool = False) -> Iterator[Finding]:
-    """Yield device, number format and speed of one model, from its calibration (measured now if missing or `again`)."""
+    """Yield device, number format and speed of one model, from its calibration.
+
+    It measures now if there is no calibration, or with `force`.
+    """
     device = choose_device()
     yield "device", True, f"{device.type}: {read_device_name(device)}", ""
     try:

@@ -30,7 +30,7 @@ Command = Callable[[], None]
 class EngineThread:
     """`on_events` runs on the event loop with the events of a step and the time (monotonic) of its end.
 
-    `on_ran` runs in this thread with the batch of each step and the step's milliseconds. `on_crash` runs on the loop
+    `on_step` runs in this thread with the batch of each step and the step's milliseconds. `on_crash` runs on the loop
     when a step raised. The engine's state is then unknown, and the process should end.
     """
 
@@ -50,9 +50,9 @@ class EngineThread:
         self._thread.start()
 
     async def call(self, action: Callable[[Engine], T], kind: WorkKind | None = None) -> T:
-        """Run `act` between two steps and return, or raise, its result.
+        """Run `action` between two steps and return its result, or raise its error.
 
-        An `act` that computes names its `kind` and waits for its turn on the cores; others do not wait.
+        An action that computes names its `kind` and waits for its turn on the cores; others do not wait.
         """
         future: Future[T] = Future()
 

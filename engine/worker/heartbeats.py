@@ -1,4 +1,4 @@
-"""Heartbeats: every few seconds each run's message and claim are renewed, while the work makes progress.
+"""Heartbeats: renews each run's message and claim every few seconds, while the work makes progress.
 
 A stuck worker must not look alive: its heartbeat raises `Stuck`, the process ends, and other workers take its jobs.
 """

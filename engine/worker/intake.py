@@ -1,8 +1,7 @@
 """Intake: from a delivered message to a run. Claims the job, reads tombstone and snapshots, and announces the start.
 
 Workers of a pool may have different models, and any of them may receive a job: a job for another worker goes back
-unclaimed. The run enters the roster before the tombstone is read, so that a cancel is either found here or heard by the
-watch.
+unclaimed. The run is active before the tombstone is read, so that a cancel is either found here or heard by the watch.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ FindRejection = Callable[[Job], str]
 
 
 class Intake:
-    """`admit` gives a run to the engine. It raises `Unfit` where the engine cannot run the job.
+    """`admit` gives a run to the engine. It raises `JobRejected` where the engine cannot run the job.
 
-    `elsewhere` returns why a job is for another worker; empty: it may be claimed.
+    `find_rejection` returns why a job is for another worker; empty: this one may claim it.
     """
 
     def __init__(

@@ -37,9 +37,9 @@ def run_locally(
     job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
     on_frame: Callable[[Frame], None] | None = None, rows: int = 32, map_store: MapStore | None = None,
 ) -> LocalResult:  # fmt: skip
-    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` if it cannot be done.
+    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `JobRejected` if it cannot be done.
 
-    `blobs`: the recipe's init images or ladder, by SHA-256. `maps`: where fitted preview maps are stored.
+    `blobs`: the recipe's init images or ladder, by SHA-256. `map_store`: where fitted preview maps are stored.
     """
     on_cpu = all(family.device.type == "cpu" for family in families.values())
     engine, decode_worker = (

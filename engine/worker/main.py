@@ -1,4 +1,4 @@
-"""Runs one worker process: connects to the broker, loads the models, and works until it is told to stop."""
+"""Runs one worker process: connects to the broker, loads the models, and works until it gets a signal to stop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ GRID_ROWS = 8  # rows of four images with guidance: with fewer, a worker could n
 
 @dataclass(frozen=True)
 class WorkerModels:
-    """What this worker offers: each model with its calibration, and the memory stock."""
+    """The models that this worker offers, each with its calibration, and those that are in memory."""
 
     device: torch.device
     models: tuple[tuple[ModelEntry, Calibration], ...]
@@ -108,12 +108,12 @@ class WorkerModels:
 
 
 def load_all_models(settings: WorkerSettings) -> WorkerModels:
-    """Load the models. Blocks for seconds to minutes, or as long as a download takes. Raises `Unfit`."""
+    """Load the models. Blocks for seconds to minutes, or as long as a download takes. Raises `JobRejected`."""
     return load_startup_models(settings, *discover_models(settings))
 
 
 def discover_models(settings: WorkerSettings) -> tuple[LoadContext, list[DiscoveredModel]]:
-    """Find the models, downloading those on the hub, which may take long. Raises `Unfit`."""
+    """Find the models, downloading those on the hub, which may take long. Raises `JobRejected`."""
     from engine.model_cache.discovery import (  # imports every model family, which takes seconds
         LoadContext,
         discover_models,
@@ -131,7 +131,7 @@ def load_startup_models(
     discovered: Sequence[DiscoveredModel],
     on_progress: ReportProgress = lambda _: None,
 ) -> WorkerModels:
-    """Load the models that must be in memory from the start. Raises `Unfit`."""
+    """Load the models that must be in memory from the start. Raises `JobRejected`."""
     from engine.model_cache.discovery import load_models
 
     check = load_check(settings.check, model_dirs.device)
@@ -158,7 +158,7 @@ def simulate_models(simulation: SimulationSettings) -> WorkerModels:
 
 
 def load_check(check_settings: PictureCheckSettings | None, device: torch.device) -> PictureCheck | None:
-    """Return the picture check if the settings name one. Raises `Unfit`."""
+    """Return the picture check if the settings name one. Raises `JobRejected`."""
     if check_settings is None:
         return None
     check = PictureCheck.load(check_settings.folder, check_settings.labels, check_settings.threshold, device)
@@ -176,7 +176,7 @@ def build_label() -> str:
 
 
 async def run_worker(settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `Unreachable` or `Unfit`."""
+    """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `BrokerUnreachable` or `JobRejected`."""
     limit_heap_arenas()
     token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, ca_file=settings.nats_ca)
@@ -286,7 +286,7 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
 
 
 async def _act_on_parent_exit(parent: int, on_exit: Callable[[], None]) -> None:
-    """Call `act` once the parent process has died: nothing else would ever stop this worker."""
+    """Call `on_exit` once the parent process has died: nothing else would ever stop this worker."""
     if not parent:
         return
     while os.getppid() == parent:
@@ -296,7 +296,7 @@ async def _act_on_parent_exit(parent: int, on_exit: Callable[[], None]) -> None:
 
 
 class _SignalHandlers:
-    """While active, SIGTERM and SIGINT call `act` and do not end the process."""
+    """While active, SIGTERM and SIGINT call `on_signal` and do not end the process."""
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self._on_signal = on_signal

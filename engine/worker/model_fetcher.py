@@ -34,7 +34,7 @@ class ModelFetcher:
         return reason_to_decline(job.task, self._model_cache.list_models())
 
     async def fetch_model(self, run: JobRun) -> None:
-        """Return once the engine can take the run. Raises `Unfit` where its model cannot be loaded."""
+        """Return once the engine can take the run. Raises `JobRejected` where its model cannot be loaded."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe), "only a recipe has a model"
         report_task = asyncio.create_task(self._report_loading(run, recipe.model))

@@ -47,7 +47,7 @@ class RequestSlot:
 async def use_model(model_cache: ModelCache, name: str, revision: str) -> AsyncIterator[tuple[Family, ModelProfile]]:
     """Keep a loaded model in the cache for the body. Empty `revision`: any.
 
-    Raises `Unfit` where the model is not in memory at this revision, or `TimeoutError`.
+    Raises `JobRejected` where the model is not in memory at this revision, or `TimeoutError`.
     """
     info = next(
         (candidate for candidate in model_cache.list_models() if candidate.name == name and candidate.loaded), None

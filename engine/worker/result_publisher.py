@@ -1,6 +1,6 @@
 """How a run ends: its one result is published under its epoch, and only then is the job released.
 
-Outages are waited out while the claim holds. A lost claim ends a run without a result.
+While the claim holds, it waits for the end of an outage. A lost claim ends a run without a result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_OUTAGE_SECONDS = 300.0
 
 
 async def retry_until_reachable(action: Callable[[], Awaitable[T]], max_seconds: float = MAX_OUTAGE_SECONDS) -> T:
-    """Call `act` again while the broker is away. Raises `Unreachable` after `patience` seconds."""
+    """Call `action` again while the broker is away. Raises `BrokerUnreachable` after `max_seconds`."""
     deadline = time.monotonic() + max_seconds
     while True:
         try:
@@ -38,7 +38,7 @@ async def retry_until_reachable(action: Callable[[], Awaitable[T]], max_seconds:
 
 
 class ResultPublisher:
-    """Ends runs: a run leaves the roster here, after its result is stored."""
+    """Ends runs: it removes a run from the active runs after its result is stored."""
 
     def __init__(self, bus: Bus, worker_name: str, active_runs: ActiveRuns) -> None:
         self._bus, self._worker_name, self._active_runs = bus, worker_name, active_runs
@@ -86,7 +86,7 @@ class ResultPublisher:
     async def _has_claim(self, run: JobRun) -> bool:
         """Whether the claim holds. If not, or if that is unknown, message and snapshots may be the next worker's.
 
-        The bot settles a finished job too, so what we leave behind is removed.
+        The bot cleans up after a finished job too, so it removes what we leave behind.
         """
         try:
             if await retry_until_reachable(lambda: self._bus.renew_claim(run.claim), self._bus.limits.lease):

@@ -1,6 +1,7 @@
-"""JobRun: one claimed job, its progress, and its remaining time. No I/O.
+"""`JobRun`: one claimed job, its progress, and its remaining time. No I/O.
 
-Its outcome is decided once: the first caller of `end` (finish, failure, cancel or loss) gets True, the others False.
+Its outcome is decided once: the first caller of `try_end` (finish, failure, cancel or loss) gets True, the others
+False.
 """
 
 from __future__ import annotations
@@ -106,6 +107,6 @@ class JobRun:
         return is_first
 
     def compute_cost(self, steps: int) -> float:
-        """Return the cost up to step `steps`, in device-seconds, at the price when it was admitted."""
+        """Return the cost up to step `steps`, in device-seconds, by the calibration at its admission."""
         total_steps = self.end_step - self.first_step
         return self.job.cost * max(0.0, min(1.0, (steps - self.first_step) / total_steps)) if total_steps > 0 else 0.0

@@ -26,7 +26,8 @@ CHECK_SECONDS = 0.5  # seconds between checks whether another model needs the me
 class RunControl:
     """Ignores messages about jobs that are not here.
 
-    `crowded`: whether a job has waited long enough for memory that models in use occupy. Then every pause ends.
+    `is_memory_contended`: whether a job has waited long enough for memory that models in use occupy. Then every pause
+    ends.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class RunOutput:
         self._upscale_lock = asyncio.Lock()
 
     async def load_init_latents(self, run: JobRun) -> InitLatents | None:
-        """Fetch and encode the job's init image or branch point; None where it starts from noise. Raises `Unfit`."""
+        """Fetch and encode the job's init image or branch point; None: it starts from noise. Raises `JobRejected`."""
         recipe = run.job.task
         if isinstance(recipe, Recipe):
             self._decode_worker.prepare_preview(recipe.model)
@@ -146,7 +146,7 @@ class RunOutput:
         await self._result_publisher.publish_picture(run, picture)
 
     async def run_upscale(self, run: JobRun) -> None:
-        """JobRun an upscale job."""
+        """Run an upscale job."""
         task = run.job.task
         assert isinstance(task, UpscaleTask)
         try:

@@ -2,7 +2,7 @@
 
 So a worker runs for real in all but its network: claims, batches, snapshots, previews, results. A picture is a
 bit-exact function of prompt, seed and every step, in any batch. So its hash shows whether a job that moved to another
-worker was continued correctly.
+worker continued correctly.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class SnapshotSaver:
             await asyncio.gather(*(self._store_snapshots(run, each) for run, each in zip(runs, snapshots, strict=True)))
 
     async def _take_snapshots(self, runs: Sequence[JobRun], *, is_last: bool = False) -> list[list[Snapshot]]:
-        """Return the snapshots of each run. `last`: also pause the runs, so that no further step runs."""
+        """Return the snapshots of each run. `is_last`: also pause the runs, so that no further step runs."""
 
         def take_between_steps(engine: Engine) -> list[list[Snapshot]]:
             for run in runs if is_last else ():

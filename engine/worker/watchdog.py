@@ -24,8 +24,8 @@ MAX_REMEMBERED_STEPS = 101
 class Watchdog:
     """Written by the working threads, read by the heartbeat loop: single assignments, no lock.
 
-    `slowest`: calibrated seconds of the slowest step of the loaded models, so that a step of a large model after many
-    of a small one is not late.
+    `slowest_step`: calibrated seconds of the slowest step of the loaded models. So a step of a large model after many
+    of a small one does not count as late.
     """
 
     def __init__(self, slowest_step: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:

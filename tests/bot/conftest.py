@@ -293,13 +293,16 @@ def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return new_url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
     """The URL of an empty database with all current tables, SQLite or PostgreSQL."""
     return fresh(request.param)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=DATABASES)
 def bare(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
     """The URL of a database without a table, SQLite or PostgreSQL."""
     return fresh(request.param, bare=True)

@@ -106,7 +106,7 @@ async def _count_newer(bus: Bus, stream: str, state: StreamState) -> int:
 
 
 def _is_newer(payload: bytes, stream: str) -> bool:
-    """Raises `Malformed`."""
+    """Raises `MalformedMessage`."""
     try:
         decode(payload, cast("type[Result]", Result) if stream == RESULTS else Job)
     except NewerVersion:

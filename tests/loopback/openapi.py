@@ -1,7 +1,7 @@
 """Validates each request strictly against Discord's own OpenAPI description.
 
-A property that the description does not know is a finding. Findings are counted values without ids and texts. Knows
-JSON and the description. `unwritten` has the rules that it leaves out; `habits` has discord.py's known deviations.
+A property that the description does not know is a finding. Findings are counted values without ids and texts.
+`unwritten_rules` has the rules that the description leaves out; `known_deviations` has discord.py's.
 """
 
 from __future__ import annotations

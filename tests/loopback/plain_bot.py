@@ -1,6 +1,6 @@
 """A plain discord.py bot with one component of each kind, in this process: shows the library's own requests.
 
-Tests of acts, of gateway faults and of the table of habits use it. Knows nothing of Darkroom.
+Tests of acts, of gateway faults and of the table of deviations use it. It is independent of Darkroom.
 """
 
 from __future__ import annotations

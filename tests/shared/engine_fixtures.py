@@ -38,7 +38,7 @@ class Affine:
     name, revision, guidance = "affine", "r1", 2.0
     device = torch.device("cpu")
     size, multiple, max_pixels, tokens = 32, 8, 64 * 64, 4
-    enlargement, upscaler = 1, ""
+    upscale_factor, upscaler = 1, ""
     guides: GuidanceKind = "rows"
     interval = (0.0, 1.0)
     samplers = VERSION_1_SAMPLERS
@@ -56,23 +56,23 @@ class Affine:
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         return plan(self.scheduler_config, sampler, steps, eta)
 
-    def encode(self, text: str) -> torch.Tensor:
-        return self._told(text)
+    def encode_text(self, text: str) -> torch.Tensor:
+        return self._embed(text)
 
-    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
-        return (self._told(text),)
+    def encode_conditioning(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditioning:
+        return (self._embed(text),)
 
-    def _told(self, text: str) -> torch.Tensor:
+    def _embed(self, text: str) -> torch.Tensor:
         value = float("nan") if text == self._spoilt and text else (sum(map(ord, text)) % 97) / 97
         return torch.full((4, 2), value)
 
     def denoise(
-        self, x: torch.Tensor, t: torch.Tensor, texts: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
+        self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
         if len(x) > self.memory_of.get(x.shape[-1], self.memory):
             raise torch.OutOfMemoryError("the test's memory is full")
         self.shapes.append(len(x))
-        return 0.3 * x + t.view(-1, 1, 1, 1) / 2000 + texts[0][:, 0, 0].view(-1, 1, 1, 1)
+        return 0.3 * x + t.view(-1, 1, 1, 1) / 2000 + conditioning[0][:, 0, 0].view(-1, 1, 1, 1)
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         pixels = ((latents[:3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)

@@ -185,7 +185,7 @@ def test_the_lab_draws_the_same_latents_as_the_engine(
         engine.add(each)
     theirs = finish(engine)
     room = LabContext(affine, steps=10, guidance=2.0, seed=7)
-    texts = [affine.encode(text) for text in ("cat", "dog", "worm")]
+    texts = [affine.encode_text(text) for text in ("cat", "dog", "worm")]
     drawings = [
         room.make_drawing(texts[0], room.initial_noise()),
         compose_drawing(room, texts, (2, 2, -1), room.initial_noise()),

@@ -1,4 +1,4 @@
-"""The built-in artwork for the training commands: fetched once, encoded once, kept in the cache folder."""
+"""The built-in artwork for the training commands: fetches and encodes it once, and keeps it in the cache folder."""
 
 from __future__ import annotations
 

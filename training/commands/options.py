@@ -1,6 +1,6 @@
 """The options that all training commands share, and the decorator that adds them to a command.
 
-Knows names, defaults and signatures; opens nothing.
+It has names, defaults and signatures, and opens nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TrainOptions:
 
 
 def with_train_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `course` in a command's signature by every option of `Course`, for typer to read."""
+    """Replace the parameter `options` in a command's signature by every field of `TrainOptions`, for typer to read."""
     shared_fields, own_parameters = fields(TrainOptions), inspect.signature(command, eval_str=True).parameters
     type_hints = get_type_hints(TrainOptions, include_extras=True)
 

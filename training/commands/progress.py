@@ -1,4 +1,4 @@
-"""Progress output: a bar with the remaining time in a terminal, else a line at intervals. Knows no trainer."""
+"""Progress output: a bar with the remaining time in a terminal, else a line at intervals. It works with any trainer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def print_status(message: str) -> None:
 
 @contextmanager
 def show_progress(title: str) -> Iterator[ProgressUpdate]:
-    """Show a bar called `what`; yields the function that updates it."""
+    """Show a bar called `title`; yields the function that updates it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _make_line_reporter(title)

@@ -123,7 +123,7 @@ def load_perceptual_loss() -> PerceptualLoss:
 
 
 def _check_memory(network: AutoencoderKL, batch: int, train_count: int, held_out_count: int) -> None:
-    """Raise ValueError if `seen` and `held_out` pictures and the training do not fit into memory."""
+    """Raise ValueError if the training does not fit into memory, with `train_count` and `held_out_count` pictures."""
     side, parameter_count = (
         int(network.config["sample_size"]),
         sum(parameter.numel() for parameter in network.parameters()),

@@ -63,7 +63,7 @@ def train_on_dataset(session: Session, source: str, data: Path, flip: bool, over
     parts_model = _parts_model(source)
     if (folder := find_model_folder(parts_model)) and (
         folder / "unet"
-    ).is_dir():  # otherwise `open_model` reports what is missing
+    ).is_dir():  # otherwise `load_model` reports what is missing
         memory_estimate.check_fits(memory_estimate.estimate_diffusion(folder, settings.batch))
     dataset = user_dataset.read_dataset(session, data)
     model = load_model(parts_model)

@@ -1,7 +1,7 @@
 """The folder `run/` of one training run: its owner, its lock, its origin, and how to clear it.
 
-The lock file names our command, so no other folder called `run/` is mistaken for ours. Only files that a run writes are
-ever deleted. Knows files; knows nothing of what is trained.
+The lock file names our command, so no other folder called `run/` is mistaken for ours. It deletes only files that a run
+writes. It is the same for every kind of network.
 """
 
 from __future__ import annotations

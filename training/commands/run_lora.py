@@ -36,7 +36,7 @@ LARGE_SIDE, FEW_PICTURES = 128, 4  # side in pixels above which a sample sheet h
 def train_lora(
     session: Session, source: str, data: Path, merge_folder: Path | None, flip: bool, overrides: dict[str, Any]
 ) -> int:
-    """Train and return the exit code. Raises ValueError or `Unfit` with what is wrong."""
+    """Train and return the exit code. Raises ValueError or `JobRejected` with what is wrong."""
     _check_merge_folder(session, merge_folder)
     _check_memory(session, find_model_folder(source), overrides)
     dataset = user_dataset.read_dataset(session, data)
@@ -60,7 +60,7 @@ def _check_memory(session: Session, folder: Path, overrides: dict[str, Any]) -> 
         **saved_settings,
         **{name: value for name, value in overrides.items() if value is not None},
     }
-    if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `open_model` reports what is missing
+    if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `load_model` reports what is missing
         memory_estimate.check_fits(
             memory_estimate.estimate_lora(
                 folder, estimate_settings["batch"], estimate_settings["rank"], estimate_settings.get("size")

@@ -1,7 +1,7 @@
 """One run of a training command: its folder, its starting conditions, signals, progress, and its end.
 
-A folder belongs to one run: `run/` has checkpoint, log, sheets and caches; the result goes beside it at the end. Knows
-nothing of what is trained. A mistake of the caller's is a ValueError with one sentence.
+A folder belongs to one run: `run/` has checkpoint, log, sheets and caches; the result goes beside it at the end. It is
+the same for every kind of network. A mistake of the user is a ValueError with one sentence.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Session:
     def train(
         self, trainer: Trainer, evaluator: Evaluator, write_result: Callable[[], None], *, minutes: float = 5.0
     ) -> int:
-        """Train to the end, or until a signal; `finish` writes the result. Returns the exit code."""
+        """Train to the end, or until a signal; `write_result` writes the result. Returns the exit code."""
         end_time = self._end_time()
         budget = Budget(self.options.samples, end_time, self.options.steps)
         metadata = {"origin": self.origin, "until": self.options.until, "ending": end_time}

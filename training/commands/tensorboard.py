@@ -1,4 +1,4 @@
-"""Writes a run's figures to TensorBoard, if it is installed. Knows no trainer."""
+"""Writes a run's figures to TensorBoard, if it is installed. It works with any trainer."""
 
 from __future__ import annotations
 

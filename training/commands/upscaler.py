@@ -1,4 +1,4 @@
-"""The `darkroom train upscaler` command: trains the network that enlarges pictures four times."""
+"""The `darkroom train upscaler` command: trains the network that upscales pictures four times."""
 
 from __future__ import annotations
 

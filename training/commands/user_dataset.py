@@ -1,4 +1,4 @@
-"""The user's own folder of pictures for the training commands: read, checked, encoded once."""
+"""The user's own folder of pictures for the training commands: reads and checks it, and encodes it once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any time, and the export in the diffusers layout.
 
-Knows tensors, files and atomic replacement; knows nothing of what is trained. A checkpoint is one safetensors file with
-the position as JSON in its header. It is not a pickle, so a stranger's file cannot run code.
+It is the same for every kind of network. A checkpoint is one safetensors file with the position as JSON in its header.
+It is not a pickle, so a stranger's file cannot run code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def save(
 ) -> None:
     """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one.
 
-    The position and `also` go into the file's metadata. Raises OSError, also for a full disk; the old file is then
+    The position and `metadata` go into the file's metadata. Raises OSError, also for a full disk; the old file is then
     still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A network with its optimizers and moving average, and all state of its next update by name.
 
-Knows tensors; knows nothing of losses or pictures. Frozen parameters have no average. Buffers (a spectral norm's
-vectors) are saved like parameters.
+It is independent of losses and pictures. Frozen parameters have no average. Buffers (a spectral norm's vectors) are
+saved like parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPTIMIZER_MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # b
 
 
 def warmup_factor(steps: int, warmup_steps: int) -> float:
-    """Return the warm-up factor of the learning rate after `steps`: 1 after `warm` of them."""
+    """Return the warm-up factor of the learning rate after `steps`: 1 after `warmup_steps` of them."""
     return min(1.0, (steps + 1) / warmup_steps)
 
 
@@ -29,7 +29,7 @@ def cosine_decay(progress: float) -> float:
 
 
 class Learner:
-    """Updates the parameters of `network` that require a gradient: `matrices` by Muon, all others by AdamW.
+    """Updates the parameters of `network` that require a gradient, `is_muon_matrix` by Muon, all others by AdamW.
 
     `name` prefixes every tensor's name. Without `ema` the average is the network itself.
     """

@@ -1,6 +1,6 @@
 """Estimates the memory of a training before anything is loaded, from the headers of the weight files.
 
-Knows sizes only. The figures are for a processor, rounded up from measurements (docs/training.md).
+It works on sizes only. The figures are for a processor, rounded up from measurements (docs/training.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALLER_BATCH = "a smaller --batch"
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by purpose; `mend` is advice that reduces them."""
+    """Bytes by purpose; `remedy` is advice that reduces them."""
 
     weights: float
     activations: float
@@ -74,7 +74,10 @@ def estimate_pixel_network(
     held_out_pixels: float = 0.0,
     remedy: str = "",
 ) -> MemoryEstimate:
-    """Estimate training on `seen` and `held_out` pixels in memory; each picture of a batch keeps `each` bytes."""
+    """Estimate training on `train_pixels` and `held_out_pixels` in memory.
+
+    Each picture of a batch keeps `bytes_per_picture` for its gradient.
+    """
     weights = (
         TRAINED_PARAMETER_BYTES * parameter_count
         + PICTURE_PIXEL_BYTES * train_pixels
@@ -177,7 +180,7 @@ def _read_config(folder: Path, *, needs_sample_size: bool = True) -> dict[str, A
 
 
 def _are_sizes(value: object, *, allow_empty: bool = False) -> bool:
-    """Check for whole numbers of at least 1. With `empty`, an empty list and zeros count too: a tensor's shape."""
+    """Check for whole numbers of at least 1. With `allow_empty` an empty list and zeros count too, as in a shape."""
     if not isinstance(value, list) or not (value or allow_empty):
         return False
     return all(type(size) is int and 1 - allow_empty <= size <= MAX_DIMENSION for size in value)

@@ -1,8 +1,8 @@
 """The Muon optimizer: momentum, made orthogonal matrix by matrix, so that rare directions are learnt too.
 
-A convolution `[out, in, h, w]` counts as the matrix `[out, in·h·w]`. Knows tensors only; biases, norms and the first
-and last layer belong to AdamW. Jordan 2024 (Muon); the scale that allows AdamW's learning rates: Liu 2025 (Moonlight),
-eq. 4; the polynomials: Amsel 2025 (Polar Express), table 1.
+A convolution `[out, in, h, w]` counts as the matrix `[out, in·h·w]`. AdamW updates biases, norms and the first and last
+layer. Jordan 2024 (Muon); the scale that allows AdamW's learning rates: Liu 2025 (Moonlight), eq. 4; the polynomials:
+Amsel 2025 (Polar Express), table 1.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 
 
 def batch_indices(seed: int, step: int, total: int, batch_size: int) -> np.ndarray:
-    """Return the row numbers of this step, `batch` of `total`: each row comes once an epoch."""
+    """Return the row numbers of this step, `batch_size` of `total`: each row comes once an epoch."""
     epoch, batch_number = divmod(step, total // batch_size)
     return np.random.default_rng([seed, epoch]).permutation(total)[
         batch_number * batch_size : (batch_number + 1) * batch_size

@@ -1,6 +1,6 @@
 """One training run in a folder: `checkpoint.safetensors`, `log.jsonl`, `sheets/`. It resumes after a kill at any time.
 
-Decides when to save and evaluate, for any trainer. The caller passes the clock. Knows nothing of the terminal.
+It decides when to save and evaluate, for any trainer. The caller passes the clock and writes to the terminal.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Evaluator(Protocol):
     def evaluate(self) -> Mapping[str, float]: ...
 
     def draw_sheet(self, path: Path) -> None:
-        """Write one PNG, replaced atomically (`validate.write_sheet`)."""
+        """Write one PNG, replaced atomically (`training.diffusion.sampling.write_sheet`)."""
         ...
 
 
@@ -84,7 +84,7 @@ class MetricsWriter(Protocol):
 
 @dataclass
 class TrainingRun:
-    """A training run that saves its position in `folder`; `started` and `now` are seconds of one clock."""
+    """A training run that saves its position in `folder`; `start_time` and `now` are seconds of one clock."""
 
     folder: Path
     trainer: Trainer
@@ -112,7 +112,10 @@ class TrainingRun:
         on_step: Callable[[Metrics], None],
         save_interval: float,
     ) -> None:
-        """Train until the budget is spent or `stopping`; save a checkpoint every `every` seconds and at the end."""
+        """Train until the budget is spent or `should_stop`.
+
+        It saves a checkpoint every `save_interval` seconds and at the end.
+        """
         next_save, loss_averager = clock() + save_interval, LossAverager()
         while (progress := self.progress(clock())) < 1 and not should_stop():
             losses = self.trainer.step(progress)

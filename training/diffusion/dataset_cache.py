@@ -1,6 +1,6 @@
 """The training data of the user's own pictures: latents and token states of every view, computed once.
 
-Knows the frozen parts of any pipeline; knows nothing of the network.
+It uses the frozen parts of any pipeline, never the network.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trains the diffusion network: v-prediction over 1000 steps with zero terminal SNR, classifier-free guidance, EMA.
 
-Knows one step and the state that repeats the next one exactly; knows nothing of files, clocks or the source of the
-variants. All randomness is a function of (seed, step).
+It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
+the variants. All randomness is a function of (seed, step).
 
 Ho 2020 (DDPM); Salimans & Ho 2022 (v-prediction); Lin 2024 (zero terminal SNR); Ho & Salimans 2021 (guidance).
 """
@@ -59,7 +59,7 @@ class DiffusionSettings:
 
 
 def warp_timesteps(uniforms: Tensor) -> Tensor:
-    """Map uniform numbers, float [n], to shares of the timesteps by the distribution `DRAWN`."""
+    """Map uniform numbers, float [n], to shares of the timesteps by `TIMESTEP_DISTRIBUTION`."""
     timesteps, draws = zip(*TIMESTEP_DISTRIBUTION, strict=True)
     return torch.from_numpy(np.interp(uniforms.numpy(), draws, timesteps)).float()
 
@@ -168,7 +168,7 @@ class DiffusionTrainer:
 class DiffusionEvaluator:
     """Evaluates the averaged network of `trainer` on variants and on fixed prompts [n, tokens, width].
 
-    `figure` names the error over the variants: `v_mse` only if they are never trained on.
+    `metric_name` names the error over the variants: `v_mse` only if they are never trained on.
     """
 
     trainer: DiffusionTrainer

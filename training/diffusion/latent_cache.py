@@ -1,8 +1,7 @@
 """The training data in fp16 files, computed once: latents of every variant, token states of every caption.
 
-Knows the frozen parts (our autoencoder, MiniLM from its wheel); knows nothing of the network. The files are
-memory-mapped, so a step costs only the network. A cache is renamed into place at the end, so an incomplete one is never
-used.
+It uses the frozen parts (our autoencoder, MiniLM from its wheel), never the network. The files are memory-mapped, so a
+step costs only the network. A cache is renamed into place at the end, so no run uses an incomplete one.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ENCODE_BATCH = 128
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Training data: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty` [tokens, width]."""
+    """Training data: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty_states` [tokens, width]."""
 
     latents: np.ndarray
     states: np.ndarray
@@ -59,7 +58,7 @@ class CaptionEncoder:
 
 
 def load_caption_encoder() -> CaptionEncoder:
-    """Load MiniLM from the installed wheel. Raises `Unfit` if it is missing or not the one we trained with."""
+    """Load MiniLM from the installed wheel. Raises `JobRejected` if it is missing or not the one we trained with."""
     return CaptionEncoder(*load_text_encoder())
 
 
@@ -103,7 +102,7 @@ class EncodedBatch:
 def open_or_write_cache(
     cache_folder: Path, batches: Iterable[EncodedBatch], empty_states: Tensor, total: int, on_progress: ProgressCallback
 ) -> LatentCache:
-    """Open the cache `target`, or write it from `batches`, `total` rows together."""
+    """Open the cache in `cache_folder`, or write it from `batches`, `total` rows together."""
     if cache_folder.exists():
         return open_cache(cache_folder)
     partial_folder = cache_folder.with_suffix(".partial")

@@ -1,7 +1,7 @@
 """Trains a LoRA on the attention of any Stable Diffusion network, by PEFT; the network itself stays frozen.
 
-Supports networks that predict noise or v; knows nothing of files or clocks. All randomness is a function of (seed,
-step). Hu 2021 (LoRA); Ho 2020 (noise); Salimans & Ho 2022 (v).
+It supports networks that predict noise or v. It is independent of files and clocks. All randomness is a function of
+(seed, step). Hu 2021 (LoRA); Ho 2020 (noise); Salimans & Ho 2022 (v).
 """
 
 from __future__ import annotations

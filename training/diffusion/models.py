@@ -1,6 +1,6 @@
 """Opens a complete model as a diffusers pipeline, and writes one as a folder in the diffusers layout.
 
-Knows which parts a model has and where a folder holds them; knows nothing of training.
+It says which parts a model has and where they lie in a folder. It is independent of training.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class LoadedModel:
 
 
 def find_model_folder(source: str, models: Path | None = None) -> Path:
-    """Find the folder of `embedded`, a path, a name in the data folder's `models`, or a hub name. Raises `Unfit`."""
+    """Find the folder of `embedded`, a path, a name in the data folder's `models`, or a hub name.
+
+    Raises `JobRejected`.
+    """
     if source == EMBEDDED_MODEL:
         return WEIGHTS_FOLDER
     local_folder = (models or default_data() / "models") / source
@@ -63,7 +66,7 @@ def find_model_folder(source: str, models: Path | None = None) -> Path:
 
 
 def load_model(source: str) -> LoadedModel:
-    """Open a model. Raises `Unfit` if it is not a Stable Diffusion model in safetensors."""
+    """Open a model. Raises `JobRejected` if it is not a Stable Diffusion model in safetensors."""
     folder = find_model_folder(source)
     if (folder / INDEX_FILE).is_file():
         pipeline = load_training_pipeline(folder, source)
@@ -110,8 +113,8 @@ def hash_contents(path: Path) -> str:
 def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, temp_folder: Path) -> None:
     """Write a complete folder for `StableDiffusionPipeline.from_pretrained`; casts the parts to `dtypes`.
 
-    Writes to `scratch`, moves part by part into place, and the index last: without it the folder does not count as a
-    model.
+    Writes to `temp_folder`, moves part by part into place, and the index last: without it the folder does not count as
+    a model.
     """
     shutil.rmtree(temp_folder, ignore_errors=True)
     for part, dtype in dtypes.items():

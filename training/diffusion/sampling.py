@@ -1,7 +1,6 @@
 """Evaluates a diffusion network: v-MSE on held-back variants, and a sheet of pictures for fixed prompts and seeds.
 
-Knows sampling and measuring; knows nothing of optimizers. Both are pure functions of the network, with fixed timesteps,
-noise and seeds, so two results can be compared.
+Both are pure functions of the network, with fixed timesteps, noise and seeds, so two results can be compared.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ SHEET_PROMPTS = (
 
 
 def add_noise(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_t and v (Salimans & Ho 2022, eq.
+    """Return x_t and v: x_t = a·x + s·ε, v = a·ε − s·x; ᾱ has one value a row.
 
-    11, appendix D): x_t = a·x + s·ε, v = a·ε − s·x; ᾱ has one value a row.
+    Salimans & Ho 2022, eq. 11, appendix D.
     """
     signal = alphas_cumprod.sqrt().view(-1, 1, 1, 1)
     sigma = (1 - alphas_cumprod).sqrt().view(-1, 1, 1, 1)

@@ -1,1 +1,1 @@
-"""The evaluation of a model, by a judge that was trained on the real pictures only. The measures are pure functions."""
+"""The evaluation of a model, by a judge that was trained on real pictures only. The measures are pure functions."""

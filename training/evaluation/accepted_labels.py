@@ -1,4 +1,4 @@
-"""The labels of the artwork that count as a hit for each held-out word. Knows words only."""
+"""The labels of the artwork that count as a hit for each held-out word."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Random augmentation of the judge's training pictures: shifts, rotations, brightness, blur, noise.
 
-It makes the judge tolerate a decoder's errors and still recognise the drawing. Knows pixels and randomness only; the
-pictures never pass through a network of ours.
+It makes the judge tolerate a decoder's errors and still recognise the drawing. The pictures never pass through a
+network of ours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The inputs of the checks, loaded on first use: the model, the judge, the artwork.
 
-A missing input raises a ValueError with one sentence on every use; no load is tried twice.
+A missing input raises a ValueError with one sentence on every use. It tries no load twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """How many pictures are drawn. `labels` of them (None: all) are drawn; the ranking is always over all labels."""
+    """How many pictures are drawn. `label_count`: of so many labels (None: all); the ranking is over all."""
 
     label_count: int | None = None
     per_colour: int = 10
@@ -43,7 +43,7 @@ QUICK_SIZES = SampleSizes(label_count=160, per_colour=3, per_pair=6, per_word=1,
 
 
 class LazyValue(Generic[Value]):
-    """Calls `make` on first use and caches its value, or its error as a ValueError with one sentence."""
+    """Calls `load` on first use and caches its value, or its error as a ValueError with one sentence."""
 
     def __init__(self, load: Callable[[], Value]) -> None:
         self._load, self._values = load, list[Value]()

@@ -1,4 +1,4 @@
-"""Loads the objects of the evaluation from folders: model, judge, artwork, super-resolver. Knows no measure."""
+"""Loads the objects of the evaluation from folders: model, judge, artwork, super-resolver. It measures nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_context(
     seed: int,
     on_progress: Callable[[int, int], None],
 ) -> EvaluationContext:
-    """Create the scene from folders; a check loads what it needs on first use."""
+    """Create the context from folders; a check loads what it needs on first use."""
     return EvaluationContext(
         weights, lambda: replace(load_sampler(weights), on_progress=on_progress), lambda: _load_judge(judge_folder),
         load_artwork, lambda: _load_resolver(weights), sizes, seed,

@@ -43,6 +43,6 @@ def edge_charts(side: int = SIDE) -> Iterator[tuple[str, int, int, Image.Image]]
 
 
 def measure_overshoots(upscale: Upscale, stride: int = 1) -> dict[str, float]:
-    """Return the overshoot by chart in steps of 255, for one chart in `every`."""
+    """Return the overshoot by chart in steps of 255, for one chart in `stride`."""
     selected_charts = islice(edge_charts(), 0, None, stride)
     return {name: overshoot(np.asarray(upscale(chart)), low, high) for name, low, high, chart in selected_charts}

@@ -9,7 +9,7 @@ from benchmarks.report.figure_row import FigureRow
 
 @dataclass(frozen=True)
 class Goal:
-    """One figure's description. `goal` has `Row`'s format; None means that the figure has no goal."""
+    """One figure's description. `goal` has the format of `FigureRow`; None means that the figure has no goal."""
 
     name: str
     goal: str | None

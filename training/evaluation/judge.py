@@ -1,7 +1,7 @@
 """The judge: a small convolutional classifier that says what a picture of 64×64 pixels shows.
 
-It was trained on the real artwork only, so it cannot have learnt the habits of the model that it evaluates. Knows
-pictures and labels; knows nothing of the model. A folder has `judge.safetensors` (fp16) and `labels.json`.
+It was trained on the real artwork only, so it cannot have learnt the habits of the model that it evaluates. A folder
+has `judge.safetensors` (fp16) and `labels.json`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class JudgeOutput:
 
 @dataclass(frozen=True)
 class LabelJudge:
-    """A trained network and its labels. `own` is its score on real pictures at the end of its training."""
+    """A trained network and its labels. `own_scores` are its scores on real pictures at the end of its training."""
 
     network: JudgeNetwork
     labels: tuple[str, ...]

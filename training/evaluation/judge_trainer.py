@@ -1,7 +1,7 @@
 """Trains the judge on renderings of the real artwork to predict the label and its MiniLM sentence vector.
 
-Knows one step and the state that repeats the next one exactly. All randomness, down to the choice of renderings, is a
-function of (seed, step). Knows nothing of files, clocks or the model that it will evaluate.
+It holds one step and the state that repeats the next one exactly. All randomness, down to the choice of renderings, is
+a function of (seed, step). It is independent of files, clocks and the model that the judge evaluates.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def render_pairs(pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], 
 
 
 class JudgeTrainer:
-    """Trains a judge. `vectors` are the sentence vectors of `labels`, of length 1: [labels, 384]."""
+    """Trains a judge. `label_vectors` are the sentence vectors of the labels, of length 1: [labels, 384]."""
 
     def __init__(
         self,

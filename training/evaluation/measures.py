@@ -1,4 +1,4 @@
-"""The measures of the evaluation: pure functions of pictures or of the judge's output. Knows no model and no files.
+"""The measures of the evaluation: pure functions of pictures or of the judge's output, without a model or files.
 
 Pictures are uint8 [n, h, w, 3], or one of them; shares are in percent.
 """
@@ -104,5 +104,5 @@ def find_nearest_drawings(pictures: np.ndarray, drawings: np.ndarray) -> tuple[T
 
 
 def overshoot(upscaled: np.ndarray, low: int, high: int) -> float:
-    """Return how far an enlarged step chart of `low` and `high` exceeds either, in steps of 255."""
+    """Return how far an upscaled step chart of `low` and `high` exceeds either, in steps of 255."""
     return float(max(int(upscaled.max()) - high, low - int(upscaled.min()), 0))

@@ -1,4 +1,4 @@
-"""Renders real drawings in the pose that prompts ask for: on white, centred, complete. Knows pixels only."""
+"""Renders real drawings in the pose that prompts ask for: on white, centred, complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render_posed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
 
 
 def render_posed_rescaled(drawings: Sequence[Artwork]) -> np.ndarray:
-    """Render each drawing a little smaller and a little larger than in training, so that neither was seen exactly.
+    """Render each drawing a little smaller and a little larger than in training: the judge has seen neither exactly.
 
     Returns uint8 [2 · n, 64, 64, 3]: all drawings at the one scale, then all at the other.
     """

@@ -1,4 +1,4 @@
-"""Generates many pictures with the engine's own text encoding, plan and autoencoder. Knows no judge."""
+"""Generates many pictures with the engine's own text encoding, plan and autoencoder, without a judge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS_PER_FORWARD = 64  # of a forward: a larger batch gains nothing on a process
 
 @dataclass(frozen=True)
 class PictureSampler:
-    """Generates pictures of one family. `told` is called with the finished and the total number of steps."""
+    """Generates pictures of one family. It calls `on_progress` with the finished and the total number of steps."""
 
     family: TokenConditioned
     dtype: Dtype

@@ -151,7 +151,7 @@ def _judge_word_score(context: EvaluationContext) -> float:
 
 
 def _percent_of_judge(score: float, judge_score: float) -> float:
-    """Return `figure` in percent of the judge's own score."""
+    """Return `score` in percent of the judge's own score."""
     if judge_score <= 0:
         raise ValueError("The judge recognises nothing, not even real pictures: train it with `darkroom train judge`.")
     return 100 * score / judge_score

@@ -1,6 +1,6 @@
 """Evaluates an autoencoder on drawings that were never trained on, in figures and side by side.
 
-Knows pictures and a network; knows nothing of optimizers. Its results repeat exactly.
+Its results repeat exactly.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trains the autoencoder, or only its decoder: L1 on a pyramid, edges, a perceptual loss, KL, a discriminator.
 
-Knows one step and the state that repeats the next one exactly; knows nothing of files, clocks or the source of the
-pictures. With `keep_latents` encoder and quant_conv stay frozen, so every network trained on these latents stays valid.
-All randomness is a function of (seed, step).
+It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
+the pictures. With `keep_latents` encoder and quant_conv stay frozen, so every network trained on these latents stays
+valid. All randomness is a function of (seed, step).
 
 Rombach 2022 (latent diffusion); Esser 2021 (adversarial autoencoder).
 """
@@ -37,7 +37,7 @@ LOG_KL_KEY = "kl:log_weight"
 class AutoencoderSettings(GanSettings):
     """The settings that stay the same for a whole run."""
 
-    shape: str = ""  # of `shapes`; empty if the run began with an autoencoder
+    shape: str = ""  # of `AUTOENCODER_SHAPES`; empty if the run began with an autoencoder
     variants: int = 4  # of each drawing of the built-in artwork
     ema: float = 0.999
     keep_latents: bool = True

@@ -1,7 +1,7 @@
 """A patch discriminator, and its gradient for the generator.
 
-Knows images; knows nothing of the generator. Isola 2017 (patches); Miyato 2018 (spectral norm); Lim & Ye 2017 (hinge);
-Esser 2021 (its weight follows the reconstruction's gradient, here measured at the picture itself).
+It works on images of any generator. Isola 2017 (patches); Miyato 2018 (spectral norm); Lim & Ye 2017 (hinge); Esser
+2021 (its weight follows the reconstruction's gradient, here measured at the picture itself).
 """
 
 from __future__ import annotations
@@ -43,11 +43,9 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 def picture_gradient(
     output: Tensor, measure_loss: Callable[[Tensor], Tensor], discriminator: Discriminator | None, weight: float
 ) -> tuple[Tensor, float]:
-    """Return the gradient of `measure` at the picture, and the measure.
+    """Return the gradient of `measure_loss` at the picture, and the loss. A `discriminator` adds its own gradient.
 
-    With `judge`, the discriminator's gradient is added.
-
-    `weight` is the length of that part relative to the measure's: 0.1 is a tenth, at any scale.
+    `weight` is the length of that part relative to the loss's: 0.1 is a tenth, at any scale.
     """
     image = output.detach().float().requires_grad_()
     loss = measure_loss(image)

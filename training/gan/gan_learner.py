@@ -1,6 +1,6 @@
 """One adversarial training step of generator and discriminator, with a learning rate that falls to zero.
 
-Knows two learners and a reconstruction loss; knows nothing of the source of the pictures. The discriminator begins at a
+It combines two learners and a reconstruction loss, whatever the source of the pictures. The discriminator begins at a
 share of the run: earlier pictures are not worth judging.
 """
 
@@ -52,7 +52,10 @@ class GanLearner:
         progress: float,
         extra_loss: Tensor | None = None,
     ) -> Metrics:
-        """Run one step that reduces `measure` of `made`, and `also`. Raises ValueError if the loss is not a number."""
+        """Run one step that reduces `measure_loss` of `output`, and `extra_loss`.
+
+        Raises ValueError if the loss is not a number.
+        """
         trains_discriminator = self.settings.gan_weight > 0 and progress >= self.settings.gan_from
         is_adversarial = trains_discriminator and progress >= self.settings.gan_from + DISCRIMINATOR_HEAD_START
         self.discriminator_network.eval()  # the generator's step must not change it

@@ -1,6 +1,6 @@
-"""A controller for the KL term's weight: it keeps the latents' noise at a wanted share of their signal.
+"""A controller for the KL term's weight: it keeps the latents' noise at a target share of their signal.
 
-A larger weight makes more noise. Knows numbers only; its whole state is the logarithm of the weight.
+A larger weight makes more noise. Its whole state is the logarithm of the weight.
 """
 
 from __future__ import annotations

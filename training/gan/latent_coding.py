@@ -1,6 +1,6 @@
 """Encodes pictures into latents and decodes them with an autoencoder; measures the latents' noise.
 
-Knows a diffusers network and tensors; knows nothing of training.
+It takes any diffusers autoencoder, and is independent of training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Folds the scale of the latents into the weights, so that `scaling_factor` is 1 and every loader is right.
 
-Knows an autoencoder and pictures; knows nothing of training. The mean and the deviation of each channel move into
-quant_conv and post_quant_conv; the decoded pictures do not change.
+It is independent of training. The mean and the deviation of each channel move into quant_conv and post_quant_conv; the
+decoded pictures do not change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.pictures.masked_pictures import MaskedPictures
 def measure_latent_scale(
     autoencoder: AutoencoderKL, pixels: MaskedPictures, max_pictures: int = 2048
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of each latent channel, over at most `most` pictures, spread evenly."""
+    """Return mean and deviation of each latent channel, over at most `max_pictures`, spread evenly."""
     index = np.unique(np.linspace(0, len(pixels) - 1, min(max_pictures, len(pixels))).astype(int))
     images, _ = pixels.read_rows(index)
     means = torch.cat([autoencoder.encode(batch, return_dict=False)[0].mean for batch in images.split(64)])

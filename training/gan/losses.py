@@ -27,7 +27,7 @@ def pyramid_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = Non
 
 
 def gradient_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute difference of neighbouring pixels' steps: edges stay edges, flat areas flat."""
+    """Return the mean absolute difference between the pictures' gradients: edges stay edges, flat areas flat."""
     difference = prediction - target
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 

@@ -1,7 +1,7 @@
 """A perceptual loss: the distance of two pictures in the features of a classifier.
 
-Knows the stages of a frozen network; knows nothing of its training. Zhang 2018 (LPIPS, without learnt weights). Another
-network must evaluate the result, since training optimises this one's features.
+It takes the stages of any frozen network. Zhang 2018 (LPIPS, without learnt weights). Another network must evaluate the
+result, since training optimises this one's features.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rotates and rescales latents, so that they keep the symmetries of pictures and stay learnable.
 
-Knows squares of any depth; knows nothing of networks. The picture gets the same transform as the latents, and the
-decoder must agree. Kouzelis 2025 (EQ-VAE).
+It works on squares of any depth. The picture gets the same transform as the latents, and the decoder must agree.
+Kouzelis 2025 (EQ-VAE).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MIN_SIDE_SHARE = 0.5  # of a side of the latents
 
 @dataclass(frozen=True)
 class Pose:
-    """The `side` of the latents afterwards, `turns` of 90 degrees, and whether they are `mirrored` first."""
+    """The `side` of the latents afterwards, `quarter_turns` of 90 degrees, and whether they are `mirrored` first."""
 
     side: int
     quarter_turns: int

@@ -1,6 +1,6 @@
 """Evaluates a super-resolver: PSNR and SSIM against Lanczos, its overshoot, and a sheet side by side.
 
-Knows pictures that were never trained on; knows nothing of optimizers. Its results repeat exactly.
+It uses pictures that were never trained on. Its results repeat exactly.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ GREY_STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping d
 
 @torch.inference_mode()
 def upscale_batch(network: nn.Module, small: np.ndarray) -> np.ndarray:
-    """Enlarge uint8 [n, h, w, 3] to uint8 [n, 4h, 4w, 3], one after the other."""
+    """Upscale uint8 [n, h, w, 3] to uint8 [n, 4h, 4w, 3], one after the other."""
     outputs = [network(as_images(picture[None]) / 2 + 0.5)[0] for picture in small]
     return torch.stack(outputs).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def upscale_with_lanczos(small: np.ndarray) -> np.ndarray:
-    """Enlarge by Lanczos, without a network."""
+    """Upscale by Lanczos, without a network."""
     height, width = (side * UPSCALE_FACTOR for side in small.shape[1:3])
     return np.stack(
         [np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)) for picture in small]
@@ -53,7 +53,7 @@ def measure_ringing(network: nn.Module, side: int = 64, border: int = 16) -> flo
 
 
 def measure_upscaler(network: nn.Module, held_out: UpscalerPairs) -> Metrics:
-    """Return PSNR and SSIM on clean and mended pictures, their gain over Lanczos, and the overshoot."""
+    """Return PSNR and SSIM on clean and decoded pictures, their gain over Lanczos, and the overshoot."""
     metrics: dict[str, float] = {}
     targets = as_images(held_out.large)
     for name, small in (("clean", held_out.clean), ("mended", held_out.decoded)):
@@ -77,7 +77,7 @@ class UpscalerEvaluator:
         return measure_upscaler(self.trainer.average, self.held_out)
 
     def draw_sheet(self, path: Path) -> None:
-        """Write a line for each picture: Lanczos and ours of the clean one, the same of the mended one, the target."""
+        """Write a line for each picture: Lanczos and ours of the clean one, the same of the decoded one, the target."""
         path.parent.mkdir(parents=True, exist_ok=True)
         index = np.linspace(0, len(self.held_out) - 1, min(self.picture_count, len(self.held_out))).astype(int)
         clean, decoded = self.held_out.clean[index], self.held_out.decoded[index]

@@ -1,7 +1,6 @@
 """Training pairs for the super-resolver: large pictures, and small ones, scaled down or decoded by our autoencoder.
 
-Knows pictures, charts and an autoencoder; knows nothing of the network. The pairs are built once, by seed, so a step
-costs only the network.
+It builds the pairs once, by seed, so a step costs only the network.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DOWNSCALE_FILTERS = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resam
 
 @dataclass(frozen=True)
 class UpscalerPairs:
-    """uint8 pictures: `large` [n, 256, 256, 3]; `clean` and `mended` [n, 64, 64, 3] are small versions of them."""
+    """uint8 pictures: `large` [n, 256, 256, 3]; `clean` and `decoded` [n, 64, 64, 3] are small versions of them."""
 
     large: np.ndarray
     clean: np.ndarray
@@ -88,7 +87,7 @@ def build_pairs(
     chart_share: float = CHART_SHARE,
     on_progress: ProgressCallback = lambda finished, total: None,
 ) -> UpscalerPairs:
-    """Build pairs of `count` pictures, a share `charts` of them charts; the same for the same seed."""
+    """Build pairs of `count` pictures, a share `chart_share` of them charts; the same for the same seed."""
     rng = np.random.default_rng([seed, 256])
     is_chart = rng.random(count) < chart_share
     pictures = [draw_chart(rng, LARGE_SIDE) if chosen else next(large) for chosen in is_chart]
@@ -107,7 +106,7 @@ def build_pairs(
 
 
 def _downscale(picture: np.ndarray, rng: np.random.Generator, *, use_box_filter: bool) -> np.ndarray:
-    """Scale down; `plainly` by the mean of each area, the only way that keeps a chart's edges clean."""
+    """Scale down; with `use_box_filter` by the mean of each area, the only way that keeps a chart's edges clean."""
     resampling = DOWNSCALE_FILTERS[0 if use_box_filter else int(rng.integers(len(DOWNSCALE_FILTERS)))]
     return np.asarray(Image.fromarray(picture).resize((SMALL_SIDE, SMALL_SIDE), resampling))
 
@@ -122,7 +121,7 @@ def _compress_at_random(picture: np.ndarray, rng: np.random.Generator) -> np.nda
 
 @torch.inference_mode()
 def _decode_noisy(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
-    """Encode, add noise of any strength up to `NOISE`, and decode."""
+    """Encode, add noise of any strength up to `MAX_NOISE`, and decode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = autoencoder.encode(as_images(pictures), return_dict=False)[0]

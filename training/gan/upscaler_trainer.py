@@ -1,11 +1,12 @@
 """Trains the super-resolver ×4, a small network in an architecture that spandrel loads ("RealESRGAN Compact").
 
-Knows one step and the state that repeats the next one exactly; knows nothing of files, clocks or the source of the
-pictures. The loss contains the errors that flat artwork shows at once, ringing, shifted colours, patterns on flat
-areas: steps between neighbours, means of areas, and values outside the target's range nearby. All randomness is a
-function of (seed, step).
+It holds one step and the state that repeats the next one exactly. It is independent of files, clocks and the source of
+the pictures. All randomness is a function of (seed, step).
 
-Shi 2016 (the last layer); Wang 2021 (Real-ESRGAN, whose compact network this is); Ledig 2017 (a GAN that enlarges).
+The loss contains the errors that flat artwork shows at once: ringing, shifted colours, patterns on flat areas. It
+measures them by the steps between neighbours, the means of areas, and values outside the target's range nearby.
+
+Shi 2016 (the last layer); Wang 2021 (Real-ESRGAN, whose compact network this is); Ledig 2017 (a GAN for upscaling).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def load_upscaler(path: Path) -> nn.Module:
 def export_upscaler(network: nn.Module, path: Path, *, flat: bool = True) -> None:
     """Write the network in fp16; `spandrel.ModelLoader().load_from_file` infers the rest from names and shapes.
 
-    `flat` marks a network trained on artwork: enlarging with it clamps colours to the range nearby.
+    `flat` marks a network trained on artwork: an upscale with it clamps colours to the range nearby.
     """
     half_tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     checkpoint.save(path, half_tensors, {}, CLAMP_METADATA if flat else {})

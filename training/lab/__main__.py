@@ -173,7 +173,7 @@ def lesson(
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command line and return the exit code. A mistake of the caller's prints one sentence and returns 2."""
+    """Run a command line and return the exit code. A mistake of the user prints one sentence and returns 2."""
     from engine.contract.rejection import JobRejected
 
     try:

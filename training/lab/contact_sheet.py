@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows, a caption under each, a title above. Uses Pillow only; knows no model."""
+"""Contact sheets: pictures in rows, a caption under each, a title above. Uses Pillow only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture and its caption. `hard` enlarges it without smoothing, to show its pixels."""
+    """One picture and its caption. `is_pixelated`: enlarge it without smoothing, to show its pixels."""
 
     picture: Image.Image
     caption: str = ""
@@ -77,7 +77,7 @@ def _draw_text(
 
 
 def _wrap(text: str, width: int, font: Font) -> list[str]:
-    """Wrap to at most `LINES` lines of `width` pixels; a longer text ends in dots."""
+    """Wrap to at most `MAX_LINES` lines of `width` pixels; a longer text ends in dots."""
     words, lines = to_ascii(text).split(), [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""What an experiment uses (model, plan, seed) and its result. Knows no files and no terminal."""
+"""The model, plan and seed of an experiment, and its result. Independent of files and terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ExperimentResult:
 def make_ddim_plan(family: TokenConditioned, steps: int) -> Plan:
     """Return the DDIM plan of this model: a step needs only the latents before it, so a run can begin at any step.
 
-    Raises `Unfit`.
+    Raises `JobRejected`.
     """
     if not 1 <= steps <= MAX_STEPS:
         raise JobRejected(f"--steps may be 1 to {MAX_STEPS}; {steps} is not.", "member")
@@ -41,7 +41,7 @@ def make_ddim_plan(family: TokenConditioned, steps: int) -> Plan:
 
 @dataclass(frozen=True)
 class LabContext:
-    """A model with the settings of an experiment; `seen` is called after every step."""
+    """A model with the settings of an experiment; it calls `on_step` after every step."""
 
     family: TokenConditioned
     steps: int

@@ -21,7 +21,7 @@ MAX_PROMPT_LENGTH = 2000  # of a prompt, as in the bot
 
 @contextmanager
 def open_context(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[LabContext]:
-    """Open a model with its settings; a bar counts the steps. Raises `Unfit`."""
+    """Open a model with its settings; a bar counts the steps. Raises `JobRejected`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -63,7 +63,7 @@ def load_family(model: str) -> TokenConditioned:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Return a prompt on one line. Raises `Unfit` if it is too long."""
+    """Return a prompt on one line. Raises `JobRejected` if it is too long."""
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise JobRejected(f"A prompt may have {MAX_PROMPT_LENGTH} characters; this one has {len(prompt)}.", "member")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in prompt).split())

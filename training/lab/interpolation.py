@@ -16,7 +16,7 @@ SEED_COUNT = 2**32  # the bot's range of seeds
 def interpolate_prompts(
     context: LabContext, start_prompt: str, end_prompt: str, frames: int = 12, seeds: tuple[int, int] | None = None
 ) -> ExperimentResult:
-    """Draw `frames` pictures in equal steps from `a` to `b`. Raises `Unfit` for seeds out of range."""
+    """Draw `frames` pictures in equal steps between the prompts. Raises `JobRejected` for seeds out of range."""
     if any(not 0 <= seed < SEED_COUNT for seed in seeds or ()):
         raise JobRejected(f"A seed is a number from 0 to {SEED_COUNT - 1}.", "member")
     shares = [number / (frames - 1) for number in range(frames)]

@@ -1,6 +1,6 @@
 """The lesson: runs every experiment with fixed prompts and pictures and writes one page with the results.
 
-`lesson.md` describes the experiments. The results are filled in from the run, so the page is true of its model.
+`lesson.md` describes the experiments. The run fills in the results, so the page is true of its model.
 """
 
 from __future__ import annotations

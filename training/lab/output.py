@@ -49,7 +49,7 @@ def write_film(frames: Sequence[Image.Image], target: Path, quality: int = 80) -
 
 
 def ensure_folder(out: Path) -> Path:
-    """Make the folder if it is missing and check that it can be written, before minutes of drawing. Raises `Unfit`."""
+    """Make the folder if it is missing, and check that it is writable. Raises `JobRejected`."""
     with translate_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -58,7 +58,7 @@ def ensure_folder(out: Path) -> Path:
 
 @contextmanager
 def translate_write_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError into `Unfit`."""
+    """Turn an OSError into `JobRejected`."""
     try:
         yield
     except OSError as error:

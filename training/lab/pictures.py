@@ -1,4 +1,4 @@
-"""Opens the user's pictures safely and converts between pictures and tensors. Knows Pillow; knows no model."""
+"""Opens the user's pictures safely and converts between pictures and tensors, without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.pictures.picture_file import UnusablePicture, decode_picture
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Open a picture as training does, upright and on white; the first frame of an animation. Raises `Unfit`."""
+    """Open a picture as training does, upright and on white; the first frame of an animation. Raises `JobRejected`."""
     try:
         return decode_picture(path, first_frame=True).pixels
     except UnusablePicture as error:

@@ -1,4 +1,4 @@
-"""Tensor arithmetic: mixing, interpolation, noising. Knows no model and no files."""
+"""Tensor arithmetic: mixing, interpolation, noising. No model, no files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.core.noise import slerp
 def mix_states(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """Return e + Σ wᵢ(sᵢ - e): a sum of texts relative to the empty text e.
 
-    Every text's states share what marks the text's begin and its padding, and so does e. A plain sum would multiply
-    that part by Σ wᵢ, and the network has never seen such a text. Relative to e it is always there exactly once, for
-    any weights. If the weights add up to 1, e cancels out and this is the plain sum; without terms it is the empty
+    All states share the part that marks a text's begin and its padding, and e has it too. A plain sum would multiply
+    that part by Σ wᵢ, and the network has never seen such a text. Relative to e that part is always there exactly once,
+    for any weights. If the weights add up to 1, e cancels out and this is the plain sum; without terms it is the empty
     text.
     """
     base = empty.double()
@@ -31,7 +31,7 @@ def positive_sum(weights: Iterable[float]) -> float:
 
 
 def balance_weights(weights: Sequence[float], total: float | None = None) -> tuple[float, ...]:
-    """Divide the weights by `whole`, by default by their positive sum: guidance then keeps its strength.
+    """Divide the weights by `total`, by default by their positive sum: guidance then keeps its strength.
 
     The bot's `::` does the same. Raises ValueError if no weight is positive.
     """

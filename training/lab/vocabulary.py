@@ -1,4 +1,4 @@
-"""Finds the words of a vocabulary whose sentence vectors are nearest to a weighted sum. Knows no pictures."""
+"""Finds the words of a vocabulary whose sentence vectors are nearest to a weighted sum. No pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EmbedTexts = Callable[[Sequence[str]], list[list[float]]]
 
 
 def read_vocabulary(file: Path) -> tuple[str, ...]:
-    """Read the words of a JSON list, or of the list under `words`. Raises `Unfit`."""
+    """Read the words of a JSON list, or of the list under `words`. Raises `JobRejected`."""
     try:
         if file.stat().st_size > MAX_BYTES:
             raise JobRejected(f"{file.name} is too large for a list of words: at most {MAX_BYTES >> 20} MB.", "member")
@@ -57,7 +57,7 @@ class LabVocabulary:
 def find_nearest_words(
     embed_texts: EmbedTexts, terms: Sequence[Term], candidates: LabVocabulary, count: int = 10
 ) -> list[tuple[str, float]]:
-    """Return the `most` words with the largest cosine to Σ wᵢ·vᵢ, without the terms themselves. Raises `Unfit`.
+    """Return the `count` words with the largest cosine to Σ wᵢ·vᵢ, without the terms themselves. Raises `JobRejected`.
 
     Sentence vectors have unit length, so only a term's weight counts, not its number of words.
     """

@@ -22,7 +22,7 @@ MIX_SUMMARY = (
 
 
 def draw_mix(context: LabContext, terms: Sequence[Term], count: int = 3) -> ExperimentResult:
-    """Draw each term alone, the embedding mix and the composable rows, from `count` seeds. Raises `Unfit`."""
+    """Draw each term alone, the embedding mix and the composable rows, from `count` seeds. Raises `JobRejected`."""
     if not any(term.weight > 0 for term in terms):
         raise JobRejected("At least one term must have a plus sign.", "member")
     noises = [context.initial_noise(number) for number in range(count)]
@@ -47,7 +47,7 @@ def draw_weight_steps(context: LabContext, terms: Sequence[Term]) -> ExperimentR
         raise JobRejected("A term before the last must have a plus sign, since the last one begins at 0.", "member")
     total_weight = positive_sum(
         term.weight for term in other_terms
-    )  # for all stairs, so that the others keep their guidance
+    )  # for all steps, so that the others keep their guidance
     pairs = [_row_drawings(context, sum_terms, context.initial_noise(), total_weight)[-2:] for sum_terms in sums]
     pictures = context.render_pictures([drawing for method in zip(*pairs, strict=True) for drawing in method])
     captions = [f"{weight:+.3g} {last_term.text}, {method}" for method in METHODS for weight in weights]
@@ -77,11 +77,9 @@ def compose_drawing(
     context: LabContext, states: Sequence[torch.Tensor], weights: Sequence[float], noise: torch.Tensor,
     total_weight: float | None = None,
 ) -> SamplingInput:  # fmt: skip
-    """Return the drawing u + guidance·Σ wᵢ(cᵢ - u) (Liu et al.
+    """Return the drawing u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022), with balanced weights, as the bot's `::` does.
 
-    2022), as the bot's `::` does, weights balanced likewise.
-
-    `whole` is the sum of weights that counts as 1; by default the sum of the positive weights.
+    `total_weight` is the sum of weights that counts as 1; by default the sum of the positive weights.
     """
     coefficients = tuple(context.guidance * weight for weight in balance_weights(weights, total_weight))
     return SamplingInput(noise, torch.stack([context.family.encode_text(""), *states]), coefficients)

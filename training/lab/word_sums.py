@@ -31,7 +31,7 @@ class Term:
 
 
 def parse_sum(expression: str) -> tuple[Term, ...]:
-    """Parse a sum into its terms, in order. Raises `Unfit` with one sentence if it is not a sum."""
+    """Parse a sum into its terms, in order. Raises `JobRejected` with one sentence if it is not a sum."""
     text = expression.replace("“", '"').replace("”", '"')
     if len(text) > MAX_TERMS * (MAX_TERM_LENGTH + 20):
         raise _make_error(f"The sum is too long: at most {MAX_TERMS} terms of {MAX_TERM_LENGTH} characters.")
@@ -46,7 +46,7 @@ def parse_sum(expression: str) -> tuple[Term, ...]:
 
 
 def format_sum(terms: Sequence[Term]) -> str:
-    """Format the sum as it could be typed; `read` returns the same terms again."""
+    """Format the sum as it could be typed; `parse_sum` returns the same terms again."""
     text = ""
     for number, term in enumerate(terms):
         sign = "-" if term.weight < 0 else "+"

@@ -1,1 +1,1 @@
-"""The training pictures: artwork and folders of pictures, with their captions. Knows pixels, no networks."""
+"""The training pictures: artwork and folders of pictures, with their captions. No networks."""

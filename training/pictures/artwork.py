@@ -1,7 +1,7 @@
 """The built-in artwork: npm packages pinned by version and hash, each picture with its licence and its words.
 
-Knows the packages, their layout and their authors; knows nothing of networks or training. It leaves out flags and
-keycaps (they are text) and skin-tone variants (five copies of the same drawing).
+It is independent of networks and training. It leaves out flags and keycaps (they are text) and skin-tone variants (five
+copies of the same drawing).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Generates captions of a drawing, many for each, so that the network learns words and not only labels.
 
-Knows words and randomness; knows nothing of pixels. A model that only saw labels cannot follow "a cute dog, white
-background". So tags, word order, articles and filler words vary, and every change of a picture (hue, size, background)
-is named. Some words never occur: the evaluation tests them.
+It is independent of pixels. A model that only saw labels cannot follow "a cute dog, white background". So tags, word
+order, articles and filler words vary, and the caption names every change of a picture (hue, size, background). Some
+words never occur: the evaluation tests them.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def is_held_out_pair(hue: str, description: Description) -> bool:
 def make_caption(description: Description, group: int, appearance: Appearance, rng: np.random.Generator) -> str:
     """Generate one caption.
 
-    Without a background it means white: other colours are always named, white half of the time.
+    A caption without a background means white: it always names other colours, and white half of the time.
     """
     parts = [_name_subject(description, group, appearance.hue, rng)]
     if description.tags and rng.random() < 0.4:

@@ -1,7 +1,7 @@
 """Generates charts: steps, lines, flat patches and plain shapes, with cleaner edges than any artwork.
 
-Knows shapes and randomness only. They teach the super-resolver to keep flat areas flat and not to ring at edges. They
-are drawn four times as large and averaged, so that an edge can lie anywhere in a pixel.
+They teach the super-resolver to keep flat areas flat and not to ring at edges. They are drawn four times as large and
+averaged, so that an edge can lie anywhere in a pixel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads a folder of captioned pictures: `NAME.txt` beside `NAME.png`, or `metadata.jsonl` (`file_name`, `text`).
 
 It follows the imagefolder convention of the datasets library, subfolders included. An unusable file never ends a run:
-it is left out and listed with the reason. Knows files and captions; knows nothing of networks.
+it is left out and listed with the reason. It is independent of networks.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_folder(
 ) -> PictureDataset:
     """Check every picture of a folder.
 
-    Without `captions` they may be missing. Raises ValueError if no picture is usable.
+    Without `require_captions` they may be missing. Raises ValueError if no picture is usable.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is {'a file and ' if folder.exists() else ''}not a folder of pictures.")

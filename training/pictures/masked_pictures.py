@@ -1,7 +1,7 @@
 """Training pictures for pixel networks: uint8 arrays in memory, each with the mask of its subject.
 
-Knows drawings and their variants; knows nothing of captions, latents or networks. A drawing with all its variants is
-either training material or held out (`heldout`).
+It is independent of captions, latents and networks. A drawing with all its variants is either for training or held out
+(`is_held_out`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MaskedPictures:
-    """Pictures and masks: `pictures` uint8 [n, side, side, 3]; `subjects` bool [n, side, side]."""
+    """Pictures and masks: `pictures` uint8 [n, side, side, 3]; `subject_masks` bool [n, side, side]."""
 
     pictures: np.ndarray
     subject_masks: np.ndarray
@@ -48,7 +48,10 @@ def as_pictures(images: Tensor) -> np.ndarray:
 
 
 def find_subject(picture: np.ndarray) -> np.ndarray:
-    """Return where a picture uint8 [h, w, 3] differs from its border's most frequent colour; everywhere if nowhere."""
+    """Return where a picture uint8 [h, w, 3] differs from its border's most frequent colour.
+
+    If it differs nowhere, the subject is everywhere.
+    """
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     colours, counts = np.unique(border, axis=0, return_counts=True)
     background = colours[counts.argmax()].astype(np.int16)

@@ -1,6 +1,6 @@
 """Decodes one untrusted picture file safely to RGB, or refuses it with a short reason.
 
-Knows formats and their pitfalls; knows nothing of captions or networks. It checks sizes before it decodes.
+It checks sizes before it decodes. It is independent of captions and networks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class UnusablePicture(ValueError):
 
 @dataclass(frozen=True)
 class DecodedPicture:
-    """A decoded picture: `pixels` is RGB, upright; `cut_out` if it was transparent and now has a white background."""
+    """A decoded picture: `pixels` is RGB, upright; `was_transparent`: it now has a white background."""
 
     pixels: Image.Image
     was_transparent: bool
@@ -38,7 +38,7 @@ class DecodedPicture:
 def decode_picture(path: Path, *, first_frame: bool = False) -> DecodedPicture:
     """Decode a picture, rotated by its EXIF, without transparency.
 
-    Raises `Unusable`; also for an animation, unless its `first_frame` is wanted.
+    Raises `UnusablePicture`, also for an animation unless `first_frame` is set.
     """
     try:
         file_stat = path.stat()

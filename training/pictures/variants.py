@@ -1,7 +1,7 @@
 """Renders many variants of a drawing: backgrounds, hues, sizes, positions, each with a matching caption.
 
-Knows pixels; a variant is a pure function of (drawing, number, seed). Numbers from `HELD_BACK` on are never trained on;
-they are for validation.
+A variant is a pure function of (drawing, number, seed). Numbers from `FIRST_HELD_BACK` on are never trained on; they
+are for validation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Augments the user's few pictures into views: slightly zoomed, shifted, brighter or darker; mirrored only on request.
 
-Knows pixels; a view is a pure function of (picture, number, seed). Captions stay true: a view changes nothing that a
-caption mentions.
+A view is a pure function of (picture, number, seed). Captions stay true: a view changes nothing that a caption
+mentions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def number_views(pictures: Sequence[DatasetPicture], flip: bool) -> list[tuple[i
 
 
 def render_view(picture: DatasetPicture, number: int, side: int, seed: int, flip: bool) -> np.ndarray:
-    """Render a view, uint8 [side, side, 3]. Raises `Unusable` if the file has changed."""
+    """Render a view, uint8 [side, side, 3]. Raises `UnusablePicture` if the file has changed."""
     decoded = decode_picture(picture.path)
     rng = np.random.default_rng([seed, int(picture.digest[:8], 16), number])
     square = fit_square(decoded, side)

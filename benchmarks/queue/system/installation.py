@@ -71,7 +71,7 @@ async def open_system(database: str | None) -> AsyncIterator[BenchSystem]:
 
 
 def cpu_seconds(pids: Mapping[str, int | None]) -> dict[str, float]:
-    """Return the CPU seconds of each of these processes; those that this machine does not tell are left out."""
+    """Return the CPU seconds of each of these processes; without those that this machine does not tell."""
     seconds: dict[str, float] = {}
     for name, pid in pids.items():
         try:

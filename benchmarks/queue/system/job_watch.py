@@ -1,4 +1,4 @@
-"""Watches every job of a bot by its feed: when its first step was seen, how far it is, when it was over.
+"""Watches every job of a bot by its feed: when its first preview came, how far it is, when it ended.
 
 All times are of the monotonic clock. It subscribes to live previews, as an open page does.
 """
@@ -17,7 +17,7 @@ TIMEOUT_SECONDS = 180.0
 
 
 class JobWatch:
-    """`shown`: when a job's first preview came, so a step was run, decoded, sent and received."""
+    """The progress of every job. `first_preview_times`: when a job's first preview came."""
 
     def __init__(self) -> None:
         self.first_preview_times: dict[str, float] = {}
@@ -39,14 +39,14 @@ class JobWatch:
                 self._changed.set()
 
     async def wait_until(self, condition: Callable[[], bool], seconds: float = TIMEOUT_SECONDS) -> None:
-        """Wait until `true()` holds, checked at every event. Raise TimeoutError."""
+        """Wait until `condition()` holds, checked at every event. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
     async def wait_for_end(self, job: str) -> float:
-        """Return when a job was finished. Raise RuntimeError if it ended otherwise."""
+        """Return when a job was finished. Raises RuntimeError if it ended otherwise."""
         await self.wait_until(lambda: job in self.ends)
         end_time, state = self.ends[job]
         if state != "finished":

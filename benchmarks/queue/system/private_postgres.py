@@ -1,4 +1,4 @@
-"""A private PostgreSQL for a measurement: made in a temporary folder, reached by a Unix socket, deleted at the end.
+"""A private PostgreSQL for a measurement, in a temporary folder and with a Unix socket. It is deleted at the end.
 
 It is as durable as by default: `fsync` stays on. PostgreSQL refuses to run as root; then another user runs it.
 """
@@ -42,7 +42,7 @@ def _parse_version(version: str) -> float:
 
 @asynccontextmanager
 async def run_postgres() -> AsyncIterator[str]:
-    """Yield its URL for the store while the context lasts. Raise `Refused` if PostgreSQL is not available."""
+    """Yield its URL for the store while the context lasts. Raises `UserError` if PostgreSQL is not available."""
     programs_folder = await asyncio.to_thread(find_programs)
     if programs_folder is None:
         raise UserError("No PostgreSQL is installed here.")

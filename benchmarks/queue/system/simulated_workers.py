@@ -18,7 +18,7 @@ BOT_SECRETS = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
 
 
 class SimulatedWorkers:
-    """An async context manager that kills the remaining workers at its end. `seen` returns the announced workers."""
+    """An async context manager that kills the remaining workers at its end. `presences`: the announced ones."""
 
     def __init__(self, url: str, token: str, folder: Path, presences: Callable[[], Mapping[str, Presence]]) -> None:
         if find_spec("torch") is None:

@@ -1,6 +1,6 @@
 """Clients of the page's live stream, one for each simulated open page: they note when each event arrives.
 
-They note only the time while they read. The events are decoded afterwards, so that reading costs little.
+They note only the time while they read, and decode the events afterwards, so that reading costs little.
 """
 
 from __future__ import annotations

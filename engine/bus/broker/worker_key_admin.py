@@ -27,7 +27,7 @@ class WorkerKeyAdmin:
     """The keys of one data folder. Every method blocks, and raises `BadKey` on failure."""
 
     def __init__(self, key_file: Path, broker_folder: Path) -> None:
-        """`broker`: the folder of the embedded broker, whether it runs or not."""
+        """`broker_folder`: the folder of the embedded broker, whether it runs or not."""
         self._key_file, self._broker_folder = key_file, broker_folder
 
     def list_keys(self) -> list[WorkerKey]:

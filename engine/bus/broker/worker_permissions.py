@@ -1,12 +1,12 @@
 """Broker permissions of a worker with its own key: the subjects that it may publish and subscribe to.
 
-There are two fences. The server checks permissions on a request's subject, but not on the reply subject it names: the
-reply could go to `$JS.API.STREAM.DELETE.results`. So each worker also has its own account, which has no streams and
-imports only these subjects from the main account: a reply stays inside it. One account for all workers would let a
+The server checks permissions on a request's subject, but not on the reply subject that it names. So the reply could go
+to `$JS.API.STREAM.DELETE.results`. Therefore each worker also has its own account, so that a reply stays inside it. The
+account has no streams and imports only these subjects from the main account. One account for all workers would let a
 reply reach any subject that any of them may publish to.
 
-Claims, snapshots and blobs are named by job, so subjects cannot separate workers there. Epochs fence claims and
-snapshots, checksums protect blobs.
+The subjects of claims and snapshots name the job, and those of blobs their hash, so they cannot separate workers.
+Epochs fence claims and snapshots, checksums protect blobs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Blob store: input and output bytes in an object bucket, each object named by its SHA-256.
 
-The name is checked against the bytes on writing and on reading. The layout resembles that of the client library's
-object store, which we do not use. That one needs the right to purge and to read the whole stream, and a stream that
-every writer can purge by a header. A worker key grants none of this: a worker only writes, and reads what it can name.
-Each chunk has its own subject, on which the stream keeps only the newest message.
+Every write and every read checks the name against the bytes. The layout resembles that of the client library's object
+store, which we do not use. It would need the rights to purge and to read the whole stream, and every writer could purge
+by a header. A worker key grants none of this: a worker only writes, and reads blobs whose name it knows. Each chunk has
+its own subject, on which the stream keeps only the newest message.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BlobEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BlobStore:
-    """The blob bucket. `max_age`: time to live in seconds. `scoped`: our key may not purge it."""
+    """The blob bucket. `max_age`: time to live in seconds. `has_worker_key`: our key may not purge it."""
 
     def __init__(self, js: JetStreamContext, max_age: float, *, has_worker_key: bool = False) -> None:
         self._js, self._has_worker_key = js, has_worker_key
@@ -93,7 +93,7 @@ class BlobStore:
             await self._js.publish(subjects.blob_chunk(entry.nuid, number), b"")
 
     async def get(self, sha: str, limit: int) -> bytes:
-        """Return the bytes. Raises `NoBlob`, also for more than `limit` bytes."""
+        """Return the bytes. Raises `BlobMissing`, also for more than `limit` bytes."""
         entry = await self._read_entry(sha)
         if entry is None:
             raise BlobMissing(f"There is no blob {sha[:12]}.")

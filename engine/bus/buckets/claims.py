@@ -3,8 +3,8 @@
 The entry's creating revision is the epoch, a fencing token. A renewal changes the key's revision while the epoch must
 stay, so renewals write the creating revision into the value.
 
-An unreadable entry belongs to nobody. Its former holder has lost the claim, since another worker may have held it
-since. A new holder updates exactly the revision it read, so only one succeeds, with a newer epoch.
+An unreadable entry belongs to nobody. Its former holder has lost the claim: another worker may have held it meanwhile.
+A new holder updates exactly the revision it read, so only one succeeds, with a newer epoch.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ LEASE_KEY = "bot"
 
 
 class LeaderLease:
-    """Every method raises `Unreachable` while the broker is away."""
+    """Every method raises `BrokerUnreachable` while the broker is away."""
 
     def __init__(self, claims: Claims, seconds: float) -> None:
         self._claims, self.seconds = claims, seconds
@@ -50,7 +50,7 @@ class LeaderLease:
 
 @dataclass(frozen=True)
 class LeaderEntry:
-    """The entry at the key. `holder` None: nobody's. `free`: missing or released, not overwritten."""
+    """The entry at the key. `holder`: None if nobody holds it. `is_free`: missing or released, not overwritten."""
 
     revision: int = 0
     holder: ClaimHolder | None = None
@@ -63,8 +63,8 @@ class LeaderClaims(Claims):
     Such a reply may look like a holder or a tombstone. Only the stored message has the headers of a reply, so entries
     are not read by direct get.
 
-    A forged entry hides the leader but does not depose it: the leader overwrites it at its next renewal. So a standby
-    waits until nobody has done so for `seconds`.
+    A forged entry hides the leader but does not depose it: the leader overwrites the entry at its next renewal. So a
+    standby waits until nobody has overwritten it for `seconds`.
     """
 
     def __init__(self, js: JetStreamContext, seconds: float) -> None:

@@ -32,7 +32,10 @@ class Elsewhere(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tru
 
 
 class SnapshotStore:
-    """The snapshots bucket. `scoped`: our key may not purge a stream, so a dropped snapshot leaves a delete marker."""
+    """The snapshots bucket.
+
+    `has_worker_key`: our key may not purge a stream, so a dropped snapshot leaves a delete marker.
+    """
 
     def __init__(
         self, js: JetStreamContext, bucket: KeyValue, blobs: BlobStore, *, has_worker_key: bool = False
@@ -41,7 +44,7 @@ class SnapshotStore:
         self._own_writes: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
 
     async def put(self, snapshot: Snapshot) -> None:
-        """Write the snapshot. Raises `Fenced` if a newer epoch has written that image."""
+        """Write the snapshot. Raises `StaleEpoch` if a newer epoch has written that image."""
         key = subjects.snapshot_key(snapshot.job, snapshot.image)
         value, blob = await self._pack(snapshot)
         for _ in range(3):

@@ -1,1 +1,1 @@
-"""Encodes pictures into latents and back, in tiles where memory is short."""
+"""Encodes pictures into latents, and decodes latents in tiles where memory is short."""

@@ -1,4 +1,4 @@
-"""Latents to pixels and back through a diffusers autoencoder, in the number format that it is held in."""
+"""Latents to pixels and back through a diffusers autoencoder, in the autoencoder's own number format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.preview_maps.known_maps import LatentSpace
 
 
 def make_latent_space(config: Any, pixels_per_latent: int) -> LatentSpace:
-    """Return the latent space. `factor`: pixels a latent, along a side."""
+    """Return the latent space. `pixels_per_latent`: along a side."""
     return LatentSpace(int(config.latent_channels), float(config.scaling_factor), get_shift(config), pixels_per_latent)
 
 

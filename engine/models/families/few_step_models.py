@@ -13,7 +13,7 @@ _DISTILLED_NAME = re.compile(r"(^|[^a-z])(turbo|lightning|hyper|lcm|schnell|dmd2
 
 
 def choose_guidance(name: str, family_default: float) -> float:
-    """Return the default guidance: 1, which is none, for a distilled model, else `usual`."""
+    """Return the default guidance: 1, which is none, for a distilled model, else `family_default`."""
     return 1.0 if _DISTILLED_NAME.search(name) else family_default
 
 

@@ -28,7 +28,7 @@ def detect_guides(pipeline: Any) -> GuidanceKind:
 
 
 def choose_default_guidance(pipeline: Any, name: str, family_default: float) -> float:
-    """Return the default guidance of a Stable Diffusion of this name; `usual` is its family's."""
+    """Return the default guidance of a Stable Diffusion of this name; `family_default` is its family's."""
     return DEFAULT_GUIDANCE if detect_guides(pipeline) == "network" else choose_guidance(name, family_default)
 
 

@@ -1,6 +1,6 @@
 """Sana: Gemma's states with a mask, linear attention, and an autoencoder with 32 pixels a latent.
 
-Sizes are used as requested; the pipeline's binning to nearby sizes is not used.
+It uses sizes as requested, without the pipeline's binning to nearby sizes.
 """
 
 from __future__ import annotations

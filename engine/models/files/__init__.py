@@ -1,1 +1,1 @@
-"""Files of a model: where they are, what they hold, their fingerprint."""
+"""Files of a model: where they are, what they contain, their fingerprint."""

@@ -35,8 +35,8 @@ UNUSED_PARTS = ("feature_extractor", "image_encoder", "safety_checker")
 def fingerprint_folder(folder: Path) -> str:
     """Return twelve hex digits over configurations, weights and tokenizers.
 
-    Of files over 128 MiB only each weight's ends are hashed. Raises `Unfit` where the index is unreadable, or leads out
-    of the folder.
+    Of files over 128 MiB only each weight's ends are hashed. Raises `JobRejected` where the index is unreadable, or
+    leads out of the folder.
     """
     digest = hashlib.sha256()
     parts = [folder / part for part in _list_part_folders(folder)]
@@ -48,7 +48,7 @@ def fingerprint_folder(folder: Path) -> str:
 
 
 def refuse_unsafe_part_names(index: Mapping[str, Any], name: str) -> None:
-    """Raise `Unfit` where a part's name could lead out of the model's folder."""
+    """Raise `JobRejected` where a part's name could lead out of the model's folder."""
     for part, entry in index.items():
         if isinstance(entry, list) and not _PART_NAME.fullmatch(part):
             raise JobRejected(f"The model {name} has a part called {part[:80]!r}, which is no name of a part.", "model")

@@ -39,7 +39,7 @@ class ModelSource:
 
 
 def find_model(name_or_path: str, data: Path) -> ModelSource:
-    """Locate a model. Raises `Unfit` with one sentence where there is none of that name, or only a pickle."""
+    """Locate a model. Raises `JobRejected` with one sentence where there is none of that name, or only a pickle."""
     models_folder = data / "models"
     candidates = (
         (models_folder / f"{name_or_path}{SAFETENSORS_SUFFIX}", models_folder / name_or_path, Path(name_or_path))

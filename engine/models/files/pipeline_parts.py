@@ -48,7 +48,7 @@ class Part:
 
 
 def read_index(folder: Path, name: str) -> dict[str, Any]:
-    """Return the folder's `model_index.json`. Raises `Unfit`."""
+    """Return the folder's `model_index.json`. Raises `JobRejected`."""
     try:
         index = json.loads((folder / "model_index.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -62,7 +62,7 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
 
 
 def find_pipeline_class(index: dict[str, Any], name: str) -> Any:
-    """Return the pipeline's class. Raises `Unfit` where diffusers has no such pipeline."""
+    """Return the pipeline's class. Raises `JobRejected` where diffusers has no such pipeline."""
     pipeline_type = _get_member("diffusers", index["_class_name"])
     if not isinstance(pipeline_type, type) or not issubclass(pipeline_type, DiffusionPipeline):
         raise JobRejected(f"The model {name} is of a kind that diffusers does not know.", "model")
@@ -70,7 +70,7 @@ def find_pipeline_class(index: dict[str, Any], name: str) -> Any:
 
 
 def find_part_classes(index: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the class of every used part. Raises `Unfit` for a foreign class, or one with uninspected weights."""
+    """Return the class of every used part. Raises `JobRejected` for a foreign one, or uninspected weights."""
     part_classes: dict[str, Any] = {}
     for part, entry in index.items():
         if part in UNUSED_PARTS or not isinstance(entry, list) or entry == [None, None]:
@@ -92,13 +92,13 @@ def find_part_classes(index: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def list_parts(folder: Path, part_classes: dict[str, Any]) -> list[Part]:
-    """Return the parts with weights. Raises `Unfit` where weights are missing or not in safetensors."""
+    """Return the parts with weights. Raises `JobRejected` where weights are missing or not in safetensors."""
     inspected_parts = (_inspect_part(folder / name, part_class) for name, part_class in part_classes.items())
     return [part for part in inspected_parts if part is not None]
 
 
 def refuse_pickles(folder: Path, part_classes: Mapping[str, Any]) -> None:
-    """Refuse pickles in folders whose weights are not inspected. Raises `Unfit`."""
+    """Refuse pickles in folders whose weights are not inspected. Raises `JobRejected`."""
     for name in part_classes:
         if any(each for pattern in PICKLE_PATTERNS for each in (folder / name).glob(pattern)):
             reason = "which can run code when it is opened: take it away, or convert it to safetensors"
@@ -118,7 +118,10 @@ def count_parameters(files: list[Path]) -> tuple[int, Dtype]:
 
 
 def _is_allowed_class(part_class: type) -> bool:
-    """Whether it is one network, which is inspected, or has no weights: no pipeline, and no auto class but `PICKS`."""
+    """Whether it is one network, which is inspected, or has no weights.
+
+    It may be no pipeline, and no auto class but those in `AUTO_CLASSES`.
+    """
     mixins = (transformers.ProcessorMixin, transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
     weightless = (SchedulerMixin, transformers.PreTrainedTokenizerBase, *mixins)
     return issubclass(part_class, (torch.nn.Module, *weightless)) or part_class.__name__ in AUTO_CLASSES

@@ -20,7 +20,7 @@ def read_tensors(
     unchanged_names: Collection[str] = (),
     is_selected: Callable[[str], bool] = lambda key: True,
 ) -> dict[str, torch.Tensor]:
-    """Return the `wanted` weights in `dtype`, copied; weights with a name in `kept` keep their format."""
+    """Return the weights that `is_selected` accepts, copied in `dtype`; `unchanged_names` keep their format."""
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
         for keys in _split_keys(path, is_selected):
@@ -34,7 +34,7 @@ def read_tensors(
 
 
 def _split_keys(path: Path, is_selected: Callable[[str], bool]) -> Iterator[list[str]]:
-    """Yield names of a file's tensors, about `SLICE` bytes at a time."""
+    """Yield names of a file's tensors, about `SLICE_BYTES` at a time."""
     keys, size = list[str](), 0
     with safe_open(path, framework="pt") as file:
         lengths = {

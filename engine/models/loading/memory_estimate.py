@@ -14,7 +14,7 @@ from engine.models.loading.single_file import inspect_file
 
 
 def estimate_bytes(source: ModelSource, format_chooser: FormatChooser) -> int:
-    """Return the bytes of a model. Raises `Unfit` where something is wrong with its files."""
+    """Return the bytes of a model. Raises `JobRejected` where something is wrong with its files."""
     class_name, parts = _inspect_source(source)
     return format_chooser.choose_formats(class_name, parts).count_bytes(parts)
 
@@ -25,7 +25,7 @@ def estimate_bytes_by_format(source: ModelSource, format_chooser: FormatChooser)
 
 
 def estimate_embedded_bytes(weights: Path = WEIGHTS_FOLDER) -> int:
-    """Return the bytes of the embedded model. Raises `Unfit` where its text encoder is missing."""
+    """Return the bytes of the embedded model. Raises `JobRejected` where its text encoder is missing."""
     folders = (weights / "unet", weights / "vae", find_minilm_folder())
     parts = [
         Part(each.name, None, count_parameters(sorted(each.glob("*.safetensors")))[0], "float32") for each in folders

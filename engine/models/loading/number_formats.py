@@ -17,7 +17,7 @@ from engine.models.files.pipeline_parts import Part
 from engine.models.registry import has_family
 from engine.pipelines.pipeline_clone import NETWORK_NAMES
 
-LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is held in one format
+LARGE_PARAMETERS = 100_000_000  # parameters: a model with a larger part is in memory in one format
 HUGE_PARAMETERS = 1_000_000_000  # parameters: a larger model never takes more bytes than its files
 HALF_FORMATS: tuple[Dtype, ...] = ("bfloat16", "float16")
 
@@ -26,7 +26,8 @@ HALF_FORMATS: tuple[Dtype, ...] = ("bfloat16", "float16")
 class PartFormats:
     """The number format of each part, by name.
 
-    `held`: the format of a large model; None: the model is small. `copies`: whether a float32 network also has a copy.
+    `single_format`: the format of a large model; None: the model is small. `has_network_copy`: whether a float32
+    network also has a copy.
     """
 
     by_part: Mapping[str, Dtype]
@@ -46,7 +47,7 @@ class PartFormats:
 
 @dataclass(frozen=True)
 class FormatChooser:
-    """Chooses for one device. A part of more than `large` parameters makes a model large."""
+    """Chooses for one device. A part of more than `large_threshold` parameters makes a model large."""
 
     device: torch.device
     large_threshold: int = LARGE_PARAMETERS
@@ -62,7 +63,7 @@ class FormatChooser:
         return self.make_single_formats(dtype, class_name, parts)
 
     def make_single_formats(self, dtype: Dtype, class_name: str, parts: Sequence[Part]) -> PartFormats:
-        """Return the formats of a large model held in `held`. Without a family of ours only its large parts are."""
+        """Return the formats of a large model in `dtype`. Without a family of ours only its large parts get it."""
         if not class_name or has_family(class_name):
             return PartFormats({part.name: dtype for part in parts}, dtype, has_network_copy=False)
         return PartFormats(

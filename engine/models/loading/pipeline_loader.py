@@ -1,7 +1,7 @@
 """Loads a diffusers folder part by part as its pipeline; runs no code from the folder.
 
-Only safetensors: a pickle can run code when it is opened. The number format of each part is chosen before any is
-loaded.
+It accepts only safetensors: a pickle can run code when it is opened. It chooses the number format of each part before
+it loads any.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ LOAD_ERRORS = (
 
 
 def find_folder(source: str) -> Path:
-    """Return a folder, or fetch a hub name into one. Raises `Unfit`."""
+    """Return a folder, or fetch a hub name into one. Raises `JobRejected`."""
     return Path(source) if Path(source).is_dir() else find_model(source, Path()).path
 
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """`held`: the number format of a large model. `reopen` loads its pipeline in another one."""
+    """`single_format`: the number format of a large model. `reload` loads its pipeline in another one."""
 
     pipeline: Any
     single_format: Dtype | None
@@ -53,14 +53,14 @@ class LoadedPipeline:
 
 
 def load_training_pipeline(folder: Path, name: str) -> Any:
-    """Load a folder's pipeline for training. Raises `Unfit` where it is no such model in safetensors."""
+    """Load a folder's pipeline for training. Raises `JobRejected` where it is no such model in safetensors."""
     return _load(folder, name, choose_training_formats(inspect_folder(folder, name)), None)
 
 
 def load_folder_pipeline(
     folder: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
 ) -> LoadedPipeline:
-    """Load a folder's pipeline for generation. Raises `Unfit` where it is no such model in safetensors."""
+    """Load a folder's pipeline for generation. Raises `JobRejected` where it is no such model in safetensors."""
     parts, class_name = inspect_folder(folder, name), read_index(folder, name)["_class_name"]
     formats = format_chooser.choose_formats(class_name, parts)
 
@@ -87,7 +87,7 @@ def _load(folder: Path, name: str, formats: PartFormats, on_progress: OnProgress
 
 
 def inspect_folder(folder: Path, name: str) -> list[Part]:
-    """Return the parts of a folder that have weights. Raises `Unfit` where anything is wrong with them."""
+    """Return the parts of a folder that have weights. Raises `JobRejected` where anything is wrong with them."""
     index = read_index(folder, name)
     find_pipeline_class(index, name)
     return list_parts(folder, find_part_classes(index, name))
@@ -196,7 +196,7 @@ def make_load_error(name: str) -> JobRejected:
 
 
 def prepare_pipeline(pipeline: Any, name: str) -> Any:
-    """Turn off progress bars. Raises `Unfit` where the pipeline needs more than a prompt."""
+    """Turn off progress bars. Raises `JobRejected` where the pipeline needs more than a prompt."""
     _refuse_other_inputs(pipeline, name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -51,7 +51,7 @@ CONFIG_PATTERNS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 def load_file_pipeline(
     path: Path, name: str, format_chooser: FormatChooser, on_progress: OnProgress | None = None
 ) -> LoadedPipeline:
-    """Open a file as a pipeline. Raises `Unfit` where it is no model that can be opened."""
+    """Open a file as a pipeline. Raises `JobRejected` where it is no model that can be opened."""
     _count_parameters(path, name)  # refuse a bad file before anything is fetched
     configs = find_configs(path, name)
     index = read_index(configs, name)
@@ -103,7 +103,7 @@ def _load(path: Path, name: str, configs: Path, formats: PartFormats, on_progres
 
 
 def find_configs(path: Path, name: str) -> Path:
-    """Return the folder beside the file, or the one fetched from the hub, once a process. Raises `Unfit`."""
+    """Return the folder beside the file, or the one fetched from the hub, once a process. Raises `JobRejected`."""
     if folder := find_configs_folder(path):
         return folder
     stat = path.stat()
@@ -111,7 +111,7 @@ def find_configs(path: Path, name: str) -> Path:
 
 
 def inspect_file(path: Path, name: str, index: Mapping[str, Any] | None = None) -> list[Part]:
-    """Return the sizes of network, autoencoder and text encoders. `index`: of its configurations. Raises `Unfit`."""
+    """Return the sizes of network, autoencoder, text encoders. `index`: of its configurations. Raises `JobRejected`."""
     configs = find_configs_folder(path)
     known_index = index or (read_index(configs, name) if configs else {})
     network = next((each for each in NETWORK_NAMES if each in known_index), NETWORK_NAMES[0])
@@ -128,7 +128,7 @@ def inspect_file(path: Path, name: str, index: Mapping[str, Any] | None = None) 
 
 
 def _count_parameters(path: Path, name: str) -> dict[str, Counter[str]]:
-    """Count the parameters of each number format in every group. Raises `Unfit`."""
+    """Count the parameters of each number format in every group. Raises `JobRejected`."""
     counts: dict[str, Counter[str]] = {}
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,7 +1,7 @@
 """Checks whether a LoRA fits a pipeline's network, by names and shapes in its file; changes no network.
 
-diffusers reads the many formats; here each matrix is checked against a layer of its size. Parts for text encoders are
-tried when a job uses the LoRA, as there are few kinds of encoders.
+diffusers reads the many formats; this module checks each matrix against a layer of its size. It does not check parts
+for text encoders: there are few kinds of encoders, and a job that uses the LoRA tries them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from engine.models.lora.compatibility import is_compatible
 from engine.models.lora.lora_files import LoraFile, find_lora, find_loras
 from engine.models.lora.lora_pipeline import LoraPipeline, count_layers, is_peft_available
 
-MAX_LORAS = 256  # announced LoRAs, the limit of `engine.contract.Warm`
+MAX_LORAS = 256  # announced LoRAs, the limit of `engine.contract.ModelProfile`
 MAX_COPIES = 6  # copies share the model's weights; only the LoRAs take memory
 
 LoraWeights = dict[LoraFile, float]
@@ -36,7 +36,7 @@ class LoraCollection:
         return tuple(Lora(file.name, 1.0, file.revision) for file in compatible_files[:MAX_LORAS])
 
     def _is_compatible(self, file: LoraFile) -> bool | None:
-        """Whether it fits; None while that is unknown, as a large network is being reloaded."""
+        """Whether it fits; None while that is unknown, while a large network is reloaded."""
         if (
             file.revision not in self._compatible_revisions
             and getattr(self._pipeline, self._network_name, None) is not None
@@ -45,7 +45,7 @@ class LoraCollection:
         return self._compatible_revisions.get(file.revision)
 
     def resolve(self, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
-        """Return the same with revisions. Raises `Unfit` where one is missing, unfit or of another revision."""
+        """Return the same with revisions. Raises `JobRejected` where one is missing, unfit or of another revision."""
         weights: LoraWeights = {}
         for lora in loras:
             file = find_lora(self.folder, lora.name)
@@ -59,9 +59,9 @@ class LoraCollection:
         return resolved
 
     def apply(self, loras: tuple[Lora, ...], copy_key: Hashable, net: Any) -> Any:
-        """Return the pipeline with `loras` in its text encoders and its network `net`. Raises `Unfit`.
+        """Return the pipeline with `loras` in its text encoders and its network `net`. Raises `JobRejected`.
 
-        There is one copy for each `use`, switched only when its LoRAs change.
+        There is one copy for each `copy_key`; it is switched only when its LoRAs change.
         """
         if loras not in self._resolved_weights:
             loras = self.resolve(loras)

@@ -1,6 +1,6 @@
 """LoRA files of a folder: `NAME.safetensors`, or `NAME/` with one such file, as `darkroom train lora` writes it.
 
-Only safetensors: a pickle can run code when it is opened. No name and no link leads out of the folder.
+It accepts only safetensors: a pickle can run code when it is opened. No name and no link leads out of the folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def find_loras(folder: Path | None) -> list[LoraFile]:
 
 
 def find_lora(folder: Path | None, name: str) -> LoraFile:
-    """Return the LoRA of this name. Raises `Unfit`."""
+    """Return the LoRA of this name. Raises `JobRejected`."""
     try:
         return _find_lora(folder, name)
     except OSError as error:
@@ -81,7 +81,7 @@ def _is_candidate(path: Path) -> bool:
 
 
 def _find_weights(folder: Path, name: str) -> Path | None:
-    """Return the weights of a name; None where there are none. Raises `Unfit` for a pickle, or for several files."""
+    """Return the weights of a name; None where there are none. Raises `JobRejected` for a pickle or several files."""
     if (single := folder / f"{name}{SAFETENSORS_SUFFIX}").is_file():
         return single
     lora_folder = folder / name

@@ -42,7 +42,7 @@ class LoraPipeline:
         self._reset()
 
     def set_loras(self, weights: Mapping[LoraFile, float]) -> Any:
-        """Return the pipeline with exactly these LoRAs at these weights, which add up. Raises `Unfit`."""
+        """Return the pipeline with exactly these LoRAs at these weights, which add up. Raises `JobRejected`."""
         if tuple(weights.items()) == self._active_weights:
             return self.pipeline
         if len(self._loaded_revisions | {lora.revision for lora in weights}) > LORAS_PER_COPY:
@@ -115,7 +115,7 @@ def _make_adapter_name(lora: LoraFile) -> str:
 
 
 def count_layers(lora: LoraFile) -> int:
-    """Return how many layers its file changes. Raises `Unfit` where it is unreadable."""
+    """Return how many layers its file changes. Raises `JobRejected` where it is unreadable."""
     try:
         with safe_open(lora.path, framework="pt") as file:
             return sum(_LAYER_KEY.search(key) is not None for key in list(file.keys()))

@@ -1,7 +1,7 @@
 """CUDA graphs of a network's forward, one for each recurring shape: one launch instead of a thousand.
 
-A graph replays the recorded kernels on fixed memory. It is recorded in a step, never at start-up, and used only where
-its first replay gives the plain network's bits: a picture must not depend on how often its shape came before. A network
+A graph replays the recorded kernels on fixed memory. A step records it, never the start-up. It is used only where its
+first replay gives the plain network's bits: a picture must not depend on how often its shape came before. A network
 that cannot be recorded (it reads values on the host) runs plainly.
 """
 

@@ -44,7 +44,7 @@ class ForwardRunner:
             self._graphs = GraphCache()
 
     def cast_conditioning(self, conditioning: Inputs, dtype: torch.dtype) -> Inputs:
-        """Return the conditions in `kind`: the same tensors as last time for the same input, as at the next step."""
+        """Return the conditions in `dtype`: the same tensors as last time for the same input, as at the next step."""
         last_inputs, last_cast = self._last_conditioning
         is_same = len(last_inputs) == len(conditioning) and all(
             one is other for one, other in zip(last_inputs, conditioning, strict=True)

@@ -52,9 +52,9 @@ class NetworkCopies:
 
 
 class SingleNetwork:
-    """A large model's network, held in one format at a time. For another format the model is loaded again.
+    """A large model's network, in memory in one format at a time. For another format the model is loaded again.
 
-    `forget` is called first, so that other holders release the current network. On a processor the weights stay in
+    It calls `release` first, so that other holders release the current network. On a processor the weights stay in
     their mapped files: a forward in bfloat16 takes as long, and nothing is copied.
     """
 

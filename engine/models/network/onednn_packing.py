@@ -3,8 +3,8 @@
 For bfloat16, oneDNN wants the weights of convolutions and linear layers in blocks whose order depends on the input's
 shape, and reorders them in every forward. Torch's compiler packs them when it freezes a network (`torch._inductor`,
 `mkldnn_fusion.py`); its operators can be called directly. A packed copy with other bits is not used (float32 is never
-equal): a picture must not depend on how often its shape came before. The output of a layer for a recurring text is
-cached.
+equal): a picture must not depend on how often its shape came before. A copy also caches the output of its layers for a
+recurring text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OPERATORS = (
 
 
 class PackedCopies:
-    """Copies that share all but the packed weights, up to `most` bytes; the least recently used goes first."""
+    """Copies that share all but the packed weights, up to `max_bytes`; the least recently used goes first."""
 
     def __init__(self, max_bytes: int = MAX_PACKED_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -46,7 +46,7 @@ class PackedCopies:
     ) -> torch.Tensor:
         """Run `predict` on the network, or faster on its packed copy for these shapes, with the same bits.
 
-        `texts` are the inputs that may recur; nobody writes into them.
+        Nobody writes into `recurring_inputs`, which may come again: a text's.
         """
         if shapes in self._copies:
             self._copies.move_to_end(shapes)

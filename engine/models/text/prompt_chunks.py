@@ -31,7 +31,7 @@ def get_chunk_capacity(tokenizer: Any) -> int:
 
 
 def split_into_chunks(text: str, tokenizer: Any, max_chunks: int = MAX_CHUNKS) -> list[Chunk]:
-    """Split a text into 1 to `most` chunks; the rest is ignored."""
+    """Split a text into 1 to `max_chunks` chunks; the rest is ignored."""
     ids: list[int] = []
     weights: list[float] = []
     for fragment in split_by_weight(text):

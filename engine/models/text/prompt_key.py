@@ -10,7 +10,7 @@ from engine.models.family import Conditioning
 
 
 class PromptKey(NamedTuple):
-    """Equal ones are encoded once."""
+    """Each key is encoded once."""
 
     text: str
     negative: bool = False  # it is the empty or negative prompt of guidance

@@ -1,1 +1,1 @@
-"""Models without an adapter of their own: diffusers' pipeline runs unmodified, its networks share forwards."""
+"""Models without an adapter of their own: diffusers' pipeline runs unmodified, and its networks share forwards."""

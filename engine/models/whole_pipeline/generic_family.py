@@ -37,7 +37,7 @@ TEST_PROMPT = "a small red house beside a lake"
 
 
 class GenericFamily:
-    """A `Family` whose finished latents are pixels in 0…1. Raises `Unfit` where it does not draw."""
+    """A `Family` whose finished latents are pixels in 0…1. Raises `JobRejected` where it does not draw."""
 
     output_type = "pil"
     no_guidance = 1.0

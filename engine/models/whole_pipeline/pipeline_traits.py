@@ -34,7 +34,7 @@ class PipelineTraits:
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, name: str) -> PipelineTraits:
-        """Read the traits. Raises `Unfit` where it takes no prompt, or has no network that runs step by step."""
+        """Read the traits. Raises `JobRejected` where it takes no prompt, or has no network that runs step by step."""
         parameters = inspect.signature(type(pipeline).__call__).parameters
         network = next((part for each in NETWORK_NAMES if (part := getattr(pipeline, each, None)) is not None), None)
         if "prompt" not in parameters or network is None:

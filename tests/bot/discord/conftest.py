@@ -123,7 +123,7 @@ class World:
         return [button.get("label") or button["emoji"]["name"] for row in rows for button in row["components"]]
 
     def begin(self) -> None:
-        """Start a courier for the client, outside the bot's scope and before the bot, as in `serve`."""
+        """Start a courier for the client, outside the bot's scope and before the bot, as in `run_client`."""
         self.courier = asyncio.create_task(Courier(self.house.services, MessageClient(self.client)).run())
         self.tasks.append(self.courier)
 

@@ -1,6 +1,6 @@
 """Permissions: the table of `bot.policy.permissions`, checked cell by cell against a second table written by hand.
 
-`PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md` regenerates the page for admins.
+`PYTHONPATH=tests:. python tests/bot/policy/test_permissions.py > docs/access.md` regenerates the page for admins.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def test_the_embedded_models_calibration_is_consistent(embedded: StableDiffusion
 
 
 def test_a_models_usual_steps_are_its_default(affine: Any) -> None:
-    affine.usual = (8, "lcm")
+    affine.default_sampling = (8, "lcm")
     assert (measure_calibration(affine).steps, measure_calibration(affine).sampler) == (8, "lcm")
 
 

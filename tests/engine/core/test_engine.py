@@ -55,7 +55,7 @@ def test_one_step_applies_guidance_and_the_plans_coefficients(
     row = plan(affine.scheduler_config, "ddim", 1).table[0]
     x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(7))
     u, sea, red = (
-        affine.denoise(x[None], torch.tensor([row[0]]), (affine.condition(text, one)[0][None],), "float32")[0]
+        affine.denoise(x[None], torch.tensor([row[0]]), (affine.encode_conditioning(text, one)[0][None],), "float32")[0]
         for text in ("fog", "sea", "red")
     )
     out = u + 3.0 * (2.0 * (sea - u) - 0.5 * (red - u))

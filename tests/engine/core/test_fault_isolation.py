@@ -60,10 +60,10 @@ class FaultyFamily:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: Conditioning, *others: Any) -> torch.Tensor:
-        texts = self._before(x, texts) or texts
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, *others: Any) -> torch.Tensor:
+        conditioning = self._before(x, conditioning) or conditioning
         self.shapes.append(len(x))
-        return self._family.denoise(x, t, texts, *others)
+        return self._family.denoise(x, t, conditioning, *others)
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ def test_a_lost_device_before_the_first_step_is_told_from_a_failing_model(
     embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     class FailingEncoder(FaultyFamily):
-        def condition(self, *_: object, **__: object) -> Conditioning:
+        def encode_conditioning(self, *_: object, **__: object) -> Conditioning:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
     def fail(*_: object, **__: object) -> torch.Tensor:

@@ -32,7 +32,7 @@ def compute_by_hand(affine: Any, recipe: Recipe) -> torch.Tensor:
     table = plan(affine.scheduler_config, "ddim", recipe.steps)
     shape = affine.latent_shape(recipe.width, recipe.height)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(recipe.seed)) * table.init_sigma
-    words, empty = (affine.condition(text, recipe)[0] for text in (recipe.concepts[0].text, ""))
+    words, empty = (affine.encode_conditioning(text, recipe)[0] for text in (recipe.concepts[0].text, ""))
     for k in range(recipe.steps):
         at = dict(zip(COLUMNS, table.table[k].tolist(), strict=True))
         conditional, unconditional = (

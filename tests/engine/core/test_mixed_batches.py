@@ -255,7 +255,7 @@ def test_mixed_texts_draw_latents_between_those_of_each_text(
 def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: Make) -> None:
     one = job(recipe(mixed=True, concepts=(Concept("sea", 1.0), Concept("fog", 3.0)), guidance=1.0))
     [image] = build_images(one, {"affine": affine})
-    sea, fog = (affine.condition(text, one.task)[0] for text in ("sea", "fog"))
+    sea, fog = (affine.encode_conditioning(text, one.task)[0] for text in ("sea", "fog"))
     torch.testing.assert_close(image.model_inputs.conditioning[0], (0.25 * sea + 0.75 * fog)[None])  # pyright: ignore
 
 

@@ -25,12 +25,12 @@ class SingleFormatFamily:
         self.dtype: Dtype = "bfloat16"
         self.loads: list[Dtype] = []
 
-    held_once = True
+    is_single_format = True
 
-    def holds(self, dtype: Dtype) -> bool:
+    def has_format(self, dtype: Dtype) -> bool:
         return dtype == self.dtype
 
-    def net(self, dtype: Dtype) -> object:
+    def get_network(self, dtype: Dtype) -> object:
         self.dtype = dtype
         self.loads.append(dtype)
         return self

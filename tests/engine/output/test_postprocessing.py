@@ -24,7 +24,7 @@ TIMEOUT = 60.0
 class UpscalingFamily(SimulatedModel):
     """Finished pictures are four times as wide and high, as from a super-resolver."""
 
-    enlargement, upscaler = 4, "by four"
+    upscale_factor, upscaler = 4, "by four"
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
         picture = self.decode(latents)

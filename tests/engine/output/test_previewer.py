@@ -251,7 +251,11 @@ def test_a_fit_continues_once_the_model_is_reloaded(
     large: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded_formats = list[str]()
-    for name, value in {"held_once": True, "holds": loaded_formats.__contains__, "net": lambda dtype: None}.items():
+    for name, value in {
+        "is_single_format": True,
+        "has_format": loaded_formats.__contains__,
+        "get_network": lambda dtype: None,
+    }.items():
         monkeypatch.setattr(large, name, value, raising=False)
     lane = DecodeWorker({"affine": large})
     lane.prepare_preview("affine")

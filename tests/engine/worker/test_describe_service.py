@@ -126,7 +126,7 @@ def test_every_family_can_score_texts(kind: str, tmp_path: Path) -> None:
 
 def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
     plan = embedded.plan("dpmpp_2m", 15, 0.0, 64, 64)
-    drawing = build_input(embedded, embedded.encode("fox, white background"), 4.0, initial_noise(embedded, 7))
+    drawing = build_input(embedded, embedded.encode_text("fox, white background"), 4.0, initial_noise(embedded, 7))
     latents = encode_square(encode_png(embedded.decode(sample_latents(embedded, plan, [drawing])[0])), embedded)
     texts = ["fox", "car", "owl", "banana", "guitar", "wolf", "fox, blue background"]
     samples, rows = noise_image(embedded, latents, 0, 2), next(split_rows(len(texts), 2, 14))
@@ -170,7 +170,7 @@ async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Sh
 
 
 class DescribingHarness:
-    """A worker's `Describing` over the affine network. Its thread waits until `go` is set."""
+    """A worker's `DescribeService` over the affine network. Its thread waits until `go` is set."""
 
     def __init__(self, affine: Any) -> None:
         self.go, self.calls = asyncio.Event(), 0
