@@ -175,7 +175,7 @@ for command in (backup_command.backup, restore_command.restore, privacy.forget, 
 
 
 def _run_engine_command(module: str, args: list[str]) -> None:
-    """Run `module`'s command line in this process. Raises `Refused` if a package of the engine is not installed."""
+    """Run `module`'s command line in this process. Raises `UserError` if a package of the engine is not installed."""
     from importlib import import_module
 
     try:
@@ -206,7 +206,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _exit_with("Stopped.", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports a broken pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports a broken pipe at exit
         sys.exit(1)
 
 

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("bot", "engine", "training", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [
     *PROJECT["dependencies"],
@@ -103,7 +104,7 @@ def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
 
 def test_every_dependency_is_imported() -> None:
     """Our code imports every dependency of the base and of the engine."""
-    text = "\n".join(path.read_text() for part in ("bot", "engine", "training") for path in (ROOT / part).rglob("*.py"))
+    text = "\n".join(path.read_text() for part in PACKAGES for path in (ROOT / part).rglob("*.py"))
     extras = PROJECT["optional-dependencies"]
     requirements = PROJECT["dependencies"] + extras["engine"] + extras["train"]
     names = {canonicalize_name(Requirement(line).name) for line in requirements} - NOT_IMPORTED.keys()
@@ -118,13 +119,11 @@ def test_every_dependency_is_imported() -> None:
 
 def test_every_import_is_declared() -> None:
     """Our packages declare every import, and do not rely on dependencies of dependencies."""
-    trees = [
-        ast.parse(path.read_text()) for part in ("bot", "engine", "training") for path in (ROOT / part).rglob("*.py")
-    ]
+    trees = [ast.parse(path.read_text()) for part in PACKAGES for path in (ROOT / part).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bot", "engine"}
+    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - set(PACKAGES)
     declared = {canonicalize_name(Requirement(line).name) for line in REQUIREMENTS}
     assert sorted(tops - {MODULES.get(name, name.replace("-", "_")) for name in declared}) == []
 

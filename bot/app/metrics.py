@@ -16,7 +16,7 @@ from bot.domain.job_states import END_STATES
 from bot.store import JobRecord, Transition
 from bot.store.transitions.job_transitions import POISON_ATTEMPTS
 
-MAX_MODELS = 100  # that get their own label; a further one is "other"
+MAX_MODELS = 100  # models with their own label; any further one is "other"
 OTHER_MODEL = "other"
 REQUEUE_CAUSES = ("lost", "untaken", "failed", "incomplete", "asked", "regained")
 WAIT_BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # seconds
@@ -73,7 +73,7 @@ class Metrics:
         self._count_refund(record)
 
     def _count_refund(self, record: JobRecord) -> None:
-        """Count the part of its cost that a job without pictures was not charged. A relaxed job has none."""
+        """Count the part of its reserved cost that a job without pictures got back. A relaxed job has none."""
         refund = 0.0 if record.state == "finished" or record.tier == "relaxed" else record.cost - record.charged
         if refund > 0.0:
             self._refunds.labels(record.state).inc()

@@ -1,6 +1,7 @@
 """The metrics page: the counters of `bot.app.metrics`, and gauges of the queue and the workers read at scrape time.
 
-Each scrape reads the store and the live workers once. If the database is unreachable the page still comes, and says so.
+Each scrape reads the store and the live workers once. If the database is unreachable, the page still renders and says
+so.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class _CombinedRegistry(CollectorRegistry):
         self.register(gauges)
 
     def collect(self) -> Iterable[Metric]:
-        for metric in self._counters.collect():  # each is new, and the time of its first event is of no use
+        for metric in self._counters.collect():  # without creation times, which nobody needs
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
         yield from super().collect()

@@ -28,7 +28,7 @@ def default_data_folder() -> Path:
 
 
 class Settings(BaseSettings):
-    """Every setting with its name in the environment. Create it by `load`."""
+    """Every setting with its name in the environment. Create it by `load_settings`."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True, extra="forbid")
 
@@ -127,11 +127,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Load the environment's settings; `given` (by field) overrides them. Raises `Refused` (400)."""
+    """Load the environment's settings; `overrides` (by field) win. Raises `UserError` (400)."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise UserError(_error_sentence(error), 400) from None  # the cause would show the value
+        raise UserError(_error_sentence(error), 400) from None  # the cause would show the secret value
 
 
 def _error_sentence(error: ValidationError) -> str:

@@ -1,6 +1,4 @@
-"""Wires the application: builds the store, the queue, the services and the metrics, and runs their tasks until it
-closes.
-"""
+"""Wires the application: builds store, queue, services and metrics, and runs their tasks until it closes."""
 
 from __future__ import annotations
 
@@ -122,7 +120,7 @@ def wire_app(
     *,
     clock: Callable[[], float] = time.time,
 ) -> App:
-    """Build all parts; starts nothing. `reader`: the word filter's thread. `outside`: fetches uploads from Discord."""
+    """Build all parts; start nothing. `filter_thread` runs the word filter, `fetch_upload` fetches uploads."""
     active_jobs, feed, limits = ActiveJobs(), Feed(), settings.limits
 
     def live_workers() -> dict[str, Presence]:
@@ -288,8 +286,7 @@ async def open_app(
 ) -> AsyncIterator[App]:  # fmt: skip
     """Open the application and run its tasks beside the body; an error of a task ends the body too.
 
-    `leader`: proves that this bot leads, where others stand by. `outside`: fetches uploads from Discord; None: over
-    HTTPS.
+    `leader` proves that this bot leads, if others stand by. `fetch_upload` fetches Discord's uploads; None: by HTTPS.
     """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     picture_store = await asyncio.to_thread(PictureStore, settings.pictures)
@@ -315,7 +312,7 @@ async def open_app(
 
 @asynccontextmanager
 async def _run_tasks(app: App) -> AsyncIterator[None]:
-    """Run the tasks beside the body. An error of the body is raised as itself, not as a group."""
+    """Run the tasks beside the body. An error of the body passes through unchanged, not as a group."""
     body_error: Exception | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(task, name=name) for name, task in app.tasks().items()]

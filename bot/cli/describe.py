@@ -1,4 +1,4 @@
-"""`darkroom describe`: suggests prompts for a picture file; the running `darkroom up` does the work.
+"""`darkroom describe`: suggests prompts for a picture file; it asks the running `darkroom up`.
 
 Standard output carries only the prompts, or JSON; notes go to standard error.
 """

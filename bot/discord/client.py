@@ -1,6 +1,6 @@
 """The Discord client: its gateway intents, its commands, and the courier beside it.
 
-Does nothing at import. The courier starts before the bot, so that it misses nothing.
+The courier starts before the client connects, so that it misses no event.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components import reports
 from bot.discord.components.buttons import IdempotencyKeys, build_view, handle_job_form
 from bot.discord.components.deletion import delete_forgotten_message
-from bot.discord.components.reactions import ReactionHandler
+from bot.discord.components.reactions import Reactions
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
 from bot.discord.delivery.rate_limit_headers import trace_rate_limits
@@ -46,7 +46,7 @@ RETRY_DELAY, MAX_RETRY_DELAY = 15.0, 300.0  # seconds until the next attempt to 
 
 
 class DarkroomClient(discord.AutoShardedClient):
-    """The Discord client of one desk. It needs no privileged intents: interactions and reactions carry all data."""
+    """The Discord client of one bot. It needs no privileged intents: interactions and reactions carry all data."""
 
     def __init__(
         self, services: Services, commands_file: Path, *, gateway: yarl.URL | None = None, **options: Any
@@ -62,7 +62,7 @@ class DarkroomClient(discord.AutoShardedClient):
         self.services = services
         self.job_service = services.jobs
         self.idempotency_keys = IdempotencyKeys()
-        self.reactions = ReactionHandler(self)
+        self.reactions = Reactions(self)
         self.build_view = build_view
         self.tree = DarkroomCommandTree(self)
         self.operator_ids: frozenset[int] = frozenset()  # the operators' user ids, from the Discord application
@@ -115,7 +115,7 @@ def create_client(settings: Settings, services: Services, edits: EditPolicy[Any]
     Route.BASE = settings.discord_api.rstrip("/")
     gateway = yarl.URL(settings.discord_gateway) if settings.discord_gateway else None
     if gateway:
-        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # where it reconnects after a lost session
+        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # the gateway to which it reconnects after a lost session
     options = {} if edits is None else {"http_trace": trace_rate_limits(edits, time.monotonic)}
     return DarkroomClient(services, settings.data / COMMANDS_FILE, gateway=gateway, **options)
 
@@ -123,7 +123,7 @@ def create_client(settings: Settings, services: Services, edits: EditPolicy[Any]
 async def run_client(settings: Settings, services: Services, on_edit: RequestCounter = count_nothing) -> None:
     """Run the client until cancelled. A rejected token is logged once, and the rest of the bot goes on without Discord.
 
-    `edited` is called for each request about a message, with its kind and its outcome.
+    `on_edit` is called for each request about a message, with its kind and its outcome.
     """
     if settings.discord_token is None:
         return

@@ -108,7 +108,7 @@ async def send_film(
 ) -> None:
     """Send the film as the response to a command or a press, ephemeral where the rules do not allow it in public.
 
-    Raises `Refused`.
+    Raises `UserError`.
     """
     check_can_attach(interaction)
     check_film_format(request.file_format)

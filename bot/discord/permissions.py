@@ -1,4 +1,4 @@
-"""Checks of the bot's permissions in a channel, made when a member asks and not when the picture is done.
+"""Checks the bot's permissions in a channel when a member asks, not when the picture is done.
 
 The interaction's token edits a response for fifteen minutes, whatever the bot's permissions are; only its picture needs
 one. Later edits, and every new message, need the bot's own permissions. Slow mode does not limit bots.
@@ -39,7 +39,7 @@ SEND_IN_THREADS = "Send Messages in Threads"  # replaces Send Messages
 
 
 def check_can_attach(interaction: Interaction) -> None:
-    """Raise `Refused` (403) if the bot may not attach pictures here."""
+    """Raise `UserError` (403) if the bot may not attach pictures here."""
     if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
         raise UserError("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
@@ -47,7 +47,7 @@ def check_can_attach(interaction: Interaction) -> None:
 def permission_warning(interaction: Interaction, eta: float | None, token_seconds: float) -> str:
     """Return what will not work here for a job that ends in `eta` seconds (None: unknown); empty if all will.
 
-    `token`: for how many seconds the response can be edited without any permission.
+    `token_seconds`: for how many seconds the response can be edited without any permission.
     """
     missing_names = missing_permissions(interaction)
     if not missing_names or (eta is not None and eta < LONG_JOB_SECONDS):

@@ -1,7 +1,7 @@
 """The first response to an interaction, within Discord's three seconds: a card for each job, or a refusal.
 
-The studio records the job before anything is sent. The response's message id is recorded right after. If that fails or
-comes late, the courier finds the message by itself.
+The job service records the job before the response goes out; then its message id is recorded. If that fails or comes
+late, the courier finds the message by itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ INTERNAL_ERROR = "Something broke on our side. It is logged; please try again."
 
 
 def member_of(interaction: Interaction) -> Member:
-    """Return who triggered the interaction, with their permissions here. A direct conversation has no moderators."""
+    """Return the member who triggered the interaction, with their permissions here. A direct conversation has no
+    moderators.
+    """
     user, guild, channel = interaction.user, interaction.guild, interaction.channel
     member_permissions = guild_permissions(user)
     return Member(
@@ -90,7 +92,7 @@ def destination_of(interaction: Interaction, now: float) -> Destination:
 
 
 async def respond_with_jobs(interaction: Interaction, submit: JobSubmitter, *, is_repeat: bool = False) -> None:
-    """Run `ask` and send a card for each job; with `again` (a double click) link to the first job instead.
+    """Run `submit` and send a card for each job; with `is_repeat` (a double click) link to the first job instead.
 
     Until this returns, the courier does not treat a missing message as lost, however long Discord takes.
     """
@@ -147,7 +149,7 @@ async def send_refusal(interaction: Interaction, sentence: str) -> None:
 
 
 async def send_error(interaction: Interaction) -> None:
-    """Apologise after an error of ours that is already logged, so that the member does not wait at a spinner."""
+    """Apologise after an error that is already logged, so that the member does not wait at a spinner."""
     try:
         await send_ephemeral(interaction, INTERNAL_ERROR)
     except discord.HTTPException as error:
@@ -170,7 +172,7 @@ async def _await_or_defer(
 async def _is_likely_private(interaction: Interaction) -> bool:
     """Guess from preference and rules whether the results are private, as far as they load in time.
 
-    The jobs themselves decide in the end.
+    In the end, the jobs themselves decide.
     """
     services, member = interaction.client.services, member_of(interaction)
     try:
@@ -186,7 +188,7 @@ async def _is_likely_private(interaction: Interaction) -> bool:
 async def _send_card(
     interaction: Interaction, accepted_job: AcceptedJob, deferred_ephemeral: bool | None, *, is_first: bool
 ) -> int:
-    """Send the card of `ticket`, ephemeral if the job is private. Return its message's id."""
+    """Send the card of `accepted_job`, ephemeral if the job is private. Return its message's id."""
     card = job_cards.render_accepted(accepted_job, interaction.user.display_name, time.time())
     view, no_mentions = interaction.client.build_view(card) or discord.utils.MISSING, discord.AllowedMentions.none()
     if is_first and deferred_ephemeral is None:
@@ -198,7 +200,7 @@ async def _send_card(
         return (
             await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=no_mentions)
         ).id
-    if is_first:  # deferred with the wrong visibility, which is final: another message replaces it
+    if is_first:  # deferred with the wrong visibility, which cannot change: another message replaces it
         await interaction.edit_original_response(content="…", allowed_mentions=no_mentions)
     message = await interaction.followup.send(
         card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=no_mentions, wait=True

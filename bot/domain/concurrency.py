@@ -12,7 +12,7 @@ from bot.domain.errors import UserError
 
 
 async def race(*routines: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, then cancel the others; raises the error of that one."""
+    """Run all until one ends, then cancel the others. Raises the error of the one that ended."""
     tasks = [asyncio.ensure_future(routine) for routine in routines]
     try:
         ended_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -24,7 +24,7 @@ async def race(*routines: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-MAX_REQUESTS = 4  # requests of one member: one that runs, the others wait
+MAX_REQUESTS = 4  # requests of one member: one runs, the others wait
 TOO_MANY_REQUESTS = (
     f"{MAX_REQUESTS} of your requests with pictures are under way already, the most at once. Try again when one is "
     "done."
@@ -38,7 +38,7 @@ class _MemberQueue:
 
 
 class PerMemberLimit:
-    """One line for each name, while a request stands in it."""
+    """One queue for each member with requests."""
 
     def __init__(self, max_requests: int = MAX_REQUESTS) -> None:
         self._max_requests = max_requests
@@ -46,7 +46,7 @@ class PerMemberLimit:
 
     @asynccontextmanager
     async def reserve(self, member: str) -> AsyncIterator[None]:
-        """Run the body after all earlier ones of that name. Raises `Refused` (429) if the line is full."""
+        """Run the body after all earlier requests of that member. Raises `UserError` (429) if the queue is full."""
         queue = self._queues.setdefault(member, _MemberQueue())
         if queue.length >= self._max_requests:
             raise UserError(TOO_MANY_REQUESTS, 429)

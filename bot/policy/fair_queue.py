@@ -2,8 +2,8 @@
 
 Each account has a virtual time: its total cost divided by its weight. At each level the account with the lowest one
 goes next; a user's own jobs go in order of arrival. An account that was idle starts at its parent's current virtual
-time (`floor`): being idle saves up nothing, and a flood of jobs delays only itself. The store does the same in SQL;
-`order` predicts it for places in the queue, and the tests compare the two.
+time (`floor`): being idle earns no credit, and a flood of jobs delays only its own member. The store does the same in
+SQL; `dispatch_order` predicts it for places in the queue, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class WaitEstimate:
         self._cost_sums = [0.0, *accumulate(cost for _, cost in sorted_users)]
 
     def estimate(self, own_ahead: int) -> tuple[int, float]:
-        """Return how many jobs start before a job, and the cost of those jobs and itself.
+        """Return how many jobs start before a job, and the cost of those jobs and this one.
 
-        `turn`: how many jobs of the same user precede it. Until it starts, each user gets at most `turn` + 1 turns.
-        O(log users).
+        `own_ahead`: how many jobs of the same user precede it. Until it starts, each user gets at most `own_ahead` + 1
+        turns. O(log users).
         """
         short_queues = bisect_right(self._job_counts, own_ahead + 1)
         jobs = self._job_sums[short_queues] + (own_ahead + 1) * (len(self._job_counts) - short_queues)

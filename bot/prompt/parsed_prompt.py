@@ -1,4 +1,4 @@
-"""`Request`: what one prompt asks for; and the recipe that it becomes on a warm model."""
+"""`ParsedPrompt`: what one prompt asks for, and the recipe that it becomes for a known model."""
 
 from __future__ import annotations
 
@@ -82,9 +82,10 @@ class ParsedPrompt:
 def build_recipe(
     parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None
 ) -> Recipe:
-    """Return everything that decides pixels, frozen. `seed` is used if the request names none.
+    """Return everything that decides pixels, frozen. `seed` applies if the prompt names none.
 
-    Raises `Refused` if the shape does not fit the model, or for what it lacks. Members cannot set `bucket`.
+    Raises `UserError` if the shape does not fit the model, or if the model lacks a feature. Members cannot set
+    `bucket`.
     """
     width, height = fit_size(parsed_prompt.ar or (1, 1), model_profile)
     sampler, steps = choose_sampling(parsed_prompt, model_profile)
@@ -141,7 +142,7 @@ def choose_sampling(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) ->
 def fit_size(ar: tuple[int, int], model_profile: ModelProfile) -> tuple[int, int]:
     """Return width and height in pixels near `ar` and the model's native area, in its multiples and within its pixels.
 
-    Raises `Refused` if no such size exists.
+    Raises `UserError` if no such size exists.
     """
     if (
         ar[0] == ar[1]
@@ -201,7 +202,7 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
 
 
 def _truncation_note(text: str, model_profile: ModelProfile, part_name: str) -> str:
-    """Return a note on where `warm` stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
+    """Return a note on where the model probably stops reading; "" if it reads all. Two tokens mark the ends."""
     token_count = 0.0
     for token in _TOKEN.finditer(text):
         token_count += TOKENS_PER_WORD if token[0][0].isalnum() else 1.0

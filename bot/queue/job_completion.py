@@ -1,4 +1,4 @@
-"""Ends jobs or queues them again: SQL first, then the board, the feed and the broker's leftovers.
+"""Ends jobs or queues them again: SQL first, then the active jobs, the feed and the broker's leftovers.
 
 Knows the store, the bus and the feed; decides nothing. It publishes an end to the feed once, after the commit.
 """
@@ -33,12 +33,12 @@ class JobCompletion:
         clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
-        self.on_rows_freed = on_rows_freed  # called when rows may be free
+        self.on_rows_freed = on_rows_freed  # called when rows may have become free
         self.on_end: Callable[[Transition], None] = lambda _: None  # called at each end; the next at each requeue
         self.on_requeue: Callable[[RequeueCause], None] = lambda _: None
 
     async def load_active(self) -> list[JobRecord]:
-        """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
+        """Load the active jobs from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
         for job in await self._store.write(fail_unreadable_jobs, self._clock()):
             log.error("job %s: failed, since its row cannot be read", job)
             self._active_jobs.remove(job)
@@ -60,7 +60,7 @@ class JobCompletion:
     async def cancel(
         self, job: str, actual_cost: float, *, epoch: int | None = None, audit_note: str = ""
     ) -> Transition | None:
-        """Cancel a job, and charge `spent` device-seconds."""
+        """Cancel a job, and charge `actual_cost` device-seconds."""
         return await self.announce_and_clear(
             await self._store.end_job("cancel", job, self._clock(), actual_cost, epoch=epoch, audit_note=audit_note)
         )
@@ -87,11 +87,11 @@ class JobCompletion:
         return transition
 
     async def announce_requeue(self, record: JobRecord, audit_note: str, cause: RequeueCause) -> None:
-        """Tell board, broker and listeners that a job was queued again in SQL."""
+        """Tell active jobs, broker and listeners that SQL has queued a job again."""
         active_job = self._active_jobs.by_id.get(record.id)
         if (
             active_job is not None and active_job.record.attempt < record.attempt
-        ):  # else this attempt was sent meanwhile
+        ):  # otherwise the dispatcher has sent this attempt meanwhile
             self._active_jobs.remove(record.id)
         self.on_requeue(cause)
         log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
@@ -114,7 +114,7 @@ class JobCompletion:
         return transition
 
     def announce_end(self, transition: Transition) -> None:
-        """Announce a committed end to board, feed and listeners."""
+        """Announce a committed end to active jobs, feed and listeners."""
         record = transition.record
         self._active_jobs.remove(record.id)
         self.on_end(transition)

@@ -1,4 +1,4 @@
-"""The model catalogue: which models exist and what each needs, from live workers, else the last known, else as shipped.
+"""The model catalogue: which models exist and what each needs, as live workers say, else as last known or as shipped.
 
 A model that is not `loaded` can be requested like any other: a worker then loads it into memory.
 """
@@ -57,7 +57,7 @@ class ModelCatalog:
                 await self._store.save_model(profile, entry.pool, self._clock())
 
     def entries(self) -> list[CatalogEntry]:
-        """Return every model once, live ones first. Never empty: with none known, the shipped one."""
+        """Return every model once, live ones first. Never empty: if none is known, the shipped one."""
         live = self._live_entries()
         known = [
             CatalogEntry(profile, pool, False) for name, (profile, pool) in self._known.items() if name not in live
@@ -76,12 +76,12 @@ class ModelCatalog:
         return {entry.profile.name: entry for entry in entries}[name]
 
     def choose_live_pool(self, preferred_pool: str) -> str:
-        """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
+        """Return a pool with live workers: `preferred_pool` if it has some, or if no pool has any."""
         live_pools = group_by_pool(self._workers())
         return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
 
     def upscale_ms(self, pool: str) -> float | None:
-        """Return the milliseconds a megapixel of the slowest super-resolver among a pool's live workers.
+        """Return the milliseconds per megapixel of the slowest super-resolver among a pool's live workers.
 
         0 if none of them has one, or one is too old to run it; None while the pool has no worker.
         """
@@ -91,8 +91,8 @@ class ModelCatalog:
         return max((worker.enlarge_ms for worker in workers), default=None)
 
     def _live_entries(self) -> dict[str, CatalogEntry]:
-        """Return the models of live workers. Of several workers with one model, the first by name defines it: recipes
-        stay stable.
+        """Return the models of live workers. Of several workers with one model, the first by name defines it, so that
+        recipes stay stable.
 
         A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
         """
@@ -127,8 +127,8 @@ class ModelCatalog:
 class PoolSummary:
     """The live workers of one pool together: the rows that they take at once, and the models that they offer.
 
-    `loaded`: the models in memory of workers with free rows, or of all workers if none has any. `roomy`: the models of
-    workers with free rows.
+    `loaded_models`: the models in memory of workers with free rows, or of all workers if none has any.
+    `models_with_room`: the models of workers with free rows.
     """
 
     pool: str

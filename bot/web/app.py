@@ -31,10 +31,10 @@ def build_app(
     settings: Settings, services: Services, engine_loading: asyncio.Event | None = None,
     metrics_snapshot: MetricsPage | None = None,
 ) -> web.Application:  # fmt: skip
-    """Return the chatroom over this desk. The first start writes the room's key into the data folder.
+    """Return the chatroom over these services. The first start writes the room's key into the data folder.
 
-    `warming` is set while an engine that was started with the room is loading. `scrape` makes the metrics page; without
-    it there is none.
+    `engine_loading` is set while an engine that was started with the room is loading. `metrics_snapshot` makes the
+    metrics page; without it there is none.
     """
     app = web.Application(
         middlewares=[middleware.handle_errors, middleware.authenticate], client_max_size=MAX_BODY_BYTES
@@ -129,7 +129,7 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncIterato
 async def serve_forever(
     app: web.Application, host: str, port: int, on_open: Callable[[int], None] | None = None
 ) -> None:
-    """Serve until cancelled; call `opened_at` with the port once the room is open."""
+    """Serve until cancelled; call `on_open` with the port once the room is open."""
     async with run_server(app, host, port) as bound_port:
         if on_open is not None:
             on_open(bound_port)

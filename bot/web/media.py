@@ -1,6 +1,6 @@
 """Finished pictures, grids, films and keyframes as files. A file never changes once it is shown.
 
-The studio has the bytes. Pictures count from 1, keyframes from 0.
+The job service has the bytes. Pictures count from 1, keyframes from 0.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ async def get_dissolve_film(request: web.Request) -> web.Response:
 
 
 async def get_return_film(request: web.Request) -> web.Response:
-    """Return a film of one picture as noise is added to it, then as it developed."""
+    """Return a film of one picture as noise is added to it, then of how it was made."""
     view, index, kind = (
         await require_permitted(request, "film"),
         picture_index_of(request),
@@ -142,7 +142,7 @@ def _parse_number(request: web.Request) -> int:
 
 
 def picture_index_of(request: web.Request) -> int:
-    """Return the index of the picture in the address, counted from 0 as the studio does."""
+    """Return the index of the picture in the address, counted from 0 as in the job service."""
     number = _parse_number(request)
     if not 1 <= number <= MAX_COUNT:
         raise UserError(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)

@@ -27,7 +27,9 @@ async def get_metrics(request: web.Request) -> web.Response:
 
 
 async def list_refused(request: web.Request) -> web.Response:
-    """Return what was refused of workers in the last minute. It may hold text of anybody at the broker."""
+    """Return the workers' messages that were refused in the last minute. They may hold text of any client of the
+    broker.
+    """
     if not request[VISITOR].is_owner:
         raise UserError("Only the owner of this room may see what it refuses.", 403)
     return web.json_response({"refused": request.app[METRICS_SNAPSHOT].refused_messages()})

@@ -25,7 +25,7 @@ MAX_JSON_BYTES = 64 * 1024  # bytes of the JSON, as of any body
 CHUNK_BYTES = 64 * 1024
 MAX_FORMS = 4  # forms with pictures, from first byte to admission: each may take a hundred megabytes
 FORM_SLOTS = web.AppKey("forms", asyncio.Semaphore)
-MEMBER_LIMIT = web.AppKey("lines", PerMemberLimit)  # one form a visitor is received; the next one waits unread
+MEMBER_LIMIT = web.AppKey("lines", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FormFiles:
 
 
 async def read_body(request: web.Request, body_type: type[T]) -> T:
-    """Return the body as `shape`. Refuse with 400 what cannot be read, with 408 what does not come in time."""
+    """Return the body as `body_type`. Refuse with 400 if it is malformed, with 408 if it does not arrive in time."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             body = await request.read()
@@ -51,8 +51,8 @@ async def read_form(request: web.Request, body_type: type[T]) -> AsyncIterator[t
     """Yield the JSON part `order` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
     too.
 
-    The form is in memory while the context lasts, so only a few are admitted at once. Refuse with 400 what cannot be
-    read, with 413 what is too large, with 429 where too many come at once.
+    The form is in memory while the context lasts, so only a few are admitted at once. Refuse with 400 a form that
+    cannot be decoded, with 413 one that is too large, with 429 too many at once.
     """
     if not request.content_type.startswith("multipart/"):
         yield await read_body(request, body_type), FormFiles()

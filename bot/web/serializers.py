@@ -1,4 +1,4 @@
-"""Serializes the studio's values to JSON for the page and the API. Pictures count from 1, as on U1 to U4."""
+"""Serializes the services' values to JSON for the page and the API. Pictures count from 1, as on U1 to U4."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def serialize_accepted(accepted_job: AcceptedJob) -> dict[str, Any]:
 
 
 def serialize_all_accepted(accepted_jobs: Iterable[AcceptedJob]) -> dict[str, Any]:
-    """Return the first ticket with the ids of all (permutations make several) and every note once."""
+    """Return the first accepted job with the ids of all (permutations make several) and every note once."""
     items = [serialize_accepted(item) for item in accepted_jobs]
     notes = list(dict.fromkeys(note for item in items for note in item["notes"]))
     return {**items[0], "ids": [item["id"] for item in items], "jobs": items, "notes": notes}
@@ -91,7 +91,7 @@ def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
 
 
 def _prompt_without_flags(prompt: str) -> str:
-    """Return the prompt without its flags, as the start of another prompt: an old seed must not come along."""
+    """Return the prompt without its flags, as the start of another prompt, which must not inherit an old seed."""
     try:
         return split_flags(prompt)[0]
     except UserError:  # from an earlier version's grammar
@@ -136,7 +136,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _serialize_start(start: ImageToImage | Branch | None) -> dict[str, Any] | None:
-    """Return what it began with: the number of init images, or a step of its parent; None for noise."""
+    """Return how it begins: the number of init images, or a step of its parent; None for noise."""
     if isinstance(start, Branch):
         return {"step": start.keyframe_step, "fresh": start.fresh}
     if isinstance(start, ImageToImage):
@@ -193,8 +193,8 @@ def _picture_urls(base: str, number: int, *, is_shown: bool, has_ladder: bool) -
 def serialize_frame(job_event: JobProgress) -> dict[str, Any]:
     """Return live previews: image number → JPEG in base64, only the images that changed.
 
-    They are inside the event and not behind an address. A frame is a few kilobytes; an address would cost another
-    request on a browser's six connections, and could arrive after its picture is finished.
+    The event holds the frames themselves. A frame is a few kilobytes; an address would cost another request on a
+    browser's six connections, and the response could arrive after the picture is finished.
     """
     return {
         "id": job_event.job,
@@ -230,7 +230,7 @@ def serialize_workers(
 ) -> dict[str, Any]:
     """Return every live worker with its device and its models.
 
-    `warming`: one is sure to come soon. `starting`: the sentence on one that is starting.
+    `engine_loading`: one is sure to come soon. `starting`: the sentence on one that is starting.
     """
     items = [
         {

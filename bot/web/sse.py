@@ -38,12 +38,12 @@ STREAMS = web.AppKey("streams", set)
 EVENT_CACHE = web.AppKey("texts", EventCache)
 
 MAX_STREAMS = 200
-MAX_VISITOR_STREAMS = 20  # of one visitor; not for the terminal, which is no single visitor
+MAX_VISITOR_STREAMS = 20  # streams of one visitor; the terminal has no such limit
 FRAME_PAUSE = 0.03  # seconds after each frame of a stream: about as often as the eye notices
 POLL_SECONDS = 1.0  # seconds between two checks of the workers
 MAX_RECENT_JOBS = 30  # jobs that the page starts with
 SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow client
-STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is cut off
+STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is disconnected
 END_EVENT_ID = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
 
 
@@ -166,7 +166,7 @@ async def _send_event(request: web.Request, stream: EventSourceResponse, job_eve
     """Send one event as bytes that all pages share.
 
     The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
-    client that reads nothing for too long is cut off. Raise ConnectionError and TimeoutError.
+    client that reads nothing for too long is disconnected. Raise ConnectionError and TimeoutError.
     """
     try:
         async with asyncio.timeout(STALL_TIMEOUT):
@@ -211,7 +211,7 @@ async def require_permitted(request: web.Request, action: Action, job: str = "")
 
 
 async def require_stoppable(request: web.Request, action: Action = "cancel") -> str:
-    """Return the id of a job that this visitor may stop, seen or not: the room's owner may also stop private ones."""
+    """Return the id of a job that this visitor may stop, visible or not: owners may also stop private ones."""
     with contextlib.suppress(UserError):
         return (await require_visible(request)).id
     view = await request.app[STUDIO].load_view(request.match_info["id"])

@@ -21,10 +21,10 @@ QUICK_TIMEOUT = aiohttp.ClientTimeout(total=3)
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 DESCRIBE_TIMEOUT = aiohttp.ClientTimeout(
     total=600
-)  # image-to-prompt tries hundreds of words, perhaps after others' pictures
+)  # image-to-prompt tries hundreds of words, perhaps after a wait for other pictures
 STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 MAX_LINE_BYTES = 4 * 1024 * 1024  # bytes: four previews in one event, base64
-MAX_RECONNECTS = 5  # to reconnect without receiving any event
+MAX_RECONNECTS = 5  # attempts to reconnect without any event in between
 END_EVENTS = ("finished", "failed", "cancelled", "deleted")
 
 
@@ -57,9 +57,9 @@ async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
 
 
 async def generate(url: str, key: str, request: ApiRequest, *, film: bool, display: ProgressDisplay) -> ImagineResult:
-    """Run one job there, or all of an interpolation. Cancelled, this cancels them as well.
+    """Run one job there, or all of an interpolation. A cancellation also cancels these jobs.
 
-    Raise `Refused`, or `Undeveloped` if none is finished.
+    Raise `UserError`, or `GenerationError` if none is finished.
     """
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(
@@ -99,7 +99,7 @@ async def _wait_for_jobs(
 
 
 def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisplay) -> list[dict[str, Any]]:
-    """Return the finished jobs, and print a line on each other one. Raise `Undeveloped` if none is finished."""
+    """Return the finished jobs, and print a line on each other one. Raise `GenerationError` if none is finished."""
     unfinished = [(position, job) for position, job in enumerate(ended_jobs, 1) if job["state"] != "finished"]
     reasons = [job["reason"] or f"The job was {job['state']}." for _, job in unfinished]
     if len(unfinished) == len(ended_jobs):
@@ -110,14 +110,14 @@ def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisp
 
 
 async def get_json(url: str, key: str, path: str) -> dict[str, Any]:
-    """Return one answer of the API. Raise `Refused`, or `Undeveloped` if there is no answer."""
+    """Return one answer of the API. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
         return await _request_json(session, "GET", path, None)
 
 
 async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
-    """Return prompts for a picture file. Raise `Refused`, or `Undeveloped` if there is no answer."""
+    """Return prompts for a picture file. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers, body = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}
     async with aiohttp.ClientSession(url, headers=headers, timeout=DESCRIBE_TIMEOUT) as session:
         return await _request_json(session, "POST", "/api/describe", body, (("picture", picture),))
@@ -147,7 +147,7 @@ def _build_form(body: Mapping[str, object] | None, files: Sequence[tuple[str, by
 
 
 def _error_for_status(status: int, sentence: str) -> Exception:
-    """Return the error of a status: 400–499 is the caller's fault, all else the server's."""
+    """Return the error of a status: 400–499 is the caller's fault, any other the server's."""
     return UserError(sentence) if status < 500 else GenerationError(f"The running Darkroom failed: {sentence}")
 
 
@@ -156,7 +156,7 @@ async def _wait_for_end(
 ) -> dict[str, Any]:
     """Return the job's end from its event stream; reconnect while the server lives.
 
-    `first`: the index of its first picture among all on the screen.
+    `first_index`: the index of its first picture among all on the screen.
     """
     failures = 0  # in a row
     while failures < MAX_RECONNECTS:

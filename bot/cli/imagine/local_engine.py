@@ -1,6 +1,6 @@
 """`darkroom imagine` without a running bot: the same grammar, with an engine in this process.
 
-Torch is imported by a call. Writes no files and prints only progress and notes.
+A call imports torch. Writes no files and prints only progress and notes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def generate(
     prompt: str, options: Mapping[str, object], settings: Settings, *, inputs: JobInputs, film: bool,
     display: ProgressDisplay,
 ) -> ImagineResult:  # fmt: skip
-    """Run one prompt here. Raise `Refused` for a bad request, `Undeveloped` for any other failure."""
+    """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing_packages:
         raise UserError(
@@ -172,7 +172,7 @@ def _measure_model_bytes(model: str, data: Path) -> int:
 
     models_folder = data / "models"
     if not any(path.exists() for path in (Path(model), models_folder / model, models_folder / f"{model}.safetensors")):
-        return 0  # on the hub: a size is not worth another request
+        return 0  # on the hub: the size is not worth another request
     return estimate_bytes(find_model(model, data), FormatChooser(choose_device()))
 
 
@@ -221,7 +221,7 @@ def branch_locally(
     film: bool,
     display: ProgressDisplay,
 ) -> ImagineResult:
-    """Branch from a job in the store of this data folder. Raise `Refused` if it is not there."""
+    """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
     record, ladder = run_with_store(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )

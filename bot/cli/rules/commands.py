@@ -201,7 +201,7 @@ def operator_member(guild: str) -> Member:
 
 
 def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
-    """Return the scope and subject of a rule. Raise `Refused` for more than one."""
+    """Return the scope and subject of a rule. Raise `UserError` for more than one."""
     choices: list[tuple[Scope, str]] = [
         *([("channel", channel)] if channel else []), *([("role", role)] if role else []),
         *([("user", user)] if user else []), *([("house", "")] if ceiling else []),
@@ -212,7 +212,7 @@ def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool
 
 
 def administer(data: Path | None, action: Callable[[RuleAdmin], Awaitable[Any]]) -> Any:
-    """Open the store, run `act` on its `Administration`, close the store."""
+    """Open the store, run `action` on its `RuleAdmin`, close the store."""
     from bot.app.settings import load_settings
     from bot.cli.store_session import run_with_store
     from bot.services.rule_admin import RuleAdmin

@@ -51,7 +51,7 @@ def run_bot(
 ) -> None:
     """Run until Ctrl-C or SIGTERM.
 
-    Raise `Refused` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
+    Raise `UserError` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
     engine on this machine offers; if empty, neither an engine nor a broker runs here. `memory`: the models' budget, as
     12GB; if empty, the environment's. `standby`: if another process has the folder, wait for it.
     """
@@ -85,7 +85,7 @@ async def _run_until_stopped(
 
 @contextmanager
 def _cancel_on_signals() -> Iterator[asyncio.Event]:
-    """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event tells that a signal did it."""
+    """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event says that a signal caused it."""
     stop_requested, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -107,7 +107,7 @@ def _cancel_on_signals() -> Iterator[asyncio.Event]:
 async def _start_parts(
     stack: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool
 ) -> None:
-    """Start every part in order; `parts` stops them in reverse order."""
+    """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)
     leader = await stack.enter_async_context(_hold_leadership(settings, bus)) if is_shared(settings) else None
@@ -172,13 +172,13 @@ def _make_engine_process(
 
 
 def check_classifier_folder(settings: Settings) -> None:
-    """Raise `Refused` if the picture check has no model: otherwise the engine would restart again and again."""
+    """Raise `UserError` if the picture check has no model: otherwise the engine would restart for ever."""
     if settings.check is not None and not (settings.check / "config.json").is_file():
         raise UserError(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
 
 
 def check_memory_size(memory: str) -> None:
-    """Raise `Refused` for an invalid memory budget, for the same reason."""
+    """Raise `UserError` for an invalid memory budget, for the same reason."""
     from engine.process.settings import parse_size
 
     try:
@@ -251,7 +251,7 @@ async def print_load_progress(
 async def print_when_warm(job_service: JobService, engine_process: EngineProcess, warmup: asyncio.Event) -> None:
     """Print a line for each model once the engine is ready, or one line if its first start fails.
 
-    Either clears `warming`.
+    Either clears `warmup`.
     """
     while (presence := job_service.live_workers().get(LOCAL_WORKER)) is None or not presence.models:
         if engine_process.restart_count:
@@ -273,7 +273,7 @@ def _print_line(sentence: str) -> None:
 
 
 def _print_text(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the reader of our output may have gone
+    with contextlib.suppress(BrokenPipeError):  # nobody may read our output any more
         sys.stdout.write(text)
         sys.stdout.flush()
 

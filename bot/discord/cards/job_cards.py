@@ -1,7 +1,7 @@
 """Messages about jobs as cards: text and rows of buttons.
 
 Pure: the current time is an argument. Knows Discord's limits and markdown but not its library, so that every text can
-be tested without it. Text that a member wrote always goes through `sentences.quoted`.
+be tested without it. Text that a member wrote always goes through `escape_discord`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs no
 
 
 def job_title(prompt: str) -> str:
-    """Return the prompt without emphasis and flags, or `WORDLESS`."""
+    """Return the prompt without emphasis and flags, or `NO_PROMPT`."""
     return prompt_title(prompt) or NO_PROMPT
 
 
@@ -67,7 +67,7 @@ def render_loading(view: JobView, model: str, fraction: float, model_bytes: int 
 
 
 def render_progress(view: JobView, step: int, total_steps: int, seconds_left: float, now: float) -> Card:
-    """Return the card of a running job, at `step` of `of`."""
+    """Return the card of a running job, at `step` of `total_steps`."""
     progress = (
         f"{texts.progress_bar(step, total_steps, 12)} {texts.percent_done(step, total_steps)} % · step {step} of "
         f"{total_steps}"

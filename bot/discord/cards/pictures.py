@@ -1,4 +1,4 @@
-"""The picture of a card: live preview grid, finished grid or upscaled picture, made off the event loop.
+"""The picture of a card: live preview grid, finished grid or upscaled picture, rendered off the event loop.
 
 A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all.
 """
@@ -46,7 +46,7 @@ class PictureFile:
 
 
 class PictureCache:
-    """Cache of finished pictures that could not be sent yet. The oldest go where all exceed `most` bytes.
+    """Cache of finished pictures that could not be sent yet. It drops the oldest when all together exceed `max_bytes`.
 
     An entry holds only for the same source pictures: a moderator may have hidden or shown one meanwhile.
     """
@@ -104,7 +104,7 @@ async def render_picture(
 ) -> PictureFile | None:
     """Return a finished job's picture in at most `limit` bytes; None if it has none, or none that small.
 
-    Raises `Refused` or `Unreadable` for pictures that are deleted or corrupt.
+    Raises `UserError` or `UnreadableImage` for pictures that are deleted or corrupt.
     """
     if view.state != "finished":
         return None

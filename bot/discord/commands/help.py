@@ -58,6 +58,6 @@ async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 
 def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
-    """Return the text; `staff`: for those who may see this server's settings."""
+    """Return the text; `is_staff`: for those who may see this server's settings."""
     text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS})
     return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text

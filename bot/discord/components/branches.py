@@ -40,7 +40,7 @@ BRANCH_QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps 
 
 
 async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int) -> None:
-    """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `Refused`."""
+    """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `UserError`."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     job_service = interaction.client.job_service
     view, index = await _original_picture(interaction, view, index)
@@ -64,7 +64,7 @@ async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int
 
 
 async def _original_picture(interaction: Interaction, view: JobView, index: int) -> tuple[JobView, int]:
-    """Return the generated job and picture of which `view` may be only an upscale. Raises `Refused`."""
+    """Return the generated job and picture; if `view` is an upscale, those of its original. Raises `UserError`."""
     while not isinstance(view.task, Recipe) and view.parent_image is not None:
         job, index = view.parent_image
         view = await interaction.client.job_service.load_view(job)
@@ -73,7 +73,7 @@ async def _original_picture(interaction: Interaction, view: JobView, index: int)
 
 
 def spread_steps(steps: Sequence[int], limit: int = MAX_KEYFRAMES) -> list[int]:
-    """Return at most `most` of the steps, evenly spaced, the first and the last among them."""
+    """Return at most `limit` of the steps, evenly spaced, the first and the last among them."""
     if len(steps) <= limit:
         return list(steps)
     return [steps[round(position * (len(steps) - 1) / (limit - 1))] for position in range(limit)]
@@ -96,7 +96,7 @@ async def submit_branch(interaction: Interaction, submission: FormSubmission, vi
 async def submit_branch_option(
     interaction: Interaction, branch_point: str, prompt: str, options: Mapping[str, Any]
 ) -> None:
-    """Submit `/imagine branch:`: the prompt holds from a keyframe on."""
+    """Submit `/imagine branch:`: the prompt applies from a keyframe on."""
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
         services = interaction.client.services
@@ -111,7 +111,7 @@ async def submit_branch_option(
 
 
 async def _resolve_branch_point(interaction: Interaction, branch_point: str) -> tuple[JobView, int, int]:
-    """Return the job, picture and step that a member names; without a step, one midway. Raises `Refused`."""
+    """Return the job, picture and step that a member names; without a step, one midway. Raises `UserError`."""
     match, services = BRANCH_POINT.fullmatch(branch_point.strip()), interaction.client.services
     view = await services.history.find_job(match["job"] if match else branch_point, member_of(interaction))
     await require_permission(interaction, "branch", view)

@@ -96,7 +96,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
         item = ui.Button[ui.View](style=style, label=label, emoji=button.emoji or None, custom_id=button.custom_id)
         super().__init__(item, row=row)
         self.button = button
-        self.job_view: JobView | None = None  # the job, once it was looked up
+        self.job_view: JobView | None = None  # the job, once it is loaded
 
     @classmethod
     async def from_custom_id(
@@ -111,7 +111,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
             if self.button.kind != "dismiss":  # a reported job may have been deleted since
-                self.job_view = await interaction.client.studio.view(self.button.job)
+                self.job_view = await interaction.client.job_service.load_view(self.button.job)
             await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
         except UserError as error:
             await send_refusal(interaction, error.sentence)
@@ -135,7 +135,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
 
 
 async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Do what the press asks for. Raises `Refused`."""
+    """Do what the press asks for. Raises `UserError`."""
     match button.kind:
         case "cancel":
             text = await interaction.client.job_service.cancel(view.id, member_of(interaction))

@@ -1,6 +1,6 @@
 """A picture beside its source, shown to the presser only.
 
-The permission for the picture was checked before; the one for its source is checked here.
+The caller has checked the permission for the picture; this module checks the one for its source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_PROMPT_CHARS, MAX_ALT_CHARS = 120, 400  # characters of a prompt in the mess
 
 
 async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:
-    """Show the two with their labels. Raises `Refused`, also if the source is gone or not theirs to see."""
+    """Show the two with their labels. Raises `UserError`, also if the source is gone or the member may not see it."""
     if view.parent_image is None:
         raise UserError(NO_SOURCE, 404)
     await interaction.response.defer(ephemeral=True, thinking=True)

@@ -1,7 +1,7 @@
 """Deletion of a job's pictures: a confirmation, then removal from every destination.
 
-The permission was checked before, and the moderation checks it again. If Discord does not let us delete a message, the
-presser is told so; the pictures are deleted from our side all the same.
+The caller has checked the permission, and the moderation service checks it again. If Discord does not let the bot
+delete a message, it tells the presser; it deletes the stored pictures all the same.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def delete_confirmed(interaction: Interaction, view: JobView) -> None:
 
 
 async def delete_job(client: DarkroomClient, job: str, member: Member) -> str:
-    """Delete a job and its messages everywhere; return what happened. Raises `Refused`."""
+    """Delete a job and its messages everywhere; return what happened. Raises `UserError`."""
     deletion = await client.services.moderation.delete_pictures(job, member)
     has_left = False
     for job_id, deliveries in deletion.deliveries.items():
@@ -80,7 +80,7 @@ async def _delete_messages(client: DarkroomClient, job: str, deliveries: Mapping
     for role, delivery in deliveries.items():
         if delivery.destination.kind != "discord":
             continue
-        if delivery.delivered_at is None:  # its final is not due any more: the courier must not post it again
+        if delivery.delivered_at is None:  # the courier must not post its final again
             await client.services.deliveries.mark_delivered(job, role)
         if delivery.message:
             results.append(await _delete_message(client, job, delivery))
@@ -137,7 +137,7 @@ log = logging.getLogger(__name__)
 
 
 async def delete_forgotten_message(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
-    """Delete one message; return False if Discord does not let us. Raises `ConnectionError` if it is unreachable."""
+    """Delete one message; return False if Discord does not allow it. Raises `ConnectionError` if it is unreachable."""
     for route in deletion_routes(delivery):
         try:
             await client.http.request(route)

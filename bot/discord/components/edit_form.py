@@ -71,7 +71,7 @@ async def submit_edit(
 
 
 def _parse_strength(text: str) -> float | None:
-    """Return the strength; None if it is empty. Raises `Refused`."""
+    """Return the strength; None if it is empty. Raises `UserError`."""
     if not text.strip():
         return None
     try:

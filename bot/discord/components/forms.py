@@ -1,6 +1,6 @@
-"""Forms that work after a restart: the custom id holds what they ask about, and nothing is kept here.
+"""Forms that work after a restart: the custom id holds what they ask about, and no form stays in memory.
 
-discord.py would keep every form that somebody opened and dismissed, and lose them all with the process. Knows fields
+discord.py would keep every form that a member opened and dismissed, and lose them all with the process. Knows fields
 and ids; knows nothing of what is done with the input.
 """
 
@@ -81,7 +81,7 @@ def text_field(
     name: str, label: str, description: str = "", *, value: str = "", max_length: int = MAX_TEXT, required: bool = True,
     single_line: bool = False,
 ) -> ui.Label[Any]:  # fmt: skip
-    """Return a text field of any number of lines (`short`: of one), filled in with what fits of `value`."""
+    """Return a text field of any number of lines (`single_line`: of one), filled in with what fits of `value`."""
     style = discord.TextStyle.short if single_line else discord.TextStyle.paragraph
     text_input = ui.TextInput[Any](
         custom_id=name, style=style, default=value[:max_length] or None, required=required, max_length=max_length

@@ -29,7 +29,7 @@ CONTINUE_HINT = "The job stopped here: without changes, the branch finishes it"
 class KeyframeMenu(
     ui.DynamicItem[ui.Select[Any]], template=r"rungs:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
 ):  # fmt: skip
-    """Keyframes of one picture, of a job of `of` steps; with `stopped`, the last one can be continued."""
+    """Keyframes of one picture, of a job of `total_steps` steps; with `stopped_early`, the last can be continued."""
 
     def __init__(
         self, job: str, index: int, steps: Sequence[int] = (), total_steps: int = 0, stopped_early: bool = False

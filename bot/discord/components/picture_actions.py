@@ -1,6 +1,6 @@
 """Presses that act on one picture: zoom out, pan, edit, branch, make square, compare.
 
-The permission was checked before. Knows the studio's methods; knows nothing of which buttons are shown where.
+The caller has checked the permission. Knows the job service; knows nothing of which buttons a card shows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAN_DIRECTIONS: Mapping[ButtonKind, Literal["left", "right", "up", "down"]] = Ma
 
 
 async def run_picture_action(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Submit the job that the button means, or ask what else it needs. Raises `Refused`."""
+    """Submit the job that the button means, or ask what else it needs. Raises `UserError`."""
     index = button.index or 0
     if button.kind == "branch":
         await branches.open_keyframe_menu(interaction, view, index)

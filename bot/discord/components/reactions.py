@@ -1,7 +1,7 @@
 """Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
 
-Only raw events: no message is kept or fetched. A reaction to others' messages costs one index lookup, and only five
-reactions of a member in a minute are looked at. A refused reaction gets no response: there is no ephemeral one.
+Only raw events: no message is kept or fetched. A reaction to another message costs one index lookup, and the bot
+handles only five reactions of a member in a minute. A refused reaction gets no response, since none could be ephemeral.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ Meaning = Literal["envelope", "cross"]
 
 MEANINGS: dict[str, Meaning] = {"✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross"}
 VARIATION_SELECTOR = "\ufe0f"  # variation selector: draw the sign as an emoji
-MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are looked at, in so many seconds
+MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are handled, in so many seconds
 MAX_MEMBERS = 4096  # members
 
 
 class ReactionLimiter:
-    """Counts each member's recent reactions; the members seen longest ago are forgotten."""
+    """Counts each member's recent reactions; forgets the members seen longest ago."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._recent: OrderedDict[int, deque[float]] = OrderedDict()
 
     def allow(self, user_id: int) -> bool:
-        """Return whether the member has a turn left, and count it."""
+        """Return whether the member may react once more now, and count it."""
         now, times = self._clock(), self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
         self._recent.move_to_end(user_id)
         if len(self._recent) > MAX_MEMBERS:
@@ -55,7 +55,7 @@ class ReactionLimiter:
         return True
 
 
-class ReactionHandler:
+class Reactions:
     """Handles every added reaction, which the client passes on."""
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,7 +78,7 @@ class ReactionHandler:
             log.exception("a reaction to message %s failed", payload.message_id)
 
     def _is_relevant(self, payload: discord.RawReactionActionEvent) -> bool:
-        """Return whether a person reacted, as far as one can tell to a message of ours."""
+        """Return whether a person reacted, probably to a message of the bot."""
         bot_user = self._client.user
         is_by_bot = payload.member is not None and payload.member.bot
         if bot_user is None or is_by_bot or payload.user_id == bot_user.id:

@@ -1,6 +1,6 @@
-"""Presses that make a job of a job: U, V, another seed, and a prompt form for any of them.
+"""Presses that make a new job from a job: U, V, another seed, and a prompt form for any of them.
 
-A double click makes one job: both presses use the same key. The permission was checked before.
+A double click makes one job: both presses use the same key. The caller has checked the permission.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ REQUEST_CHANNEL_TYPES = [
     discord.ChannelType.stage_voice,
 ]
 VALUE_LENGTH = 4000  # characters of a value: a list may be long
-BUDGET_OPTIONS = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits of all members together
+BUDGET_OPTIONS = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits on all members together
 
 
 class ChannelTransformer(app_commands.Transformer):
@@ -167,7 +167,7 @@ async def budget(
 def _rule_target(
     interaction: Interaction, channel: int | None, role: discord.Role | None, member: discord.User | None
 ) -> tuple[Scope, str] | UserError:
-    """Return whom a rule is for, or the refusal: it is raised only once the permission is checked."""
+    """Return whom a rule is for, or the refusal, which is raised only after the permission check."""
     try:
         return parse_target(interaction.guild_id, channel, role and role.id, member and member.id)
     except UserError as error:

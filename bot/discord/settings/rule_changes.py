@@ -32,7 +32,7 @@ REPORTS = "reports"
 
 
 def check_report_channels(interaction: Interaction, channels: Iterable[RuleValue]) -> None:
-    """Raise `Refused` (422) for what is no channel or thread that the bot sees on this server."""
+    """Raise `UserError` (422) for anything but a channel or thread that the bot sees on this server."""
     for channel in map(str, channels):
         is_known = (
             interaction.guild is not None
@@ -56,7 +56,7 @@ PRESETS_INTRO = (
 
 
 def parse_target(guild: int | None, channel: int | None, role: int | None, user: int | None) -> tuple[Scope, str]:
-    """Return whom a rule is for. Raises `Refused` (422) for more than one."""
+    """Return whom a rule is for. Raises `UserError` (422) for more than one."""
     if role is not None and role == guild:
         role = None  # the role @everyone is everyone
     candidates: list[tuple[Scope, int | None]] = [("channel", channel), ("role", role), ("user", user)]

@@ -37,7 +37,8 @@ LIMITABLE_COMMANDS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """`least` and `most` bound a number, and the length of each text; `longest` bounds the number of texts in a list.
+    """`minimum` and `maximum` bound a number, and the length of each text; `max_items` bounds the number of texts in a
+    list.
 
     `choices`: the allowed values, or parts of a list; empty for names that only live workers know.
     """

@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 3
 MAX_CONCURRENT = 16
 MAX_FETCHED = 128  # most fetched results: the broker redelivers what is not acknowledged in time
-BEHIND_THRESHOLD = 128  # results waiting at the broker beyond which we are behind
-BEHIND_SECONDS = 10.0  # seconds that a result's count of waiting ones is believed: another may never come
+BEHIND_THRESHOLD = 128  # with more results waiting at the broker, we are behind
+BEHIND_SECONDS = 10.0  # seconds for which a result's count of waiting ones is valid: another result may never come
 RETRY_PAUSE = 0.25  # seconds before a redelivery, times its tries
 OUTAGE_PAUSE = 2.0
 
@@ -88,7 +88,7 @@ class ResultConsumer:
             del self._pending[job]
 
     async def _handle_next(self, pending: deque[BusMessage[Result]]) -> None:
-        """Handle the first result, or all at the head of the queue that can be stored together."""
+        """Handle the first result, or all results at the head of the queue that can be stored together."""
         batch = select_batch(pending, self._is_healthy)
         try:
             if len(batch) == 1 or not await self._store_batch(batch):
@@ -156,7 +156,7 @@ class ResultConsumer:
                 self._delayed_pictures.pop(result.job, None)
 
     async def _count_fault(self, message: BusMessage[Result], error: Exception) -> None:
-        """Count a fault here, not by the broker's deliveries, which include those that an outage spoilt."""
+        """Count a fault here: the broker's count of deliveries includes those that failed in an outage."""
         sequence = _sequence_number(message)
         self._faults[sequence] += 1
         tries = self._faults[sequence]
@@ -168,7 +168,7 @@ class ResultConsumer:
             self._clear_faults(message.value, sequence)
 
     async def apply_result(self, result: Result, *, is_last_try: bool = False) -> None:
-        """Apply a result. Duplicate, late and stale ones change nothing. `last`: it will not be redelivered."""
+        """Apply a result. Duplicate, late and stale ones change nothing. `is_last_try`: it will not be redelivered."""
         match result:
             case JobStarted():
                 await self._apply_started(result)
@@ -216,12 +216,12 @@ class ResultConsumer:
     async def _are_snapshots_lost(self, active_job: ActiveJob, epoch: int) -> bool:
         """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.
 
-        Raises `Unreachable`.
+        Raises `BrokerUnreachable`.
         """
         return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self._bus.read_first_epoch()
 
     async def _stop_stray(self, result: JobStarted) -> None:
-        """Stop a worker that started an ended job, which the broker delivered twice. Ignore a stale epoch."""
+        """Stop a worker that started an ended job because the broker delivered it twice. Ignore a stale epoch."""
         record = await self._store.get_job(result.job)
         if record is not None and is_end(record.state):
             log.warning("job %s: %s began it though it is %s", result.job, result.worker, record.state)
@@ -233,7 +233,7 @@ class ResultConsumer:
             await self._handle_incomplete(result, is_last_try)
 
     async def _handle_incomplete(self, result: JobFinished, is_last_try: bool) -> None:
-        """Handle a job that was reported done but is over, deleted, of a newer epoch, or lacks pictures."""
+        """Handle a job reported as done that is over, deleted, of a newer epoch, or lacks pictures."""
         record = await self._store.get_job(result.job)
         if record is None or is_end(record.state) or result.epoch < record.epoch:
             return

@@ -1,6 +1,6 @@
 """Init images as a request names them, before any is fetched or decoded. Frozen values; no I/O.
 
-Front ends build them; the rules are checked before anything is fetched (`bot.services.init_images.loader`).
+Front ends build them; the services check the rules before they fetch anything (`bot.services.init_images.loader`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DECODED_BYTES = 3 * OUTPUT_SIDE * OUTPUT_SIDE  # the most bytes of one decoded p
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at Discord. `size`: at most so many bytes, as Discord says; `lost`: the error text if it is gone."""
+    """A file at Discord. `max_bytes`: a bound on its size; `missing_text`: the error text if it is gone."""
 
     url: str
     max_bytes: int = MAX_UPLOAD_BYTES
@@ -59,7 +59,7 @@ def split_leading_urls(
 ) -> tuple[str, InitImages | None]:
     """Split leading URLs off a prompt; return the rest, and the init images with those pictures added.
 
-    `own`: base addresses of our page, whose pictures are found by job. Raises `Refused` for any other address.
+    `own_addresses`: base addresses of our page, whose pictures have a job. Raises `UserError` for any other address.
     """
     urls, prompt = split_leading_links(text)
     if not urls:

@@ -31,7 +31,7 @@ REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
 
 
 async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
-    """Return the error to raise for a job without a row, or whose row says that its pictures were `deleted`."""
+    """Return the error for a job without a row, or (`is_deleted`) for one whose pictures were deleted."""
     cause = await store.read(retention.read_deletion_reason, job)
     if cause is not None:
         return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
@@ -52,15 +52,15 @@ class JobViews:
         self._limits, self._clock = limits, clock
 
     async def load_record(self, job: str) -> JobRecord:
-        """Return a job's row. Raises `Refused` (404 or 410), also if its pictures were deleted."""
+        """Return a job's row. Raises `UserError` (404 or 410), also if its pictures were deleted."""
         record = await self._store.get_job(job)
         if record is None or record.deleted is not None:
             raise await missing_job_error(self._store, job, is_deleted=record is not None)
         return record
 
     async def is_from_interpolation(self, record: JobRecord) -> bool:
-        """Return whether an interpolation gave the recipe its mixed prompt: its own, or a parent's with the same prompt
-        since.
+        """Return whether an interpolation gave the recipe its mixed prompt: its own, or that of an ancestor with the
+        same prompt.
         """
         ancestor: JobRecord | None = record
         while ancestor is not None and isinstance(ancestor.task, Recipe):
@@ -73,7 +73,7 @@ class JobViews:
     async def next_free_at(self, member: str) -> float | None:
         """Return when the first of a member's jobs ends, for the sentence of a refusal; None if unknown.
 
-        The end of a running job is known best; without one, it is the end of the first that waits.
+        That is the end of a running job; if none runs, of the first that waits.
         """
         now = self._clock()
         running = [
@@ -100,13 +100,13 @@ class JobViews:
             for active_job in active_jobs
             if active_job.reported_seconds_left is not None
         ]
-        if known_ends:  # each admission calls this: it must be cheap with a thousand runs
+        if known_ends:  # each admission calls this: it must be cheap with a thousand active jobs
             return max(now, min(known_ends))
         etas = (self._forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
         return next((now + eta for eta in etas if eta is not None), None)
 
     async def accepted_job(self, record: JobRecord) -> AcceptedJob:
-        """Return the values that a member sees after a job was accepted."""
+        """Return what a member sees after a job was accepted."""
         task, place = record.task, await self._forecast.get_place(record, allow_stale=True)
         recipe = task if isinstance(task, Recipe) else None
         return AcceptedJob(

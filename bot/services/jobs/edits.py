@@ -1,6 +1,6 @@
 """Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe.
 
-Callers check permissions first. Every method raises `Refused`; the same `key` again returns the same job.
+Callers check permissions first. Every method raises `UserError`; the same `key` again returns the same job.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class EditService(VariationService):
             )
 
     async def list_branch_steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
-        """Return the steps at which a branch may begin. Raises `Refused` (404)."""
+        """Return the steps at which a branch may begin. Raises `UserError` (404)."""
         record, _, index = await self._find_picture("branch", job, index, member)
         return await self._gallery.branch_steps(record.id, index)
 
@@ -137,9 +137,9 @@ class EditService(VariationService):
     ) -> AcceptedJob:  # fmt: skip
         """Branch at a keyframe: the nearest that keeps its latents, at or before `step` if there is one.
 
-        `text`: another prompt, with flags; `options` as in `Studio.imagine`. Without either it gives the same picture,
-        run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that keyframe anew;
-        `steps` counts the whole schedule. `exact` pins the batch shape.
+        `text`: another prompt, with flags; `options` as in `JobService.imagine`. Without either it gives the same
+        picture, run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that
+        keyframe anew; `list_branch_steps` counts the whole schedule. `exact` pins the batch shape.
         """
         record, recipe, index = await self._find_picture("branch", job, index, member)
         if existing_jobs := await self._check_early("branch", member, key, record.prompt if text is None else text):
@@ -200,9 +200,9 @@ class EditService(VariationService):
         notes: tuple[str, ...] = (),
         aspect: tuple[int, int] | None = None,
     ) -> AcceptedJob:
-        """Admit a job with init images in its parent's place, with its parent's prompt or `other`.
+        """Admit a job with init images in its parent's channel, with its parent's prompt or `new_prompt`.
 
-        It has its parent's size, or that of `shape` (width to height).
+        It has its parent's size, or that of `aspect` (width to height).
         """
         new_recipe, change_notes, entry = self._renew(
             reroll_recipe(without_interpolation(recipe, index), self._draw_seed())
@@ -233,11 +233,11 @@ class EditService(VariationService):
 
 
 def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:
-    """Return a canvas as init image. It was made here from a finished picture, so it needs no upload decoder."""
+    """Return a canvas as init image. This process made it from a finished picture, so it needs no upload decoder."""
     decoded_images, decoded_mask = (_wrap_png(png) for png in (picture, mask))
     return combine_init_images([decoded_images], decoded_mask)
 
 
 def _wrap_png(png: bytes) -> DecodedImage:
-    width, height = png_size(png) or (0, 0)  # ours: it has a header
+    width, height = png_size(png) or (0, 0)  # our own PNG: it has a header
     return DecodedImage(png, width, height, hashlib.sha256(png).hexdigest(), ())

@@ -1,6 +1,6 @@
 """The main service: makes, cancels and shows jobs. Front ends are adapters over it.
 
-Every refusal is a `Refused` with one sentence for the member.
+Every refusal is a `UserError` with one sentence for the member.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SEED_COUNT = 2**32 - MAX_COUNT  # image i draws from seed + i
 
 
 class JobService(EditService):
-    """The use cases. `fresh` draws a seed. Jobs from finished pictures are in `Further` and `Onward`."""
+    """The use cases. `draw_seed` draws a seed. Jobs from finished pictures: `VariationService` and `EditService`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class JobService(EditService):
     ) -> None:
         super().__init__(catalog, job_views, gallery, admission, init_image_loader, flag_aliases, draw_seed)
         self.feed = feed
-        self.page_addresses: tuple[str, ...] = ()  # of our page, which sets them once it knows them
+        self.page_addresses: tuple[str, ...] = ()  # of the page, which sets them once it knows them
         self._store, self._cancelling, self._job_control = store, cancelling, job_control
         self._workers, self._startup_progress, self._clock = workers, startup_progress, clock
 
@@ -86,17 +86,17 @@ class JobService(EditService):
         action: JobAction = "imagine",
         **options: object,
     ) -> list[AcceptedJob]:
-        """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `Refused`.
+        """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `UserError`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
         negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An interpolation
         (`walk`) makes as many jobs as its pictures need.
 
-        `bring`: init images; with them the prompt may be empty, and without --ar they give the aspect ratio. URLs at
-        the beginning of the text are init images too, from Discord or our page.
+        `init_images`: init images; with them the prompt may be empty, and without --ar they give the aspect ratio. URLs
+        at the beginning of the text are init images too, from Discord or our page.
 
-        `suffix` goes behind the prompt, with a note, as on each flag alias. `exact` pins the batch shape, so that load
-        cannot change the last bits. The same `key` again returns the same jobs.
+        `suffix` goes behind the prompt, with a note, as on each flag alias. `is_exact` pins the batch shape, so that
+        load cannot change the last bits. The same `key` again returns the same jobs.
         """
         text, init_images = split_leading_urls(text, init_images, self.page_addresses)
         full_text = add_suffix(text, suffix if text else "")
@@ -142,7 +142,7 @@ class JobService(EditService):
     def _build_requests(
         self, parsed: ParseResult, action: JobAction, loaded_images: LoadedInitImages | None, *, is_exact: bool
     ) -> list[JobRequest]:
-        """Return the job requests. Raises `Refused` if a model cannot draw one."""
+        """Return the job requests. Raises `UserError` if a model cannot draw one."""
         default_entry, requests = self._catalog.find_entry(None), list[JobRequest]()
         for parsed_prompt in parsed.prompts:
             entry = self._catalog.find_entry(parsed_prompt.model) if parsed_prompt.model else default_entry
@@ -185,16 +185,17 @@ class JobService(EditService):
         return requests
 
     async def cancel(self, job: str, member: Member) -> str:
-        """Cancel an own job, or as a moderator one of the own guild; say what happened. Raises `Refused`."""
+        """Cancel the member's own job, or as a moderator one of their guild; say what happened. Raises `UserError`."""
         record = await self._job_views.load_record(job)
         if reason := forbidden_reason("cancel", member, _job_ref(record)):
             raise UserError(reason, 403)
         return await self._cancelling.cancel(job)
 
     async def pause(self, job: str, member: Member, *, is_paused: bool = True) -> str:
-        """Pause a running job, for a quarter of an hour at most, or with `on` False resume it.
+        """Pause a running job, for a quarter of an hour at most, or with `is_paused` False resume it.
 
-        The permission is that to cancel. Not stored: a job that moves to another worker runs on. Raises `Refused`.
+        It needs the permission to cancel. Nothing stores it: a job that moves to another worker runs on. Raises
+        `UserError`.
         """
         record = await self._job_views.load_record(job)
         if reason := forbidden_reason("pause", member, _job_ref(record)):
@@ -202,18 +203,18 @@ class JobService(EditService):
         return await (self._job_control.pause if is_paused else self._job_control.resume)(record)
 
     async def set_priority(self, job: str, weight: float) -> str:
-        """Set a running job's share of its author's rows. For the operator. Not stored. Raises `Refused`."""
+        """Set a running job's share of its author's rows. For the operator. Nothing stores it. Raises `UserError`."""
         return await self._job_control.prioritise(await self._job_views.load_record(job), weight)
 
     async def toggle_favourite(self, job: str, index: int, member: Member) -> bool:
-        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `Refused`."""
+        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `UserError`."""
         await self._gallery.find_visible(job, index)
         return await self._store.write(preferences.toggle_favourite, member.id, job, index, self._clock())
 
     # Looking
 
     async def load_view(self, job: str) -> JobView:
-        """Return a job's view. Raises `Refused` (404)."""
+        """Return a job's view. Raises `UserError` (404)."""
         return (await self._job_views.build_views([await self._job_views.load_record(job)]))[0]
 
     async def load_queue(self, guild: str | None = None) -> list[JobView]:
@@ -225,55 +226,53 @@ class JobService(EditService):
         return await self._job_views.load_recent(guild, limit)
 
     async def load_picture(self, job: str, index: int) -> bytes:
-        """Return a finished image as PNG. Raises `Refused` (404)."""
+        """Return a finished image as PNG. Raises `UserError` (404)."""
         return await self._gallery.read_picture(job, index)
 
     async def load_shown_picture(self, job: str, index: int) -> bytes:
-        """Return a finished image as everybody may see it: blurred while it is held. Raises `Refused` (404)."""
+        """Return a finished image as everybody may see it: blurred while it is held. Raises `UserError` (404)."""
         return await self._gallery.read_for_members(job, index)
 
     async def load_shown_pictures(self, job: str) -> list[bytes]:
-        """Return every finished image of a job as everybody may see it. Raises `Refused` (404)."""
+        """Return every finished image of a job as everybody may see it. Raises `UserError` (404)."""
         return await self._gallery.read_all_for_members(job)
 
     async def render_comparison(self, pictures: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
-        """Return two to four finished images by job and index, side by side and labelled, as PNG. Raises `Refused`."""
+        """Return two to four finished images by job and index, side by side with labels, as PNG. Raises `UserError`."""
         return await self._gallery.render_comparison(pictures, labels)
 
     async def render_film(self, job: str, limit: int = MAX_FILM_BYTES, kind: FilmFormat = "webp") -> bytes:
-        """Return the film of a job's images, at most `limit` bytes. Raises `Refused`."""
+        """Return the film of a job's images, at most `limit` bytes. Raises `UserError`."""
         return await self._gallery.render_film(job, limit, kind)
 
     async def render_interpolation(self, job: str, limit: int = MAX_FILM_BYTES, kind: FilmFormat = "webp") -> bytes:
         """Return the film of an interpolation over all its jobs, there and back, at most `limit` bytes. Raises
-        `Refused`.
+        `UserError`.
         """
         return await self._gallery.render_walk(job, limit, kind)
 
     async def render_noising_film(
         self, job: str, index: int, kind: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
     ) -> bytes:
-        """Return an animation of one image turning into noise, at most `limit` bytes. Raises `Refused`."""
+        """Return an animation of one image turning into noise, at most `limit` bytes. Raises `UserError`."""
         return await self._gallery.render_dissolve(job, index, kind, limit)
 
     async def render_noising_round_trip(
         self, job: str, index: int, kind: FilmFormat = "webp", limit: int = MAX_FILM_BYTES
     ) -> bytes:
-        """Return an animation of one image turning into noise and developing again, at most `limit` bytes. Raises
-        `Refused`.
-        """
+        """Return an animation of one image turning into noise and back, at most `limit` bytes. Raises `UserError`."""
         return await self._gallery.render_dissolve_and_back(job, index, kind, limit)
 
     async def render_contact_sheet(self, job: str, index: int) -> bytes:
-        """Return the keyframes at which a branch may begin as a labelled contact sheet, as WebP. Raises `Refused`."""
+        """Return the keyframes at which a branch may begin as a labelled contact sheet, as WebP. Raises `UserError`."""
         return await self._gallery.render_contact_sheet(job, index)
 
     async def list_keyframe_steps(self, job: str) -> list[int]:
-        """Return the step of each keyframe of a job's film. Raises `Refused` (404)."""
+        """Return the step of each keyframe of a job's film. Raises `UserError` (404)."""
         return await self._gallery.keyframe_steps(job)
 
     async def render_keyframe_grid(self, job: str, keyframe: int) -> bytes:
-        """Return the grid at keyframe `n`, counted from 0, as WebP. Raises `Refused` (404)."""
+        """Return the grid at keyframe `keyframe`, counted from 0, as WebP. Raises `UserError` (404)."""
         return await self._gallery.render_keyframe_grid(job, keyframe)
 
     def live_workers(self) -> Mapping[str, Presence]:

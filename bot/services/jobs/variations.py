@@ -59,7 +59,9 @@ NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. Fr
 
 
 class VariationService:
-    """The use cases. `fresh` draws a seed. Every method raises `Refused`; the same `key` again returns the same job."""
+    """The use cases. `draw_seed` draws a seed. Every method raises `UserError`; the same `key` again returns the same
+    job.
+    """
 
     def __init__(
         self,
@@ -188,15 +190,13 @@ class VariationService:
     async def _check_early(
         self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
     ) -> list[AcceptedJob]:
-        """Check before anything slow is read; return the jobs that the same `key` made before. Raises `Refused`."""
+        """Check before anything slow is read; return the jobs that the same `key` made before. Raises `UserError`."""
         return await self._admission.check_early(action, member, key, prompt, count=count, relaxed=relaxed)
 
     async def _find_original(
         self, action: JobAction, job: str, index: int | None, member: Member
     ) -> tuple[JobRecord, Recipe, int | None]:
-        """Return the job and image that were drawn, following an upscale to its original if the member may use that
-        too.
-        """
+        """Return the generated job and image: of an upscale, those of its original, if the member may use that too."""
         record = await self._job_views.load_record(job)
         while isinstance(record.task, UpscaleTask) and record.parent:
             index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
@@ -218,7 +218,7 @@ class VariationService:
         key: str | None,
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
-        """Admit a job from another one's recipe, on the pool that has its model now."""
+        """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
         pool, job_cost = record.pool, record.cost
         if entry := self._find_entry(new_recipe.model):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
@@ -276,7 +276,7 @@ class VariationService:
         return requests
 
     async def _reset_mixed(self, record: JobRecord, base: Recipe) -> Recipe:
-        """Return the recipe for another prompt: `mixed` stays, unless only an interpolation had set it."""
+        """Return the recipe for another prompt: `mixed` stays, unless an interpolation had set it."""
         was_interpolated = base.mixed and await self._job_views.is_from_interpolation(record)
         return msgspec.structs.replace(base, mixed=False) if was_interpolated else base
 

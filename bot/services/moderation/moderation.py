@@ -1,7 +1,7 @@
 """Moderation: deletes a job's pictures, takes reports, and lists incidents.
 
 It returns the messages that show a deleted job; a front end removes the pictures there. Every method may raise
-`Refused`.
+`UserError`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ SWEEP_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Deletion:
-    """A deletion. `shown`: job → its destinations, for front ends to empty; the job itself first, then its upscales.
+    """A deletion. `deliveries`: job → its destinations, for front ends to empty; the job itself first, then its
+    upscales.
 
-    `films`: likewise the messages with their films.
+    `films`: the messages with their films, likewise.
     """
 
     job: str
@@ -63,9 +64,9 @@ class Report:
 
 
 class Moderation:
-    """The use cases. `terms` returns a member's effective rules where they are.
+    """The use cases. `effective_rules` returns a member's effective rules where they are.
 
-    A front end sets `post` to put a report into its channel; it returns whether the report is there now.
+    A front end sets `post_report` to post a report in its channel; it returns whether the report is there now.
     """
 
     def __init__(
@@ -87,12 +88,12 @@ class Moderation:
         marked_jobs = await self._store.write(deletion_steps.mark_deleted, ids, actor, self._clock())
         films = {
             job_id: await self._store.read(destinations.list_films, job_id) for job_id in ids
-        }  # no film is noted after the mark
+        }  # after the mark, nobody can record another film
         for job_id in marked_jobs:
             await self._stop_job(job_id)
         await self.remove_files(
             await self._store.read(deletion_steps.list_leftover_files, marked_jobs)
-        )  # the sweep removes those of others
+        )  # the sweep removes the files of others
         sentence = "Deleted. Its pictures are gone for good." if job in marked_jobs else PICTURES_DELETED
         return Deletion(job, sentence, deliveries, films)
 
@@ -149,7 +150,9 @@ class Moderation:
     async def list_incidents(
         self, member: Member, limit: int = MAX_INCIDENTS, *, undecided_only: bool = False
     ) -> list[Incident]:
-        """Return the newest incidents of the member's server; with `waiting` only undecided ones. For moderators."""
+        """Return the newest incidents of the member's server; with `undecided_only` only undecided ones. For
+        moderators.
+        """
         _check_permission("settings", member)
         return await self._store.read(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
 
@@ -160,7 +163,7 @@ class Moderation:
         return await self._store.write(incidents.close_incident, member.guild, number, actor, self._clock())
 
     async def note_block(self, blocked_name: str, member: Member, reason: str) -> None:
-        """Note that `member` blocked `whom` (a name), and why; the block itself is a rule of `Administration`."""
+        """Note that `member` blocked `blocked_name` (a name), and why; the block itself is a rule of `RuleAdmin`."""
         _check_permission("set", member)
         detail = f"{blocked_name}: {clean_text(reason)}" if clean_text(reason) else blocked_name
         row = (member.guild, "barred", member.id, member.name, detail, self._clock())

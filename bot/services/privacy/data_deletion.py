@@ -1,4 +1,4 @@
-"""Deletes all data of a member: jobs, pictures, messages and preferences, however long it takes and whatever fails.
+"""Deletes all data of a member: jobs, pictures, messages and preferences, however long that takes and whatever fails.
 
 A deletion request is a row in SQL until it is complete. `run` works on all of them, job by job. Each step is visible in
 the tables, so the work goes on after any crash. A front end deletes the messages.
@@ -28,8 +28,8 @@ from engine.contract import MalformedMessage
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 10.0  # the command line writes requests beside this process
-RETRY_SECONDS = 1.0  # while a job has still to stop
-MAX_PAUSE_SECONDS = 60.0  # while everything left waits for a front end
+RETRY_SECONDS = 1.0  # while a job must still stop
+MAX_PAUSE_SECONDS = 60.0  # while all remaining work waits for a front end
 REMOVAL_REASONS: tuple[DeletionReason, ...] = ("forgotten", "enlarged")
 DeleteMessage = Callable[[str, Delivery], Awaitable[bool]]
 
@@ -37,8 +37,9 @@ DeleteMessage = Callable[[str, Delivery], Awaitable[bool]]
 class DataDeletion:
     """Deletes members' data, for the bot and for the command line.
 
-    A front end sets `take_away` to delete a message of a job: it returns False if the message must stay, and raises
-    ConnectionError if that has to wait. `waits`: until it is set, jobs with messages wait for it.
+    A front end sets `delete_message` to delete a message of a job: it returns False if the message must stay, and
+    raises ConnectionError if it must try again later. `waits_for_discord`: until it is set, jobs with messages wait for
+    it.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class DataDeletion:
                 has_running = await self.run_round()
                 has_requests = bool(await self._store.read(erasure.list_requests))
             except (DatabaseUnavailable, OSError) as error:
-                log.warning("forgetting: %s", error)
+                log.warning("data deletion: %s", error)
             pause = (
                 RETRY_SECONDS if has_running else min(2 * pause, MAX_PAUSE_SECONDS) if has_requests else POLL_SECONDS
             )
@@ -84,9 +85,7 @@ class DataDeletion:
                     await self._requested.wait()
 
     async def run_round(self) -> bool:
-        """Do everything that can be done now; return True if a job has still to stop. Work for a front end waits
-        longer.
-        """
+        """Do everything possible now; return True if a job must still stop. Work for a front end may wait longer."""
         requests = await self._store.read(erasure.list_requests)
         for request in requests:
             while await self._store.write(erasure.mark_batch_deleted, request, self._clock()):
@@ -108,7 +107,7 @@ class DataDeletion:
         return has_running
 
     async def _remove_rows(self, jobs: Sequence[str], reasons: Mapping[str, DeletionReason]) -> None:
-        """Remove rows; rows of others' upscales stay with their owners."""
+        """Remove rows; other members' upscales keep their rows."""
         await self._store.write(
             retention.delete_rows, [job for job in jobs if reasons[job] == "forgotten"], self._clock()
         )
@@ -124,7 +123,7 @@ class DataDeletion:
             return True
         try:
             await self._cancel(job)
-        except (MalformedMessage, TypeError) as error:  # ended as a corrupt row: at the start, or by the dispatcher
+        except (MalformedMessage, TypeError) as error:  # failed as a corrupt row: at the start, or by the dispatcher
             log.error("job %s: it is open, and its row cannot be read: %s", job, error)
         return False
 

@@ -1,6 +1,7 @@
-"""Removes files that no row names once they are a day old; a crash between writing a file and its row leaves one.
+"""Removes files that no row names, once they are a day old. A crash between writing a file and its row leaves such a
+file.
 
-Many of them at once mean a picture store that belongs to another database: then nothing is removed.
+Many of them at once mean that the picture store belongs to another database: then it removes nothing.
 """
 
 from __future__ import annotations

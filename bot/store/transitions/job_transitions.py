@@ -1,7 +1,7 @@
 """Job transitions in SQL: each changes the job, its accounts and the audit together, or nothing.
 
 Every function works inside its caller's transaction. `bot.domain.job_states` defines the transitions; here each is one
-UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or duplicate message changes and charges nothing.
+UPDATE … WHERE state IN (…) AND epoch <= …. So a stale or duplicate message changes and charges nothing.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def end_job(
 ) -> Transition | None:  # fmt: skip
     """End a job, and settle its charge to `actual_cost` device-seconds (None: the whole reserve). Happens at most once.
 
-    A member never pays more than was reserved. The fair order counts the real cost, up to `MAX_OVERRUN` times the
-    estimate.
+    A member never pays more than was reserved. The fair order counts the real cost, at most `MAX_OVERRUN` estimates.
     """
     assert is_end(TRANSITIONS[kind].target)
     transition = make_transition(
@@ -113,8 +112,7 @@ def pick_job(
     The head of the order waits until it fits: nothing passes it, or large jobs would starve. There are three
     exceptions. The member who has waited longest for a turn gets one now and then (`bot.policy.queue_bypass`). A job
     whose model is in memory passes one that needs another model. A member with no active job may exceed `rows` by one
-    job, within `overbook_share` × `rows` more rows. The longest wait may do the same, or newcomers would always fill
-    those rows.
+    job, within `overbook_share` × `rows` more rows. So may the longest wait, or newcomers would always fill those rows.
     """
     if rows <= 0:
         return None
@@ -187,8 +185,8 @@ def start_job(
 ) -> Transition | None:  # fmt: skip
     """Record a worker's claim at `step`, or fail the job after too many attempts without progress (see the record).
 
-    `preview_step`: the furthest step that previews have shown; that was progress too. `snapshots_lost`: the broker lost
-    its store, and the job's snapshots, since the last claim; this does not count as an attempt without progress.
+    `preview_step`: the furthest step that previews have shown, which is progress too. `snapshots_lost`: since the last
+    claim the broker lost its store and the job's snapshots; that does not count as an attempt without progress.
     """
     old_row = lock_job(connection, job)
     if old_row is None or _is_requeued_already(old_row, epoch):

@@ -1,6 +1,6 @@
 """The HTTP API of edits: inpaint, zoom out, pan and branch from a finished picture.
 
-Every decision is the studio's. Pictures count from 1, as on the buttons.
+The job service makes every decision. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations

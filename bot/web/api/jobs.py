@@ -1,6 +1,6 @@
 """The HTTP API of jobs: submit, read, pause, cancel, vary, upscale. Every error is one sentence with its status.
 
-Every decision about a job is the studio's. Pictures count from 1, as on the buttons.
+The job service makes every decision about a job. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ async def get_workers(request: web.Request) -> web.Response:
 
 
 async def create_invitation(request: web.Request) -> web.Response:
-    """Make a one-time address for one more visitor, who comes as a guest."""
+    """Make a one-time address for one more guest."""
     if request.app[HOST_POLICY].is_local:
         raise UserError("This room is for this computer only; there is nobody to invite.", 422)
     if not request[VISITOR].is_owner:
@@ -126,7 +126,7 @@ async def create_jobs(request: web.Request) -> web.Response:
 
 
 async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
-    """Return the order's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
+    """Return the request's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
     if not (files.pictures or files.mask or body.shots):
         return None
     if files.pictures and body.shots:
@@ -211,7 +211,7 @@ def destination_of(request: web.Request) -> Destination:
 
 
 def idempotency_key_of(request: web.Request) -> str | None:
-    """Return the studio's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
+    """Return the job service's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
     header = request.headers.get("Idempotency-Key")
     if header is None:
         return None

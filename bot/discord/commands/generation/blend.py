@@ -65,7 +65,7 @@ async def blend(
 
 
 def parse_weights(text: str) -> list[float]:
-    """Parse weights with spaces, commas or colons between them. Raises `Refused`."""
+    """Parse weights with spaces, commas or colons between them. Raises `UserError`."""
     parts = [part for part in re.split(r"[\s,;:/]+", text) if part]
     if not all(WEIGHT.fullmatch(part) for part in parts):
         raise UserError("Weights are numbers, one for each picture, like 2 1.")

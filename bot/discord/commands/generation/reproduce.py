@@ -37,7 +37,7 @@ async def suggest_jobs(
 
 
 async def reproduce_job(interaction: Interaction, view: JobView) -> None:
-    """Submit the same job again, with the response of any other."""
+    """Submit the same job again; respond as to any job."""
     await require_permission(interaction, "reproduce", view)
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:

@@ -1,6 +1,6 @@
 """`/mine`: a member's own jobs over all servers, five a page, shown to them only.
 
-Stateless: a button's id holds the page that it leads to, and shows always the presser's own jobs.
+Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         async def show_job() -> None:
-            view = await interaction.client.studio.view(self.item.values[0])
+            view = await interaction.client.job_service.load_view(self.item.values[0])
             await require_permission(interaction, "details", view)
             await interaction.response.defer(ephemeral=True, thinking=True)
             await _show_job(interaction, view)
@@ -152,7 +152,7 @@ async def _show_job(interaction: Interaction, view: JobView) -> None:
 
 
 async def _run_action(interaction: Interaction, action: Callable[[], Awaitable[None]]) -> None:
-    """Run `act` and tell the member what fails: buttons have no command tree that does."""
+    """Run `action` and tell the member about an error: buttons have no command tree that does so."""
     try:
         async with reply_on_error(interaction):
             await action()

@@ -87,7 +87,7 @@ class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
             async with reply_on_error(interaction):
                 member = await require_permission(interaction, "forget")
                 await interaction.response.defer()
-                job_count = await interaction.client.desk.forgetting.ask(member.id)
+                job_count = await interaction.client.services.data_deletion.request_deletion(member.id)
                 await interaction.edit_original_response(
                     content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
                 )

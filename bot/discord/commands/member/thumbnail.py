@@ -1,4 +1,4 @@
-"""A job's thumbnail for a list: its pictures side by side, held ones blurred; made off the event loop."""
+"""A job's thumbnail for a list: its pictures side by side, held ones blurred; rendered off the event loop."""
 
 from __future__ import annotations
 
