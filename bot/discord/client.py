@@ -23,7 +23,7 @@ from bot.discord.commands.registry import COMMANDS, DYNAMIC_ITEMS
 from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components import reports
 from bot.discord.components.buttons import IdempotencyKeys, build_view, handle_job_form
-from bot.discord.components.deletion import delete_forgotten_message
+from bot.discord.components.deletion import delete_message
 from bot.discord.components.reactions import Reactions
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
@@ -74,7 +74,7 @@ class DarkroomClient(discord.AutoShardedClient):
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*DYNAMIC_ITEMS)
         self.services.moderation.post_report = partial(reports.post_report, self)
-        self.services.data_deletion.delete_message = partial(delete_forgotten_message, self)
+        self.services.data_deletion.delete_message = partial(delete_message, self, raise_unreachable=True)
         self.operator_ids = operator_ids_of(await self.application_info())
         for command in COMMANDS:
             self.tree.add_command(command)
