@@ -28,10 +28,11 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.image_encoding import encode_png
 from engine.output.picture_check import PictureCheck
 from engine.process.settings import SettingError, load_check_settings, load_settings
-from engine.worker import Worker, WorkerProfile
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 
 RED, GREEN = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "lime")
 TIMEOUT = 60.0
