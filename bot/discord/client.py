@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import discord
@@ -25,7 +26,7 @@ class ButtonCard(Protocol):
     def alt(self) -> str: ...
 
 
-class DarkroomClient(discord.AutoShardedClient):
+class DarkroomClient(discord.AutoShardedClient, ABC):
     """The Discord client of one bot. It needs no privileged intents: interactions and reactions carry all data."""
 
     def __init__(self, services: Services, **options: Any) -> None:
@@ -43,10 +44,10 @@ class DarkroomClient(discord.AutoShardedClient):
         self.login_done = asyncio.Event()  # logged in: messages can be sent
         self.pending_tokens: set[str] = set()  # tokens of the interactions whose first response is being sent
 
+    @abstractmethod
     def build_view(self, card: ButtonCard) -> ui.View | None:
         """Return the card's buttons; None for none. Must be called on the event loop."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mention_command(self, name: str) -> str:
         """Return a command's name, clickable if its id is known: "queue", "settings show"."""
-        raise NotImplementedError

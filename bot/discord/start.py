@@ -25,7 +25,7 @@ from bot.discord.commands.registry import COMMANDS, DYNAMIC_ITEMS
 from bot.discord.commands.translations import CommandTranslator
 from bot.discord.components import reports
 from bot.discord.components.buttons import build_view, handle_job_form
-from bot.discord.components.deletion import delete_forgotten_message
+from bot.discord.components.deletion import delete_message
 from bot.discord.components.reactions import Reactions
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
@@ -68,7 +68,8 @@ class RunningClient(DarkroomClient):
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*DYNAMIC_ITEMS)
         self.services.front_end.connect(
-            post_report=partial(reports.post_report, self), delete_message=partial(delete_forgotten_message, self)
+            post_report=partial(reports.post_report, self),
+            delete_message=partial(delete_message, self, raise_unreachable=True),
         )
         self.operator_ids = operator_ids_of(await self.application_info())
         for command in COMMANDS:

@@ -1,4 +1,8 @@
-"""Per-member serialisation: a member's slow requests run one at a time and delay nobody else's."""
+"""Limits on what runs at once.
+
+`PerMemberLimit`: a member's slow requests run one at a time and delay nobody else's. `race`: coroutines run until one
+of them ends.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +14,11 @@ from typing import Any
 
 from bot.domain.errors import UserError
 
-
-async def race(*routines: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, then cancel the others. Raises the error of the one that ended."""
-    tasks = [asyncio.ensure_future(routine) for routine in routines]
-    try:
-        ended_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended_tasks:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 MAX_REQUESTS = 4  # requests of one member: one runs, the others wait
 TOO_MANY_REQUESTS = (
     f"{MAX_REQUESTS} of your requests with pictures are under way already, the most at once. Try again when one is "
     "done."
 )
-
-
-@dataclass
-class _MemberQueue:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    length: int = 0
 
 
 class PerMemberLimit:
@@ -58,3 +42,22 @@ class PerMemberLimit:
             queue.length -= 1
             if not queue.length:
                 del self._queues[member]
+
+
+@dataclass
+class _MemberQueue:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    length: int = 0
+
+
+async def race(*routines: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends, then cancel the others. Raises the error of the one that ended."""
+    tasks = [asyncio.ensure_future(routine) for routine in routines]
+    try:
+        ended_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended_tasks:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

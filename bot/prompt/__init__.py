@@ -43,14 +43,9 @@ class ParseResult:
 
 
 def parse(
-    text: str,
-    default_model: ModelProfile | None,
-    *,
-    models: Sequence[str] = (),
-    options: Mapping[str, object] | None = None,
-    allow_empty: bool = False,
-    aliases: Mapping[str, str] | None = None,
-) -> ParseResult:
+    text: str, default_model: ModelProfile | None, *, models: Sequence[str] = (),
+    options: Mapping[str, object] | None = None, allow_empty: bool = False, aliases: Mapping[str, str] | None = None,
+) -> ParseResult:  # fmt: skip
     """Parse `text`. `default_model`: the model to use if the prompt names none; None while no worker is online.
 
     `options` are a front end's own fields, by the names of `ParsedPrompt` (`steps`, `ar` as "16:9" or a pair,

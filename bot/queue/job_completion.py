@@ -77,15 +77,9 @@ class JobCompletion:
         return record
 
     async def requeue(
-        self,
-        job: str,
-        *,
-        step: int,
-        audit_note: str,
-        reason: str = "",
-        epoch: int | None = None,
+        self, job: str, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None,
         cause: RequeueCause = "failed",
-    ) -> Transition | None:
+    ) -> Transition | None:  # fmt: skip
         """Queue a job again, or fail it after too many attempts without progress."""
         transition = await self._store.requeue_job(
             job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch

@@ -30,16 +30,9 @@ class Patrol:
     """Run `run` as a task. `lease`: seconds that a claim lasts without a renewal."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        completion: JobCompletion,
-        submit: Callable[[JobRecord], Awaitable[None]],
-        *,
-        lease: float = 10.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion,
+        submit: Callable[[JobRecord], Awaitable[None]], *, lease: float = 10.0, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._completion, self._submit = (
             store,
             bus,

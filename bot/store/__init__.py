@@ -153,27 +153,14 @@ class Store:
         return await self._write_transition(job_transitions.pick_job, request, rows, overbook_share, now)
 
     async def start_job(
-        self,
-        job: str,
-        epoch: int,
-        worker: str,
-        step: int,
-        now: float,
-        *,
-        preview_step: int = 0,
+        self, job: str, epoch: int, worker: str, step: int, now: float, *, preview_step: int = 0,
         snapshots_lost: bool = False,
-    ) -> Transition | None:
+    ) -> Transition | None:  # fmt: skip
         """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
         return await self._write_transition(
-            job_transitions.start_job,
-            job,
-            epoch,
-            worker,
-            step,
-            now,
-            preview_step=preview_step,
+            job_transitions.start_job, job, epoch, worker, step, now, preview_step=preview_step,
             snapshots_lost=snapshots_lost,
-        )
+        )  # fmt: skip
 
     async def requeue_job(
         self, job: str, now: float, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None
@@ -210,14 +197,9 @@ class Store:
         return (await self.record_pictures(picture.job, epoch, [picture], None, now, method))[0]
 
     async def record_pictures(
-        self,
-        job: str,
-        epoch: int,
-        pictures: Sequence[StoredPicture],
-        stats: JobStats | None,
-        now: float,
+        self, job: str, epoch: int, pictures: Sequence[StoredPicture], stats: JobStats | None, now: float,
         method: UpscaleMethod | None = None,
-    ) -> tuple[bool, Transition | None]:
+    ) -> tuple[bool, Transition | None]:  # fmt: skip
         """Record pictures of one job, and finish it if `stats` is given and none is missing. One transaction.
 
         False: the job is unknown, deleted or over, or a newer epoch has it.

@@ -119,14 +119,9 @@ def undo_change(
     check_permission(target)
     later_number = find_later_change(connection, guild, [step.key for step in target.steps], target.number)
     return change_rules(
-        connection,
-        guild,
-        "undo",
-        actor,
-        lambda rule_values: plan_undo(rule_values, target, later_number),
-        now,
+        connection, guild, "undo", actor, lambda rule_values: plan_undo(rule_values, target, later_number), now,
         target.number,
-    )
+    )  # fmt: skip
 
 
 def _find_undoable(

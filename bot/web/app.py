@@ -28,11 +28,9 @@ TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.ht
 
 
 def build_app(
-    settings: Settings,
-    services: Services,
-    engine_loading: asyncio.Event | None = None,
+    settings: Settings, services: Services, engine_loading: asyncio.Event | None = None,
     metrics_snapshot: MetricsPage | None = None,
-) -> web.Application:
+) -> web.Application:  # fmt: skip
     """Return the chatroom over these services. The first start writes the room's key into the data folder.
 
     `engine_loading` is set while an engine that was started with the room is loading. `metrics_snapshot` makes the
@@ -50,10 +48,8 @@ def build_app(
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
     app[sse.EVENT_CACHE] = EventCache()
-    app[request_body.FORM_SLOTS], app[request_body.MEMBER_LIMIT] = (
-        asyncio.Semaphore(request_body.MAX_FORMS),
-        PerMemberLimit(),
-    )
+    app[request_body.FORM_SLOTS] = asyncio.Semaphore(request_body.MAX_FORMS)
+    app[request_body.MEMBER_LIMIT] = PerMemberLimit()
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""

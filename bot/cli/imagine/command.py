@@ -44,35 +44,13 @@ Film = Annotated[bool, typer.Option("--film", help="Also write the film of how t
 
 
 def imagine(
-    prompt: Prompt = None,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    seed: Seed = None,
-    guidance: Guidance = None,
-    interval: Interval = None,
-    lora: Lora = None,
-    count: Count = None,
-    ar: AspectRatio = None,
-    no: NegativePrompt = None,
-    image: InitImages = None,
-    strength: Strength = None,
-    mask: Mask = None,
-    blend: Blend = False,
-    branch: Branch = None,
-    tile: Tile = False,
-    mix: Mix = False,
-    stop: Stop = None,
-    chaos: Chaos = None,
-    quality: Quality = None,
-    walk: Walk = None,
-    frames: Frames = None,
-    fast: Fast = False,
-    model: Model = None,
-    out: OutputFolder = Path(),
-    film: Film = False,
-    as_json: AsJson = False,
-    data: Data = None,
-) -> None:
+    prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
+    interval: Interval = None, lora: Lora = None, count: Count = None, ar: AspectRatio = None,
+    no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, mask: Mask = None,
+    blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
+    chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
+    model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False, data: Data = None,
+) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
     from bot.cli.imagine.job_inputs import split_arguments

@@ -58,14 +58,9 @@ TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 
 def generate(
-    prompt: str,
-    options: Mapping[str, object],
-    settings: Settings,
-    *,
-    inputs: JobInputs,
-    film: bool,
+    prompt: str, options: Mapping[str, object], settings: Settings, *, inputs: JobInputs, film: bool,
     display: ProgressDisplay,
-) -> ImagineResult:
+) -> ImagineResult:  # fmt: skip
     """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing_packages:
@@ -110,14 +105,9 @@ def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
 
 
 def _run_job(
-    job_recipe: Recipe,
-    contents: Mapping[str, bytes],
-    family: Family,
-    model_profile: ModelProfile,
-    film: bool,
-    display: ProgressDisplay,
-    data: Path,
-) -> ImagineResult:
+    job_recipe: Recipe, contents: Mapping[str, bytes], family: Family, model_profile: ModelProfile, film: bool,
+    display: ProgressDisplay, data: Path,
+) -> ImagineResult:  # fmt: skip
     from engine.preview_maps.map_store import MapStore
     from engine.worker import local_run
 
@@ -127,16 +117,11 @@ def _run_job(
         job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
     )
     return ImagineResult(
-        id=job.id,
-        seed=job_recipe.seed,
-        steps=job_recipe.steps,
-        sampler=job_recipe.sampler,
+        id=job.id, seed=job_recipe.seed, steps=job_recipe.steps, sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures) if film else None,
-        preview_count=run_result.frame_count,
-        seconds=run_result.seconds,
-        ms_per_step=run_result.ms_per_step,
-    )
+        preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,
+    )  # fmt: skip
 
 
 def _model_name(prompt: str, options: Mapping[str, object]) -> str:

@@ -19,13 +19,6 @@ from bot.prompt.flags import prompt_title
 from engine.contract import Recipe
 
 NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs none
-
-
-def job_title(prompt: str) -> str:
-    """Return the prompt without emphasis and flags, or `NO_PROMPT`."""
-    return prompt_title(prompt) or NO_PROMPT
-
-
 MAX_CONTENT, MAX_ALT = 2000, 1024
 PARTIAL_FILM_HINT = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
 
@@ -133,6 +126,11 @@ def render_refusal(sentence: str) -> str:
 def render_duplicate(address: str) -> str:
     """Return the response to a double click."""
     return f"That is already on its way: {address}" if address else "That is already on its way."
+
+
+def job_title(prompt: str) -> str:
+    """Return the prompt without emphasis and flags, or `NO_PROMPT`."""
+    return prompt_title(prompt) or NO_PROMPT
 
 
 def _queue_line(number: int, view: JobView, now: float, reader: str) -> str:

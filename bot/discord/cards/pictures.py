@@ -1,16 +1,20 @@
 """The picture of a card: live preview grid, finished grid or upscaled picture, rendered off the event loop.
 
-A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all.
+A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all. Also wraps it
+as a file of discord.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import discord
 
 from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import Card
@@ -26,13 +30,7 @@ if TYPE_CHECKING:
     from bot.domain.dto import JobView
     from bot.images.gallery import Gallery
 
-
-import io
-
-import discord
-
 log = logging.getLogger(__name__)
-
 UPLOAD_LIMIT = 10 * 1024 * 1024  # bytes that every server accepts in one file
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
@@ -123,6 +121,11 @@ async def render_picture(
     return picture
 
 
+def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
+    """Return the file of a message that shows `card`."""
+    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)
+
+
 async def _render_interpolation(gallery: Gallery, view: JobView, limit: int) -> PictureFile | None:
     """Return the film of the interpolation that this job completes; None if too few of its frames may be shown."""
     try:
@@ -148,8 +151,3 @@ def _decode_frame(payload: bytes) -> Image.Image | None:
 
 def _encode_pictures(pictures: Sequence[bytes], as_grid: bool, limit: int) -> tuple[bytes, grid.ImageFormat] | None:
     return grid.shrink_to_fit(grid.compose(pictures) if as_grid else pictures[0], limit)
-
-
-def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
-    """Return the file of a message that shows `card`."""
-    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)

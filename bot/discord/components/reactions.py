@@ -102,17 +102,13 @@ class Reactions:
         channel = guild_member.guild.get_channel_or_thread(payload.channel_id)
         member_permissions = guild_permissions(guild_member)
         return Member(
-            member_id,
-            guild_member.display_name,
-            f"discord:{payload.guild_id}",
-            is_moderator=member_permissions.manage_messages,
-            is_admin=member_permissions.manage_guild,
-            is_owner=guild_member.guild.owner_id == guild_member.id,
-            is_operator=is_operator,
+            member_id, guild_member.display_name, f"discord:{payload.guild_id}",
+            is_moderator=member_permissions.manage_messages, is_admin=member_permissions.manage_guild,
+            is_owner=guild_member.guild.owner_id == guild_member.id, is_operator=is_operator,
             roles=tuple(str(role.id) for role in guild_member.roles),
             channel=str(getattr(channel, "parent_id", None) or payload.channel_id),
             age_restricted=bool(channel is not None and channel.is_nsfw()),
-        )
+        )  # fmt: skip
 
     async def _apply_reaction(
         self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent

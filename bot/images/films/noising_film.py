@@ -59,15 +59,9 @@ def render_dissolve(
 
 
 def render_dissolve_and_back(
-    png: bytes,
-    ladder: bytes,
-    seed: int,
-    *,
-    frames: int = FRAMES,
-    alphas: Sequence[float] = (),
-    film_format: FilmFormat = "webp",
-    limit: int = MAX_FILM_BYTES,
-) -> bytes:
+    png: bytes, ladder: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = (),
+    film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES,
+) -> bytes:  # fmt: skip
     """Return `render_dissolve`, then the film of the picture's ladder, which ends with the picture. Raises what both
     raise.
     """

@@ -199,14 +199,9 @@ class ResultConsumer:
         preview_step = active_job.step if active_job and not snapshots_lost else 0
         now = self._clock()
         transition = await self._store.start_job(
-            result.job,
-            result.epoch,
-            result.worker,
-            result.step,
-            now,
-            preview_step=preview_step,
+            result.job, result.epoch, result.worker, result.step, now, preview_step=preview_step,
             snapshots_lost=snapshots_lost,
-        )
+        )  # fmt: skip
         if transition is None:
             await self._stop_stray(result)
         elif is_end(transition.record.state):

@@ -36,14 +36,9 @@ class ResultIngest:
     """Stores jobs' incoming pictures."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        pictures: PictureStore,
-        *,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, pictures: PictureStore, *,
         clock: Callable[[], float] = time.time,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._pictures, self._clock = (
             store,
             bus,

@@ -1,4 +1,4 @@
-"""Builds job views and accepted jobs from rows, running jobs and the forecast. Read-only."""
+"""Builds job views and accepted jobs from rows, running jobs and the forecast; says why a job is missing. Read-only."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bot.store.deletion.retention import DeletionReason
 from bot.store.jobs import interpolations, queries
 from engine.contract import Recipe
 
+MAX_WAITING_SHOWN = 100  # waiting jobs
 UNKNOWN_JOB = "There is no such job."
 REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
     {
@@ -28,17 +29,6 @@ REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
         "enlarged": PICTURES_DELETED,
     }
 )
-
-
-async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
-    """Return the error for a job without a row, or (`is_deleted`) for one whose pictures were deleted."""
-    cause = await store.read(retention.read_deletion_reason, job)
-    if cause is not None:
-        return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
-    return UserError(PICTURES_DELETED if is_deleted else UNKNOWN_JOB, 404)
-
-
-MAX_WAITING_SHOWN = 100  # waiting jobs
 
 
 class JobViews:
@@ -210,6 +200,14 @@ class JobViews:
     async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
         return await self.build_views(await self._store.read(queries.list_newest, guild, limit))
+
+
+async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
+    """Return the error for a job without a row, or (`is_deleted`) for one whose pictures were deleted."""
+    cause = await store.read(retention.read_deletion_reason, job)
+    if cause is not None:
+        return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
+    return UserError(PICTURES_DELETED if is_deleted else UNKNOWN_JOB, 404)
 
 
 def _picture_ref(stored_file: StoredPicture) -> PictureRef:

@@ -103,15 +103,11 @@ class NewJob:
         for stored_input in self.inputs:
             picture_rows.append(
                 {
-                    "job": self.id,
-                    "image": next_index[stored_input.kind],
-                    "kind": stored_input.kind,
-                    "sha256": stored_input.sha256,
-                    "bytes": stored_input.bytes,
-                    "width": stored_input.width,
+                    "job": self.id, "image": next_index[stored_input.kind], "kind": stored_input.kind,
+                    "sha256": stored_input.sha256, "bytes": stored_input.bytes, "width": stored_input.width,
                     "height": stored_input.height,
                 }
-            )
+            )  # fmt: skip
             next_index[stored_input.kind] += 1
         return picture_rows
 
@@ -184,15 +180,9 @@ class JobRecord:
         """Return the wire value of this attempt."""
         billing_key = BillingKey(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
         return Job(
-            id=self.id,
-            task=self.task,
-            share=billing_key,
-            cost=self.cost,
-            pool=self.pool,
-            attempt=self.attempt,
-            deadline=self.deadline,
-            check=self.check,
-        )
+            id=self.id, task=self.task, share=billing_key, cost=self.cost, pool=self.pool, attempt=self.attempt,
+            deadline=self.deadline, check=self.check,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,9 @@ def write_incident(
     if kind in REPEATABLE and _count_incidents(connection, *conditions, kept.c.at > now - HOUR) >= HOURLY_LIMIT:
         return None
     values = {
-        "guild": guild,
-        "at": now,
-        "kind": kind,
-        "actor": actor,
-        "actor_name": clean_text(name)[:NAME_LENGTH],
-        "job": job,
-        "said": shorten(text, MAX_DETAIL),
-        "closed": None if kind in NEED_DECISION else now,
-    }
+        "guild": guild, "at": now, "kind": kind, "actor": actor, "actor_name": clean_text(name)[:NAME_LENGTH],
+        "job": job, "said": shorten(text, MAX_DETAIL), "closed": None if kind in NEED_DECISION else now,
+    }  # fmt: skip
     number = connection.execute(kept.insert().values(**values).returning(kept.c.id)).scalar_one()
     _prune_incidents(connection, guild)
     return int(number)

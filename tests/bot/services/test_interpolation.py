@@ -172,19 +172,9 @@ async def test_an_interpolation_is_deleted_whole_and_the_word_filter_reads_its_p
     with pytest.raises(UserError):
         await app.services.job_views.load_view(tickets[0].job)
     draft = NewJob(
-        id="0" * 26,
-        action="imagine",
-        prompt="p",
-        notes=(),
-        task=interpolation_recipes(FOX, "a gory cat", 4)[0],
-        member=ann,
-        destination=here,
-        pool="default",
-        model="m",
-        cost=1.0,
-        created=1.0,
-        deadline=2.0,
-    )
+        id="0" * 26, action="imagine", prompt="p", notes=(), task=interpolation_recipes(FOX, "a gory cat", 4)[0],
+        member=ann, destination=here, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
+    )  # fmt: skip
     assert "a gory cat" in list(member_texts(draft))
 
 

@@ -36,19 +36,9 @@ def draft(member: Member) -> NewJob:
         height=64, dtype="float32",
     )  # fmt: skip
     return NewJob(
-        id=str(ULID()),
-        action="imagine",
-        prompt="a lamp",
-        notes=(),
-        task=recipe,
-        member=member,
-        destination=Destination("web", {}),
-        pool="default",
-        model="embedded",
-        cost=10.0,
-        created=NOW,
-        deadline=NOW + 60,
-    )
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=recipe, member=member,
+        destination=Destination("web", {}), pool="default", model="embedded", cost=10.0, created=NOW, deadline=NOW + 60,
+    )  # fmt: skip
 
 
 async def refuse_to_cancel(_job: str) -> str:
@@ -152,24 +142,17 @@ async def test_nobody_writes_settings_above_their_role(store):
     desk = administration(store)
     for member in (BOB, MOD):
         for awaited in (
-            desk.set_rule(member, "guild", "", "running", "1"),
-            desk.unset_rule(member, "guild", "", "running"),
-            desk.apply_preset(member, "contest"),
-            desk.import_yaml(member, "server: {running: 1}"),
-            desk.close_guild(member, "x"),
-            desk.open_guild(member),
-            desk.set_ceilings(member, "g", running="1"),
-        ):
+            desk.set_rule(member, "guild", "", "running", "1"), desk.unset_rule(member, "guild", "", "running"),
+            desk.apply_preset(member, "contest"), desk.import_yaml(member, "server: {running: 1}"),
+            desk.close_guild(member, "x"), desk.open_guild(member), desk.set_ceilings(member, "g", running="1"),
+        ):  # fmt: skip
             assert (await refusal(awaited)).status == 403
     for awaited in (
-        desk.set_rule(ANN, "house", "", "running", "1"),
-        desk.set_ceilings(ANN, "g", running="1"),
-        desk.close_guild(ANN, "x"),
-        desk.open_guild(ANN),
+        desk.set_rule(ANN, "house", "", "running", "1"), desk.set_ceilings(ANN, "g", running="1"),
+        desk.close_guild(ANN, "x"), desk.open_guild(ANN),
         desk.set_rule(replace(OWNER, guild=EVERYWHERE), "house", "", "running", "1"),
-        desk.close_guild(replace(OWNER, guild=EVERYWHERE), "all"),
-        desk.set_ceilings(OWNER, "g", running="1"),
-    ):
+        desk.close_guild(replace(OWNER, guild=EVERYWHERE), "all"), desk.set_ceilings(OWNER, "g", running="1"),
+    ):  # fmt: skip
         assert (await refusal(awaited)).status == 403
     assert await desk.list_rules("g") == await desk.list_rules(EVERYWHERE) == []
     assert await desk.list_changes("g") == []
