@@ -1,7 +1,7 @@
 // The branch form of one card: starts a new job at the film's step under the slider, or at the nearest step before it
 // that kept its latents.
 
-import { ask, look } from "/static/wire.js";
+import { ask, look } from "/static/sse.js";
 
 export class Branch {
   constructor(card, film) {
@@ -10,7 +10,7 @@ export class Branch {
     this.kept = new Map(); // picture → its steps to branch from
     const box = card.part("branch");
     const part = (name) => box.querySelector(`.${name}`);
-    [this.button, this.form, this.which, this.from, this.said] = ["fork", "course", "which", "from", "notice"].map(part);
+    [this.button, this.form, this.which, this.from, this.said] = ["branch-button", "branch-form", "which", "from", "notice"].map(part);
     [this.words, this.seed, this.steps, this.guidance, this.go] = ["words", "seed", "steps", "guidance", "imagine"].map(part);
     this.end = part("finish");
     this.pictures = this.job.pictures.filter((picture) => picture.branch);

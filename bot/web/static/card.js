@@ -2,11 +2,11 @@
 // Text that people wrote is inserted only by textContent.
 
 import { Branch } from "/static/branch.js";
-import { offer } from "/static/deeds.js";
+import { showActions } from "/static/actions.js";
 import { Film } from "/static/film.js";
 import { Pause } from "/static/pause.js";
 import { button } from "/static/rows.js";
-import { clock, deed, left, waiting } from "/static/words.js";
+import { clock, describeAction, left, waiting } from "/static/texts.js";
 
 const pattern = document.getElementById("card");
 const OVER = new Set(["finished", "failed", "cancelled"]);
@@ -28,12 +28,12 @@ export class Card {
 
   introduce(job) {
     this.part("who").textContent = job.author.you ? "You" : job.author.name;
-    this.part("deed").append(job.parent ? Object.assign(document.createElement("a"), { href: `#job-${job.parent.id}`, textContent: deed(job) }) : deed(job));
+    this.part("action").append(job.parent ? Object.assign(document.createElement("a"), { href: `#job-${job.parent.id}`, textContent: describeAction(job) }) : describeAction(job));
     const time = this.element.querySelector("time");
     time.dateTime = new Date(job.created * 1000).toISOString();
     time.textContent = clock(job.created);
     this.part("prompt").append(...phrases(job.prompt));
-    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt || deed(job)}`);
+    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt || describeAction(job)}`);
   }
 
   lay(job) {
@@ -131,7 +131,7 @@ export class Card {
       if (job.pictures.some((picture) => picture.branch)) this.branch = new Branch(this, this.film);
     }
     if (job.walks?.webp) this.roam(job);
-    offer(this);
+    showActions(this);
   }
 
   // The film of an interpolation is under the pictures of its last job.

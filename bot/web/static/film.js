@@ -14,7 +14,7 @@ export class Film {
     this.where = bar.querySelector(".where");
     this.button = bar.querySelector(".play");
     this.sheet = document.createElement("img");
-    this.sheet.className = "rung";
+    this.sheet.className = "keyframe";
     this.sheet.alt = "";
     this.sheet.hidden = true;
     tray.append(this.sheet);

@@ -1,10 +1,10 @@
 // The init images of a prompt: dropped, pasted, chosen, or finished pictures of this room. They are sent with the prompt:
 // one with an optional mask, several with weights. The server decides what is a picture and what is allowed.
 
-import { share } from "/static/easel.js";
+import { share } from "/static/mask_editor.js";
 import { paint } from "/static/paint.js";
 import { EVEN, Thumb, whole } from "/static/thumb.js";
-import { Refused } from "/static/wire.js";
+import { Refused } from "/static/sse.js";
 
 const MOST = 5;
 const LARGEST = 16 * 1024 * 1024; // bytes
@@ -13,14 +13,14 @@ const USUAL = { one: "60", several: "50", painted: "90" }; // strength in percen
 const TITLES = { one: "How much is drawn anew", painted: "How much of what is painted over is drawn anew" };
 const ALONE = "A part is painted over in one picture alone. With several, the whole of their blend is a start.";
 
-export class Start {
+export class InitImages {
   // `complain(sentence)` shows what was left out.
   constructor(form, complain) {
     this.complain = complain;
     this.items = [];
     const at = (name) => form.querySelector(name);
-    [this.box, this.list, this.slider, this.percent] = [".start", ".thumbs", ".strength", ".strength-said"].map(at);
-    [this.title, this.opener, this.chooser, this.painter, this.counts] = [".drawn-title", ".bring", ".chooser", ".paint", ".counts"].map(at);
+    [this.box, this.list, this.slider, this.percent] = [".init-images", ".thumbs", ".strength", ".strength-said"].map(at);
+    [this.title, this.opener, this.chooser, this.painter, this.counts] = [".drawn-title", ".choose", ".chooser", ".paint", ".counts"].map(at);
     this.painter.addEventListener("click", () => this.paint());
     this.opener.addEventListener("click", () => this.chooser.click());
     this.chooser.addEventListener("change", () => {
@@ -127,7 +127,7 @@ export class Start {
     this.counts.hidden = this.items.length < 2;
     this.painter.textContent = this.kind === "painted" ? "Change what is painted …" : "Paint over a part …";
     if (this.items.length === 1) this.thumbs[0].mark(this.items[0].painted);
-    this.box.dispatchEvent(new Event("brought"));
+    this.box.dispatchEvent(new Event("change-images"));
     if (!this.chosen) this.slider.value = USUAL[this.kind];
     this.weigh();
     this.tell();

@@ -19,7 +19,7 @@ export function left(seconds) {
   return seconds > 0 ? `about ${duration(seconds)} left` : "almost there";
 }
 
-export function deed(job) {
+export function describeAction(job) {
   const one = job.parent?.picture;
   const began = job.start?.step ? ` at step ${job.start.step}` : "";
   const made = {
@@ -34,10 +34,10 @@ export function deed(job) {
     walk: "walked from picture to picture",
     branch: `branched from picture ${one}${began}`,
   };
-  return made[job.action] ?? (job.start?.pictures ? beginning(job.start) : "");
+  return made[job.action] ?? (job.start?.pictures ? describeInitImages(job.start) : "");
 }
 
-function beginning({ pictures, strength, mask }) {
+function describeInitImages({ pictures, strength, mask }) {
   const what = pictures > 1 ? `blended ${pictures} pictures` : mask ? "began with a part of a picture" : "began with a picture";
   return `${what}, ${Math.round(100 * strength)} % drawn anew`;
 }

@@ -1,11 +1,11 @@
 // One picture's film on a canvas. Each image from the server shows all pictures of the job in two columns, with four
 // pixels between them; this crops one out.
 
-import { look } from "/static/wire.js";
+import { look } from "/static/sse.js";
 
 const GAP = 4;
 
-export class Strip {
+export class Filmstrip {
   // `of`: the steps of the common scale.
   constructor(canvas, job, n, of = job.steps) {
     const shown = job.pictures.filter((picture) => !picture.held); // a held picture is not in the film
@@ -28,7 +28,7 @@ export class Strip {
   }
 
   show(step) {
-    const at = (strip) => strip?.rungs.findLast((one) => one.step <= step);
+    const at = (filmstrip) => filmstrip?.rungs.findLast((one) => one.step <= step);
     const [own, older] = [at(this), at(this.before)];
     if (own || !older) this.draw((own ?? this.rungs[0]).image);
     else this.draw(older.image, this.before); // before its first step, show the picture that it branched from
