@@ -14,10 +14,10 @@ export function showActions(card) {
   const free = job.pictures.filter((picture) => !picture.held);
   if (free.length) actions.append(...new PictureActions(card, free).rows);
   if (job.film) actions.append(films("Film", "film", job.films, job));
-  if (job.walks?.webp) actions.append(films("Walk", "walk", job.walks, job));
+  if (job.walk_films?.webp) actions.append(films("Walk", "walk", job.walk_films, job));
   actions.append(more(card, drawn));
   const held = job.pictures.filter((picture) => picture.held);
-  if (job.may_decide) actions.append(...held.map((picture) => decision(card, picture)));
+  if (job.can_review) actions.append(...held.map((picture) => decision(card, picture)));
   actions.hidden = false;
 }
 

@@ -18,7 +18,7 @@ export async function compare(job) {
   if (!before) return;
   filmstrips = null;
   choose(parent, before, job, after);
-  part("film-mode").hidden = !(parent.rungs && job.rungs && job.action === "branch");
+  part("film-mode").hidden = !(parent.keyframes && job.keyframes && job.action === "branch");
   mode(false);
 }
 
@@ -31,8 +31,8 @@ function choose(parent, before, job, after) {
     filmstrips = () => [new Filmstrip(part("film-before"), parent, before.n), new Filmstrip(part("film-after"), job, picture.n, parent.steps)];
     if (!films.hidden) play();
   };
-  part("before-said").textContent = `Picture ${before.n}: ${parent.words}`;
-  part("after-said").textContent = job.words;
+  part("before-said").textContent = `Picture ${before.n}: ${parent.prompt_text}`;
+  part("after-said").textContent = job.prompt_text;
   choice.hidden = after.length < 2;
   choice.replaceChildren(
     ...after.map((picture) => {

@@ -43,23 +43,23 @@ export class Describe {
 
   async body() {
     const form = new FormData();
-    form.append("order", new Blob(["{}"], { type: "application/json" }));
+    form.append("request", new Blob(["{}"], { type: "application/json" }));
     form.append("picture", await this.initImages.content(this.initImages.items[0]), "picture");
     return form;
   }
 
   show({ prompts, sentence, notes }) {
-    this.list.replaceChildren(...prompts.map(({ prompt, gain }) => this.line(prompt, gain)));
+    this.list.replaceChildren(...prompts.map(({ prompt, error_reduction }) => this.line(prompt, error_reduction)));
     this.said.textContent = [...notes, sentence].join(" ");
     this.box.hidden = false;
     this.list.querySelector("button")?.focus();
   }
 
-  line(prompt, gain) {
+  line(prompt, errorReduction) {
     const [line, button] = [document.createElement("li"), document.createElement("button")];
     Object.assign(button, { type: "button", className: "button", textContent: prompt, title: "Put it into the prompt" });
     button.addEventListener("click", () => this.write(prompt));
-    line.append(button, ` ${Math.round(100 * gain)} % less error than without words`);
+    line.append(button, ` ${Math.round(100 * errorReduction)} % less error than without words`);
     return line;
   }
 }

@@ -12,7 +12,7 @@ let now = null; // the job and the picture
 export function edit(job, picture) {
   now = { job, picture };
   complain("");
-  words.value = job.words;
+  words.value = job.prompt_text;
   editor.lay(picture.url, picture.width, picture.height);
   dialog.showModal();
   editor.focus();
@@ -31,10 +31,10 @@ function complain(text) {
 async function send() {
   if (editor.brush.empty) return complain("Paint over what shall be drawn anew.");
   const { job, picture } = now;
-  const order = { strength: Number(part("strength").value) / 100 };
-  if (words.value.trim() !== job.words.trim()) order.prompt = words.value.trim();
+  const request = { strength: Number(part("strength").value) / 100 };
+  if (words.value.trim() !== job.prompt_text.trim()) request.prompt = words.value.trim();
   const body = new FormData();
-  body.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
+  body.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
   body.append("mask", await editor.brush.mask(), "mask.png");
   part("imagine").disabled = true;
   try {

@@ -79,7 +79,7 @@ export class InitImages {
 
   // Add a finished picture, by its job and number.
   use({ name, url }) {
-    if (!this.items.some((item) => item.shot === name)) this.put({ shot: name, url, name: `picture ${name.split("/")[1]} of a job` });
+    if (!this.items.some((item) => item.ref === name)) this.put({ ref: name, url, name: `picture ${name.split("/")[1]} of a job` });
   }
 
   put(item) {
@@ -146,17 +146,17 @@ export class InitImages {
   }
 
   // The body of `POST /api/jobs`. Finished pictures beside others are sent as files: the server takes one kind.
-  async order(prompt) {
-    const order = { prompt };
-    if (!this.any) return order;
-    if (this.chosen) order.strength = Number(this.slider.value) / 100;
-    if (this.items.some(({ weight }) => weight !== this.items[0].weight)) order.weights = this.items.map(({ weight }) => weight);
-    const ours = this.items.every((item) => item.shot);
-    if (ours) order.shots = this.items.map((item) => item.shot);
+  async buildRequest(prompt) {
+    const request = { prompt };
+    if (!this.any) return request;
+    if (this.chosen) request.strength = Number(this.slider.value) / 100;
+    if (this.items.some(({ weight }) => weight !== this.items[0].weight)) request.weights = this.items.map(({ weight }) => weight);
+    const ours = this.items.every((item) => item.ref);
+    if (ours) request.init_images = this.items.map((item) => item.ref);
     const mask = this.kind === "painted" && this.items[0].painted.mask;
-    if (ours && !mask) return order;
+    if (ours && !mask) return request;
     const form = new FormData();
-    form.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
+    form.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
     for (const item of ours ? [] : this.items) form.append("picture", await this.content(item), item.name);
     if (mask) form.append("mask", mask, "mask.png");
     return form;

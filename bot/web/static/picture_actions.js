@@ -48,7 +48,7 @@ export class PictureActions {
     start.addEventListener("click", () => this.begin(picture));
     const away = group("", "Its way into noise");
     away.append(download("↓ Dissolve", `film of picture ${n} dissolving`, picture.dissolve, `${card.job.id}-${n}-dissolving.webp`));
-    if (picture.return) away.append(download("↓ … and back", `film of picture ${n} dissolving and coming back`, picture.return, `${card.job.id}-${n}-and-back.webp`));
+    if (picture.round_trip) away.append(download("↓ … and back", `film of picture ${n} dissolving and coming back`, picture.round_trip, `${card.job.id}-${n}-and-back.webp`));
     on.append(start);
     if (card.job.task !== "develop") return [on, away];
     const paint = button("Edit …", `Edit a part of picture ${n}`);

@@ -58,7 +58,7 @@ const heard = {
   room: light,
   jobs: ({ jobs }) => (jobs.forEach(show), askAfter(jobs), title()),
   job: (job) => (show(job), title()),
-  queued: (place) => cards.get(place.id)?.queued({ ...place, worker: online }),
+  queued: (queued) => cards.get(queued.id)?.queued({ ...queued, has_worker: online }),
   loading: (loading) => (cards.get(loading.id)?.loading(loading), title()),
   frame: (frame) => (cards.get(frame.id)?.frame(frame), title()),
   gone: ({ id }) => (cards.get(id)?.element.remove(), cards.delete(id), title()), // its pictures were deleted
@@ -108,7 +108,7 @@ async function send() {
   if (button.disabled) return;
   if (!text && !initImages.any) return complain("Say what you would like to see, or take one of the examples.");
   button.disabled = true;
-  const agreed = await act("POST", "/api/jobs", () => initImages.order(text));
+  const agreed = await act("POST", "/api/jobs", () => initImages.buildRequest(text));
   button.disabled = false;
   if (!agreed) return prompt.focus();
   initImages.clear();

@@ -8,10 +8,10 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-export function waiting(place, eta, worker, yours, starting = "") {
-  if (starting) return starting;
-  if (!worker) return "No worker is online yet: it starts when one comes.";
-  const ahead = place > 0 ? `${place} ahead of ${yours ? "you" : "it"}` : "Next in line";
+export function waiting(jobsAhead, eta, hasWorker, yours, startupNotice = "") {
+  if (startupNotice) return startupNotice;
+  if (!hasWorker) return "No worker is online yet: it starts when one comes.";
+  const ahead = jobsAhead > 0 ? `${jobsAhead} ahead of ${yours ? "you" : "it"}` : "Next in line";
   return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
 }
 

@@ -163,8 +163,8 @@ async def make_branch(page: Page, room: Room) -> Locator:
 async def test_a_branch_goes_on_from_the_nearest_step_with_latents(page: Page, room: Room) -> None:
     child = await make_branch(page, room)
     _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
-    assert (reply["guidance"], reply["count"], reply["words"]) == (4.5, 1, "terrier in a hat")
-    assert reply["start"] == {"step": 8, "fresh": False}  # the flag --seed of the old prompt was not carried over
+    assert (reply["guidance"], reply["count"], reply["prompt_text"]) == (4.5, 1, "terrier in a hat")
+    assert reply["start"] == {"step": 8, "new_noise": False}  # the flag --seed of the old prompt was not carried over
 
 
 async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page: Page, room: Room) -> None:
@@ -184,7 +184,7 @@ async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page:
     child = await card_of(page, 2)
     await finished(child)
     _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
-    assert (reply["steps"], reply["stopped"]) == (60, None)
+    assert (reply["steps"], reply["stopped_at"]) == (60, None)
 
 
 async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> None:
