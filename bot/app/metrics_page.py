@@ -51,7 +51,7 @@ class MetricsPage:
     def refused_messages(self) -> list[dict[str, object]]:
         """Return the messages that this process refused within the last minute: from whom, why and how often."""
         return [
-            {"who": sender.subject, "why": sender.reason, "count": sender.count}
+            {"sender": sender.subject, "reason": sender.reason, "count": sender.count}
             for sender in self._bus.rejections.list_recent()
         ]
 

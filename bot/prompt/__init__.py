@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
 FIELDS_BY_FLAG = {
-    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "until", "mix": "mixed",
+    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "stop_at",
 }  # fmt: skip
 
 

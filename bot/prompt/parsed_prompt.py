@@ -48,8 +48,9 @@ class ParsedPrompt:
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
     fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
     this job, with its flags; `words` the same without them. `relaxed` is a tier of the queue and changes no pixel.
-    `strength` is that of init images, `until` a fraction of the steps, `quality` a factor on the usual ones. `walk` is
-    the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
+    `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the usual ones. `walk`
+    is the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they
+    need.
     """
 
     concepts: tuple[Concept, ...]
@@ -67,9 +68,9 @@ class ParsedPrompt:
     relaxed: bool = False
     eta: float = 0.0
     strength: float | None = None
-    until: float | None = None
+    stop_at: float | None = None
     tile: bool = False
-    mixed: bool = False
+    mix: bool = False
     chaos: float = 0.0
     repeat: int = 1
     quality: float = 1.0
@@ -111,9 +112,9 @@ def build_recipe(
         guidance_stop=stop,
         guides=model_profile.guides,
         loras=resolve_loras(parsed_prompt.loras or (), model_profile),
-        until=1.0 if parsed_prompt.until is None else parsed_prompt.until,
+        until=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
         tile=parsed_prompt.tile,
-        mixed=parsed_prompt.mixed and len(parsed_prompt.concepts) > 1,
+        mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
         chaos=parsed_prompt.chaos,
     )
     check_capabilities(recipe, model_profile)

@@ -36,13 +36,13 @@ class PromptScores:
         required_texts = dict.fromkeys((EMPTY_TEXT, *texts))
         return [text for text in required_texts if not self._errors.get(text, {}).keys() >= set(draws)]
 
-    def gain(self, text: str, draws: range) -> float:
+    def error_reduction(self, text: str, draws: range) -> float:
         """Return the share by which the error is lower than without words, over these draws."""
         return 1.0 - statistics.fmean(self._error_share(text, draw) for draw in draws)
 
     def best_texts(self, texts: Iterable[str], draws: range, count: int) -> list[str]:
         """Return the best of these texts over these draws, in order; of equal ones the earlier first."""
-        return sorted(dict.fromkeys(texts), key=lambda text: -self.gain(text, draws))[:count]
+        return sorted(dict.fromkeys(texts), key=lambda text: -self.error_reduction(text, draws))[:count]
 
     def is_clearly_better(self, text: str, other_text: str, draws: range) -> bool:
         """Return whether a text beats another by more than chance and than `MIN_GAIN`, over two draws at least."""

@@ -22,7 +22,7 @@ from engine.contract import Blame
 
 log = logging.getLogger(__name__)
 
-RequeueCause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job is queued again
+RequeueCause = Literal["lost", "unclaimed", "failed", "incomplete", "operator"]  # why a job is queued again
 
 
 class JobCompletion:

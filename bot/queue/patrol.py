@@ -138,7 +138,7 @@ class Patrol:
             self._orphaned_since[active_job.record.id] = self._clock()
         elif orphaned_seconds >= 6 * self._lease:
             await self._completion.requeue(
-                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="untaken"
+                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="unclaimed"
             )
         elif orphaned_seconds >= self._lease:
             await self._submit(active_job.record)

@@ -15,7 +15,7 @@ from bot.app.metrics_page import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
 from bot.services import Services
-from bot.web import media, metrics, middleware, pages, request_body, sse
+from bot.web import media, metrics, middleware, pages, renamed, request_body, sse
 from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.grid_cache import GridCache
@@ -59,6 +59,7 @@ def build_app(
     _load_templates(app)
     app.add_routes([*pages.routes(), *jobs.routes(), *media.routes(), *review.routes(), *sse.routes()])
     app.add_routes([*edits.routes(), *wait_reason.routes(), *flag_aliases.routes(), *describe.routes()])
+    app.add_routes(renamed.routes())
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())

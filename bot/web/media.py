@@ -31,9 +31,9 @@ def routes() -> list[web.RouteDef]:
         web.get(base + "/film." + kind_pattern, get_film),
         web.get(base + "/walk." + kind_pattern, get_interpolation_film),
         web.get(base + "/dissolve/{n}." + kind_pattern, get_dissolve_film),
-        web.get(base + "/return/{n}." + kind_pattern, get_return_film),
-        web.get(base + "/rungs", list_keyframes),
-        web.get(base + "/rungs/{n}.webp", get_keyframe),
+        web.get(base + "/round-trip/{n}." + kind_pattern, get_return_film),
+        web.get(base + "/keyframes", list_keyframes),
+        web.get(base + "/keyframes/{n}.webp", get_keyframe),
     ]
 
 
@@ -111,8 +111,8 @@ async def list_keyframes(request: web.Request) -> web.Response:
     """Return the steps of the film's keyframes, and the address of each."""
     view = _require_finished(await require_permitted(request, "film"))
     steps = await request.app[SERVICES].gallery.keyframe_steps(view.id)
-    base = f"{serializers.job_url(view.id)}/rungs"
-    return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
+    base = f"{serializers.job_url(view.id)}/keyframes"
+    return web.json_response({"keyframes": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
 
 
 async def get_keyframe(request: web.Request) -> web.Response:

@@ -97,6 +97,6 @@ def _render_page(request: web.Request, template: str, **context: Any) -> web.Res
     context |= {
         "in_discord": request.app[DISCORD_ENABLED],
         "only_here": request.app[HOST_POLICY].is_local,
-        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.owner,
+        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.is_owner,
     }
     return aiohttp_jinja2.render_template(template, request, context)

@@ -150,9 +150,9 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
     payload = {
         "id": view.id,
         "state": view.state,
-        "place": view.jobs_ahead or 0,
+        "jobs_ahead": view.jobs_ahead or 0,
         "eta": view.eta,
-        "starting": view.startup_notice,
+        "startup_notice": view.startup_notice,
     }
     await stream.send(json.dumps(payload), event="queued")
     async for job_event in subscription:

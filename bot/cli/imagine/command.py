@@ -60,7 +60,7 @@ def imagine(
     options: dict[str, object] = {
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
-        "strength": strength, "until": stop, "tile": tile or None, "mixed": mix or None, "chaos": chaos,
+        "strength": strength, "stop_at": stop, "tile": tile or None, "mix": mix or None, "chaos": chaos,
         "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}

@@ -44,11 +44,11 @@ async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
         headers = {"Authorization": f"Bearer {key}"}
         async with (
             aiohttp.ClientSession(timeout=QUICK_TIMEOUT, headers=headers) as session,
-            session.get(f"{url}/api/refused") as response,
+            session.get(f"{url}/api/rejections") as response,
         ):
             body = await response.json(content_type=None)
             return (
-                [(str(refusal["who"]), str(refusal["why"])) for refusal in body["refused"]]
+                [(str(refusal["sender"]), str(refusal["reason"])) for refusal in body["rejections"]]
                 if response.status == 200
                 else None
             )
@@ -68,8 +68,8 @@ async def generate(url: str, key: str, request: ApiRequest, *, film: bool, displ
         accepted = await _request_json(session, "POST", request.path, request.body, request.files)
         for note in accepted["notes"]:
             display.print_note(note)
-        if not accepted["worker"]:
-            display.print_note(accepted.get("starting") or "No worker is online: the job waits until one comes.")
+        if not accepted["has_worker"]:
+            display.print_note(accepted.get("startup_notice") or "No worker is online: the job waits until one comes.")
         ended_jobs = await _wait_for_jobs(session, [str(job) for job in accepted["ids"]], display)
         for picture in (shot for ended_job in ended_jobs for shot in ended_job.get("pictures", ())):
             if picture["held"]:
@@ -140,7 +140,7 @@ async def _request_json(
 
 def _build_form(body: Mapping[str, object] | None, files: Sequence[tuple[str, bytes]]) -> aiohttp.FormData:
     form = aiohttp.FormData()
-    form.add_field("order", json.dumps(body), content_type="application/json")
+    form.add_field("request", json.dumps(body), content_type="application/json")
     for name, content in files:
         form.add_field(name, content, filename=name, content_type="application/octet-stream")
     return form
@@ -173,11 +173,11 @@ async def _wait_for_end(
 
 def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, first_index: int = 0) -> None:
     if event == "queued":
-        display.show_queue(int(value["place"] or 0), value["eta"])
+        display.show_queue(int(value["jobs_ahead"] or 0), value["eta"])
     elif event == "loading":
         display.show_loading(str(value["sentence"]), int(value["percent"]))
     elif event == "frame":
-        display.show_step(int(value["step"]), int(value["of"]), float(value["seconds_left"]))
+        display.show_step(int(value["step"]), int(value["total_steps"]), float(value["seconds_left"]))
         for number, jpeg in value["frames"].items():
             display.show_frame(first_index + int(number) - 1, base64.b64decode(jpeg))
 
@@ -208,7 +208,7 @@ async def _fetch_result(
     visible_refs = [picture_ref for picture_ref in picture_refs if not picture_ref["held"]]
     if picture_refs and not visible_refs:
         raise GenerationError("All of its pictures are held by the picture check.")
-    walk_film_urls = [job["walks"]["webp"] for job in ended_jobs if job["walks"]]
+    walk_film_urls = [job["walk_films"]["webp"] for job in ended_jobs if job["walk_films"]]
     film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
     pictures = [await _fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
     return ImagineResult(

@@ -63,7 +63,7 @@ def to_dict(result: ImagineResult, picture_paths: Sequence[Path], film_path: Pat
         "pictures": [str(path) for path in picture_paths],
         **_picture_size(result.pictures),
         "film": None if film_path is None else str(film_path),
-        "frames": result.preview_count,
+        "previews": result.preview_count,
         "seconds": round(result.seconds, 3),
         "ms_per_step": round(result.ms_per_step, 3),
     }

@@ -49,9 +49,9 @@ class WaitExplanation:
         """Return plain values for JSON."""
         bot_answer = self.bot_answer or {}
         return {
-            "id": self.record.id, "state": self.record.state, "place": self.ahead_count, "ahead": list(self.ahead_ids),
-            "why": bot_answer.get("why", ""), "eta": bot_answer.get("eta"), "bot": self.bot_answer is not None,
-            "sentence": self.sentence,
+            "id": self.record.id, "state": self.record.state, "jobs_ahead": self.ahead_count,
+            "ahead_ids": list(self.ahead_ids), "wait_reason": bot_answer.get("wait_reason", ""),
+            "eta": bot_answer.get("eta"), "has_bot": self.bot_answer is not None, "sentence": self.sentence,
         }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ async def _ask_bot(data: Path, record: JobRecord) -> Mapping[str, Any] | None:
         return None
     key = await asyncio.to_thread(terminal_key, data)
     try:
-        return await http_client.get_json(instance.url, key, f"/api/jobs/{record.id}/why")
+        return await http_client.get_json(instance.url, key, f"/api/jobs/{record.id}/wait-reason")
     except (UserError, GenerationError):
         return None
 
@@ -119,7 +119,7 @@ def _explanation_text(
         if ahead_count
         else "Next in line"
     )
-    reason = str(bot_answer.get("why", "")) if bot_answer else NO_BOT_NOTE
+    reason = str(bot_answer.get("wait_reason", "")) if bot_answer else NO_BOT_NOTE
     if reason.startswith(("Next in line", f"{ahead_count} ahead")):  # repeats the line above
         reason = "" if ahead_count else "It starts when there is room."
     return f"{line}{eta}. {reason}".rstrip()

@@ -42,7 +42,9 @@ Guild = Annotated[
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]
-Ceiling = Annotated[bool, typer.Option("--house", help="A ceiling for the server, which its admins cannot raise.")]
+Ceiling = Annotated[
+    bool, typer.Option("--ceiling", "--house", help="A ceiling for the server, which its admins cannot raise.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 
@@ -207,7 +209,7 @@ def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool
         *([("user", user)] if user else []), *([("house", "")] if ceiling else []),
     ]  # fmt: skip
     if len(choices) > 1:
-        raise UserError("A rule is for one of --channel, --role, --user or --house.")
+        raise UserError("A rule is for one of --channel, --role, --user or --ceiling.")
     return choices[0] if choices else ("house" if guild == EVERYWHERE else "guild", "")
 
 

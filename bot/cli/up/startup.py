@@ -162,7 +162,7 @@ def _make_engine_process(
     ]
     command += options
     if settings.check is not None:
-        command += ["--check", str(settings.check)]
+        command += ["--picture-check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}
     return EngineProcess(
         command,

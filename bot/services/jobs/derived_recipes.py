@@ -141,7 +141,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         guidance_start=interval_bounds[0],
         guidance_stop=interval_bounds[1],
         walk=None,
-        mixed=recipe.mixed or (parsed_prompt.mixed and len(parsed_prompt.concepts) > 1),
+        mixed=recipe.mixed or (parsed_prompt.mix and len(parsed_prompt.concepts) > 1),
         loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
     )
     check_capabilities(remix, model_profile)

@@ -58,7 +58,7 @@ class ScoredPrompt:
     """A prompt, and the share by which it reduces the noise error compared to an empty prompt."""
 
     prompt: str
-    gain: float
+    error_reduction: float
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,12 @@ class PromptSearch:
         prompts = [build_prompt(subject, chosen_words) for subject in subjects]
         await self._score_texts(prompts, FINAL_DRAWS)
         best = [
-            ScoredPrompt(text, self._tally.gain(text, FINAL_DRAWS))
+            ScoredPrompt(text, self._tally.error_reduction(text, FINAL_DRAWS))
             for text in self._tally.best_texts(prompts, FINAL_DRAWS, MAX_PROMPTS)
         ]
-        return self._tally.text_count, tuple(scored_prompt for scored_prompt in best if scored_prompt.gain > 0)
+        return self._tally.text_count, tuple(
+            scored_prompt for scored_prompt in best if scored_prompt.error_reduction > 0
+        )
 
     async def _find_subjects(self, candidates: Sequence[str], settings: Sequence[str]) -> list[str]:
         """Return the best subjects after several rounds."""

@@ -19,7 +19,7 @@ from bot.web.sse import SERVICES, require_permitted
 
 
 class EditBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part `order` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old one."""
+    """The part `request` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old one."""
 
     prompt: str | None = None
     strength: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None

@@ -20,7 +20,7 @@ from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, VISITOR, memb
 from bot.web.request_body import FormFiles, read_body, read_form
 from bot.web.sse import SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
 
-NOT_OPTIONS = ("prompt", "exact", "shots", "weights")
+NOT_OPTIONS = ("prompt", "exact", "init_images", "weights")
 
 
 class PriorityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,16 +45,16 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fast: bool | None = None
     negative: str | None = None
     strength: float | None = None
-    until: float | None = None
+    stop_at: float | None = None
     tile: bool | None = None
-    mixed: bool | None = None
+    mix: bool | None = None
     chaos: float | None = None
     repeat: int | None = None
     quality: float | None = None
     walk: str | None = None
     frames: int | None = None
     exact: bool = False
-    shots: Annotated[list[str], msgspec.Meta(max_length=5)] = []
+    init_images: Annotated[list[str], msgspec.Meta(max_length=5)] = []
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
 
     def options(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def routes() -> list[web.RouteDef]:
     base = "/api/jobs/{id}"
     return [
         web.get("/healthz", healthz),
-        web.get("/api/room", get_workers),
+        web.get("/api/workers", get_workers),
         web.post("/api/invitations", create_invitation),
         web.get("/api/jobs", list_jobs),
         web.post("/api/jobs", create_jobs),
@@ -132,11 +132,11 @@ async def create_jobs(request: web.Request) -> web.Response:
 
 async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
     """Return the request's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
-    if not (files.pictures or files.mask or body.shots):
+    if not (files.pictures or files.mask or body.init_images):
         return None
-    if files.pictures and body.shots:
+    if files.pictures and body.init_images:
         raise UserError("Use either pictures of your own or finished ones, not both at once.")
-    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.shots]
+    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.init_images]
     return InitImages((*files.pictures, *finished_pictures), files.mask, tuple(body.weights))
 
 

@@ -1,4 +1,4 @@
-"""`GET /api/jobs/{id}/why`: why a job waits, for `darkroom jobs why` and other holders of this machine's terminal key.
+"""`GET /api/jobs/{id}/wait-reason`: why a job waits, for holders of the terminal key, as `darkroom jobs why`.
 
 It covers every server's jobs and private ones, since it says nothing of their prompts.
 """
@@ -13,7 +13,7 @@ from bot.web.sse import SERVICES
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get("/api/jobs/{id}/why", get_wait_reason)]
+    return [web.get("/api/jobs/{id}/wait-reason", get_wait_reason)]
 
 
 async def get_wait_reason(request: web.Request) -> web.Response:
@@ -25,8 +25,8 @@ async def get_wait_reason(request: web.Request) -> web.Response:
         {
             "id": view.id,
             "state": view.state,
-            "why": view.wait_reason,
-            "place": view.jobs_ahead,
+            "wait_reason": view.wait_reason,
+            "jobs_ahead": view.jobs_ahead,
             "eta": view.eta,
             "step": view.step,
         }

@@ -147,7 +147,7 @@ async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkro
 
     await until(sent_again)
     await until(lambda: apprentice.begun.count(ticket.job) == 2)  # its claim is gone, or no worker could start again
-    returned = {"cause": "asked"}
+    returned = {"cause": "operator"}
     await until(lambda: house.metrics.registry.get_sample_value("darkroom_requeues_total", returned) == 1)
     apprentice.go.set()
     await wait_for(until, house, ticket.job, "finished")
@@ -171,7 +171,7 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
         with announce_address(settings, port):
             answer = json.loads(await darkroom("why", tickets[3].job, "--json"))
             running = await darkroom("why", tickets[0].job)
-    assert answer["bot"] is True
+    assert answer["has_bot"] is True
     assert answer["eta"] > 0
     assert "3 of this member's run already: one of them must end first." in answer["sentence"]
     assert running.startswith("It does not wait: apprentice has it, at step 0 of 40; done in about ")

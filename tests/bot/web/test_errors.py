@@ -114,8 +114,8 @@ MISSING = [
     ("GET", f"{UNKNOWN_JOB}/pictures/1.png"),
     ("GET", f"{UNKNOWN_JOB}/grid.png"),
     ("GET", f"{UNKNOWN_JOB}/film.webp"),
-    ("GET", f"{UNKNOWN_JOB}/rungs"),
-    ("GET", f"{UNKNOWN_JOB}/rungs/0.webp"),
+    ("GET", f"{UNKNOWN_JOB}/keyframes"),
+    ("GET", f"{UNKNOWN_JOB}/keyframes/0.webp"),
 ]
 
 
@@ -129,7 +129,7 @@ async def test_unknown_paths_and_jobs_are_404(room: Room, subtests: pytest.Subte
 async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
     room.drawers[0].going.clear()
     job = await room.imagine("terrier")
-    for path in ("pictures/1.png", "grid.png", "film.webp", "rungs", "rungs/0.webp"):
+    for path in ("pictures/1.png", "grid.png", "film.webp", "keyframes", "keyframes/0.webp"):
         status, _ = await send_refused(room, "GET", f"/api/jobs/{job}/{path}")
         assert status == 404, path
     for path in ("vary/1", "upscale/1"):
@@ -208,7 +208,7 @@ async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypa
     monkeypatch.setattr("bot.web.sse.MAX_VISITOR_STREAMS", 1)
     async with open_room(host="0.0.0.0") as room:
         tokens = room.app[SESSION_TOKENS]
-        one, other = ({"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(owner=False))}"} for _ in "ab")
+        one, other = ({"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(is_owner=False))}"} for _ in "ab")
         async with room.client.get(f"{room.url}/api/events", headers=one) as first:
             assert first.status == 200
             status, _ = await send_refused(room, "GET", "/api/events", headers=one)
@@ -250,7 +250,7 @@ async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypa
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(serializers, "serialize_workers", fail)
-    status, sentence = await send_refused(room, "GET", "/api/room")
+    status, sentence = await send_refused(room, "GET", "/api/workers")
     assert status == 500
     assert "secret" not in sentence
 
@@ -300,7 +300,7 @@ async def test_static_files_stay_in_their_folder(room: Room) -> None:
 async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         gate = room.app[SESSION_TOKENS]
-        owner, guest = (gate.sign_cookie(gate.create_visitor(owner=role)) for role in (True, False))
+        owner, guest = (gate.sign_cookie(gate.create_visitor(is_owner=role)) for role in (True, False))
         room.drawers[0].going.clear()
         job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
         status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")

@@ -40,7 +40,7 @@ async def test_a_frame_event_has_a_preview_of_each_image(room: Room) -> None:
     previews: dict[str, set[bytes]] = {}
     async for name, value in room.events(f"/api/jobs/{job}/events"):
         if name == "frame":
-            assert value["percent"] == value["step"] * 100 // value["of"]
+            assert value["percent"] == value["step"] * 100 // value["total_steps"]
             assert value["seconds_left"] >= 0
             for number, text in value["frames"].items():
                 jpeg = base64.b64decode(text)

@@ -62,8 +62,8 @@ def render_suggestions(suggestions: PromptSuggestions, model: str | None = None)
     """
     flag = f" --model {suggestions.model}" if model else ""
     lines = [
-        f"`{number}.` {suggestion.prompt}{flag} · {100 * suggestion.gain:.0f} % less error than without words"
-        for number, suggestion in enumerate(suggestions.prompts, 1)
+        f"`{number}.` {scored.prompt}{flag} · {100 * scored.error_reduction:.0f} % less error than without words"
+        for number, scored in enumerate(suggestions.prompts, 1)
     ]
     return "\n".join([*lines, *suggestions.notes, f"-# {escape_discord(suggestions.sentence, 400)}"])
 
