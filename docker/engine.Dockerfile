@@ -6,6 +6,8 @@ RUN sed '/^simcord/,$d' pinned.txt > /tmp/pinned.txt && pip install --no-cache-d
 COPY pyproject.toml README.md LICENSE THIRD_PARTY.md ./
 COPY bot bot
 COPY engine engine
+COPY training training
+COPY benchmarks benchmarks
 RUN pip install --no-cache-dir -c constraints.txt '.[engine]' && useradd --create-home --uid 1000 darkroom && install -d -o darkroom /data
 USER darkroom
 ENV DARKROOM_DATA=/data

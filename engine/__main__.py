@@ -61,13 +61,18 @@ def serve(
     data: Annotated[Path | None, typer.Option(help="Folder for calibrations; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
     check: Annotated[
-        Path | None, typer.Option(help="A folder with an image classifier, as picture check; else DARKROOM_CHECK.")
+        Path | None,
+        typer.Option(
+            "--picture-check", "--check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."
+        ),
     ] = None,
     upscaler: Annotated[
         Path | None,
         typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
     ] = None,
-    graphs: Annotated[bool, typer.Option("--graphs", help="On a GPU: record forwards as CUDA graphs.")] = False,
+    graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", "--graphs", help="On a GPU: record forwards as CUDA graphs.")
+    ] = False,
     offload: OffloadOption = False,
     simulated: SimulatedOption = False,
     row_ms: RowMsOption = None,

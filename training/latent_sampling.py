@@ -62,15 +62,9 @@ def build_input(
 
 @torch.inference_mode()
 def sample_latents(
-    family: Family,
-    plan: Plan,
-    inputs: Sequence[SamplingInput],
-    first_step: int = 0,
-    on_step: OnStep = lambda done, total_steps: None,
-    *,
-    dtype: Dtype = "float32",
-    rows: int = MAX_ROWS,
-) -> list[torch.Tensor]:
+    family: Family, plan: Plan, inputs: Sequence[SamplingInput], first_step: int = 0,
+    on_step: OnStep = lambda done, total_steps: None, *, dtype: Dtype = "float32", rows: int = MAX_ROWS,
+) -> list[torch.Tensor]:  # fmt: skip
     """Return the finished latents of each input. `first_step`: the step that their start stands at (0: pure noise)."""
     if plan.table[:, COLUMNS.index("N")].any() or (first_step and plan.has_history):
         raise ValueError("This plan draws noise on the way, or needs a step from before the start.")
@@ -108,14 +102,9 @@ def timestep(plan: Plan, step: int) -> int:
 
 
 def _step(
-    family: Family,
-    plan: Plan,
-    step: int,
-    x: torch.Tensor,
-    previous_x0: torch.Tensor,
-    batch: Sequence[SamplingInput],
+    family: Family, plan: Plan, step: int, x: torch.Tensor, previous_x0: torch.Tensor, batch: Sequence[SamplingInput],
     dtype: Dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return (x', x0) of each input after this step; `previous_x0` is the previous step's."""
     coefficients_by_name = dict(zip(COLUMNS, plan.table[step].astype(np.float32).tolist(), strict=True))
     step_inputs = [sampling_input.inputs_at(step, plan.steps) for sampling_input in batch]

@@ -87,10 +87,8 @@ def measure_preview_overhead(family: Family, load: Workload) -> FigureRow:
 
 def _time_steps(family: Family, load: Workload, map_store: MapStore, is_watched: bool) -> float:
     """Return the seconds of all steps and ladders, without the decoding of finished pictures."""
-    engine, jobs = (
-        Engine({family.name: family}, rows=load.batch_limit),
-        replace(load, ladder=is_watched).make_jobs(family),
-    )
+    engine = Engine({family.name: family}, rows=load.batch_limit)
+    jobs = replace(load, ladder=is_watched).make_jobs(family)
     decode_worker = DecodeWorker({family.name: family}, map_store=map_store)
     _add_jobs(engine, jobs)
     jobs_by_id = {job.id: job for job in jobs}

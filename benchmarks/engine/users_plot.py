@@ -16,13 +16,8 @@ from engine.models.family import Family
 
 USER_COUNTS = (1, 2, 4, 8, 16)
 STEPS, ROUNDS = 30, 3
-DARKROOM_COLOUR, DIFFUSERS_COLOUR, TEXT_COLOUR, GRID_COLOUR, BACKGROUND_COLOUR = (
-    "#c2410c",
-    "#475569",
-    "#1e293b",
-    "#cbd5e1",
-    "#ffffff",
-)
+DARKROOM_COLOUR, DIFFUSERS_COLOUR = "#c2410c", "#475569"
+TEXT_COLOUR, GRID_COLOUR, BACKGROUND_COLOUR = "#1e293b", "#cbd5e1", "#ffffff"
 PANEL_SIZE, AXIS_MARGIN = (560, 380), (86, 64)
 PANEL_GAP = 40
 
@@ -63,9 +58,8 @@ def measure_user_counts(
 
 
 def _time_diffusers(family: Family, pipeline: Any, load: Workload) -> tuple[float, float]:
-    return workload.time_diffusers(pipeline, family, load), preview_times.time_pipeline_previews(
-        pipeline, family, load
-    )[-1]
+    seconds = workload.time_diffusers(pipeline, family, load)
+    return seconds, preview_times.time_pipeline_previews(pipeline, family, load)[-1]
 
 
 def _measure_median(measure_once: Callable[[], tuple[float, float]]) -> tuple[float, float]:
@@ -84,14 +78,9 @@ def plot_measurements(measurements: list[UserMeasurement], path: Path, caption: 
             [each.darkroom[panel_number] for each in measurements],
             [each.diffusers[panel_number] for each in measurements],
         ]
-        _draw_panel(
-            draw,
-            panel_number * (PANEL_SIZE[0] + PANEL_GAP),
-            title,
-            [measurement.users for measurement in measurements],
-            system_values,
-        )
-    draw.text((width // 2, height - 22), caption, fill=TEXT_COLOUR, font=_load_font(15), anchor="mm")
+        user_counts = [each.users for each in measurements]
+        _draw_panel(draw, panel_number * (PANEL_SIZE[0] + PANEL_GAP), title, user_counts, system_values)
+    _write(draw, (width // 2, height - 22), caption)
     image.quantize(64).save(path, optimize=True)
 
 
@@ -105,31 +94,17 @@ def _draw_panel(
         left_edge + left_margin + (panel_width - left_margin - 20) * number / max(1, len(user_counts) - 1)
         for number in range(len(user_counts))
     ]
-    draw.text((left_edge + left_margin, 8), title, fill=TEXT_COLOUR, font=_load_font(18))
+    _write(draw, (left_edge + left_margin, 8), title, size=18, anchor="la")
 
     def to_y(value: float) -> float:
         return panel_height - bottom_margin - (panel_height - bottom_margin - 44) * value / max_value
 
     for tick in _choose_ticks(max_value):
         draw.line([(left_edge + left_margin, to_y(tick)), (left_edge + panel_width - 20, to_y(tick))], fill=GRID_COLOUR)
-        draw.text(
-            (left_edge + left_margin - 10, to_y(tick)), f"{tick:g}", fill=TEXT_COLOUR, font=_load_font(15), anchor="rm"
-        )
+        _write(draw, (left_edge + left_margin - 10, to_y(tick)), f"{tick:g}", anchor="rm")
     for x_position, user_count in zip(x_positions, user_counts, strict=True):
-        draw.text(
-            (x_position, panel_height - bottom_margin + 16),
-            str(user_count),
-            fill=TEXT_COLOUR,
-            font=_load_font(15),
-            anchor="mm",
-        )
-    draw.text(
-        (left_edge + (panel_width + left_margin) // 2, panel_height - 20),
-        "users at once",
-        fill=TEXT_COLOUR,
-        font=_load_font(15),
-        anchor="mm",
-    )
+        _write(draw, (x_position, panel_height - bottom_margin + 16), str(user_count))
+    _write(draw, (left_edge + (panel_width + left_margin) // 2, panel_height - 20), "users at once")
     for values, colour, name in zip(
         system_values, (DARKROOM_COLOUR, DIFFUSERS_COLOUR), ("Darkroom", "diffusers, in turn"), strict=True
     ):
@@ -139,7 +114,7 @@ def _draw_panel(
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
         x, y = points[-1]
         label_offset = 18 if points[-2][1] < y else -18  # on the side where the line does not cross its name
-        draw.text((x - 10, y + label_offset), name, fill=colour, font=_load_font(16), anchor="rm")
+        _write(draw, (x - 10, y + label_offset), name, size=16, colour=colour, anchor="rm")
 
 
 def _choose_ticks(max_value: float) -> list[float]:
@@ -150,5 +125,9 @@ def _choose_ticks(max_value: float) -> list[float]:
     return [number * step for number in range(int(max_value / step) + 1)]
 
 
-def _load_font(size: int) -> Any:
-    return ImageFont.load_default(size)
+def _write(
+    draw: ImageDraw.ImageDraw, position: tuple[float, float], text: str, *,
+    size: int = 15, colour: str = TEXT_COLOUR, anchor: str = "mm",
+) -> None:  # fmt: skip
+    """Write text at its anchor: "mm" is its centre."""
+    draw.text(position, text, fill=colour, font=ImageFont.load_default(size), anchor=anchor)

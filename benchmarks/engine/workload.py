@@ -17,39 +17,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.engine import workload
 from engine.contract import BillingKey, Concept, Dtype, ImageToImage, InitImage, Job, Recipe, Sampler
 from engine.core.engine import Engine, Event, JobFailure, LatentsDone
 from engine.core.init_latents import load_init_latents
 from engine.models.family import TORCH_DTYPES, Family
 
-STRENGTH = 0.5
-
-
-def make_image_to_image() -> ImageToImage:
-    """Return the init image as a recipe names it."""
-    image_hash, mask_hash = make_blobs()
-    return ImageToImage((InitImage(image_hash),), STRENGTH, mask_hash)
-
-
-@lru_cache(maxsize=1)
-def make_blobs() -> Mapping[str, bytes]:
-    """Return the PNGs by SHA-256: a gradient picture and a mask whose right half is white."""
-    gradient = Image.linear_gradient("L")
-    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
-    mask = gradient.rotate(90).point([0] * 128 + [255] * 128)
-    return {hashlib.sha256(content).hexdigest(): content for content in (_encode_png(image), _encode_png(mask))}
-
-
-def _encode_png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 USERS = 8
 USER_PROMPTS = ("red apple", "blue car", "cat face", "green tree", "pizza", "rocket", "yellow star", "purple octopus")
 DEADLINE = 4e9  # far in the future: no job expires here
+STRENGTH = 0.5  # of the init image
+# (sampler, factor on the steps, guidance): five samplers, five numbers of steps; the sum of row-steps is the same as
+# without `mixed`.
+SAMPLER_MIX: tuple[tuple[Sampler, float, bool], ...] = (
+    ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
+    ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,53 +62,38 @@ class Workload:
         if self.mixed:
             sampler, step_factor, is_guided = SAMPLER_MIX[user_number % len(SAMPLER_MIX)]
             steps, guidance = round(self.steps * step_factor), family.guidance if is_guided else 1.0
-        steps, image_to_image = (
-            (round(steps / workload.STRENGTH), workload.make_image_to_image())
-            if self.with_init_image
-            else (steps, None)
-        )
+        image_to_image = None
+        if self.with_init_image:
+            steps, image_to_image = round(steps / STRENGTH), make_image_to_image()
         recipe = Recipe(
-            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),),
-            model=family.name,
-            sampler=sampler,
-            steps=steps,
-            seed=user_number,
-            guidance=guidance,
-            width=family.size,
-            height=family.size,
-            count=self.count,
-            dtype=self.dtype,
-            guidance_start=self.guidance_interval[0],
-            guidance_stop=self.guidance_interval[1],
+            concepts=(Concept(USER_PROMPTS[user_number % len(USER_PROMPTS)]),), model=family.name, sampler=sampler,
+            steps=steps, seed=user_number, guidance=guidance, width=family.size, height=family.size, count=self.count,
+            dtype=self.dtype, guidance_start=self.guidance_interval[0], guidance_stop=self.guidance_interval[1],
             start=image_to_image,
-        )
+        )  # fmt: skip
         share = BillingKey("standard", "bench", f"user-{user_number}")
         return Job(id=f"{user_number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
 
 
-# (sampler, factor on the steps, guidance): five samplers, five numbers of steps; the sum of row-steps is the same as
-# without `mixed`.
-SAMPLER_MIX: tuple[tuple[Sampler, float, bool], ...] = (
-    ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
-    ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),
-)  # fmt: skip
+def make_image_to_image() -> ImageToImage:
+    """Return the init image as a recipe names it."""
+    image_hash, mask_hash = make_blobs()
+    return ImageToImage((InitImage(image_hash),), STRENGTH, mask_hash)
 
 
-def run_engine(family: Family, load: Workload, *, with_previews: bool = False) -> Iterator[Event]:
-    """Yield our engine's events until every user's latents are done. Raises RuntimeError if a job fails."""
-    engine = Engine({family.name: family}, rows=load.batch_limit)
-    for job in load.make_jobs(family):
-        engine.add(
-            job,
-            (),
-            load_init_latents(job.task, workload.make_blobs(), family) if isinstance(job.task, Recipe) else None,
-        )
-        engine.watch(job.id, with_previews)
-    while not engine.is_idle:
-        for event in engine.step():
-            if isinstance(event, JobFailure):
-                raise RuntimeError(event.reason)
-            yield event
+@lru_cache(maxsize=1)
+def make_blobs() -> Mapping[str, bytes]:
+    """Return the PNGs by SHA-256: a gradient picture and a mask whose right half is white."""
+    gradient = Image.linear_gradient("L")
+    image = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+    mask = gradient.rotate(90).point([0] * 128 + [255] * 128)
+    return {hashlib.sha256(content).hexdigest(): content for content in (_encode_png(image), _encode_png(mask))}
+
+
+def _encode_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def time_engine(family: Family, load: Workload) -> float:
@@ -140,6 +107,20 @@ def time_engine(family: Family, load: Workload) -> float:
     if not 0 < picture_count == load.users * load.count:
         raise RuntimeError(f"{picture_count} pictures were finished, not {load.users * load.count}: there is no figure")
     return seconds
+
+
+def run_engine(family: Family, load: Workload, *, with_previews: bool = False) -> Iterator[Event]:
+    """Yield our engine's events until every user's latents are done. Raises RuntimeError if a job fails."""
+    engine = Engine({family.name: family}, rows=load.batch_limit)
+    for job in load.make_jobs(family):
+        assert isinstance(job.task, Recipe)
+        engine.add(job, (), load_init_latents(job.task, make_blobs(), family))
+        engine.watch(job.id, with_previews)
+    while not engine.is_idle:
+        for event in engine.step():
+            if isinstance(event, JobFailure):
+                raise RuntimeError(event.reason)
+            yield event
 
 
 def time_diffusers(pipeline: Any, family: Family, load: Workload) -> float:

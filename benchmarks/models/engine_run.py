@@ -65,18 +65,11 @@ def _run_job(run_spec: dict[str, Any], family: Family, job: Job) -> None:
 
 def _make_job(run_spec: dict[str, Any], model_profile: ModelProfile, seed: int) -> Job:
     recipe = Recipe(
-        concepts=(Concept(run_spec["prompt"]),),
-        model=model_profile.name,
-        sampler=run_spec["sampler"] or model_profile.sampler,
-        steps=run_spec["steps"],
-        seed=seed,
-        guidance=run_spec["guidance"],
-        width=run_spec["side"],
-        height=run_spec["side"],
-        count=1,
-        dtype=model_profile.dtype,
-        guides=model_profile.guides,
-    )
+        concepts=(Concept(run_spec["prompt"]),), model=model_profile.name,
+        sampler=run_spec["sampler"] or model_profile.sampler, steps=run_spec["steps"], seed=seed,
+        guidance=run_spec["guidance"], width=run_spec["side"], height=run_spec["side"], count=1,
+        dtype=model_profile.dtype, guides=model_profile.guides,
+    )  # fmt: skip
     return make_job(recipe, seed)
 
 

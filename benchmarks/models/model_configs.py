@@ -53,24 +53,14 @@ def list_real_models(on_gpu: bool) -> tuple[BenchmarkModel, ...]:
     return (
         BenchmarkModel("sd15", build_sd15, 512, 6, 7.5, "dpmpp_2m"),
         BenchmarkModel(
-            "sdxl",
-            lambda: build_sdxl(sdxl_side),
-            sdxl_side,
-            6 if on_gpu else 2,
-            7.5,
-            "dpmpp_2m",
+            "sdxl", lambda: build_sdxl(sdxl_side), sdxl_side, 6 if on_gpu else 2, 7.5, "dpmpp_2m",
             note="" if on_gpu else SMALLER_SIZE_NOTE,
         ),
         BenchmarkModel(
-            "flux",
-            build_flux,
-            1024,
-            6 if on_gpu else 2,
-            3.5,
-            user_counts=(2, 4) if on_gpu else (2,),
+            "flux", build_flux, 1024, 6 if on_gpu else 2, 3.5, user_counts=(2, 4) if on_gpu else (2,),
             note=REDUCED_FLUX_NOTE,
         ),
-    )
+    )  # fmt: skip
 
 
 def list_tiny_models() -> tuple[BenchmarkModel, ...]:
@@ -109,17 +99,15 @@ def build_sdxl(image_side: int = 1024) -> Any:
     larger_clip_config = _make_clip_config(1280, 20, hidden_act="gelu", projection_dim=1280)
     return diffusers.StableDiffusionXLPipeline(
         vae=_build_autoencoder(4, 1024, scaling_factor=0.13025, force_upcast=True),
-        unet=unet,
-        text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
+        unet=unet, text_encoder=transformers.CLIPTextModel(_make_clip_config(768, 12)),
         tokenizer=build_clip_tokenizer(),
         text_encoder_2=transformers.CLIPTextModelWithProjection(larger_clip_config),
         tokenizer_2=build_clip_tokenizer(),
         scheduler=build_scheduler(
             "EulerDiscreteScheduler", steps_offset=1, timestep_spacing="leading", **NOISE_SCHEDULE
         ),
-        force_zeros_for_empty_prompt=True,
-        add_watermarker=False,
-    )
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
+    )  # fmt: skip
 
 
 def build_flux() -> Any:
@@ -161,11 +149,7 @@ def build_clip_tokenizer() -> Any:
 
 def _build_autoencoder(latent_channels: int, sample_size: int, **fields: Any) -> Any:
     return diffusers.AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=latent_channels,
-        sample_size=sample_size,
-        **fields,
-    )
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=latent_channels,
+        sample_size=sample_size, **fields,
+    )  # fmt: skip

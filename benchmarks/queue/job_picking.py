@@ -81,19 +81,10 @@ def _make_request() -> NewJob:
         height=64, dtype="float32",
     )  # fmt: skip
     return NewJob(
-        id=str(ULID()),
-        action="imagine",
-        prompt="a lamp",
-        notes=(),
-        task=recipe,
-        member=make_member(0),
-        destination=WEB_DESTINATION,
-        pool="default",
-        model=MODEL,
-        cost=1.0,
-        created=time.time(),
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=recipe, member=make_member(0),
+        destination=WEB_DESTINATION, pool="default", model=MODEL, cost=1.0, created=time.time(),
         deadline=time.time() + 86_400,
-    )
+    )  # fmt: skip
 
 
 def sqlite_url(folder: Path, number: int) -> str:

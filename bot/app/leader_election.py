@@ -1,13 +1,13 @@
 """Leader election: a lease on the broker elects one bot, and a growing term in SQL rejects writes of an old leader.
 
-The lease alone is not enough: a bot that was suspended, or cut off from the broker, does not see its lease end. So a
-new leader begins a term in SQL, waits until the old one must have noticed, and only then opens. A leader proves that it
-leads several times a second: it renews the lease or reads its term. If neither was possible for a while, the event loop
-runs nothing until the term was read again. A bot that lost the lead exits as if killed; nothing is lost by that, since
-a crash at any moment is recoverable.
+The lease alone is not enough: a suspended bot, or one without a connection to the broker, does not see its lease end.
+So a new leader begins a term in SQL, waits until the old leader must have noticed, and only then opens. Several times a
+second a leader proves that it leads: it renews the lease or reads its term. If both fail for a while, the event loop
+runs nothing until it has read the term again. A bot that lost the lead exits as if killed. That loses nothing: the bot
+recovers from a crash at any moment.
 
 A bot with its own broker has no lease, and other bots may use other brokers. So a bot begins no term while the old
-leader still counts in SQL (`bot.app.leader_heartbeat`). A leader counts as long as it has its lease.
+leader's heartbeat in SQL still counts up (`bot.app.leader_heartbeat`). A leader counts up as long as it has its lease.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def exit_process(reason: str) -> None:
 
 
 class Leader:
-    """Leads while the lease and the term last. Created by `leading`; call `begin` with the store before anything works.
+    """Leads while the lease and the term last. Created by `keep_lead`; call `begin_term` with the store before anything
+    else.
 
-    `lost` ends the process.
+    `on_lost` ends the process.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Leader:
         return {**lease, "term": self.confirm_periodically(), "beat": self.write_heartbeats()}
 
     async def wait_elected(self, announce: Callable[[str], None]) -> None:
-        """Wait until the lease is ours. `say` receives a sentence about the current leader.
+        """Wait until the lease is ours. `announce` receives a sentence about the current leader.
 
-        Raises `Refused` if the leader uses another database.
+        Raises `UserError` if the leader uses another database.
         """
         while self._lease_client is not None:
             try:
@@ -115,7 +116,7 @@ class Leader:
         """Begin a term: from now on the store rejects the old leader's writes. Waits until the old leader must have
         noticed.
 
-        Raises as `_free` does.
+        Raises as `_read_free_term` does.
         """
         old_term = await self._read_free_term(store)
         asked_at = boot_seconds()
@@ -126,14 +127,16 @@ class Leader:
         self._store, self._proven_until = store, max(self._proven_until, asked_at + PROOF_SECONDS)
         self._name = f"{self._name}.{new_term.store}"
         if self._claim is not None:
-            self._claim.worker = self._name  # the next renewal says it
+            self._claim.worker = self._name  # the next renewal writes the store's id
         if not old_term.over:
             log.info("took over: the old leader has %.1f s to notice", NOTICE_SECONDS)
             await asyncio.sleep(NOTICE_SECONDS)
         store.ends_term_on_close = True  # not earlier: a bot that follows at once would not know of the old leader
 
     async def _read_free_term(self, store: Store) -> LeaderTerm:
-        """Return the newest term if its holder leads no more. Raises `Unavailable`, and `Refused` if it still leads."""
+        """Return the newest term if its holder no longer leads. Raises `DatabaseUnavailable`, and `UserError` if it
+        still leads.
+        """
         newest = await store.read(leader_terms.read_newest_term)
         if not (newest.over or newest.holder in self._earlier_holders) and await is_leader_alive(store):
             name = f" ({newest.holder})" if newest.holder else ""
@@ -180,7 +183,7 @@ class Leader:
                 log.debug("no heartbeat: %s", error)
 
     async def confirm_periodically(self) -> None:
-        """Read the term for ever, so that `look` rarely has to."""
+        """Read the term for ever, so that `check_lead` rarely has to."""
         while True:
             await asyncio.sleep(CONFIRM_SECONDS)
             try:
@@ -189,7 +192,7 @@ class Leader:
                 log.warning("cannot read the leader term now: %s", error)
 
     def check_lead(self) -> None:
-        """Check the lead before each iteration of the event loop: if it was not proven lately, block until the term was
+        """Check the lead before each iteration of the event loop: if there is no recent proof, block until the term is
         read.
 
         Without a lease it checks only after the process itself was suspended: while the database is unreachable, no
@@ -207,7 +210,7 @@ class Leader:
                 self._on_lost("Neither the broker nor the database confirms that this bot still leads.")
 
     async def _confirm_term(self) -> None:
-        """Read the term and note that this bot leads. Raises `Unavailable`."""
+        """Read the term and note that this bot leads. Raises `DatabaseUnavailable`."""
         asked_at, store = boot_seconds(), self._store
         if store is None:
             return
@@ -234,9 +237,10 @@ async def keep_lead(
     database_url: str = "",
     on_lost: Callable[[str], None] = exit_process,
 ) -> AsyncIterator[Leader]:
-    """Wait until this bot leads, then keep the lead beside the body. An error of the body is raised as itself.
+    """Wait until this bot leads, then keep the lead beside the body. An error of the body passes through unchanged.
 
-    `bus`: where the lease is; None: the term alone decides. `url`: the database, which all standbys must share.
+    `bus`: where the lease is; None: the term alone decides. `database_url`: the database, which all standbys must
+    share.
     """
     leader, body_error = (
         Leader(
@@ -268,7 +272,7 @@ async def keep_lead(
 
 @contextmanager
 def _guard_loop(check_lead: Callable[[], None]) -> Iterator[None]:
-    """Run `look` before each iteration of this event loop, if it is a `Loop`."""
+    """Run `check_lead` before each iteration of this event loop, if it is a `WatchdogLoop`."""
     loop = asyncio.get_running_loop()
     selector = loop.selector if isinstance(loop, WatchdogLoop) else WatchdogSelector()
     selector.before_iteration = check_lead

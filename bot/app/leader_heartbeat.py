@@ -15,22 +15,22 @@ from bot.app.watchdog_loop import boot_seconds
 from bot.store import Store, leader_terms
 
 HEARTBEAT_SECONDS = 1.0
-DEAD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or leads no more
+DEAD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or no longer leads
 POLL_SECONDS = 0.25
-PROOF_BEATS = 3  # that prove a leader alive; one that just lost its lease may still write its last
+PROOF_BEATS = 3  # heartbeats that prove a leader alive; a leader that has just lost its lease may write one more
 
 
 def process_name() -> str:
     """Return this process's name among bots: machine, process id and a random word, since containers share process ids.
 
-    With the store's id appended it still fits into a lease's holder name.
+    It still fits into a lease's holder name when the store's id is appended.
     """
     machine = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname()[:20])
     return f"bot-{machine}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 async def is_leader_alive(store: Store) -> bool:
-    """Return whether a bot leads now. Raises `Unavailable`."""
+    """Return whether a bot leads now. Raises `DatabaseUnavailable`."""
     term, beat_count = await store.read(leader_terms.read_newest_term), 0
     deadline = boot_seconds() + DEAD_SECONDS
     while not term.over and boot_seconds() < deadline:

@@ -16,9 +16,9 @@ from bot.domain.job_states import END_STATES
 from bot.store import JobRecord, Transition
 from bot.store.transitions.job_transitions import POISON_ATTEMPTS
 
-MAX_MODELS = 100  # that get their own label; a further one is "other"
+MAX_MODELS = 100  # models with their own label; any further one is "other"
 OTHER_MODEL = "other"
-REQUEUE_CAUSES = ("lost", "untaken", "failed", "incomplete", "asked", "regained")
+REQUEUE_CAUSES = ("lost", "unclaimed", "failed", "incomplete", "operator", "reclaimed")
 WAIT_BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)  # seconds
 STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -52,7 +52,9 @@ class Metrics:
         self._poisoned_jobs = self._add_counter(
             "darkroom_poisoned_jobs", "Jobs given up after attempts without progress."
         )
-        self._discord_requests = self._add_counter("darkroom_discord_edits", "Requests to Discord.", "kind", "outcome")
+        self._discord_requests = self._add_counter(
+            "darkroom_discord_requests", "Requests to Discord.", "kind", "outcome"
+        )
         for outcome in END_STATES:  # from the start: a rate needs a zero before the first event
             self._job_seconds.labels(outcome)
         for cause in REQUEUE_CAUSES:
@@ -73,7 +75,7 @@ class Metrics:
         self._count_refund(record)
 
     def _count_refund(self, record: JobRecord) -> None:
-        """Count the part of its cost that a job without pictures was not charged. A relaxed job has none."""
+        """Count the part of its reserved cost that a job without pictures got back. A relaxed job has none."""
         refund = 0.0 if record.state == "finished" or record.tier == "relaxed" else record.cost - record.charged
         if refund > 0.0:
             self._refunds.labels(record.state).inc()
@@ -90,7 +92,7 @@ class Metrics:
 
     def count_reclaim(self) -> None:
         """Count a running job that was claimed anew: its worker lost it, or handed it back in order."""
-        self._requeues.labels("regained").inc()
+        self._requeues.labels("reclaimed").inc()
 
     def observe_first_preview(self, record: JobRecord, now: float) -> None:
         """Observe the time to a job's first preview. Skips jobs older than this process: their first preview may be

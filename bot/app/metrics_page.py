@@ -1,6 +1,7 @@
 """The metrics page: the counters of `bot.app.metrics`, and gauges of the queue and the workers read at scrape time.
 
-Each scrape reads the store and the live workers once. If the database is unreachable the page still comes, and says so.
+Each scrape reads the store and the live workers once. If the database is unreachable, the page still renders and says
+so.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class MetricsPage:
     def refused_messages(self) -> list[dict[str, object]]:
         """Return the messages that this process refused within the last minute: from whom, why and how often."""
         return [
-            {"who": sender.subject, "why": sender.reason, "count": sender.count}
+            {"sender": sender.subject, "reason": sender.reason, "count": sender.count}
             for sender in self._bus.rejections.list_recent()
         ]
 
@@ -103,7 +104,7 @@ class _CombinedRegistry(CollectorRegistry):
         self.register(gauges)
 
     def collect(self) -> Iterable[Metric]:
-        for metric in self._counters.collect():  # each is new, and the time of its first event is of no use
+        for metric in self._counters.collect():  # without creation times, which nobody needs
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
         yield from super().collect()

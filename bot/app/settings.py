@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot.domain.errors import UserError
@@ -28,7 +28,10 @@ def default_data_folder() -> Path:
 
 
 class Settings(BaseSettings):
-    """Every setting with its name in the environment. Create it by `load`."""
+    """Every setting with its name in the environment, and with its old name if it has one.
+
+    Create it by `load_settings`.
+    """
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True, extra="forbid")
 
@@ -46,15 +49,18 @@ class Settings(BaseSettings):
     pictures_url: SecretStr | None = Field(None, validation_alias="PICTURES_URL")
     public_url: str = Field("", validation_alias="PUBLIC_URL")
     metrics_token: SecretStr | None = Field(None, validation_alias="DARKROOM_METRICS_TOKEN")
-    log: LogFormat = Field("text", validation_alias="DARKROOM_LOG")
+    log: LogFormat = Field("text", validation_alias=AliasChoices("DARKROOM_LOG_FORMAT", "DARKROOM_LOG"))
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")
     host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
     port: int = Field(8189, ge=0, le=65535, validation_alias="DARKROOM_PORT")
     running: int = Field(3, ge=1, le=1000, validation_alias="DARKROOM_RUNNING")
     queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
     cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
-    check: Path | None = Field(None, validation_alias="DARKROOM_CHECK")
-    max_age: float = Field(DAY_SECONDS, ge=60, le=30 * DAY_SECONDS, validation_alias="DARKROOM_MAX_AGE")
+    check: Path | None = Field(None, validation_alias=AliasChoices("DARKROOM_PICTURE_CHECK", "DARKROOM_CHECK"))
+    max_age: float = Field(
+        DAY_SECONDS, ge=60, le=30 * DAY_SECONDS,
+        validation_alias=AliasChoices("DARKROOM_MAX_JOB_AGE", "DARKROOM_MAX_AGE"),
+    )  # fmt: skip
 
     keep_days: float | None = Field(None, gt=0, le=36_500, validation_alias="DARKROOM_KEEP_DAYS")
     keep_gb: float | None = Field(None, gt=0, le=1e6, validation_alias="DARKROOM_KEEP_GB")
@@ -127,11 +133,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Load the environment's settings; `given` (by field) overrides them. Raises `Refused` (400)."""
+    """Load the environment's settings; `overrides` (by field) win. Raises `UserError` (400)."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise UserError(_error_sentence(error), 400) from None  # the cause would show the value
+        raise UserError(_error_sentence(error), 400) from None  # the cause would show the secret value
 
 
 def _error_sentence(error: ValidationError) -> str:
@@ -139,9 +145,14 @@ def _error_sentence(error: ValidationError) -> str:
     details = error.errors(include_url=False)[0]
     name = str(details["loc"][0]) if details["loc"] else "the settings"
     field = Settings.model_fields.get(name)
-    variable = str(field.validation_alias) if field is not None else name
+    variable = variable_names(field.validation_alias)[0] if field is not None else name
     message = str(details["msg"]).removeprefix("Value error, ")
     return f"{variable} is not valid: {message[:1].lower()}{message[1:]}."
+
+
+def variable_names(alias: object) -> list[str]:
+    """Return a setting's names in the environment from its alias, the present one first."""
+    return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]
 
 
 def _check_scheme(value: str, *schemes: str) -> str:

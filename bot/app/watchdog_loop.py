@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class WatchdogSelector(selectors.DefaultSelector):
-    """A selector that calls `look` after each wait, before the event loop runs anything."""
+    """A selector that calls `before_iteration` after each wait, before the event loop runs anything."""
 
     def __init__(self) -> None:
         super().__init__()

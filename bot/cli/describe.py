@@ -1,4 +1,4 @@
-"""`darkroom describe`: suggests prompts for a picture file; the running `darkroom up` does the work.
+"""`darkroom describe`: suggests prompts for a picture file; it asks the running `darkroom up`.
 
 Standard output carries only the prompts, or JSON; notes go to standard error.
 """
@@ -45,6 +45,6 @@ def describe(picture: Picture, model: Model = None, as_json: AsJson = False, dat
         return
     for suggestion in result["prompts"]:
         typer.echo(suggestion["prompt"])
-        typer.echo(f"{100 * suggestion['gain']:.0f} % less error than without words", err=True)
+        typer.echo(f"{100 * suggestion['error_reduction']:.0f} % less error than without words", err=True)
     for line in (*result["notes"], result["sentence"]):
         typer.echo(line, err=True)

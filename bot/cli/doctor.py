@@ -41,7 +41,7 @@ class Finding:
 
 
 def run_checks(settings: Settings, *, remeasure: bool = False) -> Iterator[Finding]:
-    """Run every check, the quick ones first. `again`: measure the device anew."""
+    """Run every check, the quick ones first. `remeasure`: measure the device anew."""
     yield check_python()
     yield check_broker(settings)
     yield check_disk(settings.data)

@@ -1,4 +1,4 @@
-"""`darkroom option`: the terminal's flag aliases, and what `--mine` in a prompt there stands for.
+"""`darkroom flag-alias`: the terminal's flag aliases, and what `--mine` in a prompt there stands for.
 
 They are kept in the data folder's store, so they work with and without a running bot.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TERMINAL_MEMBER_ID = "local:terminal"  # the terminal's member id, as in `bot.web.middleware`
 
 
-def option(
+def flag_alias(
     name: Annotated[str, typer.Argument(help="Its name: mine is typed as --mine. Without one, all are listed.")] = "",
     value: Annotated[str | None, typer.Argument(help='Words and flags, as "--ar 3:2 --steps 200".')] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
@@ -29,12 +29,12 @@ def option(
     from bot.cli.store_session import load_store_settings, run_with_store
 
     if bool(name) != (value is not None or delete) or (delete and value is not None):
-        raise UserError("A name goes with a value, or with --delete; without any, all options are listed.")
+        raise UserError("A name goes with a value, or with --delete; without any, all aliases are listed.")
     settings = load_store_settings(data)
-    typer.echo(run_with_store(settings.database, lambda store: _apply_option(store, name, value or "", delete)))
+    typer.echo(run_with_store(settings.database, lambda store: _apply_alias(store, name, value or "", delete)))
 
 
-async def _apply_option(store: Store, name: str, value: str, delete: bool) -> str:
+async def _apply_alias(store: Store, name: str, value: str, delete: bool) -> str:
     from bot.services.flag_aliases import FlagAliases
 
     flag_aliases = FlagAliases(store, list)  # a terminal may use models that no store knows
@@ -44,7 +44,7 @@ async def _apply_option(store: Store, name: str, value: str, delete: bool) -> st
         name = await flag_aliases.set_alias(TERMINAL_MEMBER_ID, name, value)
     aliases = await flag_aliases.list_aliases(TERMINAL_MEMBER_ID)
     selected = {name: aliases[name]} if name else aliases
-    return "\n".join(f"--{alias}  {text}" for alias, text in selected.items()) or "There is no option yet."
+    return "\n".join(f"--{alias}  {text}" for alias, text in selected.items()) or "There is no alias yet."
 
 
 def load_aliases(prompt: str, settings: Settings) -> dict[str, str]:

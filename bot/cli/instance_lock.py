@@ -26,7 +26,9 @@ class RunningInstance:
 
 
 def find_instance(data: Path) -> RunningInstance | None:
-    """Return what `announce` left in this folder, or None. It may be stale: ask its /healthz before you trust it."""
+    """Return what `announce_instance` left in this folder, or None. It may be stale: ask its /healthz before you trust
+    it.
+    """
     try:
         content = json.loads((data / "running.json").read_text())
         return RunningInstance(url=str(content["url"]), pid=int(content["pid"]))
@@ -48,9 +50,9 @@ def withdraw_instance(data: Path) -> None:
 
 @contextmanager
 def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the folder's lock. Raise `Refused` if another process holds it, or if the folder cannot be written.
+    """Hold the folder's lock. Raise `UserError` if another process holds it, or if the folder cannot be written.
 
-    `waits`: called with a sentence on what we wait for. With it, we wait until the other process ends, however it does.
+    `on_wait`: called with a sentence about what we wait for. If it is given, wait until the other process ends.
     """
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -74,7 +76,7 @@ def lock_data_folder(data: Path, on_wait: Callable[[str], None] | None = None) -
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Raise `Refused` if nothing can listen there now."""
+    """Raise `UserError` if nothing can listen there now."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:

@@ -1,7 +1,7 @@
-"""`darkroom forget` and `darkroom export`: what the operator does at a member's request.
+"""`darkroom forget` and `darkroom export`: delete or export a member's data at their request, for the operator.
 
-A running bot does the work of forgetting, since only it reaches Discord. Without one, this process does what it can.
-The lock on the data folder tells whether a bot runs; for a database elsewhere, the leader term does.
+A running bot does the deletion, since only it reaches Discord. Without one, this process deletes what it can. The lock
+on the data folder tells whether a bot runs; for a database elsewhere, the leader term does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def forget(
 
 
 async def _forget_member(settings: Settings, store: Store, member: str, guild: str) -> str:
-    """Delete what is kept of the member, here or by the running bot; return what happened as a sentence."""
+    """Delete the member's data, here or by the running bot; return what happened as a sentence."""
     from bot.cli.instance_lock import lock_data_folder
     from bot.store import NotLeader
 
@@ -69,13 +69,13 @@ async def _forget_member(settings: Settings, store: Store, member: str, guild: s
 
 @asynccontextmanager
 async def _hold_leader_term(settings: Settings, store: Store) -> AsyncIterator[None]:
-    """Hold a leader term where the folder's lock is not enough. Raise `Refused` if another bot leads."""
+    """Hold a leader term where the folder's lock is not enough. Raise `UserError` if another bot leads."""
     if settings.database_url is None:
         yield
         return
     from bot.app.leader_election import keep_lead
 
-    async with keep_lead(None, typer.echo, on_lost=lambda _: None) as leader:  # our writes then raise `Deposed`
+    async with keep_lead(None, typer.echo, on_lost=lambda _: None) as leader:  # our writes then raise `NotLeader`
         await leader.begin_term(store)
         try:
             yield
@@ -84,9 +84,10 @@ async def _hold_leader_term(settings: Settings, store: Store) -> AsyncIterator[N
 
 
 def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
-    """Build `Forgetting` without broker and front ends."""
+    """Build `DataDeletion` without broker and front ends."""
     from bot.domain.events import Feed
     from bot.images.picture_store import PictureStore
+    from bot.services.front_end_actions import FrontEndActions
     from bot.services.privacy.data_deletion import DataDeletion
     from bot.services.storage.file_cleanup import FileCleanup
 
@@ -94,8 +95,9 @@ def _build_forget_service(settings: Settings, store: Store) -> DataDeletion:
         return await store.request_cancel(job_id, time.time())
 
     return DataDeletion(
-        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures)), Feed(), waits_for_discord=True
-    )
+        store, request_cancel, FileCleanup(store, PictureStore(settings.pictures)), Feed(), FrontEndActions(),
+        waits_for_discord=True,
+    )  # fmt: skip
 
 
 async def _wait_for_bot(service: DataDeletion, member: str) -> None:
@@ -131,7 +133,7 @@ async def _export_member(settings: Settings, store: Store, member: str, file: IO
 
 
 def _load_settings(data: Path | None) -> Settings:
-    """Return the settings. Raise `Refused` if there is no store, or no data folder beside a database elsewhere."""
+    """Return the settings. Raise `UserError` if there is no store, or no data folder beside a database elsewhere."""
     from bot.cli.store_session import load_store_settings, no_store_error
 
     settings = load_store_settings(data)

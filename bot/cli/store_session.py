@@ -18,7 +18,7 @@ T = TypeVar("T")
 def load_store_settings(data: Path | None) -> Settings:
     """Return the environment's settings, with `data` as the folder if given.
 
-    Raise `Refused` if the folder has no store: a mistyped path must not create one.
+    Raise `UserError` if the folder has no store: a mistyped path must not create one.
     """
     settings = load_settings(**({} if data is None else {"data": data}))
     database = sqlite_backup.find_sqlite_path(settings.database)
@@ -32,7 +32,7 @@ def no_store_error(settings: Settings) -> UserError:
 
 
 def run_with_store(url: str, action: Callable[[Store], Awaitable[T]]) -> T:
-    """Open the store, run `act`, close the store. Raise `Refused` if it is unavailable."""
+    """Open the store, run `action`, close the store. Raise `UserError` if it is unavailable."""
 
     async def run_action() -> T:
         store = await Store.open(url)

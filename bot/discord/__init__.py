@@ -1,1 +1,1 @@
-"""The Discord front end: an adapter over `Studio`. Nothing outside this package imports discord."""
+"""The Discord front end: an adapter over `Services`. Nothing outside this package imports discord."""

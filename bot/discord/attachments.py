@@ -1,6 +1,6 @@
 """Files that members upload, checked by their size before anything is fetched.
 
-Knows only Discord's description of a file. Other modules check addresses, fetch and decode.
+It knows only Discord's description of a file. Other modules check addresses, fetch and decode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class UploadedFile:
 
 
 def to_remote_file(file: DiscordFile) -> RemoteFile:
-    """Return a reference that the services fetch later. Raises `Refused` (413) for a file that is too large."""
+    """Return a reference that the services fetch later. Raises `UserError` (413) for a file that is too large."""
     if file.size > MAX_FILE_BYTES:
         text = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and the limit is {MAX_FILE_BYTES // 2**20} MiB."
         raise UserError(text, 413)

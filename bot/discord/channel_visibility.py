@@ -51,5 +51,5 @@ def _is_same_guild(view: JobView, user: discord.abc.User) -> bool:
 
 
 def refusal_reason(reason: str, view: JobView | None) -> str:
-    """Return the sentence for a refusal about a job that `covered` may have made private."""
+    """Return the sentence for a refusal about a job that `with_channel_privacy` may have made private."""
     return CHANNEL_HIDDEN if reason == PRIVATE_JOB and view is not None and not view.is_private else reason

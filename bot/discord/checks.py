@@ -32,14 +32,14 @@ COMMAND_ACTIONS: Mapping[str, Action] = MappingProxyType(
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
-# They make jobs, or cost as much: the desk checks the rules itself.
+# They make jobs, or cost as much: the services check the rules.
 SELF_CHECKED_ACTIONS: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
 
 
 async def require_permission(
     interaction: discord.Interaction[DarkroomClient], action: Action, view: JobView | None = None
 ) -> Member:
-    """Return the member if they may do this (to this job). Raises `Refused` (403)."""
+    """Return the member if they may do this (to this job). Raises `UserError` (403)."""
     member = member_of(interaction)
     subject = None if view is None else job_ref(with_channel_privacy(view, interaction.user))
     if reason := forbidden_reason(action, member, subject, in_direct_message=interaction.guild_id is None):
@@ -51,7 +51,7 @@ async def require_permission(
 
 @asynccontextmanager
 async def reply_on_error(interaction: Interaction) -> AsyncIterator[None]:
-    """Catch a `Refused` from the body and show it to the member only."""
+    """Catch a `UserError` from the body and show it to the member only."""
     try:
         yield
     except UserError as error:

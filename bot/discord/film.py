@@ -108,7 +108,7 @@ async def send_film(
 ) -> None:
     """Send the film as the response to a command or a press, ephemeral where the rules do not allow it in public.
 
-    Raises `Refused`.
+    Raises `UserError`.
     """
     check_can_attach(interaction)
     check_film_format(request.file_format)
@@ -145,11 +145,11 @@ def _can_make_film(view: JobView, request: FilmRequest) -> bool:
 
 
 async def _render_film(interaction: discord.Interaction[DarkroomClient], view: JobView, request: FilmRequest) -> bytes:
-    job_service, limit = interaction.client.job_service, interaction.filesize_limit - UPLOAD_MARGIN
+    services, limit = interaction.client.services, interaction.filesize_limit - UPLOAD_MARGIN
     if request.film_type == "dissolving":
-        return await job_service.render_noising_film(view.id, request.index, request.file_format, limit)
+        return await services.gallery.render_dissolve(view.id, request.index, request.file_format, limit)
     if request.film_type == "both":
-        return await job_service.render_noising_round_trip(view.id, request.index, request.file_format, limit)
+        return await services.gallery.render_dissolve_and_back(view.id, request.index, request.file_format, limit)
     if request.film_type == "walk":
-        return await job_service.render_interpolation(view.id, limit, request.file_format)
-    return await job_service.render_film(view.id, limit, request.file_format)
+        return await services.gallery.render_walk(view.id, limit, request.file_format)
+    return await services.gallery.render_film(view.id, limit, request.file_format)

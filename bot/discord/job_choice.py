@@ -35,7 +35,7 @@ NO_JOB = "That message shows no job of mine."
 
 
 def job_label(view: JobView, author: str = "", *, now: float) -> str:
-    """Return a job in one line: its prompt, its state, and its author where `whose` is given."""
+    """Return a job in one line: its prompt, its state, and its author where `author` is given."""
     tail = " · ".join(part for part in (f"by {shorten(author, 20)}" if author else "", _state_text(view, now)) if part)
     prompt = "A private job" if author and view.is_private else view.prompt or NO_PROMPT
     return f"{shorten(prompt, MAX_CHOICE_CHARS - len(tail) - 3)} · {tail}"
@@ -53,7 +53,7 @@ def _state_text(view: JobView, now: float) -> str:
 
 
 def filter_jobs(views: Iterable[JobView], current: str, member_id: str, *, all_label: str = "") -> list[Choice[str]]:
-    """Return the jobs whose label contains the typed text; `whole`: the label of a first choice for all of them."""
+    """Return the jobs whose label contains the typed text; `all_label`: the label of a first choice for all of them."""
     now, query = time.time(), current.casefold().strip()
     labels = [
         (job_label(view, "" if view.member_id == member_id else view.member_name, now=now), view.id) for view in views
@@ -69,14 +69,14 @@ async def suggest_open_jobs(interaction: Interaction, current: str) -> list[Choi
     own_jobs = await interaction.client.services.history.list_open(member.id)
     others: Sequence[JobView] = ()
     if member.is_moderator and interaction.guild_id is not None:
-        queue = await interaction.client.job_service.load_queue(member.guild)
+        queue = await interaction.client.services.job_views.load_queue(member.guild)
         others = [with_channel_privacy(view, interaction.user) for view in queue if view.member_id != member.id]
     all_label = f"All of mine: {texts.format_job_count(len(own_jobs))}" if len(own_jobs) > 1 else ""
     return filter_jobs([*own_jobs, *others], current, member.id, all_label=all_label)
 
 
 def recent_jobs_autocomplete(accepts: Callable[[JobView], bool]) -> Callable[[Interaction, str], Any]:
-    """Return an autocomplete of the member's own jobs and this channel's newest, filtered by `fits`."""
+    """Return an autocomplete of the member's own jobs and this channel's newest, filtered by `accepts`."""
 
     async def suggest(interaction: Interaction, current: str) -> list[Choice[str]]:
         member = member_of(interaction)
@@ -87,7 +87,7 @@ def recent_jobs_autocomplete(accepts: Callable[[JobView], bool]) -> Callable[[In
 
 
 async def find_shown_job(interaction: Interaction, message: discord.Message) -> str | None:
-    """Return the job id that a message of ours shows: from its buttons, else from the recorded deliveries."""
+    """Return the id of the job that a message of the bot shows: from its buttons, else from the recorded deliveries."""
     bot_user = interaction.client.user
     if bot_user is None or message.author.id != bot_user.id:
         return None
@@ -95,11 +95,11 @@ async def find_shown_job(interaction: Interaction, message: discord.Message) -> 
 
 
 async def require_shown_job(interaction: Interaction, message: discord.Message) -> JobView:
-    """Return the job that a message shows. Raises `Refused` (404)."""
+    """Return the job that a message shows. Raises `UserError` (404)."""
     job = await find_shown_job(interaction, message)
     if job is None:
         raise UserError(NO_JOB, 404)
-    return await interaction.client.job_service.load_view(job)
+    return await interaction.client.services.job_views.load_view(job)
 
 
 def _job_in_buttons(message: discord.Message) -> str | None:

@@ -1,4 +1,4 @@
-"""Checks of the bot's permissions in a channel, made when a member asks and not when the picture is done.
+"""Checks the bot's permissions in a channel when a member asks, not when the picture is done; reads a member's.
 
 The interaction's token edits a response for fifteen minutes, whatever the bot's permissions are; only its picture needs
 one. Later edits, and every new message, need the bot's own permissions. Slow mode does not limit bots.
@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-
-import discord
-
-
-def guild_permissions(user: discord.abc.User) -> discord.Permissions:
-    """Return a member's permissions in their server; none in direct conversations, or if its roles are not cached."""
-    if not isinstance(user, discord.Member) or user.guild.get_role(user.guild.id) is None:
-        return discord.Permissions.none()
-    return user.guild_permissions
-
-
 PERMISSIONS_AFTER_TOKEN = {  # needed once the token has expired or its message is gone; the values are Discord's names
     "view_channel": "View Channel",
     "send_messages": "Send Messages",
@@ -39,7 +28,7 @@ SEND_IN_THREADS = "Send Messages in Threads"  # replaces Send Messages
 
 
 def check_can_attach(interaction: Interaction) -> None:
-    """Raise `Refused` (403) if the bot may not attach pictures here."""
+    """Raise `UserError` (403) if the bot may not attach pictures here."""
     if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
         raise UserError("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
@@ -47,20 +36,16 @@ def check_can_attach(interaction: Interaction) -> None:
 def permission_warning(interaction: Interaction, eta: float | None, token_seconds: float) -> str:
     """Return what will not work here for a job that ends in `eta` seconds (None: unknown); empty if all will.
 
-    `token`: for how many seconds the response can be edited without any permission.
+    `token_seconds`: for how many seconds the response can be edited without any permission.
     """
     missing_names = missing_permissions(interaction)
     if not missing_names or (eta is not None and eta < LONG_JOB_SECONDS):
         return ""
-    names = (
-        " and ".join(missing_names)
-        if len(missing_names) < 3
-        else f"{', '.join(missing_names[:-1])} and {missing_names[-1]}"
-    )
+    *first_names, last_name = missing_names
+    names = f"{', '.join(first_names)} and {last_name}" if first_names else last_name
     return (
         f"I lack {names} here: I cannot ping you when it is done, and a job that takes longer than "
-        f"{format_duration(token_seconds)} "
-        "comes to you as a direct message instead."
+        f"{format_duration(token_seconds)} comes to you as a direct message instead."
     )
 
 
@@ -77,3 +62,10 @@ def missing_permissions(interaction: Interaction) -> list[str]:
         if channel.locked:
             required_permissions["manage_threads"] = "Manage Threads (this one is locked)"
     return [title for name, title in required_permissions.items() if not getattr(app_permissions, name)]
+
+
+def guild_permissions(user: discord.abc.User) -> discord.Permissions:
+    """Return a member's permissions in their server; none in direct conversations, or if its roles are not cached."""
+    if not isinstance(user, discord.Member) or user.guild.get_role(user.guild.id) is None:
+        return discord.Permissions.none()
+    return user.guild_permissions

@@ -1,7 +1,7 @@
 """The first response to an interaction, within Discord's three seconds: a card for each job, or a refusal.
 
-The studio records the job before anything is sent. The response's message id is recorded right after. If that fails or
-comes late, the courier finds the message by itself.
+The job service records the job before the response goes out; then its message id is recorded. If that fails or comes
+late, the courier finds the message by itself. Also reads from an interaction who asked, and where the response goes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,9 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-
-import discord
-
-NO_MENTIONS = discord.AllowedMentions.none()
-
-
 log = logging.getLogger(__name__)
-
 JobSubmitter = Callable[[Member, Destination], Awaitable[Sequence[AcceptedJob]]]
-
+NO_MENTIONS = discord.AllowedMentions.none()
 DEFER_AFTER = 1.5  # seconds until we defer the response: Discord waits three
 RULES_TIMEOUT = 0.7  # seconds to read preference and rules before we defer
 TOKEN_LIFETIME = 14 * 60.0  # seconds that we use a token; Discord accepts it for fifteen minutes
@@ -44,7 +37,9 @@ INTERNAL_ERROR = "Something broke on our side. It is logged; please try again."
 
 
 def member_of(interaction: Interaction) -> Member:
-    """Return who triggered the interaction, with their permissions here. A direct conversation has no moderators."""
+    """Return the member who triggered the interaction, with their permissions here. A direct conversation has no
+    moderators.
+    """
     user, guild, channel = interaction.user, interaction.guild, interaction.channel
     member_permissions = guild_permissions(user)
     return Member(
@@ -90,7 +85,7 @@ def destination_of(interaction: Interaction, now: float) -> Destination:
 
 
 async def respond_with_jobs(interaction: Interaction, submit: JobSubmitter, *, is_repeat: bool = False) -> None:
-    """Run `ask` and send a card for each job; with `again` (a double click) link to the first job instead.
+    """Run `submit` and send a card for each job; with `is_repeat` (a double click) link to the first job instead.
 
     Until this returns, the courier does not treat a missing message as lost, however long Discord takes.
     """
@@ -120,38 +115,9 @@ async def _respond_with_jobs(interaction: Interaction, submit: JobSubmitter, is_
             await interaction.client.services.deliveries.update_address(accepted_job.job, message=str(message))
         except Exception as error:  # the job is admitted anyway, and the courier finds or posts its message
             is_discord_error = isinstance(error, discord.HTTPException)
-            log.warning(
-                "job %s: its answer was not sent or not recorded: %s",
-                accepted_job.job,
-                error,
-                exc_info=not is_discord_error,
-            )
+            text = "job %s: its answer was not sent or not recorded: %s"
+            log.warning(text, accepted_job.job, error, exc_info=not is_discord_error)
     await _warn_of_permissions(interaction, accepted_jobs[-1])
-
-
-async def _warn_of_permissions(interaction: Interaction, last_job: AcceptedJob) -> None:
-    """Tell the member what the bot's missing permissions will prevent here later."""
-    text = permission_warning(interaction, last_job.eta, TOKEN_LIFETIME)
-    if not text:
-        return
-    try:
-        no_mentions = discord.AllowedMentions.none()
-        await interaction.followup.send(f"-# {text}", ephemeral=True, allowed_mentions=no_mentions)
-    except discord.HTTPException as error:
-        log.warning("a member was not told of missing permissions: %s", error)
-
-
-async def send_refusal(interaction: Interaction, sentence: str) -> None:
-    """Show the refusal to the member only."""
-    await send_ephemeral(interaction, job_cards.render_refusal(sentence))
-
-
-async def send_error(interaction: Interaction) -> None:
-    """Apologise after an error of ours that is already logged, so that the member does not wait at a spinner."""
-    try:
-        await send_ephemeral(interaction, INTERNAL_ERROR)
-    except discord.HTTPException as error:
-        log.warning("an apology could not be sent: %s", error)
 
 
 async def _await_or_defer(
@@ -170,7 +136,7 @@ async def _await_or_defer(
 async def _is_likely_private(interaction: Interaction) -> bool:
     """Guess from preference and rules whether the results are private, as far as they load in time.
 
-    The jobs themselves decide in the end.
+    In the end, the jobs themselves decide.
     """
     services, member = interaction.client.services, member_of(interaction)
     try:
@@ -186,40 +152,63 @@ async def _is_likely_private(interaction: Interaction) -> bool:
 async def _send_card(
     interaction: Interaction, accepted_job: AcceptedJob, deferred_ephemeral: bool | None, *, is_first: bool
 ) -> int:
-    """Send the card of `ticket`, ephemeral if the job is private. Return its message's id."""
+    """Send the card of `accepted_job`, ephemeral if the job is private. Return its message's id."""
     card = job_cards.render_accepted(accepted_job, interaction.user.display_name, time.time())
-    view, no_mentions = interaction.client.build_view(card) or discord.utils.MISSING, discord.AllowedMentions.none()
+    view = interaction.client.build_view(card) or discord.utils.MISSING
     if is_first and deferred_ephemeral is None:
         response = await interaction.response.send_message(
-            card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=no_mentions
+            card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=NO_MENTIONS
         )
         return response.message_id or (await interaction.original_response()).id
     if is_first and deferred_ephemeral == accepted_job.is_private:
-        return (
-            await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=no_mentions)
-        ).id
-    if is_first:  # deferred with the wrong visibility, which is final: another message replaces it
-        await interaction.edit_original_response(content="…", allowed_mentions=no_mentions)
+        message = await interaction.edit_original_response(
+            content=card.content, view=view, allowed_mentions=NO_MENTIONS
+        )
+        return message.id
+    if is_first:  # deferred with the wrong visibility, which cannot change: another message replaces it
+        await interaction.edit_original_response(content="…", allowed_mentions=NO_MENTIONS)
     message = await interaction.followup.send(
-        card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=no_mentions, wait=True
+        card.content, view=view, ephemeral=accepted_job.is_private, allowed_mentions=NO_MENTIONS, wait=True
     )
     if is_first:
         await interaction.delete_original_response()
     return message.id
 
 
-async def send_ephemeral(interaction: Interaction, text: str) -> None:
-    """Send a sentence to the member only, even if the response was deferred as public."""
-    no_mentions = discord.AllowedMentions.none()
-    if not interaction.response.is_done():
-        await interaction.response.send_message(text, ephemeral=True, allowed_mentions=no_mentions)
-        return
-    await interaction.edit_original_response(
-        content="…", allowed_mentions=no_mentions
-    )  # only then may the next be ephemeral
-    await interaction.followup.send(text, ephemeral=True, allowed_mentions=no_mentions)
-    await interaction.delete_original_response()
-
-
 async def _message_address(interaction: Interaction, job: str) -> str:
     return message_link((await interaction.client.services.deliveries.answer_destination(job)).address)
+
+
+async def _warn_of_permissions(interaction: Interaction, last_job: AcceptedJob) -> None:
+    """Tell the member what the bot's missing permissions will prevent here later."""
+    text = permission_warning(interaction, last_job.eta, TOKEN_LIFETIME)
+    if not text:
+        return
+    try:
+        await interaction.followup.send(f"-# {text}", ephemeral=True, allowed_mentions=NO_MENTIONS)
+    except discord.HTTPException as error:
+        log.warning("a member was not told of missing permissions: %s", error)
+
+
+async def send_refusal(interaction: Interaction, sentence: str) -> None:
+    """Show the refusal to the member only."""
+    await send_ephemeral(interaction, job_cards.render_refusal(sentence))
+
+
+async def send_error(interaction: Interaction) -> None:
+    """Apologise after an error that is already logged, so that the member does not wait at a spinner."""
+    try:
+        await send_ephemeral(interaction, INTERNAL_ERROR)
+    except discord.HTTPException as error:
+        log.warning("an apology could not be sent: %s", error)
+
+
+async def send_ephemeral(interaction: Interaction, text: str) -> None:
+    """Send a sentence to the member only, even if the response was deferred as public."""
+    if not interaction.response.is_done():
+        await interaction.response.send_message(text, ephemeral=True, allowed_mentions=NO_MENTIONS)
+        return
+    # Discord makes the next message ephemeral only after an edit of the deferred one.
+    await interaction.edit_original_response(content="…", allowed_mentions=NO_MENTIONS)
+    await interaction.followup.send(text, ephemeral=True, allowed_mentions=NO_MENTIONS)
+    await interaction.delete_original_response()

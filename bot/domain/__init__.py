@@ -1,1 +1,1 @@
-"""Values that several rooms share: views of jobs, events, errors, sentences. Pure."""
+"""Values that several packages share: job views, events, errors, texts. Pure."""

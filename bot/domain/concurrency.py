@@ -1,4 +1,8 @@
-"""Per-member serialisation: a member's slow requests run one at a time and delay nobody else's."""
+"""Limits on what runs at once.
+
+`PerMemberLimit`: a member's slow requests run one at a time and delay nobody else's. `race`: coroutines run until one
+of them ends.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +14,15 @@ from typing import Any
 
 from bot.domain.errors import UserError
 
-
-async def race(*routines: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, then cancel the others; raises the error of that one."""
-    tasks = [asyncio.ensure_future(routine) for routine in routines]
-    try:
-        ended_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended_tasks:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-MAX_REQUESTS = 4  # requests of one member: one that runs, the others wait
+MAX_REQUESTS = 4  # requests of one member: one runs, the others wait
 TOO_MANY_REQUESTS = (
     f"{MAX_REQUESTS} of your requests with pictures are under way already, the most at once. Try again when one is "
     "done."
 )
 
 
-@dataclass
-class _MemberQueue:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    length: int = 0
-
-
 class PerMemberLimit:
-    """One line for each name, while a request stands in it."""
+    """One queue for each member with requests."""
 
     def __init__(self, max_requests: int = MAX_REQUESTS) -> None:
         self._max_requests = max_requests
@@ -46,7 +30,7 @@ class PerMemberLimit:
 
     @asynccontextmanager
     async def reserve(self, member: str) -> AsyncIterator[None]:
-        """Run the body after all earlier ones of that name. Raises `Refused` (429) if the line is full."""
+        """Run the body after all earlier requests of that member. Raises `UserError` (429) if the queue is full."""
         queue = self._queues.setdefault(member, _MemberQueue())
         if queue.length >= self._max_requests:
             raise UserError(TOO_MANY_REQUESTS, 429)
@@ -58,3 +42,22 @@ class PerMemberLimit:
             queue.length -= 1
             if not queue.length:
                 del self._queues[member]
+
+
+@dataclass
+class _MemberQueue:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    length: int = 0
+
+
+async def race(*routines: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends, then cancel the others. Raises the error of the one that ended."""
+    tasks = [asyncio.ensure_future(routine) for routine in routines]
+    try:
+        ended_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended_tasks:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -25,10 +25,10 @@ def can_see_everything(channel: str) -> bool:
 class Member:
     """The member who acts, and where. `id` is unique over all front ends; `tier` sets the weight in the fair order.
 
-    `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (operator) decide the role
-    (`bot.policy.permissions`). `roles`: the member's Discord roles there. `channel`: where they act (a thread counts as
-    its parent). `age_restricted`: the channel is for adults; there no picture is checked, while the word filter still
-    holds. `sees`: whether they can see a channel of their guild, by its id.
+    `is_moderator`, `is_admin` (may manage the server), `is_owner` (of the server) and `is_operator` (of the bot) decide
+    the role (`bot.policy.permissions`). `roles`: the member's Discord roles there. `channel`: where they act (a thread
+    counts as its parent). `age_restricted`: the channel is for adults; there no picture is checked, while the word
+    filter still holds. `can_see`: whether they can see a channel of their guild, by its id.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a job is shown; the front end defines `where` (Discord: guild, channel, message, token, …)."""
+    """Where a job is shown; the front end defines `address` (Discord: guild, channel, message, token, …)."""
 
     kind: DestinationKind
     address: dict[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class StoredInput:
-    """A file that a job begins with, by content: kept, exported and deleted with the job's pictures.
+    """A file that a job begins with, named by its SHA-256: kept, exported and deleted with the job's pictures.
 
     `weight`: a picture's share of a blend. A ladder has the size of its picture.
     """
@@ -73,9 +73,9 @@ class Delivery:
     """One destination of a job.
 
     `role`: the `answer` to its request, a `notice` of its end, a `direct` message to its author, or a message with its
-    `film` (there may be many). `delivered`: when the final state was shown there, or given up for `reason`, a sentence
-    for the member. With a reason and no `delivered`, the destination is gone while the job goes on. `message`: empty
-    until known.
+    `film`, of which there may be many. `delivered_at`: when the final state was shown there, or given up for `reason`,
+    a sentence for the member. With a reason and no `delivered_at`, the destination is gone while the job goes on.
+    `message`: empty until known.
     """
 
     role: DeliveryRole
@@ -87,10 +87,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class AcceptedJob:
-    """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if unknown.
+    """An accepted job. `jobs_ahead`: jobs that start before it; `eta`: seconds until it is done, None if unknown.
 
-    `worker`: False while no live worker can run it; then say so, or say the sentence `starting` about a worker that is
-    starting up. `cost` in calibrated device-seconds.
+    `has_worker`: False while no live worker can run it. `startup_notice`: a sentence about a worker that is starting
+    up, if there is one. `cost` in calibrated device-seconds.
     """
 
     job: str
@@ -110,7 +110,7 @@ class AcceptedJob:
 
 @dataclass(frozen=True)
 class PictureRef:
-    """One finished image of a job; its PNG is `Studio.picture(job, index)`.
+    """One finished image of a job; its PNG comes from `JobService.load_picture`.
 
     `verdict`: the picture check's; `reviewed`: a moderator's decision: "shown", "hidden" or empty.
     """
@@ -127,13 +127,13 @@ class PictureRef:
 class JobView:
     """A job as a member may see it.
 
-    Times are seconds since 1970. `ahead`: None unless it waits; `eta`: seconds until it is done, None if over or
-    unknown. `starting`: a sentence about a worker that is starting up, while no `worker` can run the job. `step` of
-    `of`: the newest step known (frames only come while somebody watches). `ladders`: the images that have a ladder
-    (film and slider). `parent`: the job and image index it was made from. `private`: only its author may see it.
-    `check`: its pictures must pass the picture check before they are shown. `deleted`: when its pictures were deleted.
-    `channel`: where it was requested. `walk`: it was the last job of an interpolation to finish, so the film is shown
-    with it.
+    Times are seconds since 1970. `jobs_ahead`: None unless it waits; `eta`: seconds until it is done, None if over or
+    unknown. `startup_notice`: a sentence about a worker that is starting up, while no `has_worker` can run the job.
+    `step` of `total_steps`: the newest step known (workers send frames only while somebody watches). `ladder_images`:
+    the images that have a ladder (film and slider). `parent_image`: the job and image index it was made from.
+    `is_private`: only its author may see it. `needs_check`: its pictures must pass the picture check before they are
+    shown. `deleted_at`: when its pictures were deleted. `channel`: where it was requested. `ends_interpolation`: it was
+    the last job of an interpolation to finish, so the film is shown with it.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The error for a request that is refused, with the sentence that the member is shown."""
+"""The error for a refused request, with the sentence for the member."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ HttpStatus = Literal[400, 403, 404, 410, 413, 422, 429]
 
 
 class UserError(Exception):
-    """A request that is refused by the member's mistake or a rule, never by our fault: shown as it is, logged as a
-    count only.
+    """A request refused by a rule or for the member's mistake, never for a bug: shown as it is, logged only as a count.
 
     `status`, for web clients: 422 refused by the grammar, 429 by a limit, 404 not found, 410 gone, 403 not permitted,
-    413 too large, 400 malformed. `frees`: when the same request would be admitted, in seconds since 1970, if known. The
-    sentence may quote the member, so a front end escapes it like any other foreign text.
+    413 too large, 400 malformed. `retry_at`: when the same request would be admitted, in seconds since 1970, if known.
+    The sentence may quote the member, so a front end escapes it like any other foreign text.
     """
 
     def __init__(self, sentence: str, status: HttpStatus = 422, *, retry_at: float | None = None) -> None:

@@ -22,9 +22,9 @@ MAX_ENDED_JOBS = 4096  # ended jobs whose late events are dropped
 
 @dataclass(frozen=True)
 class QueueMoved:
-    """A waiting job's place: `place` jobs start before it; `eta`: seconds until it is done, None if unknown.
+    """A waiting job's place: `jobs_ahead` jobs start before it; `eta`: seconds until it is done, None if unknown.
 
-    `starting`: a sentence about a worker that is starting up, while no worker can run the job.
+    `startup_notice`: a sentence about a worker that is starting up, while no worker can run the job.
     """
 
     job: str
@@ -35,9 +35,9 @@ class QueueMoved:
 
 @dataclass(frozen=True)
 class ModelLoading:
-    """A job whose worker loads `model` into memory. `done`: the loaded share, from 0 to 1.
+    """A job whose worker loads `model` into memory. `loaded_share`: the loaded share, from 0 to 1.
 
-    `size`: bytes of the model in memory; 0: unknown.
+    `model_bytes`: bytes of the model in memory; 0: unknown.
     """
 
     job: str
@@ -48,7 +48,9 @@ class ModelLoading:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """A running job at `step` of `of`. `frames`: image index → newest JPEG that this subscriber has not read."""
+    """A running job at `step` of `total_steps`. `frames`: image index → newest JPEG that the subscriber has not
+    read.
+    """
 
     job: str
     step: int
@@ -77,7 +79,7 @@ def merge_events(old: JobEvent | None, new: JobEvent) -> JobEvent:
 
 
 class Subscription:
-    """One reader: `async with feed.subscribe() as moments: async for moment in moments`. Ends when the feed closes."""
+    """One reader: `async with feed.subscribe() as events: async for event in events`. Ends when the feed closes."""
 
     def __init__(self, feed: Feed, job: str | None, with_previews: bool) -> None:
         self.job = job
@@ -85,7 +87,7 @@ class Subscription:
         self._feed = feed
         self._queue_events: dict[str, JobEvent] = {}
         self._progress_events: dict[str, JobEvent] = {}
-        self._progress_run = 0  # previews read since the last place
+        self._progress_run = 0  # previews read since the last queue place
         self._end_events: dict[str, JobEnded] = {}
         self._wakeup = asyncio.Event()
         self._is_closed = False
@@ -127,7 +129,7 @@ class Subscription:
         return source.pop(next(iter(source)))
 
     def _choose_source(self) -> dict[str, JobEvent]:
-        """Alternate: a thousand places do not delay a preview, and many previews do not delay a place for ever."""
+        """Alternate: a thousand places delay no preview, and many previews do not delay a place for ever."""
         take_queue_event = not self._progress_events or (
             self._progress_run >= MAX_PROGRESS_RUN and bool(self._queue_events)
         )
@@ -152,13 +154,13 @@ class Feed:
         self._ended_jobs: OrderedDict[str, None] = OrderedDict()
         self._watch_counts: Counter[str] = Counter()
         self._joined_jobs: set[str] | None = set()  # jobs that gained a viewer; None: perhaps any
-        self.viewer_joined = asyncio.Event()  # set when a viewer joins; `take_joined` clears it
+        self.viewer_joined = asyncio.Event()  # set when a viewer joins; `take_joined_jobs` clears it
 
     def publish(self, event: JobEvent) -> None:
         """Give an event to all subscribers; keep it for later subscribers until the job ends.
 
-        Drops events that a slow thread publishes after the job's end. The start of a job arrives by another way and may
-        come after the first event of its model loading; then the loading event counts as the newer one.
+        Drops events that a slow thread publishes after the job's end. The start of a job takes another way and may
+        arrive after the first event of its model loading; then the loading event counts as the newer one.
         """
         if isinstance(event, JobEnded):
             self._latest_events.pop(event.job, None)
@@ -186,8 +188,8 @@ class Feed:
     def subscribe(self, job: str | None = None, *, with_previews: bool = True) -> Subscription:
         """Subscribe to one job or to all. Begins with the newest event of each job that has not ended.
 
-        A job that has ended yields nothing: subscribe first, then read its view. With `previews` False the subscription
-        does not ask the workers for live frames.
+        A job that has ended yields nothing: subscribe first, then read its view. With `with_previews` False the
+        subscription does not ask the workers for live frames.
         """
         subscription = Subscription(self, job, with_previews)
         self._subscriptions.setdefault(job, set()).add(subscription)

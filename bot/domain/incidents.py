@@ -1,7 +1,7 @@
 """Incidents for moderators: their kinds, and one sentence for each. Pure.
 
 An incident that needs a decision stays open; any other is a note, closed when it is written. Changes of rules, blocks
-included, are logged separately (`desk.administration`).
+included, are logged separately (`bot.services.rule_admin`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The states of a job and the table of allowed transitions. Pure; the store enforces it in SQL.
 
-A job is `queued` (only SQL knows it), `sent` (the broker has it), `running` (a worker claimed it) and ends in exactly
-one of `finished`, `failed`, `cancelled`. An end state is final.
+A job is `queued` (only SQL knows it), then `sent` (the broker has it), then `running` (a worker claimed it). It ends in
+exactly one of `finished`, `failed`, `cancelled`. An end state is final.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ END_STATES: tuple[JobState, ...] = ("finished", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class TransitionRule:
-    """The states from which a move may start, and the state it leads to."""
+    """The states from which a transition may start, and the state to which it leads."""
 
     sources: tuple[JobState, ...]
     target: JobState
@@ -43,7 +43,7 @@ TRANSITIONS: Mapping[TransitionKind, TransitionRule] = MappingProxyType(
 
 
 def is_allowed(transition: TransitionKind, state: JobState) -> bool:
-    """Return whether a job in `state` may make this `move`."""
+    """Return whether a job in `state` may make this `transition`."""
     return state in TRANSITIONS[transition].sources
 
 

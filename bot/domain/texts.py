@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.contract import FULL_INTERVAL, SAMPLER_TITLES
-from engine.process import load_progress
+from engine.process.load_progress import format_loading as format_model_loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,7 +147,7 @@ def format_cost(count: int, cost: float) -> str:
 def format_queue_place(jobs_ahead: int, eta: float | None, *, has_worker: bool = True, startup_notice: str = "") -> str:
     """Say where a queued job stands: how many jobs start before it, and the seconds until it is done, if known.
 
-    `starting`: a sentence about a worker that is starting up.
+    `startup_notice`: a sentence about a worker that is starting up.
     """
     if not has_worker:
         return startup_notice or NO_WORKER
@@ -200,7 +200,7 @@ def format_guidance(recipe: Recipe) -> str:
 
 def format_loading(model: str, loaded_share: float, model_bytes: int = 0) -> str:
     """Say that a job's worker loads its model: "loading sd15, 1.2 of 2.0 GB", or "loading sd15, 40 %"."""
-    return load_progress.format_loading(model, loaded_share, model_bytes)
+    return format_model_loading(model, loaded_share, model_bytes)
 
 
 def format_startup(progress: ModelProgress | None) -> str:

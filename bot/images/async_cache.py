@@ -1,4 +1,4 @@
-"""An async cache: an expensive result is made once, one at a time, and the last few are kept."""
+"""An async cache: it computes an expensive result once, one at a time, and keeps the last few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class AsyncCache(Generic[T]):
-    """Keeps at most `most` results. A key names all that its result depends on."""
+    """Keeps at most `max_results` results. A key names everything on which its result depends."""
 
     def __init__(self, max_results: int) -> None:
         self._max_results = max_results
@@ -19,7 +19,7 @@ class AsyncCache(Generic[T]):
         self._lock = asyncio.Lock()
 
     async def get_or_make(self, key: tuple[str, ...], make: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of that key, made by `make` if it is not cached. Only a new result waits for others."""
+        """Return the result of that key; call `make` if it is not cached. Only a new result waits for others."""
         if key not in self._results:
             async with self._lock:
                 if key not in self._results:

@@ -15,9 +15,9 @@ MAX_FRAME_PIXELS = 1024 * 1024  # pixels of a preview frame, blurred or not
 
 
 def blur_picture(payload: bytes, image_format: ImageFormat = "PNG", *, max_pixels: int | None = None) -> bytes:
-    """Return the picture as a few colours, at most `LARGEST` pixels on its longer side. Raises `Unreadable`.
+    """Return the picture as a few colours, at most `MAX_SIDE` pixels on its longer side. Raises `UnreadableImage`.
 
-    It is averaged to a few pixels before it is smoothed: a sharpening filter can undo a blur alone.
+    It averages the picture to a few pixels before it smooths: a sharpening filter can undo a mere blur.
     """
     pixels = decode_image(payload) if max_pixels is None else decode_image(payload, max_pixels)
     smoothed = pixels.resize(_scale_down(pixels, BLUR_SIDE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(1.0))

@@ -28,7 +28,8 @@ _TEXT_COLOUR, _SMALL_FONT, _LARGE_FONT = (232, 232, 236), 18, 22  # colour and s
 def make_contact_sheet(ladder: bytes, image_format: ImageFormat = "WEBP") -> bytes:
     """Return the keyframes that can be branched, each labelled with its step: up to 12, in rows of up to four.
 
-    Of more, 12 from the first to the last. Raises `Refused` (404) if there are none, `Unreadable` for a bad thumbnail.
+    If there are more, choose 12 from the first to the last. Raises `UserError` (404) if there are none,
+    `UnreadableImage` for a bad thumbnail.
     """
     keyframes = [keyframe for keyframe in read_keyframes(ladder) if keyframe.can_branch]
     if not keyframes:
@@ -46,9 +47,9 @@ def make_contact_sheet(ladder: bytes, image_format: ImageFormat = "WEBP") -> byt
 def compose_side_by_side(pictures: Sequence[bytes], labels: Sequence[str]) -> bytes:
     """Return 2 to 4 pictures side by side at equal height, each with its label under it, as PNG.
 
-    The height is that of the highest, between 256 and 768 pixels, less if they would be wider than 4096. A label that
-    is too long for its picture is cut. Characters outside ASCII are dropped, since the font has no others. Raises
-    `ValueError` for other numbers, `Unreadable` for what is no picture.
+    The height is that of the highest, between 256 and 768 pixels, or less if together they would be wider than 4096. It
+    cuts a label that is too long for its picture. Characters outside ASCII are dropped, since the font has no others.
+    Raises `ValueError` for another number of pictures, `UnreadableImage` for bytes that are no picture.
     """
     if not 2 <= len(pictures) <= 4 or len(labels) != len(pictures):
         raise ValueError("2 to 4 pictures are compared, each with a label")

@@ -1,6 +1,6 @@
 """Finished pictures of a job and the files made from them: films, keyframe grids, contact sheets, comparisons.
 
-Files are made on first request, off the event loop, one at a time; the last few stay in memory.
+It renders files on first request, off the event loop, one at a time; the last few stay in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NO_LADDER = "This picture has no keyframes to branch from."
 
 
 class Gallery:
-    """Every method raises `Refused`: 404 if there is nothing to show, 403 for what the picture check holds."""
+    """Every method raises `UserError`: 404 if there is nothing to show, 403 for held pictures."""
 
     def __init__(self, store: Store, pictures: PictureStore, decode: DecodeLadder | None = None) -> None:
         self._store, self._pictures = store, pictures
@@ -54,7 +54,7 @@ class Gallery:
         self._grid_slots = asyncio.Semaphore(CONCURRENT_GRIDS)
 
     async def find_visible(self, job: str, index: int) -> StoredPicture:
-        """Return the record of one finished image that may be shown, upscaled and varied."""
+        """Return the record of one finished image that may be shown, upscaled or varied."""
         stored, is_image_held = await self._find_image(job, index)
         if is_image_held:
             raise UserError(hold_reason(index, stored), 403)
@@ -84,7 +84,7 @@ class Gallery:
             raise UserError(PICTURE_GONE, 404) from error
 
     async def read_all_for_members(self, job: str) -> list[bytes]:
-        """Return every finished image of a job, in order, each as `shown` returns it."""
+        """Return every finished image of a job, in order, each as `read_for_members` returns it."""
         check, files = await self._store.read(reviews.load_pictures, job)
         images = [stored for stored in files if stored.kind == "image"]
         return [await self._read_for_members(stored, is_held(check, stored)) for stored in images]
@@ -94,7 +94,9 @@ class Gallery:
         return await self.read_file((await self._find_image(job, index))[0])
 
     async def render_film(self, job: str, limit: int = MAX_FILM_BYTES, film_format: FilmFormat = "webp") -> bytes:
-        """Return the job's film, at most `limit` bytes. Raises `Refused` (422) for a format that cannot be made."""
+        """Return the job's film, at most `limit` bytes. Raises `UserError` (422) for a format that this machine cannot
+        encode.
+        """
         check_film_format(film_format)
         ladder_files, final_files = await self._film_parts(job)
         parts, limit = [*ladder_files, *final_files], min(limit, MAX_FILM_BYTES)
@@ -117,7 +119,7 @@ class Gallery:
         return await self._render_cached(("walk", film_format, str(limit)), walk_images, make, PICTURE_GONE)
 
     async def _walk_images(self, job: str) -> list[StoredPicture]:
-        """Return the images of a walk that may be shown, in order. Raises `Refused` (404) if it has no film."""
+        """Return the images of a walk that may be shown, in order. Raises `UserError` (404) if it has no film."""
         visible_images: list[StoredPicture] = []
         for part in await self._store.read(interpolations.list_parts, job):
             if not is_end(part.state):
@@ -224,9 +226,10 @@ class Gallery:
         refusal: str,
         thumbnails: Mapping[str, Thumbnails] = NO_THUMBNAILS,
     ) -> bytes:
-        """Return `make` of the parts' contents, or the cached result.
+        """Return `render` of the parts' contents, or the cached result.
 
-        `otherwise`: the refusal if a part is unreadable. `seen`: decoded thumbnails of ladders, by SHA-256.
+        `refusal`: the sentence for the member if a part is unreadable. `thumbnails`: decoded thumbnails of ladders, by
+        SHA-256.
         """
 
         async def render_file() -> bytes:
@@ -248,7 +251,7 @@ class Gallery:
             raise UserError(NO_FILM, 404) from error
 
     async def render_keyframe_grid(self, job: str, index: int) -> bytes:
-        """Return the grid at keyframe `n`, as WebP."""
+        """Return the grid at keyframe `index`, as WebP."""
         try:
             ladders = await self._without_latents(job)
             async with self._grid_slots:
@@ -257,7 +260,7 @@ class Gallery:
             raise UserError("There is no such keyframe.", 404) from error
 
     async def _without_latents(self, job: str) -> list[bytes]:
-        """Return the job's ladders without latents; they are read once for all keyframes. Raises `Unreadable`."""
+        """Return the job's ladders without latents; read them once for all keyframes. Raises `UnreadableImage`."""
         parts, _ = await self._film_parts(job)
         thumbnails = await self._thumbnail_decoder.decode_thumbnails(job, parts)
 

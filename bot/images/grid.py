@@ -37,10 +37,10 @@ def compose(
 ) -> bytes:
     """Return 1 to 4 pictures as one: alone, side by side, or two by two. None is a picture still to come.
 
-    All are scaled to the size of the largest; if its shorter side is below `cell` pixels, it is enlarged to that by
-    Lanczos. `shape` is the tiles' width : height while there is no picture. The grid carries the recipe of the first
-    picture that has one; the seeds of the others follow from it. Raises `Unreadable` for what is no PNG, JPEG or WebP
-    picture of bounded size, `ValueError` for a number of pictures other than 1 to 4.
+    All are scaled to the size of the largest; if its shorter side is below `cell` pixels, Lanczos enlarges it to that.
+    `shape` is the tiles' width : height while there is no picture. The grid carries the recipe of the first picture
+    that has one; the seeds of the others follow from it. Raises `UnreadableImage` for anything but PNG, JPEG or WebP
+    pictures of bounded size, `ValueError` for a number of pictures other than 1 to 4.
     """
     canvas = compose_images([None if picture is None else decode_image(picture) for picture in pictures], cell, shape)
     return encode_image(canvas, image_format, quality, _first_recipe_text(pictures) if image_format != "JPEG" else "")
@@ -49,7 +49,7 @@ def compose(
 def compose_images(
     pictures: Sequence[Image.Image | None], cell: int = CELL_SIZE, shape: tuple[int, int] = (1, 1)
 ) -> Image.Image:
-    """Do `compose` on pixels."""
+    """Do the same as `compose`, on decoded pictures."""
     if not 1 <= len(pictures) <= 4:
         raise ValueError(f"a grid has 1 to 4 pictures, not {len(pictures)}")
     columns, rows = min(2, len(pictures)), (len(pictures) + 1) // 2
@@ -70,14 +70,16 @@ def compose_images(
 def _cell_size(
     pictures: Sequence[Image.Image | None], cell: int, shape: tuple[int, int], max_side: int
 ) -> tuple[int, int]:
-    """Return a tile's size: the largest picture's, its shorter side at least `cell`, its longer one at most `most`."""
+    """Return a tile's size: the largest picture's, its shorter side at least `cell`, the other at most `max_side`."""
     sizes = [picture.size for picture in pictures if picture is not None]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=shape)
     return scale_size(width, height, cell, max_side)
 
 
 def scale_size(width: int, height: int, min_side: int, max_side: int) -> tuple[int, int]:
-    """Return a size of the same shape, its shorter side at least `least` unless the longer one would exceed `most`."""
+    """Return a size of the same shape, its shorter side at least `min_side` unless the longer one would exceed
+    `max_side`.
+    """
     factor = max(1.0, min_side / min(width, height))
     factor = min(factor, max_side / max(width, height))
     return max(1, round(width * factor)), max(1, round(height * factor))
@@ -86,7 +88,7 @@ def scale_size(width: int, height: int, min_side: int, max_side: int) -> tuple[i
 def shrink_to_fit(picture: bytes, limit: int) -> tuple[bytes, ImageFormat] | None:
     """Return the picture in at most `limit` bytes: unchanged, as lossless WebP, then as lossy; None if nothing fits.
 
-    Raises `Unreadable` if it must shrink the picture and cannot read it.
+    Raises `UnreadableImage` if it must shrink the picture and cannot read it.
     """
     if len(picture) <= limit:
         return picture, _detect_format(picture)

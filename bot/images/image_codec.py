@@ -26,7 +26,7 @@ class UnreadableImage(ValueError):
 
 
 def decode_image(payload: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the first frame of `payload` to RGB. Raises `Unreadable`; decodes nothing over `max_pixels`."""
+    """Decode the first frame of `payload` to RGB. Raises `UnreadableImage`; decodes nothing over `max_pixels`."""
     try:
         with Image.open(io.BytesIO(payload), formats=IMAGE_FORMATS) as picture:
             width, height = picture.size
@@ -57,9 +57,9 @@ def resize_image(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def encode_image(picture: Image.Image, image_format: ImageFormat, quality: int = 90, text: str = "") -> bytes:
     """Encode the picture: the same pixels and text give the same bytes. `quality` 100 is lossless for WebP.
 
-    `text` is its recipe, stored as A1111 does (the web UI whose form every gallery reads): in a PNG under `parameters`,
+    `text` is its recipe, stored as AUTOMATIC1111's web UI does, which every gallery reads: in a PNG under `parameters`,
     in a WebP as the EXIF user comment, in a JPEG not at all. No other metadata is written. PNG compression is low,
-    since somebody waits: a quarter of the time for a fifth more bytes.
+    since a member waits: a quarter of the time for a fifth more bytes.
     """
     buffer = io.BytesIO()
     if image_format == "PNG":
@@ -72,7 +72,7 @@ def encode_image(picture: Image.Image, image_format: ImageFormat, quality: int =
 
 
 def read_recipe_text(payload: bytes) -> str:
-    """Return the recipe in a PNG; empty if it has none, or one longer than ours can be."""
+    """Return the recipe in a PNG; empty if it has none, or a longer one than Darkroom writes."""
     try:
         with Image.open(io.BytesIO(payload), formats=("PNG",)) as picture:
             text = str(picture.info.get(RECIPE_KEY) or "")

@@ -16,7 +16,7 @@ NO_FILM = "Its pictures are held by the picture check, so there is no film to sh
 
 
 class ReviewStatus(Protocol):
-    """The verdicts of the picture check and the moderators, as `Shot` and `Stored` have them."""
+    """The verdicts of the picture check and the moderators, as `PictureRef` and `StoredPicture` have them."""
 
     @property
     def verdict(self) -> str: ...

@@ -1,8 +1,8 @@
 """Canvases and masks for outpainting: zoom out, pan, square. Pure.
 
-The picture is placed on a canvas smaller, moved or cut; the mask is white where the picture is not. The area around is
-filled with the picture's mirrored and blurred edge, so that a model continues in its colours. The engine decides how
-softly a mask ends. Inputs are PNGs from the upload decoder or a worker; what cannot be opened raises `Unreadable`.
+The picture lies on a canvas, shrunk, moved or cut; the mask is white where the picture is not. The picture's mirrored
+and blurred edge fills the area around it, so that a model continues in its colours. The engine decides how softly a
+mask ends. Inputs are PNGs from the upload decoder or a worker; bytes that Pillow cannot open raise `UnreadableImage`.
 
 CPU-bound: async callers use a thread.
 """

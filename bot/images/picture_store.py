@@ -1,4 +1,6 @@
-"""The picture store: finished pictures and ladders by SHA-256, in a folder, or in S3 and the like by obstore."""
+"""The picture store: finished pictures and ladders by SHA-256, in a folder, or in an object store such as S3, by
+obstore.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class ContentMissing(KeyError):
 
 
 class ContentCorrupt(ContentMissing):
-    """The bytes do not match their SHA-256, as after a torn write. This counts as missing."""
+    """The bytes do not match their SHA-256, for example after a torn write. This counts as missing."""
 
 
 class PictureStore:
@@ -41,7 +43,7 @@ class PictureStore:
     """
 
     def __init__(self, location: str | Path) -> None:
-        """`place`: a folder (made if missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
+        """`location`: a folder (made if missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # kept while a lock is in use
         self._write_threads = ThreadPoolExecutor(WRITER_THREADS, "pictures")  # a slow disk blocks only its own callers
         self._folder: Path | None = None
@@ -54,23 +56,23 @@ class PictureStore:
         self._store = LocalStore(self._folder, mkdir=True)
 
     def lock(self, sha256: str) -> asyncio.Lock:
-        """Return a content's lock: held while it is stored and recorded, or found unused and deleted."""
+        """Return a content's lock: hold it while you store and record it, or find it unused and delete it."""
         return self._locks.setdefault(sha256, asyncio.Lock())
 
     async def put(self, payload: bytes) -> str:
-        """Store `payload` and return its SHA-256. All or nothing, and on the disk when this returns."""
+        """Store `payload` and return its SHA-256. All or nothing; it is on disk when this returns."""
         sha256 = await _hash(payload)
         await self.put_all({sha256: payload})
         return sha256
 
     async def put_all(self, payloads: Mapping[str, bytes]) -> None:
-        """Store each under its SHA-256, which the caller has checked. All are on the disk when this returns."""
+        """Store each under its SHA-256, which the caller has checked. All are on disk when this returns."""
         if self._folder is not None:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._write_threads, self._put_files, self._folder, payloads)
             return
         puts = [obstore.put_async(self._store, _object_path(sha256), payload) for sha256, payload in payloads.items()]
-        with _translate_errors():  # all of them end before one's error is raised: nothing is written later
+        with _translate_errors():  # all of them end before an error is raised: nothing is written later
             for result in await asyncio.gather(*puts, return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
@@ -78,8 +80,8 @@ class PictureStore:
     def _put_files(self, folder: Path, payloads: Mapping[str, bytes]) -> None:
         """Write and fsync the files. S3 answers once data is safe; a file is only in the page cache.
 
-        One thread for all: a hop costs more. All are written before the first fsync, which takes the other files'
-        folders to the disk with it.
+        One thread writes all: a hop between threads costs more. It writes all before the first fsync, which also syncs
+        the other files' folders.
         """
         paths = {_object_path(sha256): payload for sha256, payload in payloads.items()}
         with _translate_errors():
@@ -89,7 +91,9 @@ class PictureStore:
             self._sync(folder / path)
 
     async def get(self, sha256: str) -> bytes:
-        """Return the bytes, checked against their name. Raises `Missing`, or `Spoiled` if the check fails."""
+        """Return the bytes, checked against their name. Raises `ContentMissing`, or `ContentCorrupt` if the check
+        fails.
+        """
         if not _SHA256.fullmatch(sha256):
             raise ContentMissing(sha256)
         try:
@@ -120,7 +124,7 @@ class PictureStore:
                 await obstore.delete_async(self._store, _object_path(sha256))
 
     async def list_names(self, stored_before: float) -> AsyncIterator[list[str]]:
-        """Yield the names of all that was stored before `before`, in seconds since 1970; some hundreds at a time."""
+        """Yield the names of everything stored before `stored_before` (seconds since 1970), some hundreds at a time."""
         with _translate_errors():
             async for page in obstore.list(self._store, "sha256", chunk_size=NAMES_PER_PAGE):
                 page_names = (
@@ -133,7 +137,7 @@ class PictureStore:
     def _sync(self, path: Path) -> None:
         """Call fsync on the file and on the folders that name it: a power cut after `put` loses nothing.
 
-        Upper folders need that once; a lower one may be new.
+        Upper folders need that once; the lowest one may be new.
         """
         lower, upper, top, root = list(path.parents)[:4]
         upper_folders = () if upper in self._synced_folders else (top, root)

@@ -1,6 +1,6 @@
 """Square thumbnails: the middle of a picture at a bounded size. Pure; takes plain PNGs.
 
-CPU-bound: async callers use a thread. What cannot be opened raises `Unreadable`.
+CPU-bound: async callers use a thread. Bytes that Pillow cannot open raise `UnreadableImage`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ MAX_SIDE = 256  # pixels: even a PNG of pure noise is then below the limit of a 
 
 
 def crop_square(png: bytes, side: int) -> bytes:
-    """Return the middle of a picture as a PNG, `side` pixels wide and high, at most `MOST_SIDE`."""
+    """Return the middle of a picture as a PNG, `side` pixels wide and high, at most `MAX_SIDE`."""
     bounded_side = min(side, MAX_SIDE)
     return encode_image(ImageOps.fit(decode_image(png), (bounded_side, bounded_side), Image.Resampling.LANCZOS), "PNG")

@@ -2,8 +2,9 @@
 
 Each account has a virtual time: its total cost divided by its weight. At each level the account with the lowest one
 goes next; a user's own jobs go in order of arrival. An account that was idle starts at its parent's current virtual
-time (`floor`): being idle saves up nothing, and a flood of jobs delays only itself. The store does the same in SQL;
-`order` predicts it for places in the queue, and the tests compare the two.
+time (`floor`): being idle earns no credit, and a flood of jobs delays only its own member. The store does the same in
+SQL; `dispatch_order` predicts it for places in the queue, and the tests compare the two. `WaitEstimate` needs only the
+number and cost of each user's jobs.
 """
 
 from __future__ import annotations
@@ -15,29 +16,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from engine.contract import BillingKey
-
-
-class WaitEstimate:
-    """The users who wait in one pool: for each, the number of jobs and their average cost (device-seconds)."""
-
-    def __init__(self, users: Iterable[tuple[int, float]] = ()) -> None:
-        sorted_users = sorted(users)
-        self._job_counts = [count for count, _ in sorted_users]
-        self._job_sums = [0, *accumulate(self._job_counts)]
-        self._work_sums = [0.0, *accumulate(count * cost for count, cost in sorted_users)]
-        self._cost_sums = [0.0, *accumulate(cost for _, cost in sorted_users)]
-
-    def estimate(self, own_ahead: int) -> tuple[int, float]:
-        """Return how many jobs start before a job, and the cost of those jobs and itself.
-
-        `turn`: how many jobs of the same user precede it. Until it starts, each user gets at most `turn` + 1 turns.
-        O(log users).
-        """
-        short_queues = bisect_right(self._job_counts, own_ahead + 1)
-        jobs = self._job_sums[short_queues] + (own_ahead + 1) * (len(self._job_counts) - short_queues)
-        return max(0, jobs - 1), self._work_sums[short_queues] + (own_ahead + 1) * (
-            self._cost_sums[-1] - self._cost_sums[short_queues]
-        )
 
 
 @dataclass(frozen=True)
@@ -63,36 +41,15 @@ class WaitingJob:
     cost: float
 
 
-def account_paths(pool: str, share: BillingKey) -> tuple[str, str, str, str]:
-    """Return the accounts that a job is charged to, from its pool down to its user."""
-    parts = [part.replace("%", "%25").replace("/", "%2F") for part in (pool, share.tier, share.guild, share.user)]
-    return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
+def dispatch_order(accounts: Mapping[str, Account], waiting: Iterable[WaitingJob]) -> Iterator[str]:
+    """Yield job ids in the order of dispatch if no other job comes. O(log n) a job.
 
-
-def ancestor_paths(path: str) -> tuple[str, ...]:
-    """Return the accounts on a path, from the pool down to the path itself."""
-    parts = path.split("/")
-    return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
-
-
-def parent_path(path: str) -> str:
-    """Return the account above; empty above a pool."""
-    return path.rpartition("/")[0]
-
-
-def member_of(path: str) -> str:
-    """Return the user's id at the end of a path."""
-    return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
-
-
-def entry_time(virtual_time: float, floor: float) -> float:
-    """Return the virtual time at which an account with nothing queued joins."""
-    return max(virtual_time, floor)
-
-
-def charge_time(virtual_time: float, cost: float, weight: float) -> float:
-    """Return an account's virtual time after `cost` device-seconds (negative: a refund)."""
-    return virtual_time + cost / weight
+    Takes the jobs of one pool: pools are served in parallel.
+    """
+    nodes = _build_tree(accounts, waiting)
+    root = nodes[""]
+    while root.children:
+        yield _take_next(nodes, root)[0]
 
 
 @dataclass
@@ -130,12 +87,55 @@ def _take_next(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
     return job, cost
 
 
-def dispatch_order(accounts: Mapping[str, Account], waiting: Iterable[WaitingJob]) -> Iterator[str]:
-    """Yield job ids in the order of dispatch if no other job comes. O(log n) a job.
+def account_paths(pool: str, share: BillingKey) -> tuple[str, str, str, str]:
+    """Return the accounts that a job is charged to, from its pool down to its user."""
+    parts = [part.replace("%", "%25").replace("/", "%2F") for part in (pool, share.tier, share.guild, share.user)]
+    return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
 
-    Takes the jobs of one pool: pools are served in parallel.
-    """
-    nodes = _build_tree(accounts, waiting)
-    root = nodes[""]
-    while root.children:
-        yield _take_next(nodes, root)[0]
+
+def ancestor_paths(path: str) -> tuple[str, ...]:
+    """Return the accounts on a path, from the pool down to the path itself."""
+    parts = path.split("/")
+    return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def parent_path(path: str) -> str:
+    """Return the account above; empty above a pool."""
+    return path.rpartition("/")[0]
+
+
+def member_of(path: str) -> str:
+    """Return the user's id at the end of a path."""
+    return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
+
+
+def entry_time(virtual_time: float, floor: float) -> float:
+    """Return the virtual time at which an account with nothing queued joins."""
+    return max(virtual_time, floor)
+
+
+def charge_time(virtual_time: float, cost: float, weight: float) -> float:
+    """Return an account's virtual time after `cost` device-seconds (negative: a refund)."""
+    return virtual_time + cost / weight
+
+
+class WaitEstimate:
+    """The users who wait in one pool: for each, the number of jobs and their average cost (device-seconds)."""
+
+    def __init__(self, users: Iterable[tuple[int, float]] = ()) -> None:
+        sorted_users = sorted(users)
+        self._job_counts = [count for count, _ in sorted_users]
+        self._job_sums = [0, *accumulate(self._job_counts)]
+        self._work_sums = [0.0, *accumulate(count * cost for count, cost in sorted_users)]
+        self._cost_sums = [0.0, *accumulate(cost for _, cost in sorted_users)]
+
+    def estimate(self, own_ahead: int) -> tuple[int, float]:
+        """Return how many jobs start before a job, and the cost of those jobs and this one.
+
+        `own_ahead`: how many jobs of the same user precede it. Until it starts, each user gets at most `own_ahead` + 1
+        turns. O(log users).
+        """
+        short_queues = bisect_right(self._job_counts, own_ahead + 1)
+        jobs = self._job_sums[short_queues] + (own_ahead + 1) * (len(self._job_counts) - short_queues)
+        long_queue_cost = self._cost_sums[-1] - self._cost_sums[short_queues]
+        return max(0, jobs - 1), self._work_sums[short_queues] + (own_ahead + 1) * long_queue_cost

@@ -1,10 +1,10 @@
 """Limit checks: the defaults, usage and charges, and the sentence for a member who reaches a limit.
 
-Shipped defaults: of each member 3 jobs run at once and 7 more wait (the eleventh is refused), as at Midjourney; and
-1800 calibrated device-seconds in any 24 hours: half an hour of the machine, some tens of the embedded model's grids at
-all steps. The windows roll: a charge counts for 24 hours (or 30 days) after it was made, so there is no rush at
-midnight and no time zone. A job is charged its estimated cost when it is admitted and its true cost when it ends
-(`engine.contract.cost`). Times are in seconds since 1970, costs in device-seconds.
+Shipped defaults: 3 jobs of a member run at once and 7 more wait, as at Midjourney; the eleventh is refused. A member
+may spend 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, or some tens of the embedded
+model's grids at all steps. The windows roll: a charge counts for 24 hours (or 30 days). So there is no rush at
+midnight, and no time zone matters. A job is charged its estimated cost when it is admitted and its true cost when it
+ends (`engine.contract.cost`). Times are in seconds since 1970, costs in device-seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Charge:
-    """`cost` device-seconds charged at `at` (seconds since 1970)."""
+    """`cost` device-seconds charged at `charged_at` (seconds since 1970)."""
 
     charged_at: float
     cost: float
@@ -41,10 +41,10 @@ class Charge:
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of running and waiting jobs. `running` counts jobs that left the queue; `next_free`: when the first one
+    """Counts of running and waiting jobs. `running` counts jobs that left the queue; `next_free_at`: when the first one
     ends.
 
-    `workers`: whether any worker is online.
+    `has_workers`: whether any worker is online.
     """
 
     running: int = 0
@@ -53,7 +53,7 @@ class Usage:
     has_workers: bool = True
 
     def next_free_text(self, now: float) -> str:
-        """Say when a place frees."""
+        """Say when a place becomes free."""
         if self.next_free_at is not None:
             return f"in about {format_duration(self.next_free_at - now)}"
         return "when a job before it is done" if self.has_workers else "when a worker comes"
@@ -63,7 +63,7 @@ class Usage:
 class Spending:
     """The cost charged in the `window` seconds before now.
 
-    `leaves(excess)`: when the oldest charges that sum to at least `excess` will have left the window.
+    `frees_at(excess)`: when the oldest charges that sum to at least `excess` will have left the window.
     """
 
     total_cost: float
@@ -89,7 +89,9 @@ def sum_spending(charges: Iterable[Charge], now: float, window: float = DAY_SECO
 
 
 def check_job_count(running: int, queued: int, usage: Usage, now: float, *, count: int = 1, set_by: str = "") -> None:
-    """Check that a member may have `count` more jobs. `by`: a sentence on who set the limit. Raises `Refused` (429)."""
+    """Check that a member may have `count` more jobs. `set_by`: a sentence on who set the limit. Raises `UserError`
+    (429).
+    """
     job_count = usage.running + usage.queued
     if job_count + count <= running + queued:
         return
@@ -113,10 +115,10 @@ def _join_sentences(*sentences: str) -> str:
 def check_shared_queue(
     max_waiting: int, usage: Usage, now: float, *, owner: str, count: int = 1, set_by: str = ""
 ) -> None:
-    """Check that `count` more jobs may wait where all members count together. `whose`: "This server's". Raises
-    `Refused`.
+    """Check that `count` more jobs may wait where all members count together. `owner`: "This server's". Raises
+    `UserError`.
 
-    The fair order decides whose job starts next, so `next_free` is only the earliest time at which any job may start.
+    The fair order decides whose job starts next, so `next_free_at` is only the earliest time at which a job may start.
     """
     if usage.queued + count <= max_waiting:
         return
@@ -129,7 +131,7 @@ def check_shared_queue(
 def check_cost(
     limit: float, spending: Spending, cost: float, now: float, *, owner: str = "Your", set_by: str = ""
 ) -> None:
-    """Check that `cost` more may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    """Check that `cost` more may be spent. `owner`: "Your", "This server's", … Raises `UserError` (429)."""
     if spending.total_cost + cost <= limit + COST_TOLERANCE:
         return
     need_part, window = f"this needs {format_duration(cost)} of device time", WINDOW_NAMES[spending.window]
@@ -148,7 +150,7 @@ def check_cost(
 
 
 def check_cost_left(limit: float, spending: Spending, now: float, *, owner: str = "Your", set_by: str = "") -> None:
-    """Check that anything may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    """Check that anything may be spent. `owner`: "Your", "This server's", … Raises `UserError` (429)."""
     if spending.total_cost < limit:
         return
     window, frees_at = (

@@ -1,6 +1,7 @@
-"""The permission table: which role may do what, by whose job it is and where. Pure.
+"""The permission table: which role may do what, on whose job, and where. Pure.
 
-Front ends ask `forbidden` before they act, and the tests check every cell. Quotas are elsewhere (`bot.policy.rules`).
+Front ends ask `forbidden_reason` before they act, and the tests check every cell. Quotas are elsewhere
+(`bot.policy.rules`).
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 class Permission:
     """One row of the table. Each role is the least that may act; None: nobody.
 
-    `own`: on an own job, or on no job. `others`: on another member's public job in the same server. `private`: on
-    another member's private job. `house`: the operator may act on jobs of other servers; other members never may,
-    except authors on their own jobs. `direct`: also in a direct message with the bot. `deed`: the action as it stands
-    after "may". `jobs`: the action can have a job.
+    `own_role`: on an own job, or on no job. `others_role`: on another member's public job in the same server.
+    `private_role`: on another member's private job. `operator_elsewhere`: the operator may act on jobs of other
+    servers; other members never may, except authors on their own jobs. `in_direct_messages`: it also works in a direct
+    message with the bot. `phrase`: the action as it stands after "may". `concerns_jobs`: the action can have a job.
     """
 
     phrase: str
@@ -156,7 +157,7 @@ def role_of(member: Member) -> Role:
 
 
 def job_relation(member: Member, job: JobRef | None) -> JobRelation:
-    """Return how a member relates to the subject."""
+    """Return how a member relates to the job."""
     if job is None:
         return "none"
     if job.author == member.id:
@@ -179,10 +180,10 @@ def least_role(action: Action, relation: JobRelation) -> Role | None:
 def forbidden_reason(
     action: Action, member: Member, job: JobRef | None = None, *, in_direct_message: bool = False
 ) -> str | None:
-    """Return why `member` may not act, as a sentence for them; None if they may. `direct`: in a direct message with the
-    bot.
+    """Return why `member` may not act, as a sentence for them; None if they may. `in_direct_message`: in a direct
+    message with the bot.
 
-    Raises ValueError for a subject with an action that is about no job: the answer would be arbitrary.
+    Raises ValueError for a job with an action that concerns no job: the answer would be arbitrary.
     """
     permission, relation = PERMISSIONS[action], job_relation(member, job)
     if job is not None and not permission.concerns_jobs:

@@ -1,14 +1,14 @@
-"""Exceptions to the fair order: which job may go before the first in line, and for how long. Pure.
+"""Exceptions to the fair order: which job may go before the first in the queue, and for how long. Pure.
 
-Virtual time alone bounds no waiting time: a tier of tiny weight, or a user behind an endless stream of newcomers, might
-wait for ever. So waiting time counts too. A user is *overdue* after waiting `PATIENCE` seconds for a turn, however many
-jobs they have. One in `EVERY` dispatches of a pool goes to the user who is overdue longest. So an overdue user, if a
-worker can run the job, is served within `EVERY` × (k + 1) dispatches, where k users have waited longer.
+Virtual time alone bounds no waiting time: a tier of tiny weight, or a user behind endless newcomers, might wait for
+ever. So waiting time counts too. A user is *overdue* after waiting `PATIENCE_SECONDS` seconds for a turn, however many
+jobs they have. One in `OVERDUE_INTERVAL` dispatches of a pool goes to the user who is overdue longest. If k users have
+waited longer and a worker can run the job, an overdue user is served within `OVERDUE_INTERVAL` × (k + 1) dispatches.
 
-A job whose model is in memory may pass a job whose model must be loaded, but each such job for `LOAD` seconds at most.
-So two alternating models are not loaded for every job, and nobody waits longer than that for it.
+A job whose model is in memory may pass a job whose model must be loaded, for `MAX_BYPASS_SECONDS` at most. So two
+alternating models are not loaded for every job, and no job waits longer than that for this reason.
 
-The store asks inside the transaction of the dispatch.
+The store calls this inside the transaction of the dispatch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Set
 PATIENCE_SECONDS = 300.0
 OVERDUE_INTERVAL = 8
 MAX_BYPASS_SECONDS = 20.0
-FORGET_SECONDS = 10 * MAX_BYPASS_SECONDS  # a job passed longer ago and never sent has ended or cannot run
+FORGET_SECONDS = 10 * MAX_BYPASS_SECONDS  # a passed job that is not sent for so long has ended or cannot run
 MAX_TRACKED_JOBS = 1000
 
 
@@ -64,7 +64,9 @@ class QueueBypass:
     def note_dispatch(
         self, pool: str, job: str, now: float, *, loads_model: str = "", was_overdue: bool = False
     ) -> None:
-        """Note a dispatch. `fetches`: its model, if not in memory; `late`: it was the longest overdue user's turn."""
+        """Note a dispatch. `loads_model`: its model, if not in memory; `was_overdue`: it was the longest overdue user's
+        turn.
+        """
         if loads_model:
             self._last_loads[pool] = (loads_model, now)
         self._bypassed_since.pop(job, None)

@@ -1,6 +1,6 @@
 """Why a job waits, as one sentence. Pure; the same for every front end.
 
-Reasons that keep it from starting at all come first, then its place in the queue.
+First come reasons why it cannot start at all, then its place in the queue.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from engine.process.load_progress import format_loaded_part, loaded_percent
 class WaitFacts:
     """What is known about a waiting job.
 
-    `starting`: a sentence about a worker that is starting up, while none can run the job. `anyone`: a worker is online;
-    `offered`: one in its pool has its model (empty: it needs none). `loaded`: the model is in memory. Else `fetched`:
-    the loaded share (None: no worker loads it) of `size` bytes (0: unknown), and `fetching`: the seconds that loading
-    takes. `mine`, `guild`, `channel`: running jobs of its member, server and channel, with their limits (None: none); a
-    server limit of 0 means closed. `ahead`: jobs before it, of `others` members (0: not counted). Front ends show the
-    ETA beside it.
+    `startup_notice`: a sentence about a worker that is starting up, while none can run the job. `any_worker`: a worker
+    is online; `is_offered`: one in its pool has its model (empty: it needs none). `is_loaded`: the model is in memory.
+    Else `loaded_share`: the loaded share (None: no worker loads it) of `model_bytes` bytes (0: unknown), and
+    `load_seconds`: the seconds that loading takes. `member_running`, `guild_running`, `channel_running`: running jobs
+    of its member, server and channel, with their limits (None: none); a server limit of 0 means closed. `jobs_ahead`:
+    jobs before it, of `other_members` members (0: not counted). Front ends show the ETA beside it.
     """
 
     model: str = ""

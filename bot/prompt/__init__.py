@@ -1,8 +1,8 @@
 """The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Pure.
 
-`concepts` cleans and weights the text, `permutations` expands braces, `flags` finds flags, `values` parses them (with
-`samplers` and `loras`), `own` expands a member's flag aliases, `request` is the result, and `possible` refuses what a
-model cannot do. Emphasis, as in `(word:1.2)`, stays as it is.
+`concepts` cleans and weights the text, `permutations` expands braces, `flags` finds flags, and `flag_values` parses
+them with `sampler_names` and `loras`. `flag_aliases` expands a member's flag aliases, `parsed_prompt` is the result,
+and `capability_check` refuses what a model cannot do. Emphasis, as in `(word:1.2)`, stays as it is.
 """
 
 from __future__ import annotations
@@ -30,32 +30,27 @@ if TYPE_CHECKING:
 __all__ = ["ParseResult", "ParsedPrompt", "build_recipe", "make_remarks", "parse"]
 
 FIELDS_BY_FLAG = {
-    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "until", "mix": "mixed",
+    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "stop_at",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ParseResult:
-    """One request per permutation, in order, and notes for the member."""
+    """One parsed prompt per permutation, in order, and notes for the member."""
 
     prompts: tuple[ParsedPrompt, ...]
     notes: tuple[str, ...]
 
 
 def parse(
-    text: str,
-    default_model: ModelProfile | None,
-    *,
-    models: Sequence[str] = (),
-    options: Mapping[str, object] | None = None,
-    allow_empty: bool = False,
-    aliases: Mapping[str, str] | None = None,
-) -> ParseResult:
-    """Parse `text`. `defaults`: the model that is used if none is named; None while no worker is online.
+    text: str, default_model: ModelProfile | None, *, models: Sequence[str] = (),
+    options: Mapping[str, object] | None = None, allow_empty: bool = False, aliases: Mapping[str, str] | None = None,
+) -> ParseResult:  # fmt: skip
+    """Parse `text`. `default_model`: the model to use if the prompt names none; None while no worker is online.
 
-    `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
-    they win over flags; None, "" and False count as absent. `wordless`: the prompt may be empty. `own`: the member's
-    flag aliases, by name. Raises `Refused`: one sentence about the first mistake.
+    `options` are a front end's own fields, by the names of `ParsedPrompt` (`steps`, `ar` as "16:9" or a pair,
+    `negative`, …): they win over flags; None, "" and False count as absent. `allow_empty`: the prompt may be empty.
+    `aliases`: the member's flag aliases, by name. Raises `UserError`: one sentence about the first mistake.
     """
     prompts = expand_braces(clean_prompt(text))
     notes = [f"The braces make {format_job_count(len(prompts))}."] if len(prompts) > 1 else []

@@ -1,4 +1,4 @@
-"""What a model and a sampler can do together: a recipe that needs more is refused with one sentence."""
+"""Checks what a model and a sampler can do together; refuses a recipe that needs more, with one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choose_interval(
 
 
 def check_capabilities(recipe: Recipe, model_profile: ModelProfile) -> None:
-    """Raise `Refused` if the model or the sampler cannot do what the recipe needs."""
+    """Raise `UserError` if the model or the sampler cannot do what the recipe needs."""
     if recipe.sampler not in model_profile.samplers:
         raise UserError(
             f"{model_profile.name} does not take the sampler {recipe.sampler}: it takes "
@@ -50,7 +50,7 @@ def _check_built_in_guidance(recipe: Recipe) -> None:
 
 
 def check_sampler(recipe: Recipe) -> None:
-    """Raise `Refused` if the unmodified pipeline lacks what the recipe needs."""
+    """Raise `UserError` if the unmodified pipeline lacks a feature that the recipe needs."""
     if recipe.sampler not in PIPELINE_SAMPLERS:
         return
     pipeline_text = f"The sampler {recipe.sampler} is the unmodified pipeline"

@@ -21,7 +21,7 @@ _WEIGHT = re.compile(r"::(?:([+\-−–]?(?:[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{
 def clean_prompt(text: str) -> str:
     """Return the text on one line: mojibake fixed (ftfy), NFC, no control or invisible characters.
 
-    Raises `Refused` for more than 2000 characters.
+    Raises `UserError` for more than 2000 characters.
     """
     _check_length(text)
     cleaned = clean_text(fix_text(text, uncurl_quotes=False))
@@ -37,7 +37,8 @@ def _check_length(text: str) -> None:
 def parse_concepts(words: str) -> tuple[Concept, ...]:
     """Return `red apple:: blue::-0.5` as concepts with the written weights (1 if there is none; 0 is kept).
 
-    Raises `Refused` for a weight without words or out of range, more than 8 concepts, or a sum of weights not above 0.
+    Raises `UserError` for a weight without words or out of range, for more than 8 concepts, or for weights whose sum is
+    not above 0.
     """
     parts = _WEIGHT.split(words)  # text, weight, text, weight, …, text
     parsed_concepts = [_parse_concept(text, weight) for text, weight in zip(parts[0::2], parts[1::2], strict=False)]
@@ -70,7 +71,7 @@ def _check_sum(parsed_concepts: list[Concept]) -> None:
 def balance_weights(weighted_concepts: tuple[Concept, ...]) -> tuple[Concept, ...]:
     """Return the concepts with relative weights: the positive ones add up to 1.
 
-    So `a::2 b::1` is `a::4 b::2`, guidance keeps its strength with any number of concepts, and a negative concept
+    So `a::2 b::1` equals `a::4 b::2`. Guidance keeps its strength with any number of concepts, and a negative concept
     steers away in proportion. Weights that add up to more than 0 then all lie between -1 and 1; those of 0 are dropped.
     """
     positive = sum(concept.weight for concept in weighted_concepts if concept.weight > 0)

@@ -1,6 +1,6 @@
 """Flag aliases: `--mine` in a prompt stands for words and flags that the member saved before. Pure.
 
-An alias is inserted as it is and never searched for others: its content was checked when it was saved.
+It inserts an alias as it is and searches it for no others: its content was checked when it was saved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIAS_NOTE = "--{} stands for “{}”."
 
 
 def find_unknown_flags(text: str) -> tuple[str, ...]:
-    """Return unknown flags in `text`, in braces too: perhaps aliases. Raises `Refused` for unreadable braces."""
+    """Return unknown flags in `text`, in braces too: perhaps aliases. Raises `UserError` for unreadable braces."""
     flags = (flag.name for prompt in expand_braces(text) for flag in split_spans(prompt)[1])
     return tuple(dict.fromkeys(name for name in flags if not is_known(name)))
 
@@ -33,7 +33,7 @@ def expand_flag_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tup
     """Return `text` with the member's flag aliases expanded, and a note on each.
 
     An alias's words go behind the words before the first flag, so that they are no value of another flag; its flags go
-    where it stood. Text after it belongs to the words, as behind any flag without a value. Raises `Refused` for more
+    where it stood. Text after it belongs to the words, as behind any flag without a value. Raises `UserError` for more
     text than a prompt may have.
     """
     if not aliases:
@@ -67,7 +67,7 @@ def _join_words(words: Iterable[str]) -> str:
 
 
 def parse_alias_name(text: str) -> str:
-    """Return the name of an alias as it is stored. Raises `Refused` for an invalid name or one that is a flag."""
+    """Return the name of an alias as it is stored. Raises `UserError` for an invalid name or one that is a flag."""
     name = text.strip().lower().removeprefix("--")
     if not ALIAS_NAME.fullmatch(name):
         raise UserError(
@@ -80,7 +80,7 @@ def parse_alias_name(text: str) -> str:
 
 
 def parse_alias_value(text: str, models: Sequence[str]) -> str:
-    """Return what an alias stands for, cleaned. Raises `Refused`: a flag's own sentence if a flag in it is wrong."""
+    """Return what an alias stands for, cleaned. Raises `UserError`: a flag's own sentence if a flag in it is wrong."""
     value = clean_prompt(text)
     if not value:
         raise UserError("An option stands for words, flags or both: say which.")

@@ -1,4 +1,4 @@
-"""Parsers for the values of our flags, from text or a front end's options; what is out of range is refused."""
+"""Parsers for the values of our flags, from text or a front end's options; they refuse values out of range."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _DASHES = str.maketrans("–—−", "---")
 
 
 def parse_value(name: str, value: object, models: Sequence[str]) -> object:
-    """Return the value of our flag `name` as a Request holds it. `value` is text, or already a number, pair or bool.
+    """Return the value of our flag `name` as a `ParsedPrompt` holds it. `value` is text, or already a number, pair or
+    bool.
 
-    `models` are the known names; if there are none, any well-formed name is accepted. Raises `Refused`, naming flag,
+    `models` are the known names; if there are none, any well-formed name is accepted. Raises `UserError`, naming flag,
     value and range.
     """
     if name == "model":

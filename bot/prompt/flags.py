@@ -1,6 +1,7 @@
 """The flags of a prompt: names, values, and their place in the text.
 
-Midjourney's flags are included, since people paste them: they are parsed with their values, then ignored with a note.
+It knows Midjourney's flags too, since people paste them: it parses them with their values, then ignores them with a
+note.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FlagArgument = Literal["nothing", "number", "word", "words", "sampler"]
 
 @dataclass(frozen=True)
 class Flag:
-    """One of our own flags. `range` describes its values, for help, autocomplete and refusals."""
+    """One of our own flags. `value_range` describes its values, for help, autocomplete and refusals."""
 
     name: str
     argument: FlagArgument
@@ -101,7 +102,7 @@ def split_flags(text: str) -> tuple[str, tuple[ParsedFlag, ...]]:
     """Return the words of `text`, and its flags in order. Text after a flag's value belongs to the words again.
 
     `<lora:name:0.8>` is a flag too, wherever it stands: AUTOMATIC1111's way to write `--lora name:0.8`. Raises
-    `Refused` for an unknown flag, naming the nearest one.
+    `UserError` for an unknown flag, naming the nearest one.
     """
     text, tags = extract_tags(text)
     starts = list(_START.finditer(text))
@@ -196,5 +197,5 @@ def _resolve_name(typed_name: str) -> str:
 
 
 def describe_values(name: str) -> str:
-    """Return what one of our flags takes, in words."""
+    """Describe in words the values that one of our flags takes."""
     return OUR_FLAGS[ALIASES.get(name, name)].value_range

@@ -45,14 +45,16 @@ def extract_tags(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def parse_loras(texts: Sequence[str]) -> tuple[RequestedLora, ...]:
-    """Parse "name" or "name:0.8"; the last weight of a name counts. Empty for "none". Raises `Refused` for all else."""
+    """Parse "name" or "name:0.8"; the last weight of a name counts. Empty for "none". Raises `UserError` for anything
+    else.
+    """
     if [text.strip().lower() for text in texts] == [NONE]:
         return ()
     return merge_loras(_parse_lora(text) for text in texts)
 
 
 def merge_loras(loras: Iterable[RequestedLora]) -> tuple[RequestedLora, ...]:
-    """Return each name once, in order; of several with one name the last. Raises `Refused` for more than four."""
+    """Return each name once, in order; of several with one name the last. Raises `UserError` for more than four."""
     unique_loras = tuple({lora.name.lower(): lora for lora in loras}.values())
     if len(unique_loras) > MAX_LORAS:
         raise UserError(f"--lora may stand for {MAX_LORAS} LoRAs at once; these are {len(unique_loras)}.")
@@ -71,7 +73,9 @@ def _parse_lora(text: str) -> RequestedLora:
 
 
 def resolve_loras(requested_loras: Iterable[RequestedLora], model_profile: ModelProfile) -> tuple[Lora, ...]:
-    """Return the model's LoRAs with their revisions, without those of weight 0. Raises `Refused` for a missing one."""
+    """Return the model's LoRAs with their revisions, without those of weight 0. Raises `UserError` if one is
+    missing.
+    """
     available = {requested.name.lower(): requested for requested in model_profile.loras}
     resolved_loras: list[Lora] = []
     for requested in requested_loras:

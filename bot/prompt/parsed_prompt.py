@@ -1,4 +1,4 @@
-"""`Request`: what one prompt asks for; and the recipe that it becomes on a warm model."""
+"""`ParsedPrompt`: what one prompt asks for, and the recipe that it becomes for a known model."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class ParsedPrompt:
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
     fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
     this job, with its flags; `words` the same without them. `relaxed` is a tier of the queue and changes no pixel.
-    `strength` is that of init images, `until` a fraction of the steps, `quality` a factor on the usual ones. `walk` is
-    the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
+    `strength` is that of init images, `stop_at` a fraction of the steps, `quality` a factor on the usual ones. `walk`
+    is the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they
+    need.
     """
 
     concepts: tuple[Concept, ...]
@@ -67,9 +68,9 @@ class ParsedPrompt:
     relaxed: bool = False
     eta: float = 0.0
     strength: float | None = None
-    until: float | None = None
+    stop_at: float | None = None
     tile: bool = False
-    mixed: bool = False
+    mix: bool = False
     chaos: float = 0.0
     repeat: int = 1
     quality: float = 1.0
@@ -82,9 +83,10 @@ class ParsedPrompt:
 def build_recipe(
     parsed_prompt: ParsedPrompt, model_profile: ModelProfile, seed: int, *, bucket: int | None = None
 ) -> Recipe:
-    """Return everything that decides pixels, frozen. `seed` is used if the request names none.
+    """Return everything that decides pixels, frozen. `seed` applies if the prompt names none.
 
-    Raises `Refused` if the shape does not fit the model, or for what it lacks. Members cannot set `bucket`.
+    Raises `UserError` if the shape does not fit the model, or if the model lacks a feature. Members cannot set
+    `bucket`.
     """
     width, height = fit_size(parsed_prompt.ar or (1, 1), model_profile)
     sampler, steps = choose_sampling(parsed_prompt, model_profile)
@@ -110,9 +112,9 @@ def build_recipe(
         guidance_stop=stop,
         guides=model_profile.guides,
         loras=resolve_loras(parsed_prompt.loras or (), model_profile),
-        until=1.0 if parsed_prompt.until is None else parsed_prompt.until,
+        until=1.0 if parsed_prompt.stop_at is None else parsed_prompt.stop_at,
         tile=parsed_prompt.tile,
-        mixed=parsed_prompt.mixed and len(parsed_prompt.concepts) > 1,
+        mixed=parsed_prompt.mix and len(parsed_prompt.concepts) > 1,
         chaos=parsed_prompt.chaos,
     )
     check_capabilities(recipe, model_profile)
@@ -141,7 +143,7 @@ def choose_sampling(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) ->
 def fit_size(ar: tuple[int, int], model_profile: ModelProfile) -> tuple[int, int]:
     """Return width and height in pixels near `ar` and the model's native area, in its multiples and within its pixels.
 
-    Raises `Refused` if no such size exists.
+    Raises `UserError` if no such size exists.
     """
     if (
         ar[0] == ar[1]
@@ -201,7 +203,7 @@ def make_remarks(parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> tu
 
 
 def _truncation_note(text: str, model_profile: ModelProfile, part_name: str) -> str:
-    """Return a note on where `warm` stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
+    """Return a note on where the model probably stops reading; "" if it reads all. Two tokens mark the ends."""
     token_count = 0.0
     for token in _TOKEN.finditer(text):
         token_count += TOKENS_PER_WORD if token[0][0].isalnum() else 1.0

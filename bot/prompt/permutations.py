@@ -27,7 +27,7 @@ class _Choice:
 def expand_braces(text: str) -> tuple[str, ...]:
     """Return every prompt that `text` stands for, the first choice varying slowest; none is longer than `text`.
 
-    Raises `Refused` for unbalanced braces, braces nested deeper than 8, or more than 10 prompts.
+    Raises `UserError` for unbalanced braces, braces nested deeper than 8, or more than 10 prompts.
     """
     parts = _parse_braces(text)
     count = _count_prompts(parts)

@@ -1,4 +1,4 @@
-"""Names of samplers: ours, those of other programs, and those of classes in diffusers."""
+"""Names of samplers: Darkroom's, those of other programs, and those of classes in diffusers."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ShortPrompt:
 def split_words(text: str) -> tuple[str, ...]:
     """Return the words that can be left out, without flags, weights and emphasis.
 
-    Raises `Refused` for fewer than two, and for more than can be measured.
+    Raises `UserError` for fewer than two, and for more than can be measured.
     """
     words_text = " ".join(concept.text for concept in parse_concepts(split_flags(text)[0]))
     words = tuple(word for word in remove_emphasis(words_text).split() if word.strip(",.;:"))

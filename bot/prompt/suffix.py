@@ -26,8 +26,8 @@ def add_suffix(text: str, suffix: str) -> str:
 def add_walk_suffix(walk_end: str, suffix: str, aliases: Mapping[str, str]) -> str:
     """Append the words of `suffix` to the end of a walk; its flags are in the prompt and apply to the whole walk.
 
-    `own`: the member's flag aliases. A suffix with braces differs in each prompt, and one with weights cannot be part
-    of one text: neither is added here. Raises `Refused` if it becomes too long.
+    `aliases`: the member's flag aliases. A suffix with braces differs in each prompt, and one with weights cannot be
+    part of one text: neither is added here. Raises `UserError` if it becomes too long.
     """
     if any(brace in suffix for brace in "{}"):
         return walk_end

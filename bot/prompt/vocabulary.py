@@ -1,7 +1,7 @@
 """Word lists for image-to-prompt, and how a prompt is built from them. Pure.
 
-There are two: what the embedded model has learned, in its own words (all of them stand in the list beside its weights),
-and common subjects for any other model.
+There are two: the words that the embedded model was trained on (all are in the list beside its weights), and common
+subjects for any other model.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Vocabulary:
     """`subjects` are what a picture may show. Additions, at most one of each slot, are texts with `{}` for the prompt
     so far.
 
-    `settings` come first, since they are most of the picture and can stand alone; then `slots` of the subject.
+    `scenes` come first, since they are most of the picture and can stand alone; then `slots` of the subject.
     """
 
     subjects: tuple[str, ...]

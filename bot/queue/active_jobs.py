@@ -1,6 +1,6 @@
 """The sent and running jobs in memory: epochs, steps, heartbeats. SQL has all that must survive a restart.
 
-So a frame costs no SQL. Knows records and frames; does no I/O. Times are seconds since 1970.
+So a frame costs no SQL. It knows records and frames; it does no I/O. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_PAUSE_SECONDS = 900.0  # longest pause, in seconds
 
 @dataclass
 class ActiveJob:
-    """A sent or running job. `beat`: last heartbeat; `left`: seconds left, as its worker reported at `said`."""
+    """A sent or running job. `reported_seconds_left`: seconds left, as its worker reported at `reported_at`."""
 
     record: JobRecord
     epoch: int
@@ -51,18 +51,18 @@ class ActiveJob:
 
 
 class ActiveJobs:
-    """All runs by job. The dispatcher adds them, frames refresh them, and the ends of jobs remove them."""
+    """All active jobs by id. The dispatcher adds them, frames refresh them, and the ends of jobs remove them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_first_preview: Callable[[JobRecord, float], None] = lambda *_: None) -> None:
         self.by_id: dict[str, ActiveJob] = {}
-        self.on_first_preview: Callable[[JobRecord, float], None] = lambda *_: None  # called at a run's first preview
-        self.results_behind_until = 0.0  # until when results may wait at the broker: a job without a claim may be done
+        self._on_first_preview = on_first_preview  # called at a job's first preview
+        self.results_behind_until = 0.0  # until then results may wait at the broker: a job without a claim may be done
         self.load_times = ModelLoadTimes()
         self.paused_since: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
-        self._remaining_costs: dict[str, float] = {}  # pool → sum over its runs; read at each view of any job
+        self._remaining_costs: dict[str, float] = {}  # pool → sum over its jobs; each view of a job reads it
 
     def put(self, record: JobRecord, now: float) -> ActiveJob:
-        """Add a sent or started job. A known run keeps its furthest step."""
+        """Add a sent or started job. A known job keeps its furthest step."""
         known = self.by_id.get(record.id)
         step = max(record.step, known.step if known else 0)
         active_job = ActiveJob(record, record.epoch, step, now)
@@ -90,7 +90,8 @@ class ActiveJobs:
             self._add_cost(active_job, active_job.remaining_cost - old_cost)
 
     def record_frame(self, frame: Frame, now: float) -> ActiveJob | None:
-        """Take a frame as a heartbeat. None if it does not fit: unknown job, another epoch, or beyond its recipe.
+        """Take a frame as a heartbeat. None if it does not fit: unknown job, another epoch, or a step beyond its
+        recipe.
 
         Before a worker's start is reported, the sender is unknown: the frame is shown, but its step does not count.
         """
@@ -103,7 +104,7 @@ class ActiveJobs:
         if frame.step > active_job.step:  # the job runs, so a pause is over
             self.paused_since.pop(frame.job, None)
         if active_job.preview_epoch < 0:
-            self.on_first_preview(active_job.record, now)
+            self._on_first_preview(active_job.record, now)
         active_job.epoch, active_job.preview_epoch, active_job.last_heartbeat = frame.epoch, frame.epoch, now
         active_job.step = max(active_job.step, frame.step) if active_job.is_claimed else active_job.step
         active_job.reported_seconds_left, active_job.reported_at = frame.seconds_left, now
@@ -128,13 +129,14 @@ class ActiveJobs:
         return active_job
 
     def remaining_cost(self, pool: str) -> float:
-        """Return the estimated device-seconds that the pool's runs still need."""
+        """Return the estimated device-seconds that the pool's jobs still need."""
         return max(0.0, self._remaining_costs.get(pool, 0.0)) if self.by_id else 0.0
 
     def count_paused_rows(self, pool: str, rows: int, free_rows: int, now: float) -> int:
-        """Return the rows of paused runs that other jobs may use. The pool's workers have `rows`, `free` of them free.
+        """Return the rows of paused jobs that other jobs may use. The pool's workers have `rows`, `free_rows` of them
+        free.
 
-        Our pauses and the workers' free rows must agree, since a worker may have ended a pause long ago.
+        Counts a paused row only if the workers report it as free: a worker may have ended a pause long ago.
         """
         paused_jobs = [
             job for job, since in self.paused_since.items() if now - since < MAX_PAUSE_SECONDS and job in self.by_id

@@ -41,7 +41,7 @@ class JobCanceller:
         )
 
     async def cancel(self, job: str) -> str:
-        """Cancel a job, and return a sentence on the outcome. Raises `Refused` (404) for an unknown job."""
+        """Cancel a job, and return a sentence on the outcome. Raises `UserError` (404) for an unknown job."""
         record = await self._completion.request_cancel(job)
         if record is None:
             raise UserError("There is no such job.", 404)

@@ -1,4 +1,4 @@
-"""Cancels open jobs of closed servers within seconds, wherever the server was closed from.
+"""Cancels open jobs of closed servers within seconds, however the server was closed.
 
 `/settings close` cancels by itself. The command line and a budget only write the rule, and an outage may interrupt
 either. Knows the store and how to cancel a job; checks no permissions.
@@ -37,7 +37,7 @@ class ClosedGuildWatcher:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def run_round(self) -> None:
-        """Cancel open jobs in servers that were closed a round ago too, so that `/settings close` comes first."""
+        """Cancel open jobs in servers that were already closed a round ago, so that `/settings close` comes first."""
         closed_before, self._closed_guilds = (
             self._closed_guilds,
             (await self._store.read(rules.load_guild_caps)).closed_guilds,

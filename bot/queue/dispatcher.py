@@ -1,4 +1,4 @@
-"""The dispatcher: sends jobs to the broker in fair order, no more than live workers have room for.
+"""The dispatcher: sends jobs to the broker in fair order, and no more than live workers have room for.
 
 It sleeps until poked (a job arrived or ended, a worker changed). It records a job as sent in SQL before it submits it,
 so `republish` restores what the broker lacks. Knows the store and the bus; nothing of front ends.
@@ -43,14 +43,14 @@ PUBLISH_SECONDS = 1.0  # least time between two publications of queue places
 def overbook_share(rows: int) -> float:
     """Return how far newcomers may exceed a pool's rows, as a share of them.
 
-    A small pool has room for a grid or two: without this, nine members who arrive together would each wait for the
-    last step of another before their first. In a large pool rows become free soon, so there the share is 1.
+    A small pool has room for a grid or two: without this, nine members who arrive together would each wait for the last
+    step of another before their first. In a large pool rows become free soon, so there the share is 1.
     """
     return max(1.0, min(MAX_OVERBOOK_SHARE, MAX_OVERBOOK_ROWS / max(1, rows)))
 
 
 class Dispatcher:
-    """Run `run` as a task."""
+    """Run `run` as a task. `wake_event` is set when a job arrives or ends, or a worker changes."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Dispatcher:
         models: ModelCatalog,
         pictures: PictureStore,
         completion: JobCompletion,
+        wake_event: asyncio.Event,
         *,
         limits: Limits,
         clock: Callable[[], float] = time.time,
@@ -70,7 +71,7 @@ class Dispatcher:
         self._forecast, self._models, self._pictures, self._completion = forecast, models, pictures, completion
         self._limits, self._clock = limits, clock
         self._bypass = QueueBypass()
-        self._wake_event = asyncio.Event()
+        self._wake_event = wake_event
         self._must_republish = True  # the broker may lack jobs that SQL has as sent
         self._published: dict[str, QueueMoved] = {}
         self._published_at = 0.0
@@ -85,14 +86,14 @@ class Dispatcher:
         self.wake()
 
     async def prepare(self) -> None:
-        """Load models, jobs and workers before the first request. Raises `Unreachable` and `Unavailable`."""
+        """Load models, jobs, workers before the first request. Raises `BrokerUnreachable`, `DatabaseUnavailable`."""
         await self._models.load()
         await self._completion.load_active()
         self._bus.add_reconnect_callback(self.handle_reconnect)
         await self._bus.watch_workers(self.wake)
 
     async def run(self) -> None:
-        """Dispatch until cancelled. An outage of broker or database is waited out."""
+        """Dispatch until cancelled. Wait out an outage of broker or database."""
         while True:
             self._wake_event.clear()
             try:
@@ -111,9 +112,9 @@ class Dispatcher:
                 continue
 
     async def run_round(self) -> None:
-        """Dispatch all that fits now. Raises `Unreachable` and `Unavailable`."""
+        """Dispatch all that fits now. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
         if self._must_republish:
-            await self._bus.declare()  # at the reconnection this may have failed on a full disk
+            await self._bus.declare()  # after the reconnection this may have failed, for example on a full disk
             await self.republish()
             self._must_republish = False
         await self._models.refresh()
@@ -147,7 +148,7 @@ class Dispatcher:
                 await self._submit_or_fail(record)
 
     async def _submit_or_fail(self, record: JobRecord) -> None:
-        """Submit a job, or fail it, so that a job which cannot be published does not block those behind it."""
+        """Submit a job, or fail it: a job that cannot be published must not block those behind it."""
         try:
             with log_context(record.id):
                 await self.submit(record)
@@ -158,7 +159,7 @@ class Dispatcher:
             await self._completion.fail(record.id, "It could not be handed to a worker.", "us")
 
     async def submit(self, record: JobRecord) -> None:
-        """Publish this attempt, with its input pictures. Idempotent. Raises `Unreachable`."""
+        """Publish this attempt, with its input pictures. Idempotent. Raises `BrokerUnreachable`."""
         try:
             for sha256 in required_blobs(record.task):
                 await self._bus.put_blob(await self._pictures.get(sha256))

@@ -1,10 +1,10 @@
 """Places in the queue, ETAs and wait reasons, from the fair order laid out and cached until the queue changes.
 
 To lay out a long queue takes time, and a busy evening changes it hundreds of times a second. So concurrent callers
-share one layout. Rough answers, as at each admission, reuse a layout for a multiple of the time it took; newer jobs
-then get an estimated place.
+share one layout. For rough answers, as at each admission, a layout serves for a multiple of the time that it took;
+newer jobs then get an estimated place.
 
-Knows the store, the board and the live workers; changes nothing. Estimates are in seconds from now.
+Knows the store, the active jobs and the live workers; changes nothing. Estimates are in seconds from now.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ REUSE_FACTOR = 20  # a slower layout is reused for rough answers for this many t
 
 @dataclass(frozen=True)
 class QueuePlace:
-    """A place in the queue. `ahead`: jobs of the pool that start first; `work`: device-seconds until it is done.
+    """A place in the queue. `jobs_ahead`: jobs of the pool that start first; `device_seconds`: the cost until it is
+    done.
 
-    `others`: how many other members have a job ahead; 0 if not counted.
+    `members_ahead`: how many other members have a job ahead; 0 if not counted.
     """
 
     jobs_ahead: int
@@ -45,7 +46,9 @@ class QueuePlace:
 
 @dataclass(frozen=True)
 class QueueLayout:
-    """The queue laid out in fair order, pool by pool. `complete`: it was short enough; `crowds`: for estimates."""
+    """The queue laid out in fair order, pool by pool. `is_complete`: the queue was short enough to lay out.
+    `estimates`: the waiting users of each pool.
+    """
 
     places: Mapping[str, QueuePlace] = field(default_factory=dict)
     estimates: Mapping[str, WaitEstimate] = field(default_factory=dict)
@@ -56,15 +59,11 @@ class Forecast:
     """Answers about the queue; reads it at most once per change, so calls are cheap."""
 
     def __init__(
-        self,
-        store: Store,
-        active_jobs: ActiveJobs,
-        workers: Callable[[], Mapping[str, Presence]],
-        *,
+        self, store: Store, active_jobs: ActiveJobs, workers: Callable[[], Mapping[str, Presence]], *,
         clock: Callable[[], float] = time.time,
         get_startup_progress: Callable[[str], ModelProgress | None] = lambda pool: None,
         get_model_size: Callable[[str], int] = lambda model: 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._get_startup_progress, self._get_model_size = get_startup_progress, get_model_size
         self._store, self._active_jobs, self._workers, self._clock = store, active_jobs, workers, clock
         self.guild_caps = RunningLimits()  # as the dispatcher last read it
@@ -72,7 +71,7 @@ class Forecast:
         self._layout, self._layout_lock = QueueLayout(), asyncio.Lock()
 
     async def get_layout(self, *, allow_stale: bool = False) -> QueueLayout:
-        """Return every waiting job's place. A `rough` answer may be a moment old."""
+        """Return every waiting job's place. With `allow_stale` the answer may be a moment old."""
         async with self._layout_lock:
             started_at, version = time.monotonic(), self._store.version
             if version != self._layout_version and (started_at >= self._reuse_until or not allow_stale):
@@ -155,7 +154,9 @@ class Forecast:
         )
 
     def explain_wait(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> str:
-        """Return the sentence why a job waits; empty if it does not. `running`: the member's limit of jobs at once."""
+        """Return why a job waits, as a sentence; empty if it does not wait. `member_limit`: the member's limit of jobs
+        at once.
+        """
         return wait_reason(self._collect_facts(record, place, member_limit)) if record.state == "queued" else ""
 
     def _collect_facts(self, record: JobRecord, place: QueuePlace | None, member_limit: int) -> WaitFacts:

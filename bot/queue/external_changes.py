@@ -74,7 +74,7 @@ class ExternalChangeWatcher:
         elif entry.why == job_admin.CANCEL_NOTE and not is_end(record.state):
             await self._cancel(entry.job)
         elif entry.why == job_admin.REQUEUE_NOTE and record.attempt == entry.attempt and not is_end(record.state):
-            await self._completion.announce_requeue(record, entry.why, "asked")
+            await self._completion.announce_requeue(record, entry.why, "operator")
             if entry.epoch:  # the old claim; another worker may have a new one by now
                 await self._completion.revoke_claim(record.id, entry.epoch)
 

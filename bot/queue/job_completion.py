@@ -1,4 +1,4 @@
-"""Ends jobs or queues them again: SQL first, then the board, the feed and the broker's leftovers.
+"""Ends jobs or queues them again: SQL first, then the active jobs, the feed and the broker's leftovers.
 
 Knows the store, the bus and the feed; decides nothing. It publishes an end to the feed once, after the commit.
 """
@@ -22,23 +22,26 @@ from engine.contract import Blame
 
 log = logging.getLogger(__name__)
 
-RequeueCause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job is queued again
+RequeueCause = Literal["lost", "unclaimed", "failed", "incomplete", "operator"]  # why a job is queued again
 
 
 class JobCompletion:
-    """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch."""
+    """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch.
+
+    It calls `on_rows_freed` when rows may be free, `on_end` at each end, and `on_requeue` at each requeue.
+    """
 
     def __init__(
         self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *,
         clock: Callable[[], float] = time.time, on_rows_freed: Callable[[], None] = lambda: None,
+        on_end: Callable[[Transition], None] = lambda _: None,
+        on_requeue: Callable[[RequeueCause], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed, self._clock = store, bus, active_jobs, feed, clock
-        self.on_rows_freed = on_rows_freed  # called when rows may be free
-        self.on_end: Callable[[Transition], None] = lambda _: None  # called at each end; the next at each requeue
-        self.on_requeue: Callable[[RequeueCause], None] = lambda _: None
+        self.on_rows_freed, self._on_end, self._on_requeue = on_rows_freed, on_end, on_requeue
 
     async def load_active(self) -> list[JobRecord]:
-        """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
+        """Load the active jobs from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
         for job in await self._store.write(fail_unreadable_jobs, self._clock()):
             log.error("job %s: failed, since its row cannot be read", job)
             self._active_jobs.remove(job)
@@ -60,7 +63,7 @@ class JobCompletion:
     async def cancel(
         self, job: str, actual_cost: float, *, epoch: int | None = None, audit_note: str = ""
     ) -> Transition | None:
-        """Cancel a job, and charge `spent` device-seconds."""
+        """Cancel a job, and charge `actual_cost` device-seconds."""
         return await self.announce_and_clear(
             await self._store.end_job("cancel", job, self._clock(), actual_cost, epoch=epoch, audit_note=audit_note)
         )
@@ -74,15 +77,9 @@ class JobCompletion:
         return record
 
     async def requeue(
-        self,
-        job: str,
-        *,
-        step: int,
-        audit_note: str,
-        reason: str = "",
-        epoch: int | None = None,
+        self, job: str, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None,
         cause: RequeueCause = "failed",
-    ) -> Transition | None:
+    ) -> Transition | None:  # fmt: skip
         """Queue a job again, or fail it after too many attempts without progress."""
         transition = await self._store.requeue_job(
             job, self._clock(), step=step, audit_note=audit_note, reason=reason, epoch=epoch
@@ -93,13 +90,13 @@ class JobCompletion:
         return transition
 
     async def announce_requeue(self, record: JobRecord, audit_note: str, cause: RequeueCause) -> None:
-        """Tell board, broker and listeners that a job was queued again in SQL."""
+        """Tell active jobs, broker and listeners that SQL has queued a job again."""
         active_job = self._active_jobs.by_id.get(record.id)
         if (
             active_job is not None and active_job.record.attempt < record.attempt
-        ):  # else this attempt was sent meanwhile
+        ):  # otherwise the dispatcher has sent this attempt meanwhile
             self._active_jobs.remove(record.id)
-        self.on_requeue(cause)
+        self._on_requeue(cause)
         log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, audit_note)
         await self._clear_attempt(replace(record, attempt=record.attempt - 1))
         self.on_rows_freed()
@@ -120,10 +117,10 @@ class JobCompletion:
         return transition
 
     def announce_end(self, transition: Transition) -> None:
-        """Announce a committed end to board, feed and listeners."""
+        """Announce a committed end to active jobs, feed and listeners."""
         record = transition.record
         self._active_jobs.remove(record.id)
-        self.on_end(transition)
+        self._on_end(transition)
         self._feed.publish(JobEnded(record.id, record.state, record.reason))
         self.on_rows_freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)

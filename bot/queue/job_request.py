@@ -47,9 +47,9 @@ def add_total_cost(requests: Sequence[JobRequest]) -> list[JobRequest]:
 
 
 def renew_recipe(old: Recipe, entry: CatalogEntry) -> tuple[Recipe, tuple[str, ...]]:
-    """Update an old recipe to the current weights of its model and LoRAs; with notes if they changed.
+    """Update an old recipe to the current weights of its model and LoRAs. Return it with notes if they changed.
 
-    Raises `Refused` if the model no longer accepts the recipe.
+    Raises `UserError` if the model no longer accepts the recipe.
     """
     profile = entry.profile
     loras = resolve_loras((RequestedLora(lora.name, lora.weight) for lora in old.loras), profile)
@@ -70,7 +70,7 @@ def _changed_notes(old: Recipe, new: Recipe) -> Iterator[str]:
 
 
 def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
-    """Return the note on a model that no live worker offers. `anyone`: whether a worker is online at all."""
+    """Return the note on a model that no live worker offers. `any_worker`: whether a worker is online at all."""
     cause = "No worker has this model ready" if any_worker else "No worker is online"
     return (
         f"{cause}: this uses the last known settings of {entry.profile.name}: {entry.profile.dtype}, "
@@ -79,7 +79,7 @@ def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
 
 
 def check_fits(draft: NewJob) -> None:
-    """Check that workers would accept the job. Raises `Refused` (400) now, instead of a dead letter later."""
+    """Check that workers would accept the job. Raises `UserError` (400) now, which avoids a dead letter later."""
     try:
         decode(encode(draft.to_job()), Job)
     except MalformedMessage as error:

@@ -1,7 +1,7 @@
-"""Moves jobs out of pools that cannot run them any more, into a pool whose workers offer the same model and weights.
+"""Moves jobs out of pools that can no longer run them, into a pool whose workers offer the same model and weights.
 
-A job gets its pool at admission, but workers come and go. Knows the store, the board, the claims on the bus and the
-live workers; `Models` chooses the best pool.
+A job gets its pool at admission, but workers come and go. Knows the store, the active jobs, the claims on the bus and
+the live workers; `ModelCatalog` chooses the best pool.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class JobRerouter:
                 log.warning("rerouting: %s", error)
 
     async def run_round(self) -> None:
-        """Check all sent jobs, and one page of waiting jobs per pool. Raises `Unreachable` and `Unavailable`."""
+        """Check all sent jobs, and one page of waiting jobs per pool. Raises `BrokerUnreachable` and
+        `DatabaseUnavailable`.
+        """
         live_pools = group_by_pool(self._workers())
         if not live_pools:
             return
@@ -70,7 +72,7 @@ class JobRerouter:
         return cursor
 
     async def _recall_job(self, active_job: ActiveJob) -> None:
-        """Queue a job again that was sent to a pool without workers and has no claim, if another pool can run it."""
+        """Queue a sent, unclaimed job again if its pool has no workers and another pool can run it."""
         if (
             self._find_other_pool(active_job.record) is None
             or active_job.record.cancelling

@@ -1,4 +1,4 @@
-"""The model catalogue: which models exist and what each needs, from live workers, else the last known, else as shipped.
+"""The model catalogue: which models exist and what each needs, as live workers say, else as last known or as shipped.
 
 A model that is not `loaded` can be requested like any other: a worker then loads it into memory.
 """
@@ -20,23 +20,10 @@ SIMILAR_COST = 1.25  # pools whose costs differ by less count as equal
 
 # The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED_MODEL = ModelProfile(
-    name="embedded",
-    revision="",
-    dtype="float32",
-    size=64,
-    multiple=16,
-    max_pixels=128 * 128,
-    tokens=24,
-    steps=1000,
-    sampler="ddpm",
-    guidance=4.0,
-    row_ms=4.0,
-    encode_ms=10.0,
-    decode_ms=60.0,
-    enlargement=4,
-    guidance_start=0.3,
+    name="embedded", revision="", dtype="float32", size=64, multiple=16, max_pixels=128 * 128, tokens=24, steps=1000,
+    sampler="ddpm", guidance=4.0, row_ms=4.0, encode_ms=10.0, decode_ms=60.0, enlargement=4, guidance_start=0.3,
     guidance_stop=0.8,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class ModelCatalog:
                 await self._store.save_model(profile, entry.pool, self._clock())
 
     def entries(self) -> list[CatalogEntry]:
-        """Return every model once, live ones first. Never empty: with none known, the shipped one."""
+        """Return every model once, live ones first. Never empty: if none is known, the shipped one."""
         live = self._live_entries()
         known = [
             CatalogEntry(profile, pool, False) for name, (profile, pool) in self._known.items() if name not in live
@@ -88,13 +75,24 @@ class ModelCatalog:
             return min(entries, key=lambda entry: (not entry.is_live, entry.profile.name != SHIPPED_MODEL.name))
         return {entry.profile.name: entry for entry in entries}[name]
 
+    def list_profiles(self) -> list[ModelProfile]:
+        """Return the models that can be requested, those of live workers first."""
+        return [entry.profile for entry in self.entries()]
+
+    def find_profile(self, name: str | None) -> ModelProfile | None:
+        """Return a model by name, None if there is none; without a name, the default one."""
+        try:
+            return self.find_entry(name or None).profile
+        except KeyError:
+            return None
+
     def choose_live_pool(self, preferred_pool: str) -> str:
-        """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
+        """Return a pool with live workers: `preferred_pool` if it has some, or if no pool has any."""
         live_pools = group_by_pool(self._workers())
         return preferred_pool if preferred_pool in live_pools or not live_pools else min(live_pools)
 
     def upscale_ms(self, pool: str) -> float | None:
-        """Return the milliseconds a megapixel of the slowest super-resolver among a pool's live workers.
+        """Return the milliseconds per megapixel of the slowest super-resolver among a pool's live workers.
 
         0 if none of them has one, or one is too old to run it; None while the pool has no worker.
         """
@@ -104,8 +102,8 @@ class ModelCatalog:
         return max((worker.enlarge_ms for worker in workers), default=None)
 
     def _live_entries(self) -> dict[str, CatalogEntry]:
-        """Return the models of live workers. Of several workers with one model, the first by name defines it: recipes
-        stay stable.
+        """Return the models of live workers. Of several workers with one model, the first by name defines it, so that
+        recipes stay stable.
 
         A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
         """
@@ -140,8 +138,8 @@ class ModelCatalog:
 class PoolSummary:
     """The live workers of one pool together: the rows that they take at once, and the models that they offer.
 
-    `loaded`: the models in memory of workers with free rows, or of all workers if none has any. `roomy`: the models of
-    workers with free rows.
+    `loaded_models`: the models in memory of workers with free rows, or of all workers if none has any.
+    `models_with_room`: the models of workers with free rows.
     """
 
     pool: str

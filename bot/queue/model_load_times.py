@@ -1,6 +1,6 @@
 """Learns from workers' progress messages how long a model takes to load. Pure; times are seconds since 1970.
 
-Two messages of a worker give a rate. No message marks the end: the worker just falls silent.
+Two messages of a worker give a rate. No message marks the end: the worker falls silent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ModelLoadTimes:
         self._load_seconds: dict[str, float] = {}
 
     def record_progress(self, job: str, model: str, progress: float, now: float) -> None:
-        """Record that a job's worker has loaded the fraction `done` (0 to 1) of the model."""
+        """Record that a job's worker has loaded the fraction `progress` (0 to 1) of the model."""
         known_job, load = self._loads.get(model, ("", None))
         if load is None or known_job != job or progress < load.progress or now - load.reported_at > SILENT_SECONDS:
             self._loads[model] = (job, _ModelLoad(now, progress, now, progress))

@@ -1,6 +1,6 @@
 """The patrol: finds jobs whose worker or message was lost, that exceed their deadline, or whose cancel got no answer.
 
-Knows the board, the claims on the bus, and time; makes every transition by `Closing`.
+Knows the active jobs, the claims on the bus, and time; makes every transition through `JobCompletion`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,9 @@ class Patrol:
     """Run `run` as a task. `lease`: seconds that a claim lasts without a renewal."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        completion: JobCompletion,
-        submit: Callable[[JobRecord], Awaitable[None]],
-        *,
-        lease: float = 10.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, completion: JobCompletion,
+        submit: Callable[[JobRecord], Awaitable[None]], *, lease: float = 10.0, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._completion, self._submit = (
             store,
             bus,
@@ -62,7 +55,7 @@ class Patrol:
                 self._orphaned_since.clear()  # no worker could renew a claim meanwhile
 
     async def run_round(self) -> None:
-        """Check all jobs once. Raises `Unreachable` and `Unavailable`."""
+        """Check all jobs once. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
         for record in await self._store.read(queries.list_overdue, self._clock()):
             await self._fail_overdue(record)
         for active_job in list(self._active_jobs.by_id.values()):
@@ -98,7 +91,7 @@ class Patrol:
         if active_job.record.cancelling:
             if orphaned_seconds >= self._lease / 4:
                 await self._completion.cancel(job, cost_so_far(active_job), audit_note="nobody runs it")
-        elif self._active_jobs.results_behind_until > now:  # its worker may have released it because it is done
+        elif self._active_jobs.results_behind_until > now:  # its worker may have released the claim: job done
             self._orphaned_since[job] = now
         elif active_job.is_claimed:
             await self._requeue_lost(active_job, orphaned_seconds)
@@ -106,7 +99,9 @@ class Patrol:
             await self._handle_unclaimed(active_job, orphaned_seconds)
 
     async def _drop_if_inactive(self, active_job: ActiveJob) -> bool:
-        """Drop a run that is not active in SQL, and return True. Happens if a database reply was lost for too long."""
+        """Drop a job that is not active in SQL, and return True. A database reply that was lost for too long causes
+        this.
+        """
         record = await self._store.get_job(active_job.record.id)
         if record is not None and record.state in ACTIVE_STATES:
             return False
@@ -120,7 +115,7 @@ class Patrol:
         return True
 
     async def _requeue_lost(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
-        """Queue a job again if its claim is lost for three leases. The broker should have redelivered it within one."""
+        """Queue a job again if it has had no claim for three leases. The broker should redeliver it within one."""
         pool_info = group_by_pool(self._bus.workers).get(active_job.record.pool)
         if (
             orphaned_seconds >= 3 * self._lease
@@ -135,18 +130,20 @@ class Patrol:
             )
 
     async def _handle_unclaimed(self, active_job: ActiveJob, orphaned_seconds: float) -> None:
-        """Publish an unclaimed job again, later requeue it: the broker may have lost it. Busy workers are normal."""
+        """Publish an unclaimed job again, later requeue it: the broker may have lost it, though workers may merely be
+        busy.
+        """
         pool_info = group_by_pool(self._bus.workers).get(active_job.record.pool)
         if pool_info is None or pool_info.is_full(active_job.record.model):
             self._orphaned_since[active_job.record.id] = self._clock()
         elif orphaned_seconds >= 6 * self._lease:
             await self._completion.requeue(
-                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="untaken"
+                active_job.record.id, step=active_job.step, audit_note="no worker took it", cause="unclaimed"
             )
         elif orphaned_seconds >= self._lease:
             await self._submit(active_job.record)
 
 
 def cost_so_far(active_job: ActiveJob) -> float:
-    """Return a run's cost so far in device-seconds, by its known steps."""
+    """Return a job's cost so far in device-seconds, by its known steps."""
     return max(0.0, active_job.record.cost - active_job.remaining_cost)

@@ -1,9 +1,9 @@
 """Pauses, resumes and prioritises running jobs.
 
-A request goes once to the job's worker and is stored nowhere. So a job that moves to another worker is not paused
-there, pauses end after 15 minutes in total, and a request fails while the broker is away. A paused job keeps its
-worker, its snapshots and its place; the board knows of the pause, so that other jobs may use its rows. Knows the bus;
-checks no permissions.
+A request goes once to the job's worker, and nothing stores it. So a job that moves to another worker is not paused
+there, and a request fails while the broker is away. Pauses end after 15 minutes in total. A paused job keeps its
+worker, its snapshots and its place; `ActiveJobs` knows of the pause, so that other jobs may use its rows. Knows the
+bus; checks no permissions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BROKER_AWAY_TEXT = "The workers cannot be reached just now. Try again in a momen
 
 
 class JobControl:
-    """Each method returns a sentence, or raises `Refused` if the job does not run or the broker is away."""
+    """Each method returns a sentence, or raises `UserError` if the job does not run or the broker is away."""
 
     def __init__(self, bus: Bus, active_jobs: ActiveJobs, *, clock: Callable[[], float] = time.time) -> None:
         self._bus, self._active_jobs, self._clock = bus, active_jobs, clock

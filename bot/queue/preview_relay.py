@@ -1,9 +1,9 @@
 """Live previews: frames from the workers to the feed, and requests for them to the workers. No SQL per frame.
 
-Progress of model loading takes the same way, whether watched or not: it is a few bytes.
+Progress of model loading takes the same way, watched or not: it is a few bytes.
 
-Frames of unknown jobs, of older epochs, or that are no JPEG are dropped: they would be stale in a moment anyway. Frames
-of jobs with the picture check are blurred here, before any front end has them, until their image has passed.
+It drops frames of unknown jobs, of older epochs, and those that are no JPEG: they would be stale in a moment anyway. It
+blurs frames of jobs with the picture check until their image has passed, before any front end has them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from engine.contract import Frame
 
 log = logging.getLogger(__name__)
 
-REQUEST_SECONDS = 5.0  # a worker keeps a request for ten
+REQUEST_SECONDS = 5.0  # seconds; a worker keeps a request for ten
 JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 class PreviewRelay:
-    """Run `show`, `tell` and `want` as tasks."""
+    """Run `publish_frames`, `publish_loadings` and `request_frames` as tasks."""
 
     def __init__(
         self, bus: Bus, active_jobs: ActiveJobs, feed: Feed, *, clock: Callable[[], float] = time.time
@@ -66,7 +66,7 @@ class PreviewRelay:
                 await asyncio.sleep(1.0)
 
     async def request_frames(self) -> None:
-        """Tell the workers which jobs are watched: at once when a viewer joins, then repeatedly while one stays."""
+        """Tell the workers which jobs are watched: at once when a viewer joins, then repeatedly while any stays."""
         jobs, renewed_at = None, -math.inf
         while True:
             now = time.monotonic()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from bot.domain.events import Feed
+from bot.images.gallery import Gallery
+from bot.queue.model_catalog import ModelCatalog
 from bot.services.flag_aliases import FlagAliases
+from bot.services.front_end_actions import FrontEndActions
+from bot.services.init_images.request import PageAddresses
 from bot.services.job_views.deliveries import Deliveries
 from bot.services.job_views.history import History
+from bot.services.job_views.job_views import JobViews
+from bot.services.jobs.edits import EditService
 from bot.services.jobs.job_service import JobService
+from bot.services.jobs.variations import VariationService
 from bot.services.moderation.moderation import Moderation
 from bot.services.moderation.picture_review import PictureReview
 from bot.services.preferences import Preferences
@@ -16,6 +25,7 @@ from bot.services.privacy.data_export import DataExport
 from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.services.prompt_tools.prompt_shortening import PromptShortener
 from bot.services.rule_admin import RuleAdmin
+from engine.contract import Presence
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,16 @@ class Services:
     """All services, by subject."""
 
     jobs: JobService
+    variations: VariationService
+    edits: EditService
+    job_views: JobViews
+    gallery: Gallery
+    catalog: ModelCatalog
+    feed: Feed
+    live_workers: Callable[[], Mapping[str, Presence]]  # by name
+    startup_notice: Callable[[], str]  # about a worker that starts up; empty if none does
+    page_addresses: PageAddresses
+    front_end: FrontEndActions
     deliveries: Deliveries
     preferences: Preferences
     flag_aliases: FlagAliases

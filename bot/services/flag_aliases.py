@@ -14,11 +14,11 @@ from bot.prompt.flag_aliases import find_unknown_flags, parse_alias_name, parse_
 from bot.store import Store
 from bot.store.members import flag_aliases as stored
 
-MAX_ALIASES = 20  # options of a member
+MAX_ALIASES = 20  # aliases of a member
 
 
 class FlagAliases:
-    """Reads and writes flag aliases. `models`: the names that `--model` accepts."""
+    """Reads and writes flag aliases. `model_names`: the names that `--model` accepts."""
 
     def __init__(self, store: Store, model_names: Callable[[], Sequence[str]]) -> None:
         self._store, self._model_names = store, model_names
@@ -30,19 +30,19 @@ class FlagAliases:
     async def aliases_for(self, member: str, text: str) -> dict[str, str]:
         """Return the aliases that `text` may use, without a read if all its flags are known.
 
-        Raises `Refused` for a text longer than a prompt may be, and for braces that cannot be parsed.
+        Raises `UserError` for a text longer than a prompt may be, and for braces that cannot be parsed.
         """
         return await self.list_aliases(member) if find_unknown_flags(clean_prompt(text)) else {}
 
     async def set_alias(self, member: str, name: str, value: str) -> str:
-        """Set an alias from typed text; return its name. Raises `Refused`."""
+        """Set an alias from typed text; return its name. Raises `UserError`."""
         name, value = parse_alias_name(name), parse_alias_value(value, self._model_names())
         if not await self._store.write(stored.put_flag_alias, member, name, value, MAX_ALIASES):
             raise UserError(f"You have {MAX_ALIASES} options, the most there are: delete one first.")
         return name
 
     async def delete_alias(self, member: str, name: str) -> str:
-        """Delete an alias; return its name. Raises `Refused` (404) if there is none."""
+        """Delete an alias; return its name. Raises `UserError` (404) if there is none."""
         bare_name = name.strip().lower().removeprefix("--")
         if not await self._store.write(stored.delete_flag_alias, member, bare_name):
             raise UserError(f"You have no option --{shorten(bare_name, 40)}.", 404)

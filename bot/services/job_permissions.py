@@ -1,7 +1,7 @@
 """Permission to make a job from another job, checked on the job that is really used.
 
-A front end checks the job that was named. If it leads to another (an upscale to its original, an address to the picture
-behind it), this checks that one: else a public job would give access to a private one.
+A front end checks the job that the member named. If that leads to another job (an upscale to its original, an address
+to its picture), this checks the other one: else a public job would give access to a private one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ ORIGINAL_FORBIDDEN = "This is an enlargement, and its original is not yours to g
 
 
 def refusal_reason(action: Action, member: Member, record: JobRecord) -> str | None:
-    """Return why `member` may not, as a sentence; None if they may. A job in a channel that they cannot see counts as
-    private.
+    """Return why `member` may not do this, as a sentence; None if they may. A job in a channel that they cannot see
+    counts as private.
     """
     is_hidden = record.private or not member.can_see(record.channel)
     return forbidden_reason(action, member, JobRef(record.member, record.member_name, record.guild, is_hidden))
 
 
 def check_original(action: Action, member: Member, record: JobRecord) -> None:
-    """Raise `Refused` (403) if an upscale leads to a job that the member may not use."""
+    """Raise `UserError` (403) if an upscale leads to a job that the member may not use."""
     if reason_text := refusal_reason(action, member, record):
         raise UserError(ORIGINAL_FORBIDDEN.format(reason_text), 403)

@@ -1,7 +1,7 @@
 """Decodes keyframes in full quality for viewers, on a worker that has the exact model in memory.
 
-If no worker can do it now, or it would take long, viewers get the ladder's own thumbnails (a linear map of the latents)
-without a message.
+If no worker can do it now, or it would take long, viewers get the ladder's own thumbnails without a message. Those are
+a linear map of the latents.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from engine.contract import X0_ESTIMATES_VERSION, DecodeRequest, Presence, Recip
 log = logging.getLogger(__name__)
 
 MAX_DECODE_MS = 5000.0  # for a ladder, by calibration
-RETRY_SECONDS = 30.0  # seconds before a silent model is asked for again: a film must not wait for it
+RETRY_SECONDS = 30.0  # seconds until we ask for a silent model again: a film must not wait for it
 
 RequestDecode = Callable[[str, DecodeRequest], Awaitable[tuple[bytes, ...]]]
 
 
 class LadderDecoder:
-    """Asks workers to decode ladders. `ask` raises `NobodyAnswers` or ConnectionError."""
+    """Asks workers to decode ladders. `request_decode` raises `NoWorkerAnswers` or ConnectionError."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class LadderDecoder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._request_decode, self._workers, self._clock = request_decode, workers, clock
-        self._silent_until: dict[tuple[str, str], float] = {}  # (pool, model) → not asked for until then
+        self._silent_until: dict[tuple[str, str], float] = {}  # (pool, model) → until when we do not ask for it
 
     async def decode(self, record: JobRecord, ladder: bytes) -> tuple[bytes, ...]:
         """Return a thumbnail for each keyframe; empty: show the ladder's own."""

@@ -52,7 +52,7 @@ class Preferences:
         return known_preferences(await self._store.read(stored.load_preferences, member))
 
     async def set_preference(self, member: str, name: str, text: str) -> Preference:
-        """Set one preference from typed text; an empty text resets it. Raises `Refused` (422)."""
+        """Set one preference from typed text; an empty text resets it. Raises `UserError` (422)."""
         if name not in NAMES:
             raise UserError(f"There is no preference “{shorten(name, 40)}”; there are {', '.join(NAMES)}.")
         value = _parse_value(name, text.strip()) if text.strip() else getattr(Preference(), name)
@@ -77,4 +77,4 @@ def _parse_value(name: str, text: str) -> str | bool:
 def known_preferences(values: dict[str, object]) -> Preference:
     """Return the stored preferences that this version knows: an older or newer version may have written them."""
     known_values = {name: value for name, value in values.items() if name in NAMES}
-    return replace(Preference(), **known_values)  # pyright: ignore[reportArgumentType] - written by `prefer` alone
+    return replace(Preference(), **known_values)  # pyright: ignore[reportArgumentType] - written by `set_preference` alone

@@ -1,7 +1,7 @@
 """Admins' use cases for the rules of their server, and the operator's for all rules: read, set, explain, undo.
 
-Every write checks the permission first, happens in one transaction, and logs a `Change`. A member acts on the guild
-where they are; the operator acts in the guild "*" on rules for every server. Every method may raise `Refused`.
+Every write checks the permission first, happens in one transaction, and logs a `RuleChange`. A member acts on the guild
+where they are; the operator acts in the guild "*" on rules for every server. Every method may raise `UserError`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MAX_CHANGES = 20
 
 
 class RuleAdmin:
-    """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and says what happened."""
+    """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and returns what happened."""
 
     def __init__(
         self, store: Store, cancel: Callable[[str], Awaitable[str]], *, limits: Limits,
@@ -73,7 +73,7 @@ class RuleAdmin:
         )
 
     async def check_command(self, member: Member, action: str) -> None:
-        """Check that the rules let a member use a command that makes no job. Raises `Refused` (403).
+        """Check that the rules let a member use a command that makes no job. Raises `UserError` (403).
 
         Checks only what the setting `commands` can forbid; the permission table decides who may act on whose job.
         """
@@ -84,7 +84,7 @@ class RuleAdmin:
         check_action(effective_rules, action)
 
     async def report_quotas(self, member: Member) -> QuotaReport:
-        """Return a member's effective rules, with the use of each limit and when some of it frees."""
+        """Return a member's effective rules, with the usage of each limit and when some of it becomes free."""
         now = self._clock()
         return await self._store.read(
             run_with_ledger, member, now, lambda ledger: report_quotas(self._resolve_rules(ledger, member), ledger)
@@ -93,7 +93,8 @@ class RuleAdmin:
     async def explain(
         self, guild: str, member: Member, setting_name: str | None = None, names: DisplayNames = NO_NAMES
     ) -> list[Explanation]:
-        """Explain each setting (or the one called `name`) for `who`: the value, the use, and which rule decides.
+        """Explain each setting (or the one called `setting_name`) for `member`: the value, the usage, and which rule
+        decides.
 
         `names`: how ids of channels, roles and users are shown, such as "@artists".
         """
@@ -155,9 +156,7 @@ class RuleAdmin:
         return await self._store.read(kept.list_changes, guild, limit)
 
     async def export_yaml(self, guild: str) -> str:
-        """Return a guild's rules as YAML (`bot.policy.rules.yaml_io`), without the operator's ceilings and without
-        `closed`.
-        """
+        """Return a guild's rules as YAML (`bot.policy.rules.yaml_io`), without the operator's ceilings and `closed`."""
         return yaml_io.dump_rules(await self.list_rules(guild))
 
     # Writing
@@ -167,7 +166,7 @@ class RuleAdmin:
     ) -> RuleChange:
         """Set one rule from typed text, or from the parts of a list, which may contain commas.
 
-        `subject`: the id of a channel, role or user, or its mention; empty for guild and house.
+        `subject`: the id of a channel, role or user, or its mention; empty for a guild and for a ceiling.
         """
         definition, subject = self._check_settable(member, scope, name, subject)
         value = parse_value(definition, text) if isinstance(text, str) else parse_list(definition, text)
@@ -277,7 +276,7 @@ def _check_permission(action: permissions.Action, member: Member) -> None:
 
 
 def undo_permissions(change: RuleChange) -> tuple[permissions.Action, ...]:
-    """Return the actions that a member must be permitted to undo a change: those that it took to make it."""
+    """Return the actions that a member must be allowed to undo a change: those that making it needed."""
     required: permissions.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
     return ("budget", required) if any(step.scope == "house" for step in change.steps) else (required,)
 

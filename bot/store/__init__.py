@@ -1,9 +1,10 @@
 """The store: all SQL of the bot. It records jobs, owners, charges and destinations.
 
-The URL selects SQLite in a file or PostgreSQL on a server (`database`). A committed change survives a power cut. Each
-transition is one transaction; transactions that wait together share a commit (`batch`). Transactions are plain
-functions of a connection (`moves`, `reads`). Each runs as a whole on the store's thread: one hop between event loop and
-driver for every statement would cost more than the statements.
+The URL selects SQLite in a file or PostgreSQL on a server (`bot.store.drivers.database`). A committed change survives a
+power cut. Each transition is one transaction; transactions that wait together share a commit
+(`bot.store.drivers.group_commit`). Transactions are plain functions of a connection (`bot.store.transitions`,
+`bot.store.jobs.queries`). Each runs as a whole on the store's thread: one hop between event loop and driver for every
+statement would cost more than the statements.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIER_WEIGHTS: Mapping[str, float] = MappingProxyType({RELAXED_TIER: 0.25})
-END_TERM_SECONDS = 3.0  # to end the leader term at shutdown; the database may be away
+END_TERM_SECONDS = 3.0  # seconds to end the leader term at shutdown; the database may be away
 
 
 async def read_store_id(url: str) -> str:
-    """Return the id of the store at a URL, or an empty string where it has none. Runs no migration. Raises `Refused`
-    and `Unavailable`.
+    """Return the id of the store at a URL, or an empty string where it has none. Runs no migration. Raises `UserError`
+    and `DatabaseUnavailable`.
     """
     database = await asyncio.to_thread(select_driver, url)
     try:
@@ -70,12 +71,12 @@ class Store:
     def __init__(self, database: Database, weights: Mapping[str, float] = TIER_WEIGHTS) -> None:
         self.database, self._weights = database, weights
         self.version = 0
-        self._term: int | None = None  # our leader term; None: no fencing, nobody else writes here
+        self._term: int | None = None  # our leader term; None: no fencing, no other bot writes here
         self.ends_term_on_close = False  # True: `close` ends our term, so the next leader need not wait
 
     @classmethod
     async def open(cls, url: str, weights: Mapping[str, float] = TIER_WEIGHTS) -> Store:
-        """Open the database at a URL and migrate its tables. Raises `Refused` and `Unavailable`."""
+        """Open the database at a URL and migrate its tables. Raises `UserError` and `DatabaseUnavailable`."""
         store = cls(await asyncio.to_thread(select_driver, url), weights)
         try:
             await store.database.upgrade(migrate_tables)
@@ -95,7 +96,7 @@ class Store:
         await self.database.close()
 
     async def write(self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `act` as one write transaction. It is committed when this returns."""
+        """Run `operation` as one write transaction. It is committed when this returns."""
 
         def run_fenced(connection: Connection) -> T:
             if self._term is not None:
@@ -107,7 +108,7 @@ class Store:
     async def begin_term(self, holder: str = "", expected_term: int | None = None) -> LeaderTerm | None:
         """Begin our leader term: from now on writes of earlier leaders are refused, and ours once a later term begins.
 
-        None: the newest term is not `after`, and no term was begun.
+        None: the newest term is not `expected_term`, and no term was begun.
         """
         new_term = await self.database.write(
             lambda connection: leader_terms.begin_term(connection, holder, expected_term)
@@ -120,21 +121,21 @@ class Store:
         return (await self.read(leader_terms.read_newest_term)).term == self._term
 
     async def record_heartbeat(self) -> None:
-        """Record a heartbeat for the standbys to see. Raises `Deposed`."""
+        """Record a heartbeat for the standbys to see. Raises `NotLeader`."""
         if self._term is not None:
             await self.write(leader_terms.record_heartbeat, self._term)
 
     async def _write_transition(
         self, operation: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run `write`, and raise `version` unless `act` returns None (nothing changed)."""
+        """Run `write`, and increase `version` unless `operation` returns None (nothing changed)."""
         result = await self.write(operation, *args, **kwargs)
         if result is not None:
             self.version += 1
         return result
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a read function in one snapshot of the tables: `await store.ask(reads.newest, guild, 50)`."""
+        """Run a read function in one snapshot of the tables: `await store.read(queries.list_newest, guild, 50)`."""
         return await self.database.read(lambda connection: query(connection, *args, **kwargs))
 
     async def admit_jobs(
@@ -142,8 +143,8 @@ class Store:
     ) -> tuple[list[JobRecord], bool]:
         """Write the jobs that `decide` returns, with their destinations; True: they are new.
 
-        `decide` runs on the store's thread, reads the ledger and raises `Refused` to write nothing. A known idempotency
-        `key` returns the jobs that it made earlier, and False.
+        `decide` runs on the store's thread, reads the ledger and raises `UserError` to write nothing. A known
+        idempotency `key` returns the jobs that it made earlier, and False.
         """
         return await self._write_transition(job_transitions.admit_jobs, new_jobs, key, decide, self._weights, now)
 
@@ -152,27 +153,14 @@ class Store:
         return await self._write_transition(job_transitions.pick_job, request, rows, overbook_share, now)
 
     async def start_job(
-        self,
-        job: str,
-        epoch: int,
-        worker: str,
-        step: int,
-        now: float,
-        *,
-        preview_step: int = 0,
+        self, job: str, epoch: int, worker: str, step: int, now: float, *, preview_step: int = 0,
         snapshots_lost: bool = False,
-    ) -> Transition | None:
+    ) -> Transition | None:  # fmt: skip
         """Record a start at `step`, or fail the job after too many attempts without progress (see the record)."""
         return await self._write_transition(
-            job_transitions.start_job,
-            job,
-            epoch,
-            worker,
-            step,
-            now,
-            preview_step=preview_step,
+            job_transitions.start_job, job, epoch, worker, step, now, preview_step=preview_step,
             snapshots_lost=snapshots_lost,
-        )
+        )  # fmt: skip
 
     async def requeue_job(
         self, job: str, now: float, *, step: int, audit_note: str, reason: str = "", epoch: int | None = None
@@ -186,7 +174,7 @@ class Store:
         self, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
         epoch: int | None = None, audit_note: str = "", **values: object,
     ) -> Transition | None:  # fmt: skip
-        """Finish, fail or cancel a job, and settle its charge to `spent` in the same transaction."""
+        """Finish, fail or cancel a job, and settle its charge to `actual_cost` in the same transaction."""
         return await self._write_transition(
             job_transitions.end_job, kind, job, now, actual_cost, epoch=epoch, audit_note=audit_note, **values
         )
@@ -209,15 +197,10 @@ class Store:
         return (await self.record_pictures(picture.job, epoch, [picture], None, now, method))[0]
 
     async def record_pictures(
-        self,
-        job: str,
-        epoch: int,
-        pictures: Sequence[StoredPicture],
-        stats: JobStats | None,
-        now: float,
+        self, job: str, epoch: int, pictures: Sequence[StoredPicture], stats: JobStats | None, now: float,
         method: UpscaleMethod | None = None,
-    ) -> tuple[bool, Transition | None]:
-        """Record pictures of one job, and finish it if `end` is given and none is missing. One transaction.
+    ) -> tuple[bool, Transition | None]:  # fmt: skip
+        """Record pictures of one job, and finish it if `stats` is given and none is missing. One transaction.
 
         False: the job is unknown, deleted or over, or a newer epoch has it.
         """

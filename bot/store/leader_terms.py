@@ -1,7 +1,7 @@
 """Leader terms: a number in SQL that each new leader raises. Writes of an older leader are refused (fencing).
 
-So a bot that slept through the end of its lease, or that only the broker cannot see, can change nothing. The row also
-has the holder, its heartbeat counter, whether the term ended cleanly, and the store's id. Knows nothing of leases and
+So a bot that was suspended while its lease ended, or that only lost the broker, can change nothing. The row also has
+the holder, its heartbeat counter, whether the term ended cleanly, and the store's id. It knows nothing of leases and
 clocks. A store without a term is not fenced.
 """
 
@@ -37,7 +37,7 @@ class LeaderTerm:
 
 
 def begin_term(connection: Connection, holder: str = "", expected_term: int | None = None) -> LeaderTerm | None:
-    """Begin the next term as ours. None: the newest is not `after` any more, so read it again."""
+    """Begin the next term as ours. None: the newest is not `expected_term` any more, so read it again."""
     old_term = _read_term(connection, lock=True)
     if expected_term is not None and old_term.term != expected_term:
         return None
@@ -55,7 +55,7 @@ def read_newest_term(connection: Connection) -> LeaderTerm:
 
 
 def check_term(connection: Connection, term: int) -> None:
-    """Raise `Deposed` unless `term` is the newest. Nobody can begin another during this transaction."""
+    """Raise `NotLeader` unless `term` is the newest. Nobody can begin another during this transaction."""
     if connection.execute(_SELECT_TERM).scalar() != term:
         raise NotLeader("Another bot has taken over.")
 

@@ -45,7 +45,9 @@ def change_rules(
     connection: Connection, guild: str, action: str, actor: tuple[str, str], plan_steps: ChangePlan, now: float,
     undoes: int | None = None,
 ) -> RuleChange:  # fmt: skip
-    """Apply the steps that `plan` makes of the current rules, and log them as one change. `plan` raises `Refused`."""
+    """Apply the steps that `plan_steps` makes of the current rules, and log them as one change. `plan_steps` raises
+    `UserError`.
+    """
     old_values: RuleValues = {rule.key: rule.value for rule in list_guild_rules(connection, guild)}
     steps = tuple(plan_steps(old_values))
     for step in steps:
@@ -104,9 +106,10 @@ def undo_change(
     check_permission: Callable[[RuleChange], None],
     now: float,
 ) -> RuleChange:
-    """Undo a change by a new change. Raises `Refused` if `permit` does, or if a later change touched the same rules.
+    """Undo a change by a new change. Raises `UserError` if `check_permission` does, or if a later change touched the
+    same rules.
 
-    Without a number, undo the newest change that is no undo, was not undone, and that `permit` accepts.
+    Without a number, undo the newest change that is no undo, was not undone, and that `check_permission` accepts.
     """
     target = (
         _find_undoable(connection, guild, check_permission) if number is None else get_change(connection, guild, number)
@@ -116,14 +119,9 @@ def undo_change(
     check_permission(target)
     later_number = find_later_change(connection, guild, [step.key for step in target.steps], target.number)
     return change_rules(
-        connection,
-        guild,
-        "undo",
-        actor,
-        lambda rule_values: plan_undo(rule_values, target, later_number),
-        now,
+        connection, guild, "undo", actor, lambda rule_values: plan_undo(rule_values, target, later_number), now,
         target.number,
-    )
+    )  # fmt: skip
 
 
 def _find_undoable(
@@ -140,7 +138,7 @@ def _find_undoable(
 def find_later_change(
     connection: Connection, guild: str, keys: Sequence[tuple[str, str, str]], after_number: int
 ) -> int | None:
-    """Return the newest change after number `after` that touched one of these rules, or None."""
+    """Return the newest change after number `after_number` that touched one of these rules, or None."""
     for candidate in _select_changes(connection, guild, rule_changes.c.id > after_number, limit=MAX_CHANGES):
         if any(step.key in keys for step in candidate.steps):
             return candidate.number

@@ -1,1 +1,3 @@
-"""The chatroom: a web page and an HTTP API over the studio. `bot.web.app` builds it. The studio decides about jobs."""
+"""The chatroom: a web page and an HTTP API over the services. `bot.web.app` builds it. The job service decides about
+jobs.
+"""

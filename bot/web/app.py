@@ -15,7 +15,7 @@ from bot.app.metrics_page import MetricsPage
 from bot.app.settings import Settings
 from bot.domain.concurrency import PerMemberLimit
 from bot.services import Services
-from bot.web import media, metrics, middleware, pages, request_body, sse
+from bot.web import media, metrics, middleware, pages, renamed, request_body, sse
 from bot.web.api import describe, edits, flag_aliases, jobs, review, wait_reason
 from bot.web.auth import HostPolicy, SessionTokens, load_or_create_key
 from bot.web.grid_cache import GridCache
@@ -28,21 +28,19 @@ TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.ht
 
 
 def build_app(
-    settings: Settings,
-    services: Services,
-    engine_loading: asyncio.Event | None = None,
+    settings: Settings, services: Services, engine_loading: asyncio.Event | None = None,
     metrics_snapshot: MetricsPage | None = None,
-) -> web.Application:
-    """Return the chatroom over this desk. The first start writes the room's key into the data folder.
+) -> web.Application:  # fmt: skip
+    """Return the chatroom over these services. The first start writes the room's key into the data folder.
 
-    `warming` is set while an engine that was started with the room is loading. `scrape` makes the metrics page; without
-    it there is none.
+    `engine_loading` is set while an engine that was started with the room is loading. `metrics_snapshot` makes the
+    metrics page; without it there is none.
     """
     app = web.Application(
         middlewares=[middleware.handle_errors, middleware.authenticate], client_max_size=MAX_BODY_BYTES
     )
-    app[sse.STUDIO] = services.jobs
-    services.jobs.page_addresses = _extra_addresses(settings)
+    app[sse.SERVICES] = services
+    services.page_addresses.add(*_extra_addresses(settings))
     app[review.REVIEW] = services.picture_review
     app[describe.IMAGE_TO_PROMPT] = services.image_to_prompt
     app[flag_aliases.FLAG_ALIASES] = services.flag_aliases
@@ -50,10 +48,8 @@ def build_app(
     app[sse.SHUTDOWN] = asyncio.Event()
     app[sse.STREAMS] = set()
     app[sse.EVENT_CACHE] = EventCache()
-    app[request_body.FORM_SLOTS], app[request_body.MEMBER_LIMIT] = (
-        asyncio.Semaphore(request_body.MAX_FORMS),
-        PerMemberLimit(),
-    )
+    app[request_body.FORM_SLOTS] = asyncio.Semaphore(request_body.MAX_FORMS)
+    app[request_body.MEMBER_LIMIT] = PerMemberLimit()
     app[middleware.HOST_POLICY] = HostPolicy.from_settings(settings.host, settings.public_url, settings.allowed_hosts)
     app[middleware.SESSION_TOKENS] = SessionTokens(load_or_create_key(settings.data))
     app[middleware.METRICS_TOKEN] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
@@ -63,6 +59,7 @@ def build_app(
     _load_templates(app)
     app.add_routes([*pages.routes(), *jobs.routes(), *media.routes(), *review.routes(), *sse.routes()])
     app.add_routes([*edits.routes(), *wait_reason.routes(), *flag_aliases.routes(), *describe.routes()])
+    app.add_routes(renamed.routes())
     if metrics_snapshot is not None:
         app[metrics.METRICS_SNAPSHOT] = metrics_snapshot
         app.add_routes(metrics.routes())
@@ -122,9 +119,9 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncIterato
     try:
         site = web.TCPSite(runner, host.strip("[]"), port)
         await site.start()
-        port, job_service = runner.addresses[0][1], app[sse.STUDIO]
+        port = runner.addresses[0][1]
         local_hosts = dict.fromkeys((_reachable_host(host), "127.0.0.1", "localhost", "[::1]"))
-        job_service.page_addresses = (*job_service.page_addresses, *(f"http://{name}:{port}" for name in local_hosts))
+        app[sse.SERVICES].page_addresses.add(*(f"http://{name}:{port}" for name in local_hosts))
         yield port
     finally:
         await runner.cleanup()
@@ -133,7 +130,7 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncIterato
 async def serve_forever(
     app: web.Application, host: str, port: int, on_open: Callable[[int], None] | None = None
 ) -> None:
-    """Serve until cancelled; call `opened_at` with the port once the room is open."""
+    """Serve until cancelled; call `on_open` with the port once the room is open."""
     async with run_server(app, host, port) as bound_port:
         if on_open is not None:
             on_open(bound_port)

@@ -19,7 +19,7 @@ from bot.domain.errors import UserError
 COOKIE_NAME = "darkroom"
 KEY_BYTES = 32
 PROXY_REFUSED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
-MAX_INVITATIONS = 20  # more make the oldest lapse
+MAX_INVITATIONS = 20  # with more, the oldest expires
 FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 CUSTOM_HEADERS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # headers that a proxy adds
@@ -67,7 +67,7 @@ class HostPolicy:
 
     @classmethod
     def from_settings(cls, bound_host: str, public_url: str, allowed_hosts: Iterable[str]) -> HostPolicy:
-        """Build one. `public_url`: as `https://pictures.example`; `allowed`: host names with or without a port."""
+        """Build one. `public_url`: as `https://pictures.example`; `allowed_hosts`: host names, perhaps with a port."""
         names = frozenset(filter(None, (parse_host_name(host.strip()) for host in allowed_hosts)))
         return cls(bound_host.strip("[]").lower(), urlsplit(public_url).netloc.lower(), names)
 
@@ -87,14 +87,14 @@ class HostPolicy:
         return not is_loopback(self.bound_host) and _parse_address(name) is not None
 
     def is_own_origin(self, origin: str, host: str) -> bool:
-        """Return whether a page of this origin is ours: of the host that was requested, or of the public address."""
+        """Return whether this origin is the room's own: the requested host, or the public address."""
         parts = urlsplit(origin)
         return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public_host} - {""}
 
     def check_request(self, method: str, headers: Mapping[str, str]) -> None:
-        """Refuse an unknown Host or a foreign Origin (403), and what a form of another site could send (400).
+        """Refuse an unknown Host or a foreign Origin (403), and anything that another site's form could send (400).
 
-        A room for this computer only treats every visitor as its owner, so it refuses proxied requests.
+        A room for this computer alone treats every visitor as its owner, so it refuses proxied requests.
         """
         if self.is_local and any(name in headers for name in PROXY_HEADERS):
             raise UserError(PROXY_REFUSED, 403)
@@ -119,7 +119,7 @@ def _is_navigation(method: str, headers: Mapping[str, str]) -> bool:
 
 
 def _is_form(headers: Mapping[str, str]) -> bool:
-    """Return whether this could be a form, which any site may send unasked ("simple" in the Fetch standard)."""
+    """Return whether this could be a form, which any site may send without asking ("simple" in the Fetch standard)."""
     return _content_type(headers) in FORM_TYPES
 
 
@@ -145,8 +145,8 @@ def _header_bytes(text: str) -> bytes:
 
 
 def load_or_create_key(folder: Path) -> bytes:
-    """Return the room's secret: 32 bytes in `web.key` (mode 600), made at the first start. Cookies outlive restarts by
-    it.
+    """Return the room's secret: 32 bytes in `web.key` (mode 600), made at the first start. It lets cookies outlive
+    restarts.
 
     An empty file is written anew. Any other file without a key is refused.
     """

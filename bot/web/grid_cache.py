@@ -1,6 +1,6 @@
 """A cache of composed grids: a page and its visitors request the same ones again and again.
 
-It bounds how many are composed at once and how much is kept.
+It bounds how many it composes at once and how much it keeps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 class GridCache:
-    """An LRU cache of grids. A key names what a grid is made of, so an entry never changes."""
+    """An LRU cache of grids. A key names the pictures of a grid, so an entry never changes."""
 
     def __init__(self, cell: int) -> None:
         self._cell = cell
@@ -30,12 +30,12 @@ class GridCache:
         self._total_bytes = 0
 
     async def get(self, key: tuple[str, ...], load_pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
-        """Return the grid of `key`; compose it from `pictures()`, which is called only on a miss."""
+        """Return the grid of `key`; compose it from `load_pictures()`, which is called only on a miss."""
         if (entry := self._lookup(key)) is not None:
             return entry
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock, self._slots:
-            if (entry := self._lookup(key)) is not None:  # composed while we waited
+            if (entry := self._lookup(key)) is not None:  # another request composed it meanwhile
                 return entry
             payload = await asyncio.to_thread(grid.compose, await load_pictures(), self._cell)
             self._store(key, payload)

@@ -1,6 +1,6 @@
 """Finished pictures, grids, films and keyframes as files. A file never changes once it is shown.
 
-The studio has the bytes. Pictures count from 1, keyframes from 0.
+The job service has the bytes. Pictures count from 1, keyframes from 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, parse_film_forma
 from bot.images.moderation_status import held_images
 from bot.web import serializers
 from bot.web.grid_cache import GridCache
-from bot.web.sse import STUDIO, require_permitted, require_visible
+from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
 
 GRID_CACHE = web.AppKey("grids", GridCache)
@@ -31,9 +31,9 @@ def routes() -> list[web.RouteDef]:
         web.get(base + "/film." + kind_pattern, get_film),
         web.get(base + "/walk." + kind_pattern, get_interpolation_film),
         web.get(base + "/dissolve/{n}." + kind_pattern, get_dissolve_film),
-        web.get(base + "/return/{n}." + kind_pattern, get_return_film),
-        web.get(base + "/rungs", list_keyframes),
-        web.get(base + "/rungs/{n}.webp", get_keyframe),
+        web.get(base + "/round-trip/{n}." + kind_pattern, get_return_film),
+        web.get(base + "/keyframes", list_keyframes),
+        web.get(base + "/keyframes/{n}.webp", get_keyframe),
     ]
 
 
@@ -41,16 +41,19 @@ async def get_picture(request: web.Request) -> web.Response:
     """Return one finished picture."""
     view, index = await require_visible(request), picture_index_of(request)
     return _file_response(
-        await request.app[STUDIO].load_picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png", view
+        await request.app[SERVICES].gallery.read_picture(view.id, index),
+        "image/png",
+        f"{view.id}-{index + 1}.png",
+        view,
     )
 
 
 async def get_grid(request: web.Request) -> web.Response:
     """Return the pictures of a job as a grid."""
-    view, job_service = _require_finished(await require_visible(request)), request.app[STUDIO]
+    view, services = _require_finished(await require_visible(request)), request.app[SERVICES]
 
     async def load_pictures() -> list[bytes]:
-        return [await job_service.load_shown_picture(view.id, picture.index) for picture in view.pictures]
+        return [await services.gallery.read_for_members(view.id, picture.index) for picture in view.pictures]
 
     held_indices = held_images(view)
     key = tuple(f"{picture.sha256}{' held' if picture.index in held_indices else ''}" for picture in view.pictures)
@@ -63,7 +66,7 @@ async def get_film(request: web.Request) -> web.Response:
         _require_finished(await require_permitted(request, "film")),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[STUDIO].render_film(view.id, kind=kind)
+    payload = await request.app[SERVICES].gallery.render_film(view.id, film_format=kind)
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}.{kind}", view)
 
 
@@ -76,7 +79,7 @@ async def get_interpolation_film(request: web.Request) -> web.Response:
         _require_finished(await require_permitted(request, "film")),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[STUDIO].render_interpolation(view.id, kind=kind)
+    payload = await request.app[SERVICES].gallery.render_walk(view.id, film_format=kind)
     response = _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-walk.{kind}", view)
     response.headers["Cache-Control"] = NO_STORE
     return response
@@ -89,34 +92,37 @@ async def get_dissolve_film(request: web.Request) -> web.Response:
         picture_index_of(request),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[STUDIO].render_noising_film(view.id, index, kind)
+    payload = await request.app[SERVICES].gallery.render_dissolve(view.id, index, kind)
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-dissolving.{kind}", view)
 
 
 async def get_return_film(request: web.Request) -> web.Response:
-    """Return a film of one picture as noise is added to it, then as it developed."""
+    """Return a film of one picture as noise is added to it, then of how it was made."""
     view, index, kind = (
         await require_permitted(request, "film"),
         picture_index_of(request),
         parse_film_format(request.match_info["kind"]),
     )
-    payload = await request.app[STUDIO].render_noising_round_trip(view.id, index, kind)
+    payload = await request.app[SERVICES].gallery.render_dissolve_and_back(view.id, index, kind)
     return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-there-and-back.{kind}", view)
 
 
 async def list_keyframes(request: web.Request) -> web.Response:
     """Return the steps of the film's keyframes, and the address of each."""
     view = _require_finished(await require_permitted(request, "film"))
-    steps = await request.app[STUDIO].list_keyframe_steps(view.id)
-    base = f"{serializers.job_url(view.id)}/rungs"
-    return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
+    steps = await request.app[SERVICES].gallery.keyframe_steps(view.id)
+    base = f"{serializers.job_url(view.id)}/keyframes"
+    return web.json_response({"keyframes": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
 
 
 async def get_keyframe(request: web.Request) -> web.Response:
     """Return one keyframe of the film; the first is 0."""
     view, number = _require_finished(await require_permitted(request, "film")), _parse_number(request)
     return _file_response(
-        await request.app[STUDIO].render_keyframe_grid(view.id, number), "image/webp", f"{view.id}-{number}.webp", view
+        await request.app[SERVICES].gallery.render_keyframe_grid(view.id, number),
+        "image/webp",
+        f"{view.id}-{number}.webp",
+        view,
     )
 
 
@@ -142,7 +148,7 @@ def _parse_number(request: web.Request) -> int:
 
 
 def picture_index_of(request: web.Request) -> int:
-    """Return the index of the picture in the address, counted from 0 as the studio does."""
+    """Return the index of the picture in the address, counted from 0 as in the job service."""
     number = _parse_number(request)
     if not 1 <= number <= MAX_COUNT:
         raise UserError(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)

@@ -1,4 +1,4 @@
-"""`GET /metrics`: the metrics for Prometheus; `GET /api/refused`: messages of workers that the bus refused.
+"""`GET /metrics`: the metrics for Prometheus; `GET /api/rejections`: messages of workers that the bus refused.
 
 The middleware decides who may read the metrics. The refused messages are for owners.
 """
@@ -16,7 +16,7 @@ METRICS_SNAPSHOT = web.AppKey("scrape", MetricsPage)
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get(METRICS_PATH, get_metrics), web.get("/api/refused", list_refused)]
+    return [web.get(METRICS_PATH, get_metrics), web.get("/api/rejections", list_rejections)]
 
 
 async def get_metrics(request: web.Request) -> web.Response:
@@ -26,8 +26,10 @@ async def get_metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-async def list_refused(request: web.Request) -> web.Response:
-    """Return what was refused of workers in the last minute. It may hold text of anybody at the broker."""
+async def list_rejections(request: web.Request) -> web.Response:
+    """Return the workers' messages that were refused in the last minute. They may hold text of any client of the
+    broker.
+    """
     if not request[VISITOR].is_owner:
         raise UserError("Only the owner of this room may see what it refuses.", 403)
-    return web.json_response({"refused": request.app[METRICS_SNAPSHOT].refused_messages()})
+    return web.json_response({"rejections": request.app[METRICS_SNAPSHOT].refused_messages()})

@@ -1,6 +1,6 @@
 """Middleware of the chatroom: checks every request, turns errors into sentences, adds security headers.
 
-The access rules are in `auth`.
+The access rules are in `bot.web.auth`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 HOST_POLICY = web.AppKey("door", HostPolicy)
 SESSION_TOKENS = web.AppKey("gate", SessionTokens)
 SECURE_COOKIE = web.AppKey("secure", bool)
-METRICS_TOKEN = web.AppKey("scraper", str)  # the token for the metrics; empty: none gives access
+METRICS_TOKEN = web.AppKey("scraper", str)  # the token for the metrics; empty: no token gives access
 VISITOR = web.RequestKey("visitor", Visitor)
 
 GUILD = "local"
@@ -85,7 +85,7 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
             raise
         response = error_response(request, error.status, STATUS_SENTENCES.get(error.status, error.reason))
         if error.status == 408:
-            response.force_close()  # the rest of the request may never come
+            response.force_close()  # the rest of the request may never arrive
         return response
     except DatabaseUnavailable as error:
         log.warning("a request found no database: %s %s: %s", request.method, request.rel_url.raw_path, error)

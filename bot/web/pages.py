@@ -44,10 +44,11 @@ async def get_home(request: web.Request) -> web.StreamResponse:
 
 
 def get_entrance(request: web.Request) -> web.StreamResponse:
-    """Return the page behind a one-time address. It uses nothing up: link previews and HEAD requests come here too.
+    """Return the page behind a one-time address. It does not use up the token: link previews and HEAD requests come
+    here too.
 
-    A known visitor goes on to the room by a page of ours and not by a redirect. Along a redirect from another site's
-    link, a browser would not send a SameSite=Strict cookie.
+    A known visitor goes on to the room by a page and not by a redirect. Along a redirect from another site's link, a
+    browser would not send a SameSite=Strict cookie.
     """
     visitor, token = request.get(VISITOR), request.query["token"]
     can_upgrade = request.app[SESSION_TOKENS].would_upgrade(token, visitor)
@@ -63,9 +64,10 @@ class EntranceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def redeem_token(request: web.Request) -> web.StreamResponse:
-    """Exchange the one-time token for a cookie. A visitor who gains nothing by it keeps their role and the token.
+    """Exchange the one-time token for a cookie. If the token would not raise the visitor's role, both role and token
+    stay.
 
-    This is a POST from our own page: the visitor's cookie comes along even if a foreign link led to the page.
+    This is a POST from our own page: the browser sends the visitor's cookie even if a foreign link led to the page.
     """
     token, visitor = (await read_body(request, EntranceBody)).token, request.get(VISITOR)
     tokens = request.app[SESSION_TOKENS]
@@ -95,6 +97,6 @@ def _render_page(request: web.Request, template: str, **context: Any) -> web.Res
     context |= {
         "in_discord": request.app[DISCORD_ENABLED],
         "only_here": request.app[HOST_POLICY].is_local,
-        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.owner,
+        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.is_owner,
     }
     return aiohttp_jinja2.render_template(template, request, context)

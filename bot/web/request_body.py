@@ -15,6 +15,7 @@ from bot.domain.concurrency import PerMemberLimit
 from bot.domain.errors import UserError
 from bot.images.uploads.upload_decoder import MAX_UPLOAD_BYTES
 from bot.web.middleware import member_of
+from bot.web.renamed import describe_old_field, describe_old_part
 from engine.contract import MAX_INIT_IMAGES
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -25,7 +26,7 @@ MAX_JSON_BYTES = 64 * 1024  # bytes of the JSON, as of any body
 CHUNK_BYTES = 64 * 1024
 MAX_FORMS = 4  # forms with pictures, from first byte to admission: each may take a hundred megabytes
 FORM_SLOTS = web.AppKey("forms", asyncio.Semaphore)
-MEMBER_LIMIT = web.AppKey("lines", PerMemberLimit)  # one form a visitor is received; the next one waits unread
+MEMBER_LIMIT = web.AppKey("lines", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FormFiles:
 
 
 async def read_body(request: web.Request, body_type: type[T]) -> T:
-    """Return the body as `shape`. Refuse with 400 what cannot be read, with 408 what does not come in time."""
+    """Return the body as `body_type`. Refuse with 400 if it is malformed, with 408 if it does not arrive in time."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             body = await request.read()
@@ -48,11 +49,11 @@ async def read_body(request: web.Request, body_type: type[T]) -> T:
 
 @asynccontextmanager
 async def read_form(request: web.Request, body_type: type[T]) -> AsyncIterator[tuple[T, FormFiles]]:
-    """Yield the JSON part `order` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
+    """Yield the JSON part `request` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
     too.
 
-    The form is in memory while the context lasts, so only a few are admitted at once. Refuse with 400 what cannot be
-    read, with 413 what is too large, with 429 where too many come at once.
+    The form is in memory while the context lasts, so only a few are admitted at once. Refuse with 400 a form that
+    cannot be decoded, with 413 one that is too large, with 429 too many at once.
     """
     if not request.content_type.startswith("multipart/"):
         yield await read_body(request, body_type), FormFiles()
@@ -74,21 +75,23 @@ async def _read_multipart(request: web.Request, body_type: type[T]) -> tuple[T, 
     except (ValueError, AssertionError) as error:  # aiohttp's errors for a malformed form
         raise UserError("The form can't be read.", 400) from error
     if len(json_parts) != 1 or len(masks) > 1:
-        raise UserError("A form has one part `order`, and at most one `mask`.", 400)
+        raise UserError("A form has one part `request`, and at most one `mask`.", 400)
     return _decode_body(json_parts[0], body_type), FormFiles(tuple(pictures), masks[0] if masks else None)
 
 
 async def _read_parts(reader: MultipartReader) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    parts: dict[str, list[bytes]] = {"order": [], "picture": [], "mask": []}
+    parts: dict[str, list[bytes]] = {"request": [], "picture": [], "mask": []}
     while (part := await reader.next()) is not None:
+        if sentence := describe_old_part(part.name if isinstance(part, BodyPartReader) else None):
+            raise UserError(sentence, 400)
         if not isinstance(part, BodyPartReader) or part.name not in parts:
-            raise UserError("A form has the parts `order`, `picture` and `mask`, and no other.", 400)
+            raise UserError("A form has the parts `request`, `picture` and `mask`, and no other.", 400)
         if len(parts[part.name]) >= (MAX_INIT_IMAGES if part.name == "picture" else 1):
             raise UserError(
-                f"A form has one `order`, one `mask` and up to {MAX_INIT_IMAGES} pictures (`picture`).", 400
+                f"A form has one `request`, one `mask` and up to {MAX_INIT_IMAGES} pictures (`picture`).", 400
             )
-        parts[part.name].append(await _read_part(part, MAX_JSON_BYTES if part.name == "order" else MAX_UPLOAD_BYTES))
-    return parts["order"], parts["picture"], parts["mask"]
+        parts[part.name].append(await _read_part(part, MAX_JSON_BYTES if part.name == "request" else MAX_UPLOAD_BYTES))
+    return parts["request"], parts["picture"], parts["mask"]
 
 
 async def _read_part(part: BodyPartReader, max_bytes: int) -> bytes:
@@ -96,7 +99,7 @@ async def _read_part(part: BodyPartReader, max_bytes: int) -> bytes:
     while chunk := await part.read_chunk(CHUNK_BYTES):
         content += chunk
         if len(content) > max_bytes:
-            kind = "pictures" if max_bytes == MAX_UPLOAD_BYTES else "words"
+            kind = "pictures" if max_bytes == MAX_UPLOAD_BYTES else "text"
             raise UserError(f"Too large: {kind} of up to {max_bytes // 1024} KiB are taken.", 413)
     return bytes(content)
 
@@ -105,4 +108,5 @@ def _decode_body(body: bytes, body_type: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=body_type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"The request can't be read: {error}.", 400) from error
+        sentence = describe_old_field(str(error)) or f"The request can't be read: {error}."
+        raise UserError(sentence, 400) from error

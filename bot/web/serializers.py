@@ -1,4 +1,4 @@
-"""Serializes the studio's values to JSON for the page and the API. Pictures count from 1, as on U1 to U4."""
+"""Serializes the services' values to JSON for the page and the API. Pictures count from 1, as on U1 to U4."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import base64
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
-
-import msgspec
 
 from bot.domain import texts
 from bot.domain.dto import AcceptedJob, JobView, Member
@@ -17,7 +15,7 @@ from bot.images.films.formats import FilmFormat, available_formats
 from bot.images.moderation_status import held_images, hold_reason
 from bot.prompt.flags import split_flags
 from bot.services.jobs.derived_recipes import can_interpolate
-from engine.contract import Branch, ImageToImage, ModelProfile, Presence, Recipe
+from engine.contract import Branch, ImageToImage, Interpolation, ModelProfile, Presence, Recipe
 
 LOADING_SENTENCE = "The engine is warming up. Prompts wait here until it is ready."
 
@@ -32,10 +30,10 @@ def serialize_accepted(accepted_job: AcceptedJob) -> dict[str, Any]:
     return {
         "id": accepted_job.job,
         "prompt": accepted_job.prompt,
-        "place": accepted_job.jobs_ahead,
+        "jobs_ahead": accepted_job.jobs_ahead,
         "eta": accepted_job.eta,
-        "worker": accepted_job.has_worker,
-        "starting": accepted_job.startup_notice,
+        "has_worker": accepted_job.has_worker,
+        "startup_notice": accepted_job.startup_notice,
         "notes": list(accepted_job.notes),
         "steps": accepted_job.steps,
         "sampler": accepted_job.sampler,
@@ -47,7 +45,7 @@ def serialize_accepted(accepted_job: AcceptedJob) -> dict[str, Any]:
 
 
 def serialize_all_accepted(accepted_jobs: Iterable[AcceptedJob]) -> dict[str, Any]:
-    """Return the first ticket with the ids of all (permutations make several) and every note once."""
+    """Return the first accepted job with the ids of all (permutations make several) and every note once."""
     items = [serialize_accepted(item) for item in accepted_jobs]
     notes = list(dict.fromkeys(note for item in items for note in item["notes"]))
     return {**items[0], "ids": [item["id"] for item in items], "jobs": items, "notes": notes}
@@ -61,26 +59,26 @@ def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
         "state": view.state,
         "action": view.action,
         "prompt": view.prompt,
-        "words": _prompt_without_flags(view.prompt),
+        "prompt_text": _prompt_without_flags(view.prompt),
         "author": {"name": view.member_name, "you": is_own},
-        "may_cancel": is_own or reader.is_moderator,
-        "may_decide": reader.is_moderator,
+        "can_cancel": is_own or reader.is_moderator,
+        "can_review": reader.is_moderator,
         "created": view.created,
         "started": view.started,
         "finished": view.finished,
         "seconds": view.seconds,
         "ms_per_step": view.ms_per_step,
-        "place": view.jobs_ahead,
+        "jobs_ahead": view.jobs_ahead,
         "eta": view.eta,
         "step": view.step,
-        "of": view.total_steps,
+        "total_steps": view.total_steps,
         "percent": 100 if view.state == "finished" else texts.percent_done(view.step, view.total_steps),
         "cost": view.cost,
-        "worker": view.has_worker,
-        "starting": view.startup_notice,
+        "has_worker": view.has_worker,
+        "startup_notice": view.startup_notice,
         "cancelling": view.is_cancelling,
         "reason": _reason_text(view),
-        "why": view.wait_reason,
+        "wait_reason": view.wait_reason,
         "notes": list(view.notes),
         "parent": None
         if view.parent_image is None
@@ -91,7 +89,7 @@ def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
 
 
 def _prompt_without_flags(prompt: str) -> str:
-    """Return the prompt without its flags, as the start of another prompt: an old seed must not come along."""
+    """Return the prompt without its flags, as the start of another prompt, which must not inherit an old seed."""
     try:
         return split_flags(prompt)[0]
     except UserError:  # from an earlier version's grammar
@@ -129,19 +127,27 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "count": recipe.count,
         "exact": recipe.bucket is not None,
         "start": _serialize_start(recipe.start),
-        "walk": None if recipe.walk is None else msgspec.to_builtins(recipe.walk),
+        "walk": _serialize_interpolation(recipe.walk),
         "walkable": can_interpolate(recipe),
-        "stopped": recipe.end_step if recipe.end_step < recipe.steps else None,
+        "stopped_at": recipe.end_step if recipe.end_step < recipe.steps else None,
     }
 
 
 def _serialize_start(start: ImageToImage | Branch | None) -> dict[str, Any] | None:
-    """Return what it began with: the number of init images, or a step of its parent; None for noise."""
+    """Return how it begins: the number of init images, or a step of its parent; None for noise."""
     if isinstance(start, Branch):
-        return {"step": start.keyframe_step, "fresh": start.fresh}
+        return {"step": start.keyframe_step, "new_noise": start.fresh}
     if isinstance(start, ImageToImage):
         return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
     return None
+
+
+def _serialize_interpolation(walk: Interpolation | None) -> dict[str, Any] | None:
+    """Return which frames of an interpolation a job makes; None for a job that is no part of one."""
+    if walk is None:
+        return None
+    seeds = list(walk.noises)
+    return {"to_prompt": walk.to, "first_frame": walk.first, "total_frames": walk.of, "noise_seeds": seeds}
 
 
 @cache
@@ -176,8 +182,8 @@ def _serialize_results(view: JobView) -> dict[str, Any]:
         "grid": f"{base}/grid.png" if is_finished and pictures else None,
         "film": f"{base}/film.webp" if has_film else None,
         "films": {kind: f"{base}/film.{kind}" for kind in _film_kinds()} if has_film else {},
-        "rungs": f"{base}/rungs" if has_film else None,
-        "walks": {kind: f"{base}/walk.{kind}" for kind in _film_kinds()} if view.ends_interpolation else {},
+        "keyframes": f"{base}/keyframes" if has_film else None,
+        "walk_films": {kind: f"{base}/walk.{kind}" for kind in _film_kinds()} if view.ends_interpolation else {},
     }
 
 
@@ -185,7 +191,7 @@ def _picture_urls(base: str, number: int, *, is_shown: bool, has_ladder: bool) -
     """Return the addresses that a picture has only while it may be shown."""
     return {
         "dissolve": f"{base}/dissolve/{number}.webp" if is_shown else None,
-        "return": f"{base}/return/{number}.webp" if is_shown and has_ladder else None,
+        "round_trip": f"{base}/round-trip/{number}.webp" if is_shown and has_ladder else None,
         "branch": f"{base}/branch/{number}" if is_shown and has_ladder else None,
     }
 
@@ -193,13 +199,13 @@ def _picture_urls(base: str, number: int, *, is_shown: bool, has_ladder: bool) -
 def serialize_frame(job_event: JobProgress) -> dict[str, Any]:
     """Return live previews: image number → JPEG in base64, only the images that changed.
 
-    They are inside the event and not behind an address. A frame is a few kilobytes; an address would cost another
-    request on a browser's six connections, and could arrive after its picture is finished.
+    The event holds the frames themselves. A frame is a few kilobytes; an address would cost another request on a
+    browser's six connections, and the response could arrive after the picture is finished.
     """
     return {
         "id": job_event.job,
         "step": job_event.step,
-        "of": job_event.total_steps,
+        "total_steps": job_event.total_steps,
         "percent": texts.percent_done(job_event.step, job_event.total_steps),
         "seconds_left": job_event.seconds_left,
         "frames": {str(index + 1): base64.b64encode(jpeg).decode() for index, jpeg in sorted(job_event.frames.items())},
@@ -230,7 +236,7 @@ def serialize_workers(
 ) -> dict[str, Any]:
     """Return every live worker with its device and its models.
 
-    `warming`: one is sure to come soon. `starting`: the sentence on one that is starting.
+    `engine_loading`: one is sure to come soon. `starting`: the sentence on one that is starting.
     """
     items = [
         {

@@ -23,7 +23,7 @@ from bot.domain.errors import UserError
 from bot.domain.events import JobEnded, JobEvent, JobProgress, Subscription
 from bot.domain.job_states import is_end
 from bot.policy.permissions import Action, forbidden_reason, job_ref
-from bot.services.jobs.job_service import JobService
+from bot.services import Services
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
 from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, member_of
@@ -31,19 +31,19 @@ from bot.web.sse_cache import EventCache, LiveEvent
 
 log = logging.getLogger(__name__)
 
-STUDIO = web.AppKey("studio", JobService)
+SERVICES = web.AppKey("services", Services)
 ENGINE_LOADING = web.AppKey("warming", asyncio.Event)  # set: our own engine was started and is not ready yet
 SHUTDOWN = web.AppKey("closing", asyncio.Event)
 STREAMS = web.AppKey("streams", set)
 EVENT_CACHE = web.AppKey("texts", EventCache)
 
 MAX_STREAMS = 200
-MAX_VISITOR_STREAMS = 20  # of one visitor; not for the terminal, which is no single visitor
+MAX_VISITOR_STREAMS = 20  # streams of one visitor; the terminal has no such limit
 FRAME_PAUSE = 0.03  # seconds after each frame of a stream: about as often as the eye notices
 POLL_SECONDS = 1.0  # seconds between two checks of the workers
 MAX_RECENT_JOBS = 30  # jobs that the page starts with
 SEND_BUFFER_BYTES = 64 * 1024  # bytes that may wait in the kernel for a slow client
-STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is cut off
+STALL_TIMEOUT = 30.0  # seconds without a read, after which a client is disconnected
 END_EVENT_ID = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
 
 
@@ -53,7 +53,7 @@ def routes() -> list[web.RouteDef]:
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
     """Stream all that the page shows: `room`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
-    async with _open_stream(request) as stream, request.app[STUDIO].feed.subscribe() as subscription:
+    async with _open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
         await race(page.follow_jobs(subscription), page.watch_workers(), _wait_for_disconnect(request))
     return stream
@@ -61,9 +61,9 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
 
 def workers_payload(app: web.Application) -> dict[str, Any]:
     """Return the live workers, or that our own engine is starting."""
-    job_service = app[STUDIO]
+    services = app[SERVICES]
     return serializers.serialize_workers(
-        job_service.live_workers(), engine_loading=app[ENGINE_LOADING].is_set(), starting=job_service.startup_notice()
+        services.live_workers(), engine_loading=app[ENGINE_LOADING].is_set(), starting=services.startup_notice()
     )
 
 
@@ -72,14 +72,15 @@ class PageStream:
 
     def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
         self._request, self._app = request, request.app
-        self._studio = request.app[STUDIO]
+        self._services = request.app[SERVICES]
         self._reader = member_of(request)
         self._stream = stream
         self._visibility: dict[str, bool] = {}  # job → shown here
 
     async def follow_jobs(self, subscription: Subscription) -> None:
         """Send the jobs as they are, then each event as it comes."""
-        queue, recent = await self._studio.load_queue(GUILD), await self._studio.load_recent(GUILD, MAX_RECENT_JOBS)
+        job_views = self._services.job_views
+        queue, recent = await job_views.load_queue(GUILD), await job_views.load_recent(GUILD, MAX_RECENT_JOBS)
         views = {view.id: view for view in [*recent, *queue] if not view.is_hidden_from(self._reader.id)}
         self._visibility.update(dict.fromkeys(views, True))
         ordered = sorted(views.values(), key=lambda view: (view.created, view.id))
@@ -105,7 +106,7 @@ class PageStream:
         Jobs of other servers and private jobs of others are not sent.
         """
         try:
-            view = await self._studio.load_view(job)
+            view = await self._services.job_views.load_view(job)
         except UserError as error:
             if self._visibility.get(job, True):
                 await self._send("gone", {"id": job, "reason": error.sentence})
@@ -133,11 +134,11 @@ async def stream_job_events(request: web.Request) -> web.StreamResponse:
 
     The stream closes after the end.
     """
-    job_service = request.app[STUDIO]
+    services = request.app[SERVICES]
     view = await require_visible(request)
     if request.headers.get("Last-Event-ID") == END_EVENT_ID:
         return web.Response(status=204)  # this status stops an EventSource
-    async with _open_stream(request) as stream, job_service.feed.subscribe(view.id) as subscription:
+    async with _open_stream(request) as stream, services.feed.subscribe(view.id) as subscription:
         await race(_follow_job(request, stream, subscription), _wait_for_disconnect(request))
     return stream
 
@@ -149,9 +150,9 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, subscri
     payload = {
         "id": view.id,
         "state": view.state,
-        "place": view.jobs_ahead or 0,
+        "jobs_ahead": view.jobs_ahead or 0,
         "eta": view.eta,
-        "starting": view.startup_notice,
+        "startup_notice": view.startup_notice,
     }
     await stream.send(json.dumps(payload), event="queued")
     async for job_event in subscription:
@@ -166,7 +167,7 @@ async def _send_event(request: web.Request, stream: EventSourceResponse, job_eve
     """Send one event as bytes that all pages share.
 
     The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
-    client that reads nothing for too long is cut off. Raise ConnectionError and TimeoutError.
+    client that reads nothing for too long is disconnected. Raise ConnectionError and TimeoutError.
     """
     try:
         async with asyncio.timeout(STALL_TIMEOUT):
@@ -193,7 +194,7 @@ async def require_visible(request: web.Request, job: str = "") -> JobView:
 
     Only the author sees a private job: not even the room's owner does.
     """
-    view = await request.app[STUDIO].load_view(job or request.match_info["id"])
+    view = await request.app[SERVICES].job_views.load_view(job or request.match_info["id"])
     if (view.guild != GUILD and not request[VISITOR].is_owner) or view.is_hidden_from(member_of(request).id):
         raise UserError("There is no such job.", 404)
     return view
@@ -211,10 +212,10 @@ async def require_permitted(request: web.Request, action: Action, job: str = "")
 
 
 async def require_stoppable(request: web.Request, action: Action = "cancel") -> str:
-    """Return the id of a job that this visitor may stop, seen or not: the room's owner may also stop private ones."""
+    """Return the id of a job that this visitor may stop, visible or not: owners may also stop private ones."""
     with contextlib.suppress(UserError):
         return (await require_visible(request)).id
-    view = await request.app[STUDIO].load_view(request.match_info["id"])
+    view = await request.app[SERVICES].job_views.load_view(request.match_info["id"])
     if forbidden_reason(action, member_of(request), job_ref(view)):
         raise UserError("There is no such job.", 404)
     return view.id

@@ -37,5 +37,5 @@ def serialize_event(job_event: LiveEvent) -> tuple[str, dict[str, Any]]:
         return "frame", serializers.serialize_frame(job_event)
     if isinstance(job_event, ModelLoading):
         return "loading", serializers.serialize_loading(job_event)
-    payload = {"place": job_event.jobs_ahead, "eta": job_event.eta, "starting": job_event.startup_notice}
+    payload = {"jobs_ahead": job_event.jobs_ahead, "eta": job_event.eta, "startup_notice": job_event.startup_notice}
     return "queued", {"id": job_event.job, "state": "queued", **payload}

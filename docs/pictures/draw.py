@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageDraw
 
-from bot.images.contact_sheet import compared
+from bot.images.contact_sheet import compose_side_by_side
 
 HERE = Path(__file__).parent
 STEPS = ["--steps", "60", "--sampler", "dpmpp_2m", "--count", "1"]
@@ -125,7 +125,7 @@ def main(names: list[str]) -> None:
         easel = Easel(Path(folder))
         for name in names or STRIPS:
             labels, pictures = zip(*STRIPS[name](easel), strict=True)
-            with Image.open(io.BytesIO(compared([_png(one) for one in pictures], list(labels)))) as made:
+            with Image.open(io.BytesIO(compose_side_by_side([_png(one) for one in pictures], list(labels)))) as made:
                 made.save(HERE / f"{name}.webp", quality=QUALITY, method=6)
 
 

@@ -122,14 +122,12 @@ async def connect(
     Raises `BrokerUnreachable` when the first connection takes longer than `timeout` seconds, or the broker refuses us.
     """
     options = await asyncio.to_thread(credentials.to_client_options, url)
-    client = HardenedClient()
-    last_errors: list[Exception] = []
+    client, last_errors = HardenedClient(), list[Exception]()
     connected_event, close_tasks = asyncio.Event(), set[asyncio.Task[None]]()
 
     async def on_error(error: Exception) -> None:
-        if not any(
-            "Authorization" in str(earlier) for earlier in last_errors
-        ):  # errors after a refusal are only its consequences
+        was_refused = any("Authorization" in str(earlier) for earlier in last_errors)
+        if not was_refused:  # errors after a refusal are only its consequences
             last_errors[:] = [error]
         log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
         if AUTH_FAILURE in str(error).lower():  # the client would retry for ever, with the same result
@@ -153,8 +151,7 @@ async def connect(
             )  # fmt: skip
     except (nats.errors.Error, TimeoutError, OSError) as error:
         await client.close()
-        reason = last_errors[0] if last_errors else error
-        raise BrokerUnreachable(_describe_failure(url, credentials, reason)) from error
+        raise BrokerUnreachable(_describe_failure(url, credentials, (last_errors or [error])[0])) from error
     connected_event.set()
     return client
 

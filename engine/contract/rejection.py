@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.contract import Blame
+from engine.contract.fields import Blame
 
 
 class JobRejected(Exception):

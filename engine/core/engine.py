@@ -55,19 +55,14 @@ class Engine:
         forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
     ) -> None:
         self.rows = rows
-        self._families, self._row_ms_by_model, self._forward_times = (
-            families,
-            dict(row_ms_by_model),
-            dict(forward_times),
-        )
+        self._families = families
+        self._row_ms_by_model, self._forward_times = dict(row_ms_by_model), dict(forward_times)
         self._limits = BatchLimits(rows, batch_limits)  # a limit shrinks when memory runs out
         self._layouts = BatchLayouts(buckets, self._limits)
         self._scheduler: Scheduler[ScheduledImage] = Scheduler()
         self._pipeline_batching, self._images = PipelineBatching(), dict[str, list[ScheduledImage]]()
-        self._watched_jobs, self._paused_jobs = (
-            set[str](),
-            set[str](),
-        )  # jobs; paused ones also while all images are busy
+        self._watched_jobs = set[str]()
+        self._paused_jobs = set[str]()  # also while all images of a job are busy
         self._job_weights: dict[str, float] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -172,15 +167,10 @@ class Engine:
         return self._predict_trajectories([image for image in batch if isinstance(image, Trajectory)])
 
     def _predict_trajectories(self, batch: list[Trajectory]) -> Prediction:
-        coefficients, latents, layout = (
-            Coefficients.build(batch),
-            torch.stack([image.x for image in batch]),
-            self._layouts.layout_for(batch),
-        )
-        network_inputs, timesteps = (
-            roll_tiles(coefficients["c"] * latents, batch)[layout.owner],
-            coefficients["t"].flatten()[layout.owner],
-        )
+        coefficients, layout = Coefficients.build(batch), self._layouts.layout_for(batch)
+        latents = torch.stack([image.x for image in batch])
+        network_inputs = roll_tiles(coefficients["c"] * latents, batch)[layout.owner]
+        timesteps = coefficients["t"].flatten()[layout.owner]
         family, dtype, loras = self._families[batch[0].model], batch[0].dtype, batch[0].loras
         rows = zip(
             network_inputs.split(layout.forward_rows),

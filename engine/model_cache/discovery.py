@@ -17,7 +17,8 @@ from engine import models
 from engine.calibration.calibration import Calibration, calibrate, store_calibration
 from engine.contract import Dtype, ModelProfile, ModelProgress
 from engine.contract.rejection import JobRejected
-from engine.model_cache import ModelEntry, catalog_file, make_too_large_error
+from engine.model_cache import catalog_file
+from engine.model_cache.cache import ModelEntry, make_too_large_error
 from engine.model_cache.catalog_file import CalibratedModel
 from engine.model_cache.loaded_models import LoadedModels
 from engine.model_cache.loader import free_memory

@@ -151,7 +151,9 @@ def _find_unsafe_labels(label_names: Mapping[int, str], requested: Sequence[str]
         name for name in index_by_label if _UNSAFE_NAME.search(name) and not _NEGATED_NAME.search(name)
     ]
     if not unsafe_labels:
-        raise _rejection(f"no label has a known unsafe name; name some in DARKROOM_CHECK_LABELS. It has: {label_list}.")
+        raise _rejection(
+            f"no label has a known unsafe name; name some in DARKROOM_PICTURE_CHECK_LABELS. It has: {label_list}."
+        )
     return sorted({index_by_label[label.lower()] for label in unsafe_labels})
 
 

@@ -27,14 +27,23 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 VARIABLES = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "nats_key": "DARKROOM_NATS_KEY",
-    "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
+    "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER_NAME", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
-    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_GRAPHS", "offload": "DARKROOM_OFFLOAD", "log": "DARKROOM_LOG",
+    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_CUDA_GRAPHS", "offload": "DARKROOM_OFFLOAD",
+    "log": "DARKROOM_LOG_FORMAT",
 }  # fmt: skip
 CHECK_VARIABLES = {
-    "folder": "DARKROOM_CHECK",
-    "labels": "DARKROOM_CHECK_LABELS",
-    "threshold": "DARKROOM_CHECK_THRESHOLD",
+    "folder": "DARKROOM_PICTURE_CHECK",
+    "labels": "DARKROOM_PICTURE_CHECK_LABELS",
+    "threshold": "DARKROOM_PICTURE_CHECK_THRESHOLD",
+}
+OLD_VARIABLES = {  # the present name → its name in earlier versions, which is read if the present one is not set
+    "DARKROOM_WORKER_NAME": "DARKROOM_WORKER",
+    "DARKROOM_CUDA_GRAPHS": "DARKROOM_GRAPHS",
+    "DARKROOM_LOG_FORMAT": "DARKROOM_LOG",
+    "DARKROOM_PICTURE_CHECK": "DARKROOM_CHECK",
+    "DARKROOM_PICTURE_CHECK_LABELS": "DARKROOM_CHECK_LABELS",
+    "DARKROOM_PICTURE_CHECK_THRESHOLD": "DARKROOM_CHECK_THRESHOLD",
 }
 
 
@@ -158,7 +167,7 @@ def load_settings(**arguments: Any) -> WorkerSettings:
     Raises `SettingError`.
     """
     values = {"name": default_name(), "data": default_data()}
-    values |= {field: os.environ[variable] for field, variable in VARIABLES.items() if os.environ.get(variable)}
+    values |= _read_environment(VARIABLES)
     values |= {field: value for field, value in arguments.items() if value}
     values["check"] = load_check_settings(arguments.get("check"))
     if not values.get("nats"):
@@ -174,9 +183,7 @@ def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | No
 
     Raises `SettingError`.
     """
-    values: dict[str, Any] = {
-        field: os.environ[variable] for field, variable in CHECK_VARIABLES.items() if os.environ.get(variable)
-    }
+    values: dict[str, Any] = _read_environment(CHECK_VARIABLES)
     if folder is not None:
         values["folder"] = folder
     if "folder" not in values:
@@ -185,6 +192,15 @@ def load_check_settings(folder: Path | None = None) -> PictureCheckSettings | No
         return PictureCheckSettings(**values)
     except ValidationError as error:
         raise _setting_error(error, CHECK_VARIABLES) from None
+
+
+def _read_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of those fields whose variable is set and not empty, by its present name or its old one."""
+    found = {
+        field: os.environ.get(variable) or os.environ.get(OLD_VARIABLES.get(variable, ""))
+        for field, variable in variables.items()
+    }
+    return {field: value for field, value in found.items() if value}
 
 
 def load_simulation_settings(is_enabled: bool, **arguments: float | None) -> SimulationSettings | None:

@@ -12,7 +12,7 @@ from engine.calibration.calibration import Calibration
 from engine.calibration.refinement import Refinement
 from engine.contract import Recipe
 from engine.core.events import BatchRun
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.worker.active_runs import ActiveRuns
 

@@ -15,7 +15,7 @@ import torch
 from engine.contract import DecodeReply, DecodeRequest, ModelProfile, estimate_decode_ms
 from engine.contract.rejection import JobRejected
 from engine.core.fault_isolation import DeviceLost
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.model_use import RequestSlot, use_model

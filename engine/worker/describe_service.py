@@ -18,7 +18,7 @@ from engine.core.diffusion_classifier import ClassifierRow, Noising
 from engine.core.fault_isolation import DeviceLost, check_device
 from engine.device.core_turns import WorkKind
 from engine.device.memory import is_out_of_memory
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.worker.engine_thread import EngineThread

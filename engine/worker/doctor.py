@@ -14,7 +14,7 @@ from engine.output.picture_check import PictureCheck
 from engine.process.settings import SettingError, load_check_settings, upscaler_path
 from engine.upscaling.super_resolver import SuperResolver
 
-MEASURE_AGAIN_HINT = "If the machine was busy during this measurement: run darkroom doctor --again, then restart."
+MEASURE_AGAIN_HINT = "If the machine was busy during this measurement: run darkroom doctor --remeasure, then restart."
 Finding = tuple[str, bool, str, str]  # name, whether it is fine, the finding, the fix
 
 
@@ -46,7 +46,7 @@ def check_picture_check(folder: Path) -> Iterator[Finding]:
         assert settings is not None, "a folder is named"
         check = PictureCheck.load(settings.folder, settings.labels, settings.threshold, choose_device())
     except (SettingError, JobRejected) as error:
-        yield "check", False, str(error), "Name another folder with DARKROOM_CHECK, or none."
+        yield "check", False, str(error), "Name another folder with DARKROOM_PICTURE_CHECK, or none."
         return
     yield "check", True, f"{check.name} flags {', '.join(check.labels)} from {settings.threshold:g} on", ""
 

@@ -7,15 +7,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
 
-from engine.bus import BrokerUnreachable, Bus
+from engine.bus import Bus
 from engine.calibration.calibration import Calibration, read_device_name
 from engine.contract import ModelProgress
 from engine.contract.rejection import JobRejected
@@ -24,7 +23,7 @@ from engine.device.core_turns import CoreTurns
 from engine.device.memory import limit_heap_arenas
 from engine.device.memory_budget import model_budget
 from engine.device.torch_device import choose_device
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.text_embedder import Embedder
 from engine.output.decode_worker import DecodeWorker
@@ -34,8 +33,11 @@ from engine.preview_maps.map_store import MapStore
 from engine.process.load_progress import ProgressLines
 from engine.process.settings import PictureCheckSettings, SimulationSettings, WorkerSettings
 from engine.upscaling.super_resolver import SuperResolver
-from engine.worker import Stuck, Worker, WorkerProfile
+from engine.worker.heartbeats import Stuck
+from engine.worker.startup_progress import StartupProgress
 from engine.worker.watchdog import DEADLINES, Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 
 if TYPE_CHECKING:
     from engine.model_cache.discovery import DiscoveredModel, LoadContext, ReportProgress
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARENT_CHECK_SECONDS = 0.5  # between two checks of the parent process
-PROGRESS_SECONDS = 0.5  # between two progress messages of a start
 GRID_ROWS = 8  # rows of four images with guidance: with fewer, a worker could never announce room for a grid
 
 
@@ -93,18 +94,13 @@ class WorkerModels:
         return {} if self.is_simulated else {model.name: calibration for model, calibration in self.models}
 
     def build_offer(self, settings: WorkerSettings) -> WorkerProfile:
+        """Return what a worker with these models and settings announces."""
         device = f"{self.device.type}: {read_device_name(self.device)}"[:128]
         model_profiles = tuple(model.profile for model, _ in self.models)
         return WorkerProfile(
-            settings.name,
-            device,
-            max(self.rows, GRID_ROWS),
-            model_profiles,
-            settings.pools,
-            build_label(),
-            self.check is not None,
-            self.upscale_ms,
-        )
+            settings.name, device, max(self.rows, GRID_ROWS), model_profiles, settings.pools, build_label(),
+            self.check is not None, self.upscale_ms,
+        )  # fmt: skip
 
 
 def load_all_models(settings: WorkerSettings) -> WorkerModels:
@@ -191,45 +187,11 @@ async def run_worker(settings: WorkerSettings) -> None:
         await bus.close()
 
 
-class StartupProgress:
-    """Publishes this worker's start-up progress."""
-
-    def __init__(self, bus: Bus, name: str, pools: Sequence[str]) -> None:
-        self._bus, self._name, self._pools = bus, name, pools
-        self._latest = ModelProgress()
-
-    def update(self, progress: ModelProgress) -> None:
-        """Store the newest progress; called in the loading thread."""
-        self._latest = progress
-
-    @asynccontextmanager
-    async def publish_during(self) -> AsyncIterator[None]:
-        """Publish the progress repeatedly while the body runs, and once when it has succeeded."""
-        task = asyncio.create_task(self._publish_repeatedly())
-        try:
-            yield
-            await self._publish()
-        finally:
-            task.cancel()
-
-    async def _publish_repeatedly(self) -> None:
-        while True:
-            await self._publish()
-            await asyncio.sleep(PROGRESS_SECONDS)
-
-    async def _publish(self) -> None:
-        try:
-            await self._bus.publish_progress(self._name, self._pools, self._latest)
-        except BrokerUnreachable as error:
-            log.debug("%s", error)
-
-
 async def _load_with_timeout(settings: WorkerSettings, on_progress: ReportProgress = lambda _: None) -> WorkerModels:
     if settings.simulated is not None:
         return simulate_models(settings.simulated)
-    model_dirs, discovered = await asyncio.to_thread(
-        discover_models, settings
-    )  # outside the timeout: the hub may be slow
+    # Outside the timeout: the hub may be slow.
+    model_dirs, discovered = await asyncio.to_thread(discover_models, settings)
     progress_lines = ProgressLines(log.info, str(model_dirs.device))
 
     def on_load_progress(progress: ModelProgress) -> None:

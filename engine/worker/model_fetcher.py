@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from engine.bus import BrokerUnreachable, Bus
 from engine.contract import Job, JobModelLoading, ModelProgress, Recipe
 from engine.core.job_images import prepare_plan, reason_to_decline
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.worker.active_runs import ActiveRuns
 from engine.worker.run import JobRun
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from engine.contract import ModelProfile
 from engine.contract.rejection import JobRejected
-from engine.model_cache import ModelCache
+from engine.model_cache.cache import ModelCache
 from engine.models.family import Family
 
 ACQUIRE_SECONDS = 2.0  # to acquire a model that is in memory

@@ -18,7 +18,7 @@ from PIL import Image
 from engine.calibration.calibration import Calibration, find_knee
 from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
 from engine.core.engine import BUCKETS
-from engine.model_cache import ModelEntry
+from engine.model_cache.cache import ModelEntry
 from engine.models.family import Conditioning
 from engine.plan import TABLED, Plan, plan, samplers_for
 

@@ -139,7 +139,7 @@ def main(args: Sequence[str]) -> None:
         started = time.monotonic()
         tried, best = suggest_prompts(family, known.picture.convert("RGB"))
         hits.append(matches(known, best[0].prompt) if best else (False, False))
-        summary = "; ".join(f"{one.prompt} ({one.gain:.0%})" for one in best) or "nothing"
+        summary = "; ".join(f"{one.prompt} ({one.error_reduction:.0%})" for one in best) or "nothing"
         print(f"{known.called}  →  {summary}   [{tried} texts, {time.monotonic() - started:.0f} s]", flush=True)
     subjects, backgrounds = (sum(each) for each in zip(*hits, strict=True))
     print(f"named first: the subject of {subjects}, the background of {backgrounds}, of {len(hits)}")

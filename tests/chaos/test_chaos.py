@@ -18,16 +18,9 @@ KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie"
 async def test_a_campaign_with_plugs_breaks_no_invariant(tmp_path: Path) -> None:
     """The seed draws a lie, a killed worker, repeated messages, a lost store and a killed bot, over three seconds."""
     plan = Plan(
-        seed=334,
-        kills=5,
-        build=Build(row_ms=2.0),
-        gap=0.8,
-        steps=(40,),
-        members=2,
-        speakers=2,
-        kinds=KINDS,
+        seed=334, kills=5, build=Build(row_ms=2.0), gap=0.8, steps=(40,), members=2, speakers=2, kinds=KINDS,
         settling=420.0,
-    )
+    )  # fmt: skip
     outcome = await campaign(plan, tmp_path, print)
     assert [verdict for verdict in outcome.verdicts if not verdict.holds] == [], "\n".join(rows(outcome))
     assert outcome.settled

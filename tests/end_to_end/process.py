@@ -131,7 +131,7 @@ class Up:
         return until(look, DRAWING)
 
     def warm(self) -> None:
-        until(lambda: self.get("/api/room")["models"] or None, WARMING)
+        until(lambda: self.get("/api/workers")["models"] or None, WARMING)
 
     def watch(self, job: str) -> None:
         """Read the job's stream until its first frame."""

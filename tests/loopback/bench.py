@@ -41,12 +41,8 @@ def load_rows(result: Evening) -> list[FigureRow]:
     return [
         FigureRow("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", where, **of_answers),
         FigureRow(
-            "first answer, p99",
-            _quantile(answer_times, 0.99),
-            "≤ 300",
-            "ms",
-            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms",
-            **of_answers,
+            "first answer, p99", _quantile(answer_times, 0.99), "≤ 300", "ms",
+            f"of {len(answer_times)}, worst {_quantile(answer_times, 1):.0f} ms", **of_answers,
         ),
         FigureRow(
             "429 caused by us", result.loopback.rates.refused, "= 0", "", _list_limited_routes(result), **of_requests
@@ -63,7 +59,7 @@ def load_rows(result: Evening) -> list[FigureRow]:
         FigureRow(
             "findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests
         ),
-    ]
+    ]  # fmt: skip
 
 
 def soon_row(result: Evening, note: str) -> FigureRow:

@@ -58,15 +58,9 @@ class Person:
     """A member of one server (`guild`), or without one a user who sends the bot direct messages."""
 
     def __init__(
-        self,
-        loopback: Loopback,
-        name: str,
-        guild: GuildHandle | None = None,
-        *,
-        patience: float = PATIENCE,
-        roles: Sequence[RoleHandle] = (),
-        **says: Any,
-    ) -> None:
+        self, loopback: Loopback, name: str, guild: GuildHandle | None = None, *, patience: float = PATIENCE,
+        roles: Sequence[RoleHandle] = (), **says: Any,
+    ) -> None:  # fmt: skip
         """`says`: fields that differ in this member's interactions, like `locale` or `attachment_size_limit`."""
         self.loopback, self.patience = loopback, patience
         self.user: UserHandle = loopback.world.create_user(name)

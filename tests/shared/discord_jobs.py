@@ -23,7 +23,7 @@ async def begun(world: Any, who: Any = None, where: Any = None) -> Any:
 async def noted(world: Any) -> None:
     """Wait until every job is over, and the store says that every message was shown or why not."""
     async with asyncio.timeout(40):
-        while any(not is_end(view.state) for view in await world.studio.load_recent()):
+        while any(not is_end(view.state) for view in await world.services.job_views.load_recent()):
             await asyncio.sleep(0.02)
         while await world.deliveries.list_undelivered("discord"):
             await asyncio.sleep(0.02)

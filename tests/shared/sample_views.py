@@ -22,26 +22,9 @@ def a_view(**changes: object) -> JobView:
     count = changes.pop("count", 4)
     assert isinstance(count, int)
     view = JobView(
-        id=JOB,
-        state="finished",
-        prompt="terrier, looking up",
-        task=a_recipe(count),
-        member_id="discord:1",
-        member_name="Alice",
-        guild="discord:2",
-        created=NOW,
-        started=NOW,
-        finished=NOW,
-        seconds=12.3,
-        ms_per_step=8.5,
-        jobs_ahead=None,
-        eta=None,
-        reason="",
-        step=1000,
-        total_steps=1000,
-        ladder_images=(),
-        parent_image=None,
-        action="imagine",
-        pictures=tuple(PictureRef(index, "0" * 64, 64, 64) for index in range(count)),
-    )
+        id=JOB, state="finished", prompt="terrier, looking up", task=a_recipe(count), member_id="discord:1",
+        member_name="Alice", guild="discord:2", created=NOW, started=NOW, finished=NOW, seconds=12.3, ms_per_step=8.5,
+        jobs_ahead=None, eta=None, reason="", step=1000, total_steps=1000, ladder_images=(), parent_image=None,
+        action="imagine", pictures=tuple(PictureRef(index, "0" * 64, 64, 64) for index in range(count)),
+    )  # fmt: skip
     return replace(view, **changes)

@@ -23,20 +23,10 @@ def draft(
     user: str = "local:ann", *, at: float = 0.0, guild: str = "local", place: Destination | None = None, **more: Any
 ):
     return NewJob(
-        id=str(ULID()),
-        action=more.pop("action", "imagine"),
-        prompt=f"a lamp for {user}",
-        notes=(),
-        task=RECIPE,
-        member=Member(user, user.title(), guild, channel="room"),
-        destination=place or Destination("web", {}),
-        pool="default",
-        model="embedded",
-        cost=4.0,
-        created=at,
-        deadline=at + 1e9,
-        **more,
-    )
+        id=str(ULID()), action=more.pop("action", "imagine"), prompt=f"a lamp for {user}", notes=(), task=RECIPE,
+        member=Member(user, user.title(), guild, channel="room"), destination=place or Destination("web", {}),
+        pool="default", model="embedded", cost=4.0, created=at, deadline=at + 1e9, **more,
+    )  # fmt: skip
 
 
 def content(text: str) -> bytes:

@@ -15,9 +15,10 @@ from engine.core.engine import Engine
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
 from engine.output.upscaler import Upscaler
-from engine.worker import Worker, WorkerProfile
 from engine.worker.local_run import run_locally
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 
 LEASE = 2.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

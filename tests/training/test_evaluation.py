@@ -141,7 +141,8 @@ def fail_with(sentence: str) -> Callable[[], Any]:
 def make_scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> EvaluationContext:
     expert = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
     fields: dict[str, Any] = {
-        "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert, "load_artwork": drawings,
+        "weights": Path("none"), "load_sampler": lambda: Copier(by_prompt), "load_judge": lambda: expert,
+        "load_artwork": drawings,
         "load_resolver": fail_with("The super-resolver's weights are not there."), "sizes": SMALL, **other,
     }  # fmt: skip
     return EvaluationContext(**fields)

@@ -45,18 +45,10 @@ Variants = Annotated[
 
 @with_train_options
 def autoencoder(
-    options: TrainOptions,
-    source: StartModel = "",
-    keep_latents: KeepLatents = None,
-    shape: Shape = "",
-    kl: KlWeight = None,
-    noise_to_signal: NoiseToSignal = None,
-    equivariance: Equivariance = None,
-    perceptual: Perceptual = None,
-    variants: Variants = None,
-    data: Pictures = None,
-    cache: Cache = None,
-) -> None:
+    options: TrainOptions, source: StartModel = "", keep_latents: KeepLatents = None, shape: Shape = "",
+    kl: KlWeight = None, noise_to_signal: NoiseToSignal = None, equivariance: Equivariance = None,
+    perceptual: Perceptual = None, variants: Variants = None, data: Pictures = None, cache: Cache = None,
+) -> None:  # fmt: skip
     """Train the autoencoder, on the built-in artwork or on a folder of pictures."""
     from training.commands.run_autoencoder import train_autoencoder
     from training.commands.session import open_session

@@ -38,16 +38,9 @@ SHEET_STEPS = 50
 
 
 def evaluate(
-    source: ModelName = "embedded",
-    judge: JudgeFolder = None,
-    cache: Cache = None,
-    threads: Threads = None,
-    only: OnlyChecks = None,
-    quick: Quick = False,
-    json: AsJson = False,
-    sheet: SheetFile = None,
-    seed: Seed = 0,
-) -> None:
+    source: ModelName = "embedded", judge: JudgeFolder = None, cache: Cache = None, threads: Threads = None,
+    only: OnlyChecks = None, quick: Quick = False, json: AsJson = False, sheet: SheetFile = None, seed: Seed = 0,
+) -> None:  # fmt: skip
     """Measure the model with a judge: a classifier that was trained on the real pictures only.
 
     Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. Timings mean something only while

@@ -67,14 +67,9 @@ def measure_v_mse(network: UNet2DConditionModel, cache: LatentCache, alphas: Ten
 
 @torch.inference_mode()
 def sample_latents(
-    network: UNet2DConditionModel,
-    states: Tensor,
-    empty_states: Tensor,
-    scheduler: DDIMScheduler,
-    *,
-    steps: int = 40,
+    network: UNet2DConditionModel, states: Tensor, empty_states: Tensor, scheduler: DDIMScheduler, *, steps: int = 40,
     guidance: float = 3.5,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Sample latents for each row of token states, by DDIM with classifier-free guidance; row i uses seed i."""
     config = network.config
     shape = (config["in_channels"], config["sample_size"], config["sample_size"])

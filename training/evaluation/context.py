@@ -75,15 +75,10 @@ class EvaluationContext:
     """The inputs of all checks. `weights` is the model's folder; each loader is called at most once."""
 
     def __init__(
-        self,
-        weights: Path,
-        load_sampler: Callable[[], PictureSampler],
-        load_judge: Callable[[], LabelJudge],
-        load_artwork: Callable[[], Sequence[Artwork]],
-        load_resolver: Callable[[], SuperResolver],
-        sizes: SampleSizes = SampleSizes(),
-        seed: int = 0,
-    ) -> None:
+        self, weights: Path, load_sampler: Callable[[], PictureSampler], load_judge: Callable[[], LabelJudge],
+        load_artwork: Callable[[], Sequence[Artwork]], load_resolver: Callable[[], SuperResolver],
+        sizes: SampleSizes = SampleSizes(), seed: int = 0,
+    ) -> None:  # fmt: skip
         self._sampler, self._judge, self._artwork = (
             LazyValue(load_sampler),
             LazyValue(load_judge),

@@ -30,14 +30,9 @@ def open_context(
 ) -> EvaluationContext:
     """Create the context from folders; a check loads what it needs on first use."""
     return EvaluationContext(
-        weights,
-        lambda: replace(load_sampler(weights), on_progress=on_progress),
-        lambda: _load_judge(judge_folder),
-        load_artwork,
-        lambda: _load_resolver(weights),
-        sizes,
-        seed,
-    )
+        weights, lambda: replace(load_sampler(weights), on_progress=on_progress), lambda: _load_judge(judge_folder),
+        load_artwork, lambda: _load_resolver(weights), sizes, seed,
+    )  # fmt: skip
 
 
 def load_sampler(weights: Path) -> PictureSampler:

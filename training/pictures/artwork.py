@@ -1,7 +1,7 @@
 """The built-in artwork: npm packages pinned by version and hash, each picture with its licence and its words.
 
 It is independent of networks and training. It leaves out flags and keycaps (they are text) and skin-tone variants (five
-copies of the same drawing).
+copies of the same drawing). A hash of its name decides whether a drawing is held out of training.
 """
 
 from __future__ import annotations
@@ -22,14 +22,6 @@ from PIL import Image
 from training.pictures.captions import Description, clean_description
 
 HELD_OUT_ONE_IN = 20
-
-
-def is_held_out(key: str) -> bool:
-    """Tell whether a drawing (`style/code`, or a file's name) is held out: 5 % of them, the same everywhere."""
-    subject = key.rpartition("/")[2]
-    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:4], "big") % HELD_OUT_ONE_IN == 0
-
-
 MAX_PICTURE_BYTES = 4 << 20  # a picture is under 100 kB; a larger file cannot be one that we pinned
 MAX_SIDE = 128  # twice the training size, so that close-ups stay sharp
 
@@ -105,9 +97,24 @@ class Artwork:
     pixels: Image.Image
 
 
-def compute_integrity(archive: bytes) -> str:
-    """Return the archive's sha512 in the notation of Subresource Integrity."""
-    return "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
+def load(
+    cache: Path, packages: Sequence[Package] = ARTWORK_PACKAGES, label_package: Package = LABEL_PACKAGE,
+    side: int = MAX_SIDE,
+) -> list[Artwork]:  # fmt: skip
+    """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px."""
+    descriptions = read_descriptions(fetch_package(label_package, cache))
+    drawings = [
+        drawing
+        for package in packages
+        for drawing in _read_drawings(package, fetch_package(package, cache), descriptions, side)
+    ]
+    return sorted(drawings, key=lambda drawing: drawing.key)
+
+
+def is_held_out(key: str) -> bool:
+    """Tell whether a drawing (`style/code`, or a file's name) is held out: 5 % of them, the same everywhere."""
+    subject = key.rpartition("/")[2]
+    return int.from_bytes(hashlib.sha256(subject.encode()).digest()[:4], "big") % HELD_OUT_ONE_IN == 0
 
 
 def fetch_package(package: Package, cache: Path) -> Path:
@@ -116,19 +123,18 @@ def fetch_package(package: Package, cache: Path) -> Path:
     if not archive_path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as temp_folder:
-            command = [
-                "npm",
-                "pack",
-                f"{package.name}@{package.version}",
-                "--silent",
-                "--pack-destination",
-                temp_folder,
-            ]
+            source = f"{package.name}@{package.version}"
+            command = ["npm", "pack", source, "--silent", "--pack-destination", temp_folder]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=600)
             (Path(temp_folder) / package.archive_name).replace(archive_path)
     if compute_integrity(archive_path.read_bytes()) != package.integrity:
         raise ValueError(f"{archive_path.name} is not the archive that was pinned: delete it and try again")
     return archive_path
+
+
+def compute_integrity(archive: bytes) -> str:
+    """Return the archive's sha512 in the notation of Subresource Integrity."""
+    return "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
 
 
 def read_descriptions(archive: Path) -> dict[str, tuple[Description, int]]:
@@ -143,22 +149,6 @@ def read_descriptions(archive: Path) -> dict[str, tuple[Description, int]]:
         for entry in entries
         if entry.get("group") not in EXCLUDED_GROUPS and not entry["label"].startswith("keycap")
     }
-
-
-def load(
-    cache: Path,
-    packages: Sequence[Package] = ARTWORK_PACKAGES,
-    label_package: Package = LABEL_PACKAGE,
-    side: int = MAX_SIDE,
-) -> list[Artwork]:
-    """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px."""
-    descriptions = read_descriptions(fetch_package(label_package, cache))
-    drawings = [
-        drawing
-        for package in packages
-        for drawing in _read_drawings(package, fetch_package(package, cache), descriptions, side)
-    ]
-    return sorted(drawings, key=lambda drawing: drawing.key)
 
 
 def _read_drawings(

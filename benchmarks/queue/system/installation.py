@@ -38,7 +38,7 @@ class BenchSystem:
 
     async def imagine(self, prompt: str, member: Member) -> str:
         """Submit one prompt; return the id of the admitted job."""
-        [accepted] = await self.app.jobs.imagine(prompt, member, WEB_DESTINATION)
+        [accepted] = await self.app.services.jobs.imagine(prompt, member, WEB_DESTINATION)
         return accepted.job
 
 

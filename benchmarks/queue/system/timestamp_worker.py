@@ -69,14 +69,9 @@ class TimestampWorker:
     async def _announce(self) -> None:
         while True:
             presence = Presence(
-                worker=WORKER_NAME,
-                pools=("default",),
-                models=(MODEL,),
-                device="a clock",
-                rows=32,
-                free=32,
+                worker=WORKER_NAME, pools=("default",), models=(MODEL,), device="a clock", rows=32, free=32,
                 build="bench",
-            )
+            )  # fmt: skip
             await self._bus.announce(presence)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 

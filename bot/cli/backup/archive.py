@@ -1,7 +1,7 @@
 """Reads and writes backups: uncompressed tars of a manifest, a database and pictures named by their SHA-256.
 
-A backup that is read is untrusted input. It is not compressed: pictures would not shrink, and an uncompressed file
-cannot expand beyond its size.
+A backup is untrusted input. It is uncompressed: pictures would not shrink, and an uncompressed file cannot expand
+beyond its size.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _make_entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def read_archive(file: IO[bytes]) -> Iterator[Manifest | ArchivePart]:
-    """Yield the manifest, then each part once. Raise `Refused` at the first entry that no backup of ours has."""
+    """Yield the manifest, then each part once. Raise `UserError` at the first entry that Darkroom's backups do not
+    have.
+    """
     seen_names: set[str] = set()
     for tar, entry in _read_entries(file):
         if entry.name in seen_names:
@@ -108,8 +110,8 @@ def _read_entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.Ta
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn every error of `tarfile` into `Refused`: it trusts the numbers in a file, and fails in many ways at wrong
-    ones.
+    """Turn every error of `tarfile` into `UserError`: it trusts the numbers in a file, and wrong ones make it fail in
+    many ways.
     """
     try:
         yield
@@ -158,7 +160,7 @@ def file_sha256(file: Path) -> str:
 
 
 def write_part(part: ArchivePart, target: Path) -> None:
-    """Write a part to a new file that only its owner can read. Raise `Refused` if the backup ends too early."""
+    """Write a part to a new file that only its owner can read. Raise `UserError` if the backup ends too early."""
     remaining = part.size
     with target.open("xb") as output:
         target.chmod(0o600)

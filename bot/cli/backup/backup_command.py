@@ -1,8 +1,8 @@
 """`darkroom backup`: copies the database and the pictures that it names into one file; the bot may run meanwhile.
 
 The database is copied first, as one consistent snapshot. Pictures never change under their names, so they may be copied
-later. The broker's content is left out: SQL has every admitted job, and a bot publishes open jobs again when it starts.
-Keys and tokens are left out too: a stolen backup must not open the chatroom.
+later. It leaves out the broker's content: SQL has every admitted job, and a bot publishes open jobs again when it
+starts. It also leaves out keys and tokens: a stolen backup must not open the chatroom.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def backup(
 def write_new_file(file: Path) -> Iterator[IO[bytes]]:
     """Yield a file that only its owner can read; name it `file` once it is complete and synced. Never overwrite.
 
-    Raise `Refused`. An OSError without a number comes from the store or the picture store; its text says what is
+    Raise `UserError`. An OSError without a number comes from the store or the picture store; its text says what is
     missing.
     """
     temp_path: Path | None = None
@@ -85,7 +85,7 @@ def write_new_file(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _link_into_place(temp_path: Path, file: Path) -> None:
-    """Link the draft as `file`, which replaces nothing. Rename it on a disk without hard links, as a USB stick."""
+    """Link the draft as `file`, which replaces nothing. On a disk without hard links (a USB stick), rename it."""
     try:
         os.link(temp_path, file)
     except FileExistsError as error:
@@ -123,7 +123,9 @@ async def _write_backup(
 async def _copy_database(
     settings: Settings, pictures_only: bool, parent_folder: Path
 ) -> AsyncIterator[tuple[Path | None, Sequence[str]]]:
-    """Yield a copy of the database in a folder in `beside` (None for pictures only), and the pictures that it names."""
+    """Yield a copy of the database in a folder in `parent_folder` (None for pictures only), and the pictures that it
+    names.
+    """
     from bot.cli.store_session import no_store_error
     from bot.store import Store
     from bot.store.admin import sqlite_backup

@@ -54,7 +54,7 @@ def _staging_folder(data: Path) -> Iterator[Path]:
 
 
 async def _unpack_backup(file: IO[bytes], staging: Path) -> list[str]:
-    """Write the parts into `stage`; return the lines to print."""
+    """Write the parts into `staging`; return the lines to print."""
     from bot.cli.backup.archive import DATABASE_NAME, Manifest, read_archive
     from bot.images.picture_store import PictureStore
 

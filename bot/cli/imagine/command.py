@@ -44,35 +44,13 @@ Film = Annotated[bool, typer.Option("--film", help="Also write the film of how t
 
 
 def imagine(
-    prompt: Prompt = None,
-    steps: Steps = None,
-    sampler: Sampler = None,
-    seed: Seed = None,
-    guidance: Guidance = None,
-    interval: Interval = None,
-    lora: Lora = None,
-    count: Count = None,
-    ar: AspectRatio = None,
-    no: NegativePrompt = None,
-    image: InitImages = None,
-    strength: Strength = None,
-    mask: Mask = None,
-    blend: Blend = False,
-    branch: Branch = None,
-    tile: Tile = False,
-    mix: Mix = False,
-    stop: Stop = None,
-    chaos: Chaos = None,
-    quality: Quality = None,
-    walk: Walk = None,
-    frames: Frames = None,
-    fast: Fast = False,
-    model: Model = None,
-    out: OutputFolder = Path(),
-    film: Film = False,
-    as_json: AsJson = False,
-    data: Data = None,
-) -> None:
+    prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
+    interval: Interval = None, lora: Lora = None, count: Count = None, ar: AspectRatio = None,
+    no: NegativePrompt = None, image: InitImages = None, strength: Strength = None, mask: Mask = None,
+    blend: Blend = False, branch: Branch = None, tile: Tile = False, mix: Mix = False, stop: Stop = None,
+    chaos: Chaos = None, quality: Quality = None, walk: Walk = None, frames: Frames = None, fast: Fast = False,
+    model: Model = None, out: OutputFolder = Path(), film: Film = False, as_json: AsJson = False, data: Data = None,
+) -> None:  # fmt: skip
     """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.app.settings import load_settings
     from bot.cli.imagine.job_inputs import split_arguments
@@ -82,7 +60,7 @@ def imagine(
     options: dict[str, object] = {
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
-        "strength": strength, "until": stop, "tile": tile or None, "mixed": mix or None, "chaos": chaos,
+        "strength": strength, "stop_at": stop, "tile": tile or None, "mix": mix or None, "chaos": chaos,
         "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip
     given_options = {name: value for name, value in options.items() if value is not None}

@@ -21,10 +21,10 @@ QUICK_TIMEOUT = aiohttp.ClientTimeout(total=3)
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 DESCRIBE_TIMEOUT = aiohttp.ClientTimeout(
     total=600
-)  # image-to-prompt tries hundreds of words, perhaps after others' pictures
+)  # image-to-prompt tries hundreds of words, perhaps after a wait for other pictures
 STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 MAX_LINE_BYTES = 4 * 1024 * 1024  # bytes: four previews in one event, base64
-MAX_RECONNECTS = 5  # to reconnect without receiving any event
+MAX_RECONNECTS = 5  # attempts to reconnect without any event in between
 END_EVENTS = ("finished", "failed", "cancelled", "deleted")
 
 
@@ -44,11 +44,11 @@ async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
         headers = {"Authorization": f"Bearer {key}"}
         async with (
             aiohttp.ClientSession(timeout=QUICK_TIMEOUT, headers=headers) as session,
-            session.get(f"{url}/api/refused") as response,
+            session.get(f"{url}/api/rejections") as response,
         ):
             body = await response.json(content_type=None)
             return (
-                [(str(refusal["who"]), str(refusal["why"])) for refusal in body["refused"]]
+                [(str(refusal["sender"]), str(refusal["reason"])) for refusal in body["rejections"]]
                 if response.status == 200
                 else None
             )
@@ -57,9 +57,9 @@ async def fetch_refusals(url: str, key: str) -> list[tuple[str, str]] | None:
 
 
 async def generate(url: str, key: str, request: ApiRequest, *, film: bool, display: ProgressDisplay) -> ImagineResult:
-    """Run one job there, or all of an interpolation. Cancelled, this cancels them as well.
+    """Run one job there, or all of an interpolation. A cancellation also cancels these jobs.
 
-    Raise `Refused`, or `Undeveloped` if none is finished.
+    Raise `UserError`, or `GenerationError` if none is finished.
     """
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(
@@ -68,8 +68,8 @@ async def generate(url: str, key: str, request: ApiRequest, *, film: bool, displ
         accepted = await _request_json(session, "POST", request.path, request.body, request.files)
         for note in accepted["notes"]:
             display.print_note(note)
-        if not accepted["worker"]:
-            display.print_note(accepted.get("starting") or "No worker is online: the job waits until one comes.")
+        if not accepted["has_worker"]:
+            display.print_note(accepted.get("startup_notice") or "No worker is online: the job waits until one comes.")
         ended_jobs = await _wait_for_jobs(session, [str(job) for job in accepted["ids"]], display)
         for picture in (shot for ended_job in ended_jobs for shot in ended_job.get("pictures", ())):
             if picture["held"]:
@@ -99,7 +99,7 @@ async def _wait_for_jobs(
 
 
 def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisplay) -> list[dict[str, Any]]:
-    """Return the finished jobs, and print a line on each other one. Raise `Undeveloped` if none is finished."""
+    """Return the finished jobs, and print a line on each other one. Raise `GenerationError` if none is finished."""
     unfinished = [(position, job) for position, job in enumerate(ended_jobs, 1) if job["state"] != "finished"]
     reasons = [job["reason"] or f"The job was {job['state']}." for _, job in unfinished]
     if len(unfinished) == len(ended_jobs):
@@ -110,14 +110,14 @@ def _select_finished(ended_jobs: Sequence[dict[str, Any]], display: ProgressDisp
 
 
 async def get_json(url: str, key: str, path: str) -> dict[str, Any]:
-    """Return one answer of the API. Raise `Refused`, or `Undeveloped` if there is no answer."""
+    """Return one answer of the API. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=QUICK_TIMEOUT) as session:
         return await _request_json(session, "GET", path, None)
 
 
 async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
-    """Return prompts for a picture file. Raise `Refused`, or `Undeveloped` if there is no answer."""
+    """Return prompts for a picture file. Raise `UserError`, or `GenerationError` if there is no answer."""
     headers, body = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}
     async with aiohttp.ClientSession(url, headers=headers, timeout=DESCRIBE_TIMEOUT) as session:
         return await _request_json(session, "POST", "/api/describe", body, (("picture", picture),))
@@ -140,14 +140,14 @@ async def _request_json(
 
 def _build_form(body: Mapping[str, object] | None, files: Sequence[tuple[str, bytes]]) -> aiohttp.FormData:
     form = aiohttp.FormData()
-    form.add_field("order", json.dumps(body), content_type="application/json")
+    form.add_field("request", json.dumps(body), content_type="application/json")
     for name, content in files:
         form.add_field(name, content, filename=name, content_type="application/octet-stream")
     return form
 
 
 def _error_for_status(status: int, sentence: str) -> Exception:
-    """Return the error of a status: 400–499 is the caller's fault, all else the server's."""
+    """Return the error of a status: 400–499 is the caller's fault, any other the server's."""
     return UserError(sentence) if status < 500 else GenerationError(f"The running Darkroom failed: {sentence}")
 
 
@@ -156,7 +156,7 @@ async def _wait_for_end(
 ) -> dict[str, Any]:
     """Return the job's end from its event stream; reconnect while the server lives.
 
-    `first`: the index of its first picture among all on the screen.
+    `first_index`: the index of its first picture among all on the screen.
     """
     failures = 0  # in a row
     while failures < MAX_RECONNECTS:
@@ -173,11 +173,11 @@ async def _wait_for_end(
 
 def _show_event(event: str, value: dict[str, Any], display: ProgressDisplay, first_index: int = 0) -> None:
     if event == "queued":
-        display.show_queue(int(value["place"] or 0), value["eta"])
+        display.show_queue(int(value["jobs_ahead"] or 0), value["eta"])
     elif event == "loading":
         display.show_loading(str(value["sentence"]), int(value["percent"]))
     elif event == "frame":
-        display.show_step(int(value["step"]), int(value["of"]), float(value["seconds_left"]))
+        display.show_step(int(value["step"]), int(value["total_steps"]), float(value["seconds_left"]))
         for number, jpeg in value["frames"].items():
             display.show_frame(first_index + int(number) - 1, base64.b64decode(jpeg))
 
@@ -208,20 +208,15 @@ async def _fetch_result(
     visible_refs = [picture_ref for picture_ref in picture_refs if not picture_ref["held"]]
     if picture_refs and not visible_refs:
         raise GenerationError("All of its pictures are held by the picture check.")
-    walk_film_urls = [job["walks"]["webp"] for job in ended_jobs if job["walks"]]
+    walk_film_urls = [job["walk_films"]["webp"] for job in ended_jobs if job["walk_films"]]
     film_url = walk_film_urls[0] if walk_film_urls else first_job["film"] if film else None
     pictures = [await _fetch_bytes(session, picture_ref["url"]) for picture_ref in visible_refs]
     return ImagineResult(
-        id=first_job["id"],
-        seed=first_job["seed"],
-        steps=first_job["steps"],
-        sampler=first_job["sampler"],
-        pictures=tuple(pictures),
-        film=await _fetch_bytes(session, film_url) if film_url else None,
-        preview_count=preview_count,
-        seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
+        id=first_job["id"], seed=first_job["seed"], steps=first_job["steps"], sampler=first_job["sampler"],
+        pictures=tuple(pictures), film=await _fetch_bytes(session, film_url) if film_url else None,
+        preview_count=preview_count, seconds=sum(job["seconds"] or 0.0 for job in ended_jobs),
         ms_per_step=first_job["ms_per_step"] or 0.0,
-    )
+    )  # fmt: skip
 
 
 async def _fetch_bytes(session: aiohttp.ClientSession, path: str) -> bytes:

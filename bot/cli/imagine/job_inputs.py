@@ -47,15 +47,15 @@ class JobInputs:
         return bool(self.images) or self.keyframe is not None
 
     def read_pictures(self) -> list[bytes]:
-        """Read the picture files. Raise `Refused`."""
+        """Read the picture files. Raise `UserError`."""
         return [_read_file(path) for path in self.images]
 
     def read_mask(self) -> bytes | None:
-        """Read the mask. Raise `Refused`."""
+        """Read the mask. Raise `UserError`."""
         return None if self.mask is None else _read_file(self.mask)
 
     def build_request(self, prompt: str, options: Mapping[str, object]) -> ApiRequest:
-        """Build the request to a running Darkroom. Raise `Refused`."""
+        """Build the request to a running Darkroom. Raise `UserError`."""
         if self.keyframe is not None:
             path = f"/api/jobs/{self.keyframe.job}/branch/{self.keyframe.image + 1}"
             prompt_field = {"prompt": prompt} if prompt else {}
@@ -69,7 +69,7 @@ class JobInputs:
 def split_arguments(
     words: Sequence[str], image: Sequence[Path], mask: Path | None, blend: bool, branch: str | None
 ) -> tuple[str, JobInputs]:
-    """Split the command line into the prompt and what the job starts from. Raise `Refused`.
+    """Split the command line into the prompt and what the job starts from. Raise `UserError`.
 
     With `blend`, words that name files are pictures, and the others are the prompt.
     """

@@ -1,6 +1,6 @@
 """`darkroom imagine` without a running bot: the same grammar, with an engine in this process.
 
-Torch is imported by a call. Writes no files and prints only progress and notes.
+A call imports torch. Writes no files and prints only progress and notes.
 """
 
 from __future__ import annotations
@@ -58,15 +58,10 @@ TERMINAL_MEMBER = Member("local:terminal", "Terminal", "local")
 
 
 def generate(
-    prompt: str,
-    options: Mapping[str, object],
-    settings: Settings,
-    *,
-    inputs: JobInputs,
-    film: bool,
+    prompt: str, options: Mapping[str, object], settings: Settings, *, inputs: JobInputs, film: bool,
     display: ProgressDisplay,
-) -> ImagineResult:
-    """Run one prompt here. Raise `Refused` for a bad request, `Undeveloped` for any other failure."""
+) -> ImagineResult:  # fmt: skip
+    """Run one prompt here. Raise `UserError` for a bad request, `GenerationError` for any other failure."""
     missing_packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing_packages:
         raise UserError(
@@ -110,14 +105,9 @@ def _join_walk(results: Sequence[ImagineResult]) -> ImagineResult:
 
 
 def _run_job(
-    job_recipe: Recipe,
-    contents: Mapping[str, bytes],
-    family: Family,
-    model_profile: ModelProfile,
-    film: bool,
-    display: ProgressDisplay,
-    data: Path,
-) -> ImagineResult:
+    job_recipe: Recipe, contents: Mapping[str, bytes], family: Family, model_profile: ModelProfile, film: bool,
+    display: ProgressDisplay, data: Path,
+) -> ImagineResult:  # fmt: skip
     from engine.preview_maps.map_store import MapStore
     from engine.worker import local_run
 
@@ -127,16 +117,11 @@ def _run_job(
         job, models, contents, on_frame=lambda frame: _show_frame(frame, display, first_index), map_store=maps
     )
     return ImagineResult(
-        id=job.id,
-        seed=job_recipe.seed,
-        steps=job_recipe.steps,
-        sampler=job_recipe.sampler,
+        id=job.id, seed=job_recipe.seed, steps=job_recipe.steps, sampler=job_recipe.sampler,
         pictures=tuple(run_result.pictures),
         film=film_of(run_result.ladders, finals=run_result.pictures) if film else None,
-        preview_count=run_result.frame_count,
-        seconds=run_result.seconds,
-        ms_per_step=run_result.ms_per_step,
-    )
+        preview_count=run_result.frame_count, seconds=run_result.seconds, ms_per_step=run_result.ms_per_step,
+    )  # fmt: skip
 
 
 def _model_name(prompt: str, options: Mapping[str, object]) -> str:
@@ -187,7 +172,7 @@ def _measure_model_bytes(model: str, data: Path) -> int:
 
     models_folder = data / "models"
     if not any(path.exists() for path in (Path(model), models_folder / model, models_folder / f"{model}.safetensors")):
-        return 0  # on the hub: a size is not worth another request
+        return 0  # on the hub: the size is not worth another request
     return estimate_bytes(find_model(model, data), FormatChooser(choose_device()))
 
 
@@ -236,7 +221,7 @@ def branch_locally(
     film: bool,
     display: ProgressDisplay,
 ) -> ImagineResult:
-    """Branch from a job in the store of this data folder. Raise `Refused` if it is not there."""
+    """Branch from a job in the store of this data folder. Raise `UserError` if it is not there."""
     record, ladder = run_with_store(
         load_store_settings(settings.data).database, lambda store: _load_branch_source(store, settings, keyframe)
     )

@@ -19,7 +19,7 @@ CELL_SIZE = 256
 
 
 class ProgressDisplay:
-    """A context manager around one job. `frames` counts the live frames received."""
+    """A context manager around one job. `frame_count` counts the live frames received."""
 
     def __init__(self, console: Console, picture_count: int) -> None:
         self.console = console
@@ -49,7 +49,7 @@ class ProgressDisplay:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def show_queue(self, jobs_ahead: int, eta: float | None) -> None:
-        """Show that the job waits: `ahead` jobs come first, `eta` seconds until it is done."""
+        """Show that the job waits: `jobs_ahead` jobs come first, `eta` seconds until it is done."""
         position = "next in the queue" if jobs_ahead == 0 else f"{jobs_ahead} ahead in the queue"
         self._progress.update(self._task, description=position, rest="" if eta is None else f"about {eta:.0f} s")
 

@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 
 @dataclass(frozen=True)
 class ImagineResult:
-    """A finished job. `pictures` are PNGs, `film` an animated WebP; `frames` counts the live previews."""
+    """A finished job. `pictures` are PNGs, `film` an animated WebP; `preview_count` counts the live previews."""
 
     id: str
     seed: int
@@ -31,7 +31,7 @@ class GenerationError(Exception):
 
 
 def check_output_folder(folder: Path) -> None:
-    """Raise `Refused` if `out` cannot be written. Call it before any work is done."""
+    """Raise `UserError` if `folder` cannot be written. Call it before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".darkroom"
@@ -63,7 +63,7 @@ def to_dict(result: ImagineResult, picture_paths: Sequence[Path], film_path: Pat
         "pictures": [str(path) for path in picture_paths],
         **_picture_size(result.pictures),
         "film": None if film_path is None else str(film_path),
-        "frames": result.preview_count,
+        "previews": result.preview_count,
         "seconds": round(result.seconds, 3),
         "ms_per_step": round(result.ms_per_step, 3),
     }

@@ -1,6 +1,6 @@
 """`darkroom imagine`: runs one prompt in a running Darkroom, otherwise with an engine in this process.
 
-Standard output carries only the result, standard error all else.
+Standard output carries only the result, standard error everything else.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ImagineRequest:
 
 
 def run_imagine(request: ImagineRequest, settings: Settings) -> int:
-    """Make, write and print the pictures; return the exit code. Raise `Refused` for a bad request."""
+    """Make, write and print the pictures; return the exit code. Raise `UserError` for a bad request."""
     console = Console(file=sys.stderr if request.as_json or not sys.stdout.isatty() else sys.stdout)
     request, picture_count, notes = _resolve_request(request, load_aliases(request.prompt, settings))
     check_output_folder(request.output_folder)
@@ -70,9 +70,9 @@ def run_imagine(request: ImagineRequest, settings: Settings) -> int:
 
 
 def _resolve_request(request: ImagineRequest, aliases: Mapping[str, str]) -> tuple[ImagineRequest, int, list[str]]:
-    """Return the wish with its flag aliases replaced, its number of pictures, and notes on the aliases.
+    """Return the request with its flag aliases expanded, its number of pictures, and notes on the aliases.
 
-    Raise `Refused` for what the grammar refuses, and for more than one job.
+    Raise `UserError` for what the grammar refuses, and for more than one job.
     """
     options = {**request.options, "model": None} if _is_model_path(request) else request.options
     parsed = parse(request.prompt, None, options=options, allow_empty=request.inputs.has_any, aliases=aliases)

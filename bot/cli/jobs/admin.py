@@ -1,6 +1,6 @@
 """Jobs in the store, for `darkroom jobs`: finds them by the beginning of an id, reads and changes them.
 
-Every mistake is a `Refused` with one sentence. Prints nothing.
+Every mistake is a `UserError` with one sentence. Prints nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class JobDetails:
 def find_jobs(
     data: Path | None, states: Sequence[str], guild: str, member: str, limit: int, oldest_first: bool
 ) -> list[JobRecord]:  # fmt: skip
-    """Return the jobs. Raise `Refused` for an unknown state."""
+    """Return the jobs. Raise `UserError` for an unknown state."""
     wanted_states: tuple[JobState, ...] = tuple(state for name in states for state in _parse_states(name))
     return run_on_folder_store(
         data,
@@ -77,7 +77,7 @@ def load_details(data: Path | None, id_prefix: str) -> JobDetails:
 
 
 def cancel_job(data: Path | None, id_prefix: str) -> str:
-    """Cancel a job; return what happened. Raise `Refused` if it has ended."""
+    """Cancel a job; return what happened. Raise `UserError` if it has ended."""
 
     async def cancel(store: Store) -> str:
         record = await find_job(store, id_prefix)
@@ -98,7 +98,7 @@ def cancel_job(data: Path | None, id_prefix: str) -> str:
 def requeue_job(data: Path | None, id_prefix: str) -> str:
     """Put a job back into the queue; return what happened.
 
-    Raise `Refused` if it has ended, waits or is being cancelled.
+    Raise `UserError` if it has ended, waits or is being cancelled.
     """
 
     async def requeue(store: Store) -> str:
@@ -128,7 +128,7 @@ def _describe_charge(charged: float) -> str:
 
 
 async def find_job(store: Store, id_prefix: str) -> JobRecord:
-    """Return the one job whose id begins so. Raise `Refused` if there is none, or more than one."""
+    """Return the one job whose id begins so. Raise `UserError` if there is none, or more than one."""
     prefix = id_prefix.strip().upper()
     if not ID_PREFIX.fullmatch(prefix):
         raise UserError(f"“{shorten(id_prefix, 40)}” is no job's id: that has 26 letters and digits.")
@@ -144,5 +144,5 @@ async def find_job(store: Store, id_prefix: str) -> JobRecord:
 
 
 def run_on_folder_store(data: Path | None, action: Callable[[Store], Awaitable[T]]) -> T:
-    """Open the store, run `act`, close the store. Raise `Refused` if there is none."""
+    """Open the store, run `action`, close the store. Raise `UserError` if there is none."""
     return run_with_store(load_store_settings(data).database, action)

@@ -21,23 +21,29 @@ def record_to_dict(record: JobRecord) -> dict[str, Any]:
     """Return a job's row as plain values, without its recipe."""
     names = (
         "id", "state", "cancelling", "action", "guild", "channel", "member", "member_name", "tier", "pool", "model",
-        "rows", "attempt", "barren", "step", "steps", "images", "worker", "epoch", "cost", "charged", "created",
+        "rows", "attempt", "step", "steps", "worker", "epoch", "cost", "charged", "created",
         "deadline", "sent", "started", "ended", "seconds", "ms_per_step", "reason", "blame", "private", "check",
         "deleted", "prompt",
     )  # fmt: skip
     values = {name: getattr(record, name) for name in names}
     parent = None if record.parent is None else {"id": record.parent[0], "picture": record.parent[1] + 1}
-    return {**values, "parent": parent, "notes": list(record.notes)}
+    return {
+        **values,
+        "images": record.image_count,
+        "attempts_without_progress": record.barren,
+        "parent": parent,
+        "notes": list(record.notes),
+    }
 
 
 def details_to_dict(details: JobDetails) -> dict[str, Any]:
     """Return the row with recipe, states, destinations and pictures."""
-    kind = "recipe" if isinstance(details.record.task, Recipe) else "enlarge"
+    kind = "recipe" if isinstance(details.record.task, Recipe) else "upscale"
     return {
         **record_to_dict(details.record),
         kind: msgspec.to_builtins(details.record.task),
         "states": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.history],
-        "places": [_destination_to_dict(item) for item in details.deliveries],
+        "destinations": [_destination_to_dict(item) for item in details.deliveries],
         "pictures": [{name: value for name, value in vars(item).items() if name != "job"} for item in details.pictures],
     }
 

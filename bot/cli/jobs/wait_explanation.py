@@ -1,6 +1,7 @@
 """Explains why a job waits, for `darkroom jobs why`: its place in the queue from SQL, and what the running bot knows.
 
-Only the bot knows the live workers, and so when a job will be done. Without a bot, only the order of the queue is told.
+Only the bot knows the live workers, and so when a job will be done. Without a bot, it explains only the order of the
+queue.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bot.store import JobRecord, Store
 from bot.store.jobs import queries
 from bot.web.auth import terminal_key
 
-MAX_NAMED_JOBS = 3  # how many jobs ahead are named
+MAX_NAMED_JOBS = 3  # how many of the jobs ahead the sentence names
 NO_BOT_NOTE = "No running bot answers on this data folder: the workers and the waiting time are not known."
 
 
@@ -34,8 +35,8 @@ NO_BOT_NOTE = "No running bot answers on this data folder: the workers and the w
 class WaitExplanation:
     """Why one job waits.
 
-    `ahead`: ids of the jobs before it, the next to be dispatched first, as far as the queue is laid out. `told`: the
-    running bot's answer, or None.
+    `ahead_ids`: ids of the jobs before it, the next to be dispatched first, as far as the queue is laid out.
+    `bot_answer`: the running bot's answer, or None.
     """
 
     record: JobRecord
@@ -48,14 +49,14 @@ class WaitExplanation:
         """Return plain values for JSON."""
         bot_answer = self.bot_answer or {}
         return {
-            "id": self.record.id, "state": self.record.state, "place": self.ahead_count, "ahead": list(self.ahead_ids),
-            "why": bot_answer.get("why", ""), "eta": bot_answer.get("eta"), "bot": self.bot_answer is not None,
-            "sentence": self.sentence,
+            "id": self.record.id, "state": self.record.state, "jobs_ahead": self.ahead_count,
+            "ahead_ids": list(self.ahead_ids), "wait_reason": bot_answer.get("wait_reason", ""),
+            "eta": bot_answer.get("eta"), "has_bot": self.bot_answer is not None, "sentence": self.sentence,
         }  # fmt: skip
 
 
 def explain_wait(data: Path | None, id_prefix: str) -> WaitExplanation:
-    """Explain why one job waits, found by the beginning of its id. Raise `Refused`."""
+    """Explain why one job waits, found by the beginning of its id. Raise `UserError`."""
     record, ahead_count, jobs_ahead = admin.run_on_folder_store(data, lambda store: _find_queue_place(store, id_prefix))
     bot_answer = asyncio.run(_ask_bot(load_store_settings(data).data, record))
     return WaitExplanation(
@@ -89,7 +90,7 @@ async def _ask_bot(data: Path, record: JobRecord) -> Mapping[str, Any] | None:
         return None
     key = await asyncio.to_thread(terminal_key, data)
     try:
-        return await http_client.get_json(instance.url, key, f"/api/jobs/{record.id}/why")
+        return await http_client.get_json(instance.url, key, f"/api/jobs/{record.id}/wait-reason")
     except (UserError, GenerationError):
         return None
 
@@ -118,8 +119,8 @@ def _explanation_text(
         if ahead_count
         else "Next in line"
     )
-    reason = str(bot_answer.get("why", "")) if bot_answer else NO_BOT_NOTE
-    if reason.startswith(("Next in line", f"{ahead_count} ahead")):  # repeats the line
+    reason = str(bot_answer.get("wait_reason", "")) if bot_answer else NO_BOT_NOTE
+    if reason.startswith(("Next in line", f"{ahead_count} ahead")):  # repeats the line above
         reason = "" if ahead_count else "It starts when there is room."
     return f"{line}{eta}. {reason}".rstrip()
 

@@ -42,7 +42,9 @@ Guild = Annotated[
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]
-Ceiling = Annotated[bool, typer.Option("--house", help="A ceiling for the server, which its admins cannot raise.")]
+Ceiling = Annotated[
+    bool, typer.Option("--ceiling", "--house", help="A ceiling for the server, which its admins cannot raise.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")]
 
@@ -201,18 +203,18 @@ def operator_member(guild: str) -> Member:
 
 
 def _resolve_scope(guild: str, channel: str, role: str, user: str, ceiling: bool) -> tuple[Scope, str]:
-    """Return the scope and subject of a rule. Raise `Refused` for more than one."""
+    """Return the scope and subject of a rule. Raise `UserError` for more than one."""
     choices: list[tuple[Scope, str]] = [
         *([("channel", channel)] if channel else []), *([("role", role)] if role else []),
         *([("user", user)] if user else []), *([("house", "")] if ceiling else []),
     ]  # fmt: skip
     if len(choices) > 1:
-        raise UserError("A rule is for one of --channel, --role, --user or --house.")
+        raise UserError("A rule is for one of --channel, --role, --user or --ceiling.")
     return choices[0] if choices else ("house" if guild == EVERYWHERE else "guild", "")
 
 
 def administer(data: Path | None, action: Callable[[RuleAdmin], Awaitable[Any]]) -> Any:
-    """Open the store, run `act` on its `Administration`, close the store."""
+    """Open the store, run `action` on its `RuleAdmin`, close the store."""
     from bot.app.settings import load_settings
     from bot.cli.store_session import run_with_store
     from bot.services.rule_admin import RuleAdmin

@@ -1,4 +1,4 @@
-"""`darkroom rules close` and `open`: the kill switch of one server or of the whole bot.
+"""`darkroom rules close` and `darkroom rules open`: the kill switch of one server or of the whole bot.
 
 The rule holds as soon as it is written. A running bot cancels open jobs there on its next rounds
 (`bot.queue.closed_guilds`), a stopped bot when it starts.
@@ -13,7 +13,7 @@ import typer
 
 from bot.cli.rules.commands import EVERYWHERE, Data, Guild, administer, operator_member, print_change
 
-OPERATOR_NAME = "this bot's operator"  # as members read the name
+OPERATOR_NAME = "this bot's operator"  # the operator's name, as members read it
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; members read it when they are refused.")]
 

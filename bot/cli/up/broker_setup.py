@@ -22,7 +22,7 @@ ADDRESS_PATTERN = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\s]+))
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """How to reach a broker. `authority`: its certificate authority, where that is not one of the system's."""
+    """How to reach a broker. `ca_file`: its certificate authority, unless the system knows it."""
 
     url: str
     token: str
@@ -35,7 +35,7 @@ class BrokerAddress:
 
 
 async def find_broker(stack: AsyncExitStack, settings: Settings) -> BrokerAddress:
-    """Return the configured broker, or start an embedded one that `parts` stops. Raise `Refused`."""
+    """Return the configured broker, or start an embedded one that `stack` stops. Raise `UserError`."""
     if settings.nats:
         token = settings.nats_token.get_secret_value() if settings.nats_token else ""
         return BrokerAddress(str(settings.nats), token, settings.nats_ca)
@@ -54,7 +54,7 @@ async def find_broker(stack: AsyncExitStack, settings: Settings) -> BrokerAddres
 
 
 async def connect(stack: AsyncExitStack, address: BrokerAddress) -> Bus:
-    """Connect and declare the streams; `parts` closes the connection. Raise `Refused`."""
+    """Connect and declare the streams; `stack` closes the connection. Raise `UserError`."""
     try:
         bus = await Bus.connect(address.url, address.token, ca_file=address.ca_file)
         stack.push_async_callback(bus.close)
@@ -65,7 +65,7 @@ async def connect(stack: AsyncExitStack, address: BrokerAddress) -> Bus:
 
 
 def parse_listen_address(settings: Settings) -> ListenAddress:
-    """Return where the embedded broker listens: loopback unless the settings say otherwise. Raise `Refused`.
+    """Return where the embedded broker listens: loopback unless the settings say otherwise. Raise `UserError`.
 
     Without a certificate, jobs and pictures cross the network unencrypted. So it then needs an address of this machine
     or of a private network, and never listens on all addresses.

@@ -20,7 +20,7 @@ MAX_LOG_BYTES = 8 * 1024 * 1024
 
 
 class EngineProcess:
-    """An async context manager in which the child runs. `restarts` counts its restarts."""
+    """An async context manager in which the child runs. `restart_count` counts its restarts."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
         self.command = tuple(command)
@@ -52,7 +52,7 @@ class EngineProcess:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,  # Ctrl-C reaches only us: we stop the child in its turn
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the child in order
             )  # fmt: skip
         finally:
             os.close(output)

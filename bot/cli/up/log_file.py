@@ -1,6 +1,6 @@
-"""Log handlers: our log lines go to a file in the data folder, and warnings to the terminal.
+"""Log handlers: all log lines go to a file in the data folder, and warnings to the terminal.
 
-As JSON the error output has every line too, as collectors of container logs expect.
+With JSON, standard error has every line too, as collectors of container logs expect.
 """
 
 from __future__ import annotations

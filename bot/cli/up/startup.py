@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
     from bot.app.leader_election import Leader
     from bot.app.settings import Settings
-    from bot.services.jobs.job_service import JobService
     from engine.bus import Bus
-    from engine.contract import ModelProgress
+    from engine.contract import ModelProgress, Presence
 
 LOCAL_WORKER = "here"  # the name of the worker that we start
 POLL_SECONDS = 0.25  # seconds between two checks of the engine, until it is warm
@@ -51,7 +50,7 @@ def run_bot(
 ) -> None:
     """Run until Ctrl-C or SIGTERM.
 
-    Raise `Refused` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
+    Raise `UserError` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
     engine on this machine offers; if empty, neither an engine nor a broker runs here. `memory`: the models' budget, as
     12GB; if empty, the environment's. `standby`: if another process has the folder, wait for it.
     """
@@ -85,7 +84,7 @@ async def _run_until_stopped(
 
 @contextmanager
 def _cancel_on_signals() -> Iterator[asyncio.Event]:
-    """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event tells that a signal did it."""
+    """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event says that a signal caused it."""
     stop_requested, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -107,7 +106,7 @@ def _cancel_on_signals() -> Iterator[asyncio.Event]:
 async def _start_parts(
     stack: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], open_browser: bool
 ) -> None:
-    """Start every part in order; `parts` stops them in reverse order."""
+    """Start every part in order; `stack` stops them in reverse order."""
     broker_address = await broker_setup.find_broker(stack, settings)
     bus = await broker_setup.connect(stack, broker_address)
     leader = await stack.enter_async_context(_hold_leadership(settings, bus)) if is_shared(settings) else None
@@ -119,7 +118,7 @@ async def _start_parts(
     web_app = build_app(settings, bot_app.services, warmup, bot_app.metrics_page)
     port = await stack.enter_async_context(_serve_web(web_app, settings))
     if settings.discord_token is not None:
-        from bot.discord.client import run_client  # costs 40 MB, so only with a token
+        from bot.discord.start import run_client  # costs 40 MB, so only with a token
 
         await stack.enter_async_context(
             _run_beside(run_client(settings, bot_app.services, bot_app.metrics.count_discord_request), "discord")
@@ -129,7 +128,8 @@ async def _start_parts(
     _print_text(_welcome_text(settings, models, page_url))
     if engine_process is not None:
         await stack.enter_async_context(_run_beside(print_load_progress(bus.model_progress.get_progress), "loads"))
-        await stack.enter_async_context(_run_beside(print_when_warm(bot_app.jobs, engine_process, warmup), "warm"))
+        warm_line = print_when_warm(bot_app.services.live_workers, engine_process, warmup)
+        await stack.enter_async_context(_run_beside(warm_line, "warm"))
     if open_browser and _has_display():
         await asyncio.to_thread(webbrowser.open, page_url)
 
@@ -162,7 +162,7 @@ def _make_engine_process(
     ]
     command += options
     if settings.check is not None:
-        command += ["--check", str(settings.check)]
+        command += ["--picture-check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in BOT_SECRETS}
     return EngineProcess(
         command,
@@ -172,13 +172,13 @@ def _make_engine_process(
 
 
 def check_classifier_folder(settings: Settings) -> None:
-    """Raise `Refused` if the picture check has no model: otherwise the engine would restart again and again."""
+    """Raise `UserError` if the picture check has no model: otherwise the engine would restart for ever."""
     if settings.check is not None and not (settings.check / "config.json").is_file():
         raise UserError(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
 
 
 def check_memory_size(memory: str) -> None:
-    """Raise `Refused` for an invalid memory budget, for the same reason."""
+    """Raise `UserError` for an invalid memory budget, for the same reason."""
     from engine.process.settings import parse_size
 
     try:
@@ -248,12 +248,14 @@ async def print_load_progress(
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def print_when_warm(job_service: JobService, engine_process: EngineProcess, warmup: asyncio.Event) -> None:
+async def print_when_warm(
+    live_workers: Callable[[], Mapping[str, Presence]], engine_process: EngineProcess, warmup: asyncio.Event
+) -> None:
     """Print a line for each model once the engine is ready, or one line if its first start fails.
 
-    Either clears `warming`.
+    Either clears `warmup`.
     """
-    while (presence := job_service.live_workers().get(LOCAL_WORKER)) is None or not presence.models:
+    while (presence := live_workers().get(LOCAL_WORKER)) is None or not presence.models:
         if engine_process.restart_count:
             warmup.clear()
             _print_text(f"  The engine stopped while it started; its log: {engine_process.log_file}\n")
@@ -273,7 +275,7 @@ def _print_line(sentence: str) -> None:
 
 
 def _print_text(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the reader of our output may have gone
+    with contextlib.suppress(BrokenPipeError):  # nobody may read our output any more
         sys.stdout.write(text)
         sys.stdout.flush()
 

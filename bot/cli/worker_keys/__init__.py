@@ -1,1 +1,1 @@
-"""`darkroom worker-key`: lets a worker of another machine in."""
+"""`darkroom worker-key`: admits workers on other machines."""

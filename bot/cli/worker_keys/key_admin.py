@@ -27,7 +27,7 @@ NOT_RUNNING_NOTE = "The broker is not running here; it reads the keys when it st
 
 
 def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
-    """Make a key; return it as text for the person who starts that worker. Raise `Refused`."""
+    """Make a key; return it as text for the person who starts that worker. Raise `UserError`."""
     if name == LOCAL_WORKER:
         raise UserError(f"{LOCAL_WORKER} is this machine's own worker, which needs no key: choose another name.", 400)
     pool_names = [pool.strip() for pool in pools.split(",") if pool.strip()]
@@ -41,40 +41,32 @@ def create_key(settings: Settings, name: str, pools: str, *, as_json: bool) -> s
     if as_json:
         account_fields = {"user": user, "account": {owner: account}, "exports": worker_permissions.build_exports()}
         return _to_json(_to_dict(key) | {"seed": seed, "command": command, **account_fields, "taken": applied})
-    lines = [
-        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:",
-        "",
-        f"  {seed}",
-        "",
-        "On the machine of that worker:",
-        "",
-        f"  {command}",
-        "",
-    ]
+    instructions = [
+        f"The key of {key.name}, for {_describe_pools(key)}. It is shown only now, and stored nowhere:", f"  {seed}",
+        "On the machine of that worker:", f"  {command}",
+    ]  # fmt: skip
     if settings.nats:
-        lines += [
-            f"{settings.nats} is not our own broker: add this to the accounts of its configuration, and reload that",
-            "twice (nats-server --signal reload): a new account works from the second time on.",
-            "",
-            f"  {json.dumps(owner)} {json.dumps(account)}",
-            "",
-            (
-                f"Its account {worker_permissions.MAIN_ACCOUNT}, with the streams and the bot's user, needs this line "
-                "(docs/workers.md):"
-            ),
-            "",
-            f"  exports: {json.dumps(worker_permissions.build_exports())}",
-        ]
+        account_note = (
+            f"{settings.nats} is not our own broker: add this to the accounts of its configuration, and reload that\n"
+            "twice (nats-server --signal reload): a new account works from the second time on."
+        )
+        exports_note = (
+            f"Its account {worker_permissions.MAIN_ACCOUNT}, with the streams and the bot's user, needs this line "
+            "(docs/workers.md):"
+        )
+        instructions += [
+            account_note, f"  {json.dumps(owner)} {json.dumps(account)}",
+            exports_note, f"  exports: {json.dumps(worker_permissions.build_exports())}",
+        ]  # fmt: skip
     else:
-        lines += [
-            APPLIED_NOTE if applied else NOT_RUNNING_NOTE,
-            *([LOCAL_ONLY_NOTE] if _listen_address(settings).is_loopback else []),
-        ]
-    return "\n".join(lines)
+        instructions.append(APPLIED_NOTE if applied else NOT_RUNNING_NOTE)
+        if _listen_address(settings).is_loopback:
+            instructions[-1] += f"\n{LOCAL_ONLY_NOTE}"
+    return "\n\n".join(instructions)
 
 
 def revoke_key(settings: Settings, name: str, *, as_json: bool) -> str:
-    """Revoke a key; return what happened. Raise `Refused` if there is no such key."""
+    """Revoke a key; return what happened. Raise `UserError` if there is no such key."""
     try:
         applied = _open_enrolment(settings).revoke_key(name)
     except (BadKey, OSError) as error:

@@ -1,6 +1,6 @@
 """The rows of buttons under a card: which buttons, in the order that suits a phone. Pure.
 
-Knows jobs and Discord's limits; knows nothing of what a press does (`buttons`) or of how a button is drawn.
+It knows jobs and Discord's limits, but not what a press does (`bot.discord.components.buttons`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COMMON_ACTION_LABELS: Mapping[ButtonKind, str] = MappingProxyType(
 )
 COMPARABLE_ACTIONS: frozenset[JobAction] = frozenset(
     {"branch", "edit", "vary", "remix", "upscale"}
-)  # with their source
+)  # actions whose pictures can be compared with their source
 MAX_ROW_BUTTONS = 5  # Discord's limit
 DIRECT_GUILD_PREFIX = "discord:dm:"  # prefix of a direct conversation's guild id
 
@@ -91,7 +91,7 @@ def build_retry_rows(view: JobView) -> tuple[ButtonRow, ...]:
 def build_finished_rows(view: JobView) -> tuple[ButtonRow, ...]:
     """Return the rows under finished pictures: U and V for each of a grid, or all actions on an upscale; then the rest.
 
-    Each card has its own job's id in a button, by which a lost message is found again.
+    A button holds the job's id: by it, the courier finds a lost message again.
     """
     return (*_build_picture_rows(view), _build_job_row(view), *build_review_rows(view, with_look=True))
 
@@ -152,7 +152,7 @@ def _can_interpolate(view: JobView) -> bool:
 
 
 def build_review_rows(view: JobView, *, with_look: bool = False) -> tuple[ButtonRow, ...]:
-    """Return the moderators' buttons for held pictures: decide about each, and with `look` see them first."""
+    """Return the moderators' buttons for held pictures: decide about each, and with `with_look` see them first."""
     held_pictures = [picture for picture in view.pictures if moderation_status.is_held(view.needs_check, picture)]
     buttons = [Button("look", view.id, "Look at held pictures")] if with_look and held_pictures else []
     for picture in held_pictures:

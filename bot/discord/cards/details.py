@@ -1,4 +1,4 @@
-"""A job's details as text: what made it, when, its cost, and its parameters to copy. Pure.
+"""A job's details as text: how it was made, when, its cost, and its parameters to copy. Pure.
 
 The parameters have the format of AUTOMATIC1111's web UI, which other tools read.
 """

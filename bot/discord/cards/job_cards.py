@@ -1,7 +1,7 @@
 """Messages about jobs as cards: text and rows of buttons.
 
 Pure: the current time is an argument. Knows Discord's limits and markdown but not its library, so that every text can
-be tested without it. Text that a member wrote always goes through `sentences.quoted`.
+be tested without it. Text that a member wrote always goes through `escape_discord`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,6 @@ from bot.prompt.flags import prompt_title
 from engine.contract import Recipe
 
 NO_PROMPT = "without a prompt"  # a blend, or a job with an init image, needs none
-
-
-def job_title(prompt: str) -> str:
-    """Return the prompt without emphasis and flags, or `WORDLESS`."""
-    return prompt_title(prompt) or NO_PROMPT
-
-
 MAX_CONTENT, MAX_ALT = 2000, 1024
 PARTIAL_FILM_HINT = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
 
@@ -67,7 +60,7 @@ def render_loading(view: JobView, model: str, fraction: float, model_bytes: int 
 
 
 def render_progress(view: JobView, step: int, total_steps: int, seconds_left: float, now: float) -> Card:
-    """Return the card of a running job, at `step` of `of`."""
+    """Return the card of a running job, at `step` of `total_steps`."""
     progress = (
         f"{texts.progress_bar(step, total_steps, 12)} {texts.percent_done(step, total_steps)} % · step {step} of "
         f"{total_steps}"
@@ -133,6 +126,11 @@ def render_refusal(sentence: str) -> str:
 def render_duplicate(address: str) -> str:
     """Return the response to a double click."""
     return f"That is already on its way: {address}" if address else "That is already on its way."
+
+
+def job_title(prompt: str) -> str:
+    """Return the prompt without emphasis and flags, or `NO_PROMPT`."""
+    return prompt_title(prompt) or NO_PROMPT
 
 
 def _queue_line(number: int, view: JobView, now: float, reader: str) -> str:

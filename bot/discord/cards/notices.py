@@ -1,4 +1,4 @@
-"""Texts around the final card of a job: whom it pings, why it comes here, where the job is shown. Pure."""
+"""Texts around the final card of a job: whom it pings, why it is sent here, where the job is shown. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render_notice(card: Card, user_id: str) -> Card:
 
 
 def render_collapsed(view: JobView, address: str) -> Card:
-    """Return the one line that replaces the progress message, with a link to the notice at the address `at`."""
+    """Return the one line that replaces the progress message, with a link to the notice at `address`."""
     emoji, text = ("✅", "Done") if view.state == "finished" else ("❌", "It failed")
     status = f"[{text}]({address})" if address else text
     return Card(

@@ -1,16 +1,20 @@
-"""The picture of a card: live preview grid, finished grid or upscaled picture, made off the event loop.
+"""The picture of a card: live preview grid, finished grid or upscaled picture, rendered off the event loop.
 
-A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all.
+A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all. Also wraps it
+as a file of discord.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import discord
 
 from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import Card
@@ -24,15 +28,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from bot.domain.dto import JobView
-    from bot.services.jobs.job_service import JobService
-
-
-import io
-
-import discord
+    from bot.images.gallery import Gallery
 
 log = logging.getLogger(__name__)
-
 UPLOAD_LIMIT = 10 * 1024 * 1024  # bytes that every server accepts in one file
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
@@ -46,7 +44,7 @@ class PictureFile:
 
 
 class PictureCache:
-    """Cache of finished pictures that could not be sent yet. The oldest go where all exceed `most` bytes.
+    """Cache of finished pictures that could not be sent yet. It drops the oldest when all together exceed `max_bytes`.
 
     An entry holds only for the same source pictures: a moderator may have hidden or shown one meanwhile.
     """
@@ -87,12 +85,12 @@ async def render_preview(view: JobView, frames: Mapping[int, bytes]) -> PictureF
 
 
 async def render_final(
-    job_service: JobService, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
+    gallery: Gallery, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
 ) -> tuple[Card, PictureFile | None]:
     """Return a job's final card and picture. If the picture is missing, the card says why."""
     card = job_cards.render_ended(view)
     try:
-        picture = await render_picture(job_service, view, limit, cache)
+        picture = await render_picture(gallery, view, limit, cache)
     except (UserError, UnreadableImage) as error:
         log.warning("job %s: its picture cannot be shown: %s", view.id, error)
         return job_cards.note_missing(card), None
@@ -100,17 +98,17 @@ async def render_final(
 
 
 async def render_picture(
-    job_service: JobService, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
+    gallery: Gallery, view: JobView, limit: int = UPLOAD_LIMIT, cache: PictureCache | None = None
 ) -> PictureFile | None:
     """Return a finished job's picture in at most `limit` bytes; None if it has none, or none that small.
 
-    Raises `Refused` or `Unreadable` for pictures that are deleted or corrupt.
+    Raises `UserError` or `UnreadableImage` for pictures that are deleted or corrupt.
     """
     if view.state != "finished":
         return None
-    if view.ends_interpolation and (film := await _render_interpolation(job_service, view, limit)):
+    if view.ends_interpolation and (film := await _render_interpolation(gallery, view, limit)):
         return film
-    pictures = await job_service.load_shown_pictures(view.id)
+    pictures = await gallery.read_all_for_members(view.id)
     if cache and (cached_picture := cache.get(view.id, pictures, limit)):
         return cached_picture
     result = await asyncio.to_thread(_encode_pictures, pictures, isinstance(view.task, Recipe), limit)
@@ -123,10 +121,15 @@ async def render_picture(
     return picture
 
 
-async def _render_interpolation(job_service: JobService, view: JobView, limit: int) -> PictureFile | None:
+def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
+    """Return the file of a message that shows `card`."""
+    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)
+
+
+async def _render_interpolation(gallery: Gallery, view: JobView, limit: int) -> PictureFile | None:
     """Return the film of the interpolation that this job completes; None if too few of its frames may be shown."""
     try:
-        return PictureFile(f"darkroom-{view.id}-walk.webp", await job_service.render_interpolation(view.id, limit))
+        return PictureFile(f"darkroom-{view.id}-walk.webp", await gallery.render_walk(view.id, limit))
     except UserError as error:
         log.info("job %s: no film of its walk: %s", view.id, error.sentence)
         return None
@@ -148,8 +151,3 @@ def _decode_frame(payload: bytes) -> Image.Image | None:
 
 def _encode_pictures(pictures: Sequence[bytes], as_grid: bool, limit: int) -> tuple[bytes, grid.ImageFormat] | None:
     return grid.shrink_to_fit(grid.compose(pictures) if as_grid else pictures[0], limit)
-
-
-def to_discord_file(card: Card, picture: PictureFile) -> discord.File:
-    """Return the file of a message that shows `card`."""
-    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)

@@ -1,4 +1,4 @@
-"""The command tree counted against Discord's limits: rows of figure and goal. Pure.
+"""Counts the command tree against Discord's limits: one row for each limit. Pure.
 
 The limits are those of Discord's documentation ("Application Commands"). Its change log of 3 March 2026 raised menus
 from 5 to 15 of each kind; discord.py 2.7 still refuses a sixth.

@@ -1,7 +1,7 @@
 """The command tree: its permission check, its error handler, and its registration with Discord.
 
-It is registered only after a change: once at each start would use up the day's quota in a crash loop. The command ids
-that Discord assigns are stored beside the tree's hash, so that a message can mention a command.
+It is registered only after a change: in a crash loop, a registration at each start would use up the day's quota. The
+command ids that Discord assigns are stored beside the tree's hash, so that a message can mention a command.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
         return [await command.get_translated_payload(self, translator) for command in commands]
 
     async def sync_if_changed(self, state_file: Path) -> None:
-        """Register the tree if Discord has another one; `memory` stores what Discord has."""
+        """Register the tree if Discord has another one; `state_file` stores what Discord has."""
         payload = json.dumps([self.client.application_id, await self.build_payload()], sort_keys=True)
         tree_hash = hashlib.sha256(payload.encode()).hexdigest()
         state = await asyncio.to_thread(_read_state, state_file)
@@ -98,5 +98,5 @@ def _read_state(state_file: Path) -> RegisteredCommands:
         return RegisteredCommands(
             str(data["mark"]), {str(name): int(command_id) for name, command_id in data["ids"].items()}
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or one of an older version
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no file yet, or one of an older version
         return RegisteredCommands()

@@ -11,7 +11,7 @@ from discord import app_commands
 from bot.discord.checks import reply_on_error, require_permission
 from bot.discord.commands.generation import imagine
 from bot.discord.commands.generation.reproduce import reproduce_job
-from bot.discord.commands.info import show_details
+from bot.discord.commands.limits_overview import show_details
 from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
 from bot.discord.components.reports import open_report_form
 from bot.discord.job_choice import find_shown_job, require_shown_job
@@ -44,7 +44,7 @@ async def show_job_details(interaction: discord.Interaction[DarkroomClient], mes
 
 @app_commands.context_menu(name="Use as prompt")
 async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
-    """Open a form with the prompt of our own message, or with the text of any other one."""
+    """Open a form with the prompt of the bot's own message, or with the text of any other message."""
     async with reply_on_error(interaction):
         prompt = await _prompt_of(interaction, message)
         modal = create_form("Use as prompt", form_id(FORM_NAME, NO_JOB_ID))
@@ -64,7 +64,7 @@ async def report_message(interaction: discord.Interaction[DarkroomClient], messa
 
 async def _prompt_of(interaction: Interaction, message: discord.Message) -> str:
     if job := await find_shown_job(interaction, message):
-        view = await interaction.client.job_service.load_view(job)
+        view = await interaction.client.services.job_views.load_view(job)
         await require_permission(interaction, "prompt", view)
         return escape_braces(view.prompt)
     prompt = " ".join(message.content.split())

@@ -54,10 +54,10 @@ MENTIONED_COMMANDS = (
 async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
     member = member_of(interaction)
     is_staff = interaction.guild_id is not None and (member.is_moderator or member.is_admin or member.is_owner)
-    await send_ephemeral(interaction, render_help(interaction.client.tree.mention, is_staff=is_staff))
+    await send_ephemeral(interaction, render_help(interaction.client.mention_command, is_staff=is_staff))
 
 
 def render_help(mention: Callable[[str], str], *, is_staff: bool) -> str:
-    """Return the text; `staff`: for those who may see this server's settings."""
+    """Return the text; `is_staff`: for those who may see this server's settings."""
     text = HELP_TEXT.format(**{name: mention(name) for name in MENTIONED_COMMANDS})
     return f"{text}\n{STAFF_LINE.format(**{'settings show': mention('settings show')})}" if is_staff else text

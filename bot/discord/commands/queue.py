@@ -30,11 +30,11 @@ async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
         guild = guild_of(interaction)  # only this server's jobs: no server sees another's prompts
         views = [
             with_channel_privacy(view, interaction.user)
-            for view in await interaction.client.job_service.load_queue(guild)
+            for view in await interaction.client.services.job_views.load_queue(guild)
         ]
         member_id = member_of(interaction).id
         has_own_jobs = any(view.member_id == member_id for view in views)
-        hint = f"-# {interaction.client.tree.mention('cancel')} cancels one of yours." if has_own_jobs else ""
+        hint = f"-# {interaction.client.mention_command('cancel')} cancels one of yours." if has_own_jobs else ""
         await send_ephemeral(interaction, job_cards.render_queue(views, time.time(), hint, member_id))
 
 
@@ -47,7 +47,7 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
             return
         view = await interaction.client.services.history.find_job(job, member_of(interaction))
         member = await require_permission(interaction, "cancel", view)
-        text = await interaction.client.job_service.cancel(view.id, member)
+        text = await interaction.client.services.jobs.cancel(view.id, member)
         is_own = view.member_id == member.id
         is_hidden = with_channel_privacy(view, interaction.user).is_private and not is_own
         prompt = "A private job" if is_hidden else texts.escape_discord(view.prompt or NO_PROMPT, 200)
@@ -63,13 +63,13 @@ async def suggest_jobs(
 
 async def _cancel_all(interaction: Interaction) -> str:
     """Cancel every open job of the member, wherever they asked for it."""
-    member, job_service = member_of(interaction), interaction.client.job_service
+    member, services = member_of(interaction), interaction.client.services
     views = await interaction.client.services.history.list_open(member.id)
     if not views:
         raise UserError("Nothing of yours runs or waits.", 404)
     started_count = 0
     for view in views:
-        await job_service.cancel(view.id, member)
+        await services.jobs.cancel(view.id, member)
         started_count += view.started is not None
     tail = (
         f" {started_count} had started: only the steps they ran are charged."

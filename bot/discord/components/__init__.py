@@ -1,1 +1,1 @@
-"""Buttons, selects, forms and reactions on the bot's messages. Stateless: a custom id carries all that one needs."""
+"""Buttons, selects, forms and reactions on the bot's messages. Stateless: a custom id holds all that a press needs."""

@@ -40,14 +40,14 @@ BRANCH_QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps 
 
 
 async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int) -> None:
-    """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `Refused`."""
+    """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `UserError`."""
     await interaction.response.defer(ephemeral=True, thinking=True)
-    job_service = interaction.client.job_service
+    services = interaction.client.services
     view, index = await _original_picture(interaction, view, index)
-    steps = await job_service.list_branch_steps(view.id, index, member_of(interaction))
+    steps = await services.edits.list_branch_steps(view.id, index, member_of(interaction))
     if not steps:
         raise UserError(NO_KEYFRAMES, 404)
-    contact_sheet = await job_service.render_contact_sheet(view.id, index)
+    contact_sheet = await services.gallery.render_contact_sheet(view.id, index)
     menu = ui.View(timeout=None)
     stopped_early = isinstance(view.task, Recipe) and view.task.end_step < view.task.steps
     menu.add_item(KeyframeMenu(view.id, index, spread_steps(steps), view.total_steps, stopped_early))
@@ -64,16 +64,16 @@ async def open_keyframe_menu(interaction: Interaction, view: JobView, index: int
 
 
 async def _original_picture(interaction: Interaction, view: JobView, index: int) -> tuple[JobView, int]:
-    """Return the generated job and picture of which `view` may be only an upscale. Raises `Refused`."""
+    """Return the generated job and picture; if `view` is an upscale, those of its original. Raises `UserError`."""
     while not isinstance(view.task, Recipe) and view.parent_image is not None:
         job, index = view.parent_image
-        view = await interaction.client.job_service.load_view(job)
+        view = await interaction.client.services.job_views.load_view(job)
         await require_permission(interaction, "branch", view)
     return view, index
 
 
 def spread_steps(steps: Sequence[int], limit: int = MAX_KEYFRAMES) -> list[int]:
-    """Return at most `most` of the steps, evenly spaced, the first and the last among them."""
+    """Return at most `limit` of the steps, evenly spaced, the first and the last among them."""
     if len(steps) <= limit:
         return list(steps)
     return [steps[round(position * (len(steps) - 1) / (limit - 1))] for position in range(limit)]
@@ -87,8 +87,8 @@ async def submit_branch(interaction: Interaction, submission: FormSubmission, vi
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
         prompt, key = None if is_unchanged(text, view) else text, f"form:{interaction.id}"
-        job_service = interaction.client.job_service
-        return [await job_service.branch(view.id, index, step, member, destination, text=prompt, key=key, **options)]
+        services = interaction.client.services
+        return [await services.edits.branch(view.id, index, step, member, destination, text=prompt, key=key, **options)]
 
     await respond_with_jobs(interaction, submit)
 
@@ -96,7 +96,7 @@ async def submit_branch(interaction: Interaction, submission: FormSubmission, vi
 async def submit_branch_option(
     interaction: Interaction, branch_point: str, prompt: str, options: Mapping[str, Any]
 ) -> None:
-    """Submit `/imagine branch:`: the prompt holds from a keyframe on."""
+    """Submit `/imagine branch:`: the prompt applies from a keyframe on."""
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
         services = interaction.client.services
@@ -104,21 +104,21 @@ async def submit_branch_option(
         full_prompt = add_suffix(prompt, (await services.preferences.load_preference(member.id)).suffix)
         key = f"imagine:{interaction.id}"
         return [
-            await services.jobs.branch(view.id, index, step, member, destination, text=full_prompt, key=key, **options)
+            await services.edits.branch(view.id, index, step, member, destination, text=full_prompt, key=key, **options)
         ]
 
     await respond_with_jobs(interaction, submit)
 
 
 async def _resolve_branch_point(interaction: Interaction, branch_point: str) -> tuple[JobView, int, int]:
-    """Return the job, picture and step that a member names; without a step, one midway. Raises `Refused`."""
+    """Return the job, picture and step that a member names; without a step, one midway. Raises `UserError`."""
     match, services = BRANCH_POINT.fullmatch(branch_point.strip()), interaction.client.services
     view = await services.history.find_job(match["job"] if match else branch_point, member_of(interaction))
     await require_permission(interaction, "branch", view)
     view, index = await _original_picture(interaction, view, int(match["picture"] or 1) - 1 if match else 0)
     if match and match["step"]:
         return view, index, min(max(1, int(match["step"])), MAX_STEPS)
-    steps = await services.jobs.list_branch_steps(view.id, index, member_of(interaction))
+    steps = await services.edits.list_branch_steps(view.id, index, member_of(interaction))
     if not steps:
         raise UserError(NO_KEYFRAMES, 404)
     return view, index, steps[len(steps) // 2]

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,31 +59,8 @@ BUTTON_ACTIONS: Mapping[ButtonKind, Action] = MappingProxyType(
 FORM_ACTIONS: Mapping[str, Action] = MappingProxyType(
     {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 )
-DOUBLE_CLICK_SECONDS = 10.0  # seconds in which a second press of the same button by the same member is a double click
 CUSTOM_ID = rf"(?P<press>{'|'.join(BUTTON_KINDS)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
 FAVOURITE_TEXTS = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
-
-
-class IdempotencyKeys:
-    """Gives a double click one idempotency key, so that it makes one job."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._recent: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
-
-    def key_for(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
-        """Return the idempotency key, and whether this is the first press."""
-        now, press = self._clock(), (custom_id, member)
-        while self._recent and next(iter(self._recent.values()))[0] <= now - DOUBLE_CLICK_SECONDS:
-            self._recent.popitem(last=False)
-        is_first = press not in self._recent
-        if is_first:
-            self._recent[press] = (now, f"press:{interaction}")
-        return self._recent[press][1], is_first
-
-    def forget(self, custom_id: str, member: str) -> None:
-        """Forget a press that made no job: the next one is another attempt, with its own card."""
-        self._recent.pop((custom_id, member), None)
 
 
 class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
@@ -96,7 +71,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
         item = ui.Button[ui.View](style=style, label=label, emoji=button.emoji or None, custom_id=button.custom_id)
         super().__init__(item, row=row)
         self.button = button
-        self.job_view: JobView | None = None  # the job, once it was looked up
+        self.job_view: JobView | None = None  # the job, once it is loaded
 
     @classmethod
     async def from_custom_id(
@@ -111,7 +86,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
             if self.button.kind != "dismiss":  # a reported job may have been deleted since
-                self.job_view = await interaction.client.studio.view(self.button.job)
+                self.job_view = await interaction.client.services.job_views.load_view(self.button.job)
             await require_permission(interaction, BUTTON_ACTIONS[self.button.kind], self.job_view)
         except UserError as error:
             await send_refusal(interaction, error.sentence)
@@ -135,15 +110,15 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
 
 
 async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Do what the press asks for. Raises `Refused`."""
+    """Do what the press asks for. Raises `UserError`."""
     match button.kind:
         case "cancel":
-            text = await interaction.client.job_service.cancel(view.id, member_of(interaction))
+            text = await interaction.client.services.jobs.cancel(view.id, member_of(interaction))
             await interaction.response.send_message(text, ephemeral=True)
         case "film":
             await send_film(interaction, view)
         case "favour":
-            is_favourite = await interaction.client.job_service.toggle_favourite(
+            is_favourite = await interaction.client.services.jobs.toggle_favourite(
                 view.id, button.index or 0, member_of(interaction)
             )
             await interaction.response.send_message(FAVOURITE_TEXTS[is_favourite], ephemeral=True)
@@ -162,7 +137,7 @@ async def _run_action(interaction: Interaction, button: Button, view: JobView) -
         case "more":
             await more_menu.open_more_menu(interaction, view)
         case "walk":
-            submit_walk = interaction.client.job_service.interpolate_pictures
+            submit_walk = interaction.client.services.variations.interpolate_pictures
             await submit_once(
                 interaction,
                 button.custom_id,
@@ -183,7 +158,7 @@ async def handle_job_form(interaction: Interaction) -> None:
         return
     try:
         async with reply_on_error(interaction):
-            view = await interaction.client.job_service.load_view(submission.job)
+            view = await interaction.client.services.job_views.load_view(submission.job)
             await require_permission(interaction, FORM_ACTIONS[submission.form_name], view)
             await _submit_form(interaction, submission, view)
     except Exception:

@@ -1,6 +1,6 @@
 """A picture beside its source, shown to the presser only.
 
-The permission for the picture was checked before; the one for its source is checked here.
+The caller has checked the permission for the picture; this module checks the one for its source.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MAX_PROMPT_CHARS, MAX_ALT_CHARS = 120, 400  # characters of a prompt in the mess
 
 
 async def send_comparison(interaction: Interaction, view: JobView, index: int) -> None:
-    """Show the two with their labels. Raises `Refused`, also if the source is gone or not theirs to see."""
+    """Show the two with their labels. Raises `UserError`, also if the source is gone or the member may not see it."""
     if view.parent_image is None:
         raise UserError(NO_SOURCE, 404)
     await interaction.response.defer(ephemeral=True, thinking=True)
-    job_service, (parent_id, parent_index) = interaction.client.job_service, view.parent_image
-    parent = await job_service.load_view(parent_id)
+    services, (parent_id, parent_index) = interaction.client.services, view.parent_image
+    parent = await services.job_views.load_view(parent_id)
     await require_permission(interaction, "details", parent)
     if view.action == "remix" and any(picture.index == index for picture in parent.pictures):
         parent_index = index  # a remix has the same noise, picture by picture
-    payload = await job_service.render_comparison(
+    payload = await services.gallery.render_comparison(
         [(parent_id, parent_index), (view.id, index)], [f"before: {parent_index + 1}", f"after: {index + 1}"]
     )
     names = [job_title(candidate.prompt) for candidate in (parent, view)]

@@ -1,7 +1,8 @@
 """Deletion of a job's pictures: a confirmation, then removal from every destination.
 
-The permission was checked before, and the moderation checks it again. If Discord does not let us delete a message, the
-presser is told so; the pictures are deleted from our side all the same.
+The caller has checked the permission, and the moderation service checks it again. If Discord does not let the bot
+delete a message, it tells the presser; it deletes the stored pictures all the same. A member's data deletion uses
+`delete_message`, too.
 """
 
 from __future__ import annotations
@@ -28,17 +29,12 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 
-from typing import TYPE_CHECKING
-
-import discord
-
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-    from bot.domain.dto import Delivery
-
 log = logging.getLogger(__name__)
-
 WEBHOOK_MESSAGE_ROUTE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
+UNREACHABLE_ERRORS = (
+    discord.DiscordServerError, discord.RateLimited, aiohttp.ClientError, OSError,
+    RuntimeError,  # the session is closed
+)  # fmt: skip
 MESSAGE_LEFT = "One of its messages stays: Discord does not let me delete it. The pictures are deleted on this side."
 
 
@@ -65,7 +61,7 @@ async def delete_confirmed(interaction: Interaction, view: JobView) -> None:
 
 
 async def delete_job(client: DarkroomClient, job: str, member: Member) -> str:
-    """Delete a job and its messages everywhere; return what happened. Raises `Refused`."""
+    """Delete a job and its messages everywhere; return what happened. Raises `UserError`."""
     deletion = await client.services.moderation.delete_pictures(job, member)
     has_left = False
     for job_id, deliveries in deletion.deliveries.items():
@@ -80,10 +76,10 @@ async def _delete_messages(client: DarkroomClient, job: str, deliveries: Mapping
     for role, delivery in deliveries.items():
         if delivery.destination.kind != "discord":
             continue
-        if delivery.delivered_at is None:  # its final is not due any more: the courier must not post it again
+        if delivery.delivered_at is None:  # the courier must not post its final again
             await client.services.deliveries.mark_delivered(job, role)
         if delivery.message:
-            results.append(await _delete_message(client, job, delivery))
+            results.append(await delete_message(client, job, delivery))
     return all(results)
 
 
@@ -91,14 +87,22 @@ async def delete_films(client: DarkroomClient, job: str, films: Iterable[Deliver
     """Delete these messages with a job's film; return False if one stays."""
     has_left = False
     for film in films:
-        if await _delete_message(client, job, film):
+        if await delete_message(client, job, film):
             await client.services.deliveries.forget_film(job, film.message)
         else:
             has_left = True
     return not has_left
 
 
-async def _delete_message(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
+async def delete_message(
+    client: DarkroomClient, job: str, delivery: Delivery, *, raise_unreachable: bool = False
+) -> bool:
+    """Delete one message by the first route that works; return False if none does.
+
+    `raise_unreachable`: raise `ConnectionError` if Discord is unreachable, so that the caller tries again later;
+    otherwise the next route follows.
+    """
+    unreachable_errors, level = (UNREACHABLE_ERRORS, logging.INFO) if raise_unreachable else ((), logging.WARNING)
     for route in deletion_routes(delivery):
         try:
             await client.http.request(route)
@@ -106,8 +110,10 @@ async def _delete_message(client: DarkroomClient, job: str, delivery: Delivery) 
             if error.code == 10008:  # deleted already
                 return True
             log.info("job %s: %s", job, error)
+        except unreachable_errors as error:
+            raise ConnectionError(f"Discord cannot be reached: {error}") from error
         except (discord.HTTPException, aiohttp.ClientError, OSError) as error:
-            log.warning("job %s: its message was not deleted: %s", job, error)
+            log.log(level, "job %s: its message was not deleted: %s", job, error)
         else:
             return True
     return False
@@ -120,35 +126,11 @@ def deletion_routes(delivery: Delivery) -> Iterable[Route]:
     """
     target, message = delivery.destination.address, delivery.message
     if target.get("token") and time.time() < float(target.get("token_until") or 0):
+        webhook_id, webhook_token = int(target["application"]), target["token"]
         yield Route(
-            "DELETE",
-            WEBHOOK_MESSAGE_ROUTE,
-            webhook_id=int(target["application"]),
-            webhook_token=target["token"],
-            message_id=message,
+            "DELETE", WEBHOOK_MESSAGE_ROUTE, webhook_id=webhook_id, webhook_token=webhook_token, message_id=message
         )
     if target.get("channel"):
         yield Route(
             "DELETE", "/channels/{channel_id}/messages/{message_id}", channel_id=target["channel"], message_id=message
         )
-
-
-log = logging.getLogger(__name__)
-
-
-async def delete_forgotten_message(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
-    """Delete one message; return False if Discord does not let us. Raises `ConnectionError` if it is unreachable."""
-    for route in deletion_routes(delivery):
-        try:
-            await client.http.request(route)
-        except discord.NotFound as error:
-            if error.code == 10008:  # deleted already
-                return True
-            log.info("job %s: %s", job, error)
-        except (discord.DiscordServerError, discord.RateLimited, aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise ConnectionError(f"Discord cannot be reached: {error}") from error  # RuntimeError: session closed
-        except discord.HTTPException as error:
-            log.info("job %s: its message stays: %s", job, error)
-        else:
-            return True
-    return False

@@ -1,6 +1,6 @@
 """A direct message with the pictures of a finished job, each as its own file, and their parameters.
 
-The permission was checked before. Knows the desk and the client; knows nothing of reactions.
+The caller has checked the permission. Knows the services and the client; knows nothing of reactions.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ async def send_pictures(client: DarkroomClient, view: JobView, user_id: int) -> 
 
 
 async def _picture_files(client: DarkroomClient, view: JobView) -> list[discord.File]:
-    """Return each picture that may be shown, together within the upload limit of every conversation."""
+    """Return the pictures that may be shown, all together within the upload limit of every conversation."""
     files: list[discord.File] = []
     for picture in view.pictures:
         try:
-            content = await client.job_service.load_picture(view.id, picture.index)
+            content = await client.services.gallery.read_picture(view.id, picture.index)
         except UserError:  # held by the picture check, or not kept any more
             continue
         result = await asyncio.to_thread(grid.shrink_to_fit, content, UPLOAD_LIMIT // len(view.pictures))

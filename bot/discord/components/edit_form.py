@@ -61,7 +61,7 @@ async def submit_edit(
         strength = _parse_strength(submission.fields.get("strength", ""))
         if not masks:
             raise UserError("Which part? Add a mask, a picture whose white parts are redrawn.")
-        accepted_job = await interaction.client.job_service.edit(
+        accepted_job = await interaction.client.services.edits.edit(
             view.id, submission.index or 0, to_remote_file(masks[0]), member, destination,
             text=None if is_unchanged(text, view) else text, strength=strength, key=f"form:{interaction.id}",
         )  # fmt: skip
@@ -71,7 +71,7 @@ async def submit_edit(
 
 
 def _parse_strength(text: str) -> float | None:
-    """Return the strength; None if it is empty. Raises `Refused`."""
+    """Return the strength; None if it is empty. Raises `UserError`."""
     if not text.strip():
         return None
     try:

@@ -1,7 +1,7 @@
-"""Forms that work after a restart: the custom id holds what they ask about, and nothing is kept here.
+"""Forms that work after a restart: the custom id holds what they ask about, and no form stays in memory.
 
-discord.py would keep every form that somebody opened and dismissed, and lose them all with the process. Knows fields
-and ids; knows nothing of what is done with the input.
+discord.py would keep every form that a member opened and dismissed, and lose them all with the process. Knows fields,
+ids and what a job's prompt field is filled in with; knows nothing of what is done with the input.
 """
 
 from __future__ import annotations
@@ -15,38 +15,15 @@ import discord
 from discord import ui
 
 from bot.discord.attachments import UploadedFile
-
-if TYPE_CHECKING:
-    from bot.discord.client import DarkroomClient
-
-
-from typing import TYPE_CHECKING
-
 from bot.domain.errors import UserError
 from bot.prompt.flags import split_flags
 from bot.prompt.permutations import escape_braces
 
 if TYPE_CHECKING:
+    from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
 
 MAX_PROMPT = 2000  # characters, as /imagine takes them
-
-
-def prompt_without_flags(view: JobView) -> str:
-    """Return the prompt without flags: typed flags are in the recipe already."""
-    try:
-        prompt, _ = split_flags(view.prompt)
-    except UserError:  # admitted by an older grammar
-        prompt = view.prompt
-    return escape_braces(prompt)
-
-
-def is_unchanged(text: str, view: JobView) -> bool:
-    """Return whether a submitted field is empty, or what it was filled in with."""
-    normalized_text = " ".join(text.split())
-    return not normalized_text or normalized_text == " ".join(prompt_without_flags(view)[:MAX_PROMPT].split())
-
-
 MAX_TITLE, MAX_TEXT = 45, 4000  # Discord's limits: characters of a title, and of what is typed into one field
 FORM_ID = re.compile(
     r"(?P<form>[a-z]+)-form:(?P<job>[0-9A-HJKMNP-TV-Z]{26})"
@@ -81,7 +58,7 @@ def text_field(
     name: str, label: str, description: str = "", *, value: str = "", max_length: int = MAX_TEXT, required: bool = True,
     single_line: bool = False,
 ) -> ui.Label[Any]:  # fmt: skip
-    """Return a text field of any number of lines (`short`: of one), filled in with what fits of `value`."""
+    """Return a text field of any number of lines (`single_line`: of one), filled in with what fits of `value`."""
     style = discord.TextStyle.short if single_line else discord.TextStyle.paragraph
     text_input = ui.TextInput[Any](
         custom_id=name, style=style, default=value[:max_length] or None, required=required, max_length=max_length
@@ -94,6 +71,21 @@ def upload_field(name: str, label: str, description: str = "") -> ui.Label[Any]:
     return ui.Label(
         text=label, description=description or None, component=ui.FileUpload[Any](custom_id=name, max_values=1)
     )
+
+
+def prompt_without_flags(view: JobView) -> str:
+    """Return the prompt without flags: typed flags are in the recipe already."""
+    try:
+        prompt, _ = split_flags(view.prompt)
+    except UserError:  # admitted by an older grammar
+        prompt = view.prompt
+    return escape_braces(prompt)
+
+
+def is_unchanged(text: str, view: JobView) -> bool:
+    """Return whether a submitted field is empty, or what it was filled in with."""
+    normalized_text = " ".join(text.split())
+    return not normalized_text or normalized_text == " ".join(prompt_without_flags(view)[:MAX_PROMPT].split())
 
 
 async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.Modal) -> None:

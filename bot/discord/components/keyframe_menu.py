@@ -29,7 +29,7 @@ CONTINUE_HINT = "The job stopped here: without changes, the branch finishes it"
 class KeyframeMenu(
     ui.DynamicItem[ui.Select[Any]], template=r"rungs:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
 ):  # fmt: skip
-    """Keyframes of one picture, of a job of `of` steps; with `stopped`, the last one can be continued."""
+    """Keyframes of one picture, of a job of `total_steps` steps; with `stopped_early`, the last can be continued."""
 
     def __init__(
         self, job: str, index: int, steps: Sequence[int] = (), total_steps: int = 0, stopped_early: bool = False
@@ -63,7 +63,7 @@ class KeyframeMenu(
         step = str(((interaction.data or {}).get("values") or [""])[0])
         if not re.fullmatch(r"[0-9]{1,4}", step):
             raise UserError("That is no step. Please open the menu once more.")
-        view = await interaction.client.job_service.load_view(self.job)
+        view = await interaction.client.services.job_views.load_view(self.job)
         await require_permission(interaction, "branch", view)
         await open_form(interaction, build_branch_form(view, self.index, int(step)))
 

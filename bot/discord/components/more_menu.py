@@ -33,7 +33,7 @@ NO_USABLE_PICTURE = "None of its pictures can be used now."
 
 
 async def open_more_menu(interaction: discord.Interaction[DarkroomClient], view: JobView) -> None:
-    """Show the menus. Raises `Refused` if every picture is held or deleted."""
+    """Show the menus. Raises `UserError` if every picture is held or deleted."""
     usable = [picture.index for picture in view.pictures if not is_held(view.needs_check, picture)]
     if not usable:
         raise UserError(NO_USABLE_PICTURE, 404)
@@ -69,7 +69,7 @@ class PictureMenu(
                 kind: ButtonKind | None = next((press for press in PICTURE_ACTION_LABELS if press == values[0]), None)
                 if kind is None:
                     raise UserError("This menu is of another version of the bot. Please open it once more.")
-                view = await interaction.client.studio.view(self.job)
+                view = await interaction.client.services.job_views.load_view(self.job)
                 await require_permission(interaction, PICTURE_ACTIONS[kind], view)
                 await run_picture_action(interaction, Button(kind, self.job, "", self.index), view)
         except Exception:

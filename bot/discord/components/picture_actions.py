@@ -1,6 +1,6 @@
 """Presses that act on one picture: zoom out, pan, edit, branch, make square, compare.
 
-The permission was checked before. Knows the studio's methods; knows nothing of which buttons are shown where.
+The caller has checked the permission. Knows the job service; knows nothing of which buttons a card shows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAN_DIRECTIONS: Mapping[ButtonKind, Literal["left", "right", "up", "down"]] = Ma
 
 
 async def run_picture_action(interaction: Interaction, button: Button, view: JobView) -> None:
-    """Submit the job that the button means, or ask what else it needs. Raises `Refused`."""
+    """Submit the job that the button means, or ask what else it needs. Raises `UserError`."""
     index = button.index or 0
     if button.kind == "branch":
         await branches.open_keyframe_menu(interaction, view, index)
@@ -51,9 +51,9 @@ async def run_picture_action(interaction: Interaction, button: Button, view: Job
 async def _submit(
     interaction: Interaction, button: Button, index: int, member: Member, destination: Destination, key: str
 ) -> AcceptedJob:  # fmt: skip
-    job_service = interaction.client.job_service
+    services = interaction.client.services
     if button.kind == "square":
-        return await job_service.zoom_to_square(button.job, index, member, destination, key=key)
+        return await services.edits.zoom_to_square(button.job, index, member, destination, key=key)
     if factor := ZOOM_FACTORS.get(button.kind):
-        return await job_service.zoom(button.job, index, factor, member, destination, key=key)
-    return await job_service.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)
+        return await services.edits.zoom(button.job, index, factor, member, destination, key=key)
+    return await services.edits.pan(button.job, index, PAN_DIRECTIONS[button.kind], member, destination, key=key)

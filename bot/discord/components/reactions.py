@@ -1,7 +1,7 @@
 """Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
 
-Only raw events: no message is kept or fetched. A reaction to others' messages costs one index lookup, and only five
-reactions of a member in a minute are looked at. A refused reaction gets no response: there is no ephemeral one.
+Only raw events: no message is kept or fetched. A reaction to another message costs one index lookup, and the bot
+handles only five reactions of a member in a minute. A refused reaction gets no response, since none could be ephemeral.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ Meaning = Literal["envelope", "cross"]
 
 MEANINGS: dict[str, Meaning] = {"✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross"}
 VARIATION_SELECTOR = "\ufe0f"  # variation selector: draw the sign as an emoji
-MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are looked at, in so many seconds
+MAX_REACTIONS, WINDOW_SECONDS = 5, 60.0  # reactions of one member that are handled, in so many seconds
 MAX_MEMBERS = 4096  # members
 
 
 class ReactionLimiter:
-    """Counts each member's recent reactions; the members seen longest ago are forgotten."""
+    """Counts each member's recent reactions; forgets the members seen longest ago."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._recent: OrderedDict[int, deque[float]] = OrderedDict()
 
     def allow(self, user_id: int) -> bool:
-        """Return whether the member has a turn left, and count it."""
+        """Return whether the member may react once more now, and count it."""
         now, times = self._clock(), self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
         self._recent.move_to_end(user_id)
         if len(self._recent) > MAX_MEMBERS:
@@ -55,7 +55,7 @@ class ReactionLimiter:
         return True
 
 
-class ReactionHandler:
+class Reactions:
     """Handles every added reaction, which the client passes on."""
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,7 +78,7 @@ class ReactionHandler:
             log.exception("a reaction to message %s failed", payload.message_id)
 
     def _is_relevant(self, payload: discord.RawReactionActionEvent) -> bool:
-        """Return whether a person reacted, as far as one can tell to a message of ours."""
+        """Return whether a person reacted, probably to a message of the bot."""
         bot_user = self._client.user
         is_by_bot = payload.member is not None and payload.member.bot
         if bot_user is None or is_by_bot or payload.user_id == bot_user.id:
@@ -102,23 +102,19 @@ class ReactionHandler:
         channel = guild_member.guild.get_channel_or_thread(payload.channel_id)
         member_permissions = guild_permissions(guild_member)
         return Member(
-            member_id,
-            guild_member.display_name,
-            f"discord:{payload.guild_id}",
-            is_moderator=member_permissions.manage_messages,
-            is_admin=member_permissions.manage_guild,
-            is_owner=guild_member.guild.owner_id == guild_member.id,
-            is_operator=is_operator,
+            member_id, guild_member.display_name, f"discord:{payload.guild_id}",
+            is_moderator=member_permissions.manage_messages, is_admin=member_permissions.manage_guild,
+            is_owner=guild_member.guild.owner_id == guild_member.id, is_operator=is_operator,
             roles=tuple(str(role.id) for role in guild_member.roles),
             channel=str(getattr(channel, "parent_id", None) or payload.channel_id),
             age_restricted=bool(channel is not None and channel.is_nsfw()),
-        )
+        )  # fmt: skip
 
     async def _apply_reaction(
         self, meaning: Meaning, job: str, member: Member, payload: discord.RawReactionActionEvent
     ) -> None:  # fmt: skip
-        job_service, is_direct = self._client.job_service, payload.guild_id is None
-        view = await job_service.load_view(job)
+        services, is_direct = self._client.services, payload.guild_id is None
+        view = await services.job_views.load_view(job)
         if meaning == "envelope":
             await self._require_permission("envelope", member, view, is_direct=is_direct)
             await self._send_pictures(view, payload.user_id)
@@ -126,7 +122,7 @@ class ReactionHandler:
             await self._require_permission("delete", member, view, is_direct=is_direct)
             await delete_job(self._client, job, member)
         else:
-            await job_service.cancel(job, member)
+            await services.jobs.cancel(job, member)
 
     async def _require_permission(self, action: Action, member: Member, view: JobView, *, is_direct: bool) -> None:
         if reason := forbidden_reason(action, member, job_ref(view), in_direct_message=is_direct):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
-    from bot.services.moderation.moderation import Report
+    from bot.services.front_end_actions import Report
 
     Interaction = discord.Interaction[DarkroomClient]
 
@@ -83,7 +83,9 @@ async def show_reported(interaction: Interaction, view: JobView) -> None:
     picture = None
     if view.deleted_at is None and view.state == "finished":
         try:
-            picture = await pictures.render_picture(interaction.client.job_service, view, interaction.filesize_limit)
+            picture = await pictures.render_picture(
+                interaction.client.services.gallery, view, interaction.filesize_limit
+            )
         except UserError as error:
             await interaction.edit_original_response(content=escape_discord(error.sentence))
             return

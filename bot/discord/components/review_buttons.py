@@ -1,7 +1,7 @@
 """Moderators' decisions about held pictures: look at them in private, show them to all, keep them hidden.
 
-The permission was checked before. Knows the desk and the messages that show a job; knows nothing of how a picture is
-checked.
+The caller has checked the permission. Knows the services and the messages that show a job; knows nothing of how a
+picture is checked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ UPDATE_FAILED = "Your decision is saved, but this message could not be updated."
 
 
 async def list_held_jobs(interaction: Interaction) -> None:
-    """List the jobs with held pictures, each with a button to look; also private ones, whose cards no moderator has."""
+    """List the jobs with held pictures, each with a button to look; also private ones, whose cards moderators never
+    see.
+    """
     try:
         views = await interaction.client.services.picture_review.list_waiting(member_of(interaction), MAX_LISTED)
     except UserError as error:
@@ -80,7 +82,7 @@ async def decide_picture(interaction: Interaction, button: Button) -> None:
         return
     await interaction.response.defer()
     try:
-        if not is_approved:  # a film may have been made while the picture was shown
+        if not is_approved:  # a member may have made a film while the picture was shown
             await delete_films(client, view.id, await client.services.deliveries.list_films(view.id))
         await _refresh_messages(interaction, view)
         if is_approved and view.is_private:
@@ -110,7 +112,7 @@ async def _refresh_messages(interaction: Interaction, view: JobView) -> None:
         card = _review_card(view)
         await interaction.edit_original_response(content=card.content, view=client.build_view(card))
     else:
-        card, picture = await pictures.render_final(client.job_service, view, interaction.filesize_limit)
+        card, picture = await pictures.render_final(client.services.gallery, view, interaction.filesize_limit)
         card = card if pressed_role is None else _card_for_role(pressed_role, card, view, deliveries)
         await interaction.edit_original_response(
             content=card.content,
@@ -126,7 +128,7 @@ async def _refresh_messages(interaction: Interaction, view: JobView) -> None:
 def _has_final_card(
     role: DeliveryRole, target: Delivery, view: JobView, deliveries: dict[DeliveryRole, Delivery]
 ) -> bool:
-    """Return whether a destination has a finished card to edit; if there is a notice, the response has none."""
+    """Return whether a destination has a finished card to edit. If there is a notice, the response has no card."""
     if (
         target.destination.kind != "discord"
         or not target.message
@@ -144,7 +146,7 @@ async def _edit_message(
     view: JobView,
     deliveries: dict[DeliveryRole, Delivery],
 ) -> None:
-    card, picture = await pictures.render_final(client.job_service, view, UPLOAD_LIMIT)
+    card, picture = await pictures.render_final(client.services.gallery, view, UPLOAD_LIMIT)
     card = _card_for_role(role, card, view, deliveries)
     message = client.get_partial_messageable(int(target.destination.address["channel"])).get_partial_message(
         int(target.message)

@@ -1,6 +1,6 @@
-"""Presses that make a job of a job: U, V, another seed, and a prompt form for any of them.
+"""Presses that make a new job from a job: U, V, another seed, and a prompt form for any of them.
 
-A double click makes one job: both presses use the same key. The permission was checked before.
+A double click makes one job: both presses use the same key. The caller has checked the permission.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bot.discord.cards.button_layout import Button
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import AcceptedJob, Destination, JobView, Member
-    from bot.services.jobs.job_service import JobService
+    from bot.services.jobs.variations import VariationService
     from bot.services.preferences import Preference
 
     Interaction = discord.Interaction[DarkroomClient]
@@ -63,7 +63,7 @@ async def submit_remix(interaction: Interaction, submission: FormSubmission, vie
     key, distance = f"form:{interaction.id}", NOISE_DISTANCES[submission.mode]
 
     async def submit(member: Member, destination: Destination) -> Sequence[AcceptedJob]:
-        return await interaction.client.job_service.remix(
+        return await interaction.client.services.variations.remix(
             view.id, submission.index, prompt, member, destination, key=key, strength=distance, negative=negative
         )
 
@@ -105,13 +105,15 @@ def build_remix_form(view: JobView, noise_mode: NoiseMode, index: int | None) ->
 
 async def _submit_once(interaction: Interaction, button: Button, noise_mode: NoiseMode | None) -> None:
     async def make(member: Member, destination: Destination, key: str) -> AcceptedJob:
-        return await _submit_variation(interaction.client.job_service, button, noise_mode, member, destination, key)
+        return await _submit_variation(
+            interaction.client.services.variations, button, noise_mode, member, destination, key
+        )
 
     await submit_once(interaction, button.custom_id, make)
 
 
 async def _submit_variation(
-    job_service: JobService,
+    variations: VariationService,
     button: Button,
     noise_mode: NoiseMode | None,
     member: Member,
@@ -119,8 +121,8 @@ async def _submit_variation(
     key: str,
 ) -> AcceptedJob:
     if noise_mode == "roll" or button.index is None:
-        return await job_service.reroll(button.job, member, destination, key=key)
+        return await variations.reroll(button.job, member, destination, key=key)
     if noise_mode is None:
-        return await job_service.upscale(button.job, button.index, member, destination, key=key)
+        return await variations.upscale(button.job, button.index, member, destination, key=key)
     strength = VARIATION_STRENGTHS["strong" if noise_mode == "strong" else "subtle"]
-    return await job_service.vary(button.job, button.index, member, destination, key=key, strength=strength)
+    return await variations.vary(button.job, button.index, member, destination, key=key, strength=strength)

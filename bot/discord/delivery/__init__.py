@@ -1,1 +1,1 @@
-"""Delivery: brings jobs into their messages, within Discord's rate limits, and each final message exactly once."""
+"""Delivery: shows jobs in their messages, within Discord's rate limits, and sends each final message exactly once."""

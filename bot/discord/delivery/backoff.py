@@ -12,15 +12,15 @@ FIRST_JOB_PAUSE, MAX_JOB_PAUSE = 600.0, 86_400.0  # seconds until a job that was
 
 
 def backoff_pause(seconds: float, failures: int) -> float:
-    """Return the pause after `times` failures in a row, at least `seconds`."""
+    """Return the pause after `failures` failures in a row, at least `seconds`."""
     return max(seconds, min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 16))) if failures else seconds
 
 
 class JobBackoff:
-    """Jobs that were given up, and when each is tried again; the pause doubles each time."""
+    """Jobs whose delivery was given up, and when each is tried again; the pause doubles each time."""
 
     def __init__(self) -> None:
-        self._next_attempts: dict[str, tuple[float, float]] = {}  # when, and the pause that led there
+        self._next_attempts: dict[str, tuple[float, float]] = {}  # time of the next attempt, and the pause before it
 
     def __len__(self) -> int:
         return len(self._next_attempts)
@@ -31,9 +31,9 @@ class JobBackoff:
         self._next_attempts[job] = (now + pause, pause)
 
     def is_waiting(self, job: str, now: float) -> bool:
-        """Return whether the job's next attempt is still ahead."""
+        """Return whether the job must still wait for its next attempt."""
         return job in self._next_attempts and now < self._next_attempts[job][0]
 
     def retain_only(self, jobs: Iterable[str]) -> None:
-        """Forget all jobs but these: the others are settled."""
+        """Forget all other jobs: they are settled."""
         self._next_attempts = {job: self._next_attempts[job] for job in jobs if job in self._next_attempts}

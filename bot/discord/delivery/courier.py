@@ -1,7 +1,8 @@
 """The courier: one task that keeps the messages of all jobs up to date. It starts before the bot.
 
-It listens to the feed and asks the edit policy (`edits`) what to send now. `progress` sends edits, `finals` the final.
-An error with one message does not affect the others. Knows when to send; knows nothing of discord.py.
+It listens to the feed and asks the edit policy (`edit_policy`) what to send now. `progress` sends edits,
+`final_messages` sends finals. An error with one message does not affect the others. Knows when to send; knows nothing
+of discord.py.
 """
 
 from __future__ import annotations
@@ -51,21 +52,15 @@ EditContent = JobEvent | FinalMessage
 
 
 class Courier:
-    """Call `run`; it ends when cancelled, or when the feed closes. `public`: the web page's address, if any."""
+    """Call `run`; it ends when cancelled, or when the feed closes. `public_url`: the web page's address, if any."""
 
     def __init__(
-        self,
-        services: Services,
-        message_client: MessageClient,
-        edit_policy: EditPolicy[EditContent] | None = None,
-        *,
-        public_url: str = "",
-        count_outcome: RequestCounter = count_nothing,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, services: Services, message_client: MessageClient, edit_policy: EditPolicy[EditContent] | None = None, *,
+        public_url: str = "", count_outcome: RequestCounter = count_nothing,
+        clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self.edit_policy: EditPolicy[EditContent] = edit_policy or EditPolicy()
-        self._services, self._studio, self._deliveries = services, services.jobs, services.deliveries
+        self._services, self._deliveries = services, services.deliveries
         self._message_client = message_client
         self._count_outcome = count_outcome
         self._clock = clock
@@ -85,7 +80,7 @@ class Courier:
     async def run(self) -> None:
         """Deliver what ended while no bot ran, then keep up with the feed."""
         await self._message_client.wait_until_ready()
-        async with self._studio.feed.subscribe(with_previews=False) as events, asyncio.TaskGroup() as group:
+        async with self._services.feed.subscribe(with_previews=False) as events, asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._send_forever(group)), group.create_task(self._sweep_forever(group))]
             async for event in events:
                 await self._handle_event(event, group)
@@ -99,7 +94,7 @@ class Courier:
         )
 
     async def _sweep_forever(self, group: asyncio.TaskGroup) -> None:
-        """Sweep now and every `SWEEP` seconds: nothing that an outage of the store made us miss is lost."""
+        """Sweep now and every `SWEEP_SECONDS` seconds: this finds what an outage of the store made us miss."""
         while True:
             try:
                 undelivered = await self._deliveries.list_undelivered("discord")
@@ -130,7 +125,7 @@ class Courier:
             message.has_new_frames |= bool(event.frames)
             self._offer_edit("preview", event, message, self._clock() + event.seconds_left)
         elif isinstance(event, ModelLoading):
-            self._offer_edit("preview", event, message)  # as often as a preview, and from the same budget
+            self._offer_edit("preview", event, message)  # a place: as often as a preview, from the same budget
         else:
             self._offer_edit("place", event, message)
 
@@ -142,7 +137,7 @@ class Courier:
             group.create_task(self._offer_next_final(job, message))
 
     async def _offer_next_final(self, job: str, message: TrackedMessage) -> None:
-        """Offer the final in the next destination that lacks it; with none left, close the case."""
+        """Offer the final in the next destination that lacks it; with none left, untrack the message."""
         try:
             next_final = await self._final_sender.next_destination(job, message)
         except Exception:
@@ -179,7 +174,7 @@ class Courier:
                 continue
 
     async def _send_edit(self, edit: Edit[EditContent]) -> None:
-        """Send one request; none of its errors reaches the other messages."""
+        """Send one request; its errors do not affect the other messages."""
         job = edit.content.job
         message = self._messages[job]
         try:
@@ -219,7 +214,7 @@ class Courier:
         self._change_event.set()
 
     async def _switch_to_channel(self, edit: Edit[EditContent], message: TrackedMessage) -> None:
-        """After the token expired, edit the message as one of its channel, within the channel's budget."""
+        """After the token expired, edit the message as an ordinary one of its channel, within the channel's budget."""
         job = edit.content.job
         message.destination = Destination("discord", {**message.destination.address, **NO_TOKEN})
         try:

@@ -1,7 +1,7 @@
 """Destinations of a job that is over: its response, a notice in a new message, a direct message.
 
-Pure, and a function of the recorded deliveries: after a crash the decision is the same. The order survives any crash:
-the notice is posted first, then the response links to it or shows everything.
+Pure: only the recorded deliveries decide, so that after a crash the decision is the same. First comes the notice, then
+the response links to it or shows everything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ DeliveriesByRole = Mapping[DeliveryRole, Delivery]
 
 @dataclass(frozen=True)
 class NotifyPrefs:
-    """What the author prefers, and the server's rule: a job of `long` seconds or more ends with a new message."""
+    """What the author prefers, and the server's rule: a job that takes `long_seconds` or longer ends with a new
+    message.
+    """
 
     ping: bool = True
     direct_message: bool = False
@@ -26,7 +28,7 @@ class NotifyPrefs:
 
 
 def missing_roles(view: JobView, deliveries: DeliveriesByRole, notify_prefs: NotifyPrefs) -> list[DeliveryRole]:
-    """Return the destinations that this job needs, and does not have yet."""
+    """Return the destinations that this job still needs."""
     needed_by_role = {
         "notice": _needs_notice(view, deliveries["answer"], notify_prefs),
         "direct": _needs_direct(view, deliveries, notify_prefs),
@@ -35,7 +37,7 @@ def missing_roles(view: JobView, deliveries: DeliveriesByRole, notify_prefs: Not
 
 
 def next_role(deliveries: DeliveriesByRole) -> DeliveryRole | None:
-    """Return where to show the final next; None once it was shown wherever it can be."""
+    """Return where to show the final next; None once every possible destination shows it."""
     for role in DELIVERY_ORDER:
         delivery = deliveries.get(role)
         if delivery and delivery.delivered_at is None and not (role == "answer" and delivery.reason):
@@ -44,7 +46,7 @@ def next_role(deliveries: DeliveriesByRole) -> DeliveryRole | None:
 
 
 def is_settled(deliveries: DeliveriesByRole) -> bool:
-    """Return whether nothing is left to show, and no destination can be lacking."""
+    """Return whether nothing is left to show, and no destination is missing."""
     answer = deliveries["answer"]
     return next_role(deliveries) is None and answer.delivered_at is not None and not answer.reason
 

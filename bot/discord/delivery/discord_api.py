@@ -1,4 +1,5 @@
-"""Discord's message API for cards: edits a message, posts one, finds one again. Raises the errors of `troubles`.
+"""Discord's message API for cards: edits a message, posts one, finds one again. Raises the errors of
+`bot.discord.delivery.errors`.
 
 Progress uses the interaction's token while it is valid: each token has its own bucket, and works where the bot cannot
 see the channel. Later the same message is edited as an ordinary one of its channel. Knows cards and destinations; knows
@@ -45,7 +46,9 @@ UNREADABLE_HISTORY = 160002  # Discord's code: a reply needs the permission to r
 
 @dataclass(frozen=True)
 class OutgoingMessage:
-    """A new message. `nonce` keeps Discord from accepting it twice within minutes, `ping` is the user whom it pings."""
+    """A new message. `nonce` keeps Discord from accepting it twice within minutes, `ping_user` is the user whom it
+    pings.
+    """
 
     card: Card
     picture: PictureFile | None
@@ -92,16 +95,17 @@ class MessageClient:
         self, address: Address, card: Card, picture: PictureFile | None, now: float, *, keep_files: bool = True,
         timeout: float = EDIT_TIMEOUT,
     ) -> None:  # fmt: skip
-        """Edit the destination's message; without a picture it keeps its own, unless `keep` is False.
+        """Edit the destination's message; without a picture it keeps its own, unless `keep_files` is False.
 
-        Raises `Later` for an edit that takes longer than `within` seconds, and the errors of `troubles`.
+        Raises `RetryLater` for an edit that takes longer than `timeout` seconds, and the errors of
+        `bot.discord.delivery.errors`.
         """
         files = [to_discord_file(card, picture)] if picture else (discord.utils.MISSING if keep_files else [])
         with translate_errors():
             await self._wait_with_timeout(asyncio.ensure_future(self._send_edit(address, card, files, now)), timeout)
 
     async def _wait_with_timeout(self, edit_task: asyncio.Future[None], timeout: float) -> None:
-        """Wait for `within` seconds, then cancel; but not while discord.py waits for the global rate limit to end.
+        """Wait for `timeout` seconds, then cancel; but not while discord.py waits for the global rate limit to end.
 
         Cancelled there, discord.py would never send any request again.
         """
@@ -124,7 +128,7 @@ class MessageClient:
             await self._edit_in_channel(address, card, files, now)
 
     async def post_message(self, address: Address, message: OutgoingMessage) -> int:
-        """Post a message in the destination's channel; return its id. Raises the errors of `troubles`."""
+        """Post a message in the destination's channel; return its id. Raises as `bot.discord.delivery.errors` says."""
         try:
             with translate_errors():
                 return await self._try_post(address, message, message.reply_to)
@@ -152,7 +156,7 @@ class MessageClient:
         return int(response["id"])
 
     async def open_direct_channel(self, user: str) -> int:
-        """Return the channel of the direct conversation with a user. Raises the errors of `troubles`."""
+        """Return the channel of the direct conversation with a user. Raises as `bot.discord.delivery.errors` says."""
         with translate_errors():
             return int((await self._client.http.start_private_message(int(user)))["id"])
 
@@ -170,10 +174,10 @@ class MessageClient:
                 return None
 
     async def find_posted_message(self, address: Address, job: str, now: float) -> int | None:
-        """Return the message of its own about `job`, if it was posted before a crash lost its id.
+        """Return the separate message about `job`, if the bot posted it before a crash lost its id.
 
-        `where` says since when it may exist. Raises `Gone` if we may not look and Discord may have forgotten the nonce:
-        no message is better than two.
+        `address` says since when it may exist. Raises `DestinationGone` if the bot may not read the channel and Discord
+        may have forgotten the nonce: no message is better than two.
         """
         since = float(address.get("posting") or 0.0)
         with translate_errors():
@@ -185,7 +189,7 @@ class MessageClient:
                 return None
 
     async def _edit_by_token(self, address: Address, card: Card, files: Any) -> None:
-        # Through the client's own HTTP, not a Webhook: one rate limiter and one trace for all that we send.
+        # Through the client's own HTTP, not a Webhook: all requests share one rate limiter and one trace.
         with handle_message_parameters(
             content=card.content, view=build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
         ) as params:

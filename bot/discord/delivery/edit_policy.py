@@ -1,9 +1,9 @@
 """The edit policy: decides which message is edited now, for all jobs.
 
-Pure: the clock is an argument, the content is opaque. It keeps the newest content of each job, sends finals before
-previews, never has two requests running in one bucket, and never spends more than a bucket's budget. The more jobs
-render, and the busier the machine, the longer the interval between two previews of one: they take turns, in their
-bucket and over all. It knows nothing of Discord, messages or pictures.
+Pure: the clock is an argument, the content is opaque. It keeps the newest content of each job and sends finals before
+previews. A bucket never has two requests running, and never spends more than its budget. Jobs that render take turns,
+in their bucket and over all: the more jobs, and the busier the machine, the longer the interval between two previews of
+one job. It knows nothing of Discord, messages or pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_BUCKETS_TO_SWEEP = 256  # buckets, before the idle ones are dropped: each in
 
 @dataclass(frozen=True)
 class Edit(Generic[T]):
-    """Content that waits since `since`, or is being sent."""
+    """Content that waits since `waiting_since`, or is being sent."""
 
     job: str
     bucket: str
@@ -59,7 +59,7 @@ class EditPolicy(Generic[T]):
     def offer(self, edit: Edit[T], due: float = math.inf) -> bool:
         """Keep `edit` as the job's newest content; return False if the job has ended and this is no final.
 
-        `due` is when the job's final is expected, on the same clock as `since`.
+        `due` is when the job's final is expected, on the same clock as `waiting_since`.
         """
         if edit.final:
             self._mark_ended(edit.job)
@@ -77,7 +77,7 @@ class EditPolicy(Generic[T]):
     def take_next(self, now: float) -> Edit[T] | None:
         """Return what to send now, or None.
 
-        The bucket is busy until `sent` or `failed` is called with the same edit.
+        The bucket is busy until `mark_sent` or `mark_failed` is called with the same edit.
         """
         self._update_positions(now)
         for final in (True, False):
@@ -93,7 +93,7 @@ class EditPolicy(Generic[T]):
         return None
 
     def mark_rendered(self, edit: Edit[T]) -> None:
-        """Note that a preview was rendered, so that the next one may be."""
+        """Note that a preview was rendered, so that the next rendering may start."""
         self._rendering_jobs.discard(edit.job)
 
     def mark_sent(self, edit: Edit[T], now: float) -> None:
@@ -104,7 +104,7 @@ class EditPolicy(Generic[T]):
             self._last_edit_times.pop(edit.job, None)
 
     def mark_failed(self, edit: Edit[T], now: float, delay: float = 0.0) -> None:
-        """Note that the request failed: it waits again for `after` seconds, unless something newer has come."""
+        """Note that the request failed: the edit waits again for `delay` seconds, unless there is newer content."""
         self._count_end(edit, now)
         newer_edit = self._waiting_edits.get(edit.job)
         is_stale = not edit.final and edit.job in self._ended_jobs
@@ -133,7 +133,7 @@ class EditPolicy(Generic[T]):
         self._not_before.pop(job, None)
 
     def next_wake(self, now: float) -> float:
-        """Return when `take` may have something, as far as is known; infinity if only an event can change that."""
+        """Return when `take_next` may have something, as far as known; infinity if only an event can change that."""
         self._update_positions(now)
         ready_kinds = [
             final
@@ -166,7 +166,7 @@ class EditPolicy(Generic[T]):
         return final or len(self._rendering_jobs) < self.budget.renders_at_once
 
     def _update_positions(self, now: float) -> None:
-        """Update the line for every bucket that changed, or whose time has come."""
+        """Update the position of every bucket that changed, or whose time has come."""
         for name in [*self._dirty_buckets, *self._ready_queue.pop_due(now)]:
             self._update_position(name, now)
         self._dirty_buckets.clear()
@@ -199,9 +199,9 @@ class EditPolicy(Generic[T]):
         )
 
     def _sort_key(self, edit: Edit[T]) -> float:
-        """Return the order: the longest-waiting final first; of previews, the longest since its last edit.
+        """Return the order: the longest-waiting final first; among previews, the job with the oldest last edit.
 
-        A job's first preview has a head start.
+        A job's first preview gets a head start.
         """
         return (
             edit.waiting_since

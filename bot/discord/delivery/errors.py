@@ -39,7 +39,7 @@ UNKNOWN_REASON = "Discord does not let me show it there any more."
 
 
 class RetryLater(Exception):
-    """It may work after `seconds`: an `outage`, a lost connection, or Discord rate-limits the bucket (`limited`)."""
+    """A retry may work after `seconds`: there is an `outage`, a lost connection, or a rate limit (`rate_limited`)."""
 
     def __init__(self, seconds: float, reason: object, *, rate_limited: bool = False, outage: bool = False) -> None:
         super().__init__(str(reason))
@@ -49,9 +49,8 @@ class RetryLater(Exception):
 
 
 class DestinationGone(Exception):
-    """This message cannot be edited, or this channel not be written to, and waiting does not help.
-
-    `sentence` says so to the member.
+    """The bot cannot edit this message, or cannot write in this channel, and waiting does not help. `sentence` tells
+    the member.
     """
 
     def __init__(self, reason: object, sentence: str = UNKNOWN_REASON) -> None:
@@ -64,7 +63,7 @@ class TokenExpired(Exception):
 
 
 class RequestRejected(Exception):
-    """Discord rejects this request as a mistake of ours, with this `code`; a retry would be rejected, too."""
+    """Discord rejects this request as the bot's mistake, with this `code`; it would reject a retry too."""
 
     def __init__(self, reason: object, code: int) -> None:
         super().__init__(str(reason))
@@ -105,7 +104,7 @@ def _delivery_error(error: discord.HTTPException) -> Exception:
         return RetryLater(60.0, error)
     if error.code == SLOW_MODE:
         return RetryLater(30.0, error)
-    if error.status == 401:  # our own token: the message is not gone
+    if error.status == 401:  # the bot's own token: the message is not gone
         return RetryLater(60.0, error)
     if error.code in SENTENCES_BY_CODE or (error.status in (403, 404) and error.code >= FIRST_CODE):
         return DestinationGone(str(error), SENTENCES_BY_CODE.get(error.code, UNKNOWN_REASON))

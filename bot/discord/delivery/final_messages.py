@@ -1,8 +1,8 @@
 """Finals: the final message about a job, in each of its destinations, exactly once.
 
-Each turn reads from the recorded deliveries what is left to do (`outcome`), does it, and then records it. A crash in
-between repeats an edit, which changes nothing, or searches for the message that may have been posted. Knows the desk
-and the mail; knows nothing of budgets or of when to send.
+Each turn reads from the recorded deliveries what is left to do (`destinations`), does it, and then records it. After a
+crash in between, it repeats the edit, which changes nothing, or searches for the message that it may have posted. It
+knows the services and the message client, but not budgets or when to send.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ DeliveriesByRole = dict[DeliveryRole, "Delivery"]
 
 
 class FinalSender:
-    """Sends finals for the courier. `wishes` reads what author and server want; `wall` is the time of day."""
+    """Sends finals for the courier. `load_notify_prefs` reads the author's preferences and the server's rule;
+    `wall_clock` is the time of day.
+    """
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class FinalSender:
         wall_clock: Callable[[], float],
         public_url: str = "",
     ) -> None:
-        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._services, self._deliveries = services, services.deliveries
         self._message_client, self._load_notify_prefs, self._wall_clock, self._public_url = (
             message_client,
             load_notify_prefs,
@@ -56,7 +58,7 @@ class FinalSender:
         if destinations.is_settled(deliveries):
             self._picture_cache.forget(job)
             return None
-        message.view = await self._studio.load_view(job)
+        message.view = await self._services.job_views.load_view(job)
         message.notify_prefs = message.notify_prefs or await self._load_notify_prefs(message.view)
         for role in destinations.missing_roles(message.view, deliveries, message.notify_prefs):
             address = _new_address(role, deliveries["answer"].destination.address, message.view) | self._posting_time()
@@ -75,7 +77,7 @@ class FinalSender:
     async def show(self, job: str, role: DeliveryRole, message: TrackedMessage) -> None:
         """Show the final in one destination, or record why that fails.
 
-        Raises the errors of `troubles` except `Gone`.
+        Raises the errors of `bot.discord.delivery.errors` except `DestinationGone`.
         """
         deliveries = await self._deliveries.list_deliveries(job)
         try:
@@ -90,7 +92,7 @@ class FinalSender:
             await self._deliveries.mark_delivered(job, role)
 
     async def record_rejection(self, job: str, role: DeliveryRole) -> bool:
-        """Record that Discord never accepts it there; return False if that could not be recorded."""
+        """Record that Discord never accepts the final there; return False if the store is unavailable."""
         try:
             await self._record_failure(job, role, UNKNOWN_REASON)
         except Exception:
@@ -101,7 +103,7 @@ class FinalSender:
     async def _record_failure(self, job: str, role: DeliveryRole, sentence: str) -> None:
         """Record why it cannot be shown there.
 
-        `outcome` then chooses another destination, or `/mine` with the reason.
+        `destinations` then chooses another one; if there is none, `/mine` shows the reason.
         """
         if role == "answer":
             await self._deliveries.mark_lost(job, sentence)
@@ -161,7 +163,7 @@ class FinalSender:
     async def _render_final(
         self, message: TrackedMessage, limit: int
     ) -> tuple[pictures.Card, pictures.PictureFile | None]:
-        card, picture = await pictures.render_final(self._studio, message.view, limit, self._picture_cache)
+        card, picture = await pictures.render_final(self._services.gallery, message.view, limit, self._picture_cache)
         if picture is None and message.view.state == "finished" and self._public_url:
             card = notices.with_full_size_link(card, f"{self._public_url}/api/jobs/{message.view.id}/grid.png")
         return card, picture

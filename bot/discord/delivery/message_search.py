@@ -1,4 +1,4 @@
-"""Search for a message of ours whose id a crash lost between sending and recording.
+"""Searches for a message of the bot whose id a crash lost between sending and recording.
 
 Knows channels and the ids of our buttons; knows nothing of destinations or of when to search.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import discord
 
 NEWEST_LIMIT = 50  # of a channel's newest messages, searched first
-SEARCH_LIMIT = 1000  # messages searched from the earliest time on at which ours may have come
+SEARCH_LIMIT = 1000  # messages searched, from the earliest time at which ours may have been sent
 CLOCK_MARGIN = 300.0  # seconds by which our clock may be ahead of Discord's
 
 
@@ -24,10 +24,10 @@ async def find_message(
     *,
     standalone: bool,
 ) -> int | None:
-    """Return our message about `job`: one `posted` on its own, or a response; None if there is none.
+    """Return the bot's message about `job`: a `standalone` message, or a response; None if there is none.
 
-    It is among the first messages after `since` (seconds since 1970, 0: unknown), however many others came later.
-    Raises discord.py's errors.
+    It is among the first messages after `since` (seconds since 1970, 0: unknown), however many follow. Raises
+    discord.py's errors.
     """
     histories = [channel.history(limit=NEWEST_LIMIT)]
     if since:

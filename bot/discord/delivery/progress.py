@@ -1,6 +1,6 @@
 """Progress: edits the response while its job waits and runs, until the final.
 
-Knows the desk and the mail; knows nothing of budgets or of when to send.
+It knows the services and the message client, but not budgets or when to send.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESPONSE_NEVER_ARRIVED = "Its first answer never reached its channel."
 
 
 class ProgressUpdater:
-    """Edits responses for the courier. `clock` is its clock, `wall` the time of day."""
+    """Edits responses for the courier. `clock` is its clock, `wall_clock` the time of day."""
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class ProgressUpdater:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
-        self._studio, self._deliveries = services.jobs, services.deliveries
+        self._services, self._deliveries = services, services.deliveries
         self._message_client, self._clock, self._wall_clock = message_client, clock, wall_clock
 
     async def show(
         self, event: QueueMoved | ModelLoading | JobProgress, message: TrackedMessage, on_rendered: Callable[[], None]
     ) -> None:
-        """Show the newest state; `made` is called before it is sent.
+        """Show the newest state; `on_rendered` is called before it is sent.
 
-        Raises the errors of `troubles` except `Gone`: then the case is lost.
+        Raises the errors of `bot.discord.delivery.errors` except `DestinationGone`: then the response is lost.
         """
         card, picture = await self._render(event, message)
         on_rendered()
@@ -88,7 +88,7 @@ class ProgressUpdater:
         message.destination = await self._deliveries.answer_destination(job)
 
     async def _record_loss(self, job: str, message: TrackedMessage, sentence: str) -> None:
-        """Record that the response is lost. `outcome` decides what follows at the end."""
+        """Record that the response is lost. `destinations` then decides where the final goes."""
         await self._deliveries.mark_lost(job, sentence)
         message.response_lost = True
 
@@ -97,7 +97,7 @@ class ProgressUpdater:
     ) -> tuple[Card, PictureFile | None]:
         now = self._wall_clock()
         if isinstance(event, QueueMoved):
-            message.view = await self._studio.load_view(event.job)
+            message.view = await self._services.job_views.load_view(event.job)
             return job_cards.render_waiting(message.view, event.jobs_ahead, event.eta, now), None
         if isinstance(event, ModelLoading):
             return job_cards.render_loading(message.view, event.model, event.loaded_share, event.model_bytes), None

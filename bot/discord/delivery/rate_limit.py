@@ -1,7 +1,7 @@
 """Rate-limit buckets, as Discord counts them (an interaction's token, or a channel), and their budgets.
 
-Pure; the clock is an argument. A request is counted from the moment it *ended*. So no jitter on the way can put more of
-them into one window on Discord's side than the budget allows. Knows jobs by their ids only.
+Pure; the clock is an argument. A request counts from the moment it *ended*: so jitter on the way cannot put more
+requests into one of Discord's windows than the budget allows. Knows jobs by their ids only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class RateBudget:
-    """The budget: `limit` requests in `window` seconds per bucket, of which `reserve` are kept for finals."""
+    """The budget: `limit` requests in `window` seconds per bucket, of which `final_reserve` are kept for finals."""
 
     window: float = 5.0
     limit: int = 5
@@ -56,7 +56,7 @@ class GlobalLimit:
 
 @dataclass
 class Bucket:
-    """One bucket: what was spent, what Discord demands, which jobs render in it and which wait for it."""
+    """One bucket: recent requests, what Discord demands, which jobs render in it and which wait for it."""
 
     budget: RateBudget
     limit: int
@@ -77,7 +77,7 @@ class Bucket:
         return earliest
 
     def avoid_finals(self, start: float) -> float:
-        """Return `at`, or later if a final is due in this bucket just after it."""
+        """Return `start`, or later if a final is due in this bucket just after it."""
         for due in sorted(due for due in self.final_due_times.values() if start < due < math.inf):
             if due - self.budget.final_lead >= start:
                 break
@@ -85,7 +85,7 @@ class Bucket:
         return start
 
     def preview_interval(self) -> float:
-        """Return the seconds between two previews of one job, so that all jobs here share what finals leave."""
+        """Return the seconds between two previews of one job, so that all jobs here share what finals leave over."""
         return len(self.final_due_times) * self.budget.window / max(1, self.limit - self.budget.final_reserve)
 
     def record_request(self, now: float) -> None:

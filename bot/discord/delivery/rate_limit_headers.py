@@ -16,7 +16,7 @@ import aiohttp
 from bot.discord.delivery.discord_api import token_bucket
 from bot.discord.delivery.edit_policy import EditPolicy
 
-MAX_WINDOW = 3600.0  # seconds of a window that we believe
+MAX_WINDOW = 3600.0  # longest window in seconds that we believe
 CHANNEL_EDIT_PATH = re.compile(r"/channels/(\d+)/messages/\d+$")
 NEW_MESSAGE_PATH = re.compile(r"/channels/(\d+)/messages$")
 TOKEN_EDIT_PATH = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
@@ -50,7 +50,7 @@ def parse_limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
 
 
 def trace_rate_limits(edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
-    """Return a trace for `discord.Client(http_trace=…)` that keeps `edits` informed."""
+    """Return a trace for `discord.Client(http_trace=…)` that keeps `edit_policy` informed."""
 
     async def on_request_end(
         _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams

@@ -1,7 +1,7 @@
 """A queue of names: some sleep until a moment, others are ready in order of their rank.
 
-Pure. There are two lines of ready names; a name is in one place at a time. A change costs the logarithm of their
-number: a thousand that wait are not looked at when one moves.
+Pure. Ready names stand in one of two lines; a name is in one place at a time. A change takes O(log n): it does not look
+at the names that do not move.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-HeapEntry = tuple[float, int, str]  # when or rank, number of the move, name
+HeapEntry = tuple[float, int, str]  # time or rank, number of the move, name
 
 
 class ReadyQueue:
@@ -31,11 +31,11 @@ class ReadyQueue:
         self._push(self._sleeping, name, until)
 
     def make_ready(self, name: str, is_urgent: bool, rank: float) -> None:
-        """Make the name ready in the `first` line or the other; a lower rank goes first."""
+        """Make the name ready in the `is_urgent` line or the other; a lower rank goes first."""
         self._push(self._ready_by_urgency[is_urgent], name, rank)
 
     def remove(self, name: str) -> None:
-        """Remove the name: only an event can bring it back."""
+        """Remove the name: only an event brings it back."""
         self._last_moves.pop(name, None)
 
     def pop_due(self, now: float) -> Iterator[str]:

@@ -22,7 +22,7 @@ def count_nothing(_kind: str, _outcome: str) -> None:
 
 @contextmanager
 def count_request(edit: Edit[Any], job: str, message: TrackedMessage, count_outcome: RequestCounter) -> Iterator[None]:
-    """Count one request, and log in its job's name. Its exceptions pass through."""
+    """Count one request, and name its job in the log. Its exceptions pass through."""
     try:
         with log_context(job):
             yield

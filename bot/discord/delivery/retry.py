@@ -26,15 +26,15 @@ class RetryPolicy:
 
     def __init__(self, edit_policy: EditPolicy[Any], clock: Callable[[], float]) -> None:
         self._edit_policy, self._clock = edit_policy, clock
-        self._in_outage = False  # according to the last requests
+        self._in_outage = False  # according to the latest requests
 
     def reset(self, message: TrackedMessage) -> None:
-        """Reset the counters after a request of the case succeeded."""
+        """Reset the counters after a request for the message succeeded."""
         message.rate_limit_count = message.outage_count = 0
         self._in_outage = False
 
     def postpone(self, edit: Edit[Any], message: TrackedMessage, error: RetryLater) -> None:
-        """Try again later: in an outage longer each time. A rate limit that does not end holds only its message."""
+        """Try again later; in an outage, wait longer each time. An endless rate limit holds up only its own message."""
         message.rate_limit_count = message.rate_limit_count + 1 if error.rate_limited else 0
         message.outage_count = message.outage_count + 1 if error.outage else 0
         seconds = backoff_pause(error.seconds, message.outage_count)

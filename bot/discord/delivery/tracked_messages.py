@@ -1,4 +1,4 @@
-"""Jobs that have a message in Discord, and what is known of it. Knows the desk and its feed; sends nothing."""
+"""Jobs that have a message in Discord, and what is known of it. Knows the services and the feed; sends nothing."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ MAX_IGNORED = 4096  # jobs of other front ends, and ended ones, that are not loo
 class TrackedMessage:
     """A job whose message is kept up to date.
 
-    `since` is on the courier's clock, `place` is its response's destination.
+    `opened_at` is on the courier's clock, `destination` is its response's destination.
     """
 
     view: JobView
     destination: Destination
     opened_at: float
     frames: dict[int, bytes] = field(default_factory=dict)
-    has_new_frames: bool = False  # frames came that were not shown yet
+    has_new_frames: bool = False  # there are frames that no message shows yet
     shows_frames: bool = True  # previews show frames, not only text
     response_lost: bool = False  # the response is gone: no previews, the final goes elsewhere
     final_pending: bool = False  # its final is on the way
-    notify_prefs: NotifyPrefs | None = None  # read when its final is on the way
+    notify_prefs: NotifyPrefs | None = None  # loaded when its final is on the way
     unposted_roles: set[DeliveryRole] = field(
         default_factory=set
-    )  # destinations added by this process, surely without a message
-    upload_limit: int = 1 << 30  # bytes that Discord turned out to accept
+    )  # destinations that this process added: they have no message yet
+    upload_limit: int = 1 << 30  # bytes that Discord accepts, as learnt from its errors
     error_count: int = 0
     outage_count: int = 0  # times in a row that Discord was unreachable
     rate_limit_count: int = 0  # times in a row that Discord rate-limited it
 
 
 class TrackedMessages:
-    """The open cases by job."""
+    """The tracked messages by job."""
 
     def __init__(self, services: Services, clock: Callable[[], float]) -> None:
-        self._studio, self._deliveries, self._administration = services.jobs, services.deliveries, services.rule_admin
+        self._services, self._deliveries, self._administration = services, services.deliveries, services.rule_admin
         self._clock = clock
         self._messages: dict[str, TrackedMessage] = {}
         self._ignored: OrderedDict[str, None] = OrderedDict()
@@ -57,12 +57,12 @@ class TrackedMessages:
         return self._messages[job]
 
     async def find_or_track(self, job: str) -> TrackedMessage | None:
-        """Return the job's case, opened if needed; None if another front end shows the job, or it was closed."""
+        """Return the job's message, tracked if needed; None if another front end shows the job, or it is untracked."""
         if job in self._messages or job in self._ignored:
             return self._messages.get(job)
         try:
             destination = await self._deliveries.answer_destination(job)
-            view = await self._studio.load_view(job)
+            view = await self._services.job_views.load_view(job)
         except UserError:
             self._ignore(job)
             return None
@@ -72,10 +72,10 @@ class TrackedMessages:
         return None
 
     async def track(self, view: JobView, destination: Destination) -> TrackedMessage:
-        """Open a case. From now on the workers send this job's frames."""
+        """Track a message. From now on the workers send this job's frames."""
         if view.id not in self._messages:
             shows_frames = (await self.load_effective_rules(view)).previews
-            self._studio.feed.watch(view.id)
+            self._services.feed.watch(view.id)
             self._messages[view.id] = TrackedMessage(view, destination, self._clock(), shows_frames=shows_frames)
         return self._messages[view.id]
 
@@ -85,9 +85,9 @@ class TrackedMessages:
         return await self._administration.effective_rules(author)
 
     def untrack(self, job: str) -> None:
-        """Close the case after its final was shown everywhere: late frames open no new one."""
+        """Forget the message after its final is shown everywhere; late frames do not track it again."""
         if self._messages.pop(job, None):
-            self._studio.feed.unwatch(job)
+            self._services.feed.unwatch(job)
         self._ignore(job)
 
     def _ignore(self, job: str) -> None:

@@ -1,8 +1,9 @@
 """`/settings` and `/moderation`: admins set limits and rules in Discord, by commands and by the cards that they open.
 
-`group` and `moderation` are the commands; `presses` routes a button, a select or a form to its entry in `VERBS`. The
-work is in `looking`, `changing`, `exchange`, `doors`, `moderating` and `incidents`; `cards`, `forms`, `parts` and
-`wording` say how it looks. Nothing is kept between two presses: every card works after any restart.
+`commands` and `moderation_commands` are the commands; `press_dispatch` routes a button, a select or a form to its entry
+in `HANDLERS`. The work is in `rule_pages`, `rule_changes`, `rule_file`, `kill_switch`, `moderation_changes` and
+`incidents`; `cards`, `forms`, `ui_parts` and `texts` say how it looks. Cards keep no state: every card works after any
+restart.
 """
 
 from __future__ import annotations

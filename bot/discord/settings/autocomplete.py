@@ -36,7 +36,7 @@ def suggest_settings(current: str, names: Iterable[str] = tuple(SETTINGS)) -> li
 
 
 def suggest_values(setting: Setting | None, current: str, live_values: Mapping[str, str]) -> list[Choice[str]]:
-    """Return values of one setting. `known`: value → label, of models or channels, which no setting lists itself."""
+    """Return values of one setting. `live_values`: value → label, of models or channels, which no setting lists."""
     if setting is None:
         return []
     if setting.kind in ("choices", "names"):
@@ -56,7 +56,7 @@ def suggest_presets(current: str) -> list[Choice[str]]:
 
 
 def suggest_named(current: str, labels: Mapping[str, str]) -> list[Choice[str]]:
-    """Return those of `known` (value → label) whose label or value contains the typed text."""
+    """Return those of `labels` (value → label) whose label or value contains the typed text."""
     return _to_choices(
         (value, label) for value, label in labels.items() if current.casefold() in f"{label} {value}".casefold()
     )

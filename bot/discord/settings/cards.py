@@ -1,7 +1,6 @@
 """Cards for admins: the overview, and the exceptions for channels, roles and members.
 
-Pure but for discord's components: values in, layouts out. Lines are short, for a phone; common actions are one tap
-away.
+Pure but for discord's components. Lines are short, for a phone; common actions are one tap away.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PRECEDENCE = "-# The most specific rule holds: member, then role, channel, every
 def build_overview(
     effective_rules: EffectiveRules, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()
 ) -> ui.LayoutView:
-    """Return what holds for everyone, how many exceptions there are, and everything that can be changed."""
+    """Return the card of what holds for everyone, with the number of exceptions and every possible change."""
     items: list[ui.Item] = [*notice, ui_parts.text("## Settings of this server")]
     if effective_rules.closed:
         closed_text = f"🔴 **Closed**: {escape_discord(effective_rules.closed, 300)}"
@@ -109,7 +108,7 @@ def build_explanation(header: str, sections: Sequence[Section], user: str) -> ui
 def build_history(
     changes: Sequence[RuleChange], page: int, undoable: Collection[int], notice: Sequence[ui.Item] = ()
 ) -> ui.LayoutView:
-    """Return one page of changes, the newest first; the reader may undo those of the numbers `mine`."""
+    """Return one page of changes, the newest first; the reader may undo those of the numbers `undoable`."""
     pages = max(1, -(-len(changes) // CHANGES_PER_PAGE))
     page = max(0, min(page, pages - 1))
     items: list[ui.Item] = [*notice, ui_parts.text("## What was changed here")]
@@ -128,7 +127,9 @@ def build_history(
 
 
 def build_notice(line: str, undo_number: int | None = None) -> list[ui.Item]:
-    """Return what has just happened, for the top of a card; `undo`: the number of the change that a button reverts."""
+    """Return what has just happened, for the top of a card; `undo_number`: the number of the change that a button
+    reverts.
+    """
     if undo_number is None:
         return [ui_parts.text(line), ui.Separator()]
     return [ui_parts.text_with_button(line, ui_parts.button("Undo", "undo", undo_number)), ui.Separator()]

@@ -30,7 +30,7 @@ REQUEST_CHANNEL_TYPES = [
     discord.ChannelType.stage_voice,
 ]
 VALUE_LENGTH = 4000  # characters of a value: a list may be long
-BUDGET_OPTIONS = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits of all members together
+BUDGET_OPTIONS = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits on all members together
 
 
 class ChannelTransformer(app_commands.Transformer):
@@ -167,7 +167,7 @@ async def budget(
 def _rule_target(
     interaction: Interaction, channel: int | None, role: discord.Role | None, member: discord.User | None
 ) -> tuple[Scope, str] | UserError:
-    """Return whom a rule is for, or the refusal: it is raised only once the permission is checked."""
+    """Return whom a rule is for, or the refusal, which is raised only after the permission check."""
     try:
         return parse_target(interaction.guild_id, channel, role and role.id, member and member.id)
     except UserError as error:
@@ -221,7 +221,7 @@ def _find_setting(name: str | None) -> Setting | None:
 
 def _live_values(interaction: Interaction, setting: Setting) -> dict[str, str]:
     if setting.kind == "names":
-        return {model.name: model.name for model in interaction.client.job_service.list_models()}
+        return {model.name: model.name for model in interaction.client.services.catalog.list_profiles()}
     if setting.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
         return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
     return {}

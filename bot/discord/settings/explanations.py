@@ -1,6 +1,6 @@
 """What holds for a member, in short lines for a phone: what limits them now, what rules set, and the defaults.
 
-Pure: explanations in, texts in Discord's markdown out. Knows which settings a card names; knows nothing of rules.
+Pure: turns explanations into texts in Discord's markdown. Knows which settings a card names, and nothing of rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _MENTION_PREFIXES = {"channel": "<#", "role": "<@&", "user": "<@"}
 
 
 def make_placeholder(kind: str, number: str) -> str:
-    """Return a placeholder of a `channel`, `role` or `user` that survives escaping; `_mentioned` makes it a mention."""
+    """Return a placeholder of a `channel`, `role` or `user` that survives escaping; `_insert_mentions` makes it a
+    mention.
+    """
     return f"§{kind}{number}§"
 
 
@@ -55,7 +57,7 @@ def format_entry(explanation: Explanation) -> str:
 
 
 def format_line(explanation: Explanation, emphasis: str = "") -> str:
-    """Return "Running at once · 1 of 4"; `strong` goes around the value."""
+    """Return "Running at once · 1 of 4"; `emphasis` goes around the value."""
     value = explanation.used or (
         ("yes" if explanation.value == "on" else "no") if explanation.setting == "blocked" else explanation.value
     )

@@ -1,6 +1,6 @@
 """The settings forms: change a value, add a rule, edit words, close the server. Submitting one is the confirmation.
 
-Discord's components only; the input comes back as a `Press`. An empty field removes the rule.
+Discord's components only; the input comes back as a `CardPress`. An empty field removes the rule.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def build_add_form(scope: Scope) -> ui.Modal:
 def build_words_form(word_list: Sequence[str], patterns: Sequence[str], lists_hash: str) -> ui.Modal:
     """Return the form with all words and all patterns of this server, one a line.
 
-    `stamp`: the hash of the lists that it was opened with.
+    `lists_hash`: the hash of the lists when the form was opened.
     """
     form = _new_form("Refused words and patterns", "reword", lists_hash)
     form.add_item(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bot.discord.settings.responses import Interaction
     from bot.domain.dto import Member
 
-INCIDENTS_PER_PAGE, MAX_INCIDENTS, TEXT_LENGTH = 5, 500, 400  # on one page, in all, characters of one
+INCIDENTS_PER_PAGE, MAX_INCIDENTS, TEXT_LENGTH = 5, 500, 400  # incidents on a page, in all; characters of one
 WAITING, ALL = "waiting", "all"
 
 

@@ -31,7 +31,7 @@ async def open_close_form(interaction: Interaction, reason: str = "") -> None:
     async def build_form(member: Member) -> ui.Modal:
         return forms.build_close_form(
             reason
-        )  # at once: no jobs are counted, for the queue is longest when this is needed most
+        )  # at once, without counting jobs: the kill switch is needed most when the queue is longest
 
     await respond(interaction, "close", build_form)
 
@@ -99,7 +99,7 @@ async def change_budget(interaction: Interaction, guild: str, limits: Mapping[st
 
 
 def parse_guild(typed_text: str) -> str:
-    """Return the typed server as the rules name it. Raises `Refused` (422)."""
+    """Return the typed server as the rules name it. Raises `UserError` (422)."""
     if typed_text.strip() == EVERYWHERE:
         return EVERYWHERE
     match = GUILD_ID.fullmatch(typed_text.strip())
@@ -109,7 +109,7 @@ def parse_guild(typed_text: str) -> str:
 
 
 def list_guilds(interaction: Interaction) -> dict[str, str]:
-    """Return every server that the bot is in, for operators; none for anybody else."""
+    """Return every server that the bot is in, for operators; none for other members."""
     if interaction.user.id not in interaction.client.operator_ids:
         return {}
     return {EVERYWHERE: "Every server"} | {

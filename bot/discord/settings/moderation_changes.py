@@ -1,7 +1,6 @@
 """Moderation settings: refused words and patterns, blocks, the picture check, reports.
 
-A form holds all words at once. A form that is refused or outdated comes back as a file: nothing that somebody typed is
-lost.
+A form holds all words at once. A refused or outdated form comes back as a file: nothing that a member typed is lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Routing of presses, choices and submitted forms by their custom ids alone, so that they work after any restart.
 
-discord.py would keep every card and every form that somebody opened and dismissed in memory, and lose them all with the
-process. Here, nothing is kept: the client hands every interaction to `pressed`, which knows its own by the prefix.
+discord.py would keep every card and form in memory, also dismissed ones, and lose them all with the process. Here,
+nothing stays in memory: the client hands every interaction to `dispatch_press`, which knows its own by their prefix.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SELECT_FIELD = ""  # the field name of a select's choice
 
 @dataclass(frozen=True)
 class CardPress:
-    """What was pressed: the parts of its id, the input, and which of the chosen ids are `roles`.
+    """A press: the parts of the component's id, the input, and which of the chosen ids are `roles`.
 
-    `filled`: by field, what a form holds; or under `CHOSEN` a select's choice.
+    `fields`: by field, what a form holds; or under `SELECT_FIELD` a select's choice.
     """
 
     parts: tuple[str, ...]
@@ -44,7 +44,7 @@ class CardPress:
         return next(iter(self.fields.get(field, ())), "")
 
     def scope_at(self, index: int) -> Scope:
-        """Return the scope in the id. Raises `Refused`: the id may be of another version."""
+        """Return the scope in the id. Raises `UserError`: the id may be of another version."""
         return parse_scope(self.parts[index] if index < len(self.parts) else "")
 
     def number_at(self, index: int = -1) -> int:
@@ -54,7 +54,7 @@ class CardPress:
 
 
 def parse_scope(text: str) -> Scope:
-    """Return the text as the scope of a rule. Raises `Refused`."""
+    """Return the text as the scope of a rule. Raises `UserError`."""
     for scope in SCOPES:
         if scope == text:
             return scope

@@ -1,7 +1,7 @@
 """One way to answer an admin: check the permission, do the work, and show its result to them only.
 
-Every card is stateless: its buttons and selects carry all in their ids and are found by `presses`, so a card is never
-kept in memory. Knows discord and the permission table; knows nothing of rules.
+Every card is stateless: its buttons and selects carry everything in their ids, by which `press_dispatch` finds them.
+Knows discord and the permission table; knows nothing of rules.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOO_SLOW = "That took too long to open. Please try again."
 
 @dataclass(frozen=True)
 class Reply:
-    """An ephemeral message: a layout, or a text with buttons; and files. `fresh`: never in place of the card."""
+    """An ephemeral message: a layout, or text with buttons; and files. `as_new_message`: never replaces the card."""
 
     content: str | None = None
     view: ui.LayoutView | ui.View | None = None
@@ -44,7 +44,7 @@ ReplyBuilder = Callable[["Member"], Awaitable[Reply | ui.Modal]]
 
 
 async def respond(interaction: Interaction, action: Action, build_reply: ReplyBuilder) -> None:
-    """Do `work` if the member may `action`, and show its result; show a refusal as its sentence."""
+    """Do `build_reply` if the member may `action`, and show its result; show a refusal as its sentence."""
     member = member_of(interaction)
     reason = forbidden_reason(action, member, in_direct_message=interaction.guild_id is None)
     if reason is not None:
@@ -56,10 +56,10 @@ async def respond(interaction: Interaction, action: Action, build_reply: ReplyBu
         await send_refusal(interaction, error.sentence)
         return
     if isinstance(reply, ui.Modal):
-        if interaction.response.is_done():  # a form must be the first response, and that was deferred
+        if interaction.response.is_done():  # a form must be the first response, but that was deferred
             await send_refusal(interaction, TOO_SLOW)
             return
-        reply.stop()  # found by its id: there is nothing to listen to
+        reply.stop()  # found by its id: nothing to listen for
         await interaction.response.send_modal(reply)
         return
     await _send_reply(interaction, reply)
@@ -80,7 +80,7 @@ async def _defer_if_slow(interaction: Interaction, pending_reply: Awaitable[Repl
 
 async def _send_reply(interaction: Interaction, reply: Reply) -> None:
     if reply.view is not None:
-        reply.view.stop()  # found by its ids: there is nothing to listen to
+        reply.view.stop()  # found by its ids: nothing to listen for
     response = interaction.response
     if response.is_done():
         await interaction.followup.send(ephemeral=True, allowed_mentions=NO_MENTIONS, **_message_arguments(reply))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import discord
 from discord import ui
 
-from bot.discord.settings import cards, forms, rule_changes, rule_pages, texts, ui_parts
+from bot.discord.settings import cards, forms, rule_pages, texts, ui_parts
 from bot.discord.settings.press_dispatch import CardPress, parse_scope
 from bot.discord.settings.responses import Reply, respond
 from bot.domain.errors import UserError
+from bot.domain.texts import shorten
 from bot.policy.rules import change_plan, presets, value_parser
 from bot.policy.rules.rule import Rule, RuleChange, RuleKey, RuleStep, RuleValue, Scope
 
@@ -19,32 +20,7 @@ if TYPE_CHECKING:
     from bot.discord.settings.responses import Interaction
     from bot.domain.dto import Member
 
-
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from bot.domain.texts import shorten
-
-if TYPE_CHECKING:
-    from bot.discord.settings.responses import Interaction
-
 REPORTS = "reports"
-
-
-def check_report_channels(interaction: Interaction, channels: Iterable[RuleValue]) -> None:
-    """Raise `Refused` (422) for what is no channel or thread that the bot sees on this server."""
-    for channel in map(str, channels):
-        is_known = (
-            interaction.guild is not None
-            and channel.isdecimal()
-            and interaction.guild.get_channel_or_thread(int(channel))
-        )
-        if not is_known:
-            raise UserError(
-                f"Reports go to a channel of this server, and I see none with the id {shorten(channel, 30)} here."
-            )
-
-
 DEDICATED_COMMANDS: Mapping[str, str] = {
     "closed": "A server is closed by /settings close, and opened by /settings open."
 }
@@ -56,7 +32,7 @@ PRESETS_INTRO = (
 
 
 def parse_target(guild: int | None, channel: int | None, role: int | None, user: int | None) -> tuple[Scope, str]:
-    """Return whom a rule is for. Raises `Refused` (422) for more than one."""
+    """Return whom a rule is for. Raises `UserError` (422) for more than one."""
     if role is not None and role == guild:
         role = None  # the role @everyone is everyone
     candidates: list[tuple[Scope, int | None]] = [("channel", channel), ("role", role), ("user", user)]
@@ -79,10 +55,24 @@ async def write_rule(
         raise UserError(DEDICATED_COMMANDS[definition.name])
     administration = rule_pages.get_administration(interaction)
     if value.strip():
-        if definition.name == rule_changes.REPORTS:
-            rule_changes.check_report_channels(interaction, [value_parser.parse_value(definition, value)])
+        if definition.name == REPORTS:
+            check_report_channels(interaction, [value_parser.parse_value(definition, value)])
         return await administration.set_rule(member, *target, definition.name, value)
     return await administration.unset_rule(member, *target, definition.name)
+
+
+def check_report_channels(interaction: Interaction, channels: Iterable[RuleValue]) -> None:
+    """Raise `UserError` (422) for anything but a channel or thread that the bot sees on this server."""
+    for channel in map(str, channels):
+        is_known = (
+            interaction.guild is not None
+            and channel.isdecimal()
+            and interaction.guild.get_channel_or_thread(int(channel))
+        )
+        if not is_known:
+            raise UserError(
+                f"Reports go to a channel of this server, and I see none with the id {shorten(channel, 30)} here."
+            )
 
 
 async def set_rule(interaction: Interaction, target: tuple[Scope, str] | UserError, setting: str, value: str) -> None:
@@ -110,7 +100,7 @@ async def describe_result(interaction: Interaction, change: RuleChange) -> str:
 def _missing_requirements(interaction: Interaction, step: RuleStep) -> list[str]:
     """Return what a setting still needs to work: a worker that can check, a channel that we may write in."""
     if step.setting == "check" and step.after is True:
-        has_checker = any(presence.checks for presence in interaction.client.job_service.live_workers().values())
+        has_checker = any(presence.checks for presence in interaction.client.services.live_workers().values())
         return [] if has_checker else [NO_CHECKER]
     if step.setting != "reports" or interaction.guild is None:
         return []

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "darkroom-settings.yaml"
 FILE_SUFFIXES = (".yaml", ".yml", ".txt")
-MESSAGE_CHARACTERS = 1900  # characters of the lines, of the 2000 that a message has
+MESSAGE_CHARACTERS = 1900  # characters of the lines, out of a message's 2000
 FILE_UNREADABLE = "The file of this import cannot be read any more. Send it again with /settings import."
 
 
@@ -78,7 +78,7 @@ async def confirm_import(interaction: Interaction, press: CardPress) -> None:
 
 
 async def _parse_rules(interaction: Interaction, member: Member, text: str) -> dict[RuleKey, RuleValue]:
-    """Return the rules in a file. Raises `Refused` for a channel of another server."""
+    """Return the rules in a file. Raises `UserError` for a channel of another server."""
     values = await asyncio.to_thread(yaml_io.load_rules, text, member.guild)
     rule_changes.check_report_channels(
         interaction, (value for (_, _, name), value in values.items() if name == rule_changes.REPORTS)
@@ -96,7 +96,7 @@ async def cancel_import(interaction: Interaction, press: CardPress) -> None:
 
 
 async def read_attachment(attachment: discord.Attachment) -> str:
-    """Return the text of a file. Raises `Refused`, before the download if it is too large or no text."""
+    """Return the text of a file. Raises `UserError`; before the download, if the file is too large or not text."""
     if attachment.size > yaml_io.MAX_BYTES:
         raise UserError(
             f"That file is too large: {attachment.size // 1024} KiB of at most {yaml_io.MAX_BYTES // 1024} KiB.", 413
@@ -117,7 +117,7 @@ async def read_attachment(attachment: discord.Attachment) -> str:
 
 
 def _is_text_type(content_type: str) -> bool:
-    """Return whether the content type may be text: Discord guesses it from the name, and may give none."""
+    """Return whether the content type may be text: Discord guesses it from the name, and may leave it out."""
     return not content_type or content_type.startswith("text/") or content_type.endswith(("yaml", "octet-stream"))
 
 

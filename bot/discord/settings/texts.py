@@ -1,7 +1,7 @@
 """Texts about rules and changes for the admins' cards, in Discord's markdown.
 
-Pure: values in, texts out. Roles, channels and members are mentions, which every client shows as names. Text that a
-person wrote always goes through `quoted`.
+Pure. Roles, channels and members are mentions, which every client shows as names. Text that a person wrote always goes
+through `escape_discord`.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def format_steps(steps: Sequence[RuleStep]) -> list[str]:
 
 
 def describe_change(change: RuleChange) -> str:
-    """Return what has just been done: one line for one rule, a count for more."""
+    """Return what has just changed: one line for one rule, a count for more."""
     if not change.steps:
         return "Nothing changed: it was so already."
     if len(change.steps) == 1:
@@ -168,7 +168,7 @@ def format_entry(change: RuleChange) -> str:
 
 
 def fit_lines(lines: Sequence[str], limit: int, max_lines: int = 1000) -> list[str]:
-    """Return the whole lines that fit into `limit` characters, at most `most`, and how many did not."""
+    """Return the whole lines that fit into `limit` characters, at most `max_lines`, and how many did not."""
     fitting_lines, used_characters = list[str](), 0
     for number, line in enumerate(lines):
         if number >= max_lines or used_characters + len(line) + 1 > limit - 24:

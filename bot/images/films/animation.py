@@ -1,4 +1,6 @@
-"""Frames of an animation before encoding: drawn on demand, with durations, and reduced until they fit a size limit."""
+"""Frames of an animation before encoding: drawn on demand, with durations. The encoder reduces them until they fit a
+size limit.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _ATTEMPTS = (
 
 @dataclass(frozen=True)
 class Animation:
-    """`count` frames; `draw(place, size)` draws one, counted from 0, of exactly this size in pixels.
+    """`count` frames; `draw(index, size)` draws one, counted from 0, of exactly this size in pixels.
 
     `pauses`: frames that are never left out, and how many milliseconds longer each is shown. The last frame always
     stays and is shown for `HOLD_MS`.
@@ -45,8 +47,8 @@ class Animation:
 def encode_to_fit(animation: Animation, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES) -> bytes:
     """Encode the frames in at most `limit` bytes: with fewer frames, then smaller, then at lower quality.
 
-    The film lasts as long with fewer frames. The same frames give the same bytes. Raises `Refused` (422) if this format
-    cannot be made here, (413) if even the smallest does not fit.
+    The film lasts as long with fewer frames. The same frames give the same bytes. Raises `UserError`: 422 if this
+    machine cannot encode the format, 413 if even the smallest film does not fit.
     """
     check_film_format(film_format)
     for stride, scale, level in _attempts(film_format):
@@ -60,7 +62,7 @@ def encode_to_fit(animation: Animation, film_format: FilmFormat = "webp", limit:
 
 
 def _attempts(film_format: FilmFormat) -> Sequence[tuple[int, float, int]]:
-    """Return the attempts. A GIF without dithering is nearly as good and up to half as large: that is tried early."""
+    """Return the attempts. A GIF without dithering is nearly as good and up to half as large: so try that early."""
     if film_format != "gif":
         return _ATTEMPTS
     return _ATTEMPTS[0], *((stride, scale, max(1, level)) for stride, scale, level in ((1, 1.0, 1), *_ATTEMPTS[1:]))
@@ -92,7 +94,7 @@ def join_animations(first: Animation, second: Animation, pause: int = TURN_MS) -
 
 
 def bound_size(size: Size, max_side: int = MAX_SIDE) -> Size:
-    """Return a size of the same shape whose longer side is at most `most`."""
+    """Return a size of the same shape whose longer side is at most `max_side`."""
     return _scale_size(size, min(1.0, max_side / max(size)))
 
 

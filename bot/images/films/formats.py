@@ -35,7 +35,7 @@ _MAX_SAMPLES = 48  # most frames that contribute to the palette
 
 
 def parse_film_format(text: str) -> FilmFormat:
-    """Return the film format of that name. Raises `Refused` (422)."""
+    """Return the film format of that name. Raises `UserError` (422)."""
     for film_format in FILM_FORMATS:
         if film_format == text.strip().lower().removeprefix("."):
             return film_format
@@ -43,12 +43,12 @@ def parse_film_format(text: str) -> FilmFormat:
 
 
 def available_formats() -> tuple[FilmFormat, ...]:
-    """Return the formats that can be made here: GIF and WebP always."""
+    """Return the formats that this machine can encode: GIF and WebP always."""
     return tuple(film_format for film_format in FILM_FORMATS if not _missing_reason(film_format))
 
 
 def check_film_format(film_format: FilmFormat) -> None:
-    """Raise `Refused` (422), with a remedy, for a format that cannot be made here."""
+    """Raise `UserError` (422), with a remedy, for a format that this machine cannot encode."""
     if reason := _missing_reason(film_format):
         raise UserError(reason)
 
@@ -67,7 +67,7 @@ def encode_frames(
     """Encode RGB frames of one size, each shown for its milliseconds, as a looping file.
 
     `level`: 0 to 2, lower quality each. Whether an MP4 loops is up to its player. Raises `ValueError` for no frames, or
-    frames of several sizes.
+    for frames of several sizes.
     """
     if not frames or len({frame.size for frame in frames}) > 1 or len(frames) != len(durations):
         raise ValueError("a film has frames of one size, and a duration for each")
@@ -76,38 +76,20 @@ def encode_frames(
     buffer, first, other_frames = io.BytesIO(), frames[0], list(frames[1:])
     if film_format == "webp":
         first.save(
-            buffer,
-            "WEBP",
-            save_all=True,
-            append_images=other_frames,
-            duration=list(durations),
-            loop=0,
-            quality=_WEBP[level],
-            method=2,
-        )
+            buffer, "WEBP", save_all=True, append_images=other_frames, duration=list(durations), loop=0,
+            quality=_WEBP[level], method=2,
+        )  # fmt: skip
     elif film_format == "avif":
         first.save(
-            buffer,
-            "AVIF",
-            save_all=True,
-            append_images=other_frames,
-            duration=list(durations),
-            quality=_AVIF[level],
-            speed=8,
-            max_threads=1,
-        )
+            buffer, "AVIF", save_all=True, append_images=other_frames, duration=list(durations), quality=_AVIF[level],
+            speed=8, max_threads=1,
+        )  # fmt: skip
     else:
         first, *other_frames = _to_palette(frames, *_GIF[level])
         first.save(
-            buffer,
-            "GIF",
-            save_all=True,
-            append_images=other_frames,
-            duration=list(durations),
-            loop=0,
-            optimize=False,
+            buffer, "GIF", save_all=True, append_images=other_frames, duration=list(durations), loop=0, optimize=False,
             disposal=1,
-        )
+        )  # fmt: skip
     return _strip_timestamps(buffer.getvalue()) if film_format == "avif" else buffer.getvalue()
 
 

@@ -22,14 +22,15 @@ MIN_SIDE = 256
 def render_walk(pictures: Sequence[bytes], *, film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES) -> bytes:
     """Return two to sixteen pictures of one size as a looping film, at most `limit` bytes.
 
-    Both ends are held. Raises `Unreadable` for what is no picture, `Refused` if this format cannot be made here (422)
-    or even the smallest does not fit (413), `ValueError` for fewer than two.
+    The film pauses at both ends. Raises `UnreadableImage` for bytes that are no picture, and `ValueError` for fewer
+    than two. Raises `UserError`: 422 if this machine cannot encode the format, 413 if even the smallest film does not
+    fit.
     """
     return encode_to_fit(animate_walk(pictures), film_format, limit)
 
 
 def animate_walk(pictures: Sequence[bytes]) -> Animation:
-    """Return the frames of `walk`."""
+    """Return the frames of `render_walk`."""
     if len(pictures) < 2:
         raise ValueError("a walk has two pictures at least")
     tiles = [decode_image(picture) for picture in pictures]

@@ -32,15 +32,15 @@ def render_film(
 
     `ladders`: encoded `engine.contract.Ladder`, one per image, in any order. `size`: pixels of a cell's shorter side.
     `finals`: the finished pictures in the order of the images, shown as the last frame; a small model draws them larger
-    than its keyframes. Raises `Unreadable` for what breaks the contract, `Refused` if this format cannot be made here
-    (422) or even the smallest film does not fit (413).
+    than its keyframes. Raises `UnreadableImage` for ladders that break the contract. Raises `UserError`: 422 if this
+    machine cannot encode the format, 413 if even the smallest film does not fit.
     """
     check_film_format(film_format)
     return encode_to_fit(animate_ladders(ladders, size, finals=finals), film_format, limit)
 
 
 def animate_ladders(ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: Sequence[bytes] = ()) -> Animation:
-    """Return the frames of `film`. Raises `Unreadable`; drawing a frame may raise it, too."""
+    """Return the frames of `render_film`. Raises `UnreadableImage`; drawing a frame may raise it, too."""
     keyframes, final_images = _sorted_keyframes(ladders), [_open_final(picture) for picture in finals]
     last_index = max(map(len, keyframes)) - 1
 
@@ -54,7 +54,7 @@ def animate_ladders(ladders: Sequence[bytes], size: int = CELL_SIZE, *, finals: 
 
 
 def drop_latents(ladders: Sequence[bytes]) -> list[bytes]:
-    """Return the ladders without latents, which are nearly all of their bytes. Raises `Unreadable`."""
+    """Return the ladders without latents, which are nearly all of their bytes. Raises `UnreadableImage`."""
     return [encode(_drop_ladder_latents(ladder)) for ladder in _decode_ladders(ladders)]
 
 
@@ -78,7 +78,7 @@ def render_keyframe(
     image_format: ImageFormat = "WEBP",
     quality: int = 85,
 ) -> bytes:
-    """Return the grid at keyframe `place`, from 0; an image with fewer shows its last. Raises `IndexError`."""
+    """Return the grid at keyframe `index`, from 0; an image with fewer shows its last. Raises `IndexError`."""
     keyframes = _sorted_keyframes(ladders)
     if not 0 <= index < max(map(len, keyframes)):
         raise IndexError(index)

@@ -2,8 +2,8 @@
 
 q(x_t | x_0) = N(√ᾱ_t · x_0, (1 - ᾱ_t) · I) (Ho et al. 2020, equation 4), with pixels from -1 to 1 and one draw of noise
 for all t: each frame has that distribution, and the eye can follow it. A model adds noise to latents, and a ladder
-shows estimates of x0. So this noise is neither the noise that the picture came from nor the noise where its
-film begins.
+shows estimates of x0. So this noise is not the noise from which the picture was made, nor the noise at the start of its
+film.
 
 CPU-bound: async callers use a thread.
 """
@@ -51,24 +51,20 @@ def render_dissolve(
 
     The first frame is the picture; the last is held. `seed`: of the noise, 0 or more. `frames`: 2 to 96. `alphas`: a
     model's schedule, ᾱ of each of its steps from clear to noisy (diffusers: `alphas_cumprod`), of any length; empty
-    means `cosine`. Raises `Unreadable` for what is no picture, `ValueError` for numbers out of range, `Refused` as
-    `fitted` does.
+    means `cosine_alpha`. Raises `UnreadableImage` for bytes that are no picture, `ValueError` for numbers out of range,
+    `UserError` as `encode_to_fit` does.
     """
     check_film_format(film_format)
     return encode_to_fit(animate_dissolve(png, seed, frames=frames, alphas=alphas), film_format, limit)
 
 
 def render_dissolve_and_back(
-    png: bytes,
-    ladder: bytes,
-    seed: int,
-    *,
-    frames: int = FRAMES,
-    alphas: Sequence[float] = (),
-    film_format: FilmFormat = "webp",
-    limit: int = MAX_FILM_BYTES,
-) -> bytes:
-    """Return `dissolve`, then the film of the picture's ladder, which ends with the picture. Raises what both raise."""
+    png: bytes, ladder: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = (),
+    film_format: FilmFormat = "webp", limit: int = MAX_FILM_BYTES,
+) -> bytes:  # fmt: skip
+    """Return `render_dissolve`, then the film of the picture's ladder, which ends with the picture. Raises what both
+    raise.
+    """
     check_film_format(film_format)
     return_film = animate_ladders([ladder], finals=[png])
     return_film = replace(return_film, size=bound_size(return_film.size, MAX_SIDE))
@@ -78,7 +74,9 @@ def render_dissolve_and_back(
 
 
 def animate_dissolve(png: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = ()) -> Animation:
-    """Return the frames of `dissolve`. Noise is drawn at a frame's size: scaled down afterwards, it would be grey."""
+    """Return the frames of `render_dissolve`. It draws noise at a frame's size: scaled down afterwards, noise would
+    turn grey.
+    """
     levels, pixels = _alpha_levels(frames, alphas), decode_image(png)
     size = scale_size(*pixels.size, CELL_SIZE, MAX_SIDE)
     pixels = resize_image(pixels, size)

@@ -33,7 +33,7 @@ def are_readable(thumbnails: Sequence[bytes]) -> bool:
 
 
 def replace_thumbnails(ladder: bytes, thumbnails: Sequence[bytes]) -> bytes:
-    """Return the ladder with these thumbnails, one per keyframe in order; it is not stored. Raises `Unreadable`."""
+    """Return the ladder with these thumbnails, one per keyframe in order; stores nothing. Raises `UnreadableImage`."""
     try:
         decoded = decode(ladder, Ladder)
     except MalformedMessage as error:

@@ -1,6 +1,6 @@
 """Keyframes of a ladder: the step and thumbnail of each, and whether a job can branch there.
 
-A ladder comes from a worker: an invalid one is refused, and latents that do not match its shape count as none.
+A ladder comes from a worker: this module refuses an invalid one, and ignores latents that do not match its shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_KEYFRAMES = "This picture has no keyframes to branch from: it has too few ste
 
 @dataclass(frozen=True)
 class KeyframeThumbnail:
-    """A keyframe after `step` steps. `branches`: whether a job can branch here. `thumbnail`: still encoded."""
+    """A keyframe after `step` steps. `can_branch`: whether a job can branch here. `thumbnail`: still encoded."""
 
     step: int
     can_branch: bool
@@ -26,7 +26,9 @@ class KeyframeThumbnail:
 
 
 def read_keyframes(ladder: bytes) -> list[KeyframeThumbnail]:
-    """Return the keyframes in the order of their steps, one per step. Raises `Refused` (404) for what is no ladder."""
+    """Return the keyframes in the order of their steps, one per step. Raises `UserError` (404) for bytes that are no
+    ladder.
+    """
     try:
         decoded = decode(ladder, Ladder)
     except MalformedMessage as error:
@@ -43,17 +45,19 @@ def read_keyframes(ladder: bytes) -> list[KeyframeThumbnail]:
 
 
 def branch_steps(ladder: bytes) -> tuple[int, ...]:
-    """Return the steps that can be branched, ascending; empty if there are none. Raises `Refused` (404)."""
+    """Return the steps that can be branched, ascending; empty if there are none. Raises `UserError` (404)."""
     return tuple(keyframe.step for keyframe in read_keyframes(ladder) if keyframe.can_branch)
 
 
 def nearest_branch_step(ladder: bytes, step: int) -> int:
-    """Return the last step at or below `step` that can be branched, else the first above. Raises `Refused` (404)."""
+    """Return the last step at or below `step` that can be branched, else the first above. Raises `UserError` (404)."""
     return closest_step(branch_steps(ladder), step)
 
 
 def closest_step(steps: Sequence[int], step: int) -> int:
-    """Do `nearest` on known steps, in ascending order. Raises `Refused` (404) if there are none."""
+    """Do the same as `nearest_branch_step`, on known steps in ascending order. Raises `UserError` (404) if there are
+    none.
+    """
     if not steps:
         raise UserError(NO_KEYFRAMES, 404)
     return max((candidate for candidate in steps if candidate <= step), default=steps[0])

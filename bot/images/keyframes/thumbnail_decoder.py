@@ -54,7 +54,7 @@ class ThumbnailDecoder:
 def apply_thumbnails(
     parts: Sequence[StoredPicture], contents: Sequence[bytes], thumbnails: Mapping[str, Thumbnails]
 ) -> list[bytes]:
-    """Return the parts' contents, with these thumbnails in the ladders. Raises `Unreadable`."""
+    """Return the parts' contents, with these thumbnails in the ladders. Raises `UnreadableImage`."""
     return [
         replace_thumbnails(content, thumbnails[part.sha256]) if part.sha256 in thumbnails else content
         for part, content in zip(parts, contents, strict=True)

@@ -1,6 +1,6 @@
 """Client of one decoder process (`bot.images.uploads.sandbox_worker`): start, requests, end.
 
-A Python with Pillow takes 0.2 s to start, a fork of it 2 ms: so the process stays, and forks for each upload.
+A Python with Pillow takes 0.2 s to start, a fork of it 2 ms: so the process stays and forks for each upload.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bot.images.uploads.image_decoding import UploadKind
 
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT = 30.0  # seconds until it is ready, on a busy machine
-GRACE_SECONDS = 5.0  # seconds beyond an upload's limit, after which the process itself hangs
+GRACE_SECONDS = 5.0  # seconds beyond an upload's limit after which we consider the process hung
 START_CODE = (
     "import sys; sys.path.insert(0, {!r}); from bot.images.uploads.sandbox_worker import main; main({!r}, {!r})"
 )
@@ -33,23 +33,23 @@ class DecoderGone(Exception):
 
 
 class DecoderProcess:
-    """Unusable after `Gone` or a cancellation; its owner calls `end`."""
+    """Unusable after `DecoderGone` or a cancellation; its owner calls `kill`."""
 
     def __init__(self, process: Process, timeout: float) -> None:
         self._process, self._timeout, self._busy = process, timeout, False
 
     @classmethod
     async def start(cls, timeout: float, memory: int) -> DecoderProcess:
-        """Start a process and wait until it is ready. Raises `Gone` or OSError.
+        """Start a process and wait until it is ready. Raises `DecoderGone` or OSError.
 
-        It gets no environment, so it knows no secret. Errors of its start go to our standard error; a child that has an
-        upload has none.
+        It gets no environment, so it knows no secret. Errors of its start go to our standard error; a child with an
+        upload has no standard error.
         """
         code = START_CODE.format(str(ROOT), float(timeout), int(memory))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-c", code, stdin=PIPE, stdout=PIPE,
             env={name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ},
-            start_new_session=True,  # Ctrl-C is for the bot; and `end` kills the group, children included
+            start_new_session=True,  # Ctrl-C is for the bot; and `kill` ends the group, children included
         )  # fmt: skip
         decoder = cls(process, timeout)
         try:
@@ -79,7 +79,9 @@ class DecoderProcess:
         return self._process.stdout
 
     async def decode(self, kind: UploadKind, content: bytes) -> tuple[int, bytes]:
-        """Decode a file. Return how the child ended (`confined.SAID` and so on), and its output. Raises `Gone`."""
+        """Decode a file. Return how the child ended (`sandbox_worker.OUTPUT` and so on), and its output. Raises
+        `DecoderGone`.
+        """
         stdin, self._busy = self._process.stdin, True
         assert stdin is not None
         try:

@@ -2,7 +2,7 @@
 
 Runs in the sandboxed child (`bot.images.uploads.sandbox_worker`). Imports nothing of the bot, so that the process
 starts quickly. The header is checked before any pixel is decoded. An outcome is a letter and numbers, never text: the
-bot repeats nothing that this process says.
+bot repeats no text from this process.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ OUTPUT_SIDE = 2048  # pixels: no model here draws more
 MAX_PROFILE_BYTES = 4 * 2**20  # bytes of a colour profile; the largest for printers have 3 MiB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")  # a JPEG with more than one picture is a photograph with its preview
-HEADER = struct.Struct(">cBII")  # outcome, what was changed, original width and height upright; then the PNG
-ANIMATED, TRANSPARENT, REDUCED = 1, 2, 4  # what was changed
+HEADER = struct.Struct(">cBII")  # outcome, changes, upright width and height of the original; then the PNG
+ANIMATED, TRANSPARENT, REDUCED = 1, 2, 4  # changes
 DECODED, UNKNOWN_FORMAT, BROKEN, TOO_MANY_PIXELS, SIDE_TOO_LONG, OUT_OF_MEMORY, EMPTY_MASK = (
     b"+",
     b"k",
@@ -58,7 +58,7 @@ class _UploadRejected(ValueError):
 
 
 def decode_upload(kind: UploadKind, content: bytes) -> bytes:
-    """Return `HEAD` and a PNG of 8 bits, RGB or (of a mask) grey; for a refused file `HEAD` alone. Never raises."""
+    """Return `HEADER` and a PNG of 8 bits, RGB or (of a mask) grey; for a refused file `HEADER` alone. Never raises."""
     try:
         return _decode(kind, content)
     except _UploadRejected as error:
@@ -130,7 +130,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _output_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return a size of the same shape, at most `KEPT_SIDE` on the longer side."""
+    """Return a size of the same shape, at most `OUTPUT_SIDE` on the longer side."""
     factor = min(1.0, OUTPUT_SIDE / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
@@ -184,5 +184,5 @@ def _encode_png(pixels: Image.Image) -> bytes:
     """Encode the pixels alone, the same bytes for the same pixels: no text, no profile, no location."""
     pixels.info.clear()
     buffer = io.BytesIO()
-    pixels.save(buffer, "PNG", compress_level=2)  # as `bot.images.image_codec.saved`
+    pixels.save(buffer, "PNG", compress_level=2)  # as `bot.images.image_codec.encode_image`
     return buffer.getvalue()

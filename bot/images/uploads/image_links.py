@@ -1,6 +1,6 @@
-"""Addresses that pictures may come from, Discord's and this web page's own, and the download from Discord.
+"""Addresses from which pictures may come, Discord's and the page's own, and the download from Discord.
 
-Any other address is refused, against server-side request forgery. The page's own pictures are found by their job.
+It refuses any other address, against server-side request forgery. It finds the page's own pictures by their job.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHUNK_BYTES = 64 * 1024
 NOT_ALLOWED = "Only pictures that were uploaded to Discord or here can be used: attach the file."
 FETCH_FAILED = "The picture cannot be fetched from Discord just now: attach the file."
 TOO_LARGE = f"The picture is too large: up to {MAX_UPLOAD_BYTES // 2**20} MiB are read."
-FetchFile = Callable[[str, int], Awaitable[bytes]]  # an address, and the most bytes to take from there
+FetchFile = Callable[[str, int], Awaitable[bytes]]  # an address, and the most bytes to download from it
 # A regular expression rather than a URL parser: two parsers may read one address differently.
 # No user, no other port, no fragment, no backslash, nothing outside ASCII (RFC 3986, section 3).
 _DISCORD = re.compile(
@@ -40,12 +40,14 @@ class FileUnavailable(UserError):
 
 
 def is_allowed(url: str, page_url: str | None = None) -> bool:
-    """Return whether a picture may come from there. `own`: the page's address, as in https://example.org/darkroom."""
+    """Return whether a picture may come from there. `page_url`: the page's address, as in
+    https://example.org/darkroom.
+    """
     return is_discord_file(url) or parse_own_picture(url, page_url) is not None
 
 
 def split_leading_links(text: str) -> tuple[list[str], str]:
-    """Return the addresses that a prompt begins with, allowed or not, and the prompt without them."""
+    """Return the addresses at the start of a prompt, allowed or not, and the prompt without them."""
     urls, offset = list[str](), 0
     while match := _LEADING_LINK.match(text, offset):
         urls.append(match[1].rstrip(","))
@@ -54,7 +56,7 @@ def split_leading_links(text: str) -> tuple[list[str], str]:
 
 
 def check_link(url: str, page_url: str | None = None) -> str:
-    """Return the address if a picture may come from there. Raises `Refused`."""
+    """Return the address if a picture may come from there. Raises `UserError`."""
     if not is_allowed(url, page_url):
         raise UserError(NOT_ALLOWED)
     return url
@@ -75,9 +77,10 @@ def parse_own_picture(url: str, page_url: str | None) -> tuple[str, int] | None:
 
 
 async def fetch_file(session: aiohttp.ClientSession, url: str, max_bytes: int = MAX_UPLOAD_BYTES) -> bytes:
-    """Download a file from Discord. Raises `Refused` for another address, `Gone` if Discord does not serve it.
+    """Download a file from Discord. Raises `UserError` for another address, `FileUnavailable` if Discord does not serve
+    it.
 
-    Bytes and time are limited; a redirect is refused. No compression is asked for, so that the declared length is the
+    It limits bytes and time, and refuses redirects. It asks for no compression, so that the declared length is the
     file's.
     """
     if not is_discord_file(url):

@@ -14,7 +14,7 @@ BUSY = "Too many pictures are being uploaded just now: try again soon."
 
 
 class MemoryLimiter:
-    """One per bot. A request that waits has downloaded nothing yet; requests are served in order."""
+    """One per bot. A waiting request has downloaded nothing yet; requests are served in order."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_waiting: int = MAX_WAITING) -> None:
         self._max_bytes, self._max_waiting = max_bytes, max_waiting
@@ -28,7 +28,9 @@ class MemoryLimiter:
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes while the body runs; more than the limit waits for all of it. Raises `Refused`."""
+        """Reserve `size` bytes while the body runs; if that exceeds the limit, wait for all of the memory. Raises
+        `UserError`.
+        """
         size = min(size, self._max_bytes)
         if self._waiting >= self._max_waiting:
             raise UserError(BUSY, 429)

@@ -19,10 +19,11 @@ class InvalidPng(ValueError):
 
 
 def validate_png(png: bytes, max_side: int, colour_type: int) -> tuple[int, int]:
-    """Return width and height of a valid PNG: 8 bits, not interlaced, that colour type, at most `most` pixels a side.
+    """Return width and height of a valid PNG: 8 bits, not interlaced, that colour type, at most `max_side` pixels a
+    side.
 
     Every checksum must be right, and the data must inflate to exactly its rows, each with a known filter. Raises
-    `NotPlain`.
+    `InvalidPng`.
     """
     (_, header), *data, (_, trailer) = _read_chunks(png)
     if len(header) != 13 or trailer:

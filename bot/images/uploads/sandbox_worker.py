@@ -49,7 +49,7 @@ def main(seconds: float, memory: int) -> None:
         exit_kind, output = _decode_in_child(kind, content, seconds, memory, devnull)
         _write(sink, ANSWER_HEADER.pack(exit_kind, len(output)))
         _write(sink, output)
-        del content, output  # frees memory: the next request may be long in coming
+        del content, output  # frees memory: the next request may come much later
 
 
 def die_with_parent(parent: int) -> None:
@@ -92,7 +92,7 @@ def _decode_in_child(
         exit_kind, output = _collect_output(source, start_time + seconds)
     finally:
         os.close(source)
-        os.kill(child, signal.SIGKILL)  # the pid stays ours until `wait4`, whatever the child did
+        os.kill(child, signal.SIGKILL)  # no other process gets the pid before `wait4`, even if the child has exited
         _, status, usage = os.wait4(child, 0)
     if exit_kind == OUTPUT and not output:
         cpu_exceeded = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU

@@ -22,7 +22,7 @@ MAX_UPLOAD_BYTES = 16 * 2**20
 DECODE_TIMEOUT = 10.0  # wall clock, per upload
 MEMORY_LIMIT = (
     2**30
-)  # bytes of address space: 7/8 of it suffice for `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
+)  # bytes of address space: 7/8 of it suffice for `MAX_PIXELS` of every kind (test_upload_decoder.py)
 DECODER_COUNT = 2  # uploads decoded at once
 MAX_WAITING = 32  # uploads that wait: each is held in memory
 ASPECT_TOLERANCE = 0.02  # relative difference of two aspect ratios that count as equal
@@ -47,7 +47,7 @@ BUSY = "Too many pictures are being read just now: try again soon."
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded upload: a PNG of pixels alone, RGB or (of a mask) grey. `notes` say what was changed."""
+    """A decoded upload: a PNG without metadata, RGB or (for a mask) grey. `notes` tell the member about changes."""
 
     png: bytes
     width: int
@@ -69,14 +69,14 @@ class UploadDecoder:
         self._closed = False
 
     async def decode_picture(self, content: bytes, *, label: str = "picture") -> DecodedImage:
-        """Decode a picture of any supported format to RGB. Raises `Refused` with a sentence about the `what`."""
+        """Decode a picture of any supported format to RGB. Raises `UserError` with a sentence about the `label`."""
         header, png = await self._request_decode(image_decoding.PICTURE, content, label)
         return await asyncio.to_thread(_build_image, header, png, RGB, label)
 
     async def decode_mask(
         self, content: bytes, *, shape: tuple[int, int] | None = None, label: str = "mask"
     ) -> DecodedImage:
-        """Decode a mask to grey: white is repainted. Raises `Refused`, also if nothing is white.
+        """Decode a mask to grey: white is repainted. Raises `UserError`, also if nothing is white.
 
         `shape`: width and height of its picture. The mask may be smaller or larger, since both are scaled later. With
         another aspect ratio both would be cropped differently, and the mask would be misplaced.
@@ -99,7 +99,7 @@ class UploadDecoder:
     async def _request_decode(
         self, kind: UploadKind, content: bytes, label: str
     ) -> tuple[tuple[bytes, int, int, int], bytes]:
-        """Return the head and the PNG of a decoded upload. Raises `Refused`."""
+        """Return the header and the PNG of a decoded upload. Raises `UserError`."""
         if not content:
             raise UserError(f"The {label} is empty.")
         if len(content) > MAX_UPLOAD_BYTES:
@@ -115,7 +115,7 @@ class UploadDecoder:
         if exit_kind == sandbox_worker.TIMED_OUT:
             raise UserError(TOO_SLOW.format(label))
         if exit_kind != sandbox_worker.OUTPUT or len(output) < image_decoding.HEADER.size:
-            log.warning("intake: an upload of %d bytes ended its decoder (%d)", len(content), exit_kind)
+            log.warning("upload decoder: an upload of %d bytes ended its decoder (%d)", len(content), exit_kind)
             raise UserError(DECODER_FAILED.format(label))
         header = image_decoding.HEADER.unpack_from(output)
         if header[0] != image_decoding.DECODED:
@@ -127,12 +127,12 @@ class UploadDecoder:
         try:
             decoder = await self._acquire_decoder()
         except (DecoderGone, OSError) as error:
-            log.error("intake: no decoder process: %s", error)
+            log.error("upload decoder: no process: %s", error)
             raise UserError("Pictures cannot be read just now: try again soon.", 429) from error
         try:
             return await decoder.decode(kind, content)
         except DecoderGone as error:
-            log.warning("intake: a decoder process is gone: %s", error)
+            log.warning("upload decoder: a process is gone: %s", error)
             raise UserError(DECODER_FAILED.format(label)) from error
         finally:
             if decoder.is_ready and not self._closed:
@@ -164,12 +164,12 @@ def _has_same_aspect(size: tuple[int, int], shape: tuple[int, int]) -> bool:
 
 
 def _build_image(header: tuple[bytes, int, int, int], png: bytes, colour: int, label: str) -> DecodedImage:
-    """Return the decoded upload. Raises `Refused` for an invalid PNG: then the subprocess cannot be trusted."""
+    """Return the decoded upload. Raises `UserError` for an invalid PNG, since the subprocess is untrusted."""
     _, change_flags, *original_size = header
     try:
         width, height = validate_png(png, OUTPUT_SIDE, colour)
     except InvalidPng as error:
-        log.warning("intake: a decoded upload is no plain PNG: %s", error)
+        log.warning("upload decoder: a decoded upload is no plain PNG: %s", error)
         raise UserError(DECODER_FAILED.format(label)) from error
     notes = {
         image_decoding.ANIMATED: "It is animated: its first picture is taken.",

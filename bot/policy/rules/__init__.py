@@ -1,8 +1,8 @@
-"""Rules that admins set for members, channels, roles and servers, and what follows from them. Pure.
+"""Rules that admins set for members, channels, roles and servers, and the effective rules of a member. Pure.
 
-`rule` is one rule and one change of rules, `catalogue` the settings, `reading` their values as text, `terms` the
-effective rules of a member (with the precedence), `telling` the sentences about them, `presets` and `sheet` many rules
-at once: by name, and as YAML.
+`rule` has one rule and one change of rules, `catalogue` the settings, `value_parser` their values as text.
+`effective_rules` resolves the rules of a member, with their precedence; `explanations` has the sentences about them.
+`presets` and `yaml_io` set many rules at once: by name, and as YAML.
 """
 
 from __future__ import annotations

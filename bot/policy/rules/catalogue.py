@@ -37,7 +37,8 @@ LIMITABLE_COMMANDS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """`least` and `most` bound a number, and the length of each text; `longest` bounds the number of texts in a list.
+    """`minimum` and `maximum` bound a number, and the length of each text; `max_items` bounds the number of texts in a
+    list.
 
     `choices`: the allowed values, or parts of a list; empty for names that only live workers know.
     """
@@ -88,10 +89,7 @@ SETTINGS = _by_name(
     ),
     Setting("commands", "choices", MEMBER_SCOPES, "what members may do", "commands", choices=LIMITABLE_COMMANDS),
     Setting(
-        "results",
-        "choice",
-        MEMBER_SCOPES,
-        "who sees results: everybody, their author, or as the author likes",
+        "results", "choice", MEMBER_SCOPES, "who sees results: everybody, their author, or as the author likes",
         choices=("public", "private", "choice"),
     ),
     Setting(
@@ -115,12 +113,7 @@ SETTINGS = _by_name(
     Setting("reports", "channel", ("guild",), "the channel that reports go to"),
     Setting("previews", "switch", CHANNEL_SCOPES, "show pictures while they develop"),
     Setting(
-        "long_ping",
-        "seconds",
-        CHANNEL_SCOPES,
-        "jobs of at least this many seconds ping their author",
-        "seconds",
-        0,
+        "long_ping", "seconds", CHANNEL_SCOPES, "jobs of at least this many seconds ping their author", "seconds", 0,
         86_400,
     ),
-)
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Steps of a change, computed from the current rules of a guild and the wanted ones. Pure."""
+"""Computes the steps of a change from the current rules of a guild and the requested ones. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bot.policy.rules.yaml_io import EXCLUDED_SETTINGS
 
 RulesByKey = Mapping[RuleKey, RuleValue]
 MAX_RULES = 1000  # of one guild
-MAX_CHARACTERS = 200_000  # characters of all of them: each request reads them, and a change may write them all down
+MAX_CHARACTERS = 200_000  # characters of all of them: each request reads them, and a change may record them all
 
 
 def check_scope(setting: Setting, guild: str, scope: Scope, subject: str) -> None:
-    """Raise `Refused` (422) if a setting cannot be set for that scope and subject."""
+    """Raise `UserError` (422) if a setting cannot be set for that scope and subject."""
     allowed_scopes = tuple(
         other_scope for other_scope in setting.scopes if guild != EVERYWHERE or other_scope in ("house", "user")
     )
@@ -49,7 +49,7 @@ def _scope_with_article(scope: Scope) -> str:
 
 
 def plan_rule(current_rules: RulesByKey, key: RuleKey, value: RuleValue | None) -> tuple[RuleStep, ...]:
-    """Return the steps that set one rule or (None) unset it. Raises `Refused` (422) if nothing changes."""
+    """Return the steps that set one rule or (None) unset it. Raises `UserError` (422) if nothing changes."""
     new_rules = {**current_rules, key: value}
     steps = diff_rules(current_rules, {key: value for key, value in new_rules.items() if value is not None})
     if not steps and value is None:
@@ -60,7 +60,7 @@ def plan_rule(current_rules: RulesByKey, key: RuleKey, value: RuleValue | None) 
 
 
 def plan_rules(current_rules: RulesByKey, values: Mapping[RuleKey, RuleValue | None]) -> tuple[RuleStep, ...]:
-    """Return the steps that set or (None) unset several rules; others stay. Raises `Refused` if nothing changes."""
+    """Return the steps that set or (None) unset several rules; others stay. Raises `UserError` if nothing changes."""
     new_rules = {key: value for key, value in {**current_rules, **values}.items() if value is not None}
     steps = diff_rules(current_rules, new_rules)
     if not steps:
@@ -69,7 +69,7 @@ def plan_rules(current_rules: RulesByKey, values: Mapping[RuleKey, RuleValue | N
 
 
 def plan_reopening(current_rules: RulesByKey, *, is_operator: bool) -> tuple[RuleStep, ...]:
-    """Return the steps that remove `closed`. Raises `Refused` if it is open (422) or the operator closed it (403)."""
+    """Return the steps that remove `closed`. Raises `UserError` if it is open (422) or the operator closed it (403)."""
     operator_key, guild_key = ("house", "", "closed"), ("guild", "", "closed")
     if operator_key in current_rules and not is_operator:
         raise UserError("This bot's operator closed this server: only they can open it.", 403)
@@ -81,7 +81,7 @@ def plan_reopening(current_rules: RulesByKey, *, is_operator: bool) -> tuple[Rul
 
 
 def plan_import(current_rules: RulesByKey, values: RulesByKey) -> tuple[RuleStep, ...]:
-    """Return the steps that replace all rules that a YAML file can hold. Raises `Refused` if nothing changes."""
+    """Return the steps that replace all rules that a YAML file can hold. Raises `UserError` if nothing changes."""
     unaffected_rules = {
         key: value for key, value in current_rules.items() if key[0] == "house" or key[2] in EXCLUDED_SETTINGS
     }
@@ -92,9 +92,9 @@ def plan_import(current_rules: RulesByKey, values: RulesByKey) -> tuple[RuleStep
 
 
 def plan_undo(current_rules: RulesByKey, change: RuleChange, later_change: int | None) -> tuple[RuleStep, ...]:
-    """Return the steps that undo a change. Raises `Refused` if it is undone, or if one of its rules was set again.
+    """Return the steps that undo a change. Raises `UserError` if it is undone, or if one of its rules was set again.
 
-    `later`: the newest later change of one of its rules, for the sentence.
+    `later_change`: the newest later change of one of its rules, for the sentence.
     """
     if change.undone is not None:
         raise UserError(f"Change {change.number} is undone already, by change {change.undone}.")
@@ -115,7 +115,7 @@ def closed_value(reason: str, name: str) -> str:
 
 
 def _check_size(current_rules: RulesByKey, steps: tuple[RuleStep, ...]) -> tuple[RuleStep, ...]:
-    """Return the steps. Raises `Refused` if they bring the admins' rules over a server's limits of number or length.
+    """Return the steps. Raises `UserError` if they bring the admins' rules over a server's limits of number or length.
 
     Steps that remove rules always pass. So do ceilings and closing: a full server cannot keep them out.
     """

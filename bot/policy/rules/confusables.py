@@ -1,4 +1,4 @@
-"""Confusable characters: every letter becomes the plain one that it looks like; invisible characters are dropped.
+"""Confusable characters: every letter becomes the plain letter that it looks like; invisible characters are dropped.
 
 After Unicode TR39 (confusable detection, https://www.unicode.org/reports/tr39/), with a small table of our own: the
 plain Latin letter for each look-alike. Word lists are normalised in the same way, so that every script stays

@@ -31,7 +31,7 @@ NO_RULES: Mapping[str, Rule | None] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class UsageLimit:
-    """One limit on usage. `whose` usage counts, and where; `rule` is None for the bot's default."""
+    """One limit on usage. `usage_scope`: whose usage counts, and where. `rule` is None for the bot's default."""
 
     setting: str
     limit: int
@@ -43,8 +43,9 @@ class UsageLimit:
 class EffectiveRules:
     """Effective values, by the names of `bot.policy.rules.catalogue`. Costs are device-seconds; `pixels` is an area.
 
-    `caps` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of each. A
-    `together_` field of None is no limit. `because`: the rule that decides each setting, None for the bot's default.
+    `usage_limits` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of
+    each. A `together_` field of None is no limit. `deciding_rules`: the rule that decides each setting, None for the
+    bot's default.
     """
 
     running: int = 3
@@ -80,12 +81,14 @@ class EffectiveRules:
         return allowed_names == ALL or name in allowed_names
 
     def limits_of(self, setting: str) -> tuple[UsageLimit, ...]:
-        """Return the caps of one setting."""
+        """Return the usage limits of one setting."""
         return tuple(limit for limit in self.usage_limits if limit.setting == setting)
 
 
 def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> EffectiveRules:
-    """Return the terms of `member` where they are. `rules`: their guild's and those everywhere; others are ignored."""
+    """Return the effective rules of `member` where they are. `rules`: those of their guild and those for every guild;
+    others are ignored.
+    """
     applicable_rules = sorted(
         (rule for rule in rules if _is_valid(rule) and is_applicable(rule, member)), key=_sort_key
     )

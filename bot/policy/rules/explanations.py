@@ -86,16 +86,12 @@ def summarise_change(change: RuleChange, names: DisplayNames = NO_NAMES) -> str:
 
 
 def explain_decision(
-    setting: Setting,
-    effective_rules: EffectiveRules,
-    rules: Sequence[Rule],
-    defaults: Limits,
-    names: DisplayNames = NO_NAMES,
-    tightest: UsageLimit | None = None,
-) -> str:
+    setting: Setting, effective_rules: EffectiveRules, rules: Sequence[Rule], defaults: Limits,
+    names: DisplayNames = NO_NAMES, tightest: UsageLimit | None = None,
+) -> str:  # fmt: skip
     """Return which rule decides a setting, over or beside which others, and what the operator allows.
 
-    `rules` apply to the member; `tight` is, of limits that apply together, the one with least left.
+    `rules` apply to the member; `tightest` is, of limits that apply together, the one with least left.
     """
     deciding_rule = tightest.rule if tightest else effective_rules.deciding_rules.get(setting.name)
     value = tightest.limit if tightest else getattr(effective_rules, setting.name)

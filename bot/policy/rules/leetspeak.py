@@ -23,7 +23,7 @@ _UNSPACED_SCRIPTS = (
 
 
 class CharacterReadings(NamedTuple):
-    """`letters`: its readings, itself first; `sure`: a true letter, or a sign that is only used for one."""
+    """`letters`: its readings, itself first; `is_certain`: a true letter, or a sign that is only used for one."""
 
     kind: CharacterKind
     letters: str

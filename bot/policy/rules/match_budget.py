@@ -22,7 +22,7 @@ class MatchBudget:
     steps_left: int = MAX_MATCH_STEPS
 
     def spend(self, steps: int) -> None:
-        """Take `steps` off. Raises `Tangled` if fewer are left."""
+        """Spend `steps`. Raises `BudgetExceeded` if fewer are left."""
         self.steps_left -= steps
         if self.steps_left < 0:
             raise BudgetExceeded

@@ -24,7 +24,7 @@ WORK_PER_STEP = (
 
 
 def parse_pattern(text: str) -> str:
-    """Return a pattern, checked. Raises `Refused` (422) with RE2's reason."""
+    """Return a pattern, checked. Raises `UserError` (422) with RE2's reason."""
     pattern = clean_text(text)
     if not pattern or len(pattern) > MAX_LENGTH:
         raise UserError(f"A pattern has 1 to {MAX_LENGTH} characters; this one has {len(pattern)}.")
@@ -45,7 +45,7 @@ def parse_pattern(text: str) -> str:
 def find_first_match(readings: Sequence[str], patterns: Sequence[str], budget: MatchBudget) -> str | None:
     """Return the first pattern that matches a reading of a text; patterns that RE2 rejects are skipped.
 
-    Raises `Tangled` if that takes more than the `effort` that is left.
+    Raises `BudgetExceeded` if that takes more than is left of the `budget`.
     """
     texts = [text.encode("utf-8", "replace") for text in dict.fromkeys(readings)]
     for pattern in patterns:

@@ -50,7 +50,7 @@ PRESETS = _by_name(
 
 
 def find_preset(name: str) -> Preset:
-    """Return the preset of that name. Raises `Refused` (422), naming the nearest one."""
+    """Return the preset of that name. Raises `UserError` (422), naming the nearest one."""
     preset = PRESETS.get(" ".join(name.casefold().replace("_", " ").replace("-", " ").split()))
     if preset is None:
         raise UserError(

@@ -64,8 +64,8 @@ class RuleStep:
 class RuleChange:
     """Steps that a member applied at the moment `at` (seconds since 1970), all of them or none.
 
-    `what` is set, unset, preset, import, close, open, budget or undo; `undoes` is the number of the change that an undo
-    undid, `undone` the number of the undo that undid this one.
+    `what` is set, unset, preset, import, close, open, budget or undo; `undoes` is the number of the change that this
+    one undid, `undone` the number of the undo that undid this one.
     """
 
     number: int
@@ -94,7 +94,9 @@ def normalise_subject(guild: str, scope: Scope, subject: str) -> str:
 
 
 def check_subject(guild: str, scope: Scope, subject: str) -> None:
-    """Check that this can be the id of a channel, role or user, as `addressed` returns it. Raises `Refused` (422)."""
+    """Check that this can be the id of a channel, role or user, as `normalise_subject` returns it. Raises `UserError`
+    (422).
+    """
     if not 0 < len(subject) <= MAX_SUBJECT_LENGTH or not subject.isprintable():
         raise UserError(f"An id has 1 to {MAX_SUBJECT_LENGTH} printable characters.")
     number = subject.removeprefix("discord:") if scope == "user" else subject

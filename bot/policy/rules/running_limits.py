@@ -14,8 +14,9 @@ LIMIT_SETTINGS = ("together_running", "closed")
 class RunningLimits:
     """Limits by guild.
 
-    `guilds`: by the admins of a server. `ceilings`: by the operator for a server ("*": for each without its own).
-    `channels`: by guild and channel. `shut`: closed servers ("*": all), whose waiting jobs are not dispatched.
+    `guild_limits`: by the admins of a server. `ceilings`: by the operator for a server ("*": for each without its own).
+    `channel_limits`: by guild and channel. `closed_guilds`: closed servers ("*": all), whose waiting jobs are not
+    dispatched.
     """
 
     guild_limits: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -25,7 +26,7 @@ class RunningLimits:
 
     @classmethod
     def from_rules(cls, rules: Iterable[Rule]) -> RunningLimits:
-        """Build it from rules of any guild; only those of `SETTINGS` are allowed."""
+        """Build it from rules of any guild; only those of `LIMIT_SETTINGS` are allowed."""
         guild_limits, ceilings, channel_limits = dict[str, int](), dict[str, int](), dict[str, dict[str, int]]()
         closed_guilds: set[str] = set()
         for rule in rules:

@@ -1,8 +1,8 @@
 """A trie of forbidden words, and one pass over a text that finds any of them in any disguise.
 
 A character may have several readings (`1`: an i, an l, a digit or nothing). The pass keeps all partial matches and
-drops those that lead nowhere. It takes a few steps per character, whatever the length of the list; a text made to take
-more is given up (`bot.policy.rules.match_budget`). `bot.policy.rules.word_filter` describes the disguises.
+drops dead ends. It takes a few steps per character, whatever the length of the list; it gives up on a text that takes
+more (`bot.policy.rules.match_budget`). `bot.policy.rules.word_filter` describes the disguises.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TrieNode:
 class PartialMatch(NamedTuple):
     """A partial match of a word.
 
-    `times`: its last letter in a row; `gap`: characters since that; `apart`: there was a gap between every two letters;
-    `spaced`: with a space among them; `sure`: one true letter was read.
+    `repeats`: its last letter in a row; `gap`: characters since that; `all_apart`: there was a gap between every two
+    letters; `has_space`: one of the gaps has a space; `is_certain`: one true letter was read.
     """
 
     node: TrieNode
@@ -65,7 +65,7 @@ def build_trie(words: Iterable[tuple[str, str, bool]]) -> TrieNode:
 
 
 def find_first(text: str, root: TrieNode, budget: MatchBudget) -> str | None:
-    """Return the listed word that ends first in a normalised text, as it was listed. Raises `Tangled`."""
+    """Return the listed word that ends first in a normalised text, as it was listed. Raises `BudgetExceeded`."""
     characters = [read_character(character) for character in text]
     strict_starts, loose_starts = word_starts(characters)
     ends_strict, ends_loose = (list(reversed(boundaries)) for boundaries in word_starts(characters[::-1]))

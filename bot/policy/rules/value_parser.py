@@ -1,7 +1,7 @@
 """Values of settings as text, parsed and formatted: `30 min`, `512x512`, `embedded, second`, `off`. Pure.
 
-`read` parses what `written` formats, so that an export can be imported. Every mistake is one clear sentence with the
-range, or the nearest name.
+`parse_value` parses what `format_setting_value` formats, so that an export can be imported. Every mistake is one clear
+sentence with the range, or the nearest name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bot.policy.rules.word_filter import parse_pattern, parse_word
 UNIT_SECONDS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400,
          "day": 86_400}  # fmt: skip
 YES_WORDS, NO_WORDS = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
-UNLIMITED = ("no limit", "unlimited", "any")  # `written` uses the first
+UNLIMITED = ("no limit", "unlimited", "any")  # `format_setting_value` uses the first
 MAX_LENGTH = 65_536  # most characters that are parsed
 
 _INTEGER = re.compile(r"[0-9]{1,12}")
@@ -35,7 +35,7 @@ _CHANNEL = re.compile(r"(?:<#)?([0-9]{1,20})>?")
 
 
 def find_setting(name: str) -> Setting:
-    """Return the setting of that name. Raises `Refused` (422), naming the nearest one."""
+    """Return the setting of that name. Raises `UserError` (422), naming the nearest one."""
     setting = SETTINGS.get(name.strip().casefold().replace("-", "_").replace(" ", "_"))
     if setting is None:
         raise UserError(
@@ -45,19 +45,19 @@ def find_setting(name: str) -> Setting:
 
 
 def nearest_name(typed_name: str, names: tuple[str, ...]) -> str:
-    """Return the name that was probably meant."""
+    """Return the name that the admin probably meant."""
     return str(process.extractOne(typed_name[:40].casefold(), names, scorer=fuzz.ratio)[0])
 
 
 def parse_value(setting: Setting, text: str) -> RuleValue:
-    """Parse a typed value and check its range. Raises `Refused` (422)."""
+    """Parse a typed value and check its range. Raises `UserError` (422)."""
     if len(text) > MAX_LENGTH:
         raise UserError(f"That is too long for {setting.name}: at most {MAX_LENGTH} characters.")
     return PARSERS[setting.kind](setting, text)
 
 
 def parse_list(setting: Setting, texts: list[str]) -> RuleValue:
-    """Parse a list whose parts are already separate. Raises `Refused` (422)."""
+    """Parse a list whose parts are already separate. Raises `UserError` (422)."""
     if setting.kind not in LIST_PARSERS:
         raise UserError(f"{setting.name} takes one value and not a list.")
     return LIST_PARSERS[setting.kind](setting, texts)
@@ -225,7 +225,7 @@ PARSERS: Mapping[SettingKind, Callable[[Setting, str], RuleValue]] = MappingProx
 
 
 def format_setting_value(setting: Setting, value: RuleValue) -> str:
-    """Return a value as an admin would type it; `read` parses it back (each text of a list has its line)."""
+    """Return a value as an admin would type it; `parse_value` parses it back (each text of a list has its line)."""
     if isinstance(value, tuple):
         return "all" if value == ALL else ("\n" if setting.kind == "texts" else ", ").join(value) or "none"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Forbidden words and patterns: whether a text has one of them, disguised or not. Pure.
+"""Finds forbidden words and patterns in a text, disguised or not. Pure.
 
 A word matches between word boundaries, as readers see it (`bot.policy.rules.confusables`), and through these disguises:
 - digits and signs for letters, as in `b4d`, `b@d`, `b*d` (`bot.policy.rules.leetspeak`), if one true letter, @ or $ is
@@ -52,7 +52,7 @@ def find_match(
 ) -> Match | None:
     """Return a forbidden word that `text` has, else a pattern, as they were listed; None if it has none.
 
-    `effort`: the work that is left; None for that of a whole request.
+    `budget`: the work that is left; None for the budget of a whole request.
     """
     if not words and not patterns:
         return None
@@ -67,7 +67,7 @@ def find_match(
 
 
 def _match_reading(text: str, words: Sequence[str], patterns: Sequence[str], budget: MatchBudget) -> Match | None:
-    """Match one reading. Raises `Tangled`."""
+    """Match one reading. Raises `BudgetExceeded`."""
     normalised_text = normalise_text(text)
     word = find_first(normalised_text, _build_tree(tuple(words)), budget)
     if word is not None:
@@ -79,7 +79,7 @@ def _match_reading(text: str, words: Sequence[str], patterns: Sequence[str], bud
 
 
 def parse_word(text: str) -> str:
-    """Return an entry of a word list, checked, on one line. Raises `Refused` (422)."""
+    """Return an entry of a word list, checked, on one line. Raises `UserError` (422)."""
     word = clean_text(text)
     if not word or len(word) > MAX_WORD_LENGTH:
         raise UserError(f"A forbidden word has 1 to {MAX_WORD_LENGTH} characters; this one has {len(word)}.")

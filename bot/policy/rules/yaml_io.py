@@ -50,7 +50,7 @@ def dump_rules(rules: Iterable[Rule]) -> str:
 
 
 def _yaml_value(setting: Setting, value: RuleValue) -> Any:
-    """Return a value as YAML shows it best; `bring` parses its text."""
+    """Return a value as YAML shows it best; `load_rules` parses its text."""
     if isinstance(value, tuple) and setting.kind == "texts":
         return list(value)
     if isinstance(value, bool) or setting.kind == "number":
@@ -59,7 +59,7 @@ def _yaml_value(setting: Setting, value: RuleValue) -> Any:
 
 
 def load_rules(text: str, guild: str = "") -> dict[RuleKey, RuleValue]:
-    """Parse the rules of a file for `guild`. Raises `Refused` (422, 413) for the first mistake."""
+    """Parse the rules of a file for `guild`. Raises `UserError` (422, 413) for the first mistake."""
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise UserError(f"A rules file has at most {MAX_BYTES // 1024} KiB.", 413)
     document = _parse_tree(text)

@@ -15,9 +15,9 @@ def select_batch(
     is_healthy: Callable[[BusMessage[Result]], bool],
     byte_budget: int = MAX_BYTES,
 ) -> list[BusMessage[Result]]:
-    """Return the longest usable head of the queue; only the first result if it is of another kind, or not good.
+    """Return the longest usable head of the queue; only the first result if it is of another kind, or had a fault.
 
-    A result that is not good is stored alone, so that its fault affects no other.
+    A result that had a fault is stored alone, so that the fault affects no other.
     """
     batch: list[BusMessage[Result]] = []
     slots: set[tuple[str, int]] = set()

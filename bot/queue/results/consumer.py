@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 MAX_TRIES = 3
 MAX_CONCURRENT = 16
 MAX_FETCHED = 128  # most fetched results: the broker redelivers what is not acknowledged in time
-BEHIND_THRESHOLD = 128  # results waiting at the broker beyond which we are behind
-BEHIND_SECONDS = 10.0  # seconds that a result's count of waiting ones is believed: another may never come
+BEHIND_THRESHOLD = 128  # with more results waiting at the broker, we are behind
+BEHIND_SECONDS = 10.0  # seconds for which a result's count of waiting ones is valid: another result may never come
 RETRY_PAUSE = 0.25  # seconds before a redelivery, times its tries
 OUTAGE_PAUSE = 2.0
 
@@ -56,6 +56,7 @@ class ResultConsumer:
         completion: JobCompletion,
         ingest: ResultIngest,
         *,
+        on_reclaim: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
@@ -66,7 +67,7 @@ class ResultConsumer:
         self._delayed_pictures: dict[
             str, dict[PictureReady, str]
         ] = {}  # job → its pictures that wait for the end of an outage
-        self.on_reclaim: Callable[[], None] = lambda: None  # called when a running job is claimed again
+        self._on_reclaim = on_reclaim  # called when a running job is claimed again
 
     async def run(self) -> None:
         """Consume results until cancelled."""
@@ -95,7 +96,7 @@ class ResultConsumer:
             del self._pending[job]
 
     async def _handle_next(self, pending: deque[BusMessage[Result]]) -> None:
-        """Handle the first result, or all at the head of the queue that can be stored together."""
+        """Handle the first result, or all results at the head of the queue that can be stored together."""
         batch = select_batch(pending, self._is_healthy)
         try:
             if len(batch) == 1 or not await self._store_batch(batch):
@@ -163,7 +164,7 @@ class ResultConsumer:
                 self._delayed_pictures.pop(result.job, None)
 
     async def _count_fault(self, message: BusMessage[Result], error: Exception) -> None:
-        """Count a fault here, not by the broker's deliveries, which include those that an outage spoilt."""
+        """Count a fault here: the broker's count of deliveries includes those that failed in an outage."""
         sequence = _sequence_number(message)
         self._faults[sequence] += 1
         tries = self._faults[sequence]
@@ -175,7 +176,7 @@ class ResultConsumer:
             self._clear_faults(message.value, sequence)
 
     async def apply_result(self, result: Result, *, is_last_try: bool = False) -> None:
-        """Apply a result. Duplicate, late and stale ones change nothing. `last`: it will not be redelivered."""
+        """Apply a result. Duplicate, late and stale ones change nothing. `is_last_try`: it will not be redelivered."""
         match result:
             case JobStarted():
                 await self._apply_started(result)
@@ -198,14 +199,9 @@ class ResultConsumer:
         preview_step = active_job.step if active_job and not snapshots_lost else 0
         now = self._clock()
         transition = await self._store.start_job(
-            result.job,
-            result.epoch,
-            result.worker,
-            result.step,
-            now,
-            preview_step=preview_step,
+            result.job, result.epoch, result.worker, result.step, now, preview_step=preview_step,
             snapshots_lost=snapshots_lost,
-        )
+        )  # fmt: skip
         if transition is None:
             await self._stop_stray(result)
         elif is_end(transition.record.state):
@@ -213,7 +209,7 @@ class ResultConsumer:
             await self._completion.clear_broker(transition.record, tombstone=True)
         else:
             if transition.old_state == "running" and active_job is not None and active_job.record.epoch != result.epoch:
-                self.on_reclaim()
+                self._on_reclaim()
             if snapshots_lost:
                 self._active_jobs.reset_steps(result.job)
             active_job = self._active_jobs.put(transition.record, now)
@@ -228,12 +224,12 @@ class ResultConsumer:
     async def _are_snapshots_lost(self, active_job: ActiveJob, epoch: int) -> bool:
         """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.
 
-        Raises `Unreachable`.
+        Raises `BrokerUnreachable`.
         """
         return 0 < active_job.record.epoch < epoch and active_job.record.epoch < await self._bus.read_first_epoch()
 
     async def _stop_stray(self, result: JobStarted) -> None:
-        """Stop a worker that started an ended job, which the broker delivered twice. Ignore a stale epoch."""
+        """Stop a worker that started an ended job because the broker delivered it twice. Ignore a stale epoch."""
         record = await self._store.get_job(result.job)
         if record is not None and is_end(record.state):
             log.warning("job %s: %s began it though it is %s", result.job, result.worker, record.state)
@@ -245,7 +241,7 @@ class ResultConsumer:
             await self._handle_incomplete(result, is_last_try)
 
     async def _handle_incomplete(self, result: JobFinished, is_last_try: bool) -> None:
-        """Handle a job that was reported done but is over, deleted, of a newer epoch, or lacks pictures."""
+        """Handle a job reported as done that is over, deleted, of a newer epoch, or lacks pictures."""
         record = await self._store.get_job(result.job)
         if record is None or is_end(record.state) or result.epoch < record.epoch:
             return

@@ -20,7 +20,7 @@ from bot.store.jobs import queries
 from engine.bus import Bus
 from engine.contract import JobFinished, Ladder, PictureReady, Recipe, UpscaleMethod, UpscaleTask, decode
 
-MAX_UPSCALE = 8  # largest upscale factor, width and height, of a super-resolver (`engine.contract.Warm.enlargement`)
+MAX_UPSCALE = 8  # largest factor of a super-resolver, each side (`engine.contract.ModelProfile.enlargement`)
 MAX_BYTES = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
 
 
@@ -33,17 +33,12 @@ class WrongPicture(ValueError):
 
 
 class ResultIngest:
-    """Stores incoming pictures of jobs."""
+    """Stores jobs' incoming pictures."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        pictures: PictureStore,
-        *,
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, pictures: PictureStore, *,
         clock: Callable[[], float] = time.time,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._pictures, self._clock = (
             store,
             bus,
@@ -55,10 +50,10 @@ class ResultIngest:
     async def ingest_pictures(
         self, pictures: Sequence[PictureReady], finished: JobFinished | None = None
     ) -> tuple[bool, Transition | None]:
-        """Store pictures of one job and epoch, and finish it if `done` is given and none is missing.
+        """Store pictures of one job and epoch, and finish it if `finished` is given and none is missing.
 
-        False: the job does not accept them any more. Raises `Wrong`, `NoBlob`, `Malformed` or `Unreadable`, and then
-        stores none.
+        False: the job no longer accepts them. Raises `WrongPicture`, `BlobMissing`, `MalformedMessage` or
+        `UnreadableImage`, and then stores none.
         """
         first_result = (*pictures, finished)[0]
         assert first_result is not None
@@ -69,7 +64,7 @@ class ResultIngest:
         stats = JobStats(finished.cost, finished.seconds, finished.ms_per_step) if finished else None
         methods: list[UpscaleMethod] = [value.method for value in pictures if value.method]
         async with AsyncExitStack() as locks:
-            for sha256 in sorted(contents):  # sorted everywhere, or two tasks would deadlock
+            for sha256 in sorted(contents):  # always sorted, or two tasks would deadlock
                 await locks.enter_async_context(self._pictures.lock(sha256))
             if contents:
                 await self._pictures.put_all(contents)
@@ -82,8 +77,8 @@ class ResultIngest:
         return accepted, transition
 
     async def _is_accepted(self, pictures: Sequence[PictureReady]) -> bool:
-        """Return whether the job still accepts them. Raises `Wrong` for a picture that the job did not ask for."""
-        active_job = self._active_jobs.by_id.get(pictures[0].job)  # SQL knows all pictures, also those missing here
+        """Return whether the job still accepts them. Raises `WrongPicture` for one that it did not request."""
+        active_job = self._active_jobs.by_id.get(pictures[0].job)  # SQL also knows jobs that this process lacks
         record = active_job.record if active_job else await self._store.get_job(pictures[0].job)
         if record is None or is_end(record.state) or pictures[0].epoch < record.epoch or record.deleted is not None:
             return False
@@ -137,7 +132,8 @@ def _check_expected(picture: PictureReady, record: JobRecord) -> None:
 
 
 def check_picture(picture: PictureReady, content: bytes) -> None:
-    """Check that the bytes are the announced PNG or ladder. Raises `Wrong`, `Malformed` or `Unreadable`.
+    """Check that the bytes are the announced PNG or ladder. Raises `WrongPicture`, `MalformedMessage` or
+    `UnreadableImage`.
 
     A valid header proves little, so the PNG is decoded entirely. CPU-heavy: async callers use a thread.
     """

@@ -1,4 +1,4 @@
-"""Checks that a result comes from a worker that may report on its job. Knows the board; does no I/O."""
+"""Checks that a result comes from a worker that may report on its job. Knows the active jobs; does no I/O."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from engine.contract import JobStarted, Result
 def find_sender_fault(message: BusMessage[Result], active_jobs: ActiveJobs) -> str:
     """Return why the sender may not report on this job; empty if it may.
 
-    The broker forces a worker with its own key to send under its own name, which the subject contains. For a known
-    epoch only the worker that started it may report. A newer epoch is a worker that took over.
+    The broker makes a worker with its own key send under its own name, which the subject contains. For a known epoch,
+    only the worker that started it may report. A newer epoch belongs to a worker that took over.
     """
     result = message.value
     worker, job = subjects.parse_result_subject(message.nats_msg.subject)

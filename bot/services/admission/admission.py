@@ -1,6 +1,6 @@
 """Admission: writes job requests as jobs, all of them or none.
 
-The rules are read and the usage is counted inside the transaction that writes the jobs.
+It reads the rules and counts the usage inside the transaction that writes the jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOO_MANY = 429
 
 
 class Admission:
-    """Admits job requests. `limits`: the defaults; `woken` is called after a job was admitted."""
+    """Admits job requests. `limits`: the defaults; it calls `on_admitted` after it admitted a job."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Admission:
     async def admit(
         self, requests: Sequence[JobRequest], member: Member, destination: Destination, key: str | None
     ) -> list[AcceptedJob]:
-        """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `Refused`."""
+        """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `UserError`."""
         now = self._clock()
         drafts = [self._build_draft(request, member, destination, now) for request in requests]
         for draft in drafts:
@@ -69,7 +69,7 @@ class Admission:
                 raise
             queue_state = await self._queue_state(
                 member, now
-            )  # only a refusal says when a place frees, and that takes reads
+            )  # only a refusal says when a place becomes free, and that takes reads
             records, is_new = await self._write_jobs(drafts, key, relaxed, queue_state)
         if is_new:
             self._on_admitted()
@@ -78,9 +78,9 @@ class Admission:
     async def check_early(
         self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
     ) -> list[AcceptedJob]:
-        """Check a request before its slow parts are read. Returns the jobs that the same `key` made before, else none.
+        """Check a request before reading its slow parts. Returns the jobs that the same `key` made before, else none.
 
-        Raises `Refused` if the request would be refused anyway: `count` jobs, of which nothing more is known.
+        Raises `UserError` if the rules would refuse any such request for `count` jobs.
         """
         own_key = member_key(key, member)
         if own_key is not None and (records := await self._store.read(queries.list_by_key, own_key)):
@@ -155,7 +155,7 @@ class Admission:
 
 
 def _is_input_gone(draft: NewJob, ledger: Ledger) -> bool:
-    """Return whether an init image was deleted after it was found. Once it is noted, the job keeps it."""
+    """Return whether an init image was deleted since the request found it. Once written, the job keeps the image."""
     hashes = [file.sha256 for file in draft.inputs]
     return bool(hashes) and ledger.is_input_deleted(draft.parent[0] if draft.parent else None, hashes)
 

@@ -1,7 +1,7 @@
 """Quota check: decides whether a request is admitted under the member's effective rules, with one sentence if not.
 
 Runs inside the transaction that writes the jobs, so that nothing changes between check and write. Every refusal names
-the limit, the use, when some of it frees (if known), and who set the limit.
+the limit, the usage, when some of it becomes free (if known), and who set the limit.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ COST_WINDOWS = {"cost_day": DAY_SECONDS, "cost_month": MONTH_SECONDS}
 
 @dataclass(frozen=True)
 class QueueState:
-    """The time of the check. `frees`: when the first of the member's jobs ends; `room`: when the first job of anybody
-    ends; None if unknown. `workers`: whether any is online.
+    """The time of the check. `member_frees_at`: when the first of the member's jobs ends; `any_frees_at`: when the
+    first of all jobs ends; None if unknown. `has_workers`: whether any is online.
     """
 
     now: float
@@ -59,9 +59,9 @@ def apply_rules(
     *,
     relaxed: bool = False,
 ) -> list[NewJob]:
-    """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `Refused`.
+    """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `UserError`.
 
-    `relaxed`: the member asked for that speed in this request, beyond preferring it.
+    `relaxed`: the member asked for that speed in this request, not only in their preferences.
     """
     check_open(rules)
     for draft in drafts:
@@ -96,7 +96,7 @@ def check_early(
     *,
     relaxed: bool = False,
 ) -> None:
-    """Check `count` jobs before their content and cost are known. Raises `Refused` only for what `passed` would refuse
+    """Check `count` jobs before their content and cost are known. Raises `UserError` only where `apply_rules` would
     too.
     """
     check_open(rules)
@@ -107,7 +107,7 @@ def check_early(
 
 
 def check_open(rules: EffectiveRules) -> None:
-    """Raise `Refused` (403) if the server is closed or the member blocked."""
+    """Raise `UserError` (403) if the server is closed or the member blocked."""
     if rules.closed:
         closing_rule = rules.deciding_rules.get("closed")
         closed_part = "This bot" if closing_rule is not None and closing_rule.guild == EVERYWHERE else "This server"
@@ -132,19 +132,19 @@ def _blocked_sentence(rule: Rule | None) -> str:
 
 
 def check_action(rules: EffectiveRules, action: str) -> None:
-    """Raise `Refused` (403) if the rules forbid the action."""
+    """Raise `UserError` (403) if the rules forbid the action."""
     if not rules.allows("commands", action):
         raise UserError(_with_allowed(rules, "commands", f"You may not use {action} here"), 403)
 
 
 def check_model(rules: EffectiveRules, model: str) -> None:
-    """Raise `Refused` (403) if the rules forbid the model."""
+    """Raise `UserError` (403) if the rules forbid the model."""
     if not rules.allows("models", model):
         raise UserError(_with_allowed(rules, "models", f"The model {model} is not allowed here"), 403)
 
 
 def check_task(rules: EffectiveRules, draft: NewJob) -> None:
-    """Raise `Refused` if the rules forbid the job, regardless of usage."""
+    """Raise `UserError` if the rules forbid the job, regardless of usage."""
     check_action(rules, draft.action)
     task = draft.task
     if not isinstance(task, Recipe):
@@ -187,8 +187,8 @@ def _with_setter(sentence: str, rules: EffectiveRules, setting: str) -> str:
 
 
 def _choose_tier(rules: EffectiveRules, preference: Preference, wants_relaxed: bool) -> tuple[str, tuple[str, ...]]:
-    """Return the tier, with a note. A speed that was asked for must be allowed; a preferred one gives way, with a note
-    if the job then waits longer.
+    """Return the tier, with a note. A requested speed must be allowed; a preferred one gives way, with a note if the
+    job then waits longer.
     """
     if wants_relaxed and not rules.allows("speeds", "relaxed"):
         raise UserError(_with_allowed(rules, "speeds", "The relaxed speed is not allowed here"), 403)
@@ -206,7 +206,7 @@ def _choose_privacy(rules: EffectiveRules, preference: Preference) -> tuple[bool
     """Return whether the job is private, with a note. Refuses members who prefer private results where results are
     public.
 
-    So no rule makes a result public that its author wants private, and the author learns it before anything is made.
+    So no rule makes a result public that its author wants private, and the author learns that in advance.
     """
     prefers_private = preference.results == "private"
     if rules.results == "public" and prefers_private:
@@ -235,9 +235,9 @@ def _running_besides(rules: EffectiveRules, cap: UsageLimit, usage: Usage) -> in
 def _check_usage(
     count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, *, is_free: bool
 ) -> None:  # fmt: skip
-    """Check all limits; of several that are reached, raise the one that frees last, whose time then holds for all.
+    """Check all limits. If several are reached, raise the one that frees last, since its time holds for all.
 
-    `cost`: of all these jobs, in device-seconds; None: more than nothing.
+    `cost`: of all these jobs, in device-seconds; None: unknown, but above 0.
     """
     checks = _usage_checks(count, cost, rules, ledger, queue_state, is_free)
     refusals = [refusal for check in checks if (refusal := _catch_refusal(check)) is not None]
@@ -256,41 +256,38 @@ def _catch_refusal(check: Callable[[], None]) -> UserError | None:
 def _usage_checks(
     count: int, cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState, is_free: bool
 ) -> Iterator[Callable[[], None]]:
+    """Yield the check of each limit; a free job has no cost to check."""
+    yield from _queue_checks(count, rules, ledger, queue_state)
+    if not is_free:
+        yield from _cost_checks(cost, rules, ledger, queue_state)
+
+
+def _queue_checks(
+    count: int, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
+) -> Iterator[Callable[[], None]]:
+    now, has_workers = queue_state.now, queue_state.has_workers
     for cap in rules.limits_of("queued"):
-        usage = replace(
-            ledger.get_usage(cap.usage_scope),
-            next_free_at=queue_state.member_frees_at,
-            has_workers=queue_state.has_workers,
-        )
-        running = _running_besides(rules, cap, usage)
-        yield partial(
-            check_job_count, running, cap.limit, usage, queue_state.now, count=count, set_by=set_by_sentence(cap.rule)
-        )
+        usage = ledger.get_usage(cap.usage_scope)
+        usage = replace(usage, next_free_at=queue_state.member_frees_at, has_workers=has_workers)
+        running, set_by = _running_besides(rules, cap, usage), set_by_sentence(cap.rule)
+        yield partial(check_job_count, running, cap.limit, usage, now, count=count, set_by=set_by)
     for cap in rules.limits_of("together_queued"):
-        usage = replace(
-            ledger.get_usage(cap.usage_scope),
-            next_free_at=queue_state.any_frees_at,
-            has_workers=queue_state.has_workers,
-        )
-        owner = SHARED_OWNERS[cap.usage_scope]
-        yield partial(
-            check_shared_queue,
-            cap.limit,
-            usage,
-            queue_state.now,
-            owner=owner,
-            count=count,
-            set_by=set_by_sentence(cap.rule),
-        )
+        usage = ledger.get_usage(cap.usage_scope)
+        usage = replace(usage, next_free_at=queue_state.any_frees_at, has_workers=has_workers)
+        owner, set_by = SHARED_OWNERS[cap.usage_scope], set_by_sentence(cap.rule)
+        yield partial(check_shared_queue, cap.limit, usage, now, owner=owner, count=count, set_by=set_by)
+
+
+def _cost_checks(
+    cost: float | None, rules: EffectiveRules, ledger: Ledger, queue_state: QueueState
+) -> Iterator[Callable[[], None]]:
     hint = RELAXED_HINT if rules.allows("speeds", "relaxed") else ""
-    for setting, window in COST_WINDOWS.items() if not is_free else ():
+    for setting, window in COST_WINDOWS.items():
         for cap in (*rules.limits_of(setting), *rules.limits_of(f"together_{setting}")):
-            spending, setter = (
-                ledger.get_spending(cap.usage_scope, window),
-                f"{set_by_sentence(cap.rule)} {hint}".strip(),
-            )
+            spending = ledger.get_spending(cap.usage_scope, window)
+            set_by = f"{set_by_sentence(cap.rule)} {hint}".strip()
             owner = SHARED_OWNERS.get(cap.usage_scope, "Your")
             if cost is None:
-                yield partial(check_cost_left, cap.limit, spending, queue_state.now, owner=owner, set_by=setter)
+                yield partial(check_cost_left, cap.limit, spending, queue_state.now, owner=owner, set_by=set_by)
             else:
-                yield partial(check_cost, cap.limit, spending, cost, queue_state.now, owner=owner, set_by=setter)
+                yield partial(check_cost, cap.limit, spending, cost, queue_state.now, owner=owner, set_by=set_by)

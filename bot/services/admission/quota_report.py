@@ -1,4 +1,4 @@
-"""Quota report: every limit that is counted for a member, how much of it is used, and when some of it frees.
+"""Quota report: every limit that counts a member's usage, how much of it is used, and when some of it becomes free.
 
 Times are seconds since 1970.
 """
@@ -25,9 +25,9 @@ LIMIT_TITLES = {
 
 @dataclass(frozen=True)
 class QuotaLine:
-    """One limit: `used` of `limit` jobs or device-seconds. `frees`: when some of it will, None if unknown.
+    """One limit: `used` of `limit` jobs or device-seconds. `frees_at`: when some of it becomes free, None if unknown.
 
-    `whose`: whose use is counted; `rule`: which rule set it, None for the default.
+    `counted_for`: whose usage counts; `rule`: which rule set it, None for the default.
     """
 
     setting: str
@@ -39,7 +39,7 @@ class QuotaLine:
 
     @property
     def usage_text(self) -> str:
-        """The use as text: "2 of 3", "12 min of 30 min"."""
+        """The usage as text: "2 of 3", "12 min of 30 min"."""
         if SETTINGS[self.setting].kind == "cost":
             used_text = format_duration(self.used) if self.used > 0 else "0 s"
             return f"{used_text} of {format_for_sentence(self.setting, self.limit)}"
@@ -72,12 +72,12 @@ class QuotaReport:
 
 
 def report_quotas(rules: EffectiveRules, ledger: Ledger) -> QuotaReport:
-    """Return the use of each limit in `terms`."""
+    """Return the usage of each limit in `rules`."""
     return QuotaReport(rules, tuple(quota_line(cap, ledger) for cap in rules.usage_limits))
 
 
 def quota_line(cap: UsageLimit, ledger: Ledger) -> QuotaLine:
-    """Return one limit and its use."""
+    """Return one limit and its usage."""
     name = cap.setting.removeprefix("together_")
     if name in ("running", "queued"):
         usage = ledger.get_usage(cap.usage_scope)

@@ -2,8 +2,8 @@
 
 It runs before admission on a read transaction, so that a long list does not block writers. Lists hold in age-restricted
 channels and threads too (only the picture check is left out there); in direct messages with the bot only the operator's
-list holds. One thread matches, with a few requests of a member at a time: slow lists and prompts by one author delay
-only each other. The sentence is for the member alone, so it may name the word that they typed.
+list holds. One thread matches, and takes only a few requests of a member at a time: slow lists and prompts by one
+author delay only each other. Only the member reads the refusal, so it may name the word that they typed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bot.store.fairness.ledger import Ledger, run_with_ledger
 from bot.store.moderation import incidents
 from engine.contract import Recipe
 
-MAX_REQUESTS = 3  # requests of one member that are matched or wait
+MAX_REQUESTS = 3  # requests of one member, matched or waiting
 TOO_COMPLEX = (
     "This takes too long to check against the word list here: so many of its characters could mean several letters, "
     "or it is so long. Write it more plainly, or fewer prompts at once."
@@ -48,7 +48,7 @@ class WordFilter:
         self._running: Counter[str] = Counter()
 
     async def note_blocked_attempt(self, member: Member, prompt: str) -> None:
-        """Note a blocked member's attempt that was refused before its text was checked."""
+        """Note a blocked member's attempt, which was refused before the word filter ran."""
         effective_rules = await self._store.read(
             run_with_ledger, member, self._clock(), lambda ledger: resolve(ledger.load_rules(), member, self._limits)
         )  # fmt: skip
@@ -56,14 +56,14 @@ class WordFilter:
             await self._note_incident(member, "blocked", shorten(prompt, 200))
 
     async def check_words(self, drafts: Sequence[NewJob], member: Member) -> None:
-        """Check that no request contains a forbidden word or pattern. Raises `Refused` (422, 429)."""
+        """Check that no request contains a forbidden word or pattern. Raises `UserError` (422, 429)."""
 
         def resolve_rules(ledger: Ledger) -> tuple[list[Rule], EffectiveRules]:
             rules = ledger.load_rules()
             return rules, resolve(rules, member, self._limits)
 
         rules, effective_rules = await self._store.read(run_with_ledger, member, self._clock(), resolve_rules)
-        if effective_rules.blocked:  # admission refuses it; here it is only noted
+        if effective_rules.blocked:  # admission refuses it; here we only note it
             await self._note_incident(member, "blocked", shorten(drafts[0].prompt, 200))
             return
         if not effective_rules.words and not effective_rules.patterns:
@@ -77,7 +77,7 @@ class WordFilter:
     async def _match_texts(
         self, texts: Sequence[str], effective_rules: EffectiveRules, member: Member
     ) -> tuple[Match | None, str]:
-        """Match on the filter's thread. Raises `Refused` (429) if a member has too many requests at once."""
+        """Match on the filter's thread. Raises `UserError` (429) if a member has too many requests at once."""
         if self._running[member.id] >= MAX_REQUESTS:
             raise UserError(TOO_MANY_REQUESTS, 429)
         self._running[member.id] += 1
@@ -96,7 +96,7 @@ class WordFilter:
 
 
 def member_texts(draft: NewJob) -> Iterable[str]:
-    """Yield every text of a request that a member wrote: now, or for its parent."""
+    """Yield every text of a request that a member wrote, in it or in its parent."""
     yield draft.prompt
     if isinstance(draft.task, Recipe):
         yield " ".join(concept.text for concept in draft.task.concepts)

@@ -1,1 +1,1 @@
-"""Init images: where they come from, and what a recipe takes of them."""
+"""Init images: where they come from, and their part of a recipe."""

@@ -1,4 +1,4 @@
-"""Init images and an optional mask, decoded, as a job needs them. Only `read` does I/O."""
+"""Init images and an optional mask, decoded, as a job needs them. Only `decode_init_images` does I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_STRENGTH, BLEND_STRENGTH, INPAINT_STRENGTH = (
 
 @dataclass(frozen=True)
 class LoadedInitImages:
-    """Init images and an optional mask. `contents`: those that are not stored yet, by SHA-256."""
+    """Init images and an optional mask. `new_contents`: those that are not stored yet, by SHA-256."""
 
     inputs: tuple[StoredInput, ...]
     new_contents: dict[str, bytes]
@@ -42,7 +42,7 @@ class LoadedInitImages:
 async def decode_init_images(
     upload_decoder: UploadDecoder, contents: Sequence[bytes], mask: bytes | None, weights: Sequence[float] = ()
 ) -> LoadedInitImages:  # fmt: skip
-    """Decode pictures and a mask. Raises `Refused`."""
+    """Decode pictures and a mask. Raises `UserError`."""
     check_image_count(len(contents))
     pictures = [await upload_decoder.decode_picture(content) for content in contents]
     shape = pictures[0].width, pictures[0].height
@@ -51,7 +51,7 @@ async def decode_init_images(
 
 
 def check_image_count(count: int) -> None:
-    """Raise `Refused` for no picture, or more than a job takes."""
+    """Raise `UserError` for no picture, or more than a job takes."""
     if not 1 <= count <= MAX_INIT_IMAGES:
         raise UserError(f"One to {MAX_INIT_IMAGES} pictures may begin a job, and these are {count}.")
 
@@ -59,7 +59,7 @@ def check_image_count(count: int) -> None:
 def combine_init_images(
     pictures: Sequence[DecodedImage | StoredInput], mask: DecodedImage | None, weights: Sequence[float] = ()
 ) -> LoadedInitImages:
-    """Combine decoded pictures with stored ones. Raises `Refused` for weights that do not fit."""
+    """Combine decoded pictures with stored ones. Raises `UserError` for weights that do not fit."""
     decoded_images = [image for image in (*pictures, mask) if isinstance(image, DecodedImage)]
     inputs = tuple(image if isinstance(image, StoredInput) else _stored_input("input", image) for image in pictures)
     masks = () if mask is None else (_stored_input("mask", mask),)
@@ -69,7 +69,7 @@ def combine_init_images(
 
 
 def with_weights(pictures: tuple[StoredInput, ...], weights: Sequence[float]) -> tuple[StoredInput, ...]:
-    """Set the pictures' weights. Raises `Refused` if their number differs, or one is out of range."""
+    """Set the pictures' weights. Raises `UserError` if their number differs, or one is out of range."""
     if not weights:
         return pictures
     if len(weights) != len(pictures) or not all(0 < value <= 100 for value in weights):

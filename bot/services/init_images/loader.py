@@ -1,7 +1,7 @@
 """Loads what a job begins with: uploaded init images, masks, finished pictures, ladders.
 
-Files are decoded, stored by content, and noted in the transaction that writes the job, like its pictures: so they are
-deleted with it.
+It decodes files and stores them by their SHA-256. The transaction that writes the job records them like its pictures,
+so they are deleted with it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ USES_PARENT_PICTURE = (
     "zoom",
     "pan",
     "branch",
-)  # begin with the parent's picture; others with what the parent did
+)  # these actions begin with the parent's picture; others with the parent's own inputs
 HELD_STATUS = 403
 
 
@@ -58,14 +58,14 @@ class InitImageLoader:
         self._member_limit, self._memory_limiter = PerMemberLimit(), MemoryLimiter()
 
     def reserve_turn(self, member: Member) -> AbstractAsyncContextManager[None]:
-        """Serialise a member's slow work. Raises `Refused` if too many of their requests wait."""
+        """Serialise a member's slow work. Raises `UserError` if too many of their requests wait."""
         return self._member_limit.reserve(member.id)
 
     @asynccontextmanager
     async def open_init_images(self, member: Member, init_images: InitImages) -> AsyncIterator[LoadedInitImages]:
         """Fetch and decode a member's init images, in their turn; memory is reserved while the body runs.
 
-        Raises `Refused`, also for a finished picture that is held or that the member may not use.
+        Raises `UserError`, also for a finished picture that is held or that the member may not use.
         """
         check_image_count(len(init_images.pictures))
         async with self.reserve_turn(member), self._memory_limiter.reserve(init_images.memory_bytes):
@@ -79,7 +79,7 @@ class InitImageLoader:
             yield combine_init_images(pictures, decoded_mask, init_images.weights)
 
     async def load_upload(self, member: Member, upload: bytes | RemoteFile) -> DecodedImage:
-        """Fetch and decode an image that is no init image, in its member's turn. Raises `Refused`."""
+        """Fetch and decode an image that is no init image, in its member's turn. Raises `UserError`."""
         async with self.reserve_turn(member), self._memory_limiter.reserve(InitImages((upload,)).memory_bytes):
             return await self._upload_decoder.decode_picture(await self._fetch_bytes(upload))
 
@@ -100,14 +100,14 @@ class InitImageLoader:
             raise UserError(upload.missing_text, 404) from error
 
     async def load_ladder(self, job: str, index: int) -> StoredInput:
-        """Return the ladder of a finished image that may be shown. Raises `Refused` if it has none."""
+        """Return the ladder of a finished image that may be shown. Raises `UserError` if it has none."""
         ladder = await self._gallery.find_ladder(job, index)
         return StoredInput("branch", ladder.sha256, ladder.bytes, ladder.width, ladder.height)
 
     async def inputs_of(self, record: JobRecord) -> tuple[StoredInput, ...]:
-        """Return what a job began with, for another job that begins with the same.
+        """Return the inputs of a job, for another job with the same inputs.
 
-        Raises `Refused` if that was deleted with the job it came from (404), or is held for review (403).
+        Raises `UserError` if an input was deleted with its own job (404), or is held for review (403).
         """
         stored_files = await self._store.read(queries.list_pictures, [record.id])
         inputs = tuple(
@@ -121,10 +121,10 @@ class InitImageLoader:
         return inputs
 
     async def _check_not_held(self, record: JobRecord) -> None:
-        """Raise `Refused` if a picture that the job begins with is held: one with the same content, or the parent's
-        picture of the nearest ancestor with an `OF_A_PICTURE` action.
+        """Raise `UserError` if a picture that the job begins with is held: one with the same content, or the parent's
+        picture of the nearest ancestor whose action is in `USES_PARENT_PICTURE`.
 
-        A picture that was removed by age is no obstacle: jobs made from it stay usable.
+        A picture that retention removed by age is no obstacle: jobs made from it stay usable.
         """
         for needs_check, file in await self._store.read(reviews.find_same_pictures, required_blobs(record.task)):
             if is_held(needs_check, file):
@@ -146,9 +146,9 @@ class InitImageLoader:
     async def protect_files(
         self, inputs: Sequence[StoredInput], contents: dict[str, bytes] | None = None
     ) -> AsyncIterator[None]:  # fmt: skip
-        """Keep what jobs begin with in storage while they are written, in turn with tasks that remove pictures.
+        """Keep jobs' inputs in storage while the jobs are written, in turn with tasks that remove pictures.
 
-        At the end it removes what no job has noted, since the job was refused. Raises `Refused`.
+        At the end, remove inputs that no job uses, since the job was refused. Raises `UserError`.
         """
         names = sorted({file.sha256 for file in inputs})
         async with AsyncExitStack() as locks:
@@ -163,7 +163,7 @@ class InitImageLoader:
                     await self._drop_unused(name)
 
     async def _drop_unused(self, name: str) -> None:
-        """Drop what no job has noted. A failure only logs: the answer is already decided."""
+        """Drop an input that no job uses. A failure is only logged: the answer is already decided."""
         try:
             if await self._store.read(deletion_steps.is_unused, name):
                 await self._picture_store.delete(name)

@@ -1,11 +1,11 @@
 """Init images as a request names them, before any is fetched or decoded. Frozen values; no I/O.
 
-Front ends build them; the rules are checked before anything is fetched (`bot.services.init_images.loader`).
+Front ends build them; the services check the rules before they fetch anything (`bot.services.init_images.loader`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from bot.images.uploads.image_decoding import OUTPUT_SIDE
@@ -17,7 +17,7 @@ DECODED_BYTES = 3 * OUTPUT_SIDE * OUTPUT_SIDE  # the most bytes of one decoded p
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at Discord. `size`: at most so many bytes, as Discord says; `lost`: the error text if it is gone."""
+    """A file at Discord. `max_bytes`: a bound on its size; `missing_text`: the error text if it is gone."""
 
     url: str
     max_bytes: int = MAX_UPLOAD_BYTES
@@ -54,12 +54,25 @@ class InitImages:
                 yield image
 
 
+class PageAddresses:
+    """The base addresses of our page, which adds them when it knows them. Our own pictures need no download."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, None] = {}
+
+    def add(self, *addresses: str) -> None:
+        self._addresses |= dict.fromkeys(addresses)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._addresses)
+
+
 def split_leading_urls(
-    text: str, init_images: InitImages | None, own_addresses: Sequence[str]
+    text: str, init_images: InitImages | None, own_addresses: Iterable[str]
 ) -> tuple[str, InitImages | None]:
     """Split leading URLs off a prompt; return the rest, and the init images with those pictures added.
 
-    `own`: base addresses of our page, whose pictures are found by job. Raises `Refused` for any other address.
+    `own_addresses`: base addresses of our page, whose pictures have a job. Raises `UserError` for any other address.
     """
     urls, prompt = split_leading_links(text)
     if not urls:
@@ -70,7 +83,7 @@ def split_leading_urls(
     )
 
 
-def _resolve_url(url: str, own_addresses: Sequence[str]) -> RemoteFile | JobImageRef:
+def _resolve_url(url: str, own_addresses: Iterable[str]) -> RemoteFile | JobImageRef:
     for base in own_addresses:
         if (job_image := parse_own_picture(url, base)) is not None:
             return JobImageRef(job_image[0], job_image[1] - 1)

@@ -1,4 +1,4 @@
-"""Deliveries: where each job is shown, and what is still to be shown there.
+"""Deliveries: where each job is shown, and what is still to show there.
 
 A job is settled once each destination shows its final state, or has a reason why it never will.
 """
@@ -21,7 +21,7 @@ class Deliveries:
         self._store, self._job_views, self._clock = store, job_views, clock
 
     async def answer_destination(self, job: str) -> Destination:
-        """Return where a job's request was answered. Raises `Refused` (404)."""
+        """Return where a job's request was answered. Raises `UserError` (404)."""
         destination = await self._store.read(destinations.get_destination, job)
         if destination is None:
             raise await missing_job_error(self._store, job)
@@ -44,7 +44,7 @@ class Deliveries:
         await self._store.write(destinations.delete_film, job, message)
 
     async def list_undelivered(self, kind: DestinationKind) -> list[tuple[JobView, Destination]]:
-        """Return jobs, ended or not, whose final state is still to be shown at a destination of this kind; oldest
+        """Return jobs, ended or not, that still have to show their final state at a destination of this kind; oldest
         first.
         """
         undelivered_jobs = await self._store.read(destinations.list_undelivered, kind)
@@ -56,7 +56,7 @@ class Deliveries:
         return await self._store.write(destinations.add_destination, job, role, destination)
 
     async def update_address(self, job: str, role: DeliveryRole = "answer", /, **address: str) -> None:
-        """Note what a front end learnt about a destination (its message, a new token, …)."""
+        """Record what a front end learnt about a destination (its message, a new token, …)."""
         await self._store.write(destinations.update_destination, job, address, role)
 
     async def mark_lost(self, job: str, reason: str, role: DeliveryRole = "answer") -> None:
@@ -64,11 +64,11 @@ class Deliveries:
         await self._store.write(destinations.mark_lost, job, reason, role)
 
     async def mark_delivered(self, job: str, role: DeliveryRole = "answer", reason: str = "") -> None:
-        """Note that the final state was shown, or never can be for `reason` (a sentence for the member)."""
+        """Record that the final state was shown, or why it never can be: `reason` is a sentence for the member."""
         await self._store.write(destinations.mark_delivered, job, self._clock(), role, reason)
 
     async def list_undeliverable(self, member: str) -> dict[str, str]:
-        """Return a member's jobs whose final state could be shown nowhere, newest first, each with the reason."""
+        """Return a member's jobs whose final state no destination could show, newest first, each with the reason."""
         return await self._store.read(destinations.list_undeliverable, member)
 
     async def find_job(self, message: str) -> str | None:

@@ -19,7 +19,7 @@ from engine.contract import Recipe
 __all__ = ["History", "HistoryEntry", "HistoryFilter", "HistoryPage"]
 
 PAGE_SIZE = 5  # jobs
-MAX_SEARCHED = 300  # newest jobs looked through for a seed
+MAX_SEARCHED = 300  # newest jobs searched for a seed
 MAX_OPEN = 100
 MAX_PROMPTS = 100  # newest jobs whose prompts are suggested again
 ID_PATTERN = re.compile(r"(?<![0-9A-Z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Z])", re.IGNORECASE)
@@ -29,9 +29,10 @@ SEED_PATTERN = re.compile(r"\bseed:?\s*(\d{1,10})\b|^\s*(\d{1,10})\s*$", re.IGNO
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """A job in the history. `place`: where it is shown; `reason`: why it could be shown nowhere, empty if it was.
+    """A job in the history. `destination`: where it is shown; `reason`: why no destination could show it, empty if one
+    did.
 
-    `liked`: the member's favourites among its images.
+    `favourites`: the member's favourites among its images.
     """
 
     view: JobView
@@ -42,7 +43,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """Page `number` of `of`, counted from 1, out of `total` jobs."""
+    """Page `number` of `page_count`, counted from 1, out of `job_count` jobs."""
 
     entries: tuple[HistoryEntry, ...]
     filter_name: HistoryFilter
@@ -67,7 +68,7 @@ class History:
         return HistoryPage(tuple(await self._load_entries(records, member)), filter_name, number, last, total)
 
     async def load_entry(self, job: str, member: str) -> HistoryEntry:
-        """Return a single job as an entry of a member's history. Raises `Refused` (404)."""
+        """Return a single job as an entry of a member's history. Raises `UserError` (404)."""
         return (await self._load_entries([await self._job_views.load_record(job)], member))[0]
 
     async def _load_entries(self, records: list[JobRecord], member: str) -> list[HistoryEntry]:
@@ -95,28 +96,25 @@ class History:
         return await self._job_views.build_views(records)
 
     async def find_job(self, text: str, member: Member) -> JobView:
-        """Return the job named by its id, the link of its message, or a line with its seed. Raises `Refused`.
+        """Return the job named by its id, the link of its message, or a line with its seed. Raises `UserError`.
 
         The caller checks permissions. A seed is searched among the jobs that the member could see.
         """
         if match := ID_PATTERN.search(text):
-            return await self._load_view(match[0].upper())
+            return await self._job_views.load_view(match[0].upper())
         if match := LINK_PATTERN.search(text):
             job = await self._store.read(destinations.find_job, match[1])
             if job is None:
                 raise UserError("That message shows no job of mine.", 404)
-            return await self._load_view(job)
+            return await self._job_views.load_view(job)
         if match := SEED_PATTERN.search(text):
             return await self._find_by_seed(int(match[1] or match[2]), member)
         raise UserError(f"“{shorten(text, 60)}” names no job: choose one from the list, or give its link or seed.")
-
-    async def _load_view(self, job: str) -> JobView:
-        return (await self._job_views.build_views([await self._job_views.load_record(job)]))[0]
 
     async def _find_by_seed(self, seed: int, member: Member) -> JobView:
         for record in await self._store.read(
             stored.list_nearby_jobs, member.id, member.guild, member.channel, MAX_SEARCHED
         ):
             if isinstance(record.task, Recipe) and record.task.seed == seed:
-                return await self._load_view(record.id)
+                return await self._job_views.load_view(record.id)
         raise UserError(f"Of your jobs and the newest ones in this channel, none has the seed {seed}.", 404)

@@ -1,4 +1,4 @@
-"""Builds job views and accepted jobs from rows, running jobs and the forecast. Read-only."""
+"""Builds job views and accepted jobs from rows, running jobs and the forecast; says why a job is missing. Read-only."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bot.store.deletion.retention import DeletionReason
 from bot.store.jobs import interpolations, queries
 from engine.contract import Recipe
 
+MAX_WAITING_SHOWN = 100  # waiting jobs
 UNKNOWN_JOB = "There is no such job."
 REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
     {
@@ -28,17 +29,6 @@ REMOVAL_SENTENCES: Mapping[DeletionReason, str] = MappingProxyType(
         "enlarged": PICTURES_DELETED,
     }
 )
-
-
-async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
-    """Return the error to raise for a job without a row, or whose row says that its pictures were `deleted`."""
-    cause = await store.read(retention.read_deletion_reason, job)
-    if cause is not None:
-        return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
-    return UserError(PICTURES_DELETED if is_deleted else UNKNOWN_JOB, 404)
-
-
-MAX_WAITING_SHOWN = 100  # waiting jobs
 
 
 class JobViews:
@@ -52,15 +42,15 @@ class JobViews:
         self._limits, self._clock = limits, clock
 
     async def load_record(self, job: str) -> JobRecord:
-        """Return a job's row. Raises `Refused` (404 or 410), also if its pictures were deleted."""
+        """Return a job's row. Raises `UserError` (404 or 410), also if its pictures were deleted."""
         record = await self._store.get_job(job)
         if record is None or record.deleted is not None:
             raise await missing_job_error(self._store, job, is_deleted=record is not None)
         return record
 
     async def is_from_interpolation(self, record: JobRecord) -> bool:
-        """Return whether an interpolation gave the recipe its mixed prompt: its own, or a parent's with the same prompt
-        since.
+        """Return whether an interpolation gave the recipe its mixed prompt: its own, or that of an ancestor with the
+        same prompt.
         """
         ancestor: JobRecord | None = record
         while ancestor is not None and isinstance(ancestor.task, Recipe):
@@ -73,7 +63,7 @@ class JobViews:
     async def next_free_at(self, member: str) -> float | None:
         """Return when the first of a member's jobs ends, for the sentence of a refusal; None if unknown.
 
-        The end of a running job is known best; without one, it is the end of the first that waits.
+        That is the end of a running job; if none runs, of the first that waits.
         """
         now = self._clock()
         running = [
@@ -100,13 +90,13 @@ class JobViews:
             for active_job in active_jobs
             if active_job.reported_seconds_left is not None
         ]
-        if known_ends:  # each admission calls this: it must be cheap with a thousand runs
+        if known_ends:  # each admission calls this: it must be cheap with a thousand active jobs
             return max(now, min(known_ends))
         etas = (self._forecast.estimate_eta(active_job.record, None, now) for active_job in active_jobs)
         return next((now + eta for eta in etas if eta is not None), None)
 
     async def accepted_job(self, record: JobRecord) -> AcceptedJob:
-        """Return the values that a member sees after a job was accepted."""
+        """Return what a member sees after a job was accepted."""
         task, place = record.task, await self._forecast.get_place(record, allow_stale=True)
         recipe = task if isinstance(task, Recipe) else None
         return AcceptedJob(
@@ -145,13 +135,9 @@ class JobViews:
         ]
 
     def _build_view(
-        self,
-        record: JobRecord,
-        place: QueuePlace | None,
-        stored_files: Sequence[StoredPicture],
+        self, record: JobRecord, place: QueuePlace | None, stored_files: Sequence[StoredPicture],
         ends_interpolation: bool,
-    ) -> JobView:
-        images = [file for file in stored_files if file.kind == "image"]
+    ) -> JobView:  # fmt: skip
         active_job = self._active_jobs.by_id.get(record.id)
         return JobView(
             id=record.id,
@@ -171,10 +157,7 @@ class JobViews:
             reason=record.reason,
             step=max(record.step, active_job.step) if active_job else record.step,
             total_steps=record.steps,
-            pictures=tuple(
-                PictureRef(file.image, file.sha256, file.width, file.height, file.verdict, file.reviewed)
-                for file in images
-            ),
+            pictures=tuple(_picture_ref(file) for file in stored_files if file.kind == "image"),
             ladder_images=tuple(file.image for file in stored_files if file.kind == "ladder"),
             parent_image=record.parent,
             action=record.action,
@@ -196,7 +179,11 @@ class JobViews:
         caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
         return min(caps, default=self._limits.running)
 
-    async def load_queue(self, guild: str | None) -> list[JobView]:
+    async def load_view(self, job: str) -> JobView:
+        """Return a job's view. Raises `UserError` (404 or 410)."""
+        return (await self.build_views([await self.load_record(job)]))[0]
+
+    async def load_queue(self, guild: str | None = None) -> list[JobView]:
         """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
         active = await self._store.read(queries.list_active)
         layout = await self._forecast.get_layout()
@@ -210,9 +197,17 @@ class JobViews:
         ]
         return await self.build_views(visible_jobs[: len(active) + MAX_WAITING_SHOWN])
 
-    async def load_recent(self, guild: str | None, limit: int) -> list[JobView]:
+    async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
         return await self.build_views(await self._store.read(queries.list_newest, guild, limit))
+
+
+async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
+    """Return the error for a job without a row, or (`is_deleted`) for one whose pictures were deleted."""
+    cause = await store.read(retention.read_deletion_reason, job)
+    if cause is not None:
+        return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
+    return UserError(PICTURES_DELETED if is_deleted else UNKNOWN_JOB, 404)
 
 
 def _picture_ref(stored_file: StoredPicture) -> PictureRef:

@@ -1,1 +1,1 @@
-"""Makes jobs: from a prompt, from finished pictures, from a part of one."""
+"""Makes jobs: from a prompt, from finished pictures, from part of a picture."""

@@ -24,14 +24,14 @@ from engine.contract import (
 )
 
 MAX_ANCESTORS = 8
-INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures: each picture is one of them
+INTERPOLATION_FRAMES = 13  # frames of an interpolation through two, three or four pictures, these pictures included
 MAX_SIDE = 4096
 SEED_COUNT = 2**32
 LARGEST_BUCKET = 32
 UPSCALE_FACTORS = (4, 3, 2)
-LANCZOS_SECONDS_PER_MP = 0.05  # a megapixel of the enlarged picture; the transfer costs one megapixel more
+LANCZOS_SECONDS_PER_MP = 0.05  # for each megapixel of the enlarged picture; the transfer costs one megapixel more
 SUPER_RESOLVER_MS_PER_MP = (
-    14_000.0  # a megapixel of the source by the built-in super-resolver, as measured on one slow core
+    14_000.0  # for each megapixel of the source, by the built-in super-resolver, as measured on one slow core
 )
 
 
@@ -39,7 +39,7 @@ def vary_recipe(recipe: Recipe, index: int, strength: float, seed: int) -> Recip
     """Return a variation of image `index`: its noise stream joins the lineage, and a fresh seed leads away from it.
 
     The lineage keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
-    stream, so it resembles its parent less than `strength` says, by the drift of one step. Raises `Refused` if the
+    stream. So it resembles its parent less than `strength` says, by the drift of one step. Raises `UserError` if the
     sampler cannot make variations.
     """
     recipe, index = (without_interpolation(recipe, index), 0) if recipe.walk else (recipe, index)
@@ -113,7 +113,7 @@ def reroll_recipe(recipe: Recipe, seed: int) -> Recipe:
 def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: ModelProfile) -> Recipe:
     """Return the recipe with another prompt and the same noise; flags change further settings.
 
-    Raises `Refused` if the shape does not fit the model, if the model lacks a feature, or if another model is
+    Raises `UserError` if the shape does not fit the model, if the model lacks a feature, or if another model is
     requested: its noise is not comparable.
     """
     if parsed_prompt.walk:
@@ -141,7 +141,7 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
         guidance_start=interval_bounds[0],
         guidance_stop=interval_bounds[1],
         walk=None,
-        mixed=recipe.mixed or (parsed_prompt.mixed and len(parsed_prompt.concepts) > 1),
+        mixed=recipe.mixed or (parsed_prompt.mix and len(parsed_prompt.concepts) > 1),
         loras=recipe.loras if parsed_prompt.loras is None else resolve_loras(parsed_prompt.loras, model_profile),
     )
     check_capabilities(remix, model_profile)
@@ -151,13 +151,13 @@ def remix_recipe(recipe: Recipe, parsed_prompt: ParsedPrompt, model_profile: Mod
 def pin_batch_shape(recipe: Recipe) -> Recipe:
     """Return the recipe in exact mode: its batch shape is the power of two that holds its rows, whatever else runs.
 
-    Above 32 rows it takes several forwards of 32, so that it also fits where a larger batch would not.
+    Above 32 rows it takes several forwards of 32, so that it also fits a small device.
     """
     return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (count_rows(recipe) - 1).bit_length()))
 
 
 def largest_upscale(sha256: str, width: int, height: int, method: UpscaleMethod = "gan") -> UpscaleTask:
-    """Return the largest upscale that fits. Raises `Refused` if none does."""
+    """Return the largest upscale that fits. Raises `UserError` if none does."""
     for factor in UPSCALE_FACTORS:
         if max(width, height) * factor <= MAX_SIDE:
             return UpscaleTask(source=sha256, factor=factor, method=method)
@@ -177,7 +177,9 @@ def upscale_notes(task: UpscaleTask, width: int, height: int) -> tuple[str, ...]
 def upscale_cost(
     task: UpscaleTask, width: int, height: int, ms_per_megapixel: float = SUPER_RESOLVER_MS_PER_MP
 ) -> float:
-    """Return the estimated device-seconds of an upscale. `ms`: the super-resolver's time a megapixel of the source."""
+    """Return the estimated device-seconds of an upscale. `ms_per_megapixel`: the super-resolver's time per megapixel of
+    the source.
+    """
     megapixels = width * height / 1e6
     resolver_seconds = ms_per_megapixel * megapixels / 1000 if task.method == "gan" else 0.0
     return resolver_seconds + LANCZOS_SECONDS_PER_MP * (1.0 + megapixels * task.factor**2)

@@ -1,6 +1,6 @@
 """Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe.
 
-Callers check permissions first. Every method raises `Refused`; the same `key` again returns the same job.
+Callers check permissions first. Every method raises `UserError`; the same `key` again returns the same job.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -15,15 +16,19 @@ import msgspec
 from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.images import outpaint_canvas
+from bot.images.gallery import Gallery
 from bot.images.image_codec import png_size
 from bot.images.keyframes import ladder_keyframes
 from bot.images.uploads.upload_decoder import DecodedImage
 from bot.prompt import ParsedPrompt
 from bot.prompt.capability_check import check_capabilities
 from bot.prompt.parsed_prompt import fit_size
-from bot.queue.job_request import JobRequest, renew_recipe
-from bot.queue.model_catalog import CatalogEntry
+from bot.queue.job_request import JobRequest
+from bot.queue.model_catalog import ModelCatalog
+from bot.services.admission.admission import Admission
+from bot.services.flag_aliases import FlagAliases
 from bot.services.init_images.loaded import LoadedInitImages, combine_init_images
+from bot.services.init_images.loader import InitImageLoader
 from bot.services.init_images.request import InitImages, JobImageRef, RemoteFile
 from bot.services.jobs.derived_recipes import (
     pin_batch_shape,
@@ -31,6 +36,7 @@ from bot.services.jobs.derived_recipes import (
     reroll_recipe,
     without_interpolation,
 )
+from bot.services.jobs.job_maker import JobMaker, draw_seed
 from bot.services.jobs.recipe_init import (
     BranchEdit,
     branch_recipe,
@@ -39,15 +45,32 @@ from bot.services.jobs.recipe_init import (
     parse_one,
     single_image,
 )
-from bot.services.jobs.variations import VariationService
 from bot.store import JobRecord
 from engine.contract import Recipe, estimate_cost
 
 ZOOM_FACTORS = (1.5, 2.0)
 
 
-class EditService(VariationService):
-    """The use cases that begin with a finished picture or one of its keyframes."""
+@dataclass(frozen=True)
+class _Changes:
+    """What a job changes of its parent, besides the init images. `aspect`: width to height."""
+
+    prompt: ParsedPrompt | None = None
+    strength: float | None = None
+    notes: tuple[str, ...] = ()
+    aspect: tuple[int, int] | None = None
+
+
+class EditService:
+    """Begins with a finished picture or one of its keyframes."""
+
+    def __init__(
+        self, catalog: ModelCatalog, gallery: Gallery, admission: Admission, init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases, job_maker: JobMaker, draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:  # fmt: skip
+        self._catalog, self._gallery, self._admission = catalog, gallery, admission
+        self._init_image_loader, self._flag_aliases = init_image_loader, flag_aliases
+        self._job_maker, self._draw_seed = job_maker, draw_seed
 
     async def edit(
         self, job: str, index: int, mask: bytes | RemoteFile, member: Member, destination: Destination, *,
@@ -59,12 +82,15 @@ class EditService(VariationService):
         new_prompt = (
             None if text is None else parse_one(text, {"negative": recipe.negative}, self._catalog.model_names(), "job")
         )
-        if existing_jobs := await self._check_early("edit", member, key, record.prompt if text is None else text):
+        if existing_jobs := await self._admission.check_early(
+            "edit", member, key, record.prompt if text is None else text
+        ):
             return existing_jobs[0]
         init_images = InitImages((JobImageRef(record.id, index),), mask)
         async with self._init_image_loader.open_init_images(member, init_images) as loaded_images:
+            changes = _Changes(new_prompt, strength, notes)
             return await self._admit_with_init_images(
-                "edit", record, recipe, index, loaded_images, member, destination, key, new_prompt, strength, notes
+                "edit", (record, recipe, index), loaded_images, member, destination, key, changes
             )
 
     async def zoom(
@@ -98,36 +124,22 @@ class EditService(VariationService):
         )
 
     async def _outpaint(
-        self,
-        action: JobAction,
-        job: str,
-        index: int,
-        draw_canvas: Callable[[bytes], tuple[bytes, bytes]],
-        member: Member,
-        destination: Destination,
-        key: str | None,
-        aspect: tuple[int, int] | None = None,
-    ) -> AcceptedJob:
+        self, action: JobAction, job: str, index: int, draw_canvas: Callable[[bytes], tuple[bytes, bytes]],
+        member: Member, destination: Destination, key: str | None, aspect: tuple[int, int] | None = None,
+    ) -> AcceptedJob:  # fmt: skip
         """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._find_picture(action, job, index, member)
-        if existing_jobs := await self._check_early(action, member, key, record.prompt):
+        if existing_jobs := await self._admission.check_early(action, member, key, record.prompt):
             return existing_jobs[0]
         async with self._init_image_loader.reserve_turn(member):
             canvas_and_mask = await asyncio.to_thread(draw_canvas, await self._gallery.read_picture(record.id, index))
+            loaded_images, changes = _canvas_as_init(*canvas_and_mask), _Changes(aspect=aspect)
             return await self._admit_with_init_images(
-                action,
-                record,
-                recipe,
-                index,
-                _canvas_as_init(*canvas_and_mask),
-                member,
-                destination,
-                key,
-                aspect=aspect,
+                action, (record, recipe, index), loaded_images, member, destination, key, changes
             )
 
     async def list_branch_steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
-        """Return the steps at which a branch may begin. Raises `Refused` (404)."""
+        """Return the steps at which a branch may begin. Raises `UserError` (404)."""
         record, _, index = await self._find_picture("branch", job, index, member)
         return await self._gallery.branch_steps(record.id, index)
 
@@ -137,18 +149,20 @@ class EditService(VariationService):
     ) -> AcceptedJob:  # fmt: skip
         """Branch at a keyframe: the nearest that keeps its latents, at or before `step` if there is one.
 
-        `text`: another prompt, with flags; `options` as in `Studio.imagine`. Without either it gives the same picture,
-        run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that keyframe anew;
-        `steps` counts the whole schedule. `exact` pins the batch shape.
+        `text`: another prompt, with flags; `options` as in `JobService.imagine`. Without either it gives the same
+        picture, run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that
+        keyframe anew; `list_branch_steps` counts the whole schedule. `exact` pins the batch shape.
         """
         record, recipe, index = await self._find_picture("branch", job, index, member)
-        if existing_jobs := await self._check_early("branch", member, key, record.prompt if text is None else text):
+        if existing_jobs := await self._admission.check_early(
+            "branch", member, key, record.prompt if text is None else text
+        ):
             return existing_jobs[0]
         ladder = await self._init_image_loader.load_ladder(record.id, index)
         nearest_step = ladder_keyframes.closest_step(await self._gallery.branch_steps(record.id, index), step)
-        base_recipe, change_notes, entry = self._renew(single_image(recipe, index))
+        base_recipe, change_notes, entry = self._job_maker.renew(single_image(recipe, index))
         text, alias_notes = (None, ()) if text is None else await self._expand_aliases(text, member)
-        base_recipe = base_recipe if text is None else await self._reset_mixed(record, base_recipe)
+        base_recipe = base_recipe if text is None else await self._job_maker.reset_mixed(record, base_recipe)
         branch_edit = BranchEdit(record.prompt, text, options)
         new_recipe = branch_recipe(
             base_recipe, ladder.sha256, nearest_step, branch_edit, entry.profile, self._catalog.model_names()
@@ -168,76 +182,50 @@ class EditService(VariationService):
             (record.id, index),
             inputs=(ladder,),
         )
-        return (await self._admit([request], member, destination, key))[0]
+        return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
         return expand_aliases(text, await self._flag_aliases.aliases_for(member.id, text))
 
-    def _renew(self, base: Recipe) -> tuple[Recipe, tuple[str, ...], CatalogEntry]:
-        entry = self._find_entry(base.model)
-        if entry is None:
-            raise UserError(f"No worker has ever offered {base.model}.")
-        return *renew_recipe(base, entry), entry
-
     async def _find_picture(
         self, action: JobAction, job: str, index: int, member: Member
     ) -> tuple[JobRecord, Recipe, int]:
-        record, recipe, image_index = await self._find_original(action, job, index, member)
+        record, recipe, image_index = await self._job_maker.find_original(action, job, index, member)
         return record, recipe, image_index or 0
 
     async def _admit_with_init_images(
-        self,
-        action: JobAction,
-        record: JobRecord,
-        recipe: Recipe,
-        index: int,
-        loaded_images: LoadedInitImages,
-        member: Member,
-        destination: Destination,
-        key: str | None,
-        new_prompt: ParsedPrompt | None = None,
-        strength: float | None = None,
-        notes: tuple[str, ...] = (),
-        aspect: tuple[int, int] | None = None,
-    ) -> AcceptedJob:
-        """Admit a job with init images in its parent's place, with its parent's prompt or `other`.
-
-        It has its parent's size, or that of `shape` (width to height).
-        """
-        new_recipe, change_notes, entry = self._renew(
+        self, action: JobAction, parent: tuple[JobRecord, Recipe, int], loaded_images: LoadedInitImages,
+        member: Member, destination: Destination, key: str | None, changes: _Changes,
+    ) -> AcceptedJob:  # fmt: skip
+        """Admit a job with init images in its parent's place, and with the changes."""
+        record, recipe, index = parent
+        new_recipe, change_notes, entry = self._job_maker.renew(
             reroll_recipe(without_interpolation(recipe, index), self._draw_seed())
         )
-        if aspect is not None:
-            width, height = fit_size(aspect, entry.profile)
+        if changes.aspect is not None:
+            width, height = fit_size(changes.aspect, entry.profile)
             new_recipe = msgspec.structs.replace(new_recipe, width=width, height=height)
-        shown_prompt = record.prompt
-        if new_prompt is not None:
-            new_recipe, shown_prompt = (
-                remix_recipe(await self._reset_mixed(record, new_recipe), new_prompt, entry.profile),
-                " ".join(new_prompt.text.split()),
-            )
-            strength = new_prompt.strength if strength is None else strength
+        shown_prompt, strength = record.prompt, changes.strength
+        if changes.prompt is not None:
+            new_recipe = await self._job_maker.reset_mixed(record, new_recipe)
+            new_recipe = remix_recipe(new_recipe, changes.prompt, entry.profile)
+            shown_prompt = " ".join(changes.prompt.text.split())
+            strength = changes.prompt.strength if strength is None else strength
         edit_recipe = msgspec.structs.replace(new_recipe, start=loaded_images.recipe_part(strength), lineage=())
         check_capabilities(edit_recipe, entry.profile)
         request = JobRequest(
-            action,
-            shown_prompt,
-            (*notes, *change_notes),
-            edit_recipe,
-            entry.pool,
-            estimate_cost(edit_recipe, entry.profile),
-            (record.id, index),
-            inputs=loaded_images.inputs,
-        )
-        return (await self._admit([request], member, destination, key, loaded_images))[0]
+            action, shown_prompt, (*changes.notes, *change_notes), edit_recipe, entry.pool,
+            estimate_cost(edit_recipe, entry.profile), (record.id, index), inputs=loaded_images.inputs,
+        )  # fmt: skip
+        return (await self._job_maker.admit([request], member, destination, key, loaded_images))[0]
 
 
 def _canvas_as_init(picture: bytes, mask: bytes) -> LoadedInitImages:
-    """Return a canvas as init image. It was made here from a finished picture, so it needs no upload decoder."""
+    """Return a canvas as init image. This process made it from a finished picture, so it needs no upload decoder."""
     decoded_images, decoded_mask = (_wrap_png(png) for png in (picture, mask))
     return combine_init_images([decoded_images], decoded_mask)
 
 
 def _wrap_png(png: bytes) -> DecodedImage:
-    width, height = png_size(png) or (0, 0)  # ours: it has a header
+    width, height = png_size(png) or (0, 0)  # our own PNG: it has a header
     return DecodedImage(png, width, height, hashlib.sha256(png).hexdigest(), ())

@@ -24,7 +24,7 @@ NO_STEPS_LEFT = "Of {} steps none is left from step {} of {} on: take more, or a
 
 
 def with_input_aspect(parsed: ParsedPrompt, loaded_images: LoadedInitImages | None) -> ParsedPrompt:
-    """Return the request with the init image's aspect ratio, clamped to the allowed range, unless it has its own."""
+    """Return the prompt with the init image's aspect ratio, clamped to the allowed range, unless it has its own."""
     if loaded_images is None or parsed.ar:
         return parsed
     width, height = loaded_images.size
@@ -56,7 +56,7 @@ def single_image(recipe: Recipe, image: int) -> Recipe:
 
 @dataclass(frozen=True)
 class BranchEdit:
-    """What changes from a keyframe on: a new prompt (with flags) in place of the `old` one, or flags alone.
+    """What changes from a keyframe on: a new prompt (with flags) in place of `old_prompt`, or flags alone.
 
     `options` as in `bot.prompt.parse`.
     """
@@ -67,12 +67,12 @@ class BranchEdit:
 
     @property
     def shown_prompt(self) -> str:
-        """The prompt that the new job is shown with."""
+        """The prompt to show with the new job."""
         return self.old_prompt if self.new_prompt is None else " ".join(self.new_prompt.split())
 
 
 def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """Expand a member's flag aliases in a text for one job; with a note on each. Raises `Refused` for several
+    """Expand a member's flag aliases in a text for one job; with a note on each. Raises `UserError` for several
     permutations.
     """
     if not aliases:
@@ -87,11 +87,11 @@ def expand_aliases(text: str, aliases: Mapping[str, str]) -> tuple[str, tuple[st
 def branch_recipe(
     base: Recipe, ladder: str, step: int, edit: BranchEdit, model_profile: ModelProfile, models: Sequence[str] = ()
 ) -> Recipe:
-    """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `Refused` for changes that sampling rules
-    out.
+    """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `UserError` for changes that sampling does
+    not allow.
 
     Without changes it gives the same picture. A seed, or several pictures, also draw the noise at that keyframe anew.
-    Another number of steps is that of the whole schedule: the rest is run in its share of them.
+    Another number of steps means the whole schedule: the branch runs its share of them.
     """
     branch, has_new_noise = base, False
     if edit.new_prompt is not None or edit.options:
@@ -109,7 +109,7 @@ def branch_recipe(
 
 
 def _move_branch_point(step: int, old_steps: int, new_steps: int, branch_point: Branch) -> Branch:
-    """Move the branch point into a schedule of `steps` steps. Raises `Refused` if none remains after it."""
+    """Move the branch point into a schedule of `new_steps` steps. Raises `UserError` if none remains after it."""
     if new_steps == old_steps:
         return branch_point
     moved_step = map_step(step, old_steps, new_steps)
@@ -129,7 +129,7 @@ def _parse_edit(edit: BranchEdit, base: Recipe, models: Sequence[str]) -> Parsed
 def parse_one(
     text: str, options: Mapping[str, object], models: Sequence[str], noun: str, *, allow_empty: bool = False
 ) -> ParsedPrompt:  # fmt: skip
-    """Parse a text for one job. Raises `Refused` for several."""
+    """Parse a text for one job. Raises `UserError` for several."""
     first, *further = parse(text, None, models=models, options=options, allow_empty=allow_empty).prompts
     if further:
         raise UserError(f"One {noun} at a time: leave out the braces and --repeat.")

@@ -5,7 +5,7 @@ Callers check permissions first (`bot.policy.permissions`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -15,13 +15,10 @@ from bot.domain.dto import AcceptedJob, Destination, JobAction, Member
 from bot.domain.errors import UserError
 from bot.images.gallery import Gallery
 from bot.prompt import make_remarks, parse
-from bot.queue.job_request import JobRequest, add_total_cost, renew_recipe
-from bot.queue.model_catalog import CatalogEntry, ModelCatalog
-from bot.services.admission.admission import Admission
+from bot.queue.job_request import JobRequest, renew_recipe
+from bot.queue.model_catalog import ModelCatalog
 from bot.services.flag_aliases import FlagAliases
-from bot.services.init_images.loaded import LoadedInitImages
 from bot.services.init_images.loader import InitImageLoader
-from bot.services.job_permissions import check_original
 from bot.services.job_views.job_views import JobViews
 from bot.services.jobs.derived_recipes import (
     SUPER_RESOLVER_MS_PER_MP,
@@ -37,54 +34,40 @@ from bot.services.jobs.derived_recipes import (
     upscale_notes,
     vary_recipe,
 )
+from bot.services.jobs.job_maker import JobMaker, draw_seed
 from bot.services.preferences import VariationStrength
 from bot.store import JobRecord
-from engine.contract import Recipe, UpscaleTask, estimate_cost
+from engine.contract import Recipe, estimate_cost
 
 # How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
 # by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 VARIATION_STRENGTHS: Mapping[VariationStrength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
-PAST_PARTICIPLES: Mapping[JobAction, str] = MappingProxyType(
-    {
-        "vary": "varied", "remix": "remixed", "edit": "edited", "zoom": "zoomed out of", "pan": "continued",
-        "branch": "branched from",
-    }
-)  # fmt: skip
 NOT_INTERPOLABLE = (
     "A walk goes between several finished pictures of one job, none of which is a variation of another one."
 )
 SEED_OVERFLOW = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
 NOISE_DIFFERS = "This is no walk: except for the first picture, the noise differs from that of the walk's pictures."
+NOT_REMIXABLE = "No worker has ever offered {}: it cannot be remixed."
 NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
 
 
 class VariationService:
-    """The use cases. `fresh` draws a seed. Every method raises `Refused`; the same `key` again returns the same job."""
+    """Methods raise `UserError`; the same `key` again returns the same job. `draw_seed` returns a new seed."""
 
     def __init__(
-        self,
-        catalog: ModelCatalog,
-        job_views: JobViews,
-        gallery: Gallery,
-        admission: Admission,
-        init_image_loader: InitImageLoader,
-        flag_aliases: FlagAliases,
-        draw_seed: Callable[[], int],
-    ) -> None:
+        self, catalog: ModelCatalog, job_views: JobViews, gallery: Gallery, init_image_loader: InitImageLoader,
+        flag_aliases: FlagAliases, job_maker: JobMaker, draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:  # fmt: skip
         self._catalog, self._job_views, self._gallery = catalog, job_views, gallery
-        self._admission, self._init_image_loader, self._flag_aliases, self._draw_seed = (
-            admission,
-            init_image_loader,
-            flag_aliases,
-            draw_seed,
-        )
+        self._init_image_loader, self._flag_aliases = init_image_loader, flag_aliases
+        self._job_maker, self._draw_seed = job_maker, draw_seed
 
     async def vary(
         self, job: str, index: int, member: Member, destination: Destination, *,
         key: str | None = None, strength: float = VARIATION_STRENGTHS["subtle"],
     ) -> AcceptedJob:  # fmt: skip
         """Make variations of one finished image; for an upscaled image, of its original."""
-        record, recipe, image_index = await self._find_original("vary", job, index, member)
+        record, recipe, image_index = await self._job_maker.find_original("vary", job, index, member)
         variation = vary_recipe(recipe, image_index or 0, _check_strength(strength), self._draw_seed())
         return await self._admit_derived("vary", record, image_index or 0, variation, member, destination, key)
 
@@ -112,10 +95,7 @@ class VariationService:
             )
         for index in range(record.task.count):
             await self._gallery.find_visible(job, index)
-        entry = self._find_entry(record.task.model)
-        if entry is None:
-            raise UserError(f"No worker has ever offered {record.task.model}.")
-        base_recipe, notes = renew_recipe(record.task, entry)
+        base_recipe, notes, entry = self._job_maker.renew(record.task)
         inputs, parent = await self._init_image_loader.inputs_of(record), (record.id, 0)
         recipes = [
             pin_batch_shape(recipe) if base_recipe.bucket else recipe for recipe in interpolate_images(base_recipe)
@@ -133,7 +113,7 @@ class VariationService:
             )
             for recipe in recipes
         ]
-        return await self._admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
+        return await self._job_maker.admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
 
     async def reproduce(
         self, job: str, member: Member, destination: Destination, *, key: str | None = None
@@ -157,20 +137,20 @@ class VariationService:
         is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
         is the negative prompt; None keeps the old one, "" removes it.
         """
-        record, recipe, index = await self._find_original("remix", job, index, member)
+        record, recipe, index = await self._job_maker.find_original("remix", job, index, member)
         if strength is not None:
             seed = self._draw_seed()
             rerolled_recipe = reroll_recipe(msgspec.structs.replace(recipe, walk=None), seed)
             recipe = rerolled_recipe if index is None else vary_recipe(recipe, index, _check_strength(strength), seed)
         elif index is not None:
             recipe = interpolation_frame(recipe, index)
-        recipe = await self._reset_mixed(record, recipe)
+        recipe = await self._job_maker.reset_mixed(record, recipe)
         new_negative, aliases = (
             recipe.negative if negative is None else negative,
             await self._flag_aliases.aliases_for(member.id, text),
         )
         requests = await self._remix_requests(record, recipe, index, text, new_negative, aliases)
-        return await self._admit(requests, member, destination, key)
+        return await self._job_maker.admit(requests, member, destination, key)
 
     async def upscale(
         self, job: str, index: int, member: Member, destination: Destination, *, key: str | None = None
@@ -183,29 +163,7 @@ class VariationService:
         task = largest_upscale(source.sha256, *size, "lanczos" if ms_per_megapixel == 0 else "gan")
         task_cost = upscale_cost(task, *size, ms_per_megapixel or SUPER_RESOLVER_MS_PER_MP)
         request = JobRequest("upscale", record.prompt, upscale_notes(task, *size), task, pool, task_cost, (job, index))
-        return (await self._admission.admit([request], member, destination, key))[0]
-
-    async def _check_early(
-        self, action: JobAction, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
-    ) -> list[AcceptedJob]:
-        """Check before anything slow is read; return the jobs that the same `key` made before. Raises `Refused`."""
-        return await self._admission.check_early(action, member, key, prompt, count=count, relaxed=relaxed)
-
-    async def _find_original(
-        self, action: JobAction, job: str, index: int | None, member: Member
-    ) -> tuple[JobRecord, Recipe, int | None]:
-        """Return the job and image that were drawn, following an upscale to its original if the member may use that
-        too.
-        """
-        record = await self._job_views.load_record(job)
-        while isinstance(record.task, UpscaleTask) and record.parent:
-            index, record = record.parent[1], await self._job_views.load_record(record.parent[0])
-            check_original(action, member, record)
-        if index is not None:
-            await self._gallery.find_visible(record.id, index)
-        if not isinstance(record.task, Recipe):
-            raise UserError(f"This picture cannot be {PAST_PARTICIPLES[action]}.")
-        return record, record.task, index
+        return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _admit_derived(
         self,
@@ -218,38 +176,22 @@ class VariationService:
         key: str | None,
         notes: tuple[str, ...] = (),
     ) -> AcceptedJob:
-        """Admit a job from another one's recipe, on the pool that has its model now."""
+        """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
         pool, job_cost = record.pool, record.cost
-        if entry := self._find_entry(new_recipe.model):
+        if entry := self._job_maker.find_entry(new_recipe.model):
             new_recipe, change_notes = renew_recipe(new_recipe, entry)
             pool, job_cost, notes = entry.pool, estimate_cost(new_recipe, entry.profile), (*notes, *change_notes)
         inputs = await self._init_image_loader.inputs_of(record)
         request = JobRequest(
             action, record.prompt, notes, new_recipe, pool, job_cost, (record.id, index), inputs=inputs
         )
-        return (await self._admit([request], member, destination, key))[0]
-
-    async def _admit(
-        self,
-        requests: Sequence[JobRequest],
-        member: Member,
-        destination: Destination,
-        key: str | None,
-        loaded_images: LoadedInitImages | None = None,
-    ) -> list[AcceptedJob]:
-        """Admit requests; protect the files that they begin with while the jobs are written."""
-        inputs = [file for request in requests for file in request.inputs]
-        async with self._init_image_loader.protect_files(inputs, loaded_images.new_contents if loaded_images else None):
-            return await self._admission.admit(add_total_cost(requests), member, destination, key)
+        return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _remix_requests(
         self, record: JobRecord, base: Recipe, index: int | None, text: str, negative: str, aliases: Mapping[str, str]
     ) -> list[JobRequest]:
         """Return a request for each permutation of another prompt for `base`."""
-        entry = self._find_entry(base.model)
-        if entry is None:
-            raise UserError(f"No worker has ever offered {base.model}: it cannot be remixed.")
-        base, change_notes = renew_recipe(base, entry)
+        base, change_notes, entry = self._job_maker.renew(base, NOT_REMIXABLE)
         parsed = parse(text, None, models=self._catalog.model_names(), options={"negative": negative}, aliases=aliases)
         model_profile = msgspec.structs.replace(entry.profile, sampler=base.sampler)
         warnings = (
@@ -274,17 +216,6 @@ class VariationService:
                 )
             )  # fmt: skip
         return requests
-
-    async def _reset_mixed(self, record: JobRecord, base: Recipe) -> Recipe:
-        """Return the recipe for another prompt: `mixed` stays, unless only an interpolation had set it."""
-        was_interpolated = base.mixed and await self._job_views.is_from_interpolation(record)
-        return msgspec.structs.replace(base, mixed=False) if was_interpolated else base
-
-    def _find_entry(self, model: str) -> CatalogEntry | None:
-        try:
-            return self._catalog.find_entry(model)
-        except KeyError:
-            return None
 
 
 def _check_strength(strength: float) -> float:

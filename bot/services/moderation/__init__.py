@@ -1,1 +1,1 @@
-"""Reports, held pictures, who may see what."""
+"""Reports, held pictures, and who may see which picture."""

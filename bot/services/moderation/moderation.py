@@ -1,7 +1,7 @@
 """Moderation: deletes a job's pictures, takes reports, and lists incidents.
 
 It returns the messages that show a deleted job; a front end removes the pictures there. Every method may raise
-`Refused`.
+`UserError`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bot.images.picture_store import PictureStore
 from bot.policy.permissions import Action, JobRef, forbidden_reason
 from bot.policy.rules import EffectiveRules
 from bot.queue.cancellation import JobCanceller
+from bot.services.front_end_actions import FrontEndActions, Report
 from bot.services.job_views.job_views import missing_job_error
 from bot.services.storage.file_cleanup import FileCleanup
 from bot.store import DatabaseUnavailable, JobRecord, Store
@@ -38,9 +39,10 @@ SWEEP_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Deletion:
-    """A deletion. `shown`: job → its destinations, for front ends to empty; the job itself first, then its upscales.
+    """A deletion. `deliveries`: job → its destinations, for front ends to empty; the job itself first, then its
+    upscales.
 
-    `films`: likewise the messages with their films.
+    `films`: the messages with their films, likewise.
     """
 
     job: str
@@ -49,33 +51,17 @@ class Deletion:
     films: Mapping[str, Sequence[Delivery]]
 
 
-@dataclass(frozen=True)
-class Report:
-    """A member's report, for the channel that the server's admins chose. Its texts come from members."""
-
-    incident: int
-    guild: str
-    channel: str
-    job: str
-    author: str
-    reporter: str
-    reason: str
-
-
 class Moderation:
-    """The use cases. `terms` returns a member's effective rules where they are.
-
-    A front end sets `post` to put a report into its channel; it returns whether the report is there now.
-    """
+    """`effective_rules` returns a member's rules where they are. The front end posts reports."""
 
     def __init__(
         self, store: Store, picture_store: PictureStore, cancelling: JobCanceller, feed: Feed,
-        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], *, clock: Callable[[], float] = time.time,
+        effective_rules: Callable[[Member], Awaitable[EffectiveRules]], front_end: FrontEndActions, *,
+        clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._cancelling, self._feed = store, cancelling, feed
         self.remove_files = FileCleanup(store, picture_store)
-        self._effective_rules, self._clock = effective_rules, clock
-        self.post_report: Callable[[Report], Awaitable[bool]] | None = None
+        self._effective_rules, self._front_end, self._clock = effective_rules, front_end, clock
 
     async def delete_pictures(self, job: str, member: Member) -> Deletion:
         """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""
@@ -87,12 +73,12 @@ class Moderation:
         marked_jobs = await self._store.write(deletion_steps.mark_deleted, ids, actor, self._clock())
         films = {
             job_id: await self._store.read(destinations.list_films, job_id) for job_id in ids
-        }  # no film is noted after the mark
+        }  # after the mark, nobody can record another film
         for job_id in marked_jobs:
             await self._stop_job(job_id)
         await self.remove_files(
             await self._store.read(deletion_steps.list_leftover_files, marked_jobs)
-        )  # the sweep removes those of others
+        )  # the sweep removes the files of others
         sentence = "Deleted. Its pictures are gone for good." if job in marked_jobs else PICTURES_DELETED
         return Deletion(job, sentence, deliveries, films)
 
@@ -137,11 +123,11 @@ class Moderation:
     async def _post_report(self, record: JobRecord, member: Member, number: int, reason: str) -> bool:
         """Post the report into the moderators' channel; return whether it is there. Their list has it in any case."""
         channel = (await self._effective_rules(member)).reports
-        if not channel or self.post_report is None:
+        if not channel or self._front_end.post_report is None:
             return False
         report = Report(number, record.guild, channel, record.id, record.member_name, member.name, reason)
         try:
-            return await self.post_report(report)
+            return await self._front_end.post_report(report)
         except Exception:
             log.exception("report %d: it could not be put into its channel", number)
             return False
@@ -149,7 +135,9 @@ class Moderation:
     async def list_incidents(
         self, member: Member, limit: int = MAX_INCIDENTS, *, undecided_only: bool = False
     ) -> list[Incident]:
-        """Return the newest incidents of the member's server; with `waiting` only undecided ones. For moderators."""
+        """Return the newest incidents of the member's server; with `undecided_only` only undecided ones. For
+        moderators.
+        """
         _check_permission("settings", member)
         return await self._store.read(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
 
@@ -160,7 +148,7 @@ class Moderation:
         return await self._store.write(incidents.close_incident, member.guild, number, actor, self._clock())
 
     async def note_block(self, blocked_name: str, member: Member, reason: str) -> None:
-        """Note that `member` blocked `whom` (a name), and why; the block itself is a rule of `Administration`."""
+        """Note that `member` blocked `blocked_name` (a name), and why; the block itself is a rule of `RuleAdmin`."""
         _check_permission("set", member)
         detail = f"{blocked_name}: {clean_text(reason)}" if clean_text(reason) else blocked_name
         row = (member.guild, "barred", member.id, member.name, detail, self._clock())

@@ -16,7 +16,7 @@ from bot.store.moderation.reviews import list_waiting_jobs, review_picture
 
 
 class PictureReview:
-    """The use cases. Every method raises `Refused`: 403 without permission, 404 for what does not exist."""
+    """The use cases. Every method raises `UserError`: 403 without permission, 404 for what does not exist."""
 
     def __init__(
         self, store: Store, job_views: JobViews, gallery: Gallery, *, clock: Callable[[], float] = time.time

@@ -15,7 +15,7 @@ from engine.contract import Recipe
 
 
 async def can_publish(view: JobView, member: Member, rules: EffectiveRules) -> bool:
-    """Return whether everybody where `member` is may see the job. `terms`: the member's effective rules there."""
+    """Return whether everybody where `member` is may see the job. `rules`: the member's effective rules there."""
     if view.is_private or (view.guild, view.channel) != (member.guild, member.channel) or rules.results == "private":
         return False
     if rules.check and not view.needs_check and not member.age_restricted:

@@ -1,4 +1,4 @@
-"""Deletes all data of a member: jobs, pictures, messages and preferences, however long it takes and whatever fails.
+"""Deletes all data of a member: jobs, pictures, messages and preferences, however long that takes and whatever fails.
 
 A deletion request is a row in SQL until it is complete. `run` works on all of them, job by job. Each step is visible in
 the tables, so the work goes on after any crash. A front end deletes the messages.
@@ -12,10 +12,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from bot.domain.dto import Delivery
 from bot.domain.events import Feed, JobEnded
 from bot.domain.job_states import is_end
 from bot.domain.texts import PICTURES_DELETED
+from bot.services.front_end_actions import FrontEndActions
 from bot.services.storage.retention import remove_all_files
 from bot.store import DatabaseUnavailable, Store, StoredPicture
 from bot.store.deletion import erasure, retention
@@ -28,27 +28,24 @@ from engine.contract import MalformedMessage
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 10.0  # the command line writes requests beside this process
-RETRY_SECONDS = 1.0  # while a job has still to stop
-MAX_PAUSE_SECONDS = 60.0  # while everything left waits for a front end
+RETRY_SECONDS = 1.0  # while a job must still stop
+MAX_PAUSE_SECONDS = 60.0  # while all remaining work waits for a front end
 REMOVAL_REASONS: tuple[DeletionReason, ...] = ("forgotten", "enlarged")
-DeleteMessage = Callable[[str, Delivery], Awaitable[bool]]
 
 
 class DataDeletion:
     """Deletes members' data, for the bot and for the command line.
 
-    A front end sets `take_away` to delete a message of a job: it returns False if the message must stay, and raises
-    ConnectionError if that has to wait. `waits`: until it is set, jobs with messages wait for it.
+    `waits_for_discord`: until the front end can delete messages, jobs with messages wait for it.
     """
 
     def __init__(
         self, store: Store, cancel: Callable[[str], Awaitable[object]],
-        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, *,
+        remove_files: Callable[[Sequence[StoredPicture]], Awaitable[None]], feed: Feed, front_end: FrontEndActions, *,
         waits_for_discord: bool, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._cancel, self._remove_files, self._feed = store, cancel, remove_files, feed
-        self._waits_for_discord, self._clock = waits_for_discord, clock
-        self.delete_message: DeleteMessage | None = None
+        self._front_end, self._waits_for_discord, self._clock = front_end, waits_for_discord, clock
         self._requested = asyncio.Event()
 
     async def request_deletion(self, member: str, guild: str = "") -> int:
@@ -75,7 +72,7 @@ class DataDeletion:
                 has_running = await self.run_round()
                 has_requests = bool(await self._store.read(erasure.list_requests))
             except (DatabaseUnavailable, OSError) as error:
-                log.warning("forgetting: %s", error)
+                log.warning("data deletion: %s", error)
             pause = (
                 RETRY_SECONDS if has_running else min(2 * pause, MAX_PAUSE_SECONDS) if has_requests else POLL_SECONDS
             )
@@ -84,9 +81,7 @@ class DataDeletion:
                     await self._requested.wait()
 
     async def run_round(self) -> bool:
-        """Do everything that can be done now; return True if a job has still to stop. Work for a front end waits
-        longer.
-        """
+        """Do everything possible now; return True if a job must still stop. Work for a front end may wait longer."""
         requests = await self._store.read(erasure.list_requests)
         for request in requests:
             while await self._store.write(erasure.mark_batch_deleted, request, self._clock()):
@@ -108,7 +103,7 @@ class DataDeletion:
         return has_running
 
     async def _remove_rows(self, jobs: Sequence[str], reasons: Mapping[str, DeletionReason]) -> None:
-        """Remove rows; rows of others' upscales stay with their owners."""
+        """Remove rows; other members' upscales keep their rows."""
         await self._store.write(
             retention.delete_rows, [job for job in jobs if reasons[job] == "forgotten"], self._clock()
         )
@@ -124,7 +119,7 @@ class DataDeletion:
             return True
         try:
             await self._cancel(job)
-        except (MalformedMessage, TypeError) as error:  # ended as a corrupt row: at the start, or by the dispatcher
+        except (MalformedMessage, TypeError) as error:  # failed as a corrupt row: at the start, or by the dispatcher
             log.error("job %s: it is open, and its row cannot be read: %s", job, error)
         return False
 
@@ -133,12 +128,12 @@ class DataDeletion:
         for role, delivery in await self._store.read(destinations.list_all_deliveries, job):
             if delivery.destination.kind != "discord" or not delivery.message:
                 continue
-            if self.delete_message is None:
+            if self._front_end.delete_message is None:
                 if self._waits_for_discord:
                     return False
                 continue
             try:
-                if not await self.delete_message(job, delivery):
+                if not await self._front_end.delete_message(job, delivery):
                     log.info("job %s: one of its messages stays: Discord does not let us delete it", job)
             except ConnectionError as error:
                 log.warning("job %s: %s", job, error)

@@ -1,6 +1,6 @@
 """Data export for a member: a zip of `jobs.json` and their pictures, without data of others.
 
-Pictures that the picture check or a moderator holds are left out.
+It leaves out pictures that the picture check or a moderator holds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ExportContents:
 
 @dataclass(frozen=True)
 class ExportArchive:
-    """A zip in memory; `left`: how many pictures had no room in it."""
+    """A zip in memory; `omitted_pictures`: how many pictures had no room in it."""
 
     content: bytes
     job_count: int
@@ -56,8 +56,8 @@ class DataExport:
         self._archive_lock = asyncio.Lock()
 
     async def build_archive(self, member: str, limit: int) -> ExportArchive:
-        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `Refused` (413) if even that
-        does not.
+        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `UserError` (413) if not even
+        that fits.
         """
         async with self._archive_lock:  # one at a time: the zip is in memory
             contents = await self.collect_contents(member)

@@ -2,8 +2,8 @@
 with each (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier"); no vision model is needed.
 
 The search goes from coarse to fine: the setting (background, medium); then the subject, with few noise draws for all
-and more for the best; then further details, slot by slot. At the end a word is kept only if it clearly improves the
-score. One image at a time, and a short queue before it; nothing is charged.
+and more for the best; then further details, slot by slot. At the end it keeps a word only if that clearly improves the
+score. One image is scored at a time, and a short queue waits; members are not charged.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from engine.bus import NoWorkerAnswers
 from engine.contract import MAX_CANDIDATES, DescribeRequest, ModelProfile
 
 MAX_MEMBERS = 4  # members with a request that runs or waits
-TIMEOUT_SECONDS = 240.0  # timeout of one request, its wait included
-MAX_COST = 120.0  # device-seconds that one may need
+TIMEOUT_SECONDS = 240.0  # timeout of one request, including its wait
+MAX_COST = 120.0  # device-seconds that one request may need
 MAX_REQUEST_MS = 10_000.0  # of one request, by calibration
 MAX_PROMPTS = 4
 # (how many of the best subjects, noise draws) for each round; None: all subjects.
@@ -58,12 +58,12 @@ class ScoredPrompt:
     """A prompt, and the share by which it reduces the noise error compared to an empty prompt."""
 
     prompt: str
-    gain: float
+    error_reduction: float
 
 
 @dataclass(frozen=True)
 class PromptSuggestions:
-    """Up to four prompts, best first; none if no words helped. `tried`: how many texts were scored."""
+    """Up to four prompts, best first; none if no words helped. `tried_texts`: how many texts were scored."""
 
     model: str
     tried_texts: int
@@ -77,7 +77,7 @@ class PromptSuggestions:
 
 
 class ImageToPrompt:
-    """Suggests prompts for members' images. `ask` raises `NobodyAnswers` or ConnectionError."""
+    """Suggests prompts for members' images. `request_scores` raises `NoWorkerAnswers` or ConnectionError."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class ImageToPrompt:
     async def suggest_prompts(
         self, image: bytes | RemoteFile, member: Member, model_name: str | None = None
     ) -> PromptSuggestions:
-        """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `Refused`."""
+        """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `UserError`."""
         model_profile = self._find_model(model_name)
         await self._check_allowed(member, model_profile)
         with self._reserve_place(member.id):
@@ -124,7 +124,7 @@ class ImageToPrompt:
             raise UserError(f"There is no model called {shorten(str(name), 64)} here.") from error
 
     async def _check_allowed(self, member: Member, model_profile: ModelProfile) -> None:
-        """Raise `Refused` if the rules forbid it, or if it would take too long."""
+        """Raise `UserError` if the rules forbid it, or if it would take too long."""
         rules = await self._effective_rules(member)
         check_open(rules)
         check_action(rules, "describe")
@@ -183,10 +183,12 @@ class PromptSearch:
         prompts = [build_prompt(subject, chosen_words) for subject in subjects]
         await self._score_texts(prompts, FINAL_DRAWS)
         best = [
-            ScoredPrompt(text, self._tally.gain(text, FINAL_DRAWS))
+            ScoredPrompt(text, self._tally.error_reduction(text, FINAL_DRAWS))
             for text in self._tally.best_texts(prompts, FINAL_DRAWS, MAX_PROMPTS)
         ]
-        return self._tally.text_count, tuple(scored_prompt for scored_prompt in best if scored_prompt.gain > 0)
+        return self._tally.text_count, tuple(
+            scored_prompt for scored_prompt in best if scored_prompt.error_reduction > 0
+        )
 
     async def _find_subjects(self, candidates: Sequence[str], settings: Sequence[str]) -> list[str]:
         """Return the best subjects after several rounds."""
@@ -200,10 +202,10 @@ class PromptSearch:
         return list(remaining_texts.values())[:MAX_PROMPTS]
 
     async def _choose_slot_word(self, subject: str, chosen_words: Sequence[str], slot: Sequence[str]) -> list[str]:
-        """Return the word of a slot that fits best with `said`, or nothing if `said` alone fits better.
+        """Return the word of a slot that fits best with `chosen_words`, or nothing if `chosen_words` alone fits better.
 
-        If `said` is empty, a word is always chosen: the models know hardly any picture that is only a setting, and with
-        the right setting in their text the subjects can be told apart.
+        If `chosen_words` is empty, it always chooses a word: the models know hardly any picture without a setting. With
+        the right setting in the text, the search can tell subjects apart.
         """
         texts: dict[str, list[str]] = {build_prompt(subject, [*chosen_words, word]): [word] for word in slot}
         if without_word := build_prompt(subject, chosen_words):

@@ -36,13 +36,13 @@ class PromptWeights:
 
 
 class PromptShortener:
-    """Weighs prompts. `embed`: texts, up to 64, as unit vectors."""
+    """Weighs prompts. `embed` returns up to 64 texts as unit vectors."""
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed
 
     async def weigh_prompt(self, text: str) -> PromptWeights:
-        """Weigh a prompt. Raises `Refused` for too few or too many words, and if no worker can embed text."""
+        """Weigh a prompt. Raises `UserError` for too few or too many words, and if no worker can embed text."""
         words = shortening.split_words(text)
         vectors = await self._embed_texts(shortening.leave_one_out(words))
         effects = shortening.measure_movements(vectors)

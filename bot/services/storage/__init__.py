@@ -1,1 +1,1 @@
-"""Removes what is no longer kept: old pictures, files without a row."""
+"""Removes old pictures and files without a row."""

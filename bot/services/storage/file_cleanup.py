@@ -1,6 +1,7 @@
-"""Removes files that no row names once they are a day old; a crash between writing a file and its row leaves one.
+"""Removes files from the picture store: those of deleted jobs at once, and those that no row names after a day.
 
-Many of them at once mean a picture store that belongs to another database: then nothing is removed.
+A crash between writing a file and its row leaves a file without a row. Many of them at once mean that the picture store
+belongs to another database: then none is removed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from bot.store import DatabaseUnavailable, Store, StoredPicture
 from bot.store.deletion import deletion_steps
 
 log = logging.getLogger(__name__)
+DAY_SECONDS = 86_400.0
+SWEEP_SECONDS = DAY_SECONDS
+MIN_SUSPICIOUS, MAX_SHARE, HARD_SHARE = 50, 0.05, 0.5  # refuse above max(50, 5 % of all files), or half of them
+TOO_MANY = "%d of %d files in the picture store are named by no job: is it this database's? None is removed"
 
 
 class FileCleanup:
-    """Call it with the files of deleted jobs."""
+    """Removes the files of deleted jobs: call it with them."""
 
     def __init__(self, store: Store, picture_store: PictureStore) -> None:
         self._store, self._picture_store = store, picture_store
@@ -38,20 +43,8 @@ class FileCleanup:
             await self._store.write(deletion_steps.delete_picture_row, file)
 
 
-log = logging.getLogger(__name__)
-
-DAY_SECONDS = 86_400.0
-SWEEP_SECONDS = DAY_SECONDS
-MIN_SUSPICIOUS, MAX_SHARE, HARD_SHARE = (
-    50,
-    0.05,
-    0.5,
-)  # refuse above max(FEW, SHARE of all files), or above HALF of them
-TOO_MANY = "%d of %d files in the picture store are named by no job: is it this database's? None is removed"
-
-
 class OrphanFiles:
-    """Sweeps the picture store."""
+    """Sweeps the picture store for files that no row names."""
 
     def __init__(self, store: Store, picture_store: PictureStore, *, clock: Callable[[], float] = time.time) -> None:
         self._store, self._picture_store, self._clock = store, picture_store, clock

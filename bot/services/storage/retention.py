@@ -1,7 +1,7 @@
 """Retention: removes old finished jobs, and the oldest pictures when storage is full.
 
-It works in small steps; after a crash the next sweep finds what was begun. `bot.store.deletion.retention` decides what
-may go.
+It works in small steps; after a crash the next sweep finds unfinished removals. `bot.store.deletion.retention` decides
+what it may remove.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 DAY_SECONDS = 86_400.0
 SWEEP_SECONDS = 600.0
-GRACE_SECONDS = 3600.0  # size limits spare jobs that ended just now: their authors may want to mark favourites
+GRACE_SECONDS = 3600.0  # size limits spare jobs that ended just now: their authors may still mark favourites
 REASON_SECONDS = 400 * DAY_SECONDS  # how long the reason of a removal is kept
 
 
@@ -33,7 +33,7 @@ class RetentionLimits:
 
 
 class Retention:
-    """Sweeps periodically. `empty` removes the files of deleted jobs that no other job shares."""
+    """Sweeps periodically. `remove_files` removes the files of deleted jobs that no other job shares."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Retention:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Finish what was begun; then remove by age, then by size."""
+        """Finish earlier removals; then remove by age, then by size."""
         await self._finish_removals()
         await self._remove_by_age()
         await self._remove_by_size()
@@ -73,8 +73,8 @@ class Retention:
             await self._finish_removals()
 
     async def _remove_by_size(self) -> None:
-        """Remove the oldest until pictures fit. Files that could not be removed count no more: else one outage would
-        take all.
+        """Remove the oldest until pictures fit. Files that could not be removed no longer count: else one outage would
+        remove all jobs.
         """
         if self._limits.max_bytes is None:
             return
@@ -92,7 +92,7 @@ class Retention:
         return marked_jobs
 
     async def _finish_removals(self) -> None:
-        """Empty and drop the marked jobs; the next sweep retries what cannot be emptied now."""
+        """Remove files and rows of the marked jobs; the next sweep retries those whose files cannot be removed now."""
         last_id = ""
         while marked_jobs := await self._store.read(retention.list_marked, RETENTION_REASONS, last_id):
             ids = [job for job, _ in marked_jobs]

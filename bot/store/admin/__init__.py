@@ -1,1 +1,1 @@
-"""A copy of the database, and whether it answers."""
+"""Copies the database, and checks that it answers."""

@@ -23,14 +23,14 @@ SCHEMA_TEXTS: dict[SchemaAge, str] = {
 
 @dataclass(frozen=True)
 class DatabaseReport:
-    """One line about the database. `mend`: how to fix a problem; empty where there is none."""
+    """One line about the database. `fix`: how to fix a problem; empty where there is none."""
 
     summary: str
     fix: str = ""
 
 
 async def check_database(url: str) -> DatabaseReport:
-    """Describe the database at a URL. Raises `Refused` and `Unavailable`."""
+    """Describe the database at a URL. Raises `UserError` and `DatabaseUnavailable`."""
     if url.startswith("sqlite") and not _file_exists(url):
         return DatabaseReport(f"SQLite, {make_url(url).database} is made at the first start")
     database = await asyncio.to_thread(select_driver, url)

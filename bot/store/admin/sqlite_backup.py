@@ -1,7 +1,7 @@
 """Online backup of an SQLite database, and checks of such a copy.
 
 Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
-copy leaves out Discord's interaction tokens: anybody who has one can use it for 15 minutes.
+copy leaves out Discord's interaction tokens: they are valid for 15 minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
 class UnusableDatabase(ValueError):
-    """The file is not a database of Darkroom, or of a later version."""
+    """The file is not a database of Darkroom, or belongs to a later version."""
 
 
 def find_sqlite_path(url: str) -> Path | None:
@@ -35,7 +35,7 @@ def find_sqlite_path(url: str) -> Path | None:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy everything committed at the start, except tokens, to one file. Raises `Unusable`, OSError.
+    """Copy everything committed at the start, except tokens, to one file. Raises `UnusableDatabase`, OSError.
 
     VACUUM writes the file anew, since SQLite leaves deleted and overwritten content in a file.
     """
@@ -54,7 +54,9 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def list_copy_hashes(file: Path) -> list[str]:
-    """Return the SHA-256 of every picture and ladder that a copy names. Raises `Unusable` if it is not Darkroom's."""
+    """Return the SHA-256 of every picture and ladder that a copy names. Raises `UnusableDatabase` if it is not
+    Darkroom's.
+    """
     try:
         with _open_database(file) as database:
             _check_schema(database)
@@ -65,7 +67,7 @@ def list_copy_hashes(file: Path) -> list[str]:
 
 
 def list_stored_hashes(connection: Connection) -> list[str]:
-    """Return the same as `contents`, from the open store: for databases that other tools back up."""
+    """Return the same as `list_copy_hashes`, from the open store: for a database that another tool backs up."""
     query = select(pictures.c.sha256).join(jobs, jobs.c.id == pictures.c.job).where(jobs.c.deleted.is_(None))
     return sorted(connection.execute(query.distinct()).scalars())
 

@@ -1,7 +1,7 @@
 """Archived charges: charges that outlive their jobs, so that deleting a job or a member's data restores no quota.
 
-Kept until no limit's window counts them. HMACs with a key of this database replace the ids of member, server and
-channel; the key is deleted with the last charge. Each function works inside its caller's transaction.
+They are kept until no limit's window counts them. HMACs with a key of this database replace the ids of member, server
+and channel; the key is deleted with the last charge. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations

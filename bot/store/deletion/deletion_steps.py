@@ -21,7 +21,7 @@ MAX_LEFTOVERS = 500  # most leftovers in one query
 
 
 def list_jobs_of_picture(connection: Connection, job: str) -> list[str]:
-    """Return the job and every upscale of its pictures, over or not: they are the same picture.
+    """Return the job and every upscale of its pictures, in any state: they show the same picture.
 
     All jobs of an interpolation are deleted together, since its film shows the pictures of each.
     """
@@ -38,8 +38,8 @@ def mark_deleted(connection: Connection, ids: Sequence[str], actor: tuple[str, s
     """Mark jobs as deleted, cancel their deliveries, and return those that were not deleted before. Other members' jobs
     that began with one of them keep their results and lose their input.
 
-    Writes one incident, for the first job. A member who deletes an own job gets one only if it was reported: else they
-    could flood the moderators' list.
+    Writes one incident, for the first job. A member who deletes their own job causes one only if it was reported: else
+    they could flood the moderators' list.
     """
     marked_jobs, was_reported = mark_without_incident(connection, ids, now)
     deleted_ids = list(marked_jobs)
@@ -61,7 +61,9 @@ def mark_deleted(connection: Connection, ids: Sequence[str], actor: tuple[str, s
 def mark_without_incident(
     connection: Connection, ids: Sequence[str], now: float
 ) -> tuple[dict[str, Row[*tuple[Any, ...]]], bool]:
-    """Do as `mark` without an incident. Return each job's guild, member and action, and whether one was reported."""
+    """Do the same as `mark_deleted`, without an incident. Return each job's guild, member and action, and whether one
+    was reported.
+    """
     statement = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
     marked_jobs: dict[str, Row[*tuple[Any, ...]]] = {
         row.id: row

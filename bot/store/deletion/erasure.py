@@ -1,7 +1,7 @@
 """Erases members who asked to be forgotten: one row for each pending request, and the deletion of their data.
 
-Jobs are deleted as for retention (`keeping`), and so are their messages: a destination's row goes once its message is
-deleted in Discord. Each function works inside its caller's transaction.
+Jobs are deleted as for retention (`bot.store.deletion.retention`). Their messages are deleted too: a destination's row
+goes once its message is deleted in Discord. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEMBER_INCIDENT_KINDS = (
     "blocked",
     "report",
     "held",
-)  # incidents of a member's acts; the other kinds are staff decisions
+)  # incidents about a member's actions; the other kinds are staff decisions
 DELETED_MEMBER = "deleted member"
 
 
@@ -53,7 +53,7 @@ def list_requests(connection: Connection) -> list[ErasureRequest]:
 
 
 def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: float) -> list[str]:
-    """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: no more."""
+    """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: none left."""
     query = select(jobs.c.id).where(_is_covered_job(request), ~_is_being_erased()).order_by(jobs.c.id).limit(BATCH_SIZE)
     member_job_ids = list(connection.execute(query).scalars())
     job_ids, frontier = set(member_job_ids), member_job_ids
@@ -73,7 +73,7 @@ def mark_batch_deleted(connection: Connection, request: ErasureRequest, now: flo
 
 
 def erase_member_data(connection: Connection, request: ErasureRequest) -> None:
-    """Delete the member's data that belongs to no job: their choices, and their name in incidents."""
+    """Delete the member's data that belongs to no job: preferences, favourites, and their name in incidents."""
     favourite_conditions = [favourites.c.member == request.member, favourites.c.at <= request.asked]
     if request.guild:
         favourite_conditions.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == request.guild)))

@@ -1,8 +1,8 @@
 """Removes a deleted job's pictures from the inputs of jobs made from it. The results of those jobs stay.
 
-Edits, zooms and pans have their source's pixels as input, branches its ladder, and every job made from an uploaded
-picture has that picture. Retention by age removes no inputs of other jobs. Works inside its caller's transaction; the
-files of removed rows are deleted like those of a deleted job.
+Edits, zooms and pans have their source's pixels as input, and branches its ladder. A job made from an uploaded picture
+has that picture. Retention by age removes no inputs of other jobs. Works inside its caller's transaction; the files of
+removed rows are deleted like those of a deleted job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bot.store.schema.tables import jobs, pictures
 RESULT_KINDS, INPUT_KINDS = ("image", "ladder"), ("input", "mask", "branch")
 CANVAS_KIND = "canvas"  # the canvas of a derived job, kept as a leftover of the job that it shows
 PICTURE_ACTIONS = ("edit", "zoom", "pan")
-UPLOAD_ACTIONS = ("imagine", "blend", "zoom", "pan")  # their input is the member's: uploaded files, a canvas
+UPLOAD_ACTIONS = ("imagine", "blend", "zoom", "pan")  # actions whose input is the member's: uploaded files, a canvas
 
 
 def release_inputs(connection: Connection, ids: Sequence[str]) -> None:
@@ -62,7 +62,9 @@ def _delete_inputs(connection: Connection, condition: ColumnElement[bool], hashe
 
 
 def _attach_canvases(connection: Connection, canvases: Sequence[RowMapping]) -> None:
-    """Attach canvases that only derived jobs had to the deleted job that they show, so that their files go too."""
+    """Attach canvases that only derived jobs had to the deleted job that they show, so that their files are removed
+    too.
+    """
     for row in canvases:
         is_canvas_of_parent = (pictures.c.job == row["parent"], pictures.c.kind == CANVAS_KIND)
         last_image = connection.execute(select(func.max(pictures.c.image)).where(*is_canvas_of_parent)).scalar_one()

@@ -1,9 +1,9 @@
 """Retention: removes ended jobs by age or for disk space, and remembers why each was removed.
 
-Three steps, so that a crash between two of them leaks no file. The job is marked as deleted, with a row in `gone`. Its
-pictures are deleted like those of any deleted job (`deleting`). Then its row goes, with all rows that refer to it.
-Never removed: favourites, open jobs and their sources, undelivered results, jobs with an open incident. Each function
-works inside its caller's transaction.
+Three steps, so that a crash between two of them leaks no file. The job is marked as deleted, with a row in
+`deleted_jobs`. Its pictures are deleted like those of any deleted job (`deletion_steps`). Then its row is deleted, with
+all rows that refer to it. Never removed: favourites, open jobs and their sources, undelivered results, jobs with an
+open incident. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH_SIZE = 200  # jobs in one transaction
 
 
 def list_expired(connection: Connection, ended_before: float, limit: int = BATCH_SIZE) -> list[str]:
-    """Return removable jobs that ended at `before` or earlier, the oldest first."""
+    """Return removable jobs that ended at `ended_before` or earlier, the oldest first."""
     query = (
         select(jobs.c.id)
         .where(jobs.c.ended <= ended_before, _is_removable(), _is_not_marked())
@@ -36,7 +36,9 @@ def list_expired(connection: Connection, ended_before: float, limit: int = BATCH
 
 
 def list_oldest(connection: Connection, ended_before: float, limit: int = BATCH_SIZE) -> list[tuple[str, int]]:
-    """Return removable jobs with pictures that ended at `before` or earlier, the oldest first, each with its bytes."""
+    """Return removable jobs with pictures that ended at `ended_before` or earlier, the oldest first, each with its
+    bytes.
+    """
     size = select(func.coalesce(func.sum(pictures.c.bytes), 0)).where(pictures.c.job == jobs.c.id).scalar_subquery()
     query = select(jobs.c.id, size.label("size")).where(
         jobs.c.ended <= ended_before, jobs.c.deleted.is_(None), _is_removable()
@@ -72,7 +74,7 @@ def record_reasons(connection: Connection, ids: Sequence[str], reason: DeletionR
 def list_marked(
     connection: Connection, reasons: Sequence[DeletionReason], after_job: str = "", limit: int = BATCH_SIZE
 ) -> list[tuple[str, DeletionReason]]:
-    """Return jobs after the first step whose rows still exist, in order, after id `after`."""
+    """Return jobs after the first step whose rows still exist, in order, after id `after_job`."""
     query = select(deleted_jobs.c.job, deleted_jobs.c.why).join(jobs, jobs.c.id == deleted_jobs.c.job)
     query = (
         query.where(deleted_jobs.c.why.in_(reasons), deleted_jobs.c.job > after_job)
@@ -101,7 +103,7 @@ def read_deletion_reason(connection: Connection, job: str) -> DeletionReason | N
 
 
 def delete_old_reasons(connection: Connection, recorded_before: float, limit: int = BATCH_SIZE) -> int:
-    """Delete reasons recorded before `before`, unless the job's row still exists. Return how many."""
+    """Delete reasons older than `recorded_before`, unless the job's row still exists. Return how many."""
     old_reasons = (
         select(deleted_jobs.c.job)
         .where(deleted_jobs.c.at <= recorded_before, ~exists().where(jobs.c.id == deleted_jobs.c.job))

@@ -1,1 +1,1 @@
-"""The databases: SQLite, PostgreSQL, writes that share a commit."""
+"""Database drivers: SQLite and PostgreSQL, with group commit."""

@@ -32,17 +32,17 @@ class Database(Protocol):
         ...
 
     async def write(self, operation: Operation[T]) -> T:
-        """Run `act` and return its result once it is committed. Writers of all processes run one at a time, in the
-        order of the calls. Raises what `act` raises, or `Unavailable`.
+        """Run `operation` and return its result once it is committed. Writers of all processes run one at a time, in
+        the order of the calls. Raises what `operation` raises, or `DatabaseUnavailable`.
         """
         ...
 
     async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `act` like `write`, for a migration that may take long."""
+        """Run `operation` like `write`, for a migration that may take long."""
         ...
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run `act` on one snapshot of the tables. Raises what `act` raises, or `Unavailable`."""
+        """Run `operation` on one snapshot of the tables. Raises what `operation` raises, or `DatabaseUnavailable`."""
         ...
 
     async def close(self) -> None:
@@ -51,7 +51,7 @@ class Database(Protocol):
 
 
 def select_driver(url: str) -> Database:
-    """Return the driver for a URL, not connected yet. Raises `Refused` where its package is missing."""
+    """Return the driver for a URL, not connected yet. Raises `UserError` where its package is missing."""
     if url.startswith("sqlite"):
         return SqliteDatabase(make_url(url))
     if any(find_spec(name) is None for name in POSTGRES_PACKAGES):

@@ -1,8 +1,8 @@
 """Group commit: write transactions that wait for the database share one commit, each of them atomic.
 
-A commit waits for the disk, and a busy evening has hundreds of transactions a second. Acts that arrive during a commit
-share the next one. Each runs inside a savepoint, so an act that raises undoes only itself. A caller gets a result only
-after its commit. This module knows no database: `sqlite` and `postgres` commit.
+A commit waits for the disk, and a busy evening has hundreds of transactions a second. Operations that arrive during a
+commit share the next one. Each runs inside a savepoint, so an operation that raises undoes only itself. A caller gets a
+result only after its commit. This module knows no database: `sqlite` and `postgres` commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 Operation = Callable[[Connection], T]
 PendingOperation = tuple[Operation[Any], "Future[Any]"]
 
-MAX_BATCH = 32  # most acts in one commit
+MAX_BATCH = 32  # most operations in one commit
 
 
 class DatabaseUnavailable(ConnectionError):
@@ -27,23 +27,23 @@ class DatabaseUnavailable(ConnectionError):
 
 def wrap_stop_iteration(error: BaseException) -> BaseException:
     """Replace StopIteration, which a future cannot raise: its awaiter would never wake."""
-    return RuntimeError("an act raised StopIteration") if isinstance(error, StopIteration) else error
+    return RuntimeError("an operation raised StopIteration") if isinstance(error, StopIteration) else error
 
 
 class OperationQueue:
-    """Acts in order of arrival. Safe to use from any thread."""
+    """Operations in order of arrival. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._pending: deque[PendingOperation] = deque()
 
     def put(self, operation: Operation[T]) -> Future[T]:
-        """Queue an act. The future has its result once it is committed."""
+        """Queue an operation. The future has its result once it is committed."""
         future: Future[T] = Future()
         self._pending.append((operation, future))
         return future
 
     def take_batch(self) -> list[PendingOperation]:
-        """Return the acts that share the next commit, without those whose caller gave up."""
+        """Return the operations that share the next commit, without those whose caller gave up."""
         batch: list[PendingOperation] = []
         while self._pending and len(batch) < MAX_BATCH:
             operation, future = self._pending.popleft()
@@ -53,14 +53,16 @@ class OperationQueue:
 
 
 class CommitBatch:
-    """Acts within one transaction. `away` tells a fault of the database from one of an act."""
+    """Operations within one transaction. `is_outage` tells a fault of the database from one of an operation."""
 
     def __init__(self, pending: Sequence[PendingOperation], is_outage: Callable[[BaseException], bool]) -> None:
         self._pending, self._is_outage = pending, is_outage
         self._results: dict[Future[Any], Any] = {}
 
     def run(self, connection: Connection) -> None:
-        """Run the acts in order. Raises what ends the transaction: a fault of the database, or that of a single act."""
+        """Run the operations in order. Raises what ends the transaction: a fault of the database, or of the only
+        operation.
+        """
         for operation, future in self._pending:
             try:
                 self._results[future] = (
@@ -72,12 +74,12 @@ class CommitBatch:
                 future.set_exception(wrap_stop_iteration(error))
 
     def _run_in_savepoint(self, connection: Connection, operation: Operation[T]) -> T:
-        """Run one of several acts in a savepoint. An exception undoes only this act."""
+        """Run one of several operations in a savepoint. An exception undoes only this one."""
         connection.exec_driver_sql("SAVEPOINT act")
         try:
             result = operation(connection)
         except BaseException as error:
-            if not self._is_outage(error):  # else the database may have rolled everything back
+            if not self._is_outage(error):  # after an outage the database may have rolled everything back
                 connection.exec_driver_sql("ROLLBACK TO SAVEPOINT act")
                 connection.exec_driver_sql("RELEASE SAVEPOINT act")
             raise
@@ -85,7 +87,7 @@ class CommitBatch:
         return result
 
     def resolve_all(self) -> None:
-        """Resolve every future with the result of its act."""
+        """Resolve every future with the result of its operation."""
         for future, result in self._results.items():
             future.set_result(result)
 

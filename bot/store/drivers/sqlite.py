@@ -42,28 +42,30 @@ class SqliteDatabase:
         self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
 
     async def write(self, operation: Operation[T]) -> T:
-        """Run `act` and return its result once it is committed. Raises what `act` raises, or `Unavailable`."""
+        """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
+        `DatabaseUnavailable`.
+        """
         future = self._operations.put(operation)
         self._write_thread.submit(self._commit_next_batch)
         return await asyncio.wrap_future(future)
 
     async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `act` like `write`: a migration is an ordinary transaction here."""
+        """Run `operation` like `write`: a migration is an ordinary transaction here."""
         await self.write(operation)
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run `act` on one snapshot of the tables."""
+        """Run `operation` on one snapshot of the tables."""
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._run_read, operation)
 
     async def close(self) -> None:
-        """Finish pending acts, then end the threads and close their connections."""
+        """Finish pending operations, then end the threads and close their connections."""
         await asyncio.to_thread(self._write_thread.shutdown)
         await asyncio.to_thread(self._read_threads.shutdown)
         self.writer.dispose()
         self.reader.dispose()
 
     def _commit_next_batch(self) -> None:
-        """Commit the next batch of waiting acts. A call may find none left."""
+        """Commit the next batch of waiting operations. A call may find none left."""
         pending = self._operations.take_batch()
         if not pending:
             return
@@ -98,7 +100,7 @@ def _describe_error(error: BaseException) -> str:
 
 
 def _create_engine(url: URL, begin_statement: str, pool_size: int) -> Engine:
-    """Create an engine whose transactions begin with the statement `begin`."""
+    """Create an engine whose transactions begin with the statement `begin_statement`."""
     options = {"check_same_thread": False, "isolation_level": None}
     engine = create_engine(  # parameters are prompts and tokens: no error and no log shows them
         url, pool_size=pool_size, max_overflow=0, hide_parameters=True, connect_args=options

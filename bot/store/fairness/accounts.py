@@ -1,5 +1,5 @@
-"""The accounts of the fair order in SQL: entry, charging and the search for the next job (`bot.policy.fair_queue`
-explains it).
+"""The accounts of the fair order in SQL: entry, charging and the search for the next job (explained in
+`bot.policy.fair_queue`).
 
 Every function works inside its caller's transaction.
 """
@@ -62,10 +62,11 @@ AccountFilter = Literal["children", "users", "newcomers", "overdue"]  # which ac
 
 @dataclass(frozen=True)
 class PickRequest:
-    """What a pool has room for. `models`: those that live workers offer. `running`: the most jobs that a member may run
-    over all guilds, for jobs without a limit of their own. `together`: caps on all members of a guild or channel.
+    """The room that a pool has. `models`: those that live workers offer. `member_limit`: the most jobs that a member
+    may run over all guilds, for jobs without a limit of their own. `guild_caps`: caps on all members of a guild or
+    channel.
 
-    `newcomers`: consider only members with no active job.
+    `newcomers_only`: consider only members with no active job.
     """
 
     pool: str
@@ -145,7 +146,7 @@ def count_rows_in_use(connection: Connection, pool: str) -> int:
 
 
 def find_next_job(connection: Connection, request: PickRequest) -> RowMapping | None:
-    """Return the next job's row in fair order that the wish allows, or None. Reads no more accounts than needed."""
+    """Return the next job's row in fair order that the request allows, or None. Reads no more accounts than needed."""
     for tier in _iter_children(connection, request.pool):
         for guild in _iter_children(connection, tier):
             full_channels = _find_full_channels(connection, member_of(guild), request.guild_caps)
@@ -159,7 +160,7 @@ def find_next_job(connection: Connection, request: PickRequest) -> RowMapping | 
 
 
 def find_longest_waiting_job(connection: Connection, request: PickRequest, waiting_since: float) -> RowMapping | None:
-    """Return the first allowed job of the member who has waited longest for a turn, since `before` or earlier."""
+    """Return the first allowed job of the member who has waited longest for a turn, at least since `waiting_since`."""
     full_by_guild: dict[str, list[str] | None] = {}
     path_prefix = f"{request.pool}/"
     path_params = {"before": waiting_since, "begins": path_prefix, "length": len(path_prefix)}
@@ -191,7 +192,9 @@ def _iter_children(connection: Connection, path: str) -> Iterator[str]:
 
 
 def _iter_members(connection: Connection, guild: str, request: PickRequest) -> Iterator[str]:
-    """Yield only members with a job for an offered model: else a model without a worker would cost a visit of each."""
+    """Yield only members with a job for an offered model: else each member with jobs for a model without a worker would
+    cost a read.
+    """
     return _iter_pages(
         connection, "newcomers" if request.newcomers_only else "users", {"above": guild} | _model_params(request)
     )
@@ -205,7 +208,7 @@ def _iter_pages(connection: Connection, account_filter: AccountFilter, params: M
     """Yield paths by rank, a page at a time: a thousand guilds cost nothing when the first one has a job."""
     size = 1
     page: Sequence[Any] = connection.execute(
-        _build_page_query(account_filter, later=False), {**params, "size": size}
+        _build_page_query(account_filter, is_next_page=False), {**params, "size": size}
     ).all()
     while page:
         for row in page:
@@ -215,13 +218,13 @@ def _iter_pages(connection: Connection, account_filter: AccountFilter, params: M
         last, size = page[-1], PAGE_SIZE
         cursor = {"last": last.rank, "last_path": last.path}
         page = connection.execute(
-            _build_page_query(account_filter, later=True), {**params, **cursor, "size": size}
+            _build_page_query(account_filter, is_next_page=True), {**params, **cursor, "size": size}
         ).all()
 
 
 @cache
 def _build_page_query(account_filter: AccountFilter, *, is_next_page: bool) -> Select[*tuple[Any, ...]]:
-    """Build the query of a page. `later`: only accounts after the last one of the previous page.
+    """Build the query of a page. `is_next_page`: only accounts after the last one of the previous page.
 
     A path begins with its pool, so the query does not filter jobs by pool: SQLite would scan all jobs of the pool.
     """

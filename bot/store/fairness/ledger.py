@@ -1,7 +1,7 @@
 """The ledger: usage for quota checks. Counts the running, waiting and charged jobs of a member, guild or channel.
 
-Works inside one transaction. It reads only what some limit needs, and each figure once. Times are seconds since 1970,
-costs device-seconds.
+Works inside one transaction. It reads only the figures that some limit needs, and each once. Times are seconds since
+1970, costs device-seconds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _build_count_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
 
 @cache
 def _build_charge_query(scope: UsageScope) -> Select[*tuple[Any, ...]]:
-    """Select the charges since a time. Cached like `_counted`."""
+    """Select the charges since a time. Cached like `_build_count_query`."""
     query = select(jobs.c.created.label("at"), jobs.c.charged, jobs.c.guild)
     return query.where(*_scope_conditions(scope), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
 
@@ -115,7 +115,7 @@ class Ledger:
         return Spending(used_seconds, window, lambda excess: self._find_release_time(charges, excess) + window)
 
     def _build_archive_queries(self, scope: UsageScope, window: float) -> list[Select[*tuple[Any, ...]]]:
-        """Select the archived charges of removed jobs (`spent`); an empty list where there are none."""
+        """Return queries of the archived charges of removed jobs; an empty list where there are none."""
         hash_id = load_hasher(self._connection)
         if hash_id is None:
             return []
@@ -149,5 +149,5 @@ class Ledger:
 
 
 def run_with_ledger(connection: Connection, member: Member, now: float, operation: Callable[[Ledger], T]) -> T:
-    """Run `act` on a ledger: `await store.ask(look, member, now, act)`."""
+    """Run `operation` on a ledger: `await store.read(run_with_ledger, member, now, operation)`."""
     return operation(Ledger(connection, member, now))

@@ -2,7 +2,7 @@
 
 Roles: `answer` is the reply to the request, `notice` a new message about the end, `direct` a message in the author's
 DMs. A row says whether the final result was delivered there, or why it could not be. Film messages have numbered roles
-(`film1`, …). They are not owed; they are recorded so that they are deleted with their job.
+(`film1`, …). No job waits for them; they are recorded so that they are deleted with their job.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MARK_DELIVERED = (
 
 
 def add_destination(connection: Connection, job: str, role: DeliveryRole, destination: Destination) -> bool:
-    """Add a destination to a job; False, and nothing changes, if it has one of that role."""
+    """Add a destination to a job; False if it has one of that role, and then nothing changes."""
     if connection.execute(_where_role(select(destinations.c.job), job, role)).first() is not None:
         return False
     address = dict(destination.address)
@@ -73,7 +73,7 @@ def list_films(connection: Connection, job: str) -> list[Delivery]:
 
 
 def add_film(connection: Connection, job: str, destination: Destination, now: float) -> bool:
-    """Record a message with a job's film; False, and nothing changes, if the job was deleted meanwhile."""
+    """Record a message with a job's film; False if the job was deleted meanwhile, and then nothing changes."""
     undeleted_query = select(jobs.c.id).where(jobs.c.id == job, jobs.c.deleted.is_(None))
     if connection.execute(undeleted_query).first() is None:
         return False
@@ -96,7 +96,7 @@ def delete_film(connection: Connection, job: str, message: str) -> None:
 
 
 def is_film() -> ColumnElement[bool]:
-    """Return the SQL condition that a row of `places` is a film."""
+    """Return the SQL condition that a row of `destinations` is a film."""
     return destinations.c.role.startswith(FILM)
 
 
@@ -120,7 +120,7 @@ def list_undelivered(connection: Connection, kind: DestinationKind) -> list[tupl
 def update_destination(
     connection: Connection, job: str, fields: Mapping[str, str], role: DeliveryRole = "answer"
 ) -> None:
-    """Merge fields into a destination. An answer that was given up but got a message still needs its final result."""
+    """Merge fields into a destination. An answer that counts as lost but gets a message still needs its result."""
     row = connection.execute(_SELECT_ONE, {"of": job, "as": role}).mappings().first()
     if row is not None:
         new_address = {**row["where"], **fields}

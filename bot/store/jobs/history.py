@@ -61,7 +61,7 @@ def list_open_jobs(connection: Connection, member: str, limit: int) -> list[JobR
 
 
 def find_destinations(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Destination | None, str]]:
-    """Return for each job where it was delivered, or should have been, and why no delivery succeeded."""
+    """Return for each job its destination, delivered or not, and why no delivery succeeded."""
     rows_by_job: dict[str, list[Any]] = {}
     for row in connection.execute(
         select(destinations).where(destinations.c.job.in_(ids), ~is_film()).order_by(destinations.c.role)

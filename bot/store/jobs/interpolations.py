@@ -24,7 +24,7 @@ def list_parts(connection: Connection, job: str) -> list[JobRecord]:
 
 
 def find_last_finished(connection: Connection, job_records: Iterable[JobRecord]) -> set[str]:
-    """Return those of these jobs that finished last in an interpolation that is entirely over."""
+    """Return those jobs that finished last in a completed interpolation."""
     last_ids: set[str] = set()
     for job_record in job_records:
         group = _find_interpolation(connection, job_record) if is_end(job_record.state) else []

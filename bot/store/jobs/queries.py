@@ -90,7 +90,7 @@ def list_overdue(connection: Connection, now: float) -> list[JobRecord]:
 def load_waiting_queue(
     connection: Connection, max_jobs: int
 ) -> tuple[list[tuple[WaitingJob, str]], dict[str, Account]] | None:
-    """Return every waiting job with its model, and the accounts above them; None if more than `most` wait."""
+    """Return every waiting job with its model, and the accounts above them; None if more than `max_jobs` wait."""
     query = select(jobs.c.id, jobs.c.account, jobs.c.cost, jobs.c.billed, jobs.c.model).where(jobs.c.state == "queued")
     rows = connection.execute(query.limit(max_jobs + 1)).all()
     if len(rows) > max_jobs:

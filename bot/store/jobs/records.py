@@ -103,15 +103,11 @@ class NewJob:
         for stored_input in self.inputs:
             picture_rows.append(
                 {
-                    "job": self.id,
-                    "image": next_index[stored_input.kind],
-                    "kind": stored_input.kind,
-                    "sha256": stored_input.sha256,
-                    "bytes": stored_input.bytes,
-                    "width": stored_input.width,
+                    "job": self.id, "image": next_index[stored_input.kind], "kind": stored_input.kind,
+                    "sha256": stored_input.sha256, "bytes": stored_input.bytes, "width": stored_input.width,
                     "height": stored_input.height,
                 }
-            )
+            )  # fmt: skip
             next_index[stored_input.kind] += 1
         return picture_rows
 
@@ -174,7 +170,7 @@ class JobRecord:
         return self.task.count if isinstance(self.task, Recipe) else 1
 
     def find_missing(self, pictures: Iterable[StoredPicture]) -> list[str]:
-        """Return the expected results that are not among `kept`, as `image 0` or `ladder 0`."""
+        """Return the expected results that are not among `pictures`, as `image 0` or `ladder 0`."""
         present = {(picture.kind, picture.image) for picture in pictures}
         kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.to_job().ladder else ["image"]
         expected = [(kind, image) for kind in kinds for image in range(self.image_count)]
@@ -184,15 +180,9 @@ class JobRecord:
         """Return the wire value of this attempt."""
         billing_key = BillingKey(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
         return Job(
-            id=self.id,
-            task=self.task,
-            share=billing_key,
-            cost=self.cost,
-            pool=self.pool,
-            attempt=self.attempt,
-            deadline=self.deadline,
-            check=self.check,
-        )
+            id=self.id, task=self.task, share=billing_key, cost=self.cost, pool=self.pool, attempt=self.attempt,
+            deadline=self.deadline, check=self.check,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,7 +222,7 @@ class Transition:
 
 
 def decode_record(row: RowMapping) -> JobRecord:
-    """Convert a row of the table `jobs`. Raises `Malformed` if its task does not match the wire contract."""
+    """Convert a row of the table `jobs`. Raises `MalformedMessage` if its task does not match the wire contract."""
     values: dict[str, Any] = {str(name): value for name, value in row.items()}
     parent, index = values.pop("parent"), values.pop("parent_index")
     values["parent"] = None if parent is None else (cast(str, parent), cast(int, index))

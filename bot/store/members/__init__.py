@@ -1,1 +1,1 @@
-"""What is stored about a member."""
+"""Stored data about a member."""

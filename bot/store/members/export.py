@@ -1,4 +1,4 @@
-"""Reads all data that a member's own actions left, page by page, for an export. Changes nothing."""
+"""Reads all data from a member's own actions, page by page, for an export. Changes nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def count_jobs(connection: Connection, member: str) -> int:
 def read_page(
     connection: Connection, member: str, after_job: str
 ) -> tuple[list[JobRecord], list[StoredPicture], dict[str, list[Any]]]:
-    """Return the member's next jobs after id `after` in order of arrival, their pictures, and destinations by job."""
+    """Return the member's next jobs after `after_job` in order of arrival, their pictures, and destinations by job."""
     query = select(jobs).where(jobs.c.member == member, jobs.c.id > after_job, jobs.c.deleted.is_(None))
     page_records = load_records(connection, query.order_by(jobs.c.id).limit(PAGE_SIZE))
     ids = [job_record.id for job_record in page_records]

@@ -14,7 +14,9 @@ def list_flag_aliases(connection: Connection, member: str) -> dict[str, str]:
 
 
 def put_flag_alias(connection: Connection, member: str, name: str, value: str, max_count: int) -> bool:
-    """Store a flag alias, replacing one of the same name. False: the member has `most` already, and nothing changed."""
+    """Store a flag alias, replacing one of the same name. False: the member has `max_count` already, and nothing
+    changed.
+    """
     others = [other for other in list_flag_aliases(connection, member) if other != name]
     if len(others) >= max_count:
         return False

@@ -1,7 +1,7 @@
 """Incidents in SQL: write, read, close. Each function works inside its caller's transaction.
 
-Nobody can flood the table: kinds that a member can repeat are limited per hour, and each guild has a maximum. Beyond it
-the oldest closed incidents go first, and those that wait for a moderator last.
+Nobody can flood the table: kinds that a member can repeat are limited per hour, and each guild has a maximum. Beyond
+it, the oldest closed incidents are deleted first, and those that wait for a moderator last.
 """
 
 from __future__ import annotations
@@ -27,15 +27,9 @@ def write_incident(
     if kind in REPEATABLE and _count_incidents(connection, *conditions, kept.c.at > now - HOUR) >= HOURLY_LIMIT:
         return None
     values = {
-        "guild": guild,
-        "at": now,
-        "kind": kind,
-        "actor": actor,
-        "actor_name": clean_text(name)[:NAME_LENGTH],
-        "job": job,
-        "said": shorten(text, MAX_DETAIL),
-        "closed": None if kind in NEED_DECISION else now,
-    }
+        "guild": guild, "at": now, "kind": kind, "actor": actor, "actor_name": clean_text(name)[:NAME_LENGTH],
+        "job": job, "said": shorten(text, MAX_DETAIL), "closed": None if kind in NEED_DECISION else now,
+    }  # fmt: skip
     number = connection.execute(kept.insert().values(**values).returning(kept.c.id)).scalar_one()
     _prune_incidents(connection, guild)
     return int(number)
@@ -52,7 +46,7 @@ def _prune_incidents(connection: Connection, guild: str) -> None:
 def write_report(
     connection: Connection, guild: str, actor: str, name: str, text: str, now: float, job: str
 ) -> int:  # fmt: skip
-    """Write a member's report of a job. Raises `Refused` (429) for a second one of the job, or too many in a day."""
+    """Write a member's report of a job. Raises `UserError` (429) for a second one of the job, or too many in a day."""
     conditions = (kept.c.kind == "report", kept.c.actor == actor)
     if _count_incidents(connection, kept.c.guild == guild, *conditions, kept.c.job == job):
         raise UserError("You have reported this already: the moderators have it.", 429)
@@ -71,7 +65,7 @@ def write_report(
 
 
 def list_incidents(connection: Connection, guild: str | None, limit: int, *, open_only: bool = False) -> list[Incident]:
-    """Return the newest incidents first, of one guild or of all. `waiting`: only those that wait for a moderator."""
+    """Return the newest incidents first, of one guild or of all. `open_only`: only those that wait for a moderator."""
     query = select(kept).order_by(kept.c.id.desc()).limit(limit)
     if guild is not None:
         query = query.where(kept.c.guild == guild)
@@ -81,7 +75,7 @@ def list_incidents(connection: Connection, guild: str | None, limit: int, *, ope
 
 
 def close_incident(connection: Connection, guild: str, number: int, actor: tuple[str, str], now: float) -> Incident:
-    """Close an incident and record who closed it; a closed one stays unchanged. Raises `Refused` (404)."""
+    """Close an incident and record who closed it; a closed one stays unchanged. Raises `UserError` (404)."""
     conditions = (kept.c.id == number, kept.c.guild == guild)
     row = connection.execute(select(kept).where(*conditions)).mappings().first()
     if row is None:
@@ -93,7 +87,7 @@ def close_incident(connection: Connection, guild: str, number: int, actor: tuple
 
 
 def close_held_incident(connection: Connection, job: str, text_prefix: str, now: float) -> None:
-    """Close the "held" incident whose text begins with `about`: a moderator has decided."""
+    """Close the "held" incident whose text begins with `text_prefix`: a moderator has decided."""
     conditions = (
         kept.c.job == job,
         kept.c.kind == "held",

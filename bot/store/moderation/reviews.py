@@ -25,7 +25,7 @@ VERDICT_TEXTS = {"flagged": "was flagged by the picture check", "unchecked": "co
 def load_pictures(connection: Connection, job: str) -> tuple[bool, list[StoredPicture]]:
     """Return whether a job's pictures need the picture check before they are shown, and its pictures and ladders.
 
-    Raises `Refused` (404) if they were deleted.
+    Raises `UserError` (404) if they were deleted.
     """
     row = connection.execute(_SELECT_CHECK, {"job": job}).first()
     if row is not None and row.deleted is not None:
@@ -42,7 +42,7 @@ def find_same_pictures(connection: Connection, hashes: Sequence[str]) -> list[tu
 
 
 def write_held_incident(connection: Connection, picture: StoredPicture, old_verdict: str | None, now: float) -> None:
-    """Write an incident for an incoming picture that is held, unless `before`, its earlier verdict, was the same.
+    """Write an incident for an incoming picture that is held, unless `old_verdict`, its earlier verdict, was the same.
 
     Call it only for jobs whose pictures need the check.
     """

@@ -1,4 +1,4 @@
-"""Tables of removed jobs, pending erasures and archived charges. Same metadata as `tables`."""
+"""Tables of removed jobs, pending erasures and archived charges. Same metadata as `bot.store.schema.tables`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tables of the members' preferences and flag aliases, which hold in every server. Same metadata as `tables`."""
+"""Tables of the members' preferences and flag aliases, which hold in every server. Same metadata as
+`bot.store.schema.tables`.
+"""
 
 from __future__ import annotations
 

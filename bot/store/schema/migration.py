@@ -19,9 +19,9 @@ SchemaAge = Literal["none", "old", "today's", "unknown"]
 
 
 def migrate_tables(connection: Connection, revision: str = "head") -> None:
-    """Migrate the tables to `to`. Of two processes that start at once, the second waits and finds it done.
+    """Migrate the tables to `revision`. If two processes start at once, the second waits and finds the tables migrated.
 
-    Raises `Refused` for tables of a later version.
+    Raises `UserError` for tables of a later version.
     """
     if read_schema_age(connection) == "unknown":
         raise UserError(

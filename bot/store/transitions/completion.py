@@ -1,4 +1,4 @@
-"""Records incoming pictures, and the end of their job where none is missing, in one transaction.
+"""Records incoming pictures, and the end of their job if none is missing, in one transaction.
 
 A transaction for each picture would cost more than the picture. Works inside its caller's transaction.
 """
@@ -26,16 +26,10 @@ class JobStats:
 
 
 def record_pictures(
-    connection: Connection,
-    job: str,
-    epoch: int,
-    new_pictures: Sequence[StoredPicture],
-    stats: JobStats | None,
-    now: float,
-    *,
-    method: UpscaleMethod | None = None,
-) -> tuple[bool, Transition | None]:
-    """Record pictures of one job, and finish it if `end` is given and none is missing.
+    connection: Connection, job: str, epoch: int, new_pictures: Sequence[StoredPicture], stats: JobStats | None,
+    now: float, *, method: UpscaleMethod | None = None,
+) -> tuple[bool, Transition | None]:  # fmt: skip
+    """Record pictures of one job, and finish it if `stats` is given and none is missing.
 
     False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
     """

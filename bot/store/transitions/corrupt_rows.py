@@ -1,6 +1,6 @@
 """Fails jobs whose rows cannot be read, as after a change of the wire contract or on a corrupt disk.
 
-A normal transition needs a readable record (`moves`); this module changes the raw row.
+A normal transition needs a readable record (`job_transitions`); this module changes the raw row.
 """
 
 from __future__ import annotations

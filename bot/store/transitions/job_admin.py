@@ -1,7 +1,7 @@
 """Job administration for the operator, from outside the bot's process: list, cancel, requeue.
 
-It makes the bot's transitions (`moves`) and marks their audit lines. A running bot detects changes by these lines
-(`bot.queue.external_changes`). Works inside its caller's transaction.
+It makes the bot's transitions (`job_transitions`) and marks their audit lines. A running bot detects changes by these
+lines (`bot.queue.external_changes`). Works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OVERLAP_LINES = 200  # audit lines that are read again: another process may comm
 
 @dataclass(frozen=True)
 class JobFilter:
-    """A job filter; an empty field matches all. Newest first, or oldest first with `oldest`."""
+    """A job filter; an empty field matches all. Newest first, or oldest first with `oldest_first`."""
 
     states: Sequence[JobState] = ()
     guild: str = ""
@@ -46,7 +46,7 @@ def list_jobs(connection: Connection, job_filter: JobFilter) -> list[JobRecord]:
 
 
 def list_job_ids(connection: Connection, prefix: str, limit: int) -> list[str]:
-    """Return at most `most` job ids with this prefix, the newest first."""
+    """Return at most `limit` job ids with this prefix, the newest first."""
     query = select(jobs.c.id).where(jobs.c.id.startswith(prefix, autoescape=True))
     return list(connection.execute(query.order_by(jobs.c.id.desc()).limit(limit)).scalars())
 
@@ -82,7 +82,7 @@ def read_last_line(connection: Connection) -> int:
 
 
 def list_external_changes(connection: Connection, after_line: int) -> tuple[int, dict[int, AuditEntry]]:
-    """Return the last audit line, and the outside changes after line `number` or up to `OVERLAP` lines before it."""
+    """Return the last audit line, and the outside changes from `OVERLAP_LINES` lines before `after_line` on."""
     last_line = read_last_line(connection)
     query = select(audit_lines).where(
         audit_lines.c.id > after_line - OVERLAP_LINES,

@@ -1,7 +1,7 @@
 """Job transitions in SQL: each changes the job, its accounts and the audit together, or nothing.
 
 Every function works inside its caller's transaction. `bot.domain.job_states` defines the transitions; here each is one
-UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or duplicate message changes and charges nothing.
+UPDATE … WHERE state IN (…) AND epoch <= …. So a stale or duplicate message changes and charges nothing.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ AdmissionCheck = Callable[[Sequence[NewJob], Ledger], Sequence[NewJob]]
 POISON_ATTEMPTS = 3  # attempts without progress
 MAX_ATTEMPTS = 20  # in total: a worker may report false progress
 TOO_MANY_ATTEMPTS = f"It was tried {MAX_ATTEMPTS} times and never finished."
-_INSERT_JOB, _INSERT_DESTINATION, _INSERT_INPUTS = (
-    jobs.insert().returning(jobs),
-    destinations.insert(),
-    pictures.insert(),
-)
+_INSERT_JOB = jobs.insert().returning(jobs)
+_INSERT_DESTINATION, _INSERT_INPUTS = destinations.insert(), pictures.insert()
 MAX_OVERRUN = 10.0  # a worker may bill at most this many times the estimate in the fair order
 
 
@@ -45,7 +42,7 @@ def admit_jobs(
     connection: Connection, new_jobs: Sequence[NewJob], key: str | None, decide: AdmissionCheck,
     weights: Mapping[str, float], now: float,
 ) -> tuple[list[JobRecord], bool]:  # fmt: skip
-    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `Refused` to insert none.
+    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `UserError` to insert none.
 
     A known idempotency `key` returns its earlier jobs, and False.
     """
@@ -63,13 +60,9 @@ def insert_jobs(
         values = new_job.to_row(key, ordinal)
         row = connection.execute(_INSERT_JOB, values).mappings().one()
         destination_row = {
-            "job": new_job.id,
-            "role": "answer",
-            "kind": new_job.destination.kind,
-            "where": dict(new_job.destination.address),
-            "message": "",
-            "reason": "",
-        }
+            "job": new_job.id, "role": "answer", "kind": new_job.destination.kind,
+            "where": dict(new_job.destination.address), "message": "", "reason": "",
+        }  # fmt: skip
         connection.execute(_INSERT_DESTINATION, destination_row)
         enter_accounts(connection, row["account"], weights, new_job.created)
         adjust_counts(connection, row["account"], queued=1)
@@ -93,9 +86,9 @@ def end_job(
     connection: Connection, kind: TransitionKind, job: str, now: float, actual_cost: float | None, *,
     epoch: int | None = None, audit_note: str = "", **values: object,
 ) -> Transition | None:  # fmt: skip
-    """End a job, and settle its charge to `spent` device-seconds (None: the whole reserve). Happens at most once.
+    """End a job, and settle its charge to `actual_cost` device-seconds (None: the whole reserve). Happens at most once.
 
-    A member never pays more than was reserved. The fair order counts the real cost, up to `OVERRUN` times the estimate.
+    A member never pays more than was reserved. The fair order counts the real cost, at most `MAX_OVERRUN` estimates.
     """
     assert is_end(TRANSITIONS[kind].target)
     transition = make_transition(
@@ -119,24 +112,17 @@ def pick_job(
     The head of the order waits until it fits: nothing passes it, or large jobs would starve. There are three
     exceptions. The member who has waited longest for a turn gets one now and then (`bot.policy.queue_bypass`). A job
     whose model is in memory passes one that needs another model. A member with no active job may exceed `rows` by one
-    job, within `overbook` × `rows` more rows. The longest wait may do the same, or newcomers would always fill those
-    rows.
+    job, within `overbook_share` × `rows` more rows. So may the longest wait, or newcomers would always fill those rows.
     """
     if rows <= 0:
         return None
-    capacity = _Capacity(
-        rows, max(0, count_rows_in_use(connection, request.pool) - request.paused_rows), overbook_share
-    )
-    bypass = request.bypass
-    if (
-        bypass.is_overdue_turn(request.pool)
-        and (row := find_longest_waiting_job(connection, request, bypass.overdue_before(now))) is not None
-    ):
-        return (
-            _send_picked(connection, request, row, now, is_overdue=True)
-            if capacity.can_fit(row, with_overbooking=True)
-            else None
-        )
+    rows_in_use = max(0, count_rows_in_use(connection, request.pool) - request.paused_rows)
+    capacity, bypass = _Capacity(rows, rows_in_use, overbook_share), request.bypass
+    if bypass.is_overdue_turn(request.pool):
+        row = find_longest_waiting_job(connection, request, bypass.overdue_before(now))
+        if row is not None:
+            has_room = capacity.can_fit(row, with_overbooking=True)
+            return _send_picked(connection, request, row, now, is_overdue=True) if has_room else None
     row = find_next_job(connection, request)
     if row is not None:
         row = _prefer_loaded_model(connection, request, row, now)
@@ -156,20 +142,20 @@ class _Capacity:
 
     def can_fit(self, row: RowMapping, *, with_overbooking: bool = False) -> bool:
         """Return True if the job fits. A job larger than the pool gets the whole pool."""
-        return self.rows_in_use + min(row["rows"], self.rows) <= self.rows * (
-            1 + self.overbook_share if with_overbooking else 1
-        )
+        limit = self.rows * (1 + self.overbook_share) if with_overbooking else self.rows
+        return self.rows_in_use + min(row["rows"], self.rows) <= limit
 
 
 def _prefer_loaded_model(connection: Connection, request: PickRequest, head: RowMapping, now: float) -> RowMapping:
     """Return the head of the order, or for a limited time a job whose model is in memory."""
-    if (
-        request.loaded_models is None
-        or head["model"] in ("", *request.loaded_models)
-        or not request.bypass.can_bypass(head["id"], now)
-    ):
+    if not _needs_model_load(request, head) or not request.bypass.can_bypass(head["id"], now):
         return head
-    return find_next_job(connection, replace(request, models=request.loaded_models)) or head
+    return find_next_job(connection, replace(request, models=request.loaded_models or ())) or head
+
+
+def _needs_model_load(request: PickRequest, row: RowMapping) -> bool:
+    """Whether no worker with room has the job's model in memory. False if that is irrelevant."""
+    return request.loaded_models is not None and row["model"] not in ("", *request.loaded_models)
 
 
 def _send_picked(
@@ -178,10 +164,8 @@ def _send_picked(
     transition = _bill_and_send(connection, row, now)
     if transition is not None:
         reset_wait(connection, row["account"], now)
-        needs_load = request.loaded_models is not None and row["model"] not in ("", *request.loaded_models)
-        request.bypass.note_dispatch(
-            request.pool, row["id"], now, loads_model=row["model"] if needs_load else "", was_overdue=is_overdue
-        )
+        model_to_load = row["model"] if _needs_model_load(request, row) else ""
+        request.bypass.note_dispatch(request.pool, row["id"], now, loads_model=model_to_load, was_overdue=is_overdue)
     return transition
 
 
@@ -190,14 +174,9 @@ def _bill_and_send(connection: Connection, row: RowMapping, now: float) -> Trans
     mark_served(connection, row["account"])
     add_cost(connection, row["account"], max(0.0, row["cost"] - row["billed"]))
     return make_transition(
-        connection,
-        "send",
-        row["id"],
-        now,
-        sent=now,
-        billed=max(row["cost"], row["billed"]),
+        connection, "send", row["id"], now, sent=now, billed=max(row["cost"], row["billed"]),
         audit_note=f"attempt {row['attempt']}",
-    )
+    )  # fmt: skip
 
 
 def start_job(
@@ -206,8 +185,8 @@ def start_job(
 ) -> Transition | None:  # fmt: skip
     """Record a worker's claim at `step`, or fail the job after too many attempts without progress (see the record).
 
-    `seen`: the furthest step that previews have shown; that was progress too. `forgotten`: the broker lost its store,
-    and the job's snapshots, since the last claim; this does not count as an attempt without progress.
+    `preview_step`: the furthest step that previews have shown, which is progress too. `snapshots_lost`: since the last
+    claim the broker lost its store and the job's snapshots; that does not count as an attempt without progress.
     """
     old_row = lock_job(connection, job)
     if old_row is None or _is_requeued_already(old_row, epoch):
@@ -220,50 +199,30 @@ def start_job(
     if old_row["epoch"] <= epoch and _count_other_starts(connection, job, epoch) >= MAX_ATTEMPTS:
         return _fail_poison(connection, old_row, now, f"again on {worker}", TOO_MANY_ATTEMPTS)
     return make_transition(
-        connection,
-        "start",
-        job,
-        now,
-        epoch=epoch,
-        audit_note=worker,
-        worker=worker,
-        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]),
-        barren=idle_attempts,
+        connection, "start", job, now, epoch=epoch, audit_note=worker, worker=worker,
+        step=reached_step if snapshots_lost else max(reached_step, old_row["step"]), barren=idle_attempts,
         started=old_row["started"] or now,
-    )
+    )  # fmt: skip
 
 
 def requeue_job(
-    connection: Connection,
-    job: str,
-    now: float,
-    *,
-    step: int,
-    audit_note: str,
-    reason: str = "",
+    connection: Connection, job: str, now: float, *, step: int, audit_note: str, reason: str = "",
     epoch: int | None = None,
-) -> Transition | None:
+) -> Transition | None:  # fmt: skip
     """Queue the job again as its next attempt, or fail it after too many without progress (see the record).
 
     `step`: the furthest step known. `reason`: the sentence for the member if it fails.
     """
     old_row = lock_job(connection, job)
-    if (
-        old_row is None
-        or old_row["state"] not in ACTIVE_STATES
-        or (epoch is not None and _is_requeued_already(old_row, epoch))
-    ):
+    if old_row is None or old_row["state"] not in ACTIVE_STATES:
+        return None
+    if epoch is not None and _is_requeued_already(old_row, epoch):
         return None
     if old_row["cancelling"]:
         return end_job(
-            connection,
-            "cancel",
-            job,
-            now,
-            old_row["cost"] * _done_fraction(old_row, step),
-            epoch=epoch,
+            connection, "cancel", job, now, old_row["cost"] * _done_fraction(old_row, step), epoch=epoch,
             audit_note=audit_note,
-        )
+        )  # fmt: skip
     idle_attempts = _count_idle_attempts(old_row, step, True)
     if idle_attempts >= POISON_ATTEMPTS:
         return _fail_poison(connection, old_row, now, audit_note, reason, epoch)
@@ -312,17 +271,9 @@ def _fail_poison(
 ) -> Transition | None:
     member_text = reason or f"It was tried {POISON_ATTEMPTS} times and never got further."
     return end_job(
-        connection,
-        "fail",
-        old_row["id"],
-        now,
-        0.0,
-        epoch=epoch,
-        audit_note=f"poison: {audit_note}",
-        reason=member_text,
-        blame="worker",
-        barren=POISON_ATTEMPTS,
-    )
+        connection, "fail", old_row["id"], now, 0.0, epoch=epoch, audit_note=f"poison: {audit_note}",
+        reason=member_text, blame="worker", barren=POISON_ATTEMPTS,
+    )  # fmt: skip
 
 
 def _done_fraction(old_row: RowMapping, step: int) -> float:

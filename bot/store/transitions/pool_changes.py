@@ -30,7 +30,7 @@ def list_waiting_jobs(
 ) -> tuple[list[JobRecord], str]:
     """Return a page of jobs that wait in a pool for one of these models ("": for any), the oldest first.
 
-    The page begins after job `after`. Also return the last job of the page, empty if it is the last page.
+    The page begins after job `after_job`. Also return the last job of the page, empty if it is the last page.
     """
     conditions = (jobs.c.state == "queued", jobs.c.pool == pool, jobs.c.model.in_(models), jobs.c.id > after_job)
     page_ids = list(
@@ -43,7 +43,7 @@ def list_waiting_jobs(
 def reroute_job(
     connection: Connection, job: str, pool: str, weights: Mapping[str, float], now: float
 ) -> JobRecord | None:
-    """Move a waiting job to another pool. None if it waits no more, or waits there already."""
+    """Move a waiting job to another pool. None if it no longer waits, or waits there already."""
     old_row = lock_job(connection, job)
     if old_row is None or old_row["state"] != "queued" or old_row["pool"] == pool:
         return None

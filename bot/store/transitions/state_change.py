@@ -24,8 +24,8 @@ def apply_transition(
     connection: Connection, kind: TransitionKind, job: str, now: float, *,
     epoch: int | None = None, audit_note: str = "", **values: object,
 ) -> tuple[RowMapping, JobState] | None:  # fmt: skip
-    """Apply the move. Return the new row and the old state. None: no such job, its state does not allow it, or a newer
-    epoch has it.
+    """Apply the transition. Return the new row and the old state. None: no such job, its state does not allow it, or a
+    newer epoch has it.
     """
     transition = TRANSITIONS[kind]
     old_row = lock_job(connection, job)

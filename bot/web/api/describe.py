@@ -17,7 +17,7 @@ IMAGE_TO_PROMPT = web.AppKey("describing", ImageToPrompt)
 
 
 class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part `order` of the form, beside one part `picture`. Without a model, the default one is used."""
+    """The part `request` of the form, beside one part `picture`. Without a model, the default one is used."""
 
     model: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
@@ -32,7 +32,7 @@ async def describe_picture(request: web.Request) -> web.Response:
     result = await request.app[IMAGE_TO_PROMPT].suggest_prompts(picture, member_of(request), body.model)
     prompts = [asdict(suggestion) for suggestion in result.prompts]
     return web.json_response(
-        {"model": result.model, "tried": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
+        {"model": result.model, "tried_texts": result.tried_texts, "prompts": prompts, "sentence": result.sentence,
          "notes": list(result.notes)}
     )  # fmt: skip
 
@@ -41,5 +41,5 @@ async def _read_picture(request: web.Request) -> tuple[DescribeBody, bytes]:
     """Read the form. Other forms may be sent while this picture is scored: scoring has its own queue."""
     async with read_form(request, DescribeBody) as (body, files):
         if len(files.pictures) != 1 or files.mask is not None:
-            raise UserError("The form needs one part `picture`, beside `order`.", 400)
+            raise UserError("The form needs one part `picture`, beside `request`.", 400)
         return body, files.pictures[0]

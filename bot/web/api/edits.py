@@ -1,6 +1,6 @@
 """The HTTP API of edits: inpaint, zoom out, pan and branch from a finished picture.
 
-Every decision is the studio's. Pictures count from 1, as on the buttons.
+The job service makes every decision. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from bot.web.api.jobs import created_response, destination_of, idempotency_key_o
 from bot.web.media import picture_index_of
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body, read_form
-from bot.web.sse import STUDIO, require_permitted
+from bot.web.sse import SERVICES, require_permitted
 
 
 class EditBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part `order` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old one."""
+    """The part `request` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old one."""
 
     prompt: str | None = None
     strength: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None
@@ -73,7 +73,7 @@ async def edit(request: web.Request) -> web.Response:
     async with read_form(request, EditBody) as (body, files):
         if files.mask is None or files.pictures:
             raise UserError("The form needs a part `mask`: white where the picture shall be drawn anew.", 400)
-        accepted_job = await request.app[STUDIO].edit(
+        accepted_job = await request.app[SERVICES].edits.edit(
             view.id, index, files.mask, member_of(request), destination_of(request),
             text=body.prompt, strength=body.strength, key=idempotency_key_of(request),
         )  # fmt: skip
@@ -86,10 +86,10 @@ async def zoom(request: web.Request) -> web.Response:
     body, context = await read_body(request, ZoomBody), (member_of(request), destination_of(request))
     if body.square:
         return created_response(
-            await request.app[STUDIO].zoom_to_square(view.id, index, *context, key=idempotency_key_of(request))
+            await request.app[SERVICES].edits.zoom_to_square(view.id, index, *context, key=idempotency_key_of(request))
         )
     return created_response(
-        await request.app[STUDIO].zoom(view.id, index, body.factor, *context, key=idempotency_key_of(request))
+        await request.app[SERVICES].edits.zoom(view.id, index, body.factor, *context, key=idempotency_key_of(request))
     )
 
 
@@ -98,7 +98,7 @@ async def pan(request: web.Request) -> web.Response:
     view, index = await require_permitted(request, "pan"), picture_index_of(request)
     body, context = await read_body(request, PanBody), (member_of(request), destination_of(request))
     return created_response(
-        await request.app[STUDIO].pan(view.id, index, body.direction, *context, key=idempotency_key_of(request))
+        await request.app[SERVICES].edits.pan(view.id, index, body.direction, *context, key=idempotency_key_of(request))
     )
 
 
@@ -106,7 +106,7 @@ async def list_steps(request: web.Request) -> web.Response:
     """Return the steps to branch from."""
     view, index = await require_permitted(request, "branch"), picture_index_of(request)
     return web.json_response(
-        {"steps": list(await request.app[STUDIO].list_branch_steps(view.id, index, member_of(request)))}
+        {"steps": list(await request.app[SERVICES].edits.list_branch_steps(view.id, index, member_of(request)))}
     )
 
 
@@ -114,7 +114,7 @@ async def branch(request: web.Request) -> web.Response:
     """Branch from one of these steps."""
     view, index = await require_permitted(request, "branch"), picture_index_of(request)
     body = await read_body(request, BranchBody)
-    accepted_job = await request.app[STUDIO].branch(
+    accepted_job = await request.app[SERVICES].edits.branch(
         view.id, index, body.step, member_of(request), destination_of(request),
         text=body.prompt, exact=body.exact, key=idempotency_key_of(request), **body.options(),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The HTTP API of jobs: submit, read, pause, cancel, vary, upscale. Every error is one sentence with its status.
 
-Every decision about a job is the studio's. Pictures count from 1, as on the buttons.
+The job service makes every decision about a job. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bot.web import serializers
 from bot.web.media import find_picture, picture_index_of
 from bot.web.middleware import GUILD, HOST_POLICY, SESSION_TOKENS, VISITOR, member_of
 from bot.web.request_body import FormFiles, read_body, read_form
-from bot.web.sse import STUDIO, require_permitted, require_stoppable, require_visible, workers_payload
+from bot.web.sse import SERVICES, require_permitted, require_stoppable, require_visible, workers_payload
 
-NOT_OPTIONS = ("prompt", "exact", "shots", "weights")
+NOT_OPTIONS = ("prompt", "exact", "init_images", "weights")
 
 
 class PriorityBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,16 +45,16 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fast: bool | None = None
     negative: str | None = None
     strength: float | None = None
-    until: float | None = None
+    stop_at: float | None = None
     tile: bool | None = None
-    mixed: bool | None = None
+    mix: bool | None = None
     chaos: float | None = None
     repeat: int | None = None
     quality: float | None = None
     walk: str | None = None
     frames: int | None = None
     exact: bool = False
-    shots: Annotated[list[str], msgspec.Meta(max_length=5)] = []
+    init_images: Annotated[list[str], msgspec.Meta(max_length=5)] = []
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
 
     def options(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def routes() -> list[web.RouteDef]:
     base = "/api/jobs/{id}"
     return [
         web.get("/healthz", healthz),
-        web.get("/api/room", get_workers),
+        web.get("/api/workers", get_workers),
         web.post("/api/invitations", create_invitation),
         web.get("/api/jobs", list_jobs),
         web.post("/api/jobs", create_jobs),
@@ -85,7 +85,7 @@ def routes() -> list[web.RouteDef]:
 
 async def healthz(request: web.Request) -> web.Response:
     """Return that the server is up, and the number of workers."""
-    workers = request.app[STUDIO].live_workers()
+    workers = request.app[SERVICES].live_workers()
     return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
 
 
@@ -95,7 +95,7 @@ async def get_workers(request: web.Request) -> web.Response:
 
 
 async def create_invitation(request: web.Request) -> web.Response:
-    """Make a one-time address for one more visitor, who comes as a guest."""
+    """Make a one-time address for one more guest."""
     if request.app[HOST_POLICY].is_local:
         raise UserError("This room is for this computer only; there is nobody to invite.", 422)
     if not request[VISITOR].is_owner:
@@ -106,8 +106,8 @@ async def create_invitation(request: web.Request) -> web.Response:
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Return the running jobs, the waiting ones in their order, and the last finished ones."""
-    job_service, reader = request.app[STUDIO], member_of(request)
-    queue, recent = await job_service.load_queue(GUILD), await job_service.load_recent(GUILD)
+    services, reader = request.app[SERVICES], member_of(request)
+    queue, recent = await services.job_views.load_queue(GUILD), await services.job_views.load_recent(GUILD)
     queued_ids = {view.id for view in queue}
     ended_views = [view for view in recent if view.id not in queued_ids]
     views = [view for view in [*queue, *ended_views] if not view.is_hidden_from(reader.id)]
@@ -117,7 +117,7 @@ async def list_jobs(request: web.Request) -> web.Response:
 async def create_jobs(request: web.Request) -> web.Response:
     """Submit a prompt: one job, or several where it holds permutations. A form may carry init images."""
     async with read_form(request, JobBody) as (body, files):
-        accepted_jobs = await request.app[STUDIO].imagine(
+        accepted_jobs = await request.app[SERVICES].jobs.imagine(
             body.prompt,
             member_of(request),
             destination_of(request),
@@ -131,12 +131,12 @@ async def create_jobs(request: web.Request) -> web.Response:
 
 
 async def _init_images(request: web.Request, body: JobBody, files: FormFiles) -> InitImages | None:
-    """Return the order's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
-    if not (files.pictures or files.mask or body.shots):
+    """Return the request's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
+    if not (files.pictures or files.mask or body.init_images):
         return None
-    if files.pictures and body.shots:
+    if files.pictures and body.init_images:
         raise UserError("Use either pictures of your own or finished ones, not both at once.")
-    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.shots]
+    finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.init_images]
     return InitImages((*files.pictures, *finished_pictures), files.mask, tuple(body.weights))
 
 
@@ -148,21 +148,21 @@ async def get_job(request: web.Request) -> web.Response:
 async def cancel_job(request: web.Request) -> web.Response:
     """Cancel a job that this visitor may stop."""
     job = await require_stoppable(request)
-    sentence = await request.app[STUDIO].cancel(job, member_of(request))
+    sentence = await request.app[SERVICES].jobs.cancel(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def pause_job(request: web.Request) -> web.Response:
     """Pause a running job at its step, for a quarter of an hour at most."""
     job = await require_stoppable(request, "pause")
-    sentence = await request.app[STUDIO].pause(job, member_of(request))
+    sentence = await request.app[SERVICES].jobs.pause(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def resume_job(request: web.Request) -> web.Response:
     """Resume a paused job."""
     job = await require_stoppable(request, "pause")
-    sentence = await request.app[STUDIO].pause(job, member_of(request), is_paused=False)
+    sentence = await request.app[SERVICES].jobs.pause(job, member_of(request), is_paused=False)
     return web.json_response({"id": job, "sentence": sentence})
 
 
@@ -171,13 +171,13 @@ async def set_priority(request: web.Request) -> web.Response:
     if not request[VISITOR].is_owner:
         raise UserError("Only the owner of this room may set priorities.", 403)
     job, body = request.match_info["id"], await read_body(request, PriorityBody)
-    return web.json_response({"id": job, "sentence": await request.app[STUDIO].set_priority(job, body.weight)})
+    return web.json_response({"id": job, "sentence": await request.app[SERVICES].jobs.set_priority(job, body.weight)})
 
 
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: make variations of a picture."""
     view, index = await require_permitted(request, "vary"), picture_index_of(request)
-    accepted_job = await request.app[STUDIO].vary(
+    accepted_job = await request.app[SERVICES].variations.vary(
         view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)
@@ -186,7 +186,7 @@ async def vary(request: web.Request) -> web.Response:
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: upscale a picture."""
     view, index = await require_permitted(request, "upscale"), picture_index_of(request)
-    accepted_job = await request.app[STUDIO].upscale(
+    accepted_job = await request.app[SERVICES].variations.upscale(
         view.id, index, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)
@@ -195,7 +195,7 @@ async def upscale(request: web.Request) -> web.Response:
 async def reroll(request: web.Request) -> web.Response:
     """Run the same prompt with another seed."""
     view = await require_permitted(request, "reroll")
-    accepted_job = await request.app[STUDIO].reroll(
+    accepted_job = await request.app[SERVICES].variations.reroll(
         view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     return created_response(accepted_job)
@@ -203,8 +203,8 @@ async def reroll(request: web.Request) -> web.Response:
 
 async def interpolate(request: web.Request) -> web.Response:
     """Interpolate from each picture to the next, as several jobs."""
-    view, job_service = await require_permitted(request, "walk"), request.app[STUDIO]
-    accepted_jobs = await job_service.interpolate_pictures(
+    view, services = await require_permitted(request, "walk"), request.app[SERVICES]
+    accepted_jobs = await services.variations.interpolate_pictures(
         view.id, member_of(request), destination_of(request), key=idempotency_key_of(request)
     )
     payload = serializers.serialize_all_accepted(accepted_jobs)
@@ -216,7 +216,7 @@ def destination_of(request: web.Request) -> Destination:
 
 
 def idempotency_key_of(request: web.Request) -> str | None:
-    """Return the studio's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
+    """Return the job service's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
     header = request.headers.get("Idempotency-Key")
     if header is None:
         return None

@@ -1,6 +1,6 @@
 """The HTTP API of held pictures: the room's owner looks at one, shows it to all, or keeps it hidden.
 
-`Review` checks the permission.
+`PictureReview` checks the permission.
 """
 
 from __future__ import annotations

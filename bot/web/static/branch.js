@@ -1,7 +1,7 @@
 // The branch form of one card: starts a new job at the film's step under the slider, or at the nearest step before it
 // that kept its latents.
 
-import { ask, look } from "/static/wire.js";
+import { ask, look } from "/static/sse.js";
 
 export class Branch {
   constructor(card, film) {
@@ -10,25 +10,25 @@ export class Branch {
     this.kept = new Map(); // picture → its steps to branch from
     const box = card.part("branch");
     const part = (name) => box.querySelector(`.${name}`);
-    [this.button, this.form, this.which, this.from, this.said] = ["fork", "course", "which", "from", "notice"].map(part);
+    [this.button, this.form, this.which, this.from, this.said] = ["branch-button", "branch-form", "which", "from", "notice"].map(part);
     [this.words, this.seed, this.steps, this.guidance, this.go] = ["words", "seed", "steps", "guidance", "imagine"].map(part);
     this.end = part("finish");
     this.pictures = this.job.pictures.filter((picture) => picture.branch);
     this.n = this.pictures[0].n;
     this.fill();
     this.button.addEventListener("click", () => this.open(this.form.hidden));
-    this.end.hidden = !this.job.stopped; // a stopped picture can go on
-    this.end.title = `From step ${this.job.stopped} of ${this.job.steps} on, as it would have gone`;
+    this.end.hidden = !this.job.stopped_at; // a stopped picture can go on
+    this.end.title = `From step ${this.job.stopped_at} of ${this.job.steps} on, as it would have gone`;
     this.end.addEventListener("click", () => this.finish());
     part("close").addEventListener("click", () => this.open(false));
     this.form.addEventListener("submit", (event) => (event.preventDefault(), this.send()));
-    film.seen = (rung) => this.stand(rung?.step);
+    film.seen = (keyframe) => this.stand(keyframe?.step);
     this.show();
     box.hidden = false;
   }
 
   fill() {
-    this.words.value = this.job.words;
+    this.words.value = this.job.prompt_text;
     this.steps.placeholder = String(this.job.steps);
     this.guidance.placeholder = String(this.job.guidance);
     this.which.hidden = this.pictures.length < 2;
@@ -97,31 +97,31 @@ export class Branch {
     this.said.hidden = !text;
   }
 
-  order() {
-    const order = { step: this.at };
+  buildRequest() {
+    const request = { step: this.at };
     const words = this.words.value.trim();
-    if (words !== this.job.words.trim()) order.prompt = words;
-    if (this.seed.value) order.seed = Number(this.seed.value);
-    if (this.steps.value) order.steps = Number(this.steps.value);
-    if (this.guidance.value) order.guidance = Number(this.guidance.value);
-    return order;
+    if (words !== this.job.prompt_text.trim()) request.prompt = words;
+    if (this.seed.value) request.seed = Number(this.seed.value);
+    if (this.steps.value) request.steps = Number(this.steps.value);
+    if (this.guidance.value) request.guidance = Number(this.guidance.value);
+    return request;
   }
 
   // Run each picture on to the end, from the last step that kept its latents.
   async finish() {
     this.end.disabled = true;
     for (const { n } of this.pictures) {
-      await this.card.act("POST", `${this.card.address}/branch/${n}`, { step: this.job.stopped });
+      await this.card.act("POST", `${this.card.address}/branch/${n}`, { step: this.job.stopped_at });
     }
     this.end.disabled = false;
   }
 
   async send() {
-    const order = this.order();
-    if (Object.keys(order).length === 1 && !this.job.stopped) return this.complain("With nothing changed it would be the same picture: change the words, the seed, the steps or the guidance.");
+    const request = this.buildRequest();
+    if (Object.keys(request).length === 1 && !this.job.stopped_at) return this.complain("With nothing changed it would be the same picture: change the words, the seed, the steps or the guidance.");
     this.go.disabled = true;
     try {
-      await ask("POST", `${this.card.address}/branch/${this.n}`, order);
+      await ask("POST", `${this.card.address}/branch/${this.n}`, request);
       this.open(false);
     } catch (error) {
       this.complain(error.message);

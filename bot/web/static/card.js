@@ -2,11 +2,11 @@
 // Text that people wrote is inserted only by textContent.
 
 import { Branch } from "/static/branch.js";
-import { offer } from "/static/deeds.js";
+import { showActions } from "/static/actions.js";
 import { Film } from "/static/film.js";
 import { Pause } from "/static/pause.js";
 import { button } from "/static/rows.js";
-import { clock, deed, left, waiting } from "/static/words.js";
+import { clock, describeAction, left, waiting } from "/static/texts.js";
 
 const pattern = document.getElementById("card");
 const OVER = new Set(["finished", "failed", "cancelled"]);
@@ -28,12 +28,12 @@ export class Card {
 
   introduce(job) {
     this.part("who").textContent = job.author.you ? "You" : job.author.name;
-    this.part("deed").append(job.parent ? Object.assign(document.createElement("a"), { href: `#job-${job.parent.id}`, textContent: deed(job) }) : deed(job));
+    this.part("action").append(job.parent ? Object.assign(document.createElement("a"), { href: `#job-${job.parent.id}`, textContent: describeAction(job) }) : describeAction(job));
     const time = this.element.querySelector("time");
     time.dateTime = new Date(job.created * 1000).toISOString();
     time.textContent = clock(job.created);
     this.part("prompt").append(...phrases(job.prompt));
-    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt || deed(job)}`);
+    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt || describeAction(job)}`);
   }
 
   lay(job) {
@@ -64,16 +64,16 @@ export class Card {
     if (job.state === "running") this.progress(job.percent, job.eta);
     else this.queued(job);
     this.part("cancel").disabled = job.cancelling;
-    this.part("cancel").hidden = !job.may_cancel;
+    this.part("cancel").hidden = !job.can_cancel;
     this.pause.offer(job.state === "running");
   }
 
-  queued({ place, eta, worker = true, why = "", starting = "" }) {
+  queued({ jobs_ahead, eta, has_worker = true, wait_reason = "", startup_notice = "" }) {
     if (this.over) return;
-    this.part("tray").classList.toggle("aside", place > 0 || !worker); // small while it waits
+    this.part("tray").classList.toggle("aside", jobs_ahead > 0 || !has_worker); // small while it waits
     this.part("percent").textContent = "";
-    const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker, this.job.author.you, starting);
-    this.part("left").textContent = [...new Set([text, why])].filter(Boolean).join(" · ");
+    const text = jobs_ahead == null ? "Being handed to a worker" : waiting(jobs_ahead, eta, has_worker, this.job.author.you, startup_notice);
+    this.part("left").textContent = [...new Set([text, wait_reason])].filter(Boolean).join(" · ");
     this.element.querySelector("progress").removeAttribute("value");
     this.label(text);
   }
@@ -89,12 +89,12 @@ export class Card {
     this.label(sentence);
   }
 
-  frame({ step, of, percent, seconds_left, frames }) {
+  frame({ step, total_steps, percent, seconds_left, frames }) {
     if (this.over) return;
     this.element.dataset.state = "running";
     this.pause.seen(step);
     this.progress(percent, seconds_left);
-    this.part("left").title = `step ${step} of ${of}`;
+    this.part("left").title = `step ${step} of ${total_steps}`;
     for (const [n, jpeg] of Object.entries(frames)) {
       const print = this.prints[Number(n) - 1];
       if (!print) continue;
@@ -126,17 +126,17 @@ export class Card {
     if (held.length) this.say([job.footer, ...held].join(" · "));
     if (job.state !== "finished" || this.done) return;
     this.done = true;
-    if (job.rungs) {
+    if (job.keyframes) {
       this.film = new Film(this.part("film"), this.part("tray"), job);
       if (job.pictures.some((picture) => picture.branch)) this.branch = new Branch(this, this.film);
     }
-    if (job.walks?.webp) this.roam(job);
-    offer(this);
+    if (job.walk_films?.webp) this.roam(job);
+    showActions(this);
   }
 
   // The film of an interpolation is under the pictures of its last job.
   roam(job) {
-    const film = Object.assign(document.createElement("img"), { className: "roaming", src: job.walks.webp });
+    const film = Object.assign(document.createElement("img"), { className: "roaming", src: job.walk_films.webp });
     film.alt = `A walk there and back: ${job.prompt}`;
     this.part("tray").after(film);
   }

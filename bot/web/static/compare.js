@@ -1,12 +1,12 @@
 // Compares a picture with the one that it was made from: by a movable divider, or by both films in step.
 
-import { Strip } from "/static/strip.js";
-import { look } from "/static/wire.js";
+import { Filmstrip } from "/static/filmstrip.js";
+import { look } from "/static/sse.js";
 
 const dialog = document.getElementById("comparing");
 const part = (name) => dialog.querySelector(`.${name}`);
 const [stage, divider, choice, films, slider, where] = ["stage", "divider", "which", "films", "step", "where"].map(part);
-let strips = null;
+let filmstrips = null;
 
 export async function compare(job) {
   const parent = await look(`/api/jobs/${job.parent.id}`);
@@ -16,9 +16,9 @@ export async function compare(job) {
   part("both").hidden = !before;
   dialog.showModal();
   if (!before) return;
-  strips = null;
+  filmstrips = null;
   choose(parent, before, job, after);
-  part("film-mode").hidden = !(parent.rungs && job.rungs && job.action === "branch");
+  part("film-mode").hidden = !(parent.keyframes && job.keyframes && job.action === "branch");
   mode(false);
 }
 
@@ -28,11 +28,11 @@ function choose(parent, before, job, after) {
     part("after").src = picture.url;
     stage.style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
     part("still").style.setProperty("--tall", String(picture.width / picture.height));
-    strips = () => [new Strip(part("film-before"), parent, before.n), new Strip(part("film-after"), job, picture.n, parent.steps)];
+    filmstrips = () => [new Filmstrip(part("film-before"), parent, before.n), new Filmstrip(part("film-after"), job, picture.n, parent.steps)];
     if (!films.hidden) play();
   };
-  part("before-said").textContent = `Picture ${before.n}: ${parent.words}`;
-  part("after-said").textContent = job.words;
+  part("before-said").textContent = `Picture ${before.n}: ${parent.prompt_text}`;
+  part("after-said").textContent = job.prompt_text;
   choice.hidden = after.length < 2;
   choice.replaceChildren(
     ...after.map((picture) => {
@@ -65,7 +65,7 @@ function mode(filmed) {
 
 // Both films at the steps of either. Before a branch's first step, both show the parent's.
 async function play() {
-  const [before, after] = strips();
+  const [before, after] = filmstrips();
   slider.disabled = true;
   where.value = "Loading both films …";
   if (!(await before.load()) || !(await after.load())) return (where.value = "The films can’t be read just now.");

@@ -1,15 +1,15 @@
 // Image-to-prompt for the init image: a button beside it asks for prompts, a press puts one into the prompt field.
 
-import { ask } from "/static/wire.js";
+import { ask } from "/static/sse.js";
 
 export class Describe {
   // `write(text)` fills the prompt field; `complain(sentence)` shows an error.
-  constructor(form, start, write, complain) {
-    Object.assign(this, { start, write, complain });
+  constructor(form, initImages, write, complain) {
+    Object.assign(this, { initImages, write, complain });
     const at = (name) => form.querySelector(name);
     [this.opener, this.box, this.list, this.said] = [".describe", ".described", ".described-words", ".described-said"].map(at);
     this.opener.addEventListener("click", () => this.look());
-    start.box.addEventListener("brought", () => this.reset());
+    initImages.box.addEventListener("change-images", () => this.reset());
     this.reset();
   }
 
@@ -17,7 +17,7 @@ export class Describe {
   reset() {
     this.asked = null;
     this.box.hidden = true;
-    this.opener.hidden = this.start.items.length !== 1;
+    this.opener.hidden = this.initImages.items.length !== 1;
     this.rest();
   }
 
@@ -43,23 +43,23 @@ export class Describe {
 
   async body() {
     const form = new FormData();
-    form.append("order", new Blob(["{}"], { type: "application/json" }));
-    form.append("picture", await this.start.content(this.start.items[0]), "picture");
+    form.append("request", new Blob(["{}"], { type: "application/json" }));
+    form.append("picture", await this.initImages.content(this.initImages.items[0]), "picture");
     return form;
   }
 
   show({ prompts, sentence, notes }) {
-    this.list.replaceChildren(...prompts.map(({ prompt, gain }) => this.line(prompt, gain)));
+    this.list.replaceChildren(...prompts.map(({ prompt, error_reduction }) => this.line(prompt, error_reduction)));
     this.said.textContent = [...notes, sentence].join(" ");
     this.box.hidden = false;
     this.list.querySelector("button")?.focus();
   }
 
-  line(prompt, gain) {
+  line(prompt, errorReduction) {
     const [line, button] = [document.createElement("li"), document.createElement("button")];
     Object.assign(button, { type: "button", className: "button", textContent: prompt, title: "Put it into the prompt" });
     button.addEventListener("click", () => this.write(prompt));
-    line.append(button, ` ${Math.round(100 * gain)} % less error than without words`);
+    line.append(button, ` ${Math.round(100 * errorReduction)} % less error than without words`);
     return line;
   }
 }

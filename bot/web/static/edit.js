@@ -1,21 +1,21 @@
 // The inpaint dialog of a finished picture: paint a mask, and change the prompt if you like.
 
-import { Easel, share } from "/static/easel.js";
-import { ask } from "/static/wire.js";
+import { MaskEditor, share } from "/static/mask_editor.js";
+import { ask } from "/static/sse.js";
 
 const dialog = document.getElementById("editing");
 const part = (name) => dialog.querySelector(`.${name}`);
 const [form, words, said] = ["edit", "words", "notice"].map(part);
-const easel = new Easel(dialog);
+const editor = new MaskEditor(dialog);
 let now = null; // the job and the picture
 
 export function edit(job, picture) {
   now = { job, picture };
   complain("");
-  words.value = job.words;
-  easel.lay(picture.url, picture.width, picture.height);
+  words.value = job.prompt_text;
+  editor.lay(picture.url, picture.width, picture.height);
   dialog.showModal();
-  easel.focus();
+  editor.focus();
 }
 
 function strength() {
@@ -29,13 +29,13 @@ function complain(text) {
 }
 
 async function send() {
-  if (easel.brush.empty) return complain("Paint over what shall be drawn anew.");
+  if (editor.brush.empty) return complain("Paint over what shall be drawn anew.");
   const { job, picture } = now;
-  const order = { strength: Number(part("strength").value) / 100 };
-  if (words.value.trim() !== job.words.trim()) order.prompt = words.value.trim();
+  const request = { strength: Number(part("strength").value) / 100 };
+  if (words.value.trim() !== job.prompt_text.trim()) request.prompt = words.value.trim();
   const body = new FormData();
-  body.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
-  body.append("mask", await easel.brush.mask(), "mask.png");
+  body.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
+  body.append("mask", await editor.brush.mask(), "mask.png");
   part("imagine").disabled = true;
   try {
     await ask("POST", `/api/jobs/${job.id}/edit/${picture.n}`, body);
@@ -50,5 +50,5 @@ async function send() {
 form.addEventListener("submit", (event) => (event.preventDefault(), send()));
 part("strength").addEventListener("input", strength);
 part("close").addEventListener("click", () => dialog.close());
-easel.canvas.addEventListener("pointerdown", () => complain(""));
+editor.canvas.addEventListener("pointerdown", () => complain(""));
 strength();

@@ -1,6 +1,6 @@
 // Uses up the one-time address at the press of a button: opening it, as link previews do, uses nothing up.
 
-import { ask } from "/static/wire.js";
+import { ask } from "/static/sse.js";
 
 const button = document.getElementById("come-in");
 const notice = document.getElementById("notice");

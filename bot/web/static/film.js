@@ -1,24 +1,24 @@
-// The slider over the film: from pure noise to the finished pictures. Loads nothing before its first use. `seen(rung)` is
+// The slider over the film: from pure noise to the finished pictures. Loads nothing before its first use. `seen(keyframe)` is
 // called with the keyframe in view, without one for the finished pictures.
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const BEAT = 90; // milliseconds an image
-const RUNGS = 48; // most keyframes of a film
+const MOST_KEYFRAMES = 48; // most keyframes of a film
 
 export class Film {
   constructor(bar, tray, job) {
-    this.address = job.rungs;
+    this.address = job.keyframes;
     this.of = job.steps;
     this.tray = tray;
     this.slider = bar.querySelector(".scrub");
     this.where = bar.querySelector(".where");
     this.button = bar.querySelector(".play");
     this.sheet = document.createElement("img");
-    this.sheet.className = "rung";
+    this.sheet.className = "keyframe";
     this.sheet.alt = "";
     this.sheet.hidden = true;
     tray.append(this.sheet);
-    this.slider.max = String(Math.min(RUNGS, job.steps)); // until the list is loaded
+    this.slider.max = String(Math.min(MOST_KEYFRAMES, job.steps)); // until the list is loaded
     this.slider.value = this.slider.max;
     this.slider.addEventListener("pointerenter", () => this.load());
     this.slider.addEventListener("focus", () => this.load());
@@ -31,12 +31,12 @@ export class Film {
   load() {
     this.loading ??= fetch(this.address)
       .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`${answer.status}`))))
-      .then(({ rungs }) => {
-        this.rungs = rungs.map((rung) => ({ ...rung, image: Object.assign(new Image(), { src: rung.url }) }));
+      .then(({ keyframes }) => {
+        this.keyframes = keyframes.map((keyframe) => ({ ...keyframe, image: Object.assign(new Image(), { src: keyframe.url }) }));
         const atEnd = this.slider.value === this.slider.max;
         const share = Number(this.slider.value) / Number(this.slider.max);
-        this.slider.max = String(rungs.length);
-        this.slider.value = String(atEnd ? rungs.length : Math.min(rungs.length - 1, Math.round(share * rungs.length)));
+        this.slider.max = String(keyframes.length);
+        this.slider.value = String(atEnd ? keyframes.length : Math.min(keyframes.length - 1, Math.round(share * keyframes.length)));
         this.show();
       })
       .catch(() => {
@@ -53,13 +53,13 @@ export class Film {
   }
 
   show() {
-    const rung = this.rungs?.[Number(this.slider.value)];
-    this.sheet.hidden = !rung;
-    this.tray.classList.toggle("past", Boolean(rung));
-    if (rung) this.sheet.src = rung.url;
-    const text = rung ? `step ${rung.step} of ${this.of}` : "finished";
+    const keyframe = this.keyframes?.[Number(this.slider.value)];
+    this.sheet.hidden = !keyframe;
+    this.tray.classList.toggle("past", Boolean(keyframe));
+    if (keyframe) this.sheet.src = keyframe.url;
+    const text = keyframe ? `step ${keyframe.step} of ${this.of}` : "finished";
     this.where.value = text;
-    this.seen?.(rung);
+    this.seen?.(keyframe);
     this.slider.setAttribute("aria-valuetext", text);
     const share = (100 * Number(this.slider.value)) / Number(this.slider.max);
     this.slider.style.setProperty("--share", `${share}%`);
@@ -69,8 +69,8 @@ export class Film {
     this.mark(true);
     this.timer = -1;
     await this.load();
-    if (!this.rungs) return this.halt();
-    await Promise.allSettled(this.rungs.map((rung) => rung.image.decode()));
+    if (!this.keyframes) return this.halt();
+    await Promise.allSettled(this.keyframes.map((keyframe) => keyframe.image.decode()));
     if (!this.timer) return;
     if (this.slider.value === this.slider.max) this.slider.value = "0";
     this.show();

@@ -14,8 +14,8 @@ export class Pause {
 
   // Only a running job can be paused, by visitors who may cancel it.
   offer(running) {
-    const { may_cancel, task } = this.card.job;
-    this.button.hidden = !(running && may_cancel && task === "develop");
+    const { can_cancel, task } = this.card.job;
+    this.button.hidden = !(running && can_cancel && task === "develop");
   }
 
   // A preview of a later step, long after the pause, means that it runs again.

@@ -2,16 +2,16 @@
 
 import { Card } from "/static/card.js";
 import { Describe } from "/static/describe.js";
-import { Start } from "/static/start.js";
-import { ask, follow, look } from "/static/wire.js";
-import { status as sentence } from "/static/words.js";
+import { InitImages } from "/static/init_images.js";
+import { ask, follow, look } from "/static/sse.js";
+import { status as sentence } from "/static/texts.js";
 
 const at = (id) => document.getElementById(id);
 const [log, list, prompt, notice, newest] = ["log", "jobs", "prompt", "notice", "newest"].map(at);
 const MOST = 60; // cards on the page; the oldest ended ones are removed
 const cards = new Map();
-const start = new Start(at("ask"), complain); // the init images
-new Describe(at("ask"), start, (text) => (write(text), prompt.focus()), complain);
+const initImages = new InitImages(at("ask"), complain);
+new Describe(at("ask"), initImages, (text) => (write(text), prompt.focus()), complain);
 const past = []; // prompts of this visit, for the up arrow
 let online = true; // whether any worker is online
 let stuck = true; // whether the page follows the newest message
@@ -58,7 +58,7 @@ const heard = {
   room: light,
   jobs: ({ jobs }) => (jobs.forEach(show), askAfter(jobs), title()),
   job: (job) => (show(job), title()),
-  queued: (place) => cards.get(place.id)?.queued({ ...place, worker: online }),
+  queued: (queued) => cards.get(queued.id)?.queued({ ...queued, has_worker: online }),
   loading: (loading) => (cards.get(loading.id)?.loading(loading), title()),
   frame: (frame) => (cards.get(frame.id)?.frame(frame), title()),
   gone: ({ id }) => (cards.get(id)?.element.remove(), cards.delete(id), title()), // its pictures were deleted
@@ -106,12 +106,12 @@ async function send() {
   const text = prompt.value.trim();
   const button = at("ask").querySelector(".imagine");
   if (button.disabled) return;
-  if (!text && !start.any) return complain("Say what you would like to see, or take one of the examples.");
+  if (!text && !initImages.any) return complain("Say what you would like to see, or take one of the examples.");
   button.disabled = true;
-  const agreed = await act("POST", "/api/jobs", () => start.order(text));
+  const agreed = await act("POST", "/api/jobs", () => initImages.buildRequest(text));
   button.disabled = false;
   if (!agreed) return prompt.focus();
-  start.clear();
+  initImages.clear();
   if (text && past.at(-1) !== text) past.push(text);
   if (prompt.value.trim() === text) write("");
 }
@@ -150,7 +150,7 @@ for (const flag of document.querySelectorAll(".flag")) {
 }
 
 list.addEventListener("begin", ({ detail }) => {
-  start.use(detail);
+  initImages.use(detail);
   prompt.focus();
 });
 

@@ -1,6 +1,6 @@
 // The thumbnail of an init image, with its mask and its weight.
 
-import { share } from "/static/easel.js";
+import { share } from "/static/mask_editor.js";
 
 const SIDE = 128; // pixels, twice the displayed size
 const LONGEST = 1024; // most pixels a side of a picture to paint on: a mask needs no more

@@ -45,14 +45,9 @@ class Broker:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        port: int = 0,
-        token: str = "",
-        *,
-        listen_address: ListenAddress | None = None,
+        self, folder: Path, port: int = 0, token: str = "", *, listen_address: ListenAddress | None = None,
         workers: Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.folder, self.workers = folder, workers
         listen_address = listen_address or ListenAddress(port=port)
         self.listen_address = listen_address if listen_address.port else replace(listen_address, port=find_free_port())

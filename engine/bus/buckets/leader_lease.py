@@ -1,4 +1,7 @@
-"""The leader claim, hardened against entries that a worker can make the broker write into the bots' bucket."""
+"""The leader lease of the bots on one broker: one holds it and works, the others stand by.
+
+Its claim is hardened against entries that a worker can make the broker write into the bots' bucket.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,13 @@ from engine.contract import MalformedMessage, decode, encode
 LEASE_KEY = "bot"
 
 
+def open_leader_lease(js: JetStreamContext, seconds: float) -> LeaderLease:
+    """Return the leader lease of the bots on one broker."""
+    return LeaderLease(LeaderClaims(js, seconds), seconds)
+
+
 class LeaderLease:
-    """Every method raises `BrokerUnreachable` while the broker is away."""
+    """The lease. Every method raises `BrokerUnreachable` while the broker is away."""
 
     def __init__(self, claims: Claims, seconds: float) -> None:
         self._claims, self.seconds = claims, seconds
@@ -46,15 +54,6 @@ class LeaderLease:
         """Return the holder; None where there is none."""
         with translate_errors("look up the leader"):
             return await self._claims.get_holder(LEASE_KEY)
-
-
-@dataclass(frozen=True)
-class LeaderEntry:
-    """The entry at the key. `holder`: None if nobody holds it. `is_free`: missing or released, not overwritten."""
-
-    revision: int = 0
-    holder: ClaimHolder | None = None
-    is_free: bool = True
 
 
 class LeaderClaims(Claims):
@@ -117,6 +116,10 @@ class LeaderClaims(Claims):
         return LeaderEntry(revision, ClaimHolder(worker=holder.worker, epoch=holder.epoch or revision))
 
 
-def open_leader_lease(js: JetStreamContext, seconds: float) -> LeaderLease:
-    """Return the leader lease of the bots on one broker."""
-    return LeaderLease(LeaderClaims(js, seconds), seconds)
+@dataclass(frozen=True)
+class LeaderEntry:
+    """The entry at the key. `holder`: None if nobody holds it. `is_free`: missing or released, not overwritten."""
+
+    revision: int = 0
+    holder: ClaimHolder | None = None
+    is_free: bool = True

@@ -1,4 +1,7 @@
-"""Latents to pixels and back through a diffusers autoencoder, in the autoencoder's own number format."""
+"""Latents to pixels and back through a diffusers autoencoder, in the autoencoder's own number format.
+
+Also describes its latent space.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,6 @@ import torch
 
 from engine.models.autoencoder.tiled_decode import decode_within_memory
 from engine.preview_maps.known_maps import LatentSpace
-
-
-def make_latent_space(config: Any, pixels_per_latent: int) -> LatentSpace:
-    """Return the latent space. `pixels_per_latent`: along a side."""
-    return LatentSpace(int(config.latent_channels), float(config.scaling_factor), get_shift(config), pixels_per_latent)
-
-
-def get_shift(config: Any) -> float:
-    """Return the shift of an autoencoder's latents."""
-    return float(config.get("shift_factor") or 0.0)
 
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -47,3 +40,13 @@ def avoid_overflow(vae: Any) -> Iterator[None]:
     finally:
         if overflows:
             torch.nn.Module.to(vae, torch.float16)
+
+
+def make_latent_space(config: Any, pixels_per_latent: int) -> LatentSpace:
+    """Return the latent space. `pixels_per_latent`: along a side."""
+    return LatentSpace(int(config.latent_channels), float(config.scaling_factor), get_shift(config), pixels_per_latent)
+
+
+def get_shift(config: Any) -> float:
+    """Return the shift of an autoencoder's latents."""
+    return float(config.get("shift_factor") or 0.0)

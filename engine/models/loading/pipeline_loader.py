@@ -140,7 +140,14 @@ def guard_default_dtype(part_class: Any, target_dtype: torch.dtype, converted_fi
     Both libraries change that default for the whole process, while another thread may be drawing noise with it.
     `converted_files`: files in another format, read a slice at a time.
     """
+    guard = _guard_diffusers_part if hasattr(part_class, "_set_default_torch_dtype") else _guard_transformers_part
+    guarded_class = guard(part_class, target_dtype, converted_files)
+    for name in ("__name__", "__qualname__", "__module__"):
+        setattr(guarded_class, name, getattr(part_class, name))
+    return guarded_class
 
+
+def _guard_diffusers_part(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path]) -> Any:
     class DiffusersPart(part_class):
         @classmethod
         def _set_default_torch_dtype(cls, dtype: torch.dtype) -> torch.dtype:
@@ -155,6 +162,10 @@ def guard_default_dtype(part_class: Any, target_dtype: torch.dtype, converted_fi
                     model._fix_state_dict_keys_on_load(state_dict)
             return super()._load_pretrained_model(model, state_dict, *others, **options)
 
+    return DiffusersPart
+
+
+def _guard_transformers_part(part_class: Any, target_dtype: torch.dtype, converted_files: Sequence[Path]) -> Any:
     class TransformersPart(part_class):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -167,20 +178,11 @@ def guard_default_dtype(part_class: Any, target_dtype: torch.dtype, converted_fi
 
         @staticmethod
         def _load_pretrained_model(model: Any, state_dict: Any, *others: Any, **options: Any) -> Any:
-            weights = (
-                read_tensors(converted_files, target_dtype, _list_float32_names(model))
-                if converted_files
-                else state_dict
-            )
-            return part_class._load_pretrained_model(model, weights, *others, **options)
+            if converted_files:
+                state_dict = read_tensors(converted_files, target_dtype, _list_float32_names(model))
+            return part_class._load_pretrained_model(model, state_dict, *others, **options)
 
-    guarded_class = DiffusersPart if hasattr(part_class, "_set_default_torch_dtype") else TransformersPart
-    guarded_class.__name__, guarded_class.__qualname__, guarded_class.__module__ = (
-        part_class.__name__,
-        part_class.__qualname__,
-        part_class.__module__,
-    )
-    return guarded_class
+    return TransformersPart
 
 
 def _list_float32_names(model: Any) -> set[str]:

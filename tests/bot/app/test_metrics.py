@@ -15,7 +15,7 @@ async def test_metrics_count_reclaims_requeues_and_poison_jobs(workplace, until,
     app = await workplace.house()
     worker = await workplace.hand("hand")
     await worker.announce()
-    (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, WEB)
+    (ticket,) = await app.services.jobs.imagine("a lamp --count 1", ann, WEB)
     job = await worker.handed()
 
     def count(name: str, **labels: str) -> float:
@@ -28,7 +28,7 @@ async def test_metrics_count_reclaims_requeues_and_poison_jobs(workplace, until,
     await report_start(first)
     await report_start(first)  # the same report again
     await report_start(first + 1)
-    await until(lambda: count("darkroom_requeues_total", cause="regained") == 1)
+    await until(lambda: count("darkroom_requeues_total", cause="reclaimed") == 1)
     await worker.say(JobFailed(job=job.id, epoch=first + 1, reason="no room", blame="worker", retry=True))
     await until(lambda: count("darkroom_requeues_total", cause="failed") == 1)
     job = await worker.handed()
@@ -46,9 +46,9 @@ async def test_a_finished_job_refunds_nothing_and_records_its_step_time(workplac
     app = await workplace.house()
     await workplace.worker()
     async with app.feed.subscribe() as events:
-        (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, WEB)
+        (ticket,) = await app.services.jobs.imagine("a lamp --count 1", ann, WEB)
         async for event in events:
-            if event.job == ticket.job and type(event).__name__ == "Settled":
+            if event.job == ticket.job and type(event).__name__ == "JobEnded":
                 break
 
     def count(name: str, **labels: str) -> float | None:

@@ -19,8 +19,8 @@ from bot.cli.imagine.result import GenerationError
 
 pytestmark = pytest.mark.asyncio
 FINISHED = {
-    "id": "J", "state": "finished", "seed": 7, "steps": 4, "sampler": "ddpm", "pictures": [], "film": None, "walks": {},
-    "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
+    "id": "J", "state": "finished", "seed": 7, "steps": 4, "sampler": "ddpm", "pictures": [], "film": None,
+    "walk_films": {}, "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
 }  # fmt: skip
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,14 +64,14 @@ class FakeServer:
         self.breaks, self.silent, self.opened = breaks, silent, 0
 
     async def imagine(self, _: web.Request) -> web.Response:
-        return web.json_response({"id": "J", "ids": ["J"], "notes": [], "worker": True}, status=201)
+        return web.json_response({"id": "J", "ids": ["J"], "notes": [], "has_worker": True}, status=201)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         self.opened += 1
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
         if not self.silent:
-            await answer.write(b'event: queued\ndata: {"place": 1, "eta": null}\n\n')
+            await answer.write(b'event: queued\ndata: {"jobs_ahead": 1, "eta": null}\n\n')
         if self.opened > self.breaks:
             await answer.write(f"event: finished\ndata: {json.dumps(FINISHED)}\n\n".encode())
         return answer
@@ -123,6 +123,6 @@ async def test_a_loading_model_is_shown_until_the_first_step() -> None:
             screen._live.refresh()
         assert "loading sd-1.5, 10 %" in text.getvalue()
         assert "loading sd-1.5, 40 %" in text.getvalue()
-        http_client._show_event("frame", {"step": 1, "of": 4, "seconds_left": 3.0, "frames": {}}, screen)
+        http_client._show_event("frame", {"step": 1, "total_steps": 4, "seconds_left": 3.0, "frames": {}}, screen)
         screen._live.refresh()
     assert "step 1 of 4" in text.getvalue()

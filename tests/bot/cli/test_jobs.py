@@ -54,8 +54,8 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
     assert "There is no store in" in await darkroom("list", fails=True)
     async with workplace.visit() as house:
         assert await darkroom("list") == "There is no job yet.\n"
-        (mine,) = await house.jobs.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
-        (theirs,) = await house.jobs.imagine("a very long prompt " * 20, BOB, DISCORD)
+        (mine,) = await house.services.jobs.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
+        (theirs,) = await house.services.jobs.imagine("a very long prompt " * 20, BOB, DISCORD)
     table = (await darkroom("list")).splitlines()
     assert [line.split()[0] for line in table] == ["job", theirs.job, mine.job]
     assert max(map(len, table)) <= 100
@@ -83,7 +83,7 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
 @pytest.mark.asyncio
 async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, ann):
     async with workplace.visit() as house:
-        tickets = [(await house.jobs.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
+        tickets = [(await house.services.jobs.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
     same = tickets[0].job[:5]
     for words, sentence in (
         (("show", "zzz"), "There is no job ZZZ."),
@@ -106,16 +106,16 @@ async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, a
 @pytest.mark.asyncio
 async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, until):
     house = await workplace.house()
-    (waiting,) = await house.jobs.imagine("a lamp", ann, WEB)
-    (behind,) = await house.jobs.imagine("a lamp", ann, WEB)
-    assert (await house.jobs.load_view(behind.job)).jobs_ahead == 1
+    (waiting,) = await house.services.jobs.imagine("a lamp", ann, WEB)
+    (behind,) = await house.services.jobs.imagine("a lamp", ann, WEB)
+    assert (await house.services.job_views.load_view(behind.job)).jobs_ahead == 1
     async with house.feed.subscribe(waiting.job) as moments:
         await darkroom("cancel", waiting.job)
         async for moment in moments:
             if isinstance(moment, JobEnded):
                 assert moment.state == "cancelled"
                 break
-    assert (await house.jobs.load_view(behind.job)).jobs_ahead == 0
+    assert (await house.services.job_views.load_view(behind.job)).jobs_ahead == 0
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
     await wait_for(until, house, behind.job, "running")
@@ -135,19 +135,19 @@ async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkro
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    (ticket,) = await house.jobs.imagine("a lamp --count 1", ann, WEB)
+    (ticket,) = await house.services.jobs.imagine("a lamp --count 1", ann, WEB)
     await wait_for(until, house, ticket.job, "running")
     output = await darkroom("requeue", ticket.job[:-1])
     bot_part = "a running bot takes it from apprentice within seconds"
     assert output == f"Job {ticket.job} is in the queue again, as attempt 2; {bot_part}.\n"
 
     def sent_again() -> bool:
-        run = house.active_jobs.by_id.get(ticket.job)
+        run = house.queue.active_jobs.by_id.get(ticket.job)
         return run is not None and run.record.attempt == 2
 
     await until(sent_again)
     await until(lambda: apprentice.begun.count(ticket.job) == 2)  # its claim is gone, or no worker could start again
-    returned = {"cause": "asked"}
+    returned = {"cause": "operator"}
     await until(lambda: house.metrics.registry.get_sample_value("darkroom_requeues_total", returned) == 1)
     apprentice.go.set()
     await wait_for(until, house, ticket.job, "finished")
@@ -162,7 +162,7 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    tickets = [(await house.jobs.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
+    tickets = [(await house.services.jobs.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
     await until(lambda: len(apprentice.begun) == 3)
     await wait_for(until, house, tickets[0].job, "running")
     settings = workplace.settings
@@ -171,7 +171,7 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
         with announce_address(settings, port):
             answer = json.loads(await darkroom("why", tickets[3].job, "--json"))
             running = await darkroom("why", tickets[0].job)
-    assert answer["bot"] is True
+    assert answer["has_bot"] is True
     assert answer["eta"] > 0
     assert "3 of this member's run already: one of them must end first." in answer["sentence"]
     assert running.startswith("It does not wait: apprentice has it, at step 0 of 40; done in about ")

@@ -90,17 +90,18 @@ async def test_tasks_of_a_job_inherit_it_and_other_tasks_do_not():
 
 def test_the_log_setting_is_read_and_a_bad_value_gives_a_sentence(monkeypatch, tmp_path):
     assert load_settings(data=tmp_path).log == "text"
-    monkeypatch.setenv("DARKROOM_LOG", "json")
+    monkeypatch.setenv("DARKROOM_LOG_FORMAT", "json")
     assert load_settings(data=tmp_path).log == "json"
-    monkeypatch.setenv("DARKROOM_LOG", "xml")
-    with pytest.raises(UserError, match="DARKROOM_LOG is not valid: input should be 'text' or 'json'"):
+    monkeypatch.setenv("DARKROOM_LOG_FORMAT", "xml")
+    with pytest.raises(UserError, match="DARKROOM_LOG_FORMAT is not valid: input should be 'text' or 'json'"):
         load_settings(data=tmp_path)
 
 
 def test_a_worker_writes_json_lines_to_stderr():
     code = (
-        "import logging, warnings\nfrom engine.process.log_format import to_stderr\n"
-        "to_stderr('json', 'shed')\nlogging.getLogger('engine').info('job %s begins', 'J\\nX')\nwarnings.warn('old')\n"
+        "import logging, warnings\nfrom engine.process.log_format import configure_stderr\n"
+        "configure_stderr('json', 'shed')\n"
+        "logging.getLogger('engine').info('job %s begins', 'J\\nX')\nwarnings.warn('old')\n"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, second = map(json.loads, process.stderr.splitlines())
@@ -115,10 +116,10 @@ async def test_a_search_for_a_job_finds_all_its_log_lines(workplace, until, ann,
     with log_to_file(log, "json"):
         house = await workplace.house()
         await workplace.worker()
-        (ticket,) = await house.jobs.imagine("a lamp\nERROR: --seed 1", ann, here)
+        (ticket,) = await house.services.jobs.imagine("a lamp\nERROR: --seed 1", ann, here)
 
         async def is_finished() -> bool:
-            return (await house.jobs.load_view(ticket.job)).state == "finished"
+            return (await house.services.job_views.load_view(ticket.job)).state == "finished"
 
         await until(is_finished)
     lines = [json.loads(line) for line in log.read_text().splitlines()]

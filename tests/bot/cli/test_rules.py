@@ -96,14 +96,14 @@ def test_mistakes_are_one_sentence(rules, words, said):
 async def test_a_running_bot_applies_rules_from_the_terminal(workplace, monkeypatch, capsys):
     app = await workplace.house()
     bob = Member("discord:5", "Bob", "g")
-    await app.jobs.imagine("a lamp", bob, Destination("web", {}))
+    await app.services.jobs.imagine("a lamp", bob, Destination("web", {}))
 
     def run_command() -> int:
         return run_rules_command(monkeypatch, workplace.settings.data, "set", "steps", "10", "--guild", "g")
 
     assert await asyncio.to_thread(run_command) == 0
     with pytest.raises(UserError, match="at most 10 are allowed here"):
-        await app.jobs.imagine("a lamp", bob, Destination("web", {}))
+        await app.services.jobs.imagine("a lamp", bob, Destination("web", {}))
 
 
 @pytest.mark.asyncio
@@ -123,13 +123,13 @@ async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace
     async def is_cancelled(job: str) -> bool:
         return await state(job) == ("cancelled", 0.0)
 
-    mine, theirs = [(await app.jobs.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
+    mine, theirs = [(await app.services.jobs.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
     assert "cancels the open jobs there within seconds" in await run_command(
         "close", "--guild", "7", "--reason", "abuse"
     )
     assert "It is closed already." in await run_command("close", "--guild", "7", "--reason", "abuse")
     with pytest.raises(UserError, match=r"closed .*abuse \(closed by this bot's operator\)"):
-        await app.jobs.imagine("a lamp", bob, here)
+        await app.services.jobs.imagine("a lamp", bob, here)
     with pytest.raises(UserError, match="only they can open it"):
         await app.services.rule_admin.open_guild(bob)
     await until(lambda: is_cancelled(mine))
@@ -137,7 +137,7 @@ async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace
     await run_command("close", "--reason", "moving")
     await until(lambda: is_cancelled(theirs))
     await run_command("open")
-    await app.jobs.imagine("a lamp", eve, here)
+    await app.services.jobs.imagine("a lamp", eve, here)
     await run_command("open", "--guild", "7")
-    await app.jobs.imagine("a lamp", bob, here)
+    await app.services.jobs.imagine("a lamp", bob, here)
     assert "It is open already." in await run_command("open", "--guild", "7", code=2)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -32,28 +31,22 @@ WARM = ModelProfile(
 LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
 
 
-class FakeStudio:
-    """The part of a studio that is used here: its workers."""
-
-    def __init__(self) -> None:
-        self.online: dict[str, Presence] = {}
-
-    def workers(self) -> dict[str, Presence]:
-        return self.online
-
-
 async def _output_while_warming(
-    code: str, log: Path, studio: FakeStudio, capsys: pytest.CaptureFixture[str], presence: Presence | None = None
+    code: str,
+    log: Path,
+    workers: dict[str, Presence],
+    capsys: pytest.CaptureFixture[str],
+    presence: Presence | None = None,
 ) -> str:
     """The output once the engine no longer warms up; `presence` announces itself meanwhile."""
     warming = asyncio.Event()
     warming.set()
     async with EngineProcess([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
-        reporting = asyncio.create_task(print_when_warm(cast("Any", studio), shop, warming))
+        reporting = asyncio.create_task(print_when_warm(lambda: workers, shop, warming))
         await asyncio.sleep(0)
         assert warming.is_set()
         if presence is not None:
-            studio.online[presence.worker] = presence
+            workers[presence.worker] = presence
         await reporting
     assert not warming.is_set()
     return capsys.readouterr().out
@@ -65,9 +58,7 @@ async def test_the_engine_warms_up_until_it_announces_itself(
     here = Presence(
         worker=LOCAL_WORKER, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test"
     )
-    assert "embedded is warm: paper" in await _output_while_warming(
-        LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here
-    )
+    assert "embedded is warm: paper" in await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, here)
 
 
 async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +82,7 @@ async def test_each_model_that_the_engine_loads_is_reported_line_by_line(monkeyp
 
 
 async def test_the_engine_warms_up_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = await _output_while_warming(FAILS, tmp_path / "engine.log", FakeStudio(), capsys)
+    output = await _output_while_warming(FAILS, tmp_path / "engine.log", {}, capsys)
     assert "The engine stopped while it started" in output
 
 
@@ -112,7 +103,7 @@ async def test_a_model_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsy
     here = Presence(
         worker=LOCAL_WORKER, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test"
     )
-    output = await _output_while_warming(LIVES, tmp_path / "engine.log", FakeStudio(), capsys, here)
+    output = await _output_while_warming(LIVES, tmp_path / "engine.log", {}, capsys, here)
     assert "large is offered, and loaded when somebody asks for it." in output
     assert "large is warm" not in output
 

@@ -154,8 +154,8 @@ async def test_a_worker_with_a_key_finishes_a_job_and_hands_one_over_when_revoke
     far = await hire("far")
     await far.announce()
     start_worker(far, workplace)
-    await until(lambda: bot_app.jobs.live_workers())
-    (first,) = await bot_app.jobs.imagine("a lamp --count 1", ann, here)
+    await until(lambda: bot_app.services.live_workers())
+    (first,) = await bot_app.services.jobs.imagine("a lamp --count 1", ann, here)
 
     async def is_finished(job: str, worker: str) -> bool:
         record = await bot_app.store.get_job(job)
@@ -164,7 +164,7 @@ async def test_a_worker_with_a_key_finishes_a_job_and_hands_one_over_when_revoke
     await until(lambda: is_finished(first.job, "far"), 15)
     assert far.bus.client.last_error is None
     far.go.clear()
-    (second,) = await bot_app.jobs.imagine("a tree --count 1", ann, here)
+    (second,) = await bot_app.services.jobs.imagine("a tree --count 1", ann, here)
     await until(lambda: second.job in far.begun)
     reply = await asyncio.to_thread(key_admin.revoke_key, load_settings(data=tmp_path), "far", as_json=False)
     assert "has closed its connection" in reply
@@ -178,11 +178,11 @@ async def test_a_worker_with_a_key_cannot_report_as_others_or_about_their_jobs(w
     bot_app = await workplace.house()
     honest, _ = await workplace.worker("honest")
     honest.go.clear()
-    await until(lambda: bot_app.jobs.live_workers())
-    (ticket,) = await bot_app.jobs.imagine("a lamp --count 1", ann, here)
+    await until(lambda: bot_app.services.live_workers())
+    (ticket,) = await bot_app.services.jobs.imagine("a lamp --count 1", ann, here)
     job = ticket.job
-    await until(lambda: job in bot_app.active_jobs.by_id and bot_app.active_jobs.by_id[job].is_claimed)
-    epoch = bot_app.active_jobs.by_id[job].record.epoch
+    await until(lambda: job in bot_app.queue.active_jobs.by_id and bot_app.queue.active_jobs.by_id[job].is_claimed)
+    epoch = bot_app.queue.active_jobs.by_id[job].record.epoch
     evil = await hire("evil")
     await evil.say(JobStarted(job=job, epoch=epoch, worker="honest"))
     await evil.say(JobStarted(job=job, epoch=epoch, worker="evil"))

@@ -18,9 +18,9 @@ from blockbuster import BlockBuster
 
 from bot.app.settings import load_settings
 from bot.app.wiring import open_app
-from bot.discord.client import DarkroomClient
 from bot.discord.delivery.courier import Courier
 from bot.discord.delivery.discord_api import MessageClient
+from bot.discord.start import RunningClient
 from bot.images.uploads.image_links import FileUnavailable
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from bot.app.wiring import App
     from bot.services import Services
     from bot.services.job_views.deliveries import Deliveries
-    from bot.services.jobs.job_service import JobService
 
 mimetypes.init()  # reads its files now, not at the first upload to the simulated Discord
 
@@ -61,7 +60,7 @@ class World:
     """One server with two members, the bot in it, and the whole app behind the bot."""
 
     house: App
-    client: DarkroomClient
+    client: RunningClient
     painter: Painter
     folder: Path
     uploads: Uploads = field(default_factory=Uploads)
@@ -82,15 +81,15 @@ class World:
     async def online(self) -> None:
         """Start the worker and wait until the app sees it."""
         self.tasks.append(asyncio.create_task(self.painter.run()))
-        await self.until(lambda: self.studio.live_workers())
+        await self.until(lambda: self.services.live_workers())
 
     async def close(self) -> None:
         for task in self.tasks:
             await stop(task)
 
     @property
-    def studio(self) -> JobService:
-        return self.house.jobs
+    def services(self) -> Services:
+        return self.house.services
 
     @property
     def deliveries(self) -> Deliveries:
@@ -140,8 +139,8 @@ class World:
         await self.env.restart_bot(self.client)
 
 
-def create_client(desk: Services, folder: Path) -> DarkroomClient:
-    return DarkroomClient(desk, folder / "synced", shard_count=1)
+def create_client(desk: Services, folder: Path) -> RunningClient:
+    return RunningClient(desk, folder / "synced", shard_count=1)
 
 
 @asynccontextmanager

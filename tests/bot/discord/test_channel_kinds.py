@@ -57,7 +57,7 @@ async def test_pictures_and_commands_work_in_every_kind_of_channel(open_world: A
         channel = CHANNELS[room](world)
         message = await imagine(world, channel)
         assert len(message.attachments) == 1
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert view.channel == str(getattr(channel._channel, "parent_id", None) or channel.id), (
             "a thread counts as its parent"
         )
@@ -78,7 +78,7 @@ async def test_every_command_for_members_works_in_a_direct_message(open_world: A
         result = await user.slash("imagine", prompt="red apple", seed=3)
         await world.until(lambda: world.painter.done)
         await world.until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert "Seed: 3" in text(await user.slash("info", job=view.id))
         assert "Running: 0 of 3" in text(await user.slash("info"))
         assert "`ping`" in text(await user.slash("prefer show"))
@@ -114,7 +114,7 @@ async def test_missing_permissions_are_named_when_a_job_takes_long(open_world: A
 async def test_without_permission_to_attach_files_jobs_and_films_are_refused(open_world: Any) -> None:
     async with open_world() as world:
         await imagine(world, world.channel)
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         everyone = world.guild.default_role
         mute = world.guild.create_text_channel(
             "mute", overwrites={everyone: discord.PermissionOverwrite(attach_files=False)}
@@ -127,7 +127,7 @@ async def test_without_permission_to_attach_files_jobs_and_films_are_refused(ope
             refusal = await world.alice.slash(mute, command, **options)
             assert refusal.ephemeral
             assert "Attach Files" in text(refusal)
-        assert len(await world.studio.load_recent()) == 1
+        assert len(await world.services.job_views.load_recent()) == 1
 
 
 class FakeInteraction:

@@ -15,7 +15,7 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from bot.app.settings import load_settings
-from bot.discord import client
+from bot.discord import start
 
 pytestmark = pytest.mark.asyncio
 
@@ -25,7 +25,7 @@ def restore_discord_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restore what the settings change in the library."""
     monkeypatch.setattr(Route, "BASE", Route.BASE)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", DiscordWebSocket.DEFAULT_GATEWAY)
-    monkeypatch.setattr(client, "RETRY_DELAY", 0.01)
+    monkeypatch.setattr(start, "RETRY_DELAY", 0.01)
 
 
 async def test_the_client_waits_out_an_outage_and_logs_a_wrong_token_once(
@@ -44,7 +44,7 @@ async def test_the_client_waits_out_an_outage_and_logs_a_wrong_token_once(
             data=tmp_path, discord_api=str(server.make_url("/api/v10")), discord_token="not-a-real-token"
         )
         with caplog.at_level(logging.WARNING):
-            await asyncio.wait_for(client.run_client(settings, world.house.services), 20.0)
+            await asyncio.wait_for(start.run_client(settings, world.house.services), 20.0)
     assert answers == []
     assert caplog.text.count("cannot be reached") == 2
     assert caplog.text.count("Discord refused DISCORD_TOKEN") == 1
@@ -54,13 +54,13 @@ async def test_the_client_waits_out_an_outage_and_logs_a_wrong_token_once(
 async def test_without_a_token_serve_returns_at_once(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
         await asyncio.wait_for(
-            client.run_client(load_settings(data=tmp_path, discord_token=None), world.house.services), 1.0
+            start.run_client(load_settings(data=tmp_path, discord_token=None), world.house.services), 1.0
         )
 
 
 async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
-        discord_client = client.create_client(
+        discord_client = start.create_client(
             load_settings(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.house.services
         )
         assert discord_client.intents == discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True)
@@ -72,7 +72,7 @@ async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_worl
 async def test_team_members_who_joined_and_may_write_are_operators(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         application = await world.client.application_info()
-        assert client.operator_ids_of(application) == {application.owner.id} == world.client.operator_ids
+        assert start.operator_ids_of(application) == {application.owner.id} == world.client.operator_ids
         roles = {1: (2, "admin"), 2: (2, "developer"), 3: (2, "read_only"), 4: (1, "admin"), 5: (2, "")}
         user = {"username": "u", "discriminator": "0", "avatar": None, "global_name": None}
         members: list[Any] = [
@@ -87,4 +87,4 @@ async def test_team_members_who_joined_and_may_write_are_operators(open_world: A
         ]
         data: Any = {"id": "9", "name": "team", "icon": None, "owner_user_id": "5", "members": members}
         application.team = discord.Team(world.client._connection, data)
-        assert client.operator_ids_of(application) == {1, 2, 5}
+        assert start.operator_ids_of(application) == {1, 2, 5}

@@ -25,8 +25,8 @@ async def imagine(world: Any, channel: Any, prompt: str) -> str:
     else:
         await world.alice.slash(channel, "imagine", prompt=prompt, count=1)
     await world.until(lambda: len(world.painter.done) > finished_before)
-    (view, *_) = await world.studio.load_recent()
-    await world.until(lambda: view.id not in world.house.active_jobs.by_id)
+    (view, *_) = await world.services.job_views.load_recent()
+    await world.until(lambda: view.id not in world.house.queue.active_jobs.by_id)
     return view.id
 
 

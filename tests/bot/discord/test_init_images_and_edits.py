@@ -27,7 +27,7 @@ SQUARE = ("m.png", png(64, 64, 255))
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.load_recent())[0]
+    return (await world.services.job_views.load_recent())[0]
 
 
 async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
@@ -55,7 +55,7 @@ async def test_a_bad_init_image_mask_or_branch_is_refused_ephemerally(open_world
         assert "add that picture as image" in await read_refusal(mask=MASK)
         assert "so it takes no image" in await read_refusal(image=PICTURE, branch="x:4")
         assert "names no job" in await read_refusal(branch="whatever")
-        assert await world.studio.load_recent() == []
+        assert await world.services.job_views.load_recent() == []
 
 
 @dataclass
@@ -76,7 +76,9 @@ async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> No
     async with open_world(worker=False) as world:
         bring = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
         with pytest.raises(UserError, match=r"did not let me download huge\.png"):
-            await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Destination("discord"), bring=bring)
+            await world.services.jobs.imagine(
+                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), bring=bring
+            )
 
 
 async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
@@ -139,7 +141,9 @@ async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_wo
         assert (view.recipe.width, view.recipe.height) == (64, 64)
         assert view.recipe.start.mask
         with pytest.raises(UserError, match="a square already"):
-            await world.studio.zoom_to_square(view.id, 0, Member("local:ann", "Ann", "local"), Destination("web"))
+            await world.services.edits.zoom_to_square(
+                view.id, 0, Member("local:ann", "Ann", "local"), Destination("web")
+            )
 
 
 async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> None:
@@ -167,7 +171,7 @@ async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
         upscale = await world.ended(await world.alice.click(grid, label="U1"))
         replies = [await world.alice.click(upscale, label="Zoom out 2×") for _ in range(2)]
         assert sum("already on its way" in text(each) for each in replies) == 1
-        assert [view.action for view in await world.studio.load_recent()] == ["zoom", "upscale", "imagine"]
+        assert [view.action for view in await world.services.job_views.load_recent()] == ["zoom", "upscale", "imagine"]
 
 
 async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:

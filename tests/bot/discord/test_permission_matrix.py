@@ -187,7 +187,7 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     await world.until(lambda: len(world.painter.done) == count)
     while await world.deliveries.list_undelivered("discord"):
         await world.until(lambda: True)
-    views = await world.studio.load_recent()
+    views = await world.services.job_views.load_recent()
     everywhere = Member(f"discord:{staff.keeper.id}", "keeper", "*", is_operator=True)
     await world.client.services.rule_admin.close_guild(everywhere, "for the test")
 
@@ -274,7 +274,7 @@ async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any)
             card = await scene.send_board(actor, [f"erase:{left[0]}"])
             expected = scene.forbidden("delete", actor, left[0])
             check_answer(expected, await actor.hand.click(card, custom_id=f"erase:{left[0]}"), f"erase by {actor.name}")
-            remaining = {view.id for view in await world.studio.load_recent()}
+            remaining = {view.id for view in await world.services.job_views.load_recent()}
             assert (left[0] in remaining) == (expected is not None), actor.name
             left = [job for job in left if job in remaining]
         assert len(left) == 1, "the author and this bot's operator in three places each, moderator, admin, owner"

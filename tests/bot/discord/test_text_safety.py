@@ -158,7 +158,7 @@ async def test_no_message_of_the_bot_obeys_a_hostile_prompt_or_name(open_world: 
         check_harmless(result.response)
         assert "fox" in result.response.content, result.response.content
         check_harmless(await world.ended(result))
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         for command, options in (("queue", {}), ("info", {}), ("info", {"job": view.id}), ("mine", {})):
             check_harmless((await world.bob.slash(world.channel, command, **options)).response)
             check_harmless((await mallory.slash(world.channel, command, **options)).response)
@@ -215,7 +215,7 @@ async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_wo
         world.painter.stand_at = 3
         await world.alice.slash(crew, "imagine", prompt="a secret fox")
         await world.until(lambda: not world.painter.going.is_set())
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert not view.private
         for reader in (world.bob, mo):
             content = (await reader.slash(world.channel, "queue")).response.content
@@ -236,7 +236,7 @@ async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_wo
 async def create_alices_member(world: Any) -> Any:
     """Alice as the app knows her, from a job that is deleted again."""
     await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp"))
-    (view,) = await world.studio.load_recent()
+    (view,) = await world.services.job_views.load_recent()
     member = Member(view.member_id, view.member_name, view.guild)
     await world.house.services.moderation.delete_pictures(view.id, member)
     for message in list(world.channel.history()):
@@ -258,7 +258,7 @@ async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> Non
         assert "alice" not in content
         mine = (await world.alice.slash(world.channel, "queue")).response.content
         assert "a secret fox" in mine
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         for command, option in (("info", "job"), ("cancel", "job"), ("reproduce", "job"), ("film", "job")):
             offers = await world.bob.autocomplete(world.channel, command, option, "")
             assert "secret" not in str(offers)
@@ -281,12 +281,12 @@ async def test_a_job_deleted_while_it_runs_is_not_posted_again(
         world.painter.stand_at = 5
         result = await world.alice.slash(world.channel, "imagine", prompt="a fox")
         await world.until(lambda: "step 4 of 20" in world.message(result.response.id).content)
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         member = Member(view.member_id, view.member_name, view.guild)
         await deletion.delete_job(world.client, view.id, member)
         world.painter.stand_at = None
         world.painter.going.set()
-        await world.until(lambda: view.id not in world.house.active_jobs.by_id)
+        await world.until(lambda: view.id not in world.house.queue.active_jobs.by_id)
         assert (await world.house.store.get_job(view.id)).state == "cancelled"
         again = await world.alice.slash(world.channel, "imagine", prompt="a lamp", count=1)
         await world.ended(again)

@@ -46,14 +46,9 @@ def queue_check(usage: Usage, *, count: int = 1, by: str = "") -> Callable[[], N
 
 
 def cost_check(
-    spent: list[Charge],
-    cost: float,
-    *,
-    limit: float = DEFAULTS.cost_day,
-    window: float = DAY_SECONDS,
-    now: float = NOW,
-    **said: str,
-) -> Callable[[], None]:
+    spent: list[Charge], cost: float, *, limit: float = DEFAULTS.cost_day, window: float = DAY_SECONDS,
+    now: float = NOW, **said: str,
+) -> Callable[[], None]:  # fmt: skip
     return lambda: check_cost(limit, sum_spending(spent, now, window), cost, now, **said)
 
 

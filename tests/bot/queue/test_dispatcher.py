@@ -25,7 +25,7 @@ BOB = Member("local:bob", "Bob", "local")
 
 
 async def submit_jobs(house, member, here, times=1, text="a lamp --count 4"):
-    return [(await house.jobs.imagine(text, member, here))[0].job for _ in range(times)]
+    return [(await house.services.jobs.imagine(text, member, here))[0].job for _ in range(times)]
 
 
 def read_states(house, jobs):
@@ -44,7 +44,7 @@ def all_have_state(house, jobs, *allowed):
 
 
 async def wait_for_worker(house, until):
-    await until(lambda: house.jobs.live_workers())
+    await until(lambda: house.services.live_workers())
 
 
 @pytest.mark.parametrize(("rows", "beyond"), [(1, 12), (8, 96), (16, 96), (32, 96), (96, 96), (320, 320)])
@@ -63,7 +63,7 @@ async def test_dispatch_stays_within_the_workers_rows_and_lets_a_newcomer_in(wor
     (other,) = await submit_jobs(house, BOB, here)
     await until(lambda: other in apprentice.begun)
     assert await read_states(house, mine) == ["running", "running", "queued", "queued"]
-    queue = await house.jobs.load_queue("local")
+    queue = await house.services.job_views.load_queue("local")
     assert [view.id for view in queue] == [mine[0], mine[1], other, mine[2], mine[3]]
     assert [view.jobs_ahead for view in queue] == [None, None, None, 0, 1]
     assert queue[-1].wait_reason == "1 ahead of it."
@@ -80,9 +80,9 @@ async def test_a_members_running_jobs_stay_within_their_limit(workplace, until, 
     await wait_for_worker(house, until)
     mine = await submit_jobs(house, ann, here, 5)
     await until(lambda: len(apprentice.begun) == 3)
-    await house.dispatcher.run_round()
+    await house.queue.dispatcher.run_round()
     assert await read_states(house, mine) == ["running"] * 3 + ["queued"] * 2
-    assert (await house.jobs.load_view(mine[3])).wait_reason.startswith("3 of this member's run already")
+    assert (await house.services.job_views.load_view(mine[3])).wait_reason.startswith("3 of this member's run already")
     apprentice.go.set()
     await until(all_have_state(house, mine, "finished"))
 
@@ -90,11 +90,11 @@ async def test_a_members_running_jobs_stay_within_their_limit(workplace, until, 
 @pytest.mark.asyncio
 async def test_without_a_worker_a_job_waits_and_says_so(workplace, until, ann, here):
     house = await workplace.house()
-    (ticket,) = await house.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await house.services.jobs.imagine("a lamp", ann, here)
     assert (ticket.has_worker, ticket.eta) == (False, None)
     assert any("No worker is online" in note for note in ticket.notes)
     assert (ticket.steps, ticket.sampler) == (1000, "ddpm")
-    view = await house.jobs.load_view(ticket.job)
+    view = await house.services.job_views.load_view(ticket.job)
     assert (view.state, view.has_worker, view.wait_reason) == ("queued", False, "No worker is online for embedded.")
     await workplace.worker()
     await until(all_have_state(house, [ticket.job], "finished"))
@@ -167,7 +167,7 @@ async def test_messages_that_the_broker_lost_are_published_again_at_the_start(wo
 async def test_messages_that_the_broker_has_are_not_duplicated_at_the_start(workplace, until, ann, here):
     bus, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
     house = await workplace.house()
-    await house.dispatcher.republish()
+    await house.queue.dispatcher.republish()
     assert (await bus.js.stream_info(subjects.WORK)).state.messages == 2
     assert await read_states(house, jobs) == ["sent", "sent"]
 
@@ -250,11 +250,11 @@ async def test_a_job_that_waits_too_long_fails_and_costs_nothing(workplace, unti
     house = await workplace.house(clock=lambda: now[0])
     (job,) = await submit_jobs(house, ann, here)
     now[0] += 59
-    await house.patrol.run_round()
-    assert (await house.jobs.load_view(job)).state == "queued"
+    await house.queue.patrol.run_round()
+    assert (await house.services.job_views.load_view(job)).state == "queued"
     now[0] += 2
-    await house.patrol.run_round()
-    view = await house.jobs.load_view(job)
+    await house.queue.patrol.run_round()
+    view = await house.services.job_views.load_view(job)
     assert (view.state, view.cost) == ("failed", 0.0)
     assert "waited too long" in view.reason
 
@@ -262,9 +262,9 @@ async def test_a_job_that_waits_too_long_fails_and_costs_nothing(workplace, unti
 @pytest.mark.asyncio
 async def test_a_running_job_past_its_deadline_fails_with_a_reason_of_its_own(workplace, until, ann, here):
     house, _, job = await _start_running_job(workplace, until, ann, here)
-    house.patrol._clock = lambda: time.time() + workplace.settings.max_age + 1
-    await house.patrol.run_round()
-    view = await house.jobs.load_view(job)
+    house.queue.patrol._clock = lambda: time.time() + workplace.settings.max_age + 1
+    await house.queue.patrol.run_round()
+    view = await house.services.job_views.load_view(job)
     assert (view.state, view.reason) == ("failed", "It was not done in time; nothing was charged.")
 
 
@@ -276,7 +276,7 @@ async def test_a_waiting_job_is_sent_with_the_current_weights_of_its_model(workp
     await apprentice.announce()
     await wait_for_worker(house, until)
     (job,) = await submit_jobs(house, ann, here)
-    assert (await house.jobs.load_view(job)).task.revision == "1"
+    assert (await house.services.job_views.load_view(job)).task.revision == "1"
     apprentice.revision, apprentice.rows = "2", 32
     again = await apprentice.handed()
     assert (again.id, again.task.revision) == (job, "2")
@@ -290,14 +290,14 @@ async def test_a_job_can_be_cancelled_in_every_state(workplace, until, ann, here
     await wait_for_worker(house, until)
     running, waiting = await submit_jobs(house, ann, here, 2)
     await until(all_have_state(house, [running], "running"))
-    assert "nothing was charged" in await house.jobs.cancel(waiting, ann)
+    assert "nothing was charged" in await house.services.jobs.cancel(waiting, ann)
     assert await read_states(house, [waiting]) == ["cancelled"]
-    assert (await house.jobs.cancel(running, ann)).startswith("Cancelling")
+    assert (await house.services.jobs.cancel(running, ann)).startswith("Cancelling")
     await until(all_have_state(house, [running], "cancelled"))
-    assert await house.jobs.cancel(running, ann) == "Cancelled."
+    assert await house.services.jobs.cancel(running, ann) == "Cancelled."
     record = await house.store.get_job(running)
     assert record.charged == pytest.approx(record.cost / 4)
-    assert not house.active_jobs.by_id
+    assert not house.queue.active_jobs.by_id
 
 
 @pytest.mark.asyncio
@@ -305,7 +305,7 @@ async def test_a_job_without_a_worker_is_cancelled_at_once(workplace, until, ann
     _, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
     await asyncio.sleep(1.2)  # the worker's presence lapses
     house = await workplace.house()
-    assert "no worker" in await house.jobs.cancel(jobs[0], ann)
+    assert "no worker" in await house.services.jobs.cancel(jobs[0], ann)
     assert await read_states(house, jobs[:1]) == ["cancelled"]
     assert (await house.store.get_job(jobs[0])).charged == 0.0
 
@@ -313,15 +313,15 @@ async def test_a_job_without_a_worker_is_cancelled_at_once(workplace, until, ann
 @pytest.mark.asyncio
 async def test_no_worker_counts_as_lost_while_its_reports_wait(workplace, until, ann, here):
     house, apprentice, job = await _start_running_job(workplace, until, ann, here)
-    run, now = house.active_jobs.by_id[job], time.time()
+    run, now = house.queue.active_jobs.by_id[job], time.time()
     assert await house.bus.revoke_claim(job, run.record.epoch)
-    house.patrol._orphaned_since[job] = now - 60.0
-    house.active_jobs.results_behind_until = now + 60.0
-    await house.patrol._check_claim(run)
+    house.queue.patrol._orphaned_since[job] = now - 60.0
+    house.queue.active_jobs.results_behind_until = now + 60.0
+    await house.queue.patrol._check_claim(run)
     assert (await house.store.get_job(job)).attempt == 1, "its worker may be done, and its report may still wait"
-    house.patrol._orphaned_since[job] = now - 60.0
-    house.active_jobs.results_behind_until = now - 1.0
-    await house.patrol._check_claim(run)
+    house.queue.patrol._orphaned_since[job] = now - 60.0
+    house.queue.active_jobs.results_behind_until = now - 1.0
+    await house.queue.patrol._check_claim(run)
     assert (await house.store.get_job(job)).attempt == 2
     apprentice.go.set()
     await until(all_have_state(house, [job], "finished"))
@@ -333,9 +333,9 @@ async def test_a_late_requeue_takes_no_claim_from_the_next_worker(workplace, unt
     record = await house.store.get_job(job)
     line = AuditEntry(job, time.time(), "running", "queued", record.attempt, 0, job_admin.REQUEUE_NOTE)
     for epoch in (0, record.epoch - 1):
-        await house.external_changes._apply_change(replace(line, epoch=epoch))
+        await house.queue.external_changes._apply_change(replace(line, epoch=epoch))
         assert (await house.bus.get_holder(job)).epoch == record.epoch
-    await house.external_changes._apply_change(replace(line, epoch=record.epoch))
+    await house.queue.external_changes._apply_change(replace(line, epoch=record.epoch))
     assert await house.bus.get_holder(job) is None
 
 
@@ -346,7 +346,7 @@ async def test_streams_that_could_not_be_created_at_reconnection_are_created_lat
     await wait_for_worker(house, until)
     for stream in (subjects.RESULTS, subjects.WORK):
         await house.bus.js.delete_stream(stream)
-    await house.dispatcher.handle_reconnect()
+    await house.queue.dispatcher.handle_reconnect()
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "finished"))
 
@@ -360,7 +360,7 @@ async def test_the_patrol_ends_a_cancelled_job_that_no_worker_answers(workplace,
     (job,) = await submit_jobs(house, ann, here)
     await until(all_have_state(house, [job], "running"))
     await apprentice.vanish(task)
-    assert (await house.jobs.cancel(job, ann)).startswith("Cancelling")
+    assert (await house.services.jobs.cancel(job, ann)).startswith("Cancelling")
     await until(all_have_state(house, [job], "cancelled"))
 
 
@@ -369,8 +369,8 @@ async def test_a_job_that_finished_while_the_bot_was_away_is_not_sent_again(work
     hand = await workplace.hand("hand")
     async with workplace.visit() as house:
         await hand.announce()
-        await until(lambda: house.jobs.live_workers())
-        (ticket,) = await house.jobs.imagine("a lamp --count 1", ann, here)
+        await until(lambda: house.services.live_workers())
+        (ticket,) = await house.services.jobs.imagine("a lamp --count 1", ann, here)
         async with asyncio.timeout(10):
             while (delivered := await hand.bus.pull_job(["default"], timeout=0.5)) is None:
                 await hand.announce()
@@ -381,5 +381,5 @@ async def test_a_job_that_finished_while_the_bot_was_away_is_not_sent_again(work
     before = (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq
     house = await workplace.house()
     await until(all_have_state(house, [ticket.job], "finished"))
-    await house.dispatcher.run_round()
+    await house.queue.dispatcher.run_round()
     assert (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq == before

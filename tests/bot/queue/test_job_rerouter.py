@@ -58,7 +58,7 @@ def test_loaded_models_count_where_rows_are_free():
 
 
 async def _have_moved(app: Any, jobs: list[str]) -> bool:
-    await app.rerouting.round()
+    await app.queue.rerouter.round()
     records = await app.store.read(queries.get_jobs, jobs)
     return all(records[job].pool == "other" for job in jobs)
 
@@ -68,21 +68,21 @@ async def test_jobs_of_a_dead_pool_run_in_another(workplace, until, ann, here):
     app = await workplace.house()
     first = await workplace.hand("first")
     await first.announce()
-    await until(lambda: app.jobs.live_workers())
-    tickets = [(await app.jobs.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
-    await app.dispatcher.run_round()
+    await until(lambda: app.services.live_workers())
+    tickets = [(await app.services.jobs.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
+    await app.queue.dispatcher.run_round()
     records = await app.store.read(queries.get_jobs, tickets)
     assert {record.pool for record in records.values()} == {"default"}
     assert {record.state for record in records.values()} == {"sent", "queued"}
     second = await workplace.hand("second")
     second.pools = ("other",)
     announcing = asyncio.create_task(_keep_announcing(second))
-    await until(lambda: set(app.jobs.live_workers()) == {"second"})
+    await until(lambda: set(app.services.live_workers()) == {"second"})
     await until(lambda: _have_moved(app, tickets))
     history = await app.store.read(queries.list_audit, tickets)
     assert sum(entry.why.startswith("from pool default") for entry in history) == len(tickets)
     for _ in range(5):
-        await app.dispatcher.run_round()
+        await app.queue.dispatcher.run_round()
     records = await app.store.read(queries.get_jobs, tickets)
     assert sum(record.state == "sent" for record in records.values()) == 3, "only as many as may run at once"
     delivered = await second.bus.pull_job(["other"], timeout=5)

@@ -15,10 +15,10 @@ async def test_a_change_in_sql_whose_reply_was_lost_reaches_the_active_jobs(work
     app = await workplace.house()
     worker, running = await workplace.worker()
     worker.go.clear()
-    await until(lambda: app.jobs.live_workers())
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    await until(lambda: app.services.live_workers())
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     job = ticket.job
-    await until(lambda: job in app.active_jobs.by_id and app.active_jobs.by_id[job].is_claimed)
+    await until(lambda: job in app.queue.active_jobs.by_id and app.queue.active_jobs.by_id[job].is_claimed)
     async with app.feed.subscribe(job) as events:
         if how == "finish":
             await app.store.end_job("finish", job, time.time(), 1.0)  # as with a commit whose reply was lost
@@ -30,9 +30,12 @@ async def test_a_change_in_sql_whose_reply_was_lost_reaches_the_active_jobs(work
                 if isinstance(event, JobEnded):
                     assert event.state == "finished"
                     break
-            await until(lambda: job not in app.active_jobs.by_id)
+            await until(lambda: job not in app.queue.active_jobs.by_id)
         else:
             await workplace.worker("another")
             await until(
-                lambda: job in app.active_jobs.by_id and app.active_jobs.by_id[job].record.worker == "another", 20
+                lambda: (
+                    job in app.queue.active_jobs.by_id and app.queue.active_jobs.by_id[job].record.worker == "another"
+                ),
+                20,
             )

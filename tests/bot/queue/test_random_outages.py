@@ -32,9 +32,9 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
     for _ in range(2):  # a third worker lost at the same step would make it a poison job
         async with workplace.visit() as app:
             worker, running = await workplace.worker(f"w{rng.randrange(10**6)}", rows=rng.choice([8, 16, 64]))
-            await until(lambda app=app: app.jobs.live_workers())
+            await until(lambda app=app: app.services.live_workers())
             for member in members:
-                (ticket,) = await app.jobs.imagine("a lamp --count 2", member, here)
+                (ticket,) = await app.services.jobs.imagine("a lamp --count 2", member, here)
                 tickets.append(ticket.job)
                 await asyncio.sleep(rng.random() * 0.05)
             await asyncio.sleep(rng.random() * 0.2)
@@ -66,15 +66,15 @@ async def test_a_broker_that_keeps_losing_its_store_makes_no_poison_job(workplac
     jobs: list[str] = []
 
     def run():
-        return app.active_jobs.by_id[jobs[0]]
+        return app.queue.active_jobs.by_id[jobs[0]]
 
     for times in range(5):
         worker, running = await workplace.worker(f"w{times}")
         worker.go.clear()
-        await until(lambda: app.jobs.live_workers())
+        await until(lambda: app.services.live_workers())
         if not jobs:
-            jobs.append((await app.jobs.imagine("a lamp", ann, here))[0].job)
-        await until(lambda name=worker.name: jobs[0] in app.active_jobs.by_id and run().record.worker == name, 30)
+            jobs.append((await app.services.jobs.imagine("a lamp", ann, here))[0].job)
+        await until(lambda name=worker.name: jobs[0] in app.queue.active_jobs.by_id and run().record.worker == name, 30)
         await worker.frame(run().record.to_job(), run().epoch, 0, 20)
         await until(lambda: run().step == 20)
         await worker.vanish(running)

@@ -34,7 +34,7 @@ async def wait_for_results(app, until):
     """Waits until every report is handled."""
 
     async def is_empty():
-        info = await app.result_consumer._bus.js.stream_info(subjects.RESULTS)
+        info = await app.queue.result_consumer._bus.js.stream_info(subjects.RESULTS)
         return info.state.messages == 0
 
     await until(is_empty, 15)
@@ -48,8 +48,8 @@ def open_job(workplace, until, ann, here):
         app = await workplace.house()
         worker = await workplace.hand("hand")
         await worker.announce()
-        await until(lambda: app.jobs.live_workers())
-        (ticket,) = await app.jobs.imagine(text, ann, here)
+        await until(lambda: app.services.live_workers())
+        (ticket,) = await app.services.jobs.imagine(text, ann, here)
         job = await worker.handed()
         await worker.say(JobStarted(job=ticket.job, epoch=10, worker="hand"))
         await wait_for_results(app, until)
@@ -74,7 +74,7 @@ async def test_stale_repeated_and_late_reports_change_nothing(open_job, until):
         await worker.say(finished_report(job))
     await worker.say(JobFailed(job=job.id, epoch=11, reason="late", blame="member"))
     await wait_for_results(app, until)
-    view = await app.jobs.load_view(job.id)
+    view = await app.services.job_views.load_view(job.id)
     assert (view.state, view.reason, len(view.pictures), view.ladders) == ("finished", "", 1, (0,))
     assert (await app.store.get_job(job.id)).worker == "hand"
 
@@ -85,8 +85,8 @@ async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job,
     await worker.say(JobStarted(job=UNKNOWN, epoch=1, worker="hand"))
     await worker.say(JobFinished(job=UNKNOWN, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0))
     await wait_for_results(app, until)
-    assert app.result_consumer._bus.dead_letters.count == {}
-    assert (await app.jobs.load_view(job.id)).state == "running"
+    assert app.queue.result_consumer._bus.dead_letters.count == {}
+    assert (await app.services.job_views.load_view(job.id)).state == "running"
 
 
 @pytest.mark.asyncio
@@ -115,7 +115,7 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
         )  # fmt: skip
         await worker.say(picture)
     await worker.say(finished_report(job))
-    await until(lambda: app.result_consumer._bus.dead_letters.count["results"] == 1)
+    await until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
 
     async def is_queued_again():
         return (await app.store.get_job(job.id)).attempt == 2
@@ -128,7 +128,7 @@ async def test_a_bad_picture_becomes_a_dead_letter_and_the_job_runs_again(open_j
     await worker.ladder(job, 20, 0)
     await worker.say(finished_report(job, 20))
     await wait_for_results(app, until)
-    assert (await app.jobs.load_view(job.id)).state == "finished"
+    assert (await app.services.job_views.load_view(job.id)).state == "finished"
 
 
 @pytest.mark.asyncio
@@ -136,14 +136,14 @@ async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, u
     monkeypatch.setattr(consumer, "OUTAGE_PAUSE", 0.05)
     app, worker, job = await open_job()
     tries = []
-    take = app.result_consumer.apply_result
+    take = app.queue.result_consumer.apply_result
 
     async def count_and_take(value, **more):
         tries.append(type(value))
         await take(value, **more)
 
-    monkeypatch.setattr(app.result_consumer, "apply_result", count_and_take)
-    blocked = Path(app.jobs._gallery._pictures._folder) / "sha256"
+    monkeypatch.setattr(app.queue.result_consumer, "apply_result", count_and_take)
+    blocked = Path(app.services.gallery._pictures._folder) / "sha256"
     blocked.write_bytes(b"in the way of every picture")
     await worker.picture(job, 10, 0)
     await until(lambda: tries)
@@ -153,8 +153,8 @@ async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, u
     blocked.unlink()
     await wait_for_results(app, until)
     record = await app.store.get_job(job.id)
-    assert (record.state, record.attempt, app.result_consumer._bus.dead_letters.count) == ("finished", 1, {})
-    assert not app.result_consumer._delayed_pictures
+    assert (record.state, record.attempt, app.queue.result_consumer._bus.dead_letters.count) == ("finished", 1, {})
+    assert not app.queue.result_consumer._delayed_pictures
 
 
 @pytest.mark.asyncio
@@ -180,7 +180,7 @@ async def test_a_worker_that_starts_an_ended_job_is_told_to_stop(open_job, until
     await worker.say(JobStarted(job=job.id, epoch=30, worker="hand"))
     await wait_for_results(app, until)
     assert await worker.bus.is_cancelled(job.id)
-    assert (await app.jobs.load_view(job.id)).state == "failed"
+    assert (await app.services.job_views.load_view(job.id)).state == "failed"
 
 
 @pytest.mark.asyncio
@@ -202,8 +202,8 @@ async def test_only_frames_that_fit_their_job_are_shown(open_job, until):
         async with asyncio.timeout(5):
             assert await anext(events) == JobProgress(job.id, 20, 40, 90.0, {0: JPEG})
     await worker.announce()  # on a busy machine the first announcement may be older than a lease
-    await until(app.jobs.live_workers)
-    view = await app.jobs.load_view(job.id)
+    await until(app.services.live_workers)
+    view = await app.services.job_views.load_view(job.id)
     assert (view.step, view.of) == (20, 40)
     assert view.eta == pytest.approx(90.0, abs=30.0)  # less the time since then, which is long on a busy machine
 
@@ -240,8 +240,8 @@ async def test_reports_from_while_the_bot_was_closed_are_handled_at_the_next_sta
     async with workplace.visit() as app:
         worker = await workplace.hand("hand")
         await worker.announce()
-        await until(lambda: app.jobs.live_workers())
-        (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, here)
+        await until(lambda: app.services.live_workers())
+        (ticket,) = await app.services.jobs.imagine("a lamp --count 1", ann, here)
         job = await worker.handed()
     await worker.say(JobStarted(job=job.id, epoch=10, worker="hand"))
     await worker.picture(job, 10, 0)
@@ -249,7 +249,7 @@ async def test_reports_from_while_the_bot_was_closed_are_handled_at_the_next_sta
     await worker.say(finished_report(job))
     app = await workplace.house()
     await wait_for_results(app, until)
-    assert (await app.jobs.load_view(ticket.job)).state == "finished"
+    assert (await app.services.job_views.load_view(ticket.job)).state == "finished"
 
 
 def test_only_a_png_has_a_size():
@@ -274,15 +274,15 @@ async def test_a_job_deleted_while_it_runs_is_cancelled_without_an_error(open_jo
 async def hold_reports(app, job, length):
     """Lets no report be handled until `length` reports of a job wait."""
     for _ in range(consumer.MAX_CONCURRENT):
-        await app.result_consumer._work_slots.acquire()
+        await app.queue.result_consumer._work_slots.acquire()
     try:
         yield
         async with asyncio.timeout(15):
-            while len(app.result_consumer._pending.get(job.id, ())) < length:
+            while len(app.queue.result_consumer._pending.get(job.id, ())) < length:
                 await asyncio.sleep(0.02)
     finally:
         for _ in range(consumer.MAX_CONCURRENT):
-            app.result_consumer._work_slots.release()
+            app.queue.result_consumer._work_slots.release()
 
 
 @pytest.mark.asyncio
@@ -291,16 +291,16 @@ async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transac
     calls, take_in = [], app.store.record_pictures
     monkeypatch.setattr(app.store, "record_pictures", lambda *args: (calls.append(args), take_in(*args))[1])
     ends = []
-    monkeypatch.setattr(app.result_consumer._completion, "on_end", ends.append)
+    monkeypatch.setattr(app.queue.result_consumer._completion, "_on_end", ends.append)
     async with hold_reports(app, job, 9):
         for image in range(4):
             await worker.picture(job, 10, image)
             await worker.ladder(job, 10, image)
         await worker.say(finished_report(job))
     await wait_for_results(app, until)
-    view = await app.jobs.load_view(job.id)
+    view = await app.services.job_views.load_view(job.id)
     assert (view.state, len(view.pictures), view.ladders) == ("finished", 4, (0, 1, 2, 3))
-    assert len(await app.jobs.load_shown_pictures(job.id)) == 4
+    assert len(await app.services.gallery.read_all_for_members(job.id)) == 4
     assert (len(ends), len(calls), len(calls[0][2])) == (1, 1, 8)
 
 
@@ -313,13 +313,13 @@ async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, unt
         await worker.picture(job, 10, 0)
         await worker.keep(job, 10, 1, "image", b"GIF89a" * 10, 64)
         await worker.say(finished_report(job))
-    await until(lambda: app.result_consumer._bus.dead_letters.count["results"] == 1)
+    await until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
 
     async def is_queued_again():
         return (await app.store.get_job(job.id)).attempt == 2
 
     await until(is_queued_again)
-    view = await app.jobs.load_view(job.id)
+    view = await app.services.job_views.load_view(job.id)
     assert ([shot.index for shot in view.pictures], view.ladders) == ([0], (0, 1))
 
 
@@ -329,5 +329,5 @@ async def test_a_picture_larger_than_announced_is_not_fetched(open_job, until):
     sha = await worker.bus.put_blob(encode_image(Image.effect_noise((64, 64), 50), "PNG"))
     report = PictureReady(job=job.id, image=0, epoch=10, kind="image", sha256=sha, bytes=99, width=64, height=64)
     await worker.say(report)
-    await until(lambda: app.result_consumer._bus.dead_letters.count["results"] == 1)
-    assert (await app.jobs.load_view(job.id)).pictures == ()
+    await until(lambda: app.queue.result_consumer._bus.dead_letters.count["results"] == 1)
+    assert (await app.services.job_views.load_view(job.id)).pictures == ()

@@ -150,7 +150,7 @@ async def refusal(awaited) -> UserError:
 @pytest.mark.asyncio
 async def test_every_refusal_names_the_limit_its_use_when_it_frees_and_who_set_it(workplace):
     house = await workplace.house()
-    desk, studio = house.services.rule_admin, house.jobs
+    desk, services = house.services.rule_admin, house.services
     for name, case in CASES.items():
         for scope, subject, setting, text in case.rules:
             await desk.set_rule(replace(OLGA, guild=name), scope, subject, setting, text)
@@ -158,30 +158,30 @@ async def test_every_refusal_names_the_limit_its_use_when_it_frees_and_who_set_i
             await desk.set_ceilings(HERA, name, **case.ceilings)
         asker = replace(BOB, guild=name, id="discord:5")
         for text in case.admitted:
-            await studio.imagine(text, asker, HERE)
-        refused = await refusal(studio.imagine(case.prompt, asker, HERE))
+            await services.jobs.imagine(text, asker, HERE)
+        refused = await refusal(services.jobs.imagine(case.prompt, asker, HERE))
         assert (name, refused.sentence) == (name, case.sentence)
         assert (name, refused.status) == (name, case.status)
-        for view in await studio.load_queue(name):
-            await studio.cancel(view.id, asker)
+        for view in await services.job_views.load_queue(name):
+            await services.jobs.cancel(view.id, asker)
 
 
 @pytest.mark.asyncio
 async def test_a_refused_job_is_admitted_at_the_time_that_the_refusal_names(workplace):
     moment = 1_800_000_000.0
     house = await workplace.house(clock=lambda: moment)
-    desk, studio = house.services.rule_admin, house.jobs
+    desk, services = house.services.rule_admin, house.services
     await desk.set_rule(OLGA, "guild", "", "together_cost_day", "80")
     for n in range(2):
-        (ticket,) = await studio.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
+        (ticket,) = await services.jobs.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
         await house.store.end_job("cancel", ticket.job, moment, None)
         moment += 3600
-    refused = await refusal(studio.imagine("a lamp", BOB, HERE))
+    refused = await refusal(services.jobs.imagine("a lamp", BOB, HERE))
     assert "1 min 5 s of 1 min 20 s" in refused.sentence
     assert "Enough frees in about 22 h" in refused.sentence
     assert refused.retry_at == 1_800_000_000.0 + 86_400
     moment = refused.retry_at
-    await studio.imagine("a lamp", BOB, HERE)
+    await services.jobs.imagine("a lamp", BOB, HERE)
 
 
 @pytest.mark.asyncio
@@ -190,7 +190,7 @@ async def test_a_refusal_says_that_the_operator_closed_or_blocked(workplace):
     desk, everywhere = house.services.rule_admin, replace(HERA, guild=EVERYWHERE)
 
     async def sentence() -> str:
-        return (await refusal(house.jobs.imagine("a lamp", BOB, HERE))).sentence
+        return (await refusal(house.services.jobs.imagine("a lamp", BOB, HERE))).sentence
 
     await desk.set_rule(everywhere, "user", BOB.id, "blocked", "on")
     assert await sentence() == "This bot's operator has blocked you: nothing can be made until they take that back."
@@ -210,41 +210,43 @@ async def test_of_several_limits_the_refusal_names_the_one_that_holds_longest(wo
     desk = house.services.rule_admin
     for setting, text in (("cost_day", "40"), ("cost_month", "50"), ("queued", "0"), ("running", "1")):
         await desk.set_rule(OLGA, "guild", "", setting, text)
-    (ticket,) = await house.jobs.imagine("a lamp", BOB, HERE)
+    (ticket,) = await house.services.jobs.imagine("a lamp", BOB, HERE)
     await house.store.end_job("cancel", ticket.job, 1.0, None)
-    assert "Your month's limit" in (await refusal(house.jobs.imagine("a lamp", BOB, HERE))).sentence
-    assert "2 jobs are too many" in (await refusal(house.jobs.imagine("{a,b} lamp", BOB, HERE))).sentence
+    assert "Your month's limit" in (await refusal(house.services.jobs.imagine("a lamp", BOB, HERE))).sentence
+    assert "2 jobs are too many" in (await refusal(house.services.jobs.imagine("{a,b} lamp", BOB, HERE))).sentence
 
 
 @pytest.mark.asyncio
 async def test_defaults_and_global_ceilings_count_over_all_servers(workplace):
     house = await workplace.house()
-    desk, studio = house.services.rule_admin, house.jobs
+    desk, services = house.services.rule_admin, house.services
     await desk.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day="80")
     await desk.set_rule(replace(OLGA, guild="mine"), "guild", "", "cost_day", "unlimited")
     for guild in ("mine", "other"):
-        await studio.imagine("a lamp", replace(BOB, guild=guild), HERE)
-    refused = await refusal(studio.imagine("a lamp", replace(BOB, guild="mine"), HERE))
+        await services.jobs.imagine("a lamp", replace(BOB, guild=guild), HERE)
+    refused = await refusal(services.jobs.imagine("a lamp", replace(BOB, guild="mine"), HERE))
     assert "1 min 5 s of 1 min 20 s device time used" in refused.sentence
     assert "This bot's operator set that, over all servers." in refused.sentence
     await desk.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day=None)
     for n in range(8):
-        await studio.imagine("a lamp", replace(BOB, guild=f"g{n}"), HERE)
-    assert "10 waiting" in (await refusal(studio.imagine("a lamp", replace(BOB, guild="another"), HERE))).sentence
+        await services.jobs.imagine("a lamp", replace(BOB, guild=f"g{n}"), HERE)
+    assert (
+        "10 waiting" in (await refusal(services.jobs.imagine("a lamp", replace(BOB, guild="another"), HERE))).sentence
+    )
     await desk.set_rule(replace(OLGA, guild="mine"), "guild", "", "queued", "9")
-    await studio.imagine("a lamp", replace(BOB, guild="mine"), HERE)
+    await services.jobs.imagine("a lamp", replace(BOB, guild="mine"), HERE)
 
 
 @pytest.mark.asyncio
 async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(workplace):
     house = await workplace.house()
-    desk, studio = house.services.rule_admin, house.jobs
+    desk, services = house.services.rule_admin, house.services
     await desk.set_rule(OLGA, "guild", "", "cost_day", "40")
-    await studio.imagine("a lamp", BOB, HERE)
-    await refusal(studio.imagine("a lamp", BOB, HERE))
-    (one,) = await studio.imagine("a lamp --relax", BOB, HERE)
+    await services.jobs.imagine("a lamp", BOB, HERE)
+    await refusal(services.jobs.imagine("a lamp", BOB, HERE))
+    (one,) = await services.jobs.imagine("a lamp --relax", BOB, HERE)
     await house.services.preferences.set_preference(BOB.id, "speed", "relaxed")
-    (two,) = await studio.imagine("a lamp", BOB, HERE)
+    (two,) = await services.jobs.imagine("a lamp", BOB, HERE)
     for ticket in (one, two):
         record = await house.store.get_job(ticket.job)
         assert (record.tier, record.weight, record.charged) == ("relaxed", 0.25, 0.0)
@@ -259,12 +261,12 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(workplace):
     assert (line.usage_text, round(line.used)) == ("33 s of 40 s", 32)
     assert line.frees_at is not None
     await desk.set_rule(OLGA, "guild", "", "speeds", "fast")
-    assert "day's limit" in (await refusal(studio.imagine("a lamp", BOB, HERE))).sentence, (
+    assert "day's limit" in (await refusal(services.jobs.imagine("a lamp", BOB, HERE))).sentence, (
         "a rule overrides a preference"
     )
     await desk.set_rule(OLGA, "guild", "", "speeds", "relaxed")
     await house.services.preferences.set_preference(BOB.id, "speed", "fast")
-    (three,) = await studio.imagine("a lamp", BOB, HERE)
+    (three,) = await services.jobs.imagine("a lamp", BOB, HERE)
     assert (await house.store.get_job(three.job)).tier == "relaxed"
     assert any("relaxed" in note for note in three.notes)
 
@@ -272,10 +274,10 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(workplace):
 @pytest.mark.asyncio
 async def test_rules_and_preferences_decide_who_sees_results(workplace):
     house = await workplace.house()
-    desk, studio = house.services.rule_admin, house.jobs
+    desk, services = house.services.rule_admin, house.services
 
     async def is_private(text: str = "a lamp") -> bool:
-        (ticket,) = await studio.imagine(text, BOB, HERE)
+        (ticket,) = await services.jobs.imagine(text, BOB, HERE)
         return (await house.store.get_job(ticket.job)).private
 
     assert not await is_private()
@@ -288,10 +290,10 @@ async def test_rules_and_preferences_decide_who_sees_results(workplace):
     await house.services.preferences.set_preference(BOB.id, "results", "public")
     assert not await is_private()
     await desk.set_rule(OLGA, "channel", "7", "results", "private")
-    (ticket,) = await studio.imagine("a lamp", BOB, HERE)
+    (ticket,) = await services.jobs.imagine("a lamp", BOB, HERE)
     assert (await house.store.get_job(ticket.job)).private
     assert "Results are private here: only you see this one." in ticket.notes
-    (ticket,) = await studio.imagine("a lamp", replace(BOB, channel="8"), HERE)
+    (ticket,) = await services.jobs.imagine("a lamp", replace(BOB, channel="8"), HERE)
     assert not (await house.store.get_job(ticket.job)).private
 
 
@@ -299,25 +301,25 @@ async def test_rules_and_preferences_decide_who_sees_results(workplace):
 async def test_rules_also_hold_for_buttons(workplace, until):
     house = await workplace.house()
     await workplace.worker()
-    desk, studio = house.services.rule_admin, house.jobs
-    (ticket,) = await studio.imagine("a lamp", BOB, HERE)
+    desk, services = house.services.rule_admin, house.services
+    (ticket,) = await services.jobs.imagine("a lamp", BOB, HERE)
 
     async def finished() -> bool:
-        return (await studio.load_view(ticket.job)).state == "finished"
+        return (await services.job_views.load_view(ticket.job)).state == "finished"
 
     await until(finished)
     await desk.set_rule(OLGA, "guild", "", "commands", "imagine, upscale")
-    assert "You may not use vary here" in (await refusal(studio.vary(ticket.job, 0, BOB, HERE))).sentence
-    assert "You may not use reroll here" in (await refusal(studio.reroll(ticket.job, BOB, HERE))).sentence
-    await studio.upscale(ticket.job, 0, BOB, HERE)
+    assert "You may not use vary here" in (await refusal(services.variations.vary(ticket.job, 0, BOB, HERE))).sentence
+    assert "You may not use reroll here" in (await refusal(services.variations.reroll(ticket.job, BOB, HERE))).sentence
+    await services.variations.upscale(ticket.job, 0, BOB, HERE)
 
 
 @pytest.mark.asyncio
 async def test_a_repeated_request_is_answered_although_the_rules_changed(workplace):
     house = await workplace.house()
-    (one,) = await house.jobs.imagine("a lamp", BOB, HERE, key="k")
+    (one,) = await house.services.jobs.imagine("a lamp", BOB, HERE, key="k")
     await house.services.rule_admin.close_guild(OLGA, "tea")
-    (again,) = await house.jobs.imagine("a lamp", BOB, HERE, key="k")
+    (again,) = await house.services.jobs.imagine("a lamp", BOB, HERE, key="k")
     assert again.job == one.job
 
 
@@ -328,7 +330,7 @@ async def test_concurrent_requests_do_not_exceed_the_servers_queue_limit(workpla
 
     async def ask(n: int) -> int:
         try:
-            await house.jobs.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
+            await house.services.jobs.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
         except UserError:
             return 0
         return 1
@@ -350,10 +352,10 @@ async def test_each_members_own_rules_limit_their_running_jobs(workplace, until)
     await desk.set_ceilings(replace(HERA, guild=EVERYWHERE), EVERYWHERE, running="4")
     plain = replace(BOB, id="discord:6", roles=())
     for member in (BOB, plain):
-        await house.jobs.imagine("a {a,b,c,d,e,f} lamp", member, HERE)
+        await house.services.jobs.imagine("a {a,b,c,d,e,f} lamp", member, HERE)
     await until(lambda: len(apprentice.begun) == 5)
-    await house.dispatcher.run_round()
-    queue = await house.jobs.load_queue("g")
+    await house.queue.dispatcher.run_round()
+    queue = await house.services.job_views.load_queue("g")
     running = [view.member_id for view in queue if view.state != "queued"]
     assert sorted(running) == ["discord:5"] * 4 + ["discord:6"]
     assert queue[-1].wait_reason in (
@@ -372,22 +374,22 @@ async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(work
     await desk.set_rule(OLGA, "channel", "7", "together_running", "1")
     for n in range(3):
         member = replace(BOB, id=f"discord:{n}")
-        await house.jobs.imagine("a {a,b} lamp", member, HERE)
-        await house.jobs.imagine("a {a,b} lamp", replace(member, channel="8"), HERE)
-    (free,) = await house.jobs.imagine("a lamp", replace(BOB, guild="other"), HERE)
+        await house.services.jobs.imagine("a {a,b} lamp", member, HERE)
+        await house.services.jobs.imagine("a {a,b} lamp", replace(member, channel="8"), HERE)
+    (free,) = await house.services.jobs.imagine("a lamp", replace(BOB, guild="other"), HERE)
     await until(lambda: len(apprentice.begun) == 4)
-    await house.dispatcher.run_round()
-    sent = [view for view in await house.jobs.load_queue() if view.state != "queued"]
+    await house.queue.dispatcher.run_round()
+    sent = [view for view in await house.services.job_views.load_queue() if view.state != "queued"]
     assert sorted(view.channel for view in sent if view.guild == "g") == ["7", "8", "8"]
     assert free.job in [view.id for view in sent]
-    waiting = [view for view in await house.jobs.load_queue("g") if view.state == "queued"]
+    waiting = [view for view in await house.services.job_views.load_queue("g") if view.state == "queued"]
     assert {view.wait_reason for view in waiting} - {"3 of this member's run already: one of them must end first."} == {
         "3 of this server's run already: one of them must end first."
     }
     await desk.set_rule(OLGA, "guild", "", "together_running", "9")
     await desk.set_rule(OLGA, "channel", "8", "together_running", "2")
-    await house.dispatcher.run_round()
-    waiting = [view for view in await house.jobs.load_queue("g") if view.state == "queued"]
+    await house.queue.dispatcher.run_round()
+    waiting = [view for view in await house.services.job_views.load_queue("g") if view.state == "queued"]
     assert {view.wait_reason for view in waiting} - {"3 of this member's run already: one of them must end first."} <= {
         "1 of this channel's run already: one of them must end first.",
         "2 of this channel's run already: one of them must end first.",
@@ -396,7 +398,7 @@ async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(work
     apprentice.go.set()
 
     async def all_finished() -> bool:
-        return all(view.state == "finished" for view in await house.jobs.load_recent("g"))
+        return all(view.state == "finished" for view in await house.services.job_views.load_recent("g"))
 
     await until(all_finished, 30)
 
@@ -404,8 +406,8 @@ async def test_a_server_and_a_channel_limit_the_running_jobs_of_all_members(work
 @pytest.mark.asyncio
 async def test_waiting_jobs_of_a_closed_server_do_not_start(workplace, until):
     house = await workplace.house()
-    (ticket,) = await house.jobs.imagine("a lamp", BOB, HERE)
-    (free,) = await house.jobs.imagine("a lamp", replace(BOB, guild="other"), HERE)
+    (ticket,) = await house.services.jobs.imagine("a lamp", BOB, HERE)
+    (free,) = await house.services.jobs.imagine("a lamp", replace(BOB, guild="other"), HERE)
 
     async def fail_to_cancel(_job: str) -> str:
         raise ConnectionError
@@ -415,8 +417,10 @@ async def test_waiting_jobs_of_a_closed_server_do_not_start(workplace, until):
         await administration.close_guild(OLGA, "tea")
     apprentice, _ = await workplace.worker()
     await until(lambda: free.job in apprentice.begun)
-    await house.dispatcher.run_round()
-    assert (await house.jobs.load_view(ticket.job)).wait_reason == "This server starts no jobs at present."
+    await house.queue.dispatcher.run_round()
+    assert (
+        await house.services.job_views.load_view(ticket.job)
+    ).wait_reason == "This server starts no jobs at present."
     await house.services.rule_admin.open_guild(OLGA)
     await until(lambda: ticket.job in apprentice.begun)
 
@@ -428,17 +432,17 @@ async def test_running_jobs_in_one_server_use_no_queue_places_in_another(workpla
     await desk.set_rule(OLGA, "guild", "", "running", "3")
     await desk.set_rule(replace(OLGA, guild="h"), "guild", "", "running", "1")
     for _ in range(3):
-        await house.jobs.imagine("a lamp", BOB, HERE)
+        await house.services.jobs.imagine("a lamp", BOB, HERE)
         assert (
             await house.store.pick_job(PickRequest("default", ("embedded",), member_limit=9), 99, 1.0, time.time())
             is not None
         )
     for _ in range(5):
-        await house.jobs.imagine("a lamp", BOB, HERE)
+        await house.services.jobs.imagine("a lamp", BOB, HERE)
     for _ in range(2):
-        await house.jobs.imagine("a lamp", elsewhere, HERE)
+        await house.services.jobs.imagine("a lamp", elsewhere, HERE)
     with pytest.raises(UserError, match="you have 3 running and 7 waiting"):
-        await house.jobs.imagine("a lamp", elsewhere, HERE)
+        await house.services.jobs.imagine("a lamp", elsewhere, HERE)
 
 
 @pytest.mark.asyncio

@@ -52,7 +52,7 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
 
     async def assert_refused(sentence: str, text: str = "a lamp") -> None:
         with pytest.raises(UserError, match=sentence):
-            await house.jobs.imagine(text, ann, here, init_images=bring)
+            await house.services.jobs.imagine(text, ann, here, init_images=bring)
 
     for scope, whom, name, value, sentence in (
         ("user", ann.id, "blocked", "yes", "You are blocked"),
@@ -68,7 +68,7 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
     await rules.undo_change(ADA)
     for name, value in (("running", "1"), ("queued", "1")):
         await rules.set_rule(ADA, "guild", "", name, value)
-    await house.jobs.imagine("{a, b} lamp", ann, here)
+    await house.services.jobs.imagine("{a, b} lamp", ann, here)
     await assert_refused("Your queue is full")
     await assert_refused("3 jobs are too many", "{a, b, c} lamp")
     noted = await house.store.read(incidents.list_incidents, "local", 20, waiting=False)
@@ -82,16 +82,16 @@ async def test_an_invalid_prompt_fetches_nothing(workplace, ann, here, outside):
     house = await workplace.house(outside=outside)
     for text in ("a lamp --steps 5000", "a lamp --nonsense", "{a, b} lamp --repeat 10 --count 4 {c, d, e, f}"):
         with pytest.raises(UserError):
-            await house.jobs.imagine(text, ann, here, init_images=InitImages((RemoteFile(AT),)))
+            await house.services.jobs.imagine(text, ann, here, init_images=InitImages((RemoteFile(AT),)))
     assert outside.urls == []
 
 
 async def test_a_repeated_request_is_neither_fetched_nor_refused_again(workplace, until, ann, here, outside):
     house = await workplace.house(outside=outside)
     bring = InitImages((RemoteFile(AT),))
-    (one,) = await house.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
+    (one,) = await house.services.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
     await house.services.rule_admin.set_rule(ADA, "guild", "", "queued", "0")
-    (again,) = await house.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
+    (again,) = await house.services.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
     assert (again.job, outside.urls) == (one.job, [AT])
 
 
@@ -100,7 +100,9 @@ async def test_each_member_fetches_one_image_at_a_time_and_delays_no_other(workp
     outside.go.clear()
 
     def submit(who: Member, url: str):
-        return asyncio.create_task(house.jobs.imagine("a lamp", who, here, init_images=InitImages((RemoteFile(url),))))
+        return asyncio.create_task(
+            house.services.jobs.imagine("a lamp", who, here, init_images=InitImages((RemoteFile(url),)))
+        )
 
     ann_tasks = [submit(ann, f"{AT}?{number}") for number in range(4)]
     await until(lambda: outside.urls)
@@ -112,32 +114,33 @@ async def test_each_member_fetches_one_image_at_a_time_and_delays_no_other(workp
     outside.go.set()
     await asyncio.gather(*ann_tasks, bob_task)
     assert outside.most_at_once == 2
-    assert house.jobs._init_image_loader._memory_limiter.reserved_bytes == 0
+    assert house.services.jobs._init_image_loader._memory_limiter.reserved_bytes == 0
 
 
 async def test_an_image_gone_at_discord_is_reported_and_frees_the_members_turn(workplace, until, ann, here, outside):
     house = await workplace.house(outside=outside)
     await workplace.worker()
     with pytest.raises(UserError, match="lost it") as refusal:
-        await house.jobs.imagine(
+        await house.services.jobs.imagine(
             "", ann, here, init_images=InitImages((RemoteFile(AT + "?gone", missing_text="lost it"),))
         )
     assert refusal.value.status == 404
-    (ticket,) = await house.jobs.imagine("", ann, here, init_images=InitImages((RemoteFile(AT),)))
+    (ticket,) = await house.services.jobs.imagine("", ann, here, init_images=InitImages((RemoteFile(AT),)))
     assert (await over(house, ticket.job, until)).state == "finished"
 
 
 async def test_edits_zooms_pans_and_branches_check_the_rules_before_a_fetch(workplace, until, ann, here, outside):
     house = await workplace.house(outside=outside)
     await workplace.worker()
-    (ticket,) = await house.jobs.imagine("a lamp --steps 40 --count 1", ann, here)
+    (ticket,) = await house.services.jobs.imagine("a lamp --steps 40 --count 1", ann, here)
     first = await over(house, ticket.job, until)
     with pytest.raises(UserError, match="One job at a time"):
-        await house.jobs.edit(first.id, 0, RemoteFile(AT), BOB, here, text="{a, b}")
+        await house.services.edits.edit(first.id, 0, RemoteFile(AT), BOB, here, text="{a, b}")
     await house.services.rule_admin.set_rule(ADA, "guild", "", "commands", "imagine")
     for ask in (
-        house.jobs.edit(first.id, 0, RemoteFile(AT), BOB, here), house.jobs.zoom(first.id, 0, 2.0, BOB, here),
-        house.jobs.pan(first.id, 0, "up", BOB, here), house.jobs.branch(first.id, 0, 20, BOB, here),
+        house.services.edits.edit(first.id, 0, RemoteFile(AT), BOB, here),
+        house.services.edits.zoom(first.id, 0, 2.0, BOB, here),
+        house.services.edits.pan(first.id, 0, "up", BOB, here), house.services.edits.branch(first.id, 0, 20, BOB, here),
     ):  # fmt: skip
         with pytest.raises(UserError, match="You may not use"):
             await ask

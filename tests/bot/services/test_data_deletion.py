@@ -22,6 +22,7 @@ from bot.domain.dto import Delivery, Destination, Member
 from bot.domain.errors import UserError
 from bot.domain.events import Feed
 from bot.images.picture_store import PictureStore
+from bot.services.front_end_actions import FrontEndActions
 from bot.services.job_views.job_views import missing_job_error
 from bot.services.privacy.data_deletion import DataDeletion
 from bot.services.privacy.data_export import DataExport
@@ -54,7 +55,15 @@ def make_forgetting(store: Store, pictures: PictureStore, *, waits: bool = False
     async def cancel(job: str) -> object:
         return await store.request_cancel(job, now)
 
-    return DataDeletion(store, cancel, FileCleanup(store, pictures), Feed(), waits_for_discord=waits, clock=lambda: now)
+    return DataDeletion(
+        store,
+        cancel,
+        FileCleanup(store, pictures),
+        Feed(),
+        FrontEndActions(),
+        waits_for_discord=waits,
+        clock=lambda: now,
+    )
 
 
 async def all_rows(store: Store) -> str:
@@ -148,7 +157,7 @@ async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_away
     await desk.run_round()
     assert await desk.is_under_way(ANN), "nothing can delete its messages yet"
     assert await store.read(queries.list_pictures, [job]) == [], "its pictures go at once"
-    desk.delete_message = take_away
+    desk._front_end.connect(delete_message=take_away)
     await desk.run_round()
     assert await desk.is_under_way(ANN)
     await desk.run_round()
@@ -199,10 +208,10 @@ async def test_a_deletion_that_is_killed_at_any_write_continues(local, pictures,
 async def test_running_jobs_are_cancelled_before_they_are_deleted(workplace, until, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
-    await until(lambda: house.jobs.live_workers())
+    await until(lambda: house.services.live_workers())
     apprentice.go.clear()
     ann = Member(ANN, "Ann", "local")
-    jobs = [(await house.jobs.imagine("a lamp --count 1", ann, here))[0].job for _ in range(4)]
+    jobs = [(await house.services.jobs.imagine("a lamp --count 1", ann, here))[0].job for _ in range(4)]
     await until(lambda: apprentice.begun)
     assert await house.services.data_deletion.request_deletion(ANN) == 4
 
@@ -213,7 +222,7 @@ async def test_running_jobs_are_cancelled_before_they_are_deleted(workplace, unt
     assert await house.store.read(queries.get_jobs, jobs) == {}
     assert not apprentice.held
     with pytest.raises(UserError, match="its author had everything removed"):
-        await house.jobs.load_view(jobs[0])
+        await house.services.job_views.load_view(jobs[0])
     charged = await house.store.read(lambda c: c.execute(archived_charges.select()).all())
     assert len(charged) == len(apprentice.begun), "jobs that ran are charged and counted without a name"
 

@@ -31,30 +31,30 @@ def kept(tmp_path):
 
 async def over(app, job, until):
     async def is_done() -> bool:
-        return (await app.jobs.load_view(job)).state not in ("queued", "sent", "running")
+        return (await app.services.job_views.load_view(job)).state not in ("queued", "sent", "running")
 
     await until(is_done)
-    return await app.jobs.load_view(job)
+    return await app.services.job_views.load_view(job)
 
 
 async def opened(workplace, until):
     app = await workplace.house()
     worker, _ = await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     return app, worker
 
 
 async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --steps 40"):
     app, worker = await opened(workplace, until)
-    (ticket,) = await app.jobs.imagine(text, ann, here)
+    (ticket,) = await app.services.jobs.imagine(text, ann, here)
     return app, worker, await over(app, ticket.job, until)
 
 
 async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job(workplace, until, ann, here, kept):
     app, worker = await opened(workplace, until)
     fetched: list[bytes] = []
-    studio = app.jobs
-    (ticket,) = await studio.imagine("", ann, here, bring=InitImages((png(32, 32),)), strength=0.3)
+    services = app.services
+    (ticket,) = await services.jobs.imagine("", ann, here, bring=InitImages((png(32, 32),)), strength=0.3)
     view = await over(app, ticket.job, until)
     sha = view.recipe.start.pictures[0].sha256
     content = await app.picture_store.get(sha)
@@ -67,26 +67,26 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
     assert sha in kept()
     rows = [one for one in await app.store.read(queries.list_pictures, [view.id]) if one.kind == "input"]
     assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
-    varied = await studio.vary(view.id, 0, BOB, here)
-    assert (await studio.load_view(varied.job)).recipe.start == view.recipe.start
+    varied = await services.variations.vary(view.id, 0, BOB, here)
+    assert (await services.job_views.load_view(varied.job)).recipe.start == view.recipe.start
     await over(app, varied.job, until)
     await app.services.moderation.delete_pictures(view.id, ann)
     assert sha not in kept(), "the variation stays, without its init image"
-    assert (await studio.load_view(varied.job)).state == "finished"
+    assert (await services.job_views.load_view(varied.job)).state == "finished"
 
 
 async def test_a_refused_job_keeps_no_init_image(workplace, until, ann, here, kept):
     app, _ = await opened(workplace, until)
     bring = InitImages((png(32, 32),))
     with pytest.raises(UserError, match="--steps"):
-        await app.jobs.imagine("a lamp --steps 5000", ann, here, bring=bring)
+        await app.services.jobs.imagine("a lamp --steps 5000", ann, here, bring=bring)
     with pytest.raises(UserError, match="heun"):
-        await app.jobs.imagine("a lamp --sampler heun", ann, here, bring=bring)
+        await app.services.jobs.imagine("a lamp --sampler heun", ann, here, bring=bring)
     await app.services.rule_admin.set_rule(
         Member("local:o", "O", "local", is_owner=True, is_admin=True), "guild", "", "steps", "10"
     )
     with pytest.raises(UserError, match="at most 10"):
-        await app.jobs.imagine("a lamp --steps 40", ann, here, bring=bring)
+        await app.services.jobs.imagine("a lamp --steps 40", ann, here, bring=bring)
     assert kept() == set()
 
 
@@ -100,38 +100,38 @@ async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, a
         (InitImages((png(32, 32),), png(32, 16, 255)), "of one shape"),
     ):
         with pytest.raises(UserError, match=reason):
-            await app.jobs.imagine("a lamp", ann, here, bring=bring)
+            await app.services.jobs.imagine("a lamp", ann, here, bring=bring)
     with pytest.raises(UserError, match="The prompt is empty"):
-        await app.jobs.imagine("", ann, here)
-    (ticket,) = await app.jobs.imagine("a lamp --iw 2", ann, here)
+        await app.services.jobs.imagine("", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp --iw 2", ann, here)
     assert any("--strength and --iw" in note for note in ticket.notes)
 
 
 async def test_several_init_images_are_blended_with_their_weights(workplace, until, ann, here):
     app, _ = await opened(workplace, until)
     bring = InitImages((png(16, 16, 10), png(16, 16, 200)), weights=(1, 3))
-    (ticket,) = await app.jobs.imagine("", ann, here, bring=bring, action="blend")
-    view = await app.jobs.load_view(ticket.job)
+    (ticket,) = await app.services.jobs.imagine("", ann, here, bring=bring, action="blend")
+    view = await app.services.job_views.load_view(ticket.job)
     assert [one.weight for one in view.recipe.start.pictures] == [1, 3]
-    (wide,) = await app.jobs.imagine("", ann, here, bring=InitImages((png(40, 20),)))
-    recipe = (await app.jobs.load_view(wide.job)).recipe
+    (wide,) = await app.services.jobs.imagine("", ann, here, bring=InitImages((png(40, 20),)))
+    recipe = (await app.services.job_views.load_view(wide.job)).recipe
     assert recipe.width == 2 * recipe.height, "the shape of the init image"
     assert (view.action, view.recipe.start.strength) == ("blend", 0.5)
 
 
 async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace, until, ann, here):
     app, _, first = await finished(workplace, until, ann, here)
-    studio, shot = app.jobs, first.pictures[1]
+    services, shot = app.services, first.pictures[1]
     white = png(shot.width, shot.height, 255)
-    ticket = await studio.edit(first.id, 1, white, BOB, here, text="a red lamp --no fog")
+    ticket = await services.edits.edit(first.id, 1, white, BOB, here, text="a red lamp --no fog")
     view = await over(app, ticket.job, until)
     assert view.recipe.start.pictures == (InitImage(shot.sha256),)
     assert view.recipe.start.mask == hashlib.sha256(await app.picture_store.get(view.recipe.start.mask)).hexdigest()
     assert (view.recipe.concepts, view.recipe.negative) == ((Concept("a red lamp"),), "fog")
     assert (view.action, view.parent, view.state) == ("edit", (first.id, 1), "finished")
     for child, action in (
-        (await studio.zoom(first.id, 1, 2.0, BOB, here), "zoom"),
-        (await studio.pan(first.id, 1, "left", BOB, here), "pan"),
+        (await services.edits.zoom(first.id, 1, 2.0, BOB, here), "zoom"),
+        (await services.edits.pan(first.id, 1, "left", BOB, here), "pan"),
     ):
         view = await over(app, child.job, until)
         assert (view.action, view.state) == (action, "finished")
@@ -139,60 +139,60 @@ async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace,
         assert view.recipe.seed != first.recipe.seed
         assert (view.recipe.width, view.recipe.height) == (first.recipe.width, first.recipe.height)
     with pytest.raises(UserError, match="Zoom out by"):
-        await studio.zoom(first.id, 1, 3.0, BOB, here)
+        await services.edits.zoom(first.id, 1, 3.0, BOB, here)
     with pytest.raises(UserError):
-        await studio.edit(first.id, 1, b"no mask", BOB, here)
+        await services.edits.edit(first.id, 1, b"no mask", BOB, here)
 
 
 async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, until, ann, here):
     app, worker, first = await finished(workplace, until, ann, here)
-    studio = app.jobs
-    assert await studio.list_branch_steps(first.id, 1, BOB) == (10, 20)
+    services = app.services
+    assert await services.edits.list_branch_steps(first.id, 1, BOB) == (10, 20)
     rows = {(one.kind, one.image): one for one in await app.store.read(queries.list_pictures, [first.id])}
     sha = rows["ladder", 1].sha256
-    same = await studio.branch(first.id, 1, 20, BOB, here)
+    same = await services.edits.branch(first.id, 1, 20, BOB, here)
     assert same.notes == ()
     view = await over(app, same.job, until)
     base = msgspec.structs.replace(first.recipe, seed=8, count=1)
     assert view.recipe == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
     assert (view.action, view.parent, view.state) == ("branch", (first.id, 1), "finished")
     assert await worker.bus.get_blob(sha, 1 << 20) == await app.picture_store.get(sha)
-    near = await studio.branch(first.id, 1, 17, BOB, here, text="a red lamp --guidance 5")
+    near = await services.edits.branch(first.id, 1, 17, BOB, here, text="a red lamp --guidance 5")
     assert near.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
-    recipe = (await studio.load_view(near.job)).recipe
+    recipe = (await services.job_views.load_view(near.job)).recipe
     assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.fresh) == (
         (Concept("a red lamp"),), 5.0, 10, False
     )  # fmt: skip
-    other = await studio.branch(first.id, 1, 20, BOB, here, seed=99)
-    recipe = (await studio.load_view(other.job)).recipe
+    other = await services.edits.branch(first.id, 1, 20, BOB, here, seed=99)
+    recipe = (await services.job_views.load_view(other.job)).recipe
     assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.recipe.concepts, True)
     with pytest.raises(UserError, match="its sampler cannot be changed"):
-        await studio.branch(first.id, 1, 20, BOB, here, text="a lamp --sampler euler")
+        await services.edits.branch(first.id, 1, 20, BOB, here, text="a lamp --sampler euler")
     with pytest.raises(UserError, match="One branch at a time"):
-        await studio.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")
+        await services.edits.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")
 
 
 async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(workplace, until, ann, here):
     app, _, first = await finished(workplace, until, ann, here)
-    studio, warm = app.jobs, app.jobs.find_model(None)
+    services, warm = app.services, app.services.catalog.find_profile(None)
     recipes = {}
     for steps, text in ((100, "a lamp --steps 100"), (31, "a lamp --steps 31"), (80, "a lamp --quality 2")):
-        branch = await studio.branch(first.id, 1, 20, BOB, here, text=text)
-        recipes[steps] = (await studio.load_view(branch.job)).recipe
+        branch = await services.edits.branch(first.id, 1, 20, BOB, here, text=text)
+        recipes[steps] = (await services.job_views.load_view(branch.job)).recipe
         start = recipes[steps].start
         assert (recipes[steps].steps, start.rung, start.left, start.fresh) == (steps, 20, 20, False)
         assert (recipes[steps].first, recipes[steps].last) == (-(-20 * steps // 40), steps)
     assert estimate_cost(recipes[100], warm) > estimate_cost(recipes[80], warm) > estimate_cost(recipes[31], warm)
     assert (
-        await studio.load_view((await studio.branch(first.id, 1, 20, BOB, here, steps=40)).job)
+        await services.job_views.load_view((await services.edits.branch(first.id, 1, 20, BOB, here, steps=40)).job)
     ).recipe.start.rung is None
     with pytest.raises(UserError, match="Of 1 steps none is left from step 20 of 40 on"):
-        await studio.branch(first.id, 1, 20, BOB, here, steps=1)
+        await services.edits.branch(first.id, 1, 20, BOB, here, steps=1)
 
 
 async def test_a_stopped_job_can_go_on_to_its_end(workplace, until, ann, here):
     app, _, first = await finished(workplace, until, ann, here, "a lamp --seed 7 --steps 40 --stop 50")
     assert (first.recipe.until, first.recipe.last) == (0.5, 20)
-    on = await app.jobs.branch(first.id, 1, 40, BOB, here)
+    on = await app.services.edits.branch(first.id, 1, 40, BOB, here)
     recipe = (await over(app, on.job, until)).recipe
     assert (recipe.start.step, recipe.until, recipe.last) == (20, 1.0, 40)

@@ -129,35 +129,35 @@ async def test_aliases_are_exported_and_forgotten(store):
 async def test_aliases_work_in_every_prompt_and_rules_check_what_they_stand_for(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
-    studio, desk = app.jobs, app.services
+    await until(lambda: app.services.live_workers())
+    services, desk = app.services, app.services
     await desk.flag_aliases.set_alias(ann.id, "mine", "in fog --seed 5 --count 2 --steps 40")
-    (ticket,) = await studio.imagine("a lamp --mine", ann, here)
+    (ticket,) = await services.jobs.imagine("a lamp --mine", ann, here)
     assert ticket.notes[0] == "--mine stands for “in fog --seed 5 --count 2 --steps 40”."
 
     async def is_finished():
-        return (await studio.load_view(ticket.job)).state == "finished"
+        return (await services.job_views.load_view(ticket.job)).state == "finished"
 
     await until(is_finished)
-    view = await studio.load_view(ticket.job)
+    view = await services.job_views.load_view(ticket.job)
     assert view.prompt == "a lamp in fog --seed 5 --count 2 --steps 40"
     assert (view.task.concepts, view.task.seed) == ((Concept("a lamp in fog"),), 5)
     with pytest.raises(UserError, match="There is no flag --mine"):
-        await studio.imagine("a lamp --mine", Member("local:bob", "Bob", "local"), here)
-    (other,) = await studio.remix(view.id, None, "a tree --mine", ann, here)
+        await services.jobs.imagine("a lamp --mine", Member("local:bob", "Bob", "local"), here)
+    (other,) = await services.variations.remix(view.id, None, "a tree --mine", ann, here)
     await desk.flag_aliases.set_alias(ann.id, "red", "red, in rain")
-    near = await studio.branch(view.id, 0, 20, ann, here, text="a tree --red")
+    near = await services.edits.branch(view.id, 0, 20, ann, here, text="a tree --red")
     assert "--red stands for “red, in rain”." in near.notes
     for job, words in ((other.job, "a tree in fog"), (near.job, "a tree red, in rain")):
-        assert (await studio.load_view(job)).task.concepts == (Concept(words),)
+        assert (await services.job_views.load_view(job)).task.concepts == (Concept(words),)
     owner = Member("local:o", "O", "local", is_owner=True, is_admin=True)
     await desk.rule_admin.set_rule(owner, "guild", "", "words", "fog")
     await desk.rule_admin.set_rule(owner, "guild", "", "steps", "30")
     with pytest.raises(UserError, match="“fog” may not be in a prompt"):
-        await studio.imagine("a lamp --mine", ann, here)
+        await services.jobs.imagine("a lamp --mine", ann, here)
     await desk.flag_aliases.set_alias(ann.id, "mine", "--steps 40")
     with pytest.raises(UserError, match="at most 30"):
-        await studio.imagine("a lamp --mine", ann, here)
+        await services.jobs.imagine("a lamp --mine", ann, here)
 
 
 def test_the_terminal_has_its_own_aliases(tmp_path, capsys):

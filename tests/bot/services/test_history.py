@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def imagine(app, member, text="a lamp", place=None) -> str:
-    (ticket,) = await app.jobs.imagine(text, member, place or Destination("terminal", {}))
+    (ticket,) = await app.services.jobs.imagine(text, member, place or Destination("terminal", {}))
     return ticket.job
 
 
@@ -56,7 +56,7 @@ async def test_jobs_that_were_shown_nowhere_are_listed_with_their_reasons(workpl
     await book.mark_lost(job, "Its channel was deleted.")
     assert (await shelf.load_page(ann.id, "unshown", 1)).job_count == 0, "the job has not ended yet"
     for one in (job, other):
-        await app.jobs.cancel(one, ann)
+        await app.services.jobs.cancel(one, ann)
         await book.mark_delivered(one, "answer", "Its channel was deleted.")
         await book.add_destination(one, "direct", Destination("discord", {"channel": "2", "message": "3"}))
     await book.mark_delivered(job, "direct", "Your direct messages are closed to me.")
@@ -92,14 +92,14 @@ async def test_typed_prompts_are_suggested_once_each(workplace, ann):
     for text in ("a lamp", "a chair", "a lamp"):
         await imagine(app, ann, text)
     job = (await app.services.history.load_page(ann.id, "all", 1)).entries[1].view.id
-    await app.jobs.reroll(job, ann, Destination("terminal", {}))
+    await app.services.variations.reroll(job, ann, Destination("terminal", {}))
     assert await app.services.history.recent_prompts(ann.id) == ["a lamp", "a chair"]
 
 
 async def test_open_jobs_are_those_that_have_not_ended(workplace, ann):
     app = await workplace.house()
     first, second = await imagine(app, ann), await imagine(app, ann)
-    await app.jobs.cancel(first, ann)
+    await app.services.jobs.cancel(first, ann)
     assert [view.id for view in await app.services.history.list_open(ann.id)] == [second]
 
 

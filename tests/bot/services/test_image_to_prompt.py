@@ -61,7 +61,7 @@ def describing(
     async def terms(member: Member) -> Any:
         return resolve(rules, member, Limits())
 
-    models: Any = SimpleNamespace(profile=lambda name: SimpleNamespace(warm={None: warm, warm.name: warm}[name]))
+    models: Any = SimpleNamespace(find_entry=lambda name: SimpleNamespace(profile={None: warm, warm.name: warm}[name]))
 
     async def read(_member: Member, piece: bytes | RemoteFile) -> DecodedImage:
         assert isinstance(piece, bytes)
@@ -94,7 +94,7 @@ def test_extra_words_surround_the_subject_or_stand_alone() -> None:
 def test_errors_are_relative_to_the_error_of_an_empty_prompt() -> None:
     tally = PromptScores()
     tally.add([EMPTY_TEXT, "fox", "cat"], 0, [[1.0, 10.0], [0.5, 5.0], [0.9, 11.0]])
-    assert tally.gain("fox", range(2)) == pytest.approx(0.5)
+    assert tally.error_reduction("fox", range(2)) == pytest.approx(0.5)
     assert tally.best_texts(["cat", "fox", "cat"], range(2), 5) == ["fox", "cat"]
     assert tally.is_clearly_better("fox", EMPTY_TEXT, range(2))
     assert not tally.is_clearly_better("cat", EMPTY_TEXT, range(2)), "better at one draw, worse at the other"
@@ -116,7 +116,7 @@ async def test_the_search_finds_words_from_coarse_to_fine(fits: tuple[str, ...],
     describer = Describer(*fits)
     tried, best = await PromptSearch(describer.errors, SHIPPED_MODEL, png(64, 64)).find_prompts(EMBEDDED_VOCABULARY)
     assert best[0].prompt == found
-    assert best[0].gain == max(one.gain for one in best) == pytest.approx(0.2 * len(fits))
+    assert best[0].error_reduction == max(one.error_reduction for one in best) == pytest.approx(0.2 * len(fits))
     texts = {text for request in describer.asked for text in request.texts} - {EMPTY_TEXT}
     assert tried == len(texts)
     rows = sum(len(request.texts) * request.draws for request in describer.asked)

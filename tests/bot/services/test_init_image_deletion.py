@@ -37,22 +37,22 @@ async def start_finished_job(workplace, until, ann, here):
         await apprentice.keep(job, epoch, image, "image", out.getvalue(), 64)
 
     apprentice.picture = picture
-    (ticket,) = await house.jobs.imagine("a lamp --seed 7 --count 2 --steps 40 --ar 1:1", ann, here)
+    (ticket,) = await house.services.jobs.imagine("a lamp --seed 7 --count 2 --steps 40 --ar 1:1", ann, here)
     return house, apprentice, await over(house, ticket.job, until)
 
 
 async def derive_jobs(house, first, until, here):
     """A job of each kind from Ann's second picture, and a reroll of the zoom."""
-    studio, white = house.jobs, png(64, 64, 255)
+    services, white = house.services, png(64, 64, 255)
     tickets = {
-        "edit": await studio.edit(first.id, 1, white, BOB, here),
-        "zoom": await studio.zoom(first.id, 1, 2.0, BOB, here),
-        "pan": await studio.pan(first.id, 1, "left", BOB, here),
-        "branch": await studio.branch(first.id, 1, 20, EVE, here),
-        "shots": (await studio.imagine("a cat", EVE, here, bring=InitImages((JobImageRef(first.id, 1),))))[0],
+        "edit": await services.edits.edit(first.id, 1, white, BOB, here),
+        "zoom": await services.edits.zoom(first.id, 1, 2.0, BOB, here),
+        "pan": await services.edits.pan(first.id, 1, "left", BOB, here),
+        "branch": await services.edits.branch(first.id, 1, 20, EVE, here),
+        "shots": (await services.jobs.imagine("a cat", EVE, here, bring=InitImages((JobImageRef(first.id, 1),))))[0],
     }
     views = {name: await over(house, ticket.job, until) for name, ticket in tickets.items()}
-    again = await studio.reroll(views["zoom"].id, EVE, here)
+    again = await services.variations.reroll(views["zoom"].id, EVE, here)
     return {**views, "again": await over(house, again.job, until)}
 
 
@@ -63,8 +63,10 @@ async def contents(house, job, *kinds):
 async def assert_all_refused(house, views, here, sentence, status):
     for name, view in views.items():
         for ask in (
-            house.jobs.reroll(view.id, BOB, here), house.jobs.reproduce(view.id, BOB, here),
-            house.jobs.vary(view.id, 0, BOB, here), house.jobs.remix(view.id, 0, "a dog", BOB, here),
+            house.services.variations.reroll(view.id, BOB, here),
+            house.services.variations.reproduce(view.id, BOB, here),
+            house.services.variations.vary(view.id, 0, BOB, here),
+            house.services.variations.remix(view.id, 0, "a dog", BOB, here),
         ):  # fmt: skip
             with pytest.raises(UserError, match=sentence) as refused:
                 await ask
@@ -77,7 +79,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
 ):  # fmt: skip
     house, _, first = await start_finished_job(workplace, until, ann, here)
     views = await derive_jobs(house, first, until, here)
-    independent = await house.jobs.zoom(views["edit"].id, 0, 2.0, EVE, here)
+    independent = await house.services.edits.zoom(views["edit"].id, 0, 2.0, EVE, here)
     independent = await over(house, independent.job, until)
     files = await contents(house, first.id, "image", "ladder")
     for view in views.values():
@@ -92,46 +94,46 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     assert not files & kept()
     await assert_all_refused(house, views, here, INIT_IMAGE_GONE, 404)
     for view in (*views.values(), independent):
-        assert len(await house.jobs.load_shown_pictures(view.id)) == view.recipe.count
-    assert await house.jobs.reroll(independent.id, BOB, here), "the edit is an independent picture"
-    await house.jobs.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
+        assert len(await house.services.gallery.read_all_for_members(view.id)) == view.recipe.count
+    assert await house.services.variations.reroll(independent.id, BOB, here), "the edit is an independent picture"
+    await house.services.edits.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
 
 
 async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
     workplace, until, ann, here, kept
 ):  # fmt: skip
     house, _, first = await start_finished_job(workplace, until, ann, here)
-    zoom = await over(house, (await house.jobs.zoom(first.id, 1, 2.0, BOB, here)).job, until)
-    again = await over(house, (await house.jobs.reroll(zoom.id, EVE, here)).job, until)
+    zoom = await over(house, (await house.services.edits.zoom(first.id, 1, 2.0, BOB, here)).job, until)
+    again = await over(house, (await house.services.variations.reroll(zoom.id, EVE, here)).job, until)
     canvas = await contents(house, again.id, "input")
     assert canvas == await contents(house, zoom.id, "input")
     await house.services.moderation.delete_pictures(zoom.id, BOB)
     assert not await contents(house, again.id, "input")
     await house.services.moderation.delete_pictures(first.id, ann)
     await until(lambda: not canvas & kept())
-    assert len(await house.jobs.load_shown_pictures(again.id)) == again.recipe.count
+    assert len(await house.services.gallery.read_all_for_members(again.id)) == again.recipe.count
 
 
 async def test_deletion_by_age_leaves_derived_jobs_whole(workplace, until, ann, here, kept):
     house, _, first = await start_finished_job(workplace, until, ann, here)
-    ticket = await house.jobs.edit(first.id, 1, png(64, 64, 255), BOB, here)
+    ticket = await house.services.edits.edit(first.id, 1, png(64, 64, 255), BOB, here)
     edited = await over(house, ticket.job, until)
     inputs = await contents(house, edited.id, *INPUT_KINDS)
     assert await house.store.write(retention.mark_removed, [first.id], "age", 5.0) == [first.id]
     await house.retention.sweep()
     assert await house.store.get_job(first.id) is None
     assert inputs <= kept()
-    again = await house.jobs.reroll(edited.id, BOB, here)
+    again = await house.services.variations.reroll(edited.id, BOB, here)
     assert (await over(house, again.job, until)).state == "finished"
 
 
 async def test_an_uploaded_init_image_belongs_to_its_uploader(workplace, until, ann, here, kept):
     house, _, _ = await start_finished_job(workplace, until, ann, here)
-    studio, bring = house.jobs, InitImages((png(32, 32),))
-    (mine,) = await studio.imagine("", ann, here, bring=bring)
-    (hers,) = await studio.imagine("", EVE, here, bring=bring)
+    services, bring = house.services, InitImages((png(32, 32),))
+    (mine,) = await services.jobs.imagine("", ann, here, bring=bring)
+    (hers,) = await services.jobs.imagine("", EVE, here, bring=bring)
     views = [await over(house, ticket.job, until) for ticket in (mine, hers)]
-    varied = [(await studio.vary(view.id, 0, BOB, here)).job for view in views]
+    varied = [(await services.variations.vary(view.id, 0, BOB, here)).job for view in views]
     for job in varied:
         await over(house, job, until)
     (content,) = await contents(house, hers.job, "input")
@@ -149,15 +151,15 @@ async def test_no_job_starts_again_from_a_held_init_image(workplace, until, ann,
     await assert_all_refused(house, views, here, "stays hidden: a moderator has looked at it", 403)
     await house.store.write(reviews.review_picture, first.id, 1, "shown", MOD, 2.0)
     for view in views.values():
-        await over(house, (await house.jobs.reroll(view.id, BOB, here)).job, until)
+        await over(house, (await house.services.variations.reroll(view.id, BOB, here)).job, until)
 
 
 async def test_a_waiting_job_fails_if_its_init_image_is_deleted(workplace, until, ann, here):
     house, apprentice, first = await start_finished_job(workplace, until, ann, here)
     await house.services.rule_admin.set_rule(replace(ann, is_admin=True), "guild", "", "running", "1")
     apprentice.go.clear()
-    running = await house.jobs.imagine("a cat", BOB, here)
-    ticket = await house.jobs.edit(first.id, 0, png(64, 64, 255), BOB, here)
+    running = await house.services.jobs.imagine("a cat", BOB, here)
+    ticket = await house.services.edits.edit(first.id, 0, png(64, 64, 255), BOB, here)
     await until(lambda: running[0].job in apprentice.begun)
     await house.services.moderation.delete_pictures(first.id, ann)
     apprentice.go.set()
@@ -169,17 +171,17 @@ async def test_a_waiting_job_fails_if_its_init_image_is_deleted(workplace, until
 @pytest.mark.parametrize("way", ["zoom", "shots"])
 async def test_a_deletion_during_the_request_wins(workplace, until, ann, here, way):
     house, _, first = await start_finished_job(workplace, until, ann, here)
-    take = house.jobs._admit
+    take = house.services.jobs._job_maker.admit
 
     async def late(*args, **more):
         await house.services.moderation.delete_pictures(first.id, ann)
         return await take(*args, **more)
 
-    house.jobs._admit = late
-    ask = house.jobs.zoom(first.id, 0, 2.0, BOB, here)
+    house.services.jobs._job_maker.admit = late
+    ask = house.services.edits.zoom(first.id, 0, 2.0, BOB, here)
     if way == "shots":
         ask.close()
-        ask = house.jobs.imagine("a cat", BOB, here, bring=InitImages((JobImageRef(first.id, 0),)))
+        ask = house.services.jobs.imagine("a cat", BOB, here, bring=InitImages((JobImageRef(first.id, 0),)))
     with pytest.raises(UserError, match=INIT_IMAGE_GONE):
         await ask
 

@@ -99,61 +99,63 @@ def test_the_film_goes_forth_and_back_through_every_picture():
 
 async def wait_for_end(app, jobs, until):
     async def are_done() -> bool:
-        return all([(await app.jobs.load_view(job)).state not in ("queued", "sent", "running") for job in jobs])
+        return all(
+            [(await app.services.job_views.load_view(job)).state not in ("queued", "sent", "running") for job in jobs]
+        )
 
     await until(are_done)
-    return [await app.jobs.load_view(job) for job in jobs]
+    return [await app.services.job_views.load_view(job) for job in jobs]
 
 
 @pytest.mark.asyncio
 async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_film(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
-    studio = app.jobs
-    tickets = await studio.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
+    await until(lambda: app.services.live_workers())
+    services = app.services
+    tickets = await services.jobs.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
     assert len(tickets) == 2
     views = await wait_for_end(app, [one.job for one in tickets], until)
     assert [view.recipe.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
     assert [(view.recipe.count, view.recipe.seed) for view in views] == [(4, 7), (2, 7)]
     assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
-    films = [await studio.render_interpolation(view.id) for view in views]
+    films = [await services.gallery.render_walk(view.id) for view in views]
     assert films[0] == films[1]
     assert [part.id for part in await app.store.read(interpolations.list_parts, views[1].id)] == [
         view.id for view in views
     ]
 
-    (other,) = await studio.imagine("a fox --steps 20", ann, here)
+    (other,) = await services.jobs.imagine("a fox --steps 20", ann, here)
     (view,) = await wait_for_end(app, [other.job], until)
     assert not view.walk
     with pytest.raises(UserError, match="no film of a walk"):
-        await studio.render_interpolation(view.id)
+        await services.gallery.render_walk(view.id)
     with pytest.raises(UserError, match="A walk begins with a prompt of its own"):
-        await studio.remix(view.id, 0, "a dog --walk a cat", ann, here)
+        await services.variations.remix(view.id, 0, "a dog --walk a cat", ann, here)
 
-    moved = await studio.vary(views[1].id, 0, BOB, here)
-    recipe = (await studio.load_view(moved.job)).task
+    moved = await services.variations.vary(views[1].id, 0, BOB, here)
+    recipe = (await services.job_views.load_view(moved.job)).task
     assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (NoiseAncestor(7, 0, 0.2),))
     await wait_for_end(app, [moved.job], until)
     for job in (views[1].id, moved.job):
         for strength in (None, 0.6):
-            (dog,) = await studio.remix(job, 0, "dog:: cat::-0.5", BOB, here, strength=strength)
-            recipe = (await studio.load_view(dog.job)).task
+            (dog,) = await services.variations.remix(job, 0, "dog:: cat::-0.5", BOB, here, strength=strength)
+            recipe = (await services.job_views.load_view(dog.job)).task
             assert not recipe.mixed, "nobody typed --mix"
-    (both,) = await studio.remix(moved.job, 0, "dog:: cat:: --mix", BOB, here)
-    assert (await studio.load_view(both.job)).task.mixed
+    (both,) = await services.variations.remix(moved.job, 0, "dog:: cat:: --mix", BOB, here)
+    assert (await services.job_views.load_view(both.job)).task.mixed
     await wait_for_end(app, [both.job], until)
-    (mixed,) = await studio.remix(both.job, 0, "dog:: rat::", BOB, here)
-    assert (await studio.load_view(mixed.job)).task.mixed, "--mix was typed before"
-    (single,) = await studio.remix(views[1].id, 1, "a dog", BOB, here)
-    recipe = (await studio.load_view(single.job)).task
+    (mixed,) = await services.variations.remix(both.job, 0, "dog:: rat::", BOB, here)
+    assert (await services.job_views.load_view(mixed.job)).task.mixed, "--mix was typed before"
+    (single,) = await services.variations.remix(views[1].id, 1, "a dog", BOB, here)
+    recipe = (await services.job_views.load_view(single.job)).task
     assert (recipe.count, recipe.seed, single.notes) == (1, 7, ())
-    (several,) = await studio.remix(views[0].id, None, "a dog", BOB, here)
+    (several,) = await services.variations.remix(views[0].id, None, "a dog", BOB, here)
     assert "differs from that of the walk's pictures" in several.notes[0]
-    words = await studio.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
-    assert not (await studio.load_view(words.job)).task.mixed
-    near = await studio.branch(views[1].id, 0, 10, BOB, here, steps=40)
-    recipe = (await studio.load_view(near.job)).task
+    words = await services.edits.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
+    assert not (await services.job_views.load_view(words.job)).task.mixed
+    near = await services.edits.branch(views[1].id, 0, 10, BOB, here, steps=40)
+    recipe = (await services.job_views.load_view(near.job)).task
     assert [one.text for one in recipe.concepts] == ["a fox", "a cat"]
     assert (recipe.walk, recipe.mixed, recipe.seed) == (None, True, 7)
 
@@ -162,34 +164,24 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
 async def test_an_interpolation_is_deleted_whole_and_the_word_filter_reads_its_prompts(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
-    tickets = await app.jobs.imagine("a fox --walk a cat --frames 5 --steps 20", ann, here)
+    await until(lambda: app.services.live_workers())
+    tickets = await app.services.jobs.imagine("a fox --walk a cat --frames 5 --steps 20", ann, here)
     await wait_for_end(app, [one.job for one in tickets], until)
     deletion = await app.services.moderation.delete_pictures(tickets[1].job, ann)
     assert set(deletion.deliveries) == {one.job for one in tickets}
     with pytest.raises(UserError):
-        await app.jobs.load_view(tickets[0].job)
+        await app.services.job_views.load_view(tickets[0].job)
     draft = NewJob(
-        id="0" * 26,
-        action="imagine",
-        prompt="p",
-        notes=(),
-        task=interpolation_recipes(FOX, "a gory cat", 4)[0],
-        member=ann,
-        destination=here,
-        pool="default",
-        model="m",
-        cost=1.0,
-        created=1.0,
-        deadline=2.0,
-    )
+        id="0" * 26, action="imagine", prompt="p", notes=(), task=interpolation_recipes(FOX, "a gory cat", 4)[0],
+        member=ann, destination=here, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
+    )  # fmt: skip
     assert "a gory cat" in list(member_texts(draft))
 
 
 @pytest.mark.asyncio
 async def test_the_same_interpolation_twice_is_two_interpolations(workplace, ann, here):
     app = await workplace.house()
-    tickets = await app.jobs.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
+    tickets = await app.services.jobs.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
     jobs = [one.job for one in tickets]
     for place, job in enumerate(jobs):
         part_ids = [part.id for part in await app.store.read(interpolations.list_parts, job)]
@@ -204,9 +196,9 @@ async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_a
     monkeypatch.setattr("tests.bot.conftest.warm", lambda *_: whole)
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     with pytest.raises(UserError, match="cannot do --walk"):
-        await app.jobs.imagine("a fox --walk a cat --sampler heun", ann, here)
+        await app.services.jobs.imagine("a fox --walk a cat --sampler heun", ann, here)
     with ProgressDisplay(Console(quiet=True), 1) as screen, pytest.raises(UserError, match="cannot do --walk"):
         local_engine._build_recipes("a fox --walk a cat --sampler heun", {}, whole, screen, None)
 
@@ -214,11 +206,11 @@ async def test_an_interpolation_in_a_whole_pipeline_is_refused_before_it_costs_a
 @pytest.mark.asyncio
 async def test_an_unfinished_interpolation_has_no_film_yet(workplace, until, ann, here):
     app = await workplace.house()
-    tickets = await app.jobs.imagine("a fox --walk a cat", ann, here)
+    tickets = await app.services.jobs.imagine("a fox --walk a cat", ann, here)
     assert len(tickets) == 3
     for ticket in tickets:
         with pytest.raises(UserError, match="still under way"):
-            await app.jobs.render_interpolation(ticket.job)
+            await app.services.gallery.render_walk(ticket.job)
 
 
 def test_a_frame_of_an_interpolation_becomes_a_plain_recipe_for_later_jobs():
@@ -246,29 +238,29 @@ def test_no_interpolation_goes_beyond_the_last_seed():
 async def test_an_interpolation_between_pictures_goes_through_each(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
-    studio = app.jobs
-    (ticket,) = await studio.imagine("a fox --count 3 --seed 7 --steps 20", ann, here)
+    await until(lambda: app.services.live_workers())
+    services = app.services
+    (ticket,) = await services.jobs.imagine("a fox --count 3 --seed 7 --steps 20", ann, here)
     with pytest.raises(UserError, match="between several finished pictures"):
-        await studio.interpolate_pictures(ticket.job, BOB, here)
+        await services.variations.interpolate_pictures(ticket.job, BOB, here)
     (grid,) = await wait_for_end(app, [ticket.job], until)
-    (last,) = await studio.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, here)
+    (last,) = await services.jobs.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, here)
     await wait_for_end(app, [last.job], until)
     with pytest.raises(UserError, match="above 4294967295"):
-        await studio.interpolate_pictures(last.job, BOB, here)
-    tickets = await studio.interpolate_pictures(grid.id, BOB, here)
+        await services.variations.interpolate_pictures(last.job, BOB, here)
+    tickets = await services.variations.interpolate_pictures(grid.id, BOB, here)
     views = await wait_for_end(app, [one.job for one in tickets], until)
     assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
     images = [recipe_for_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
     assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
     assert len(images) == 13
     assert sum(view.walk for view in views) == 1
-    film = Image.open(io.BytesIO(await studio.render_interpolation(views[0].id, kind="gif")))
+    film = Image.open(io.BytesIO(await services.gallery.render_walk(views[0].id, film_format="gif")))
     assert film.format == "GIF"
-    (varied_ones,) = await wait_for_end(app, [(await studio.vary(grid.id, 0, ann, here)).job], until)
+    (varied_ones,) = await wait_for_end(app, [(await services.variations.vary(grid.id, 0, ann, here)).job], until)
     for other in (varied_ones, views[0]):
         with pytest.raises(UserError, match="none of which is a variation"):
-            await studio.interpolate_pictures(other.id, ann, here)
-    again = await studio.reroll(views[0].id, ann, here)
-    recipe = (await studio.load_view(again.job)).task
+            await services.variations.interpolate_pictures(other.id, ann, here)
+    again = await services.variations.reroll(views[0].id, ann, here)
+    recipe = (await services.job_views.load_view(again.job)).task
     assert recipe.walk.noises == (recipe.seed, recipe.seed + 1, recipe.seed + 2)

@@ -13,7 +13,7 @@ from bot.domain.errors import UserError
 from bot.domain.incidents import SENTENCES, Incident, incident_sentence
 from bot.domain.texts import PICTURES_DELETED
 from bot.services.admission.word_filter import MAX_REQUESTS, TOO_COMPLEX, TOO_MANY_REQUESTS
-from bot.services.moderation.moderation import Report
+from bot.services.front_end_actions import Report
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import queries
 from bot.store.members import preferences
@@ -35,7 +35,7 @@ async def refusal_of(awaited) -> UserError:
 
 
 async def finish_job(app, until, member, here, text="a lamp --count 2 --seed 7") -> str:
-    (ticket,) = await app.jobs.imagine(text, member, here)
+    (ticket,) = await app.services.jobs.imagine(text, member, here)
     await wait_for_end(app, until, ticket.job)
     return ticket.job
 
@@ -61,11 +61,11 @@ async def test_a_forbidden_word_is_refused_in_any_field_and_recorded(workplace, 
         "a g0re scene", "terrier --no g.o.r.e", "terrier:: gore::-0.5", "{terrier, N U D E S} here", "ｎｕｄｅ art",
     ]  # fmt: skip
     for prompt in prompts:
-        error = await refusal_of(app.jobs.imagine(prompt, ann, here))
+        error = await refusal_of(app.services.jobs.imagine(prompt, ann, here))
         assert error.status == 422
         assert error.sentence.endswith("may not be in a prompt here: it is on the word list of this server's admins.")
-    assert await refusal_of(app.jobs.imagine("terrier", ann, here, negative="gore"))
-    await app.jobs.imagine("Scunthorpe, denuded hills, gored", ann, here)
+    assert await refusal_of(app.services.jobs.imagine("terrier", ann, here, negative="gore"))
+    await app.services.jobs.imagine("Scunthorpe, denuded hills, gored", ann, here)
     entries = await app.services.moderation.list_incidents(MOD)
     assert {(one.kind, one.actor_name, one.job, one.is_undecided) for one in entries} == {("word", "Ann", "", False)}
     assert entries[-1].said == "“gore” in “a g0re scene”"
@@ -77,32 +77,32 @@ async def test_a_forbidden_word_is_refused_in_any_field_and_recorded(workplace, 
 async def test_a_picture_whose_word_is_now_forbidden_cannot_be_made_again(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     job = await finish_job(app, until, ann, here, "a lamp --no dark --count 1")
     for word in ("lamp", "dark"):
         await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", word)
-        for again in (app.jobs.reroll(job, BOB, here), app.jobs.vary(job, 0, BOB, here)):
+        for again in (app.services.variations.reroll(job, BOB, here), app.services.variations.vary(job, 0, BOB, here)):
             assert word in (await refusal_of(again)).sentence
-        assert word in (await refusal_of(app.jobs.upscale(job, 0, BOB, here))).sentence
-    assert (await app.jobs.load_view(job)).state == "finished", "the finished picture stays"
+        assert word in (await refusal_of(app.services.variations.upscale(job, 0, BOB, here))).sentence
+    assert (await app.services.job_views.load_view(job)).state == "finished", "the finished picture stays"
 
 
 async def test_the_word_filter_reads_remixes_and_suffixes_too(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     job = await finish_job(app, until, ann, here, "a lamp --count 1")
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", "gore")
     adults = replace(ann, channel="18", age_restricted=True)
     for request in (
-        app.jobs.remix(job, 0, "a lamp, g0re", ann, here),
-        app.jobs.remix(job, None, "a lamp --no gore", ann, here),
-        app.jobs.imagine("a lamp", ann, here, suffix="with g o r e"),
-        app.jobs.imagine("gore", adults, here),
+        app.services.variations.remix(job, 0, "a lamp, g0re", ann, here),
+        app.services.variations.remix(job, None, "a lamp --no gore", ann, here),
+        app.services.jobs.imagine("a lamp", ann, here, suffix="with g o r e"),
+        app.services.jobs.imagine("gore", adults, here),
     ):
         assert "“gore” may not be in a prompt here" in (await refusal_of(request)).sentence
     direct = replace(ann, guild="discord:dm:1")
-    await app.jobs.imagine("gore", direct, here)
+    await app.services.jobs.imagine("gore", direct, here)
 
 
 async def test_the_operators_word_list_applies_on_every_server_and_is_named(workplace, ann, here):
@@ -111,12 +111,12 @@ async def test_the_operators_word_list_applies_on_every_server_and_is_named(work
     await app.services.rule_admin.set_rule(OPERATOR, "house", "", "patterns", r"\bX-?ray")
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", "lamp")
     for member in (ann, replace(ann, guild="another")):
-        sentence = (await refusal_of(app.jobs.imagine("gore", member, here))).sentence
+        sentence = (await refusal_of(app.services.jobs.imagine("gore", member, here))).sentence
         assert sentence == "“gore” may not be in a prompt here: it is on the word list of this bot's operator."
-        sentence = (await refusal_of(app.jobs.imagine("an xray", member, here))).sentence
+        sentence = (await refusal_of(app.services.jobs.imagine("an xray", member, here))).sentence
         assert sentence == "This prompt has something that a pattern of this bot's operator does not allow."
-    assert "this server's admins" in (await refusal_of(app.jobs.imagine("a lamp", ann, here))).sentence
-    await app.jobs.imagine("a lamp", replace(ann, guild="another"), here)
+    assert "this server's admins" in (await refusal_of(app.services.jobs.imagine("a lamp", ann, here))).sentence
+    await app.services.jobs.imagine("a lamp", replace(ann, guild="another"), here)
 
 
 async def test_a_bad_pattern_is_refused_when_it_is_set_and_says_why(workplace):
@@ -131,13 +131,13 @@ async def test_a_prompt_too_tangled_to_check_is_refused(workplace, ann, here):
     app = await workplace.house()
     words = [format(n * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for n in range(500)]
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", words)
-    assert (await refusal_of(app.jobs.imagine("1" * 1900, ann, here))).sentence == TOO_COMPLEX
-    requests = [refusal_of(app.jobs.imagine("1" * 1900, ann, here)) for _ in range(MAX_REQUESTS + 2)]
+    assert (await refusal_of(app.services.jobs.imagine("1" * 1900, ann, here))).sentence == TOO_COMPLEX
+    requests = [refusal_of(app.services.jobs.imagine("1" * 1900, ann, here)) for _ in range(MAX_REQUESTS + 2)]
     sentences = [one.sentence for one in await asyncio.gather(*requests)]
     assert sorted(sentences) == sorted([TOO_COMPLEX] * MAX_REQUESTS + [TOO_MANY_REQUESTS] * 2), (
         "one member cannot fill the threads"
     )
-    assert (await refusal_of(app.jobs.imagine("1" * 1900, ann, here))).sentence == TOO_COMPLEX, (
+    assert (await refusal_of(app.services.jobs.imagine("1" * 1900, ann, here))).sentence == TOO_COMPLEX, (
         "the threads are free again"
     )
 
@@ -146,8 +146,8 @@ async def test_one_member_cannot_fill_the_list_of_incidents(workplace, ann, here
     app = await workplace.house()
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "words", "gore")
     for _ in range(2 * incidents.HOURLY_LIMIT):
-        await refusal_of(app.jobs.imagine("gore", ann, here))
-    await refusal_of(app.jobs.imagine("gore", BOB, here))
+        await refusal_of(app.services.jobs.imagine("gore", ann, here))
+    await refusal_of(app.services.jobs.imagine("gore", BOB, here))
     entries = await app.services.moderation.list_incidents(MOD, 100)
     assert [one.actor_name for one in entries] == ["Bob", *["Ann"] * incidents.HOURLY_LIMIT]
 
@@ -155,21 +155,25 @@ async def test_one_member_cannot_fill_the_list_of_incidents(workplace, ann, here
 async def test_a_blocked_member_can_make_nothing_and_it_is_recorded(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     job = await finish_job(app, until, ann, here)
     await app.services.rule_admin.set_rule(ADMIN, "user", BOB.id, "blocked", "on")
-    studio = app.jobs
-    for request in (studio.imagine("a lamp", BOB, here), studio.vary(job, 0, BOB, here), studio.reroll(job, BOB, here),
-                  studio.upscale(job, 0, BOB, here)):  # fmt: skip
+    services = app.services
+    for request in (
+        services.jobs.imagine("a lamp", BOB, here),
+        services.variations.vary(job, 0, BOB, here),
+        services.variations.reroll(job, BOB, here),
+        services.variations.upscale(job, 0, BOB, here),
+    ):
         error = await refusal_of(request)
         assert (error.status, "blocked on this server" in error.sentence) == (403, True)
     for action in ("favourite", "film", "prompt"):
         assert "blocked" in (await refusal_of(app.services.rule_admin.check_command(BOB, action))).sentence
     assert {one.kind for one in await app.services.moderation.list_incidents(MOD)} == {"blocked"}
     elsewhere = replace(BOB, guild="another")
-    await studio.imagine("a lamp", elsewhere, here)
+    await services.jobs.imagine("a lamp", elsewhere, here)
     await app.services.rule_admin.set_rule(OPERATOR, "user", BOB.id, "blocked", "on")
-    error = await refusal_of(studio.imagine("a lamp", elsewhere, here))
+    error = await refusal_of(services.jobs.imagine("a lamp", elsewhere, here))
     assert error.sentence.startswith("This bot's operator has blocked you")
 
 
@@ -179,11 +183,11 @@ async def test_a_blocked_member_can_make_nothing_and_it_is_recorded(workplace, u
 async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
-    studio = app.jobs
+    await until(lambda: app.services.live_workers())
+    services = app.services
     job = await finish_job(app, until, ann, here)
-    upscaled = (await studio.upscale(job, 1, BOB, here)).job
-    varied = (await studio.vary(job, 0, BOB, here)).job
+    upscaled = (await services.variations.upscale(job, 1, BOB, here)).job
+    varied = (await services.variations.vary(job, 0, BOB, here)).job
     await wait_for_end(app, until, upscaled)
     await wait_for_end(app, until, varied)
     await app.store.write(preferences.toggle_favourite, BOB.id, job, 0, 1.0)
@@ -196,23 +200,23 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
     assert deletion.deliveries[job]["answer"].destination == here
     for deleted in (job, upscaled):
         for request in (
-            studio.load_view(deleted),
-            studio.load_picture(deleted, 0),
-            studio.render_film(deleted),
-            studio.list_keyframe_steps(deleted),
-            studio.render_keyframe_grid(deleted, 0),
-            studio.vary(deleted, 0, BOB, here),
-            studio.upscale(deleted, 0, BOB, here),
-            studio.reroll(deleted, BOB, here),
+            services.job_views.load_view(deleted),
+            services.gallery.read_picture(deleted, 0),
+            services.gallery.render_film(deleted),
+            services.gallery.keyframe_steps(deleted),
+            services.gallery.render_keyframe_grid(deleted, 0),
+            services.variations.vary(deleted, 0, BOB, here),
+            services.variations.upscale(deleted, 0, BOB, here),
+            services.variations.reroll(deleted, BOB, here),
         ):
             error = await refusal_of(request)
             assert (error.status, error.sentence) == (404, PICTURES_DELETED)
-    assert [view.id for view in await studio.load_recent("local")] == [varied]
+    assert [view.id for view in await services.job_views.load_recent("local")] == [varied]
     assert await app.store.read(preferences.list_favourites, BOB.id) == []
     assert await picture_hashes(app, job, upscaled) == []
     for sha in mine:
         assert await app.picture_store.has(sha) == (sha in theirs), "a picture that another job shares is kept"
-    assert (await studio.load_picture(varied, 1)).startswith(b"\x89PNG")
+    assert (await services.gallery.read_picture(varied, 1)).startswith(b"\x89PNG")
     await app.services.moderation.delete_pictures(varied, BOB)
     assert not any([await app.picture_store.has(sha) for sha in theirs])
     assert (await app.services.moderation.delete_pictures(job, ann)).sentence == PICTURES_DELETED
@@ -225,22 +229,22 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
 
 async def test_the_owner_moderators_and_the_operator_may_delete(workplace, ann, here):
     app = await workplace.house()
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     for stranger in (BOB, ELSEWHERE):
         assert (await refusal_of(app.services.moderation.delete_pictures(ticket.job, stranger))).status == 403
     assert (await refusal_of(app.services.moderation.delete_pictures("0" * 26, ann))).status == 404
     for member in (MOD, Member("x", "X", "another", is_operator=True)):
-        (one,) = await app.jobs.imagine("a lamp", ann, here)
+        (one,) = await app.services.jobs.imagine("a lamp", ann, here)
         assert (await app.services.moderation.delete_pictures(one.job, member)).job == one.job
 
 
 async def test_deleting_a_waiting_job_cancels_it_at_no_cost(workplace, ann, here):
     app = await workplace.house()
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     await app.services.moderation.delete_pictures(ticket.job, ann)
     record = await app.store.get_job(ticket.job)
     assert (record.state, record.charged) == ("cancelled", 0.0)
-    assert await app.jobs.load_queue("local") == []
+    assert await app.services.job_views.load_queue("local") == []
     assert await app.services.deliveries.list_undelivered("web") == [], "nothing is left to deliver"
 
 
@@ -248,8 +252,8 @@ async def test_deleting_a_running_job_cancels_it_and_leaves_no_picture(workplace
     app = await workplace.house()
     worker, _ = await workplace.worker()
     worker.go.clear()
-    await until(lambda: app.jobs.live_workers())
-    (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, here)
+    await until(lambda: app.services.live_workers())
+    (ticket,) = await app.services.jobs.imagine("a lamp --count 1", ann, here)
 
     async def is_running():
         return (await app.store.get_job(ticket.job)).state == "running"
@@ -276,7 +280,7 @@ async def test_deleting_a_running_job_cancels_it_and_leaves_no_picture(workplace
 async def test_the_next_start_removes_deleted_pictures_that_a_crash_left(workplace, until, ann, here):
     async with workplace.visit() as app:
         await workplace.worker()
-        await until(lambda: app.jobs.live_workers())
+        await until(lambda: app.services.live_workers())
         job = await finish_job(app, until, ann, here)
         shas = await picture_hashes(app, job)
         await app.store.write(deletion_steps.mark_deleted, [job], (ann.id, ann.name), 1.0)  # as if the power failed now
@@ -292,7 +296,7 @@ async def test_the_next_start_removes_deleted_pictures_that_a_crash_left(workpla
 async def test_members_can_delete_while_the_picture_store_is_away(workplace, until, ann, here, monkeypatch):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     job, later = [await finish_job(app, until, ann, here, "a lamp --count 1") for _ in range(2)]
 
     async def fail(_):
@@ -301,7 +305,7 @@ async def test_members_can_delete_while_the_picture_store_is_away(workplace, unt
     with monkeypatch.context() as outage:
         outage.setattr(app.picture_store, "drop", fail)
         await app.services.moderation.delete_pictures(job, ann)
-    assert (await refusal_of(app.jobs.load_picture(job, 0))).sentence == PICTURES_DELETED
+    assert (await refusal_of(app.services.gallery.read_picture(job, 0))).sentence == PICTURES_DELETED
     await app.services.moderation.delete_pictures(later, ann)
     assert await picture_hashes(app, later) == []
     assert len(await picture_hashes(app, job)) == 1, (
@@ -315,14 +319,14 @@ async def test_a_picture_that_arrives_again_while_it_is_deleted_is_kept(workplac
     """Jobs share content by its hash, so storing it and deleting it take turns."""
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     jobs = [await finish_job(app, until, ann, here, "a lamp --count 1") for _ in range(3)]
     for job in jobs:
-        (other,) = await app.jobs.imagine("a lamp --count 1", BOB, here)
+        (other,) = await app.services.jobs.imagine("a lamp --count 1", BOB, here)
         deleting_it = asyncio.create_task(app.services.moderation.delete_pictures(job, ann))
         await wait_for_end(app, until, other.job)
         await deleting_it
-        assert (await app.jobs.load_picture(other.job, 0)).startswith(b"\x89PNG")
+        assert (await app.services.gallery.read_picture(other.job, 0)).startswith(b"\x89PNG")
 
 
 # Reports and incidents
@@ -331,7 +335,7 @@ async def test_a_picture_that_arrives_again_while_it_is_deleted_is_kept(workplac
 async def test_a_report_reaches_the_moderators_list_and_their_channel(workplace, until, ann, here):
     app = await workplace.house()
     moderation = app.services.moderation
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     sentence = await moderation.report_picture(ticket.job, BOB, "not\u202e nice @everyone")
     assert sentence == "Reported: it stands in the list of the moderators of this server. Thank you."
     (waiting,) = await moderation.list_incidents(MOD, undecided_only=True)
@@ -347,7 +351,7 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(workplace,
         posted.append(report)
         return True
 
-    moderation.post_report = post
+    app.services.front_end.connect(post_report=post)
     await app.services.rule_admin.set_rule(ADMIN, "guild", "", "reports", "<#42>")
     sentence = await moderation.report_picture(ticket.job, replace(BOB, id="local:cy", name="Cy"), "me too")
     assert sentence == "Reported: the moderators of this server see it in their channel. Thank you."
@@ -357,7 +361,7 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(workplace,
     async def fail(_: Report) -> bool:
         raise RuntimeError("no such channel")
 
-    moderation.post_report = fail
+    app.services.front_end.connect(post_report=fail)
     sentence = await moderation.report_picture(ticket.job, replace(BOB, id="local:di", name="Di"), "and me")
     assert "it stands in the list" in sentence
     await moderation.delete_pictures(ticket.job, MOD)
@@ -368,15 +372,15 @@ async def test_a_report_reaches_the_moderators_list_and_their_channel(workplace,
 async def test_reports_need_a_reason_and_have_a_daily_limit(workplace, ann, here):
     app = await workplace.house()
     report = app.services.moderation.report_picture
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     assert (await refusal_of(report(ticket.job, ann, "mine"))).sentence == "This one is yours: delete it instead."
     assert (await refusal_of(report(ticket.job, ELSEWHERE, "no"))).status == 403
     assert (await refusal_of(report(ticket.job, BOB, " \u200b "))).sentence.startswith("Say in a few words")
     assert "at most 500 characters; this one has 501" in (await refusal_of(report(ticket.job, BOB, "x" * 501))).sentence
     for _ in range(incidents.DAILY_REPORTS):
-        (one,) = await app.jobs.imagine("a lamp --count 1", ann, here)
+        (one,) = await app.services.jobs.imagine("a lamp --count 1", ann, here)
         await report(one.job, BOB, "no")
-        await app.jobs.cancel(one.job, ann)
+        await app.services.jobs.cancel(one.job, ann)
     error = await refusal_of(report(ticket.job, BOB, "no"))
     assert "At most 10 reports in 24 hours, and you have made 10" in error.sentence
     assert error.retry_at is not None
@@ -385,7 +389,7 @@ async def test_reports_need_a_reason_and_have_a_daily_limit(workplace, ann, here
 async def test_a_private_job_cannot_be_reported_by_others(workplace, ann, here):
     app = await workplace.house()
     await app.services.preferences.set_preference(ann.id, "results", "private")
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     error = await refusal_of(app.services.moderation.report_picture(ticket.job, BOB, "no"))
     assert error.sentence == "That job is private: only its author may use it."
 
@@ -393,7 +397,7 @@ async def test_a_private_job_cannot_be_reported_by_others(workplace, ann, here):
 async def test_moderators_close_incidents_of_their_own_server(workplace, ann, here):
     app = await workplace.house()
     moderation = app.services.moderation
-    (ticket,) = await app.jobs.imagine("a lamp", ann, here)
+    (ticket,) = await app.services.jobs.imagine("a lamp", ann, here)
     await moderation.report_picture(ticket.job, BOB, "no")
     ((number,),) = [(one.number,) for one in await moderation.list_incidents(MOD)]
     for stranger in (BOB, ann):

@@ -113,15 +113,15 @@ class CheckedApp:
     until: Any
 
     async def ask(self, text: str, member: Member = BOB) -> str:
-        (ticket,) = await self.app.jobs.imagine(text, member, Destination("web", {}))
+        (ticket,) = await self.app.services.jobs.imagine(text, member, Destination("web", {}))
         return ticket.job
 
     async def done(self, job: str) -> JobView:
         async def is_over() -> bool:
-            return (await self.app.jobs.load_view(job)).state == "finished"
+            return (await self.app.services.job_views.load_view(job)).state == "finished"
 
         await self.until(is_over)
-        return await self.app.jobs.load_view(job)
+        return await self.app.services.job_views.load_view(job)
 
     async def incidents(self) -> list[tuple[str, str, str]]:
         query = select(incidents).order_by(incidents.c.id)
@@ -135,7 +135,7 @@ async def checked_app(workplace: Any, until: Any) -> AsyncIterator[CheckedApp]:
     painter.checks = True
     await check_all(app)
     task = asyncio.create_task(painter.run())
-    await until(lambda: app.jobs.live_workers())
+    await until(lambda: app.services.live_workers())
     yield CheckedApp(app, painter, until)
     await stop(task)
 
@@ -160,14 +160,14 @@ async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp
         "Picture 2 is held by the picture check until a moderator has looked at it.",
         "Picture 3 could not be checked, so it is held until a moderator has looked at it.",
     ]
-    studio = checked_app.app.jobs
+    services = checked_app.app.services
     for index in (0, 3):
-        assert await studio.load_picture(job, index) == await studio.load_shown_picture(job, index)
+        assert await services.gallery.read_picture(job, index) == await services.gallery.read_for_members(job, index)
     for index in (1, 2):
         with pytest.raises(UserError, match=f"Picture {index + 1} ") as refused:
-            await studio.load_picture(job, index)
+            await services.gallery.read_picture(job, index)
         assert refused.value.status == 403
-        assert await studio.load_shown_picture(job, index) == blur_picture(
+        assert await services.gallery.read_for_members(job, index) == blur_picture(
             await checked_app.app.services.picture_review._gallery.read_unblurred(job, index)
         )
 
@@ -177,36 +177,36 @@ async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: Chec
     checked_app.painter.verdicts = {1: "flagged"}
     job = await checked_app.ask("a lamp --seed 3")
     await checked_app.done(job)
-    studio, place = checked_app.app.jobs, Destination("web", {})
-    for act in (studio.vary, studio.upscale):
+    services, place = checked_app.app.services, Destination("web", {})
+    for act in (services.variations.vary, services.variations.upscale):
         with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
             await act(job, 1, BOB, place)
     with pytest.raises(UserError, match="Picture 2 is held by the picture check"):
-        await studio.interpolate_pictures(job, BOB, place)
-    await studio.upscale(job, 0, BOB, place)
+        await services.variations.interpolate_pictures(job, BOB, place)
+    await services.variations.upscale(job, 0, BOB, place)
     view = await checked_app.app.services.picture_review.decide(job, 1, MODERATOR, show=True)
     assert held_images(view) == ()
-    assert await studio.load_picture(job, 1)
+    assert await services.gallery.read_picture(job, 1)
     checked_app.painter.verdicts = {0: "flagged"}
-    upscaled = (await studio.upscale(job, 1, BOB, place)).job
+    upscaled = (await services.variations.upscale(job, 1, BOB, place)).job
     assert held_images(await checked_app.done(upscaled)) == (0,), "an upscaled picture has a check of its own"
 
 
 @pytest.mark.asyncio
 async def test_the_film_leaves_out_held_pictures(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {0: "flagged"}
-    job, studio = await checked_app.ask("a lamp --count 2"), checked_app.app.jobs
+    job, services = await checked_app.ask("a lamp --count 2"), checked_app.app.services
     await checked_app.done(job)
-    without_it = decode_image(await studio.render_keyframe_grid(job, 0))
+    without_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
     await checked_app.app.services.picture_review.decide(job, 0, MODERATOR, show=True)
-    with_it = decode_image(await studio.render_keyframe_grid(job, 0))
+    with_it = decode_image(await services.gallery.render_keyframe_grid(job, 0))
     assert with_it.width > 1.5 * without_it.width
     single = await checked_app.ask("a lamp --count 1")
     await checked_app.done(single)
     for request in (
-        studio.render_film(single),
-        studio.list_keyframe_steps(single),
-        studio.render_keyframe_grid(single, 0),
+        services.gallery.render_film(single),
+        services.gallery.keyframe_steps(single),
+        services.gallery.render_keyframe_grid(single, 0),
     ):
         with pytest.raises(UserError, match="held by the picture check, so there is no film"):
             await request
@@ -231,7 +231,7 @@ async def test_moderators_decide_and_every_decision_is_recorded(checked_app: Che
     assert held_images(await review.decide(job, 1, MODERATOR, show=True)) == (0,)
     assert held_images(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # a second time changes nothing
     with pytest.raises(UserError, match="Picture 1 stays hidden: a moderator has looked at it"):
-        await checked_app.app.jobs.load_picture(job, 0)
+        await checked_app.app.services.gallery.read_picture(job, 0)
     entries += [
         ("denied", MODERATOR.id, "Picture 1 is kept hidden."),
         ("approved", MODERATOR.id, "Picture 2 is shown."),
@@ -242,7 +242,7 @@ async def test_moderators_decide_and_every_decision_is_recorded(checked_app: Che
 
 
 async def seed_of(checked_app: CheckedApp, job: str) -> int:
-    task: Any = (await checked_app.app.jobs.load_view(job)).task
+    task: Any = (await checked_app.app.services.job_views.load_view(job)).task
     return int(task.seed)
 
 
@@ -301,8 +301,8 @@ def draw_chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
 @pytest.mark.asyncio
 async def test_without_a_worker_that_checks_every_picture_is_held(checked_app: CheckedApp) -> None:
     checked_app.painter.checks = False
-    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.jobs.live_workers().values()))
-    (ticket,) = await checked_app.app.jobs.imagine("a lamp", BOB, Destination("web", {}))
+    await checked_app.until(lambda: not any(one.checks for one in checked_app.app.services.live_workers().values()))
+    (ticket,) = await checked_app.app.services.jobs.imagine("a lamp", BOB, Destination("web", {}))
     assert NO_CHECK in ticket.notes
     view = await checked_app.done(ticket.job)
     assert held_images(view) == (0, 1, 2, 3)
@@ -320,7 +320,7 @@ async def test_nothing_is_held_without_the_rule_or_in_age_restricted_channels(ch
     for view in (adults, plain):
         assert not view.needs_check
         assert held_images(view) == ()
-        assert await checked_app.app.jobs.load_picture(view.id, 0)
+        assert await checked_app.app.services.gallery.read_picture(view.id, 0)
     assert await checked_app.incidents() == []
 
 

@@ -63,17 +63,19 @@ async def test_a_discord_link_is_fetched_and_becomes_the_init_image(
     async with discord(answer, certificate, free_port) as (session, resolver, _):
         house = await workplace.house(outside=partial(image_links.fetch_file, session))
         await workplace.worker()
-        (ticket,) = await house.jobs.imagine(f"{ATTACHED} a lamp --iw 1", ann, here, suffix="at night")
+        (ticket,) = await house.services.jobs.imagine(f"{ATTACHED} a lamp --iw 1", ann, here, suffix="at night")
         view = await over(house, ticket.job, until)
         assert (view.state, view.action, view.prompt) == ("finished", "imagine", "a lamp at night --iw 1")
         assert (view.recipe.start.strength, len(view.recipe.start.pictures)) == (0.6, 1)
-        (ticket,) = await house.jobs.imagine(ATTACHED, ann, here, suffix="at night")
-        assert (await house.jobs.load_view(ticket.job)).task.guidance == 1, "without a prompt there is no suffix"
+        (ticket,) = await house.services.jobs.imagine(ATTACHED, ann, here, suffix="at night")
+        assert (await house.services.job_views.load_view(ticket.job)).task.guidance == 1, (
+            "without a prompt there is no suffix"
+        )
         for path, sentence in (("away", "cannot be fetched from Discord"), ("page", "a format that is not supported")):
             with pytest.raises(UserError, match=sentence):
-                await house.jobs.imagine(f"https://cdn.discordapp.com/{path} a lamp", ann, here)
+                await house.services.jobs.imagine(f"https://cdn.discordapp.com/{path} a lamp", ann, here)
         with pytest.raises(UserError, match="One to 5 pictures"):
-            await house.jobs.imagine(f"{ATTACHED} " * 6, ann, here)
+            await house.services.jobs.imagine(f"{ATTACHED} " * 6, ann, here)
         assert set(resolver.asked) == {"cdn.discordapp.com"}
 
 
@@ -84,19 +86,19 @@ async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetche
 
     house = await workplace.house(outside=outside)
     await workplace.worker()
-    house.jobs.page_addresses = (PAGE,)
+    house.services.page_addresses.add(PAGE)
 
     async def make_job() -> str:
-        (ticket,) = await house.jobs.imagine("a lamp --count 2", ann, here)
+        (ticket,) = await house.services.jobs.imagine("a lamp --count 2", ann, here)
         return (await over(house, ticket.job, until)).id
 
     def link_to(job: str, number: int = 2) -> str:
         return f"{PAGE}/api/jobs/{job}/pictures/{number}.png a cat"
 
     public = await make_job()
-    shot = (await house.jobs.load_view(public)).pictures[1]
-    (ticket,) = await house.jobs.imagine(link_to(public), BOB, here)
-    assert (await house.jobs.load_view(ticket.job)).task.start.pictures == (InitImage(shot.sha256),)
+    shot = (await house.services.job_views.load_view(public)).pictures[1]
+    (ticket,) = await house.services.jobs.imagine(link_to(public), BOB, here)
+    assert (await house.services.job_views.load_view(ticket.job)).task.start.pictures == (InitImage(shot.sha256),)
     await house.services.preferences.set_preference(ann.id, "results", "private")
     hidden = await make_job()
     for link, who, sentence in (
@@ -104,8 +106,8 @@ async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetche
         (link_to(public, 4), BOB, "no such picture"), (link_to(JOB), BOB, "no such job"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
-            await house.jobs.imagine(link, who, here)
-    await house.jobs.imagine(link_to(hidden), ann, here)
+            await house.services.jobs.imagine(link, who, here)
+    await house.services.jobs.imagine(link_to(hidden), ann, here)
 
 
 def test_the_command_line_without_a_bot_fetches_nothing(tmp_path) -> None:

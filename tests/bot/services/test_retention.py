@@ -221,8 +221,8 @@ async def test_the_retention_settings_are_read_and_checked():
 async def test_a_running_bot_deletes_old_jobs(workplace, until, ann, here):
     app = await workplace.house()
     await workplace.worker()
-    await until(lambda: app.jobs.live_workers())
-    (ticket,) = await app.jobs.imagine("a lamp --count 1", ann, here)
+    await until(lambda: app.services.live_workers())
+    (ticket,) = await app.services.jobs.imagine("a lamp --count 1", ann, here)
 
     async def is_over() -> bool:
         record = await app.store.get_job(ticket.job)
@@ -232,4 +232,4 @@ async def test_a_running_bot_deletes_old_jobs(workplace, until, ann, here):
     app.retention._limits = replace(app.retention._limits, max_seconds=0.0)
     await app.retention.sweep()
     with pytest.raises(UserError, match="limited time"):
-        await app.jobs.load_view(ticket.job)
+        await app.services.job_views.load_view(ticket.job)

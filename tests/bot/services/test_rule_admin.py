@@ -36,19 +36,9 @@ def draft(member: Member) -> NewJob:
         height=64, dtype="float32",
     )  # fmt: skip
     return NewJob(
-        id=str(ULID()),
-        action="imagine",
-        prompt="a lamp",
-        notes=(),
-        task=recipe,
-        member=member,
-        destination=Destination("web", {}),
-        pool="default",
-        model="embedded",
-        cost=10.0,
-        created=NOW,
-        deadline=NOW + 60,
-    )
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=recipe, member=member,
+        destination=Destination("web", {}), pool="default", model="embedded", cost=10.0, created=NOW, deadline=NOW + 60,
+    )  # fmt: skip
 
 
 async def refuse_to_cancel(_job: str) -> str:
@@ -152,24 +142,17 @@ async def test_nobody_writes_settings_above_their_role(store):
     desk = administration(store)
     for member in (BOB, MOD):
         for awaited in (
-            desk.set_rule(member, "guild", "", "running", "1"),
-            desk.unset_rule(member, "guild", "", "running"),
-            desk.apply_preset(member, "contest"),
-            desk.import_yaml(member, "server: {running: 1}"),
-            desk.close_guild(member, "x"),
-            desk.open_guild(member),
-            desk.set_ceilings(member, "g", running="1"),
-        ):
+            desk.set_rule(member, "guild", "", "running", "1"), desk.unset_rule(member, "guild", "", "running"),
+            desk.apply_preset(member, "contest"), desk.import_yaml(member, "server: {running: 1}"),
+            desk.close_guild(member, "x"), desk.open_guild(member), desk.set_ceilings(member, "g", running="1"),
+        ):  # fmt: skip
             assert (await refusal(awaited)).status == 403
     for awaited in (
-        desk.set_rule(ANN, "house", "", "running", "1"),
-        desk.set_ceilings(ANN, "g", running="1"),
-        desk.close_guild(ANN, "x"),
-        desk.open_guild(ANN),
+        desk.set_rule(ANN, "house", "", "running", "1"), desk.set_ceilings(ANN, "g", running="1"),
+        desk.close_guild(ANN, "x"), desk.open_guild(ANN),
         desk.set_rule(replace(OWNER, guild=EVERYWHERE), "house", "", "running", "1"),
-        desk.close_guild(replace(OWNER, guild=EVERYWHERE), "all"),
-        desk.set_ceilings(OWNER, "g", running="1"),
-    ):
+        desk.close_guild(replace(OWNER, guild=EVERYWHERE), "all"), desk.set_ceilings(OWNER, "g", running="1"),
+    ):  # fmt: skip
         assert (await refusal(awaited)).status == 403
     assert await desk.list_rules("g") == await desk.list_rules(EVERYWHERE) == []
     assert await desk.list_changes("g") == []
@@ -357,12 +340,12 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
     house = await workplace.house()
     apprentice, _ = await workplace.worker()
     apprentice.go.clear()
-    desk, studio = house.services.rule_admin, house.jobs
+    desk, services = house.services.rule_admin, house.services
     await desk.set_rule(OWNER, "user", "discord:3", "running", "1")
     jobs: list[str] = []
     for n in (0, 1, 2, 3, 3):  # the second of user 3 waits for the first
-        jobs.append((await studio.imagine("a lamp", replace(BOB, id=f"discord:{n}"), here))[0].job)
-    (elsewhere,) = await studio.imagine("a lamp", replace(BOB, guild="h"), here)
+        jobs.append((await services.jobs.imagine("a lamp", replace(BOB, id=f"discord:{n}"), here))[0].job)
+    (elsewhere,) = await services.jobs.imagine("a lamp", replace(BOB, guild="h"), here)
 
     async def all_run() -> bool:
         """A job cancelled between dispatch and first step is charged nothing: wait until none is there."""
@@ -371,7 +354,7 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
 
     await until(all_run)
     assert await desk.close_guild(OWNER, "enough") == 5
-    refused = await refusal(studio.imagine("a lamp", BOB, here))
+    refused = await refusal(services.jobs.imagine("a lamp", BOB, here))
     assert refused.status == 403
     assert refused.sentence == (
         "This server is closed for new pictures: enough (closed by Olga). It waits for the server's owner to open it."
@@ -386,7 +369,7 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
     assert [found[job].charged for job in jobs] == [found[job].cost / 4 for job in jobs[:-1]] + [0.0]
     assert (await house.store.get_job(elsewhere.job)).state in ("queued", "sent", "running")
     await desk.open_guild(OWNER)
-    await studio.imagine("a lamp", BOB, here)
+    await services.jobs.imagine("a lamp", BOB, here)
 
 
 TEXTS = {"running": ("1", "2", "3"), "cost_day": ("10", "20", "unlimited"), "results": ("public", "private")}

@@ -16,19 +16,9 @@ IDS = [f"01JZ000000000000000000000{number}" for number in range(4)]
 
 async def admit_job(store, number: int, *, guild: str = "local", tier: str = "standard") -> None:
     draft = NewJob(
-        IDS[number],
-        "imagine",
-        "a lamp",
-        (),
-        a_recipe(),
-        Member(f"{guild}:ann", "Ann", guild, tier),
-        Destination("web", {}),
-        "default",
-        "embedded",
-        8.0,
-        100.0 + number,
-        9000.0,
-    )
+        IDS[number], "imagine", "a lamp", (), a_recipe(), Member(f"{guild}:ann", "Ann", guild, tier),
+        Destination("web", {}), "default", "embedded", 8.0, 100.0 + number, 9000.0,
+    )  # fmt: skip
     await store.admit_jobs([draft], None, lambda drafts, _ledger: drafts, 100.0 + number)
 
 

@@ -27,20 +27,10 @@ RECIPE = Recipe(
 
 def draft(user: str, channel: str, **more: Any) -> NewJob:
     return NewJob(
-        id=str(ULID()),
-        action="imagine",
-        prompt="a lamp",
-        notes=(),
-        task=RECIPE,
-        member=Member(user, user, "g", channel=channel),
-        destination=Destination("web", {}),
-        pool="default",
-        model="embedded",
-        cost=1.0,
-        created=1.0,
-        deadline=2.0,
-        **more,
-    )
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE,
+        member=Member(user, user, "g", channel=channel), destination=Destination("web", {}), pool="default",
+        model="embedded", cost=1.0, created=1.0, deadline=2.0, **more,
+    )  # fmt: skip
 
 
 class StatementRecorder:

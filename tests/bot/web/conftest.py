@@ -21,7 +21,6 @@ from playwright.async_api import Browser, Page, async_playwright
 from bot.app.settings import Settings, load_settings
 from bot.app.wiring import open_app
 from bot.services import Services
-from bot.services.jobs.job_service import JobService
 from bot.web.app import build_app, run_server
 from engine.bus import Bus
 from engine.bus.broker.embedded import Broker
@@ -48,7 +47,6 @@ class Room:
     port: int
     client: aiohttp.ClientSession
     desk: Services
-    studio: JobService
     app: web.Application
     settings: Settings
     drawers: list[Painter] = field(default_factory=list)
@@ -102,10 +100,10 @@ def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
             app = await asyncio.to_thread(build_app, settings, bot_app.services, metrics_snapshot=bot_app.metrics_page)
             real = await parts.enter_async_context(run_server(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
-            room = Room(f"http://127.0.0.1:{real}", real, client, bot_app.services, bot_app.jobs, app, settings)
+            room = Room(f"http://127.0.0.1:{real}", real, client, bot_app.services, app, settings)
             for _ in range(workers):
                 room.drawers.append(await parts.enter_async_context(working(broker)))
-            await _until(lambda: len(room.studio.live_workers()) >= workers)
+            await _until(lambda: len(room.desk.live_workers()) >= workers)
             yield room
 
     return opening

@@ -43,9 +43,9 @@ async def start_describer(room: Room, *fits: str) -> Describer:
     return worker
 
 
-async def send_form(room: Room, *pictures: bytes, order: Any = None, **parts: bytes) -> tuple[int, Any]:
+async def send_form(room: Room, *pictures: bytes, request: Any = None, **parts: bytes) -> tuple[int, Any]:
     form = aiohttp.FormData()
-    form.add_field("order", json.dumps(order or {}), content_type="application/json")
+    form.add_field("request", json.dumps(request or {}), content_type="application/json")
     for name, content in (*(("picture", one) for one in pictures), *parts.items()):
         form.add_field(name, content, filename="it")
     async with room.client.post(room.url + "/api/describe", data=form, headers={"X-Darkroom": "test"}) as answer:
@@ -62,10 +62,12 @@ async def test_a_picture_is_answered_with_suggested_prompts(room: Room) -> None:
     status, reply = await send_form(room, png())
     assert status == 200, reply
     assert reply["prompts"][0]["prompt"] == "fox, watercolor, in the snow"
-    assert reply["prompts"][0]["gain"] == pytest.approx(0.6)
+    assert reply["prompts"][0]["error_reduction"] == pytest.approx(0.6)
     assert reply["model"] == "embedded"
-    assert reply["tried"] >= len(GENERAL_VOCABULARY.subjects)
-    assert reply["sentence"].startswith(f"These are the words, out of {reply['tried']} that were tried, under which")
+    assert reply["tried_texts"] >= len(GENERAL_VOCABULARY.subjects)
+    assert reply["sentence"].startswith(
+        f"These are the words, out of {reply['tried_texts']} that were tried, under which"
+    )
     assert {len({request.model, "embedded"}) for request in worker.asked} == {1}
     assert await room.ask("GET", "/api/jobs") == (200, {"jobs": []}), "nothing is kept, and no job is made"
 
@@ -78,9 +80,11 @@ async def test_an_invalid_form_is_refused(room: Room) -> None:
         await send_form(room, png(), png()),
         await send_form(room, png(), mask=png()),
     ):
-        assert (status, reply["error"]) == (400, "The form needs one part `picture`, beside `order`.")
-    assert (await send_form(room, png(), order={"model": "sdxl"}))[1]["error"] == "There is no model called sdxl here."
-    assert (await send_form(room, png(), order={"modell": "x"}))[0] == 400
+        assert (status, reply["error"]) == (400, "The form needs one part `picture`, beside `request`.")
+    assert (await send_form(room, png(), request={"model": "sdxl"}))[1][
+        "error"
+    ] == "There is no model called sdxl here."
+    assert (await send_form(room, png(), request={"modell": "x"}))[0] == 400
     assert not worker.asked
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bot.store import DatabaseUnavailable
+from bot.web import serializers
 from bot.web.middleware import SESSION_TOKENS
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ MISSING = [
     ("GET", f"{UNKNOWN_JOB}/pictures/1.png"),
     ("GET", f"{UNKNOWN_JOB}/grid.png"),
     ("GET", f"{UNKNOWN_JOB}/film.webp"),
-    ("GET", f"{UNKNOWN_JOB}/rungs"),
-    ("GET", f"{UNKNOWN_JOB}/rungs/0.webp"),
+    ("GET", f"{UNKNOWN_JOB}/keyframes"),
+    ("GET", f"{UNKNOWN_JOB}/keyframes/0.webp"),
 ]
 
 
@@ -128,7 +129,7 @@ async def test_unknown_paths_and_jobs_are_404(room: Room, subtests: pytest.Subte
 async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
     room.drawers[0].going.clear()
     job = await room.imagine("terrier")
-    for path in ("pictures/1.png", "grid.png", "film.webp", "rungs", "rungs/0.webp"):
+    for path in ("pictures/1.png", "grid.png", "film.webp", "keyframes", "keyframes/0.webp"):
         status, _ = await send_refused(room, "GET", f"/api/jobs/{job}/{path}")
         assert status == 404, path
     for path in ("vary/1", "upscale/1"):
@@ -207,7 +208,7 @@ async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypa
     monkeypatch.setattr("bot.web.sse.MAX_VISITOR_STREAMS", 1)
     async with open_room(host="0.0.0.0") as room:
         tokens = room.app[SESSION_TOKENS]
-        one, other = ({"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(owner=False))}"} for _ in "ab")
+        one, other = ({"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(is_owner=False))}"} for _ in "ab")
         async with room.client.get(f"{room.url}/api/events", headers=one) as first:
             assert first.status == 200
             status, _ = await send_refused(room, "GET", "/api/events", headers=one)
@@ -245,11 +246,11 @@ async def test_a_missing_page_is_answered_with_a_page(room: Room) -> None:
 
 
 async def test_an_internal_error_is_500_and_reveals_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(room.studio, "live_workers", fail)
-    status, sentence = await send_refused(room, "GET", "/api/room")
+    monkeypatch.setattr(serializers, "serialize_workers", fail)
+    status, sentence = await send_refused(room, "GET", "/api/workers")
     assert status == 500
     assert "secret" not in sentence
 
@@ -260,7 +261,7 @@ async def test_a_database_that_is_away_is_503_and_reported(
     async def fail(*_: object) -> None:
         raise DatabaseUnavailable("The database cannot be used now: secret detail.")
 
-    monkeypatch.setattr(room.studio, "load_recent", fail)
+    monkeypatch.setattr(room.desk.job_views, "load_recent", fail)
     status, sentence = await send_refused(room, "GET", "/api/jobs")
     assert status == 503
     assert "database" in sentence
@@ -299,7 +300,7 @@ async def test_static_files_stay_in_their_folder(room: Room) -> None:
 async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         gate = room.app[SESSION_TOKENS]
-        owner, guest = (gate.sign_cookie(gate.create_visitor(owner=role)) for role in (True, False))
+        owner, guest = (gate.sign_cookie(gate.create_visitor(is_owner=role)) for role in (True, False))
         room.drawers[0].going.clear()
         job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
         status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")

@@ -30,9 +30,9 @@ def png(colour: str = "#c33", size: tuple[int, int] = (64, 64), form: str = "PNG
     return out.getvalue()
 
 
-def form(order: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
+def form(request: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
     data = aiohttp.FormData()
-    data.add_field("order", json.dumps(order), content_type="application/json")
+    data.add_field("request", json.dumps(request), content_type="application/json")
     for name, content in files:
         data.add_field(name, content, filename=name, content_type="application/octet-stream")
     return data
@@ -77,7 +77,7 @@ async def test_a_picture_may_be_larger_than_a_json_body(room: Room) -> None:
 
 async def test_a_finished_picture_can_be_an_init_image(room: Room) -> None:
     first = await room.end_of(await room.imagine("terrier", count=2))
-    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a cat", "shots": [f"{first['id']}/2"]})
+    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a cat", "init_images": [f"{first['id']}/2"]})
     assert status == 201, reply
     assert (await room.end_of(reply["id"]))["start"]["pictures"] == 1
 
@@ -133,7 +133,7 @@ async def test_a_wide_picture_is_made_a_square(room: Room) -> None:
 
 async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
     job = await room.end_of(await room.imagine("terrier --seed 7 --count 2"))
-    assert job["words"] == "terrier"
+    assert job["prompt_text"] == "terrier"
     base = f"/api/jobs/{job['id']}"
     steps = (await room.ask("GET", job["pictures"][1]["branch"]))[1]["steps"]
     requests = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "steps": 48}}
@@ -143,8 +143,8 @@ async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
         assert status == 201, reply
         child = await room.end_of(reply["id"])
         assert (child["state"], child["action"], child["parent"]["picture"]) == ("finished", verb, 2)
-    assert child["start"] == {"step": steps[1], "fresh": False}
-    assert (child["steps"], child["stopped"]) == (48, None)
+    assert child["start"] == {"step": steps[1], "new_noise": False}
+    assert (child["steps"], child["stopped_at"]) == (48, None)
 
 
 async def test_films_come_in_every_available_format(room: Room) -> None:
@@ -153,7 +153,7 @@ async def test_films_come_in_every_available_format(room: Room) -> None:
     addresses = [
         *job["films"].items(),
         ("webp", job["pictures"][0]["dissolve"]),
-        ("webp", job["pictures"][0]["return"]),
+        ("webp", job["pictures"][0]["round_trip"]),
     ]
     for kind, address in addresses:
         async with room.client.get(room.url + address) as answer:
@@ -178,7 +178,7 @@ async def test_a_prompt_may_begin_with_the_address_of_a_picture_on_the_page(room
 
 async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not(room: Room) -> None:
     rest = asyncio.Event()
-    head = b'--x\r\nContent-Disposition: form-data; name="order"\r\n\r\n{"prompt": "a lamp"}\r\n--x\r\n'
+    head = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n{"prompt": "a lamp"}\r\n--x\r\n'
     part = b'Content-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + png() + b"\r\n--x--\r\n"
 
     async def stream_slowly() -> AsyncIterator[bytes]:

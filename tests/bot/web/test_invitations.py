@@ -60,7 +60,7 @@ async def test_a_page_for_this_computer_needs_no_token_and_recognises_a_visitor(
 
 async def test_a_stranger_sees_nothing_but_the_health_check(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
-        for path in ("/", "/discord", "/api/jobs", "/api/events", "/api/room", "/api/jobs?token=x"):
+        for path in ("/", "/discord", "/api/jobs", "/api/events", "/api/workers", "/api/jobs?token=x"):
             async with room.client.get(room.url + path) as answer:
                 assert answer.status == 403, path
         status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a"})

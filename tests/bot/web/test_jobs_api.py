@@ -29,7 +29,7 @@ async def test_healthz_says_ok(room: Room) -> None:
 
 
 async def test_the_room_names_its_workers_models_and_device(room: Room) -> None:
-    status, reply = await room.ask("GET", "/api/room")
+    status, reply = await room.ask("GET", "/api/workers")
     assert status == 200
     assert reply["online"]
     assert reply["models"] == ["embedded"]
@@ -38,11 +38,11 @@ async def test_the_room_names_its_workers_models_and_device(room: Room) -> None:
 
 async def test_an_engine_that_warms_up_is_reported(open_room: OpenRoom) -> None:
     async with open_room(workers=0) as room:
-        _, reply = await room.ask("GET", "/api/room")
+        _, reply = await room.ask("GET", "/api/workers")
         assert not reply["warming"]
         assert "No worker" in reply["sentence"]
         room.app[ENGINE_LOADING].set()
-        _, reply = await room.ask("GET", "/api/room")
+        _, reply = await room.ask("GET", "/api/workers")
         assert not reply["online"]
         assert reply["warming"]
         assert reply["sentence"].startswith("The engine is warming up.")
@@ -57,16 +57,16 @@ async def test_a_waiting_job_shows_what_a_starting_worker_loads(open_room: OpenR
         parts.push_async_callback(worker.close)
         async with asyncio.timeout(20):
             async for name, value in room.events(f"/api/jobs/{job}/events"):
-                if name == "queued" and value["starting"] == sentence:
+                if name == "queued" and value["startup_notice"] == sentence:
                     break
                 await worker.publish_progress("far", ("default",), progress)
         _, reply = await room.ask("GET", f"/api/jobs/{job}")
-        assert (reply["worker"], reply["starting"], reply["why"]) == (False, sentence, sentence)
-        _, reply = await room.ask("GET", "/api/room")
+        assert (reply["has_worker"], reply["startup_notice"], reply["wait_reason"]) == (False, sentence, sentence)
+        _, reply = await room.ask("GET", "/api/workers")
         assert (reply["online"], reply["warming"], reply["sentence"]) == (False, True, sentence)
         assert (await room.ask("GET", "/healthz"))[1]["workers"] == 0
         status, ticket = await room.ask("POST", "/api/jobs", {"prompt": "terrier"})
-        assert (status, ticket["worker"], ticket["starting"]) == (201, False, sentence)
+        assert (status, ticket["has_worker"], ticket["startup_notice"]) == (201, False, sentence)
 
 
 async def test_a_prompt_becomes_a_job_with_a_place_in_the_queue_and_a_url(room: Room) -> None:
@@ -77,8 +77,8 @@ async def test_a_prompt_becomes_a_job_with_a_place_in_the_queue_and_a_url(room: 
         assert answer.headers["Location"] == f"/api/jobs/{reply['id']}"
     assert reply["ids"] == [reply["id"]]
     assert (reply["seed"], reply["steps"], reply["count"], reply["sampler"]) == (7, 12, 2, "ddim")
-    assert reply["place"] == 0
-    assert reply["worker"] is True
+    assert reply["jobs_ahead"] == 0
+    assert reply["has_worker"] is True
     job = await room.end_of(reply["id"])
     assert (job["seed"], job["steps"], job["count"], job["guidance"]) == (7, 12, 2, 4)
 
@@ -99,14 +99,14 @@ async def test_a_finished_job_has_pictures_a_grid_and_a_film(room: Room) -> None
 
 async def test_every_keyframe_of_the_film_can_be_fetched(room: Room) -> None:
     job = await room.end_of(await room.imagine("terrier"))
-    _, reply = await room.ask("GET", job["rungs"])
-    steps = [rung["step"] for rung in reply["rungs"]]
+    _, reply = await room.ask("GET", job["keyframes"])
+    steps = [rung["step"] for rung in reply["keyframes"]]
     assert steps == sorted(steps)
-    assert steps[-1] == job["of"]
-    first = await fetch_image(room, reply["rungs"][0]["url"], "image/webp", "WEBP")
-    last = await fetch_image(room, reply["rungs"][-1]["url"], "image/webp", "WEBP")
+    assert steps[-1] == job["total_steps"]
+    first = await fetch_image(room, reply["keyframes"][0]["url"], "image/webp", "WEBP")
+    last = await fetch_image(room, reply["keyframes"][-1]["url"], "image/webp", "WEBP")
     assert first.tobytes() != last.tobytes()
-    status, _ = await room.ask("GET", f"{job['rungs']}/99.webp")
+    status, _ = await room.ask("GET", f"{job['keyframes']}/99.webp")
     assert status == 404
 
 
@@ -169,8 +169,10 @@ async def test_an_interpolation_is_several_jobs_and_a_film(room: Room) -> None:
     for job in reply["ids"]:
         assert (await room.end_of(job))["state"] == "finished"
     jobs = [(await room.ask("GET", f"/api/jobs/{job}"))[1] for job in reply["ids"]]
-    assert [job["walk"] for job in jobs] == [{"to": "a pear", "first": at, "of": 6, "noises": []} for at in (0, 4)]
-    [films] = [job["walks"] for job in jobs if job["walks"]]
+    assert [job["walk"] for job in jobs] == [
+        {"to_prompt": "a pear", "first_frame": at, "total_frames": 6, "noise_seeds": []} for at in (0, 4)
+    ]
+    [films] = [job["walk_films"] for job in jobs if job["walk_films"]]
     async with room.client.get(room.url + films["gif"]) as answer:
         assert (answer.status, answer.content_type) == (200, "image/gif")
         assert answer.headers["Cache-Control"] == "no-store"
@@ -180,7 +182,7 @@ async def test_an_interpolation_is_several_jobs_and_a_film(room: Room) -> None:
     assert (status, len(reply["ids"])) == (201, 4)
     single = await room.end_of(await room.imagine("an apple", count=1))
     assert not single["walkable"]
-    assert (single["walk"], single["walks"]) == (None, {})
+    assert (single["walk"], single["walk_films"]) == (None, {})
     async with room.client.get(f"{room.url}/api/jobs/{single['id']}/walk.webp") as answer:
         assert answer.status == 404
     request = ApiRequest("/api/jobs", {"prompt": "an apple --walk a pear --frames 6"})
@@ -282,11 +284,11 @@ async def test_a_missing_worker_is_reported_at_once(open_room: OpenRoom) -> None
     async with open_room(workers=0) as room:
         status, reply = await room.ask("POST", "/api/jobs", {"prompt": "terrier"})
         if status == 201:
-            assert reply["worker"] is False
+            assert reply["has_worker"] is False
         else:
             assert status == 422
             assert "worker" in reply["error"].lower()
-        _, reply = await room.ask("GET", "/api/room")
+        _, reply = await room.ask("GET", "/api/workers")
         assert not reply["online"]
         assert "No worker" in reply["sentence"]
 

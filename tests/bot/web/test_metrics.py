@@ -99,7 +99,7 @@ async def test_only_the_token_or_the_terminals_key_may_read_the_metrics(open_roo
         key = await asyncio.to_thread(terminal_key, room.settings.data)
         assert (await scrape(room, **token))[0] == 200
         assert (await scrape(room, Authorization=f"Bearer {key}"))[0] == 200
-        for path in ("/api/jobs", "/api/room", "/metrics/"):
+        for path in ("/api/jobs", "/api/workers", "/metrics/"):
             async with room.client.get(room.url + path, headers=token) as answer:
                 assert answer.status == 403
         async with room.client.get(room.url + "/metrics", headers={**token, "Host": "evil.example"}) as answer:
@@ -133,13 +133,13 @@ async def test_the_manual_lists_every_metric(room):
 @pytest.mark.asyncio
 async def test_other_metrics_are_served_while_the_database_is_away():
     class Away:
-        async def ask(self, *_: object) -> None:
+        async def read(self, *_: object) -> None:
             raise DatabaseUnavailable("away")
 
     class Bus:
         workers: dict[str, object] = {}  # noqa: RUF012
-        connected = False
-        dead = type("Dead", (), {"count": {"results": 2}})()
+        is_connected = False
+        dead_letters = type("Dead", (), {"count": {"results": 2}})()
 
     samples = values((await MetricsPage(Metrics(), Away(), Bus()).render(generate_latest)).decode())  # type: ignore[arg-type]
     assert (samples["darkroom_store_up"], samples["darkroom_broker_up"]) == (0, 0)

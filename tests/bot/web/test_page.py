@@ -176,7 +176,7 @@ async def test_upscale_vary_and_reroll_make_new_messages(page: Page, room: Room)
     ):
         await card.get_by_role("button", name=button).click()
         child = page.locator("article.job").nth(number + 1)
-        await expect(child.locator(".deed")).to_contain_text(deed)
+        await expect(child.locator(".action")).to_contain_text(deed)
         await finished(child)
     enlarged = page.locator("article.job").nth(1)
     assert await enlarged.locator(".print").count() == 1
@@ -188,7 +188,7 @@ async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Roo
     await visit(page, room)
     card = await say(page, "terrier")
     await finished(card)
-    slider, sheet = card.get_by_role("slider"), card.locator(".rung")
+    slider, sheet = card.get_by_role("slider"), card.locator(".keyframe")
     await expect(sheet).to_be_hidden()
     await slider.focus()
     await page.keyboard.press("ArrowLeft")  # before a keyframe is loaded: one back, not to the first
@@ -209,10 +209,10 @@ async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
     await finished(card)
-    await note_changes(card.locator(".rung"))
+    await note_changes(card.locator(".keyframe"))
     await card.get_by_role("button", name="Play how it developed").click()
     async with asyncio.timeout(20):
-        while await count_changes(card.locator(".rung")) < 6:
+        while await count_changes(card.locator(".keyframe")) < 6:
             await asyncio.sleep(0.05)
     await expect(card.locator(".where")).to_have_text("finished")
     await expect(card.get_by_role("button", name="Play how it developed")).to_be_visible()
@@ -391,7 +391,7 @@ async def test_the_link_that_invites_the_bot_is_filled_in(page: Page, room: Room
 async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
-        await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(owner=True)}")
+        await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_owner=True)}")
         await page.get_by_role("button", name="Come in").click()
         await expect(page.locator("#status")).to_contain_text("paper and ink")
         assert "token" not in page.url
@@ -429,7 +429,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
         pages = []
         for owner in (True, False):
             page = await (await browser.new_context()).new_page()
-            await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(owner=owner)}")
+            await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_owner=owner)}")
             await page.get_by_role("button", name="Come in").click()
             await expect(page.locator("#status")).to_contain_text("paper and ink")
             pages.append(page)

@@ -61,7 +61,7 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
     room.drawers[0].going.clear()
     await dialog.get_by_role("button", name="Draw anew").click()
     child = await card_of(page, 1)
-    recipe = (await room.studio.load_view(str(await child.get_attribute("id")).removeprefix("job-"))).task
+    recipe = (await room.desk.job_views.load_view(str(await child.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     start = recipe.start
     assert isinstance(start, ImageToImage)
@@ -71,7 +71,7 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
         grey = mask.convert("L")
         assert [grey.getpixel(at) for at in ((32, 16), (16, 16), (32, 48), (2, 2))] == [255, 255, 0, 0]
     room.drawers[0].going.set()
-    await expect(child.locator(".deed")).to_have_text("changed a part of picture 1")
+    await expect(child.locator(".action")).to_have_text("changed a part of picture 1")
     await expect(child.locator(".prompt")).to_have_text("a cat")
     await expect(page.get_by_role("dialog")).to_have_count(0)
     await finished(child)
@@ -123,10 +123,10 @@ async def test_zoom_and_pan_make_new_messages(page: Page, room: Room) -> None:
     for number, (button, deed) in enumerate(requests):
         await card.get_by_role("button", name=button).click()
         child = await card_of(page, number + 1)
-        await expect(child.locator(".deed")).to_have_text(deed)
+        await expect(child.locator(".action")).to_have_text(deed)
         await finished(child)
     await open_actions(card, 2)
-    await expect(card.locator(".ways")).to_be_hidden()
+    await expect(card.locator(".picture-actions")).to_be_hidden()
 
 
 async def make_branch(page: Page, room: Room) -> Locator:
@@ -135,7 +135,7 @@ async def make_branch(page: Page, room: Room) -> Locator:
     await visit(page, room)
     card = await say(page, "terrier --count 2 --seed 7")
     await finished(card)
-    fork, slider = card.locator(".fork"), card.get_by_role("slider", name="How it developed")
+    fork, slider = card.locator(".branch-button"), card.get_by_role("slider", name="How it developed")
     await expect(fork).to_be_disabled()
     await slider.focus()
     await page.keyboard.press("ArrowLeft")
@@ -155,7 +155,7 @@ async def make_branch(page: Page, room: Room) -> Locator:
     await card.get_by_label("Guidance").fill("4.5")
     await card.get_by_role("button", name="Branch", exact=True).click()
     child = await card_of(page, 1)
-    await expect(child.locator(".deed")).to_have_text("branched from picture 2 at step 8")
+    await expect(child.locator(".action")).to_have_text("branched from picture 2 at step 8")
     await finished(child)
     return child
 
@@ -163,8 +163,8 @@ async def make_branch(page: Page, room: Room) -> Locator:
 async def test_a_branch_goes_on_from_the_nearest_step_with_latents(page: Page, room: Room) -> None:
     child = await make_branch(page, room)
     _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
-    assert (reply["guidance"], reply["count"], reply["words"]) == (4.5, 1, "terrier in a hat")
-    assert reply["start"] == {"step": 8, "fresh": False}  # the flag --seed of the old prompt was not carried over
+    assert (reply["guidance"], reply["count"], reply["prompt_text"]) == (4.5, 1, "terrier in a hat")
+    assert reply["start"] == {"step": 8, "new_noise": False}  # the flag --seed of the old prompt was not carried over
 
 
 async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page: Page, room: Room) -> None:
@@ -178,13 +178,13 @@ async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page:
     await card.get_by_role("slider", name="How it developed").focus()
     for _ in range(3):
         await page.keyboard.press("ArrowLeft")
-    await card.locator(".fork").click()
+    await card.locator(".branch-button").click()
     await card.get_by_label("Steps in all").fill("60")
     await card.get_by_role("button", name="Branch", exact=True).click()
     child = await card_of(page, 2)
     await finished(child)
     _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
-    assert (reply["steps"], reply["stopped"]) == (60, None)
+    assert (reply["steps"], reply["stopped_at"]) == (60, None)
 
 
 async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> None:
@@ -226,7 +226,7 @@ async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> No
     await card.get_by_role("button", name="Make picture 1 a square").click()
     child = await card_of(page, 1)
     await finished(child)
-    await expect(child.locator(".deed")).to_have_text("zoomed out of picture 1")
+    await expect(child.locator(".action")).to_have_text("zoomed out of picture 1")
     await open_actions(child)
     await expect(child.get_by_role("button", name="Zoom out of picture 1, 2 times")).to_be_visible()
     await expect(child.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)
@@ -239,7 +239,7 @@ async def test_an_interpolation_between_pictures_ends_in_a_film(page: Page, room
     await card.get_by_role("button", name="Walk", exact=False).click()
     for number in range(1, 5):
         child = await card_of(page, number)
-        await expect(child.locator(".deed")).to_have_text("walked from picture to picture")
+        await expect(child.locator(".action")).to_have_text("walked from picture to picture")
         await finished(child)
     film = page.locator(".roaming")
     await expect(film).to_have_count(1)

@@ -66,7 +66,7 @@ async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: 
     await page.keyboard.press("ArrowLeft")
     await page.get_by_role("button", name="Imagine").click()
     card = await card_of(page, 0)
-    await expect(card.locator(".deed")).to_have_text("began with a picture, 55 % drawn anew")
+    await expect(card.locator(".action")).to_have_text("began with a picture, 55 % drawn anew")
     await expect(thumbs).to_have_count(0)
     await finished(card)
 
@@ -84,13 +84,13 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -
     await expect(page.locator(".drawn-title")).to_contain_text("3 pictures, blended")
     await page.keyboard.press("Enter")
     card = await card_of(page, 0)
-    await expect(card.locator(".deed")).to_have_text("blended 3 pictures, 50 % drawn anew")
+    await expect(card.locator(".action")).to_have_text("blended 3 pictures, 50 % drawn anew")
     await finished(card)
 
 
 async def init_image_of(room: Room, card: Locator) -> ImageToImage:
     """The init image of a message's job."""
-    recipe = (await room.studio.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
+    recipe = (await room.desk.job_views.load_view(str(await card.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
     assert isinstance(recipe.start, ImageToImage)
     return recipe.start
@@ -149,8 +149,8 @@ async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> 
         assert mask.size == (48, 48)
         assert [mask.convert("L").getpixel(at) for at in ((10, 24), (10, 4), (44, 24))] == [255, 0, 0]
     room.drawers[0].going.set()
-    await expect(card.locator(".deed")).to_have_text("began with a part of a picture, 90 % drawn anew")
-    await expect(page.locator(".start")).to_be_hidden()
+    await expect(card.locator(".action")).to_have_text("began with a part of a picture, 90 % drawn anew")
+    await expect(page.locator(".init-images")).to_be_hidden()
     await finished(card)
 
 
@@ -168,7 +168,7 @@ async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
     await page.get_by_role("button", name="Imagine").click()
     child = await card_of(page, 1)
-    await expect(child.locator(".deed")).to_contain_text("began with a part of a picture")
+    await expect(child.locator(".action")).to_contain_text("began with a part of a picture")
     assert (await init_image_of(room, child)).mask is not None
     await finished(child)
     await choose(page, file("a cat.png"))
@@ -193,7 +193,7 @@ async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> N
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("button", name="Remove picture 1: one.png")).to_be_focused()
     await page.keyboard.press("Enter")
-    await expect(page.locator(".start")).to_be_hidden()
+    await expect(page.locator(".init-images")).to_be_hidden()
     await expect(page.get_by_role("button", name="Begin with pictures")).to_be_focused()
 
 
@@ -201,7 +201,7 @@ async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room
     await visit(page, room)
     await choose(page, file("notes.txt", b"words", "text/plain"))
     await expect(page.get_by_role("alert")).to_contain_text("notes.txt")
-    await expect(page.locator(".start")).to_be_hidden()
+    await expect(page.locator(".init-images")).to_be_hidden()
     await choose(page, *(file(f"{n}.png") for n in range(6)))
     await expect(page.get_by_role("alert")).to_contain_text("Up to 5 pictures")
     await expect(page.locator(".thumbs li")).to_have_count(5)
@@ -226,7 +226,7 @@ async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: 
         await page.get_by_role("button", name="Imagine").click()
         child = await card_of(page, number + 1)
         what = "blended 2 pictures, 50 %" if number else "began with a picture, 60 %"
-        await expect(child.locator(".deed")).to_have_text(f"{what} drawn anew")
+        await expect(child.locator(".action")).to_have_text(f"{what} drawn anew")
         await finished(child)
         if not number:
             await card.get_by_role("button", name="Go on from picture 1").click()

@@ -24,7 +24,7 @@ HELD_SENTENCE = "Picture 2 is held by the picture check until a moderator has lo
 async def check_all(room: Room, verdicts: dict[int, Any]) -> None:
     """Sets the rule that pictures are checked, and the worker's verdicts."""
     room.drawers[0].checks, room.drawers[0].verdicts = True, verdicts
-    rules = RuleAdmin(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
+    rules = RuleAdmin(room.desk.jobs._store, room.desk.jobs._cancelling.cancel, limits=room.settings.limits)
     await rules.set_rule(Member("local:ada", "Ada", GUILD, is_admin=True), "guild", "", "check", "on")
 
 
@@ -82,8 +82,8 @@ async def test_a_held_picture_is_blurred_in_the_grid_until_it_is_shown(room: Roo
 async def test_a_job_with_only_held_pictures_has_no_film(room: Room) -> None:
     await check_all(room, {0: "flagged"})
     job = await room.end_of(await room.imagine("terrier", count=1))
-    assert (job["film"], job["rungs"]) == (None, None)
-    status, reply = await room.ask("GET", f"/api/jobs/{job['id']}/rungs")
+    assert (job["film"], job["keyframes"]) == (None, None)
+    status, reply = await room.ask("GET", f"/api/jobs/{job['id']}/keyframes")
     assert status == 403
     assert "no film" in reply["error"]
 
@@ -91,7 +91,7 @@ async def test_a_job_with_only_held_pictures_has_no_film(room: Room) -> None:
 async def test_the_owner_hides_a_held_picture_and_cannot_decide_about_others(room: Room) -> None:
     await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
-    assert job["may_decide"]
+    assert job["can_review"]
     address = f"/api/jobs/{job['id']}/pictures"
     status, reply = await room.ask("POST", f"{address}/2/hide")
     assert (status, reply["pictures"][1]["held"]) == (200, "Picture 2 stays hidden: a moderator has looked at it.")
@@ -103,8 +103,8 @@ async def test_guests_cannot_decide_about_held_pictures(open_room: OpenRoom) -> 
     async with open_room(host="0.0.0.0") as room, open_session() as owner, open_session() as guest:
         gate = room.app[SESSION_TOKENS]
         for browser, token in (
-            (owner, gate.create_invitation(owner=True)),
-            (guest, gate.create_invitation(owner=False)),
+            (owner, gate.create_invitation(for_owner=True)),
+            (guest, gate.create_invitation(for_owner=False)),
         ):
             async with browser.post(f"{room.url}/api/entrance", json={"token": token}) as answer:
                 assert answer.status == 201
@@ -118,7 +118,7 @@ async def test_guests_cannot_decide_about_held_pictures(open_room: OpenRoom) -> 
                 assert answer.status == 403
                 assert "moderators" in (await answer.json())["error"]
         async with guest.get(job) as answer:
-            assert not (await answer.json())["may_decide"]
+            assert not (await answer.json())["can_review"]
         async with owner.post(f"{job}/pictures/1/show") as answer:
             assert answer.status == 200
         async with guest.get(f"{job}/pictures/1.png") as answer:

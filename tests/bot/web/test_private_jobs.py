@@ -56,7 +56,7 @@ async def test_only_its_author_sees_a_private_job(room: Room) -> None:
             pass
         events: list[tuple[str, Any]] = []
         watching = asyncio.create_task(collect_events(other, room, events))
-        for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
+        for path in ("", "/events", "/grid.png", "/film.webp", "/keyframes", "/keyframes/0.webp", "/pictures/1.png"):
             async with other.get(f"{room.url}/api/jobs/{job}{path}") as answer:
                 assert (answer.status, (await answer.json())["error"]) == (404, "There is no such job."), path
         for path in ("vary/1", "upscale/1", "reroll"):
@@ -101,11 +101,11 @@ async def test_a_job_of_another_server_cannot_be_used_by_its_id(room: Room) -> N
     elsewhere = Member("discord:1", "ann", "discord:2")
     (ticket,) = await room.desk.jobs.imagine("a lamp", elsewhere, Destination("web"))
     async with asyncio.timeout(20):
-        while (await room.desk.jobs.load_view(ticket.job)).state != "finished":
+        while (await room.desk.job_views.load_view(ticket.job)).state != "finished":
             await asyncio.sleep(0.05)
     for method, path in (
-        ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "rungs"),
-        ("GET", "rungs/0.webp"),
+        ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "keyframes"),
+        ("GET", "keyframes/0.webp"),
     ):  # fmt: skip
         status, reply = await room.ask(method, f"/api/jobs/{ticket.job}/{path}")
         assert (status, reply["error"]) == (403, OTHER_GUILD), path
@@ -123,7 +123,7 @@ async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -
         while "jobs" not in [name for name, _ in events]:
             await asyncio.sleep(0.02)
     await room.desk.moderation.delete_pictures(job, AUTHOR)
-    for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
+    for path in ("", "/events", "/grid.png", "/film.webp", "/keyframes", "/keyframes/0.webp", "/pictures/1.png"):
         async with room.client.get(f"{room.url}/api/jobs/{job}{path}") as answer:
             assert (answer.status, (await answer.json())["error"]) == (404, PICTURES_DELETED), path
     for path in ("vary/1", "upscale/1", "reroll"):
@@ -151,7 +151,7 @@ async def test_the_terminal_says_that_its_job_was_deleted(room: Room) -> None:
     room.drawers[0].going.clear()
 
     async def delete_it() -> None:
-        while not (queue := await room.studio.load_queue("local")):
+        while not (queue := await room.desk.job_views.load_queue("local")):
             await asyncio.sleep(0.02)
         await room.desk.moderation.delete_pictures(queue[0].id, Member("local:mod", "Mo", "local", is_moderator=True))
         room.drawers[0].going.set()

@@ -40,7 +40,7 @@ async def test_a_frame_event_has_a_preview_of_each_image(room: Room) -> None:
     previews: dict[str, set[bytes]] = {}
     async for name, value in room.events(f"/api/jobs/{job}/events"):
         if name == "frame":
-            assert value["percent"] == value["step"] * 100 // value["of"]
+            assert value["percent"] == value["step"] * 100 // value["total_steps"]
             assert value["seconds_left"] >= 0
             for number, text in value["frames"].items():
                 jpeg = base64.b64decode(text)
@@ -135,7 +135,7 @@ async def test_places_in_the_queue_are_sent_without_a_pause(room: Room, monkeypa
     await _next_event(job_stream, "queued")
     async with asyncio.timeout(20):
         for place in range(100, 105):
-            room.studio.feed.publish(QueueMoved(waits, place, None))
+            room.desk.feed.publish(QueueMoved(waits, place, None))
             for one in (stream, job_stream):
                 assert (await _next_event(one, "queued"))["id"] == waits
 
@@ -144,7 +144,7 @@ async def test_the_page_receives_no_jobs_of_a_discord_server(room: Room) -> None
     elsewhere = Member("discord:1", "Ann", "discord:9")
     stream = room.events("/api/events")
     _ = [await anext(stream) for _ in range(2)]
-    (ticket,) = await room.studio.imagine("a secret", elsewhere, Destination("discord"), count=1)
+    (ticket,) = await room.desk.jobs.imagine("a secret", elsewhere, Destination("discord"), count=1)
     await room.end_of(ticket.job)
     here = await room.imagine("ours", count=1)
     async for name, value in stream:

@@ -1,4 +1,4 @@
-"""`GET /api/refused` and `darkroom doctor`: both name a worker whose announcement the bot refuses."""
+"""`GET /api/rejections` and `darkroom doctor`: both name a worker whose announcement the bot refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_the_doctor_names_a_worker_that_is_refused(open_room: Any, broker:
         await stranger.declare()
         await stranger.announce(INVALID_PRESENCE)
         async with asyncio.timeout(10):
-            while not (await room.ask("GET", "/api/refused"))[1]["refused"]:
+            while not (await room.ask("GET", "/api/rejections"))[1]["rejections"]:
                 await asyncio.sleep(0.05)
         await stranger.close()
         [finding] = await _doctor_findings(room)
@@ -47,9 +47,9 @@ async def test_the_doctor_names_a_worker_that_is_refused(open_room: Any, broker:
 async def test_only_owners_see_the_refused_workers(open_room: Any) -> None:
     async with open_room(workers=0, public_url="https://pictures.example", metrics_token="a-token-of-length") as room:
         for sent in ("", "Bearer a-token-of-length"):
-            assert (await room.ask("GET", "/api/refused", Authorization=sent))[0] == 403
+            assert (await room.ask("GET", "/api/rejections", Authorization=sent))[0] == 403
         key = await asyncio.to_thread(terminal_key, room.settings.data)
-        assert await room.ask("GET", "/api/refused", Authorization=f"Bearer {key}") == (200, {"refused": []})
+        assert await room.ask("GET", "/api/rejections", Authorization=f"Bearer {key}") == (200, {"rejections": []})
 
 
 def test_the_doctor_says_nothing_about_workers_where_no_darkroom_runs(tmp_path: Any) -> None:

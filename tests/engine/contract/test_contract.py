@@ -30,26 +30,11 @@ from engine.contract import (
 )
 
 KINDS = [
-    contract.Recipe,
-    contract.UpscaleTask,
-    contract.Job,
-    contract.Frame,
-    contract.PictureReady,
-    contract.JobStarted,
-    contract.JobFinished,
-    contract.JobFailed,
-    contract.JobCancelled,
-    contract.JobHandedBack,
-    contract.Ladder,
-    contract.Snapshot,
-    contract.Presence,
-    contract.EmbedRequest,
-    contract.EmbedReply,
-    contract.DescribeRequest,
-    contract.DescribeReply,
-    contract.DecodeRequest,
-    contract.DecodeReply,
-]
+    contract.Recipe, contract.UpscaleTask, contract.Job, contract.Frame, contract.PictureReady, contract.JobStarted,
+    contract.JobFinished, contract.JobFailed, contract.JobCancelled, contract.JobHandedBack, contract.Ladder,
+    contract.Snapshot, contract.Presence, contract.EmbedRequest, contract.EmbedReply, contract.DescribeRequest,
+    contract.DescribeReply, contract.DecodeRequest, contract.DecodeReply,
+]  # fmt: skip
 ANY_KIND = st.sampled_from(KINDS)
 
 

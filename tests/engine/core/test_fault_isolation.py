@@ -31,8 +31,8 @@ from engine.core.fault_isolation import DeviceLost, reject_before_start
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.models.family import Conditioning, Family
 from engine.plan.samplers import FLOW_SCHEDULERS, TABLED
-from engine.worker import Stuck
 from engine.worker.engine_thread import EngineThread
+from engine.worker.heartbeats import Stuck
 from engine.worker.watchdog import Watchdog
 from shared.worker_harness import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
 

@@ -15,9 +15,10 @@ from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.contract import ControlMessage, JobFinished, JobStarted, PictureReady
 from engine.core.engine import Engine, JobFailure, StepDone
-from engine.worker import Worker, run_control
+from engine.worker import run_control
 from engine.worker.engine_thread import EngineThread
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
 from shared.worker_harness import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
 
 Make = Callable[..., Any]

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
-from engine import model_cache
 from engine.bus import Bus, BusLimits
 from engine.bus.broker.embedded import Broker
 from engine.contract import (
@@ -33,15 +32,19 @@ from engine.contract import (
 )
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
-from engine.model_cache import ModelCache, ModelEntry, catalog_file, discovery
+from engine.model_cache import cache as model_cache
+from engine.model_cache import catalog_file, discovery
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.discovery import LoadContext, discover_models, load_models
 from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
 from engine.process.settings import load_settings
 from engine.upscaling.super_resolver import SuperResolver
-from engine.worker import Worker, WorkerProfile, main
+from engine.worker import main
 from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 from shared.ldm_checkpoint import write
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import model_cache
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache import cache as model_cache
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.may_block]

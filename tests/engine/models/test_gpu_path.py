@@ -57,7 +57,7 @@ def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path:
 
 def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_small_pipeline("sd", tmp_path / "small")
-    monkeypatch.setenv("DARKROOM_GRAPHS", "1")
+    monkeypatch.setenv("DARKROOM_CUDA_GRAPHS", "1")
     settings = load_settings(
         nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload=True
     )

@@ -28,10 +28,11 @@ from engine.output.decode_worker import DecodeWorker
 from engine.output.image_encoding import encode_png
 from engine.output.picture_check import PictureCheck
 from engine.process.settings import SettingError, load_check_settings, load_settings
-from engine.worker import Worker, WorkerProfile
 from engine.worker.doctor import check_picture_check
 from engine.worker.main import load_all_models
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 
 RED, GREEN = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "lime")
 TIMEOUT = 60.0
@@ -133,7 +134,7 @@ def test_labels_are_chosen_by_name(classifier: Path) -> None:
 
 
 def test_a_classifier_without_an_unsafe_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobRejected, match="name some in DARKROOM_CHECK_LABELS"):
+    with pytest.raises(JobRejected, match="name some in DARKROOM_PICTURE_CHECK_LABELS"):
         PictureCheck.load(build_classifier(tmp_path, {0: "cat", 1: "dog"}))
 
 
@@ -199,9 +200,9 @@ def test_an_unusable_folder_is_refused_in_one_sentence(
 def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
     assert load_settings().check is None
-    monkeypatch.setenv("DARKROOM_CHECK", "somewhere")
-    monkeypatch.setenv("DARKROOM_CHECK_LABELS", "gore, Drawings ,")
-    monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", "0.25")
+    monkeypatch.setenv("DARKROOM_PICTURE_CHECK", "somewhere")
+    monkeypatch.setenv("DARKROOM_PICTURE_CHECK_LABELS", "gore, Drawings ,")
+    monkeypatch.setenv("DARKROOM_PICTURE_CHECK_THRESHOLD", "0.25")
     from_option = load_settings(check=tmp_path).check
     assert from_option is not None
     assert (from_option.folder, from_option.labels, from_option.threshold) == (tmp_path, ("gore", "Drawings"), 0.25)
@@ -212,20 +213,20 @@ def test_the_check_settings_come_from_options_and_environment(monkeypatch: pytes
 
 @pytest.mark.parametrize("threshold", ["0", "1.5", "nan", "half"])
 def test_an_invalid_threshold_is_refused(monkeypatch: pytest.MonkeyPatch, threshold: str) -> None:
-    monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", threshold)
-    with pytest.raises(SettingError, match=r"^DARKROOM_CHECK_THRESHOLD: "):
+    monkeypatch.setenv("DARKROOM_PICTURE_CHECK_THRESHOLD", threshold)
+    with pytest.raises(SettingError, match=r"^DARKROOM_PICTURE_CHECK_THRESHOLD: "):
         load_check_settings(Path("somewhere"))
 
 
 def test_the_doctor_runs_the_check_and_reports_it(
     classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("DARKROOM_CHECK_THRESHOLD", "0.4")
+    monkeypatch.setenv("DARKROOM_PICTURE_CHECK_THRESHOLD", "0.4")
     assert list(check_picture_check(classifier)) == [("check", True, f"{classifier.name} flags nsfw from 0.4 on", "")]
     [(name, is_ok, message, advice)] = check_picture_check(tmp_path)
     assert (name, is_ok) == ("check", False)
     assert "is no folder with a model's config.json" in message
-    assert "DARKROOM_CHECK" in advice
+    assert "DARKROOM_PICTURE_CHECK" in advice
 
 
 def test_a_worker_refuses_an_unusable_folder_at_its_start(tmp_path: Path) -> None:

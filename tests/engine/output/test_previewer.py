@@ -251,11 +251,8 @@ def test_a_fit_continues_once_the_model_is_reloaded(
     large: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded_formats = list[str]()
-    for name, value in {
-        "is_single_format": True,
-        "has_format": loaded_formats.__contains__,
-        "get_network": lambda dtype: None,
-    }.items():
+    stand_ins = {"is_single_format": True, "has_format": loaded_formats.__contains__, "get_network": lambda dtype: None}
+    for name, value in stand_ins.items():
         monkeypatch.setattr(large, name, value, raising=False)
     lane = DecodeWorker({"affine": large})
     lane.prepare_preview("affine")

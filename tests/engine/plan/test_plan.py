@@ -40,15 +40,9 @@ SDE = 2e-7  # DPM++ SDE multiplies its noise in float32 for latents of every for
 
 
 def oracle(
-    config: Config,
-    sampler: str,
-    steps: int,
-    eta: float = 0.0,
-    timing: TimestepOptions = TimestepOptions(),
-    *,
-    double: bool,
-    begin: bool = True,
-) -> Trajectory:
+    config: Config, sampler: str, steps: int, eta: float = 0.0, timing: TimestepOptions = TimestepOptions(), *,
+    double: bool, begin: bool = True,
+) -> Trajectory:  # fmt: skip
     """`begin`: call `set_begin_index` as most pipelines do; it matters only if two steps share the first timestep."""
     scheduler = build_scheduler(config, sampler)
     set_timesteps(scheduler, steps, timing)

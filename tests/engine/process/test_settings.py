@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.process.settings import SettingError, load_settings, read_token
+from engine.process.settings import OLD_VARIABLES, SettingError, load_settings, read_token
 
 
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,7 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ((), "Name the broker with --nats or DARKROOM_NATS."),
         (("--nats", "nonsense"), "DARKROOM_NATS: an address such as nats://127.0.0.1:4222 is needed."),
         (("--nats", "nats://127.0.0.1:1", "--device", "abacus"), "DARKROOM_DEVICE: auto, cpu, cuda or cuda:1"),
-        (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "DARKROOM_WORKER: "),
+        (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "DARKROOM_WORKER_NAME: "),
         (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The file nowhere cannot be read"),
     ],
 )
@@ -47,7 +47,7 @@ def test_an_unknown_option_gives_an_error_without_a_traceback() -> None:
 def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DARKROOM_NATS", "nats://elsewhere:4222")
     monkeypatch.setenv("DARKROOM_NATS_TOKEN", "secret-token")
-    monkeypatch.setenv("DARKROOM_WORKER", "from-environment")
+    monkeypatch.setenv("DARKROOM_WORKER_NAME", "from-environment")
     settings = load_settings(name="given", nats="", models=(), data=tmp_path)
     assert (settings.nats, settings.name) == ("nats://elsewhere:4222", "given")
     assert (settings.models, settings.pools, settings.data) == (("embedded",), ("default",), tmp_path)
@@ -55,9 +55,30 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
     assert "secret-token" not in repr(settings)
 
 
+def test_an_old_name_is_read_unless_the_new_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_NATS", "nats://127.0.0.1:4222")
+    values = {
+        "DARKROOM_WORKER_NAME": "shed", "DARKROOM_CUDA_GRAPHS": "1", "DARKROOM_LOG_FORMAT": "json",
+        "DARKROOM_PICTURE_CHECK": "/classifier", "DARKROOM_PICTURE_CHECK_LABELS": "gore",
+        "DARKROOM_PICTURE_CHECK_THRESHOLD": "0.25",
+    }  # fmt: skip
+    assert values.keys() == OLD_VARIABLES.keys()
+    for name, value in values.items():
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(OLD_VARIABLES[name], value)
+    settings = load_settings()
+    assert (settings.name, settings.graphs, settings.log) == ("shed", True, "json")
+    assert settings.check is not None
+    assert (settings.check.folder, settings.check.labels, settings.check.threshold) == (
+        Path("/classifier"), ("gore",), 0.25,
+    )  # fmt: skip
+    monkeypatch.setenv("DARKROOM_WORKER_NAME", "barn")
+    assert load_settings().name == "barn"
+
+
 def test_a_worker_without_a_name_takes_a_valid_one_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "-ä weird host!.local")
-    monkeypatch.delenv("DARKROOM_WORKER", raising=False)
+    monkeypatch.delenv("DARKROOM_WORKER_NAME", raising=False)
     assert load_settings(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
 
 

@@ -19,10 +19,11 @@ from engine.bus import NoWorkerAnswers
 from engine.contract import DecodeReply, DecodeRequest, Ladder, PictureReady, decode, encode
 from engine.core.engine import Engine
 from engine.output.decode_worker import DecodeWorker
-from engine.worker import Worker, WorkerProfile
 from engine.worker import decode_service as worker_decoding
 from engine.worker.decode_service import BUSY_ERROR, SLOW_ERROR, WRONG_LATENTS_ERROR, DecodeService
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import LONG, OTHER, Shop, a_job, midway, until
 from tests.engine.worker.test_describe_service import shelf_of
 

@@ -23,14 +23,15 @@ from engine.core.diffusion_classifier import ClassifierRow, noise_image, predict
 from engine.core.engine import Engine
 from engine.core.init_latents import encode_square
 from engine.device.core_turns import WorkKind
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.models.family import Family
 from engine.output.decode_worker import DecodeWorker
-from engine.worker import Worker, WorkerProfile
 from engine.worker import describe_service as worker_describing
 from engine.worker.describe_service import BUSY_ERROR, STOPPING_ERROR, DescribeService
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import LONG, Shop, a_job, midway, until
 from training.latent_sampling import build_input, initial_noise, sample_latents
 

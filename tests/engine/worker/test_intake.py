@@ -17,11 +17,13 @@ from engine.bus import BusMessage
 from engine.contract import JobFailed, JobFinished, JobStarted, PictureReady, UpscaleTask
 from engine.core.engine import Engine
 from engine.core.job_images import reason_to_decline
-from engine.model_cache import ModelCache, ModelEntry
+from engine.model_cache.cache import ModelCache, ModelEntry
 from engine.model_cache.loaded_models import LoadedModels
 from engine.output.decode_worker import DecodeWorker
-from engine.worker import Worker, WorkerProfile, intake, simulated_model
+from engine.worker import intake, simulated_model
 from engine.worker.watchdog import Watchdog
+from engine.worker.worker import Worker
+from engine.worker.worker_profile import WorkerProfile
 from shared.worker_harness import JOB, OTHER, Shop, a_job, until
 
 CALIBRATION = simulated_model.build_calibration(row_ms=0.1, rows=8)

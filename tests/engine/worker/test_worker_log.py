@@ -1,4 +1,4 @@
-"""A worker's log with DARKROOM_LOG=json: one object per line, and each line about a job names the job."""
+"""A worker's log with DARKROOM_LOG_FORMAT=json: one object per line, and each line about a job names the job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "engine", "serve", "--nats", broker.url, "--name", "shed", "--simulated",
-                env={**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_LOG": "json"}, stderr=out,
+                env={**os.environ, "DARKROOM_NATS_TOKEN": broker.token, "DARKROOM_LOG_FORMAT": "json"}, stderr=out,
             )  # fmt: skip
         try:
             await until(lambda: "shed" in bot.workers or process.returncode is not None, 120)
@@ -51,6 +51,6 @@ async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Pat
 def test_an_unknown_log_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "engine", "serve", "--nats", "nats://127.0.0.1:1"],
-        env={**os.environ, "DARKROOM_LOG": "xml"}, capture_output=True, text=True, check=False,
+        env={**os.environ, "DARKROOM_LOG_FORMAT": "xml"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "DARKROOM_LOG: Input should be 'text' or 'json'.\n")
+    assert (done.returncode, done.stderr) == (2, "DARKROOM_LOG_FORMAT: Input should be 'text' or 'json'.\n")

@@ -1,6 +1,6 @@
 """Autocomplete choices of `/imagine`: samplers with advice, LoRAs and models.
 
-Pure but for discord's choices. Knows models by what their workers announce.
+Pure but for discord's choices. It knows a model by what its workers announce.
 """
 
 from __future__ import annotations

@@ -57,21 +57,15 @@ async def blend(
         )
         suffix = (await services.preferences.load_preference(member.id)).suffix if prompt else ""
         return await services.jobs.imagine(
-            prompt or "",
-            member,
-            destination,
-            key=f"blend:{interaction.id}",
-            suffix=suffix,
-            init_images=init_images,
-            action="blend",
-            **options,
-        )
+            prompt or "", member, destination, key=f"blend:{interaction.id}", suffix=suffix, init_images=init_images,
+            action="blend", **options,
+        )  # fmt: skip
 
     await respond_with_jobs(interaction, submit)
 
 
 def parse_weights(text: str) -> list[float]:
-    """Parse weights with spaces, commas or colons between them. Raises `Refused`."""
+    """Parse weights with spaces, commas or colons between them. Raises `UserError`."""
     parts = [part for part in re.split(r"[\s,;:/]+", text) if part]
     if not all(WEIGHT.fullmatch(part) for part in parts):
         raise UserError("Weights are numbers, one for each picture, like 2 1.")

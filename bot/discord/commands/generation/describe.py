@@ -52,18 +52,18 @@ async def describe(
 @describe.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return autocomplete.model_choices(interaction.client.job_service.list_models(), current)
+    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 def render_suggestions(suggestions: PromptSuggestions, model: str | None = None) -> str:
-    """Return the message: the prompts, the best first, from which a press reads them, and the notes.
+    """Return the message: the prompts, the best first, and the notes. A press reads the prompts from it.
 
-    `model`: the model that was named; the prompts name it, too, so that it makes the pictures.
+    `model`: the model that the member named; the prompts name it too, so that it makes the pictures.
     """
     flag = f" --model {suggestions.model}" if model else ""
     lines = [
-        f"`{number}.` {suggestion.prompt}{flag} · {100 * suggestion.gain:.0f} % less error than without words"
-        for number, suggestion in enumerate(suggestions.prompts, 1)
+        f"`{number}.` {scored.prompt}{flag} · {100 * scored.error_reduction:.0f} % less error than without words"
+        for number, scored in enumerate(suggestions.prompts, 1)
     ]
     return "\n".join([*lines, *suggestions.notes, f"-# {escape_discord(suggestions.sentence, 400)}"])
 
@@ -92,7 +92,7 @@ class ImagineButton(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<numb
 
 
 def find_prompt(message: discord.Message | None, number: int) -> str:
-    """Return the prompt with this number in `message`. Raises `Refused`."""
+    """Return the prompt with this number in `message`. Raises `UserError`."""
     prompts = {int(line): text for line, text in PROMPT_LINE.findall(message.content if message else "")}
     try:
         return prompts[number]

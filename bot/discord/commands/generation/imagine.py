@@ -1,6 +1,6 @@
 """`/imagine`, with an init image or a branch, and its autocomplete.
 
-Nothing here waits for the engine: the studio admits the request, the response goes out, the courier does the rest.
+Nothing here waits for the engine: the job service admits the request, the response goes out, the courier does the rest.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def imagine(
 
 
 def collect_init_images(image: discord.Attachment | None, mask: discord.Attachment | None) -> InitImages | None:
-    """Return the init image, not fetched yet; None for none. Raises `Refused` for one that is too large."""
+    """Return the init image, not fetched yet; None for none. Raises `UserError` for one that is too large."""
     return (
         None if image is None else InitImages((to_remote_file(image),), None if mask is None else to_remote_file(mask))
     )
@@ -96,7 +96,7 @@ def collect_init_images(image: discord.Attachment | None, mask: discord.Attachme
 async def submit_prompt(
     interaction: discord.Interaction[DarkroomClient], prompt: str, init_images: InitImages | None = None, **options: Any
 ) -> None:
-    """Submit a prompt that a member typed anywhere, with their suffix. `bring`: init images."""
+    """Submit a prompt that a member typed anywhere, with their suffix and init images."""
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
         services, key = interaction.client.services, f"imagine:{interaction.id}"
@@ -129,7 +129,7 @@ async def suggest_prompts(interaction: discord.Interaction[DarkroomClient], curr
 @imagine.autocomplete("model")
 async def suggest_models(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
     """Suggest the models that workers have in memory or on disk."""
-    return autocomplete.model_choices(interaction.client.job_service.list_models(), current)
+    return autocomplete.model_choices(interaction.client.services.catalog.list_profiles(), current)
 
 
 @imagine.autocomplete("sampler")
@@ -146,4 +146,4 @@ async def suggest_loras(interaction: discord.Interaction[DarkroomClient], curren
 
 def _selected_model(interaction: discord.Interaction[DarkroomClient]) -> ModelProfile | None:
     """Return the model that is chosen so far, else the default."""
-    return interaction.client.job_service.find_model(getattr(interaction.namespace, "model", None))
+    return interaction.client.services.catalog.find_profile(getattr(interaction.namespace, "model", None))

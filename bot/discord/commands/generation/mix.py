@@ -38,7 +38,7 @@ async def mix(
 def mix_prompts(first: str, second: str, weight: float) -> str:
     """Return one prompt with the concepts and flags of both; `weight` is the first one's share, of 1.
 
-    Raises `Refused`.
+    Raises `UserError`.
     """
     parts = [_split_flags(text) for text in (first, second)]
     concepts = [f"{prompt}::{share:.3g}" for (prompt, _), share in zip(parts, (weight, 1 - weight), strict=True)]

@@ -37,11 +37,11 @@ async def suggest_jobs(
 
 
 async def reproduce_job(interaction: Interaction, view: JobView) -> None:
-    """Submit the same job again, with the response of any other."""
+    """Submit the same job again; respond as to any job."""
     await require_permission(interaction, "reproduce", view)
 
     async def submit(member: Member, destination: Destination) -> list[AcceptedJob]:
         key = f"reproduce:{interaction.id}"
-        return [await interaction.client.job_service.reproduce(view.id, member, destination, key=key)]
+        return [await interaction.client.services.variations.reproduce(view.id, member, destination, key=key)]
 
     await respond_with_jobs(interaction, submit)

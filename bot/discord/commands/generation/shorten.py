@@ -71,7 +71,7 @@ async def _expand_aliases(interaction: discord.Interaction[DarkroomClient], text
 
 
 def render_analysis(text: str, analysis: PromptWeights) -> str:
-    """Return the message: words by weight, versions, and the prompt itself, from which a press reads it."""
+    """Return the message: words by weight, versions, and the prompt itself. A press reads the prompt from it."""
     order = sorted(range(len(analysis.words)), key=lambda index: -analysis.shares[index])
     top_words = " · ".join(
         f"**{escape_discord(analysis.words[index], 24)}** {analysis.shares[index]:.0%}" for index in order[:TOP_WORDS]
@@ -89,7 +89,7 @@ def render_analysis(text: str, analysis: PromptWeights) -> str:
 
 
 class ShortenButton(ui.DynamicItem[ui.Button[Any]], template=r"shorten:(?P<number>[1-9]):(?P<kept>[0-9a-f]{1,32})"):
-    """A button that imagines a shorter version: bit i of `kept` says whether word i stays."""
+    """A button that imagines a shorter version: bit i of `kept` in its id says whether word i stays."""
 
     def __init__(self, number: int, word_indices: Sequence[int]) -> None:
         bitmask = sum(1 << index for index in word_indices)
@@ -114,7 +114,7 @@ class ShortenButton(ui.DynamicItem[ui.Button[Any]], template=r"shorten:(?P<numbe
 
 
 def build_version(message: discord.Message | None, word_indices: Sequence[int]) -> str:
-    """Return the version of the prompt in `message` that keeps these words, with its flags. Raises `Refused`."""
+    """Return the version of the prompt in `message` that keeps these words, with its flags. Raises `UserError`."""
     blocks = CODE_BLOCK.findall(message.content if message else "")
     try:
         text = blocks[-1]

@@ -38,7 +38,7 @@ async def walk(
 
 
 def join_prompts(start: str, end: str, frames: int) -> str:
-    """Return one prompt with the words and flags of both. Raises `Refused` if one has no words."""
+    """Return one prompt with the words and flags of both. Raises `UserError` if one has no words."""
     (first_prompt, first_flags), (last_prompt, last_flags) = _split_flags(start), _split_flags(end)
     return " ".join(
         part for part in (first_prompt, first_flags, last_flags, f"--frames {frames} --walk {last_prompt}") if part

@@ -58,7 +58,9 @@ async def set_alias(
 async def list_aliases(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         aliases = await interaction.client.services.flag_aliases.list_aliases(member_of(interaction).id)
-        await send_ephemeral(interaction, render_aliases(aliases, interaction.client.tree.mention("prefer option set")))
+        await send_ephemeral(
+            interaction, render_aliases(aliases, interaction.client.mention_command("prefer option set"))
+        )
 
 
 @set_alias.autocomplete("name")
@@ -72,7 +74,9 @@ async def suggest_aliases(interaction: discord.Interaction[DarkroomClient], curr
 
 
 def render_aliases(aliases: Mapping[str, str], command: str) -> str:
-    """Return all aliases of a member, one a line, and how to change them; `command` is the command that does."""
+    """Return all aliases of a member, one a line, and how to change them; `command` is the mention of the command for
+    that.
+    """
     if not aliases:
         return NO_ALIASES.format(command)
     max_chars = min(MAX_VALUE_CHARS, MESSAGE_BUDGET // len(aliases) - LINE_OVERHEAD)
@@ -82,5 +86,5 @@ def render_aliases(aliases: Mapping[str, str], command: str) -> str:
 
 
 def render_alias(name: str, value: str, max_chars: int = MAX_VALUE_CHARS) -> str:
-    """Return one alias as a member reads it, with at most `most` characters of what it stands for."""
+    """Return one alias as a member reads it, with at most `max_chars` characters of what it stands for."""
     return f"`--{name}` stands for **{escape_discord(value, max_chars)}**"

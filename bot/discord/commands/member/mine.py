@@ -1,6 +1,6 @@
 """`/mine`: a member's own jobs over all servers, five a page, shown to them only.
 
-Stateless: a button's id holds the page that it leads to, and shows always the presser's own jobs.
+Stateless: a button's id holds the page that it leads to; it always shows the presser's own jobs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def _show_page(interaction: Interaction, job_filter: HistoryFilter, page_n
     """Put a page into the deferred response."""
     services, now = interaction.client.services, time.time()
     page = await services.history.load_page(member_of(interaction).id, job_filter, page_number)
-    pictures = {entry.view.id: await render_thumbnail(services.jobs, entry.view) for entry in page.entries}
+    pictures = {entry.view.id: await render_thumbnail(services.gallery, entry.view) for entry in page.entries}
     thumbnails = {job: jpeg for job, jpeg in pictures.items() if jpeg}
     await interaction.edit_original_response(
         view=MineLayout(page, thumbnails.keys(), _navigation_rows(page, now)),
@@ -128,7 +128,7 @@ class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
         async def show_job() -> None:
-            view = await interaction.client.studio.view(self.item.values[0])
+            view = await interaction.client.services.job_views.load_view(self.item.values[0])
             await require_permission(interaction, "details", view)
             await interaction.response.defer(ephemeral=True, thinking=True)
             await _show_job(interaction, view)
@@ -140,7 +140,9 @@ async def _show_job(interaction: Interaction, view: JobView) -> None:
     """Show a job's card to the member only, as its own message would."""
     now, picture = time.time(), None
     if is_end(view.state):
-        card, picture = await pictures.render_final(interaction.client.job_service, view, interaction.filesize_limit)
+        card, picture = await pictures.render_final(
+            interaction.client.services.gallery, view, interaction.filesize_limit
+        )
     elif view.state == "queued":
         card = job_cards.render_waiting(view, view.jobs_ahead or 0, view.eta, now)
     else:
@@ -152,7 +154,7 @@ async def _show_job(interaction: Interaction, view: JobView) -> None:
 
 
 async def _run_action(interaction: Interaction, action: Callable[[], Awaitable[None]]) -> None:
-    """Run `act` and tell the member what fails: buttons have no command tree that does."""
+    """Run `action` and tell the member about an error: buttons have no command tree that does so."""
     try:
         async with reply_on_error(interaction):
             await action()

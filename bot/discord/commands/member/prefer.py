@@ -42,7 +42,7 @@ prefer = app_commands.Group(name="prefer", description="Your preferences: pings,
 async def show(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         preferences = await interaction.client.services.preferences.load_preference(member_of(interaction).id)
-        await send_ephemeral(interaction, render_preferences(preferences, interaction.client.tree.mention))
+        await send_ephemeral(interaction, render_preferences(preferences, interaction.client.mention_command))
 
 
 @prefer.command(name="set", description="Change one: pings, direct messages, speed, private results, a suffix, …")

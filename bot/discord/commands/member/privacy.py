@@ -62,7 +62,7 @@ def describe_archive(archive: ExportArchive) -> str:
 async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with reply_on_error(interaction):
         job_count = await interaction.client.services.data_deletion.count_jobs(member_of(interaction).id)
-        text = CONFIRM_TEXT.format(jobs=format_job_count(job_count), copy=interaction.client.tree.mention("my-data"))
+        text = CONFIRM_TEXT.format(jobs=format_job_count(job_count), copy=interaction.client.mention_command("my-data"))
         view = ui.View(timeout=None)
         view.add_item(ForgetButton())
         view.stop()  # its button is found by its id, also after a restart
@@ -87,7 +87,7 @@ class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
             async with reply_on_error(interaction):
                 member = await require_permission(interaction, "forget")
                 await interaction.response.defer()
-                job_count = await interaction.client.desk.forgetting.ask(member.id)
+                job_count = await interaction.client.services.data_deletion.request_deletion(member.id)
                 await interaction.edit_original_response(
                     content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
                 )

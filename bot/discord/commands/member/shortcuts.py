@@ -40,7 +40,7 @@ async def relax(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 @app_commands.command(description="Says why there is no third speed, and what is quicker")
 async def turbo(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await send_ephemeral(interaction, TURBO_TEXT.format(fast=interaction.client.tree.mention("fast")))
+    await send_ephemeral(interaction, TURBO_TEXT.format(fast=interaction.client.mention_command("fast")))
 
 
 @app_commands.command(description="From now on only you see your results, where the server's rules allow it")

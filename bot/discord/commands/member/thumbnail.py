@@ -1,4 +1,4 @@
-"""A job's thumbnail for a list: its pictures side by side, held ones blurred; made off the event loop."""
+"""A job's thumbnail for a list: its pictures side by side, held ones blurred; rendered off the event loop."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from engine.contract import Recipe
 
 if TYPE_CHECKING:
     from bot.domain.dto import JobView
-    from bot.services.jobs.job_service import JobService
+    from bot.images.gallery import Gallery
 
 log = logging.getLogger(__name__)
 
 MAX_SIDE = 320  # pixels on the longer side: a phone shows it smaller
 
 
-async def render_thumbnail(job_service: JobService, view: JobView) -> bytes | None:
+async def render_thumbnail(gallery: Gallery, view: JobView) -> bytes | None:
     """Return a JPEG, or None if there is nothing to show."""
     if view.state != "finished" or view.deleted_at is not None:
         return None
     try:
-        pictures = [await job_service.load_shown_picture(view.id, picture.index) for picture in view.pictures]
+        pictures = [await gallery.read_for_members(view.id, picture.index) for picture in view.pictures]
         return await asyncio.to_thread(_shrink, pictures, isinstance(view.task, Recipe)) if pictures else None
     except (UserError, UnreadableImage) as error:
         log.warning("job %s: it has no thumbnail: %s", view.id, error)

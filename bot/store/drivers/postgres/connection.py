@@ -24,8 +24,8 @@ INVALID_URL = (
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Timeouts in seconds: for a connection, for other writers, for one statement, and (`doubt`) to learn whether a
-    commit with a lost reply happened.
+    """Timeouts in seconds: for a connection, for other writers, for one statement, and (`commit_check`) to learn
+    whether a commit with a lost reply happened.
     """
 
     connect: float = 10.0
@@ -34,8 +34,8 @@ class Timeouts:
     commit_check: float = 20.0
 
     def server_settings(self) -> dict[str, str]:
-        """Return the server settings. The server plans each statement for its values: waiting jobs are a few rows of
-        many, and the planner uses a partial index only if it sees that the values fit. It ends idle transactions.
+        """Return the server settings. The server plans each statement for its values: waiting jobs are few of many
+        rows, and the planner uses a partial index only if it sees the values. The server ends idle transactions.
         """
         return {
             "application_name": "darkroom",

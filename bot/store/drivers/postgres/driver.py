@@ -58,17 +58,23 @@ class PostgresDatabase:
         self._thread.start()
 
     async def write(self, operation: Operation[T]) -> T:
-        """Run `act` and return its result once it is committed. Raises what `act` raises, or `Unavailable`."""
+        """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
+        `DatabaseUnavailable`.
+        """
         future = self._operations.put(operation)
         self._loop.call_soon_threadsafe(self._start_writing)
         return await asyncio.wrap_future(future)
 
     async def read(self, operation: Operation[T]) -> T:
-        """Run `act` on one snapshot of the tables; it may run twice. Raises what `act` raises, or `Unavailable`."""
+        """Run `operation` on one snapshot of the tables; it may run twice. Raises what `operation` raises, or
+        `DatabaseUnavailable`.
+        """
         return await self._run_on_loop(lambda: self._run_read(operation))
 
     async def upgrade(self, operation: Operation[None]) -> None:
-        """Run `act` like `write`, and wait long for it and for other processes. Raises `Refused` for a wrong URL."""
+        """Run `operation` like `write`, and wait long for it and for other processes. Raises `UserError` for a wrong
+        URL.
+        """
         await self._run_on_loop(lambda: self._run_migration(operation))
 
     async def close(self) -> None:
@@ -79,7 +85,7 @@ class PostgresDatabase:
         self._loop.close()
 
     async def _run_on_loop(self, start_work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run on the store's loop. Cancelling the caller does not stop running work: it would cost a connection."""
+        """Run on the store's loop. Cancelling the caller does not stop running work: that would cost a connection."""
         future: Future[T] = Future()
 
         async def resolve_future() -> None:
@@ -103,7 +109,7 @@ class PostgresDatabase:
             self._start_task(self._write_batches)
 
     async def _write_batches(self) -> None:
-        """Commit waiting acts, batch after batch, until none is left."""
+        """Commit waiting operations, batch after batch, until none is left."""
         try:
             while pending := self._operations.take_batch():
                 await self._commit_batch(CommitBatch(pending, is_outage))
@@ -130,7 +136,7 @@ class PostgresDatabase:
             batch.resolve_all()
 
     async def _is_committed(self, commit_id: CommitId) -> bool:
-        """Return whether a commit with a lost reply happened; False too if the server does not return in time."""
+        """Return whether a commit with a lost reply happened; False also if the server does not return in time."""
         deadline = self._loop.time() + self._timeouts.commit_check
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Classifies PostgreSQL errors: is the database unavailable, is the connection dead, and the reason in one line.
+"""Classifies PostgreSQL errors: whether the database is unavailable, whether the connection is dead, and the reason.
 
 Pure: only looks at exceptions.
 """

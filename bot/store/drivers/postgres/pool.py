@@ -32,14 +32,14 @@ async def write_transaction(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]
 
 
 async def run_read(pool: AsyncEngine, operation: Operation[T]) -> T:
-    """Run `act` in one read transaction."""
+    """Run `operation` in one read transaction."""
     connection, result = await _begin(pool, operation)
     await _release(connection)
     return result
 
 
 async def _begin(pool: AsyncEngine, operation: Operation[T]) -> tuple[AsyncConnection, T]:
-    """Return a connection and the result of `act` on it. A connection that died while idle is replaced once."""
+    """Return a connection and the result of `operation` on it. A connection that died while idle is replaced once."""
     connection = await _connect(pool)
     try:
         return connection, await connection.run_sync(operation)
@@ -56,7 +56,7 @@ async def _begin(pool: AsyncEngine, operation: Operation[T]) -> tuple[AsyncConne
 
 
 async def _connect(pool: AsyncEngine) -> AsyncConnection:
-    """Connect. Raises `Unreached` for any cause: server down or full, wrong password, no such database."""
+    """Connect. Raises `ConnectFailed` for any cause: server down or full, wrong password, no such database."""
     try:
         return await pool.connect()
     except UserError:

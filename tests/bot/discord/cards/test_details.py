@@ -30,29 +30,11 @@ RECIPE = Recipe(
 
 def make_view(**changes: Any) -> JobView:
     view = JobView(
-        id=JOB,
-        state="finished",
-        prompt="terrier, looking up --seed 7",
-        task=RECIPE,
-        member_id="discord:1",
-        member_name="Alice",
-        guild="discord:2",
-        created=NOW - 90,
-        started=NOW - 60,
-        finished=NOW,
-        seconds=12.3,
-        ms_per_step=8.5,
-        jobs_ahead=None,
-        eta=None,
-        reason="",
-        step=30,
-        total_steps=30,
-        ladder_images=(0,),
-        parent_image=None,
-        action="imagine",
-        pictures=(PictureRef(0, "0" * 64, 64, 48),),
-        cost=12.0,
-    )
+        id=JOB, state="finished", prompt="terrier, looking up --seed 7", task=RECIPE, member_id="discord:1",
+        member_name="Alice", guild="discord:2", created=NOW - 90, started=NOW - 60, finished=NOW, seconds=12.3,
+        ms_per_step=8.5, jobs_ahead=None, eta=None, reason="", step=30, total_steps=30, ladder_images=(0,),
+        parent_image=None, action="imagine", pictures=(PictureRef(0, "0" * 64, 64, 48),), cost=12.0,
+    )  # fmt: skip
     return replace(view, **changes)
 
 

@@ -18,18 +18,9 @@ from shared.sample_views import JOB, NOW, PARENT, a_view
 
 def make_ticket(**changes: object) -> AcceptedJob:
     ticket = AcceptedJob(
-        job=JOB,
-        jobs_ahead=2,
-        eta=90.0,
-        has_worker=True,
-        notes=(),
-        prompt="terrier",
-        steps=1000,
-        sampler="ddpm",
-        seed=7,
-        count=4,
-        cost=10.0,
-    )
+        job=JOB, jobs_ahead=2, eta=90.0, has_worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm",
+        seed=7, count=4, cost=10.0,
+    )  # fmt: skip
     return replace(ticket, **changes)
 
 

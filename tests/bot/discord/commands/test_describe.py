@@ -57,7 +57,7 @@ async def test_describe_suggests_prompts_that_can_be_imagined_after_a_restart(op
         assert world.labels(reply.response)[0] == "Imagine 1"
         await world.restart()
         await world.ended(await world.alice.click(reply.response, label="Imagine 1"))
-        assert (await world.studio.load_recent())[0].prompt == "fox, watercolor --model embedded"
+        assert (await world.services.job_views.load_recent())[0].prompt == "fox, watercolor --model embedded"
 
 
 @pytest.mark.asyncio

@@ -1,4 +1,4 @@
-"""`/imagine` and its buttons, used as members do, over a real studio, store and broker."""
+"""`/imagine` and its buttons, used as members do, over a real services, store and broker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from PIL import Image
 
-from bot.discord.components.buttons import DOUBLE_CLICK_SECONDS, IdempotencyKeys
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
+from bot.domain.idempotency import DOUBLE_CLICK_SECONDS, IdempotencyKeys
 from bot.policy.permissions import forbidden_reason, job_ref
 from engine.contract import Lora
 
@@ -84,12 +84,12 @@ async def test_buttons_survive_a_restart(open_world: Any) -> None:
             "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Compare", "Remix", "❤️", "🚩", "🗑️",
         ]  # fmt: skip
         await world.ended(await world.bob.click(upscale, label="Vary (Strong)"))
-        (variation,) = [view for view in await world.studio.load_recent() if view.action == "vary"]
+        (variation,) = [view for view in await world.services.job_views.load_recent() if view.action == "vary"]
         assert variation.parent == (job_of(first), 1)
 
         varied = await world.ended(await world.alice.click(first, label="V3"))
         again = await world.ended(await world.alice.click(first, custom_id=f"reroll:{job_of(first)}"))
-        views = {view.action: view for view in reversed(await world.studio.load_recent())}
+        views = {view.action: view for view in reversed(await world.services.job_views.load_recent())}
         assert views["vary"].parent == (job_of(first), 2)
         assert views["vary"].recipe.lineage
         assert views["reroll"].recipe.seed != views["imagine"].recipe.seed
@@ -112,19 +112,19 @@ async def test_two_quick_presses_make_one_job(open_world: Any) -> None:
         assert not other.ephemeral
         await world.ended(one)
         await world.ended(other)
-        assert [view.action for view in await world.studio.load_recent()].count("vary") == 2
+        assert [view.action for view in await world.services.job_views.load_recent()].count("vary") == 2
 
 
 async def test_a_refused_press_does_not_count_as_the_first(open_world: Any, monkeypatch: Any) -> None:
     async with open_world() as world:
         first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
-        vary = world.studio.vary
+        vary = world.services.variations.vary
 
         async def full(*_: object, **__: object) -> None:
-            monkeypatch.setattr(world.studio, "vary", vary)
+            monkeypatch.setattr(world.services.variations, "vary", vary)
             raise UserError("Your queue is full.", 429)
 
-        monkeypatch.setattr(world.studio, "vary", full)
+        monkeypatch.setattr(world.services.variations, "vary", full)
         refusal = await world.alice.click(first, label="V1")
         assert "Your queue is full." in text(refusal)
         accepted = await world.alice.click(first, label="V1")
@@ -177,7 +177,7 @@ async def test_refusals_are_ephemeral_and_give_a_reason(open_world: Any) -> None
         assert full.ephemeral
         assert "queue is full" in text(full)
         assert "frees" in text(full)
-        assert len(await world.studio.load_recent()) == 10
+        assert len(await world.services.job_views.load_recent()) == 10
 
         queue = await world.bob.slash(world.channel, "queue")
         assert queue.ephemeral
@@ -231,7 +231,7 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
         )
         final = await world.ended(result)
         assert world.labels(final) == ["U1", "🔄", "V1", "More…", "Remix", "Film", "❤️", "🚩", "🗑️"]
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         recipe = view.recipe
         assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")
         assert (recipe.count, recipe.negative) == (1, "fog")
@@ -243,7 +243,7 @@ async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> No
         world.painter.model = msgspec.structs.replace(
             world.painter.model, samplers=("ddpm", "euler_ancestral"), loras=(Lora("style", 0.7, "abc"),)
         )
-        await world.until(lambda: world.studio.find_model(None).loras)
+        await world.until(lambda: world.services.catalog.find_profile(None).loras)
         suggestions = await world.alice.autocomplete(world.channel, "imagine", "sampler", "")
         assert [choice["value"] for choice in suggestions] == ["ddpm", "euler_ancestral"]
         suggestions = await world.alice.autocomplete(world.channel, "imagine", "lora", "sty")
@@ -253,12 +253,12 @@ async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> No
         final = await world.ended(result)
         assert "guidance 3 from 0.2 to 0.8" in final.content
         assert "**red apple**" in final.content
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert (view.recipe.sampler, view.recipe.guidance_start) == ("euler_ancestral", 0.2)
         assert view.recipe.loras == (Lora("style", 0.5, "abc"),)
         assert view.recipe.concepts[0].text == "(red:1.2) apple"
         await world.ended(await world.alice.slash(world.channel, "reproduce", job=view.id))
-        again = (await world.studio.load_recent())[0].recipe
+        again = (await world.services.job_views.load_recent())[0].recipe
         assert again == msgspec.structs.replace(view.recipe, bucket=again.bucket)
 
 
@@ -306,13 +306,13 @@ async def test_a_waiting_job_runs_when_a_worker_comes(open_world: Any) -> None:
 
 async def test_a_slow_studio_still_answers_in_time(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_world() as world:
-        ask = world.studio.imagine
+        ask = world.services.jobs.imagine
 
         async def slow(*args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(2.0)
             return await ask(*args, **kwargs)
 
-        monkeypatch.setattr(world.studio, "imagine", slow)
+        monkeypatch.setattr(world.services.jobs, "imagine", slow)
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         assert [each.json["type"] for each in world.env.http_requests if each.path.endswith("/callback")] == [5]
         assert world.labels(await world.ended(result))[0] == "U1"
@@ -332,7 +332,7 @@ async def test_without_permission_to_attach_files_imagine_is_refused(open_world:
         result = await world.alice.slash(silent, "imagine", prompt="red apple")
         assert result.ephemeral
         assert "Attach Files" in text(result)
-        assert await world.studio.load_recent() == []
+        assert await world.services.job_views.load_recent() == []
 
 
 async def test_imagine_works_in_a_direct_message(open_world: Any) -> None:
@@ -352,7 +352,7 @@ async def test_another_servers_jobs_are_out_of_reach(open_world: Any) -> None:
         message = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         elsewhere = world.env.create_guild("Elsewhere")
         dora = elsewhere.add_member(world.env.create_user("dora"))
-        view = await world.studio.load_view(job_of(message))
+        view = await world.services.job_views.load_view(job_of(message))
         asking = Member("discord:1", "dora", f"discord:{elsewhere.id}")
         assert forbidden_reason("vary", asking, job_ref(view))
         assert forbidden_reason("upscale", asking, job_ref(view))

@@ -1,4 +1,4 @@
-"""The members' commands, used as members do, over a real studio, store and broker."""
+"""The members' commands, used as members do, over a real services, store and broker."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def imagine(world: Any, who: Any = None, prompt: str = "red apple", **opti
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.load_recent())[0]
+    return (await world.services.job_views.load_recent())[0]
 
 
 def create_moderator(world: Any, name: str = "carol") -> Any:
@@ -230,7 +230,7 @@ async def test_info_separates_models_in_memory_from_models_on_disk(open_world: A
     async with open_world() as world:
         mine = world.painter.model
         world.painter.models = (mine, msgspec.structs.replace(mine, name="large", loaded=False))
-        await world.until(lambda: len(world.studio.list_models()) == 2)
+        await world.until(lambda: len(world.services.catalog.list_profiles()) == 2)
         content = text(await world.alice.slash(world.channel, "info"))
         assert "• Models: embedded\n• Loaded on demand: large\n" in content
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "")
@@ -427,11 +427,11 @@ async def test_a_film_is_made_smaller_to_fit_or_is_refused(open_world: Any) -> N
     async with open_world() as world:
         await imagine(world)
         job = (await newest_view(world)).id
-        full = await world.studio.render_film(job)
-        smaller = await world.studio.render_film(job, len(full) - 1)
+        full = await world.services.gallery.render_film(job)
+        smaller = await world.services.gallery.render_film(job, len(full) - 1)
         assert len(smaller) < len(full)
         with pytest.raises(UserError, match="too large"):
-            await world.studio.render_film(job, 10)
+            await world.services.gallery.render_film(job, 10)
 
 
 async def test_a_job_without_a_film_is_refused(open_world: Any) -> None:

@@ -58,7 +58,7 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
 async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(open_world: Any) -> None:
     async with open_world() as world:
         mine, other = await imagine(world, world.alice, "red apple"), await imagine(world, world.bob, "green pear")
-        job = next(view for view in await world.studio.load_recent() if "red apple" in view.prompt).id
+        job = next(view for view in await world.services.job_views.load_recent() if "red apple" in view.prompt).id
         question = await world.alice.slash(world.channel, "forget-me")
         assert question.ephemeral
         assert "That is 1 job with their pictures" in text(question)
@@ -96,10 +96,10 @@ async def test_forget_me_cancels_running_jobs_and_passes_over_a_message_it_canno
         await world.until(lambda: not world.painter.going.is_set())
         identity = result.response.id
         await world.house.services.deliveries.update_address(
-            (await world.studio.load_queue(None))[0].id, channel="1", token=""
+            (await world.services.job_views.load_queue(None))[0].id, channel="1", token=""
         )
         question = await world.alice.slash(world.channel, "forget-me")
         await world.alice.click(question.response, label="Remove everything")
         await wait_until_forgotten(world, world.alice)
-        assert await world.studio.load_queue(None) == []
+        assert await world.services.job_views.load_queue(None) == []
         assert identity in [message.id for message in world.channel.history()], "the bot cannot find it to delete it"

@@ -21,7 +21,7 @@ from shared.discord_staff import said, text
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.load_recent())[0]
+    return (await world.services.job_views.load_recent())[0]
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
     async with open_world() as world:
         await world.alice.slash(world.channel, "walk", **{"from": "a cat --seed 7", "to": "a dog", "frames": 6})
         await world.until(lambda: len(world.painter.done) == 2)
-        views = await world.studio.load_recent()
-        await world.until(lambda: not world.house.active_jobs.by_id)
-        views = await world.studio.load_recent()
+        views = await world.services.job_views.load_recent()
+        await world.until(lambda: not world.house.queue.active_jobs.by_id)
+        views = await world.services.job_views.load_recent()
         assert sorted(view.recipe.walk.first for view in views) == [0, 4]
         assert {view.recipe.seed for view in views} == {7}
         [last] = [view for view in views if view.walk]
@@ -176,8 +176,8 @@ async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any
         replies = [await world.bob.click(grid, label="Walk") for _ in range(2)]
         assert "already on its way" in text(replies[1])
         await world.until(lambda: len(world.painter.done) == 5)
-        await world.until(lambda: not world.house.active_jobs.by_id)
-        views = [view for view in await world.studio.load_recent() if view.action == "walk"]
+        await world.until(lambda: not world.house.queue.active_jobs.by_id)
+        views = [view for view in await world.services.job_views.load_recent() if view.action == "walk"]
         assert sorted(view.recipe.walk.first for view in views) == [0, 4, 8, 12]
         assert {view.recipe.walk.noises for view in views} == {(7, 8)}
 

@@ -33,7 +33,7 @@ def admin(world: Any) -> Member:
 
 
 async def newest_view(world: Any) -> Any:
-    return (await world.studio.load_recent())[0]
+    return (await world.services.job_views.load_recent())[0]
 
 
 async def test_v_varies_by_preference_and_an_upscale_offers_both_strengths(open_world: Any) -> None:
@@ -127,9 +127,9 @@ async def test_the_author_deletes_a_job_and_its_upscale_after_a_confirmation(ope
         remaining = {message.id for message in world.channel.history()}
         assert not {grid.id, upscale.id} & remaining
         with pytest.raises(UserError):
-            await world.studio.load_picture(job, 0)
+            await world.services.gallery.read_picture(job, 0)
         with pytest.raises(UserError, match="deleted"):
-            await world.studio.reroll(job, admin(world), await world.deliveries.answer_destination(job))
+            await world.services.variations.reroll(job, admin(world), await world.deliveries.answer_destination(job))
 
 
 async def test_delete_removes_the_notice_and_the_answer_of_a_long_job(open_world: Any) -> None:
@@ -169,7 +169,7 @@ async def test_delete_reports_a_message_that_discord_keeps_and_deletes_the_pictu
         await world.alice.click(question.response, label="Delete them")
         assert "does not let me delete it" in text(question)
         with pytest.raises(UserError, match="deleted"):
-            await world.studio.load_picture(job, 0)
+            await world.services.gallery.read_picture(job, 0)
         late = await world.alice.click(again.response, label="Delete them")
         assert "Its pictures were deleted." in text(late)
 
@@ -244,7 +244,9 @@ async def test_buttons_of_older_messages_still_work(open_world: Any) -> None:
     async with open_world() as world:
         await made(world, count=1)
         upscale = (
-            await world.studio.upscale((await newest_view(world)).id, 0, admin(world), await newest_destination(world))
+            await world.services.variations.upscale(
+                (await newest_view(world)).id, 0, admin(world), await newest_destination(world)
+            )
         ).job
         view = discord.ui.View(timeout=None)
         for custom_id in (f"vary:{upscale}:0", f"reroll:{upscale}"):

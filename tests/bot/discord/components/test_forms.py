@@ -24,7 +24,8 @@ from bot.domain.dto import PictureRef
 from bot.prompt import parse
 from bot.prompt.concepts import clean_prompt
 from bot.prompt.permutations import escape_braces
-from bot.services.moderation.moderation import MAX_REASON, Report
+from bot.services.front_end_actions import Report
+from bot.services.moderation.moderation import MAX_REASON
 from engine.contract import UpscaleTask
 from loopback.known_deviations import unexplained
 from loopback.openapi import FILE, Judge

@@ -28,7 +28,7 @@ def direct_messages(actor: Any) -> list[Any]:
 async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         await world.bob.react(grid, ENVELOPE)
         (direct_message,) = await world.until(lambda: direct_messages(world.bob))
         assert [one.filename for one in direct_message.attachments] == [
@@ -37,9 +37,9 @@ async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_worl
         assert [one.description for one in direct_message.attachments] == ["red apple"] * 4
         for part in ("red apple", "alice", "Seed: 7", view.id, str(grid.id)):
             assert part in direct_message.content
-        assert world.env.backend.cdn.get(direct_message.attachments[2].url) == await world.studio.load_picture(
-            view.id, 2
-        )
+        assert world.env.backend.cdn.get(
+            direct_message.attachments[2].url
+        ) == await world.services.gallery.read_picture(view.id, 2)
         assert direct_messages(world.alice) == []
 
 
@@ -47,7 +47,7 @@ async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> No
     async with open_world() as world:
         await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         await world.until(lambda: world.painter.done)
         await world.until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.id
@@ -83,7 +83,7 @@ async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_on
         world.painter.stand_at = 3
         running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
         await world.bob.react(running.message, CROSS)
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert not view.cancelling
         await world.alice.react(running.message, CROSS)
         await world.until(lambda: "ancelled" in world.message(running.id).content)
@@ -91,13 +91,13 @@ async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_on
         world.painter.going.set()
 
         grid = await made(world, seed=7)
-        view = (await world.studio.load_recent())[0]
+        view = (await world.services.job_views.load_recent())[0]
         await world.bob.react(grid, CROSS)
-        assert (await world.studio.load_view(view.id)).deleted is None
+        assert (await world.services.job_views.load_view(view.id)).deleted is None
         await world.alice.react(grid, CROSS)
         await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
         with pytest.raises(UserError, match="deleted"):
-            await world.studio.load_view(view.id)
+            await world.services.job_views.load_view(view.id)
 
 
 async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
@@ -106,7 +106,7 @@ async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
         world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
         grid, mo = await made(world, seed=7), moderator(world)
         await world.bob.react(grid, CROSS)
-        assert (await world.studio.load_recent())[0].deleted is None, (
+        assert (await world.services.job_views.load_recent())[0].deleted is None, (
             "a permission in one channel makes no moderator of the server"
         )
         await mo.react(grid, CROSS)
@@ -139,7 +139,7 @@ async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
         await world.client.reactions.added(unknown)
         assert lookups == [str(bobs_message.id)]
         assert len(world.env.http_requests) == before
-        assert (await world.studio.load_recent())[0].deleted is None
+        assert (await world.services.job_views.load_recent())[0].deleted is None
 
 
 async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world: Any) -> None:
@@ -211,7 +211,7 @@ async def test_reactions_from_another_server_have_no_effect(open_world: Any) -> 
         for sign in (ENVELOPE, CROSS):
             await world.client.reactions.added(make_reaction(world, grid.id, dora, sign, elsewhere))
         assert direct_messages(dora) == []
-        assert (await world.studio.load_recent())[0].deleted is None
+        assert (await world.services.job_views.load_recent())[0].deleted is None
 
 
 async def test_an_internal_error_is_logged_and_contained(

@@ -24,7 +24,7 @@ async def enable_picture_check(world: Any) -> None:
     world.painter.checks = True
     admin = Member("discord:1", "ada", f"discord:{world.guild.id}", is_admin=True)
     await world.client.services.rule_admin.set_rule(admin, "guild", "", "check", "on")
-    await world.until(lambda: any(one.checks for one in world.studio.live_workers().values()))
+    await world.until(lambda: any(one.checks for one in world.services.live_workers().values()))
 
 
 def open_pictures(world: Any, message: Any) -> list[Image.Image]:
@@ -86,7 +86,7 @@ async def test_only_moderators_decide_on_held_pictures(open_world: Any) -> None:
                 refusal = await member.click(card, label=label)
                 assert refusal.ephemeral
                 assert "moderators" in refusal.response.content
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert not any(shot.reviewed for shot in view.pictures)
         for action in ("approve", "deny"):
             assert forbidden_reason(action, Member(view.member_id, "alice", view.guild), job_ref(view))
@@ -253,7 +253,7 @@ async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_mess
             False,
             True,
         ]
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         while (await world.deliveries.list_deliveries(view.id))["direct"].delivered is None:
             await asyncio.sleep(0.02)
         again = next(one for one in world.channel.history(viewer=mo) if one.id == review.response.id)

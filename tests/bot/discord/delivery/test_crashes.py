@@ -68,7 +68,7 @@ async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: 
     world.painter.stand_at = 3
     result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
     await world.until(lambda: "step 2 of 20" in world.message(result.response.id).content)
-    (job,) = [view.id for view in await world.studio.load_recent() if view.state == "running"]
+    (job,) = [view.id for view in await world.services.job_views.load_recent() if view.state == "running"]
     if vanished:
         world.env.backend.delete_message(world.channel.id, result.response.id)
     crash_points.append(CrashPoint(point))
@@ -80,7 +80,7 @@ async def end_job_with_crash(world: Any, crash_points: list[CrashPoint], point: 
         each.cancel()
     last = crash_points.pop()
     if last.dead.is_set():
-        while (await world.studio.load_view(job)).state != "finished":
+        while (await world.services.job_views.load_view(job)).state != "finished":
             await asyncio.sleep(0.02)
         await world.restart()
         async with asyncio.timeout(40):

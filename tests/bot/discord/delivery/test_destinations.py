@@ -25,29 +25,11 @@ GUILD = {"guild": "1", "channel": "2", "user": "3"}
 
 def make_view(state: JobState = "finished", seconds: float = 10.0, *, private: bool = False) -> JobView:
     return JobView(
-        id="01ARZ3NDEKTSV4RRFFQ69G5FAV",
-        state=state,
-        prompt="apple",
-        task=RECIPE,
-        member_id="discord:3",
-        member_name="alice",
-        guild="discord:1",
-        created=100.0,
-        started=101.0,
-        finished=100.0 + seconds,
-        seconds=1.0,
-        ms_per_step=1.0,
-        jobs_ahead=None,
-        eta=None,
-        reason="",
-        step=20,
-        total_steps=20,
-        pictures=(),
-        ladder_images=(),
-        parent_image=None,
-        action="imagine",
-        is_private=private,
-    )
+        id="01ARZ3NDEKTSV4RRFFQ69G5FAV", state=state, prompt="apple", task=RECIPE, member_id="discord:3",
+        member_name="alice", guild="discord:1", created=100.0, started=101.0, finished=100.0 + seconds, seconds=1.0,
+        ms_per_step=1.0, jobs_ahead=None, eta=None, reason="", step=20, total_steps=20, pictures=(), ladder_images=(),
+        parent_image=None, action="imagine", is_private=private,
+    )  # fmt: skip
 
 
 def make_answer(**known: object) -> dict[DeliveryRole, Delivery]:

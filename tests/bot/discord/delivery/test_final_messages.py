@@ -36,7 +36,7 @@ def has_picture(message: Any) -> bool:
 
 
 async def only_job_id(world: Any) -> str:
-    (view,) = await world.studio.load_recent()
+    (view,) = await world.services.job_views.load_recent()
     return view.id
 
 
@@ -240,13 +240,13 @@ async def test_a_slow_private_answer_is_never_public(open_world: Any, monkeypatc
         await make_results_private(world)
         if not likely:  # the quick check says public, the accepted job says private
             monkeypatch.setattr("bot.discord.responses._is_likely_private", return_false)
-        ask = world.studio.imagine
+        ask = world.services.jobs.imagine
 
         async def slow(*args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(2.0)
             return await ask(*args, **kwargs)
 
-        monkeypatch.setattr(world.studio, "imagine", slow)
+        monkeypatch.setattr(world.services.jobs, "imagine", slow)
         await world.alice.slash(world.channel, "imagine", prompt="red apple")
         await noted(world)
         assert world.channel.history() == []

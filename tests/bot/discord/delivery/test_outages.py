@@ -54,7 +54,7 @@ async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
         by_token = [path for path in edit_paths(world) if path.startswith("/webhooks/")]
         assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
         assert len(edit_paths(world)) >= 3
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert (await world.deliveries.answer_destination(view.id)).where["token_until"] == "0"
 
 
@@ -74,7 +74,7 @@ async def test_a_job_that_ended_while_the_bot_was_away_is_shown_once(open_world:
         world.painter.going.set()
         await world.until(lambda: world.painter.done)
         (job,) = world.painter.done
-        while (await world.studio.load_view(job)).state != "finished":
+        while (await world.services.job_views.load_view(job)).state != "finished":
             await asyncio.sleep(0.02)
         await world.restart()
         final = await world.ended(result)
@@ -129,7 +129,7 @@ async def test_a_message_whose_id_was_not_stored_is_found_again(
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         await world.deliveries.update_address(view.id, message="")
         world.painter.going.set()
         await world.until(lambda: world.painter.done)
@@ -180,7 +180,7 @@ async def test_a_missing_or_broken_picture_leaves_no_message_stuck(
                 raise UserError("This picture is not kept any more.", 404)
             return 4 * [kept]
 
-        monkeypatch.setattr(world.studio, "load_shown_pictures", pictures)
+        monkeypatch.setattr(world.services.gallery, "read_all_for_members", pictures)
         world.painter.going.set()
         final = await world.ended(result)
         assert "Its picture cannot be shown" in final.content
@@ -198,7 +198,7 @@ async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> N
 async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world: Any) -> None:
     async with open_world() as world:
         old = await begun(world)
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         await world.deliveries.update_address(view.id, token_until="0")
         await world.restart()
         path = f"/channels/*/messages/{old.response.id}"
@@ -262,8 +262,8 @@ async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
         world.env.inject_error("PATCH", "*", **mistake)
         world.env.inject_error("POST", "/channels/*/messages", **mistake)
         world.painter.going.set()
-        (view,) = await world.studio.load_recent()
-        while (await world.studio.load_view(view.id)).state != "finished":
+        (view,) = await world.services.job_views.load_recent()
+        while (await world.services.job_views.load_view(view.id)).state != "finished":
             await asyncio.sleep(0.02)
         await noted(world)
         unshown = await world.deliveries.list_undeliverable(view.member_id)
@@ -303,7 +303,7 @@ async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repe
         await noted(world)
         notices = [each for each in world.channel.history() if each.content.startswith("<@")]
         assert len(notices) == 1
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         assert (await world.deliveries.list_deliveries(view.id))["notice"].reason == (
             "" if readable else discord_api.CANNOT_READ_CHANNEL
         )
@@ -399,7 +399,7 @@ async def test_an_internal_error_gives_an_apology_and_a_log_line(
         async def broken(*_args: object, **_named: object) -> None:
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(world.studio, "imagine", broken)
+        monkeypatch.setattr(world.services.jobs, "imagine", broken)
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         assert result.ephemeral
         assert "Something broke on our side" in result.response.content

@@ -107,7 +107,7 @@ async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world
     async with open_world() as world:
         staff = await hired(world)
         card = await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         for number in range(1, 8):
             who = world.guild.add_member(world.env.create_user(f"witness{number}"))
             reporter = make_member(who, staff)
@@ -165,7 +165,7 @@ async def test_reports_never_go_to_a_channel_of_another_server(open_world: Any) 
         # an older rule, or one whose channel is gone
         await administration.set_rule(admin, "guild", "", "reports", str(foreign.id))
         await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        (view,) = await world.studio.load_recent()
+        (view,) = await world.services.job_views.load_recent()
         reply = await world.house.services.moderation.report_picture(
             view.id, make_member(staff.moderator, staff), "x" * 400
         )

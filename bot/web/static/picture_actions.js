@@ -6,12 +6,12 @@ import { button, download, group } from "/static/rows.js";
 
 const PANS = [["←", "left"], ["→", "right"], ["↑", "up"], ["↓", "down"]];
 
-export class Ways {
+export class PictureActions {
   constructor(card, pictures) {
     this.card = card;
     this.panel = document.createElement("div");
-    this.panel.className = "ways";
-    this.panel.id = `ways-${card.job.id}`;
+    this.panel.className = "picture-actions";
+    this.panel.id = `picture-actions-${card.job.id}`;
     this.panel.hidden = true;
     this.choice = group("Go on", "Go on from a picture");
     this.buttons = pictures.map((picture) => this.toggle(picture));
@@ -36,11 +36,11 @@ export class Ways {
     for (const other of this.buttons) other.setAttribute("aria-expanded", String(open && other === one));
     this.panel.hidden = !open;
     this.panel.setAttribute("role", "group");
-    this.panel.setAttribute("aria-label", `Ways on from picture ${picture.n}`);
-    this.panel.replaceChildren(...(open ? this.ways(picture) : []));
+    this.panel.setAttribute("aria-label", `Actions on picture ${picture.n}`);
+    this.panel.replaceChildren(...(open ? this.buildActions(picture) : []));
   }
 
-  ways(picture) {
+  buildActions(picture) {
     const { card } = this;
     const { n } = picture;
     const on = group("", "Change it");
@@ -48,7 +48,7 @@ export class Ways {
     start.addEventListener("click", () => this.begin(picture));
     const away = group("", "Its way into noise");
     away.append(download("↓ Dissolve", `film of picture ${n} dissolving`, picture.dissolve, `${card.job.id}-${n}-dissolving.webp`));
-    if (picture.return) away.append(download("↓ … and back", `film of picture ${n} dissolving and coming back`, picture.return, `${card.job.id}-${n}-and-back.webp`));
+    if (picture.round_trip) away.append(download("↓ … and back", `film of picture ${n} dissolving and coming back`, picture.round_trip, `${card.job.id}-${n}-and-back.webp`));
     on.append(start);
     if (card.job.task !== "develop") return [on, away];
     const paint = button("Edit …", `Edit a part of picture ${n}`);

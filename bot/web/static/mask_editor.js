@@ -2,10 +2,10 @@
 
 import { Brush } from "/static/brush.js";
 
-export class Easel {
+export class MaskEditor {
   constructor(dialog) {
     const part = (name) => dialog.querySelector(`.${name}`);
-    [this.box, this.image, this.canvas] = ["easel", "easel img", "easel canvas"].map(part);
+    [this.box, this.image, this.canvas] = ["mask-editor", "mask-editor img", "mask-editor canvas"].map(part);
     [this.size, this.rub, this.undo, this.clear] = ["size", "rub", "undo", "clear"].map(part);
     this.brush = new Brush(this.canvas, part("ring"), () => (this.undo.disabled = this.clear.disabled = !this.brush.strokes.length));
     this.size.addEventListener("input", () => this.grow());

@@ -71,7 +71,7 @@ export function follow(heard, lost, shut) {
 
 async function whyNot() {
   try {
-    const answer = await fetch("/api/room");
+    const answer = await fetch("/api/workers");
     return answer.status === 403 ? (await answer.json()).error : null;
   } catch {
     return null;

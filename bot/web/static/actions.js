@@ -1,24 +1,24 @@
 // The actions on a finished job: the rows of buttons beside its pictures.
 
 import { compare } from "/static/compare.js";
-import { Ways } from "/static/ways.js";
+import { PictureActions } from "/static/picture_actions.js";
 import { button, download, group } from "/static/rows.js";
 
 const COMPARED = new Set(["branch", "edit", "vary", "remix", "upscale"]); // actions whose result can be compared with its source
 
-export function offer(card) {
+export function showActions(card) {
   const { job } = card;
-  const deeds = card.part("deeds");
+  const actions = card.part("actions");
   const drawn = job.task === "develop";
-  if (drawn) deeds.append(row(card, "U", "upscale", "Enlarge"), row(card, "V", "vary", "Vary"));
+  if (drawn) actions.append(row(card, "U", "upscale", "Enlarge"), row(card, "V", "vary", "Vary"));
   const free = job.pictures.filter((picture) => !picture.held);
-  if (free.length) deeds.append(...new Ways(card, free).rows);
-  if (job.film) deeds.append(films("Film", "film", job.films, job));
-  if (job.walks?.webp) deeds.append(films("Walk", "walk", job.walks, job));
-  deeds.append(more(card, drawn));
+  if (free.length) actions.append(...new PictureActions(card, free).rows);
+  if (job.film) actions.append(films("Film", "film", job.films, job));
+  if (job.walk_films?.webp) actions.append(films("Walk", "walk", job.walk_films, job));
+  actions.append(more(card, drawn));
   const held = job.pictures.filter((picture) => picture.held);
-  if (job.may_decide) deeds.append(...held.map((picture) => decision(card, picture)));
-  deeds.hidden = false;
+  if (job.can_review) actions.append(...held.map((picture) => decision(card, picture)));
+  actions.hidden = false;
 }
 
 function row(card, letter, verb, title) {

@@ -8,10 +8,10 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-export function waiting(place, eta, worker, yours, starting = "") {
-  if (starting) return starting;
-  if (!worker) return "No worker is online yet: it starts when one comes.";
-  const ahead = place > 0 ? `${place} ahead of ${yours ? "you" : "it"}` : "Next in line";
+export function waiting(jobsAhead, eta, hasWorker, yours, startupNotice = "") {
+  if (startupNotice) return startupNotice;
+  if (!hasWorker) return "No worker is online yet: it starts when one comes.";
+  const ahead = jobsAhead > 0 ? `${jobsAhead} ahead of ${yours ? "you" : "it"}` : "Next in line";
   return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
 }
 
@@ -19,7 +19,7 @@ export function left(seconds) {
   return seconds > 0 ? `about ${duration(seconds)} left` : "almost there";
 }
 
-export function deed(job) {
+export function describeAction(job) {
   const one = job.parent?.picture;
   const began = job.start?.step ? ` at step ${job.start.step}` : "";
   const made = {
@@ -34,10 +34,10 @@ export function deed(job) {
     walk: "walked from picture to picture",
     branch: `branched from picture ${one}${began}`,
   };
-  return made[job.action] ?? (job.start?.pictures ? beginning(job.start) : "");
+  return made[job.action] ?? (job.start?.pictures ? describeInitImages(job.start) : "");
 }
 
-function beginning({ pictures, strength, mask }) {
+function describeInitImages({ pictures, strength, mask }) {
   const what = pictures > 1 ? `blended ${pictures} pictures` : mask ? "began with a part of a picture" : "began with a picture";
   return `${what}, ${Math.round(100 * strength)} % drawn anew`;
 }

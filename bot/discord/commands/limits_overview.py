@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
+    from bot.services import Services
     from bot.services.admission.quota_report import QuotaReport
-    from bot.services.jobs.job_service import JobService
 
     Interaction = discord.Interaction[DarkroomClient]
 
@@ -64,9 +64,9 @@ async def show_details(interaction: Interaction, view: JobView) -> None:
 async def _render_overview(interaction: Interaction) -> str:
     services, member, now = interaction.client.services, member_of(interaction), time.time()
     limits = render_limits(await services.rule_admin.report_quotas(member), now)
-    queue = await services.jobs.load_queue(member.guild)
+    queue = await services.job_views.load_queue(member.guild)
     foot = f"-# Darkroom {await asyncio.to_thread(_read_version)}"
-    return "\n".join(["**Your limits here**", *limits, *_queue_lines(queue), *_worker_lines(services.jobs), foot])
+    return "\n".join(["**Your limits here**", *limits, *_queue_lines(queue), *_worker_lines(services), foot])
 
 
 def render_limits(quota: QuotaReport, now: float) -> list[str]:
@@ -97,11 +97,11 @@ def _queue_lines(queue: Sequence[JobView]) -> list[str]:
     ]
 
 
-def _worker_lines(job_service: JobService) -> list[str]:
+def _worker_lines(services: Services) -> list[str]:
     """Return the workers, their devices and the models, as short lines."""
-    workers = job_service.live_workers()
+    workers = services.live_workers()
     if not workers:
-        return [f"**Workers**\n• {job_service.startup_notice() or texts.NO_WORKER}"]
+        return [f"**Workers**\n• {services.startup_notice() or texts.NO_WORKER}"]
     devices = _join_names(presence.device for presence in workers.values())
     models = [model for presence in workers.values() for model in presence.models]
     loaded_names = dict.fromkeys(model.name for model in models if model.loaded)

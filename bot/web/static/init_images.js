@@ -1,10 +1,10 @@
 // The init images of a prompt: dropped, pasted, chosen, or finished pictures of this room. They are sent with the prompt:
 // one with an optional mask, several with weights. The server decides what is a picture and what is allowed.
 
-import { share } from "/static/easel.js";
+import { share } from "/static/mask_editor.js";
 import { paint } from "/static/paint.js";
 import { EVEN, Thumb, whole } from "/static/thumb.js";
-import { Refused } from "/static/wire.js";
+import { Refused } from "/static/sse.js";
 
 const MOST = 5;
 const LARGEST = 16 * 1024 * 1024; // bytes
@@ -13,14 +13,14 @@ const USUAL = { one: "60", several: "50", painted: "90" }; // strength in percen
 const TITLES = { one: "How much is drawn anew", painted: "How much of what is painted over is drawn anew" };
 const ALONE = "A part is painted over in one picture alone. With several, the whole of their blend is a start.";
 
-export class Start {
+export class InitImages {
   // `complain(sentence)` shows what was left out.
   constructor(form, complain) {
     this.complain = complain;
     this.items = [];
     const at = (name) => form.querySelector(name);
-    [this.box, this.list, this.slider, this.percent] = [".start", ".thumbs", ".strength", ".strength-said"].map(at);
-    [this.title, this.opener, this.chooser, this.painter, this.counts] = [".drawn-title", ".bring", ".chooser", ".paint", ".counts"].map(at);
+    [this.box, this.list, this.slider, this.percent] = [".init-images", ".thumbs", ".strength", ".strength-said"].map(at);
+    [this.title, this.opener, this.chooser, this.painter, this.counts] = [".drawn-title", ".choose", ".chooser", ".paint", ".counts"].map(at);
     this.painter.addEventListener("click", () => this.paint());
     this.opener.addEventListener("click", () => this.chooser.click());
     this.chooser.addEventListener("change", () => {
@@ -79,7 +79,7 @@ export class Start {
 
   // Add a finished picture, by its job and number.
   use({ name, url }) {
-    if (!this.items.some((item) => item.shot === name)) this.put({ shot: name, url, name: `picture ${name.split("/")[1]} of a job` });
+    if (!this.items.some((item) => item.ref === name)) this.put({ ref: name, url, name: `picture ${name.split("/")[1]} of a job` });
   }
 
   put(item) {
@@ -127,7 +127,7 @@ export class Start {
     this.counts.hidden = this.items.length < 2;
     this.painter.textContent = this.kind === "painted" ? "Change what is painted …" : "Paint over a part …";
     if (this.items.length === 1) this.thumbs[0].mark(this.items[0].painted);
-    this.box.dispatchEvent(new Event("brought"));
+    this.box.dispatchEvent(new Event("change-images"));
     if (!this.chosen) this.slider.value = USUAL[this.kind];
     this.weigh();
     this.tell();
@@ -146,17 +146,17 @@ export class Start {
   }
 
   // The body of `POST /api/jobs`. Finished pictures beside others are sent as files: the server takes one kind.
-  async order(prompt) {
-    const order = { prompt };
-    if (!this.any) return order;
-    if (this.chosen) order.strength = Number(this.slider.value) / 100;
-    if (this.items.some(({ weight }) => weight !== this.items[0].weight)) order.weights = this.items.map(({ weight }) => weight);
-    const ours = this.items.every((item) => item.shot);
-    if (ours) order.shots = this.items.map((item) => item.shot);
+  async buildRequest(prompt) {
+    const request = { prompt };
+    if (!this.any) return request;
+    if (this.chosen) request.strength = Number(this.slider.value) / 100;
+    if (this.items.some(({ weight }) => weight !== this.items[0].weight)) request.weights = this.items.map(({ weight }) => weight);
+    const ours = this.items.every((item) => item.ref);
+    if (ours) request.init_images = this.items.map((item) => item.ref);
     const mask = this.kind === "painted" && this.items[0].painted.mask;
-    if (ours && !mask) return order;
+    if (ours && !mask) return request;
     const form = new FormData();
-    form.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
+    form.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
     for (const item of ours ? [] : this.items) form.append("picture", await this.content(item), item.name);
     if (mask) form.append("mask", mask, "mask.png");
     return form;

@@ -1,0 +1,100 @@
+"""Builds the queue: the parts that move jobs from SQL to workers and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bot.app.metrics import Metrics
+from bot.app.settings import Settings
+from bot.domain.events import Feed
+from bot.images.picture_store import PictureStore
+from bot.queue.active_jobs import ActiveJobs
+from bot.queue.cancellation import JobCanceller
+from bot.queue.closed_guilds import ClosedGuildWatcher
+from bot.queue.dispatcher import Dispatcher
+from bot.queue.eta import Forecast
+from bot.queue.external_changes import ExternalChangeWatcher
+from bot.queue.job_completion import JobCompletion
+from bot.queue.job_rerouter import JobRerouter
+from bot.queue.model_catalog import ModelCatalog
+from bot.queue.patrol import Patrol
+from bot.queue.pause_priority import JobControl
+from bot.queue.preview_relay import PreviewRelay
+from bot.queue.results.consumer import ResultConsumer
+from bot.queue.results.ingest import ResultIngest
+from bot.store import Store
+from engine.bus import Bus
+from engine.contract import Presence
+
+
+@dataclass(frozen=True)
+class Core:
+    """What all parts use."""
+
+    settings: Settings
+    bus: Bus
+    store: Store
+    picture_store: PictureStore
+    feed: Feed
+    metrics: Metrics
+    clock: Callable[[], float]
+
+    def live_workers(self) -> dict[str, Presence]:
+        """Return the live workers by name."""
+        return self.bus.workers
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The parts that move jobs from SQL to workers and back."""
+
+    active_jobs: ActiveJobs
+    catalog: ModelCatalog
+    forecast: Forecast
+    completion: JobCompletion
+    dispatcher: Dispatcher
+    canceller: JobCanceller
+    control: JobControl
+    result_consumer: ResultConsumer
+    patrol: Patrol
+    rerouter: JobRerouter
+    closed_guilds: ClosedGuildWatcher
+    external_changes: ExternalChangeWatcher
+    previews: PreviewRelay
+
+
+def wire_queue(core: Core) -> Queue:
+    """Build the queue's parts; starts nothing."""
+    store, bus, feed, metrics, clock = core.store, core.bus, core.feed, core.metrics, core.clock
+    wake_event = asyncio.Event()  # set: rows may be free for waiting jobs
+    active_jobs = ActiveJobs(on_first_preview=metrics.observe_first_preview)
+    catalog = ModelCatalog(store, core.live_workers, clock)
+    forecast = Forecast(
+        store, active_jobs, core.live_workers, clock=clock,
+        get_startup_progress=bus.get_startup_progress, get_model_size=bus.model_progress.get_model_size,
+    )  # fmt: skip
+    completion = JobCompletion(
+        store, bus, active_jobs, feed, clock=clock,
+        on_rows_freed=wake_event.set, on_end=metrics.count_end, on_requeue=metrics.count_requeue,
+    )  # fmt: skip
+    dispatcher = Dispatcher(
+        store, bus, active_jobs, feed, forecast, catalog, core.picture_store, completion, wake_event,
+        limits=core.settings.limits, clock=clock,
+    )  # fmt: skip
+    canceller = JobCanceller(store, bus, active_jobs, completion, core.live_workers)
+    result_consumer = ResultConsumer(
+        store, bus, active_jobs, feed, completion,
+        ResultIngest(store, bus, active_jobs, core.picture_store, clock=clock),
+        on_reclaim=metrics.count_reclaim, clock=clock,
+    )  # fmt: skip
+    return Queue(
+        active_jobs, catalog, forecast, completion, dispatcher, canceller,
+        JobControl(bus, active_jobs, clock=clock), result_consumer,
+        Patrol(store, bus, active_jobs, completion, dispatcher.submit, lease=bus.limits.lease, clock=clock),
+        JobRerouter(store, bus, active_jobs, completion, catalog, core.live_workers, clock=clock),
+        ClosedGuildWatcher(store, canceller.cancel),
+        ExternalChangeWatcher(store, completion, canceller.cancel),
+        PreviewRelay(bus, active_jobs, feed, clock=clock),
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Builds the services over the queue, the store and the picture store."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+from bot.app.queue_wiring import Core, Queue
+from bot.domain.texts import format_startup
+from bot.images.gallery import Gallery
+from bot.images.uploads.image_links import FetchFile
+from bot.images.uploads.upload_decoder import UploadDecoder
+from bot.services import Services
+from bot.services.admission.admission import Admission
+from bot.services.admission.word_filter import WordFilter
+from bot.services.flag_aliases import FlagAliases
+from bot.services.front_end_actions import FrontEndActions
+from bot.services.init_images.loader import InitImageLoader
+from bot.services.init_images.request import PageAddresses
+from bot.services.job_views.deliveries import Deliveries
+from bot.services.job_views.history import History
+from bot.services.job_views.job_views import JobViews
+from bot.services.jobs.edits import EditService
+from bot.services.jobs.job_maker import JobMaker
+from bot.services.jobs.job_service import JobService
+from bot.services.jobs.variations import VariationService
+from bot.services.ladder_decoder import LadderDecoder
+from bot.services.moderation.moderation import Moderation
+from bot.services.moderation.picture_review import PictureReview
+from bot.services.preferences import Preferences
+from bot.services.privacy.data_deletion import DataDeletion
+from bot.services.privacy.data_export import DataExport
+from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
+from bot.services.prompt_tools.prompt_shortening import PromptShortener
+from bot.services.rule_admin import RuleAdmin
+
+
+def wire_services(
+    core: Core, queue: Queue, filter_thread: Executor, upload_decoder: UploadDecoder, fetch_upload: FetchFile
+) -> Services:
+    """Build the services."""
+    store, bus, clock, catalog, limits = core.store, core.bus, core.clock, queue.catalog, core.settings.limits
+    job_views = JobViews(store, queue.active_jobs, queue.forecast, limits=limits, clock=clock)
+    gallery = Gallery(store, core.picture_store, LadderDecoder(bus.decode, core.live_workers).decode)
+    loader = InitImageLoader(store, core.picture_store, gallery, job_views, upload_decoder, fetch_upload)
+    flag_aliases, page_addresses = FlagAliases(store, catalog.model_names), PageAddresses()
+    admission = Admission(
+        store, job_views, WordFilter(store, filter_thread, limits=limits, clock=clock), core.live_workers,
+        limits=limits, max_age=core.settings.max_age, on_admitted=queue.dispatcher.wake, clock=clock,
+    )  # fmt: skip
+    job_maker = JobMaker(catalog, job_views, gallery, admission, loader)
+    jobs = JobService(
+        store, catalog, job_views, gallery, admission, loader, flag_aliases, job_maker, queue.canceller,
+        queue.control, core.live_workers, page_addresses, clock=clock,
+    )  # fmt: skip
+    rule_admin = RuleAdmin(store, queue.canceller.cancel, limits=limits, clock=clock)
+    front_end, moderation, data_deletion = _wire_deletion(core, queue, rule_admin)
+    return Services(
+        jobs=jobs,
+        variations=VariationService(catalog, job_views, gallery, loader, flag_aliases, job_maker),
+        edits=EditService(catalog, gallery, admission, loader, flag_aliases, job_maker),
+        job_views=job_views, gallery=gallery, catalog=catalog, feed=core.feed, live_workers=core.live_workers,
+        startup_notice=lambda: format_startup(bus.get_startup_progress()), page_addresses=page_addresses,
+        front_end=front_end, deliveries=Deliveries(store, job_views, clock=clock), preferences=Preferences(store),
+        flag_aliases=flag_aliases, rule_admin=rule_admin,
+        picture_review=PictureReview(store, job_views, gallery, clock=clock), history=History(store, job_views),
+        moderation=moderation, data_deletion=data_deletion,
+        data_export=DataExport(store, core.picture_store, clock=clock), prompt_shortener=PromptShortener(bus.embed),
+        image_to_prompt=ImageToPrompt(bus.describe, loader.load_upload, catalog, rule_admin.effective_rules),
+    )  # fmt: skip
+
+
+def _wire_deletion(core: Core, queue: Queue, rule_admin: RuleAdmin) -> tuple[FrontEndActions, Moderation, DataDeletion]:
+    """Build what deletes pictures and posts reports, and the actions that it asks of a front end."""
+    front_end = FrontEndActions()
+    moderation = Moderation(
+        core.store, core.picture_store, queue.canceller, core.feed, rule_admin.effective_rules, front_end,
+        clock=core.clock,
+    )  # fmt: skip
+    data_deletion = DataDeletion(
+        core.store, queue.canceller.cancel, moderation.remove_files, core.feed, front_end,
+        waits_for_discord=core.settings.discord_token is not None, clock=core.clock,
+    )  # fmt: skip
+    return front_end, moderation, data_deletion

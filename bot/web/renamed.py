@@ -1,0 +1,47 @@
+"""Old names of the HTTP API, as earlier versions had them. Each is refused with a sentence that gives the new name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from bot.domain.errors import UserError
+
+RENAMED_FIELDS: Mapping[str, str] = {"shots": "init_images", "until": "stop_at", "mixed": "mix"}
+RENAMED_PARTS: Mapping[str, str] = {"order": "request"}
+RENAMED_PATHS: Mapping[str, str] = {
+    "/api/room": "/api/workers",
+    "/api/refused": "/api/rejections",
+    "/api/jobs/{id}/why": "/api/jobs/{id}/wait-reason",
+    "/api/jobs/{id}/rungs": "/api/jobs/{id}/keyframes",
+    "/api/jobs/{id}/rungs/{file}": "/api/jobs/{id}/keyframes/{file}",
+    "/api/jobs/{id}/return/{file}": "/api/jobs/{id}/round-trip/{file}",
+}
+UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(\w+)`")  # msgspec's sentence
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.get(path, refuse_old_path) for path in RENAMED_PATHS]
+
+
+async def refuse_old_path(request: web.Request) -> web.Response:
+    """Refuse an old address with the new one."""
+    resource = request.match_info.route.resource
+    assert resource is not None
+    new_path = RENAMED_PATHS[resource.canonical].format(**request.match_info)
+    raise UserError(f"Unknown address {request.path}: it is called {new_path} now.", 400)
+
+
+def describe_old_field(decode_error: str) -> str | None:
+    """Return the sentence for a decoding error that an old field caused; None for any other error."""
+    match = UNKNOWN_FIELD.match(decode_error)
+    new_name = RENAMED_FIELDS.get(match[1]) if match else None
+    return None if match is None or new_name is None else f"Unknown field {match[1]}: it is called {new_name} now."
+
+
+def describe_old_part(part: str | None) -> str | None:
+    """Return the sentence for an old part of a form; None for any other name."""
+    new_name = RENAMED_PARTS.get(part or "")
+    return None if new_name is None else f"Unknown form part {part}: it is called {new_name} now."

@@ -1,0 +1,59 @@
+"""Encode and decode contract values as MessagePack; bytes that break the contract raise `MalformedMessage`."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from engine.contract.fields import VERSION
+
+
+class MalformedMessage(ValueError):
+    """Bytes from outside break the contract; the text names the first violation."""
+
+
+class NewerVersion(MalformedMessage):
+    """The bytes are of a later contract version: this process needs an update to read them."""
+
+
+class _VersionHeader(Struct):
+    """The fields that are read from bytes that this process cannot decode."""
+
+    v: int = 0
+    worker: str = ""
+    task: _VersionHeader | None = None
+
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """Return a contract value as MessagePack."""
+    return msgspec.msgpack.encode(value)
+
+
+def decode(payload: bytes, message_type: type[T]) -> T:
+    """Return bytes as a value of this type (a struct or a union of structs).
+
+    Raises `MalformedMessage`, which `NewerVersion` is too, and nothing else.
+    """
+    try:
+        return msgspec.msgpack.decode(payload, type=message_type, strict=True)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise _decode_error(payload, str(error)) from error
+
+
+def _decode_error(payload: bytes, reason: str) -> MalformedMessage:
+    try:
+        header = msgspec.msgpack.decode(payload, type=_VersionHeader)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return MalformedMessage(reason)
+    newest_version = max(header.v, header.task.v if header.task else 0)
+    if newest_version <= VERSION:
+        return MalformedMessage(reason)
+    sender = f"the worker {header.worker[:64]!r} says" if header.worker else "it is"
+    return NewerVersion(
+        f"{sender} version {newest_version} of the contract, and this process reads up to {VERSION}: update it"
+    )

@@ -1,0 +1,35 @@
+"""What a recipe costs on a calibrated model, in device-seconds."""
+
+from __future__ import annotations
+
+from engine.contract.guidance import count_guided_steps, count_rows, pinned_bucket
+from engine.contract.presence import ModelProfile
+from engine.contract.recipe import ImageToImage, Recipe
+
+
+def count_row_steps(recipe: Recipe) -> int:
+    """Return the rows of all steps that are paid for: a pinned batch shape is paid in full, padding included."""
+    guided_steps, all_steps = count_guided_steps(recipe), max(0, recipe.end_step - recipe.first_step)
+    return guided_steps * _padded_rows(recipe, True) + (all_steps - guided_steps) * _padded_rows(recipe, False)
+
+
+def _padded_rows(recipe: Recipe, is_guidance_on: bool) -> int:
+    row_count, bucket = count_rows(recipe, is_guidance_on), pinned_bucket(recipe, is_guidance_on)
+    return row_count + (-row_count % bucket if bucket else 0)
+
+
+def estimate_cost(recipe: Recipe, model: ModelProfile) -> float:
+    """Return calibrated device-seconds: row-steps × time a row-step at this size + encode + decode.
+
+    Encoding an init image takes about as long as decoding one.
+    """
+    area = recipe.width * recipe.height / (model.size * model.size)
+    step_ms = count_row_steps(recipe) * model.row_ms * area
+    text_ms = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * model.encode_ms
+    init_image_count = len(recipe.start.pictures) if isinstance(recipe.start, ImageToImage) else 0
+    return (step_ms + text_ms + (recipe.count + init_image_count) * model.decode_ms * area) / 1000.0
+
+
+def estimate_decode_ms(model: ModelProfile, width: int, height: int, count: int) -> float:
+    """Return calibrated milliseconds of `count` decodes at this size; the calibrated time includes upscaling."""
+    return count * model.decode_ms * width * height / (model.size * model.size)

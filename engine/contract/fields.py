@@ -1,0 +1,68 @@
+"""The field types, limits and contract versions that all values share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+# The versions that introduced the picture check, the super-resolver, other models, init images, and x0 estimates in
+# every keyframe.
+PICTURE_CHECK_VERSION, SUPER_RESOLVER_VERSION, MODELS_VERSION, INIT_IMAGES_VERSION, X0_ESTIMATES_VERSION = 2, 3, 4, 5, 6
+VERSION = X0_ESTIMATES_VERSION
+MAX_STEPS = 1000
+MAX_COUNT = 4
+MAX_CONCEPTS = 8
+MAX_FRAME_BYTES = 256 * 1024
+MAX_KEYFRAMES = 48
+MAX_ESTIMATE_BYTES = 128 * 1024  # a keyframe: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
+MAX_THUMBNAIL_BYTES = 64 * 1024  # a keyframe that is decoded on request
+MAX_LORAS = 4
+MAX_INIT_IMAGES = 5
+MAX_INTERPOLATION_FRAMES = 16  # an interpolation, over as many jobs as it needs
+MAX_ROWS = 1024  # a worker at once: four times the most that calibration tries
+MAX_CANDIDATES = 64  # texts that one request scores against an image
+MAX_NOISINGS = 16  # noisings of the image that each text is tried with
+
+# \Z, not $, which would allow a trailing newline in a subject or a file name.
+Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # safe as a file name; `subjects.token`
+Text = Annotated[str, Meta(max_length=2000)]
+Sentence = Annotated[str, Meta(max_length=500)]
+Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
+Step = Annotated[int, Meta(ge=0, le=MAX_STEPS)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
+# A lower bound refuses NaN, an upper bound infinity: so every float here has both.
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
+UnixSeconds = Annotated[float, Meta(ge=0, le=1e12)]  # seconds since 1970
+Coordinate = Annotated[float, Meta(ge=-1.01, le=1.01)]  # of a unit vector
+CandidateText = Annotated[str, Meta(max_length=200)]  # a text that may describe a picture
+SquaredError = Annotated[float, Meta(ge=0, le=1e9)]  # a mean squared error
+LatentBytes = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
+TensorSide = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
+Side = Annotated[int, Meta(ge=16, le=4096)]
+Epoch = Annotated[int, Meta(ge=0, le=2**62)]
+Account = Annotated[str, Meta(max_length=64)]
+Version = Annotated[int, Meta(ge=1, le=VERSION)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+ByteCount = Annotated[int, Meta(ge=0, le=10**15)]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+GuidanceKind = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
+Blame = Literal["member", "model", "worker", "us"]
+UpscaleMethod = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail
+Verdict = Literal["unchecked", "passed", "flagged"]  # of the picture check; also unchecked where the check failed
+FULL_INTERVAL = (0.0, 1.0)  # interval in which guidance holds at every step
+
+
+class VersionedValue(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """A versioned value, the base of all messages: a reader accepts every version up to its own.
+
+    A field that is added later has a default and raises `VERSION`. `v` is the version in which this kind last changed,
+    not the writer's. So an older reader still accepts what it understands. Only `Presence` always carries `VERSION`: it
+    tells the bot what its worker can read.
+    """
+
+    v: Version = 1

@@ -1,0 +1,76 @@
+"""The stored states of an image: the keyframes of a finished one, the snapshot of an unfinished one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from engine.contract.fields import (
+    INIT_IMAGES_VERSION,
+    MAX_ESTIMATE_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_KEYFRAMES,
+    MAX_STEPS,
+    X0_ESTIMATES_VERSION,
+    Epoch,
+    Id,
+    Index,
+    LatentBytes,
+    Step,
+    TensorSide,
+    Version,
+    VersionedValue,
+)
+
+
+class Keyframe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One keyframe: an x0 thumbnail (JPEG, WebP); at every fourth also the latents to continue from (fp32, C-order).
+
+    A stopped picture also keeps latents at its last keyframe. `history` is x0 as latents; before version 5 workers kept
+    it only for multistep samplers. `drawn`, since version 5: how many noise draws came before. `estimate`, since
+    version 6: x0 in float16 where a linear map made the thumbnail, to decode it on request.
+    """
+
+    step: Step
+    thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
+    latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    drawn: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
+    estimate: Annotated[bytes, Meta(max_length=MAX_ESTIMATE_BYTES)] | None = None
+
+
+class Ladder(VersionedValue, frozen=True, kw_only=True):
+    """All keyframes of one image: at most 48, evenly spaced in log-SNR; deterministic, part of the result.
+
+    A ladder whose keyframes have no `estimate` is readable to bots of version 5.
+    """
+
+    v: Version = INIT_IMAGES_VERSION
+    job: Id
+    image: Index
+    of: Step
+    shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
+    rungs: Annotated[tuple[Keyframe, ...], Meta(max_length=MAX_KEYFRAMES)]
+
+    def __post_init__(self) -> None:
+        if any(rung.estimate is not None for rung in self.rungs):
+            msgspec.structs.force_setattr(self, "v", max(self.v, X0_ESTIMATES_VERSION))
+
+
+class Snapshot(VersionedValue, frozen=True, kw_only=True):
+    """An unfinished image, enough to continue elsewhere: next step `k`, latents `x`, history `h` (fp32, C-order).
+
+    It holds no noise: that is a function of the recipe and the step. `rungs` holds the x0 latents (fp32) of the
+    keyframes so far, each with its step.
+    """
+
+    job: Id
+    image: Index
+    epoch: Epoch
+    k: Step
+    shape: Annotated[tuple[TensorSide, ...], Meta(max_length=4)]
+    x: LatentBytes
+    h: LatentBytes
+    rungs: Annotated[tuple[tuple[Step, LatentBytes], ...], Meta(max_length=MAX_KEYFRAMES)] = ()

@@ -1,0 +1,137 @@
+"""The messages about one job: previews, results, and control messages to its worker."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from engine.contract.fields import (
+    MAX_FRAME_BYTES,
+    MODELS_VERSION,
+    PICTURE_CHECK_VERSION,
+    SUPER_RESOLVER_VERSION,
+    Blame,
+    Epoch,
+    Fraction,
+    Id,
+    Index,
+    Milliseconds,
+    Name,
+    Seconds,
+    Sentence,
+    Sha256,
+    Side,
+    Step,
+    UpscaleMethod,
+    Verdict,
+    Version,
+    VersionedValue,
+)
+
+
+class Frame(VersionedValue, frozen=True, kw_only=True):
+    """A live preview of one image: the model's x0 at step `step` of `of`."""
+
+    v: Version = PICTURE_CHECK_VERSION
+    job: Id
+    image: Index
+    epoch: Epoch
+    step: Step
+    of: Step
+    picture: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]  # JPEG
+    seconds_left: Seconds
+    verdict: Verdict = "unchecked"  # of the image's single early check, not of this frame
+
+
+class PictureReady(VersionedValue, frozen=True, kw_only=True, tag="Picture"):
+    """One finished output, one message each. Its bytes lie in the blob bucket under `sha256`.
+
+    `width` and `height` are the picture's own: `ModelProfile.enlargement` times its recipe's. For a ladder they are the
+    recipe's. `verdict` is about the finished picture; a ladder has none. `method` is the one that an `UpscaleTask`
+    really used.
+    """
+
+    v: Version = SUPER_RESOLVER_VERSION
+    job: Id
+    image: Index
+    epoch: Epoch
+    kind: Literal["image", "ladder"]
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=1, le=256 * 1024 * 1024)]
+    width: Side
+    height: Side
+    verdict: Verdict = "unchecked"
+    method: UpscaleMethod | None = None
+
+
+class JobStarted(VersionedValue, frozen=True, kw_only=True, tag="Started"):
+    """A worker claimed the job and begins, or continues, at `step`. The epoch is the claim's revision."""
+
+    job: Id
+    epoch: Epoch
+    worker: Name
+    step: Step = 0
+
+
+class JobModelLoading(VersionedValue, frozen=True, kw_only=True, tag="Loading"):
+    """A worker loads the job's model into memory: how far it is. Published now and then while loading lasts."""
+
+    v: Version = MODELS_VERSION
+    job: Id
+    epoch: Epoch
+    model: Name
+    done: Fraction
+
+
+class ControlMessage(VersionedValue, frozen=True, kw_only=True, tag="Steer"):
+    """A control message to the worker that runs a job. It is not stored, and losing one does no harm.
+
+    A paused job resumes by itself after a while. A job that moves to another worker is neither paused nor weighted
+    there. `weight`: the job gets so many times the rows of its user's other jobs of weight 1.
+    """
+
+    v: Version = MODELS_VERSION
+    job: Id
+    deed: Literal["pause", "resume", "weigh"]
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+
+
+class JobFinished(VersionedValue, frozen=True, kw_only=True, tag="Finished"):
+    """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds."""
+
+    job: Id
+    epoch: Epoch
+    cost: Seconds
+    seconds: Seconds
+    ms_per_step: Milliseconds
+
+
+class JobFailed(VersionedValue, frozen=True, kw_only=True, tag="Failed"):
+    """The job failed. `blame` decides the refund and the sentence: only a member's fault is charged."""
+
+    job: Id
+    epoch: Epoch
+    reason: Sentence
+    blame: Blame
+    retry: bool = False  # True: this worker could not, another may
+
+
+class JobCancelled(VersionedValue, frozen=True, kw_only=True, tag="Cancelled"):
+    """The job was cancelled and its rows are free. `steps` ran and are charged."""
+
+    job: Id
+    epoch: Epoch
+    steps: Step
+    cost: Seconds
+
+
+class JobHandedBack(VersionedValue, frozen=True, kw_only=True, tag="Returned"):
+    """The worker shuts down in order and hands the job back, for another to continue. No attempt is counted."""
+
+    v: Version = MODELS_VERSION
+    job: Id
+    epoch: Epoch
+
+
+Result = JobStarted | PictureReady | JobFinished | JobFailed | JobCancelled | JobHandedBack

@@ -1,0 +1,78 @@
+"""What workers announce: their models, their free rows, and how far a model is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from engine.contract.fields import (
+    INIT_IMAGES_VERSION,
+    MAX_ROWS,
+    MAX_STEPS,
+    VERSION,
+    ByteCount,
+    Dtype,
+    Fraction,
+    GuidanceKind,
+    Milliseconds,
+    Name,
+    Side,
+    Version,
+    VersionedValue,
+)
+from engine.contract.recipe import Lora
+from engine.contract.samplers import VERSION_1_SAMPLERS, Sampler
+
+
+class ModelProfile(Struct, frozen=True, forbid_unknown_fields=True):
+    """One model that a worker offers, with its calibration on that device."""
+
+    name: Name
+    revision: Annotated[str, Meta(max_length=64)]
+    dtype: Dtype
+    size: Side  # native width and height in pixels
+    multiple: Annotated[int, Meta(ge=1, le=256)]  # sides must be multiples of this
+    max_pixels: Annotated[int, Meta(ge=256, le=4096 * 4096)]
+    tokens: Annotated[int, Meta(ge=1, le=4096)]  # how many the text encoder reads
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]  # default, by calibration
+    sampler: Sampler  # default
+    guidance: Annotated[float, Meta(ge=1, le=30)]  # default
+    row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated batch limit
+    encode_ms: Milliseconds
+    decode_ms: Milliseconds  # a finished picture, upscaling included
+    enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # upscaling factor of finished pictures
+    samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = VERSION_1_SAMPLERS
+    guides: GuidanceKind = "rows"
+    guidance_start: Fraction = 0.0  # defaults
+    guidance_stop: Fraction = 1.0
+    loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
+    loaded: bool = True  # False: the worker loads it when a job needs it
+
+
+class Presence(VersionedValue, frozen=True, kw_only=True):
+    """What a live worker announces every few seconds."""
+
+    v: Version = VERSION
+    worker: Name
+    pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
+    models: Annotated[tuple[ModelProfile, ...], Meta(max_length=64)]
+    device: Annotated[str, Meta(max_length=128)]
+    rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it runs at once
+    free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
+    build: Annotated[str, Meta(max_length=128)]
+    checks: bool = False  # whether it has a picture check
+    enlarge_ms: Milliseconds = 0.0  # per megapixel of a picture for its super-resolver; 0: it has none
+
+
+class ModelProgress(VersionedValue, frozen=True, kw_only=True):
+    """What a worker does before it can use a model. The message's subject names worker and pool.
+
+    `model` is None while the worker looks for the model's files. `size` is the model's size in bytes; 0: unknown.
+    """
+
+    v: Version = INIT_IMAGES_VERSION
+    model: Name | None = None
+    phase: Literal["prepare", "load", "measure", "ready"] = "prepare"
+    done: Fraction = 0.0
+    size: ByteCount = 0

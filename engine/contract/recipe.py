@@ -1,0 +1,198 @@
+"""The recipe: everything that decides the pixels of a job's images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from engine.contract.fields import (
+    FULL_INTERVAL,
+    INIT_IMAGES_VERSION,
+    MAX_CONCEPTS,
+    MAX_COUNT,
+    MAX_INIT_IMAGES,
+    MAX_INTERPOLATION_FRAMES,
+    MAX_LORAS,
+    MAX_STEPS,
+    MODELS_VERSION,
+    Dtype,
+    Fraction,
+    GuidanceKind,
+    Index,
+    Name,
+    Seed,
+    Sha256,
+    Side,
+    Text,
+    VersionedValue,
+)
+from engine.contract.samplers import VERSION_1_SAMPLERS, Sampler
+
+
+class Concept(Struct, frozen=True, forbid_unknown_fields=True):
+    """One weighted part of a prompt. A negative weight steers away (Liu et al. 2022, composable diffusion)."""
+
+    text: Text
+    weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+
+
+class NoiseAncestor(Struct, frozen=True, forbid_unknown_fields=True):
+    """A noise stream that a variation started from; `strength` is how far the next generation moves away from it."""
+
+    seed: Seed
+    index: Index
+    strength: Fraction
+
+
+class Lora(Struct, frozen=True, forbid_unknown_fields=True):
+    """A low-rank addition to a model's weights (Hu et al. 2021): its name on the workers and its strength.
+
+    `revision` changes with its weights. Empty: the one that the worker has.
+    """
+
+    name: Name
+    weight: Annotated[float, Meta(ge=-4, le=4)] = 1.0
+    revision: Annotated[str, Meta(max_length=64)] = ""
+
+
+class InitImage(Struct, frozen=True, forbid_unknown_fields=True):
+    """An init image: its SHA-256 in the blob bucket, and its weight among several."""
+
+    sha256: Sha256
+    weight: Annotated[float, Meta(gt=0, le=100)] = 1.0
+
+
+class ImageToImage(Struct, frozen=True, tag="Forward", forbid_unknown_fields=True):
+    """Start from init images, noised part of the way: x = alpha·z + sigma·noise (Ho et al. 2020, equation 4).
+
+    z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
+    the fraction of the steps still to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask` is a grey
+    PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022).
+    """
+
+    pictures: Annotated[tuple[InitImage, ...], Meta(min_length=1, max_length=MAX_INIT_IMAGES)]
+    strength: Annotated[float, Meta(gt=0, le=1)]
+    mask: Sha256 | None = None
+
+
+class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Continue from a keyframe of another image, whose latents are in a `Ladder` (named by its SHA-256).
+
+    `step` counts the recipe's steps. `rung` counts the ladder's steps where their number differs (`map_step`). The
+    noise of the following steps is the recipe's own. `fresh` also draws the noise within the latents anew,
+    x = alpha·x0 + sigma·noise, since many samplers draw none in their steps.
+    """
+
+    ladder: Sha256
+    step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)]
+    fresh: bool = False
+    rung: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = None
+
+    @property
+    def keyframe_step(self) -> int:
+        """The keyframe's step, counted in the steps of the image that the branch leaves."""
+        return self.step if self.rung is None else self.rung
+
+
+class Interpolation(Struct, frozen=True, forbid_unknown_fields=True):
+    """Interpolation: image `i` is frame `first + i` of `of` evenly spaced frames (`recipe_for_image`).
+
+    With `to`, the frames go from the recipe's prompt to this one, between their embeddings. With `noises`, they go from
+    seed to seed, along an arc between neighbours. Without `noises`, all frames share the recipe's noise.
+    """
+
+    to: Text | None
+    first: Annotated[int, Meta(ge=0, lt=MAX_INTERPOLATION_FRAMES)]
+    of: Annotated[int, Meta(ge=2, le=MAX_INTERPOLATION_FRAMES)]
+    noises: Annotated[tuple[Seed, ...], Meta(max_length=MAX_COUNT)] = ()
+
+
+class Recipe(VersionedValue, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that decides pixels, and nothing else. A recipe without newer features is readable to version 1.
+
+    What calibration measured (`dtype`, default `steps`) is frozen here when the recipe is made, so load never changes
+    pixels.
+
+    - `seed`: image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would; an
+      interpolation differs (`noise_seed`).
+    - `lineage`: the noise streams of a variation's ancestors, oldest first. Every draw (initial and per step) is the
+      spherical interpolation along that chain, which ends in the recipe's own stream.
+    - `bucket`: pins the batch shape (`exact` mode).
+    - `guidance_start`, `guidance_stop`: guidance holds between them, as fractions of the steps. Outside, the prompt
+      alone is predicted, which takes fewer rows (Kynkäänniemi et al. 2024; fractions as in diffusers' guiders).
+    - `guides`: how the model takes guidance.
+    - `start`: what replaces the initial noise.
+    - `until`: the fraction of the steps after which it stops and returns the x0 of that step.
+    - `tile`: opposite edges match.
+    - `mixed`: the concepts become one text, the weighted mean of their embeddings, in place of a composition of
+      predictions; all weights are above 0.
+    - `chaos`: how far apart the images' guidance scales lie (`recipe_for_image`).
+    - `walk`: the interpolation that the images belong to (`recipe_for_image`).
+    """
+
+    concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
+    negative: Text = ""
+    model: Name
+    revision: Annotated[str, Meta(max_length=64)] = ""
+    sampler: Sampler
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+    eta: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    seed: Seed
+    guidance: Annotated[float, Meta(ge=1, le=30)]
+    width: Side
+    height: Side
+    count: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 4
+    dtype: Dtype
+    bucket: Annotated[int, Meta(ge=1, le=256)] | None = None
+    lineage: Annotated[tuple[NoiseAncestor, ...], Meta(max_length=8)] = ()
+    guidance_start: Fraction = 0.0
+    guidance_stop: Fraction = 1.0
+    guides: GuidanceKind = "rows"
+    loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
+    start: ImageToImage | Branch | None = None
+    until: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    tile: bool = False
+    mixed: bool = False
+    chaos: Fraction = 0.0
+    walk: Interpolation | None = None
+
+    def __post_init__(self) -> None:
+        if self.start or self.until != 1.0 or self.tile or self.mixed or self.chaos or self.walk:
+            msgspec.structs.force_setattr(self, "v", max(self.v, INIT_IMAGES_VERSION))
+        if (
+            self.guidance_interval != FULL_INTERVAL
+            or self.loras
+            or self.guides != "rows"
+            or self.sampler not in VERSION_1_SAMPLERS
+        ):
+            msgspec.structs.force_setattr(self, "v", max(self.v, MODELS_VERSION))
+
+    @property
+    def guidance_interval(self) -> tuple[float, float]:
+        """The fractions of the steps between which guidance holds."""
+        return self.guidance_start, self.guidance_stop
+
+    @property
+    def first_step(self) -> int:
+        """The first step that runs."""
+        if isinstance(self.start, Branch):
+            return self.start.step
+        if isinstance(self.start, ImageToImage):
+            return self.steps - min(self.steps, max(1, int(self.steps * self.start.strength)))
+        return 0
+
+    @property
+    def end_step(self) -> int:
+        """The step before which it ends: `steps`, unless `until` stops it earlier."""
+        return max(1, round(self.steps * self.until))
+
+    @property
+    def required_blobs(self) -> tuple[str, ...]:
+        """The SHA-256 of each blob that the recipe needs."""
+        if isinstance(self.start, Branch):
+            return (self.start.ladder,)
+        if isinstance(self.start, ImageToImage):
+            return (*(image.sha256 for image in self.start.pictures), *filter(None, (self.start.mask,)))
+        return ()

@@ -1,0 +1,259 @@
+"""Model cache: several models within one memory budget, loaded on demand and kept while there is room.
+
+Loading runs in a separate thread, one model at a time, while the engine runs other models. `LoadedModels` decides which
+model it evicts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from engine.calibration.calibration import Calibration
+from engine.contract import Dtype, ModelProfile, ModelProgress
+from engine.contract.rejection import JobRejected
+from engine.model_cache.loaded_models import LoadedModels
+from engine.model_cache.loader import LoadAbandoned, ModelLoader
+from engine.models.family import Family, HasSingleFormat
+from engine.process.load_progress import ProgressLines, format_size
+
+if TYPE_CHECKING:
+    from engine.models.loading.pipeline_loader import OnProgress
+
+log = logging.getLogger(__name__)
+
+MAX_WAIT_SECONDS = 20.0  # seconds; a job that has waited longer for memory goes before new jobs of loaded models
+RECHECK_SECONDS = 1.0
+
+
+@dataclass
+class ModelEntry:
+    """A model that this worker offers. `size`: bytes. `load` loads it; `make_info` returns its announcement."""
+
+    name: str
+    size: int
+    profile: ModelProfile
+    load: Callable[[OnProgress], Family]
+    make_info: Callable[[Family], ModelProfile]
+    save_calibration: Callable[[Calibration, Family], None] = lambda calibration, family: None
+    size_by_format: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # bytes, of a large model
+    waiting_jobs: int = 0  # jobs that wait for it
+    loaded_fraction: float = 0.0  # loaded fraction, while it is loading
+    is_unused: bool = False  # loaded for a waiting job, and not used yet
+    loading_task: asyncio.Task[None] | None = None
+
+
+class ModelCache:
+    """Belongs to the event loop, except `families`, which any thread may read, and `update_calibration`."""
+
+    def __init__(
+        self, models: list[ModelEntry], loaded_models: LoadedModels, loader: ModelLoader | None = None
+    ) -> None:
+        self._models = {model.name: model for model in models}
+        self._loaded_models, self.loader = loaded_models, loader or ModelLoader()
+        self.families = loaded_models.families
+        self.on_change: Callable[[], None] = lambda: None
+        self.progress: ModelProgress | None = None  # of the model that is loading, or was loaded last
+        self._progress_lines = ProgressLines(log.info)
+        self._load_lock = asyncio.Lock()
+        self._change_event = asyncio.Event()
+        self._wait_starts: dict[object, float] = {}  # start (monotonic) of each wait for memory in use
+
+    def list_models(self) -> tuple[ModelProfile, ...]:
+        """Return the announcement of each model."""
+        return tuple(_with_loaded(model.profile, model.name in self.families) for model in self._models.values())
+
+    def get_loaded_fraction(self, name: str) -> float | None:
+        """Return a model's loaded fraction, 0 to 1; None for an unknown model."""
+        model = self._models.get(name)
+        return model and model.loaded_fraction
+
+    def update_calibration(self, name: str, calibration: Calibration) -> None:
+        """Announce and save a calibration from real work. Blocks for a file."""
+        model, family = self._models.get(name), self.families.get(name)
+        if model is not None and family is not None:
+            model.profile = calibration.with_current_costs(model.profile)
+            model.save_calibration(calibration, family)
+
+    async def acquire(self, name: str, dtype: Dtype) -> bool:
+        """Wait until the model is in memory, and keep it there until `release`.
+
+        Returns False for an unknown model, which needs no `release`. Raises `JobRejected` where loading fails.
+        """
+        model = self._models.get(name)
+        if model is None:
+            return False
+        model.waiting_jobs += 1
+        try:
+            await self._wait_until_ready(model, dtype)
+            self._loaded_models.acquire(name)
+            family = self.families[name]
+            if isinstance(family, HasSingleFormat) and family.is_single_format:  # other jobs may need another format
+                model.is_unused = False
+        finally:
+            model.waiting_jobs -= 1
+            model.is_unused = False if model.waiting_jobs == 0 else model.is_unused
+        return True
+
+    def is_memory_contended(self, waiter: object = None) -> bool:
+        """Whether another waiter than `waiter` has waited too long for models in use."""
+        return any(
+            time.monotonic() - start > MAX_WAIT_SECONDS
+            for other, start in self._wait_starts.items()
+            if other is not waiter
+        )
+
+    def release(self, name: str) -> None:
+        """Release a model after its job has left the engine."""
+        self._loaded_models.release(name)
+        self._notify_change()
+
+    async def close(self) -> None:
+        """End all waits. A thread that still loads ends with the process."""
+        tasks = [model.loading_task for model in self._models.values() if model.loading_task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _wait_until_ready(self, model: ModelEntry, dtype: Dtype) -> None:
+        waiter = object()
+        try:
+            while True:
+                if model.loading_task is not None:
+                    with suppress(LoadAbandoned):
+                        await asyncio.shield(model.loading_task)
+                elif self._is_ready(model, dtype):
+                    if model.is_unused or not self.is_memory_contended(waiter):
+                        return
+                    await self._wait_for_change()
+                elif self._loaded_models.count_users(model.name):  # by jobs in another number format
+                    self._wait_starts.setdefault(waiter, time.monotonic())
+                    await self._wait_for_change()
+                else:
+                    self._wait_starts.pop(waiter, None)
+                    self._start_loading(model, dtype)
+        finally:
+            self._wait_starts.pop(waiter, None)
+
+    def _is_ready(self, model: ModelEntry, dtype: Dtype) -> bool:
+        family = self.families.get(model.name)
+        return family is not None and (not isinstance(family, HasSingleFormat) or family.has_format(dtype))
+
+    def _start_loading(self, model: ModelEntry, dtype: Dtype) -> None:
+        model.loaded_fraction = 0.0
+        model.loading_task = asyncio.create_task(self._load_or_reload(model, dtype))
+        model.loading_task.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # retrieved: the waiters raise it
+
+    async def _load_or_reload(self, model: ModelEntry, dtype: Dtype) -> None:
+        try:
+            async with self._load_lock:
+                family = self.families.get(model.name)
+                if isinstance(family, HasSingleFormat):
+                    await self._reload(model, family, dtype)
+                else:
+                    await self._load_model(model)
+        finally:
+            model.loading_task = None
+            self._notify_change()
+
+    async def _reload(self, model: ModelEntry, family: HasSingleFormat, dtype: Dtype) -> None:
+        size = model.size_by_format.get(dtype, model.size)
+        await self._reserve_memory(model, size)
+        with self._reporting_context(model, size):
+            await self.loader.run(model.name, lambda _: family.get_network(dtype))
+        model.is_unused = model.waiting_jobs > 0
+
+    async def _load_model(self, model: ModelEntry) -> None:
+        await self._reserve_memory(model, model.size)
+        try:
+            with self._reporting_context(model, model.size):
+                family, model.profile = await self.loader.run(
+                    model.name, lambda report_activity: self._load_in_thread(model, report_activity)
+                )
+            self._loaded_models.add(model.name, family)
+        except BaseException:
+            self._loaded_models.cancel_reservation(model.name)
+            raise
+        model.is_unused = model.waiting_jobs > 0  # not if all waiters left while the last part was loading
+        log.info(
+            "%s is in memory, %s of %s taken",
+            model.name,
+            format_size(self._loaded_models.used_bytes),
+            format_size(self._loaded_models.budget),
+        )
+
+    def _load_in_thread(self, model: ModelEntry, report_activity: Callable[[], None]) -> tuple[Family, ModelProfile]:
+        """Load the model, in the loader's thread."""
+
+        def on_progress(fraction: float) -> None:
+            if not model.waiting_jobs:
+                raise LoadAbandoned
+            model.loaded_fraction = fraction
+            self._report(ModelProgress(model=model.name, phase="load", done=min(1.0, fraction), size=model.size))
+            report_activity()
+
+        family = model.load(on_progress)
+        return family, model.make_info(family)
+
+    @contextmanager
+    def _reporting_context(self, model: ModelEntry, size: int) -> Iterator[None]:
+        """Report that the model is loading, then that it is ready, or nothing where it failed."""
+        loading = ModelProgress(model=model.name, phase="load", size=size)
+        self._report(loading)
+        try:
+            yield
+        except BaseException:
+            self.progress = None
+            raise
+        self._report(replace(loading, phase="ready", done=1.0))
+
+    def _report(self, progress: ModelProgress) -> None:
+        self.progress = progress
+        self._progress_lines.update(progress, time.monotonic())
+
+    async def _reserve_memory(self, model: ModelEntry, size: int) -> None:
+        if size > self._loaded_models.budget:
+            raise make_too_large_error(model.name, size, self._loaded_models.budget)
+        waiter = object()
+        try:
+            while not self._loaded_models.reserve(model.name, size, self._list_protected()):
+                if not model.waiting_jobs:
+                    raise LoadAbandoned
+                self._wait_starts.setdefault(waiter, time.monotonic())
+                await self._wait_for_change()
+        finally:
+            self._wait_starts.pop(waiter, None)
+
+    def _list_protected(self) -> frozenset[str]:
+        """Return models that were loaded for a job that has not used them yet."""
+        return frozenset(model.name for model in self._models.values() if model.is_unused)
+
+    def _notify_change(self) -> None:
+        self._change_event.set()
+        self._change_event = asyncio.Event()
+        self.on_change()
+
+    async def _wait_for_change(self) -> None:
+        """Wait for the next change, or a second, since the wait may also be for time."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._change_event.wait(), RECHECK_SECONDS)
+
+
+def make_too_large_error(name: str, size: int, budget: int) -> JobRejected:
+    return JobRejected(
+        f"The model {name} needs about {format_size(size)} of memory, and models may take {format_size(budget)} here.",
+        "worker",
+    )
+
+
+def _with_loaded(profile: ModelProfile, is_loaded: bool) -> ModelProfile:
+    return profile if profile.loaded == is_loaded else replace(profile, loaded=is_loaded)

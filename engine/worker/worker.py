@@ -1,0 +1,274 @@
+"""The worker takes jobs from the queue, runs them in one engine, and holds each until its result is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from itertools import groupby
+from types import MappingProxyType
+
+from msgspec.structs import replace
+
+from engine.bus import BrokerUnreachable, Bus
+from engine.calibration.calibration import Calibration
+from engine.contract import Presence, Snapshot
+from engine.core.engine import Engine, Event, JobFailure, LatentsDone, StepDone
+from engine.device.core_turns import WorkKind
+from engine.device.memory import trim_heap
+from engine.model_cache.cache import ModelCache
+from engine.model_cache.loaded_models import LoadedModels
+from engine.output.decode_worker import DecodeWorker
+from engine.output.upscaler import Upscaler
+from engine.process.log_format import log_context
+from engine.worker.active_runs import ActiveRuns
+from engine.worker.calibration_updater import CalibrationUpdater
+from engine.worker.decode_service import DecodeService
+from engine.worker.describe_service import DescribeService
+from engine.worker.engine_thread import EngineThread
+from engine.worker.heartbeats import Heartbeats, Stuck
+from engine.worker.intake import Intake
+from engine.worker.model_fetcher import ModelFetcher
+from engine.worker.result_publisher import ResultPublisher
+from engine.worker.run import JobRun
+from engine.worker.run_control import RunControl
+from engine.worker.run_output import RunOutput
+from engine.worker.snapshot_saver import SnapshotSaver
+from engine.worker.watchdog import Watchdog
+from engine.worker.watched_jobs import WatchedJobs
+from engine.worker.worker_profile import WorkerProfile
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.25
+POLL_SECONDS = 0.05
+FULL_WAIT_SECONDS = 0.15  # longest wait of a full worker before it pulls a job that no other takes
+IDLE_SECONDS = 1.0  # between two checks for running jobs
+PULL_SECONDS = 0.3  # short: a stopping worker waits for its last request
+MAX_RUNS = 64
+
+
+class Worker:
+    """`run` returns after `drain`, and raises `Stuck` or `ConnectionEnded` when the process must end."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        engine: Engine,
+        decode_worker: DecodeWorker,
+        profile: WorkerProfile,
+        watchdog: Watchdog,
+        upscaler: Upscaler | None = None,
+        model_cache: ModelCache | None = None,
+        calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+    ) -> None:
+        self._bus, self._profile = bus, profile
+        self._thread = EngineThread(engine, watchdog, self._on_events, self._on_crash, decode_worker.cores)
+        self.active_runs = ActiveRuns(self._thread, decode_worker)
+        self._model_cache = model_cache or ModelCache([], LoadedModels(0))
+        self._calibration_updater = CalibrationUpdater(
+            self._model_cache, self.active_runs, calibrations, self._raise_rows
+        )
+        self._thread.on_step = self._calibration_updater.record_step
+        decode_worker.on_picture_decoded = self._calibration_updater.record_decode
+        self._model_cache.loader.report_activity = lambda: watchdog.start_phase("the loader", "load")
+        self._model_cache.loader.report_idle = lambda: watchdog.end_phase("the loader")
+        self._model_fetcher = ModelFetcher(bus, self._model_cache, self.active_runs, profile.name, profile.pools)
+        self._result_publisher = ResultPublisher(bus, profile.name, self.active_runs)
+        self._upscaler = upscaler or Upscaler()
+        self._output = RunOutput(bus, decode_worker, self._upscaler, self._result_publisher, watchdog)
+        self._intake = Intake(
+            bus, profile.name, self.active_runs, self._result_publisher, self._output, self._admit,
+            self._model_fetcher.find_rejection,
+        )  # fmt: skip
+        self._heartbeats = Heartbeats(bus, self.active_runs, self._result_publisher, watchdog)
+        self._watched_jobs = WatchedJobs(bus, self.active_runs)
+        self._run_control = RunControl(bus, self.active_runs, self._model_cache.is_memory_contended)
+        self._snapshot_saver = SnapshotSaver(bus, self.active_runs, self._result_publisher, self._watched_jobs)
+        self.describe_service = DescribeService(self._thread, decode_worker, self._model_cache, profile.rows)
+        self._decode_service = DecodeService(decode_worker, self._model_cache)
+        self._stop_signal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def free_rows(self) -> int:
+        return max(0, self._profile.rows - self.active_runs.rows)
+
+    def drain(self) -> None:
+        """Hand back all jobs and stop. Call it on the loop (a signal's callback)."""
+        if not self._stop_signal.done():
+            self._stop_signal.set_result(None)
+
+    async def run(self) -> None:
+        """Work until drained. Raises `Stuck`, and `ConnectionEnded` from the bus."""
+        self._thread.start()
+        self._bus.add_reconnect_callback(self._heartbeats.recheck_cancels)
+        coroutines: list[Coroutine[object, object, None]] = [
+            self._pull_jobs(),
+            self._announce_presence(),
+            self._heartbeats.renew_runs(),
+            self._heartbeats.watch_cancels(),
+            self._watched_jobs.listen(),
+            self._run_control.listen(),
+            self._snapshot_saver.save_regularly(),
+            self._output.send_previews(),
+            self._bus.wait_closed(),
+            self._serve_requests(),
+            self._calibration_updater.update_regularly(),
+            self._model_fetcher.report_progress(),
+            self._release_memory(),
+        ]
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+        try:
+            done, _ = await asyncio.wait([self._stop_signal, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for finished_task in done:
+                finished_task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.describe_service.close()
+            self._decode_service.close()
+            await self.active_runs.close()
+            await self._model_cache.close()
+            self._upscaler.close()
+        await self._shut_down()
+
+    async def _shut_down(self) -> None:
+        """Shut down in this order, so that jobs we hand back do not come back to us."""
+        for shutdown_step in (
+            self._stop_answering,
+            self._bus.stop_pulling,
+            self._snapshot_saver.hand_back_all,
+            self._announce_departure,
+        ):
+            try:
+                await shutdown_step()
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+        await self._thread.stop()
+
+    async def _stop_answering(self) -> None:
+        """Let new requests go to other workers."""
+        await self._bus.serve_describe((), self.describe_service.answer_request)
+        await self._bus.serve_decode((), (), self._decode_service.answer_request)
+
+    async def _announce_departure(self) -> None:
+        await self._bus.remove_presence(self._profile.name)
+
+    async def _pull_jobs(self) -> None:
+        while True:
+            has_free_rows = await self._wait_for_rows()
+            try:
+                delivery = await self._bus.pull_job(self._profile.pools, PULL_SECONDS, wait=has_free_rows)
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if delivery is not None:
+                self.active_runs.spawn(self._intake.accept(delivery))
+
+    async def _wait_for_rows(self) -> bool:
+        """Wait for free rows and return True. Return False when none are free after a wait.
+
+        The wait grows with this worker's load. A full worker may then take a job that no other wants: the engine shares
+        the device.
+        """
+        end = time.monotonic() + min(FULL_WAIT_SECONDS, POLL_SECONDS * self.active_runs.rows / self._profile.rows)
+        while len(self.active_runs) >= MAX_RUNS or (self.free_rows == 0 and time.monotonic() < end):
+            await asyncio.sleep(POLL_SECONDS)
+        return self.free_rows > 0
+
+    async def _announce_presence(self) -> None:
+        while True:
+            await self.active_runs.presence_changed.wait()
+            self.active_runs.presence_changed.clear()
+            try:
+                await self._bus.announce(self._make_presence())
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+
+    async def _serve_requests(self) -> None:
+        """Answer requests only for models in memory: no model is loaded for a request."""
+        while True:
+            try:
+                models = self.describe_service.models
+                await self._bus.serve_describe(models, self.describe_service.answer_request)
+                await self._bus.serve_decode(self._profile.pools, models, self._decode_service.answer_request)
+            except BrokerUnreachable as error:
+                log.warning("%s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _release_memory(self) -> None:
+        """Return freed memory to the system after loading, and each time the worker becomes idle."""
+        while True:
+            await asyncio.to_thread(trim_heap)
+            while len(self.active_runs) == 0:
+                await asyncio.sleep(IDLE_SECONDS)
+            while len(self.active_runs) > 0:
+                await asyncio.sleep(IDLE_SECONDS)
+
+    def _raise_rows(self, rows: int) -> None:
+        """Raise the announced rows: a model turned out to gain from batches of `rows`."""
+        self._profile = dataclasses.replace(self._profile, rows=max(self._profile.rows, rows))
+
+    def _make_presence(self) -> Presence:
+        """Return the presence, with the models that are now in the model cache."""
+        presence = self._profile.make_presence(self.free_rows)
+        return replace(presence, models=self._model_cache.list_models() or presence.models)
+
+    async def _admit(self, run: JobRun, snapshots: Sequence[Snapshot]) -> None:
+        def add_to_engine(engine: Engine) -> None:
+            if not run.is_ended:  # else a cancel came first, and nothing would remove the job again
+                engine.add(run.job, snapshots, init_latents)
+                engine.watch(run.job.id, run.is_watched)
+                run.apply_control(engine)
+
+        await self._model_fetcher.fetch_model(run)
+        init_latents = await self._output.load_init_latents(run)
+        run.is_watched = self._watched_jobs.is_watched(run.job.id)
+        run.last_step_time = time.monotonic()
+        await self._thread.call(add_to_engine, WorkKind.PICTURE)  # it encodes prompts
+
+    def _on_events(self, events: list[Event], moment: float) -> None:
+        for job, group in groupby(events, key=lambda event: event.job):
+            run = self.active_runs.get(job)
+            if run is not None and not run.is_ended:
+                self._on_run_events(run, list(group), moment)
+
+    def _on_run_events(self, run: JobRun, events: list[Event], moment: float) -> None:
+        if steps := [(event.image, event.step) for event in events if isinstance(event, StepDone)]:
+            run.record_step(steps, moment)
+        for event in events:
+            match event:
+                case StepDone():
+                    self._output.queue_preview(run, event)
+                case LatentsDone():
+                    self.active_runs.spawn(self._run_guarded(run, self._output.publish_image(run, event)), run)
+                case JobFailure():
+                    self.active_runs.spawn(self._run_guarded(run, self._fail_run(run, event)), run)
+
+    async def _fail_run(self, run: JobRun, event: JobFailure) -> None:
+        await run.start_announced.wait()
+        await self._result_publisher.fail_run(run, event.reason, event.blame)
+
+    async def _run_guarded(self, run: JobRun, work: Coroutine[object, object, None]) -> None:
+        """Run `work`; an error fails only this job."""
+        with log_context(run.job.id):
+            try:
+                await work
+            except BrokerUnreachable as error:
+                await self.active_runs.abandon(run, str(error))
+            except Exception:
+                log.exception("job %s failed in its output", run.job.id)
+                if run.is_ended:
+                    await self.active_runs.abandon(run, "its result could not be published")
+                else:
+                    await self.active_runs.stop_run(run)
+                    await self._result_publisher.fail_run(run, "The picture could not be written.", "us")
+
+    def _on_crash(self, error: BaseException) -> None:
+        log.critical("the engine crashed", exc_info=error)
+        if not self._stop_signal.done():
+            self._stop_signal.set_exception(Stuck(f"The engine crashed: {error!r}"))

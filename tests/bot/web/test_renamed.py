@@ -1,0 +1,50 @@
+"""Every old name of the HTTP API is refused with a sentence that gives the new one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from bot.web.api.jobs import JobBody
+from bot.web.renamed import RENAMED_FIELDS, RENAMED_PARTS, RENAMED_PATHS
+
+if TYPE_CHECKING:
+    from tests.bot.web.conftest import Room
+
+pytestmark = pytest.mark.asyncio
+VALUES = {"shots": ["01ARZ3NDEKTSV4RRFFQ69G5FAV/1"], "until": 50, "mixed": True}
+JOB_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+@pytest.mark.parametrize(("old_name", "new_name"), RENAMED_FIELDS.items())
+async def test_an_old_field_is_refused_by_its_new_name(room: Room, old_name: str, new_name: str) -> None:
+    assert new_name in JobBody.__struct_fields__
+    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a lamp", old_name: VALUES[old_name]})
+    assert (status, reply) == (400, {"error": f"Unknown field {old_name}: it is called {new_name} now."})
+    assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
+
+
+@pytest.mark.parametrize(("old_name", "new_name"), RENAMED_PARTS.items())
+async def test_an_old_form_part_is_refused_by_its_new_name(room: Room, old_name: str, new_name: str) -> None:
+    form = aiohttp.FormData()
+    form.add_field(old_name, '{"prompt": "a lamp"}', content_type="application/json")
+    form.add_field("picture", b"any", filename="picture")
+    headers = {"X-Darkroom": "test"}
+    async with room.client.post(room.url + "/api/jobs", data=form, headers=headers) as response:
+        assert response.status == 400
+        assert await response.json() == {"error": f"Unknown form part {old_name}: it is called {new_name} now."}
+
+
+@pytest.mark.parametrize(("old_path", "new_path"), RENAMED_PATHS.items())
+async def test_an_old_address_is_refused_by_its_new_one(room: Room, old_path: str, new_path: str) -> None:
+    old_path, new_path = (path.format(id=JOB_ID, file="1.webp") for path in (old_path, new_path))
+    status, reply = await room.ask("GET", old_path)
+    assert (status, reply) == (400, {"error": f"Unknown address {old_path}: it is called {new_path} now."})
+
+
+async def test_another_unknown_field_is_refused_by_its_name(room: Room) -> None:
+    status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a lamp", "stpes": 40})
+    assert status == 400
+    assert "unknown field `stpes`" in reply["error"]
