@@ -118,7 +118,9 @@ def test_every_dependency_is_imported() -> None:
 
 def test_every_import_is_declared() -> None:
     """Our packages declare every import, and do not rely on dependencies of dependencies."""
-    trees = [ast.parse(path.read_text()) for part in ("bot", "engine", "training") for path in (ROOT / part).rglob("*.py")]
+    trees = [
+        ast.parse(path.read_text()) for part in ("bot", "engine", "training") for path in (ROOT / part).rglob("*.py")
+    ]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}

@@ -1,6 +1,6 @@
 """Several simulated workers in one process: jobs take a given time, frames come as fast as one decode worker sends.
 
-`python -m loopback.easel URL SECONDS LONGER RATE`, with the broker's token in the environment. Prints a JSON line for
+`python -m loopback.simulated_workers URL SECONDS LONGER RATE`, with the broker's token in the environment. Prints a JSON line for
 each ended job: its id, and when, on the machine's monotonic clock. Speaks the real wire contract, loads no torch.
 """
 

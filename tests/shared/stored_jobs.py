@@ -20,7 +20,12 @@ SIZE = 1000  # bytes of each picture
 
 
 def draft(
-    user: str = "local:ann", *, at: float = 0.0, guild: str = "local", place: Destination | None = None, **more: Any
+    user: str = "local:ann",
+    *,
+    at: float = 0.0,
+    guild: str = "local",
+    destination: Destination | None = None,
+    **more: Any,
 ):
     return NewJob(
         id=str(ULID()),
@@ -29,7 +34,7 @@ def draft(
         notes=(),
         task=RECIPE,
         member=Member(user, user.title(), guild, channel="room"),
-        destination=place or Destination("web", {}),
+        destination=destination or Destination("web", {}),
         pool="default",
         model="embedded",
         cost=4.0,

@@ -205,7 +205,7 @@ def _iter_pages(connection: Connection, account_filter: AccountFilter, params: M
     """Yield paths by rank, a page at a time: a thousand guilds cost nothing when the first one has a job."""
     size = 1
     page: Sequence[Any] = connection.execute(
-        _build_page_query(account_filter, later=False), {**params, "size": size}
+        _build_page_query(account_filter, is_next_page=False), {**params, "size": size}
     ).all()
     while page:
         for row in page:
@@ -215,7 +215,7 @@ def _iter_pages(connection: Connection, account_filter: AccountFilter, params: M
         last, size = page[-1], PAGE_SIZE
         cursor = {"last": last.rank, "last_path": last.path}
         page = connection.execute(
-            _build_page_query(account_filter, later=True), {**params, **cursor, "size": size}
+            _build_page_query(account_filter, is_next_page=True), {**params, **cursor, "size": size}
         ).all()
 
 

@@ -1,6 +1,6 @@
 """Permissions: the table of `bot.policy.permissions`, checked cell by cell against a second table written by hand.
 
-`PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md` regenerates the page for admins.
+`PYTHONPATH=tests:. python tests/bot/policy/test_permissions.py > docs/access.md` regenerates the page for admins.
 """
 
 from __future__ import annotations
@@ -111,13 +111,19 @@ def expected_cells(action: str) -> Sequence[str]:
 ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(action)[1] != "-"]
 
 
+ROLE_FLAGS: dict[Role, str] = {
+    "moderator": "is_moderator",
+    "admin": "is_admin",
+    "owner": "is_owner",
+    "house": "is_operator",
+}
 MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
 
 def a_member(who: Role, *, author: bool = False, guild: str = HERE) -> Member:
     """A member of this role with only the flag that it needs: no flag implies a lower one."""
     plain = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
-    return plain if who == "member" else replace(plain, **{who: True})
+    return plain if who == "member" else replace(plain, **{ROLE_FLAGS[who]: True})
 
 
 def a_case(relation: str, who: Role, *, direct: bool) -> tuple[Member, JobRef | None]:
@@ -206,10 +212,9 @@ def test_a_higher_role_may_do_all_that_a_lower_role_may() -> None:
 
 
 def test_the_highest_role_counts() -> None:
-    flags = ("moderator", "admin", "owner", "house")
     for values in itertools.product((False, True), repeat=4):
-        member = replace(a_member("member"), **dict(zip(flags, values, strict=True)))
-        highest = [flag for flag, has in zip(flags, values, strict=True) if has]
+        member = replace(a_member("member"), **dict(zip(ROLE_FLAGS.values(), values, strict=True)))
+        highest = [role for role, has in zip(ROLE_FLAGS, values, strict=True) if has]
         assert role_of(member) == (highest[-1] if highest else "member")
 
 
@@ -222,17 +227,26 @@ def test_every_refusal_is_a_known_sentence() -> None:
 
 
 def test_the_subject_is_taken_from_the_view() -> None:
-    assert job_ref(a_view(private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
+    assert job_ref(a_view(is_private=True)) == JobRef("discord:1", "Alice", "discord:2", True)
+
+
+PERMISSION_CHECKS = (
+    "require_permission",
+    "_require_permission",
+    "_check_permission",
+    "forbidden_reason",
+    "respond",
+)
 
 
 def actions_in_code() -> set[str]:
     """Every action that the code checks: in a call, or in a mapping of buttons, forms and commands."""
     constants = set[str]()
     for path in (ROOT / "bot").rglob("*.py"):
-        if path.name == "access.py":
+        if path == ROOT / "bot" / "policy" / "permissions.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and _name(node.func) in ("permit", "_permit", "forbidden", "respond", "may"):
+            if isinstance(node, ast.Call) and _name(node.func) in PERMISSION_CHECKS:
                 constants |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
             if isinstance(node, ast.AnnAssign) and "Action" in ast.dump(node.annotation) and node.value:
                 constants |= {one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)}
@@ -308,7 +322,7 @@ def every_refusal() -> set[str]:
 
 def test_the_page_for_admins_is_up_to_date() -> None:
     assert (ROOT / "docs" / "access.md").read_text() == render_page(), (
-        "PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md"
+        "PYTHONPATH=tests:. python tests/bot/policy/test_permissions.py > docs/access.md"
     )
 
 

@@ -114,9 +114,9 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     tickets = await studio.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
     assert len(tickets) == 2
     views = await wait_for_end(app, [one.job for one in tickets], until)
-    assert [view.recipe.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
-    assert [(view.recipe.count, view.recipe.seed) for view in views] == [(4, 7), (2, 7)]
-    assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
+    assert [view.task.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
+    assert [(view.task.count, view.task.seed) for view in views] == [(4, 7), (2, 7)]
+    assert sum(view.ends_interpolation for view in views) == 1, "one of the jobs has the film"
     films = [await studio.render_interpolation(view.id) for view in views]
     assert films[0] == films[1]
     assert [part.id for part in await app.store.read(interpolations.list_parts, views[1].id)] == [
@@ -125,7 +125,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
 
     (other,) = await studio.imagine("a fox --steps 20", ann, here)
     (view,) = await wait_for_end(app, [other.job], until)
-    assert not view.walk
+    assert not view.ends_interpolation
     with pytest.raises(UserError, match="no film of a walk"):
         await studio.render_interpolation(view.id)
     with pytest.raises(UserError, match="A walk begins with a prompt of its own"):
@@ -258,11 +258,11 @@ async def test_an_interpolation_between_pictures_goes_through_each(workplace, un
         await studio.interpolate_pictures(last.job, BOB, here)
     tickets = await studio.interpolate_pictures(grid.id, BOB, here)
     views = await wait_for_end(app, [one.job for one in tickets], until)
-    assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
-    images = [recipe_for_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
+    assert [(view.action, view.parent_image) for view in views] == [("walk", (grid.id, 0))] * 4
+    images = [recipe_for_image(view.task, image) for view in views for image in range(view.task.count)]
     assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
     assert len(images) == 13
-    assert sum(view.walk for view in views) == 1
+    assert sum(view.ends_interpolation for view in views) == 1
     film = Image.open(io.BytesIO(await studio.render_interpolation(views[0].id, kind="gif")))
     assert film.format == "GIF"
     (varied_ones,) = await wait_for_end(app, [(await studio.vary(grid.id, 0, ann, here)).job], until)

@@ -44,7 +44,7 @@ def draft(member: Member, **more: Any) -> NewJob:
         "notes": (),
         "task": RECIPE,
         "member": member,
-        "place": Destination("web", {"message": "1"}),
+        "destination": Destination("web", {"message": "1"}),
         "pool": "default",
         "model": "embedded",
         "cost": COST,
