@@ -93,7 +93,7 @@ async def test_each_shard_serves_its_own_servers(open_plain: Open) -> None:
 
 async def test_a_client_with_a_wrong_token_is_rejected(open_plain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     loopback, _, _ = make_world()
-    monkeypatch.setattr("loopback.plain.TOKEN", "wrong")
+    monkeypatch.setattr("loopback.plain_bot.TOKEN", "wrong")
     async with loopback.open():
         with pytest.raises(Exception, match="Improper token"):
             async with open_plain(loopback):

@@ -20,11 +20,16 @@ SIZE = 1000  # bytes of each picture
 
 
 def draft(
-    user: str = "local:ann", *, at: float = 0.0, guild: str = "local", place: Destination | None = None, **more: Any
+    user: str = "local:ann",
+    *,
+    at: float = 0.0,
+    guild: str = "local",
+    destination: Destination | None = None,
+    **more: Any,
 ):
     return NewJob(
         id=str(ULID()), action=more.pop("action", "imagine"), prompt=f"a lamp for {user}", notes=(), task=RECIPE,
-        member=Member(user, user.title(), guild, channel="room"), destination=place or Destination("web", {}),
+        member=Member(user, user.title(), guild, channel="room"), destination=destination or Destination("web", {}),
         pool="default", model="embedded", cost=4.0, created=at, deadline=at + 1e9, **more,
     )  # fmt: skip
 

@@ -137,7 +137,7 @@ async def test_a_leader_ends_if_it_finds_another_term_or_loses_its_lease(workpla
 @pytest.fixture
 def short_intervals(monkeypatch):
     monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
-    monkeypatch.setattr(leading_module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(leading_module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(leader_heartbeat, "DEAD_SECONDS", 0.6)
     monkeypatch.setattr(leader_heartbeat, "POLL_SECONDS", 0.02)
 

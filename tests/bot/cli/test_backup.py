@@ -195,7 +195,9 @@ async def _make_discord_jobs(data: Path) -> list[str]:
     data.mkdir()
     store = await Store.open(load_settings(data=data).database)
     where = [WHERE, WHERE, {**WHERE, "token": GONE}]
-    jobs = [await asked(store, draft(at=1.0 + n, place=Destination("discord", one))) for n, one in enumerate(where)]
+    jobs = [
+        await asked(store, draft(at=1.0 + n, destination=Destination("discord", one))) for n, one in enumerate(where)
+    ]
     await store.close()
     with contextlib.closing(sqlite3.connect(data / "darkroom.sqlite")) as connection, connection:
         connection.execute("PRAGMA secure_delete=OFF")  # SQLite's default, which some distributions change

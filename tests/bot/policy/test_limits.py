@@ -110,7 +110,7 @@ def test_the_daily_quota_has_a_rolling_window() -> None:
 def test_the_monthly_quota_has_a_rolling_window() -> None:
     cost_check([Charge(NOW - MONTH_SECONDS, 1800.0)], 1800.0, window=MONTH_SECONDS)()
     refused = refusal(
-        cost_check([Charge(NOW - MONTH_SECONDS + 3600, 1800.0)], 60.0, window=MONTH_SECONDS, whose="This server's")
+        cost_check([Charge(NOW - MONTH_SECONDS + 3600, 1800.0)], 60.0, window=MONTH_SECONDS, owner="This server's")
     )
     assert refused.sentence == (
         "This server's month's limit is reached: 30 min of 30 min device time used in the last 30 days, and this needs "
@@ -119,7 +119,7 @@ def test_the_monthly_quota_has_a_rolling_window() -> None:
 
 
 def test_a_job_above_the_whole_quota_is_refused_without_a_time() -> None:
-    refused = refusal(cost_check([], 2000.0, by="Ann set that."))
+    refused = refusal(cost_check([], 2000.0, set_by="Ann set that."))
     assert refused.sentence == (
         "Too large: this needs 33 min 20 s of device time, and your limit is 30 min in 24 hours. Fewer --steps cost "
         "less. Ann set that."
@@ -127,7 +127,9 @@ def test_a_job_above_the_whole_quota_is_refused_without_a_time() -> None:
     assert refused.retry_at is None
 
 
-charges = st.lists(st.builds(Charge, at=st.floats(NOW - 2 * DAY_SECONDS, NOW), cost=st.floats(0, 2000)), max_size=20)
+charges = st.lists(
+    st.builds(Charge, charged_at=st.floats(NOW - 2 * DAY_SECONDS, NOW), cost=st.floats(0, 2000)), max_size=20
+)
 
 
 @settings(deadline=None)

@@ -42,7 +42,7 @@ def database() -> Iterator[Connection]:
 def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **more: Any) -> str:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE,
-        "member": Member(user, user, more.pop("guild", "g"), tier), "place": Destination("web", {}), "pool": "default",
+        "member": Member(user, user, more.pop("guild", "g"), tier), "destination": Destination("web", {}), "pool": "default",
         "model": "embedded", "cost": SECONDS, "created": now, "deadline": 10.0**9,
     }  # fmt: skip
     (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | more))], None, {"meagre": 0.001})
@@ -133,7 +133,7 @@ def count_loads(prefers: bool, jobs: list[str]) -> tuple[int, float]:
             warm = passing.bypass_models("default", {memory} if memory else set(), now) if prefers else None
             head = _next_in_fair_order(connection, now)
             first.setdefault(head, now)
-            moved = pick_job(connection, passing, now, models=("a", "b"), warm=warm)
+            moved = pick_job(connection, passing, now, models=("a", "b"), loaded_models=warm)
             assert moved is not None
             longest = max(longest, now - first.pop(moved.record.id, now))
             count += moved.record.model != memory

@@ -126,7 +126,7 @@ async def test_places_in_the_queue_are_published(workplace, until, ann, here):
                 moment = await anext(moments)
                 assert isinstance(moment, QueueMoved)
                 places[moment.job] = moment
-    assert [places[first].place, places[second].place] == [0, 1]
+    assert [places[first].jobs_ahead, places[second].jobs_ahead] == [0, 1]
     assert places[first].eta is None
 
 

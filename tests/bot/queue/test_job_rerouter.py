@@ -58,7 +58,7 @@ def test_loaded_models_count_where_rows_are_free():
 
 
 async def _have_moved(app: Any, jobs: list[str]) -> bool:
-    await app.queue.rerouter.round()
+    await app.queue.rerouter.run_round()
     records = await app.store.read(queries.get_jobs, jobs)
     return all(records[job].pool == "other" for job in jobs)
 

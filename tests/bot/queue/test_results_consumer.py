@@ -75,7 +75,7 @@ async def test_stale_repeated_and_late_reports_change_nothing(open_job, until):
     await worker.say(JobFailed(job=job.id, epoch=11, reason="late", blame="member"))
     await wait_for_results(app, until)
     view = await app.services.job_views.load_view(job.id)
-    assert (view.state, view.reason, len(view.pictures), view.ladders) == ("finished", "", 1, (0,))
+    assert (view.state, view.reason, len(view.pictures), view.ladder_images) == ("finished", "", 1, (0,))
     assert (await app.store.get_job(job.id)).worker == "hand"
 
 
@@ -204,7 +204,7 @@ async def test_only_frames_that_fit_their_job_are_shown(open_job, until):
     await worker.announce()  # on a busy machine the first announcement may be older than a lease
     await until(app.services.live_workers)
     view = await app.services.job_views.load_view(job.id)
-    assert (view.step, view.of) == (20, 40)
+    assert (view.step, view.total_steps) == (20, 40)
     assert view.eta == pytest.approx(90.0, abs=30.0)  # less the time since then, which is long on a busy machine
 
 
@@ -215,7 +215,7 @@ async def test_only_loading_progress_that_fits_its_job_is_shown_watched_or_not(o
     def loading(**more):
         return JobModelLoading(**({"job": job.id, "epoch": 10, "model": "embedded", "done": 0.4} | more))
 
-    async with app.feed.subscribe(job.id, previews=False) as events:
+    async with app.feed.subscribe(job.id, with_previews=False) as events:
         assert isinstance(await anext(events), JobProgress)
         for bad in (loading(epoch=9), loading(job=UNKNOWN), loading(model="another")):
             await worker.bus.publish_loading(bad)
@@ -299,7 +299,7 @@ async def test_waiting_reports_of_one_job_are_stored_with_its_end_in_one_transac
         await worker.say(finished_report(job))
     await wait_for_results(app, until)
     view = await app.services.job_views.load_view(job.id)
-    assert (view.state, len(view.pictures), view.ladders) == ("finished", 4, (0, 1, 2, 3))
+    assert (view.state, len(view.pictures), view.ladder_images) == ("finished", 4, (0, 1, 2, 3))
     assert len(await app.services.gallery.read_all_for_members(job.id)) == 4
     assert (len(ends), len(calls), len(calls[0][2])) == (1, 1, 8)
 
@@ -320,7 +320,7 @@ async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, unt
 
     await until(is_queued_again)
     view = await app.services.job_views.load_view(job.id)
-    assert ([shot.index for shot in view.pictures], view.ladders) == ([0], (0, 1))
+    assert ([shot.index for shot in view.pictures], view.ladder_images) == ([0], (0, 1))
 
 
 @pytest.mark.asyncio

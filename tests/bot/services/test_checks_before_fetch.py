@@ -47,7 +47,7 @@ def outside() -> DiscordFiles:
 
 async def test_a_request_that_the_rules_refuse_fetches_nothing(
     workplace, until, ann, here, outside):  # fmt: skip
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     rules, bring = house.services.rule_admin, InitImages((RemoteFile(AT),), RemoteFile(AT + "?mask"))
 
     async def assert_refused(sentence: str, text: str = "a lamp") -> None:
@@ -71,7 +71,7 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
     await house.services.jobs.imagine("{a, b} lamp", ann, here)
     await assert_refused("Your queue is full")
     await assert_refused("3 jobs are too many", "{a, b, c} lamp")
-    noted = await house.store.read(incidents.list_incidents, "local", 20, waiting=False)
+    noted = await house.store.read(incidents.list_incidents, "local", 20, open_only=False)
     assert "blocked" in {one.kind for one in noted}, "moderators still see the attempt"
     await rules.close_guild(ADA, "holidays")
     await assert_refused("closed for new pictures")
@@ -79,7 +79,7 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
 
 
 async def test_an_invalid_prompt_fetches_nothing(workplace, ann, here, outside):
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     for text in ("a lamp --steps 5000", "a lamp --nonsense", "{a, b} lamp --repeat 10 --count 4 {c, d, e, f}"):
         with pytest.raises(UserError):
             await house.services.jobs.imagine(text, ann, here, init_images=InitImages((RemoteFile(AT),)))
@@ -87,7 +87,7 @@ async def test_an_invalid_prompt_fetches_nothing(workplace, ann, here, outside):
 
 
 async def test_a_repeated_request_is_neither_fetched_nor_refused_again(workplace, until, ann, here, outside):
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     bring = InitImages((RemoteFile(AT),))
     (one,) = await house.services.jobs.imagine("a lamp", ann, here, init_images=bring, key="wish")
     await house.services.rule_admin.set_rule(ADA, "guild", "", "queued", "0")
@@ -96,7 +96,7 @@ async def test_a_repeated_request_is_neither_fetched_nor_refused_again(workplace
 
 
 async def test_each_member_fetches_one_image_at_a_time_and_delays_no_other(workplace, until, ann, here, outside):
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     outside.go.clear()
 
     def submit(who: Member, url: str):
@@ -118,7 +118,7 @@ async def test_each_member_fetches_one_image_at_a_time_and_delays_no_other(workp
 
 
 async def test_an_image_gone_at_discord_is_reported_and_frees_the_members_turn(workplace, until, ann, here, outside):
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     await workplace.worker()
     with pytest.raises(UserError, match="lost it") as refusal:
         await house.services.jobs.imagine(
@@ -130,7 +130,7 @@ async def test_an_image_gone_at_discord_is_reported_and_frees_the_members_turn(w
 
 
 async def test_edits_zooms_pans_and_branches_check_the_rules_before_a_fetch(workplace, until, ann, here, outside):
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     await workplace.worker()
     (ticket,) = await house.services.jobs.imagine("a lamp --steps 40 --count 1", ann, here)
     first = await over(house, ticket.job, until)

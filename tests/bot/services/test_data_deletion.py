@@ -116,7 +116,7 @@ async def test_all_data_of_a_member_is_deleted_and_none_of_others(store, picture
     assert set(await store.read(queries.get_jobs, list(jobs.values()))) == {jobs["bob's"], jobs["enlarged"]}
     assert (await missing_job_error(store, jobs["done"])).status == 410
     assert (before, await spending(store, ANN)) == (8.0, 4.0), "spent cost stays; the job that never ran is refunded"
-    (report,) = await store.read(incidents.list_incidents, "local", 9, waiting=True)
+    (report,) = await store.read(incidents.list_incidents, "local", 9, open_only=True)
     assert (report.actor_name, report.said, report.job) == (erasure.DELETED_MEMBER, "rude", jobs["bob's"])
     assert await store.read(preferences.list_favourites, BOB) == []
 
@@ -140,7 +140,7 @@ async def test_data_of_other_servers_and_later_jobs_stay(store, pictures):
 
 
 async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_away(store, pictures):
-    job = await finished(store, pictures, draft(ANN, at=10, place=SHOWN), "ann's")
+    job = await finished(store, pictures, draft(ANN, at=10, destination=SHOWN), "ann's")
     await store.write(destinations.update_destination, job, SHOWN.address)
     await store.write(destinations.mark_delivered, job, 11.0)
     await store.write(destinations.add_film, job, Destination("discord", {"channel": "5", "message": "61"}), 11.0)
@@ -255,7 +255,7 @@ async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_p
     store = await Store.open(settings.database)
     pictures = PictureStore(settings.pictures)
     job = await finished(store, pictures, draft(ANN, at=10), "ann's")
-    shown = await finished(store, pictures, draft(ANN, at=10, place=SHOWN), "shown")
+    shown = await finished(store, pictures, draft(ANN, at=10, destination=SHOWN), "shown")
     await store.write(destinations.update_destination, shown, SHOWN.address)
     await store.write(destinations.mark_delivered, shown, 11.0)
     monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
@@ -276,7 +276,7 @@ async def test_the_command_deletes_by_itself_or_leaves_it_to_a_running_bot(tmp_p
 @pytest.mark.may_block("the command line is on its own")
 async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, database: str, capsys, monkeypatch):
     monkeypatch.setattr(members_cli, "FORGET_TIMEOUT", 0.1)
-    monkeypatch.setattr(leader_module, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(leader_module, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setenv("DATABASE_URL", database)
     store, pictures = await Store.open(database), PictureStore(load_settings(data=tmp_path).pictures)
     job = await finished(store, pictures, draft(ANN, at=10), "ann's")

@@ -54,21 +54,19 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
     app, worker = await opened(workplace, until)
     fetched: list[bytes] = []
     services = app.services
-    (ticket,) = await services.jobs.imagine("", ann, here, bring=InitImages((png(32, 32),)), strength=0.3)
+    (ticket,) = await services.jobs.imagine("", ann, here, init_images=InitImages((png(32, 32),)), strength=0.3)
     view = await over(app, ticket.job, until)
-    sha = view.recipe.start.pictures[0].sha256
+    sha = view.task.start.pictures[0].sha256
     content = await app.picture_store.get(sha)
-    assert view.recipe.start == ImageToImage((InitImage(sha),), 0.3)
-    assert (view.recipe.concepts, view.recipe.guidance) == ((Concept(""),), 1.0), (
-        "without a prompt there is no guidance"
-    )
+    assert view.task.start == ImageToImage((InitImage(sha),), 0.3)
+    assert (view.task.concepts, view.task.guidance) == ((Concept(""),), 1.0), "without a prompt there is no guidance"
     fetched.append(await worker.bus.get_blob(sha, 1 << 20))
     assert fetched == [content], "the worker finds the image at the broker"
     assert sha in kept()
     rows = [one for one in await app.store.read(queries.list_pictures, [view.id]) if one.kind == "input"]
     assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
     varied = await services.variations.vary(view.id, 0, BOB, here)
-    assert (await services.job_views.load_view(varied.job)).recipe.start == view.recipe.start
+    assert (await services.job_views.load_view(varied.job)).task.start == view.task.start
     await over(app, varied.job, until)
     await app.services.moderation.delete_pictures(view.id, ann)
     assert sha not in kept(), "the variation stays, without its init image"
@@ -79,14 +77,14 @@ async def test_a_refused_job_keeps_no_init_image(workplace, until, ann, here, ke
     app, _ = await opened(workplace, until)
     bring = InitImages((png(32, 32),))
     with pytest.raises(UserError, match="--steps"):
-        await app.services.jobs.imagine("a lamp --steps 5000", ann, here, bring=bring)
+        await app.services.jobs.imagine("a lamp --steps 5000", ann, here, init_images=bring)
     with pytest.raises(UserError, match="heun"):
-        await app.services.jobs.imagine("a lamp --sampler heun", ann, here, bring=bring)
+        await app.services.jobs.imagine("a lamp --sampler heun", ann, here, init_images=bring)
     await app.services.rule_admin.set_rule(
         Member("local:o", "O", "local", is_owner=True, is_admin=True), "guild", "", "steps", "10"
     )
     with pytest.raises(UserError, match="at most 10"):
-        await app.services.jobs.imagine("a lamp --steps 40", ann, here, bring=bring)
+        await app.services.jobs.imagine("a lamp --steps 40", ann, here, init_images=bring)
     assert kept() == set()
 
 
@@ -100,7 +98,7 @@ async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, a
         (InitImages((png(32, 32),), png(32, 16, 255)), "of one shape"),
     ):
         with pytest.raises(UserError, match=reason):
-            await app.services.jobs.imagine("a lamp", ann, here, bring=bring)
+            await app.services.jobs.imagine("a lamp", ann, here, init_images=bring)
     with pytest.raises(UserError, match="The prompt is empty"):
         await app.services.jobs.imagine("", ann, here)
     (ticket,) = await app.services.jobs.imagine("a lamp --iw 2", ann, here)
@@ -110,13 +108,13 @@ async def test_invalid_init_images_are_refused_with_a_reason(workplace, until, a
 async def test_several_init_images_are_blended_with_their_weights(workplace, until, ann, here):
     app, _ = await opened(workplace, until)
     bring = InitImages((png(16, 16, 10), png(16, 16, 200)), weights=(1, 3))
-    (ticket,) = await app.services.jobs.imagine("", ann, here, bring=bring, action="blend")
+    (ticket,) = await app.services.jobs.imagine("", ann, here, init_images=bring, action="blend")
     view = await app.services.job_views.load_view(ticket.job)
-    assert [one.weight for one in view.recipe.start.pictures] == [1, 3]
-    (wide,) = await app.services.jobs.imagine("", ann, here, bring=InitImages((png(40, 20),)))
-    recipe = (await app.services.job_views.load_view(wide.job)).recipe
+    assert [one.weight for one in view.task.start.pictures] == [1, 3]
+    (wide,) = await app.services.jobs.imagine("", ann, here, init_images=InitImages((png(40, 20),)))
+    recipe = (await app.services.job_views.load_view(wide.job)).task
     assert recipe.width == 2 * recipe.height, "the shape of the init image"
-    assert (view.action, view.recipe.start.strength) == ("blend", 0.5)
+    assert (view.action, view.task.start.strength) == ("blend", 0.5)
 
 
 async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace, until, ann, here):
@@ -125,19 +123,19 @@ async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace,
     white = png(shot.width, shot.height, 255)
     ticket = await services.edits.edit(first.id, 1, white, BOB, here, text="a red lamp --no fog")
     view = await over(app, ticket.job, until)
-    assert view.recipe.start.pictures == (InitImage(shot.sha256),)
-    assert view.recipe.start.mask == hashlib.sha256(await app.picture_store.get(view.recipe.start.mask)).hexdigest()
-    assert (view.recipe.concepts, view.recipe.negative) == ((Concept("a red lamp"),), "fog")
-    assert (view.action, view.parent, view.state) == ("edit", (first.id, 1), "finished")
+    assert view.task.start.pictures == (InitImage(shot.sha256),)
+    assert view.task.start.mask == hashlib.sha256(await app.picture_store.get(view.task.start.mask)).hexdigest()
+    assert (view.task.concepts, view.task.negative) == ((Concept("a red lamp"),), "fog")
+    assert (view.action, view.parent_image, view.state) == ("edit", (first.id, 1), "finished")
     for child, action in (
         (await services.edits.zoom(first.id, 1, 2.0, BOB, here), "zoom"),
         (await services.edits.pan(first.id, 1, "left", BOB, here), "pan"),
     ):
         view = await over(app, child.job, until)
         assert (view.action, view.state) == (action, "finished")
-        assert view.recipe.start.mask is not None
-        assert view.recipe.seed != first.recipe.seed
-        assert (view.recipe.width, view.recipe.height) == (first.recipe.width, first.recipe.height)
+        assert view.task.start.mask is not None
+        assert view.task.seed != first.task.seed
+        assert (view.task.width, view.task.height) == (first.task.width, first.task.height)
     with pytest.raises(UserError, match="Zoom out by"):
         await services.edits.zoom(first.id, 1, 3.0, BOB, here)
     with pytest.raises(UserError):
@@ -153,19 +151,19 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, u
     same = await services.edits.branch(first.id, 1, 20, BOB, here)
     assert same.notes == ()
     view = await over(app, same.job, until)
-    base = msgspec.structs.replace(first.recipe, seed=8, count=1)
-    assert view.recipe == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
-    assert (view.action, view.parent, view.state) == ("branch", (first.id, 1), "finished")
+    base = msgspec.structs.replace(first.task, seed=8, count=1)
+    assert view.task == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
+    assert (view.action, view.parent_image, view.state) == ("branch", (first.id, 1), "finished")
     assert await worker.bus.get_blob(sha, 1 << 20) == await app.picture_store.get(sha)
     near = await services.edits.branch(first.id, 1, 17, BOB, here, text="a red lamp --guidance 5")
     assert near.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
-    recipe = (await services.job_views.load_view(near.job)).recipe
+    recipe = (await services.job_views.load_view(near.job)).task
     assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.fresh) == (
         (Concept("a red lamp"),), 5.0, 10, False
     )  # fmt: skip
     other = await services.edits.branch(first.id, 1, 20, BOB, here, seed=99)
-    recipe = (await services.job_views.load_view(other.job)).recipe
-    assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.recipe.concepts, True)
+    recipe = (await services.job_views.load_view(other.job)).task
+    assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.task.concepts, True)
     with pytest.raises(UserError, match="its sampler cannot be changed"):
         await services.edits.branch(first.id, 1, 20, BOB, here, text="a lamp --sampler euler")
     with pytest.raises(UserError, match="One branch at a time"):
@@ -178,21 +176,21 @@ async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(workplace, unti
     recipes = {}
     for steps, text in ((100, "a lamp --steps 100"), (31, "a lamp --steps 31"), (80, "a lamp --quality 2")):
         branch = await services.edits.branch(first.id, 1, 20, BOB, here, text=text)
-        recipes[steps] = (await services.job_views.load_view(branch.job)).recipe
+        recipes[steps] = (await services.job_views.load_view(branch.job)).task
         start = recipes[steps].start
-        assert (recipes[steps].steps, start.rung, start.left, start.fresh) == (steps, 20, 20, False)
-        assert (recipes[steps].first, recipes[steps].last) == (-(-20 * steps // 40), steps)
+        assert (recipes[steps].steps, start.rung, start.keyframe_step, start.fresh) == (steps, 20, 20, False)
+        assert (recipes[steps].first_step, recipes[steps].end_step) == (-(-20 * steps // 40), steps)
     assert estimate_cost(recipes[100], warm) > estimate_cost(recipes[80], warm) > estimate_cost(recipes[31], warm)
     assert (
         await services.job_views.load_view((await services.edits.branch(first.id, 1, 20, BOB, here, steps=40)).job)
-    ).recipe.start.rung is None
+    ).task.start.rung is None
     with pytest.raises(UserError, match="Of 1 steps none is left from step 20 of 40 on"):
         await services.edits.branch(first.id, 1, 20, BOB, here, steps=1)
 
 
 async def test_a_stopped_job_can_go_on_to_its_end(workplace, until, ann, here):
     app, _, first = await finished(workplace, until, ann, here, "a lamp --seed 7 --steps 40 --stop 50")
-    assert (first.recipe.until, first.recipe.last) == (0.5, 20)
+    assert (first.task.until, first.task.end_step) == (0.5, 20)
     on = await app.services.edits.branch(first.id, 1, 40, BOB, here)
-    recipe = (await over(app, on.job, until)).recipe
-    assert (recipe.start.step, recipe.until, recipe.last) == (20, 1.0, 40)
+    recipe = (await over(app, on.job, until)).task
+    assert (recipe.start.step, recipe.until, recipe.end_step) == (20, 1.0, 40)

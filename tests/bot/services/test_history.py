@@ -20,7 +20,7 @@ async def imagine(app, member, text="a lamp", place=None) -> str:
 
 
 def job_ids(page) -> list[str]:
-    return [entry.view.id for entry in page.kept]
+    return [entry.view.id for entry in page.entries]
 
 
 async def test_pages_list_a_members_own_jobs_from_every_server_newest_first(workplace, ann):

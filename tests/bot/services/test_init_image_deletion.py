@@ -49,7 +49,9 @@ async def derive_jobs(house, first, until, here):
         "zoom": await services.edits.zoom(first.id, 1, 2.0, BOB, here),
         "pan": await services.edits.pan(first.id, 1, "left", BOB, here),
         "branch": await services.edits.branch(first.id, 1, 20, EVE, here),
-        "shots": (await services.jobs.imagine("a cat", EVE, here, bring=InitImages((JobImageRef(first.id, 1),))))[0],
+        "shots": (await services.jobs.imagine("a cat", EVE, here, init_images=InitImages((JobImageRef(first.id, 1),))))[
+            0
+        ],
     }
     views = {name: await over(house, ticket.job, until) for name, ticket in tickets.items()}
     again = await services.variations.reroll(views["zoom"].id, EVE, here)
@@ -94,7 +96,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     assert not files & kept()
     await assert_all_refused(house, views, here, INIT_IMAGE_GONE, 404)
     for view in (*views.values(), independent):
-        assert len(await house.services.gallery.read_all_for_members(view.id)) == view.recipe.count
+        assert len(await house.services.gallery.read_all_for_members(view.id)) == view.task.count
     assert await house.services.variations.reroll(independent.id, BOB, here), "the edit is an independent picture"
     await house.services.edits.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
 
@@ -111,7 +113,7 @@ async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
     assert not await contents(house, again.id, "input")
     await house.services.moderation.delete_pictures(first.id, ann)
     await until(lambda: not canvas & kept())
-    assert len(await house.services.gallery.read_all_for_members(again.id)) == again.recipe.count
+    assert len(await house.services.gallery.read_all_for_members(again.id)) == again.task.count
 
 
 async def test_deletion_by_age_leaves_derived_jobs_whole(workplace, until, ann, here, kept):
@@ -130,8 +132,8 @@ async def test_deletion_by_age_leaves_derived_jobs_whole(workplace, until, ann, 
 async def test_an_uploaded_init_image_belongs_to_its_uploader(workplace, until, ann, here, kept):
     house, _, _ = await start_finished_job(workplace, until, ann, here)
     services, bring = house.services, InitImages((png(32, 32),))
-    (mine,) = await services.jobs.imagine("", ann, here, bring=bring)
-    (hers,) = await services.jobs.imagine("", EVE, here, bring=bring)
+    (mine,) = await services.jobs.imagine("", ann, here, init_images=bring)
+    (hers,) = await services.jobs.imagine("", EVE, here, init_images=bring)
     views = [await over(house, ticket.job, until) for ticket in (mine, hers)]
     varied = [(await services.variations.vary(view.id, 0, BOB, here)).job for view in views]
     for job in varied:
@@ -181,7 +183,7 @@ async def test_a_deletion_during_the_request_wins(workplace, until, ann, here, w
     ask = house.services.edits.zoom(first.id, 0, 2.0, BOB, here)
     if way == "shots":
         ask.close()
-        ask = house.services.jobs.imagine("a cat", BOB, here, bring=InitImages((JobImageRef(first.id, 0),)))
+        ask = house.services.jobs.imagine("a cat", BOB, here, init_images=InitImages((JobImageRef(first.id, 0),)))
     with pytest.raises(UserError, match=INIT_IMAGE_GONE):
         await ask
 
@@ -189,8 +191,15 @@ async def test_a_deletion_during_the_request_wins(workplace, until, ann, here, w
 async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(workplace, until, ann, here):
     house, _, first = await start_finished_job(workplace, until, ann, here)
     other = await contents(house, first.id, "image")
-    assert await house.store.read(run_with_ledger, ann, 1.0, lambda ledger: ledger.gone(None, sorted(other))) is False
+    assert (
+        await house.store.read(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
+        is False
+    )
     await house.store.write(deletion_steps.mark_deleted, [first.id], (ann.id, "Ann"), 1.0)
     for parent, names in ((None, sorted(other)), (first.id, ["0" * 64])):
-        assert await house.store.read(run_with_ledger, ann, 1.0, lambda ledger, p=parent, n=names: ledger.gone(p, n))
-    assert not await house.store.read(run_with_ledger, ann, 1.0, lambda ledger: ledger.gone(None, ["0" * 64]))
+        assert await house.store.read(
+            run_with_ledger, ann, 1.0, lambda ledger, p=parent, n=names: ledger.is_input_deleted(p, n)
+        )
+    assert not await house.store.read(
+        run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ["0" * 64])
+    )

@@ -116,8 +116,8 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     tickets = await services.jobs.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
     assert len(tickets) == 2
     views = await wait_for_end(app, [one.job for one in tickets], until)
-    assert [view.recipe.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
-    assert [(view.recipe.count, view.recipe.seed) for view in views] == [(4, 7), (2, 7)]
+    assert [view.task.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
+    assert [(view.task.count, view.task.seed) for view in views] == [(4, 7), (2, 7)]
     assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
     films = [await services.gallery.render_walk(view.id) for view in views]
     assert films[0] == films[1]
@@ -127,7 +127,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
 
     (other,) = await services.jobs.imagine("a fox --steps 20", ann, here)
     (view,) = await wait_for_end(app, [other.job], until)
-    assert not view.walk
+    assert not view.ends_interpolation
     with pytest.raises(UserError, match="no film of a walk"):
         await services.gallery.render_walk(view.id)
     with pytest.raises(UserError, match="A walk begins with a prompt of its own"):
@@ -250,8 +250,8 @@ async def test_an_interpolation_between_pictures_goes_through_each(workplace, un
         await services.variations.interpolate_pictures(last.job, BOB, here)
     tickets = await services.variations.interpolate_pictures(grid.id, BOB, here)
     views = await wait_for_end(app, [one.job for one in tickets], until)
-    assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
-    images = [recipe_for_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
+    assert [(view.action, view.parent_image) for view in views] == [("walk", (grid.id, 0))] * 4
+    images = [recipe_for_image(view.task, image) for view in views for image in range(view.task.count)]
     assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
     assert len(images) == 13
     assert sum(view.walk for view in views) == 1

@@ -50,7 +50,7 @@ async def test_a_prompt_becomes_pictures_and_a_film(workplace, until, ann, here)
     view = await _wait_for_end(app.services, ticket.job, until)
     assert (view.state, view.seconds, view.ms_per_step) == ("finished", 1.5, 2.0)
     assert [shot.index for shot in view.pictures] == [0, 1, 2, 3]
-    assert view.ladders == (0, 1, 2, 3)
+    assert view.ladder_images == (0, 1, 2, 3)
     assert view.cost == pytest.approx(ticket.cost / 2)
     assert (await app.services.gallery.read_picture(ticket.job, 3)).startswith(b"\x89PNG")
     assert (await app.services.gallery.render_film(ticket.job))[8:12] == b"WEBP"
@@ -93,13 +93,13 @@ async def test_a_variation_keeps_the_chain_of_noise_seeds(workplace, until, ann,
     _, job = await _finish_job(app, workplace, until, ann, here)
     first = await app.services.variations.vary(job, 1, BOB, here)
     view = await _wait_for_end(app.services, first.job, until)
-    assert view.recipe.lineage == (NoiseAncestor(seed=7, index=1, strength=VARIATION_STRENGTHS["subtle"]),)
-    assert view.recipe.seed == first.seed != 7
-    assert (view.parent, view.action, view.member_id) == ((job, 1), "vary", BOB.id)
+    assert view.task.lineage == (NoiseAncestor(seed=7, index=1, strength=VARIATION_STRENGTHS["subtle"]),)
+    assert view.task.seed == first.seed != 7
+    assert (view.parent_image, view.action, view.member_id) == ((job, 1), "vary", BOB.id)
     second = await app.services.job_views.load_view(
         (await app.services.variations.vary(first.job, 0, ann, here, strength=0.5)).job
     )
-    assert second.task.lineage == (*view.recipe.lineage, NoiseAncestor(seed=first.seed, index=0, strength=0.5))
+    assert second.task.lineage == (*view.task.lineage, NoiseAncestor(seed=first.seed, index=0, strength=0.5))
     with pytest.raises(UserError) as caught:
         await app.services.variations.vary(job, 2, ann, here)
     assert caught.value.status == 404
@@ -129,7 +129,11 @@ async def test_an_upscale_is_a_job_whose_source_the_worker_can_fetch(workplace, 
     assert await worker.bus.get_blob(source.sha256, 10**6) == await app.services.gallery.read_picture(job, 1)
     worker.go.set()
     view = await _wait_for_end(app.services, ticket.job, until)
-    assert (view.state, view.recipe, view.parent) == ("finished", UpscaleTask(source=source.sha256, factor=4), (job, 1))
+    assert (view.state, view.task, view.parent_image) == (
+        "finished",
+        UpscaleTask(source=source.sha256, factor=4),
+        (job, 1),
+    )
     assert view.pictures[0].width == 256
     with pytest.raises(UserError):
         await app.services.variations.reroll(ticket.job, ann, here)
@@ -337,7 +341,7 @@ async def test_finished_pictures_may_be_a_multiple_of_the_recipe_size(workplace,
     (ticket,) = await app.services.jobs.imagine("a lamp --seed 7", ann, here)
     view = await _wait_for_end(app.services, ticket.job, until)
     assert [(one.width, one.height) for one in view.pictures] == [(256, 256)] * 4
-    assert (view.enlargement, view.recipe.width, view.recipe.height) == (4, 64, 64)
+    assert (view.enlargement, view.task.width, view.task.height) == (4, 64, 64)
     composed = await asyncio.to_thread(grid.compose, await app.services.gallery.read_all_for_members(ticket.job))
     with Image.open(io.BytesIO(composed)) as sheet:
         assert sheet.size == (512 + GAP, 512 + GAP)
@@ -359,7 +363,7 @@ async def test_an_upscale_names_the_method_that_was_used(workplace, until, ann, 
         worker.method = method
         ticket = await app.services.variations.upscale(job, 0, ann, here)
         assert ticket.sampler == "gan"
-        assert (await _wait_for_end(app.services, ticket.job, until)).recipe.method == method
+        assert (await _wait_for_end(app.services, ticket.job, until)).task.method == method
 
 
 def test_an_upscale_takes_the_largest_factor_that_fits():

@@ -303,7 +303,7 @@ async def test_members_can_delete_while_the_picture_store_is_away(workplace, unt
         raise OSError("the bucket is away")
 
     with monkeypatch.context() as outage:
-        outage.setattr(app.picture_store, "drop", fail)
+        outage.setattr(app.picture_store, "delete", fail)
         await app.services.moderation.delete_pictures(job, ann)
     assert (await refusal_of(app.services.gallery.read_picture(job, 0))).sentence == PICTURES_DELETED
     await app.services.moderation.delete_pictures(later, ann)
@@ -448,4 +448,4 @@ async def test_a_decision_about_a_held_picture_closes_its_incident(store):
         incidents.write_incident, "g", "held", "m", "M", "Picture 2 was flagged by the picture check.", 1.0, "j"
     )
     await store.write(incidents.close_held_incident, "j", "Picture 1 ", 2.0)
-    assert [one.said[:9] for one in await store.read(incidents.list_incidents, "g", 9, waiting=True)] == ["Picture 2"]
+    assert [one.said[:9] for one in await store.read(incidents.list_incidents, "g", 9, open_only=True)] == ["Picture 2"]

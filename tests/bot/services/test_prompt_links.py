@@ -61,12 +61,12 @@ async def test_a_discord_link_is_fetched_and_becomes_the_init_image(
         return web.Response(body=b"<html>" if request.path == "/page" else png(64, 64))
 
     async with discord(answer, certificate, free_port) as (session, resolver, _):
-        house = await workplace.house(outside=partial(image_links.fetch_file, session))
+        house = await workplace.house(fetch_upload=partial(image_links.fetch_file, session))
         await workplace.worker()
         (ticket,) = await house.services.jobs.imagine(f"{ATTACHED} a lamp --iw 1", ann, here, suffix="at night")
         view = await over(house, ticket.job, until)
         assert (view.state, view.action, view.prompt) == ("finished", "imagine", "a lamp at night --iw 1")
-        assert (view.recipe.start.strength, len(view.recipe.start.pictures)) == (0.6, 1)
+        assert (view.task.start.strength, len(view.task.start.pictures)) == (0.6, 1)
         (ticket,) = await house.services.jobs.imagine(ATTACHED, ann, here, suffix="at night")
         assert (await house.services.job_views.load_view(ticket.job)).task.guidance == 1, (
             "without a prompt there is no suffix"
@@ -84,7 +84,7 @@ async def test_links_to_the_pages_own_pictures_are_found_by_job_and_never_fetche
     async def outside(url: str, most: int) -> bytes:
         raise AssertionError(url)
 
-    house = await workplace.house(outside=outside)
+    house = await workplace.house(fetch_upload=outside)
     await workplace.worker()
     house.services.page_addresses.add(PAGE)
 

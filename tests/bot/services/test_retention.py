@@ -83,7 +83,7 @@ async def test_old_jobs_are_deleted_with_everything_they_own(store, pictures, tm
 
 async def test_jobs_that_someone_may_still_need_stay(store, pictures):
     liked, shown, reported, parent, free = [
-        await finished(store, pictures, draft(at=OLD, place=Destination(kind, {})))
+        await finished(store, pictures, draft(at=OLD, destination=Destination(kind, {})))
         for kind in ("web", "discord", "web", "web", "web")
     ]
     await store.write(preferences.toggle_favourite, "local:bob", liked, 0, OLD)
@@ -92,7 +92,7 @@ async def test_jobs_that_someone_may_still_need_stay(store, pictures):
     await build_retention(store, pictures, days=30, room=1).sweep()
     assert await job_ids(store) == {liked, shown, reported, parent, waiting}, "only the unneeded job is deleted"
     assert free not in await job_ids(store)
-    for number in [one.number for one in await store.read(incidents.list_incidents, "local", 9, waiting=True)]:
+    for number in [one.number for one in await store.read(incidents.list_incidents, "local", 9, open_only=True)]:
         await store.write(incidents.close_incident, "local", number, ("local:mod", "Mo"), NOW)
     await build_retention(store, pictures, days=30).sweep()
     assert await job_ids(store) == {liked, shown, parent, waiting}

@@ -36,7 +36,7 @@ async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(wor
     ticket = await house.services.variations.reproduce(first.id, BOB, here, key="one")
     assert ticket.notes == (NOT_EXACT,)
     again = await house.services.job_views.load_view(ticket.job)
-    assert again.recipe == pin_batch_shape(first.recipe)
+    assert again.task == pin_batch_shape(first.task)
     assert (again.action, again.parent, again.prompt) == ("reproduce", (first.id, 0), first.prompt)
     assert (await house.services.variations.reproduce(first.id, BOB, here, key="one")).job == ticket.job
     third = await house.services.variations.reproduce(ticket.job, BOB, here)
@@ -50,13 +50,13 @@ async def test_a_remix_uses_another_prompt_with_the_same_noise(workplace, until,
     house, first = await start_finished_job(workplace, until, ann, here)
     (ticket,) = await house.services.variations.remix(first.id, None, "a blue lamp", BOB, here)
     view = await house.services.job_views.load_view(ticket.job)
-    assert view.recipe == msgspec.structs.replace(first.recipe, concepts=(Concept("a blue lamp"),))
-    assert (view.action, view.parent, view.prompt) == ("remix", (first.id, 0), "a blue lamp")
+    assert view.task == msgspec.structs.replace(first.task, concepts=(Concept("a blue lamp"),))
+    assert (view.action, view.parent_image, view.prompt) == ("remix", (first.id, 0), "a blue lamp")
     assert ticket.notes == ()
     (plain,) = await house.services.variations.remix(
         first.id, None, "a blue lamp --steps 12 --ar 2:1", BOB, here, negative=""
     )
-    recipe = (await house.services.job_views.load_view(plain.job)).recipe
+    recipe = (await house.services.job_views.load_view(plain.job)).task
     assert (recipe.negative, recipe.steps, recipe.width / recipe.height) == ("", 12, 2)
 
 
@@ -66,10 +66,10 @@ async def test_a_remix_of_one_picture_varies_it_and_a_reroll_uses_new_noise(work
         first.id, 1, "a blue lamp", BOB, here, strength=VARIATION_STRENGTHS["strong"]
     )
     view = await house.services.job_views.load_view(ticket.job)
-    assert view.recipe.lineage == (NoiseAncestor(seed=7, index=1, strength=0.6),)
-    assert view.parent == (first.id, 1)
+    assert view.task.lineage == (NoiseAncestor(seed=7, index=1, strength=0.6),)
+    assert view.parent_image == (first.id, 1)
     (reroll,) = await house.services.variations.remix(first.id, None, "a blue lamp", BOB, here, strength=1)
-    recipe = (await house.services.job_views.load_view(reroll.job)).recipe
+    recipe = (await house.services.job_views.load_view(reroll.job)).task
     assert recipe.seed != 7
     assert recipe.lineage == ()
     enlarged = await wait_for_end(house, (await house.services.variations.upscale(first.id, 1, ann, here)).job, until)
@@ -100,7 +100,7 @@ async def test_a_remix_of_an_exact_job_is_exact(workplace, until, ann, here):
     from bot.prompt import parse
     from bot.queue.model_catalog import SHIPPED_MODEL
 
-    exact = pin_batch_shape(first.recipe)
+    exact = pin_batch_shape(first.task)
     assert exact.bucket == 4
     (request,) = parse("a lamp:: a table:: a cat:: a dog", None).prompts
     assert remix_recipe(exact, request, SHIPPED_MODEL).bucket == 16

@@ -39,7 +39,7 @@ COST = 10.0
 def draft(member: Member, **more: Any) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE, "member": member,
-        "place": Destination("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST,
+        "destination": Destination("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST,
         "created": NOW, "deadline": NOW + 3600,
     }  # fmt: skip
     return NewJob(**(values | more))

@@ -15,7 +15,7 @@ from shared.stored_jobs import asked, draft
 @pytest.mark.asyncio
 async def test_an_error_shows_neither_prompts_nor_tokens(tmp_path: Path) -> None:
     store = await Store.open(f"sqlite:///{tmp_path / 'darkroom.sqlite'}")
-    one = draft("a-secret-member", place=Destination("discord", {"token": "a-secret-token"}))
+    one = draft("a-secret-member", destination=Destination("discord", {"token": "a-secret-token"}))
     await asked(store, one)
     with pytest.raises(IntegrityError) as caught:
         await asked(store, one)

@@ -39,7 +39,7 @@ EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: Any) -> NewJob:
     values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": ("a note",), "task": RECIPE,
-        "member": Member(user, user, guild, tier), "place": Destination("web", {"message": "1"}), "pool": "default",
+        "member": Member(user, user, guild, tier), "destination": Destination("web", {"message": "1"}), "pool": "default",
         "model": "embedded", "cost": cost, "created": 1000.0, "deadline": 2000.0,
     }  # fmt: skip
     return NewJob(**(values | more))
@@ -111,7 +111,7 @@ async def test_twenty_requests_at_once_with_one_key_make_one_job(store):
 @pytest.mark.asyncio
 async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothing(store):
     def decide(drafts, ledger):
-        check_job_count(3, 4, ledger.usage("member everywhere"), 1000.0)
+        check_job_count(3, 4, ledger.get_usage("member everywhere"), 1000.0)
         return drafts
 
     async def ask():
@@ -453,7 +453,7 @@ async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
 
 @pytest.mark.asyncio
 async def test_destinations_are_merged_and_deliveries_end(store):
-    one, two = await queue_jobs(store, draft(), draft(place=Destination("discord", {"token": "t"})))
+    one, two = await queue_jobs(store, draft(), draft(destination=Destination("discord", {"token": "t"})))
     await store.write(destinations.update_destination, two, {"message": "9", "token": "u"})
     assert await store.read(destinations.list_undelivered, "discord") == [], "a waiting job has nothing to deliver"
     for _ in range(2):

@@ -23,7 +23,7 @@ def row_labels(row: button_layout.ButtonRow) -> list[str]:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_grid_has_u_and_v_for_each_picture_and_the_common_buttons(count: int) -> None:
-    ups, varies, others = button_layout.build_finished_rows(a_view(count=count, ladders=tuple(range(count))))
+    ups, varies, others = button_layout.build_finished_rows(a_view(count=count, ladder_images=tuple(range(count))))
     assert row_labels(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
     assert [button.custom_id for button in varies] == [*(f"vary:{JOB}:{n}" for n in range(count)), f"more:{JOB}"]
     assert row_labels(others) == ["Remix", "Film", "Walk", "🚩", "🗑️"]
@@ -37,7 +37,7 @@ def test_a_single_picture_has_a_favourite_button() -> None:
 
 def test_an_upscale_has_every_button_that_edits_it() -> None:
     shots = (PictureRef(0, "0" * 64, 256, 256),)
-    view = a_view(recipe=UpscaleTask(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=shots)
+    view = a_view(task=UpscaleTask(source="0" * 64), action="upscale", parent_image=(PARENT, 2), pictures=shots)
     varies, pans, seldom, others = button_layout.build_finished_rows(view)
     presses = ("subtle", "strong", "zoomsome", "zoomtwice", "branch")
     assert [button.custom_id for button in varies] == [f"{press}:{JOB}:0" for press in presses]
@@ -70,7 +70,7 @@ def test_a_job_that_only_its_author_sees_has_no_report_button(alone: dict[str, A
 
 def test_with_every_picture_held_there_are_at_most_five_rows_of_five() -> None:
     shots = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
-    found = button_layout.build_finished_rows(a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3)))
+    found = button_layout.build_finished_rows(a_view(needs_check=True, pictures=shots, ladder_images=(0, 1, 2, 3)))
     assert len(found) == 5
     assert all(1 <= len(row) <= 5 for row in found)
     ids = [button.custom_id for row in found for button in row]

@@ -50,7 +50,7 @@ def test_parameters_name_loras_and_the_guidance_interval_as_other_tools_do() -> 
     recipe = msgspec.structs.replace(
         RECIPE, loras=loras, guidance_start=0.2, guidance_stop=0.8, sampler="dpmpp_2m_karras"
     )
-    words, _, fields = render_parameters(make_view(recipe=recipe)).split("\n")
+    words, _, fields = render_parameters(make_view(task=recipe)).split("\n")
     assert words == "terrier, looking up blue::-0.5 <lora:style:0.8> <lora:x:1>"
     assert "Sampler: DPM++ 2M Karras" in fields
     assert fields.endswith("Guidance interval: 0.2-0.8")
@@ -71,7 +71,7 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
         guidance_start=0.25, loras=(Lora("ink", 0.5), Lora("paper")),
     )  # fmt: skip
     for recipe in (RECIPE, varied, added):
-        *words, fields = render_parameters(make_view(recipe=recipe)).split("\n")
+        *words, fields = render_parameters(make_view(task=recipe)).split("\n")
         *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
@@ -126,7 +126,9 @@ def test_details_stay_within_limits_and_text_from_members_does_no_harm(prompt: s
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("concepts", "negative")},
         concepts=(Concept(text=prompt or "x"),), negative=other,
     )  # fmt: skip
-    view = make_view(prompt=prompt, member_name=other[:100], reason=other, notes=(other,) * 6, why=other, recipe=recipe)
+    view = make_view(
+        prompt=prompt, member_name=other[:100], reason=other, notes=(other,) * 6, wait_reason=other, task=recipe
+    )
     text = render_details(view, NOW)
     assert len(text) <= 2000
     assert text.count("```") in (0, 2)
@@ -142,7 +144,7 @@ def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Hi
     words = "*" * 600
     kept = tuple(
         HistoryEntry(
-            make_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, why=words, reason=words, state="failed"),
+            make_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, wait_reason=words, reason=words, state="failed"),
             Destination("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}), words, (0, 1, 2, 3),
         )
         for n in range(jobs)
@@ -168,7 +170,7 @@ async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
 def test_a_jobs_label_says_how_far_it_is() -> None:
     assert job_label(make_view(), now=NOW + 61) == "terrier, looking up --seed 7 · 1 min 1 s ago"
     assert job_label(make_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
-    assert job_label(make_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
+    assert job_label(make_view(state="queued", jobs_ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
     assert job_label(make_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
     assert job_label(make_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
         "moderators may cancel it"

@@ -66,7 +66,7 @@ def test_the_first_answer_names_the_queue_place_and_the_eta() -> None:
 
 
 def test_the_first_answer_says_that_no_worker_is_online() -> None:
-    card = job_cards.render_accepted(make_ticket(worker=False, eta=None), "Alice", NOW)
+    card = job_cards.render_accepted(make_ticket(has_worker=False, eta=None), "Alice", NOW)
     assert "No worker is online" in card.content
     assert "starts when one comes" in card.content
 
@@ -117,15 +117,15 @@ def test_a_card_says_where_its_job_comes_from() -> None:
         "remix": "· Alice · remixed", "reproduce": "· Alice · made once more", "upscale": "· Alice · picture 3",
     }  # fmt: skip
     for action, ends in endings.items():
-        head = job_cards.render_ended(a_view(action=action, parent=(PARENT, 2))).content.split("\n")[0]
+        head = job_cards.render_ended(a_view(action=action, parent_image=(PARENT, 2))).content.split("\n")[0]
         assert head.endswith(ends)
 
 
 def test_an_upscale_names_its_method() -> None:
     view = a_view(
-        recipe=UpscaleTask(source="0" * 64),
+        task=UpscaleTask(source="0" * 64),
         action="upscale",
-        parent=(PARENT, 2),
+        parent_image=(PARENT, 2),
         pictures=(PictureRef(0, "0" * 64, 256, 256),),
     )
     card = job_cards.render_ended(view)
@@ -144,7 +144,7 @@ def test_upscaled_finals_say_so_beside_the_size_of_their_recipe() -> None:
 def test_the_queue_gives_reasons_and_never_overflows() -> None:
     assert "starts at once" in job_cards.render_queue([], NOW)
     running = a_view(state="running", step=500, eta=10.0)
-    waiting = a_view(state="queued", ahead=1, eta=50.0, why="Bob has had less of the machine today")
+    waiting = a_view(state="queued", jobs_ahead=1, eta=50.0, wait_reason="Bob has had less of the machine today")
     text = job_cards.render_queue([running, waiting], NOW)
     assert "50 %" in text
     assert "Bob has had less" in text

@@ -39,7 +39,7 @@ words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)
 @given(words, words, st.sampled_from(sorted(FORM_TITLES)), st.sampled_from([None, 0, 3]))
 def test_a_remix_form_is_within_discords_limits(prompt: str, negative: str, how: Any, index: int | None) -> None:
     recipe = a_recipe(4)
-    view = a_view(prompt=prompt, recipe=type(recipe)(**{**fields_of(recipe), "negative": negative[:2000]}))
+    view = a_view(prompt=prompt, task=type(recipe)(**{**fields_of(recipe), "negative": negative[:2000]}))
     modal = build_remix_form(view, how, index).to_dict()
     validate_modal(modal)
     assert len(modal["title"]) <= 45
@@ -85,8 +85,8 @@ async def test_every_form_and_card_fits_discords_openapi_schema() -> None:
         validate_modal(modal.to_dict())
         judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
     shots = tuple(PictureRef(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
-    several = a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3), prompt=NASTY)
-    upscale = a_view(recipe=UpscaleTask(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
+    several = a_view(needs_check=True, pictures=shots, ladder_images=(0, 1, 2, 3), prompt=NASTY)
+    upscale = a_view(task=UpscaleTask(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
     found = [
         job_cards.render_ended(several),
         job_cards.render_ended(upscale),
