@@ -41,10 +41,19 @@ def database() -> Iterator[Connection]:
 
 def add_job(connection: Connection, user: str, now: float, tier: str = "standard", **more: Any) -> str:
     values: dict[str, Any] = {
-        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE,
-        "member": Member(user, user, more.pop("guild", "g"), tier), "destination": Destination("web", {}), "pool": "default",
-        "model": "embedded", "cost": SECONDS, "created": now, "deadline": 10.0**9,
-    }  # fmt: skip
+        "id": str(ULID()),
+        "action": "imagine",
+        "prompt": "a lamp",
+        "notes": (),
+        "task": RECIPE,
+        "member": Member(user, user, more.pop("guild", "g"), tier),
+        "destination": Destination("web", {}),
+        "pool": "default",
+        "model": "embedded",
+        "cost": SECONDS,
+        "created": now,
+        "deadline": 10.0**9,
+    }
     (record,) = job_transitions.insert_jobs(connection, [NewJob(**(values | more))], None, {"meagre": 0.001})
     return record.id
 

@@ -40,10 +40,19 @@ SHORT = Timeouts(connect=1.0, lock=0.3, statement=1.0, commit_check=20.0)
 
 def draft(user: str = "ann", **more: Any) -> NewJob:
     values: dict[str, Any] = {
-        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE,
-        "member": Member(user, user, "g"), "destination": Destination("web", {}), "pool": "default", "model": "embedded",
-        "cost": 1.0, "created": 1000.0, "deadline": 2000.0,
-    }  # fmt: skip
+        "id": str(ULID()),
+        "action": "imagine",
+        "prompt": "a lamp",
+        "notes": (),
+        "task": RECIPE,
+        "member": Member(user, user, "g"),
+        "destination": Destination("web", {}),
+        "pool": "default",
+        "model": "embedded",
+        "cost": 1.0,
+        "created": 1000.0,
+        "deadline": 2000.0,
+    }
     return NewJob(**(values | more))
 
 

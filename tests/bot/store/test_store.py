@@ -38,10 +38,19 @@ EVERYTHING = PickRequest("default", ("embedded",), member_limit=10**6)
 
 def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: Any) -> NewJob:
     values: dict[str, Any] = {
-        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": ("a note",), "task": RECIPE,
-        "member": Member(user, user, guild, tier), "destination": Destination("web", {"message": "1"}), "pool": "default",
-        "model": "embedded", "cost": cost, "created": 1000.0, "deadline": 2000.0,
-    }  # fmt: skip
+        "id": str(ULID()),
+        "action": "imagine",
+        "prompt": "a lamp",
+        "notes": ("a note",),
+        "task": RECIPE,
+        "member": Member(user, user, guild, tier),
+        "destination": Destination("web", {"message": "1"}),
+        "pool": "default",
+        "model": "embedded",
+        "cost": cost,
+        "created": 1000.0,
+        "deadline": 2000.0,
+    }
     return NewJob(**(values | more))
 
 

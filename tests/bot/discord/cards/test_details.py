@@ -144,11 +144,15 @@ def make_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Hi
     words = "*" * 600
     kept = tuple(
         HistoryEntry(
-            make_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, wait_reason=words, reason=words, state="failed"),
-            Destination("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}), words, (0, 1, 2, 3),
+            make_view(
+                id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, wait_reason=words, reason=words, state="failed"
+            ),
+            Destination("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}),
+            words,
+            (0, 1, 2, 3),
         )
         for n in range(jobs)
-    )  # fmt: skip
+    )
     return HistoryPage(kept, which, number, of, jobs)
 
 
