@@ -24,6 +24,10 @@ EXIT_BAD_SETTING, EXIT_STUCK = 2, 70
 # machine; no spinning makes it 1.5 times slower on a quiet one.
 GOMP_SPIN_COUNT = "20000"
 
+PictureCheckOption = Annotated[
+    Path | None,
+    typer.Option("--picture-check", "--check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."),
+]
 OffloadOption = Annotated[
     bool,
     typer.Option("--offload", help="On a GPU: keep text encoders in host memory, and on the GPU only while they run."),
@@ -60,12 +64,7 @@ def serve(
     pool: Annotated[list[str] | None, typer.Option(help="A pool to serve; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for calibrations; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
-    check: Annotated[
-        Path | None,
-        typer.Option(
-            "--picture-check", "--check", help="A folder with an image classifier; else DARKROOM_PICTURE_CHECK."
-        ),
-    ] = None,
+    check: PictureCheckOption = None,
     upscaler: Annotated[
         Path | None,
         typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),

@@ -165,10 +165,10 @@ def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
         await (await Store.open(load_settings(data=tmp_path).database)).close()
 
     asyncio.run(create_store())
-    flag_aliases.option("mine", "--ar 3:2 --count 2", data=tmp_path)
-    flag_aliases.option("warm", "warm", data=tmp_path)
-    flag_aliases.option(data=tmp_path)
-    flag_aliases.option("warm", delete=True, data=tmp_path)
+    flag_aliases.flag_alias("mine", "--ar 3:2 --count 2", data=tmp_path)
+    flag_aliases.flag_alias("warm", "warm", data=tmp_path)
+    flag_aliases.flag_alias(data=tmp_path)
+    flag_aliases.flag_alias("warm", delete=True, data=tmp_path)
     mine, warm = "--mine  --ar 3:2 --count 2", "--warm  warm"
     assert capsys.readouterr().out.splitlines() == [mine, warm, mine, warm, "--warm is deleted."]
     aliases = flag_aliases.load_aliases("{a fox} --mine", load_settings(data=tmp_path))
@@ -176,4 +176,4 @@ def test_the_terminal_has_its_own_aliases(tmp_path, capsys):
     assert (wish.prompt, count, notes) == ("a fox --ar 3:2 --count 2", 2, ["--mine stands for “--ar 3:2 --count 2”."])
     assert flag_aliases.load_aliases("a fox --mine", load_settings(data=tmp_path / "nowhere")) == {}
     with pytest.raises(UserError, match="A name goes with"):
-        flag_aliases.option("mine", data=tmp_path)
+        flag_aliases.flag_alias("mine", data=tmp_path)

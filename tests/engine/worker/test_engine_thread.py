@@ -54,7 +54,7 @@ def start_thread(engine: Engine, cores: CoreTurns) -> EngineThread:
 async def test_only_computing_calls_between_steps_wait_for_a_decode(affine: Any) -> None:
     cores = RecordingCores()
     thread = start_thread(Engine({"affine": affine}), cores)
-    with cores.held(WorkKind.OTHER):
+    with cores.hold(WorkKind.OTHER):
         assert await thread.call(lambda _: cores.now) is WorkKind.OTHER, "a cancel does not wait for a decode"
         encoding = asyncio.create_task(thread.call(lambda _: cores.now, WorkKind.PICTURE))
         await until(lambda: cores.waiting_count)
@@ -73,7 +73,7 @@ def test_a_picture_check_holds_the_cores_during_each_check(job: Make, recipe: Ma
     verdicts = JobVerdicts(lambda picture: holders.append(cores.now) or "passed", cores)  # pyright: ignore[reportArgumentType]
 
     def estimate() -> Image.Image:
-        with cores.held(WorkKind.OTHER):
+        with cores.hold(WorkKind.OTHER):
             return Image.new("RGB", (8, 8))
 
     one = job(recipe(), check=True)
