@@ -45,7 +45,7 @@ async def test_an_envelope_sends_the_pictures_to_the_member_who_reacts(open_worl
 
 async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> None:
     async with open_world() as world:
-        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        await world.client.services.preferences.set_preference(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         (view,) = await world.services.job_views.load_recent()
         await world.until(lambda: world.painter.done)
@@ -84,7 +84,7 @@ async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_on
         running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
         await world.bob.react(running.message, CROSS)
         (view,) = await world.services.job_views.load_recent()
-        assert not view.cancelling
+        assert not view.is_cancelling
         await world.alice.react(running.message, CROSS)
         await world.until(lambda: "ancelled" in world.message(running.id).content)
         world.painter.stand_at = None
@@ -93,7 +93,7 @@ async def test_the_authors_cross_cancels_a_running_job_and_deletes_a_finished_on
         grid = await made(world, seed=7)
         view = (await world.services.job_views.load_recent())[0]
         await world.bob.react(grid, CROSS)
-        assert (await world.services.job_views.load_view(view.id)).deleted is None
+        assert (await world.services.job_views.load_view(view.id)).deleted_at is None
         await world.alice.react(grid, CROSS)
         await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
         with pytest.raises(UserError, match="deleted"):

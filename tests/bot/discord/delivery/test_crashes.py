@@ -108,7 +108,7 @@ async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(
         preference = (
             ("ping", "off") if vanished else ("direct", "on")
         )  # a direct message replaces the deleted one anyway
-        await desk.preferences.prefer(f"discord:{world.alice.id}", *preference)
+        await desk.preferences.set_preference(f"discord:{world.alice.id}", *preference)
         for name in WRITES:
             patch_call(desk.deliveries, name, crash_points, monkeypatch)
         patch_call(FakeHTTPClient, "request", crash_points, monkeypatch)
