@@ -123,13 +123,13 @@ def test_the_gpu_benchmarks_run_on_small_networks(monkeypatch: pytest.MonkeyPatc
 
 
 SHORT_SETTINGS = {
-    suite: {"STEPS": 4, "WAITED": 10, "WAITED_QUICKLY": 10, "LONG": 8},
+    suite: {"STEPS": 4, "PREVIEW_STEPS": 10, "QUICK_PREVIEW_STEPS": 10, "OVERHEAD_STEPS": 8},
     parity: {"STEPS": 2},
     plan_accuracy: {"STEPS": 12},
-    resumption: {"KILLS": 1},
+    resumption: {"KILL_COUNT": 1},
     throughput: {"ROUNDS": 1},
     step_overhead: {"ROUNDS": 1},
-    network_speed: {"ROUNDS": 1, "WARMING": 1},
+    network_speed: {"ROUNDS": 1, "WARMUP_FORWARDS": 1},
 }
 
 
@@ -188,10 +188,10 @@ def test_failed_jobs_give_no_figure(embedded: StableDiffusion, monkeypatch: pyte
 
 
 def test_missing_previews_give_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview_times, "time_engine_previews", lambda family, load, share=0.1: [])
+    monkeypatch.setattr(preview_times, "time_engine_previews", lambda family, load, step_share=0.1: [])
     row = suite.measure_first_preview(embedded, SHORT_LOAD)
     assert (row.figure, row.meets_goal, row.remark) == (None, False, "nothing was measured: 0 of 2")
-    monkeypatch.setattr(preview_times, "time_engine_previews", lambda family, load, share=0.1: [0.1])
+    monkeypatch.setattr(preview_times, "time_engine_previews", lambda family, load, step_share=0.1: [0.1])
     assert not suite.measure_first_preview(embedded, SHORT_LOAD).meets_goal
 
 

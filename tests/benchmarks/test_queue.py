@@ -56,7 +56,12 @@ async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytes
     monkeypatch.setattr(preview_delivery, "QUICK_FRAMES", 12)
     monkeypatch.setattr(admission, "QUICK_SECONDS", 0.5)
     monkeypatch.setattr(admission, "USERS", 10)
-    for name, value in (("LONG", fairness.SHORT_PROMPT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 4.0)):
+    for name, value in (
+        ("LONG_PROMPT", fairness.SHORT_PROMPT),
+        ("FLOOD_JOBS", 20),
+        ("JOBS_PER_USER", 6),
+        ("QUICK_SECONDS", 4.0),
+    ):
         monkeypatch.setattr(fairness, name, value)
     rows = await command.measure(["SQLite"], [part], quick=True, print_line=discard)
     assert rows

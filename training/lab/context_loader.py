@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.contract.rejection import JobRejected
-from engine.models.families.embedded import WEIGHTS_FOLDER
 
 if TYPE_CHECKING:
     from engine.models.family import TokenConditioned
     from training.lab.context import LabContext
 
-DEFAULT_WORDS = WEIGHTS_FOLDER / "words.json"
+DEFAULT_WORDS = Path(__file__).parents[2] / "engine" / "weights" / "words.json"  # --help must not import torch
 MAX_PROMPT_LENGTH = 2000  # of a prompt, as in the bot
 
 

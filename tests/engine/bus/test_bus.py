@@ -286,26 +286,26 @@ async def test_a_renewal_whose_answer_is_lost_keeps_the_claim(join: Any) -> None
 @pytest.mark.asyncio
 async def test_a_claim_is_revoked_even_if_its_worker_renews_it_meanwhile(join: Any, monkeypatch: Any) -> None:
     worker, bot = await join(), await join()
-    claim = await worker.claim(JOB, "one")
+    claim = await worker.claim_job(JOB, "one")
     bucket = bot._claims._bucket
     delete, renewals = bucket.delete, []
 
     async def delete_late(key: str, last: int | None = None) -> bool:
         if not renewals:
-            renewals.append(await worker.renew(claim))
+            renewals.append(await worker.renew_claim(claim))
         return await delete(key, last=last)
 
     monkeypatch.setattr(bucket, "delete", delete_late)
     assert await bot.revoke_claim(JOB, claim.epoch)
     assert renewals == [True]
     assert await bot.get_holder(JOB) is None
-    assert not await worker.renew(claim)
+    assert not await worker.renew_claim(claim)
 
 
 @pytest.mark.asyncio
 async def test_a_late_release_does_not_remove_the_next_holders_claim(join: Any, monkeypatch: Any) -> None:
     worker, bot = await join(), await join()
-    claim = await worker.claim(JOB, "one")
+    claim = await worker.claim_job(JOB, "one")
     bucket = worker._claims._bucket
     delete, next_claims = bucket.delete, []
 
@@ -806,7 +806,7 @@ async def await_in_turn(acts: Iterable[Awaitable[object]]) -> None:
 @pytest.mark.asyncio
 async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_anew(join: Any) -> None:
     first, second, bot = await join(), await join(), await join()
-    old_claim = await first.claim(JOB, "one")
+    old_claim = await first.claim_job(JOB, "one")
     await bot.js.publish(f"$KV.claims.{JOB}", b"\xc1 garbage")
     assert await bot.get_holder(JOB) is None
     claims = await asyncio.gather(
@@ -815,9 +815,9 @@ async def test_an_unreadable_claim_has_no_holder_and_one_worker_claims_the_job_a
     winners = [claim for claim in claims if claim is not None]
     assert len(winners) == 1
     assert winners[0].epoch > old_claim.epoch
-    assert not await first.renew(old_claim)
+    assert not await first.renew_claim(old_claim)
     assert (await bot.get_holder(JOB)).worker == winners[0].worker
     await bot.js.publish(f"$KV.claims.{JOB}", b"")
-    assert not await first.renew(old_claim)  # nor now: another worker has had it since
-    assert not await second.renew(winners[0])
+    assert not await first.renew_claim(old_claim)  # nor now: another worker has had it since
+    assert not await second.renew_claim(winners[0])
     assert await bot.get_holder(JOB) is None

@@ -119,7 +119,7 @@ def draw_with_pipeline(model: Any, job: Job, image: int = 0) -> np.ndarray:
     nothing = None if "XL" in type(pipeline).__name__ else ""
     parameters = inspect.signature(type(pipeline).__call__).parameters
     extra = {name: False for name in ("use_resolution_binning", "clean_caption") if name in parameters}
-    pipeline.scheduler = model.scheduler(task.sampler) or before
+    pipeline.scheduler = model.make_scheduler(task.sampler) or before
     try:
         picture = pipeline(
             prompt=task.concepts[0].text, negative_prompt=task.negative or nothing,
