@@ -44,10 +44,10 @@ jetstream {{ store_dir: "{store}", sync_interval: always, max_file_store: 858993
 CALIBRATE = """
 import sys
 from pathlib import Path
-from engine.calibration import calibrate
-from engine.families.embedded import load_embedded
-from engine.super_resolver import SuperResolver
-calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
+from engine.calibration.calibration import calibrate
+from engine.models.families.embedded import load_embedded
+from engine.upscaling.super_resolver import SuperResolver
+calibrate(load_embedded(resolver=SuperResolver.load(None)), Path(sys.argv[1]))
 """
 
 
