@@ -46,9 +46,9 @@ async def test_a_film_is_public_only_where_its_job_would_be_now(open_world: Any)
         assert not await is_public(there), "other rules may hold there"
         assert await is_public(there, art)
         for setting, value in (("words", "apple"), ("results", "private"), ("check", "on"), ("patterns", "ap+le")):
-            await rules.set(admin(world), "guild", "", setting, value)
+            await rules.set_rule(admin(world), "guild", "", setting, value)
             assert not await is_public(here), setting
-            await rules.unset(admin(world), "guild", "", setting)
+            await rules.unset_rule(admin(world), "guild", "", setting)
         assert await is_public(here)
 
 
@@ -64,11 +64,11 @@ async def test_films_are_deleted_with_their_job(open_world: Any) -> None:
         films = [(await who.slash(world.channel, "film", job=job)).response for who in (world.alice, world.bob)]
         assert message_ids() >= {film.id for film in films}
         assert set(await world.deliveries.list_deliveries(job)) == {"answer"}, "no film is owed"
-        (entry,) = (await world.house.services.history.load_page(f"discord:{world.alice.id}", "all", 1)).kept
-        assert entry.place.where["message"] not in {str(film.id) for film in films}
+        (entry,) = (await world.house.services.history.load_page(f"discord:{world.alice.id}", "all", 1)).entries
+        assert entry.destination.address["message"] not in {str(film.id) for film in films}
         assert "red apple" in text(await world.bob.context_menu(world.channel, "Details", films[0].message))
         await mo.react(films[1].message, "❌")
         await world.until(lambda: message_ids() == set())
         assert await world.deliveries.list_films(job) == []
-        place = (await world.deliveries.list_deliveries(job))["answer"].place
+        place = (await world.deliveries.list_deliveries(job))["answer"].destination
         assert not await world.deliveries.add_film(job, place), "the job was deleted while the film was rendered"

@@ -34,13 +34,13 @@ async def test_imagine_takes_an_init_image_and_a_mask(open_world: Any) -> None:
     async with open_world() as world:
         result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, strength=0.4)
         final = await world.ended(result)
-        start, recipe = (await newest_view(world)).recipe.start, (await newest_view(world)).recipe
+        start, recipe = (await newest_view(world)).task.start, (await newest_view(world)).task
         assert isinstance(start, ImageToImage)
         assert (start.strength, len(start.pictures), start.mask) == (0.4, 1, None)
         assert recipe.width == 2 * recipe.height, "the init image gives the shape"
         assert "More…" in world.labels(final)
         await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, mask=MASK))
-        assert (await newest_view(world)).recipe.start.mask is not None
+        assert (await newest_view(world)).task.start.mask is not None
 
 
 async def test_a_bad_init_image_mask_or_branch_is_refused_ephemerally(open_world: Any) -> None:
@@ -77,7 +77,7 @@ async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> No
         bring = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
         with pytest.raises(UserError, match=r"did not let me download huge\.png"):
             await world.services.jobs.imagine(
-                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), bring=bring
+                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), init_images=bring
             )
 
 
@@ -87,11 +87,11 @@ async def test_urls_in_a_prompt_become_init_images(open_world: Any) -> None:
         world.uploads.more[at] = png(64, 32)
         await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"<{at}> a lamp --iw 1"))
         view = await newest_view(world)
-        assert (view.prompt, view.action, view.recipe.start.strength) == ("a lamp --iw 1", "imagine", 0.6)
-        assert view.recipe.width == 2 * view.recipe.height
+        assert (view.prompt, view.action, view.task.start.strength) == ("a lamp --iw 1", "imagine", 0.6)
+        assert view.task.width == 2 * view.task.height
         await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"{at} a lamp", image=OTHER))
         view = await newest_view(world)
-        assert (view.action, len(view.recipe.start.pictures)) == ("blend", 2)
+        assert (view.action, len(view.task.start.pictures)) == ("blend", 2)
         wrong = await world.alice.slash(world.channel, "imagine", prompt="https://evil.example/a.png a lamp")
         assert wrong.ephemeral
         assert "Only pictures that were uploaded to Discord or here" in text(wrong)
@@ -105,7 +105,7 @@ async def test_blend_takes_weights_and_needs_no_prompt(open_world: Any) -> None:
         assert card.content.startswith("**without a prompt** · alice · blended")
         view = await newest_view(world)
         assert view.action == "blend"
-        assert [one.weight for one in view.recipe.start.pictures] == [3, 1]
+        assert [one.weight for one in view.task.start.pictures] == [3, 1]
         wrong = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3")
         assert "one weight" in text(wrong)
         assert wrong.ephemeral
@@ -122,8 +122,8 @@ async def test_more_under_a_grid_offers_a_menu_for_each_picture(open_world: Any)
         for press, action in (("zoomsome", "zoom"), ("panleft", "pan")):
             card = await world.ended(await world.bob.select(menus.response, [press], custom_id=f"onward:{job}:1"))
             view = await newest_view(world)
-            assert (view.action, view.parent, view.member_name) == (action, (job, 1), "bob")
-            assert view.recipe.start.mask
+            assert (view.action, view.parent_image, view.member_name) == (action, (job, 1), "bob")
+            assert view.task.start.mask
             assert " 2" in card.content
 
 
@@ -133,13 +133,13 @@ async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_wo
             await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, count=1)
         )
         wide = await newest_view(world)
-        assert wide.recipe.width == 2 * wide.recipe.height
+        assert wide.task.width == 2 * wide.task.height
         menus = await world.bob.click(grid, label="More…")
         await world.ended(await world.bob.select(menus.response, ["square"], custom_id=f"onward:{wide.id}:0"))
         view = await newest_view(world)
-        assert (view.action, view.parent) == ("zoom", (wide.id, 0))
-        assert (view.recipe.width, view.recipe.height) == (64, 64)
-        assert view.recipe.start.mask
+        assert (view.action, view.parent_image) == ("zoom", (wide.id, 0))
+        assert (view.task.width, view.task.height) == (64, 64)
+        assert view.task.start.mask
         with pytest.raises(UserError, match="a square already"):
             await world.services.edits.zoom_to_square(
                 view.id, 0, Member("local:ann", "Ann", "local"), Destination("web")
@@ -159,7 +159,7 @@ async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> Non
         with Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as both:
             assert both.width > both.height
         await world.client.services.moderation.delete_pictures(
-            view.parent[0], Member(view.member_id, "alice", view.guild)
+            view.parent_image[0], Member(view.member_id, "alice", view.guild)
         )
         missing = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
         assert "🚫" in said(missing)
@@ -187,9 +187,9 @@ async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
         reply = await world.bob.submit_modal(form, {"mask": SQUARE, "prompt": "a worm", "strength": "0,7"})
         await world.ended(reply)
         view = await newest_view(world)
-        assert (view.action, view.prompt, view.parent) == ("edit", "a worm", (first.id, 0))
-        assert view.recipe.start.strength == 0.7
-        assert view.recipe.start.mask
+        assert (view.action, view.prompt, view.parent_image) == ("edit", "a worm", (first.id, 0))
+        assert view.task.start.strength == 0.7
+        assert view.task.start.mask
 
 
 async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
@@ -208,9 +208,9 @@ async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
         assert fields(form)["prompt"]["value"] == "red apple"
         await world.ended(await world.bob.submit_modal(form, {"prompt": "red apple", "seed": "9", "steps": "60"}))
         view = await newest_view(world)
-        assert (view.action, view.parent, view.prompt) == ("branch", (first.id, 1), "red apple")
-        assert (view.recipe.steps, view.recipe.start.left) == (60, 8)
-        assert (view.recipe.start.fresh, view.recipe.seed) == (True, 9)
+        assert (view.action, view.parent_image, view.prompt) == ("branch", (first.id, 1), "red apple")
+        assert (view.task.steps, view.task.start.left) == (60, 8)
+        assert (view.task.start.fresh, view.task.seed) == (True, 9)
         form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
         wrong = await world.bob.submit_modal(form, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""})
         assert "cannot be changed" in text(wrong)
@@ -229,7 +229,7 @@ async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world:
         form = await world.bob.select(reply.response, [last], custom_id=menu["custom_id"])
         await world.ended(await world.bob.submit_modal(form, {"prompt": fields(form)["prompt"]["value"]}))
         view = await newest_view(world)
-        assert (view.action, view.recipe.start.step, view.recipe.last) == ("branch", int(last), 40)
+        assert (view.action, view.task.start.step, view.task.last) == ("branch", int(last), 40)
 
 
 async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) -> None:
@@ -241,9 +241,9 @@ async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) ->
         for reference, index, step in ((f"{first.id.lower()}/2:12", 1, 12), (first.id, 0, 12), (f"{first.id}:9", 0, 8)):
             await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a pear", branch=reference))
             view = await newest_view(world)
-            assert (view.action, view.prompt, view.parent) == ("branch", "a pear", (first.id, index)), reference
-            assert isinstance(view.recipe.start, Branch)
-            assert view.recipe.start.step == step, reference
+            assert (view.action, view.prompt, view.parent_image) == ("branch", "a pear", (first.id, index)), reference
+            assert isinstance(view.task.start, Branch)
+            assert view.task.start.step == step, reference
 
 
 @pytest.mark.parametrize("count", [1, 2, 11, 12, 13, 47, 200])

@@ -181,9 +181,9 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     here, author = f"discord:{staff.guild.id}", staff.member
     prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
     await staff.slash(author, "imagine", prompt=prompt)
-    await world.client.services.preferences.prefer(f"discord:{author.id}", "results", "private")
+    await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "private")
     await staff.slash(author, "imagine", prompt="secret --count 1 --steps 2")
-    await world.client.services.preferences.prefer(f"discord:{author.id}", "results", "public")
+    await world.client.services.preferences.set_preference(f"discord:{author.id}", "results", "public")
     await world.until(lambda: len(world.painter.done) == count)
     while await world.deliveries.list_undelivered("discord"):
         await world.until(lambda: True)
@@ -216,7 +216,7 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
         in_direct_message(bob, "member"),
         in_direct_message(staff.keeper, "house", "house"),
     )
-    subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.private) for view in views}
+    subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.is_private) for view in views}
     assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
     return Scene(world, staff, actors, subjects)
 
@@ -344,7 +344,7 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
         scene = await set_up(world)
         assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
         public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
-        message_id = (await world.deliveries.answer_destination(public)).where["message"]
+        message_id = (await world.deliveries.answer_destination(public)).address["message"]
         message = next(each for each in scene.staff.channel.history() if str(each.id) == message_id)
         for actor in scene.actors:
             if actor.channel is not scene.staff.channel:

@@ -216,7 +216,7 @@ async def test_members_learn_nothing_of_jobs_in_channels_they_cannot_see(open_wo
         await world.alice.slash(crew, "imagine", prompt="a secret fox")
         await world.until(lambda: not world.painter.going.is_set())
         (view,) = await world.services.job_views.load_recent()
-        assert not view.private
+        assert not view.is_private
         for reader in (world.bob, mo):
             content = (await reader.slash(world.channel, "queue")).response.content
             assert "a private picture" in content
@@ -247,7 +247,7 @@ async def create_alices_member(world: Any) -> Any:
 @pytest.mark.asyncio
 async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> None:
     async with open_world() as world:
-        await world.house.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        await world.house.services.preferences.set_preference(f"discord:{world.alice.id}", "results", "private")
         world.painter.stand_at = 3
         result = await world.alice.slash(world.channel, "imagine", prompt="a secret fox")
         assert result.ephemeral

@@ -63,7 +63,7 @@ def test_the_offered_edits_depend_on_the_pictures_shape_and_parent() -> None:
     )
 
 
-@pytest.mark.parametrize("alone", [{"private": True}, {"guild": "discord:dm:1"}])
+@pytest.mark.parametrize("alone", [{"is_private": True}, {"guild": "discord:dm:1"}])
 def test_a_job_that_only_its_author_sees_has_no_report_button(alone: dict[str, Any]) -> None:
     assert "🚩" not in [each for row in button_layout.build_finished_rows(a_view(**alone)) for each in row_labels(row)]
 

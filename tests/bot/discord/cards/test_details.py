@@ -72,7 +72,7 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     )  # fmt: skip
     for recipe in (RECIPE, varied, added):
         *words, fields = render_parameters(make_view(task=recipe)).split("\n")
-        *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
+        *engines_words, engines_fields = encode.format_parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
 
@@ -94,20 +94,20 @@ def test_parameters_name_the_upscale_of_the_final_pictures() -> None:
     ("changes", "part"),
     [
         (
-            {"state": "queued", "why": "2 ahead of it.", "eta": 50.0},
+            {"state": "queued", "wait_reason": "2 ahead of it.", "eta": 50.0},
             f"⏳ waiting: 2 ahead of it. · done <t:{NOW + 50:.0f}:R>",
         ),
         ({"state": "running", "step": 15, "eta": 5.0}, "▶️ running · 50 % · step 15 of 30"),
         ({"state": "failed", "reason": "Our fault."}, "Our fault."),
-        ({"deleted": NOW}, "Its pictures were deleted"),
-        ({"private": True}, "private"),
+        ({"deleted_at": NOW}, "Its pictures were deleted"),
+        ({"is_private": True}, "private"),
         ({"cost": 0.0}, "costs nothing"),
-        ({"action": "vary", "parent": (PARENT, 2)}, f"A variation of picture 3 of `{PARENT}`"),
-        ({"action": "reroll", "parent": (PARENT, 0)}, f"Another seed of `{PARENT}`"),
-        ({"action": "reproduce", "parent": (PARENT, 0)}, f"The same as `{PARENT}`"),
-        ({"action": "remix", "parent": (PARENT, 0)}, f"Another prompt for picture 1 of `{PARENT}`"),
+        ({"action": "vary", "parent_image": (PARENT, 2)}, f"A variation of picture 3 of `{PARENT}`"),
+        ({"action": "reroll", "parent_image": (PARENT, 0)}, f"Another seed of `{PARENT}`"),
+        ({"action": "reproduce", "parent_image": (PARENT, 0)}, f"The same as `{PARENT}`"),
+        ({"action": "remix", "parent_image": (PARENT, 0)}, f"Another prompt for picture 1 of `{PARENT}`"),
         (
-            {"action": "upscale", "parent": (PARENT, 1), "recipe": UpscaleTask(source="0" * 64)},
+            {"action": "upscale", "parent_image": (PARENT, 1), "task": UpscaleTask(source="0" * 64)},
             f"An upscale of picture 2 of `{PARENT}`",
         ),
     ],
@@ -176,6 +176,6 @@ def test_a_jobs_label_says_how_far_it_is() -> None:
     assert job_label(make_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
     assert job_label(make_view(state="queued", jobs_ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
     assert job_label(make_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
-    assert job_label(make_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
+    assert job_label(make_view(is_private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
         "moderators may cancel it"
     )

@@ -85,14 +85,14 @@ async def test_buttons_survive_a_restart(open_world: Any) -> None:
         ]  # fmt: skip
         await world.ended(await world.bob.click(upscale, label="Vary (Strong)"))
         (variation,) = [view for view in await world.services.job_views.load_recent() if view.action == "vary"]
-        assert variation.parent == (job_of(first), 1)
+        assert variation.parent_image == (job_of(first), 1)
 
         varied = await world.ended(await world.alice.click(first, label="V3"))
         again = await world.ended(await world.alice.click(first, custom_id=f"reroll:{job_of(first)}"))
         views = {view.action: view for view in reversed(await world.services.job_views.load_recent())}
-        assert views["vary"].parent == (job_of(first), 2)
-        assert views["vary"].recipe.lineage
-        assert views["reroll"].recipe.seed != views["imagine"].recipe.seed
+        assert views["vary"].parent_image == (job_of(first), 2)
+        assert views["vary"].task.lineage
+        assert views["reroll"].task.seed != views["imagine"].task.seed
         assert views["upscale"].member_name == "bob"
         assert len({first.id, upscale.id, varied.id, again.id}) == 4
 
@@ -232,7 +232,7 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
         final = await world.ended(result)
         assert world.labels(final) == ["U1", "🔄", "V1", "More…", "Remix", "Film", "❤️", "🚩", "🗑️"]
         (view,) = await world.services.job_views.load_recent()
-        recipe = view.recipe
+        recipe = view.task
         assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")
         assert (recipe.count, recipe.negative) == (1, "fog")
         assert recipe.width == 2 * recipe.height
@@ -254,12 +254,12 @@ async def test_sampler_interval_and_lora_reach_the_recipe(open_world: Any) -> No
         assert "guidance 3 from 0.2 to 0.8" in final.content
         assert "**red apple**" in final.content
         (view,) = await world.services.job_views.load_recent()
-        assert (view.recipe.sampler, view.recipe.guidance_start) == ("euler_ancestral", 0.2)
-        assert view.recipe.loras == (Lora("style", 0.5, "abc"),)
-        assert view.recipe.concepts[0].text == "(red:1.2) apple"
+        assert (view.task.sampler, view.task.guidance_start) == ("euler_ancestral", 0.2)
+        assert view.task.loras == (Lora("style", 0.5, "abc"),)
+        assert view.task.concepts[0].text == "(red:1.2) apple"
         await world.ended(await world.alice.slash(world.channel, "reproduce", job=view.id))
-        again = (await world.services.job_views.load_recent())[0].recipe
-        assert again == msgspec.structs.replace(view.recipe, bucket=again.bucket)
+        again = (await world.services.job_views.load_recent())[0].task
+        assert again == msgspec.structs.replace(view.task, bucket=again.bucket)
 
 
 async def test_the_waiting_card_shows_the_loading_model_until_the_job_runs(open_world: Any) -> None:

@@ -265,7 +265,7 @@ async def test_prefer_shows_sets_and_resets_a_preference(open_world: Any) -> Non
         assert "`speed` **fast**" in text(reply)
         change = await world.alice.slash(world.channel, "prefer set", name="speed", value="Relaxed")
         assert "**relaxed**" in text(change)
-        assert (await world.house.services.preferences.of(f"discord:{world.alice.id}")).speed == "relaxed"
+        assert (await world.house.services.preferences.load_preference(f"discord:{world.alice.id}")).speed == "relaxed"
         assert "**fast**" in text(await world.bob.slash(world.channel, "prefer set", name="speed"))
         back = await world.alice.slash(world.channel, "prefer set", name="speed")
         assert "**fast**" in text(back)
@@ -295,7 +295,7 @@ async def test_a_suffix_is_added_to_the_prompt_and_announced(open_world: Any) ->
         await world.ended(result)
         view = await newest_view(world)
         assert view.prompt == "red apple pale, at dawn --no fog --no worm --seed 5"
-        assert view.recipe.negative == "worm", "what is typed wins"
+        assert view.task.negative == "worm", "what is typed wins"
         again = await world.alice.slash(world.channel, "imagine", prompt=view.prompt)
         assert "suffix" not in text(again), "it is there already"
         other = await world.bob.slash(world.channel, "imagine", prompt="red apple")
@@ -310,9 +310,9 @@ async def test_preference_commands_have_the_names_of_midjourney(open_world: Any)
                 result = await world.alice.slash(world.channel, command)
                 assert result.ephemeral
                 assert ("**on**" if on else "**off**") in text(result)
-                assert getattr(await preferences.of(me), name) is on
+                assert getattr(await preferences.load_preference(me), name) is on
         await world.alice.slash(world.channel, "prefer suffix", value="pale")
-        assert (await preferences.of(me)).suffix == "pale"
+        assert (await preferences.load_preference(me)).suffix == "pale"
         assert "**none**" in text(await world.alice.slash(world.channel, "prefer suffix"))
 
 
@@ -330,7 +330,7 @@ async def test_flag_aliases_are_set_listed_used_and_deleted(open_world: Any) -> 
         assert "--mine stands for" in text(result)
         await world.ended(result)
         view = await newest_view(world)
-        assert (view.prompt, view.recipe.seed) == ("red apple pale `one` --seed 5 --count 1", 5)
+        assert (view.prompt, view.task.seed) == ("red apple pale `one` --seed 5 --count 1", 5)
         assert "no flag --mine" in text(await world.bob.slash(world.channel, "imagine", prompt="red apple --mine"))
         (offer,) = await world.alice.autocomplete(world.channel, "prefer option set", "name", "mi")
         assert offer["value"] == "mine"
@@ -360,8 +360,8 @@ async def test_reproduce_by_link_seed_id_and_choice(open_world: Any) -> None:
             copy = await newest_view(world)
             assert copy.action == "reproduce"
             assert copy.member_name == "bob"
-            assert (copy.recipe.seed, copy.recipe.steps, copy.recipe.concepts) == (41, 20, first.recipe.concepts)
-            assert copy.recipe.bucket, "exact"
+            assert (copy.task.seed, copy.task.steps, copy.task.concepts) == (41, 20, first.task.concepts)
+            assert copy.task.bucket, "exact"
 
 
 async def test_a_reference_without_a_job_is_refused_with_a_reason(open_world: Any) -> None:
@@ -395,7 +395,7 @@ async def test_private_jobs_and_jobs_of_other_servers_are_out_of_reach(open_worl
         hidden = await world.alice.slash(world.channel, "imagine", prompt="secret plum")
         await world.until(lambda: len(world.painter.done) == 2)
         secret = await newest_view(world)
-        assert secret.private
+        assert secret.is_private
         assert hidden.ephemeral
         assert [choice["value"] for choice in await world.bob.autocomplete(world.channel, "info", "job", "")] == [job]
         for command in ("reproduce", "film", "info"):
@@ -465,7 +465,7 @@ async def test_the_menus_of_a_message_by_the_bot(open_world: Any) -> None:
         assert "Seed: 5" in text(details)
         again = await world.bob.context_menu(world.channel, "Reproduce", message)
         assert not again.ephemeral
-        assert (await newest_view(world)).recipe.seed == 5
+        assert (await newest_view(world)).task.seed == 5
         reply = await world.bob.context_menu(world.channel, "Use as prompt", message)
         assert reply.modal["components"][0]["component"]["value"] == "red apple"
         await world.restart()

@@ -46,7 +46,7 @@ def test_a_mix_refuses_weights_and_empty_prompts(first: str, reason: str) -> Non
 async def test_mix_puts_both_prompts_with_their_weights_into_one_recipe(open_world: Any) -> None:
     async with open_world() as world:
         await world.ended(await world.alice.slash(world.channel, "mix", first="a cat", second="a dog", weight=0.75))
-        recipe = (await newest_view(world)).recipe
+        recipe = (await newest_view(world)).task
         assert recipe.mixed
         cat, dog = recipe.concepts
         assert (cat.text, dog.text) == ("a cat", "a dog")
@@ -64,12 +64,12 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_wor
             result = await world.alice.slash(world.channel, command)
             assert result.ephemeral
             assert f"**{value}**" in text(result)
-            assert getattr(await preferences.of(f"discord:{world.alice.id}"), name) == value
-        before = await preferences.of(f"discord:{world.alice.id}")
+            assert getattr(await preferences.load_preference(f"discord:{world.alice.id}"), name) == value
+        before = await preferences.load_preference(f"discord:{world.alice.id}")
         answer = text(await world.alice.slash(world.channel, "turbo"))
         assert "no third speed" in answer
         assert "`--fast` behind a prompt draws it in 30 steps" in answer
-        assert await preferences.of(f"discord:{world.alice.id}") == before
+        assert await preferences.load_preference(f"discord:{world.alice.id}") == before
 
 
 @pytest.mark.asyncio
@@ -130,8 +130,8 @@ async def test_shorten_weighs_words_and_a_shorter_prompt_is_imagined_after_a_res
         await world.ended(await world.alice.click(reply.response, label="Imagine 5"))
         view = await newest_view(world)
         assert view.prompt.startswith("red apple")
-        assert view.recipe.width == 2 * view.recipe.height, "flags stay"
-        assert view.recipe.count == 1
+        assert view.task.width == 2 * view.task.height, "flags stay"
+        assert view.task.count == 1
 
 
 @pytest.mark.asyncio
@@ -153,16 +153,16 @@ async def test_an_interpolation_ends_in_its_film(open_world: Any) -> None:
         views = await world.services.job_views.load_recent()
         await world.until(lambda: not world.house.queue.active_jobs.by_id)
         views = await world.services.job_views.load_recent()
-        assert sorted(view.recipe.walk.first for view in views) == [0, 4]
-        assert {view.recipe.seed for view in views} == {7}
-        [last] = [view for view in views if view.walk]
+        assert sorted(view.task.walk.first for view in views) == [0, 4]
+        assert {view.task.seed for view in views} == {7}
+        [last] = [view for view in views if view.ends_interpolation]
 
         def names() -> set[str]:
             messages = world.env.backend.messages[world.channel.id].values()
             return {file["filename"] for message in messages for file in message.attachments}
 
         await world.until(lambda: f"darkroom-{last.id}-walk.webp" in names())
-        [other] = [view for view in views if not view.walk]
+        [other] = [view for view in views if not view.ends_interpolation]
         reply = await world.bob.slash(world.channel, "film", job=other.id, kind="walk", format="gif")
         [film] = reply.response.attachments
         assert film.filename.endswith("-film.gif")
@@ -178,8 +178,8 @@ async def test_the_walk_button_interpolates_between_the_pictures(open_world: Any
         await world.until(lambda: len(world.painter.done) == 5)
         await world.until(lambda: not world.house.queue.active_jobs.by_id)
         views = [view for view in await world.services.job_views.load_recent() if view.action == "walk"]
-        assert sorted(view.recipe.walk.first for view in views) == [0, 4, 8, 12]
-        assert {view.recipe.walk.noises for view in views} == {(7, 8)}
+        assert sorted(view.task.walk.first for view in views) == [0, 4, 8, 12]
+        assert {view.task.walk.noises for view in views} == {(7, 8)}
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,15 @@ async def test_v_varies_by_preference_and_an_upscale_offers_both_strengths(open_
     async with open_world() as world:
         grid = await made(world, seed=7)
         await world.ended(await world.alice.click(grid, label="V2"))
-        assert (await newest_view(world)).recipe.lineage[-1].strength == VARIATION_STRENGTHS["subtle"]
-        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "variation", "strong")
+        assert (await newest_view(world)).task.lineage[-1].strength == VARIATION_STRENGTHS["subtle"]
+        await world.client.services.preferences.set_preference(f"discord:{world.alice.id}", "variation", "strong")
         await world.ended(await world.alice.click(grid, label="V3"))
-        assert (await newest_view(world)).recipe.lineage[-1].strength == VARIATION_STRENGTHS["strong"]
+        assert (await newest_view(world)).task.lineage[-1].strength == VARIATION_STRENGTHS["strong"]
         upscale = await world.ended(await world.alice.click(grid, label="U1"))
         for label, strength in (("Vary (Subtle)", "subtle"), ("Vary (Strong)", "strong")):
             await world.ended(await world.bob.click(upscale, label=label))
             view = await newest_view(world)
-            assert (view.recipe.lineage[-1].strength, view.parent[1]) == (VARIATION_STRENGTHS[strength], 0)  # pyright: ignore[reportArgumentType] - of the two above
+            assert (view.task.lineage[-1].strength, view.parent_image[1]) == (VARIATION_STRENGTHS[strength], 0)  # pyright: ignore[reportArgumentType] - of the two above
 
 
 async def test_a_remix_form_survives_a_restart(open_world: Any) -> None:
@@ -63,8 +63,8 @@ async def test_a_remix_form_survives_a_restart(open_world: Any) -> None:
         assert "a blue apple" in card.content
         assert "remixed" in card.content
         view = await newest_view(world)
-        assert (view.recipe.seed, view.recipe.negative, view.recipe.count) == (7, "snow", 2)
-        assert (view.action, view.parent, view.member_name) == ("remix", (first.id, 0), "bob")
+        assert (view.task.seed, view.task.negative, view.task.count) == (7, "snow", 2)
+        assert (view.action, view.parent_image, view.member_name) == ("remix", (first.id, 0), "bob")
         wrong = await world.bob.submit_modal(
             await world.bob.click(grid, label="Remix"), {"prompt": "apple --stepps 3", "negative": ""}
         )
@@ -75,17 +75,17 @@ async def test_a_remix_form_survives_a_restart(open_world: Any) -> None:
 async def test_with_the_remix_preference_a_button_asks_for_a_prompt_first(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
-        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "remix", "on")
+        await world.client.services.preferences.set_preference(f"discord:{world.alice.id}", "remix", "on")
         form = await world.alice.click(grid, label="V2")
         assert form.modal["title"] == "Vary subtly picture 2"
         await world.ended(await world.alice.submit_modal(form, {"prompt": "green apple", "negative": ""}))
         view = await newest_view(world)
-        assert (view.recipe.lineage[-1].strength, view.parent[1]) == (VARIATION_STRENGTHS["subtle"], 1)
-        form = await world.alice.click(grid, custom_id=f"reroll:{view.parent[0]}")
+        assert (view.task.lineage[-1].strength, view.parent_image[1]) == (VARIATION_STRENGTHS["subtle"], 1)
+        form = await world.alice.click(grid, custom_id=f"reroll:{view.parent_image[0]}")
         await world.ended(await world.alice.submit_modal(form, {"prompt": "pink apple", "negative": ""}))
         view = await newest_view(world)
-        assert (view.prompt, view.recipe.lineage) == ("pink apple", ())
-        assert view.recipe.seed != 7
+        assert (view.prompt, view.task.lineage) == ("pink apple", ())
+        assert view.task.seed != 7
         assert (await world.alice.click(grid, label="U1")).modal is None, "an upscale has no prompt"
 
 
@@ -107,7 +107,7 @@ async def test_the_favourite_button_toggles(open_world: Any) -> None:
         assert first.ephemeral
         assert "favourite" in text(first)
         page = await world.client.services.history.load_page(f"discord:{world.bob.id}", "favourites", 1)
-        assert [kept.view.id for kept in page.kept] == [job]
+        assert [kept.view.id for kept in page.entries] == [job]
         assert "No favourite" in text(await world.bob.click(single, custom_id=f"favour:{job}:0"))
 
 

@@ -238,7 +238,7 @@ async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_mess
         mo = moderator(world)
         await enable_picture_check(world)
         world.painter.verdicts, world.painter.paint = {1: "flagged", 2: "unchecked"}, paint_quarters
-        await world.client.services.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        await world.client.services.preferences.set_preference(f"discord:{world.alice.id}", "results", "private")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         await world.until(lambda: world.painter.done)
         await world.until(lambda: "Cancel" not in world.labels(result.response))
@@ -254,7 +254,7 @@ async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_mess
             True,
         ]
         (view,) = await world.services.job_views.load_recent()
-        while (await world.deliveries.list_deliveries(view.id))["direct"].delivered is None:
+        while (await world.deliveries.list_deliveries(view.id))["direct"].delivered_at is None:
             await asyncio.sleep(0.02)
         again = next(one for one in world.channel.history(viewer=mo) if one.id == review.response.id)
         await mo.click(again, label="Show 3")

@@ -13,7 +13,7 @@ from bot.domain.dto import Member
 
 pytestmark = pytest.mark.asyncio
 
-WRITES = ("add", "moved", "delivered", "lost")
+WRITES = ("add_destination", "update_address", "mark_delivered", "mark_lost")
 MAX_POINTS = 80  # crash points of one job's end
 ROUNDS = 3  # concurrent tasks change their order: a point may be hit twice, and another missed
 
@@ -108,7 +108,7 @@ async def test_wherever_the_bot_dies_each_destination_gets_its_picture_once(
         preference = (
             ("ping", "off") if vanished else ("direct", "on")
         )  # a direct message replaces the deleted one anyway
-        await desk.preferences.prefer(f"discord:{world.alice.id}", *preference)
+        await desk.preferences.set_preference(f"discord:{world.alice.id}", *preference)
         for name in WRITES:
             patch_call(desk.deliveries, name, crash_points, monkeypatch)
         patch_call(FakeHTTPClient, "request", crash_points, monkeypatch)

@@ -23,7 +23,7 @@ async def make_jobs_long(world: Any, seconds: int = 0) -> None:
 
 async def set_preferences(world: Any, **values: str) -> None:
     for name, text in values.items():
-        await world.house.services.preferences.prefer(f"discord:{world.alice.id}", name, text)
+        await world.house.services.preferences.set_preference(f"discord:{world.alice.id}", name, text)
 
 
 def direct_messages(world: Any) -> list[discord.Message]:
