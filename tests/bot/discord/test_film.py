@@ -46,9 +46,9 @@ async def test_a_film_is_public_only_where_its_job_would_be_now(open_world: Any)
         assert not await is_public(there), "other rules may hold there"
         assert await is_public(there, art)
         for setting, value in (("words", "apple"), ("results", "private"), ("check", "on"), ("patterns", "ap+le")):
-            await rules.set(admin(world), "guild", "", setting, value)
+            await rules.set_rule(admin(world), "guild", "", setting, value)
             assert not await is_public(here), setting
-            await rules.unset(admin(world), "guild", "", setting)
+            await rules.unset_rule(admin(world), "guild", "", setting)
         assert await is_public(here)
 
 

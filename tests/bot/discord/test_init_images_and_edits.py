@@ -77,7 +77,7 @@ async def test_a_too_large_init_image_is_never_downloaded(open_world: Any) -> No
         bring = InitImages((attachments.to_remote_file(HugeAttachment("https://cdn.discordapp.com/gone", 5)),))
         with pytest.raises(UserError, match=r"did not let me download huge\.png"):
             await world.services.jobs.imagine(
-                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), bring=bring
+                "", Member("discord:1", "Ann", "discord:2"), Destination("discord"), init_images=bring
             )
 
 

@@ -344,7 +344,7 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
         scene = await set_up(world)
         assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
         public = next(job for job, subject in scene.subjects.items() if not subject.is_private)
-        message_id = (await world.deliveries.answer_destination(public)).where["message"]
+        message_id = (await world.deliveries.answer_destination(public)).address["message"]
         message = next(each for each in scene.staff.channel.history() if str(each.id) == message_id)
         for actor in scene.actors:
             if actor.channel is not scene.staff.channel:

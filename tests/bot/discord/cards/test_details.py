@@ -72,7 +72,7 @@ def test_every_field_matches_what_the_engine_writes_to_the_png() -> None:
     )  # fmt: skip
     for recipe in (RECIPE, varied, added):
         *words, fields = render_parameters(make_view(task=recipe)).split("\n")
-        *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
+        *engines_words, engines_fields = encode.format_parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words
         assert set(fields.split(", ")) <= set(engines_fields.split(", "))
 
@@ -176,6 +176,6 @@ def test_a_jobs_label_says_how_far_it_is() -> None:
     assert job_label(make_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
     assert job_label(make_view(state="queued", jobs_ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
     assert job_label(make_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
-    assert job_label(make_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
+    assert job_label(make_view(is_private=True), "Bob", now=NOW).startswith("A private job · by Bob"), (
         "moderators may cancel it"
     )

@@ -22,7 +22,7 @@ def jpeg(side: int, colour: str) -> bytes:
 
 
 async def test_broken_and_huge_frames_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    view: Any = SimpleNamespace(id="JOB", recipe=SimpleNamespace(width=64, height=64, count=4))
+    view: Any = SimpleNamespace(id="JOB", task=SimpleNamespace(width=64, height=64, count=4))
     frames = {0: jpeg(64, "red"), 1: b"\xff\xd8\xff and nothing", 2: jpeg(4040, "blue"), 3: jpeg(4040, "blue")}
     picture = await pictures.render_preview(view, frames)
     assert picture

@@ -52,9 +52,9 @@ async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> No
         await world.until(lambda: "Cancel" not in world.labels(result.response))
         message = result.response.id
         for actor in (world.bob, moderator(world)):
-            await world.client.reactions.added(make_reaction(world, message, actor, ENVELOPE))
+            await world.client.reactions.handle(make_reaction(world, message, actor, ENVELOPE))
             assert direct_messages(actor) == []
-        await world.client.reactions.added(make_reaction(world, message, world.alice, ENVELOPE))
+        await world.client.reactions.handle(make_reaction(world, message, world.alice, ENVELOPE))
         assert view.id in direct_messages(world.alice)[0].content
 
 
@@ -106,7 +106,7 @@ async def test_a_moderators_cross_deletes_too(open_world: Any) -> None:
         world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
         grid, mo = await made(world, seed=7), moderator(world)
         await world.bob.react(grid, CROSS)
-        assert (await world.services.job_views.load_recent())[0].deleted is None, (
+        assert (await world.services.job_views.load_recent())[0].deleted_at is None, (
             "a permission in one channel makes no moderator of the server"
         )
         await mo.react(grid, CROSS)
@@ -130,23 +130,23 @@ async def test_other_emoji_other_messages_and_other_bots_cost_nothing(
         before = len(world.env.http_requests)
         for sign in (CROSS, ENVELOPE):
             event = make_reaction(world, bobs_message.id, world.alice, sign, message_author_id=world.bob.id)
-            await world.client.reactions.added(event)
+            await world.client.reactions.handle(event)
         await world.alice.react(grid, "👍")
         robot = world.guild.add_member(world.env.create_user("robot", bot=True))
         await robot.react(grid, CROSS)
         assert lookups == [], "the event says whose message it is"
         unknown = make_reaction(world, bobs_message.id, world.alice, CROSS, message_author_id=None)
-        await world.client.reactions.added(unknown)
+        await world.client.reactions.handle(unknown)
         assert lookups == [str(bobs_message.id)]
         assert len(world.env.http_requests) == before
-        assert (await world.services.job_views.load_recent())[0].deleted is None
+        assert (await world.services.job_views.load_recent())[0].deleted_at is None
 
 
 async def test_of_a_hundred_reactions_only_the_first_few_are_handled(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7, count=1)
         for _ in range(100):
-            await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
+            await world.client.reactions.handle(make_reaction(world, grid.id, world.bob, ENVELOPE))
         assert len(direct_messages(world.bob)) == MAX_REACTIONS
 
 
@@ -168,7 +168,7 @@ async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: p
         )  # fmt: skip
         with caplog.at_level(logging.INFO, "bot.discord.components.reactions"):
             for _ in range(3):
-                await world.client.reactions.added(make_reaction(world, grid.id, world.bob, ENVELOPE))
+                await world.client.reactions.handle(make_reaction(world, grid.id, world.bob, ENVELOPE))
         assert caplog.text.count("could not be sent") == 1
         assert direct_messages(world.bob) == []
 
@@ -209,9 +209,9 @@ async def test_reactions_from_another_server_have_no_effect(open_world: Any) -> 
         dora = elsewhere.add_member(world.env.create_user("dora"))
         await asyncio.sleep(0)
         for sign in (ENVELOPE, CROSS):
-            await world.client.reactions.added(make_reaction(world, grid.id, dora, sign, elsewhere))
+            await world.client.reactions.handle(make_reaction(world, grid.id, dora, sign, elsewhere))
         assert direct_messages(dora) == []
-        assert (await world.services.job_views.load_recent())[0].deleted is None
+        assert (await world.services.job_views.load_recent())[0].deleted_at is None
 
 
 async def test_an_internal_error_is_logged_and_contained(

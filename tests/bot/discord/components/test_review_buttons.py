@@ -254,7 +254,7 @@ async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_mess
             True,
         ]
         (view,) = await world.services.job_views.load_recent()
-        while (await world.deliveries.list_deliveries(view.id))["direct"].delivered is None:
+        while (await world.deliveries.list_deliveries(view.id))["direct"].delivered_at is None:
             await asyncio.sleep(0.02)
         again = next(one for one in world.channel.history(viewer=mo) if one.id == review.response.id)
         await mo.click(again, label="Show 3")

@@ -13,7 +13,7 @@ from bot.domain.dto import Member
 
 pytestmark = pytest.mark.asyncio
 
-WRITES = ("add", "moved", "delivered", "lost")
+WRITES = ("add_destination", "update_address", "mark_delivered", "mark_lost")
 MAX_POINTS = 80  # crash points of one job's end
 ROUNDS = 3  # concurrent tasks change their order: a point may be hit twice, and another missed
 

@@ -55,7 +55,7 @@ async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
         assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
         assert len(edit_paths(world)) >= 3
         (view,) = await world.services.job_views.load_recent()
-        assert (await world.deliveries.answer_destination(view.id)).where["token_until"] == "0"
+        assert (await world.deliveries.answer_destination(view.id)).address["token_until"] == "0"
 
 
 async def test_with_a_valid_token_no_channel_route_is_used(open_world: Any) -> None:
@@ -362,9 +362,9 @@ async def test_a_rate_limit_by_the_library_counts_as_gone_for_an_old_message(ope
 
 @pytest.mark.parametrize(("times", "held"), [(3, True), (4, False)])
 async def test_an_endless_limit_holds_up_one_message_and_not_its_bucket(times: int, held: bool) -> None:
-    desk = SimpleNamespace(studio=None, deliveries=None, administration=None)
+    desk = SimpleNamespace(job_views=None, deliveries=None, rule_admin=None)
     post = courier.Courier(desk, None)  # type: ignore[arg-type]
-    case = SimpleNamespace(limited=0, frames={}, fresh=False)
+    case = SimpleNamespace(rate_limit_count=0, frames={}, has_new_frames=False)
     post._messages = {"a": case}  # type: ignore[assignment]
 
     async def limited(*_: object) -> None:

@@ -28,7 +28,7 @@ def test_each_outcome_is_counted_and_errors_propagate(raised, outcome):
     counts: list[tuple[str, str]] = []
 
     def run_edit() -> None:
-        with count_request(EDIT, "job", SimpleNamespace(lost=False), lambda *one: counts.append(one)):  # type: ignore[arg-type]
+        with count_request(EDIT, "job", SimpleNamespace(response_lost=False), lambda *one: counts.append(one)):  # type: ignore[arg-type]
             if raised is not None:
                 raise raised
 
@@ -42,6 +42,6 @@ def test_each_outcome_is_counted_and_errors_propagate(raised, outcome):
 
 def test_an_edit_of_a_deleted_message_counts_as_gone():
     counts: list[tuple[str, str]] = []
-    with count_request(EDIT, "job", SimpleNamespace(lost=True), lambda *one: counts.append(one)):  # type: ignore[arg-type]
+    with count_request(EDIT, "job", SimpleNamespace(response_lost=True), lambda *one: counts.append(one)):  # type: ignore[arg-type]
         pass
     assert counts == [("final", "gone")]
