@@ -76,7 +76,7 @@ def measure_preview_overhead(family: Family, load: Workload) -> FigureRow:
     ratios = []
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         map_store = MapStore(Path(folder))
-        map_store.write(family.revision, fit_preview_map(family))  # the engine does this once, when idle
+        map_store.save_map(family.revision, fit_preview_map(family))  # the engine does this once, when idle
         for _ in range(ROUNDS):
             unwatched_seconds = _time_steps(family, load, map_store, is_watched=False)
             ratios.append(_time_steps(family, load, map_store, is_watched=True) / unwatched_seconds)

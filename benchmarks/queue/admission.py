@@ -81,7 +81,7 @@ async def _pick_members(system: BenchSystem) -> list[str]:
     async with asyncio.timeout(60):
         while system.bus.workers:
             await asyncio.sleep(0.1)
-    members = [record.member for record in await system.app.store.read(queries.list_active)]
+    members = [record.member for record in await system.app.store.query(queries.list_active)]
     while len(members) < USERS and (transition := await _pick_job(system)) is not None:
         members.append(transition.record.member)
     return members

@@ -106,7 +106,7 @@ async def _time_job(system: BenchSystem, watch: JobWatch, user: int) -> float:
 
 async def _measure_cost(system: BenchSystem, watch: JobWatch, jobs: list[str]) -> float:
     """Return the device-seconds of these jobs so far: of running ones, by the newest step in a preview."""
-    records = (await system.app.store.read(queries.get_jobs, jobs)).values()
+    records = (await system.app.store.query(queries.get_jobs, jobs)).values()
     return sum(
         record.cost * (1.0 if record.state == "finished" else watch.latest_steps.get(record.id, 0) / record.steps)
         for record in records

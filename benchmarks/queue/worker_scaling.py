@@ -109,7 +109,8 @@ async def _wait_until_busy(system: BenchSystem, count: int) -> None:
     """Wait until every worker has a job, and then for their batches to fill."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while (
-            len({record.worker for record in await system.app.store.read(queries.list_active) if record.worker}) < count
+            len({record.worker for record in await system.app.store.query(queries.list_active) if record.worker})
+            < count
         ):
             await asyncio.sleep(0.1)
     await asyncio.sleep(WARMUP_SECONDS)
@@ -117,7 +118,7 @@ async def _wait_until_busy(system: BenchSystem, count: int) -> None:
 
 async def _end_times(system: BenchSystem, jobs: Sequence[str], since: float) -> list[float]:
     """Return the end times of the jobs that ended since then."""
-    records = (await system.app.store.read(queries.get_jobs, jobs)).values()
+    records = (await system.app.store.query(queries.get_jobs, jobs)).values()
     return [record.ended for record in records if record.ended is not None and record.ended >= since]
 
 

@@ -137,7 +137,7 @@ class Leader:
         """Return the newest term if its holder no longer leads. Raises `DatabaseUnavailable`, and `UserError` if it
         still leads.
         """
-        newest = await store.read(leader_terms.read_newest_term)
+        newest = await store.query(leader_terms.read_newest_term)
         if not (newest.over or newest.holder in self._earlier_holders) and await is_leader_alive(store):
             name = f" ({newest.holder})" if newest.holder else ""
             raise UserError(f"Another bot is at work on this database{name}: stop it first, or set DATABASE_URL.")

@@ -31,11 +31,11 @@ def process_name() -> str:
 
 async def is_leader_alive(store: Store) -> bool:
     """Return whether a bot leads now. Raises `DatabaseUnavailable`."""
-    term, beat_count = await store.read(leader_terms.read_newest_term), 0
+    term, beat_count = await store.query(leader_terms.read_newest_term), 0
     deadline = boot_seconds() + DEAD_SECONDS
     while not term.over and boot_seconds() < deadline:
         await asyncio.sleep(POLL_SECONDS)
-        newest = await store.read(leader_terms.read_newest_term)
+        newest = await store.query(leader_terms.read_newest_term)
         if newest != term:
             term, beat_count, deadline = newest, beat_count + 1, boot_seconds() + DEAD_SECONDS
         if beat_count == PROOF_BEATS:

@@ -57,7 +57,7 @@ class MetricsPage:
 
     async def _read_snapshot(self) -> QueueSnapshot:
         try:
-            groups = await self._store.read(queue_metrics.count_open_jobs)
+            groups = await self._store.query(queue_metrics.count_open_jobs)
         except DatabaseUnavailable:
             groups = None
         return QueueSnapshot(

@@ -58,5 +58,5 @@ def load_aliases(prompt: str, settings: Settings) -> dict[str, str]:
     if not find_unknown_flags(prompt) or (database is not None and not database.is_file()):
         return {}
     return run_with_store(
-        settings.database, lambda store: store.read(flag_aliases.list_flag_aliases, TERMINAL_MEMBER_ID)
+        settings.database, lambda store: store.query(flag_aliases.list_flag_aliases, TERMINAL_MEMBER_ID)
     )

@@ -118,7 +118,7 @@ class Dispatcher:
             await self.republish()
             self._must_republish = False
         await self._models.refresh()
-        guild_caps = self._forecast.guild_caps = await self._store.read(rules.load_guild_caps)
+        guild_caps = self._forecast.guild_caps = await self._store.query(rules.load_guild_caps)
         for pool_info in group_by_pool(self._bus.workers).values():
             while transition := await self._pick_next(pool_info, guild_caps):
                 self._active_jobs.put(transition.record, self._clock())

@@ -83,9 +83,9 @@ class Forecast:
     async def _build_layout(self) -> QueueLayout:
         estimates = {
             pool: WaitEstimate(member_jobs)
-            for pool, member_jobs in (await self._store.read(queries.summarise_waiting)).items()
+            for pool, member_jobs in (await self._store.query(queries.summarise_waiting)).items()
         }
-        queue_rows = await self._store.read(queries.load_waiting_queue, MAX_JOBS)
+        queue_rows = await self._store.query(queries.load_waiting_queue, MAX_JOBS)
         if queue_rows is None:
             return QueueLayout({}, estimates, is_complete=False)
         waiting_jobs, accounts = queue_rows
@@ -107,7 +107,7 @@ class Forecast:
             layout.is_complete and not (allow_stale and self._layout_version != self._store.version)
         ):
             return known_place
-        earlier_jobs = await self._store.read(queries.count_earlier_jobs, record)
+        earlier_jobs = await self._store.query(queries.count_earlier_jobs, record)
         jobs_ahead, device_seconds = layout.estimates.get(record.pool, WaitEstimate()).estimate(earlier_jobs)
         return QueuePlace(jobs_ahead, max(device_seconds, record.cost), record.pool, record.model)
 

@@ -43,8 +43,8 @@ class ExternalChangeWatcher:
 
     async def prepare(self) -> None:
         """Start at the current audit line: the bot reads earlier changes from the tables."""
-        self._last_line, entries = await self._store.read(
-            job_admin.list_external_changes, await self._store.read(job_admin.read_last_line)
+        self._last_line, entries = await self._store.query(
+            job_admin.list_external_changes, await self._store.query(job_admin.read_last_line)
         )
         self._handled = _line_keys(entries)
 
@@ -53,7 +53,7 @@ class ExternalChangeWatcher:
         if self._last_line is None:
             await self.prepare()
             return
-        last_line, entries = await self._store.read(job_admin.list_external_changes, self._last_line)
+        last_line, entries = await self._store.query(job_admin.list_external_changes, self._last_line)
         for number, entry in entries.items():
             if (number, entry.at) not in self._handled:
                 with log_context(entry.job):

@@ -46,7 +46,7 @@ class JobCompletion:
             log.error("job %s: failed, since its row cannot be read", job)
             self._active_jobs.remove(job)
             self._feed.publish(JobEnded(job, "failed", UNREADABLE_TEXT))
-        records = await self._store.read(queries.list_active)
+        records = await self._store.query(queries.list_active)
         for record in records:
             if record.id not in self._active_jobs.by_id:
                 self._active_jobs.put(record, self._clock())

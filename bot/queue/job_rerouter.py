@@ -56,7 +56,7 @@ class JobRerouter:
             await self._recall_job(active_job)
         movable_models = {
             pool: _find_movable_models(pool, live_pools)
-            for pool in await self._store.read(pool_changes.list_waiting_pools)
+            for pool in await self._store.query(pool_changes.list_waiting_pools)
         }
         self._page_cursors = {
             pool: await self._move_page(pool, models) for pool, models in movable_models.items() if models
@@ -64,7 +64,7 @@ class JobRerouter:
 
     async def _move_page(self, pool: str, models: Collection[str]) -> str:
         """Move the movable jobs of one page. Return the job after which the next page begins, empty to start over."""
-        records, cursor = await self._store.read(
+        records, cursor = await self._store.query(
             pool_changes.list_waiting_jobs, pool, models, self._page_cursors.get(pool, "")
         )
         for record in records:

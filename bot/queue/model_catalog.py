@@ -44,7 +44,7 @@ class ModelCatalog:
 
     async def load(self) -> None:
         """Read the models of earlier workers from the store."""
-        self._known = {profile.name: (profile, pool) for profile, pool in await self._store.read(queries.list_models)}
+        self._known = {profile.name: (profile, pool) for profile, pool in await self._store.query(queries.list_models)}
 
     async def refresh(self) -> None:
         """Store every profile that is new or changed, except whether it is in memory, which changes often."""

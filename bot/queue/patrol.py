@@ -56,7 +56,7 @@ class Patrol:
 
     async def run_round(self) -> None:
         """Check all jobs once. Raises `BrokerUnreachable` and `DatabaseUnavailable`."""
-        for record in await self._store.read(queries.list_overdue, self._clock()):
+        for record in await self._store.query(queries.list_overdue, self._clock()):
             await self._fail_overdue(record)
         for active_job in list(self._active_jobs.by_id.values()):
             if self._is_check_due(active_job):

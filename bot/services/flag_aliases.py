@@ -25,7 +25,7 @@ class FlagAliases:
 
     async def list_aliases(self, member: str) -> dict[str, str]:
         """Return a member's flag aliases by name."""
-        return await self._store.read(stored.list_flag_aliases, member)
+        return await self._store.query(stored.list_flag_aliases, member)
 
     async def aliases_for(self, member: str, text: str) -> dict[str, str]:
         """Return the aliases that `text` may use, without a read if all its flags are known.

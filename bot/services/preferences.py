@@ -49,7 +49,7 @@ class Preferences:
 
     async def load_preference(self, member: str) -> Preference:
         """Return a member's preferences; the defaults if none are set."""
-        return known_preferences(await self._store.read(stored.load_preferences, member))
+        return known_preferences(await self._store.query(stored.load_preferences, member))
 
     async def set_preference(self, member: str, name: str, text: str) -> Preference:
         """Set one preference from typed text; an empty text resets it. Raises `UserError` (422)."""

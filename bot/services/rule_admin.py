@@ -64,11 +64,11 @@ class RuleAdmin:
 
     async def list_rules(self, guild: str) -> list[Rule]:
         """Return a guild's rules and the operator's ceilings for it, in a stable order."""
-        return await self._store.read(kept.list_guild_rules, guild)
+        return await self._store.query(kept.list_guild_rules, guild)
 
     async def effective_rules(self, member: Member) -> EffectiveRules:
         """Return the effective rules of a member where they are."""
-        return await self._store.read(
+        return await self._store.query(
             run_with_ledger, member, self._clock(), lambda ledger: self._resolve_rules(ledger, member)
         )
 
@@ -86,7 +86,7 @@ class RuleAdmin:
     async def report_quotas(self, member: Member) -> QuotaReport:
         """Return a member's effective rules, with the usage of each limit and when some of it becomes free."""
         now = self._clock()
-        return await self._store.read(
+        return await self._store.query(
             run_with_ledger, member, now, lambda ledger: report_quotas(self._resolve_rules(ledger, member), ledger)
         )
 
@@ -108,7 +108,7 @@ class RuleAdmin:
                 for definition in settings
             ]
 
-        return await self._store.read(run_with_ledger, subject, self._clock(), explain_all)
+        return await self._store.query(run_with_ledger, subject, self._clock(), explain_all)
 
     def _explain_setting(
         self,
@@ -153,7 +153,7 @@ class RuleAdmin:
 
     async def list_changes(self, guild: str, limit: int = MAX_CHANGES) -> list[RuleChange]:
         """Return the changes, newest first."""
-        return await self._store.read(kept.list_changes, guild, limit)
+        return await self._store.query(kept.list_changes, guild, limit)
 
     async def export_yaml(self, guild: str) -> str:
         """Return a guild's rules as YAML (`bot.policy.rules.yaml_io`), without the operator's ceilings and `closed`."""
@@ -223,7 +223,7 @@ class RuleAdmin:
         interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.queue.closed_guilds`).
         """
         await self.mark_closed(member, reason)
-        jobs = await self._store.read(queries.list_open_ids, None if member.guild == EVERYWHERE else member.guild)
+        jobs = await self._store.query(queries.list_open_ids, None if member.guild == EVERYWHERE else member.guild)
         for job in jobs:
             await self._cancel(job)
         return len(jobs)

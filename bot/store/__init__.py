@@ -57,7 +57,7 @@ async def read_store_id(url: str) -> str:
     """
     database = await asyncio.to_thread(select_driver, url)
     try:
-        return await database.read(leader_terms.read_store_id)
+        return await database.run_read(leader_terms.read_store_id)
     finally:
         await database.close()
 
@@ -90,7 +90,7 @@ class Store:
         if self._term is not None and self.ends_term_on_close:
             with suppress(DatabaseUnavailable, TimeoutError):
                 async with asyncio.timeout(END_TERM_SECONDS):
-                    await self.database.write(
+                    await self.database.run_write(
                         lambda connection, term=self._term: leader_terms.end_term(connection, term)
                     )
         await self.database.close()
@@ -103,14 +103,14 @@ class Store:
                 leader_terms.check_term(connection, self._term)
             return operation(connection, *args, **kwargs)
 
-        return await self.database.write(run_fenced)
+        return await self.database.run_write(run_fenced)
 
     async def begin_term(self, holder: str = "", expected_term: int | None = None) -> LeaderTerm | None:
         """Begin our leader term: from now on writes of earlier leaders are refused, and ours once a later term begins.
 
         None: the newest term is not `expected_term`, and no term was begun.
         """
-        new_term = await self.database.write(
+        new_term = await self.database.run_write(
             lambda connection: leader_terms.begin_term(connection, holder, expected_term)
         )
         self._term = self._term if new_term is None else new_term.term
@@ -118,7 +118,7 @@ class Store:
 
     async def is_leader(self) -> bool:
         """Return True if no later leader term has begun."""
-        return (await self.read(leader_terms.read_newest_term)).term == self._term
+        return (await self.query(leader_terms.read_newest_term)).term == self._term
 
     async def record_heartbeat(self) -> None:
         """Record a heartbeat for the standbys to see. Raises `NotLeader`."""
@@ -134,9 +134,9 @@ class Store:
             self.version += 1
         return result
 
-    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a read function in one snapshot of the tables: `await store.read(queries.list_newest, guild, 50)`."""
-        return await self.database.read(lambda connection: query(connection, *args, **kwargs))
+    async def query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a read function in one snapshot of the tables: `await store.query(queries.list_newest, guild, 50)`."""
+        return await self.database.run_read(lambda connection: query(connection, *args, **kwargs))
 
     async def admit_jobs(
         self, new_jobs: Sequence[NewJob], key: str | None, decide: job_transitions.AdmissionCheck, now: float
@@ -216,4 +216,4 @@ class Store:
 
     async def get_job(self, job: str) -> JobRecord | None:
         """Return one job, or None."""
-        return (await self.read(queries.get_jobs, [job])).get(job)
+        return (await self.query(queries.get_jobs, [job])).get(job)

@@ -46,7 +46,7 @@ class Previewer:
         latent_space = _latent_space(family)
         self._latent_space = latent_space or LatentSpace(0)
         self._reach, self._patch = (3, self._latent_space.spatial_factor) if family.size <= SMALL_MODEL_SIZE else (1, 1)
-        stored_map = map_store and map_store.read(
+        stored_map = map_store and map_store.load_map(
             family.revision, self._latent_space.channels, self._reach, self._patch
         )
         self.latent_map = stored_map or rough_map(self._latent_space)
@@ -89,7 +89,7 @@ class Previewer:
         if pictures_left == 1:
             self.latent_map = self._fit.solve()
             if self._map_store is not None:
-                self._map_store.write(self._family.revision, self.latent_map)
+                self._map_store.save_map(self._family.revision, self.latent_map)
         self._pictures_left = max(0, pictures_left - 1)
 
     def _add_to_fit(self, picture: Image.Image) -> None:

@@ -26,7 +26,7 @@ class MapStore:
     def __init__(self, data: Path) -> None:
         self._folder = data / FOLDER
 
-    def read(self, revision: str, channels: int, reach: int, patch: int) -> LatentMap | None:
+    def load_map(self, revision: str, channels: int, reach: int, patch: int) -> LatentMap | None:
         """Return the map of this revision and shape, if there is one."""
         path = self._path_of(revision)
         try:
@@ -48,7 +48,7 @@ class MapStore:
             return None
         return LatentMap(weights.astype(np.float32), reach, patch)
 
-    def write(self, revision: str, latent_map: LatentMap) -> None:
+    def save_map(self, revision: str, latent_map: LatentMap) -> None:
         """Store the map atomically."""
         path = self._path_of(revision)
         try:

@@ -138,7 +138,7 @@ async def _copy_database(
     if pictures_only:
         store = await Store.open(settings.database)
         try:
-            picture_names = await store.read(sqlite_backup.list_stored_hashes)
+            picture_names = await store.query(sqlite_backup.list_stored_hashes)
         finally:
             await store.close()
         yield None, picture_names

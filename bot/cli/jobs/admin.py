@@ -46,7 +46,7 @@ def find_jobs(
     wanted_states: tuple[JobState, ...] = tuple(state for name in states for state in _parse_states(name))
     return run_on_folder_store(
         data,
-        lambda store: store.read(job_admin.list_jobs, JobFilter(wanted_states, guild, member, limit, oldest_first)),
+        lambda store: store.query(job_admin.list_jobs, JobFilter(wanted_states, guild, member, limit, oldest_first)),
     )
 
 
@@ -66,11 +66,14 @@ def load_details(data: Path | None, id_prefix: str) -> JobDetails:
         record = await find_job(store, id_prefix)
         ids = [record.id]
         deliveries = [
-            *(await store.read(destinations.list_deliveries, record.id)).values(),
-            *await store.read(destinations.list_films, record.id),
+            *(await store.query(destinations.list_deliveries, record.id)).values(),
+            *await store.query(destinations.list_films, record.id),
         ]
         return JobDetails(
-            record, await store.read(queries.list_audit, ids), deliveries, await store.read(queries.list_pictures, ids)
+            record,
+            await store.query(queries.list_audit, ids),
+            deliveries,
+            await store.query(queries.list_pictures, ids),
         )
 
     return run_on_folder_store(data, load)
@@ -132,7 +135,7 @@ async def find_job(store: Store, id_prefix: str) -> JobRecord:
     prefix = id_prefix.strip().upper()
     if not ID_PREFIX.fullmatch(prefix):
         raise UserError(f"“{shorten(id_prefix, 40)}” is no job's id: that has 26 letters and digits.")
-    ids = await store.read(job_admin.list_job_ids, prefix, 3)
+    ids = await store.query(job_admin.list_job_ids, prefix, 3)
     if not ids:
         raise UserError(f"There is no job {prefix}.")
     if len(ids) > 1:

@@ -66,8 +66,8 @@ def show(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
         tables.print_details(details)
 
 
-@app.command()
-def why(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
+@app.command("why")
+def explain_wait(job: JobId, as_json: AsJson = False, data: Data = None) -> None:
     """Explain why a job waits."""
     from bot.cli.jobs import wait_explanation
 

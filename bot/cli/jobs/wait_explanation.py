@@ -79,7 +79,7 @@ async def _find_queue_place(store: Store, id_prefix: str) -> tuple[JobRecord, in
         job for job, job_place in (await forecast.get_layout()).places.items() if job_place.pool == record.pool
     ]
     ahead_ids = queue_order[: queue_order.index(record.id)] if record.id in queue_order else []
-    records = await store.read(queries.get_jobs, ahead_ids[:100])
+    records = await store.query(queries.get_jobs, ahead_ids[:100])
     return record, queue_place.jobs_ahead, [records[job] for job in ahead_ids[:100] if job in records]
 
 

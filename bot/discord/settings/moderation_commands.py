@@ -60,8 +60,8 @@ async def incidents(interaction: Interaction, which: Literal["waiting", "all"] =
     await listing.show_incidents(interaction, which)
 
 
-@moderation.command(description="Pictures that the picture check holds and nobody has decided about")
-async def held(interaction: Interaction) -> None:
+@moderation.command(name="held", description="Pictures that the picture check holds and nobody has decided about")
+async def list_held(interaction: Interaction) -> None:
     await review_buttons.list_held_jobs(interaction)
 
 

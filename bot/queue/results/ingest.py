@@ -72,7 +72,7 @@ class ResultIngest:
                 first_result.job, first_result.epoch, new_pictures, stats, self._clock(), *methods[:1]
             )
             for sha256 in () if accepted else contents:
-                if await self._store.read(is_unused, sha256):  # the job ended or was deleted meanwhile
+                if await self._store.query(is_unused, sha256):  # the job ended or was deleted meanwhile
                     await self._pictures.delete(sha256)
         return accepted, transition
 
@@ -102,7 +102,7 @@ class ResultIngest:
 
     async def list_missing(self, record: JobRecord) -> list[str]:
         """Return the results that have not arrived, as `image 0` or `ladder 0`."""
-        return record.find_missing(await self._store.read(queries.list_pictures, [record.id]))
+        return record.find_missing(await self._store.query(queries.list_pictures, [record.id]))
 
 
 def _to_stored(picture: PictureReady, content: bytes) -> StoredPicture:

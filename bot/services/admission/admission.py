@@ -83,7 +83,7 @@ class Admission:
         Raises `UserError` if the rules would refuse any such request for `count` jobs.
         """
         own_key = member_key(key, member)
-        if own_key is not None and (records := await self._store.read(queries.list_by_key, own_key)):
+        if own_key is not None and (records := await self._store.query(queries.list_by_key, own_key)):
             return [await self._job_views.accepted_job(record) for record in records]
         now = self._clock()
         try:
@@ -107,7 +107,7 @@ class Admission:
                 action, count, rules, ledger, known_preferences(ledger.load_preferences()), queue_state, relaxed=relaxed
             )
 
-        await self._store.read(run_with_ledger, member, queue_state.now, decide)
+        await self._store.query(run_with_ledger, member, queue_state.now, decide)
 
     async def _write_jobs(
         self, drafts: Sequence[NewJob], key: str | None, relaxed: bool, queue_state: QueueState

@@ -49,7 +49,7 @@ class WordFilter:
 
     async def note_blocked_attempt(self, member: Member, prompt: str) -> None:
         """Note a blocked member's attempt, which was refused before the word filter ran."""
-        effective_rules = await self._store.read(
+        effective_rules = await self._store.query(
             run_with_ledger, member, self._clock(), lambda ledger: resolve(ledger.load_rules(), member, self._limits)
         )  # fmt: skip
         if effective_rules.blocked:
@@ -62,7 +62,7 @@ class WordFilter:
             rules = ledger.load_rules()
             return rules, resolve(rules, member, self._limits)
 
-        rules, effective_rules = await self._store.read(run_with_ledger, member, self._clock(), resolve_rules)
+        rules, effective_rules = await self._store.query(run_with_ledger, member, self._clock(), resolve_rules)
         if effective_rules.blocked:  # admission refuses it; here we only note it
             await self._note_incident(member, "blocked", shorten(drafts[0].prompt, 200))
             return

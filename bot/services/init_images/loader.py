@@ -109,7 +109,7 @@ class InitImageLoader:
 
         Raises `UserError` if an input was deleted with its own job (404), or is held for review (403).
         """
-        stored_files = await self._store.read(queries.list_pictures, [record.id])
+        stored_files = await self._store.query(queries.list_pictures, [record.id])
         inputs = tuple(
             StoredInput(kind, file.sha256, file.bytes, file.width, file.height)
             for kind in ("input", "mask", "branch") for file in stored_files if file.kind == kind
@@ -126,7 +126,7 @@ class InitImageLoader:
 
         A picture that retention removed by age is no obstacle: jobs made from it stay usable.
         """
-        for needs_check, file in await self._store.read(reviews.find_same_pictures, required_blobs(record.task)):
+        for needs_check, file in await self._store.query(reviews.find_same_pictures, required_blobs(record.task)):
             if is_held(needs_check, file):
                 raise UserError(hold_reason(file.image, file), 403)
         while record.parent is not None and record.action not in USES_PARENT_PICTURE:
@@ -165,7 +165,7 @@ class InitImageLoader:
     async def _drop_unused(self, name: str) -> None:
         """Drop an input that no job uses. A failure is only logged: the answer is already decided."""
         try:
-            if await self._store.read(deletion_steps.is_unused, name):
+            if await self._store.query(deletion_steps.is_unused, name):
                 await self._picture_store.delete(name)
         except (DatabaseUnavailable, OSError) as error:
             log.warning("picture %s may be stored without a job: %s", name, error)

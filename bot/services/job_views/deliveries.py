@@ -22,18 +22,18 @@ class Deliveries:
 
     async def answer_destination(self, job: str) -> Destination:
         """Return where a job's request was answered. Raises `UserError` (404)."""
-        destination = await self._store.read(destinations.get_destination, job)
+        destination = await self._store.query(destinations.get_destination, job)
         if destination is None:
             raise await missing_job_error(self._store, job)
         return destination
 
     async def list_deliveries(self, job: str) -> dict[DeliveryRole, Delivery]:
         """Return every destination of a job except its films."""
-        return await self._store.read(destinations.list_deliveries, job)
+        return await self._store.query(destinations.list_deliveries, job)
 
     async def list_films(self, job: str) -> list[Delivery]:
         """Return the messages that show a job's film."""
-        return await self._store.read(destinations.list_films, job)
+        return await self._store.query(destinations.list_films, job)
 
     async def add_film(self, job: str, destination: Destination) -> bool:
         """Note a message with a job's film. False: the job is deleted by now, so the message must go too."""
@@ -47,7 +47,7 @@ class Deliveries:
         """Return jobs, ended or not, that still have to show their final state at a destination of this kind; oldest
         first.
         """
-        undelivered_jobs = await self._store.read(destinations.list_undelivered, kind)
+        undelivered_jobs = await self._store.query(destinations.list_undelivered, kind)
         views = await self._job_views.build_views([record for record, _ in undelivered_jobs])
         return [(view, destination) for view, (_, destination) in zip(views, undelivered_jobs, strict=True)]
 
@@ -69,8 +69,8 @@ class Deliveries:
 
     async def list_undeliverable(self, member: str) -> dict[str, str]:
         """Return a member's jobs whose final state no destination could show, newest first, each with the reason."""
-        return await self._store.read(destinations.list_undeliverable, member)
+        return await self._store.query(destinations.list_undeliverable, member)
 
     async def find_job(self, message: str) -> str | None:
         """Return the job that a message shows, at any of its destinations."""
-        return await self._store.read(destinations.find_job, message)
+        return await self._store.query(destinations.find_job, message)

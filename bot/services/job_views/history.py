@@ -59,7 +59,7 @@ class History:
     async def load_page(self, member: str, filter_name: HistoryFilter, number: int) -> HistoryPage:
         """Return one page of a member's jobs over all servers, newest first; the last page if `number` is too high."""
         number = max(1, number)
-        records, total = await self._store.read(
+        records, total = await self._store.query(
             stored.list_history, member, filter_name, PAGE_SIZE, (number - 1) * PAGE_SIZE
         )
         last = max(1, math.ceil(total / PAGE_SIZE))
@@ -73,8 +73,8 @@ class History:
 
     async def _load_entries(self, records: list[JobRecord], member: str) -> list[HistoryEntry]:
         ids = [record.id for record in records]
-        destinations = await self._store.read(stored.find_destinations, ids)
-        favourites = await self._store.read(stored.list_liked_images, member, ids)
+        destinations = await self._store.query(stored.find_destinations, ids)
+        favourites = await self._store.query(stored.list_liked_images, member, ids)
         views = await self._job_views.build_views(records)
         return [
             HistoryEntry(view, *destinations.get(view.id, (None, "")), favourites=tuple(favourites.get(view.id, ())))
@@ -83,16 +83,16 @@ class History:
 
     async def list_open(self, member: str) -> list[JobView]:
         """Return a member's jobs that run or wait, newest first."""
-        return await self._job_views.build_views(await self._store.read(stored.list_open_jobs, member, MAX_OPEN))
+        return await self._job_views.build_views(await self._store.query(stored.list_open_jobs, member, MAX_OPEN))
 
     async def recent_prompts(self, member: str) -> list[str]:
         """Return the prompts that a member typed lately, in any server, newest first, each once."""
-        records, _ = await self._store.read(stored.list_history, member, "all", MAX_PROMPTS, 0)
+        records, _ = await self._store.query(stored.list_history, member, "all", MAX_PROMPTS, 0)
         return list(dict.fromkeys(record.prompt for record in records if record.action == "imagine"))
 
     async def list_nearby(self, member: Member, limit: int) -> list[JobView]:
         """Return the newest of a member's own jobs and of the public ones in the channel where they are."""
-        records = await self._store.read(stored.list_nearby_jobs, member.id, member.guild, member.channel, limit)
+        records = await self._store.query(stored.list_nearby_jobs, member.id, member.guild, member.channel, limit)
         return await self._job_views.build_views(records)
 
     async def find_job(self, text: str, member: Member) -> JobView:
@@ -103,7 +103,7 @@ class History:
         if match := ID_PATTERN.search(text):
             return await self._job_views.load_view(match[0].upper())
         if match := LINK_PATTERN.search(text):
-            job = await self._store.read(destinations.find_job, match[1])
+            job = await self._store.query(destinations.find_job, match[1])
             if job is None:
                 raise UserError("That message shows no job of mine.", 404)
             return await self._job_views.load_view(job)
@@ -112,7 +112,7 @@ class History:
         raise UserError(f"“{shorten(text, 60)}” names no job: choose one from the list, or give its link or seed.")
 
     async def _find_by_seed(self, seed: int, member: Member) -> JobView:
-        for record in await self._store.read(
+        for record in await self._store.query(
             stored.list_nearby_jobs, member.id, member.guild, member.channel, MAX_SEARCHED
         ):
             if isinstance(record.task, Recipe) and record.task.seed == seed:

@@ -73,7 +73,7 @@ class JobViews:
         if not any(end is not None for end in etas):
             first_waiting = {
                 record.account: record
-                for record in reversed(await self._store.read(queries.list_queued_of_member, member))
+                for record in reversed(await self._store.query(queries.list_queued_of_member, member))
             }
             places = [
                 (record, await self._forecast.get_place(record, allow_stale=True)) for record in first_waiting.values()
@@ -118,11 +118,11 @@ class JobViews:
     async def build_views(self, records: Sequence[JobRecord]) -> list[JobView]:
         """Return views in the order of the records."""
         stored_files: dict[str, list[StoredPicture]] = {}
-        for file in await self._store.read(queries.list_pictures, [record.id for record in records]):
+        for file in await self._store.query(queries.list_pictures, [record.id for record in records]):
             stored_files.setdefault(file.job, []).append(file)
         interpolated = [one for one in records if isinstance(one.task, Recipe) and one.task.walk is not None]
         film_enders = (
-            await self._store.read(interpolations.find_last_finished, interpolated) if interpolated else set[str]()
+            await self._store.query(interpolations.find_last_finished, interpolated) if interpolated else set[str]()
         )
         return [
             self._build_view(
@@ -185,13 +185,13 @@ class JobViews:
 
     async def load_queue(self, guild: str | None = None) -> list[JobView]:
         """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
-        active = await self._store.read(queries.list_active)
+        active = await self._store.query(queries.list_active)
         layout = await self._forecast.get_layout()
         if layout.is_complete:
-            records = await self._store.read(queries.get_jobs, list(layout.places))
+            records = await self._store.query(queries.get_jobs, list(layout.places))
             waiting = [records[job] for job in layout.places if job in records and records[job].state == "queued"]
         else:
-            waiting = await self._store.read(queries.list_queued, guild, MAX_WAITING_SHOWN)
+            waiting = await self._store.query(queries.list_queued, guild, MAX_WAITING_SHOWN)
         visible_jobs = [
             record for record in (*active, *waiting) if guild in (None, record.guild) and record.deleted is None
         ]
@@ -199,12 +199,12 @@ class JobViews:
 
     async def load_recent(self, guild: str | None = None, limit: int = 50) -> list[JobView]:
         """Return the newest jobs first."""
-        return await self.build_views(await self._store.read(queries.list_newest, guild, limit))
+        return await self.build_views(await self._store.query(queries.list_newest, guild, limit))
 
 
 async def missing_job_error(store: Store, job: str, *, is_deleted: bool = False) -> UserError:
     """Return the error for a job without a row, or (`is_deleted`) for one whose pictures were deleted."""
-    cause = await store.read(retention.read_deletion_reason, job)
+    cause = await store.query(retention.read_deletion_reason, job)
     if cause is not None:
         return UserError(REMOVAL_SENTENCES[cause], 404 if cause == "enlarged" else 410)
     return UserError(PICTURES_DELETED if is_deleted else UNKNOWN_JOB, 404)

@@ -67,17 +67,17 @@ class Moderation:
         """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""
         record = await self._find_record(job)
         _check_permission("delete", member, record)
-        ids = await self._store.read(deletion_steps.list_jobs_of_picture, job)
-        deliveries = {job_id: await self._store.read(destinations.list_deliveries, job_id) for job_id in ids}
+        ids = await self._store.query(deletion_steps.list_jobs_of_picture, job)
+        deliveries = {job_id: await self._store.query(destinations.list_deliveries, job_id) for job_id in ids}
         actor = (member.id, member.name)
         marked_jobs = await self._store.write(deletion_steps.mark_deleted, ids, actor, self._clock())
         films = {
-            job_id: await self._store.read(destinations.list_films, job_id) for job_id in ids
+            job_id: await self._store.query(destinations.list_films, job_id) for job_id in ids
         }  # after the mark, nobody can record another film
         for job_id in marked_jobs:
             await self._stop_job(job_id)
         await self.remove_files(
-            await self._store.read(deletion_steps.list_leftover_files, marked_jobs)
+            await self._store.query(deletion_steps.list_leftover_files, marked_jobs)
         )  # the sweep removes the files of others
         sentence = "Deleted. Its pictures are gone for good." if job in marked_jobs else PICTURES_DELETED
         return Deletion(job, sentence, deliveries, films)
@@ -92,7 +92,7 @@ class Moderation:
 
     async def remove_leftovers(self) -> None:
         """Remove the files of deleted jobs that no other job shares. A later sweep retries failures."""
-        await self.remove_files(await self._store.read(deletion_steps.list_leftover_files))
+        await self.remove_files(await self._store.query(deletion_steps.list_leftover_files))
 
     async def run_sweeps(self) -> None:
         """Sweep periodically until cancelled: a crash or an outage may have left files."""
@@ -139,7 +139,7 @@ class Moderation:
         moderators.
         """
         _check_permission("settings", member)
-        return await self._store.read(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
+        return await self._store.query(incidents.list_incidents, member.guild, limit, open_only=undecided_only)
 
     async def close_incident(self, number: int, member: Member) -> Incident:
         """Close an incident. For moderators."""

@@ -34,7 +34,7 @@ class PictureReview:
         """Return the guild's jobs with pictures that wait for a moderator, oldest first; private ones too."""
         if reason := forbidden_reason("approve", member):
             raise UserError(reason, 403)
-        return await self._job_views.build_views(await self._store.read(list_waiting_jobs, member.guild, limit))
+        return await self._job_views.build_views(await self._store.query(list_waiting_jobs, member.guild, limit))
 
     async def decide(self, job: str, index: int, member: Member, *, show: bool) -> JobView:
         """Show a held picture, or keep it hidden; return the job's new view. Idempotent."""

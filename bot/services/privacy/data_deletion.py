@@ -56,11 +56,11 @@ class DataDeletion:
 
     async def count_jobs(self, member: str) -> int:
         """Return how many jobs of a member are stored."""
-        return await self._store.read(export.count_jobs, member)
+        return await self._store.query(export.count_jobs, member)
 
     async def is_under_way(self, member: str) -> bool:
         """Return whether a member's deletion is unfinished."""
-        return any(request.member == member for request in await self._store.read(erasure.list_requests))
+        return any(request.member == member for request in await self._store.query(erasure.list_requests))
 
     async def run(self) -> None:
         """Work on deletion requests until cancelled."""
@@ -70,7 +70,7 @@ class DataDeletion:
             has_running, has_requests = False, True
             try:
                 has_running = await self.run_round()
-                has_requests = bool(await self._store.read(erasure.list_requests))
+                has_requests = bool(await self._store.query(erasure.list_requests))
             except (DatabaseUnavailable, OSError) as error:
                 log.warning("data deletion: %s", error)
             pause = (
@@ -82,7 +82,7 @@ class DataDeletion:
 
     async def run_round(self) -> bool:
         """Do everything possible now; return True if a job must still stop. Work for a front end may wait longer."""
-        requests = await self._store.read(erasure.list_requests)
+        requests = await self._store.query(erasure.list_requests)
         for request in requests:
             while await self._store.write(erasure.mark_batch_deleted, request, self._clock()):
                 pass
@@ -94,7 +94,7 @@ class DataDeletion:
 
     async def _delete_jobs(self) -> bool:
         last_id, has_running = "", False
-        while marked_jobs := await self._store.read(retention.list_marked, REMOVAL_REASONS, last_id):
+        while marked_jobs := await self._store.query(retention.list_marked, REMOVAL_REASONS, last_id):
             reasons = dict(marked_jobs)
             stopped_jobs = [job for job in reasons if await self._ensure_stopped(job)]
             await remove_all_files(self._store, self._remove_files, list(reasons))
@@ -111,7 +111,7 @@ class DataDeletion:
 
     async def _ensure_stopped(self, job: str) -> bool:
         """Return whether a job has ended, readable or not; else cancel it and look again in the next round."""
-        state = await self._store.read(erasure.read_state, job)
+        state = await self._store.query(erasure.read_state, job)
         if state is None:
             return True
         if is_end(state):
@@ -125,7 +125,7 @@ class DataDeletion:
 
     async def _delete_messages(self, job: str) -> bool:
         """Delete a job's messages; return whether none is left."""
-        for role, delivery in await self._store.read(destinations.list_all_deliveries, job):
+        for role, delivery in await self._store.query(destinations.list_all_deliveries, job):
             if delivery.destination.kind != "discord" or not delivery.message:
                 continue
             if self._front_end.delete_message is None:

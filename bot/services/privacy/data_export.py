@@ -74,7 +74,7 @@ class DataExport:
 
     async def collect_contents(self, member: str) -> ExportContents:
         """Collect everything that is stored about a member, and the list of their pictures."""
-        settings = await self._store.read(export.read_choices, member)
+        settings = await self._store.query(export.read_choices, member)
         document: dict[str, Any] = {
             "member": member,
             "made": self._clock(),
@@ -98,7 +98,7 @@ class DataExport:
     async def _read_jobs(self, member: str) -> AsyncIterator[tuple[JobRecord, list[StoredPicture], list[Any]]]:
         last_id = ""
         while True:
-            records, stored_files, destinations = await self._store.read(export.read_page, member, last_id)
+            records, stored_files, destinations = await self._store.query(export.read_page, member, last_id)
             for record in records:
                 yield record, [file for file in stored_files if file.job == record.id], destinations.get(record.id, [])
             if not records:

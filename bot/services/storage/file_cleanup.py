@@ -38,7 +38,7 @@ class FileCleanup:
     async def _remove_file(self, file: StoredPicture) -> None:
         """Remove one file, in turn with tasks that store the same content."""
         async with self._picture_store.lock(file.sha256):
-            if await self._store.read(deletion_steps.is_unused, file.sha256):
+            if await self._store.query(deletion_steps.is_unused, file.sha256):
                 await self._picture_store.delete(file.sha256)
             await self._store.write(deletion_steps.delete_picture_row, file)
 
@@ -63,7 +63,7 @@ class OrphanFiles:
         orphans, total = list[str](), 0
         async for names in self._picture_store.list_names(self._clock() - DAY_SECONDS):
             total += len(names)
-            orphans += await self._store.read(deletion_steps.find_unreferenced, names)
+            orphans += await self._store.query(deletion_steps.find_unreferenced, names)
         if len(orphans) > min(HARD_SHARE * total, max(MIN_SUSPICIOUS, MAX_SHARE * total)):
             log.error(TOO_MANY, len(orphans), total)
             return 0
@@ -72,7 +72,7 @@ class OrphanFiles:
     async def _remove_file(self, name: str) -> bool:
         """Remove one file, in turn with tasks that store the same content; check first that no row names it now."""
         async with self._picture_store.lock(name):
-            if not await self._store.read(deletion_steps.find_unreferenced, [name]):
+            if not await self._store.query(deletion_steps.find_unreferenced, [name]):
                 return False
             await self._picture_store.delete(name)
         log.info("picture %s was named by no job: removed", name)

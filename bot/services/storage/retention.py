@@ -67,7 +67,7 @@ class Retention:
         if self._limits.max_seconds is None:
             return
         cutoff = self._clock() - self._limits.max_seconds
-        while (expired_jobs := await self._store.read(retention.list_expired, cutoff)) and await self._mark_removed(
+        while (expired_jobs := await self._store.query(retention.list_expired, cutoff)) and await self._mark_removed(
             expired_jobs, "age"
         ):
             await self._finish_removals()
@@ -78,8 +78,8 @@ class Retention:
         """
         if self._limits.max_bytes is None:
             return
-        while (excess := await self._store.read(retention.sum_bytes) - self._limits.max_bytes) > 0:
-            oldest_jobs = await self._store.read(retention.list_oldest, self._clock() - GRACE_SECONDS)
+        while (excess := await self._store.query(retention.sum_bytes) - self._limits.max_bytes) > 0:
+            oldest_jobs = await self._store.query(retention.list_oldest, self._clock() - GRACE_SECONDS)
             if not await self._mark_removed(_choose_until(oldest_jobs, excess), "room"):
                 log.warning("pictures take %d bytes more than DARKROOM_KEEP_GB; nothing more may be removed", excess)
                 return
@@ -94,7 +94,7 @@ class Retention:
     async def _finish_removals(self) -> None:
         """Remove files and rows of the marked jobs; the next sweep retries those whose files cannot be removed now."""
         last_id = ""
-        while marked_jobs := await self._store.read(retention.list_marked, RETENTION_REASONS, last_id):
+        while marked_jobs := await self._store.query(retention.list_marked, RETENTION_REASONS, last_id):
             ids = [job for job, _ in marked_jobs]
             await remove_all_files(self._store, self._remove_files, ids)
             await self._store.write(retention.delete_rows, ids, self._clock())
@@ -106,7 +106,7 @@ async def remove_all_files(
 ) -> None:
     """Remove all files of these deleted jobs; returns as well if some cannot be removed now."""
     earlier: list[StoredPicture] = []
-    while (leftovers := await store.read(deletion_steps.list_leftover_files, ids)) and leftovers != earlier:
+    while (leftovers := await store.query(deletion_steps.list_leftover_files, ids)) and leftovers != earlier:
         await remove_files(leftovers)
         earlier = leftovers
 

@@ -42,13 +42,13 @@ async def check_database(url: str) -> DatabaseReport:
 
 async def _query_database(database: Database) -> DatabaseReport:
     started_at = time.monotonic()
-    name = await database.read(_read_server_name)
+    name = await database.run_read(_read_server_name)
     latency = f"answers in {1000 * (time.monotonic() - started_at):.0f} ms"
-    schema_age = await database.read(read_schema_age)
+    schema_age = await database.run_read(read_schema_age)
     summary = f"{name}, {latency}; {SCHEMA_TEXTS[schema_age]}"
     if schema_age == "unknown":
         return DatabaseReport(summary, "Install that version, or name another database with DATABASE_URL.")
-    if await database.read(_is_durability_off):
+    if await database.run_read(_is_durability_off):
         return DatabaseReport(
             f"{summary}; a power cut loses what it confirmed", "Set fsync and synchronous_commit to on in it."
         )

@@ -31,7 +31,7 @@ class Database(Protocol):
         """The engine for reads."""
         ...
 
-    async def write(self, operation: Operation[T]) -> T:
+    async def run_write(self, operation: Operation[T]) -> T:
         """Run `operation` and return its result once it is committed. Writers of all processes run one at a time, in
         the order of the calls. Raises what `operation` raises, or `DatabaseUnavailable`.
         """
@@ -41,7 +41,7 @@ class Database(Protocol):
         """Run `operation` like `write`, for a migration that may take long."""
         ...
 
-    async def read(self, operation: Operation[T]) -> T:
+    async def run_read(self, operation: Operation[T]) -> T:
         """Run `operation` on one snapshot of the tables. Raises what `operation` raises, or `DatabaseUnavailable`."""
         ...
 

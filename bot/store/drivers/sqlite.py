@@ -41,7 +41,7 @@ class SqliteDatabase:
         self._write_thread = ThreadPoolExecutor(1, "store-writer")
         self._read_threads = ThreadPoolExecutor(READERS, "store-reader")
 
-    async def write(self, operation: Operation[T]) -> T:
+    async def run_write(self, operation: Operation[T]) -> T:
         """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
         `DatabaseUnavailable`.
         """
@@ -51,9 +51,9 @@ class SqliteDatabase:
 
     async def upgrade(self, operation: Operation[None]) -> None:
         """Run `operation` like `write`: a migration is an ordinary transaction here."""
-        await self.write(operation)
+        await self.run_write(operation)
 
-    async def read(self, operation: Operation[T]) -> T:
+    async def run_read(self, operation: Operation[T]) -> T:
         """Run `operation` on one snapshot of the tables."""
         return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._run_read, operation)
 

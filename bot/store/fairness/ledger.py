@@ -149,5 +149,5 @@ class Ledger:
 
 
 def run_with_ledger(connection: Connection, member: Member, now: float, operation: Callable[[Ledger], T]) -> T:
-    """Run `operation` on a ledger: `await store.read(run_with_ledger, member, now, operation)`."""
+    """Run `operation` on a ledger: `await store.query(run_with_ledger, member, now, operation)`."""
     return operation(Ledger(connection, member, now))

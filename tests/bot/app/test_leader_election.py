@@ -221,7 +221,7 @@ async def test_a_bot_stopped_before_its_predecessor_can_notice_leaves_its_term_o
             await asyncio.sleep(0.02)
     stopped.cancel()
     await asyncio.wait([stopped])
-    assert not (await before.read(leader_terms.read_newest_term)).over
+    assert not (await before.query(leader_terms.read_newest_term)).over
     await before.close()
 
 
@@ -301,12 +301,12 @@ async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, d
 async def test_a_database_of_an_earlier_version_has_no_id(bare: str):
     old = await asyncio.to_thread(select_driver, bare)
     try:
-        assert await old.read(leader_terms.read_store_id) == ""
+        assert await old.run_read(leader_terms.read_store_id) == ""
         await old.upgrade(lambda connection: migrate_tables(connection, "0009"))
-        await old.write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
-        assert await old.read(leader_terms.read_store_id) == ""
+        await old.run_write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
+        assert await old.run_read(leader_terms.read_store_id) == ""
         await old.upgrade(migrate_tables)
-        assert await old.read(leader_terms.read_newest_term) == LeaderTerm(7, over=False)
+        assert await old.run_read(leader_terms.read_newest_term) == LeaderTerm(7, over=False)
     finally:
         await old.close()
 
@@ -397,7 +397,7 @@ async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_whe
     store = await Store.open(f"sqlite:///{workplace.settings.data / 'shared.sqlite'}")
 
     async def all_finished() -> bool:
-        found = await store.read(queries.get_jobs, jobs)
+        found = await store.query(queries.get_jobs, jobs)
         return {found[job].state for job in jobs} == {"finished"}
 
     await until(all_finished, 60)
@@ -405,7 +405,7 @@ async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_whe
     async with asyncio.timeout(30):
         assert await second.process.wait() == EXIT_CODE
     assert third.process.returncode is None
-    moves = await store.read(queries.list_audit, jobs)
+    moves = await store.query(queries.list_audit, jobs)
     assert sorted(entry.job for entry in moves if entry.target == "finished") == sorted(jobs)
     await store.close()
     with sqlite3.connect(workplace.settings.data / "shared.sqlite") as connection:

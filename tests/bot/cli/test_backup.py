@@ -121,18 +121,18 @@ async def _check_restored_app(
         async with open_app(load_settings(data=new), bus) as house:
 
             async def ended() -> bool:
-                found = await house.store.read(queries.get_jobs, [*finished_jobs, *open_jobs])
+                found = await house.store.query(queries.get_jobs, [*finished_jobs, *open_jobs])
                 assert set(found) == {*finished_jobs, *open_jobs}, "every job accepted before is here"
                 return all(is_end(record.state) for record in found.values())
 
             await until(ended)
-            known = list(await house.store.read(queries.get_jobs, [*finished_jobs, *open_jobs, *later_jobs]))
-            history = await house.store.read(queries.list_audit, known)
+            known = list(await house.store.query(queries.get_jobs, [*finished_jobs, *open_jobs, *later_jobs]))
+            history = await house.store.query(queries.list_audit, known)
             ends = [entry.job for entry in history if entry.target == "finished"]
             assert {*finished_jobs, *open_jobs} <= set(ends)
             assert len(ends) == len(set(ends))
             before = PictureStore(data / "pictures")
-            pictures = await house.store.read(queries.list_pictures, finished_jobs)
+            pictures = await house.store.query(queries.list_pictures, finished_jobs)
             assert len(pictures) == len(finished_jobs) * 4, "two pictures each, and a ladder for each"
             for one in pictures:
                 assert await house.picture_store.get(one.sha256) == await before.get(one.sha256)
@@ -207,7 +207,7 @@ async def _make_discord_jobs(data: Path) -> list[str]:
 
 async def _places(data: Path, jobs: list[str]) -> list[Destination | None]:
     store = await Store.open(load_settings(data=data).database)
-    found = [await store.read(destinations.get_destination, job) for job in jobs]
+    found = [await store.query(destinations.get_destination, job) for job in jobs]
     await store.close()
     return found
 

@@ -122,7 +122,7 @@ async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, u
     output = await darkroom("cancel", behind.job)
     assert "a running bot tells its worker within seconds" in output
     await wait_for(until, house, behind.job, "cancelled")
-    history = await house.store.read(queries.list_audit, [behind.job])
+    history = await house.store.query(queries.list_audit, [behind.job])
     assert [entry.why for entry in history if entry.source == entry.target] == ["cancelled at the command line"]
     record = await house.store.get_job(behind.job)
     assert 0 < record.charged < record.cost

@@ -226,7 +226,7 @@ async def test_a_ladder_is_read_once_for_all_its_keyframes(rig: GalleryRig) -> N
     fresh = Gallery(rig.store, rig.pictures)
     steps = await fresh.keyframe_steps(job)
     assert await fresh.branch_steps(job, 0) == (4, 8)
-    for one in await rig.store.read(queries.list_pictures, [job]):
+    for one in await rig.store.query(queries.list_pictures, [job]):
         if one.kind == "ladder":
             await rig.pictures.delete(one.sha256)
     grids = await asyncio.gather(*(fresh.render_keyframe_grid(job, n) for n in range(len(steps))))

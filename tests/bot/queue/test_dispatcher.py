@@ -30,7 +30,7 @@ async def submit_jobs(house, member, here, times=1, text="a lamp --count 4"):
 
 def read_states(house, jobs):
     async def read():
-        found = await house.store.read(queries.get_jobs, jobs)
+        found = await house.store.query(queries.get_jobs, jobs)
         return [found[job].state for job in jobs]
 
     return read()

@@ -59,7 +59,7 @@ def test_loaded_models_count_where_rows_are_free():
 
 async def _have_moved(app: Any, jobs: list[str]) -> bool:
     await app.queue.rerouter.run_round()
-    records = await app.store.read(queries.get_jobs, jobs)
+    records = await app.store.query(queries.get_jobs, jobs)
     return all(records[job].pool == "other" for job in jobs)
 
 
@@ -71,7 +71,7 @@ async def test_jobs_of_a_dead_pool_run_in_another(workplace, until, ann, here):
     await until(lambda: app.services.live_workers())
     tickets = [(await app.services.jobs.imagine("a lamp --count 4", ann, here))[0].job for _ in range(5)]
     await app.queue.dispatcher.run_round()
-    records = await app.store.read(queries.get_jobs, tickets)
+    records = await app.store.query(queries.get_jobs, tickets)
     assert {record.pool for record in records.values()} == {"default"}
     assert {record.state for record in records.values()} == {"sent", "queued"}
     second = await workplace.hand("second")
@@ -79,11 +79,11 @@ async def test_jobs_of_a_dead_pool_run_in_another(workplace, until, ann, here):
     announcing = asyncio.create_task(_keep_announcing(second))
     await until(lambda: set(app.services.live_workers()) == {"second"})
     await until(lambda: _have_moved(app, tickets))
-    history = await app.store.read(queries.list_audit, tickets)
+    history = await app.store.query(queries.list_audit, tickets)
     assert sum(entry.why.startswith("from pool default") for entry in history) == len(tickets)
     for _ in range(5):
         await app.queue.dispatcher.run_round()
-    records = await app.store.read(queries.get_jobs, tickets)
+    records = await app.store.query(queries.get_jobs, tickets)
     assert sum(record.state == "sent" for record in records.values()) == 3, "only as many as may run at once"
     delivered = await second.bus.pull_job(["other"], timeout=5)
     assert delivered is not None
@@ -110,7 +110,7 @@ def build_rerouting(store: Store, *workers: Presence) -> tuple[JobRerouter, dict
 
 async def queue_jobs(store: Store, pool: str, count: int, *, model: str = "embedded", revision: str = "") -> list[str]:
     """Queues `count` jobs, each younger than all before it."""
-    first = len(await store.read(queries.list_queued, None, 10_000))
+    first = len(await store.query(queries.list_queued, None, 10_000))
     one = replace(draft(), pool=pool, model=model, task=msgspec.structs.replace(RECIPE, model=model, revision=revision))
     drafts = [replace(one, id=f"{first + number:026}") for number in range(count)]
     await store.admit_jobs(drafts, None, lambda batch, _ledger: batch, 1.0)
@@ -119,7 +119,7 @@ async def queue_jobs(store: Store, pool: str, count: int, *, model: str = "embed
 
 async def queued_jobs(store: Store, pool: str) -> list[str]:
     """The queued jobs of a pool, oldest first."""
-    return [one.id for one in await store.read(queries.list_queued, None, 10_000) if one.pool == pool]
+    return [one.id for one in await store.query(queries.list_queued, None, 10_000) if one.pool == pool]
 
 
 @pytest.mark.asyncio

@@ -45,18 +45,18 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
     await workplace.worker("last")
 
     async def is_over():
-        found = await app.store.read(queries.get_jobs, tickets)
+        found = await app.store.query(queries.get_jobs, tickets)
         return all(record.ended for record in found.values())
 
     await until(is_over, 40)
-    records = await app.store.read(queries.get_jobs, tickets)
+    records = await app.store.query(queries.get_jobs, tickets)
     assert {record.state for record in records.values()} == {"finished"}
     assert all(record.charged == pytest.approx(record.cost / 2) for record in records.values())
-    stored = await app.store.read(queries.list_pictures, tickets)
+    stored = await app.store.query(queries.list_pictures, tickets)
     assert len(stored) == len(tickets) * 4
     for one in stored:
         assert await app.picture_store.get(one.sha256)
-    moves = await app.store.read(queries.list_audit, tickets)
+    moves = await app.store.query(queries.list_audit, tickets)
     assert sorted(move.job for move in moves if move.target == "finished") == sorted(tickets)
 
 

@@ -252,7 +252,7 @@ async def test_relaxed_jobs_use_no_quota_and_weigh_a_quarter(workplace):
         assert (record.tier, record.weight, record.charged) == ("relaxed", 0.25, 0.0)
         assert record.to_job().share.weight == 0.25
     query = "SELECT path, weight FROM accounts WHERE path LIKE 'default/%'"
-    rows = await house.store.read(lambda connection: connection.exec_driver_sql(query).all())
+    rows = await house.store.query(lambda connection: connection.exec_driver_sql(query).all())
     assert {path: weight for path, weight in rows if path.count("/") == 1} == {
         "default/standard": 1.0,
         "default/relaxed": 0.25,

@@ -71,7 +71,7 @@ async def test_a_request_that_the_rules_refuse_fetches_nothing(
     await house.services.jobs.imagine("{a, b} lamp", ann, here)
     await assert_refused("Your queue is full")
     await assert_refused("3 jobs are too many", "{a, b, c} lamp")
-    noted = await house.store.read(incidents.list_incidents, "local", 20, open_only=False)
+    noted = await house.store.query(incidents.list_incidents, "local", 20, open_only=False)
     assert "blocked" in {one.kind for one in noted}, "moderators still see the attempt"
     await rules.close_guild(ADA, "holidays")
     await assert_refused("closed for new pictures")

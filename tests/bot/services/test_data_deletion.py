@@ -72,12 +72,12 @@ async def all_rows(store: Store) -> str:
     def read(connection: Any) -> str:
         return "\n".join(str(row) for table in metadata.sorted_tables for row in connection.execute(table.select()))
 
-    return await store.read(read)
+    return await store.query(read)
 
 
 async def spending(store: Store, user: str) -> float:
     member = Member(user, user, "local", channel="room")
-    return await store.read(lambda c: Ledger(c, member, NOW).get_spending("member everywhere", 86400.0).total_cost)
+    return await store.query(lambda c: Ledger(c, member, NOW).get_spending("member everywhere", 86400.0).total_cost)
 
 
 async def populate(store: Store, pictures: PictureStore) -> dict[str, str]:
@@ -113,12 +113,12 @@ async def test_all_data_of_a_member_is_deleted_and_none_of_others(store, picture
     assert "70010000000000001" not in text
     assert "70020000000000002" in text
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"bob's", "both's"}
-    assert set(await store.read(queries.get_jobs, list(jobs.values()))) == {jobs["bob's"], jobs["enlarged"]}
+    assert set(await store.query(queries.get_jobs, list(jobs.values()))) == {jobs["bob's"], jobs["enlarged"]}
     assert (await missing_job_error(store, jobs["done"])).status == 410
     assert (before, await spending(store, ANN)) == (8.0, 4.0), "spent cost stays; the job that never ran is refunded"
-    (report,) = await store.read(incidents.list_incidents, "local", 9, open_only=True)
+    (report,) = await store.query(incidents.list_incidents, "local", 9, open_only=True)
     assert (report.actor_name, report.said, report.job) == (erasure.DELETED_MEMBER, "rude", jobs["bob's"])
-    assert await store.read(preferences.list_favourites, BOB) == []
+    assert await store.query(preferences.list_favourites, BOB) == []
 
 
 async def test_data_of_other_servers_and_later_jobs_stay(store, pictures):
@@ -129,13 +129,13 @@ async def test_data_of_other_servers_and_later_jobs_stay(store, pictures):
     await desk.run_round()
     assert await store.get_job(jobs["elsewhere"]) is None
     assert all([await store.get_job(job) for job in (jobs["done"], jobs["waits"], later)])
-    assert await store.read(preferences.load_preferences, ANN) != {}
+    assert await store.query(preferences.load_preferences, ANN) != {}
     await desk.request_deletion(ANN)
     await desk.run_round()
     await desk.run_round()
     assert await store.get_job(jobs["done"]) is None
     assert await store.get_job(later), "it came after the deletion request"
-    remaining = await store.read(lambda c: c.execute(accounts.select().where(accounts.c.queued > 0)).all())
+    remaining = await store.query(lambda c: c.execute(accounts.select().where(accounts.c.queued > 0)).all())
     assert any("70010000000000001" in row.path for row in remaining), "it keeps its place in the queue"
 
 
@@ -156,7 +156,7 @@ async def test_messages_are_deleted_if_discord_permits_and_wait_while_it_is_away
     await desk.request_deletion(ANN)
     await desk.run_round()
     assert await desk.is_under_way(ANN), "nothing can delete its messages yet"
-    assert await store.read(queries.list_pictures, [job]) == [], "its pictures go at once"
+    assert await store.query(queries.list_pictures, [job]) == [], "its pictures go at once"
     desk._front_end.connect(delete_message=take_away)
     await desk.run_round()
     assert await desk.is_under_way(ANN)
@@ -219,11 +219,11 @@ async def test_running_jobs_are_cancelled_before_they_are_deleted(workplace, unt
         return not await house.services.data_deletion.is_under_way(ANN)
 
     await until(is_forgotten, 20)
-    assert await house.store.read(queries.get_jobs, jobs) == {}
+    assert await house.store.query(queries.get_jobs, jobs) == {}
     assert not apprentice.held
     with pytest.raises(UserError, match="its author had everything removed"):
         await house.services.job_views.load_view(jobs[0])
-    charged = await house.store.read(lambda c: c.execute(archived_charges.select()).all())
+    charged = await house.store.query(lambda c: c.execute(archived_charges.select()).all())
     assert len(charged) == len(apprentice.begun), "jobs that ran are charged and counted without a name"
 
 
@@ -234,7 +234,7 @@ async def test_a_job_with_an_unreadable_row_is_deleted_once_it_is_over(store, pi
     desk = make_forgetting(store, pictures)
     await desk.request_deletion(ANN)
     assert await desk.run_round() is True, "the waiting job cannot be cancelled and blocks no other"
-    remaining = await store.read(lambda c: c.execute(select(job_rows.c.id, job_rows.c.state)).all())
+    remaining = await store.query(lambda c: c.execute(select(job_rows.c.id, job_rows.c.state)).all())
     assert [tuple(row) for row in remaining] == [(waiting, "queued")]
     assert f"job {waiting}: " in caplog.text
     assert f"job {job}: " not in caplog.text
@@ -292,7 +292,7 @@ async def test_the_command_leaves_it_to_a_bot_on_another_machine(tmp_path, datab
     await asyncio.to_thread(members_cli.forget, ANN, "", tmp_path)
     assert "all their data are deleted" in capsys.readouterr().out
     assert await after.get_job(job) is None
-    term = await after.read(leader_terms.read_newest_term)
+    term = await after.query(leader_terms.read_newest_term)
     assert (term.term, term.over) == (2, True), "it wrote under its own leader term, which has ended"
     await after.close()
 

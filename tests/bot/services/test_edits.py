@@ -63,7 +63,7 @@ async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job
     fetched.append(await worker.bus.get_blob(sha, 1 << 20))
     assert fetched == [content], "the worker finds the image at the broker"
     assert sha in kept()
-    rows = [one for one in await app.store.read(queries.list_pictures, [view.id]) if one.kind == "input"]
+    rows = [one for one in await app.store.query(queries.list_pictures, [view.id]) if one.kind == "input"]
     assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
     varied = await services.variations.vary(view.id, 0, BOB, here)
     assert (await services.job_views.load_view(varied.job)).task.start == view.task.start
@@ -146,7 +146,7 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, u
     app, worker, first = await finished(workplace, until, ann, here)
     services = app.services
     assert await services.edits.list_branch_steps(first.id, 1, BOB) == (10, 20)
-    rows = {(one.kind, one.image): one for one in await app.store.read(queries.list_pictures, [first.id])}
+    rows = {(one.kind, one.image): one for one in await app.store.query(queries.list_pictures, [first.id])}
     sha = rows["ladder", 1].sha256
     same = await services.edits.branch(first.id, 1, 20, BOB, here)
     assert same.notes == ()

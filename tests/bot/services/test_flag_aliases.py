@@ -118,7 +118,7 @@ async def test_aliases_are_exported_and_forgotten(store):
     options = FlagAliases(store, lambda: MODELS)
     for member in ("ann", "bob"):
         await options.set_alias(member, "mine", "--ar 3:2")
-    assert (await store.read(export.read_choices, "ann")).flag_aliases == {"mine": "--ar 3:2"}
+    assert (await store.query(export.read_choices, "ann")).flag_aliases == {"mine": "--ar 3:2"}
     await store.write(erasure.erase_member_data, erasure.ErasureRequest("ann", "discord:9", 1.0))
     assert await options.list_aliases("ann"), "leaving one server deletes none"
     await store.write(erasure.erase_member_data, erasure.ErasureRequest("ann", "", 1.0))

@@ -59,7 +59,7 @@ async def derive_jobs(house, first, until, here):
 
 
 async def contents(house, job, *kinds):
-    return {one.sha256 for one in await house.store.read(queries.list_pictures, [job]) if one.kind in kinds}
+    return {one.sha256 for one in await house.store.query(queries.list_pictures, [job]) if one.kind in kinds}
 
 
 async def assert_all_refused(house, views, here, sentence, status):
@@ -192,14 +192,14 @@ async def test_an_init_image_counts_as_deleted_while_its_file_still_exists(workp
     house, _, first = await start_finished_job(workplace, until, ann, here)
     other = await contents(house, first.id, "image")
     assert (
-        await house.store.read(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
+        await house.store.query(run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, sorted(other)))
         is False
     )
     await house.store.write(deletion_steps.mark_deleted, [first.id], (ann.id, "Ann"), 1.0)
     for parent, names in ((None, sorted(other)), (first.id, ["0" * 64])):
-        assert await house.store.read(
+        assert await house.store.query(
             run_with_ledger, ann, 1.0, lambda ledger, p=parent, n=names: ledger.is_input_deleted(p, n)
         )
-    assert not await house.store.read(
+    assert not await house.store.query(
         run_with_ledger, ann, 1.0, lambda ledger: ledger.is_input_deleted(None, ["0" * 64])
     )

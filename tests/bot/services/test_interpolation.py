@@ -121,7 +121,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
     films = [await services.gallery.render_walk(view.id) for view in views]
     assert films[0] == films[1]
-    assert [part.id for part in await app.store.read(interpolations.list_parts, views[1].id)] == [
+    assert [part.id for part in await app.store.query(interpolations.list_parts, views[1].id)] == [
         view.id for view in views
     ]
 
@@ -184,7 +184,7 @@ async def test_the_same_interpolation_twice_is_two_interpolations(workplace, ann
     tickets = await app.services.jobs.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
     jobs = [one.job for one in tickets]
     for place, job in enumerate(jobs):
-        part_ids = [part.id for part in await app.store.read(interpolations.list_parts, job)]
+        part_ids = [part.id for part in await app.store.query(interpolations.list_parts, job)]
         assert part_ids == jobs[:2] if place < 2 else part_ids == jobs[2:]
 
 

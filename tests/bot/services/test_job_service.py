@@ -239,7 +239,7 @@ async def test_models_are_remembered_when_their_worker_is_gone(workplace, until,
         worker, task = await workplace.worker()
 
         async def has_models():
-            return await app.store.read(queries.list_models)
+            return await app.store.query(queries.list_models)
 
         await until(has_models)
         await worker.vanish(task)

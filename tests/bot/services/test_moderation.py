@@ -48,7 +48,7 @@ async def wait_for_end(app, until, job) -> None:
 
 
 async def picture_hashes(app, *jobs) -> list[str]:
-    return [one.sha256 for one in await app.store.read(queries.list_pictures, list(jobs))]
+    return [one.sha256 for one in await app.store.query(queries.list_pictures, list(jobs))]
 
 
 # The word filter
@@ -212,7 +212,7 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
             error = await refusal_of(request)
             assert (error.status, error.sentence) == (404, PICTURES_DELETED)
     assert [view.id for view in await services.job_views.load_recent("local")] == [varied]
-    assert await app.store.read(preferences.list_favourites, BOB.id) == []
+    assert await app.store.query(preferences.list_favourites, BOB.id) == []
     assert await picture_hashes(app, job, upscaled) == []
     for sha in mine:
         assert await app.picture_store.has(sha) == (sha in theirs), "a picture that another job shares is kept"
@@ -421,11 +421,11 @@ async def test_a_server_keeps_a_limited_number_of_incidents_and_drops_open_ones_
     for number in range(40):
         await store.write(incidents.write_incident, "g", "word", f"a{number}", "A", "gore", 2.0 + number)
     await store.write(incidents.write_incident, "other", "word", "a", "A", "gore", 1.0)
-    newest = await store.read(incidents.list_incidents, "g", 100)
+    newest = await store.query(incidents.list_incidents, "g", 100)
     assert len(newest) == 20
     assert sum(one.kind == "report" for one in newest) == 5
     assert newest[0].actor == "a39"
-    assert len(await store.read(incidents.list_incidents, None, 100)) == 21
+    assert len(await store.query(incidents.list_incidents, None, 100)) == 21
 
 
 async def test_every_kind_of_incident_has_a_sentence_and_long_texts_are_cut():
@@ -448,4 +448,6 @@ async def test_a_decision_about_a_held_picture_closes_its_incident(store):
         incidents.write_incident, "g", "held", "m", "M", "Picture 2 was flagged by the picture check.", 1.0, "j"
     )
     await store.write(incidents.close_held_incident, "j", "Picture 1 ", 2.0)
-    assert [one.said[:9] for one in await store.read(incidents.list_incidents, "g", 9, open_only=True)] == ["Picture 2"]
+    assert [one.said[:9] for one in await store.query(incidents.list_incidents, "g", 9, open_only=True)] == [
+        "Picture 2"
+    ]

@@ -125,7 +125,7 @@ class CheckedApp:
 
     async def incidents(self) -> list[tuple[str, str, str]]:
         query = select(incidents).order_by(incidents.c.id)
-        rows = await self.app.store.read(lambda connection: connection.execute(query).mappings().all())
+        rows = await self.app.store.query(lambda connection: connection.execute(query).mappings().all())
         return [(row["kind"], row["actor"], row["said"]) for row in rows]
 
 

@@ -52,7 +52,7 @@ def build_retention(
 
 
 async def job_ids(store: Store) -> set[str]:
-    return set(await store.read(lambda c: c.execute(jobs.select()).scalars().all()))
+    return set(await store.query(lambda c: c.execute(jobs.select()).scalars().all()))
 
 
 async def read_usage(store: Store, user: str, whose: Any = "member everywhere", guild: str = "local") -> list[float]:
@@ -63,7 +63,7 @@ async def read_usage(store: Store, user: str, whose: Any = "member everywhere", 
         usage = Ledger(connection, member, NOW).get_spending(whose, 30 * DAY_SECONDS)
         return [usage.total_cost, usage.frees_at(3.0)]
 
-    return await store.read(read_ledger)
+    return await store.query(read_ledger)
 
 
 async def test_old_jobs_are_deleted_with_everything_they_own(store, pictures, tmp_path):
@@ -74,8 +74,8 @@ async def test_old_jobs_are_deleted_with_everything_they_own(store, pictures, tm
     await build_retention(store, pictures, days=30).sweep()
     assert await job_ids(store) == {new}
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"new", "shared"}
-    assert await store.read(queries.list_audit, [old]) == []
-    assert await store.read(queries.list_pictures, [old]) == []
+    assert await store.query(queries.list_audit, [old]) == []
+    assert await store.query(queries.list_pictures, [old]) == []
     refused = await missing_job_error(store, old)
     assert (refused.sentence, refused.status) == (REMOVAL_SENTENCES["age"], 410)
     assert (await missing_job_error(store, "0" * 26)).status == 404
@@ -92,7 +92,7 @@ async def test_jobs_that_someone_may_still_need_stay(store, pictures):
     await build_retention(store, pictures, days=30, room=1).sweep()
     assert await job_ids(store) == {liked, shown, reported, parent, waiting}, "only the unneeded job is deleted"
     assert free not in await job_ids(store)
-    for number in [one.number for one in await store.read(incidents.list_incidents, "local", 9, open_only=True)]:
+    for number in [one.number for one in await store.query(incidents.list_incidents, "local", 9, open_only=True)]:
         await store.write(incidents.close_incident, "local", number, ("local:mod", "Mo"), NOW)
     await build_retention(store, pictures, days=30).sweep()
     assert await job_ids(store) == {liked, shown, parent, waiting}
@@ -108,12 +108,12 @@ async def test_charges_outlive_their_jobs_without_the_members_name(store, pictur
     assert after == before == [[4.0, NOW + 28 * DAY_SECONDS]] * 4
     assert [(await read_usage(store, "local:bob", whose))[0] for whose in WHOSE] == [0, 0, 4, 4]
     assert (await read_usage(store, "local:ann", "member here", "elsewhere"))[0] == 0
-    charges = await store.read(lambda c: c.execute(archived_charges.select()).all())
+    charges = await store.query(lambda c: c.execute(archived_charges.select()).all())
     assert len(charges) == 2
     assert "ann" not in str(charges)
     await build_retention(store, pictures, now=NOW + 29 * DAY_SECONDS).sweep()
     for table in (archived_charges, charge_keys):
-        assert await store.read(lambda c, table=table: c.execute(table.select()).all()) == []
+        assert await store.query(lambda c, table=table: c.execute(table.select()).all()) == []
 
 
 WHOSE = ("member everywhere", "member here", "guild", "channel")
@@ -123,7 +123,7 @@ async def test_the_oldest_jobs_make_room_and_shared_content_counts_once(store, p
     old_jobs = [await finished(store, pictures, draft(at=NEW + n), "shared", f"own {n}") for n in range(5)]
     new_job = await finished(store, pictures, draft(at=NOW - GRACE_SECONDS / 2))
     await store.write(preferences.toggle_favourite, "local:ann", old_jobs[1], 0, NOW)
-    assert await store.read(retention.sum_bytes) == 7 * SIZE
+    assert await store.query(retention.sum_bytes) == 7 * SIZE
     await build_retention(store, pictures, room=5 * SIZE).sweep()
     assert await job_ids(store) == {old_jobs[1], old_jobs[3], old_jobs[4], new_job}
     assert await asyncio.to_thread(files, tmp_path / "pictures") == {"shared", "own 1", "own 3", "own 4", new_job}
@@ -183,7 +183,7 @@ async def test_a_crash_anywhere_loses_nothing_and_leaves_nothing(local, pictures
             with contextlib.suppress(PowerCut):
                 await build_retention(store, pictures, days=10).sweep()
             crashed = was_cut()
-        for one in await store.read(queries.list_pictures, [new]):
+        for one in await store.query(queries.list_pictures, [new]):
             assert await pictures.get(one.sha256), "every picture that a row names exists"
         assert (await read_usage(store, "local:ann"))[0] == 4.0
         await build_retention(store, pictures, days=10).sweep()
@@ -204,9 +204,9 @@ async def test_a_crash_anywhere_loses_nothing_and_leaves_nothing(local, pictures
 async def test_the_record_of_a_deleted_job_is_forgotten_after_a_year(store, pictures):
     await finished(store, pictures, draft(at=OLD))
     await build_retention(store, pictures, days=30).sweep()
-    assert len(await store.read(lambda c: c.execute(deleted_jobs.select()).all())) == 1
+    assert len(await store.query(lambda c: c.execute(deleted_jobs.select()).all())) == 1
     await build_retention(store, pictures, now=NOW + REASON_SECONDS + 1).sweep()
-    assert await store.read(lambda c: c.execute(deleted_jobs.select()).all()) == []
+    assert await store.query(lambda c: c.execute(deleted_jobs.select()).all()) == []
 
 
 async def test_the_retention_settings_are_read_and_checked():

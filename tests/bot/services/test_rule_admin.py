@@ -298,7 +298,7 @@ async def test_an_interrupted_close_takes_effect_and_a_second_one_finishes_it(st
     assert (await desk.effective_rules(BOB)).closed
     broken = False
     assert await desk.close_guild(OWNER, "noise") == 2
-    assert await store.read(queries.list_open_ids, "g") == []
+    assert await store.query(queries.list_open_ids, "g") == []
     assert len(await desk.list_changes("g")) == 1
 
 
@@ -349,7 +349,7 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
 
     async def all_run() -> bool:
         """A job cancelled between dispatch and first step is charged nothing: wait until none is there."""
-        found = await house.store.read(queries.get_jobs, jobs)
+        found = await house.store.query(queries.get_jobs, jobs)
         return all(found[job].state == "running" for job in jobs[:-1]) and found[jobs[-1]].state == "queued"
 
     await until(all_run)
@@ -361,11 +361,11 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
     )
 
     async def all_cancelled() -> bool:
-        found = await house.store.read(queries.get_jobs, jobs)
+        found = await house.store.query(queries.get_jobs, jobs)
         return all(record.state == "cancelled" for record in found.values())
 
     await until(all_cancelled)
-    found = await house.store.read(queries.get_jobs, jobs)
+    found = await house.store.query(queries.get_jobs, jobs)
     assert [found[job].charged for job in jobs] == [found[job].cost / 4 for job in jobs[:-1]] + [0.0]
     assert (await house.store.get_job(elsewhere.job)).state in ("queued", "sent", "running")
     await desk.open_guild(OWNER)

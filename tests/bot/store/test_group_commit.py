@@ -24,9 +24,9 @@ Act = Callable[[Connection], object]
 async def writer(database: str) -> AsyncIterator[Database]:
     """A database with a table of numbers."""
     db = await asyncio.to_thread(select_driver, database)
-    await db.write(lambda connection: connection.execute(text("CREATE TABLE numbers (n INTEGER UNIQUE)")) and None)
+    await db.run_write(lambda connection: connection.execute(text("CREATE TABLE numbers (n INTEGER UNIQUE)")) and None)
     yield db
-    await db.write(lambda connection: connection.execute(text("DROP TABLE numbers")) and None)
+    await db.run_write(lambda connection: connection.execute(text("DROP TABLE numbers")) and None)
     await db.close()
 
 
@@ -51,7 +51,7 @@ def _numbers(connection: Connection) -> list[int]:
 
 
 async def numbers(writer: Database) -> list[int]:
-    return await writer.read(_numbers)
+    return await writer.run_read(_numbers)
 
 
 async def block_writer(writer: Database) -> tuple[asyncio.Task[object], threading.Event]:
@@ -62,7 +62,7 @@ async def block_writer(writer: Database) -> tuple[asyncio.Task[object], threadin
         has_started.set()
         go.wait(20)
 
-    task = asyncio.create_task(writer.write(act))
+    task = asyncio.create_task(writer.run_write(act))
     while not has_started.is_set():
         await asyncio.sleep(0.005)
     return task, go
@@ -70,7 +70,7 @@ async def block_writer(writer: Database) -> tuple[asyncio.Task[object], threadin
 
 async def write_together(writer: Database, *acts: Act) -> list[object]:
     first, go = await block_writer(writer)
-    tasks = [asyncio.create_task(writer.write(act)) for act in acts]
+    tasks = [asyncio.create_task(writer.run_write(act)) for act in acts]
     await asyncio.sleep(0.05)
     go.set()
     await first
@@ -93,7 +93,7 @@ async def test_only_the_write_that_raises_is_undone(writer: Database) -> None:
     assert isinstance(results[3], IntegrityError)
     assert await numbers(writer) == [1, 3, 4]
     with pytest.raises(UserError):
-        await writer.write(insert_and_refuse(9))
+        await writer.run_write(insert_and_refuse(9))
     assert await numbers(writer) == [1, 3, 4], "a single write is undone too"
 
 
@@ -102,7 +102,7 @@ async def test_a_stop_iteration_keeps_no_one_waiting(writer: Database) -> None:
         return next(iter(()))
 
     async with asyncio.timeout(60):
-        for run in (writer.write, writer.read):
+        for run in (writer.run_write, writer.run_read):
             with pytest.raises(RuntimeError, match="StopIteration"):
                 await run(ends)
         results = await write_together(writer, insert(1), ends)
@@ -131,12 +131,12 @@ async def test_a_database_error_fails_every_write_of_the_commit(writer: Database
         isinstance(each.__cause__, OperationalError) for each in results if isinstance(each, DatabaseUnavailable)
     )
     assert await numbers(writer) == []
-    assert await writer.write(insert(5)) == 5
+    assert await writer.run_write(insert(5)) == 5
 
 
 async def test_a_write_cancelled_before_its_turn_is_left_out(writer: Database) -> None:
     first, go = await block_writer(writer)
-    cancelled, stays = (asyncio.create_task(writer.write(insert(number))) for number in (1, 2))
+    cancelled, stays = (asyncio.create_task(writer.run_write(insert(number))) for number in (1, 2))
     await asyncio.sleep(0.05)
     cancelled.cancel()
     await asyncio.sleep(0.05)

@@ -29,14 +29,14 @@ async def test_jobs_are_found_and_counted(store):
             store, number, guild="local" if number else "discord:7", tier="relaxed" if number else "standard"
         )
     sent = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 120.0)
-    assert await store.read(job_admin.list_job_ids, IDS[0][:-1], 2) == [IDS[2], IDS[1]]
-    assert await store.read(job_admin.list_job_ids, "01%", 2) == []
-    assert [one.id for one in await store.read(job_admin.list_jobs, JobFilter())] == IDS[2::-1]
-    assert [one.id for one in await store.read(job_admin.list_jobs, JobFilter(oldest_first=True, limit=1))] == [IDS[0]]
-    assert [one.id for one in await store.read(job_admin.list_jobs, JobFilter(states=("sent",)))] == [sent.record.id]
-    assert [one.id for one in await store.read(job_admin.list_jobs, JobFilter(guild="discord:7"))] == [IDS[0]]
-    assert [one.id for one in await store.read(job_admin.list_jobs, JobFilter(member="local:ann"))] == [IDS[2], IDS[1]]
-    groups = await store.read(queue_metrics.count_open_jobs)
+    assert await store.query(job_admin.list_job_ids, IDS[0][:-1], 2) == [IDS[2], IDS[1]]
+    assert await store.query(job_admin.list_job_ids, "01%", 2) == []
+    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter())] == IDS[2::-1]
+    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(oldest_first=True, limit=1))] == [IDS[0]]
+    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(states=("sent",)))] == [sent.record.id]
+    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(guild="discord:7"))] == [IDS[0]]
+    assert [one.id for one in await store.query(job_admin.list_jobs, JobFilter(member="local:ann"))] == [IDS[2], IDS[1]]
+    groups = await store.query(queue_metrics.count_open_jobs)
     assert sum(one.jobs for one in groups) == 3
     assert sum(one.rows for one in groups) == 24
     assert {one.state for one in groups} == {"queued", "sent"}
@@ -49,8 +49,8 @@ async def test_the_audit_shows_each_change_by_the_operator_once(store):
         await admit_job(store, number)
     for _ in range(2):
         await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 120.0)
-    start = await store.read(job_admin.read_last_line)
-    assert await store.read(job_admin.list_external_changes, start) == (start, {})
+    start = await store.query(job_admin.read_last_line)
+    assert await store.query(job_admin.list_external_changes, start) == (start, {})
     assert (await store.write(job_admin.cancel_job, IDS[2], 130.0)).state == "cancelled"
     running = await store.write(job_admin.cancel_job, IDS[1], 131.0)
     assert (running.state, running.cancelling) == ("sent", True)
@@ -59,13 +59,13 @@ async def test_the_audit_shows_each_change_by_the_operator_once(store):
     assert await store.write(job_admin.requeue_job, "01JZ000000000000000000000X", 133.0) is None
     again = await store.write(job_admin.requeue_job, IDS[0], 134.0)
     assert (again.record.state, again.record.attempt, again.record.barren, again.record.worker) == ("queued", 2, 0, "")
-    last, changes = await store.read(job_admin.list_external_changes, start)
+    last, changes = await store.query(job_admin.list_external_changes, start)
     assert last > start
     assert [(one.job, one.target, one.why) for one in changes.values()] == [
         (IDS[2], "cancelled", job_admin.CANCEL_NOTE), (IDS[1], "sent", job_admin.CANCEL_NOTE),
         (IDS[0], "queued", job_admin.REQUEUE_NOTE),
     ]  # fmt: skip
-    assert [one.source for one in await store.read(queries.list_audit, [IDS[2]])][-1] == "queued"
+    assert [one.source for one in await store.query(queries.list_audit, [IDS[2]])][-1] == "queued"
     moved = await store.pick_job(PickRequest("default", ["embedded"], 3), 32, 1.0, 140.0)
     assert (moved.record.id, moved.record.attempt) == (IDS[0], 2)
     assert moved.record.billed == 8.0

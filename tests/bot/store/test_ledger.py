@@ -136,7 +136,7 @@ async def compare(store: Store, book: Bookkeeper) -> None:
         return [(spent, usage.running + usage.queued) for spent, usage in found]
 
     for asker in MEMBERS[:3]:
-        found = await store.read(run_with_ledger, asker, NOW + 6, read)
+        found = await store.query(run_with_ledger, asker, NOW + 6, read)
         expected = [book.sums(whose, asker) for whose in get_args(UsageScope)]
         assert [count for _, count in found] == [count for _, count in expected]
         assert [spent for spent, _ in found] == pytest.approx([spent for spent, _ in expected])
@@ -153,7 +153,7 @@ async def test_quota_frees_at_the_same_time_for_one_member_and_for_all(store):
         mine, everybodys = ledger.get_spending("member here", DAY_SECONDS), ledger.get_spending("guild", DAY_SECONDS)
         return [(mine.frees_at(excess), everybodys.frees_at(excess)) for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)]
 
-    found = await store.read(run_with_ledger, MEMBERS[0], NOW, read)
+    found = await store.query(run_with_ledger, MEMBERS[0], NOW, read)
     assert [mine for mine, _ in found] == [NOW + DAY_SECONDS - 10 * n for n in (5, 5, 4, 4, 1, 1)]
     assert all(mine == everybodys for mine, everybodys in found)
 
@@ -175,7 +175,7 @@ async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
                 ledger.get_spending(whose, window).frees_at(1.0)
 
     event.listen(store.database.reader, "before_cursor_execute", keep)
-    await store.read(run_with_ledger, MEMBERS[0], NOW, read)
+    await store.query(run_with_ledger, MEMBERS[0], NOW, read)
     event.remove(store.database.reader, "before_cursor_execute", keep)
     selects = [(sql, values) for sql, values in statements if sql.startswith("SELECT")]
     assert len(selects) == 1 + 4 + 4 + 8 * 2  # spent cost: from jobs, and from what is left of deleted ones
@@ -186,7 +186,7 @@ async def test_every_query_uses_an_index_however_many_jobs_there_are(store):
             for sql, values in selects
         ]
 
-    for (sql, _), plan in zip(selects, await store.read(plans), strict=True):
+    for (sql, _), plan in zip(selects, await store.query(plans), strict=True):
         assert "SCAN jobs" not in plan, sql
         assert "SCAN rules" not in plan, sql
         if "jobs.member =" in sql:
@@ -206,7 +206,7 @@ async def test_no_query_runs_twice(store):
             ledger.get_usage("guild")
             ledger.get_spending("member here", DAY_SECONDS)
 
-    await store.read(run_with_ledger, MEMBERS[0], NOW, read)
+    await store.query(run_with_ledger, MEMBERS[0], NOW, read)
     assert sum("FROM jobs" in sql for sql in statements) == 2
 
 
@@ -218,4 +218,4 @@ async def test_a_job_without_cost_frees_no_quota(store):
     def frees(ledger: Ledger) -> list[float]:
         return [ledger.get_spending(whose, DAY_SECONDS).frees_at(0.0) for whose in get_args(UsageScope)]
 
-    assert await store.read(run_with_ledger, MEMBERS[0], NOW, frees) == [NOW - 100.0 + DAY_SECONDS] * 4
+    assert await store.query(run_with_ledger, MEMBERS[0], NOW, frees) == [NOW - 100.0 + DAY_SECONDS] * 4

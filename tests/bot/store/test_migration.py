@@ -83,17 +83,17 @@ async def test_jobs_of_the_first_version_keep_their_messages_and_channels(bare: 
     await upgrade_database(bare, fill_first_version)
     store = await Store.open(bare)
     try:
-        assert await store.read(destinations.find_job, "40") == "0" * 26
-        delivery = (await store.read(destinations.list_deliveries, "0" * 26))["answer"]
+        assert await store.query(destinations.find_job, "40") == "0" * 26
+        delivery = (await store.query(destinations.list_deliveries, "0" * 26))["answer"]
         assert (delivery.message, delivery.destination.address["message"], delivery.destination.address["token"]) == (
             "40",
             "40",
             "t",
         )
-        assert (await store.read(destinations.list_deliveries, "1" * 26))["answer"].message == ""
+        assert (await store.query(destinations.list_deliveries, "1" * 26))["answer"].message == ""
         records = [await store.get_job(str(n) * 26) for n in range(3)]
         assert [one and (one.channel, one.task) for one in records] == [("30", RECIPE), ("31", RECIPE), ("", RECIPE)]
-        near = await store.read(history.list_nearby_jobs, "discord:9", "discord:2", "30", 10)
+        near = await store.query(history.list_nearby_jobs, "discord:9", "discord:2", "30", 10)
         assert [one.id for one in near] == ["0" * 26]
     finally:
         await store.close()
@@ -139,18 +139,18 @@ async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare: str, v
     await upgrade_database(bare, fill_each_table(version))
     store = await Store.open(bare)
     try:
-        assert await store.read(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
-        counts = await store.read(count_rows)
+        assert await store.query(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
+        counts = await store.query(count_rows)
         assert {name: counts[name] for name in ("jobs", "places", "pictures", "accounts", "moves", "models")} == {
             "jobs": 1, "places": 1, "pictures": 1, "accounts": 1, "moves": 1, "models": 1,
         }  # fmt: skip
         record = await store.get_job("0" * 26)
         assert record is not None
         assert (record.task, record.state) == (RECIPE, "finished")
-        assert next(iter((await store.read(destinations.list_deliveries, "0" * 26)).values())).destination.address == {
+        assert next(iter((await store.query(destinations.list_deliveries, "0" * 26)).values())).destination.address == {
             "a": ["b"]
         }
-        assert (await store.read(queries.list_audit, ["0" * 26]))[0].why == "x"
+        assert (await store.query(queries.list_audit, ["0" * 26]))[0].why == "x"
         assert set(counts.values()) <= {0, 1}
     finally:
         await store.close()

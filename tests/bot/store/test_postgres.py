@@ -66,7 +66,7 @@ async def admit_job(store: Store, **more: Any) -> str:
 
 
 async def job_ids(store: Store) -> set[str]:
-    return {record.id for record in await store.read(queries.list_newest, None, 10_000)}
+    return {record.id for record in await store.query(queries.list_newest, None, 10_000)}
 
 
 @pytest_asyncio.fixture
@@ -97,8 +97,8 @@ async def test_a_session_that_dies_in_a_transaction_keeps_nothing(server_and_sto
     with pytest.raises(DatabaseUnavailable, match="terminating connection"):
         await store.write(die)
     with pytest.raises(DatabaseUnavailable):
-        await store.read(lambda connection: connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())")))
-    assert await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM terms")).scalar()) == 0
+        await store.query(lambda connection: connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())")))
+    assert await store.query(lambda connection: connection.execute(text("SELECT count(*) FROM terms")).scalar()) == 0
     assert await admit_job(store) in await job_ids(store)
 
 
@@ -120,7 +120,9 @@ async def test_a_server_that_is_down_is_reported_at_once_and_found_again(
 
 async def test_a_read_only_server_counts_as_away_until_it_is_writable(server_and_store: tuple[Server, Store]) -> None:
     server, store = server_and_store
-    (name,) = await store.read(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
+    (name,) = await store.query(
+        lambda connection: connection.execute(text("SELECT current_database()")).scalars().all()
+    )
     alter = f"ALTER DATABASE {name} SET default_transaction_read_only ="
     await asyncio.to_thread(server.sql, f"{alter} on")
     await asyncio.to_thread(server.sql, END_SESSIONS)
@@ -133,12 +135,14 @@ async def test_a_read_only_server_counts_as_away_until_it_is_writable(server_and
 async def test_a_reader_cannot_write(server_and_store: tuple[Server, Store]) -> None:
     _, store = server_and_store
     with pytest.raises((DatabaseUnavailable, DBAPIError), match="read-only"):
-        await store.read(lambda connection: connection.execute(text("INSERT INTO terms VALUES ('x', 1)")) and None)
+        await store.query(lambda connection: connection.execute(text("INSERT INTO terms VALUES ('x', 1)")) and None)
 
 
 async def test_limits_hold_across_processes(server_and_store: tuple[Server, Store], postgres: Server) -> None:
     _, store = server_and_store
-    (name,) = await store.read(lambda connection: connection.execute(text("SELECT current_database()")).scalars().all())
+    (name,) = await store.query(
+        lambda connection: connection.execute(text("SELECT current_database()")).scalars().all()
+    )
     other = await Store.open(postgres.url(name))
 
     def decide(drafts: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
@@ -168,33 +172,33 @@ async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(post
         loop.call_soon_threadsafe(has_started.set)
         connection.execute(text("SELECT pg_sleep(1)"))
 
-    holding = asyncio.create_task(slow.write(hold_lock))
+    holding = asyncio.create_task(slow.run_write(hold_lock))
     await has_started.wait()
     with pytest.raises(DatabaseUnavailable, match="lock timeout"):
-        await quick.write(lambda _: None)
+        await quick.run_write(lambda _: None)
     await holding
-    await quick.write(lambda _: None)
+    await quick.run_write(lambda _: None)
     await slow.close()
     await quick.close()
 
 
 async def test_a_server_that_hangs_blocks_no_request_for_ever(postgres: Server) -> None:
     driver = PostgresDatabase(postgres.url(await asyncio.to_thread(postgres.database), port=True), SHORT)
-    await driver.write(lambda _: None)
-    await driver.read(lambda _: None)
+    await driver.run_write(lambda _: None)
+    await driver.run_read(lambda _: None)
     sessions = await asyncio.to_thread(postgres.sessions)
     start = time.monotonic()
     for session in sessions:
         session.send_signal(signal.SIGSTOP)
     try:
-        tries = [driver.write(select_one), driver.read(select_one)]
+        tries = [driver.run_write(select_one), driver.run_read(select_one)]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
     finally:
         for session in sessions:
             session.send_signal(signal.SIGCONT)
     assert [type(each) for each in outcomes] == [DatabaseUnavailable] * 2
     assert time.monotonic() - start < 60
-    assert await driver.write(select_one) == 1
+    assert await driver.run_write(select_one) == 1
     await driver.close()
 
 

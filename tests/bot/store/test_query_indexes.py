@@ -62,8 +62,8 @@ def explain(connection: Connection, statements: list[tuple[str, Any]]) -> list[s
 
 async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
     with StatementRecorder(store.database.reader, "SELECT") as statements:
-        await store.read(question, *args)
-    return await store.read(explain, statements)
+        await store.query(question, *args)
+    return await store.query(explain, statements)
 
 
 async def fill_queue(store: Store) -> None:
@@ -80,10 +80,10 @@ async def test_pick_and_admission_use_indexes_however_long_the_queue_is(store):
         await store.admit_jobs([draft("ann", "1")], "key", read_all_limits, 1.0)
     assert 8 <= len(picking) <= 20
     assert 8 <= len(admitting) <= 30
-    for plan in await store.read(explain, picking + admitting):
+    for plan in await store.query(explain, picking + admitting):
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"Seq Scan on {table}" in plan], plan
         assert not [table for table in ("jobs", "accounts", "moves", "places") if f"SCAN {table}" in plan], plan
-    assert not [plan for plan in await store.read(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
+    assert not [plan for plan in await store.query(explain, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
 
 
 def read_all_limits(taken: Sequence[NewJob], ledger: Ledger) -> Sequence[NewJob]:
@@ -107,8 +107,8 @@ async def test_the_newest_jobs_of_a_member_and_of_a_channel_use_indexes(store):
     ]
     await store.admit_jobs(drafts, None, lambda taken, _ledger: taken, 1.0)
     first, _, third, _, last = (one.id for one in drafts)
-    assert [one.id for one in await store.read(history.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
-    assert [one.id for one in await store.read(history.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
+    assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 9)] == [last, third, first]
+    assert [one.id for one in await store.query(history.list_nearby_jobs, "ann", "g", "1", 2)] == [last, third]
     found = await plans(store, history.list_nearby_jobs, "ann", "g", "1", 2)
     assert len(found) == 2
     assert not [plan for plan in found if "SCAN" in plan or "TEMP B-TREE" in plan]

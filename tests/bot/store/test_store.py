@@ -65,7 +65,7 @@ async def queue_jobs(store: Store, *drafts: NewJob) -> list[str]:
 
 
 async def query(store: Store, sql: str) -> list[tuple]:
-    return await store.read(lambda connection: [tuple(row) for row in connection.execute(text(sql))])
+    return await store.query(lambda connection: [tuple(row) for row in connection.execute(text(sql))])
 
 
 @pytest.mark.asyncio
@@ -76,7 +76,7 @@ async def test_an_admitted_job_reads_back_unchanged(store):
     assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
     assert (record.rows, record.charged, record.epoch, record.attempt) == (8, 10.0, 0, 1)
     assert record.to_job().share.user == "ann"
-    assert await store.read(destinations.get_destination, job) == Destination("web", {"message": "1"})
+    assert await store.query(destinations.get_destination, job) == Destination("web", {"message": "1"})
     assert await store.get_job("0" * 26) is None
 
 
@@ -88,7 +88,7 @@ async def test_writes_are_durable_and_the_migrations_match_the_tables(store):
         return (*pragmas, compare_metadata(MigrationContext.configure(connection), metadata))
 
     durable = ("wal", 2) if store.database.writer.dialect.name == "sqlite" else ()
-    assert await store.read(ask) == (*durable, [])
+    assert await store.query(ask) == (*durable, [])
     assert await store.write(ask) == (*durable, [])
 
 
@@ -150,9 +150,9 @@ async def test_usage_counts_running_and_waiting_jobs_and_a_days_charges(store):
         )
         return (mine.running, mine.queued, all_of_them.queued, *spent)
 
-    assert await store.read(ledger, ann, 1002.0, count_usage) == (1, 2, 3, 20.0, 30.0)
+    assert await store.query(ledger, ann, 1002.0, count_usage) == (1, 2, 3, 20.0, 30.0)
     await store.end_job("cancel", jobs[1], 1003.0, 0.0)
-    assert await store.read(ledger, ann, 1004.0, count_usage) == (1, 1, 2, 10.0, 20.0)
+    assert await store.query(ledger, ann, 1004.0, count_usage) == (1, 1, 2, 10.0, 20.0)
 
 
 @pytest.mark.asyncio
@@ -364,7 +364,7 @@ def test_sql_picks_jobs_in_the_fair_order(fresh, kind, examples):
     async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
         for wave in (first, second):
             await queue_jobs(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
-            queue = await store.read(queries.load_waiting_queue, 1000)
+            queue = await store.query(queries.load_waiting_queue, 1000)
             assert queue is not None
             waiting, accounts = queue
             expected = list(dispatch_order(accounts, [one for one, _ in waiting]))
@@ -452,11 +452,11 @@ async def _check_invariants(store: Store, ends: dict[str, tuple]) -> None:
 async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
     jobs = await queue_jobs(store, *(draft("flood", cost=2.0) for _ in range(50)))
     (mine,) = await queue_jobs(store, draft("late", cost=2.0))
-    assert await store.read(queries.load_waiting_queue, 50) is None
-    crowd = WaitEstimate((await store.read(queries.summarise_waiting))["default"])
-    turn = await store.read(queries.count_earlier_jobs, await store.get_job(mine))
+    assert await store.query(queries.load_waiting_queue, 50) is None
+    crowd = WaitEstimate((await store.query(queries.summarise_waiting))["default"])
+    turn = await store.query(queries.count_earlier_jobs, await store.get_job(mine))
     assert crowd.estimate(turn) == (1, pytest.approx(4.0))  # the flood's first job, and itself
-    assert await store.read(queries.count_earlier_jobs, await store.get_job(jobs[-1])) == 49
+    assert await store.query(queries.count_earlier_jobs, await store.get_job(jobs[-1])) == 49
     assert crowd.estimate(49) == (50, pytest.approx(102.0))
 
 
@@ -464,14 +464,14 @@ async def test_a_place_in_a_long_queue_is_estimated_without_listing_it(store):
 async def test_destinations_are_merged_and_deliveries_end(store):
     one, two = await queue_jobs(store, draft(), draft(destination=Destination("discord", {"token": "t"})))
     await store.write(destinations.update_destination, two, {"message": "9", "token": "u"})
-    assert await store.read(destinations.list_undelivered, "discord") == [], "a waiting job has nothing to deliver"
+    assert await store.query(destinations.list_undelivered, "discord") == [], "a waiting job has nothing to deliver"
     for _ in range(2):
         await store.pick_job(EVERYTHING, 32, 1.0, 1000.5)
-    owed = await store.read(destinations.list_undelivered, "discord")
+    owed = await store.query(destinations.list_undelivered, "discord")
     assert [(record.id, place.address) for record, place in owed] == [(two, {"token": "u", "message": "9"})]
     await store.write(destinations.mark_delivered, two, 1001.0)
-    assert await store.read(destinations.list_undelivered, "discord") == []
-    assert [record.id for record, _ in await store.read(destinations.list_undelivered, "web")] == [one]
+    assert await store.query(destinations.list_undelivered, "discord") == []
+    assert [record.id for record, _ in await store.query(destinations.list_undelivered, "web")] == [one]
 
 
 @pytest.mark.asyncio
@@ -481,7 +481,7 @@ async def test_an_unreadable_row_blocks_no_one_and_fails_without_a_charge(store,
     await store.pick_job(PickRequest("default", ("embedded",), member_limit=1), 8, 0, 1001.0)
     spoil = update(jobs).where(jobs.c.id != fine).values(task=b"\0")
     await store.write(lambda connection: connection.execute(spoil) and None)
-    assert [one.id for one in await store.read(queries.list_newest, None, 9)] == [fine]
+    assert [one.id for one in await store.query(queries.list_newest, None, 9)] == [fine]
     assert f"job {sent}: its row cannot be read" in caplog.text
     assert await store.write(fail_unreadable_jobs, 1002.0) == [waits, sent]
     assert await store.write(fail_unreadable_jobs, 1003.0) == []
@@ -495,7 +495,7 @@ async def test_an_unreadable_row_blocks_no_one_and_fails_without_a_charge(store,
 async def test_an_unreadable_profile_of_a_model_is_left_out(store):
     spoil = models.insert().values(name="old", warm=b"\0", pool="default", seen=1.0)
     await store.write(lambda connection: connection.execute(spoil) and None)
-    assert await store.read(queries.list_models) == []
+    assert await store.query(queries.list_models) == []
 
 
 @pytest.mark.asyncio
@@ -506,15 +506,15 @@ async def test_a_models_profile_is_remembered_once(store):
     )  # fmt: skip
     await store.save_model(warm, "old", 1.0)
     await store.save_model(warm, "default", 2.0)
-    assert await store.read(queries.list_models) == [(warm, "default")]
+    assert await store.query(queries.list_models) == [(warm, "default")]
 
 
 @pytest.mark.asyncio
 async def test_overdue_jobs_are_found_whatever_their_state(store):
     late, later, never = await queue_jobs(store, draft(), draft(), draft(deadline=9000.0))
     await store.pick_job(EVERYTHING, 8, 0.0, 1001.0)
-    assert [record.id for record in await store.read(queries.list_overdue, 2000.0)] == [late, later]
-    assert never not in [record.id for record in await store.read(queries.list_overdue, 8999.0)]
+    assert [record.id for record in await store.query(queries.list_overdue, 2000.0)] == [late, later]
+    assert never not in [record.id for record in await store.query(queries.list_overdue, 8999.0)]
 
 
 @pytest.mark.asyncio

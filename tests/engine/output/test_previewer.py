@@ -138,7 +138,7 @@ def test_a_fitted_map_is_stored_by_revision_and_not_fitted_again(large: Any, tmp
 @pytest.mark.parametrize("spoilt", [b"", b"no map", b"\xff" * 100])
 def test_a_spoilt_map_file_is_fitted_again(large: Any, tmp_path: Path, spoilt: bytes) -> None:
     files = MapStore(tmp_path)
-    files.write("r1", fit_preview_map(large))
+    files.save_map("r1", fit_preview_map(large))
     (path,) = (tmp_path / "previews").iterdir()
     path.write_bytes(spoilt)
     assert not Previewer(large, files).is_fitted
@@ -146,15 +146,15 @@ def test_a_spoilt_map_file_is_fitted_again(large: Any, tmp_path: Path, spoilt: b
 
 def test_a_stored_map_of_another_shape_or_with_nan_is_ignored(large: Any, tmp_path: Path) -> None:
     files = MapStore(tmp_path)
-    files.write("r1", LatentMap(np.zeros((6, 3), dtype=np.float32)))
-    assert files.read("r1", 4, 1, 1) is None
-    files.write("r1", LatentMap(np.full((5, 3), np.nan, dtype=np.float32)))
-    assert files.read("r1", 4, 1, 1) is None
+    files.save_map("r1", LatentMap(np.zeros((6, 3), dtype=np.float32)))
+    assert files.load_map("r1", 4, 1, 1) is None
+    files.save_map("r1", LatentMap(np.full((5, 3), np.nan, dtype=np.float32)))
+    assert files.load_map("r1", 4, 1, 1) is None
 
 
 def test_an_unwritable_folder_of_maps_raises_no_error(large: Any, tmp_path: Path) -> None:
     (tmp_path / "previews").write_bytes(b"in the way")
-    MapStore(tmp_path).write("r1", fit_preview_map(large))
+    MapStore(tmp_path).save_map("r1", fit_preview_map(large))
 
 
 @pytest.fixture

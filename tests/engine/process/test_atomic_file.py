@@ -41,7 +41,7 @@ def test_a_write_replaces_the_file_or_leaves_it_unchanged(tmp_path: Path, monkey
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", raise_disk_full)
-    MapStore(tmp_path).write("r1", LatentMap(np.zeros((5, 3), np.float32), 1, 1))
+    MapStore(tmp_path).save_map("r1", LatentMap(np.zeros((5, 3), np.float32), 1, 1))
     calibration.write_calibrations(tmp_path / "calibration.json", {"a": CALIBRATION})
     catalog_file.write_entries(tmp_path, {"a": CalibratedModel(WARM, CALIBRATION, 1)})
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == []

@@ -57,7 +57,7 @@ class PostgresDatabase:
         self._thread = Thread(target=self._loop.run_forever, name="store", daemon=True)
         self._thread.start()
 
-    async def write(self, operation: Operation[T]) -> T:
+    async def run_write(self, operation: Operation[T]) -> T:
         """Run `operation` and return its result once it is committed. Raises what `operation` raises, or
         `DatabaseUnavailable`.
         """
@@ -65,7 +65,7 @@ class PostgresDatabase:
         self._loop.call_soon_threadsafe(self._start_writing)
         return await asyncio.wrap_future(future)
 
-    async def read(self, operation: Operation[T]) -> T:
+    async def run_read(self, operation: Operation[T]) -> T:
         """Run `operation` on one snapshot of the tables; it may run twice. Raises what `operation` raises, or
         `DatabaseUnavailable`.
         """
