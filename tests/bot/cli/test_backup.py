@@ -457,7 +457,7 @@ def test_a_failing_backup_names_the_part_that_failed(
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
         return caught.value.sentence
 
-    for name in ("open", "ask"):
+    for name in ("open", "query"):
         away = DatabaseUnavailable("The database cannot be used now: it is away.")
         assert fails(Store, name, away, alone=True) == str(away)
     bucket = OSError("The picture store cannot be used now: no route")

@@ -18,15 +18,15 @@ SHOW = """
 import io
 from PIL import Image
 from rich.console import Console
-from bot.cli.screen import Screen
+from bot.cli.imagine.progress_display import ProgressDisplay
 out = io.BytesIO()
 Image.new("RGB", (64, 64), "red").save(out, "JPEG")
-with Screen(Console(), 1) as screen:
+with ProgressDisplay(Console(), 1) as screen:
     for k in range(1, 4):
-        screen.step(k, 3, 1.0)
-        screen.frame(0, out.getvalue())
+        screen.show_step(k, 3, 1.0)
+        screen.show_frame(0, out.getvalue())
         screen._live.refresh()
-screen.show([out.getvalue()])
+screen.print_pictures([out.getvalue()])
 print("THE END")
 """
 CELL_SIZE = b"\x1b[16t"

@@ -61,8 +61,8 @@ def test_a_second_bot_on_a_folder_is_refused_in_one_sentence(tmp_path: Path) -> 
 
 def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"""
-import os, sys; from pathlib import Path; from bot.cli.instance_lock import only_one
-with only_one(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()
+import os, sys; from pathlib import Path; from bot.cli.instance_lock import lock_data_folder
+with lock_data_folder(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()
 """
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with other:

@@ -58,7 +58,7 @@ class RecordingScreen(ProgressDisplay):
         super().__init__(Console(file=io.StringIO()), 1)
         self.loads: list[tuple[str, int | None]] = []
 
-    def load(self, sentence: str, percent: int | None) -> None:
+    def show_loading(self, sentence: str, percent: int | None) -> None:
         self.loads.append((sentence, percent))
 
 

@@ -121,13 +121,13 @@ async def test_an_invalid_memory_size_is_refused_at_once(memory: str, monkeypatc
 RUN = """
 import sys
 from pathlib import Path
-from bot.cli.up import run
-from bot.config import load
-from bot.refused import Refused
+from bot.app.settings import load_settings
+from bot.cli.up.startup import run_bot
+from bot.domain.errors import UserError
 try:
-    run(load(data=Path(sys.argv[1]), port=0), (), show=False)
-except Refused as refused:
-    sys.exit(refused.sentence)
+    run_bot(load_settings(data=Path(sys.argv[1]), port=0), (), open_browser=False)
+except UserError as error:
+    sys.exit(error.sentence)
 """
 
 

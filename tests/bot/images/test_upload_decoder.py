@@ -421,16 +421,35 @@ async def test_the_decoder_process_has_no_secrets_files_or_rights(
 LIAR = """
 import os, sys
 sys.path.insert(0, {root!r})
-from bot.images import confined, reading
-reading.prepare()
-def answered(kind, content):
-    exec(content.decode())
+from bot.images.uploads import image_decoding, sandbox_worker
+image_decoding.prepare_pillow()
+def decode_upload(kind, content):
+    exec(content.decode(), globals())
     return said
-reading.answered = answered
-reading.prepare = lambda: None
-confined.main(2.0, 2**30)
+image_decoding.decode_upload = decode_upload
+image_decoding.prepare_pillow = lambda: None
+sandbox_worker.main(2.0, 2**30)
 """
-GOOD = "reading.HEAD.pack(b'+', 0, 4, 4)"
+GOOD = "image_decoding.HEADER.pack(b'+', 0, 4, 4)"
+
+
+def patch_decoder_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let new decoder processes run each upload as Python code, which sets `said`."""
+    from bot.images.uploads import decoder_process
+
+    code = LIAR.format(root=str(decoder_process.ROOT)).replace("{", "{{").replace("}", "}}") + "#{!r}{!r}{!r}"
+    monkeypatch.setattr(decoder_process, "START_CODE", code)
+
+
+async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, the lies below could be refused because nothing runs at all."""
+    patch_decoder_process(monkeypatch)
+    intake = UploadDecoder(timeout=20.0)
+    truth = f"from PIL import Image\nsaid = {GOOD} + image_decoding._encode_png(Image.new('RGB', (4, 4)))"
+    try:
+        assert (await intake.decode_picture(truth.encode())).width == 4
+    finally:
+        await intake.close()
 
 
 @pytest.mark.parametrize(
@@ -441,7 +460,7 @@ GOOD = "reading.HEAD.pack(b'+', 0, 4, 4)"
         "said = b'?' * 99",
         f"said = {GOOD}",
         f"said = {GOOD} + b'no PNG'",
-        f"said = {GOOD} + bytes(confined.MOST_SAID)",
+        f"said = {GOOD} + bytes(sandbox_worker.MAX_OUTPUT_BYTES)",
         "said = b'x'\nwhile True: os.write(ends, bytes(1 << 20))",
         "os.kill(os.getpid(), 11)",
         "os.abort()",
@@ -456,10 +475,7 @@ async def test_a_hostile_decoder_process_is_not_trusted(
     lie: str, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     """A picture has taken over the child, which now says or does anything."""
-    from bot.images.uploads import decoder_process
-
-    code = LIAR.format(root=str(decoder_process.ROOT)).replace("{", "{{").replace("}", "}}") + "#{!r}{!r}{!r}"
-    monkeypatch.setattr(decoder_process, "START_CODE", code)
+    patch_decoder_process(monkeypatch)
     intake = UploadDecoder(timeout=2.0)
     try:
         with pytest.raises(UserError, match=r"broke off|too long"):

@@ -382,7 +382,7 @@ async def test_the_command_writes_an_export(tmp_path, capsys):
 FAULTS = [
     (
         Store,
-        "ask",
+        "query",
         DatabaseUnavailable("The database cannot be used now: it is away."),
         "The database cannot be used now: it",
     ),
