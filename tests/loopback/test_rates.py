@@ -45,6 +45,7 @@ def test_no_window_accepts_more_than_the_limit(pauses: list[float]) -> None:
         assert sum(first <= at < first + 5.0 for at in accepted) <= 5
 
 
+@pytest.mark.slow
 @given(pause_lists)
 def test_a_client_that_follows_the_headers_is_never_refused(pauses: list[float]) -> None:
     rates, now, free = Rates(), 0.0, 0.0

@@ -248,6 +248,7 @@ def button_ids(job: str, presses: tuple[ButtonKind, ...]) -> Iterator[tuple[Butt
         yield press, Button(press, job, index=index).custom_id
 
 
+@pytest.mark.slow
 async def test_every_role_presses_every_button_on_public_and_private_jobs(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
@@ -266,6 +267,7 @@ async def test_every_role_presses_every_button_on_public_and_private_jobs(open_w
                     )
 
 
+@pytest.mark.slow
 async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world, count=10)
@@ -302,6 +304,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
                 check_answer(expected, reply, f"{form}, private: {subject.is_private}")
 
 
+@pytest.mark.slow
 async def test_every_role_types_every_command(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
@@ -339,6 +342,7 @@ async def type_command(scene: Scene, actor: Actor, name: str, options: Mapping[s
         return None
 
 
+@pytest.mark.slow
 async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
@@ -354,6 +358,7 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
                 check_answer(scene.forbidden(action, actor, public), result, f"{name} by {actor.name}")
 
 
+@pytest.mark.slow
 async def test_every_role_presses_every_button_of_the_settings(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
