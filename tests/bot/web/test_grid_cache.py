@@ -57,7 +57,7 @@ async def test_at_most_two_grids_are_composed_at_a_time_and_each_once(composer: 
     assert composer.most <= grid_cache.MAX_CONCURRENT
 
 
-@pytest.mark.parametrize(("bound", "value"), [("MOST", 2), ("MOST_BYTES", 250)])
+@pytest.mark.parametrize(("bound", "value"), [("MAX_GRIDS", 2), ("MAX_BYTES", 250)])
 async def test_the_least_recently_used_grid_is_dropped(
     composer: Composer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
