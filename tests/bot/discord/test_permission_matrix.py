@@ -165,7 +165,7 @@ class Scene:
 
 
 def make_member(hand: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
-    return replace(Member(f"discord:{hand.id}", name, guild), **dict.fromkeys(flags, True))
+    return replace(Member(f"discord:{hand.id}", name, guild), **{f"is_{flag}": True for flag in flags})
 
 
 async def set_up(world: Any, *, count: int = 2) -> Scene:
@@ -207,14 +207,14 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
         in_server(staff.moderator, "moderator", "moderator"),
         in_server(staff.admin, "admin", "moderator", "admin"),
         in_server(staff.owner, "owner", "moderator", "admin", "owner"),
-        in_server(staff.keeper, "house", "house"),
+        in_server(staff.keeper, "operator", "operator"),
         replace(in_server(tenant, "member in a room of their own"), channel=room, blind=True),
         in_other_server(outside.add_member(author.user), "author"),
         in_other_server(world.alice, "stranger"),
-        in_other_server(outside.add_member(staff.keeper.user), "house", "house"),
+        in_other_server(outside.add_member(staff.keeper.user), "operator", "operator"),
         in_direct_message(author, "author"),
         in_direct_message(bob, "member"),
-        in_direct_message(staff.keeper, "house", "house"),
+        in_direct_message(staff.keeper, "operator", "operator"),
     )
     subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.is_private) for view in views}
     assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
