@@ -284,6 +284,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
         await intake.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
 @pytest.mark.parametrize(
     ("form", "mode"),
@@ -452,6 +453,7 @@ async def test_a_patched_decoder_process_may_still_tell_the_truth(monkeypatch: p
         await intake.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "lie",
     [
