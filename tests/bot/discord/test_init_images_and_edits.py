@@ -209,7 +209,7 @@ async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
         await world.ended(await world.bob.submit_modal(form, {"prompt": "red apple", "seed": "9", "steps": "60"}))
         view = await newest_view(world)
         assert (view.action, view.parent_image, view.prompt) == ("branch", (first.id, 1), "red apple")
-        assert (view.task.steps, view.task.start.left) == (60, 8)
+        assert (view.task.steps, view.task.start.keyframe_step) == (60, 8)
         assert (view.task.start.fresh, view.task.seed) == (True, 9)
         form = await world.bob.select(reply.response, ["8"], custom_id=menu["custom_id"])
         wrong = await world.bob.submit_modal(form, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""})
@@ -229,7 +229,7 @@ async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world:
         form = await world.bob.select(reply.response, [last], custom_id=menu["custom_id"])
         await world.ended(await world.bob.submit_modal(form, {"prompt": fields(form)["prompt"]["value"]}))
         view = await newest_view(world)
-        assert (view.action, view.task.start.step, view.task.last) == ("branch", int(last), 40)
+        assert (view.action, view.task.start.step, view.task.end_step) == ("branch", int(last), 40)
 
 
 async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) -> None:
