@@ -31,7 +31,7 @@ async def test_close_cancels_running_jobs_and_refuses_with_its_reason_until_open
         world.painter.stand_at = 3
         running = await staff.slash(staff.member, "imagine", prompt="red apple")
         with monkeypatch.context() as long_queue:
-            long_queue.setattr(type(world.house.services), "load_queue", hang)
+            long_queue.setattr(type(world.services.job_views), "load_queue", hang)
             form = await staff.slash(staff.owner, "settings close", reason="spam **wave** @everyone")
         assert fields(form)["reason"]["value"] == "spam **wave** @everyone"
         assert "jobs** of this server are cancelled" in form.modal["components"][0]["content"]
