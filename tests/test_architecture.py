@@ -245,6 +245,7 @@ def test_the_bot_imports_only_the_contract_of_the_engine() -> None:
     assert wrong == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
@@ -297,6 +298,7 @@ def test_functions_are_short() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_constructed_constant_is_defined_only_once() -> None:
     """For example the one for "this pings nobody": a change of one copy would take effect in one place only."""
     places_of: dict[str, list[str]] = {}

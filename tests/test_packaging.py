@@ -66,6 +66,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
     return message_from_bytes(wheel.read(name))
 
 
+@pytest.mark.slow
 def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in ("bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights", "training/lab"):
@@ -118,6 +119,7 @@ def test_every_dependency_is_imported() -> None:
     assert sorted(unused) == []
 
 
+@pytest.mark.slow
 def test_every_import_is_declared() -> None:
     """Our packages declare every import, and do not rely on dependencies of dependencies."""
     trees = [ast.parse(path.read_text()) for part in PACKAGES for path in (ROOT / part).rglob("*.py")]

@@ -71,6 +71,7 @@ def test_a_load_with_init_images_has_as_many_row_steps_as_one_without(embedded: 
     )
 
 
+@pytest.mark.slow
 def test_the_preview_benchmark_waits_for_every_users_preview(embedded: StableDiffusion, rival: Any) -> None:
     load = Workload(10, "float32", users=3)
     ours, theirs = (
@@ -86,6 +87,7 @@ def test_the_rows_of_a_cancelled_job_are_free_at_once(embedded: StableDiffusion)
     assert step_overhead.measure_cancel_delay(embedded, SHORT_LOAD).figure == 0
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_picture_is_the_same(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resumption, "KILL_COUNT", 2)
     exact, worst = resumption.measure_resume_rows(embedded, SHORT_LOAD)
@@ -107,6 +109,7 @@ def test_gpu_rows_say_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(row.figure is None and not row.meets_goal and row.note == gpu_throughput.NO_GPU_NOTE for row in rows)
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmarks_run_on_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code, with small networks on the processor. It skips the compiler, which takes a minute."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -153,6 +156,7 @@ def list_measured(rows: list[FigureRow]) -> list[str]:
     return [row.name for row in rows if row.figure is not None and row.samples >= row.planned]
 
 
+@pytest.mark.slow
 def test_every_row_of_the_long_table_measures_something(
     short_sides: suite.ComparedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +167,7 @@ def test_every_row_of_the_long_table_measures_something(
     assert len({row.name for row in rows}) == len(rows)
 
 
+@pytest.mark.slow
 def test_every_row_of_the_short_table_measures_something(short_sides: suite.ComparedModels) -> None:
     rows = list(suite.measure_quick_rows(short_sides, lambda sentence: None))
     assert list_measured(rows) == [row.name for row in rows]
@@ -176,6 +181,7 @@ def test_a_load_that_finishes_no_picture_gives_no_figure(
         time_engine(embedded, SHORT_LOAD)
 
 
+@pytest.mark.slow
 def test_failed_jobs_give_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_overhead, "ROUNDS", 1)
     monkeypatch.setattr(

@@ -26,6 +26,7 @@ def _ignore(_: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
     messages: list[str] = []
     rows = pipeline_parity.measure_parity_rows(CPU, messages.append)
@@ -33,6 +34,7 @@ def test_every_kind_is_measured_and_matches_its_pipeline() -> None:
     assert [f"{row.name}: {row.note}" for row in rows if not row.meets_goal] == []
 
 
+@pytest.mark.slow
 def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(kind: str, folder: Path) -> None:
         if kind == "sd":
@@ -46,6 +48,7 @@ def test_a_failing_kind_is_reported_and_the_others_continue(monkeypatch: pytest.
     assert sound.meets_goal
 
 
+@pytest.mark.slow
 def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     original = pipeline_parity.call_pipeline
     monkeypatch.setattr(pipeline_parity, "call_pipeline", lambda *args: original(*args) * 1.01)
@@ -66,6 +69,7 @@ def load(tmp_path: Path) -> speedups.LoadFamily:
     return load_family
 
 
+@pytest.mark.slow
 def test_each_way_is_measured_or_marked_as_gpu_only(load: speedups.LoadFamily) -> None:
     rows = speedups.measure_speedup_rows(load, _ignore)
     measured = {row.name: row.figure for row in rows if row.figure is not None}
@@ -86,6 +90,7 @@ def test_a_failing_way_does_not_stop_the_others(load: speedups.LoadFamily, monke
     assert {row.note for row in rows[len(speedups.BATCH_SIZES) :]} == {speedups.NO_GPU_NOTE}
 
 
+@pytest.mark.slow
 def test_the_device_is_described_in_plain_values() -> None:
     facts = json.loads(json.dumps(describe_device(CPU)))
     assert facts["kind"] == "cpu"
@@ -106,6 +111,7 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     assert [row["pass"] for row in content["sections"]["Ways"]] == [False, False]
 
 
+@pytest.mark.slow
 def test_both_files_are_written_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +127,7 @@ def test_both_files_are_written_and_named(
     assert str(tmp_path) not in page + files[0].read_text()
 
 
+@pytest.mark.slow
 def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Any] = []
 

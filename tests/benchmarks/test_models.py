@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 PARAMETERS = {"sd15": (859.5e6, 0.06e9), "sdxl": (2567.5e6, 0.01e9), "flux": (0.7e9, 0.1e9)}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_random_weights_opens_in_its_pipeline_and_draws_finite_pixels(tmp_path: Path, kind: str) -> None:
     folder = ensure_model_folder(tmp_path / kind, KINDS[kind])
@@ -86,6 +87,7 @@ def test_the_real_configurations_have_the_published_sizes(subject: model_configs
     assert max(ids) == ids[-1] == pipeline.text_encoder.config.vocab_size - 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])

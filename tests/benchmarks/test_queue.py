@@ -32,6 +32,7 @@ def discard(sentence: str) -> None:
     """Ignores the sentence."""
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_latency, "QUICK_ROUNDS", 2)
@@ -48,6 +49,7 @@ async def test_the_queue_bench_measures_every_figure_in_its_own_app(monkeypatch:
     assert all(each.figure >= 0 for each in rows if each.figure is not None and each not in exponents)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", ["delivery", "admitting", "fairness", "handing"])
@@ -68,6 +70,7 @@ async def test_every_part_measures_all_its_samples(part: str, monkeypatch: pytes
     assert [each.name for each in rows if each.figure is None or each.samples < each.planned] == []
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_scale_bench_measures_one_and_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_scaling, "WORKERS", (1, 2))

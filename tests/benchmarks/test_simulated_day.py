@@ -40,6 +40,7 @@ def test_a_day_is_in_order_and_the_same_for_its_seed() -> None:
     assert evening > 2 * sum(6 <= each.arrival_time / 3600 < 12 for each in arrivals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
 def test_both_orders_end_every_job_once(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
     result = order(ARRIVALS).run()
@@ -60,6 +61,7 @@ def test_both_orders_end_every_job_once(order: type[BatchedSimulation] | type[Se
     assert 0 < fill_percent(result) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [BatchedSimulation, SequentialSimulation])
 def test_the_same_arrivals_give_the_same_figures(order: type[BatchedSimulation] | type[SequentialSimulation]) -> None:
     assert order(ARRIVALS).run() == order(ARRIVALS).run()
@@ -97,12 +99,14 @@ def test_the_statistics_match_textbook_values() -> None:
     assert percentile([1.0, 2.0, 3.0], 50) == 2.0
 
 
+@pytest.mark.slow
 def test_fairness_is_at_its_goals() -> None:
     rows = measure_fairness()
     assert len(rows) == len([row for row in rows if row.goal]) == 4
     assert [row.name for row in rows if not row.meets_goal] == []
 
 
+@pytest.mark.slow
 def test_the_first_preview_comes_sooner_in_the_evening() -> None:
     rows = {
         row.name: row

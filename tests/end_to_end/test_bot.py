@@ -23,6 +23,7 @@ def _sizes(paths: Sequence[Path]) -> set[tuple[int, int]]:
     return sizes
 
 
+@pytest.mark.slow
 def test_a_prompt_becomes_four_pictures(calibrated: Up, tmp_path: Path) -> None:
     job = calibrated.imagine(steps=12)
     view = calibrated.over(job)
@@ -60,6 +61,7 @@ def test_a_taken_port_is_refused(calibrated: Up, tmp_path: Path) -> None:
     assert process.stderr == f"darkroom: Port {port} is taken on 127.0.0.1: choose another with --port.\n"
 
 
+@pytest.mark.slow
 def test_imagine_joins_a_running_bot(calibrated: Up, tmp_path: Path) -> None:
     process = darkroom(
         "imagine", PROMPT, "--steps", "12", "--seed", "7", "--film", "--json",
@@ -79,6 +81,7 @@ def test_imagine_joins_a_running_bot(calibrated: Up, tmp_path: Path) -> None:
     assert calibrated.job(result["id"])["state"] == "finished"  # it went through the bot's own queue
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_alone_and_in_a_running_bot(
     calibrated: Up, calibration: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from end_to_end.process import darkroom
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("args", "words"),
     [

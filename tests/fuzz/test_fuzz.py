@@ -17,6 +17,7 @@ from fuzz.report import as_json, rows
 from fuzz.seeds import seeds
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_damaged_pictures_do_no_harm() -> None:
     outcome = await campaign(7, 150, print)

@@ -36,8 +36,8 @@ def load_rows(result: Evening) -> list[FigureRow]:
     for one in result.loopback.asked:
         judge.hear(one.method, one.path, one.query, one.body, len(one.files))
     wrong = unexplained(judge.findings)
-    of_answers, of_finals = ({"samples": len(each), "of": size.jobs} for each in (answer_times, finals))
-    of_requests = {"samples": len(result.loopback.asked), "of": size.jobs}  # each job has one, at least
+    of_answers, of_finals = ({"samples": len(each), "planned": size.jobs} for each in (answer_times, finals))
+    of_requests = {"samples": len(result.loopback.asked), "planned": size.jobs}  # each job has one, at least
     return [
         FigureRow("first answer, p50", _quantile(answer_times, 0.5), "≤ 300", "ms", where, **of_answers),
         FigureRow(

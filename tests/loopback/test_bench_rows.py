@@ -83,6 +83,7 @@ def test_with_nine_finals_of_ten_every_row_about_finals_misses() -> None:
     assert all("only 9 of 10 were measured" in row.remark for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.may_block("it opens folders and starts processes, as a command does")
 def test_a_short_evening_measures_every_row() -> None:

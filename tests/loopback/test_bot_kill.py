@@ -10,6 +10,7 @@ from loopback.bench import kill_rows
 from loopback.bench_kills import FEW, kills
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(600)
 async def test_a_killed_bot_loses_nothing_and_posts_nothing_twice(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from loopback.server import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+@pytest.mark.slow
 async def test_a_final_reaches_closed_direct_messages_by_edit_when_the_token_is_dead(scene: Any) -> None:
     """The member accepts no new messages from the bot, but the bot can edit its existing message."""
     bob = Person(scene.loopback, "bob", patience=20.0)
@@ -61,6 +62,7 @@ async def test_a_message_deleted_during_a_job_sends_the_picture_to_direct_messag
     assert scene.loopback.world.messages(scene.channel.id) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["broken", 502])
 async def test_a_direct_message_with_a_lost_answer_is_not_sent_twice(scene: Any, how: Any) -> None:
     scene.street.painter.stand_at = 10
@@ -88,6 +90,7 @@ async def test_an_undeliverable_picture_delays_no_other_job(scene: Any) -> None:
     assert scene.loopback.world.messages(scene.alice.dm) == []
 
 
+@pytest.mark.slow
 async def test_a_member_of_a_server_that_just_invited_the_bot_gets_a_picture(scene: Any) -> None:
     """The bot is invited while it runs."""
     guild = scene.loopback.world.create_guild("another")

@@ -15,6 +15,7 @@ from loopback.world import EVERYWHERE
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+@pytest.mark.slow
 async def test_previews_and_finals_cause_no_429(scene: Any) -> None:
     refused = scene.loopback.rates.refused
     scene.street.painter.speed = 0.55  # a job of eleven seconds

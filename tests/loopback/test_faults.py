@@ -30,6 +30,7 @@ async def assert_each_shown_once(scene: Any, *acts: Any) -> None:
     assert len(descriptions) == len(acts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 502, 503])
 async def test_a_storm_of_errors_loses_no_picture(scene: Any, status: int) -> None:
     acts = await start_three_jobs(scene)
@@ -38,6 +39,7 @@ async def test_a_storm_of_errors_loses_no_picture(scene: Any, status: int) -> No
     assert storm.met > 0
 
 
+@pytest.mark.slow
 async def test_edits_that_took_effect_but_answered_an_error_show_each_picture_once(scene: Any) -> None:
     acts = await start_three_jobs(scene)
     storm = scene.loopback.troubles.storm(502, path=EDITS, method="PATCH", times=4, carried_out=True)
@@ -47,6 +49,7 @@ async def test_edits_that_took_effect_but_answered_an_error_show_each_picture_on
     assert broken.met == 3
 
 
+@pytest.mark.slow
 async def test_a_global_rate_limit_loses_no_picture(scene: Any) -> None:
     acts = await start_three_jobs(scene)
     storm = scene.loopback.troubles.storm(429, path=EDITS, times=3, retry_after=1.0, everywhere=True)
@@ -54,6 +57,7 @@ async def test_a_global_rate_limit_loses_no_picture(scene: Any) -> None:
     assert storm.met == 3
 
 
+@pytest.mark.slow
 async def test_slow_uploads_and_slow_answers_lose_no_picture(scene: Any) -> None:
     acts = await start_three_jobs(scene)
     slow = scene.loopback.troubles.slow(1.5, path=EDITS, method="PATCH", times=4, late=1.0)
@@ -101,6 +105,7 @@ async def test_the_next_command_works_after_the_gateway_drops(scene: Any) -> Non
     await assert_each_shown_once(scene, act)
 
 
+@pytest.mark.slow
 async def test_jobs_survive_a_session_that_cannot_be_resumed(scene: Any) -> None:
     gateway = scene.loopback.gateway
     before = len(gateway.log)
@@ -114,6 +119,7 @@ async def test_jobs_survive_a_session_that_cannot_be_resumed(scene: Any) -> None
     await assert_each_shown_once(scene, act, again)
 
 
+@pytest.mark.slow
 async def test_a_bot_killed_during_a_job_shows_each_picture_once(scene: Any) -> None:
     """The next process continues, and each job has exactly one message."""
     scene.street.painter.stand_at = 10
@@ -126,6 +132,7 @@ async def test_a_bot_killed_during_a_job_shows_each_picture_once(scene: Any) -> 
     await assert_each_shown_once(scene, *acts)
 
 
+@pytest.mark.slow
 async def test_a_bot_killed_before_it_stored_the_first_answer_shows_the_picture_once(scene: Any) -> None:
     """The answer is under way to Discord, and takes effect while the bot dies."""
     scene.loopback.troubles.slow(0.0, path="/interactions/*", times=1, late=3.0)

@@ -43,6 +43,7 @@ async def test_a_client_resumes_after_a_drop_and_gets_the_missed_events(open_pla
         assert (await (await alice.slash(channel, "say", text="yo")).answer()).content.startswith("yo")
 
 
+@pytest.mark.slow
 async def test_a_client_resumes_after_reconnect_and_after_a_resumable_invalid_session(open_plain: Open) -> None:
     loopback, (channel,), (alice,) = make_world()
     async with loopback.open(), open_plain(loopback) as bot:
@@ -63,6 +64,7 @@ async def test_a_client_identifies_again_when_its_session_is_gone(open_plain: Op
         assert await (await alice.slash(channel, "say", text="yo")).answer()
 
 
+@pytest.mark.slow
 async def test_a_client_leaves_a_gateway_that_does_not_answer_heartbeats(open_plain: Open) -> None:
     loopback, _, _ = make_world()
     loopback.gateway.interval = 0.3

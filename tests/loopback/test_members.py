@@ -64,6 +64,7 @@ async def test_commands_work_in_direct_messages_threads_and_forum_posts(open_pla
         assert (await (await alice.slash(post, "say", text="there")).answer()).channel_id == post.id
 
 
+@pytest.mark.slow
 async def test_the_table_of_habits_lists_exactly_the_deviations_of_the_library(open_plain: Open) -> None:
     loopback = Loopback()
     guild = loopback.world.create_guild()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def test_no_window_accepts_more_than_the_limit(pauses: list[float]) -> None:
         assert sum(first <= at < first + 5.0 for at in accepted) <= 5
 
 
+@pytest.mark.slow
 @given(pause_lists)
 def test_a_client_that_follows_the_headers_is_never_refused(pauses: list[float]) -> None:
     rates, now, free = Rates(), 0.0, 0.0

@@ -84,6 +84,7 @@ def test_a_step_moves_the_kl_weight_and_reports_it(target: float, sign: int) -> 
     assert losses["noise_to_signal"] > 0
 
 
+@pytest.mark.slow
 def test_a_larger_kl_weight_makes_more_noise() -> None:
     def noise(kl: float) -> float:
         trainer = make_trainer(kl=kl, noise_to_signal=0.0)
@@ -137,6 +138,7 @@ def test_a_smaller_pose_keeps_the_layout() -> None:
     assert torch.allclose(small, torch.linspace(-1, 1, 32).expand_as(small), atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_decoder_trained_on_poses_decodes_posed_latents_better() -> None:
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     shape = {**SHAPE, **levels, "sample_size": 16, "block_out_channels": (16, 16)}
@@ -247,6 +249,7 @@ def test_a_named_shape_has_its_latent_size_and_stays_small(name: str, latents: t
     assert sum(2 * one.numel() for one in network.parameters()) < 25 * MEBIBYTE
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pictures, out = tmp_path / "mine", tmp_path / "out"
     pictures.mkdir()
@@ -274,6 +277,7 @@ def test_a_run_from_scratch_uses_the_chosen_shape(tmp_path: Path, capfd: pytest.
     assert main(words) == 0  # it keeps the shape of its first run
 
 
+@pytest.mark.slow
 def test_a_run_from_an_autoencoder_resumes_without_a_named_shape(tmp_path: Path) -> None:
     pictures, out = tmp_path / "mine", tmp_path / "out"
     pictures.mkdir()

@@ -179,6 +179,7 @@ def test_a_caption_names_hue_size_and_background() -> None:
         assert "pink background" in one
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_recognised_and_never_drawn() -> None:
     assert is_held_out_pair("blue", clean_description("green apple", []))
     assert is_held_out_pair(
@@ -349,6 +350,7 @@ def test_an_error_on_training_pictures_has_another_name_than_v_mse() -> None:
     assert DiffusionEvaluator(*args, "v_mse_of_pictures").evaluate().keys() == {"v_mse_of_pictures"}
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_of_the_network_and_its_average() -> None:
     trainer = build_trainer(settings=DiffusionSettings(batch=8, warm=5, rate=3e-3))
     before = measure_v_mse(trainer.average, trainer.cache, trainer.alphas)
@@ -371,6 +373,7 @@ def test_resume_is_exact_bit_for_bit(tmp_path: Path) -> None:
     assert other.samples == 48
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     uninterrupted = build_run(tmp_path / "whole", Budget(samples=48))
     uninterrupted.train_until(lambda: 0.0, lambda: False, lambda _: None, save_interval=60)
@@ -424,6 +427,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_survives_a_kill_while_the_next_is_written(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     writer = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=ROOT)
@@ -452,6 +456,7 @@ def test_the_export_loads_in_diffusers_in_half_precision(tmp_path: Path) -> None
     assert all(p.dtype == torch.float32 for p in trainer.average.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("raw", "prefix"), [((), "network:average."), (("--raw",), "network.")])
 def test_the_checkpoint_of_an_unfinished_run_can_be_exported(tmp_path: Path, raw: tuple[str, ...], prefix: str) -> None:
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod

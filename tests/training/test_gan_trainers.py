@@ -159,6 +159,7 @@ def make_noisy_upscaler_trainer() -> upscaler_trainer.UpscalerTrainer:
     return trainer
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "make",
     [
@@ -296,6 +297,7 @@ def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
     assert abs(as_images(np.stack(charts))).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["autoencoder", "upscaler"])
 def test_training_on_any_folder_gives_a_loadable_result(command: str, tmp_path: Path) -> None:
     pictures, out = tmp_path / "mine", tmp_path / "out"

@@ -404,6 +404,7 @@ def test_a_round_trip_restores_the_picture_from_a_twelfth_of_its_numbers(
     assert "12 times fewer" in result.summary
 
 
+@pytest.mark.slow
 def test_the_blend_and_the_forward_process_return_their_figures(
     embedded: StableDiffusion, room: Callable[..., LabContext]
 ) -> None:

@@ -67,6 +67,7 @@ def build_trainer(prediction: Any, steps: int = 0, precision: str = "fp32") -> L
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_training_lowers_the_loss_for_each_prediction_type(prediction: str) -> None:
     trainer = build_trainer(prediction)
@@ -94,6 +95,7 @@ def test_a_lora_resumes_bit_for_bit_and_saves_only_its_own_weights() -> None:
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_diffusers_loads_the_lora_and_the_engine_loads_the_merged_model(
     small_folder: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def load_checkpoint(out: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(out / "run" / CHECKPOINT_FILE)[0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(
     user_data: Path, finished_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +141,7 @@ def test_diffusers_and_the_engine_load_the_trained_model(finished_run: Path, tmp
         assert sheet.size == (3 * 16 * 2, 16 * 2)
 
 
+@pytest.mark.slow
 def test_imagine_draws_with_the_trained_model(
     finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +154,7 @@ def test_imagine_draws_with_the_trained_model(
         assert picture.width in (16, 64)  # 64 if a super-resolver is installed
 
 
+@pytest.mark.slow
 def test_imagine_interpolates_with_the_trained_model(
     finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,6 +272,7 @@ async def test_a_bot_that_lost_its_lease_sends_no_heartbeat(workplace, database:
         assert not await leader_heartbeat.is_leader_alive(store)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_standby_is_refused_only_if_it_has_another_database(workplace, database: str, short_intervals, fresh):
     other = await Store.open(await asyncio.to_thread(fresh, "sqlite"))
@@ -370,6 +371,7 @@ class Bot:
         self.reading.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(180)
 async def test_a_standby_takes_over_after_a_kill_and_a_suspended_leader_ends_when_it_wakes(workplace, until):

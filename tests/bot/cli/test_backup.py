@@ -81,6 +81,7 @@ async def broker_with_worker(folder: Path) -> AsyncIterator[tuple[Broker, Painte
             await bus.close()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block("files are compared")
 async def test_jobs_accepted_before_the_backup_end_once_in_the_restored_app(tmp_path: Path) -> None:
@@ -363,6 +364,7 @@ HEADERS: dict[str, tuple[str, dict[str, str], str]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "headers", "match"), HEADERS.values(), ids=HEADERS)
 def test_any_bad_header_is_refused_with_a_sentence(
     backup_file: Path, tmp_path: Path, name: str, headers: dict[str, str], match: str
@@ -393,6 +395,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
 def test_any_bad_block_is_refused_with_a_sentence(

@@ -69,6 +69,7 @@ def test_pictures_are_drawn_and_the_program_ends(answers: bool) -> None:
     assert b"Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

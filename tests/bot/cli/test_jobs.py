@@ -49,6 +49,7 @@ async def wait_for(until, house, job: str, state: str) -> None:
     await until(has_state)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, darkroom, ann):
     assert "There is no store in" in await darkroom("list", fails=True)
@@ -80,6 +81,7 @@ async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, dark
     assert f"1 job ahead of it: Bob [2J's {theirs.job}." in await darkroom("why", mine.job)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, ann):
     async with workplace.visit() as house:
@@ -103,6 +105,7 @@ async def test_each_mistake_is_answered_with_one_sentence(workplace, darkroom, a
     assert (await darkroom("why", tickets[0].job)).startswith("It does not wait: it was cancelled ")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, until):
     house = await workplace.house()
@@ -130,6 +133,7 @@ async def test_a_running_bot_notices_a_cancelled_job(workplace, darkroom, ann, u
     await until(lambda: house.metrics.registry.get_sample_value("darkroom_job_seconds_count", outcome) == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkroom, ann, until):
     house = await workplace.house()

@@ -62,6 +62,7 @@ class RecordingScreen(ProgressDisplay):
         self.loads.append((sentence, percent))
 
 
+@pytest.mark.slow
 def test_the_terminals_own_model_is_loaded_with_progress_in_bytes_and_measured(tmp_path: Path) -> None:
     save_small_pipeline("sd", tmp_path / "models" / "tiny")
     screen = RecordingScreen()

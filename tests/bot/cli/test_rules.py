@@ -106,6 +106,7 @@ async def test_a_running_bot_applies_rules_from_the_terminal(workplace, monkeypa
         await app.services.jobs.imagine("a lamp", bob, Destination("web", {}))
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_operator_closes_one_server_or_all_from_the_terminal(workplace, monkeypatch, capsys, until):
     app = await workplace.house()

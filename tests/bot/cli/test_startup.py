@@ -139,6 +139,7 @@ async def _wait_until_open(program: asyncio.subprocess.Process) -> None:
     assert line, "the program ended early"
 
 
+@pytest.mark.slow
 async def test_two_data_folders_with_one_database_run_one_bot_at_a_time(tmp_path: Path, database: str) -> None:
     """Each folder has a broker of its own."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}

@@ -146,6 +146,7 @@ def start_worker(worker: Any, workplace: Any) -> asyncio.Task[None]:
     return task
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_worker_with_a_key_finishes_a_job_and_hands_one_over_when_revoked(
     workplace, hire, tmp_path, until, ann, here

@@ -51,6 +51,7 @@ CHANNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", CHANNELS)
 async def test_pictures_and_commands_work_in_every_kind_of_channel(open_world: Any, room: str) -> None:
     async with open_world() as world:
@@ -72,6 +73,7 @@ async def test_pictures_and_commands_work_in_every_kind_of_channel(open_world: A
         assert not (await world.alice.click(message, label="V1")).ephemeral
 
 
+@pytest.mark.slow
 async def test_every_command_for_members_works_in_a_direct_message(open_world: Any) -> None:
     async with open_world() as world:
         user = world.alice.user

@@ -146,6 +146,7 @@ async def test_make_square_outpaints_a_wide_picture_and_refuses_a_square(open_wo
             )
 
 
+@pytest.mark.slow
 async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, count=2)
@@ -165,6 +166,7 @@ async def test_compare_shows_a_picture_beside_its_parent(open_world: Any) -> Non
         assert "🚫" in said(missing)
 
 
+@pytest.mark.slow
 async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, count=1)
@@ -174,6 +176,7 @@ async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
         assert [view.action for view in await world.services.job_views.load_recent()] == ["zoom", "upscale", "imagine"]
 
 
+@pytest.mark.slow
 async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, count=1)
@@ -192,6 +195,7 @@ async def test_edit_inpaints_the_mask_from_a_form(open_world: Any) -> None:
         assert view.task.start.mask
 
 
+@pytest.mark.slow
 async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, count=2, seed=7)
@@ -216,6 +220,7 @@ async def test_a_branch_by_contact_sheet_menu_and_form(open_world: Any) -> None:
         assert "cannot be changed" in text(wrong)
 
 
+@pytest.mark.slow
 async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, prompt="red apple --stop 50 --steps 40", count=1)
@@ -232,6 +237,7 @@ async def test_a_stopped_job_can_be_continued_to_its_end_by_a_branch(open_world:
         assert (view.action, view.task.start.step, view.task.end_step) == ("branch", int(last), 40)
 
 
+@pytest.mark.slow
 async def test_a_branch_can_be_typed_as_job_picture_and_step(open_world: Any) -> None:
     async with open_world() as world:
         await made(world, count=2)

@@ -165,7 +165,7 @@ class Scene:
 
 
 def make_member(hand: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
-    return replace(Member(f"discord:{hand.id}", name, guild), **dict.fromkeys(flags, True))
+    return replace(Member(f"discord:{hand.id}", name, guild), **{f"is_{flag}": True for flag in flags})
 
 
 async def set_up(world: Any, *, count: int = 2) -> Scene:
@@ -207,14 +207,14 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
         in_server(staff.moderator, "moderator", "moderator"),
         in_server(staff.admin, "admin", "moderator", "admin"),
         in_server(staff.owner, "owner", "moderator", "admin", "owner"),
-        in_server(staff.keeper, "house", "house"),
+        in_server(staff.keeper, "operator", "operator"),
         replace(in_server(tenant, "member in a room of their own"), channel=room, blind=True),
         in_other_server(outside.add_member(author.user), "author"),
         in_other_server(world.alice, "stranger"),
-        in_other_server(outside.add_member(staff.keeper.user), "house", "house"),
+        in_other_server(outside.add_member(staff.keeper.user), "operator", "operator"),
         in_direct_message(author, "author"),
         in_direct_message(bob, "member"),
-        in_direct_message(staff.keeper, "house", "house"),
+        in_direct_message(staff.keeper, "operator", "operator"),
     )
     subjects = {view.id: JobRef(view.member_id, view.member_name, view.guild, view.is_private) for view in views}
     assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
@@ -248,6 +248,7 @@ def button_ids(job: str, presses: tuple[ButtonKind, ...]) -> Iterator[tuple[Butt
         yield press, Button(press, job, index=index).custom_id
 
 
+@pytest.mark.slow
 async def test_every_role_presses_every_button_on_public_and_private_jobs(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
@@ -266,6 +267,7 @@ async def test_every_role_presses_every_button_on_public_and_private_jobs(open_w
                     )
 
 
+@pytest.mark.slow
 async def test_every_role_presses_the_last_button_of_a_deletion(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world, count=10)
@@ -302,6 +304,7 @@ async def test_a_sent_form_is_checked_like_its_button(open_world: Any) -> None:
                 check_answer(expected, reply, f"{form}, private: {subject.is_private}")
 
 
+@pytest.mark.slow
 async def test_every_role_types_every_command(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
@@ -339,6 +342,7 @@ async def type_command(scene: Scene, actor: Actor, name: str, options: Mapping[s
         return None
 
 
+@pytest.mark.slow
 async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
@@ -354,6 +358,7 @@ async def test_every_role_opens_every_menu_of_a_visible_message(open_world: Any)
                 check_answer(scene.forbidden(action, actor, public), result, f"{name} by {actor.name}")
 
 
+@pytest.mark.slow
 async def test_every_role_presses_every_button_of_the_settings(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)

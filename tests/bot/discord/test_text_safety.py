@@ -146,6 +146,7 @@ async def create_hostile_author(world: Any) -> Any:
     return world.guild.add_member(world.env.create_user("mallory", global_name=NAME[:32]), nick=NAME[:32])
 
 
+@pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
 async def test_no_message_of_the_bot_obeys_a_hostile_prompt_or_name(open_world: Any, prompt: str) -> None:
@@ -244,6 +245,7 @@ async def create_alices_member(world: Any) -> Any:
     return member
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> None:
     async with open_world() as world:
@@ -273,6 +275,7 @@ async def test_others_see_only_that_a_private_job_exists(open_world: Any) -> Non
         world.painter.going.set()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_deleted_while_it_runs_is_not_posted_again(
     open_world: Any, caplog: pytest.LogCaptureFixture

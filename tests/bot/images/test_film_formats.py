@@ -114,6 +114,7 @@ def test_a_film_loops(kind: FilmFormat) -> None:
         assert opened.info["loop"] == 0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", FILM_FORMATS)
 def test_the_same_frames_give_the_same_bytes_at_any_time(kind: FilmFormat) -> None:
     """AVIF and MP4 have a field for their time of creation."""
@@ -141,6 +142,7 @@ SMALLEST = 0.1  # share of the whole film; every limit above it can be met
 WHOLE = {kind: len(encode_to_fit(noisy_reel(), kind)) for kind in FILM_FORMATS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILM_FORMATS)
 @settings(deadline=None, max_examples=12)
 @given(share=st.floats(0.0, 1.2))

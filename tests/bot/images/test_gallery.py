@@ -89,6 +89,7 @@ def count(film: bytes) -> int:
         return int(getattr(opened, "n_frames", 1))
 
 
+@pytest.mark.slow
 async def test_films_exist_in_every_format_and_fit_a_limit(rig: GalleryRig) -> None:
     job = await rig.job()
     heads = {"webp": (8, b"WEBP"), "avif": (4, b"ftypavis"), "gif": (0, b"GIF89a"), "mp4": (4, b"ftypisom")}
@@ -110,6 +111,7 @@ async def test_films_exist_in_every_format_and_fit_a_limit(rig: GalleryRig) -> N
     assert refused.value.status == 413
 
 
+@pytest.mark.slow
 async def test_each_picture_has_a_noising_film_of_its_own_and_a_way_back(rig: GalleryRig) -> None:
     job = await rig.job()
     first, second = [await rig.gallery.render_dissolve(job, index) for index in (0, 1)]
@@ -150,6 +152,7 @@ async def test_parent_and_branch_are_compared_side_by_side(rig: GalleryRig) -> N
             await rig.gallery.render_comparison(shots, labels)
 
 
+@pytest.mark.sampled
 @ONE
 async def test_a_held_picture_is_shown_in_no_other_form(rig: GalleryRig, ask: Ask) -> None:
     job = await rig.job(verdicts={0: "flagged", 1: "passed"})
@@ -254,6 +257,7 @@ async def test_the_cache_computes_each_result_once_and_one_at_a_time() -> None:
     assert again == ["aa", "bb", "newnew", "bb", "newnew"], "the cache holds two results"
 
 
+@pytest.mark.slow
 async def test_a_film_request_decodes_each_keyframe_once_and_leaves_the_ladder_unchanged(rig: GalleryRig) -> None:
     job = await rig.job()
     soft = await Gallery(rig.store, rig.pictures).render_film(job)

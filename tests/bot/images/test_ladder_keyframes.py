@@ -61,6 +61,7 @@ def real_job() -> tuple[bytes, bytes]:
     return result.pictures[0], result.ladders[0]
 
 
+@pytest.mark.slow
 def test_a_real_ladder_can_be_branched_where_the_engine_stored_latents(
     real_job: tuple[bytes, bytes],
 ) -> None:

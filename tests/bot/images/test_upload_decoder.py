@@ -284,6 +284,7 @@ async def test_a_picture_that_needs_too_much_memory_is_refused() -> None:
         await intake.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds an address space")
 @pytest.mark.parametrize(
     ("form", "mode"),
@@ -433,6 +434,7 @@ confined.main(2.0, 2**30)
 GOOD = "reading.HEAD.pack(b'+', 0, 4, 4)"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "lie",
     [

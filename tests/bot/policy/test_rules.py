@@ -128,6 +128,7 @@ def test_the_order_and_rules_for_others_do_not_matter(ruleset: list[Rule], rng) 
     assert resolve(shuffled, ANN, DEFAULTS) == resolve(ruleset, ANN, DEFAULTS)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rules(), rules())
 def test_an_operators_ceiling_can_only_restrict(ruleset: list[Rule], more: list[Rule]) -> None:
@@ -324,6 +325,7 @@ def test_a_setting_is_found_or_the_nearest_is_suggested() -> None:
 # Changes
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rules(), rules())
 def test_an_import_reaches_its_rules_and_undo_restores_the_old_ones(old: list[Rule], new: list[Rule]) -> None:

@@ -44,6 +44,7 @@ def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
     return ruleset
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rules())
 def test_exported_rules_import_unchanged(ruleset: dict[tuple[str, str, str], Rule]) -> None:

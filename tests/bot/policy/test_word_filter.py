@@ -73,6 +73,7 @@ prefixes = st.sampled_from(["", "a ", "very ", "(", "so, ", "“", "1 ", "我", 
 suffixes = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的", " 4k", "::2"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1500)
 @given(disguised_words(), prefixes, suffixes)
 @example(("ass", "@$$"), "", "")

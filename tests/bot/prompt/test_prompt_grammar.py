@@ -278,6 +278,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @quick
 @given(st.one_of(st.text(max_size=300), st.lists(pieces, max_size=60).map("".join)))
 @example("{}")

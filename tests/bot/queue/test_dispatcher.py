@@ -100,6 +100,7 @@ async def test_without_a_worker_a_job_waits_and_says_so(workplace, until, ann, h
     await until(all_have_state(house, [ticket.job], "finished"))
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_with_a_corrupt_row_fails_and_the_jobs_behind_it_run(workplace, until, ann, here):
     house = await workplace.house()
@@ -153,6 +154,7 @@ async def _send_jobs_to_idle_worker(workplace, until, ann, here):
     return bus, jobs
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_messages_that_the_broker_lost_are_published_again_at_the_start(workplace, until, ann, here):
     bus, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
@@ -163,6 +165,7 @@ async def test_messages_that_the_broker_lost_are_published_again_at_the_start(wo
     assert sorted(apprentice.begun) == sorted(jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_messages_that_the_broker_has_are_not_duplicated_at_the_start(workplace, until, ann, here):
     bus, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
@@ -172,6 +175,7 @@ async def test_messages_that_the_broker_has_are_not_duplicated_at_the_start(work
     assert await read_states(house, jobs) == ["sent", "sent"]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_broker_that_lost_its_store_gets_every_message_again(workplace, until, ann, here):
     house = await workplace.house()
@@ -191,6 +195,7 @@ async def test_a_broker_that_lost_its_store_gets_every_message_again(workplace, 
     await until(all_have_state(house, jobs, "finished"), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_of_a_dead_worker_continues_elsewhere_and_ends_once(workplace, until, ann, here):
     house = await workplace.house()
@@ -210,6 +215,7 @@ async def test_a_job_of_a_dead_worker_continues_elsewhere_and_ends_once(workplac
     assert record.charged == pytest.approx(record.cost / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_without_a_claim_is_queued_again(workplace, until, ann, here):
     house = await workplace.house()
@@ -243,6 +249,7 @@ async def test_a_job_that_always_fails_at_its_worker_gets_three_attempts_and_cos
     assert apprentice.begun == [job] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_that_waits_too_long_fails_and_costs_nothing(workplace, until, ann, here):
     workplace.settings = load_settings(data=workplace.settings.data, max_age=60)
@@ -300,6 +307,7 @@ async def test_a_job_can_be_cancelled_in_every_state(workplace, until, ann, here
     assert not house.queue.active_jobs.by_id
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_without_a_worker_is_cancelled_at_once(workplace, until, ann, here):
     _, jobs = await _send_jobs_to_idle_worker(workplace, until, ann, here)
@@ -364,6 +372,7 @@ async def test_the_patrol_ends_a_cancelled_job_that_no_worker_answers(workplace,
     await until(all_have_state(house, [job], "cancelled"))
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_that_finished_while_the_bot_was_away_is_not_sent_again(workplace, until, ann, here):
     hand = await workplace.hand("hand")

@@ -60,6 +60,7 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
     assert sorted(move.job for move in moves if move.target == "finished") == sorted(tickets)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_broker_that_keeps_losing_its_store_makes_no_poison_job(workplace, until, ann, here):
     app = await workplace.house()

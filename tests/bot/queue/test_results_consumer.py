@@ -89,6 +89,7 @@ async def test_reports_about_unknown_jobs_are_acknowledged_and_dropped(open_job,
     assert (await app.services.job_views.load_view(job.id)).state == "running"
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "fault", ["size", "nine times", "bytes", "missing", "not a png", "torn", "garbage", "ladder", "empty ladder"]
@@ -157,6 +158,7 @@ async def test_a_full_disk_is_waited_out_without_counting_an_attempt(open_job, u
     assert not app.queue.result_consumer._delayed_pictures
 
 
+@pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("blame", "share"), [("member", 1.0), ("model", 0.0), ("worker", 0.0), ("us", 0.0)])
 async def test_only_a_members_fault_is_charged(open_job, until, blame, share):
@@ -235,6 +237,7 @@ async def test_the_worker_learns_which_jobs_are_watched(open_job):
     await wants.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_reports_from_while_the_bot_was_closed_are_handled_at_the_next_start(workplace, until, ann, here):
     async with workplace.visit() as app:
@@ -323,6 +326,7 @@ async def test_a_bad_picture_among_waiting_reports_spoils_no_other(open_job, unt
     assert ([shot.index for shot in view.pictures], view.ladder_images) == ([0], (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_picture_larger_than_announced_is_not_fetched(open_job, until):
     app, worker, job = await open_job()

@@ -204,6 +204,7 @@ async def test_a_refusal_says_that_the_operator_closed_or_blocked(workplace):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_of_several_limits_the_refusal_names_the_one_that_holds_longest(workplace):
     house = await workplace.house()

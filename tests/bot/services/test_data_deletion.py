@@ -205,6 +205,7 @@ async def test_a_deletion_that_is_killed_at_any_write_continues(local, pictures,
     raise AssertionError("the deletion never finished")
 
 
+@pytest.mark.slow
 async def test_running_jobs_are_cancelled_before_they_are_deleted(workplace, until, here):
     house = await workplace.house()
     apprentice, _ = await workplace.worker()

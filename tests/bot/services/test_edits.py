@@ -50,6 +50,7 @@ async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 
     return app, worker, await over(app, ticket.job, until)
 
 
+@pytest.mark.slow
 async def test_an_init_image_is_kept_sent_to_the_worker_and_deleted_with_its_job(workplace, until, ann, here, kept):
     app, worker = await opened(workplace, until)
     fetched: list[bytes] = []
@@ -117,6 +118,7 @@ async def test_several_init_images_are_blended_with_their_weights(workplace, unt
     assert (view.action, view.task.start.strength) == ("blend", 0.5)
 
 
+@pytest.mark.slow
 async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace, until, ann, here):
     app, _, first = await finished(workplace, until, ann, here)
     services, shot = app.services, first.pictures[1]
@@ -142,6 +144,7 @@ async def test_a_finished_picture_can_be_edited_zoomed_out_and_panned(workplace,
         await services.edits.edit(first.id, 1, b"no mask", BOB, here)
 
 
+@pytest.mark.slow
 async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, until, ann, here):
     app, worker, first = await finished(workplace, until, ann, here)
     services = app.services
@@ -170,6 +173,7 @@ async def test_a_branch_keeps_the_recipe_except_for_what_is_changed(workplace, u
         await services.edits.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")
 
 
+@pytest.mark.slow
 async def test_the_rest_of_a_branch_may_take_more_steps_or_fewer(workplace, until, ann, here):
     app, _, first = await finished(workplace, until, ann, here)
     services, warm = app.services, app.services.catalog.find_profile(None)

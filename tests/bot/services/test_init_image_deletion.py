@@ -75,6 +75,7 @@ async def assert_all_refused(house, views, here, sentence, status):
             assert refused.value.status == status, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["deleted", "forgotten"])
 async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     workplace, until, ann, here, kept, way
@@ -101,6 +102,7 @@ async def test_init_images_go_with_their_source_and_derived_pictures_stay(
     await house.services.edits.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
 
 
+@pytest.mark.slow
 async def test_a_canvas_goes_with_its_zoom_as_well_as_with_its_source(
     workplace, until, ann, here, kept
 ):  # fmt: skip
@@ -129,6 +131,7 @@ async def test_deletion_by_age_leaves_derived_jobs_whole(workplace, until, ann, 
     assert (await over(house, again.job, until)).state == "finished"
 
 
+@pytest.mark.slow
 async def test_an_uploaded_init_image_belongs_to_its_uploader(workplace, until, ann, here, kept):
     house, _, _ = await start_finished_job(workplace, until, ann, here)
     services, bring = house.services, InitImages((png(32, 32),))
@@ -146,6 +149,7 @@ async def test_an_uploaded_init_image_belongs_to_its_uploader(workplace, until, 
     assert content not in kept()
 
 
+@pytest.mark.slow
 async def test_no_job_starts_again_from_a_held_init_image(workplace, until, ann, here):
     house, _, first = await start_finished_job(workplace, until, ann, here)
     views = await derive_jobs(house, first, until, here)
@@ -170,6 +174,7 @@ async def test_a_waiting_job_fails_if_its_init_image_is_deleted(workplace, until
     assert view.cost == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["zoom", "shots"])
 async def test_a_deletion_during_the_request_wins(workplace, until, ann, here, way):
     house, _, first = await start_finished_job(workplace, until, ann, here)

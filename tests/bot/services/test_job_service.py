@@ -233,6 +233,7 @@ async def test_recent_and_queued_jobs_are_listed_by_guild_and_destinations_are_k
     assert await app.services.deliveries.list_undelivered("discord") == []
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_models_are_remembered_when_their_worker_is_gone(workplace, until, ann, here):
     async with workplace.visit() as app:

@@ -127,6 +127,7 @@ async def test_a_bad_pattern_is_refused_when_it_is_set_and_says_why(workplace):
     assert await app.services.rule_admin.list_rules("local") == []
 
 
+@pytest.mark.slow
 async def test_a_prompt_too_tangled_to_check_is_refused(workplace, ann, here):
     app = await workplace.house()
     words = [format(n * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for n in range(500)]

@@ -172,6 +172,7 @@ async def test_one_held_picture_does_not_hold_the_others(checked_app: CheckedApp
         )
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_held_picture_cannot_be_used_until_it_is_shown(checked_app: CheckedApp) -> None:
     checked_app.painter.verdicts = {1: "flagged"}
@@ -272,6 +273,7 @@ async def test_invalid_decisions_are_refused(checked_app: CheckedApp) -> None:
         await review.load_held_pictures(job, MODERATOR)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_previews_are_blurred_until_the_check_has_passed_their_image(checked_app: CheckedApp) -> None:
     checked_app.painter.early = {1: "flagged"}

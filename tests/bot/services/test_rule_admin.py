@@ -375,6 +375,7 @@ async def test_the_kill_switch_cancels_open_jobs_refunds_them_and_admits_no_more
 TEXTS = {"running": ("1", "2", "3"), "cost_day": ("10", "20", "unlimited"), "results": ("public", "private")}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(sorted(TEXTS)), st.integers(0, 2), st.booleans()), max_size=12))
 def test_undoing_every_change_in_turn_leaves_no_rules(plan: list[tuple[str, int, bool]]) -> None:

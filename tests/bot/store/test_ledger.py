@@ -110,6 +110,7 @@ async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: in
     return await store.end_job(action, job, NOW + 5, spent, epoch=epoch)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(actions)
 def test_usage_is_the_cost_spent_and_is_refunded_once(sequence) -> None:

@@ -132,6 +132,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
     return {one.name: connection.execute(select(func.count()).select_from(one)).scalar_one() for one in tables}
 
 
+@pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.may_block("migrations are read on the store's own thread")
 @pytest.mark.parametrize("version", versions())

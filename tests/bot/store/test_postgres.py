@@ -182,6 +182,7 @@ async def test_a_writer_that_holds_the_lock_is_waited_for_and_then_given_up(post
     await quick.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_hangs_blocks_no_request_for_ever(postgres: Server) -> None:
     driver = PostgresDatabase(postgres.url(await asyncio.to_thread(postgres.database), port=True), SHORT)
     await driver.run_write(lambda _: None)

@@ -88,6 +88,7 @@ async def test_an_invalid_form_is_refused(room: Room) -> None:
     assert not worker.asked
 
 
+@pytest.mark.slow
 async def test_the_describe_button_suggests_a_prompt(page: Page, room: Room) -> None:
     await visit(page, room)
     button = page.get_by_role("button", name="Describe", exact=True)

@@ -226,6 +226,7 @@ async def test_an_idle_connection_is_closed(open_room: OpenRoom, monkeypatch: py
         writer.close()
 
 
+@pytest.mark.slow
 async def test_a_body_that_does_not_arrive_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.request_body.BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", room.port)

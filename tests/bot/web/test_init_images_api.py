@@ -54,6 +54,7 @@ async def test_one_init_image_starts_a_job_without_a_prompt(room: Room) -> None:
     assert job["start"] == {"pictures": 1, "strength": 0.4, "mask": False}
 
 
+@pytest.mark.slow
 async def test_several_pictures_are_blended_and_a_mask_keeps_a_part(room: Room) -> None:
     pictures = [("picture", png(colour)) for colour in ("#c33", "#3a5", "#36c")]
     status, reply = await send(room, "/api/jobs", form({"prompt": ""}, *pictures))
@@ -75,6 +76,7 @@ async def test_a_picture_may_be_larger_than_a_json_body(room: Room) -> None:
     assert status == 201, reply
 
 
+@pytest.mark.slow
 async def test_a_finished_picture_can_be_an_init_image(room: Room) -> None:
     first = await room.end_of(await room.imagine("terrier", count=2))
     status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a cat", "init_images": [f"{first['id']}/2"]})
@@ -82,6 +84,7 @@ async def test_a_finished_picture_can_be_an_init_image(room: Room) -> None:
     assert (await room.end_of(reply["id"]))["start"]["pictures"] == 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("files", "words"),
     [
@@ -101,6 +104,7 @@ async def test_an_invalid_form_is_refused_in_one_sentence(
     assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
 
 
+@pytest.mark.slow
 async def test_another_sites_form_is_refused(room: Room) -> None:
     data = form({"prompt": "a"}, ("picture", png()))
     assert (await send(room, "/api/jobs", data, {}))[0] == 400
@@ -131,6 +135,7 @@ async def test_a_wide_picture_is_made_a_square(room: Room) -> None:
     assert (status, reply["error"]) == (422, "This picture is a square already.")
 
 
+@pytest.mark.slow
 async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
     job = await room.end_of(await room.imagine("terrier --seed 7 --count 2"))
     assert job["prompt_text"] == "terrier"
@@ -147,6 +152,7 @@ async def test_zoom_pan_and_branch_start_from_a_picture(room: Room) -> None:
     assert (child["steps"], child["stopped_at"]) == (48, None)
 
 
+@pytest.mark.slow
 async def test_films_come_in_every_available_format(room: Room) -> None:
     job = await room.end_of(await room.imagine("terrier --count 1"))
     assert set(job["films"]) == set(available_formats()) >= {"webp", "gif"}

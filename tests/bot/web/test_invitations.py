@@ -121,6 +121,7 @@ async def test_an_owner_who_opens_a_guests_invitation_stays_owner(open_room: Ope
         assert await create_invitation(guest, room)
 
 
+@pytest.mark.slow
 async def test_a_cookie_outlives_a_restart(open_room: OpenRoom) -> None:
     async with open_session() as browser:
         async with open_room(host="0.0.0.0") as room, enter(browser, one_time_address(room)) as answer:

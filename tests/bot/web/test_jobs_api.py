@@ -128,6 +128,7 @@ async def test_pictures_are_numbered_from_one(room: Room) -> None:
             assert answer.status == status, n
 
 
+@pytest.mark.slow
 async def test_variations_rerolls_and_upscales_name_their_parent(room: Room) -> None:
     job = await room.imagine("terrier", seed=7)
     await room.end_of(job)
@@ -163,6 +164,7 @@ async def test_permutations_make_several_jobs(room: Room) -> None:
         assert (await room.end_of(job))["state"] == "finished"
 
 
+@pytest.mark.slow
 async def test_an_interpolation_is_several_jobs_and_a_film(room: Room) -> None:
     status, reply = await room.ask("POST", "/api/jobs", {"prompt": "an apple", "walk": "a pear", "frames": 6})
     assert (status, len(reply["ids"])) == (201, 2)
@@ -225,6 +227,7 @@ async def test_a_running_job_can_be_cancelled(room: Room) -> None:
     assert end["reason"]
 
 
+@pytest.mark.slow
 async def test_a_running_job_is_paused_and_goes_on(room: Room) -> None:
     room.drawers[0].speed = 0.05
     job = await room.imagine("terrier")

@@ -35,6 +35,7 @@ def values(page: str) -> dict[str, float]:
     return samples
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_finished_failed_and_cancelled_jobs_are_counted(room):
     (worker,) = room.drawers

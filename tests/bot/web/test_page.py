@@ -41,6 +41,7 @@ async def count_changes(image: Locator) -> int:
     return await image.evaluate("one => one.seen.size")
 
 
+@pytest.mark.slow
 async def test_the_page_tells_a_newcomer_what_it_is_and_what_to_do(page: Page, room: Room) -> None:
     await visit(page, room)
     await expect(page.locator("#prompt")).to_be_focused()
@@ -53,6 +54,7 @@ async def test_the_page_tells_a_newcomer_what_it_is_and_what_to_do(page: Page, r
     await expect(page.get_by_role("heading", level=1)).to_have_text("Put it in your server")
 
 
+@pytest.mark.slow
 async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> None:
     worker = room.drawers[0]
     worker.speed, worker.stand_at = 0.08, 2
@@ -75,6 +77,7 @@ async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> N
     assert alt == f"Picture 3 of 4: {PROMPT}"
 
 
+@pytest.mark.slow
 async def test_percent_and_time_left_are_shown_while_a_job_runs(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.1
     await visit(page, room)
@@ -89,6 +92,7 @@ async def test_percent_and_time_left_are_shown_while_a_job_runs(page: Page, room
     assert await page.title() == "Darkroom"
 
 
+@pytest.mark.slow
 async def test_a_loading_model_has_the_progress_bar_until_the_first_preview(page: Page, room: Room) -> None:
     worker = room.drawers[0]
     worker.loading, worker.stand_at = (0.1, 0.4), 0
@@ -107,6 +111,7 @@ async def test_a_loading_model_has_the_progress_bar_until_the_first_preview(page
     await finished(card)
 
 
+@pytest.mark.slow
 async def test_models_on_disk_are_counted_beside_those_in_memory(page: Page, room: Room) -> None:
     worker = room.drawers[0]
     await visit(page, room)
@@ -115,6 +120,7 @@ async def test_models_on_disk_are_counted_beside_those_in_memory(page: Page, roo
     await expect(page.locator("#status")).to_have_text("embedded on paper and ink · 2 more models when asked for")
 
 
+@pytest.mark.slow
 async def test_cancel_stops_a_job_and_says_so(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.2
     await visit(page, room)
@@ -127,6 +133,7 @@ async def test_cancel_stops_a_job_and_says_so(page: Page, room: Room) -> None:
     await expect(card.locator(".tray")).to_be_hidden()
 
 
+@pytest.mark.slow
 async def test_pause_stops_a_job_and_resume_lets_it_go_on(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.1
     await visit(page, room)
@@ -146,6 +153,7 @@ async def test_pause_stops_a_job_and_resume_lets_it_go_on(page: Page, room: Room
     await expect(card.locator(".pause")).to_be_hidden()
 
 
+@pytest.mark.slow
 async def test_a_pause_that_ended_by_itself_is_shown(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.4
     await visit(page, room)
@@ -157,6 +165,7 @@ async def test_a_pause_that_ended_by_itself_is_shown(page: Page, room: Room) -> 
     await expect(card.get_by_role("button", name="Pause")).to_be_visible(timeout=LONG)
 
 
+@pytest.mark.slow
 async def test_waiting_jobs_show_their_place_in_the_queue(page: Page, room: Room) -> None:
     room.drawers[0].going.clear()
     await visit(page, room)
@@ -167,6 +176,7 @@ async def test_waiting_jobs_show_their_place_in_the_queue(page: Page, room: Room
         await finished(card)
 
 
+@pytest.mark.slow
 async def test_upscale_vary_and_reroll_make_new_messages(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
@@ -184,6 +194,7 @@ async def test_upscale_vary_and_reroll_make_new_messages(page: Page, room: Room)
     await expect(enlarged.get_by_role("button", name="Enlarge picture 1")).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
@@ -205,6 +216,7 @@ async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Roo
     await expect(card.locator(".where")).to_have_text("finished")
 
 
+@pytest.mark.slow
 async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
@@ -218,6 +230,7 @@ async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
     await expect(card.get_by_role("button", name="Play how it developed")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_downloads_have_file_names(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
@@ -251,6 +264,7 @@ async def test_notes_and_failures_are_shown(page: Page, room: Room) -> None:
     await expect(card.locator(".said")).to_contain_text("out of bounds")
 
 
+@pytest.mark.slow
 async def test_a_prompt_is_text_and_never_markup(page: Page, room: Room) -> None:
     wicked = "<img src=x onerror=\"document.title='broken'\"> </article><script>document.title='broken'</script> &amp;"
     await visit(page, room)
@@ -264,6 +278,7 @@ async def test_a_prompt_is_text_and_never_markup(page: Page, room: Room) -> None
     assert "broken" not in await page.title()
 
 
+@pytest.mark.slow
 async def test_another_visitor_sees_a_job_live_with_its_authors_name(page: Page, browser: Browser, room: Room) -> None:
     room.drawers[0].speed = 0.1
     other = await (await browser.new_context()).new_page()
@@ -279,6 +294,7 @@ async def test_another_visitor_sees_a_job_live_with_its_authors_name(page: Page,
     await finished(card)
 
 
+@pytest.mark.slow
 async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Page, open_room: OpenRoom) -> None:
     async with open_room(workers=0) as room:
         await page.goto(room.url)
@@ -289,6 +305,7 @@ async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Pag
         await page.goto("about:blank")
 
 
+@pytest.mark.slow
 async def test_the_page_reconnects_by_itself_after_a_restart(page: Page, open_room: OpenRoom) -> None:
     async with open_room() as room:
         port = room.port
@@ -309,6 +326,7 @@ async def test_the_page_reconnects_by_itself_after_a_restart(page: Page, open_ro
         await page.goto("about:blank")
 
 
+@pytest.mark.slow
 async def test_a_hidden_page_closes_its_stream_and_opens_it_again_when_shown(page: Page, room: Room) -> None:
     show = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true}); %s }"
     show %= "document.dispatchEvent(new Event('visibilitychange'))"
@@ -326,6 +344,7 @@ async def test_a_hidden_page_closes_its_stream_and_opens_it_again_when_shown(pag
     await finished(page.locator("article.job"))
 
 
+@pytest.mark.slow
 async def test_the_page_fits_a_phone(browser: Browser, room: Room) -> None:
     phone = await browser.new_context(
         viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True
@@ -347,6 +366,7 @@ async def test_the_page_fits_a_phone(browser: Browser, room: Room) -> None:
     assert imagine["y"] + imagine["height"] <= 740
 
 
+@pytest.mark.slow
 async def test_every_control_can_be_reached_by_keyboard_and_has_a_name(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
@@ -368,6 +388,7 @@ async def test_every_control_can_be_reached_by_keyboard_and_has_a_name(page: Pag
     assert "Re-roll: the same prompt with another seed" in reached
 
 
+@pytest.mark.slow
 async def test_reduced_motion_is_respected(browser: Browser, room: Room) -> None:
     context = await browser.new_context(reduced_motion="reduce")
     page = await context.new_page()
@@ -388,6 +409,7 @@ async def test_the_link_that_invites_the_bot_is_filled_in(page: Page, room: Room
     assert "scope=bot+applications.commands" in href
 
 
+@pytest.mark.slow
 async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
@@ -423,6 +445,7 @@ async def test_the_page_loads_nothing_from_other_sites() -> None:
             assert scheme not in text, file.name
 
 
+@pytest.mark.slow
 async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         room.drawers[0].going.clear()
@@ -449,6 +472,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
             await page.goto("about:blank")
 
 
+@pytest.mark.slow
 async def test_a_job_that_ended_while_the_page_was_offline_is_looked_up(
     page: Page, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:

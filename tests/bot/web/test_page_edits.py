@@ -44,6 +44,7 @@ async def count_painted(dialog: Locator) -> int:
     return await dialog.locator("canvas").evaluate(count)
 
 
+@pytest.mark.slow
 async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     dialog = await open_editor(page, card)
@@ -77,6 +78,7 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
     await finished(child)
 
 
+@pytest.mark.slow
 async def test_the_brush_works_by_keyboard_and_each_stroke_can_be_undone(page: Page, room: Room) -> None:
     dialog = await open_editor(page, await picture_of(page, room))
     canvas, undo = dialog.locator("canvas"), dialog.get_by_role("button", name="Undo")
@@ -114,6 +116,7 @@ async def test_a_refused_edit_says_why_in_its_dialog(page: Page, room: Room) -> 
     await expect(dialog.get_by_label("Words")).to_have_value("{a, b}")
 
 
+@pytest.mark.slow
 async def test_zoom_and_pan_make_new_messages(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier --count 2")
@@ -160,6 +163,7 @@ async def make_branch(page: Page, room: Room) -> Locator:
     return child
 
 
+@pytest.mark.slow
 async def test_a_branch_goes_on_from_the_nearest_step_with_latents(page: Page, room: Room) -> None:
     child = await make_branch(page, room)
     _, reply = await room.ask("GET", f"/api/jobs/{str(await child.get_attribute('id')).removeprefix('job-')}")
@@ -167,6 +171,7 @@ async def test_a_branch_goes_on_from_the_nearest_step_with_latents(page: Page, r
     assert reply["start"] == {"step": 8, "new_noise": False}  # the flag --seed of the old prompt was not carried over
 
 
+@pytest.mark.slow
 async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier --count 1 --stop 50")
@@ -187,6 +192,7 @@ async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page:
     assert (reply["steps"], reply["stopped_at"]) == (60, None)
 
 
+@pytest.mark.slow
 async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> None:
     child = await make_branch(page, room)
     await child.get_by_role("button", name="Compare").click()
@@ -217,6 +223,7 @@ async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> N
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> None:
     room.drawers[0].paint = solid
     await visit(page, room)
@@ -232,6 +239,7 @@ async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> No
     await expect(child.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_an_interpolation_between_pictures_ends_in_a_film(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier --count 2")

@@ -53,6 +53,7 @@ async def drop(page: Page, files: int, uri: str = "") -> None:
         await page.dispatch_event("#log", kind, {"dataTransfer": moved, "bubbles": True, "cancelable": True})
 
 
+@pytest.mark.slow
 async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("a cat.png"))
@@ -71,6 +72,7 @@ async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: 
     await finished(card)
 
 
+@pytest.mark.slow
 async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -> None:
     await visit(page, room)
     await drop(page, 2)
@@ -106,6 +108,7 @@ async def paint_stroke(page: Page) -> None:
     await page.mouse.up()
 
 
+@pytest.mark.slow
 async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("one.png"))
@@ -127,6 +130,7 @@ async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room
     assert [one.weight for one in (await init_image_of(room, card)).pictures] == [1, 3]
 
 
+@pytest.mark.slow
 async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("a cat.png"))
@@ -154,6 +158,7 @@ async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> 
     await finished(card)
 
 
+@pytest.mark.slow
 async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     await card.get_by_role("button", name="Go on from picture 1").click()
@@ -197,6 +202,7 @@ async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> N
     await expect(page.get_by_role("button", name="Begin with pictures")).to_be_focused()
 
 
+@pytest.mark.slow
 async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("notes.txt", b"words", "text/plain"))
@@ -214,6 +220,7 @@ async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room
     await expect(page.locator("article.job")).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     for number in range(2):
@@ -232,6 +239,7 @@ async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: 
             await card.get_by_role("button", name="Go on from picture 1").click()
 
 
+@pytest.mark.slow
 async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     await drop(page, 0, str(await card.locator(".print").evaluate("one => one.href")))

@@ -48,6 +48,7 @@ def edges(grid: bytes) -> list[bool]:
     return [max(abs(a - b) for a, b in pairwise(row)) > 60 for row in steps]  # pyright: ignore
 
 
+@pytest.mark.slow
 async def test_a_held_picture_is_refused_and_the_others_are_served(room: Room) -> None:
     await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
@@ -60,6 +61,7 @@ async def test_a_held_picture_is_refused_and_the_others_are_served(room: Room) -
         assert await room.ask("POST", f"/api/jobs/{job['id']}/{verb}/2") == (403, {"error": HELD_SENTENCE})
 
 
+@pytest.mark.slow
 async def test_a_held_picture_is_blurred_in_the_grid_until_it_is_shown(room: Room) -> None:
     await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))

@@ -169,6 +169,7 @@ async def _next_event(stream: AsyncIterator[tuple[str, Any]], event_name: str) -
     raise AssertionError(f"the stream ended without {event_name}")
 
 
+@pytest.mark.slow
 async def test_a_slow_reader_misses_frames_but_never_the_end(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.sse.FRAME_PAUSE", 0)
     room.drawers[0].speed = 0.003

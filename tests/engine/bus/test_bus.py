@@ -128,6 +128,7 @@ async def test_a_job_reaches_exactly_one_waiting_worker_at_once(join: Any) -> No
     assert sorted(received) == [JOB, OTHER]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_is_redelivered_after_the_lease_unless_heartbeats_hold_it(join: Any) -> None:
     bot, one, two = await join(), await join(), await join()
@@ -409,6 +410,7 @@ async def test_results_wait_in_order_until_the_bot_acknowledges_them(join: Any) 
     assert (await bot.js.stream_info("results")).state.messages == 0
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_unreadable_message_becomes_a_dead_letter_and_blocks_nothing(join: Any) -> None:
     bus: Bus = await join()

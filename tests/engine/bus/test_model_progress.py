@@ -51,6 +51,7 @@ async def until(true: Any, seconds: float = 60.0) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_starting_worker_reports_its_loading_until_it_is_ready(

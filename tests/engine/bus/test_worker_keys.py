@@ -509,6 +509,7 @@ async def test_no_message_of_a_worker_stops_the_bots_subscriptions(site: Site) -
     await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.parametrize("who", ["key", "token"])
 @pytest.mark.parametrize(
@@ -629,6 +630,7 @@ async def test_a_garbage_lease_without_a_leader_is_replaced(site: Site) -> None:
     assert (await mine.get_holder() or ClaimHolder(worker="none")).worker == "bot-a"
 
 
+@pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.parametrize("how", OVERWRITES)
 async def test_a_leader_keeps_leading_while_its_lease_is_overwritten(site: Site, how: str, monkeypatch: Any) -> None:
@@ -769,6 +771,7 @@ async def test_an_external_broker_may_use_one_token_or_one_user(tmp_path: Path) 
             await server.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_printed_accounts_suffice_for_an_external_broker(tmp_path: Path) -> None:
     record, seed = worker_keys.create_key("far", ["default", "big.one"], DAY)

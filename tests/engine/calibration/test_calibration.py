@@ -217,6 +217,7 @@ def test_default_steps_follow_only_a_large_change_of_speed(affine: Any) -> None:
     assert update_default_steps(replace(calibration, row_ms=14.0), affine).steps == 500
 
 
+@pytest.mark.slow
 def test_the_embedded_models_calibration_is_consistent(embedded: StableDiffusion) -> None:
     calibration = measure_calibration(embedded)
     assert set(calibration.dtype_ms) == {"float32", "bfloat16"}

@@ -75,6 +75,7 @@ def any_value(kind: type) -> st.SearchStrategy[Any]:
 ANY_VALUE = ANY_KIND.flatmap(any_value)
 
 
+@pytest.mark.slow
 @given(ANY_VALUE)
 @settings(max_examples=300, deadline=None)
 def test_every_value_survives_the_wire(value: Any) -> None:
@@ -88,6 +89,7 @@ def test_garbage_is_malformed_and_nothing_else(payload: bytes, kind: type) -> No
         decode(payload, kind)
 
 
+@pytest.mark.slow
 @given(ANY_VALUE, st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, data: st.DataObject) -> None:
@@ -113,6 +115,7 @@ def replace_each_float(plain: Any, by: float) -> Iterator[Any]:
             yield from ([*plain[:at], other, *plain[at + 1 :]] for other in replace_each_float(inner, by))
 
 
+@pytest.mark.slow
 @given(ANY_VALUE, st.sampled_from([math.nan, math.inf, -math.inf]))
 @settings(max_examples=200, deadline=None)
 def test_no_float_is_infinite_or_not_a_number(value: Any, bad: float) -> None:

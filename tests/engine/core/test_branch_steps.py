@@ -77,6 +77,7 @@ def test_a_keyframe_maps_to_the_same_share_of_the_steps_or_just_after() -> None:
     assert map_step(996, 1000, 50) == 50  # no step is left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str
@@ -90,6 +91,7 @@ def test_a_branch_with_double_the_steps_predicts_the_same_next_x0(
     assert relative_distance(after[25], before[13]) < relative_distance(before[12], before[13])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 50), ("dpmpp_2m", 7)])
 def test_a_branch_of_a_deterministic_sampler_ends_near_the_original(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str, steps: int
@@ -100,6 +102,7 @@ def test_a_branch_of_a_deterministic_sampler_ends_near_the_original(
     assert 0.0 < relative_distance(other.latents, original.latents) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_a_picture_that_stopped_early_continues_bit_for_bit(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make, sampler: str
@@ -112,6 +115,7 @@ def test_a_picture_that_stopped_early_continues_bit_for_bit(
     assert torch.equal(on.latents, original.latents)
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_branch_or_of_an_init_image_draws_the_remaining_noise(
     embedded: StableDiffusion, build_recipe: Make, job: Make, draw_unbranched: Make
 ) -> None:

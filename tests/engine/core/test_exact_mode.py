@@ -31,6 +31,7 @@ def run_alone(embedded: StableDiffusion, one: Job, finish: Make) -> torch.Tensor
     return finish(engine)[one.id, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_jobs_in_the_batch_change_no_bit(

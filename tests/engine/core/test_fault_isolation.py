@@ -95,6 +95,7 @@ def run_until_idle(engine: Engine) -> list[Any]:
 # --- memory
 
 
+@pytest.mark.slow
 def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make
 ) -> None:
@@ -124,6 +125,7 @@ def test_out_of_memory_retries_the_same_step_in_half_the_rows_bit_for_bit(
 # --- numbers that are not finite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket", [8, None])
 def test_a_nan_row_fails_its_job_and_changes_no_other_row(
     embedded: StableDiffusion, picture: Make, job: Make, bucket: int | None
@@ -265,6 +267,7 @@ def run_with_kills(
 INTERVALS = [(0.0, 1.0), (0.3, 0.7)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize("sampler", TABLED)
 def test_random_kills_change_no_bit(
@@ -317,6 +320,7 @@ def run_moved(family: Any, one: Job, mates: Sequence[Job], steps: int, finish: M
     return finish(narrow)[one.id, 0]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", TABLED)
 def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
     embedded: StableDiffusion, picture: Make, job: Make, finish: Make, sampler: str
@@ -341,6 +345,7 @@ def test_a_flow_matching_job_that_moves_draws_the_same_picture(
 # --- a worker's end
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_faulty_job_fails_and_its_worker_takes_the_next(shop: Shop) -> None:
     usual: dict[str, Family] = shop.loaded
@@ -357,6 +362,7 @@ async def test_a_faulty_job_fails_and_its_worker_takes_the_next(shop: Shop) -> N
     assert not task.done()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_after_a_lost_device_another_worker_resumes_from_the_snapshot(shop: Shop) -> None:
     usual, lost = shop.loaded, list[bool]()
@@ -439,6 +445,7 @@ program._exit_now(program.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [BusLimits().lease], indirect=True)
 async def test_a_worker_process_with_a_lost_device_ends_with_the_stuck_exit_code(

@@ -38,6 +38,7 @@ def build_recipe(recipe: Make) -> Make:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_an_interpolation_has_plain_pictures_at_its_ends_and_a_mixed_middle(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
@@ -95,6 +96,7 @@ def test_an_interpolation_between_seeds_passes_through_every_seed(recipe: Make) 
             assert image.concepts == grid.concepts
 
 
+@pytest.mark.slow
 def test_an_interpolation_between_seeds_contains_the_grids_pictures(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:

@@ -59,6 +59,7 @@ def run_together(family: StableDiffusion, jobs: list[tuple[Job, Blobs]]) -> dict
     return latents_by_image
 
 
+@pytest.mark.slow
 def test_all_kinds_of_jobs_in_one_batch_draw_the_same_as_alone(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_ladder_covers_only_the_steps_that_run(affine: Any, recipe: Make, job:
     assert len(with_latents) == len(steps) // 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "ddpm", "euler", "dpmpp_2m_sde"])
 def test_an_unchanged_branch_equals_the_original_bit_for_bit(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
@@ -123,6 +125,7 @@ def test_an_unchanged_branch_equals_the_original_bit_for_bit(
             assert float((changed.latents - original.latents).abs().max()) > 0.01
 
 
+@pytest.mark.slow
 def test_fresh_branches_of_one_keyframe_differ_from_each_other(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
@@ -138,6 +141,7 @@ def test_fresh_branches_of_one_keyframe_differ_from_each_other(
     assert float((images[True][0].latents - images[True][1].latents).abs().max()) > 0.01
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
 def test_a_ladder_of_an_earlier_version_works_as_far_as_its_data_goes(
     embedded: StableDiffusion, build_recipe: Make, job: Make, sampler: str
@@ -161,6 +165,7 @@ def test_a_ladder_of_an_earlier_version_works_as_far_as_its_data_goes(
     assert refused.value.blame == "member"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_resumed_job_with_an_init_image_draws_the_same_picture(
@@ -215,6 +220,7 @@ def test_latents_outside_the_mask_stay_unchanged(embedded: StableDiffusion, buil
     assert float((all_latents[-1][..., 4:] - z[..., 4:]).abs().max()) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("until", "last"), [(0.5, 10), (0.01, 1), (0.97, 19), (1.0, 20)])
 def test_an_early_end_returns_the_x0_of_that_step(
     embedded: StableDiffusion, build_recipe: Make, job: Make, until: float, last: int
@@ -237,6 +243,7 @@ def test_a_text_mixed_with_itself_equals_the_text_in_as_many_rows(
     torch.testing.assert_close(developed(alone, {}, embedded)[0].latents, developed(twice, {}, embedded)[0].latents)
 
 
+@pytest.mark.slow
 def test_mixed_texts_draw_latents_between_those_of_each_text(
     embedded: StableDiffusion, build_recipe: Make, job: Make
 ) -> None:
@@ -323,6 +330,7 @@ def measure_seam(content: bytes) -> float:
     return float(over / np.mean([np.abs(np.diff(each, axis=0)).mean() for each in both]))
 
 
+@pytest.mark.slow
 def test_the_edges_of_a_tile_fit_each_other(embedded: StableDiffusion, build_recipe: Make, job: Make) -> None:
     """The init image has very different opposite edges, and the strength keeps enough of it."""
     gradient = Image.linear_gradient("L")

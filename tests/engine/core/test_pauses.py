@@ -175,6 +175,7 @@ async def start_slow_worker(shop: Shop) -> tuple[Worker, asyncio.Task[None]]:
         shop.loaded = usual
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Shop) -> None:
     job = a_job(steps=STEPS)
@@ -200,6 +201,7 @@ async def test_a_job_paused_over_the_broker_keeps_its_claim_and_resumes(shop: Sh
     assert results[1].sha256 == (await uninterrupted(shop, job))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_control.MAX_PAUSE_SECONDS == 15 * 60
@@ -213,6 +215,7 @@ async def test_a_pause_ends_after_its_limit(shop: Shop, monkeypatch: pytest.Monk
     assert run.pause_timer is None
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
     worker, _ = await start_slow_worker(shop)
@@ -239,6 +242,7 @@ async def test_all_pauses_of_a_job_share_one_limit(shop: Shop) -> None:
     await shop.bot.cancel(JOB)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shop", [30.0], indirect=True)  # long enough that no lease lapses if the machine stalls
 @pytest.mark.asyncio
 async def test_a_paused_job_that_moves_to_another_worker_runs_there(shop: Shop) -> None:

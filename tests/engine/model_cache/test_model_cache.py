@@ -80,6 +80,7 @@ def place(data: Path) -> LoadContext:
 # Start
 
 
+@pytest.mark.slow
 def test_at_the_start_only_the_first_and_unknown_models_are_loaded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
     monkeypatch.setattr(
@@ -91,6 +92,7 @@ def test_at_the_start_only_the_first_and_unknown_models_are_loaded(data: Path, m
     assert measured == []
 
 
+@pytest.mark.slow
 def test_a_model_with_changed_weights_is_measured_again_and_no_other(data: Path, tmp_path: Path) -> None:
     data_copy = shutil.copytree(data, tmp_path / "data")
     known = catalog_file.read_catalog(data_copy)
@@ -222,6 +224,7 @@ def loaded_names(cache: ModelCache) -> list[str]:
     return sorted(each.name for each in cache.list_models() if each.loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
@@ -237,6 +240,7 @@ async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
     assert not await cache.acquire("unknown", "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_model_in_use_is_evicted_only_after_its_last_use(opening: Opening) -> None:
@@ -253,6 +257,7 @@ async def test_a_model_in_use_is_evicted_only_after_its_last_use(opening: Openin
     assert loaded_names(cache) == ["two"]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_long_waiting_job_goes_before_newcomers(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +277,7 @@ async def test_a_long_waiting_job_goes_before_newcomers(opening: Opening, monkey
     assert opening.loads == ["two", "one"]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(opening: Opening) -> None:
@@ -286,6 +292,7 @@ async def test_loading_stops_and_frees_memory_once_nobody_waits_for_it(opening: 
     assert await asyncio.wait_for(cache.acquire("three", "float32"), 30)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_failed_load_is_one_sentence_for_all_and_can_be_retried(opening: Opening) -> None:
@@ -300,6 +307,7 @@ async def test_a_failed_load_is_one_sentence_for_all_and_can_be_retried(opening:
     assert await cache.acquire("two", "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_files_that_changed_since_the_start_are_refused(opening: Opening, tmp_path: Path) -> None:
@@ -386,6 +394,7 @@ def announced_models(bot: Bus) -> list[str]:
     return [each.name for each in presence.models if each.loaded] if presence else ["nobody"]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(shop: Shop) -> None:
@@ -405,6 +414,7 @@ async def test_a_job_waits_for_its_model_with_progress_while_other_jobs_run(shop
     assert "the loader" not in shop.pulse._current_phases
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_budget_for_one_model_swaps_models_with_the_jobs(shop: Shop) -> None:
@@ -418,6 +428,7 @@ async def test_a_budget_for_one_model_swaps_models_with_the_jobs(shop: Shop) -> 
     assert shop.opening.loads == ["two", "three", "one"]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
@@ -435,6 +446,7 @@ async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
     assert cache._loaded_models.count_users("two") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(shop: Shop) -> None:
@@ -451,6 +463,7 @@ async def test_a_failed_load_fails_its_jobs_and_the_worker_continues(shop: Shop)
     assert isinstance((await shop.ends(JOBS[2]))[JOBS[2]], JobFinished)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_worker_that_stops_during_loading_hands_the_job_back(shop: Shop) -> None:
@@ -465,6 +478,7 @@ async def test_a_worker_that_stops_during_loading_hands_the_job_back(shop: Shop)
     assert again.value.id == JOBS[0]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.may_block
 async def test_a_pause_ends_when_other_jobs_wait_for_the_memory_of_its_model(

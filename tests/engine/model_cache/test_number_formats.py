@@ -52,6 +52,7 @@ def build_cache(budget: int, *models: ModelEntry) -> ModelCache:
     return ModelCache(list(models), LoadedModels(budget))
 
 
+@pytest.mark.slow
 async def test_a_long_wait_for_another_format_ends_and_leaves_no_waiter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -66,6 +67,7 @@ async def test_a_long_wait_for_another_format_ends_and_leaves_no_waiter(
     assert not cache.is_memory_contended()
 
 
+@pytest.mark.slow
 async def test_a_job_that_waits_for_another_format_is_not_overtaken_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_cache, "MAX_WAIT_SECONDS", 0.1)
     family = SingleFormatFamily()
@@ -99,6 +101,7 @@ async def test_a_cancel_during_the_last_part_keeps_nothing_in_memory() -> None:
     assert list(cache.families) == ["y"]
 
 
+@pytest.mark.slow
 async def test_a_larger_format_evicts_other_models_or_is_refused() -> None:
     cache = build_cache(8, build_model("x", SingleFormatFamily()), build_model("y", SingleFormatFamily()))
     for name in "xy":

@@ -77,6 +77,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return float("inf") if wrong == 0 else float(10 * np.log10(255**2 / wrong))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "sampler"), [*USUAL.items(), *OTHERS])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_latents_equal_the_pipelines(
@@ -100,6 +101,7 @@ def test_a_negative_prompt_acts_as_in_the_pipeline(
     assert error(ours, by_pipeline(pipeline, family, build_recipe(recipe, kind, family, guidance=4.0))[0]) > 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_and_guidance_change_the_latents_of_the_small_models(
     load_small: Make, recipe: Make, job: Make, finish: Make, kind: str
@@ -114,6 +116,7 @@ def test_prompts_and_guidance_change_the_latents_of_the_small_models(
     assert error(one, unguided) > 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_users_share_forwards_and_get_the_pipelines_latents(
     load_small: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -141,6 +144,7 @@ def test_users_share_forwards_and_get_the_pipelines_latents(
         assert error(latents[each.id, 0], by_pipeline(pipeline, family, each.task)[0]) <= 1e-4
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
 def test_pictures_equal_the_pipelines(
@@ -180,6 +184,7 @@ def test_half_precision_is_close_and_returns_float32(load_small: Make, recipe: M
     assert 0 < float((near - exact).std() / exact.std()) < 0.1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_forward_gives_the_same_bits_after_any_other(load_small: Make, recipe: Make, kind: str, dtype: str) -> None:

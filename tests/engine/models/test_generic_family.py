@@ -183,6 +183,7 @@ def test_a_thresholding_scheduler_runs_as_a_whole_pipeline(tmp_path: Path, engin
 SAMPLERS = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_stable_diffusion_with_a_sampler_without_a_table_matches_its_pipeline(
     sampler: str, model: Make, engines: Make, make_job_for: Make
@@ -218,6 +219,7 @@ def test_every_family_can_run_as_a_whole_pipeline(
         assert np.abs(pictures(family, run_to_end(engine))[stepped.id, 0] - drawn).max() <= 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage", "sana"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
@@ -245,6 +247,7 @@ def test_prompts_are_encoded_once_before_the_threads_and_give_the_same_picture(
         assert np.abs(drawn[whole.id, image] - expected[image]).max() <= 1
 
 
+@pytest.mark.slow
 def test_jobs_with_different_prompts_steps_and_samplers_share_forwards(
     model: Make, engines: Make, make_job_for: Make
 ) -> None:
@@ -318,6 +321,7 @@ def test_a_ladder_has_one_keyframe_if_the_sampler_gives_no_x0(model: Make, engin
     assert torch.equal(done.keyframes[0].x0, done.latents)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("others", [0, 1, 5])
 def test_a_pinned_picture_has_the_same_bits_beside_any_other_jobs(
     others: int, model: Make, engines: Make, make_job_for: Make

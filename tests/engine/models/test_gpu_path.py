@@ -42,6 +42,7 @@ def test_an_offloaded_module_is_on_the_device_only_during_its_forward() -> None:
     assert devices == ["meta"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
 def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path: Path) -> None:
     save_small_pipeline(kind, tmp_path / kind)
@@ -55,6 +56,7 @@ def test_offloaded_text_encoders_give_the_same_conditioning(kind: str, tmp_path:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_worker_accepts_graphs_and_offload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_small_pipeline("sd", tmp_path / "small")
     monkeypatch.setenv("DARKROOM_CUDA_GRAPHS", "1")
@@ -78,6 +80,7 @@ def test_a_shape_that_is_rare_is_not_recorded() -> None:
     assert calls == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_repeated_forward_gives_the_same_result_on_this_device() -> None:
     """It comes from a recorded graph on a GPU, from packed weights on a processor."""
     device = choose_device()

@@ -90,6 +90,7 @@ def compare(job: Any, blobs: Blobs, family: StableDiffusion, theirs: torch.Tenso
         assert float((event.latents - expected).abs().max()) <= 1e-4 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 def test_image_to_image_equals_the_pipeline(
@@ -102,6 +103,7 @@ def test_image_to_image_equals_the_pipeline(
     compare(one, blobs, small, by_diffusers(pipeline, small, one.task, latents.expand(2, -1, -1, -1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 def test_inpainting_equals_the_pipeline(
@@ -129,6 +131,7 @@ def embedded_parts() -> dict[str, Any]:
     return parts_of_pipeline | UNCHECKED | {"vae": mean.eval()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "dpmpp_2m"])
 def test_image_to_image_of_the_embedded_model_equals_the_pipeline(
@@ -162,6 +165,7 @@ def inpaint_by_hand(
     return x
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "dpmpp_2m"])
 def test_inpainting_of_the_embedded_model_equals_the_pipelines_loop(

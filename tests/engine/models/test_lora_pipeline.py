@@ -105,6 +105,7 @@ def build_recipe(make: Make, family: Any, **fields: Any) -> Any:
     return make("a cat", **(defaults | fields))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "zimage", "sana"])
 def test_latents_equal_those_of_a_pipeline_that_loads_the_loras_itself(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str
@@ -186,6 +187,7 @@ def test_jobs_without_loras_keep_every_bit(
     assert changed == []
 
 
+@pytest.mark.slow
 def test_jobs_with_different_loras_do_not_affect_each_other(
     load_small: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make
 ) -> None:
@@ -206,6 +208,7 @@ def test_jobs_with_different_loras_do_not_affect_each_other(
     assert len({each.numpy().tobytes() for each in alone}) == len(combinations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_whole_pipelines_apply_their_jobs_loras(
     load_small: Make, small_folders: Make, tmp_path: Path, recipe: Make, job: Make, finish: Make, kind: str

@@ -17,6 +17,7 @@ from engine.models.network.onednn_packing import PackedCopies, can_pack
 pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN operators")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: int, dtype: Dtype) -> None:

@@ -59,6 +59,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 def test_the_embedded_model_draws_the_pipelines_latents_in_the_same_batch_shape(
     embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
@@ -73,6 +74,7 @@ def test_the_embedded_model_draws_the_pipelines_latents_in_the_same_batch_shape(
         assert float((latents[each.id, image] - expected).abs().max()) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 def test_the_embedded_model_draws_the_pipelines_picture_beside_other_jobs(
     embedded: StableDiffusion, embedded_pipeline: Any, recipe: Make, job: Make, finish: Make, sampler: str, eta: float
@@ -97,6 +99,7 @@ def test_without_guidance_the_latents_equal_the_pipelines(
     assert float((finish(engine)[each.id, 0] - expected).abs().max()) <= 1e-4
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)])
 def test_a_stable_diffusion_folder_draws_the_pipelines_latents_and_pictures(

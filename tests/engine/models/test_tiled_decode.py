@@ -63,6 +63,7 @@ def picture_latents(embedded: StableDiffusion) -> torch.Tensor:
         return embedded.encode_image(sheet.convert("RGB").crop((0, 0, 256, 256)))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_tiled_decode_is_close_to_a_whole_one_and_has_no_seams(
     embedded: StableDiffusion, picture_latents: torch.Tensor, small_tiles: None
@@ -83,6 +84,7 @@ def test_a_tiled_decode_is_close_to_a_whole_one_and_has_no_seams(
         assert float(nearby.max()) < 2 * float(steps[8:-8].mean())  # no jump at a tile's edge
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_decode_that_does_not_fit_memory_is_always_tiled(
     embedded: StableDiffusion, picture_latents: torch.Tensor, small_tiles: None, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +104,7 @@ def test_an_autoencoder_of_unknown_size_is_decoded_whole() -> None:
     assert estimate_decode_bytes(SimpleNamespace(config={}), torch.zeros(1, 4, 64, 64)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_a_job_whose_decode_runs_out_of_memory_finishes_in_tiles(
     embedded: StableDiffusion, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch, error: Exception

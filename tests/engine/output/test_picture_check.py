@@ -398,6 +398,7 @@ async def until(true: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_each_picture_has_its_own_verdict(
     shop: Shop, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
@@ -438,6 +439,7 @@ async def test_a_job_without_a_check_is_not_checked(shop: Shop, check: Recording
     assert check.threads == []
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_the_next_worker_checks_again(
     shop: Shop, check: RecordingCheck, second_check: RecordingCheck, recipe: Any, job: Any
@@ -461,6 +463,7 @@ async def test_the_next_worker_checks_again(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("picture", "verdict"), [(RED, "flagged"), (GREEN, "passed")])
 async def test_an_upscaled_picture_is_checked(

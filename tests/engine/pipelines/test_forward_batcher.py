@@ -96,6 +96,7 @@ def no_thread_is_left() -> Iterator[None]:
     assert left == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", sorted(SIDES))
 def test_pipelines_share_forwards_and_give_the_same_pictures(kind: str) -> None:
     pipeline, gathering = make_pipeline(kind), ForwardBatcher()

@@ -67,6 +67,7 @@ def schedule(config: Config, sampler: str, steps: int) -> Config:
     return config | {"original_inference_steps": max(steps, 50)} if sampler == "lcm" else config
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("config", [EPSILON, VELOCITY], ids=["epsilon", "v"])
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
@@ -139,6 +140,7 @@ def test_a_plan_equals_the_scheduler_at_zero_terminal_snr(sampler: str, eta: flo
         assert single <= (rounded if sampler.startswith("euler") else FLOAT32), steps
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("config", [EMBEDDED, EPSILON], ids=["v, zero terminal SNR", "epsilon"])
 @pytest.mark.parametrize(("sampler", "eta"), [way for way in SAMPLERS if way != ("ddim", 1.0)])
 def test_a_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, eta: float, config: Config) -> None:
@@ -166,6 +168,7 @@ def test_a_plan_equals_the_scheduler_of_flow_matching(
         assert differences[1] <= DOUBLE, steps
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 @pytest.mark.parametrize("timing", [TimestepOptions(0.9, levels(1000)), TimestepOptions(0.9)], ids=["own sigmas", ""])
 def test_a_flow_plan_of_a_thousand_steps_equals_the_scheduler(sampler: str, timing: TimestepOptions) -> None:
@@ -204,6 +207,7 @@ def test_trailing_spacing_does_not_count_down_to_timestep_minus_one(sampler: str
     assert apart(by_plan(table, double=True), by_diffusers(right, double=True)) <= DOUBLE
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("config", "sampler", "steps", "theirs"),
     [
@@ -273,6 +277,7 @@ FLOWS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(SCHEDULES, st.sampled_from(TABLED), st.integers(1, 60), st.floats(0, 1))
 def test_any_schedule_equals_diffusers_or_is_refused(config: Config, sampler: str, steps: int, eta: float) -> None:

@@ -20,6 +20,7 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -158,6 +158,7 @@ def test_nested_factors_are_clamped_from_the_inside_out(numbers: list[str]) -> N
     assert split_by_weight(text)[0] == ("word", pytest.approx(clamp_product([float(number) for number in numbers])))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "shape",
     [

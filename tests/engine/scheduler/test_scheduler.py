@@ -231,6 +231,7 @@ def total_cost(batches: list[list[Image]], user: str) -> float:
     return sum(image.rows * image.row_ms for batch in batches for image in batch if image.share.user == user)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("price", [1.0, 5.0, 64.0])
 def test_users_get_equal_device_time_at_any_picture_size(price: float) -> None:
     small = [Image(f"s{job}", share("small"), key="64", row_ms=1.0) for job in range(20)]

@@ -84,6 +84,7 @@ def test_users_of_equal_demand_are_never_bounded(times: ForwardTimes, users: int
         assert StepTimeLimiter().limit_rows(demands, 32, times) == 32
 
 
+@pytest.mark.slow
 @given(forward_times(), st.integers(1, 8), st.integers(8, 32), st.floats(0.1, 0.9))
 def test_steps_of_a_light_user_take_no_longer_than_turns_or_the_frugal_mean(
     times: ForwardTimes, light: int, limit: int, share: float
@@ -137,6 +138,7 @@ def test_one_picture_beside_a_flood_keeps_its_pace_at_the_cost_of_few_rows(
     assert sum(rows.values()) / took >= 0.84 * most
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(1, 4))
 @settings(deadline=None, max_examples=25)
 def test_heavy_users_never_starve_beside_light_users(light: int, images: int) -> None:

@@ -185,6 +185,7 @@ def test_a_decompression_bomb_is_refused_before_the_decode(resolver: SuperResolv
         upscale_picture(encode_png(Image.new("1", (MAX_SIDE, 8)), ""), 2, "gan", resolver)
 
 
+@pytest.mark.slow
 def test_finals_of_a_small_model_are_upscaled_but_previews_are_not(weights: Make, recipe: Any, job: Any) -> None:
     from engine.core.engine import LatentsDone, StepDone
 
@@ -300,6 +301,7 @@ def test_without_the_built_in_file_there_is_no_super_resolver(
     assert SuperResolver.load(weights(scale=2)).scale == 2  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "every"), [(2, 1), (3, 1), (4, 1), (8, 4)])  # ×8 takes a second per chart
 def test_the_built_in_super_resolver_does_not_overshoot_edges(factor: int, every: int) -> None:
     """Edges between two mid greys, far from clipping, at every angle and phase. Lanczos rings by some per cent."""

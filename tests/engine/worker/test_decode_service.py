@@ -70,6 +70,7 @@ async def draw_ladder(shop: Shop, recipe: Any) -> bytes:
     return await shop.bot.get_blob(ladder.sha256, 1 << 24)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(shop: Shop) -> None:
     family: Any = shop.loaded["embedded"]
@@ -106,6 +107,7 @@ async def test_a_film_shows_every_keyframe_as_the_decoder_decodes_it(shop: Shop)
     assert await client.decode(record, ladder) == thumbnails, "the same bits"
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_keyframes_are_decoded_during_a_running_job_and_unfit_requests_are_refused(shop: Shop) -> None:
     family: Any = shop.loaded["embedded"]

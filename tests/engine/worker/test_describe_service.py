@@ -111,6 +111,7 @@ def test_every_text_is_scored_with_every_draw_in_forwards_of_one_shape(affine: A
         )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["sd", "latent_consistency", "sdxl", "sd3", "flux", "zimage", "sana"])
 def test_every_family_can_score_texts(kind: str, tmp_path: Path) -> None:
     save_small_pipeline(kind, tmp_path / kind)
@@ -137,6 +138,7 @@ def test_the_embedded_model_recognises_its_own_fox(embedded: Any) -> None:
     assert texts[int(mean_errors.argmin())] == "fox"
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_worker_scores_texts_between_the_steps_of_a_running_job(shop: Shop) -> None:
     family = shop.loaded["embedded"]

@@ -37,6 +37,7 @@ def picture_hashes(results: list[Any], kind: str = "image") -> list[str]:
     return [value.sha256 for value in sorted(pictures, key=lambda value: value.image)]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(shop: Shop) -> None:
     start, blobs = forward([saved(scene())], 0.6, saved(half_mask()))
@@ -60,6 +61,7 @@ async def test_a_job_starts_from_an_init_image_and_a_branch_from_its_ladder(shop
     assert branched[0].step == 16
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_inpainting_job_resumes_at_another_worker_with_the_same_bytes(shop: Shop) -> None:
     start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))

@@ -92,6 +92,7 @@ def list_starters(results: list[Any]) -> list[str]:
     return [value.worker for value in results if isinstance(value, JobStarted)]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("recipe", [{"model": "sdxl"}, {"model": "embedded", "revision": "2"}])
 async def test_a_job_stays_unclaimed_until_a_worker_has_its_model(
@@ -116,6 +117,7 @@ async def test_a_job_stays_unclaimed_until_a_worker_has_its_model(
     assert list_starters(results) == ["cellar"]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_each_idle_worker_gets_the_jobs_of_its_model(mixed_pool: MixedPool) -> None:
     shop = mixed_pool.shop
@@ -170,6 +172,7 @@ def test_a_worker_explains_why_a_job_is_not_for_it() -> None:
     assert reason_to_decline(UpscaleTask(source="0" * 64), mine) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("errors", "end"), [(2, JobFinished), (3, JobFailed)])
 async def test_unexpected_errors_are_counted_and_handing_back_is_not(

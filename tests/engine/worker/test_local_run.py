@@ -18,6 +18,7 @@ from engine.worker.local_run import run_locally
 Make = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_a_job_yields_pictures_previews_and_ladders(embedded: StableDiffusion, recipe: Make, job: Make) -> None:
     one = job(recipe("a red cat", model="embedded", guidance=3.5, width=64, height=64, steps=8, count=2))
     frames: list[Frame] = []

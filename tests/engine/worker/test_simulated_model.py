@@ -70,6 +70,7 @@ def test_the_batch_limit_equals_what_a_calibration_finds(row_ms: float, rows: in
     assert build_calibration(row_ms, rows).rows == found
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_of_a_killed_worker_ends_elsewhere_with_the_same_bytes(simulators: Shop) -> None:
     job = build_job()

@@ -41,6 +41,7 @@ from engine.worker.watchdog import Watchdog
 from shared.worker_harness import JOB, LEASE, LONG, OTHER, Shop, a_job, midway, uninterrupted, until
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_job_runs_from_dispatch_to_its_pictures_and_ladders(shop: Shop) -> None:
     job = a_job(ladder=True, count=2, guidance=3.0, bucket=4)
@@ -107,6 +108,7 @@ async def test_a_full_worker_takes_only_jobs_that_no_other_worker_waits_for(
     await until(lambda: OTHER in [run.job.id for run in worker.active_runs])
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_previews_are_rendered_only_for_watched_jobs(shop: Shop) -> None:
     await shop.worker()
@@ -132,6 +134,7 @@ async def test_previews_are_rendered_only_for_watched_jobs(shop: Shop) -> None:
     assert Image.open(BytesIO(frames[-1].picture)).format == "JPEG"
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_running_job_is_cancelled_and_charged_for_its_steps(shop: Shop) -> None:
     worker, _ = await shop.worker()
@@ -156,6 +159,7 @@ async def test_a_job_cancelled_in_the_queue_runs_no_step(shop: Shop) -> None:
     assert [(type(value), value.steps, value.cost) for value in results] == [(JobCancelled, 0, 0.0)]
 
 
+@pytest.mark.sampled
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("changes", "blame", "retry"),
@@ -172,6 +176,7 @@ async def test_an_impossible_job_fails_with_a_sentence(
     assert end.reason.endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_upscale_without_a_super_resolver_uses_lanczos(shop: Shop) -> None:
     source = BytesIO()
@@ -239,6 +244,7 @@ async def test_an_unreadable_message_becomes_a_dead_letter_and_stops_no_job(shop
     assert await shop.left("work") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_drained_worker_hands_its_job_over_at_the_same_step(shop: Shop) -> None:
     job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
@@ -261,6 +267,7 @@ async def test_a_drained_worker_hands_its_job_over_at_the_same_step(shop: Shop) 
     assert [value.sha256 for value in results if isinstance(value, PictureReady)] == await uninterrupted(shop, job)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_worker_that_lost_its_claim_publishes_nothing(shop: Shop) -> None:
     worker, _ = await shop.worker()
@@ -321,6 +328,7 @@ class GatedFamily:
         return self._family.denoise(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_lost_claim_stops_no_heartbeat_of_other_jobs_during_a_long_step(shop: Shop) -> None:
     slow = GatedFamily(shop.loaded["embedded"])
@@ -352,6 +360,7 @@ async def test_a_newer_epochs_snapshot_stops_the_older_run(shop: Shop) -> None:
     assert await shop.bot.get_snapshots(JOB) == [newer]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_broker_restart_loses_nothing(shop: Shop) -> None:
     worker, _ = await shop.worker()
@@ -367,6 +376,7 @@ async def test_a_broker_restart_loses_nothing(shop: Shop) -> None:
     assert shop.broker.restarts == 1
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [30.0], indirect=True)
 async def test_a_cancel_during_an_outage_is_found_afterwards(shop: Shop) -> None:
@@ -412,6 +422,7 @@ class FailingFamily:
         raise RuntimeError("a kernel failed")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_crashed_engine_ends_its_worker_and_the_next_one_finishes_the_job(shop: Shop) -> None:
     usual, shop.loaded = shop.loaded, {"embedded": FailingFamily(shop.loaded["embedded"])}  # pyright: ignore
@@ -439,6 +450,7 @@ async def start_worker(shop: Shop, data: Path, name: str, calibration: Path) -> 
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [BusLimits().lease], indirect=True)
 async def test_the_job_of_a_killed_worker_resumes_from_its_snapshot(
@@ -463,6 +475,7 @@ async def test_the_job_of_a_killed_worker_resumes_from_its_snapshot(
     assert [value.sha256 for value in results if isinstance(value, PictureReady)] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [BusLimits().lease], indirect=True)
 async def test_results_of_a_worker_that_slept_through_its_lease_carry_an_old_epoch(
@@ -495,6 +508,7 @@ async def test_results_of_a_worker_that_slept_through_its_lease_carry_an_old_epo
         await process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [BusLimits().lease], indirect=True)
 async def test_a_worker_process_hands_its_job_back_on_sigterm(shop: Shop, tmp_path: Path, calibration: Path) -> None:

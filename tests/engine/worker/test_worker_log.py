@@ -18,6 +18,7 @@ from engine.worker.simulated_model import NAME
 from shared.worker_harness import JOB, a_job, until
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_every_log_line_is_json_and_names_its_worker_and_job(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"

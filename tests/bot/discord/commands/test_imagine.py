@@ -101,6 +101,7 @@ def job_of(message: Any) -> str:
     return message.components[0].children[0].custom_id.split(":")[1]
 
 
+@pytest.mark.slow
 async def test_two_quick_presses_make_one_job(open_world: Any) -> None:
     async with open_world() as world:
         first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
@@ -203,6 +204,7 @@ async def test_the_answer_says_at_once_that_no_worker_is_online(open_world: Any)
         assert "o worker is online" in text(result)
 
 
+@pytest.mark.slow
 async def test_imagine_suggests_models_samplers_and_prompts(open_world: Any) -> None:
     async with open_world() as world:
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "emb")
@@ -304,6 +306,7 @@ async def test_a_waiting_job_runs_when_a_worker_comes(open_world: Any) -> None:
         assert world.labels(await world.ended(result))[0] == "U1"
 
 
+@pytest.mark.slow
 async def test_a_slow_studio_still_answers_in_time(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_world() as world:
         ask = world.services.jobs.imagine

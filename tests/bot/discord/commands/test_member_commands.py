@@ -143,6 +143,7 @@ async def test_mine_shows_only_the_members_jobs_with_thumbnails(open_world: Any)
         assert buttons(result) == {"All": False, "Favourites": True, "Waiting": True, "Not shown": True}
 
 
+@pytest.mark.slow
 async def test_mine_turns_pages_after_a_restart(open_world: Any) -> None:
     async with open_world() as world:
         for n in range(7):
@@ -345,6 +346,7 @@ async def test_flag_aliases_are_set_listed_used_and_deleted(open_world: Any) -> 
 # /reproduce
 
 
+@pytest.mark.slow
 async def test_reproduce_by_link_seed_id_and_choice(open_world: Any) -> None:
     async with open_world() as world:
         message = await imagine(world, seed=41, prompt="red apple --no worm")
@@ -434,6 +436,7 @@ async def test_a_film_is_made_smaller_to_fit_or_is_refused(open_world: Any) -> N
             await world.services.gallery.render_film(job, 10)
 
 
+@pytest.mark.slow
 async def test_a_job_without_a_film_is_refused(open_world: Any) -> None:
     async with open_world() as world:
         world.painter.stand_at = 1
@@ -457,6 +460,7 @@ async def test_help_links_commands_and_tells_staff_more(open_world: Any) -> None
 # menus
 
 
+@pytest.mark.slow
 async def test_the_menus_of_a_message_by_the_bot(open_world: Any) -> None:
     async with open_world() as world:
         message = await imagine(world, seed=5)

@@ -55,6 +55,7 @@ async def test_my_data_packs_only_the_members_own_jobs_and_pictures(
         assert "too large to be sent here" in text(small) or text(small).startswith(render_refusal("")[:1])
 
 
+@pytest.mark.slow
 async def test_forget_me_deletes_everything_of_the_member_after_a_confirmation(open_world: Any) -> None:
     async with open_world() as world:
         mine, other = await imagine(world, world.alice, "red apple"), await imagine(world, world.bob, "green pear")
@@ -89,6 +90,7 @@ def make_button_view(custom_id: str) -> discord.ui.View:
     return view
 
 
+@pytest.mark.slow
 async def test_forget_me_cancels_running_jobs_and_passes_over_a_message_it_cannot_delete(open_world: Any) -> None:
     async with open_world() as world:
         world.painter.stand_at = 1

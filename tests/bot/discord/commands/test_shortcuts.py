@@ -72,6 +72,7 @@ async def test_shortcuts_set_a_preference_and_turbo_explains_the_speeds(open_wor
         assert await preferences.load_preference(f"discord:{world.alice.id}") == before
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_film_plays_in_each_direction_and_has_the_requested_format(open_world: Any) -> None:
     async with open_world() as world:

@@ -36,6 +36,7 @@ async def newest_view(world: Any) -> Any:
     return (await world.services.job_views.load_recent())[0]
 
 
+@pytest.mark.slow
 async def test_v_varies_by_preference_and_an_upscale_offers_both_strengths(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world, seed=7)
@@ -217,6 +218,7 @@ async def test_a_report_reaches_the_moderators_channel_and_is_dismissed_there(op
         assert world.labels(card) == []
 
 
+@pytest.mark.slow
 async def test_without_a_reports_channel_a_report_goes_to_the_moderators_list(open_world: Any) -> None:
     async with open_world() as world:
         grid = await made(world)

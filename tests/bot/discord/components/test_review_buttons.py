@@ -62,6 +62,7 @@ async def imagine_held(world: Any, verdicts: dict[int, str], **options: Any) -> 
     return await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple", **options))
 
 
+@pytest.mark.slow
 async def test_a_grid_blurs_the_held_picture_and_shows_the_others(open_world: Any) -> None:
     async with open_world() as world:
         card = await imagine_held(world, {1: "flagged"})
@@ -94,6 +95,7 @@ async def test_only_moderators_decide_on_held_pictures(open_world: Any) -> None:
         assert not is_clear(split_grid(grid)[1])
 
 
+@pytest.mark.slow
 async def test_a_moderator_looks_ephemerally_and_shows_the_picture_to_all(open_world: Any) -> None:
     async with open_world() as world:
         card, mo = await imagine_held(world, {1: "flagged"}), moderator(world)
@@ -111,6 +113,7 @@ async def test_a_moderator_looks_ephemerally_and_shows_the_picture_to_all(open_w
         await world.ended(await world.bob.click(new_card, label="U2"))
 
 
+@pytest.mark.slow
 async def test_a_moderator_hides_a_picture_and_may_show_it_later(open_world: Any) -> None:
     async with open_world() as world:
         card, mo = await imagine_held(world, {0: "unchecked", 3: "flagged"}), moderator(world)
@@ -137,6 +140,7 @@ async def test_a_moderator_hides_a_picture_and_may_show_it_later(open_world: Any
         assert all(is_clear(tile) for tile in split_grid(open_pictures(world, world.message(card.id))[0]))
 
 
+@pytest.mark.slow
 async def test_a_single_picture_and_an_upscale_are_blurred_whole(open_world: Any) -> None:
     async with open_world() as world:
         card, mo = await imagine_held(world, {0: "flagged"}, count=1), moderator(world)
@@ -151,6 +155,7 @@ async def test_a_single_picture_and_an_upscale_are_blurred_whole(open_world: Any
         assert is_clear(open_pictures(world, world.message(upscale.id))[0])
 
 
+@pytest.mark.slow
 async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: Any) -> None:
     async with open_world() as world:
         await enable_picture_check(world)
@@ -172,6 +177,7 @@ async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: 
         assert not is_clear(Image.open(io.BytesIO(blur_picture(paint_quarters(None, 0, 0, "PNG")))))
 
 
+@pytest.mark.slow
 async def test_an_age_restricted_channel_skips_the_picture_check(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +192,7 @@ async def test_an_age_restricted_channel_skips_the_picture_check(
         assert all(is_clear(tile) for tile in split_grid(open_pictures(world, card)[0]))
 
 
+@pytest.mark.slow
 async def test_moderators_list_held_pictures_and_decide_from_the_list(open_world: Any) -> None:
     async with open_world() as world:
         mo = moderator(world)
@@ -211,6 +218,7 @@ async def test_moderators_list_held_pictures_and_decide_from_the_list(open_world
         assert "No picture waits" in (await mo.slash(world.channel, "moderation held")).response.content
 
 
+@pytest.mark.slow
 async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any) -> None:
     async with open_world() as world:
         await enable_picture_check(world)
@@ -230,6 +238,7 @@ async def test_a_decision_also_updates_the_notice_of_a_long_job(open_world: Any)
         assert all(is_clear(tile) for tile in split_grid(open_pictures(world, new_card)[0]))
 
 
+@pytest.mark.slow
 async def test_the_author_of_a_private_job_gets_approved_pictures_by_direct_message(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,6 +210,7 @@ def test_intervals_widen_with_the_jobs_in_a_bucket() -> None:
     assert edits.preview_interval("c") == one == edits.budget.preview_interval
 
 
+@pytest.mark.slow
 def test_many_jobs_share_the_global_preview_limit_evenly() -> None:
     world = World(EditPolicy())
     simulate(world, jobs=100, seconds=20, buckets=100)

@@ -70,6 +70,7 @@ async def test_a_long_job_ends_with_a_new_message_that_pings_its_author_alone(op
         assert await world.deliveries.find_job(str(notice.id)) == await world.deliveries.find_job(str(answer.id))
 
 
+@pytest.mark.slow
 async def test_short_jobs_and_jobs_without_ping_end_in_their_answer(open_world: Any) -> None:
     async with open_world() as world:
         await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
@@ -137,6 +138,7 @@ async def break_destination(world: Any, how: str, message: int) -> None:
     world.env.inject_error("*", "/webhooks/*", status=404, code=10015, message="Unknown Webhook", times=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -204,6 +206,7 @@ async def test_a_private_result_is_ephemeral(open_world: Any) -> None:
         assert not any(each.path.startswith("/channels/") for each in world.env.http_requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["old", "expired"])
 async def test_a_late_private_result_goes_to_a_direct_message(open_world: Any, how: str) -> None:
     async with open_world() as world:
@@ -222,6 +225,7 @@ async def test_a_late_private_result_goes_to_a_direct_message(open_world: Any, h
         assert world.channel.history() == []
 
 
+@pytest.mark.slow
 async def test_a_long_private_job_pings_by_direct_message(open_world: Any) -> None:
     async with open_world() as world:
         await make_jobs_long(world)
@@ -234,6 +238,7 @@ async def test_a_long_private_job_pings_by_direct_message(open_world: Any) -> No
         assert stored(world, world.channel.id, result.response.id).attachments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likely", [True, False])
 async def test_a_slow_private_answer_is_never_public(open_world: Any, monkeypatch: Any, likely: bool) -> None:
     async with open_world() as world:

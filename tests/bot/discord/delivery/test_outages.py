@@ -36,6 +36,7 @@ def has_picture(message: discord.Message) -> bool:
     return message.attachments[0].filename.startswith("darkroom-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_an_outage_delays_a_final_but_does_not_lose_it(open_world: Any, status: int) -> None:
     async with open_world() as world:
@@ -45,6 +46,7 @@ async def test_an_outage_delays_a_final_but_does_not_lose_it(open_world: Any, st
         assert has_picture(await world.ended(result))
 
 
+@pytest.mark.slow
 async def test_a_dead_token_falls_back_to_the_channel(open_world: Any) -> None:
     async with open_world() as world:
         world.env.inject_error("PATCH", BY_TOKEN, status=401, code=50027, message="Invalid Webhook Token", times=None)
@@ -138,6 +140,7 @@ async def test_a_message_whose_id_was_not_stored_is_found_again(
         assert len(world.channel.history()) == 1
 
 
+@pytest.mark.slow
 async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "ID_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(courier, "SWEEP_SECONDS", 0.3)
@@ -168,6 +171,7 @@ async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch:
         assert world.message(first.id).content == first.content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [b"", b"\x89PNG\r\n\x1a\n and nothing that it promised"])
 async def test_a_missing_or_broken_picture_leaves_no_message_stuck(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, kept: bytes
@@ -208,6 +212,7 @@ async def test_an_old_message_that_takes_no_more_edits_counts_as_gone(open_world
         assert "too old to be changed" in direct_message.content
 
 
+@pytest.mark.slow
 async def test_an_outage_costs_one_rendering_and_one_warning(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,6 +275,7 @@ async def test_a_final_card_that_discord_rejects_ends_with_a_reason(
         assert unshown == {view.id: f"{errors.UNKNOWN_REASON} {errors.UNKNOWN_REASON}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readable", [True, False])
 async def test_a_notice_from_before_a_long_absence_in_a_busy_channel_is_not_repeated(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, readable: bool

@@ -96,6 +96,7 @@ async def fetch_rules(world: Any, staff: Any) -> list[Any]:
     return await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "payload", "says"),
     [

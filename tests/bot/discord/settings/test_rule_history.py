@@ -13,6 +13,7 @@ from shared.discord_staff import buttons, hired, text
 pytestmark = pytest.mark.asyncio
 
 
+@pytest.mark.slow
 async def test_explain_names_the_rule_that_decides_and_the_usage(open_world: Any) -> None:
     async with open_world() as world:
         staff = await hired(world)
@@ -38,6 +39,7 @@ async def test_explain_names_the_rule_that_decides_and_the_usage(open_world: Any
         assert "Running at once · **0 of 2**" in other
 
 
+@pytest.mark.slow
 async def test_explain_in_a_channel_and_from_the_overview(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
@@ -56,6 +58,7 @@ async def test_explain_in_a_channel_and_from_the_overview(open_world: Any) -> No
         assert f"What holds for <@{staff.member.id}>" in text(reply)
 
 
+@pytest.mark.slow
 async def test_the_history_has_pages_and_an_undo_for_each(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
@@ -81,6 +84,7 @@ async def test_the_history_has_pages_and_an_undo_for_each(open_world: Any) -> No
         assert "🚫" in text(missing)
 
 
+@pytest.mark.slow
 async def test_a_preset_shows_its_changes_and_asks_for_confirmation(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
@@ -125,6 +129,7 @@ async def fetch_rules(world: Any, staff: Any) -> list[Any]:
     return await world.house.services.rule_admin.list_rules(f"discord:{staff.guild.id}")
 
 
+@pytest.mark.slow
 async def test_moderators_see_settings_and_members_do_not(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
@@ -152,6 +157,7 @@ async def test_moderators_see_settings_and_members_do_not(open_world: Any) -> No
         assert [(rule.setting, rule.value) for rule in await fetch_rules(world, staff)] == [("running", 2)]
 
 
+@pytest.mark.slow
 async def test_a_card_refuses_a_member_who_lost_the_admin_role(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
@@ -166,6 +172,7 @@ async def test_a_card_refuses_a_member_who_lost_the_admin_role(open_world: Any) 
         assert await fetch_rules(world, staff) == []
 
 
+@pytest.mark.slow
 async def test_explain_says_when_a_quota_frees(open_world: Any) -> None:
     async with open_world() as world:
         staff = await hired(world)
