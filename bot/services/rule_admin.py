@@ -111,14 +111,9 @@ class RuleAdmin:
         return await self._store.query(run_with_ledger, subject, self._clock(), explain_all)
 
     def _explain_setting(
-        self,
-        name: str,
-        effective_rules: EffectiveRules,
-        rules: Sequence[Rule],
-        ledger: Ledger,
-        member: Member,
+        self, name: str, effective_rules: EffectiveRules, rules: Sequence[Rule], ledger: Ledger, member: Member,
         names: DisplayNames,
-    ) -> Explanation:
+    ) -> Explanation:  # fmt: skip
         definition, matching_rules = (
             SETTINGS[name],
             [rule for rule in rules if rule.setting == name and is_applicable(rule, member)],
@@ -139,14 +134,9 @@ class RuleAdmin:
             lines[tightest_cap].frees_at,
         )
         return Explanation(
-            name,
-            format_for_sentence(name, tightest_cap.limit),
-            lines[tightest_cap].usage_text,
-            explanation,
-            tightest_cap.rule,
-            frees_at,
-            lines[tightest_cap].used_share,
-        )
+            name, format_for_sentence(name, tightest_cap.limit), lines[tightest_cap].usage_text, explanation,
+            tightest_cap.rule, frees_at, lines[tightest_cap].used_share,
+        )  # fmt: skip
 
     def _resolve_rules(self, ledger: Ledger, member: Member) -> EffectiveRules:
         return resolve(ledger.load_rules(), member, self._limits)

@@ -45,15 +45,11 @@ class Engine:
     """
 
     def __init__(
-        self,
-        families: Mapping[str, Family],
-        *,
-        rows: int = 32,
-        buckets: Sequence[int] = BUCKETS,
+        self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS,
         row_ms_by_model: Mapping[str, float] = MappingProxyType({}),
         batch_limits: Mapping[str, int] = MappingProxyType({}),
         forward_times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.rows = rows
         self._families = families
         self._row_ms_by_model, self._forward_times = dict(row_ms_by_model), dict(forward_times)

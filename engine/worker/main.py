@@ -230,15 +230,9 @@ async def _run_jobs(bus: Bus, loaded: WorkerModels, settings: WorkerSettings) ->
     for name in list(model_cache.families):
         decode_worker.prepare_preview(name)
     worker = Worker(
-        bus,
-        engine,
-        decode_worker,
-        loaded.build_offer(settings),
-        Watchdog(loaded.slowest_step_seconds),
-        loaded.upscaler,
-        model_cache,
-        loaded.calibrations,
-    )
+        bus, engine, decode_worker, loaded.build_offer(settings), Watchdog(loaded.slowest_step_seconds),
+        loaded.upscaler, model_cache, loaded.calibrations,
+    )  # fmt: skip
     with _SignalHandlers(worker.drain):
         parent_watch = asyncio.create_task(_act_on_parent_exit(settings.parent, worker.drain))
         try:

@@ -54,16 +54,10 @@ class Worker:
     """`run` returns after `drain`, and raises `Stuck` or `ConnectionEnded` when the process must end."""
 
     def __init__(
-        self,
-        bus: Bus,
-        engine: Engine,
-        decode_worker: DecodeWorker,
-        profile: WorkerProfile,
-        watchdog: Watchdog,
-        upscaler: Upscaler | None = None,
-        model_cache: ModelCache | None = None,
+        self, bus: Bus, engine: Engine, decode_worker: DecodeWorker, profile: WorkerProfile, watchdog: Watchdog,
+        upscaler: Upscaler | None = None, model_cache: ModelCache | None = None,
         calibrations: Mapping[str, Calibration] = MappingProxyType({}),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._bus, self._profile = bus, profile
         self._thread = EngineThread(engine, watchdog, self._on_events, self._on_crash, decode_worker.cores)
         self.active_runs = ActiveRuns(self._thread, decode_worker)

@@ -85,17 +85,10 @@ class Evening:
 async def run_device(broker: Broker, size: Size, ended: dict[str, float]) -> AsyncIterator[None]:
     """Runs the simulated device for as long as the context lasts."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "loopback.simulated_workers",
-        broker.url,
-        str(size.short),
-        str(size.long),
-        str(size.finals),
-        cwd=Path(__file__).parents[2],
-        stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "loopback.simulated_workers", broker.url, str(size.short), str(size.long),
+        str(size.finals), cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": f"tests{os.pathsep}.", "DARKROOM_NATS_TOKEN": broker.token},
-    )
+    )  # fmt: skip
     reader = asyncio.create_task(_read_ends(process, ended))
     try:
         yield

@@ -48,17 +48,9 @@ class ResultConsumer:
     """Run `run` as a task."""
 
     def __init__(
-        self,
-        store: Store,
-        bus: Bus,
-        active_jobs: ActiveJobs,
-        feed: Feed,
-        completion: JobCompletion,
-        ingest: ResultIngest,
-        *,
-        on_reclaim: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+        self, store: Store, bus: Bus, active_jobs: ActiveJobs, feed: Feed, completion: JobCompletion,
+        ingest: ResultIngest, *, on_reclaim: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._store, self._bus, self._active_jobs, self._feed = store, bus, active_jobs, feed
         self._completion, self._ingest, self._clock = completion, ingest, clock
         self._work_slots, self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT), asyncio.Semaphore(MAX_FETCHED)

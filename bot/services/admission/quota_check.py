@@ -51,14 +51,9 @@ class QueueState:
 
 
 def apply_rules(
-    drafts: Sequence[NewJob],
-    rules: EffectiveRules,
-    ledger: Ledger,
-    preference: Preference,
-    queue_state: QueueState,
-    *,
+    drafts: Sequence[NewJob], rules: EffectiveRules, ledger: Ledger, preference: Preference, queue_state: QueueState, *,
     relaxed: bool = False,
-) -> list[NewJob]:
+) -> list[NewJob]:  # fmt: skip
     """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `UserError`.
 
     `relaxed`: the member asked for that speed in this request, not only in their preferences.
@@ -73,29 +68,18 @@ def apply_rules(
     limit_here, limit_everywhere = _running_limit(rules, "member here"), _running_limit(rules, "member everywhere")
     return [
         replace(
-            draft,
-            member=replace(draft.member, tier=tier),
-            private=is_private,
-            check=draft.check or rules.check,
-            weight=TIER_WEIGHTS.get(tier, 1.0),
-            notes=(*draft.notes, *tier_notes, *privacy_notes),
-            running_here=limit_here,
-            running_everywhere=limit_everywhere,
+            draft, member=replace(draft.member, tier=tier), private=is_private, check=draft.check or rules.check,
+            weight=TIER_WEIGHTS.get(tier, 1.0), notes=(*draft.notes, *tier_notes, *privacy_notes),
+            running_here=limit_here, running_everywhere=limit_everywhere,
         )
         for draft in drafts
-    ]
+    ]  # fmt: skip
 
 
 def check_early(
-    action: str,
-    count: int,
-    rules: EffectiveRules,
-    ledger: Ledger,
-    preference: Preference,
-    queue_state: QueueState,
-    *,
+    action: str, count: int, rules: EffectiveRules, ledger: Ledger, preference: Preference, queue_state: QueueState, *,
     relaxed: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Check `count` jobs before their content and cost are known. Raises `UserError` only where `apply_rules` would
     too.
     """

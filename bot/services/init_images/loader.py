@@ -45,14 +45,9 @@ class InitImageLoader:
     """Fetches, decodes and stores init images."""
 
     def __init__(
-        self,
-        store: Store,
-        picture_store: PictureStore,
-        gallery: Gallery,
-        job_views: JobViews,
-        upload_decoder: UploadDecoder,
-        fetch: FetchFile,
-    ) -> None:
+        self, store: Store, picture_store: PictureStore, gallery: Gallery, job_views: JobViews,
+        upload_decoder: UploadDecoder, fetch: FetchFile,
+    ) -> None:  # fmt: skip
         self._store, self._picture_store, self._gallery, self._job_views = store, picture_store, gallery, job_views
         self._upload_decoder, self._fetch = upload_decoder, fetch
         self._member_limit, self._memory_limiter = PerMemberLimit(), MemoryLimiter()

@@ -173,15 +173,9 @@ class EditService:
             estimate_cost(new_recipe, entry.profile),
         )
         request = JobRequest(
-            "branch",
-            branch_edit.shown_prompt,
-            notes,
-            new_recipe,
-            entry.pool,
-            job_cost,
-            (record.id, index),
+            "branch", branch_edit.shown_prompt, notes, new_recipe, entry.pool, job_cost, (record.id, index),
             inputs=(ladder,),
-        )
+        )  # fmt: skip
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _expand_aliases(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:

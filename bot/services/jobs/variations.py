@@ -102,17 +102,11 @@ class VariationService:
         ]
         requests = [
             JobRequest(
-                "walk",
-                record.prompt,
-                notes,
-                recipe,
-                entry.pool,
-                estimate_cost(recipe, entry.profile),
-                parent,
+                "walk", record.prompt, notes, recipe, entry.pool, estimate_cost(recipe, entry.profile), parent,
                 inputs=inputs,
             )
             for recipe in recipes
-        ]
+        ]  # fmt: skip
         return await self._job_maker.admit(requests, member, destination, key or f"walk:{job}:{self._draw_seed()}")
 
     async def reproduce(
@@ -166,16 +160,9 @@ class VariationService:
         return (await self._job_maker.admit([request], member, destination, key))[0]
 
     async def _admit_derived(
-        self,
-        action: JobAction,
-        record: JobRecord,
-        index: int,
-        new_recipe: Recipe,
-        member: Member,
-        destination: Destination,
-        key: str | None,
-        notes: tuple[str, ...] = (),
-    ) -> AcceptedJob:
+        self, action: JobAction, record: JobRecord, index: int, new_recipe: Recipe, member: Member,
+        destination: Destination, key: str | None, notes: tuple[str, ...] = (),
+    ) -> AcceptedJob:  # fmt: skip
         """Admit a job with a recipe derived from another job's, on the pool that has its model now."""
         pool, job_cost = record.pool, record.cost
         if entry := self._job_maker.find_entry(new_recipe.model):
