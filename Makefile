@@ -1,4 +1,4 @@
-# make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks everything
+# make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks what a change breaks
 PYTHON ?= python3
 PORT ?= 8189
 JOBS ?= 3 # more than cores: half of the tests wait for clocks and other processes

@@ -123,7 +123,7 @@ def test_a_failed_measurement_has_no_figure_does_not_pass_and_says_why() -> None
     assert not row.meets_goal
     assert "no memory" in row.note
     assert "rival 50 s" in row.note
-    assert "left out" in _find_row(figures, "4 users", users=(2,)).note
+    assert "left out" in _find_row(figures, "4 users", user_counts=(2,)).note
 
 
 def test_one_failed_part_does_not_stop_the_others() -> None:

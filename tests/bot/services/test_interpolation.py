@@ -118,7 +118,7 @@ async def test_the_jobs_of_an_interpolation_differ_only_in_place_and_share_one_f
     views = await wait_for_end(app, [one.job for one in tickets], until)
     assert [view.task.walk for view in views] == [Interpolation("a cat", 0, 6), Interpolation("a cat", 4, 6)]
     assert [(view.task.count, view.task.seed) for view in views] == [(4, 7), (2, 7)]
-    assert sum(view.walk for view in views) == 1, "one of the jobs has the film"
+    assert sum(view.ends_interpolation for view in views) == 1, "one of the jobs has the film"
     films = [await services.gallery.render_walk(view.id) for view in views]
     assert films[0] == films[1]
     assert [part.id for part in await app.store.query(interpolations.list_parts, views[1].id)] == [
@@ -254,7 +254,7 @@ async def test_an_interpolation_between_pictures_goes_through_each(workplace, un
     images = [recipe_for_image(view.task, image) for view in views for image in range(view.task.count)]
     assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
     assert len(images) == 13
-    assert sum(view.walk for view in views) == 1
+    assert sum(view.ends_interpolation for view in views) == 1
     film = Image.open(io.BytesIO(await services.gallery.render_walk(views[0].id, film_format="gif")))
     assert film.format == "GIF"
     (varied_ones,) = await wait_for_end(app, [(await services.variations.vary(grid.id, 0, ann, here)).job], until)

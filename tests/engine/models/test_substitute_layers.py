@@ -48,7 +48,7 @@ def test_every_norm_and_attention_is_replaced_in_bfloat16_only(
             type(each.processor).__name__ for each in net.modules() if isinstance(each, Attention)
         ]
 
-    assert set(replaceable_layers(embedded.get_network("bfloat16"))) == {"_Attend"}
+    assert set(replaceable_layers(embedded.get_network("bfloat16"))) == {"_AttentionProcessor"}
     assert set(replaceable_layers(embedded.get_network("float32"))) == {str(nn.GroupNorm), "AttnProcessor2_0"}
 
 

@@ -69,7 +69,7 @@ def test_an_exact_prediction_has_no_error(affine: Any) -> None:
     assert all(300 < one.t < 900 for one in samples), "neither almost clean nor pure noise"
     exact: Any = SimpleNamespace(
         name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
-        condition=lambda text, recipe: (torch.zeros(1),),
+        encode_conditioning=lambda text, recipe: (torch.zeros(1),),
         denoise=lambda x, t, texts, dtype: torch.stack(
             [next(one.target for one in samples if torch.equal(one.x, row)) for row in x]
         ),

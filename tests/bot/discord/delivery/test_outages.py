@@ -148,7 +148,7 @@ async def test_a_slow_first_answer_is_not_given_up(open_world: Any, monkeypatch:
         show = responses._send_card
 
         async def slow(*args: Any, **kwargs: Any) -> int:
-            if not kwargs["first"]:
+            if not kwargs["is_first"]:
                 await world.until(lambda: len(world.painter.done) == 2)
                 await asyncio.sleep(1.0)
             return await show(*args, **kwargs)
