@@ -37,7 +37,7 @@ async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(wor
     assert ticket.notes == (NOT_EXACT,)
     again = await house.services.job_views.load_view(ticket.job)
     assert again.task == pin_batch_shape(first.task)
-    assert (again.action, again.parent, again.prompt) == ("reproduce", (first.id, 0), first.prompt)
+    assert (again.action, again.parent_image, again.prompt) == ("reproduce", (first.id, 0), first.prompt)
     assert (await house.services.variations.reproduce(first.id, BOB, here, key="one")).job == ticket.job
     third = await house.services.variations.reproduce(ticket.job, BOB, here)
     assert third.notes == (), "an exact run is reproduced to the byte"
@@ -74,7 +74,7 @@ async def test_a_remix_of_one_picture_varies_it_and_a_reroll_uses_new_noise(work
     assert recipe.lineage == ()
     enlarged = await wait_for_end(house, (await house.services.variations.upscale(first.id, 1, ann, here)).job, until)
     (remix,) = await house.services.variations.remix(enlarged.id, 0, "a red lamp", BOB, here, strength=0.15)
-    assert (await house.services.job_views.load_view(remix.job)).parent == (first.id, 1), (
+    assert (await house.services.job_views.load_view(remix.job)).parent_image == (first.id, 1), (
         "the parent is the original picture"
     )
 

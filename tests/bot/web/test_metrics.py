@@ -134,7 +134,7 @@ async def test_the_manual_lists_every_metric(room):
 @pytest.mark.asyncio
 async def test_other_metrics_are_served_while_the_database_is_away():
     class Away:
-        async def read(self, *_: object) -> None:
+        async def query(self, *_: object) -> None:
             raise DatabaseUnavailable("away")
 
     class Bus:
