@@ -42,7 +42,7 @@ async def test_a_public_upscale_does_not_open_its_private_original(workplace, un
     await app.services.preferences.set_preference(ann.id, "results", "public")
     once = await over(app, (await app.services.variations.upscale(first.id, 0, ann, here)).job, until)
     twice = await over(app, (await app.services.variations.upscale(once.id, 0, ann, here)).job, until)
-    assert (first.private, once.private, twice.private) == (True, False, False)
+    assert (first.is_private, once.is_private, twice.is_private) == (True, False, False)
     before = len(await app.services.job_views.load_recent())
     for upscaled in (once, twice):
         for name, ask in follow_up_actions(app.services, upscaled.id, BOB, here).items():
@@ -72,7 +72,7 @@ async def test_the_terminal_checks_access_in_the_store(workplace, until, ann, he
     rung = KeyframeRef(first.id, 0, 20)
     record, ladder = await local_engine._load_branch_source(app.store, workplace.settings, rung)
     assert (record.id, bool(ladder)) == (first.id, True)
-    await app.services.preferences.prefer(ann.id, "results", "private")
+    await app.services.preferences.set_preference(ann.id, "results", "private")
     (ticket,) = await app.services.jobs.imagine("a lamp --steps 40 --count 1", ann, here)
     hidden = await over(app, ticket.job, until)
     with pytest.raises(UserError, match=PRIVATE_JOB):
