@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -65,6 +66,17 @@ def needs() -> Callable[..., str]:
         pytest.skip(f"{programs[0]} is not installed on this machine")
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def log_levels_stay() -> Iterator[None]:
+    """A program that a test runs in its own process may set levels; the next test has them as they were."""
+    loggers = [logging.getLogger(name) for name in (None, "bot", "engine")]
+    before = [(logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    yield
+    for logger, (level, propagates, is_disabled) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagates, is_disabled
 
 
 @pytest.fixture(autouse=True)
