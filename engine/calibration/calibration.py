@@ -19,9 +19,8 @@ import torch
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from engine.calibration.measurement import Clock, candidate_dtypes, measure_times
+from engine.calibration.measurement import TIMED_BUCKETS, Clock, candidate_dtypes, measure_times
 from engine.contract import Dtype, ModelProfile, Sampler
-from engine.core.engine import BUCKETS
 from engine.models.family import Family, HasDefaultSampling, TakesLoras
 from engine.process.atomic_file import write_atomically
 
@@ -134,7 +133,7 @@ def find_batch_limit(bucket_ms: Mapping[int, float]) -> int:
     """
     limit = find_knee(_drop_slow_buckets(bucket_ms))
     largest = max(bucket_ms)
-    if largest in (limit, 2) and 1 < largest < BUCKETS[-1] and bucket_ms[largest] <= SLOW_FORWARD_MS:
+    if largest in (limit, 2) and 1 < largest < TIMED_BUCKETS[-1] and bucket_ms[largest] <= SLOW_FORWARD_MS:
         return 2 * largest
     return 2 if limit == 1 and bucket_ms.get(2, float("inf")) <= 2 * bucket_ms[1] * MIN_THROUGHPUT_GAIN else limit
 

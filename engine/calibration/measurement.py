@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from engine.contract import Concept, Dtype, Recipe
-from engine.core.engine import BUCKETS
 from engine.models.family import (
     SMALL_MODEL_SIZE,
     Conditioning,
@@ -20,6 +19,7 @@ from engine.models.family import (
 )
 
 BUDGET_SECONDS = 2.5  # seconds; later parts are estimated, or left to the first job
+TIMED_BUCKETS = (1, 2, 4, 8, 16, 32)  # each doubles the one before; real work refines what lies between
 BUCKETS_BUDGET_SECONDS = 1.5  # more seconds for the buckets of a quick model
 TIMING_ROUNDS = 3
 MIN_FORWARDS = 6  # of two rows, per number format: fewer would time only kernel building
@@ -159,7 +159,7 @@ class _Measurement:
         best_ms: dict[int, float] = {}
         self._budget_left = 1000 * BUCKETS_BUDGET_SECONDS
         for _ in range(1 + TIMING_ROUNDS):  # the first round builds the kernels
-            for rows in BUCKETS:
+            for rows in TIMED_BUCKETS:
                 expected = best_ms.get(rows, 2 * best_ms.get(rows // 2, 0.0))
                 if expected > self._budget_left and (rows > 2 or rows in best_ms):
                     break

@@ -8,9 +8,12 @@ from engine.core.batch_limits import BatchLimits
 from engine.core.batch_math import RowLayout
 from engine.core.trajectory import ModelInputs, Trajectory
 
+# Powers of two and the numbers half-way between: padding is under a third of a forward, and shapes stay few.
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
 
 class BatchLayouts:
-    """`buckets`: the allowed batch shapes; few of them, so that few get compiled."""
+    """`buckets`: the allowed batch shapes; few of them, because each is packed, recorded or compiled."""
 
     def __init__(self, buckets: Sequence[int], limits: BatchLimits) -> None:
         self._buckets, self._limits = tuple(sorted(buckets)), limits

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from engine.contract import Blame, Job, Snapshot
-from engine.core.batch_layouts import BatchLayouts
+from engine.core.batch_layouts import BUCKETS, BatchLayouts
 from engine.core.batch_limits import BatchLimits
 from engine.core.batch_math import Coefficients, Prediction, predict, roll_tiles
 from engine.core.events import BatchRun, Event, JobFailure, LatentsDone, StepDone
@@ -31,7 +31,6 @@ from engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-BUCKETS = (1, 2, 4, 8, 16, 32)
 CHECK_EVERY_STEPS = 10  # steps between checks for non-finite rows: each check waits for the device
 
 ScheduledImage = Trajectory | PipelineImage

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from engine.calibration.calibration import Calibration, find_knee
+from engine.calibration.measurement import TIMED_BUCKETS
 from engine.contract import Dtype, GuidanceKind, Lora, Recipe, Sampler
-from engine.core.engine import BUCKETS
 from engine.model_cache.cache import ModelEntry
 from engine.models.family import Conditioning
 from engine.plan import TABLED, Plan, plan, samplers_for
@@ -113,7 +113,8 @@ def build_calibration(row_ms: float, rows: int) -> Calibration:
     `rows`: the most rows of a forward; fewer if a calibration would find that more gain nothing.
     """
     bucket_ms = {
-        bucket: forward_ms(bucket, row_ms) for bucket in (*(smaller for smaller in BUCKETS if smaller < rows), rows)
+        bucket: forward_ms(bucket, row_ms)
+        for bucket in (*(smaller for smaller in TIMED_BUCKETS if smaller < rows), rows)
     }
     rows = find_knee(bucket_ms)
     return Calibration(

@@ -25,9 +25,8 @@ from engine.calibration.calibration import (
     measure_calibration,
     update_default_steps,
 )
-from engine.calibration.measurement import BUCKETS_BUDGET_SECONDS, BUDGET_SECONDS, Clock
+from engine.calibration.measurement import BUCKETS_BUDGET_SECONDS, BUDGET_SECONDS, TIMED_BUCKETS, Clock
 from engine.contract import ModelProfile, decode, encode
-from engine.core.engine import BUCKETS
 from engine.models.families.stable_diffusion import StableDiffusion
 from engine.plan import plan
 from shared.engine_fixtures import SCHEDULE, Affine
@@ -183,7 +182,7 @@ def test_a_calibration_that_cannot_be_stored_is_still_measured(
     affine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert calibrate(affine, tmp_path / "file" / "c.json").rows in BUCKETS
+    assert calibrate(affine, tmp_path / "file" / "c.json").rows in TIMED_BUCKETS
     assert "cannot be stored" in caplog.text
 
 
@@ -223,7 +222,7 @@ def test_the_embedded_models_calibration_is_consistent(embedded: StableDiffusion
     assert set(calibration.dtype_ms) == {"float32", "bfloat16"}
     assert calibration.dtype == min(calibration.dtype_ms, key=lambda each: calibration.dtype_ms[each])
     assert calibration.row_ms == pytest.approx(find_row_ms(calibration.bucket_ms))
-    assert calibration.rows in BUCKETS
+    assert calibration.rows in TIMED_BUCKETS
     assert list(calibration.bucket_ms.values()) == sorted(calibration.bucket_ms.values())
     assert plan(embedded.scheduler_config, calibration.sampler, calibration.steps).steps == calibration.steps
     warm = calibration.to_model_profile(embedded)
