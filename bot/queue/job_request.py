@@ -70,10 +70,13 @@ def _changed_notes(old: Recipe, new: Recipe) -> Iterator[str]:
 
 
 def offline_note(entry: CatalogEntry, any_worker: bool) -> str:
-    """Return the note on a model that no live worker offers. `any_worker`: whether a worker is online at all."""
-    cause = "No worker has this model ready" if any_worker else "No worker is online"
+    """Return the note on a model that no live worker offers. `any_worker`: whether a worker is online at all.
+
+    It stays on the finished job, so it says what was true at the request.
+    """
+    cause = "No worker had this model ready" if any_worker else "No worker was online"
     return (
-        f"{cause}: this uses the last known settings of {entry.profile.name}: {entry.profile.dtype}, "
+        f"{cause} yet: this uses the last known settings of {entry.profile.name}: {entry.profile.dtype}, "
         f"and {entry.profile.steps} steps unless you say otherwise."
     )
 

@@ -300,8 +300,8 @@ async def test_a_job_from_an_old_picture_uses_the_current_weights_and_says_so(wo
 
 def test_a_model_that_no_worker_has_ready_is_not_reported_as_no_worker_online():
     profile = CatalogEntry(SHIPPED_MODEL, "default", False)
-    assert offline_note(profile, any_worker=True).startswith("No worker has this model ready: this uses the last")
-    assert offline_note(profile, any_worker=False).startswith("No worker is online: this uses the last known settings")
+    assert offline_note(profile, any_worker=True).startswith("No worker had this model ready yet: this uses the last")
+    assert offline_note(profile, any_worker=False).startswith("No worker was online yet: this uses the last")
 
 
 def test_the_ninth_ancestor_pushes_the_oldest_out():
