@@ -69,7 +69,9 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 @pytest.mark.slow
 def test_the_wheel_contains_all_data_files(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for folder in ("bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights", "training/lab"):
+    for folder in (
+        "bot/discord/locale", "bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights", "training/lab",
+    ):  # fmt: skip
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         wanted = {name for name in files if "__pycache__" not in name}
         assert wanted, folder

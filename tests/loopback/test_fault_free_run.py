@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
+from loopback.members import Person
 from loopback.server import until
 from loopback.world import EVERYWHERE
 
@@ -51,6 +52,13 @@ async def test_upscale_autocomplete_and_queue_answer(scene: Any) -> None:
     assert [each["value"] for each in suggestions.result.autocomplete_choices] == ["terrier"]
     queue = await (await scene.alice.slash(scene.channel, "queue")).taken()
     assert queue.message.is_ephemeral
+
+
+async def test_a_german_member_reads_german(scene: Any) -> None:
+    dora = Person(scene.loopback, "dora", scene.street.guild, locale="de")
+    suggestions = await (await dora.autocomplete(scene.channel, "imagine", "sampler", "gleichm")).taken()
+    choices = suggestions.result.autocomplete_choices or []
+    assert [each["name"] for each in choices] == ["DDIM: gleichmäßige Schritte"]
 
 
 async def test_a_bot_process_needs_less_than_200_mb(scene: Any) -> None:

@@ -105,13 +105,20 @@ def _is_valid_name(part: PayloadPart) -> bool:
 
 
 def _count_duplicates(tree: Sequence[PayloadPart]) -> int:
-    command_names = Counter((command.get("type", SLASH), command["name"]) for command in tree)
-    option_names = [
-        Counter(option["name"] for option in part.get("options") or ())
-        for command in tree
-        for part in _iterate_parts(command)
-    ]
-    return sum(count - 1 for counter in (command_names, *option_names) for count in counter.values())
+    """Count the names that one list of commands, options or choices has twice, in English or in a translation."""
+    parts = [part for command in tree for part in _iterate_parts(command)]
+    siblings = [[command for command in tree if command.get("type", SLASH) == kind] for kind in (SLASH, USER, MESSAGE)]
+    siblings += [part.get(key) or [] for part in parts for key in ("options", "choices")]
+    languages = {None, *(language for part in parts for language in part.get("name_localizations") or ())}
+    return sum(
+        len(names) - len(set(names))
+        for language in languages
+        for names in ([_name_in(part, language) for part in group] for group in siblings)
+    )
+
+
+def _name_in(part: PayloadPart, language: str | None) -> str:
+    return (part.get("name_localizations") or {}).get(language, part["name"])
 
 
 def _is_misordered(part: PayloadPart) -> bool:

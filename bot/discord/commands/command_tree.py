@@ -82,9 +82,19 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
         tree_hash = hashlib.sha256(payload.encode()).hexdigest()
         state = await asyncio.to_thread(_read_state, state_file)
         if state.mark != tree_hash:
-            state = RegisteredCommands(tree_hash, {command.name: command.id for command in await self.sync()})
+            commands = await self._sync_or_stay_english()
+            state = RegisteredCommands(tree_hash, {command.name: command.id for command in commands})
             await asyncio.to_thread(state_file.write_text, json.dumps(asdict(state)))
         self.command_ids = state.ids
+
+    async def _sync_or_stay_english(self) -> list[app_commands.AppCommand]:
+        """Register the tree; without its translations if Discord refuses it with them."""
+        try:
+            return await self.sync()
+        except app_commands.CommandSyncFailure as error:
+            log.error("The commands are registered in English only, since Discord refuses them translated: %s", error)
+            await self.set_translator(None)
+            return await self.sync()
 
     def mention(self, name: str) -> str:
         """Return a command's name, clickable if its id is known: "queue", "settings show"."""

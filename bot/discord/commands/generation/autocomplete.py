@@ -17,30 +17,32 @@ from engine.contract import SAMPLER_TITLES
 if TYPE_CHECKING:
     from engine.contract import ModelProfile, Sampler
 
-SAMPLER_ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and in German
+SAMPLER_ADVICE: Mapping[Sampler, str] = MappingProxyType(
     {
-        "ddpm": ("the full chain", "die ganze Kette"),
-        "ddim": ("even steps", "gleichmäßige Schritte"),
-        "euler": ("quick", "schnell"),
-        "euler_karras": ("quick, with more of its steps for detail", "schnell, mit mehr Schritten für Feines"),
-        "euler_ancestral": ("lively: new noise at each step", "lebhaft: neues Rauschen bei jedem Schritt"),
-        "dpmpp_2m": ("good in 30 steps", "gut in 30 Schritten"),
-        "dpmpp_2m_karras": ("good in 20 to 30 steps", "gut in 20 bis 30 Schritten"),
-        "dpmpp_2m_sde": ("good in 30 steps, with new noise at each", "gut in 30 Schritten, mit neuem Rauschen"),
-        "lcm": ("4 to 8 steps, for models made for it", "4 bis 8 Schritte, für Modelle, die dafür gemacht sind"),
-        "heun": ("each step twice: slow and exact", "jeder Schritt zweimal: langsam und genau"),
-        "unipc": ("good in few steps", "gut in wenigen Schritten"),
-        "kdpm2": ("each step twice", "jeder Schritt zweimal"),
-        "dpmpp_3m": ("third order, for many steps", "dritter Ordnung, für viele Schritte"),
-        "native": ("as the model comes", "wie das Modell ihn mitbringt"),
+        "ddpm": "the full chain",
+        "ddim": "even steps",
+        "euler": "quick",
+        "euler_karras": "quick, with more of its steps for detail",
+        "euler_ancestral": "lively: new noise at each step",
+        "dpmpp_2m": "good in 30 steps",
+        "dpmpp_2m_karras": "good in 20 to 30 steps",
+        "dpmpp_2m_sde": "good in 30 steps, with new noise at each",
+        "lcm": "4 to 8 steps, for models made for it",
+        "heun": "each step twice: slow and exact",
+        "unipc": "good in few steps",
+        "kdpm2": "each step twice",
+        "dpmpp_3m": "third order, for many steps",
+        "native": "as the model comes",
     }
 )
 
 
-def sampler_choices(model: ModelProfile | None, current: str, *, german: bool) -> list[Choice[str]]:
-    """Return the model's samplers; all of them if the model is unknown."""
+def sampler_choices(
+    model: ModelProfile | None, current: str, advice: Mapping[Sampler, str] = SAMPLER_ADVICE
+) -> list[Choice[str]]:
+    """Return the model's samplers, each with its translated advice; all of them if the model is unknown."""
     query, sampler_names = current.casefold(), model.samplers if model else tuple(SAMPLER_TITLES)
-    labels = ((name, f"{SAMPLER_TITLES[name]}: {SAMPLER_ADVICE[name][german]}") for name in sampler_names)
+    labels = ((name, f"{SAMPLER_TITLES[name]}: {advice[name]}"[:MAX_CHOICE_CHARS]) for name in sampler_names)
     choices = [Choice(name=text, value=name) for name, text in labels if query in f"{name} {text}".casefold()]
     return choices[:MAX_CHOICES]
 

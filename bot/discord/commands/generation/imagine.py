@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import discord
-from discord import Locale, app_commands
+from discord import app_commands
 from discord.app_commands import Choice, Range
 
 from bot.discord.attachments import to_remote_file
@@ -24,7 +24,7 @@ from engine.contract import MAX_COUNT, MAX_STEPS
 if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import AcceptedJob, Destination, Member
-    from engine.contract import ModelProfile
+    from engine.contract import ModelProfile, Sampler
 
 MIN_STRENGTH = 0.05  # the least strength of an init image
 MASK_WITHOUT_IMAGE = "A mask says which part of a picture is redrawn: add that picture as image."
@@ -134,9 +134,10 @@ async def suggest_models(interaction: discord.Interaction[DarkroomClient], curre
 
 @imagine.autocomplete("sampler")
 async def suggest_samplers(interaction: discord.Interaction[DarkroomClient], current: str) -> list[Choice[str]]:
-    return autocomplete.sampler_choices(
-        _selected_model(interaction), current, german=interaction.locale is Locale.german
-    )
+    advice: dict[Sampler, str] = {
+        name: await interaction.translate(text) or text for name, text in autocomplete.SAMPLER_ADVICE.items()
+    }
+    return autocomplete.sampler_choices(_selected_model(interaction), current, advice)
 
 
 @imagine.autocomplete("lora")

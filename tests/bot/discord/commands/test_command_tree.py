@@ -21,7 +21,6 @@ from bot.discord.commands.help import MENTIONED_COMMANDS, render_help
 from bot.discord.commands.member.flag_aliases import render_aliases
 from bot.discord.commands.member.prefer import render_preferences
 from bot.discord.commands.registry import COMMANDS, build_payload
-from bot.discord.commands.translations import GERMAN
 from bot.discord.job_choice import MAX_CHOICE_CHARS, MAX_CHOICES
 from bot.discord.permissions import PERMISSIONS_AFTER_TOKEN, SEND_IN_THREADS
 from bot.policy.permissions import ACTIONS
@@ -80,6 +79,14 @@ def make_option(**changes: Any) -> dict[str, Any]:
         ([make_command(description_localizations={"de": "x" * 101})], "longest description"),
         ([make_command(name="x" * 33)], "longest name"),
         ([make_command(), make_command()], "names that are there twice"),
+        (
+            [make_command(options=[make_option(name="a", name_localizations={"de": "b"}), make_option(name="b")])],
+            "names that are there twice",
+        ),
+        (
+            [make_command(options=[make_option(choices=[{"name": "same", "value": n} for n in range(2)])])],
+            "names that are there twice",
+        ),
         ([make_command(options=[make_option(), make_option(name="other", required=True)])], "required after optional"),
         (
             [make_command(options=[make_option(autocomplete=True, choices=[{"name": "a", "value": "a"}])])],
@@ -136,18 +143,11 @@ def test_every_command_has_an_action_of_the_permission_table() -> None:
 
 def test_every_sampler_is_offered_with_advice() -> None:
     assert autocomplete.SAMPLER_ADVICE.keys() == SAMPLER_TITLES.keys()
-    for german in (False, True):
-        choices = autocomplete.sampler_choices(None, "", german=german)
-        assert [one.value for one in choices] == list(SAMPLER_TITLES)
-        assert all(len(one.name) <= MAX_CHOICE_CHARS for one in choices)
-        assert len({one.name for one in choices}) == len(choices) <= MAX_CHOICES
-    assert [one.value for one in autocomplete.sampler_choices(SHIPPED_MODEL, "", german=False)] == list(
-        SHIPPED_MODEL.samplers
-    )
-    assert [one.value for one in autocomplete.sampler_choices(None, "rauschen", german=True)] == [
-        "euler_ancestral",
-        "dpmpp_2m_sde",
-    ]
+    choices = autocomplete.sampler_choices(None, "")
+    assert [one.value for one in choices] == list(SAMPLER_TITLES)
+    assert all(len(one.name) <= MAX_CHOICE_CHARS for one in choices)
+    assert len({one.name for one in choices}) == len(choices) <= MAX_CHOICES
+    assert [one.value for one in autocomplete.sampler_choices(SHIPPED_MODEL, "")] == list(SHIPPED_MODEL.samplers)
 
 
 def test_loras_are_completed_one_after_another() -> None:
@@ -162,28 +162,6 @@ def test_a_model_not_in_memory_is_offered_as_loaded_on_demand() -> None:
     choices = autocomplete.model_choices([SHIPPED_MODEL, cold], "")
     assert [one.value for one in choices] == ["embedded", "large"]
     assert [one.name for one in choices] == ["embedded", "large (loaded on demand)"]
-
-
-@pytest.mark.asyncio
-async def test_member_commands_have_german_texts_and_none_is_stale() -> None:
-    commands = [command for command in await build_payload() if command["name"] in MEMBERS | MENUS]
-    texts: set[str] = set()
-
-    def visit(part: dict[str, Any]) -> None:
-        if part.get("description"):
-            assert part.get("description_localizations", {}).get("de"), part["description"]
-            texts.add(part["description"])
-        for inner in (*part.get("options", ()), *part.get("choices", ())):
-            visit(inner)
-        texts.add(part["name"])
-
-    for command in commands:
-        visit(command)
-        if command["type"] == 3:
-            assert command["name_localizations"]["de"]
-        else:
-            assert command["name_localizations"] == {}, "people tell each other the names of commands"
-    assert set(GERMAN) <= texts, "a stale translation: no command has this text"
 
 
 def test_help_names_each_command_and_links_those_with_a_known_id() -> None:
