@@ -1,4 +1,7 @@
-"""The word filter finds forbidden words in every known disguise, and never in words that merely contain them."""
+"""The word filter finds forbidden words in every known disguise, and never in words that merely contain them.
+
+`test_word_filter_cases` is the table of single cases.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,6 @@ LOOKALIKES = {
 INVISIBLE = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u034f", "\ufe0f", "\u0336", "\u0301\u0323"]
 INSIDE = [".", "-", "_", "~", "·", "'", "..."]
 APART = [" ", "  ", ".", " - ", ", ", "/", "\u3000"]
-CLEAN = (
-    "a terrier looking up, white background", "Scunthorpe", "first class", "grape juice", "the grapes of wrath",
-    "therapist", "a pen is on the table", "pen,is", "good morning", "a map of Niger", "an assassin", "classic cocktail",
-    "in 1988", "455 cars", "gored", "badge 188", "a rapper rapping", "raping", "goddess", "the sands of time", "b-day",
-    "самая красивая", "紫色的情", "مدينة", "c1ass", "3d render, f/1.8", "bad1y", "assess this", "shitake",
-)  # fmt: skip
 
 
 @st.composite
@@ -82,15 +79,20 @@ suffixes = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的",
 @example(("bad", "🇧🇦🇩"), "", "")
 @example(("bad", "b\u0e34ad"), "", "")
 def test_any_word_of_the_list_is_found_in_any_disguise(hidden: tuple[str, str], before: str, after: str) -> None:
+    _assert_found(hidden, before, after)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(disguised_words(), prefixes, suffixes)
+def test_two_hundred_disguises_are_found(hidden: tuple[str, str], before: str, after: str) -> None:
+    _assert_found(hidden, before, after)
+
+
+def _assert_found(hidden: tuple[str, str], before: str, after: str) -> None:
     word, written = hidden
     match = find_match(before + written + after, FORBIDDEN)
     assert match is not None, f"{word} as {written!r}"
     assert match.kind == "word"
-
-
-@pytest.mark.parametrize("text", CLEAN)
-def test_words_that_contain_a_listed_one_are_no_match(text: str) -> None:
-    assert find_match(text, FORBIDDEN) is None
 
 
 @quick
@@ -113,23 +115,6 @@ def test_plain_text_is_read_as_plain_words(text: str) -> None:
     loose = any(len(word) == 1 for word in words)
     if not loose:
         assert (find_match(text, ("bad", "gore")) is not None) == bool({"bad", "gore"} & set(words))
-
-
-@pytest.mark.parametrize(
-    ("text", "entry"),
-    [
-        ("ХУЙ", "хуй"), ("х.у.й", "хуй"), ("xyй", "хуй"), ("сукам", "сука*"), ("с у к а", "сука*"),
-        ("这是一个色情的图", "色情"), ("色 情 片", "色情"), ("これはエロです", "エロ"), ("えろい", "エロ"),
-        ("ｴﾛ", "エロ"), ("바보가", "바보*"), ("قُحبة", "قحبة"), ("قحـــبة", "قحبة"), ("قحبه", "قحبة"),
-        ("an 🍆🏽 here", "🍆"), ("sluts", "slut*"), ("very  ill-thing", "very ill thing"),
-        ("VERY 1LL TH1NG", "very ill thing"), ("88", "88"), ("bad123", "bad"), ("123bad", "bad"),
-        ("bad_", "bad"),
-    ],
-)  # fmt: skip
-def test_words_in_other_scripts_phrases_and_signs_are_found(text: str, entry: str) -> None:
-    match = find_match(text, FORBIDDEN)
-    assert match is not None
-    assert match.entry == entry
 
 
 @quick
@@ -247,14 +232,6 @@ def test_lookalikes_are_normalised_to_their_letters() -> None:
             assert normalise_text(one) == letter, one
     assert read_character("1").letters == "1il"
     assert read_character("色").kind == "unspaced"
-
-
-@pytest.mark.parametrize(
-    "text", ["(gore:1.2)", "((gore))", "a [gore] b", "g(or:1.3)e", "(go)[re]", "(go:1.5)(re:1.5)", "(go:1)((re:0.2))"]
-)
-def test_emphasis_hides_no_word(text: str) -> None:
-    assert find_match(text, FORBIDDEN) == Match("word", "gore")
-    assert find_match(f"a cat, {text}, red", FORBIDDEN) == Match("word", "gore")
 
 
 def test_emphasis_hides_no_phrase_and_nothing_from_patterns() -> None:
