@@ -73,8 +73,8 @@ FOUND = {
     },
     "dots, dashes and the like inside": {
         "bad": "b.a.d | b-ad | ba_d | b•ad | b—ad | b^ad | b\\ad | b|ad | b=a=d | b+a+d | b a-d | b-a d | b.a d | "
-        "b.....ad",
-        "fuck": "f·u·c·k | f'uck | f...uck | fu.ck | f!u!c!k | f*u*c*k | f. u. c. k.",
+        "b+@d | b.....ad",
+        "fuck": "f·u·c·k | f'uck | f...uck | fu.ck | f!u!c!k | f*u*c*k | f+*+¢k | f. u. c. k.",
         "gore": "g~o~r~e | g.....ore",
         "shit": "sh!!it | s-h-i-t",
         "88": "8.8 | 8-8",
