@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from bot.domain.dto import JobView, Member
 
-Role = Literal["member", "moderator", "admin", "owner", "house"]
+Role = Literal["member", "moderator", "admin", "owner", "operator"]
 JobRelation = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
     "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
@@ -113,7 +113,7 @@ PERMISSIONS: Mapping[Action, Permission] = MappingProxyType(
         "explain": _allow_guild_role("see which rule decides", "moderator"),
         "set": _allow_guild_role("change this server's settings", "admin"),
         "close": _allow_guild_role("close or open this server", "owner"),
-        "budget": Permission("set what a whole server may spend", own_role="house", concerns_jobs=False),
+        "budget": Permission("set what a whole server may spend", own_role="operator", concerns_jobs=False),
     }
 )
 PRIVATE_JOB = "That job is private: only its author may use it."
@@ -126,7 +126,7 @@ ROLE_TITLES: Mapping[Role, str] = MappingProxyType(
         "moderator": "moderators (who may manage messages in the whole server)",
         "admin": "admins (who may manage this server)",
         "owner": "the server's owner",
-        "house": "this bot's operator",
+        "operator": "this bot's operator",
     }
 )
 
@@ -148,7 +148,7 @@ def job_ref(view: JobView) -> JobRef:
 def role_of(member: Member) -> Role:
     """Return a member's highest role where they are."""
     if member.is_operator:
-        return "house"
+        return "operator"
     if member.is_owner:
         return "owner"
     if member.is_admin:
@@ -171,7 +171,7 @@ def least_role(action: Action, relation: JobRelation) -> Role | None:
     """Return the least role that may act; None if nobody may."""
     permission = PERMISSIONS[action]
     if relation == "elsewhere":
-        return "house" if permission.operator_elsewhere else None
+        return "operator" if permission.operator_elsewhere else None
     if relation == "another's":
         return permission.others_role
     return permission.private_role if relation == "private" else permission.own_role

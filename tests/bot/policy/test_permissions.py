@@ -35,53 +35,53 @@ DIRECT = f"discord:dm:{AUTHOR.removeprefix('discord:')}"
 
 # The roles behind each word of the table below.
 WHO: dict[str, set[Role]] = {
-    "everyone": {"member", "moderator", "admin", "owner", "house"},
-    "moderators": {"moderator", "admin", "owner", "house"},
-    "admins": {"admin", "owner", "house"},
-    "owner": {"owner", "house"},
-    "house": {"house"},
+    "everyone": {"member", "moderator", "admin", "owner", "operator"},
+    "moderators": {"moderator", "admin", "owner", "operator"},
+    "admins": {"admin", "owner", "operator"},
+    "owner": {"owner", "operator"},
+    "operator": {"operator"},
     "nobody": set(),
 }
 # The columns: no job or an own one; another member's job of this server; another member's private job; a job of another
 # server ("-": the action is about no job); and whether it works in a conversation with the bot.
 EXPECTED = """
-imagine     everyone    -           -           -       direct
-blend       everyone    -           -           -       direct
-describe    everyone    -           -           -       direct
-queue       everyone    -           -           -       direct
-mine        everyone    -           -           -       direct
-info        everyone    -           -           -       direct
-prefer      everyone    -           -           -       direct
-export      everyone    -           -           -       direct
-forget      everyone    -           -           -       direct
-help        everyone    -           -           -       direct
-cancel      everyone    moderators  moderators  house   direct
-pause       everyone    moderators  moderators  house   direct
-upscale     everyone    everyone    nobody      nobody  direct
-vary        everyone    everyone    nobody      nobody  direct
-reroll      everyone    everyone    nobody      nobody  direct
-remix       everyone    everyone    nobody      nobody  direct
-reproduce   everyone    everyone    nobody      nobody  direct
-edit        everyone    everyone    nobody      nobody  direct
-zoom        everyone    everyone    nobody      nobody  direct
-pan         everyone    everyone    nobody      nobody  direct
-branch      everyone    everyone    nobody      nobody  direct
-walk        everyone    everyone    nobody      nobody  direct
-prompt      everyone    everyone    nobody      nobody  direct
-film        everyone    everyone    nobody      nobody  direct
-details     everyone    everyone    nobody      nobody  direct
-favourite   everyone    everyone    nobody      nobody  direct
-envelope    everyone    everyone    nobody      nobody  direct
-delete      everyone    moderators  moderators  house   direct
-report      nobody      everyone    nobody      nobody  direct
-approve     moderators  moderators  moderators  house   direct
-deny        moderators  moderators  moderators  house   direct
-dismiss     moderators  moderators  moderators  house   direct
-settings    moderators  -           -           -       server
-explain     moderators  -           -           -       server
-set         admins      -           -           -       server
-close       owner       -           -           -       server
-budget      house       -           -           -       direct
+imagine     everyone    -           -           -         direct
+blend       everyone    -           -           -         direct
+describe    everyone    -           -           -         direct
+queue       everyone    -           -           -         direct
+mine        everyone    -           -           -         direct
+info        everyone    -           -           -         direct
+prefer      everyone    -           -           -         direct
+export      everyone    -           -           -         direct
+forget      everyone    -           -           -         direct
+help        everyone    -           -           -         direct
+cancel      everyone    moderators  moderators  operator  direct
+pause       everyone    moderators  moderators  operator  direct
+upscale     everyone    everyone    nobody      nobody    direct
+vary        everyone    everyone    nobody      nobody    direct
+reroll      everyone    everyone    nobody      nobody    direct
+remix       everyone    everyone    nobody      nobody    direct
+reproduce   everyone    everyone    nobody      nobody    direct
+edit        everyone    everyone    nobody      nobody    direct
+zoom        everyone    everyone    nobody      nobody    direct
+pan         everyone    everyone    nobody      nobody    direct
+branch      everyone    everyone    nobody      nobody    direct
+walk        everyone    everyone    nobody      nobody    direct
+prompt      everyone    everyone    nobody      nobody    direct
+film        everyone    everyone    nobody      nobody    direct
+details     everyone    everyone    nobody      nobody    direct
+favourite   everyone    everyone    nobody      nobody    direct
+envelope    everyone    everyone    nobody      nobody    direct
+delete      everyone    moderators  moderators  operator  direct
+report      nobody      everyone    nobody      nobody    direct
+approve     moderators  moderators  moderators  operator  direct
+deny        moderators  moderators  moderators  operator  direct
+dismiss     moderators  moderators  moderators  operator  direct
+settings    moderators  -           -           -         server
+explain     moderators  -           -           -         server
+set         admins      -           -           -         server
+close       owner       -           -           -         server
+budget      operator    -           -           -         direct
 """
 RELATIONS = ("none", "own", "another's", "private", "elsewhere")
 # Every sentence that a refused member may read.
@@ -112,7 +112,7 @@ ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected_cells(actio
 
 
 FLAGS: dict[Role, str] = {
-    "moderator": "is_moderator", "admin": "is_admin", "owner": "is_owner", "house": "is_operator",
+    "moderator": "is_moderator", "admin": "is_admin", "owner": "is_owner", "operator": "is_operator",
 }  # fmt: skip
 MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
@@ -162,7 +162,7 @@ def test_the_permission_table_matches_the_expected_one(action: Action) -> None:
 def test_an_action_about_no_job_rejects_a_job() -> None:
     for action in set(ACTIONS) - set(ABOUT_JOBS):
         with pytest.raises(ValueError, match="acts on no job"):
-            forbidden_reason(action, a_member("house"), JobRef(AUTHOR, "Ann", HERE))
+            forbidden_reason(action, a_member("operator"), JobRef(AUTHOR, "Ann", HERE))
 
 
 def test_the_expected_table_lists_every_action() -> None:
@@ -182,7 +182,7 @@ def test_only_the_operator_moderates_jobs_of_another_server() -> None:
     for action, who in itertools.product(ABOUT_JOBS, ROLES):
         member, subject = a_case("elsewhere", who, direct=False)
         may = forbidden_reason(action, member, subject) is None
-        assert may == (who == "house" and action in MODERATED)
+        assert may == (who == "operator" and action in MODERATED)
 
 
 def test_plain_members_cannot_use_private_jobs_of_others() -> None:
