@@ -31,9 +31,9 @@ def build_app(
     settings: Settings, services: Services, engine_loading: asyncio.Event | None = None,
     metrics_snapshot: MetricsPage | None = None,
 ) -> web.Application:  # fmt: skip
-    """Return the chatroom over these services. The first start writes the room's key into the data folder.
+    """Return the chatroom over these services. The first start writes the chatroom's key into the data folder.
 
-    `engine_loading` is set while an engine that was started with the room is loading. `metrics_snapshot` makes the
+    `engine_loading` is set while an engine that was started with the chatroom is loading. `metrics_snapshot` makes the
     metrics page; without it there is none.
     """
     app = web.Application(
@@ -84,17 +84,17 @@ async def _close_streams(app: web.Application) -> None:
 
 
 def _extra_addresses(settings: Settings) -> tuple[str, ...]:
-    """Return the room's addresses under other names than this computer's."""
+    """Return the chatroom's addresses under other names than this computer's."""
     hosts = (f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("https", "http"))
     return (*filter(None, (settings.public_url.rstrip("/"),)), *hosts)
 
 
 def entry_address(settings: Settings, app: web.Application, port: int) -> str:
-    """Return the address to print, with a one-time token where others than this computer can reach the room."""
+    """Return the address to print, with a one-time token where others than this computer can reach the chatroom."""
     base = settings.public_url.rstrip("/") or f"http://{_reachable_host(settings.host)}:{port}"
     if app[middleware.HOST_POLICY].is_local:
         return f"{base}/"
-    return f"{base}/?token={app[middleware.SESSION_TOKENS].create_invitation(for_owner=True)}"
+    return f"{base}/?token={app[middleware.SESSION_TOKENS].create_invitation(for_operator=True)}"
 
 
 def _reachable_host(host: str) -> str:
@@ -106,7 +106,7 @@ def _reachable_host(host: str) -> str:
 
 @asynccontextmanager
 async def run_server(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """Serve the room; yield the port (a free one for 0). Raise OSError if it cannot be bound."""
+    """Serve the chatroom; yield the port (a free one for 0). Raise OSError if it cannot be bound."""
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -130,7 +130,7 @@ async def run_server(app: web.Application, host: str, port: int) -> AsyncIterato
 async def serve_forever(
     app: web.Application, host: str, port: int, on_open: Callable[[int], None] | None = None
 ) -> None:
-    """Serve until cancelled; call `on_open` with the port once the room is open."""
+    """Serve until cancelled; call `on_open` with the port once the chatroom is open."""
     async with run_server(app, host, port) as bound_port:
         if on_open is not None:
             on_open(bound_port)

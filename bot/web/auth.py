@@ -18,7 +18,7 @@ from bot.domain.errors import UserError
 
 COOKIE_NAME = "darkroom"
 KEY_BYTES = 32
-PROXY_REFUSED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
+PROXY_REFUSED = "The chatroom is behind a proxy: set PUBLIC_URL and open the one-time address."
 MAX_INVITATIONS = 20  # with more, the oldest expires
 FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 CUSTOM_HEADERS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
@@ -28,10 +28,10 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(frozen=True)
 class Visitor:
-    """A person at the page. An owner runs this room and may cancel any job; a guest only their own."""
+    """A person at the page. The operator may cancel any job; a guest only their own."""
 
     id: str
-    is_owner: bool
+    is_operator: bool
 
 
 def parse_host_name(host: str) -> str:
@@ -59,7 +59,7 @@ def is_loopback(name: str) -> bool:
 
 @dataclass(frozen=True)
 class HostPolicy:
-    """The hosts and origins that this room answers to: its bound address, PUBLIC_URL and allowed hosts."""
+    """The hosts and origins that the chatroom answers to: its bound address, PUBLIC_URL and allowed hosts."""
 
     bound_host: str
     public_host: str = ""
@@ -80,35 +80,35 @@ class HostPolicy:
         return is_loopback(self.bound_host) and not other_hosts
 
     def is_known_host(self, host: str) -> bool:
-        """Return whether a Host header names this room. An address is safe from DNS rebinding, which needs a name."""
+        """Return whether a Host header names this server. An address is safe from DNS rebinding, which needs a name."""
         name = parse_host_name(host)
         if is_loopback(name) or name in self.allowed_hosts or (name and name == parse_host_name(self.public_host)):
             return True
         return not is_loopback(self.bound_host) and _parse_address(name) is not None
 
     def is_own_origin(self, origin: str, host: str) -> bool:
-        """Return whether this origin is the room's own: the requested host, or the public address."""
+        """Return whether this origin is the chatroom's own: the requested host, or the public address."""
         parts = urlsplit(origin)
         return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public_host} - {""}
 
     def check_request(self, method: str, headers: Mapping[str, str]) -> None:
         """Refuse an unknown Host or a foreign Origin (403), and anything that another site's form could send (400).
 
-        A room for this computer alone treats every visitor as its owner, so it refuses proxied requests.
+        A chatroom for this computer alone treats every visitor as its operator, so it refuses proxied requests.
         """
         if self.is_local and any(name in headers for name in PROXY_HEADERS):
             raise UserError(PROXY_REFUSED, 403)
         host = headers.get("Host", "")
         if not self.is_known_host(host):
             raise UserError(
-                f"This room doesn't answer to the name {parse_host_name(host)!r}; ALLOWED_HOSTS can add it.", 403
+                f"The host name {parse_host_name(host)!r} is not allowed here: add it to ALLOWED_HOSTS.", 403
             )
         origin = headers.get("Origin")
         if origin is not None and not self.is_own_origin(origin, host):
-            raise UserError("Another site's page may not use this room.", 403)
+            raise UserError("Requests from other sites are not allowed.", 403)
         is_cross_site = headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
         if is_cross_site and origin is None and not _is_navigation(method, headers):
-            raise UserError("Another site's page may not use this room.", 403)
+            raise UserError("Requests from other sites are not allowed.", 403)
         if method not in SAFE_METHODS and _is_form(headers) and not _is_own_upload(headers):
             raise UserError("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 400)
 
@@ -145,7 +145,7 @@ def _header_bytes(text: str) -> bytes:
 
 
 def load_or_create_key(folder: Path) -> bytes:
-    """Return the room's secret: 32 bytes in `web.key` (mode 600), made at the first start. It lets cookies outlive
+    """Return the chatroom's secret: 32 bytes in `web.key` (mode 600), made at the first start. It lets cookies outlive
     restarts.
 
     An empty file is written anew. Any other file without a key is refused.
@@ -153,7 +153,7 @@ def load_or_create_key(folder: Path) -> bytes:
     path = folder / "web.key"
     key = path.read_bytes() if path.exists() else b""
     if key and len(key) != KEY_BYTES:
-        raise UserError(f"{path.name} in the data folder is damaged: remove it, and start again.", 400)
+        raise UserError(f"{path.name} in the data folder is damaged: remove it and start again.", 400)
     return key or _new_key(path)
 
 
@@ -180,36 +180,36 @@ class SessionTokens:
         self._key = key
         self._invitations: dict[str, bool] = {}
 
-    def create_invitation(self, *, for_owner: bool = False) -> str:
-        """Return a token that lets one visitor in, once. Too many guest tokens drop the oldest, never an owner's."""
-        guest_tokens = [token for token, is_owner_token in self._invitations.items() if not is_owner_token]
-        if not for_owner and len(guest_tokens) >= MAX_INVITATIONS:
+    def create_invitation(self, *, for_operator: bool = False) -> str:
+        """Return a token that signs in one visitor. Too many guest tokens drop the oldest, never an operator's."""
+        guest_tokens = [token for token, is_for_operator in self._invitations.items() if not is_for_operator]
+        if not for_operator and len(guest_tokens) >= MAX_INVITATIONS:
             del self._invitations[guest_tokens[0]]
         token = secrets.token_urlsafe(24)
-        self._invitations[token] = for_owner
+        self._invitations[token] = for_operator
         return token
 
     def would_upgrade(self, token: str, visitor: Visitor | None) -> bool:
-        """Return whether the token would raise this visitor: a stranger to guest, or anyone to owner."""
-        for_owner = self._invitations.get(token)
-        return for_owner is not None and (visitor is None or (for_owner and not visitor.is_owner))
+        """Return whether the token would raise this visitor: a stranger to guest, or anyone to operator."""
+        for_operator = self._invitations.get(token)
+        return for_operator is not None and (visitor is None or (for_operator and not visitor.is_operator))
 
-    def redeem(self, token: str) -> Visitor | None:
+    def exchange_token(self, token: str) -> Visitor | None:
         """Use the token up; return its visitor, or None."""
-        for_owner = self._invitations.pop(token, None)
-        return None if for_owner is None else self.create_visitor(is_owner=for_owner)
+        for_operator = self._invitations.pop(token, None)
+        return None if for_operator is None else self.create_visitor(is_operator=for_operator)
 
-    def create_visitor(self, *, is_owner: bool) -> Visitor:
+    def create_visitor(self, *, is_operator: bool) -> Visitor:
         """Return a new visitor."""
-        return Visitor(secrets.token_hex(8), is_owner)
+        return Visitor(secrets.token_hex(8), is_operator)
 
     def sign_cookie(self, visitor: Visitor) -> str:
         """Return the visitor as a signed cookie."""
-        text = f"{'owner' if visitor.is_owner else 'guest'}.{visitor.id}"
+        text = f"{'owner' if visitor.is_operator else 'guest'}.{visitor.id}"
         return f"{text}.{self._sign(text)}"
 
     def read_cookie(self, cookie: str) -> Visitor | None:
-        """Return the visitor of a cookie, or None if this room did not sign it."""
+        """Return the visitor of a cookie, or None if this chatroom did not sign it."""
         text, _, signature = cookie.rpartition(".")
         if not hmac.compare_digest(_header_bytes(signature), self._sign(text).encode()):
             return None

@@ -17,7 +17,7 @@ from bot.web.grid_cache import GridCache
 from bot.web.sse import SERVICES, require_permitted, require_visible
 from engine.contract import MAX_COUNT
 
-GRID_CACHE = web.AppKey("grids", GridCache)
+GRID_CACHE = web.AppKey("grid_cache", GridCache)
 CACHE_FOREVER = "private, max-age=31536000, immutable"
 NO_STORE = "no-store"  # while a picture of the job is held: grid and film will change
 MIN_CELL = 512  # least pixels of the shorter side of a picture in the grid

@@ -1,6 +1,6 @@
 """`GET /metrics`: the metrics for Prometheus; `GET /api/rejections`: messages of workers that the bus refused.
 
-The middleware decides who may read the metrics. The refused messages are for owners.
+The middleware decides who may read the metrics. The refused messages are for the operator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bot.app.metrics_page import MetricsPage
 from bot.domain.errors import UserError
 from bot.web.middleware import METRICS_PATH, VISITOR
 
-METRICS_SNAPSHOT = web.AppKey("scrape", MetricsPage)
+METRICS_SNAPSHOT = web.AppKey("metrics_snapshot", MetricsPage)
 
 
 def routes() -> list[web.RouteDef]:
@@ -30,6 +30,6 @@ async def list_rejections(request: web.Request) -> web.Response:
     """Return the workers' messages that were refused in the last minute. They may hold text of any client of the
     broker.
     """
-    if not request[VISITOR].is_owner:
-        raise UserError("Only the owner of this room may see what it refuses.", 403)
+    if not request[VISITOR].is_operator:
+        raise UserError("Only the operator may see the refused messages.", 403)
     return web.json_response({"rejections": request.app[METRICS_SNAPSHOT].refused_messages()})

@@ -19,23 +19,23 @@ from bot.web.auth import COOKIE_NAME, HostPolicy, SessionTokens, Visitor
 
 log = logging.getLogger(__name__)
 
-HOST_POLICY = web.AppKey("door", HostPolicy)
-SESSION_TOKENS = web.AppKey("gate", SessionTokens)
-SECURE_COOKIE = web.AppKey("secure", bool)
-METRICS_TOKEN = web.AppKey("scraper", str)  # the token for the metrics; empty: no token gives access
+HOST_POLICY = web.AppKey("host_policy", HostPolicy)
+SESSION_TOKENS = web.AppKey("session_tokens", SessionTokens)
+SECURE_COOKIE = web.AppKey("secure_cookie", bool)
+METRICS_TOKEN = web.AppKey("metrics_token", str)  # the token for the metrics; empty: no token gives access
 VISITOR = web.RequestKey("visitor", Visitor)
 
 GUILD = "local"
 TERMINAL_ID = "terminal"  # the id of the visitor without a cookie
 YEAR_SECONDS = 365 * 24 * 3600
 METRICS_PATH = "/metrics"
-ENTRANCE_PATH = "/api/entrance"  # where a one-time token is exchanged
+SIGN_IN_PATH = "/api/entrance"  # where a one-time token is exchanged
 PUBLIC_PATHS = ("/healthz", "/static/")  # public: nothing secret is behind these
 STATUS_SENTENCES = {
     404: "There is nothing at this address.",
     408: "The request took too long to arrive. Send it again.",
-    413: "That is too large: a request may have 64 KiB.",
-    503: "The darkroom can't reach its database just now. Nothing was changed; try again in a while.",
+    413: "The request is too large: the limit is 64 KiB.",
+    503: "Darkroom cannot reach its database. Nothing was changed; try again later.",
 }
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -94,12 +94,12 @@ async def handle_errors(request: web.Request, handler: Handler) -> web.StreamRes
         raise
     except Exception:
         log.exception("a request failed: %s %s", request.method, request.rel_url.raw_path)
-        return error_response(request, 500, "Something went wrong here. It is in the log.")
+        return error_response(request, 500, "An internal error occurred. The log has the details.")
 
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Check Host and Origin, then identify the visitor. A newcomer to an open room gets a cookie."""
+    """Check Host and Origin, then identify the visitor. A new visitor to an open chatroom gets a cookie."""
     app = request.app
     app[HOST_POLICY].check_request(request.method, request.headers)
     cookie_visitor = app[SESSION_TOKENS].read_cookie(request.cookies.get(COOKIE_NAME, ""))
@@ -107,7 +107,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     if visitor is not None:
         request[VISITOR] = visitor
     elif not (_is_public(request) or _is_scrape(request)):
-        raise UserError("This room asks for its one-time address: it was printed where it was started.", 403)
+        raise UserError("Sign in with the one-time address that `darkroom up` printed.", 403)
     response = await handler(request)
     if visitor is not None and cookie_visitor is None and visitor.id != TERMINAL_ID:
         set_visitor_cookie(request, response, visitor)
@@ -115,16 +115,16 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _visitor_without_cookie(request: web.Request) -> Visitor | None:
-    """Return the visitor of a request without a cookie: the terminal by its key, or anyone in an open room."""
+    """Return the visitor of a request without a cookie: the terminal by its key, or anyone in an open chatroom."""
     tokens = request.app[SESSION_TOKENS]
     if not request.app[HOST_POLICY].is_local and not tokens.is_terminal_key(request.headers.get("Authorization", "")):
         return None
-    return tokens.create_visitor(is_owner=True) if request.path == "/" else Visitor(TERMINAL_ID, is_owner=True)
+    return tokens.create_visitor(is_operator=True) if request.path == "/" else Visitor(TERMINAL_ID, is_operator=True)
 
 
 def _is_public(request: web.Request) -> bool:
     is_first_visit = request.path == "/" and "token" in request.query
-    return is_first_visit or request.path == ENTRANCE_PATH or request.path.startswith(PUBLIC_PATHS)
+    return is_first_visit or request.path == SIGN_IN_PATH or request.path.startswith(PUBLIC_PATHS)
 
 
 def _is_scrape(request: web.Request) -> bool:
@@ -145,7 +145,7 @@ def error_response(request: web.Request, status: int, sentence: str) -> web.Resp
 
 
 def member_of(request: web.Request) -> Member:
-    """Return the visitor as a member. Owners are moderators here."""
+    """Return the visitor as a member. The operator is a moderator here."""
     visitor = request[VISITOR]
     name = "Terminal" if visitor.id == TERMINAL_ID else f"Visitor {visitor.id[:4]}"
-    return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_owner)
+    return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, is_moderator=visitor.is_operator)

@@ -1,4 +1,4 @@
-"""The HTML pages: the chatroom, how to add the bot to a server, and the entrance by a one-time address.
+"""The HTML pages: the chatroom, how to add the bot to a server, and the sign-in by a one-time address.
 
 The jobs reach the page by the event stream.
 """
@@ -12,11 +12,11 @@ import msgspec
 from aiohttp import web
 
 from bot.domain.errors import UserError
-from bot.web.middleware import ENTRANCE_PATH, HOST_POLICY, SESSION_TOKENS, VISITOR, set_visitor_cookie
+from bot.web.middleware import HOST_POLICY, SESSION_TOKENS, SIGN_IN_PATH, VISITOR, set_visitor_cookie
 from bot.web.request_body import read_body
 
-INVITATION_USED = "This address was used already, or is not one of this room's. Ask for a new one."
-DISCORD_ENABLED = web.AppKey("in_discord", bool)
+INVITATION_USED = "This address was used already or is not valid. Ask for a new one."
+DISCORD_ENABLED = web.AppKey("discord_enabled", bool)
 EXAMPLES = (
     "terrier, looking up, cute, white background",
     "red apple, 3d render, white background",
@@ -30,25 +30,25 @@ BOT_PERMISSIONS = 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 38
 def routes() -> list[web.RouteDef]:
     return [
         web.get("/", get_home),
-        web.post(ENTRANCE_PATH, redeem_token),
+        web.post(SIGN_IN_PATH, sign_in),
         web.get("/discord", get_discord_page),
         web.get("/favicon.ico", redirect_icon),
     ]
 
 
 async def get_home(request: web.Request) -> web.StreamResponse:
-    """Return the chatroom; with `?token=…` the entrance."""
+    """Return the chatroom; with `?token=…` the sign-in page."""
     if "token" in request.query:
-        return get_entrance(request)
+        return get_sign_in_page(request)
     return _render_page(request, "room.html", examples=EXAMPLES, example=EXAMPLES[0])
 
 
-def get_entrance(request: web.Request) -> web.StreamResponse:
+def get_sign_in_page(request: web.Request) -> web.StreamResponse:
     """Return the page behind a one-time address. It does not use up the token: link previews and HEAD requests come
     here too.
 
-    A known visitor goes on to the room by a page and not by a redirect. Along a redirect from another site's link, a
-    browser would not send a SameSite=Strict cookie.
+    A known visitor goes on to the chatroom by a page and not by a redirect. Along a redirect from another site's link,
+    a browser would not send a SameSite=Strict cookie.
     """
     visitor, token = request.get(VISITOR), request.query["token"]
     can_upgrade = request.app[SESSION_TOKENS].would_upgrade(token, visitor)
@@ -57,23 +57,23 @@ def get_entrance(request: web.Request) -> web.StreamResponse:
     return _render_page(request, "enter.html", known=not can_upgrade)
 
 
-class EntranceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SignInBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /api/entrance`: the token of a one-time address."""
 
     token: str
 
 
-async def redeem_token(request: web.Request) -> web.StreamResponse:
+async def sign_in(request: web.Request) -> web.StreamResponse:
     """Exchange the one-time token for a cookie. If the token would not raise the visitor's role, both role and token
     stay.
 
     This is a POST from our own page: the browser sends the visitor's cookie even if a foreign link led to the page.
     """
-    token, visitor = (await read_body(request, EntranceBody)).token, request.get(VISITOR)
+    token, visitor = (await read_body(request, SignInBody)).token, request.get(VISITOR)
     tokens = request.app[SESSION_TOKENS]
     if tokens.would_upgrade(token, visitor):
         response = web.json_response({"path": "/"}, status=201)
-        new_visitor = tokens.redeem(token)
+        new_visitor = tokens.exchange_token(token)
         assert new_visitor is not None
         set_visitor_cookie(request, response, new_visitor)
         return response
@@ -97,6 +97,6 @@ def _render_page(request: web.Request, template: str, **context: Any) -> web.Res
     context |= {
         "in_discord": request.app[DISCORD_ENABLED],
         "only_here": request.app[HOST_POLICY].is_local,
-        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.is_owner,
+        "may_invite": not request.app[HOST_POLICY].is_local and visitor is not None and visitor.is_operator,
     }
     return aiohttp_jinja2.render_template(template, request, context)

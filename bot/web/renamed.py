@@ -1,9 +1,14 @@
-"""Old names of the HTTP API, as earlier versions had them. Each is refused with a sentence that gives the new name."""
+"""Old names of the HTTP API, as earlier versions had them.
+
+An old name in a request is refused with a sentence that gives the new name. In answers and streams, old names stay
+beside the new ones, so that older clients and open pages keep working.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -19,6 +24,11 @@ RENAMED_PATHS: Mapping[str, str] = {
     "/api/jobs/{id}/rungs/{file}": "/api/jobs/{id}/keyframes/{file}",
     "/api/jobs/{id}/return/{file}": "/api/jobs/{id}/round-trip/{file}",
 }
+RENAMED_ANSWER_FIELDS: Mapping[str, str] = {
+    "task": "kind", "walkable": "can_interpolate", "warming": "engine_loading", "enlargement": "upscale_factor",
+}  # fmt: skip
+OLD_KINDS: Mapping[str, str] = {"generate": "develop", "upscale": "enlarge"}  # the values of the old field `task`
+OLD_WORKERS_EVENT = "room"  # the event `workers` of the page's stream, by its old name
 UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(\w+)`")  # msgspec's sentence
 
 
@@ -32,6 +42,14 @@ async def refuse_old_path(request: web.Request) -> web.Response:
     assert resource is not None
     new_path = RENAMED_PATHS[resource.canonical].format(**request.match_info)
     raise UserError(f"Unknown address {request.path}: it is called {new_path} now.", 400)
+
+
+def add_old_names(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer with its renamed fields under their old names, too."""
+    old_fields = {old: payload[new] for old, new in RENAMED_ANSWER_FIELDS.items() if new in payload}
+    if "task" in old_fields:
+        old_fields["task"] = OLD_KINDS[old_fields["task"]]
+    return payload | old_fields
 
 
 def describe_old_field(decode_error: str) -> str | None:

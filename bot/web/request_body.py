@@ -25,8 +25,8 @@ FORM_TIMEOUT = 120.0  # seconds that a form with pictures may take
 MAX_JSON_BYTES = 64 * 1024  # bytes of the JSON, as of any body
 CHUNK_BYTES = 64 * 1024
 MAX_FORMS = 4  # forms with pictures, from first byte to admission: each may take a hundred megabytes
-FORM_SLOTS = web.AppKey("forms", asyncio.Semaphore)
-MEMBER_LIMIT = web.AppKey("lines", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
+FORM_SLOTS = web.AppKey("form_slots", asyncio.Semaphore)
+MEMBER_LIMIT = web.AppKey("member_limit", PerMemberLimit)  # one form per visitor at a time; the next one waits unread
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ async def read_form(request: web.Request, body_type: type[T]) -> AsyncIterator[t
     async with request.app[MEMBER_LIMIT].reserve(member_of(request).id):
         slots = request.app[FORM_SLOTS]
         if slots.locked():
-            raise UserError("Others are sending pictures just now: try again in a moment.", 429)
+            raise UserError("Too many uploads at once: try again in a moment.", 429)
         async with slots:
             yield await _read_multipart(request, body_type)
 
@@ -99,8 +99,8 @@ async def _read_part(part: BodyPartReader, max_bytes: int) -> bytes:
     while chunk := await part.read_chunk(CHUNK_BYTES):
         content += chunk
         if len(content) > max_bytes:
-            kind = "pictures" if max_bytes == MAX_UPLOAD_BYTES else "text"
-            raise UserError(f"Too large: {kind} of up to {max_bytes // 1024} KiB are taken.", 413)
+            kind = "picture" if max_bytes == MAX_UPLOAD_BYTES else "text"
+            raise UserError(f"The {kind} is too large: the limit is {max_bytes // 1024} KiB.", 413)
     return bytes(content)
 
 

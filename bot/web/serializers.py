@@ -15,9 +15,10 @@ from bot.images.films.formats import FilmFormat, available_formats
 from bot.images.moderation_status import held_images, hold_reason
 from bot.prompt.flags import split_flags
 from bot.services.jobs.derived_recipes import can_interpolate
+from bot.web.renamed import add_old_names
 from engine.contract import Branch, ImageToImage, Interpolation, ModelProfile, Presence, Recipe
 
-LOADING_SENTENCE = "The engine is warming up. Prompts wait here until it is ready."
+LOADING_SENTENCE = "The engine is loading. Prompts wait here until it is ready."
 
 
 def job_url(job: str) -> str:
@@ -54,7 +55,7 @@ def serialize_all_accepted(accepted_jobs: Iterable[AcceptedJob]) -> dict[str, An
 def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
     """Return a job as `reader` sees it."""
     is_own = view.member_id == reader.id
-    return {
+    payload = {
         "id": view.id,
         "state": view.state,
         "action": view.action,
@@ -86,6 +87,7 @@ def serialize_job(view: JobView, reader: Member) -> dict[str, Any]:
         **_serialize_task(view),
         **_serialize_results(view),
     }
+    return add_old_names(payload)
 
 
 def _prompt_without_flags(prompt: str) -> str:
@@ -106,10 +108,10 @@ def _serialize_task(view: JobView) -> dict[str, Any]:
     task = view.task
     if isinstance(task, Recipe):
         footer = texts.format_footer(task, view.seconds, view.ms_per_step, view.enlargement)
-        return {"task": "develop", **_serialize_recipe(task), "footer": footer}
+        return {"kind": "generate", **_serialize_recipe(task), "footer": footer}
     picture = view.pictures[0] if view.pictures else None
     footer = "" if picture is None else texts.format_upscale(task.factor, picture.width, picture.height, task.method)
-    return {"task": "enlarge", "count": 1, "factor": task.factor, "method": task.method, "footer": footer}
+    return {"kind": "upscale", "count": 1, "factor": task.factor, "method": task.method, "footer": footer}
 
 
 def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _serialize_recipe(recipe: Recipe) -> dict[str, Any]:
         "exact": recipe.bucket is not None,
         "start": _serialize_start(recipe.start),
         "walk": _serialize_interpolation(recipe.walk),
-        "walkable": can_interpolate(recipe),
+        "can_interpolate": can_interpolate(recipe),
         "stopped_at": recipe.end_step if recipe.end_step < recipe.steps else None,
     }
 
@@ -220,15 +222,16 @@ def serialize_loading(job_event: ModelLoading) -> dict[str, Any]:
 
 
 def _serialize_model(model: ModelProfile) -> dict[str, Any]:
-    return {
+    payload = {
         "name": model.name,
         "size": model.size,
-        "enlargement": model.enlargement,
+        "upscale_factor": model.enlargement,
         "steps": model.steps,
         "loaded": model.loaded,
         "samplers": list(model.samplers),
         "loras": [lora.name for lora in model.loras],
     }
+    return add_old_names(payload)
 
 
 def serialize_workers(
@@ -250,11 +253,12 @@ def serialize_workers(
     ]
     models = sorted({model["name"] for worker in items for model in worker["models"]})
     sentence = starting or (LOADING_SENTENCE if engine_loading else texts.NO_WORKER)
-    return {
+    payload = {
         "online": bool(items),
-        "warming": (engine_loading or bool(starting)) and not items,
+        "engine_loading": (engine_loading or bool(starting)) and not items,
         "workers": items,
         "models": models,
         "loaded": sorted({model["name"] for worker in items for model in worker["models"] if model["loaded"]}),
         "sentence": "" if items else sentence,
     }
+    return add_old_names(payload)

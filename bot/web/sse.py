@@ -27,15 +27,16 @@ from bot.services import Services
 from bot.store import DatabaseUnavailable
 from bot.web import serializers
 from bot.web.middleware import GUILD, TERMINAL_ID, VISITOR, member_of
+from bot.web.renamed import OLD_WORKERS_EVENT
 from bot.web.sse_cache import EventCache, LiveEvent
 
 log = logging.getLogger(__name__)
 
 SERVICES = web.AppKey("services", Services)
-ENGINE_LOADING = web.AppKey("warming", asyncio.Event)  # set: our own engine was started and is not ready yet
-SHUTDOWN = web.AppKey("closing", asyncio.Event)
+ENGINE_LOADING = web.AppKey("engine_loading", asyncio.Event)  # set: our own engine was started and is not ready yet
+SHUTDOWN = web.AppKey("shutdown", asyncio.Event)
 STREAMS = web.AppKey("streams", set)
-EVENT_CACHE = web.AppKey("texts", EventCache)
+EVENT_CACHE = web.AppKey("event_cache", EventCache)
 
 MAX_STREAMS = 200
 MAX_VISITOR_STREAMS = 20  # streams of one visitor; the terminal has no such limit
@@ -52,7 +53,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
-    """Stream all that the page shows: `room`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
+    """Stream all that the page shows: `workers`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
     async with _open_stream(request) as stream, request.app[SERVICES].feed.subscribe() as subscription:
         page = PageStream(request, stream)
         await race(page.follow_jobs(subscription), page.watch_workers(), _wait_for_disconnect(request))
@@ -121,7 +122,8 @@ class PageStream:
         while True:
             state = workers_payload(self._app)
             if state != last_state:
-                await self._send("room", state)
+                for event in ("workers", OLD_WORKERS_EVENT):
+                    await self._send(event, state)
                 last_state = state
             await asyncio.sleep(POLL_SECONDS)
 
@@ -190,12 +192,12 @@ async def _send_end(request: web.Request, stream: EventSourceResponse) -> None:
 
 
 async def require_visible(request: web.Request, job: str = "") -> JobView:
-    """Return the job in the address if this visitor may see it; a guest sees only this room's. Refuse with 404.
+    """Return the job in the address if this visitor may see it; a guest sees only the chatroom's. Refuse with 404.
 
-    Only the author sees a private job: not even the room's owner does.
+    Only the author sees a private job: not even the operator does.
     """
     view = await request.app[SERVICES].job_views.load_view(job or request.match_info["id"])
-    if (view.guild != GUILD and not request[VISITOR].is_owner) or view.is_hidden_from(member_of(request).id):
+    if (view.guild != GUILD and not request[VISITOR].is_operator) or view.is_hidden_from(member_of(request).id):
         raise UserError("There is no such job.", 404)
     return view
 
@@ -203,7 +205,7 @@ async def require_visible(request: web.Request, job: str = "") -> JobView:
 async def require_permitted(request: web.Request, action: Action, job: str = "") -> JobView:
     """Return the job in the address if this visitor may do `action` with it. Refuse with 404, or with 403.
 
-    The room's owner sees the jobs of every server, but may continue only those of this room.
+    The operator sees the jobs of every server, but may continue only those of the chatroom.
     """
     view = await require_visible(request, job)
     if reason := forbidden_reason(action, member_of(request), job_ref(view)):
@@ -212,7 +214,7 @@ async def require_permitted(request: web.Request, action: Action, job: str = "")
 
 
 async def require_stoppable(request: web.Request, action: Action = "cancel") -> str:
-    """Return the id of a job that this visitor may stop, visible or not: owners may also stop private ones."""
+    """Return the id of a job that this visitor may stop, visible or not: the operator may also stop private ones."""
     with contextlib.suppress(UserError):
         return (await require_visible(request)).id
     view = await request.app[SERVICES].job_views.load_view(request.match_info["id"])
@@ -225,9 +227,9 @@ async def require_stoppable(request: web.Request, action: Action = "cancel") -> 
 async def _open_stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
     """Yield an event stream that counts against the limits. An error ends it, and the client reconnects."""
     streams, visitor = request.app[STREAMS], request[VISITOR].id
-    visitor_streams = 0 if visitor == TERMINAL_ID else sum(owner == visitor for owner, _ in streams)
+    visitor_streams = 0 if visitor == TERMINAL_ID else sum(reader == visitor for reader, _ in streams)
     if len(streams) >= MAX_STREAMS or visitor_streams >= MAX_VISITOR_STREAMS:
-        raise UserError("Too many pages are open here at once. Close one and try again.", 429)
+        raise UserError("Too many pages are open at once. Close one and try again.", 429)
     streams.add(entry := (visitor, object()))
     try:
         _limit_buffers(request)

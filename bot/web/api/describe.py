@@ -13,7 +13,7 @@ from bot.services.prompt_tools.image_to_prompt import ImageToPrompt
 from bot.web.middleware import member_of
 from bot.web.request_body import read_form
 
-IMAGE_TO_PROMPT = web.AppKey("describing", ImageToPrompt)
+IMAGE_TO_PROMPT = web.AppKey("image_to_prompt", ImageToPrompt)
 
 
 class DescribeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

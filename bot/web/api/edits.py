@@ -72,7 +72,7 @@ async def edit(request: web.Request) -> web.Response:
     view, index = await require_permitted(request, "edit"), picture_index_of(request)
     async with read_form(request, EditBody) as (body, files):
         if files.mask is None or files.pictures:
-            raise UserError("The form needs a part `mask`: white where the picture shall be drawn anew.", 400)
+            raise UserError("The form needs a part `mask`: white where the picture is redrawn.", 400)
         accepted_job = await request.app[SERVICES].edits.edit(
             view.id, index, files.mask, member_of(request), destination_of(request),
             text=body.prompt, strength=body.strength, key=idempotency_key_of(request),

@@ -9,7 +9,7 @@ from bot.services.flag_aliases import FlagAliases
 from bot.web.middleware import member_of
 from bot.web.request_body import read_body
 
-FLAG_ALIASES = web.AppKey("options", FlagAliases)
+FLAG_ALIASES = web.AppKey("flag_aliases", FlagAliases)
 
 
 class FlagAliasBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -97,9 +97,9 @@ async def get_workers(request: web.Request) -> web.Response:
 async def create_invitation(request: web.Request) -> web.Response:
     """Make a one-time address for one more guest."""
     if request.app[HOST_POLICY].is_local:
-        raise UserError("This room is for this computer only; there is nobody to invite.", 422)
-    if not request[VISITOR].is_owner:
-        raise UserError("Only the owner of this room may invite.", 403)
+        raise UserError("Only this computer can reach the chatroom, so there are no invitations.", 422)
+    if not request[VISITOR].is_operator:
+        raise UserError("Only the operator may invite guests.", 403)
     token = request.app[SESSION_TOKENS].create_invitation()
     return web.json_response({"path": f"/?token={token}"}, status=201)
 
@@ -130,7 +130,7 @@ async def _init_images(request: web.Request, body: JobBody, files: FormFiles) ->
     if not (files.pictures or files.mask or body.init_images):
         return None
     if files.pictures and body.init_images:
-        raise UserError("Use either pictures of your own or finished ones, not both at once.")
+        raise UserError("Use uploaded pictures or finished ones, not both at once.")
     finished_pictures = [JobImageRef(*await find_picture(request, name)) for name in body.init_images]
     return InitImages((*files.pictures, *finished_pictures), files.mask, tuple(body.weights))
 
@@ -162,9 +162,9 @@ async def resume_job(request: web.Request) -> web.Response:
 
 
 async def set_priority(request: web.Request) -> web.Response:
-    """Set a running job's share of its author's rows; only for the room's owner."""
-    if not request[VISITOR].is_owner:
-        raise UserError("Only the owner of this room may set priorities.", 403)
+    """Set a running job's share of its author's rows; only for the operator."""
+    if not request[VISITOR].is_operator:
+        raise UserError("Only the operator may set priorities.", 403)
     job, body = request.match_info["id"], await read_body(request, PriorityBody)
     return web.json_response({"id": job, "sentence": await request.app[SERVICES].jobs.set_priority(job, body.weight)})
 

@@ -1,4 +1,4 @@
-"""The HTTP API of held pictures: the room's owner looks at one, shows it to all, or keeps it hidden.
+"""The HTTP API of held pictures: the operator looks at one, shows it to all, or keeps it hidden.
 
 `PictureReview` checks the permission.
 """

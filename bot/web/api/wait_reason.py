@@ -19,7 +19,7 @@ def routes() -> list[web.RouteDef]:
 async def get_wait_reason(request: web.Request) -> web.Response:
     """Return what only the running bot knows: the reason for the wait, the job's step, and when it will be done."""
     if not request.app[SESSION_TOKENS].is_terminal_key(request.headers.get("Authorization", "")):
-        raise UserError("Only the terminal of this machine may ask for that.", 403)
+        raise UserError("This address needs the terminal key of this machine.", 403)
     view = await request.app[SERVICES].job_views.load_view(request.match_info["id"])
     return web.json_response(
         {

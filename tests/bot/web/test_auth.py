@@ -119,35 +119,35 @@ def test_a_page_for_this_computer_accepts_no_one_from_a_proxy(header: str) -> No
 
 def test_an_invitation_lets_one_visitor_in_once() -> None:
     gate = SessionTokens(b"k" * 32)
-    token = gate.create_invitation(for_owner=True)
-    visitor = gate.redeem(token)
+    token = gate.create_invitation(for_operator=True)
+    visitor = gate.exchange_token(token)
     assert visitor is not None
-    assert visitor.is_owner
-    assert gate.redeem(token) is None
-    assert gate.redeem("") is None
+    assert visitor.is_operator
+    assert gate.exchange_token(token) is None
+    assert gate.exchange_token("") is None
 
 
 def test_old_invitations_lapse() -> None:
     gate = SessionTokens(b"k" * 32)
     tokens = [gate.create_invitation() for _ in range(MAX_INVITATIONS + 1)]
-    assert gate.redeem(tokens[0]) is None
-    guest = gate.redeem(tokens[-1])
+    assert gate.exchange_token(tokens[0]) is None
+    guest = gate.exchange_token(tokens[-1])
     assert guest is not None
-    assert not guest.is_owner
+    assert not guest.is_operator
 
 
 def test_invitations_leave_the_owners_token_alone() -> None:
     gate = SessionTokens(b"k" * 32)
-    owners = gate.create_invitation(for_owner=True)
+    owners = gate.create_invitation(for_operator=True)
     for _ in range(MAX_INVITATIONS + 1):
         gate.create_invitation()
-    visitor = gate.redeem(owners)
+    visitor = gate.exchange_token(owners)
     assert visitor is not None
-    assert visitor.is_owner
+    assert visitor.is_operator
 
 
 def test_a_cookie_reads_back_and_cannot_be_forged() -> None:
-    gate, visitor = SessionTokens(b"k" * 32), Visitor("ab12", is_owner=False)
+    gate, visitor = SessionTokens(b"k" * 32), Visitor("ab12", is_operator=False)
     cookie = gate.sign_cookie(visitor)
     assert gate.read_cookie(cookie) == visitor
     assert SessionTokens(b"k" * 32).read_cookie(cookie) == visitor  # after a restart

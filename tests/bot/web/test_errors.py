@@ -208,7 +208,9 @@ async def test_one_guest_cannot_use_up_all_streams(open_room: OpenRoom, monkeypa
     monkeypatch.setattr("bot.web.sse.MAX_VISITOR_STREAMS", 1)
     async with open_room(host="0.0.0.0") as room:
         tokens = room.app[SESSION_TOKENS]
-        one, other = ({"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(is_owner=False))}"} for _ in "ab")
+        one, other = (
+            {"Cookie": f"darkroom={tokens.sign_cookie(tokens.create_visitor(is_operator=False))}"} for _ in "ab"
+        )
         async with room.client.get(f"{room.url}/api/events", headers=one) as first:
             assert first.status == 200
             status, _ = await send_refused(room, "GET", "/api/events", headers=one)
@@ -301,7 +303,7 @@ async def test_static_files_stay_in_their_folder(room: Room) -> None:
 async def test_a_guest_cannot_cancel_a_job_of_another_visitor(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         gate = room.app[SESSION_TOKENS]
-        owner, guest = (gate.sign_cookie(gate.create_visitor(is_owner=role)) for role in (True, False))
+        owner, guest = (gate.sign_cookie(gate.create_visitor(is_operator=role)) for role in (True, False))
         room.drawers[0].going.clear()
         job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
         status, reply = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")

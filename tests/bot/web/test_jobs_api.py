@@ -39,13 +39,13 @@ async def test_the_room_names_its_workers_models_and_device(room: Room) -> None:
 async def test_an_engine_that_warms_up_is_reported(open_room: OpenRoom) -> None:
     async with open_room(workers=0) as room:
         _, reply = await room.ask("GET", "/api/workers")
-        assert not reply["warming"]
+        assert not reply["engine_loading"]
         assert "No worker" in reply["sentence"]
         room.app[ENGINE_LOADING].set()
         _, reply = await room.ask("GET", "/api/workers")
         assert not reply["online"]
-        assert reply["warming"]
-        assert reply["sentence"].startswith("The engine is warming up.")
+        assert reply["engine_loading"]
+        assert reply["sentence"].startswith("The engine is loading.")
 
 
 async def test_a_waiting_job_shows_what_a_starting_worker_loads(open_room: OpenRoom, broker: Broker) -> None:
@@ -63,7 +63,7 @@ async def test_a_waiting_job_shows_what_a_starting_worker_loads(open_room: OpenR
         _, reply = await room.ask("GET", f"/api/jobs/{job}")
         assert (reply["has_worker"], reply["startup_notice"], reply["wait_reason"]) == (False, sentence, sentence)
         _, reply = await room.ask("GET", "/api/workers")
-        assert (reply["online"], reply["warming"], reply["sentence"]) == (False, True, sentence)
+        assert (reply["online"], reply["engine_loading"], reply["sentence"]) == (False, True, sentence)
         assert (await room.ask("GET", "/healthz"))[1]["workers"] == 0
         status, ticket = await room.ask("POST", "/api/jobs", {"prompt": "terrier"})
         assert (status, ticket["has_worker"], ticket["startup_notice"]) == (201, False, sentence)
@@ -149,7 +149,7 @@ async def test_an_upscale_is_larger_and_names_its_method(room: Room) -> None:
     await room.end_of(job)
     _, reply = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
     end = await room.end_of(reply["id"])
-    assert end["task"] == "enlarge"
+    assert end["kind"] == "upscale"
     picture = await fetch_image(room, end["pictures"][0]["url"], "image/png", "PNG")
     assert picture.width > 64
     assert "Lanczos" in " ".join([end["footer"], *end["notes"], *reply["notes"]])
@@ -179,11 +179,11 @@ async def test_an_interpolation_is_several_jobs_and_a_film(room: Room) -> None:
         assert (answer.status, answer.content_type) == (200, "image/gif")
         assert answer.headers["Cache-Control"] == "no-store"
     pair = await room.end_of(await room.imagine("an apple", count=2))
-    assert pair["walkable"]
+    assert pair["can_interpolate"]
     status, reply = await room.ask("POST", f"/api/jobs/{pair['id']}/walk")
     assert (status, len(reply["ids"])) == (201, 4)
     single = await room.end_of(await room.imagine("an apple", count=1))
-    assert not single["walkable"]
+    assert not single["can_interpolate"]
     assert (single["walk"], single["walk_films"]) == (None, {})
     async with room.client.get(f"{room.url}/api/jobs/{single['id']}/walk.webp") as answer:
         assert answer.status == 404

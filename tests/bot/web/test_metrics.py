@@ -95,7 +95,7 @@ async def test_only_the_token_or_the_terminals_key_may_read_the_metrics(open_roo
         for headers in ({}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}):
             status, reply = await scrape(room, **headers)
             assert status == 403
-            assert '{"error": "This room asks for its one-time address' in reply
+            assert '{"error": "Sign in with the one-time address' in reply
         token = {"Authorization": f"Bearer {TOKEN}"}
         key = await asyncio.to_thread(terminal_key, room.settings.data)
         assert (await scrape(room, **token))[0] == 200

@@ -301,7 +301,7 @@ async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Pag
         await expect(page.locator("#status")).to_contain_text("No worker is online")
         await expect(page.locator("#lamp")).to_have_class("lamp")
         room.app[ENGINE_LOADING].set()
-        await expect(page.locator("#status")).to_contain_text("The engine is warming up")
+        await expect(page.locator("#status")).to_contain_text("The engine is loading")
         await page.goto("about:blank")
 
 
@@ -413,7 +413,7 @@ async def test_the_link_that_invites_the_bot_is_filled_in(page: Page, room: Room
 async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
-        await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_owner=True)}")
+        await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_operator=True)}")
         await page.get_by_role("button", name="Come in").click()
         await expect(page.locator("#status")).to_contain_text("paper and ink")
         assert "token" not in page.url
@@ -452,7 +452,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
         pages = []
         for owner in (True, False):
             page = await (await browser.new_context()).new_page()
-            await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_owner=owner)}")
+            await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_operator=owner)}")
             await page.get_by_role("button", name="Come in").click()
             await expect(page.locator("#status")).to_contain_text("paper and ink")
             pages.append(page)
@@ -463,7 +463,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
         await expect(guest.get_by_role("button", name="Cancel")).to_have_count(0)
         await expect(guest.get_by_role("button", name="Pause")).to_have_count(0)
         address = f"{room.url}/api/jobs/{str(await card.get_attribute('id')).removeprefix('job-')}"
-        for deed, sentence in (("pause", "may pause this job."), ("priority", "Only the owner of this room")):
+        for deed, sentence in (("pause", "may pause this job."), ("priority", "Only the operator")):
             answer = await guest.request.post(f"{address}/{deed}", data={"weight": 2}, headers={"Origin": room.url})
             assert answer.status == 403
             assert sentence in (await answer.json())["error"]

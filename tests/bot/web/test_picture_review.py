@@ -105,8 +105,8 @@ async def test_guests_cannot_decide_about_held_pictures(open_room: OpenRoom) -> 
     async with open_room(host="0.0.0.0") as room, open_session() as owner, open_session() as guest:
         gate = room.app[SESSION_TOKENS]
         for browser, token in (
-            (owner, gate.create_invitation(for_owner=True)),
-            (guest, gate.create_invitation(for_owner=False)),
+            (owner, gate.create_invitation(for_operator=True)),
+            (guest, gate.create_invitation(for_operator=False)),
         ):
             async with browser.post(f"{room.url}/api/entrance", json={"token": token}) as answer:
                 assert answer.status == 201

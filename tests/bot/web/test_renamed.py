@@ -1,4 +1,4 @@
-"""Every old name of the HTTP API is refused with a sentence that gives the new one."""
+"""Every old name in a request is refused with a sentence that gives the new one; answers keep their old names, too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from bot.web.api.jobs import JobBody
-from bot.web.renamed import RENAMED_FIELDS, RENAMED_PARTS, RENAMED_PATHS
+from bot.web.renamed import OLD_KINDS, RENAMED_ANSWER_FIELDS, RENAMED_FIELDS, RENAMED_PARTS, RENAMED_PATHS
 
 if TYPE_CHECKING:
     from tests.bot.web.conftest import Room
@@ -48,3 +48,19 @@ async def test_another_unknown_field_is_refused_by_its_name(room: Room) -> None:
     status, reply = await room.ask("POST", "/api/jobs", {"prompt": "a lamp", "stpes": 40})
     assert status == 400
     assert "unknown field `stpes`" in reply["error"]
+
+
+async def test_answers_have_renamed_fields_under_both_names(room: Room) -> None:
+    job = await room.imagine("a lamp", count=2)
+    await room.end_of(job)
+    _, generated = await room.ask("GET", f"/api/jobs/{job}")
+    _, accepted = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
+    _, upscaled = await room.ask("GET", f"/api/jobs/{accepted['id']}")
+    _, workers = await room.ask("GET", "/api/workers")
+    for answer, kind in ((generated, "generate"), (upscaled, "upscale")):
+        assert (answer["kind"], answer["task"]) == (kind, OLD_KINDS[kind])
+    answers = (generated, workers, workers["workers"][0]["models"][0])
+    checked = {old for old, new in RENAMED_ANSWER_FIELDS.items() for one in answers if old in one and new in one}
+    assert checked == set(RENAMED_ANSWER_FIELDS)
+    for old, new in (("walkable", "can_interpolate"), ("warming", "engine_loading"), ("enlargement", "upscale_factor")):
+        assert all(answer[old] == answer[new] for answer in answers if old in answer)

@@ -75,7 +75,7 @@ async def test_loading_progress_is_sent_until_the_first_frame(room: Room) -> Non
             assert value == {"id": job, "model": "embedded", "percent": 40, "sentence": "loading embedded, 40 %"}
             break
     page = room.events("/api/events")
-    events = [await anext(page) for _ in range(3)]  # a new reader gets it as well
+    events = [await anext(page) for _ in range(4)]  # a new reader gets it as well
     assert events[-1] == ("loading", value)
     room.drawers[0].going.set()
     later = [name async for name, _ in room.events(f"/api/jobs/{job}/events")]
@@ -110,13 +110,14 @@ async def test_the_page_receives_everything_on_one_stream(room: Room) -> None:
     before = await room.imagine("before", count=1)
     await room.end_of(before)
     stream = room.events("/api/events")
-    first = dict([await anext(stream) for _ in range(2)])
-    assert first["room"]["online"]
+    first = dict([await anext(stream) for _ in range(3)])
+    assert first["workers"]["online"]
+    assert first["room"] == first["workers"], "the event keeps its old name, too"
     assert [job["id"] for job in first["jobs"]["jobs"]] == [before]
     jobs = {await room.imagine(prompt, count=1) for prompt in ("one", "two")}
     received: dict[str, list[str]] = {job: [] for job in jobs}
     async for name, value in stream:
-        if name == "room":
+        if name in {"workers", "room"}:
             continue
         received[value["id"]].append(name if name != "job" else f"job {value['state']}")
         if all(names[-1:] == ["job finished"] for names in received.values()):
@@ -143,7 +144,7 @@ async def test_places_in_the_queue_are_sent_without_a_pause(room: Room, monkeypa
 async def test_the_page_receives_no_jobs_of_a_discord_server(room: Room) -> None:
     elsewhere = Member("discord:1", "Ann", "discord:9")
     stream = room.events("/api/events")
-    _ = [await anext(stream) for _ in range(2)]
+    _ = [await anext(stream) for _ in range(3)]
     (ticket,) = await room.desk.jobs.imagine("a secret", elsewhere, Destination("discord"), count=1)
     await room.end_of(ticket.job)
     here = await room.imagine("ours", count=1)
@@ -157,9 +158,9 @@ async def test_the_page_receives_no_jobs_of_a_discord_server(room: Room) -> None
 
 async def test_a_worker_that_leaves_is_reported(room: Room) -> None:
     stream = room.events("/api/events")
-    assert (await _next_event(stream, "room"))["online"]
+    assert (await _next_event(stream, "workers"))["online"]
     await room.drawers[0].leave()
-    assert not (await _next_event(stream, "room"))["online"]
+    assert not (await _next_event(stream, "workers"))["online"]
 
 
 async def _next_event(stream: AsyncIterator[tuple[str, Any]], event_name: str) -> Any:
