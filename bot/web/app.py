@@ -24,7 +24,7 @@ from bot.web.sse_cache import EventCache
 PACKAGE_DIR = Path(__file__).parent
 MAX_BODY_BYTES = 64 * 1024  # of a request's body
 KEEPALIVE_SECONDS = 30.0  # seconds that a connection may stay open without a request
-TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
+TEMPLATES = ("base.html", "chatroom.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
 def build_app(

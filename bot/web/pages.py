@@ -40,7 +40,7 @@ async def get_home(request: web.Request) -> web.StreamResponse:
     """Return the chatroom; with `?token=…` the sign-in page."""
     if "token" in request.query:
         return get_sign_in_page(request)
-    return _render_page(request, "room.html", examples=EXAMPLES, example=EXAMPLES[0])
+    return _render_page(request, "chatroom.html", examples=EXAMPLES, example=EXAMPLES[0])
 
 
 def get_sign_in_page(request: web.Request) -> web.StreamResponse:
@@ -89,7 +89,7 @@ async def get_discord_page(request: web.Request) -> web.StreamResponse:
 
 async def redirect_icon(request: web.Request) -> web.StreamResponse:
     """Redirect to the icon; browsers request this address by themselves."""
-    raise web.HTTPFound("/static/lamp.svg")
+    raise web.HTTPFound("/static/icon.svg")
 
 
 def _render_page(request: web.Request, template: str, **context: Any) -> web.Response:

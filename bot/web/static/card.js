@@ -5,188 +5,188 @@ import { Branch } from "/static/branch.js";
 import { showActions } from "/static/actions.js";
 import { Film } from "/static/film.js";
 import { Pause } from "/static/pause.js";
-import { button } from "/static/rows.js";
-import { clock, describeAction, left, waiting } from "/static/texts.js";
+import { createButton } from "/static/rows.js";
+import { describeAction, formatClock, formatTimeLeft, formatWait } from "/static/texts.js";
 
-const pattern = document.getElementById("card");
-const OVER = new Set(["finished", "failed", "cancelled"]);
+const template = document.getElementById("card");
+const END_STATES = new Set(["finished", "failed", "cancelled"]);
 
 export class Card {
-  // `act(method, address)` sends a request and resolves to whether the server accepted it.
-  constructor(job, act) {
-    this.act = act;
-    this.element = pattern.content.firstElementChild.cloneNode(true);
+  // `submitRequest(method, address, body)` sends a request and resolves to whether the server accepted it.
+  constructor(job, submitRequest) {
+    this.submitRequest = submitRequest;
+    this.element = template.content.firstElementChild.cloneNode(true);
     this.element.id = `job-${job.id}`;
     this.part = (name) => this.element.querySelector(`.${name}`);
-    this.part("cancel").addEventListener("click", (event) => this.press(event.currentTarget, "DELETE", this.address));
+    this.part("cancel").addEventListener("click", (event) => this.submitFrom(event.currentTarget, "DELETE", this.address));
     this.address = `/api/jobs/${job.id}`;
     this.pause = new Pause(this);
-    this.introduce(job);
-    this.lay(job);
+    this.renderHeader(job);
+    this.buildTiles(job);
     this.update(job);
   }
 
-  introduce(job) {
-    this.part("who").textContent = job.author.you ? "You" : job.author.name;
+  renderHeader(job) {
+    this.part("author").textContent = job.author.you ? "You" : job.author.name;
     this.part("action").append(job.parent ? Object.assign(document.createElement("a"), { href: `#job-${job.parent.id}`, textContent: describeAction(job) }) : describeAction(job));
     const time = this.element.querySelector("time");
     time.dateTime = new Date(job.created * 1000).toISOString();
-    time.textContent = clock(job.created);
-    this.part("prompt").append(...phrases(job.prompt));
-    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt || describeAction(job)}`);
+    time.textContent = formatClock(job.created);
+    this.part("prompt").append(...splitFlags(job.prompt));
+    this.element.setAttribute("aria-label", `${this.part("author").textContent}: ${job.prompt || describeAction(job)}`);
   }
 
-  lay(job) {
-    const tray = this.part("tray");
-    tray.dataset.count = job.count;
-    if (job.width) tray.style.setProperty("--aspect", `${job.width} / ${job.height}`);
-    this.prints = Array.from({ length: job.count }, (_, index) => {
-      const print = document.createElement("a");
-      print.className = "print";
-      print.append(Object.assign(document.createElement("img"), { alt: "", draggable: false }));
-      print.dataset.n = index + 1;
-      tray.append(print);
-      return print;
+  buildTiles(job) {
+    const grid = this.part("grid");
+    grid.dataset.count = job.count;
+    if (job.width) grid.style.setProperty("--aspect", `${job.width} / ${job.height}`);
+    this.tiles = Array.from({ length: job.count }, (_, index) => {
+      const tile = document.createElement("a");
+      tile.className = "tile";
+      tile.append(Object.assign(document.createElement("img"), { alt: "", draggable: false }));
+      tile.dataset.n = index + 1;
+      grid.append(tile);
+      return tile;
     });
   }
 
-  get over() {
-    return OVER.has(this.job.state);
+  get isEnded() {
+    return END_STATES.has(this.job.state);
   }
 
   update(job) {
     this.job = job;
     this.element.dataset.state = job.state;
-    this.element.setAttribute("aria-busy", String(!this.over));
-    this.note(job.notes);
-    this.say(job.footer);
-    if (this.over) return this.end(job);
-    if (job.state === "running") this.progress(job.percent, job.eta);
-    else this.queued(job);
+    this.element.setAttribute("aria-busy", String(!this.isEnded));
+    this.showNotes(job.notes);
+    this.setStatusText(job.footer);
+    if (this.isEnded) return this.showEnd(job);
+    if (job.state === "running") this.showProgress(job.percent, job.eta);
+    else this.showWait(job);
     this.part("cancel").disabled = job.cancelling;
     this.part("cancel").hidden = !job.can_cancel;
-    this.pause.offer(job.state === "running");
+    this.pause.setAvailable(job.state === "running");
   }
 
-  queued({ jobs_ahead, eta, has_worker = true, wait_reason = "", startup_notice = "" }) {
-    if (this.over) return;
-    this.part("tray").classList.toggle("aside", jobs_ahead > 0 || !has_worker); // small while it waits
+  showWait({ jobs_ahead, eta, has_worker = true, wait_reason = "", startup_notice = "" }) {
+    if (this.isEnded) return;
+    this.part("grid").classList.toggle("compact", jobs_ahead > 0 || !has_worker);
     this.part("percent").textContent = "";
-    const text = jobs_ahead == null ? "Being handed to a worker" : waiting(jobs_ahead, eta, has_worker, this.job.author.you, startup_notice);
-    this.part("left").textContent = [...new Set([text, wait_reason])].filter(Boolean).join(" · ");
+    const text = jobs_ahead == null ? "Sent to a worker" : formatWait(jobs_ahead, eta, has_worker, this.job.author.you, startup_notice);
+    this.part("time-left").textContent = [...new Set([text, wait_reason])].filter(Boolean).join(" · ");
     this.element.querySelector("progress").removeAttribute("value");
-    this.label(text);
+    this.setProgressLabel(text);
   }
 
   // Its worker loads the model: the bar shows that until the first preview.
-  loading({ percent, sentence }) {
-    if (this.over) return;
+  showLoading({ percent, sentence }) {
+    if (this.isEnded) return;
     this.element.dataset.state = "loading";
-    this.part("tray").classList.remove("aside");
+    this.part("grid").classList.remove("compact");
     this.element.querySelector("progress").value = percent;
     this.part("percent").textContent = "";
-    this.part("left").textContent = sentence;
-    this.label(sentence);
+    this.part("time-left").textContent = sentence;
+    this.setProgressLabel(sentence);
   }
 
-  frame({ step, total_steps, percent, seconds_left, frames }) {
-    if (this.over) return;
+  showFrame({ step, total_steps, percent, seconds_left, frames }) {
+    if (this.isEnded) return;
     this.element.dataset.state = "running";
-    this.pause.seen(step);
-    this.progress(percent, seconds_left);
-    this.part("left").title = `step ${step} of ${total_steps}`;
+    this.pause.onPreview(step);
+    this.showProgress(percent, seconds_left);
+    this.part("time-left").title = `step ${step} of ${total_steps}`;
     for (const [n, jpeg] of Object.entries(frames)) {
-      const print = this.prints[Number(n) - 1];
-      if (!print) continue;
-      print.classList.add("wet");
-      print.firstElementChild.src = `data:image/jpeg;base64,${jpeg}`;
+      const tile = this.tiles[Number(n) - 1];
+      if (!tile) continue;
+      tile.classList.add("has-preview");
+      tile.firstElementChild.src = `data:image/jpeg;base64,${jpeg}`;
     }
   }
 
-  progress(percent, seconds) {
-    this.part("tray").classList.remove("aside");
+  showProgress(percent, seconds) {
+    this.part("grid").classList.remove("compact");
     this.element.querySelector("progress").value = percent;
     this.part("percent").textContent = `${percent} %`;
-    this.part("left").textContent = this.pause.on ? "paused" : seconds == null ? "developing" : left(seconds);
-    this.part("tray").style.setProperty("--dark", String(1 - percent / 100));
-    this.label(`${percent} percent developed`);
+    this.part("time-left").textContent = this.pause.isPaused ? "paused" : seconds == null ? "running" : formatTimeLeft(seconds);
+    this.part("grid").style.setProperty("--tint", String(1 - percent / 100));
+    this.setProgressLabel(`${percent} percent done`);
   }
 
-  label(text) {
+  setProgressLabel(text) {
     this.element.querySelector("progress").setAttribute("aria-label", text);
   }
 
-  end(job) {
-    this.part("tray").style.setProperty("--dark", "0");
-    this.part("tray").classList.remove("aside");
-    for (const picture of job.pictures) this.hang(picture, job);
-    this.part("work").hidden = true;
-    if (job.state !== "finished") this.say(job.reason || `This job was ${job.state}.`);
-    const held = job.pictures.map((picture) => picture.held).filter(Boolean);
-    if (held.length) this.say([job.footer, ...held].join(" · "));
-    if (job.state !== "finished" || this.done) return;
-    this.done = true;
+  showEnd(job) {
+    this.part("grid").style.setProperty("--tint", "0");
+    this.part("grid").classList.remove("compact");
+    for (const picture of job.pictures) this.showPicture(picture, job);
+    this.part("job-progress").hidden = true;
+    if (job.state !== "finished") this.setStatusText(job.reason || `This job was ${job.state}.`);
+    const holdReasons = job.pictures.map((picture) => picture.held).filter(Boolean);
+    if (holdReasons.length) this.setStatusText([job.footer, ...holdReasons].join(" · "));
+    if (job.state !== "finished" || this.hasActions) return;
+    this.hasActions = true;
     if (job.keyframes) {
-      this.film = new Film(this.part("film"), this.part("tray"), job);
+      this.film = new Film(this.part("film"), this.part("grid"), job);
       if (job.pictures.some((picture) => picture.branch)) this.branch = new Branch(this, this.film);
     }
-    if (job.walk_films?.webp) this.roam(job);
+    if (job.walk_films?.webp) this.showInterpolationFilm(job);
     showActions(this);
   }
 
   // The film of an interpolation is under the pictures of its last job.
-  roam(job) {
-    const film = Object.assign(document.createElement("img"), { className: "roaming", src: job.walk_films.webp });
-    film.alt = `A walk there and back: ${job.prompt}`;
-    this.part("tray").after(film);
+  showInterpolationFilm(job) {
+    const film = Object.assign(document.createElement("img"), { className: "interpolation-film", src: job.walk_films.webp });
+    film.alt = `Film of the interpolation, there and back: ${job.prompt}`;
+    this.part("grid").after(film);
   }
 
-  hang(picture, job) {
-    const print = this.prints[picture.n - 1];
-    const image = print.firstElementChild;
-    print.classList.add("dry");
-    if (picture.held) return this.hide(print, picture);
-    print.href = picture.url;
-    print.target = "_blank";
-    if (!job.width) this.part("tray").style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
+  showPicture(picture, job) {
+    const tile = this.tiles[picture.n - 1];
+    const image = tile.firstElementChild;
+    tile.classList.add("finished");
+    if (picture.held) return this.hidePicture(tile, picture);
+    tile.href = picture.url;
+    tile.target = "_blank";
+    if (!job.width) this.part("grid").style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
     image.src = picture.url;
     image.alt = `Picture ${picture.n} of ${job.count}: ${job.prompt}`;
   }
 
   // A picture that the picture check holds keeps its last preview, blurred, with the reason.
-  hide(print, picture) {
-    print.title = picture.held;
-    print.firstElementChild.alt = picture.held;
-    if (!print.firstElementChild.src) print.classList.remove("dry");
+  hidePicture(tile, picture) {
+    tile.title = picture.held;
+    tile.firstElementChild.alt = picture.held;
+    if (!tile.firstElementChild.src) tile.classList.remove("finished");
   }
 
-  // A button's picture has a frame while the pointer is on the button.
-  light(n, made) {
-    const turn = (on) => () => this.prints[n - 1].classList.toggle("lit", on);
-    for (const kind of ["pointerenter", "focus"]) made.addEventListener(kind, turn(true));
-    for (const kind of ["pointerleave", "blur"]) made.addEventListener(kind, turn(false));
+  // A picture has a border while the pointer or the focus is on `control`.
+  highlightOnHover(n, control) {
+    const setHighlighted = (isOn) => () => this.tiles[n - 1].classList.toggle("highlighted", isOn);
+    for (const kind of ["pointerenter", "focus"]) control.addEventListener(kind, setHighlighted(true));
+    for (const kind of ["pointerleave", "blur"]) control.addEventListener(kind, setHighlighted(false));
   }
 
-  // A button that sends a request, with an optional `body`; `then` is called once the server accepted it.
-  button(text, label, address, { body, then } = {}) {
-    const made = button(text, label);
-    made.addEventListener("click", () => this.press(made, "POST", address, then, body));
-    return made;
+  // A button that sends a request, with an optional `body`; `onAccepted` is called once the server accepted it.
+  createRequestButton(text, label, address, { body, onAccepted } = {}) {
+    const button = createButton(text, label);
+    button.addEventListener("click", () => this.submitFrom(button, "POST", address, onAccepted, body));
+    return button;
   }
 
-  async press(button, method, address, then = () => {}, body = undefined) {
+  async submitFrom(button, method, address, onAccepted = () => {}, body = undefined) {
     button.disabled = true;
-    const agreed = await this.act(method, address, body);
-    button.disabled = method === "DELETE" && agreed;
-    if (agreed) then();
-    if (method !== "DELETE" && agreed) button.classList.add("used");
+    const isAccepted = await this.submitRequest(method, address, body);
+    button.disabled = method === "DELETE" && isAccepted;
+    if (isAccepted) onAccepted();
+    if (method !== "DELETE" && isAccepted) button.classList.add("accepted");
   }
 
-  say(sentence) {
-    this.part("said").textContent = sentence;
+  setStatusText(sentence) {
+    this.part("status-text").textContent = sentence;
   }
 
-  note(notes) {
+  showNotes(notes) {
     this.part("notes").replaceChildren(
       ...notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
     );
@@ -194,9 +194,9 @@ export class Card {
 }
 
 // The prompt with its flags in spans, so that a line never breaks inside `--fast`.
-function phrases(prompt) {
+function splitFlags(prompt) {
   return prompt.split(/(--[a-z]+)/i).map((text, index) => {
     if (index % 2 === 0) return document.createTextNode(text);
-    return Object.assign(document.createElement("span"), { className: "said-flag", textContent: text });
+    return Object.assign(document.createElement("span"), { className: "prompt-flag", textContent: text });
   });
 }

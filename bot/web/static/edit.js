@@ -1,54 +1,54 @@
 // The inpaint dialog of a finished picture: paint a mask, and change the prompt if you like.
 
-import { MaskEditor, share } from "/static/mask_editor.js";
-import { ask } from "/static/sse.js";
+import { MaskEditor, updateSliderFill } from "/static/mask_editor.js";
+import { sendRequest } from "/static/sse.js";
 
-const dialog = document.getElementById("editing");
+const dialog = document.getElementById("edit-dialog");
 const part = (name) => dialog.querySelector(`.${name}`);
-const [form, words, said] = ["edit", "words", "notice"].map(part);
+const [form, promptField, notice, strength] = ["edit", "prompt-field", "notice", "strength"].map(part);
 const editor = new MaskEditor(dialog);
-let now = null; // the job and the picture
+let target = null; // the job and the picture
 
-export function edit(job, picture) {
-  now = { job, picture };
-  complain("");
-  words.value = job.prompt_text;
-  editor.lay(picture.url, picture.width, picture.height);
+export function openEditor(job, picture) {
+  target = { job, picture };
+  showError("");
+  promptField.value = job.prompt_text;
+  editor.show(picture.url, picture.width, picture.height);
   dialog.showModal();
   editor.focus();
 }
 
-function strength() {
-  part("strength-said").value = `${part("strength").value} %`;
-  share(part("strength"));
+function showStrength() {
+  part("strength-value").value = `${strength.value} %`;
+  updateSliderFill(strength);
 }
 
-function complain(text) {
-  said.textContent = text;
-  said.hidden = !text;
+function showError(text) {
+  notice.textContent = text;
+  notice.hidden = !text;
 }
 
-async function send() {
-  if (editor.brush.empty) return complain("Paint over what shall be drawn anew.");
-  const { job, picture } = now;
-  const request = { strength: Number(part("strength").value) / 100 };
-  if (words.value.trim() !== job.prompt_text.trim()) request.prompt = words.value.trim();
+async function submitEdit() {
+  if (editor.brush.isEmpty) return showError("Paint the area to redraw first.");
+  const { job, picture } = target;
+  const request = { strength: Number(strength.value) / 100 };
+  if (promptField.value.trim() !== job.prompt_text.trim()) request.prompt = promptField.value.trim();
   const body = new FormData();
   body.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
-  body.append("mask", await editor.brush.mask(), "mask.png");
+  body.append("mask", await editor.brush.renderMask(), "mask.png");
   part("imagine").disabled = true;
   try {
-    await ask("POST", `/api/jobs/${job.id}/edit/${picture.n}`, body);
+    await sendRequest("POST", `/api/jobs/${job.id}/edit/${picture.n}`, body);
     dialog.close();
   } catch (error) {
-    complain(error.message);
+    showError(error.message);
   } finally {
     part("imagine").disabled = false;
   }
 }
 
-form.addEventListener("submit", (event) => (event.preventDefault(), send()));
-part("strength").addEventListener("input", strength);
+form.addEventListener("submit", (event) => (event.preventDefault(), submitEdit()));
+strength.addEventListener("input", showStrength);
 part("close").addEventListener("click", () => dialog.close());
-editor.canvas.addEventListener("pointerdown", () => complain(""));
-strength();
+editor.canvas.addEventListener("pointerdown", () => showError(""));
+showStrength();

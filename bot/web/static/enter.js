@@ -1,23 +1,23 @@
 // Uses up the one-time address at the press of a button: opening it, as link previews do, uses nothing up.
 
-import { ask } from "/static/sse.js";
+import { sendRequest } from "/static/sse.js";
 
-const button = document.getElementById("come-in");
+const button = document.getElementById("sign-in");
 const notice = document.getElementById("notice");
 
-async function enter() {
+async function signIn() {
   button.disabled = true;
   notice.hidden = true;
   try {
-    await ask("POST", "/api/entrance", { token: new URLSearchParams(location.search).get("token") });
+    await sendRequest("POST", "/api/entrance", { token: new URLSearchParams(location.search).get("token") });
     location.replace("/");
-  } catch (refusal) {
-    notice.textContent = refusal.message;
+  } catch (error) {
+    notice.textContent = error.message;
     notice.hidden = false;
     button.disabled = false;
   }
 }
 
-button.addEventListener("click", enter);
+button.addEventListener("click", signIn);
 button.disabled = false;
 button.focus();

@@ -1,175 +1,175 @@
-// The init images of a prompt: dropped, pasted, chosen, or finished pictures of this room. They are sent with the prompt:
+// The init images of a prompt: dropped, pasted, chosen, or finished pictures of this page. They are sent with the prompt:
 // one with an optional mask, several with weights. The server decides what is a picture and what is allowed.
 
-import { share } from "/static/mask_editor.js";
-import { paint } from "/static/paint.js";
-import { EVEN, Thumb, whole } from "/static/thumb.js";
-import { Refused } from "/static/sse.js";
+import { updateSliderFill } from "/static/mask_editor.js";
+import { paintMask } from "/static/paint.js";
+import { RequestError } from "/static/sse.js";
+import { DEFAULT_WEIGHT, Thumb, loadPicture } from "/static/thumb.js";
 
-const MOST = 5;
-const LARGEST = 16 * 1024 * 1024; // bytes
-const OURS = /\/api\/jobs\/([0-9A-HJKMNP-TV-Z]{26})\/pictures\/([1-4])\.png$/;
-const USUAL = { one: "60", several: "50", painted: "90" }; // strength in percent
-const TITLES = { one: "How much is drawn anew", painted: "How much of what is painted over is drawn anew" };
-const ALONE = "A part is painted over in one picture alone. With several, the whole of their blend is a start.";
+const MAX_IMAGES = 5;
+const MAX_BYTES = 16 * 1024 * 1024;
+const PICTURE_URL = /\/api\/jobs\/([0-9A-HJKMNP-TV-Z]{26})\/pictures\/([1-4])\.png$/;
+const DEFAULT_STRENGTHS = { one: "60", several: "50", masked: "90" }; // in percent
+const TITLES = { one: "Strength", masked: "Strength inside the mask" };
+const MASK_NEEDS_ONE_IMAGE = "A mask works with one init image only; a blend ignores it.";
 
 export class InitImages {
-  // `complain(sentence)` shows what was left out.
-  constructor(form, complain) {
-    this.complain = complain;
+  // `showError(sentence)` shows what was left out.
+  constructor(form, showError) {
+    this.showError = showError;
     this.items = [];
-    const at = (name) => form.querySelector(name);
-    [this.box, this.list, this.slider, this.percent] = [".init-images", ".thumbs", ".strength", ".strength-said"].map(at);
-    [this.title, this.opener, this.chooser, this.painter, this.counts] = [".drawn-title", ".choose", ".chooser", ".paint", ".counts"].map(at);
-    this.painter.addEventListener("click", () => this.paint());
-    this.opener.addEventListener("click", () => this.chooser.click());
-    this.chooser.addEventListener("change", () => {
-      this.add(this.chooser.files);
-      this.chooser.value = "";
+    const find = (name) => form.querySelector(name);
+    [this.box, this.list, this.slider, this.percent] = [".init-images", ".thumbs", ".strength", ".strength-value"].map(find);
+    [this.title, this.openButton, this.fileChooser, this.maskButton, this.weightsLabel] = [".strength-title", ".choose-images", ".file-chooser", ".paint", ".weights-label"].map(find);
+    this.maskButton.addEventListener("click", () => this.paintMask());
+    this.openButton.addEventListener("click", () => this.fileChooser.click());
+    this.fileChooser.addEventListener("change", () => {
+      this.addFiles(this.fileChooser.files);
+      this.fileChooser.value = "";
     });
     this.slider.addEventListener("input", () => {
-      this.chosen = true;
-      this.tell();
+      this.hasChosenStrength = true;
+      this.showStrength();
     });
     this.listen();
   }
 
-  get any() {
+  get hasImages() {
     return this.items.length > 0;
   }
 
   listen() {
-    const brings = ({ dataTransfer }) => ["Files", "text/uri-list"].some((kind) => dataTransfer?.types.includes(kind));
-    const aim = (on) => document.body.classList.toggle("aimed", on);
+    const hasPictures = ({ dataTransfer }) => ["Files", "text/uri-list"].some((kind) => dataTransfer?.types.includes(kind));
+    const setDropTarget = (isOn) => document.body.classList.toggle("drop-target", isOn);
     document.addEventListener("dragover", (event) => {
-      if (!brings(event)) return;
+      if (!hasPictures(event)) return;
       event.preventDefault();
       event.dataTransfer.dropEffect = "copy";
-      aim(true);
+      setDropTarget(true);
     });
-    document.addEventListener("dragleave", (event) => event.relatedTarget || aim(false));
+    document.addEventListener("dragleave", (event) => event.relatedTarget || setDropTarget(false));
     document.addEventListener("drop", (event) => {
-      aim(false);
-      if (brings(event) && this.take(event.dataTransfer, event.target)) event.preventDefault();
+      setDropTarget(false);
+      if (hasPictures(event) && this.handleDrop(event.dataTransfer, event.target)) event.preventDefault();
     });
     document.addEventListener("paste", ({ clipboardData, target }) => {
       if (!clipboardData?.files.length || target.closest?.("dialog")) return;
-      this.add(clipboardData.files);
+      this.addFiles(clipboardData.files);
     });
   }
 
-  // Take dropped files, or a picture of this page. False for an address that belongs in the prompt.
-  take(dropped, target) {
-    if (dropped.files.length) return this.add(dropped.files), true;
+  // Add dropped files, or a picture of this page. False for an address that belongs in the prompt.
+  handleDrop(dropped, target) {
+    if (dropped.files.length) return this.addFiles(dropped.files), true;
     const url = dropped.getData("text/uri-list").split(/\r?\n/)[0];
-    const [, job, n] = (url.startsWith(`${location.origin}/`) && OURS.exec(url)) || [];
-    if (job) this.use({ name: `${job}/${n}`, url });
+    const [, job, n] = (url.startsWith(`${location.origin}/`) && PICTURE_URL.exec(url)) || [];
+    if (job) this.addFinished({ name: `${job}/${n}`, url });
     else if (target.matches?.("textarea, input")) return false;
-    else this.complain("Drop picture files, or pictures of this page; from elsewhere, save them first.");
+    else this.showError("Drop picture files or pictures of this page. Save pictures of other sites first.");
     return true;
   }
 
-  add(files) {
+  addFiles(files) {
     for (const file of files) {
-      if (file.type && !file.type.startsWith("image/")) this.complain(`“${file.name}” is no picture.`);
-      else if (file.size > LARGEST) this.complain(`“${file.name}” is too large: up to 16 MB are taken.`);
-      else this.put({ file, name: file.name || "picture" });
+      if (file.type && !file.type.startsWith("image/")) this.showError(`“${file.name}” is not a picture.`);
+      else if (file.size > MAX_BYTES) this.showError(`“${file.name}” is too large: the limit is 16 MB.`);
+      else this.addItem({ file, name: file.name || "picture" });
     }
   }
 
   // Add a finished picture, by its job and number.
-  use({ name, url }) {
-    if (!this.items.some((item) => item.ref === name)) this.put({ ref: name, url, name: `picture ${name.split("/")[1]} of a job` });
+  addFinished({ name, url }) {
+    if (!this.items.some((item) => item.ref === name)) this.addItem({ ref: name, url, name: `picture ${name.split("/")[1]} of a job` });
   }
 
-  put(item) {
-    if (this.items.length >= MOST) return this.complain(`Up to ${MOST} pictures can begin a job.`);
-    this.items.push({ weight: EVEN, painted: null, ...item });
+  addItem(item) {
+    if (this.items.length >= MAX_IMAGES) return this.showError(`A job takes up to ${MAX_IMAGES} init images.`);
+    this.items.push({ weight: DEFAULT_WEIGHT, painted: null, ...item });
     this.show();
-    if (this.items.length > 1 && this.items.some(({ painted }) => painted)) this.complain(ALONE);
+    if (this.items.length > 1 && this.items.some(({ painted }) => painted)) this.showError(MASK_NEEDS_ONE_IMAGE);
   }
 
   // The default strength depends on whether there is a mask.
-  async paint() {
+  async paintMask() {
     const [item] = this.items;
-    const seen = await whole(item).catch(() => null);
-    if (!seen) return this.complain(`“${item.name}” can’t be shown in this browser, so it can’t be painted over here.`);
-    this.complain("");
-    item.painted = await paint(seen, item.painted);
+    const picture = await loadPicture(item).catch(() => null);
+    if (!picture) return this.showError(`This browser cannot show “${item.name}”, so you cannot paint a mask on it.`);
+    this.showError("");
+    item.painted = await paintMask(picture, item.painted);
     this.show();
-    this.painter.focus();
+    this.maskButton.focus();
   }
 
   get kind() {
     if (this.items.length > 1) return "several";
-    return this.items[0]?.painted ? "painted" : "one";
+    return this.items[0]?.painted ? "masked" : "one";
   }
 
   remove(item) {
-    const place = this.items.indexOf(item);
-    this.items.splice(place, 1);
-    this.complain("");
+    const index = this.items.indexOf(item);
+    this.items.splice(index, 1);
+    this.showError("");
     this.show();
-    (this.list.children[Math.min(place, this.items.length - 1)]?.querySelector("button") ?? this.opener).focus();
+    (this.list.children[Math.min(index, this.items.length - 1)]?.querySelector("button") ?? this.openButton).focus();
   }
 
   clear() {
     this.items = [];
-    this.chosen = false;
+    this.hasChosenStrength = false;
     this.show();
   }
 
   show() {
-    this.thumbs = this.items.map((item, index) => new Thumb(item, index, { remove: () => this.remove(item), weighed: () => this.weigh() }));
+    this.thumbs = this.items.map((item, index) => new Thumb(item, index, { onRemove: () => this.remove(item), onWeight: () => this.showShares() }));
     this.list.replaceChildren(...this.thumbs.map(({ element }) => element));
-    this.box.hidden = !this.any;
-    this.painter.hidden = this.items.length !== 1;
-    this.counts.hidden = this.items.length < 2;
-    this.painter.textContent = this.kind === "painted" ? "Change what is painted …" : "Paint over a part …";
-    if (this.items.length === 1) this.thumbs[0].mark(this.items[0].painted);
+    this.box.hidden = !this.hasImages;
+    this.maskButton.hidden = this.items.length !== 1;
+    this.weightsLabel.hidden = this.items.length < 2;
+    this.maskButton.textContent = this.kind === "masked" ? "Change the mask …" : "Paint a mask …";
+    if (this.items.length === 1) this.thumbs[0].showMask(this.items[0].painted);
     this.box.dispatchEvent(new Event("change-images"));
-    if (!this.chosen) this.slider.value = USUAL[this.kind];
-    this.weigh();
-    this.tell();
+    if (!this.hasChosenStrength) this.slider.value = DEFAULT_STRENGTHS[this.kind];
+    this.showShares();
+    this.showStrength();
   }
 
-  weigh() {
+  showShares() {
     const total = this.items.length > 1 ? this.items.reduce((sum, { weight }) => sum + weight, 0) : 0;
-    for (const thumb of this.thumbs) thumb.weigh(total);
+    for (const thumb of this.thumbs) thumb.showShare(total);
   }
 
-  tell() {
-    this.title.textContent = TITLES[this.kind] ?? `${this.items.length} pictures, blended. How much is drawn anew`;
+  showStrength() {
+    this.title.textContent = TITLES[this.kind] ?? `Strength (${this.items.length} init images, blended)`;
     this.percent.value = `${this.slider.value} %`;
     this.slider.setAttribute("aria-valuetext", this.percent.value);
-    share(this.slider);
+    updateSliderFill(this.slider);
   }
 
   // The body of `POST /api/jobs`. Finished pictures beside others are sent as files: the server takes one kind.
   async buildRequest(prompt) {
     const request = { prompt };
-    if (!this.any) return request;
-    if (this.chosen) request.strength = Number(this.slider.value) / 100;
+    if (!this.hasImages) return request;
+    if (this.hasChosenStrength) request.strength = Number(this.slider.value) / 100;
     if (this.items.some(({ weight }) => weight !== this.items[0].weight)) request.weights = this.items.map(({ weight }) => weight);
-    const ours = this.items.every((item) => item.ref);
-    if (ours) request.init_images = this.items.map((item) => item.ref);
-    const mask = this.kind === "painted" && this.items[0].painted.mask;
-    if (ours && !mask) return request;
+    const areAllFinished = this.items.every((item) => item.ref);
+    if (areAllFinished) request.init_images = this.items.map((item) => item.ref);
+    const mask = this.kind === "masked" && this.items[0].painted.mask;
+    if (areAllFinished && !mask) return request;
     const form = new FormData();
     form.append("request", new Blob([JSON.stringify(request)], { type: "application/json" }));
-    for (const item of ours ? [] : this.items) form.append("picture", await this.content(item), item.name);
+    for (const item of areAllFinished ? [] : this.items) form.append("picture", await this.loadContent(item), item.name);
     if (mask) form.append("mask", mask, "mask.png");
     return form;
   }
 
   // A picture as a file.
-  async content(item) {
-    return item.file ?? fetched(item.url);
+  async loadContent(item) {
+    return item.file ?? fetchBlob(item.url);
   }
 }
 
-async function fetched(url) {
-  const answer = await fetch(url).catch(() => null);
-  if (!answer?.ok) throw new Refused("A picture that it begins with can’t be fetched just now.");
-  return answer.blob();
+async function fetchBlob(url) {
+  const response = await fetch(url).catch(() => null);
+  if (!response?.ok) throw new RequestError("An init image could not be fetched. Try again.");
+  return response.blob();
 }

@@ -3,22 +3,22 @@
 const field = document.getElementById("application");
 const link = document.getElementById("invitation");
 
-function invitation(id, permissions) {
+function buildInvitation(id, permissions) {
   const query = `client_id=${id}&scope=bot+applications.commands&permissions=${permissions}`;
   return `https://discord.com/oauth2/authorize?${query}`;
 }
 
-function show() {
+function showInvitation() {
   const id = field.value.trim();
-  const complete = /^[0-9]{15,22}$/.test(id);
-  field.setCustomValidity(id && !complete ? "An application ID has 15 to 22 digits." : "");
-  link.textContent = invitation(complete ? id : "APPLICATION_ID", field.dataset.permissions);
-  if (complete) link.href = link.textContent;
+  const isComplete = /^[0-9]{15,22}$/.test(id);
+  field.setCustomValidity(id && !isComplete ? "An application ID has 15 to 22 digits." : "");
+  link.textContent = buildInvitation(isComplete ? id : "APPLICATION_ID", field.dataset.permissions);
+  if (isComplete) link.href = link.textContent;
   else link.removeAttribute("href");
 }
 
-field.addEventListener("input", show);
-document.getElementById("inviting").addEventListener("submit", (event) => {
+field.addEventListener("input", showInvitation);
+document.getElementById("invite-form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (link.href) link.focus();
 });

@@ -1,13 +1,13 @@
 // Rows of buttons and links for cards and dialogs.
 
-export function button(text, label) {
-  const made = document.createElement("button");
-  Object.assign(made, { type: "button", textContent: text, title: label });
-  made.setAttribute("aria-label", label);
-  return made;
+export function createButton(text, label) {
+  const button = document.createElement("button");
+  Object.assign(button, { type: "button", textContent: text, title: label });
+  button.setAttribute("aria-label", label);
+  return button;
 }
 
-export function group(title, label) {
+export function createRow(title, label) {
   const row = document.createElement("div");
   row.className = title ? "row titled" : "row";
   row.setAttribute("role", "group");
@@ -16,7 +16,7 @@ export function group(title, label) {
   return row;
 }
 
-export function download(text, label, address, name) {
+export function createDownload(text, label, address, name) {
   const link = document.createElement("a");
   Object.assign(link, { href: address, download: `darkroom-${name}`, textContent: text, title: label });
   link.setAttribute("aria-label", `Download: ${label}`);

@@ -1,78 +1,82 @@
-// The connection to the server: one event stream for the page, and requests, which a refusal answers with a sentence.
+// The connection to the server: one event stream for the page, and requests. A refused request throws the server's sentence.
 
-export class Refused extends Error {}
+export class RequestError extends Error {}
 
 // `body`: a FormData, which sets its own content type, or a value to send as JSON.
-export async function ask(method, address, body) {
-  const form = body instanceof FormData;
-  const headers = { "Idempotency-Key": key(), ...(form ? {} : { "Content-Type": "application/json" }) };
-  let answer;
+export async function sendRequest(method, address, body) {
+  const isForm = body instanceof FormData;
+  const headers = { "Idempotency-Key": createKey(), ...(isForm ? {} : { "Content-Type": "application/json" }) };
+  let response;
   try {
-    answer = await fetch(address, { method, headers, body: form || !body ? body : JSON.stringify(body) });
+    response = await fetch(address, { method, headers, body: isForm || !body ? body : JSON.stringify(body) });
   } catch {
-    throw new Refused("The darkroom can’t be reached just now. It will be tried again by itself; send once it is back.");
+    throw new RequestError("Darkroom cannot be reached. The page reconnects automatically; send again then.");
   }
-  const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(said.error ?? `The darkroom answered with ${answer.status}.`);
-  return said;
+  const value = await response.json().catch(() => ({}));
+  if (!response.ok) throw new RequestError(value.error ?? `Darkroom answered with status ${response.status}.`);
+  return value;
 }
 
 // The JSON at an address, or null if it can't be fetched.
-export async function look(address) {
+export async function fetchJson(address) {
   try {
-    const answer = await fetch(address);
-    return answer.ok ? await answer.json() : null;
+    const response = await fetch(address);
+    return response.ok ? await response.json() : null;
   } catch {
     return null;
   }
 }
 
 // Not crypto.randomUUID: browsers offer that only at secure addresses.
-function key() {
+function createKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-const FORGOTTEN = 60_000; // milliseconds in the background, after which the page closes its stream
+const HIDDEN_CLOSE_MS = 60_000; // after this time in the background, the page closes its stream
+const MIN_RETRY_MS = 500;
+const MAX_RETRY_MS = 8000;
 
-// Follows /api/events while the page is in sight. Calls `heard[event](value)`; `lost()` and `shut(sentence)` report why not.
-export function follow(heard, lost, shut) {
+// Follows /api/events while the page is visible. Calls `eventHandlers[event](value)` for each event, `onDisconnect()` when the
+// stream breaks, and `onRefused(sentence)` if the server refuses this visitor.
+export function subscribe(eventHandlers, onDisconnect, onRefused) {
   let stream = null;
-  let pause = 500;
-  let leaving = 0;
+  let retryDelay = MIN_RETRY_MS;
+  let closeTimer = 0;
 
-  function open() {
+  function connect() {
     if (stream && stream.readyState !== EventSource.CLOSED) return;
     stream = new EventSource("/api/events");
-    for (const [name, hear] of Object.entries(heard)) {
+    for (const [name, handler] of Object.entries(eventHandlers)) {
       stream.addEventListener(name, (event) => {
-        pause = 500;
-        hear(JSON.parse(event.data));
+        retryDelay = MIN_RETRY_MS;
+        handler(JSON.parse(event.data));
       });
     }
-    stream.onerror = mend;
+    stream.onerror = reconnect;
   }
 
-  async function mend() {
+  async function reconnect() {
     stream.close();
-    lost();
-    const refusal = await whyNot();
-    if (refusal) return shut(refusal);
-    setTimeout(open, pause);
-    pause = Math.min(pause * 2, 8000);
+    onDisconnect();
+    const refusal = await fetchRefusal();
+    if (refusal) return onRefused(refusal);
+    setTimeout(connect, retryDelay);
+    retryDelay = Math.min(retryDelay * 2, MAX_RETRY_MS);
   }
 
   document.addEventListener("visibilitychange", () => {
-    clearTimeout(leaving);
-    if (document.hidden) leaving = setTimeout(() => stream.close(), FORGOTTEN);
-    else open();
+    clearTimeout(closeTimer);
+    if (document.hidden) closeTimer = setTimeout(() => stream.close(), HIDDEN_CLOSE_MS);
+    else connect();
   });
-  open();
+  connect();
 }
 
-async function whyNot() {
+// The sentence with which the server refuses this visitor, or null.
+async function fetchRefusal() {
   try {
-    const answer = await fetch("/api/workers");
-    return answer.status === 403 ? (await answer.json()).error : null;
+    const response = await fetch("/api/workers");
+    return response.status === 403 ? (await response.json()).error : null;
   } catch {
     return null;
   }

@@ -1,57 +1,57 @@
 // The sentences of the page.
 
-export function duration(seconds) {
-  const whole = Math.max(1, Math.ceil(seconds));
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
-  const minutes = Math.ceil(whole / 60);
+export function formatDuration(seconds) {
+  const rounded = Math.max(1, Math.ceil(seconds));
+  if (rounded < 60) return `${rounded} s`;
+  if (rounded < 3600) return `${Math.floor(rounded / 60)} min${rounded % 60 ? ` ${rounded % 60} s` : ""}`;
+  const minutes = Math.ceil(rounded / 60);
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-export function waiting(jobsAhead, eta, hasWorker, yours, startupNotice = "") {
+export function formatWait(jobsAhead, eta, hasWorker, isOwn, startupNotice = "") {
   if (startupNotice) return startupNotice;
-  if (!hasWorker) return "No worker is online yet: it starts when one comes.";
-  const ahead = jobsAhead > 0 ? `${jobsAhead} ahead of ${yours ? "you" : "it"}` : "Next in line";
-  return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
+  if (!hasWorker) return "No worker is online yet. The job starts when one connects.";
+  const place = jobsAhead > 0 ? `${jobsAhead} ahead of ${isOwn ? "you" : "it"}` : "Next in line";
+  return eta == null ? place : `${place}, about ${formatDuration(eta)}`;
 }
 
-export function left(seconds) {
-  return seconds > 0 ? `about ${duration(seconds)} left` : "almost there";
+export function formatTimeLeft(seconds) {
+  return seconds > 0 ? `about ${formatDuration(seconds)} left` : "almost done";
 }
 
 export function describeAction(job) {
-  const one = job.parent?.picture;
-  const began = job.start?.step ? ` at step ${job.start.step}` : "";
-  const made = {
-    vary: `varied picture ${one}`,
-    upscale: `enlarged picture ${one}`,
-    reroll: "once more",
-    remix: `remixed picture ${one}`,
-    reproduce: "made once more",
-    edit: `changed a part of picture ${one}`,
-    zoom: `zoomed out of picture ${one}`,
-    pan: `went beyond picture ${one}`,
-    walk: "walked from picture to picture",
-    branch: `branched from picture ${one}${began}`,
+  const picture = `picture ${job.parent?.picture}`;
+  const step = job.start?.step ? ` at step ${job.start.step}` : "";
+  const phrases = {
+    vary: `varied ${picture}`,
+    upscale: `upscaled ${picture}`,
+    reroll: "re-rolled",
+    remix: `remixed ${picture}`,
+    reproduce: "reproduced",
+    edit: `edited a part of ${picture}`,
+    zoom: `zoomed out of ${picture}`,
+    pan: `panned from ${picture}`,
+    walk: "interpolated between pictures",
+    branch: `branched from ${picture}${step}`,
   };
-  return made[job.action] ?? (job.start?.pictures ? describeInitImages(job.start) : "");
+  return phrases[job.action] ?? (job.start?.pictures ? describeInitImages(job.start) : "");
 }
 
 function describeInitImages({ pictures, strength, mask }) {
-  const what = pictures > 1 ? `blended ${pictures} pictures` : mask ? "began with a part of a picture" : "began with a picture";
-  return `${what}, ${Math.round(100 * strength)} % drawn anew`;
+  const source = pictures > 1 ? `blended ${pictures} init images` : mask ? "used an init image with a mask" : "used an init image";
+  return `${source}, strength ${Math.round(100 * strength)} %`;
 }
 
-export function clock(seconds) {
+export function formatClock(seconds) {
   return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 }
 
-export function status(room) {
-  if (room.warming) return room.sentence;
-  if (!room.online) return "No worker is online yet. Prompts wait here until one comes.";
-  const devices = [...new Set(room.workers.map((one) => one.device))];
-  const crew = room.workers.length > 1 ? `${room.workers.length} workers · ` : "";
-  const others = room.models.length - room.loaded.length;
-  const more = others ? ` · ${others} more model${others > 1 ? "s" : ""} when asked for` : "";
-  return `${crew}${room.loaded.join(", ") || "no model yet"} on ${devices.join(", ")}${more}`;
+export function describeWorkers({ online, engine_loading, sentence, workers, models, loaded }) {
+  if (engine_loading) return sentence;
+  if (!online) return "No worker is online yet. Prompts wait here until one connects.";
+  const devices = [...new Set(workers.map((worker) => worker.device))];
+  const workerCount = workers.length > 1 ? `${workers.length} workers · ` : "";
+  const unloaded = models.length - loaded.length;
+  const unloadedCount = unloaded ? ` · ${unloaded} more model${unloaded > 1 ? "s" : ""} on demand` : "";
+  return `${workerCount}${loaded.join(", ") || "no model loaded"} on ${devices.join(", ")}${unloadedCount}`;
 }

@@ -1,73 +1,73 @@
 // The thumbnail of an init image, with its mask and its weight.
 
-import { share } from "/static/mask_editor.js";
+import { updateSliderFill } from "/static/mask_editor.js";
 
 const SIDE = 128; // pixels, twice the displayed size
-const LONGEST = 1024; // most pixels a side of a picture to paint on: a mask needs no more
-export const EVEN = 5; // the default weight, of 1 to 10
+const MAX_MASK_SIDE = 1024; // most pixels a side of a picture to paint on: a mask needs no more
+export const DEFAULT_WEIGHT = 5; // of 1 to 10
 
-// `item`: { name, file, or url of a finished picture, weight, painted }. `heard`: { remove, weighed }.
+// `item`: { name, file, or url of a finished picture, weight, painted }. `callbacks`: { onRemove, onWeight }.
 export class Thumb {
-  constructor(item, index, heard) {
+  constructor(item, index, callbacks) {
     this.item = item;
     this.element = document.createElement("li");
-    this.remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", title: `Remove ${item.name}` });
-    this.remove.setAttribute("aria-label", `Remove picture ${index + 1}: ${item.name}`);
-    this.remove.addEventListener("click", heard.remove);
-    item.seen ??= item.file ? small(item.file) : Object.assign(new Image(), { src: item.url, alt: "" });
-    this.element.append(item.seen, this.remove);
-    this.weight = this.slider(index, heard.weighed);
+    this.removeButton = Object.assign(document.createElement("button"), { type: "button", textContent: "×", title: `Remove ${item.name}` });
+    this.removeButton.setAttribute("aria-label", `Remove picture ${index + 1}: ${item.name}`);
+    this.removeButton.addEventListener("click", callbacks.onRemove);
+    item.thumbnail ??= item.file ? renderThumbnail(item.file) : Object.assign(new Image(), { src: item.url, alt: "" });
+    this.element.append(item.thumbnail, this.removeButton);
+    this.weight = this.createWeightSlider(index, callbacks.onWeight);
   }
 
-  slider(index, weighed) {
+  createWeightSlider(index, onWeight) {
     const label = document.createElement("label");
     label.className = "weight";
-    this.range = Object.assign(document.createElement("input"), { type: "range", className: "scrub", min: 1, max: 10, step: 1 });
-    this.range.value = this.item.weight;
-    this.range.setAttribute("aria-label", `How much picture ${index + 1} counts: ${this.item.name}`);
-    this.said = document.createElement("output");
-    this.range.addEventListener("input", () => ((this.item.weight = Number(this.range.value)), weighed()));
-    label.append(this.range, this.said);
+    this.slider = Object.assign(document.createElement("input"), { type: "range", className: "slider", min: 1, max: 10, step: 1 });
+    this.slider.value = this.item.weight;
+    this.slider.setAttribute("aria-label", `Weight of picture ${index + 1}: ${this.item.name}`);
+    this.percent = document.createElement("output");
+    this.slider.addEventListener("input", () => ((this.item.weight = Number(this.slider.value)), onWeight()));
+    label.append(this.slider, this.percent);
     return label;
   }
 
   // `total`: the sum of all weights; 0 for a single picture.
-  weigh(total) {
+  showShare(total) {
     if (!total) return this.weight.remove();
-    this.said.value = `${Math.round((100 * this.item.weight) / total)} %`;
-    this.range.setAttribute("aria-valuetext", this.said.value);
-    share(this.range);
+    this.percent.value = `${Math.round((100 * this.item.weight) / total)} %`;
+    this.slider.setAttribute("aria-valuetext", this.percent.value);
+    updateSliderFill(this.slider);
     if (!this.weight.isConnected) this.element.append(this.weight);
   }
 
   // Show the mask as stripes; none where `painted` is null.
-  mark(painted) {
+  showMask(painted) {
     this.element.querySelector(".stripes")?.remove();
     if (!painted) return;
     const canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE, className: "stripes" });
     createImageBitmap(painted.mask).then((mask) => {
-      const on = canvas.getContext("2d");
-      covered(on, mask);
-      const pixels = on.getImageData(0, 0, SIDE, SIDE);
-      for (let at = 0; at < pixels.data.length; at += 4) {
-        const stripe = (at / 4 + Math.floor(at / 4 / SIDE)) % 12 < 6;
-        pixels.data.set([255, stripe ? 74 : 244, stripe ? 51 : 238, pixels.data[at] * 0.7], at);
+      const context = canvas.getContext("2d");
+      drawCroppedSquare(context, mask);
+      const pixels = context.getImageData(0, 0, SIDE, SIDE);
+      for (let offset = 0; offset < pixels.data.length; offset += 4) {
+        const isStripe = (offset / 4 + Math.floor(offset / 4 / SIDE)) % 12 < 6;
+        pixels.data.set([255, isStripe ? 74 : 244, isStripe ? 51 : 238, pixels.data[offset] * 0.7], offset);
       }
-      on.putImageData(pixels, 0, 0);
+      context.putImageData(pixels, 0, 0);
     });
-    this.item.seen.after(canvas);
+    this.item.thumbnail.after(canvas);
   }
 }
 
 // The whole picture for the mask editor: a data address and its size. Rejects what this browser can't draw.
-export async function whole({ file, url }) {
+export async function loadPicture({ file, url }) {
   if (!file) {
     const image = Object.assign(new Image(), { src: url });
     await image.decode();
     return { address: url, width: image.naturalWidth, height: image.naturalHeight };
   }
   const picture = await createImageBitmap(file);
-  const factor = Math.min(1, LONGEST / Math.max(picture.width, picture.height));
+  const factor = Math.min(1, MAX_MASK_SIDE / Math.max(picture.width, picture.height));
   const [width, height] = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * factor)));
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   canvas.getContext("2d").drawImage(picture, 0, 0, width, height);
@@ -76,17 +76,17 @@ export async function whole({ file, url }) {
 }
 
 // Drawn on a canvas and not by a blob address: the page shows only pictures from the server.
-function small(file) {
+function renderThumbnail(file) {
   const canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
   createImageBitmap(file).then(
-    (picture) => covered(canvas.getContext("2d"), picture),
-    () => canvas.classList.add("unseen-here"), // the server may decode what this browser can't draw
+    (picture) => drawCroppedSquare(canvas.getContext("2d"), picture),
+    () => canvas.classList.add("undecodable"), // the server may decode what this browser can't draw
   );
   return canvas;
 }
 
 // Draw the largest centred square of a picture.
-function covered(context, picture) {
+function drawCroppedSquare(context, picture) {
   const side = Math.min(picture.width, picture.height);
   const [x, y] = [(picture.width - side) / 2, (picture.height - side) / 2];
   context.drawImage(picture, x, y, side, side, 0, 0, SIDE, SIDE);

@@ -278,7 +278,7 @@ async def test_every_answer_has_security_headers(room: Room) -> None:
         "/",
         "/discord",
         "/healthz",
-        "/static/room.js",
+        "/static/chatroom.js",
         "/api/jobs",
         "/nothing",
         "/api/nothing",

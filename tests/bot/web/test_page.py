@@ -24,7 +24,7 @@ STEPS = 24  # of the worker's model
 
 
 async def picture_sources(card: Locator) -> list[str]:
-    return await card.locator(".print img").evaluate_all("all => all.map(one => one.src)")
+    return await card.locator(".tile img").evaluate_all("all => all.map(one => one.src)")
 
 
 async def note_changes(image: Locator) -> None:
@@ -47,11 +47,11 @@ async def test_the_page_tells_a_newcomer_what_it_is_and_what_to_do(page: Page, r
     await expect(page.locator("#prompt")).to_be_focused()
     await expect(page.locator("#prompt")).to_have_attribute("placeholder", PROMPT)
     await expect(page.locator("#welcome")).to_contain_text("It is not Discord")
-    await expect(page.locator("#lamp")).to_have_class("lamp lit")
+    await expect(page.locator("#status-light")).to_have_class("status-light on")
     await page.get_by_role("button", name=PROMPT).click()
     await expect(page.locator("#prompt")).to_have_value(PROMPT)
-    await page.get_by_role("link", name="Put it in your server").click()
-    await expect(page.get_by_role("heading", level=1)).to_have_text("Put it in your server")
+    await page.get_by_role("link", name="Add the bot to your server").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Add the bot to your server")
 
 
 @pytest.mark.slow
@@ -61,19 +61,19 @@ async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> N
     await visit(page, room)
     card = await say(page, PROMPT)
     await expect(page.locator("#prompt")).to_have_value("")
-    await expect(card.locator(".who")).to_have_text("You")
+    await expect(card.locator(".author")).to_have_text("You")
     await expect(card.locator(".prompt")).to_have_text(PROMPT)
-    await expect(card.locator(".print.wet")).to_have_count(4)
+    await expect(card.locator(".tile.has-preview")).to_have_count(4)
     for number in range(4):
-        await note_changes(card.locator(".print img").nth(number))
+        await note_changes(card.locator(".tile img").nth(number))
     worker.going.set()
     await finished(card)
     for number in range(4):
-        assert await count_changes(card.locator(".print img").nth(number)) > 4
+        assert await count_changes(card.locator(".tile img").nth(number)) > 4
     assert all("/pictures/" in source for source in await picture_sources(card))
-    natural = await card.locator(".print img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    natural = await card.locator(".tile img").evaluate_all("all => all.map(one => one.naturalWidth)")
     assert natural == [64, 64, 64, 64]
-    alt = await card.locator(".print img").nth(2).get_attribute("alt")
+    alt = await card.locator(".tile img").nth(2).get_attribute("alt")
     assert alt == f"Picture 3 of 4: {PROMPT}"
 
 
@@ -82,10 +82,10 @@ async def test_percent_and_time_left_are_shown_while_a_job_runs(page: Page, room
     room.drawers[0].speed = 0.1
     await visit(page, room)
     card = await say(page, "terrier")
-    await expect(card.locator(".print.wet")).to_have_count(4)
+    await expect(card.locator(".tile.has-preview")).to_have_count(4)
     room.drawers[0].going.clear()
     await expect(card.locator(".percent")).to_have_text(re.compile(r"[1-9]\d? %"))
-    await expect(card.locator(".left")).to_have_text(re.compile(r"about \d+ s left"))
+    await expect(card.locator(".time-left")).to_have_text(re.compile(r"about \d+ s left"))
     assert re.match(r"\d+ % · Darkroom", await page.title())
     room.drawers[0].going.set()
     await finished(card)
@@ -98,14 +98,14 @@ async def test_a_loading_model_has_the_progress_bar_until_the_first_preview(page
     worker.loading, worker.stand_at = (0.1, 0.4), 0
     await visit(page, room)
     card = await say(page, "terrier")
-    await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
+    await expect(card.locator(".time-left")).to_have_text("loading embedded, 40 %")
     await expect(card.locator(".percent")).to_have_text("")
     await expect(card).to_have_attribute("data-state", "loading")
     assert await card.locator("progress").evaluate("one => one.value") == 40
     assert await page.title() == "Darkroom"
     await page.reload()
     card = page.locator("article.job").first
-    await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
+    await expect(card.locator(".time-left")).to_have_text("loading embedded, 40 %")
     worker.going.set()
     await expect(card).to_have_attribute("data-state", re.compile("running|finished"))
     await finished(card)
@@ -117,7 +117,7 @@ async def test_models_on_disk_are_counted_beside_those_in_memory(page: Page, roo
     await visit(page, room)
     await expect(page.locator("#status")).to_have_text("embedded on paper and ink")
     worker.models = (worker.model, *(msgspec.structs.replace(worker.model, name=n, loaded=False) for n in "ab"))
-    await expect(page.locator("#status")).to_have_text("embedded on paper and ink · 2 more models when asked for")
+    await expect(page.locator("#status")).to_have_text("embedded on paper and ink · 2 more models on demand")
 
 
 @pytest.mark.slow
@@ -125,12 +125,12 @@ async def test_cancel_stops_a_job_and_says_so(page: Page, room: Room) -> None:
     room.drawers[0].speed = 0.2
     await visit(page, room)
     card = await say(page, "terrier")
-    await expect(card.locator(".print.wet")).to_have_count(4)
+    await expect(card.locator(".tile.has-preview")).to_have_count(4)
     room.drawers[0].going.clear()
     await card.get_by_role("button", name="Cancel").click()
     await expect(card).to_have_attribute("data-state", "cancelled", timeout=LONG)
-    await expect(card.locator(".said")).to_contain_text("Cancelled")
-    await expect(card.locator(".tray")).to_be_hidden()
+    await expect(card.locator(".status-text")).to_contain_text("Cancelled")
+    await expect(card.locator(".grid")).to_be_hidden()
 
 
 @pytest.mark.slow
@@ -138,10 +138,10 @@ async def test_pause_stops_a_job_and_resume_lets_it_go_on(page: Page, room: Room
     room.drawers[0].speed = 0.1
     await visit(page, room)
     card = await say(page, "terrier")
-    await expect(card.locator(".print.wet")).to_have_count(4)
+    await expect(card.locator(".tile.has-preview")).to_have_count(4)
     await card.get_by_role("button", name="Pause").click()
     await expect(card.get_by_role("button", name="Resume")).to_be_visible()
-    await expect(card.locator(".left")).to_have_text("paused")
+    await expect(card.locator(".time-left")).to_have_text("paused")
     await asyncio.sleep(0.5)  # for previews on their way
     before = await picture_sources(card)
     await asyncio.sleep(1.0)
@@ -158,7 +158,7 @@ async def test_a_pause_that_ended_by_itself_is_shown(page: Page, room: Room) -> 
     room.drawers[0].speed = 0.4
     await visit(page, room)
     card = await say(page, "terrier")
-    await expect(card.locator(".print.wet")).to_have_count(4)
+    await expect(card.locator(".tile.has-preview")).to_have_count(4)
     await card.get_by_role("button", name="Pause").click()
     await expect(card.get_by_role("button", name="Resume")).to_be_visible()
     room.drawers[0].go_on()
@@ -170,7 +170,7 @@ async def test_waiting_jobs_show_their_place_in_the_queue(page: Page, room: Room
     room.drawers[0].going.clear()
     await visit(page, room)
     cards = [await say(page, f"terrier {number}") for number in range(5)]
-    await expect(cards[-1].locator(".left")).to_contain_text(re.compile(r"ahead of you|Next in line"))
+    await expect(cards[-1].locator(".time-left")).to_contain_text(re.compile(r"ahead of you|Next in line"))
     room.drawers[0].going.set()
     for card in cards:
         await finished(card)
@@ -182,16 +182,16 @@ async def test_upscale_vary_and_reroll_make_new_messages(page: Page, room: Room)
     card = await say(page, "terrier")
     await finished(card)
     for number, (button, deed) in enumerate(
-        [("Enlarge picture 2", "enlarged picture 2"), ("Vary picture 3", "varied picture 3"), ("Re-roll", "once more")]
+        [("Upscale picture 2", "upscaled picture 2"), ("Vary picture 3", "varied picture 3"), ("Re-roll", "re-rolled")]
     ):
         await card.get_by_role("button", name=button).click()
         child = page.locator("article.job").nth(number + 1)
         await expect(child.locator(".action")).to_contain_text(deed)
         await finished(child)
     enlarged = page.locator("article.job").nth(1)
-    assert await enlarged.locator(".print").count() == 1
-    await expect(enlarged.locator(".said")).to_contain_text("Lanczos")
-    await expect(enlarged.get_by_role("button", name="Enlarge picture 1")).to_have_count(0)
+    assert await enlarged.locator(".tile").count() == 1
+    await expect(enlarged.locator(".status-text")).to_contain_text("Lanczos")
+    await expect(enlarged.get_by_role("button", name="Upscale picture 1")).to_have_count(0)
 
 
 @pytest.mark.slow
@@ -203,17 +203,17 @@ async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Roo
     await expect(sheet).to_be_hidden()
     await slider.focus()
     await page.keyboard.press("ArrowLeft")  # before a keyframe is loaded: one back, not to the first
-    await expect(card.locator(".where")).to_have_text(f"step {STEPS} of {STEPS}")
+    await expect(card.locator(".film-position")).to_have_text(f"step {STEPS} of {STEPS}")
     await page.keyboard.press("Home")
     await expect(sheet).to_be_visible()
-    await expect(card.locator(".where")).to_have_text(re.compile(r"step \d+ of \d+"))
+    await expect(card.locator(".film-position")).to_have_text(re.compile(r"step \d+ of \d+"))
     first = await sheet.get_attribute("src")
     await page.keyboard.press("ArrowRight")
     await expect(sheet).not_to_have_attribute("src", str(first))
     assert await sheet.evaluate("one => one.decode().then(() => one.naturalWidth)") > 64
     await page.keyboard.press("End")
     await expect(sheet).to_be_hidden()
-    await expect(card.locator(".where")).to_have_text("finished")
+    await expect(card.locator(".film-position")).to_have_text("finished")
 
 
 @pytest.mark.slow
@@ -222,12 +222,12 @@ async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
     card = await say(page, "terrier")
     await finished(card)
     await note_changes(card.locator(".keyframe"))
-    await card.get_by_role("button", name="Play how it developed").click()
+    await card.get_by_role("button", name="Play the film").click()
     async with asyncio.timeout(20):
         while await count_changes(card.locator(".keyframe")) < 6:
             await asyncio.sleep(0.05)
-    await expect(card.locator(".where")).to_have_text("finished")
-    await expect(card.get_by_role("button", name="Play how it developed")).to_be_visible()
+    await expect(card.locator(".film-position")).to_have_text("finished")
+    await expect(card.get_by_role("button", name="Play the film")).to_be_visible()
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ async def test_notes_and_failures_are_shown(page: Page, room: Room) -> None:
     card = await say(page, "an impossible thing --v 6")
     await expect(card.locator(".notes")).to_contain_text("--v")
     await expect(card).to_have_attribute("data-state", "failed", timeout=LONG)
-    await expect(card.locator(".said")).to_contain_text("out of bounds")
+    await expect(card.locator(".status-text")).to_contain_text("out of bounds")
 
 
 @pytest.mark.slow
@@ -285,11 +285,11 @@ async def test_another_visitor_sees_a_job_live_with_its_authors_name(page: Page,
     await other.goto(room.url)
     await visit(page, room)
     mine = await say(page, "terrier")
-    await expect(mine.locator(".print.wet")).to_have_count(4)
+    await expect(mine.locator(".tile.has-preview")).to_have_count(4)
     room.drawers[0].going.clear()
     card = other.locator("article.job").first
-    await expect(card.locator(".who")).to_have_text(re.compile("Visitor .+"))
-    await expect(card.locator(".print.wet")).to_have_count(4)
+    await expect(card.locator(".author")).to_have_text(re.compile("Visitor .+"))
+    await expect(card.locator(".tile.has-preview")).to_have_count(4)
     room.drawers[0].going.set()
     await finished(card)
 
@@ -299,7 +299,7 @@ async def test_without_a_worker_the_lamp_is_off_and_the_status_says_so(page: Pag
     async with open_room(workers=0) as room:
         await page.goto(room.url)
         await expect(page.locator("#status")).to_contain_text("No worker is online")
-        await expect(page.locator("#lamp")).to_have_class("lamp")
+        await expect(page.locator("#status-light")).to_have_class("status-light")
         room.app[ENGINE_LOADING].set()
         await expect(page.locator("#status")).to_contain_text("The engine is loading")
         await page.goto("about:blank")
@@ -378,13 +378,13 @@ async def test_every_control_can_be_reached_by_keyboard_and_has_a_name(page: Pag
             .map(one => one.outerHTML)"""
     )
     assert nameless == []
-    await card.locator(".print").first.focus()
+    await card.locator(".tile").first.focus()
     reached = []
     for _ in range(24):
         await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label')"))
-    assert reached[3:6] == ["Play how it developed", "How it developed, step by step", "Enlarge picture 1"]
-    assert "Go on from picture 1" in reached
+    assert reached[3:6] == ["Play the film", "Film, step by step", "Upscale picture 1"]
+    assert "More actions on picture 1" in reached
     assert "Re-roll: the same prompt with another seed" in reached
 
 
@@ -393,7 +393,7 @@ async def test_reduced_motion_is_respected(browser: Browser, room: Room) -> None
     context = await browser.new_context(reduced_motion="reduce")
     page = await context.new_page()
     await page.goto(room.url)
-    await expect(page.locator("#lamp")).to_have_class("lamp lit")
+    await expect(page.locator("#status-light")).to_have_class("status-light on")
     card = await say(page, "terrier")
     assert await card.evaluate("one => getComputedStyle(one).animationName") == "none"
 
@@ -414,7 +414,7 @@ async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room:
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
         await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_operator=True)}")
-        await page.get_by_role("button", name="Come in").click()
+        await page.get_by_role("button", name="Sign in").click()
         await expect(page.locator("#status")).to_contain_text("paper and ink")
         assert "token" not in page.url
         await page.get_by_role("button", name="Invite a guest").click()
@@ -425,7 +425,7 @@ async def test_a_guest_enters_by_a_one_time_address(browser: Browser, open_room:
         await expect(page.get_by_role("button", name="Invite a guest")).to_be_visible()
         guest = await (await browser.new_context()).new_page()
         await guest.goto(address)
-        await guest.get_by_role("button", name="Come in").click()
+        await guest.get_by_role("button", name="Sign in").click()
         await expect(guest.locator("#status")).to_contain_text("paper and ink")
         await expect(guest.get_by_role("button", name="Invite a guest")).to_have_count(0)
         stranger = await (await browser.new_context()).new_page()
@@ -453,7 +453,7 @@ async def test_a_guest_may_not_cancel_or_pause_jobs_of_others(browser: Browser, 
         for owner in (True, False):
             page = await (await browser.new_context()).new_page()
             await page.goto(f"{room.url}/?token={room.app[SESSION_TOKENS].create_invitation(for_operator=owner)}")
-            await page.get_by_role("button", name="Come in").click()
+            await page.get_by_role("button", name="Sign in").click()
             await expect(page.locator("#status")).to_contain_text("paper and ink")
             pages.append(page)
         host, guest = pages

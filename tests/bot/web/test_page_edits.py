@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def open_actions(card: Locator, n: int = 1) -> None:
-    await card.get_by_role("button", name=f"Go on from picture {n}").click()
+    await card.get_by_role("button", name=f"More actions on picture {n}").click()
 
 
 async def open_editor(page: Page, card: Locator) -> Locator:
@@ -28,7 +28,7 @@ async def open_editor(page: Page, card: Locator) -> Locator:
     await open_actions(card)
     await card.get_by_role("button", name="Edit a part of picture 1").click()
     dialog = page.get_by_role("dialog")
-    await expect(dialog.get_by_label("Words")).to_have_value("terrier")
+    await expect(dialog.get_by_label("Prompt", exact=True)).to_have_value("terrier")
     return dialog
 
 
@@ -48,8 +48,8 @@ async def count_painted(dialog: Locator) -> int:
 async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     dialog = await open_editor(page, card)
-    await dialog.get_by_role("button", name="Draw anew").click()
-    await expect(dialog.get_by_role("alert")).to_have_text("Paint over what shall be drawn anew.")
+    await dialog.get_by_role("button", name="Redraw").click()
+    await expect(dialog.get_by_role("alert")).to_have_text("Paint the area to redraw first.")
     box = await dialog.locator("canvas").bounding_box()
     assert box is not None
     left, top = box["x"] + box["width"] / 4, box["y"] + box["height"] / 4
@@ -58,9 +58,9 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
     await page.mouse.move(left + box["width"] / 2, top, steps=5)
     await page.mouse.up()
     assert await count_painted(dialog) > 64 * 64 * 0.05
-    await dialog.get_by_label("Words").fill("a cat")
+    await dialog.get_by_label("Prompt", exact=True).fill("a cat")
     room.drawers[0].going.clear()
-    await dialog.get_by_role("button", name="Draw anew").click()
+    await dialog.get_by_role("button", name="Redraw").click()
     child = await card_of(page, 1)
     recipe = (await room.desk.job_views.load_view(str(await child.get_attribute("id")).removeprefix("job-"))).task
     assert isinstance(recipe, Recipe)
@@ -72,7 +72,7 @@ async def test_a_painted_part_is_inpainted_with_another_prompt(page: Page, room:
         grey = mask.convert("L")
         assert [grey.getpixel(at) for at in ((32, 16), (16, 16), (32, 48), (2, 2))] == [255, 255, 0, 0]
     room.drawers[0].going.set()
-    await expect(child.locator(".action")).to_have_text("changed a part of picture 1")
+    await expect(child.locator(".action")).to_have_text("edited a part of picture 1")
     await expect(child.locator(".prompt")).to_have_text("a cat")
     await expect(page.get_by_role("dialog")).to_have_count(0)
     await finished(child)
@@ -93,7 +93,7 @@ async def test_the_brush_works_by_keyboard_and_each_stroke_can_be_undone(page: P
     assert line > 1.5 * dot > 0
     await page.keyboard.press("ArrowDown")  # the brush is lifted, so it only moves
     assert await count_painted(dialog) == line
-    await dialog.get_by_role("button", name="Rub out").click()
+    await dialog.get_by_role("button", name="Eraser").click()
     await canvas.focus()
     await page.keyboard.press("Space")
     await page.keyboard.press("Space")
@@ -110,10 +110,10 @@ async def test_the_brush_works_by_keyboard_and_each_stroke_can_be_undone(page: P
 async def test_a_refused_edit_says_why_in_its_dialog(page: Page, room: Room) -> None:
     dialog = await open_editor(page, await picture_of(page, room))
     await page.keyboard.press("Space")
-    await dialog.get_by_label("Words").fill("{a, b}")
-    await dialog.get_by_role("button", name="Draw anew").click()
+    await dialog.get_by_label("Prompt", exact=True).fill("{a, b}")
+    await dialog.get_by_role("button", name="Redraw").click()
     await expect(dialog.get_by_role("alert")).to_contain_text("One job at a time")
-    await expect(dialog.get_by_label("Words")).to_have_value("{a, b}")
+    await expect(dialog.get_by_label("Prompt", exact=True)).to_have_value("{a, b}")
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ async def test_zoom_and_pan_make_new_messages(page: Page, room: Room) -> None:
     card = await say(page, "terrier --count 2")
     await finished(card)
     await open_actions(card, 2)
-    requests = [("Zoom out of picture 2, 1.5 times", "zoomed out of picture 2"), ("Pan left", "went beyond picture 2")]
+    requests = [("Zoom out of picture 2, 1.5 times", "zoomed out of picture 2"), ("Pan left", "panned from picture 2")]
     for number, (button, deed) in enumerate(requests):
         await card.get_by_role("button", name=button).click()
         child = await card_of(page, number + 1)
@@ -138,23 +138,23 @@ async def make_branch(page: Page, room: Room) -> Locator:
     await visit(page, room)
     card = await say(page, "terrier --count 2 --seed 7")
     await finished(card)
-    fork, slider = card.locator(".branch-button"), card.get_by_role("slider", name="How it developed")
+    fork, slider = card.locator(".branch-button"), card.get_by_role("slider", name="Film, step by step")
     await expect(fork).to_be_disabled()
     await slider.focus()
     await page.keyboard.press("ArrowLeft")
-    await expect(card.locator(".where")).to_have_text("step 24 of 24")
+    await expect(card.locator(".film-position")).to_have_text("step 24 of 24")
     for _ in range(2):
         await page.keyboard.press("ArrowLeft")
-    await expect(card.locator(".where")).to_have_text("step 16 of 24")
+    await expect(card.locator(".film-position")).to_have_text("step 16 of 24")
     await expect(fork).to_have_text("Branch from here")
     await page.keyboard.press("ArrowLeft")
     await expect(fork).to_have_text("Branch from step 8")
     await fork.click()
-    await expect(card.locator(".from")).to_have_text("Step 12 kept no latents; step 8 is the nearest that did.")
+    await expect(card.locator(".branch-hint")).to_have_text("Branches at step 8: step 12 has no stored latents.")
     await card.get_by_role("radio", name="2").check()
     await card.get_by_role("button", name="Branch", exact=True).click()
     await expect(card.get_by_role("alert")).to_contain_text("the same picture")
-    await card.get_by_label("Words").fill("terrier in a hat")
+    await card.get_by_label("Prompt", exact=True).fill("terrier in a hat")
     await card.get_by_label("Guidance").fill("4.5")
     await card.get_by_role("button", name="Branch", exact=True).click()
     child = await card_of(page, 1)
@@ -176,15 +176,15 @@ async def test_a_stopped_job_goes_on_to_its_end_with_or_without_more_steps(page:
     await visit(page, room)
     card = await say(page, "terrier --count 1 --stop 50")
     await finished(card)
-    await card.get_by_role("button", name="Go on to the end").click()
+    await card.get_by_role("button", name="Continue to the end").click()
     child = await card_of(page, 1)
     await finished(child)
-    await expect(child.get_by_role("button", name="Go on to the end")).to_be_hidden()
-    await card.get_by_role("slider", name="How it developed").focus()
+    await expect(child.get_by_role("button", name="Continue to the end")).to_be_hidden()
+    await card.get_by_role("slider", name="Film, step by step").focus()
     for _ in range(3):
         await page.keyboard.press("ArrowLeft")
     await card.locator(".branch-button").click()
-    await card.get_by_label("Steps in all").fill("60")
+    await card.get_by_label("Total steps").fill("60")
     await card.get_by_role("button", name="Branch", exact=True).click()
     child = await card_of(page, 2)
     await finished(child)
@@ -209,11 +209,11 @@ async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> N
     await page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 9)
     await page.mouse.up()
     await expect(divider).to_have_value("75")
-    await dialog.get_by_role("button", name="Films in step").click()
-    await expect(dialog.locator(".films .where")).to_have_text("step 24 of 24")
+    await dialog.get_by_role("button", name="Both films").click()
+    await expect(dialog.locator(".films-view .film-position")).to_have_text("step 24 of 24")
     await dialog.locator(".step").focus()
     await page.keyboard.press("Home")
-    await expect(dialog.locator(".films .where")).to_have_text("step 4 of 24")
+    await expect(dialog.locator(".films-view .film-position")).to_have_text("step 4 of 24")
     pixels = "all => all.map((one) => one.toDataURL())"
     before, after = await dialog.locator(".pair canvas").evaluate_all(pixels)
     assert before == after  # before the branch
@@ -230,13 +230,13 @@ async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> No
     card = await say(page, "terrier --ar 2:1 --count 1")
     await finished(card)
     await open_actions(card)
-    await card.get_by_role("button", name="Make picture 1 a square").click()
+    await card.get_by_role("button", name="Make picture 1 square").click()
     child = await card_of(page, 1)
     await finished(child)
     await expect(child.locator(".action")).to_have_text("zoomed out of picture 1")
     await open_actions(child)
     await expect(child.get_by_role("button", name="Zoom out of picture 1, 2 times")).to_be_visible()
-    await expect(child.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)
+    await expect(child.get_by_role("button", name="Make picture 1 square")).to_have_count(0)
 
 
 @pytest.mark.slow
@@ -247,9 +247,9 @@ async def test_an_interpolation_between_pictures_ends_in_a_film(page: Page, room
     await card.get_by_role("button", name="Walk", exact=False).click()
     for number in range(1, 5):
         child = await card_of(page, number)
-        await expect(child.locator(".action")).to_have_text("walked from picture to picture")
+        await expect(child.locator(".action")).to_have_text("interpolated between pictures")
         await finished(child)
-    film = page.locator(".roaming")
+    film = page.locator(".interpolation-film")
     await expect(film).to_have_count(1)
     assert await film.evaluate("one => one.decode().then(() => one.naturalWidth)") >= 256
     await expect(page.get_by_role("link", name="Download: walk as webp")).to_be_visible()

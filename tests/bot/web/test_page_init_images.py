@@ -42,7 +42,7 @@ def file(name: str, content: bytes | None = None, kind: str = "image/png") -> Fi
 
 async def choose(page: Page, *files: FilePayload) -> None:
     async with page.expect_file_chooser() as chooser:
-        await page.get_by_role("button", name="Begin with pictures").click()
+        await page.get_by_role("button", name="Add init images").click()
     await (await chooser.value).set_files(list(files))
 
 
@@ -57,17 +57,17 @@ async def drop(page: Page, files: int, uri: str = "") -> None:
 async def test_a_chosen_picture_starts_a_job_without_a_prompt(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("a cat.png"))
-    thumbs = page.get_by_role("list", name="Pictures to begin with").get_by_role("listitem")
+    thumbs = page.get_by_role("list", name="Init images").get_by_role("listitem")
     await expect(thumbs).to_have_count(1)
     middle = "one => [...one.getContext('2d').getImageData(64, 64, 1, 1).data]"
     assert await thumbs.locator("canvas").evaluate(middle) == [0x33, 0x66, 0xCC, 255]
-    slider = page.get_by_role("slider", name="How much is drawn anew")
+    slider = page.get_by_role("slider", name="Strength")
     await expect(slider).to_have_value("60")
     await slider.focus()
     await page.keyboard.press("ArrowLeft")
     await page.get_by_role("button", name="Imagine").click()
     card = await card_of(page, 0)
-    await expect(card.locator(".action")).to_have_text("began with a picture, 55 % drawn anew")
+    await expect(card.locator(".action")).to_have_text("used an init image, strength 55 %")
     await expect(thumbs).to_have_count(0)
     await finished(card)
 
@@ -83,10 +83,10 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -
         moved,
     )
     await expect(page.locator(".thumbs li")).to_have_count(3)
-    await expect(page.locator(".drawn-title")).to_contain_text("3 pictures, blended")
+    await expect(page.locator(".strength-title")).to_contain_text("3 init images, blended")
     await page.keyboard.press("Enter")
     card = await card_of(page, 0)
-    await expect(card.locator(".action")).to_have_text("blended 3 pictures, 50 % drawn anew")
+    await expect(card.locator(".action")).to_have_text("blended 3 init images, strength 50 %")
     await finished(card)
 
 
@@ -112,9 +112,9 @@ async def paint_stroke(page: Page) -> None:
 async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("one.png"))
-    await expect(page.get_by_text("How much each of them counts")).to_be_hidden()
+    await expect(page.get_by_text("Weight of each picture")).to_be_hidden()
     await choose(page, file("two.png", png("#c33")))
-    first, second = (page.get_by_role("slider", name=f"How much picture {number} counts") for number in (1, 2))
+    first, second = (page.get_by_role("slider", name=f"Weight of picture {number}") for number in (1, 2))
     await expect(first).to_have_attribute("aria-valuetext", "50 %")
     await first.focus()
     for _ in range(4):
@@ -134,16 +134,16 @@ async def test_the_slider_of_each_picture_sets_its_weight(page: Page, room: Room
 async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> None:
     await visit(page, room)
     await choose(page, file("a cat.png"))
-    await page.get_by_role("button", name="Paint over a part").click()
+    await page.get_by_role("button", name="Paint a mask").click()
     dialog = page.get_by_role("dialog")
     await paint_stroke(page)
     await dialog.get_by_role("button", name="Close").click()
-    await expect(page.get_by_role("button", name="Paint over a part")).to_be_focused()  # closing keeps nothing
+    await expect(page.get_by_role("button", name="Paint a mask")).to_be_focused()  # closing keeps nothing
     await page.keyboard.press("Enter")
     await paint_stroke(page)
-    await dialog.get_by_role("button", name="Keep it").click()
+    await dialog.get_by_role("button", name="Use this mask").click()
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
-    await expect(page.get_by_role("slider", name="How much of what is painted over is drawn anew")).to_have_value("90")
+    await expect(page.get_by_role("slider", name="Strength inside the mask")).to_have_value("90")
     room.drawers[0].going.clear()
     await page.get_by_role("button", name="Imagine").click()
     card = await card_of(page, 0)
@@ -153,7 +153,7 @@ async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> 
         assert mask.size == (48, 48)
         assert [mask.convert("L").getpixel(at) for at in ((10, 24), (10, 4), (44, 24))] == [255, 0, 0]
     room.drawers[0].going.set()
-    await expect(card.locator(".action")).to_have_text("began with a part of a picture, 90 % drawn anew")
+    await expect(card.locator(".action")).to_have_text("used an init image with a mask, strength 90 %")
     await expect(page.locator(".init-images")).to_be_hidden()
     await finished(card)
 
@@ -161,34 +161,34 @@ async def test_a_part_of_an_init_image_can_be_masked(page: Page, room: Room) -> 
 @pytest.mark.slow
 async def test_a_mask_waits_while_there_are_several_pictures_and_can_be_cleared(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
-    await card.get_by_role("button", name="Go on from picture 1").click()
-    await card.get_by_role("button", name="Begin the next prompt with picture 1").click()
-    await page.get_by_role("button", name="Paint over a part").click()
+    await card.get_by_role("button", name="More actions on picture 1").click()
+    await card.get_by_role("button", name="Use picture 1 as an init image").click()
+    await page.get_by_role("button", name="Paint a mask").click()
     await paint_stroke(page)
-    await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Use this mask").click()
     await choose(page, file("other.png"))
-    await expect(page.get_by_role("alert")).to_contain_text("A part is painted over in one picture alone")
+    await expect(page.get_by_role("alert")).to_contain_text("A mask works with one init image only")
     await expect(page.locator(".thumbs .stripes")).to_have_count(0)
     await page.get_by_role("button", name="Remove picture 2: other.png").click()
     await expect(page.locator(".thumbs .stripes")).to_be_visible()
     await page.get_by_role("button", name="Imagine").click()
     child = await card_of(page, 1)
-    await expect(child.locator(".action")).to_contain_text("began with a part of a picture")
+    await expect(child.locator(".action")).to_contain_text("used an init image with a mask")
     assert (await init_image_of(room, child)).mask is not None
     await finished(child)
     await choose(page, file("a cat.png"))
     for painting in (True, False):
-        await page.get_by_role("button", name="Paint over a part" if painting else "Change what is painted").click()
+        await page.get_by_role("button", name="Paint a mask" if painting else "Change the mask").click()
         await (
             paint_stroke(page) if painting else page.get_by_role("dialog").get_by_role("button", name="Clear").click()
         )
-        await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
-    await expect(page.get_by_role("button", name="Paint over a part")).to_be_visible()
+        await page.get_by_role("dialog").get_by_role("button", name="Use this mask").click()
+    await expect(page.get_by_role("button", name="Paint a mask")).to_be_visible()
     await expect(page.locator(".thumbs .stripes")).to_have_count(0)
     await page.get_by_role("button", name="Remove picture 1").click()
     await choose(page, file("odd.png", b"\x89PNG and no more"))
-    await page.get_by_role("button", name="Paint over a part").click()
-    await expect(page.get_by_role("alert")).to_contain_text("can’t be painted over here")
+    await page.get_by_role("button", name="Paint a mask").click()
+    await expect(page.get_by_role("alert")).to_contain_text("you cannot paint a mask on it")
 
 
 async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> None:
@@ -199,7 +199,7 @@ async def test_a_picture_can_be_removed_by_keyboard(page: Page, room: Room) -> N
     await expect(page.get_by_role("button", name="Remove picture 1: one.png")).to_be_focused()
     await page.keyboard.press("Enter")
     await expect(page.locator(".init-images")).to_be_hidden()
-    await expect(page.get_by_role("button", name="Begin with pictures")).to_be_focused()
+    await expect(page.get_by_role("button", name="Add init images")).to_be_focused()
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room
     await expect(page.get_by_role("alert")).to_contain_text("notes.txt")
     await expect(page.locator(".init-images")).to_be_hidden()
     await choose(page, *(file(f"{n}.png") for n in range(6)))
-    await expect(page.get_by_role("alert")).to_contain_text("Up to 5 pictures")
+    await expect(page.get_by_role("alert")).to_contain_text("up to 5 init images")
     await expect(page.locator(".thumbs li")).to_have_count(5)
     await page.reload()
     await choose(page, file("<b>broken</b>.png", b"\x89PNG and no more"))
@@ -224,26 +224,26 @@ async def test_an_invalid_file_is_refused_in_one_sentence(page: Page, room: Room
 async def test_a_finished_picture_is_an_init_image_alone_or_beside_a_file(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
     for number in range(2):
-        await card.get_by_role("button", name="Go on from picture 1").click()
-        await card.get_by_role("button", name="Begin the next prompt with picture 1").click()
+        await card.get_by_role("button", name="More actions on picture 1").click()
+        await card.get_by_role("button", name="Use picture 1 as an init image").click()
         await expect(page.locator("#prompt")).to_be_focused()
         if number:
             await choose(page, file("other.png"))
         await page.keyboard.type("a cat --count 1")
         await page.get_by_role("button", name="Imagine").click()
         child = await card_of(page, number + 1)
-        what = "blended 2 pictures, 50 %" if number else "began with a picture, 60 %"
-        await expect(child.locator(".action")).to_have_text(f"{what} drawn anew")
+        what = "blended 2 init images, strength 50 %" if number else "used an init image, strength 60 %"
+        await expect(child.locator(".action")).to_have_text(what)
         await finished(child)
         if not number:
-            await card.get_by_role("button", name="Go on from picture 1").click()
+            await card.get_by_role("button", name="More actions on picture 1").click()
 
 
 @pytest.mark.slow
 async def test_a_picture_of_the_page_can_be_dropped_but_none_of_another_site(page: Page, room: Room) -> None:
     card = await picture_of(page, room)
-    await drop(page, 0, str(await card.locator(".print").evaluate("one => one.href")))
+    await drop(page, 0, str(await card.locator(".tile").evaluate("one => one.href")))
     await expect(page.get_by_role("button", name="Remove picture 1: picture 1 of a job")).to_be_visible()
     await drop(page, 0, "https://elsewhere.example/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/pictures/1.png")
-    await expect(page.get_by_role("alert")).to_contain_text("from elsewhere")
+    await expect(page.get_by_role("alert")).to_contain_text("of other sites")
     await expect(page.locator(".thumbs li")).to_have_count(1)
