@@ -8,11 +8,13 @@ previews, then places and model loading.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
+
+from cachetools import LRUCache
 
 from bot.domain.job_states import JobState
 
@@ -151,7 +153,7 @@ class Feed:
     def __init__(self) -> None:
         self._subscriptions: dict[str | None, set[Subscription]] = {}  # by job; None: all jobs
         self._latest_events: dict[str, JobEvent] = {}  # of jobs that have not ended
-        self._ended_jobs: OrderedDict[str, None] = OrderedDict()
+        self._ended_jobs: LRUCache[str, None] = LRUCache(MAX_ENDED_JOBS)
         self._watch_counts: Counter[str] = Counter()
         self._joined_jobs: set[str] | None = set()  # jobs that gained a viewer; None: perhaps any
         self.viewer_joined = asyncio.Event()  # set when a viewer joins; `take_joined_jobs` clears it
@@ -164,7 +166,7 @@ class Feed:
         """
         if isinstance(event, JobEnded):
             self._latest_events.pop(event.job, None)
-            self._mark_ended(event.job)
+            self._ended_jobs[event.job] = None
         elif event.job in self._ended_jobs or self._is_outdated(event):
             return
         else:
@@ -175,12 +177,6 @@ class Feed:
     def _is_outdated(self, event: JobEvent) -> bool:
         is_start = isinstance(event, JobProgress) and not event.frames
         return is_start and isinstance(self._latest_events.get(event.job), ModelLoading)
-
-    def _mark_ended(self, job: str) -> None:
-        self._ended_jobs[job] = None
-        self._ended_jobs.move_to_end(job)
-        if len(self._ended_jobs) > MAX_ENDED_JOBS:
-            self._ended_jobs.popitem(last=False)
 
     def _listeners(self, job: str) -> list[Subscription]:
         return [*self._subscriptions.get(None, ()), *self._subscriptions.get(job, ())]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+from cachetools import LRUCache
 
 T = TypeVar("T")
 
@@ -14,8 +15,7 @@ class AsyncCache(Generic[T]):
     """Keeps at most `max_results` results. A key names everything on which its result depends."""
 
     def __init__(self, max_results: int) -> None:
-        self._max_results = max_results
-        self._results: OrderedDict[tuple[str, ...], T] = OrderedDict()
+        self._results: LRUCache[tuple[str, ...], T] = LRUCache(max_results)
         self._lock = asyncio.Lock()
 
     async def get_or_make(self, key: tuple[str, ...], make: Callable[[], Awaitable[T]]) -> T:
@@ -24,8 +24,4 @@ class AsyncCache(Generic[T]):
             async with self._lock:
                 if key not in self._results:
                     self._results[key] = await make()
-                    while len(self._results) > self._max_results:
-                        self._results.popitem(last=False)
-                return self._results[key]
-        self._results.move_to_end(key)
         return self._results[key]

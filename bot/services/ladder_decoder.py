@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+
+from cachetools import TTLCache
 
 from bot.images.keyframes.decoded_thumbnails import are_readable, read_estimates
 from bot.store import JobRecord
@@ -33,13 +36,15 @@ class LadderDecoder:
         workers: Callable[[], Mapping[str, Presence]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._request_decode, self._workers, self._clock = request_decode, workers, clock
-        self._silent_until: dict[tuple[str, str], float] = {}  # (pool, model) → until when we do not ask for it
+        self._request_decode, self._workers = request_decode, workers
+        self._silent_models: TTLCache[tuple[str, str], None] = TTLCache(
+            math.inf, RETRY_SECONDS, timer=clock
+        )  # in pools
 
     async def decode(self, record: JobRecord, ladder: bytes) -> tuple[bytes, ...]:
         """Return a thumbnail for each keyframe; empty: show the ladder's own."""
         recipe, pool = record.task, record.pool
-        if not isinstance(recipe, Recipe) or self._clock() < self._silent_until.get((pool, recipe.model), 0.0):
+        if not isinstance(recipe, Recipe) or (pool, recipe.model) in self._silent_models:
             return ()
         latents = await asyncio.to_thread(read_estimates, ladder)
         if not latents or not self._is_quick(recipe, pool, len(latents)):
@@ -50,7 +55,7 @@ class LadderDecoder:
         )  # fmt: skip
         thumbnails = await self._request_thumbnails(pool, request)
         if not thumbnails:
-            self._silent_until[pool, recipe.model] = self._clock() + RETRY_SECONDS
+            self._silent_models[pool, recipe.model] = None
         return thumbnails
 
     def _is_quick(self, recipe: Recipe, pool: str, count: int) -> bool:

@@ -6,9 +6,10 @@ It bounds how many it composes at once and how much it keeps.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from weakref import WeakValueDictionary
+
+from cachetools import LRUCache
 
 from bot.images import grid
 
@@ -26,28 +27,22 @@ class GridCache:
         self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = (
             WeakValueDictionary()
         )  # an entry lives while a request waits
-        self._entries: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
-        self._total_bytes = 0
+        self._entries: LRUCache[tuple[str, ...], bytes] = LRUCache(MAX_BYTES, getsizeof=len)
 
     async def get(self, key: tuple[str, ...], load_pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
         """Return the grid of `key`; compose it from `load_pictures()`, which is called only on a miss."""
-        if (entry := self._lookup(key)) is not None:
+        if (entry := self._entries.get(key)) is not None:
             return entry
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock, self._slots:
-            if (entry := self._lookup(key)) is not None:  # another request composed it meanwhile
+            if (entry := self._entries.get(key)) is not None:  # another request composed it meanwhile
                 return entry
             payload = await asyncio.to_thread(grid.compose, await load_pictures(), self._cell)
             self._store(key, payload)
             return payload
 
-    def _lookup(self, key: tuple[str, ...]) -> bytes | None:
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
     def _store(self, key: tuple[str, ...], payload: bytes) -> None:
-        self._total_bytes += len(payload) - len(self._entries.get(key, b""))
-        self._entries[key] = payload
-        while len(self._entries) > MAX_GRIDS or self._total_bytes > MAX_BYTES:
-            self._total_bytes -= len(self._entries.popitem(last=False)[1])
+        if len(payload) <= MAX_BYTES:
+            self._entries[key] = payload
+        if len(self._entries) > MAX_GRIDS:
+            self._entries.popitem()

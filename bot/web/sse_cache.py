@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from typing import Any
+
+from cachetools import LRUCache
 
 from bot.domain.events import JobProgress, ModelLoading, QueueMoved
 from bot.web import serializers
@@ -17,7 +18,7 @@ class EventCache:
     """The last encoded event of each job. The feed gives the same object to all pages that keep up."""
 
     def __init__(self) -> None:
-        self._last: OrderedDict[str, tuple[LiveEvent, bytes]] = OrderedDict()
+        self._last: LRUCache[str, tuple[LiveEvent, bytes]] = LRUCache(MAX_JOBS)
 
     def encode(self, job_event: LiveEvent) -> bytes:
         """Return the event in its wire format (HTML, 9.2.6: the event stream's format). JSON has no line ends."""
@@ -25,9 +26,6 @@ class EventCache:
         if last is None or last[0] is not job_event:
             name, value = serialize_event(job_event)
             last = self._last[job_event.job] = job_event, f"event: {name}\r\ndata: {json.dumps(value)}\r\n\r\n".encode()
-            self._last.move_to_end(job_event.job)
-            if len(self._last) > MAX_JOBS:
-                self._last.popitem(last=False)
         return last[1]
 
 

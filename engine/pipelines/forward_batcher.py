@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from engine.device.memory import is_out_of_memory
 from engine.pipelines.network_call import NetworkCall, has_different_timesteps, join_calls, split_output
@@ -28,7 +29,7 @@ class ForwardBatcher:
 
     def __init__(self) -> None:
         self.forwards, self.rows = 0, 0
-        self._is_joinable: dict[Hashable, bool] = {}
+        self._is_joinable: LRUCache[Hashable, bool] = LRUCache(MAX_TRIALS)
 
     def run(self, calls: Sequence[NetworkCall], max_rows: int, bucket: int | None = None) -> list[Any]:
         """Return the output of each call, in order, from forwards of at most `max_rows` rows. A larger call runs alone.
@@ -85,8 +86,6 @@ class ForwardBatcher:
             _all_close(part, list(_iterate_tensors(output)))
             for part, output in zip(single_tensors, joined_outputs, strict=True)
         )
-        if len(self._is_joinable) >= MAX_TRIALS:
-            self._is_joinable.clear()
         self._is_joinable[trial_key] = is_joinable
         if not is_joinable:
             log.warning(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import math
+
+from cachetools import TTLCache
 
 from engine.bus import BrokerUnreachable, Bus
 from engine.worker.active_runs import ActiveRuns
@@ -24,10 +26,10 @@ class WatchedJobs:
 
     def __init__(self, bus: Bus, active_runs: ActiveRuns) -> None:
         self._bus, self._active_runs = bus, active_runs
-        self._watch_ends: dict[str, float] = {}
+        self._requested_jobs: TTLCache[str, None] = TTLCache(math.inf, WATCH_SECONDS)
 
     def is_watched(self, job: str) -> bool:
-        return self._watch_ends.get(job, 0.0) > time.monotonic()
+        return job in self._requested_jobs
 
     async def listen(self) -> None:
         """Receive watch requests, for ever."""
@@ -40,14 +42,14 @@ class WatchedJobs:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _extend_watch(self, job: str) -> None:
-        self._watch_ends[job] = time.monotonic() + WATCH_SECONDS
+        self._requested_jobs[job] = None
         run = self._active_runs.get(job)
         if run is not None and not run.is_watched:
             self._set_watched(run, True)
 
     def drop_expired(self) -> None:
         """Stop watching jobs without a recent request."""
-        self._watch_ends = {job: end for job, end in self._watch_ends.items() if self.is_watched(job)}
+        self._requested_jobs.expire()
         for run in self._active_runs:
             if run.is_watched and not self.is_watched(run.job.id):
                 self._set_watched(run, False)

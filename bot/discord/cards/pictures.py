@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import discord
+from cachetools import FIFOCache
 
 from bot.discord.cards import job_cards
 from bot.discord.cards.job_cards import Card
@@ -50,8 +50,13 @@ class PictureCache:
     """
 
     def __init__(self, max_bytes: int = 32 * 1024 * 1024) -> None:
-        self.total_bytes, self._max_bytes = 0, max_bytes
-        self._entries: OrderedDict[str, tuple[int, int, PictureFile]] = OrderedDict()
+        self._entries: FIFOCache[str, tuple[int, int, PictureFile]] = FIFOCache(
+            max_bytes, getsizeof=lambda entry: len(entry[2].payload)
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        return int(self._entries.currsize)
 
     def get(self, job: str, pictures: Sequence[bytes], limit: int) -> PictureFile | None:
         """Return the cached picture if it was made from the same pictures for the same limit."""
@@ -59,17 +64,14 @@ class PictureCache:
         return entry[2] if entry and entry[:2] == (hash(tuple(pictures)), limit) else None
 
     def put(self, job: str, pictures: Sequence[bytes], limit: int, picture: PictureFile) -> None:
-        """Keep the picture until `forget`."""
+        """Keep the picture until `forget`, unless it exceeds `max_bytes` alone."""
         self.forget(job)
-        self._entries[job] = (hash(tuple(pictures)), limit, picture)
-        self.total_bytes += len(picture.payload)
-        while self.total_bytes > self._max_bytes:
-            self.forget(next(iter(self._entries)))
+        if len(picture.payload) <= self._entries.maxsize:
+            self._entries[job] = (hash(tuple(pictures)), limit, picture)
 
     def forget(self, job: str) -> None:
         """Drop the picture: it was sent, or never will be."""
-        if entry := self._entries.pop(job, None):
-            self.total_bytes -= len(entry[2].payload)
+        self._entries.pop(job, None)
 
 
 async def render_preview(view: JobView, frames: Mapping[int, bytes]) -> PictureFile | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import discord
+from cachetools import LRUCache
 
 from bot.discord.components.deletion import delete_job
 from bot.discord.components.direct_messages import send_pictures
@@ -41,14 +42,11 @@ class ReactionLimiter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._recent: OrderedDict[int, deque[float]] = OrderedDict()
+        self._recent: LRUCache[int, deque[float]] = LRUCache(MAX_MEMBERS)
 
     def allow(self, user_id: int) -> bool:
         """Return whether the member may react once more now, and count it."""
         now, times = self._clock(), self._recent.setdefault(user_id, deque(maxlen=MAX_REACTIONS))
-        self._recent.move_to_end(user_id)
-        if len(self._recent) > MAX_MEMBERS:
-            self._recent.popitem(last=False)
         if len(times) == MAX_REACTIONS and times[0] > now - WINDOW_SECONDS:
             return False
         times.append(now)
@@ -60,7 +58,7 @@ class Reactions:
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client, self._limiter = client, ReactionLimiter(clock)
-        self._closed_dms: OrderedDict[int, None] = OrderedDict()  # members whose direct messages are closed
+        self._closed_dms: LRUCache[int, None] = LRUCache(MAX_MEMBERS)  # members whose direct messages are closed
 
     async def handle(self, payload: discord.RawReactionActionEvent) -> None:
         """Do what the reaction means, if it means something and the member may."""
@@ -136,5 +134,3 @@ class Reactions:
             if user_id not in self._closed_dms:
                 log.info("pictures could not be sent to %s: %s", user_id, error)
             self._closed_dms[user_id] = None
-            if len(self._closed_dms) > MAX_MEMBERS:
-                self._closed_dms.popitem(last=False)

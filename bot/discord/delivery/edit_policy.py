@@ -9,9 +9,10 @@ one job. It knows nothing of Discord, messages or pictures.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
+
+from cachetools import LRUCache
 
 from bot.discord.delivery.rate_limit import Bucket, GlobalLimit, RateBudget
 from bot.discord.delivery.ready_queue import ReadyQueue
@@ -48,7 +49,7 @@ class EditPolicy(Generic[T]):
         self._bucket_by_job: dict[str, str] = {}  # rendering job → bucket
         self._last_edit_times: dict[str, float] = {}  # job → when its last edit began
         self._not_before: dict[str, float] = {}
-        self._ended_jobs: OrderedDict[str, None] = OrderedDict()
+        self._ended_jobs: LRUCache[str, None] = LRUCache(MAX_ENDED_JOBS)
         self._request_limit = GlobalLimit(self.budget.requests_per_second)
         self._preview_limit = GlobalLimit(self.budget.previews_per_second)
         self._ready_queue = ReadyQueue()  # of buckets
@@ -273,6 +274,3 @@ class EditPolicy(Generic[T]):
     def _mark_ended(self, job: str) -> None:
         self._stop_rendering(job)
         self._ended_jobs[job] = None
-        self._ended_jobs.move_to_end(job)
-        while len(self._ended_jobs) > MAX_ENDED_JOBS:
-            self._ended_jobs.popitem(last=False)

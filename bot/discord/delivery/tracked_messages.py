@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
 
 from bot.domain.dto import Member
 from bot.domain.errors import UserError
@@ -51,7 +52,7 @@ class TrackedMessages:
         self._services, self._deliveries, self._administration = services, services.deliveries, services.rule_admin
         self._clock = clock
         self._messages: dict[str, TrackedMessage] = {}
-        self._ignored: OrderedDict[str, None] = OrderedDict()
+        self._ignored: LRUCache[str, None] = LRUCache(MAX_IGNORED)
 
     def __getitem__(self, job: str) -> TrackedMessage:
         return self._messages[job]
@@ -64,11 +65,11 @@ class TrackedMessages:
             destination = await self._deliveries.answer_destination(job)
             view = await self._services.job_views.load_view(job)
         except UserError:
-            self._ignore(job)
+            self._ignored[job] = None
             return None
         if destination.kind == "discord":
             return await self.track(view, destination)
-        self._ignore(job)
+        self._ignored[job] = None
         return None
 
     async def track(self, view: JobView, destination: Destination) -> TrackedMessage:
@@ -88,9 +89,4 @@ class TrackedMessages:
         """Forget the message after its final is shown everywhere; late frames do not track it again."""
         if self._messages.pop(job, None):
             self._services.feed.unwatch(job)
-        self._ignore(job)
-
-    def _ignore(self, job: str) -> None:
         self._ignored[job] = None
-        if len(self._ignored) > MAX_IGNORED:
-            self._ignored.popitem(last=False)

@@ -8,11 +8,12 @@ that cannot be recorded (it reads values on the host) runs plainly.
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,8 @@ class GraphCache:
     """Recorded forwards by shape; the least recently used is dropped first."""
 
     def __init__(self, max_graphs: int = MAX_GRAPHS) -> None:
-        self._max_graphs = max_graphs
         self._shape_counts: Counter[Hashable] = Counter()
-        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        self._graphs: LRUCache[Hashable, _Graph | None] = LRUCache(max_graphs)
 
     def run(self, shapes: Hashable, inputs: Inputs, predict: Predict) -> torch.Tensor:
         """Return `predict(inputs)`, from a graph where these shapes have one. When memory runs out, drop all graphs."""
@@ -41,7 +41,6 @@ class GraphCache:
 
     def _run(self, shapes: Hashable, inputs: Inputs, predict: Predict) -> torch.Tensor:
         if shapes in self._graphs:
-            self._graphs.move_to_end(shapes)
             graph = self._graphs[shapes]
             return predict(inputs) if graph is None else graph.replay(inputs)
         self._shape_counts[shapes] += 1
@@ -49,8 +48,6 @@ class GraphCache:
         if self._shape_counts[shapes] >= FORWARDS_BEFORE_RECORDING:
             self._graphs[shapes] = _record_graph(inputs, predict, out)
             del self._shape_counts[shapes]
-        while len(self._graphs) > self._max_graphs:
-            self._graphs.popitem(last=False)
         return out
 
 
