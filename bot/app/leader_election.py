@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from bot.app.leader_heartbeat import HEARTBEAT_SECONDS, is_leader_alive, process_name
 from bot.app.watchdog_loop import WatchdogLoop, WatchdogSelector, boot_seconds
 from bot.domain.errors import UserError
+from bot.domain.periodic import run_periodically
 from bot.store import DatabaseUnavailable, LeaderTerm, Store, leader_terms, read_store_id
 from engine.bus import BrokerUnreachable, Bus, Claim, ClaimHolder
 from engine.bus.buckets.leader_lease import open_leader_lease
@@ -184,12 +185,9 @@ class Leader:
 
     async def confirm_periodically(self) -> None:
         """Read the term for ever, so that `check_lead` rarely has to."""
-        while True:
-            await asyncio.sleep(CONFIRM_SECONDS)
-            try:
-                await self._confirm_term()
-            except DatabaseUnavailable as error:
-                log.warning("cannot read the leader term now: %s", error)
+        await run_periodically(
+            self._confirm_term, CONFIRM_SECONDS, "cannot read the leader term now", log, pauses_first=True
+        )
 
     def check_lead(self) -> None:
         """Check the lead before each iteration of the event loop: if there is no recent proof, block until the term is

@@ -6,14 +6,13 @@ either. Knows the store and how to cancel a job; checks no permissions.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from bot.domain.periodic import run_periodically
 from bot.policy.rules import EVERYWHERE
-from bot.store import DatabaseUnavailable, Store, rules
+from bot.store import Store, rules
 from bot.store.jobs import queries
-from engine.bus import BrokerUnreachable
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +28,7 @@ class ClosedGuildWatcher:
 
     async def run(self) -> None:
         """Run rounds until cancelled. Retry after an outage of broker or database."""
-        while True:
-            try:
-                await self.run_round()
-            except (BrokerUnreachable, DatabaseUnavailable) as error:
-                log.warning("closed servers: %s", error)
-            await asyncio.sleep(INTERVAL_SECONDS)
+        await run_periodically(self.run_round, INTERVAL_SECONDS, "closed servers", log)
 
     async def run_round(self) -> None:
         """Cancel open jobs in servers that were already closed a round ago, so that `/settings close` comes first."""

@@ -6,17 +6,16 @@ outside changes from the audit, and decides nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
 from bot.domain.job_states import JobState, is_end
+from bot.domain.periodic import run_periodically
 from bot.queue.job_completion import JobCompletion
-from bot.store import DatabaseUnavailable, Store, Transition
+from bot.store import Store, Transition
 from bot.store.jobs.records import AuditEntry
 from bot.store.transitions import job_admin
-from engine.bus import BrokerUnreachable
 from engine.process.log_format import log_context
 
 log = logging.getLogger(__name__)
@@ -34,12 +33,7 @@ class ExternalChangeWatcher:
 
     async def run(self) -> None:
         """Run rounds until cancelled. Retry after an outage of broker or database."""
-        while True:
-            try:
-                await self.run_round()
-            except (BrokerUnreachable, DatabaseUnavailable) as error:
-                log.warning("outside changes: %s", error)
-            await asyncio.sleep(INTERVAL_SECONDS)
+        await run_periodically(self.run_round, INTERVAL_SECONDS, "outside changes", log)
 
     async def prepare(self) -> None:
         """Start at the current audit line: the bot reads earlier changes from the tables."""

@@ -6,17 +6,17 @@ the live workers; `ModelCatalog` chooses the best pool.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from bot.domain.periodic import run_periodically
 from bot.queue.active_jobs import ActiveJob, ActiveJobs
 from bot.queue.job_completion import JobCompletion
 from bot.queue.model_catalog import ModelCatalog, PoolSummary, group_by_pool
-from bot.store import DatabaseUnavailable, JobRecord, Store
+from bot.store import JobRecord, Store
 from bot.store.transitions import pool_changes
-from engine.bus import BrokerUnreachable, Bus
+from engine.bus import Bus
 from engine.contract import Presence, Recipe
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,7 @@ class JobRerouter:
 
     async def run(self) -> None:
         """Run rounds until cancelled. Retry after an outage of broker or database."""
-        while True:
-            await asyncio.sleep(INTERVAL_SECONDS)
-            try:
-                await self.run_round()
-            except (BrokerUnreachable, DatabaseUnavailable) as error:
-                log.warning("rerouting: %s", error)
+        await run_periodically(self.run_round, INTERVAL_SECONDS, "rerouting", log, pauses_first=True)
 
     async def run_round(self) -> None:
         """Check all sent jobs, and one page of waiting jobs per pool. Raises `BrokerUnreachable` and

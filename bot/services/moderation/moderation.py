@@ -6,7 +6,6 @@ It returns the messages that show a deleted job; a front end removes the picture
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from bot.domain.errors import UserError
 from bot.domain.events import Feed, JobEnded
 from bot.domain.incidents import Incident
 from bot.domain.job_states import is_end
+from bot.domain.periodic import run_periodically
 from bot.domain.texts import PICTURES_DELETED, clean_text
 from bot.images.picture_store import PictureStore
 from bot.policy.permissions import Action, JobRef, forbidden_reason
@@ -25,7 +25,7 @@ from bot.queue.cancellation import JobCanceller
 from bot.services.front_end_actions import FrontEndActions, Report
 from bot.services.job_views.job_views import missing_job_error
 from bot.services.storage.file_cleanup import FileCleanup
-from bot.store import DatabaseUnavailable, JobRecord, Store
+from bot.store import JobRecord, Store
 from bot.store.deletion import deletion_steps
 from bot.store.jobs import destinations
 from bot.store.moderation import incidents
@@ -96,12 +96,7 @@ class Moderation:
 
     async def run_sweeps(self) -> None:
         """Sweep periodically until cancelled: a crash or an outage may have left files."""
-        while True:
-            try:
-                await self.remove_leftovers()
-            except DatabaseUnavailable as error:
-                log.warning("sweep: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
+        await run_periodically(self.remove_leftovers, SWEEP_SECONDS, "sweep", log)
 
     async def report_picture(self, job: str, member: Member, reason: str) -> str:
         """Report a picture to the moderators, once for each member and job; say where the report went."""

@@ -6,13 +6,13 @@ belongs to another database: then none is removed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
 
+from bot.domain.periodic import run_periodically
 from bot.images.picture_store import PictureStore
-from bot.store import DatabaseUnavailable, Store, StoredPicture
+from bot.store import Store, StoredPicture
 from bot.store.deletion import deletion_steps
 
 log = logging.getLogger(__name__)
@@ -51,12 +51,7 @@ class OrphanFiles:
 
     async def run(self) -> None:
         """Sweep at the start and each day, until cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except (DatabaseUnavailable, OSError) as error:
-                log.warning("orphans: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
+        await run_periodically(self.sweep, SWEEP_SECONDS, "orphans", log)
 
     async def sweep(self) -> int:
         """Remove orphans; return how many."""

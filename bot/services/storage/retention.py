@@ -6,13 +6,13 @@ what it may remove.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from bot.store import DatabaseUnavailable, Store, StoredPicture
+from bot.domain.periodic import run_periodically
+from bot.store import Store, StoredPicture
 from bot.store.deletion import archived_charges, deletion_steps, retention
 from bot.store.deletion.retention import RETENTION_REASONS, DeletionReason
 
@@ -47,12 +47,7 @@ class Retention:
 
     async def run(self) -> None:
         """Sweep periodically until cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except (DatabaseUnavailable, OSError) as error:
-                log.warning("retention: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
+        await run_periodically(self.sweep, SWEEP_SECONDS, "retention", log)
 
     async def sweep(self) -> None:
         """Finish earlier removals; then remove by age, then by size."""
