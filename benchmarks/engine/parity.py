@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.engine.plan_accuracy import measure_plan_rows
 from benchmarks.engine.workload import Workload, run_pipeline
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import psnr
 from engine.contract import Job
 from engine.core.engine import Engine, LatentsDone
 from engine.models.family import Family
@@ -23,9 +22,7 @@ def measure_parity_rows(pipeline: Any, family: Family) -> list[FigureRow]:
     jobs = Workload(STEPS, "float32").make_jobs(family)
     diffusers_latents = run_pipeline(pipeline, jobs[0], output_type="latent")[0]
     single_latents, batched_latents = (_run_jobs(family, batch_jobs)[jobs[0].id] for batch_jobs in (jobs[:1], jobs))
-    diffusers_picture, engine_picture = (
-        np.asarray(family.decode(latents), dtype=np.float64) for latents in (diffusers_latents, batched_latents)
-    )
+    diffusers_picture, engine_picture = (family.decode(latents) for latents in (diffusers_latents, batched_latents))
     return [
         *measure_plan_rows(dict(pipeline.scheduler.config)),
         FigureRow(
@@ -35,7 +32,7 @@ def measure_parity_rows(pipeline: Any, family: Family) -> list[FigureRow]:
             "absolute",
         ),
         FigureRow(
-            "picture against diffusers, other batch shape", _psnr(diffusers_picture, engine_picture), "≥ 60", "dB"
+            "picture against diffusers, other batch shape", psnr(diffusers_picture, engine_picture), "≥ 60", "dB"
         ),
     ]
 
@@ -47,8 +44,3 @@ def _run_jobs(family: Family, jobs: list[Job]) -> dict[str, torch.Tensor]:
     while not engine.is_idle:
         latents |= {event.job: event.latents for event in engine.step() if isinstance(event, LatentsDone)}
     return latents
-
-
-def _psnr(picture: np.ndarray, other_picture: np.ndarray) -> float:
-    mean_squared_error = float(((picture - other_picture) ** 2).mean())
-    return 10 * math.log10(255**2 / mean_squared_error) if mean_squared_error else 120.0  # bit-equal: reported as 120

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from random import Random
 
 import msgspec
-import numpy as np
 import torch
 
 from benchmarks.engine.workload import Workload
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import EQUAL_PSNR, psnr
 from engine.contract import Job, decode, encode
 from engine.contract import Snapshot as Saved
 from engine.core.engine import Engine, LatentsDone
@@ -18,7 +17,6 @@ from engine.models.family import Family
 
 KILL_COUNT = 12
 SEED = 5
-EQUAL_PSNR = 120.0  # dB for equal pictures
 
 
 def measure_resume_rows(family: Family, load: Workload) -> list[FigureRow]:
@@ -84,8 +82,4 @@ def _run_to_end(engine: Engine, job: Job) -> torch.Tensor:
 
 def decoded_psnr(family: Family, first_latents: torch.Tensor, second_latents: torch.Tensor) -> float:
     """Return the PSNR between the decoded pictures in dB."""
-    first_picture, second_picture = (
-        np.asarray(family.decode(latents), dtype=np.float64) for latents in (first_latents, second_latents)
-    )
-    mean_squared_error = float(((first_picture - second_picture) ** 2).mean())
-    return min(EQUAL_PSNR, 10 * math.log10(255**2 / mean_squared_error)) if mean_squared_error else EQUAL_PSNR
+    return psnr(family.decode(first_latents), family.decode(second_latents))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline, make_job
 from benchmarks.fixtures.small_pipelines import PIPELINE_BUILDERS, save_small_pipeline
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import psnr
 from engine import models
 from engine.contract import Concept, Recipe, Sampler
 from engine.core.engine import Engine, JobFailure, LatentsDone
@@ -25,7 +24,6 @@ from engine.models.whole_pipeline.generic_family import GenericFamily
 
 STEPS, IMAGE_SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
 PREFERRED_SAMPLERS: tuple[Sampler, ...] = ("euler", "dpmpp_2m")
-EQUAL_PSNR = 120.0  # dB for two equal pictures
 
 
 def measure_parity_rows(
@@ -60,7 +58,7 @@ def _measure_kind(kind: str, folder: Path, device: torch.device) -> FigureRow:
             _call_pipeline_unchanged(pipeline, family),
         )
         return FigureRow(
-            f"{kind}: picture against {pipeline_class}", _psnr(engine_result, pipeline_result), "≥ 60", "dB"
+            f"{kind}: picture against {pipeline_class}", psnr(engine_result, pipeline_result), "≥ 60", "dB"
         )
     recipe = _make_recipe(family, _choose_sampler(family))
     engine_result, pipeline_result = _run_engine(family, recipe), call_pipeline(pipeline, family, recipe)[0]
@@ -117,8 +115,3 @@ def _call_pipeline_unchanged(pipeline: Any, family: GenericFamily) -> Image.Imag
         "a cat", negative_prompt="", num_inference_steps=STEPS, guidance_scale=GUIDANCE - 1 + family.no_guidance,
         width=IMAGE_SIDE, height=IMAGE_SIDE, generator=torch.Generator().manual_seed(SEED), **extra_arguments,
     ).images[0]  # fmt: skip
-
-
-def _psnr(image: Image.Image, other_image: Image.Image) -> float:
-    mean_squared_error = float(((np.asarray(image, np.float64) - np.asarray(other_image, np.float64)) ** 2).mean())
-    return 10 * math.log10(255**2 / mean_squared_error) if mean_squared_error else EQUAL_PSNR

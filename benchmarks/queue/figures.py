@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from benchmarks.report.figure_row import FigureRow, format_json, format_table
+from benchmarks.report.measures import jain_index
 
 __all__ = [
     "GOALS",
@@ -81,12 +82,6 @@ def rate_per_second(times: Sequence[float]) -> float:
     if len(times) < 2:
         return 0.0
     return 1.0 / statistics.linear_regression(range(len(times)), sorted(times)).slope
-
-
-def jain_index(shares: Sequence[float]) -> float:
-    """Return Jain's fairness index (Jain, Chiu, Hawe 1984): 1 where all have the same, 1/n where one has everything."""
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0
 
 
 def pick_spread(picked_users: Sequence[str], users: int) -> int:

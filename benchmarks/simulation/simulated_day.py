@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 from benchmarks.report.figure_row import FigureRow
+from benchmarks.report.measures import jain_index
 from benchmarks.simulation.arrivals import Arrival, generate_day
 from benchmarks.simulation.simulated_device import (
     BATCH_LIMIT,
@@ -97,12 +98,6 @@ def measure_cost_shares(sizes: Sequence[int]) -> list[float]:
         for number in range(3)
     ]
     return [*BatchedSimulation(jobs, end_time=HOUR_SECONDS).run().cost_by_member.values()]
-
-
-def jain_index(values: Iterable[float]) -> float:
-    """Return Jain's index (Σ x)² / (n Σ x²): 1 if all values are equal (Jain, Chiu and Hawe 1984), NaN if all are 0."""
-    numbers = [*values]
-    return sum(numbers) ** 2 / (len(numbers) * sum(value * value for value in numbers)) if any(numbers) else math.nan
 
 
 def percentile(values: Iterable[float], percent: int) -> float:

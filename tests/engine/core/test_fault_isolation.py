@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from benchmarks.engine.resumption import decoded_psnr
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
 from engine import models
 from engine.__main__ import EXIT_STUCK
@@ -300,13 +300,6 @@ def test_random_kills_change_no_bit_of_flow_matching(
 # --- moved to another shape
 
 
-def psnr(family: Any, some: torch.Tensor, others: torch.Tensor) -> float:
-    """The PSNR of the decoded pictures in dB; infinite if they are equal."""
-    one, other = (np.asarray(family.decode(each), dtype=np.float64) for each in (some, others))
-    error = float(((one - other) ** 2).mean())
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-
-
 def run_moved(family: Any, one: Job, mates: Sequence[Job], steps: int, finish: Make) -> torch.Tensor:
     """Starts the job beside others in a wide engine and ends it alone in a narrow one with other buckets."""
     wide = Engine({family.name: family}, rows=16, buckets=(1, 2, 4, 8, 16))
@@ -327,7 +320,7 @@ def test_a_job_that_moves_to_other_batch_shapes_draws_the_same_picture(
 ) -> None:
     one, mate = job(picture(sampler=sampler, steps=8)), job(picture("a dog", count=3), user="bob")
     latents = run_moved(embedded, one, [mate], 4, finish)
-    assert psnr(embedded, latents, run_uninterrupted(embedded, one, finish)[one.id, 0]) >= LEAST_PSNR
+    assert decoded_psnr(embedded, latents, run_uninterrupted(embedded, one, finish)[one.id, 0]) >= LEAST_PSNR
 
 
 @pytest.mark.parametrize("sampler", [name for name in TABLED if name in FLOW_SCHEDULERS])
@@ -339,7 +332,7 @@ def test_a_flow_matching_job_that_moves_draws_the_same_picture(
         job(picture("a dog", flow, sampler="euler", count=3), user="bob"),
     )
     latents = run_moved(flow, one, [mate], 5, finish)
-    assert psnr(flow, latents, run_uninterrupted(flow, one, finish)[one.id, 0]) >= LEAST_PSNR
+    assert decoded_psnr(flow, latents, run_uninterrupted(flow, one, finish)[one.id, 0]) >= LEAST_PSNR
 
 
 # --- a worker's end

@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks.fixtures.reference_pipeline import call_pipeline as by_pipeline
 from benchmarks.fixtures.small_pipelines import save_small_pipeline
+from benchmarks.report.measures import psnr
 from engine.contract import Concept, Job, Recipe
 from engine.contract.rejection import JobRejected
 from engine.core.engine import Engine
@@ -70,11 +71,6 @@ def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[t
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """The largest difference; above 1 relative to the largest latent."""
     return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    wrong = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
-    return float("inf") if wrong == 0 else float(10 * np.log10(255**2 / wrong))
 
 
 @pytest.mark.sampled

@@ -9,12 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from benchmarks.report.measures import psnr
 from engine.calibration.measurement import probe_recipe
 from engine.contract import Dtype
 from engine.contract.rejection import JobRejected
@@ -45,11 +45,6 @@ def load_family(path: Path | str, data: Path, large: int | None = None) -> Stabl
 def predict(family: StableDiffusion, dtype: Dtype = "float32") -> torch.Tensor:
     x = torch.linspace(-1, 1, 4 * 16 * 16).view(1, 4, 16, 16)
     return family.denoise(x, torch.tensor([500.0]), (family.encode_text("a cat")[None],), dtype)
-
-
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    a, b = (np.asarray(each, dtype=np.float64) for each in (one, other))
-    return float("inf") if (a == b).all() else 20 * np.log10(255) - 10 * np.log10(((a - b) ** 2).mean())
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from PIL import Image
 
+from benchmarks.report.measures import psnr
 from engine.contract import Concept, Recipe
 from engine.core.engine import Engine
 from engine.models import load_folder
@@ -52,11 +51,6 @@ def by_diffusers(pipeline: Any, family: StableDiffusion, recipe: Recipe, output:
         guidance_scale=recipe.guidance, eta=recipe.eta, num_images_per_prompt=recipe.count, width=recipe.width,
         height=recipe.height, generator=generators, output_type=output,
     ).images  # fmt: skip
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    error = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
+from benchmarks.report.measures import psnr
 from bot.images.films.ladder_film import render_film
 from bot.images.keyframes.decoded_thumbnails import read_estimates, replace_thumbnails
 from bot.services.ladder_decoder import LadderDecoder as DecodeClient
@@ -31,10 +32,6 @@ from tests.engine.worker.test_describe_service import shelf_of
 def pixels(picture: bytes | Image.Image, side: int = 64) -> np.ndarray[Any, Any]:
     image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
     return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=np.float64)
-
-
-def psnr(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    return float(10 * np.log10(255**2 / max(1e-9, np.square(one - other).mean())))
 
 
 def read_frames(content: bytes) -> list[Image.Image]:

@@ -1,0 +1,29 @@
+"""Measures that several benchmarks use: closeness of pictures, and fairness. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+EQUAL_PSNR = 120.0  # dB for equal pictures
+
+
+def psnr(picture: Image.Image | NDArray[Any], other_picture: Image.Image | NDArray[Any]) -> float:
+    """Return the PSNR of two pictures of one shape (values 0 to 255) in dB, at most `EQUAL_PSNR`."""
+    difference = np.asarray(picture, dtype=np.float64) - np.asarray(other_picture, dtype=np.float64)
+    squared_error = float((difference**2).mean())
+    return min(EQUAL_PSNR, 10 * math.log10(255**2 / squared_error)) if squared_error else EQUAL_PSNR
+
+
+def jain_index(shares: Iterable[float]) -> float:
+    """Return Jain's fairness index (Σ x)² / (n Σ x²) (Jain, Chiu and Hawe 1984).
+
+    It is 1 where all have the same, 1/n where one has everything, and NaN if all are 0.
+    """
+    numbers = [*shares]
+    return sum(numbers) ** 2 / (len(numbers) * sum(value * value for value in numbers)) if any(numbers) else math.nan
