@@ -6,7 +6,6 @@ It supports networks that predict noise or v. It is independent of files and clo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.core.batch_trainer import BatchTrainer
 from training.core.learner import Learner, warmup_factor
 from training.core.rng import batch_indices, drop_conditioning, step_generator, stratified_uniforms
 from training.core.run import Metrics
@@ -44,17 +44,16 @@ class LoraSettings:
     seed: int = 0
 
 
-class LoraTrainer:
+class LoraTrainer(BatchTrainer[Learner]):
     """Trains an adapter on `network`; `scheduler` says how noise is added and what is predicted."""
 
     def __init__(self, network: Any, cache: LatentCache, scheduler: DDIMScheduler, settings: LoraSettings) -> None:
-        self.network, self.cache, self.settings, self.steps = network.requires_grad_(False).train(), cache, settings, 0
+        self.network, self.cache, self.settings = network.requires_grad_(False).train(), cache, settings
         if not (len(cache) and scheduler.config["prediction_type"] in ("epsilon", "v_prediction")):
             raise ValueError("This model predicts neither noise nor v, which is all that can be trained here.")
         self.device = next(network.parameters()).device
         self.alphas = scheduler.alphas_cumprod
         self.predicts_noise = scheduler.config["prediction_type"] == "epsilon"
-        self.batch_size = min(settings.batch, len(cache))
         torch.manual_seed(settings.seed)  # initial weights of the adapter
         alpha: Any = settings.alpha  # PEFT takes a float, although its types say int
         network.add_adapter(
@@ -65,16 +64,9 @@ class LoraTrainer:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
-        self.learner = Learner("lora", nn.ParameterDict(lora_parameters), weight_decay=settings.decay)
+        learner = Learner("lora", nn.ParameterDict(lora_parameters), weight_decay=settings.decay)
+        super().__init__(learner, min(settings.batch, len(cache)))
         self.empty_states = torch.from_numpy(cache.empty_states).float()
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.batch_size
-
-    @property
-    def rate(self) -> float:
-        return self.learner.rate
 
     def step(self, progress: float) -> Metrics:
         """Train one batch. Raises ValueError if the loss is not a number."""
@@ -86,13 +78,6 @@ class LoraTrainer:
         self.learner.update(self.settings.rate * warmup_factor(self.steps, self.settings.warm) * (1.0 - 0.9 * progress))
         self.steps += 1
         return {"loss": float(loss.detach())}
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        return self.learner.state_tensors()
-
-    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        self.learner.restore(tensors)
-        self.steps = steps
 
     @torch.no_grad()
     def mean_loss(self, cache: LatentCache) -> float:

@@ -18,6 +18,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from training.core.batch_trainer import BatchTrainer
 from training.core.learner import Learner
 from training.core.muon import is_hidden_matrix
 from training.core.rng import batch_indices, step_generator
@@ -59,7 +60,7 @@ class DecoderTask:
     weight: Tensor
 
 
-class AutoencoderTrainer:
+class AutoencoderTrainer(BatchTrainer[GanLearner]):
     """Trains an autoencoder with a discriminator. `samples` counts pictures seen."""
 
     def __init__(
@@ -76,24 +77,15 @@ class AutoencoderTrainer:
             if network.quant_conv is not None:
                 network.quant_conv.requires_grad_(False)
         self.pixels, self.settings, self.perception = pixels, settings, perception
-        self.batch_size = min(settings.batch, len(pixels))
         learner = Learner(
             "network", network, ema=settings.ema, is_muon_matrix=is_hidden_matrix if settings.muon else None
         )
-        self.gan_learner = GanLearner(learner, settings)
-        self.steps, self.log_kl = 0, math.log(settings.kl)
+        super().__init__(GanLearner(learner, settings), min(settings.batch, len(pixels)))
+        self.log_kl = math.log(settings.kl)
 
     @property
     def average(self) -> AutoencoderKL:
-        return self.gan_learner.generator_learner.average  # pyright: ignore[reportReturnType]
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.batch_size
-
-    @property
-    def rate(self) -> float:
-        return self.gan_learner.generator_learner.rate
+        return self.learner.generator_learner.average  # pyright: ignore[reportReturnType]
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
@@ -111,18 +103,16 @@ class AutoencoderTrainer:
         def measure_loss(image: Tensor) -> Tensor:
             return self._reconstruction_loss(image, task, offset)
 
-        losses = self.gan_learner.update(output, task.images, measure_loss, progress, self._kl_loss(posterior))
+        losses = self.learner.update(output, task.images, measure_loss, progress, self._kl_loss(posterior))
         self.steps += 1
         return {**losses, **self._adapt_kl_weight(posterior)}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return everything that the next step depends on, by name."""
-        return self.gan_learner.state_tensors() | {LOG_KL_KEY: torch.tensor(self.log_kl, dtype=torch.float64)}
+        return super().state_tensors() | {LOG_KL_KEY: torch.tensor(self.log_kl, dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
-        self.gan_learner.restore(tensors)
-        self.steps, self.log_kl = steps, float(tensors[LOG_KL_KEY])
+        super().restore(tensors, steps)
+        self.log_kl = float(tensors[LOG_KL_KEY])
 
     def _batch_indices(self) -> np.ndarray:
         return batch_indices(self.settings.seed, self.steps, len(self.pixels), self.batch_size)

@@ -44,6 +44,11 @@ class GanLearner:
         self.discriminator_network = Discriminator()
         self.discriminator_learner = Learner("discriminator", self.discriminator_network, betas=(0.5, 0.9))
 
+    @property
+    def rate(self) -> float:
+        """Return the generator's learning rate of the last update."""
+        return self.generator_learner.rate
+
     def update(
         self,
         output: Tensor,

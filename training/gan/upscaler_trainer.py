@@ -11,7 +11,6 @@ Shi 2016 (the last layer); Wang 2021 (Real-ESRGAN, whose compact network this is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from engine.upscaling.super_resolver import CLAMP_METADATA
 from training.core import checkpoint
+from training.core.batch_trainer import BatchTrainer
 from training.core.learner import Learner
 from training.core.run import Metrics
 from training.gan.gan_learner import GanLearner, GanSettings
@@ -82,29 +82,19 @@ def is_inner_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 4 and parameter.size(0) == parameter.size(1)
 
 
-class UpscalerTrainer:
+class UpscalerTrainer(BatchTrainer[GanLearner]):
     """Trains a network with a discriminator. `samples` counts crops seen."""
 
     def __init__(self, network: nn.Module, pairs: UpscalerPairs, settings: UpscalerSettings) -> None:
         self.network = network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         self.pairs, self.settings = pairs, settings
         is_muon_matrix = is_inner_matrix if settings.muon else None
-        self.gan_learner = GanLearner(
-            Learner("network", self.network, ema=settings.ema, is_muon_matrix=is_muon_matrix), settings
-        )
-        self.steps = 0
+        generator_learner = Learner("network", self.network, ema=settings.ema, is_muon_matrix=is_muon_matrix)
+        super().__init__(GanLearner(generator_learner, settings), settings.batch)
 
     @property
     def average(self) -> nn.Module:
-        return self.gan_learner.generator_learner.average
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.settings.batch
-
-    @property
-    def rate(self) -> float:
-        return self.gan_learner.generator_learner.rate
+        return self.learner.generator_learner.average
 
     def step(self, progress: float) -> Metrics:
         """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
@@ -117,18 +107,9 @@ class UpscalerTrainer:
             loss = pyramid_loss(image, large) + settings.edges * gradient_loss(image, large)
             return loss + settings.ringing * overshoot_loss(image, large)
 
-        losses = self.gan_learner.update(output, large, measure_loss, progress)
+        losses = self.learner.update(output, large, measure_loss, progress)
         self.steps += 1
         return losses
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return everything that the next step depends on, by name."""
-        return self.gan_learner.state_tensors()
-
-    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
-        self.gan_learner.restore(tensors)
-        self.steps = steps
 
     def _random_crops(self) -> tuple[Tensor, Tensor]:
         """Return random crops, rotated and mirrored, small and large, from −1 to 1."""
