@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from logging import Logger
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.discord.channel_visibility import refusal_reason, with_channel_privacy
-from bot.discord.responses import member_of, send_refusal
+from bot.discord.responses import member_of, send_error, send_refusal
 from bot.domain.errors import UserError
 from bot.policy.permissions import Action, forbidden_reason, job_ref
 
@@ -56,3 +57,14 @@ async def reply_on_error(interaction: Interaction) -> AsyncIterator[None]:
         yield
     except UserError as error:
         await send_refusal(interaction, error.sentence)
+
+
+@asynccontextmanager
+async def report_errors(interaction: Interaction, log: Logger, message: str, *args: object) -> AsyncIterator[None]:
+    """As `reply_on_error`; also log any other error of the body and apologise: discord.py would not respond."""
+    try:
+        async with reply_on_error(interaction):
+            yield
+    except Exception:
+        log.exception(message, *args)
+        await send_error(interaction)

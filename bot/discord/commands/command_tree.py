@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import app_commands
 
-from bot.discord.checks import COMMAND_ACTIONS, reply_on_error, require_permission
+from bot.discord.checks import COMMAND_ACTIONS, report_errors, require_permission
 from bot.discord.responses import send_error
 
 if TYPE_CHECKING:
@@ -52,13 +52,9 @@ class DarkroomCommandTree(app_commands.CommandTree["DarkroomClient"]):
         action = COMMAND_ACTIONS.get(str((interaction.data or {}).get("name", "")))
         if action is None or interaction.type is discord.InteractionType.autocomplete:
             return True
-        try:
-            async with reply_on_error(interaction):
-                await require_permission(interaction, action)
-                return True
-        except Exception:  # discord.py would leave the member without a response
-            log.exception("the permission check of a command failed")
-            await send_error(interaction)
+        async with report_errors(interaction, log, "the permission check of a command failed"):
+            await require_permission(interaction, action)
+            return True
         return False
 
     async def on_error(

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import discord
 from discord import app_commands
 
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.generation import imagine
 from bot.discord.commands.generation.reproduce import reproduce_job
 from bot.discord.commands.limits_overview import show_details
 from bot.discord.components.forms import create_form, form_id, open_form, parse_submission, text_field
 from bot.discord.components.reports import open_report_form
 from bot.discord.job_choice import find_shown_job, require_shown_job
-from bot.discord.responses import send_error
 from bot.domain.errors import UserError
 from bot.prompt.permutations import escape_braces
 
@@ -78,10 +77,6 @@ async def handle_prompt_form(interaction: Interaction) -> None:
     submission = parse_submission(interaction)
     if submission is None or submission.form_name != FORM_NAME:
         return
-    try:
-        async with reply_on_error(interaction):
-            await require_permission(interaction, "imagine")
-            await imagine.submit_prompt(interaction, submission.fields.get(FORM_NAME, ""))
-    except Exception:
-        log.exception("a prompt from a form failed")
-        await send_error(interaction)
+    async with report_errors(interaction, log, "a prompt from a form failed"):
+        await require_permission(interaction, "imagine")
+        await imagine.submit_prompt(interaction, submission.fields.get(FORM_NAME, ""))

@@ -15,7 +15,7 @@ import discord
 from discord import ui
 
 from bot.discord.cards.button_layout import BUTTON_KINDS, Button, ButtonKind
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import report_errors, require_permission
 from bot.discord.components import (
     branches,
     deletion,
@@ -98,15 +98,11 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=CUSTOM_ID):
         return False
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        try:
-            async with reply_on_error(interaction):
-                if self.job_view is None:
-                    await reports.dismiss_report(interaction, self.button.index or 0)
-                else:
-                    await _run_action(interaction, self.button, self.job_view)
-        except Exception:
-            log.exception("job %s: a press of %s failed", self.button.job, self.button.kind)
-            await send_error(interaction)
+        async with report_errors(interaction, log, "job %s: a press of %s failed", self.button.job, self.button.kind):
+            if self.job_view is None:
+                await reports.dismiss_report(interaction, self.button.index or 0)
+            else:
+                await _run_action(interaction, self.button, self.job_view)
 
 
 async def _run_action(interaction: Interaction, button: Button, view: JobView) -> None:
@@ -156,14 +152,10 @@ async def handle_job_form(interaction: Interaction) -> None:
     submission = parse_submission(interaction)
     if submission is None or submission.form_name not in FORM_ACTIONS:
         return
-    try:
-        async with reply_on_error(interaction):
-            view = await interaction.client.services.job_views.load_view(submission.job)
-            await require_permission(interaction, FORM_ACTIONS[submission.form_name], view)
-            await _submit_form(interaction, submission, view)
-    except Exception:
-        log.exception("job %s: the form %s failed", submission.job, submission.form_name)
-        await send_error(interaction)
+    async with report_errors(interaction, log, "job %s: the form %s failed", submission.job, submission.form_name):
+        view = await interaction.client.services.job_views.load_view(submission.job)
+        await require_permission(interaction, FORM_ACTIONS[submission.form_name], view)
+        await _submit_form(interaction, submission, view)
 
 
 async def _submit_form(interaction: Interaction, submission: FormSubmission, view: JobView) -> None:

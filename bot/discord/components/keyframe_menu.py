@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import discord
 from discord import ui
 
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import require_permission
 from bot.discord.components.forms import MAX_PROMPT, create_form, form_id, open_form, prompt_without_flags, text_field
-from bot.discord.responses import send_error
+from bot.discord.components.picture_select import PictureSelect
 from bot.domain.errors import UserError
 from bot.domain.texts import percent_done
 from engine.contract import Recipe
@@ -21,14 +20,10 @@ if TYPE_CHECKING:
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
 
-log = logging.getLogger(__name__)
-
 CONTINUE_HINT = "The job stopped here: without changes, the branch finishes it"
 
 
-class KeyframeMenu(
-    ui.DynamicItem[ui.Select[Any]], template=r"rungs:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
-):  # fmt: skip
+class KeyframeMenu(PictureSelect, prefix="rungs"):
     """Keyframes of one picture, of a job of `total_steps` steps; with `stopped_early`, the last can be continued."""
 
     def __init__(
@@ -42,30 +37,15 @@ class KeyframeMenu(
         ]
         if stopped_early and options:
             options[-1].description = CONTINUE_HINT
-        super().__init__(ui.Select(placeholder="Branch at", options=options, custom_id=f"rungs:{job}:{index}"))
-        self.job, self.index = job, index
+        super().__init__(job, index, "Branch at", options)
 
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        return cls(match["job"], int(match["index"]))
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        try:
-            async with reply_on_error(interaction):
-                await self._open_branch_form(interaction)
-        except Exception:
-            log.exception("job %s: a keyframe of it could not be chosen", self.job)
-            await send_error(interaction)
-
-    async def _open_branch_form(self, interaction: discord.Interaction[DarkroomClient]) -> None:
-        step = str(((interaction.data or {}).get("values") or [""])[0])
-        if not re.fullmatch(r"[0-9]{1,4}", step):
+    async def handle_choice(self, interaction: discord.Interaction[DarkroomClient], choice: str) -> None:
+        """Open the form for a branch at the chosen step."""
+        if not re.fullmatch(r"[0-9]{1,4}", choice):
             raise UserError("That is no step. Please open the menu once more.")
         view = await interaction.client.services.job_views.load_view(self.job)
         await require_permission(interaction, "branch", view)
-        await open_form(interaction, build_branch_form(view, self.index, int(step)))
+        await open_form(interaction, build_branch_form(view, self.index, int(choice)))
 
 
 def build_branch_form(view: JobView, index: int, step: int) -> ui.Modal:

@@ -5,19 +5,18 @@ Stateless: the menu's id holds the picture, and the chosen value the action.
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import discord
 from discord import ui
 
 from bot.discord.cards.button_layout import PICTURE_ACTION_LABELS, Button, picture_action_kinds
 from bot.discord.cards.job_cards import NO_PROMPT
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import require_permission
 from bot.discord.components.picture_actions import PICTURE_ACTIONS, run_picture_action
-from bot.discord.responses import NO_MENTIONS, send_error
+from bot.discord.components.picture_select import PictureSelect
+from bot.discord.responses import NO_MENTIONS
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.images.moderation_status import is_held
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from bot.discord.cards.button_layout import ButtonKind
     from bot.discord.client import DarkroomClient
     from bot.domain.dto import JobView
-
-log = logging.getLogger(__name__)
 
 NO_USABLE_PICTURE = "None of its pictures can be used now."
 
@@ -45,33 +42,17 @@ async def open_more_menu(interaction: discord.Interaction[DarkroomClient], view:
     await interaction.response.send_message(text, view=menus, ephemeral=True, allowed_mentions=NO_MENTIONS)
 
 
-class PictureMenu(
-    ui.DynamicItem[ui.Select[Any]], template=r"onward:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
-):  # fmt: skip
+class PictureMenu(PictureSelect, prefix="onward"):
     """The actions on one picture."""
 
     def __init__(self, job: str, index: int, kinds: Sequence[ButtonKind] = tuple(PICTURE_ACTION_LABELS)) -> None:
         options = [discord.SelectOption(label=PICTURE_ACTION_LABELS[kind], value=kind) for kind in kinds]
-        placeholder = f"Picture {index + 1}"
-        super().__init__(ui.Select(placeholder=placeholder, options=options, custom_id=f"onward:{job}:{index}"))
-        self.job, self.index = job, index
+        super().__init__(job, index, f"Picture {index + 1}", options)
 
-    @classmethod
-    async def from_custom_id(
-        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
-    ) -> Self:
-        return cls(match["job"], int(match["index"]))
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        try:
-            async with reply_on_error(interaction):
-                values = (interaction.data or {}).get("values") or [""]
-                kind: ButtonKind | None = next((press for press in PICTURE_ACTION_LABELS if press == values[0]), None)
-                if kind is None:
-                    raise UserError("This menu is of another version of the bot. Please open it once more.")
-                view = await interaction.client.services.job_views.load_view(self.job)
-                await require_permission(interaction, PICTURE_ACTIONS[kind], view)
-                await run_picture_action(interaction, Button(kind, self.job, "", self.index), view)
-        except Exception:
-            log.exception("job %s: an action chosen from its menu failed", self.job)
-            await send_error(interaction)
+    async def handle_choice(self, interaction: discord.Interaction[DarkroomClient], choice: str) -> None:
+        kind: ButtonKind | None = next((press for press in PICTURE_ACTION_LABELS if press == choice), None)
+        if kind is None:
+            raise UserError("This menu is of another version of the bot. Please open it once more.")
+        view = await interaction.client.services.job_views.load_view(self.job)
+        await require_permission(interaction, PICTURE_ACTIONS[kind], view)
+        await run_picture_action(interaction, Button(kind, self.job, "", self.index), view)

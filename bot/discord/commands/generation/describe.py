@@ -14,10 +14,10 @@ from discord import app_commands, ui
 from discord.app_commands import Choice
 
 from bot.discord.attachments import to_remote_file
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.generation import autocomplete
 from bot.discord.commands.generation.imagine import submit_prompt
-from bot.discord.responses import NO_MENTIONS, member_of, send_error
+from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 
@@ -82,13 +82,9 @@ class ImagineButton(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<numb
         return cls(int(match["number"]))
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        try:
-            async with reply_on_error(interaction):
-                await require_permission(interaction, "imagine")
-                await submit_prompt(interaction, find_prompt(interaction.message, self.number))
-        except Exception:
-            log.exception("a suggested prompt could not be imagined")
-            await send_error(interaction)
+        async with report_errors(interaction, log, "a suggested prompt could not be imagined"):
+            await require_permission(interaction, "imagine")
+            await submit_prompt(interaction, find_prompt(interaction.message, self.number))
 
 
 def find_prompt(message: discord.Message | None, number: int) -> str:

@@ -14,9 +14,9 @@ import discord
 from discord import app_commands, ui
 from discord.app_commands import Range
 
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.generation.imagine import submit_prompt
-from bot.discord.responses import NO_MENTIONS, member_of, send_error
+from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.errors import UserError
 from bot.domain.texts import escape_discord
 from bot.prompt.concepts import clean_prompt
@@ -104,13 +104,9 @@ class ShortenButton(ui.DynamicItem[ui.Button[Any]], template=r"shorten:(?P<numbe
         return cls(int(match["number"]), [index for index in range(bitmask.bit_length()) if bitmask >> index & 1])
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        try:
-            async with reply_on_error(interaction):
-                await require_permission(interaction, "imagine")
-                await submit_prompt(interaction, build_version(interaction.message, self.word_indices))
-        except Exception:
-            log.exception("a shorter prompt could not be imagined")
-            await send_error(interaction)
+        async with report_errors(interaction, log, "a shorter prompt could not be imagined"):
+            await require_permission(interaction, "imagine")
+            await submit_prompt(interaction, build_version(interaction.message, self.word_indices))
 
 
 def build_version(message: discord.Message | None, word_indices: Sequence[int]) -> str:

@@ -9,7 +9,6 @@ import io
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import discord
@@ -17,11 +16,11 @@ from discord import app_commands, ui
 
 from bot.discord.cards import job_cards, pictures
 from bot.discord.cards.pictures import to_discord_file
-from bot.discord.checks import reply_on_error, require_permission
+from bot.discord.checks import reply_on_error, report_errors, require_permission
 from bot.discord.commands.member.mine_layout import FILTER_TITLES, MineLayout
 from bot.discord.commands.member.thumbnail import render_thumbnail
 from bot.discord.job_choice import job_label
-from bot.discord.responses import NO_MENTIONS, member_of, send_error
+from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.job_states import is_end
 from bot.services.job_views.history import HistoryFilter
 
@@ -105,12 +104,10 @@ class PageButton(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]
         return cls(_parse_filter(match["which"]), int(match["number"]), match["way"])
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        async def open_page() -> None:
+        async with report_errors(interaction, log, "a press in /mine failed"):
             await require_permission(interaction, "mine")
             await interaction.response.defer()
             await _show_page(interaction, self.job_filter, self.page_number)
-
-        await _run_action(interaction, open_page)
 
 
 class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
@@ -127,13 +124,11 @@ class JobSelect(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
         return cls([])
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        async def show_job() -> None:
+        async with report_errors(interaction, log, "a press in /mine failed"):
             view = await interaction.client.services.job_views.load_view(self.item.values[0])
             await require_permission(interaction, "details", view)
             await interaction.response.defer(ephemeral=True, thinking=True)
             await _show_job(interaction, view)
-
-        await _run_action(interaction, show_job)
 
 
 async def _show_job(interaction: Interaction, view: JobView) -> None:
@@ -151,16 +146,6 @@ async def _show_job(interaction: Interaction, view: JobView) -> None:
     await interaction.edit_original_response(
         content=card.content, view=interaction.client.build_view(card), attachments=files, allowed_mentions=NO_MENTIONS
     )
-
-
-async def _run_action(interaction: Interaction, action: Callable[[], Awaitable[None]]) -> None:
-    """Run `action` and tell the member about an error: buttons have no command tree that does so."""
-    try:
-        async with reply_on_error(interaction):
-            await action()
-    except Exception:
-        log.exception("a press in /mine failed")
-        await send_error(interaction)
 
 
 def _parse_filter(text: str) -> HistoryFilter:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import discord
 from discord import app_commands, ui
 
-from bot.discord.checks import reply_on_error, require_permission
-from bot.discord.responses import NO_MENTIONS, member_of, send_error
+from bot.discord.checks import reply_on_error, report_errors, require_permission
+from bot.discord.responses import NO_MENTIONS, member_of
 from bot.domain.texts import format_job_count
 
 if TYPE_CHECKING:
@@ -83,14 +83,10 @@ class ForgetButton(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
         return cls()
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        try:
-            async with reply_on_error(interaction):
-                member = await require_permission(interaction, "forget")
-                await interaction.response.defer()
-                job_count = await interaction.client.services.data_deletion.request_deletion(member.id)
-                await interaction.edit_original_response(
-                    content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
-                )
-        except Exception:
-            log.exception("a request to be forgotten failed")
-            await send_error(interaction)
+        async with report_errors(interaction, log, "a request to be forgotten failed"):
+            member = await require_permission(interaction, "forget")
+            await interaction.response.defer()
+            job_count = await interaction.client.services.data_deletion.request_deletion(member.id)
+            await interaction.edit_original_response(
+                content=DELETION_STARTED.format(jobs=format_job_count(job_count)), view=None
+            )
