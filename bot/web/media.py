@@ -5,12 +5,14 @@ The job service has the bytes. Pictures count from 1, keyframes from 0.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 from bot.domain.dto import JobView
 from bot.domain.errors import UserError
 from bot.domain.job_states import is_end
-from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, parse_film_format
+from bot.images.films.formats import FILM_FORMATS, MEDIA_TYPES, FilmFormat, parse_film_format
 from bot.images.moderation_status import held_images
 from bot.web import serializers
 from bot.web.grid_cache import GridCache
@@ -87,24 +89,21 @@ async def get_interpolation_film(request: web.Request) -> web.Response:
 
 async def get_dissolve_film(request: web.Request) -> web.Response:
     """Return a film of one picture as noise is added to it."""
-    view, index, kind = (
-        await require_permitted(request, "film"),
-        picture_index_of(request),
-        parse_film_format(request.match_info["kind"]),
-    )
-    payload = await request.app[SERVICES].gallery.render_dissolve(view.id, index, kind)
-    return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-dissolving.{kind}", view)
+    return await _render_picture_film(request, request.app[SERVICES].gallery.render_dissolve, "dissolving")
 
 
 async def get_return_film(request: web.Request) -> web.Response:
     """Return a film of one picture as noise is added to it, then of how it was made."""
-    view, index, kind = (
-        await require_permitted(request, "film"),
-        picture_index_of(request),
-        parse_film_format(request.match_info["kind"]),
-    )
-    payload = await request.app[SERVICES].gallery.render_dissolve_and_back(view.id, index, kind)
-    return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-there-and-back.{kind}", view)
+    return await _render_picture_film(request, request.app[SERVICES].gallery.render_dissolve_and_back, "there-and-back")
+
+
+async def _render_picture_film(
+    request: web.Request, render: Callable[[str, int, FilmFormat], Awaitable[bytes]], name: str
+) -> web.Response:
+    view, index = await require_permitted(request, "film"), picture_index_of(request)
+    kind = parse_film_format(request.match_info["kind"])
+    payload = await render(view.id, index, kind)
+    return _file_response(payload, MEDIA_TYPES[kind], f"{view.id}-{index + 1}-{name}.{kind}", view)
 
 
 async def list_keyframes(request: web.Request) -> web.Response:

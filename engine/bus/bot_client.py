@@ -12,17 +12,16 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
-from nats.aio.client import Client
 from nats.errors import BadSubscriptionError, ConnectionClosedError, NoRespondersError
 from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
 from engine.bus.connection import BrokerUnreachable, translate_errors
-from engine.bus.connection_base import BusBase, ReconnectCallback
+from engine.bus.connection_base import BusBase, OpenConnection
 from engine.bus.deliveries import BusMessage, PullConsumer
 from engine.bus.hardened_client import has_reply_header
 from engine.bus.model_progress import ModelProgressRegistry
-from engine.bus.streams import BusLimits, ensure_consumer, pool_consumer_config, result_consumer_config
+from engine.bus.streams import ensure_consumer, pool_consumer_config, result_consumer_config
 from engine.bus.worker_registry import WorkerRegistry
 from engine.contract import (
     ControlMessage,
@@ -60,17 +59,11 @@ class NoWorkerAnswers(RuntimeError):
 
 
 class BotClient(BusBase):
-    def __init__(
-        self,
-        client: Client,
-        limits: BusLimits,
-        reconnect_callbacks: list[ReconnectCallback],
-        has_worker_key: bool = False,
-    ) -> None:
-        super().__init__(client, limits, reconnect_callbacks, has_worker_key)
+    def __init__(self, connection: OpenConnection) -> None:
+        super().__init__(connection)
         self._tombstones = self._bucket(subjects.CANCELLED)
         self._pools: set[str] = set()  # whose consumers exist
-        self._registry = WorkerRegistry(limits.lease, self.rejections)
+        self._registry = WorkerRegistry(self.limits.lease, self.rejections)
         self.model_progress = ModelProgressRegistry(self.rejections)
 
     async def dispatch(self, job: Job) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequen
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -35,26 +35,25 @@ ReconnectCallback = Callable[[], Awaitable[None]]
 V = TypeVar("V")
 
 
+class OpenConnection(NamedTuple):
+    """A connection to the broker; `has_worker_key`: we connected with a worker key."""
+
+    client: Client
+    limits: BusLimits
+    reconnect_callbacks: list[ReconnectCallback]
+    has_worker_key: bool
+
+
 class BusBase:
     """One connection, shared by a whole process. Make it by `connect`, then call `declare`."""
 
-    def __init__(
-        self,
-        client: Client,
-        limits: BusLimits,
-        reconnect_callbacks: list[ReconnectCallback],
-        has_worker_key: bool = False,
-    ) -> None:
-        self.client, self.limits, self.has_worker_key = (
-            client,
-            limits,
-            has_worker_key,
-        )  # whether we connected with a worker key
-        self.js = client.jetstream(timeout=REPLY_SECONDS)
+    def __init__(self, connection: OpenConnection) -> None:
+        self.client, self.limits, self._reconnect_callbacks, self.has_worker_key = connection
+        self.js = self.client.jetstream(timeout=REPLY_SECONDS)
         self.rejections = RejectionLog()
         self.dead_letters = DeadLetters(self.js, self.rejections)
-        self.blobs = BlobStore(self.js, limits.blob_age, has_worker_key=has_worker_key)
-        self._reconnect_callbacks, self._is_closing = reconnect_callbacks, False
+        self.blobs = BlobStore(self.js, self.limits.blob_age, has_worker_key=self.has_worker_key)
+        self._is_closing = False
 
     @classmethod
     async def connect(
@@ -75,7 +74,7 @@ class BusBase:
                     log.error("after the reconnection: %s", error)
 
         client = await connect(url, Credentials(name, token, key, ca_file), timeout, run_callbacks)
-        return cls(client, limits or BusLimits(), reconnect_callbacks, bool(key))
+        return cls(OpenConnection(client, limits or BusLimits(), reconnect_callbacks, bool(key)))
 
     async def declare(self, pools: Sequence[str] = ()) -> None:
         """Make missing streams and buckets, now and after every reconnection, since the store may be new.

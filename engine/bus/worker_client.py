@@ -11,7 +11,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.errors import KeyNotFoundError
@@ -20,7 +19,7 @@ from engine.bus import subjects
 from engine.bus.buckets.claims import Claim, ClaimHolder, Claims
 from engine.bus.buckets.snapshots import SnapshotStore
 from engine.bus.connection import translate_errors
-from engine.bus.connection_base import BusBase, ReconnectCallback
+from engine.bus.connection_base import BusBase, OpenConnection
 from engine.bus.deliveries import BusMessage, PullConsumer
 from engine.bus.latest import LatestByKey
 from engine.bus.request_replies import (
@@ -31,7 +30,7 @@ from engine.bus.request_replies import (
     answer_describe,
     answer_embed,
 )
-from engine.bus.streams import BusLimits, pool_consumer_config
+from engine.bus.streams import pool_consumer_config
 from engine.contract import (
     ControlMessage,
     Frame,
@@ -48,17 +47,11 @@ log = logging.getLogger(__name__)
 
 
 class WorkerClient(BusBase):
-    def __init__(
-        self,
-        client: Client,
-        limits: BusLimits,
-        reconnect_callbacks: list[ReconnectCallback],
-        has_worker_key: bool = False,
-    ) -> None:
-        super().__init__(client, limits, reconnect_callbacks, has_worker_key)
+    def __init__(self, connection: OpenConnection) -> None:
+        super().__init__(connection)
         self._claims = Claims(self._bucket(subjects.CLAIMS))
         self._snapshots = SnapshotStore(
-            self.js, self._bucket(subjects.SNAPSHOTS), self.blobs, has_worker_key=has_worker_key
+            self.js, self._bucket(subjects.SNAPSHOTS), self.blobs, has_worker_key=self.has_worker_key
         )
         self._tombstone_bucket = self._bucket(subjects.CANCELLED)
         self._presence_bucket = self._bucket(subjects.WORKERS)
